@@ -1,0 +1,293 @@
+"""Facts of a checkpoint from its files alone: no weight is read, nothing of the checkpoint is executed.
+
+A checkpoint is a folder with `config.json`, `tokenizer.json`, `tokenizer_config.json` and safetensors weights: one
+file, or shards listed by `*.safetensors.index.json`. What a model is follows from `architectures` in config.json, never
+from a name.
+
+The header of a safetensors file is 8 bytes of length and a JSON object; both are checked here against the size of the
+file, so a header that lies is refused before anything maps the file. Pickle weights (`.bin`, `.pt`) are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.errors import ModelError
+
+BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
+"""The model inside the package, used when none is named."""
+
+_BUILTIN_DIR = Path(__file__).parent / "builtin"
+_MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library itself
+_ELEMENT_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of a checkpoint: where it lies and its shape, not its values.
+
+    dtype: as safetensors spells it (`F32`).
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's configuration and the headers of its weights.
+
+    name: what the user called it; config, tokenizer_config: the JSON files as they are.
+    """
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    tokenizer_config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def architecture(self) -> str:
+        """The one entry of `architectures` in config.json; it decides the family."""
+        names = self.config.get("architectures")
+        if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+            raise ModelError(f"{self.path / 'config.json'}: `architectures` must name one class: {names!r}")
+        return names[0]
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Path of tokenizer.json (checked to exist by `read_checkpoint`)."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files that hold the weights, each once, in the order of their names."""
+        return sorted({tensor.file for tensor in self.tensors.values()})
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights; scales and zero points of 8-bit tensors are not counted."""
+        return sum(
+            math.prod(tensor.shape)
+            for name, tensor in self.tensors.items()
+            if name.removesuffix(".scale").removesuffix(".zero") == name
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(tensor.size_bytes for tensor in self.tensors.values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """One digest over the files that decide a score: configuration, tokenizer, weights, by name and content."""
+        digest = hashlib.sha256()
+        for path in [
+            self.path / "config.json",
+            self.tokenizer_file,
+            self.path / "tokenizer_config.json",
+            *self.weight_files,
+        ]:
+            if path.exists():
+                with path.open("rb") as stream:
+                    digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number of config.json; `ModelError` where it is missing (and has no default) or is something else."""
+        value = self.config.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be a whole number: {value!r}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A number of config.json."""
+        value = self.config.get(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be a number: {value!r}")
+        return float(value)
+
+    @property
+    def num_labels(self) -> int:
+        """How many logits the head gives; a reranker has one."""
+        labels = self.config.get("id2label")
+        return len(labels) if isinstance(labels, dict) else self.integer("num_labels", 2)
+
+
+def locate_checkpoint(model: str | None, *, revision: str | None = None, online: bool = False) -> Path:
+    """The folder of `model`: a directory, a Hugging Face id in the local cache, or (None) the built-in model.
+
+    online: may download what the cache lacks; without it no connection is made.
+    """
+    if model is None or model == BUILTIN_MODEL:
+        return _BUILTIN_DIR / BUILTIN_MODEL
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{model}: not a directory", hint="name the folder that holds config.json")
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ModelError(
+            f"{model}: no such directory", hint="name a folder that holds config.json, or a Hugging Face id"
+        )
+    return _locate_in_hub_cache(model, revision=revision, online=online)
+
+
+def _locate_in_hub_cache(model: str, *, revision: str | None, online: bool) -> Path:
+    # Imported here because it costs 0.1 s that a directory or the built-in model need not pay.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=not online, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = "not in the local Hugging Face cache" if not online else f"cannot be downloaded ({error})"
+        raise ModelError(
+            f"{model}: {reason}", hint=None if online else "pass a folder, or `--online` to download it"
+        ) from error
+
+
+def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
+    """Read config.json, tokenizer_config.json and the safetensors headers in the folder `path`.
+
+    Raises `ModelError` for whatever is missing, unsafe or contradicts itself.
+    """
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path}: no config.json", hint="a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
+        )
+    config = _read_json(path / "config.json")
+    tokenizer_config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    if not (path / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{path}: no tokenizer.json",
+            hint="save the tokenizer in its fast form: `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for file, expected in _weight_files(path).items():
+        found = read_safetensors_header(file)
+        missing = [tensor for tensor in expected if tensor not in found]
+        if missing:
+            raise ModelError(f"{file}: the index promises tensors that are not in it: {_some(missing)}")
+        doubled = [tensor for tensor in found if tensor in tensors]
+        if doubled:
+            raise ModelError(f"{file}: tensors that another shard holds too: {_some(doubled)}")
+        tensors.update(found)
+    return Checkpoint(
+        path=path, name=name or path.name, config=config, tokenizer_config=tokenizer_config, tensors=tensors
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return value
+
+
+def _weight_files(path: Path) -> dict[Path, list[str]]:
+    """The safetensors files of a folder, each with the tensors that an index promises of it."""
+    indexes = sorted(path.glob("*.safetensors.index.json"))
+    if len(indexes) > 1:
+        raise ModelError(f"{path}: several weight indexes: {_some([index.name for index in indexes])}")
+    if indexes:
+        return _sharded_files(indexes[0])
+    standard = path / "model.safetensors"
+    files = [standard] if standard.is_file() else sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return {files[0]: []}
+    if files:
+        raise ModelError(f"{path}: several safetensors files and no index: {_some([file.name for file in files])}")
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise ModelError(
+            f"{path}: no safetensors weights, and pickle is not read: {_some(pickles)}",
+            hint="convert them with safetensors (`save_pretrained(..., safe_serialization=True)`)",
+        )
+    raise ModelError(f"{path}: no *.safetensors weights")
+
+
+def _sharded_files(index: Path) -> dict[Path, list[str]]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index}: no `weight_map`")
+    files: dict[Path, list[str]] = {}
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise ModelError(f"{index}: a shard must be a file beside the index: {shard!r}")
+        files.setdefault(index.parent / shard, []).append(tensor)
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{file}: this shard is missing (named by {index.name})")
+    return files
+
+
+def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file by name, after checking that the header agrees with the file."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise ModelError(f"{path}: not a safetensors file: header of {length} bytes in a file of {size}")
+        try:
+            header = json.loads(stream.read(length))
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{path}: not a safetensors file: {error}") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: not a safetensors file: the header is not an object")
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor_info(path, name, entry) for name, entry in header.items()}
+    _check_layout(path, header, data_bytes=size - 8 - length)
+    return tensors
+
+
+def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"{path}: the header's entry of `{name}` is malformed") from None
+    if dtype not in _ELEMENT_BITS:
+        raise ModelError(f"{path}: `{name}` has an unknown type: {dtype!r}")
+    if not whole or end - begin != math.prod(shape) * _ELEMENT_BITS[dtype] // 8:
+        raise ModelError(f"{path}: `{name}` has shape {list(shape)} of {dtype}, but its bytes are {begin}..{end}")
+    return TensorInfo(file=path, dtype=dtype, shape=shape, size_bytes=end - begin)
+
+
+def _check_layout(path: Path, header: Mapping[str, Any], *, data_bytes: int) -> None:
+    """The tensors fill the data part without gap or overlap (what the format demands)."""
+    position = 0
+    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        begin, end = entry["data_offsets"]
+        if begin != position:
+            raise ModelError(f"{path}: `{name}` begins at byte {begin} of the data, not at {position}")
+        position = end
+    if position != data_bytes:
+        raise ModelError(f"{path}: the header describes {position} bytes of data, the file has {data_bytes}")
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    """Names in backticks, shortened where there are many."""
+    shown = ", ".join(f"`{name}`" for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

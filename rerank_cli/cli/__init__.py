@@ -1,0 +1,107 @@
+"""The command line: parse, call one function, print. Errors become messages and exit codes here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from rerank_cli import __version__
+from rerank_cli.cli.console import say, say_error
+from rerank_cli.cli.help import Command, Group
+from rerank_cli.cli.rerank_file import rerank_file
+from rerank_cli.cli.score import score
+from rerank_cli.errors import OutputError, RerankError, UsageError
+
+app = typer.Typer(
+    cls=Group,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command(cls=Command)(score)
+app.command(cls=Command)(rerank_file)
+
+
+class _Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that nothing half-written stays."""
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"rerank-cli {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Rerank candidate passages with a cross-encoder: files in, files out, offline, unattended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit code."""
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="rerank-cli", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 (the one place where every failure becomes an exit code)
+        return _exit_code(error)
+    return result if isinstance(result, int) else 0
+
+
+def _exit_code(error: BaseException) -> int:
+    """Say what went wrong, and the exit code for it."""
+    match error:
+        case RerankError():
+            say_error(error)
+            code = error.exit_code
+        case typer.TyperException():
+            context = getattr(error, "ctx", None)
+            message = error.format_message() if hasattr(error, "format_message") else str(error)
+            hint = f"{context.command_path if context else 'rerank-cli'} --help"
+            say_error(UsageError(message, hint=hint))
+            code = UsageError.exit_code
+        case KeyboardInterrupt() | typer.Abort():
+            code = 130
+        case _Terminated():
+            code = 143
+        case BrokenPipeError():
+            _forget_stdout()
+            code = 141
+        case OSError():
+            name = f"{error.filename}: " if error.filename else ""
+            say_error(OutputError(f"{name}{error.strerror or error}"))
+            code = OutputError.exit_code
+        case Exception():
+            say("error: unexpected fault of the program; please report it with the lines below")
+            say("".join(traceback.format_exception(error)))
+            code = 1
+        case _:
+            raise error
+    return code
+
+
+def _forget_stdout() -> None:
+    """Let the interpreter's last flush of stdout go nowhere: its reader is gone, and that is not worth a message."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def entry_point() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Options that several subcommands share, each with its environment variable and its group in the help."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from rerank_cli.errors import UsageError
+
+MODEL, ROWS, SELECTION, LONG, BAD, RUN, SAY = (
+    "model", "rows and fields", "selection", "long passages", "bad rows", "run", "messages"
+)  # fmt: skip
+
+
+def option(flag: str, *more: str, group: str, help: str, **settings: Any) -> Any:
+    """A Typer option with `RERANK_<OPTION>` as its environment variable."""
+    name = "RERANK_" + flag.lstrip("-").split("/")[0].upper().replace("-", "_")
+    return typer.Option(
+        flag, *more, help=help, rich_help_panel=group, envvar=name, show_envvar=False, show_default=False, **settings
+    )
+
+
+Output = Annotated[
+    str, option("--output", "-o", group=RUN, help="Where the result goes; `-` is stdout.", metavar="OUT")
+]
+Model = Annotated[
+    str | None,
+    option(
+        "--model",
+        group=MODEL,
+        metavar="DIR|ID",
+        help="A checkpoint folder or a Hugging Face id. Default: the built-in model.",
+    ),
+]
+Revision = Annotated[
+    str | None, option("--revision", group=MODEL, metavar="REV", help="Revision of a Hugging Face id.")
+]
+Online = Annotated[
+    bool, option("--online", group=MODEL, help="May download a model. Without it no connection is made.")
+]
+Device = Annotated[
+    str, option("--device", group=MODEL, metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")
+]
+Precision = Annotated[
+    str,
+    option(
+        "--precision", group=MODEL, metavar="P",
+        help="auto, fp32, bf16 or fp16. Default: auto (fp32 on a CPU, fp16 on a GPU).",
+    ),
+]  # fmt: skip
+MaxTokens = Annotated[
+    int | None,
+    option(
+        "--max-tokens",
+        group=MODEL,
+        metavar="N",
+        min=8,
+        help="Longest pair in tokens. Default: what the model can read.",
+    ),
+]
+TokenBudget = Annotated[
+    int | None, option("--token-budget", group=MODEL, metavar="N", min=1, help="Tokens a batch may hold.")
+]
+SpecialTokens = Annotated[
+    str,
+    option(
+        "--special-tokens", group=MODEL, metavar="MODE",
+        help="neutral: `[SEP]` and its like in a text are text; allow: they act. Default: neutral.",
+    ),
+]  # fmt: skip
+InFormat = Annotated[
+    str, option("--in-format", group=ROWS, metavar="F", help="auto, jsonl or parquet. Default: by the suffix.")
+]
+OutFormat = Annotated[
+    str, option("--out-format", group=ROWS, metavar="F", help="auto, jsonl or parquet. Default: by the suffix.")
+]
+QueryField = Annotated[
+    str | None, option("--query-field", group=ROWS, metavar="PATH", help="Field of the query. Default: query.")
+]
+TextField = Annotated[
+    str | None,
+    option(
+        "--text-field", group=ROWS, metavar="PATH",
+        help="Field of a passage's text. Default: text in a list; passage, document, text or doc in a flat row.",
+    ),
+]  # fmt: skip
+IdField = Annotated[
+    str | None,
+    option(
+        "--id-field",
+        group=ROWS,
+        metavar="PATH",
+        help="Field of an id, for messages and --qrels. Default: query_id.",
+    ),
+]
+MaxLineBytes = Annotated[
+    int, option("--max-line-bytes", group=ROWS, metavar="N", min=1024, help="Longest JSON line. Default: 67108864.")
+]
+TopN = Annotated[int | None, option("--top-n", group=SELECTION, metavar="N", min=1, help="Keep the N best.")]
+Threshold = Annotated[
+    float | None, option("--threshold", group=SELECTION, metavar="X", help="Keep passages with a logit of at least X.")
+]
+Prob = Annotated[bool, option("--prob", group=SELECTION, help="Add `prob`, the sigmoid of the logit (float64).")]
+Truncate = Annotated[
+    str,
+    option(
+        "--truncate", group=LONG, metavar="MODE",
+        help="end: cut the passage, never the query; error: an over-long pair is a bad row; chunk: score pieces and "
+        "pool; reference: cut as the model's reference code does. Default: end.",
+    ),
+]  # fmt: skip
+ChunkOverlap = Annotated[
+    int,
+    option(
+        "--chunk-overlap", group=LONG, metavar="N", min=0, help="Tokens that neighbouring chunks share. Default: 64."
+    ),
+]
+Pool = Annotated[
+    str,
+    option("--pool", group=LONG, metavar="HOW", help="Logit of a chunked passage: max, mean or first. Default: max."),
+]
+Errors = Annotated[
+    str | None,
+    option(
+        "--errors",
+        group=BAD,
+        metavar="FILE",
+        help="Where bad rows go. Default: OUT.errors.jsonl, or stderr with `-o -`.",
+    ),
+]
+MaxErrors = Annotated[
+    str | None,
+    option("--max-errors", group=BAD, metavar="N|P%", help="Stop with exit code 7 when more rows than this are bad."),
+]
+OnError = Annotated[
+    str,
+    option("--on-error", group=BAD, metavar="MODE", help="collect, or fail at the first bad row. Default: collect."),
+]
+Overwrite = Annotated[
+    bool, option("--overwrite", group=RUN, help="Replace OUT if it exists, once the run is complete.")
+]
+Limit = Annotated[int | None, option("--limit", group=RUN, metavar="N", min=0, help="Read at most N rows.")]
+Skip = Annotated[int, option("--skip", group=RUN, metavar="N", min=0, help="Leave out the first N rows.")]
+DryRun = Annotated[
+    bool, option("--dry-run", group=RUN, help="Read and tokenise, score nothing: rows, pairs, lengths, expected time.")
+]
+Report = Annotated[
+    str | None, option("--report", group=RUN, metavar="FILE", help="Where the report goes. Default: OUT.report.json.")
+]
+Quiet = Annotated[bool, option("--quiet", "-q", group=SAY, help="Only errors on stderr.")]
+Verbose = Annotated[bool, option("--verbose", "-v", group=SAY, help="Also the plan and its reasons.")]
+OutputMode = Annotated[
+    str,
+    option("--format", group=SAY, metavar="F", help="auto, text or json, for what a command prints. Default: auto."),
+]
+
+
+def choice(flag: str, value: str, known: tuple[str, ...]) -> Any:
+    """`value`, or `UsageError` naming what is known."""
+    if value not in known:
+        raise UsageError(f"{flag} {value}: not known", hint="known are " + ", ".join(known))
+    return value
+
+
+def parse_error_limit(max_errors: str | None, on_error: str) -> tuple[int | None, float | None]:
+    """The bad rows a run bears as (rows, share of all rows); (None, None) is any number."""
+    choice("--on-error", on_error, ("collect", "fail"))
+    if on_error == "fail":
+        return 0, None
+    if max_errors is None:
+        return None, None
+    if re.fullmatch(r"\d+", max_errors):
+        return int(max_errors), None
+    if re.fullmatch(r"\d+(\.\d+)?%", max_errors) and float(max_errors[:-1]) <= 100:
+        return None, float(max_errors[:-1]) / 100
+    raise UsageError(
+        f"--max-errors {max_errors}: neither a number of rows nor a percentage", hint="for example 100 or 0.5%"
+    )

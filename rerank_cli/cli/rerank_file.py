@@ -1,0 +1,129 @@
+"""`rerank-cli rerank-file`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rerank_cli.cli import options as opt
+from rerank_cli.cli.options import ROWS
+from rerank_cli.runtime import prepare_process
+
+Inputs = Annotated[
+    list[str], typer.Argument(metavar="IN...", help="Files of candidate lists; `-` is stdin.", show_default=False)
+]
+Shape = Annotated[
+    str, opt.option("--shape", group=ROWS, metavar="SHAPE", help="auto, list (a list a row) or flat (a pair a row).")
+]
+PassagesField = Annotated[
+    str | None,
+    opt.option(
+        "--passages-field", group=ROWS, metavar="PATH",
+        help="Field of the list of passages. Default: passages, candidates, documents or docs.",
+    ),
+]  # fmt: skip
+GroupBy = Annotated[
+    str | None,
+    opt.option(
+        "--group-by", group=ROWS, metavar="PATH",
+        help="Field that tells which flat rows belong together. Default: query_id, else the query's text.",
+    ),
+]  # fmt: skip
+Qrels = Annotated[
+    str | None,
+    opt.option(
+        "--qrels", group="evaluation", metavar="FILE", help="TREC judgements: compare the given order and the new one."
+    ),
+]
+Metrics = Annotated[
+    list[str] | None,
+    opt.option(
+        "--metric", group="evaluation", metavar="M", help="Measures of ir-measures, repeatable. Default: nDCG@10."
+    ),
+]
+
+
+def rerank_file(
+    inputs: Inputs,
+    output: opt.Output,
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    online: opt.Online = False,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    max_tokens: opt.MaxTokens = None,
+    token_budget: opt.TokenBudget = None,
+    special_tokens: opt.SpecialTokens = "neutral",
+    shape: Shape = "auto",
+    in_format: opt.InFormat = "auto",
+    out_format: opt.OutFormat = "auto",
+    query_field: opt.QueryField = None,
+    passages_field: PassagesField = None,
+    text_field: opt.TextField = None,
+    id_field: opt.IdField = None,
+    group_by: GroupBy = None,
+    max_line_bytes: opt.MaxLineBytes = 64 * 2**20,
+    top_n: opt.TopN = None,
+    threshold: opt.Threshold = None,
+    prob: opt.Prob = False,
+    truncate: opt.Truncate = "end",
+    chunk_overlap: opt.ChunkOverlap = 64,
+    pool: opt.Pool = "max",
+    errors: opt.Errors = None,
+    max_errors: opt.MaxErrors = None,
+    on_error: opt.OnError = "collect",
+    overwrite: opt.Overwrite = False,
+    limit: opt.Limit = None,
+    skip: opt.Skip = 0,
+    dry_run: opt.DryRun = False,
+    report: opt.Report = None,
+    qrels: Qrels = None,
+    metric: Metrics = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    output_mode: opt.OutputMode = "auto",
+) -> int:
+    """Put each query's passages in the order of their relevance.
+
+    \b
+    rerank-cli rerank-file samples/python-docs.jsonl -o out.jsonl
+    rerank-cli rerank-file samples/python-docs-flat.parquet -o top5.parquet --top-n 5
+    zcat lists.jsonl.gz | rerank-cli rerank-file - -o - | head -3
+    """
+    prepare_process(online=online)
+    # Imported here because they load torch, which --help must not wait for.
+    from rerank_cli.cli.running import print_dry_run, run_and_report
+    from rerank_cli.destination import Names
+    from rerank_cli.formats.shapes import FieldNames, Selection
+    from rerank_cli.job import JobOptions
+    from rerank_cli.pipeline import ErrorLimit
+    from rerank_cli.selection import Request
+
+    rows, share = opt.parse_error_limit(max_errors, on_error)
+    options = JobOptions(
+        inputs=tuple(inputs),
+        names=Names(output=output, errors=errors, report=report, out_format=out_format),
+        in_format=in_format,
+        shape=shape,
+        fields=FieldNames(query=query_field, passages=passages_field, text=text_field, id=id_field, group_by=group_by),
+        model=model,
+        revision=revision,
+        online=online,
+        request=Request(device=device, precision=precision, max_tokens=max_tokens, token_budget=token_budget),
+        truncate=opt.choice("--truncate", truncate, ("end", "error", "chunk", "reference")),
+        chunk_overlap=chunk_overlap,
+        pool=opt.choice("--pool", pool, ("max", "mean", "first")),
+        special_tokens=opt.choice("--special-tokens", special_tokens, ("neutral", "allow")),
+        selection=Selection(top_n=top_n, threshold=threshold, prob=prob),
+        error_limit=ErrorLimit(rows=rows, share=share),
+        overwrite=overwrite,
+        limit=limit,
+        skip=skip,
+        max_line_bytes=max_line_bytes,
+        qrels=qrels,
+        metrics=tuple(metric or ["nDCG@10"]),
+    )
+    if dry_run:
+        return print_dry_run(options, output_mode)
+    return run_and_report(options, quiet=quiet, verbose=verbose, output_mode=output_mode)

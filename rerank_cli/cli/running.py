@@ -1,0 +1,151 @@
+"""What `score` and `rerank-file` share once their options are parsed: run, say how it went, choose the exit code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rerank_cli.cli.console import Progress, print_json, print_table, say
+from rerank_cli.cli.options import choice
+
+if TYPE_CHECKING:
+    from rerank_cli.checkpoint import Checkpoint
+    from rerank_cli.evaluation import Evaluation
+    from rerank_cli.job import JobOptions, Outcome
+    from rerank_cli.records import RowError
+    from rerank_cli.selection import Plan
+
+_SHOWN_ERRORS = 20  # bad rows that are told one by one where there is no errors file
+
+
+def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mode: str) -> int:
+    """Run the job; returns the exit code."""
+    from rerank_cli.job import Watcher, run_job
+
+    choice("--format", output_mode, ("auto", "text", "json"))
+    told = _ErrorTeller(active=options.names.output == "-" and options.names.errors is None)
+
+    def on_start(checkpoint: Checkpoint, plan: Plan) -> None:
+        if verbose:
+            say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
+            for reason in plan.reasons:
+                say(f"plan: {reason}")
+
+    with Progress(quiet=quiet) as progress:
+        outcome = run_job(
+            options,
+            Watcher(
+                on_start=on_start, on_error=told.tell, on_batch=progress.on_batch, on_progress=progress.on_progress
+            ),
+        )
+    if not quiet:
+        _summarise(outcome, options.names.output)
+    if outcome.counts.rows_error:
+        told.close(outcome)
+    if outcome.evaluation is not None:
+        _print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
+    return 3 if outcome.counts.rows_error else 0
+
+
+class _ErrorTeller:
+    """Bad rows on stderr, for runs without an errors file."""
+
+    def __init__(self, *, active: bool) -> None:
+        self._active = active
+        self._told = 0
+
+    def tell(self, error: RowError) -> None:
+        """Say one bad row, up to a limit."""
+        if self._active and self._told < _SHOWN_ERRORS:
+            say(f"{error.file}:{error.row}: {error.message} ({error.code})")
+        self._told += 1
+
+    def close(self, outcome: Outcome) -> None:
+        """The last line about bad rows."""
+        count = outcome.counts.rows_error
+        if self._active:
+            left = f"; {count - _SHOWN_ERRORS} not shown, `--errors FILE` keeps all" if count > _SHOWN_ERRORS else ""
+            say(f"{count} of {outcome.counts.rows_in} rows could not be scored{left}")
+        elif first := outcome.first_error:
+            say(
+                f"{count} of {outcome.counts.rows_in} rows could not be scored and are in {outcome.errors}; "
+                f"the first is {first.file}:{first.row}: {first.message}"
+            )
+
+
+def _summarise(outcome: Outcome, output: str) -> None:
+    counts, report = outcome.counts, outcome.report
+    seconds = report["seconds"]["wall"]
+    speed = report["speed"]["pairs_per_second"]
+    where = "" if output == "-" else f" -> {output}"
+    say(
+        f"{counts.rows_out:,} rows, {counts.pairs:,} pairs in {seconds:.1f} s ({speed:,.1f} pairs/s, "
+        f"{report['plan']['precision']} on {report['plan']['device']}){where}"
+    )
+    notes = {
+        "pairs were truncated": counts.truncated,
+        "passages were scored in chunks": counts.chunked,
+        "queries are empty": counts.empty_queries,
+        "passages are empty": counts.empty_passages,
+    }
+    for text, number in notes.items():
+        if number:
+            say(f"note: {number:,} {text}")
+
+
+def _print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool) -> None:
+    import sys
+    from dataclasses import asdict
+
+    if not to_stdout:
+        for row in evaluation.metrics:
+            say(f"{row.metric}: {row.given:.4f} given, {row.reranked:.4f} reranked")
+        return
+    if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
+        print_json({"schema": "rerank-cli/evaluation/1", **asdict(evaluation)})
+        return
+    rows = [
+        [row.metric, f"{row.given:.4f}", f"{row.reranked:.4f}", f"{row.reranked - row.given:+.4f}"]
+        + [str(number) for number in (row.wins, row.losses, row.ties)]
+        for row in evaluation.metrics
+    ]
+    unjudged = f", {evaluation.unjudged} without judgements left out" if evaluation.unjudged else ""
+    columns = ["metric", "given", "reranked", "change", "better", "worse", "same"]
+    print_table(columns, rows, title=f"{evaluation.queries} queries{unjudged}")
+
+
+def print_dry_run(options: JobOptions, output_mode: str) -> int:
+    """Print what a run would do; returns the exit code."""
+    import sys
+    from dataclasses import asdict
+
+    from rerank_cli.dry_run import dry_run
+
+    choice("--format", output_mode, ("auto", "text", "json"))
+    result = dry_run(options)
+    if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
+        print_json({"schema": "rerank-cli/dry-run/1", **asdict(result)})
+        return 0
+    counts = result.counts
+    facts: dict[str, Any] = {
+        "rows": f"{counts.rows_in:,}",
+        "bad rows": f"{counts.rows_error:,}",
+        "lists": f"{counts.lists:,}",
+        "pairs": f"{counts.pairs:,}",
+        "pairs to score": f"{counts.pairs_scored:,}",
+        "tokens to score": f"{result.total_tokens:,}",
+        **{f"tokens of a pair, {name}": f"{value:,}" for name, value in result.tokens.items()},
+        "pairs that would be truncated": f"{result.truncated:,}",
+        "pairs that cannot be scored": f"{result.unscorable:,}",
+        "expected time": f"about {_duration(result.seconds)} (70 % of {result.gflops:,.0f} GFLOP/s, measured just now)",
+        "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
+    }
+    print_table(["dry run", ""], [[name, value] for name, value in facts.items()])
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

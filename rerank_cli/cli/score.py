@@ -1,0 +1,104 @@
+"""`rerank-cli score`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rerank_cli.cli import options as opt
+from rerank_cli.cli.options import ROWS
+from rerank_cli.errors import UsageError
+from rerank_cli.runtime import prepare_process
+
+Input = Annotated[
+    str, typer.Argument(metavar="[IN]", help="A file of pairs; `-`, the default, is stdin.", show_default=False)
+]
+Query = Annotated[
+    str | None, opt.option("--query", group=ROWS, metavar="Q", help="One query for all rows; rows need no query then.")
+]
+Lines = Annotated[
+    bool, opt.option("--lines", group=ROWS, help="The input is plain text, a passage a line; needs --query.")
+]
+
+
+def score(
+    input: Input = "-",
+    output: opt.Output = "-",
+    query: Query = None,
+    lines: Lines = False,
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    online: opt.Online = False,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    max_tokens: opt.MaxTokens = None,
+    token_budget: opt.TokenBudget = None,
+    special_tokens: opt.SpecialTokens = "neutral",
+    in_format: opt.InFormat = "auto",
+    out_format: opt.OutFormat = "auto",
+    query_field: opt.QueryField = None,
+    text_field: opt.TextField = None,
+    id_field: opt.IdField = None,
+    max_line_bytes: opt.MaxLineBytes = 64 * 2**20,
+    top_n: opt.TopN = None,
+    threshold: opt.Threshold = None,
+    prob: opt.Prob = False,
+    truncate: opt.Truncate = "end",
+    chunk_overlap: opt.ChunkOverlap = 64,
+    pool: opt.Pool = "max",
+    errors: opt.Errors = None,
+    max_errors: opt.MaxErrors = None,
+    on_error: opt.OnError = "collect",
+    overwrite: opt.Overwrite = False,
+    limit: opt.Limit = None,
+    skip: opt.Skip = 0,
+    dry_run: opt.DryRun = False,
+    report: opt.Report = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    output_mode: opt.OutputMode = "auto",
+) -> int:
+    """Add a logit to each pair, in input order, as a stream.
+
+    \b
+    rerank-cli score samples/pairs.jsonl
+    grep -h "def " rerank_cli/*.py | rerank-cli score --query "close a file" --lines --top-n 5
+    """
+    prepare_process(online=online)
+    # Imported here because they load torch, which --help must not wait for.
+    from rerank_cli.cli.running import print_dry_run, run_and_report
+    from rerank_cli.destination import Names
+    from rerank_cli.formats.shapes import FieldNames, Selection
+    from rerank_cli.job import JobOptions
+    from rerank_cli.pipeline import ErrorLimit
+    from rerank_cli.selection import Request
+
+    if lines and query is None:
+        raise UsageError("--lines: needs --query", hint="plain lines hold passages only")
+    rows, share = opt.parse_error_limit(max_errors, on_error)
+    options = JobOptions(
+        inputs=(input,),
+        names=Names(output=output, errors=errors, report=report, out_format=out_format),
+        pairs=True,
+        query=query,
+        in_format="text" if lines else in_format,
+        fields=FieldNames(query=query_field, text=text_field, id=id_field),
+        model=model,
+        revision=revision,
+        online=online,
+        request=Request(device=device, precision=precision, max_tokens=max_tokens, token_budget=token_budget),
+        truncate=opt.choice("--truncate", truncate, ("end", "error", "chunk", "reference")),
+        chunk_overlap=chunk_overlap,
+        pool=opt.choice("--pool", pool, ("max", "mean", "first")),
+        special_tokens=opt.choice("--special-tokens", special_tokens, ("neutral", "allow")),
+        selection=Selection(top_n=top_n, threshold=threshold, prob=prob),
+        error_limit=ErrorLimit(rows=rows, share=share),
+        overwrite=overwrite,
+        limit=limit,
+        skip=skip,
+        max_line_bytes=max_line_bytes,
+    )
+    if dry_run:
+        return print_dry_run(options, output_mode)
+    return run_and_report(options, quiet=quiet, verbose=verbose, output_mode=output_mode)

@@ -1,0 +1,201 @@
+"""Pairs of texts to token ids, for encoders that read `[CLS] query [SEP] passage [SEP]`.
+
+Three decisions shape this module.
+
+**Each distinct text is tokenised once.** A query stands in as many pairs as it has passages, and tokenising is most of
+what a host does beside a GPU. So texts are tokenised alone, without special tokens, in one call of the Rust batch API,
+and the pair's ids are put together from the template. The template is not assumed: it is read off the checkpoint's own
+tokenizer by letting it encode a pair, and checked on further pairs when the encoder is made.
+
+**Truncation is ours.** The tokenizers library cuts the longer of the two texts (`longest_first`), which can cut the
+query. Modes here:
+
+    end        the passage is cut from the right; query and template stay whole
+    error      a pair over the limit cannot be scored
+    chunk      the passage is cut in overlapping pieces, each read with the whole query; the pieces' logits are pooled
+    later
+    reference  as the reference code of the family does: longest_first
+
+A query that leaves no room for its passage is a problem of the pair in every mode but `reference`.
+
+**Special tokens written in a text are text.** `[SEP]` in a passage would otherwise end it. `special_tokens="allow"`
+gives the reference behaviour.
+
+Token types are taken from the tokenizer's own encoding: a wrapper that forgets them shifts logits by more than 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from rerank_cli.errors import ModelError, UsageError
+from rerank_cli.records import EncodedPair
+
+Truncation = Literal["end", "error", "chunk", "reference"]
+SpecialTokens = Literal["neutral", "allow"]
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingProblem:
+    """Why a pair cannot be scored: a stable code and a sentence."""
+
+    code: str
+    message: str
+
+
+Encoded = tuple[EncodedPair, ...] | EncodingProblem
+"""One pair's token ids (several where its passage was cut in chunks), or why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairTemplate:
+    """The special tokens around the two texts: `before` query `between` passage `after`.
+
+    first_type_of_between: how many ids of `between` have token type 0. typed: the passage has token type 1.
+    """
+
+    before: Ids
+    between: Ids
+    after: Ids
+    first_type_of_between: int
+    typed: bool
+
+    @property
+    def size(self) -> int:
+        """Number of special tokens of a pair."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
+        """The pair's ids; tokens: its length before truncation."""
+        ids = np.concatenate((self.before, query, self.between, passage, self.after))
+        second = len(self.before) + len(query) + self.first_type_of_between
+        return EncodedPair(input_ids=ids, second_start=second if self.typed else len(ids), tokens=tokens)
+
+
+class PairEncoder:
+    """Encodes pairs for one checkpoint; makes no use of the weights.
+
+    max_tokens: the longest pair after truncation, template included. where: names the tokenizer in messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        where: str,
+        max_tokens: int,
+        truncate: Truncation = "end",
+        chunk_overlap: int = 64,
+        special_tokens: SpecialTokens = "neutral",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = _read_template(tokenizer, where)
+        self._tokenizer.encode_special_tokens = special_tokens == "neutral"
+        self.max_tokens = max_tokens
+        self._truncate = truncate
+        self._chunk_overlap = chunk_overlap
+        self._room = max_tokens - self._template.size
+        if self._room < 2:
+            raise UsageError(f"--max-tokens {max_tokens}: the template alone has {self._template.size} tokens")
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """The token ids of each (query, passage), in order; each distinct text is tokenised once."""
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        ids = dict(zip(texts, self._tokenise(texts), strict=True))
+        return [self._encode_pair(ids[query], ids[passage]) for query, passage in pairs]
+
+    def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
+        for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            yield np.array(encoding.ids, dtype=np.int32)
+
+    def _encode_pair(self, query: Ids, passage: Ids) -> Encoded:
+        tokens = self._template.size + len(query) + len(passage)
+        if tokens <= self.max_tokens:
+            return (self._template.join(query, passage, tokens=tokens),)
+        if self._truncate == "reference":
+            kept_query, kept_passage = longest_first(len(query), len(passage), self._room)
+            return (self._template.join(query[:kept_query], passage[:kept_passage], tokens=tokens),)
+        if self._truncate == "error":
+            return EncodingProblem("too-long", f"the pair has {tokens} tokens, the limit is {self.max_tokens}")
+        room = self._room - len(query)
+        if room < 1:
+            return EncodingProblem(
+                "query-too-long",
+                f"the query alone has {len(query)} tokens: no room for its passage in a limit of {self.max_tokens}",
+            )
+        if self._truncate == "end":
+            return (self._template.join(query, passage[:room], tokens=tokens),)
+        return tuple(self._chunks(query, passage, room))
+
+    def _chunks(self, query: Ids, passage: Ids, room: int) -> Iterator[EncodedPair]:
+        """The pair once for each piece of at most `room` passage tokens; together the pieces hold the whole passage."""
+        step = room - min(self._chunk_overlap, room // 2)
+        for begin in range(0, max(1, len(passage) - room + step), step):
+            piece = passage[begin : begin + room]
+            yield self._template.join(query, piece, tokens=self._template.size + len(query) + len(piece))
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts stay when they are cut to `room` together, the longer one first.
+
+    Source: the behaviour of `truncation="longest_first"` of the tokenizers library, with which a test compares it.
+    """
+    short, long = min(first, second), max(first, second)
+    if first + second <= room:
+        return first, second
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = short + room % 2
+    return (short, long) if first <= second else (long, short)
+
+
+def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:
+    """What the tokenizer puts around the texts of a pair, verified on pairs that differ in length."""
+    encoding = tokenizer.encode("a", "b")
+    parts = encoding.sequence_ids
+    if 0 not in parts or 1 not in parts:
+        raise ModelError(f"{where}: the tokenizer gives no tokens for a plain letter")
+    first, second = parts.index(0), parts.index(1)
+    after_first, after_second = first + parts.count(0), second + parts.count(1)
+    types = encoding.type_ids
+    if after_first > second or types != sorted(types) or types[0] != 0 or types[-1] not in (0, 1):
+        raise ModelError(f"{where}: pair encoding is not `query passage` with token types 0 and then 1")
+    ids = np.array(encoding.ids, dtype=np.int32)
+    template = PairTemplate(
+        before=ids[:first],
+        between=ids[after_first:second],
+        after=ids[after_second:],
+        first_type_of_between=types[after_first:second].count(0),
+        typed=types[-1] == 1,
+    )
+    if template.size == 0:
+        raise ModelError(
+            f"{where}: the tokenizer puts no special tokens around a pair",
+            hint="its post-processor is missing; save it again from the original tokenizer",
+        )
+    _check_template(tokenizer, template, where)
+    return template
+
+
+def _check_template(tokenizer: Tokenizer, template: PairTemplate, where: str) -> None:
+    for query, passage in [
+        ("", ""),
+        ("a b", ""),
+        ("", "a b"),
+        ("how many?", "Three, or four."),
+        ("Ä 東京 1", "x" * 50),
+    ]:
+        expected = tokenizer.encode(query, passage)
+        alone = [np.array(tokenizer.encode(t, add_special_tokens=False).ids, dtype=np.int32) for t in (query, passage)]
+        joined = template.join(*alone, tokens=0)
+        types = [int(i >= joined.second_start) for i in range(len(joined.input_ids))]
+        if joined.input_ids.tolist() != expected.ids or types != expected.type_ids:
+            raise ModelError(f"{where}: the tokenizer encodes a pair otherwise than its two texts one by one")

@@ -1,0 +1,137 @@
+"""The tokenizer of a checkpoint as its model was trained with it, from `tokenizer.json`, without transformers.
+
+`tokenizer.json` is not the whole truth. For some tokenizer classes transformers rebuilds the normaliser, the
+pre-tokeniser and the pair template from the class and the options in `tokenizer_config.json`, and ignores what the file
+says of them (lower-casing for BERT, white space for XLM-R). The logits that a checkpoint's authors published went
+through that, so the same rules stand here for the classes of the packed families. For classes without a rule whose
+backend transformers builds otherwise (`DebertaV2Tokenizer`, ...) transformers itself is asked; the plain classes are
+the file as it is.
+
+Source: transformers 5.23, tokenization_bert.py, tokenization_xlm_roberta.py, tokenization_roberta.py and
+tokenization_utils_tokenizers.py; the parity tests compare token ids.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+
+_PLAIN = {"PreTrainedTokenizer", "TokenizersBackend", "PreTrainedTokenizerBase"}
+_CLASS_OF_MODEL_TYPE = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer, without padding and truncation."""
+    try:
+        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
+    except Exception as error:
+        raise ModelError(f"{checkpoint.tokenizer_file}: not a tokenizer: {error}") from error
+    name = tokenizer_class(checkpoint)
+    if name in _RULES:
+        _RULES[name](tokenizer, checkpoint.tokenizer_config)
+    elif name is not None and name not in _PLAIN:
+        tokenizer = _backend_of_transformers(checkpoint)
+    # Some published files carry the padding and truncation of the machine that saved them.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokenizer_class(checkpoint: Checkpoint) -> str | None:
+    """Name of the tokenizer's class without `Fast`; by the type of the model where no class is named."""
+    named = checkpoint.tokenizer_config.get("tokenizer_class") or checkpoint.config.get("tokenizer_class")
+    if isinstance(named, str):
+        return named.removesuffix("Fast")
+    return _CLASS_OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")))
+
+
+def _token(config: Mapping[str, Any], key: str, default: str) -> str:
+    """A special token of tokenizer_config.json, which writes it as text or as an object with `content`."""
+    value = config.get(key) or default
+    return str(value["content"] if isinstance(value, dict) else value)
+
+
+def _with_ids(tokenizer: Tokenizer, *tokens: str) -> list[tuple[str, int]]:
+    ids = []
+    for token in tokens:
+        number = tokenizer.token_to_id(token)
+        if number is None:
+            raise ModelError(f"special token `{token}` of tokenizer_config.json is not in tokenizer.json")
+        ids.append((token, number))
+    return ids
+
+
+def _as_bert(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    first, end = _token(config, "cls_token", "[CLS]"), _token(config, "sep_token", "[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {end}:0",
+        pair=f"{first}:0 $A:0 {end}:0 $B:1 {end}:1",
+        special_tokens=_with_ids(tokenizer, first, end),
+    )
+
+
+def _as_xlm_roberta(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    charsmap = _precompiled_charsmap(tokenizer)
+    tokenizer.normalizer = normalizers.Precompiled(charsmap) if charsmap else None
+    scheme = "always" if config.get("add_prefix_space", True) else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
+    )
+    first, end = _token(config, "bos_token", "<s>"), _token(config, "eos_token", "</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[first, "$A", end],
+        pair=[first, "$A", end, end, "$B", end],
+        special_tokens=_with_ids(tokenizer, first, end),
+    )
+
+
+def _precompiled_charsmap(tokenizer: Tokenizer) -> bytes | None:
+    """SentencePiece's character table, where the file's normaliser has one: alone or in a sequence."""
+    if tokenizer.normalizer is None:
+        return None
+    state = json.loads(tokenizer.normalizer.__getstate__())
+    for part in state.get("normalizers", [state]):
+        if part.get("precompiled_charsmap"):
+            return base64.b64decode(part["precompiled_charsmap"])
+    return None
+
+
+def _as_roberta(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    prefix = config.get("add_prefix_space", False)
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    end, first = _with_ids(tokenizer, _token(config, "sep_token", "</s>"), _token(config, "cls_token", "<s>"))
+    tokenizer.post_processor = processors.RobertaProcessing(end, first, config.get("trim_offsets", True), prefix)
+
+
+_RULES: dict[str, Callable[[Tokenizer, Mapping[str, Any]], None]] = {
+    "BertTokenizer": _as_bert,
+    "XLMRobertaTokenizer": _as_xlm_roberta,
+    "RobertaTokenizer": _as_roberta,
+}
+
+
+def _backend_of_transformers(checkpoint: Checkpoint) -> Tokenizer:
+    # Imported here: transformers costs seconds that the classes above need not pay.
+    from transformers import AutoTokenizer
+
+    try:
+        wrapper = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        backend = wrapper.backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{checkpoint.path}: transformers cannot load this tokenizer: {error}") from error
+    return Tokenizer.from_str(backend.to_str())

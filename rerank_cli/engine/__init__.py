@@ -1,0 +1,14 @@
+"""Where pairs are scored, and in what batches."""
+
+from __future__ import annotations
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.engine.scorer import Engine, LocalEngine
+from rerank_cli.selection import Plan
+
+__all__ = ["Engine", "open_engine"]
+
+
+def open_engine(plan: Plan, checkpoint: Checkpoint) -> Engine:
+    """Load the plan's model on the plan's device."""
+    return LocalEngine(plan, checkpoint)

@@ -1,0 +1,86 @@
+"""The failures a user can act on, each with the exit code that a shell script sees.
+
+    RerankError                 1  unexpected (never raised as such)
+    ├── UsageError              2  options that contradict each other or the data
+    ├── InputError              4  input: missing, unreadable, not what it claims to be
+    ├── OutputError             4  output: exists, cannot be written, disk full
+    ├── ModelError              5  model: unknown, unsafe, incomplete
+    ├── DoesNotFitError         6  the required precision or memory is not there
+    └── TooManyBadRowsError           7  stopped by --max-errors or --on-error fail
+
+A bad row is not here: it is data (`records.RowError`) and goes to the errors file. Raise where most is known,
+catch once, in `rerank_cli.cli.main`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_CODES: dict[int, str] = {
+    0: "done (also: nothing left to do)",
+    1: "unexpected fault of the program",
+    2: "usage",
+    3: "finished, and some rows are in the errors file",
+    4: "input or output: missing, unreadable, disk full",
+    5: "model: unknown, unsafe, incomplete",
+    6: "does not fit, or the required profile is absent",
+    7: "stopped by --max-errors",
+    8: "the unfinished job on disk was started with another input, model or option",
+    9: "deadline reached; run again to continue",
+    11: "another process works on this output",
+    130: "SIGINT; run again to continue",
+    141: "SIGPIPE: the reader of stdout went away",
+    143: "SIGTERM; run again to continue",
+}
+"""What each exit code of the program means; README repeats this table and a test compares them."""
+
+
+class RerankError(Exception):
+    """A failure with a message for the user and, where one is known to help, a hint.
+
+    message: `<where>: <what is wrong>: <the value>`, lower case, no full stop.
+    hint: what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(RerankError):
+    """Options that contradict each other or the data."""
+
+    exit_code = 2
+
+
+class InputError(RerankError):
+    """An input that is missing, unreadable, or not what it claims to be."""
+
+    exit_code = 4
+
+
+class OutputError(RerankError):
+    """An output that exists already or cannot be written."""
+
+    exit_code = 4
+
+
+class ModelError(RerankError):
+    """A model that is unknown, unsafe or incomplete."""
+
+    exit_code = 5
+
+
+class DoesNotFitError(RerankError):
+    """A precision or an amount of memory that this machine does not have."""
+
+    exit_code = 6
+
+
+class TooManyBadRowsError(RerankError):
+    """More rows failed than the user allows."""
+
+    exit_code = 7

@@ -1,0 +1,225 @@
+"""Arrow values as the Python values that JSON can carry.
+
+    integers, booleans, text, null      as they are
+    double                              number; NaN and infinities are null
+    float, half float                   the shortest digits that give the same float32 (0.1, not 0.10000000149011612)
+    decimal                             text with all its digits ("12.30"): a JSON number would be read as a double
+    timestamp                           ISO 8601, with a zone in UTC ("2024-05-01T10:00:00.000Z"), else without suffix
+    date, time                          ISO 8601
+    duration                            ISO 8601 in seconds ("PT1.500S", "-PT2S")
+    binary                              base64 text
+    uuid                                its usual text form
+    list, struct                        list, object
+    map                                 object if the keys are text and differ, else list of [key, value]
+    dictionary, other extension types   the values they stand for
+
+Text that is not UTF-8 (Parquet does not check) becomes U+FFFD, or UnicodeDecodeError where the caller wants to know.
+A timestamp outside of the years that Arrow can print is the integer it is stored as.
+"""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rerank_cli.formats.arrow_types import is_list, list_parts
+
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+
+
+def to_json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of `table` as objects for JSON; of columns with the same name the last one stays."""
+    columns = [[value for chunk in column.chunks for value in to_values(chunk)] for column in table.columns]
+    names = table.schema.names
+    if not names:
+        return [{} for _ in range(table.num_rows)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def to_values(array: pa.Array, *, keep: Collection[str] | None = None, exact: bool = False) -> list[Any]:
+    """The values of `array`, one for each place.
+
+    keep: names of the struct fields wanted, of the first structs met; None for all.
+    exact: binary stays bytes, and text that is not UTF-8 raises UnicodeDecodeError.
+    """
+    return _Converter(exact).values(array, keep)
+
+
+@dataclass(frozen=True, slots=True)
+class _Converter:
+    """One way to convert, passed down through nested types."""
+
+    exact: bool
+
+    def values(self, array: pa.Array, keep: Collection[str] | None = None) -> list[Any]:
+        """The values of any array."""
+        data_type = array.type
+        if is_list(data_type):
+            return self._lists(array, keep)
+        if pa.types.is_struct(data_type):
+            return self._structs(array, keep)
+        if pa.types.is_map(data_type):
+            return self._maps(array)
+        if pa.types.is_dictionary(data_type):
+            words = self.values(array.dictionary)
+            return [None if at is None else words[at] for at in array.indices.to_pylist()]
+        if isinstance(data_type, pa.BaseExtensionType):
+            values = _Converter(exact=True).values(array.storage) if _is_uuid(data_type) else self.values(array.storage)
+            return _mapped(values, _uuid_text) if _is_uuid(data_type) else values
+        return self._leaves(array)
+
+    def _lists(self, array: pa.Array, keep: Collection[str] | None) -> list[Any]:
+        offsets, values = list_parts(array)
+        return _cut(array, offsets, self.values(values, keep))
+
+    def _structs(self, array: pa.Array, keep: Collection[str] | None) -> list[Any]:
+        children = [
+            (array.type.field(i).name, child)
+            for i, child in enumerate(array.flatten())
+            if keep is None or array.type.field(i).name in keep
+        ]
+        names = [name for name, _ in children]
+        columns = [self.values(child) for _, child in children]
+        rows = zip(*columns, strict=True) if columns else [()] * len(array)
+        objects: list[Any] = [dict(zip(names, row, strict=True)) for row in rows]
+        return _nulled(array, objects)
+
+    def _maps(self, array: pa.Array) -> list[Any]:
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        keys = self.values(array.keys.slice(first, last - first))
+        items = self.values(array.items.slice(first, last - first))
+        pairs = [list(pair) for pair in zip(keys, items, strict=True)]
+        maps = _cut(array, pc.subtract(array.offsets, first), pairs)
+        return _mapped(maps, _object_or_pairs)
+
+    def _leaves(self, array: pa.Array) -> list[Any]:
+        for matches, convert in _LEAVES:
+            if matches(array.type):
+                return convert(array)
+        if _is_text(array.type):
+            return self._text(array)
+        if _is_binary(array.type):
+            values = array.to_pylist()
+            return values if self.exact else _mapped(values, _base64)
+        return [str(value) if value.is_valid else None for value in array]
+
+    def _text(self, array: pa.Array) -> list[Any]:
+        try:
+            values: list[Any] = array.to_pylist()
+        except UnicodeDecodeError:
+            if self.exact:
+                raise
+            values = _mapped(array.cast(pa.large_binary()).to_pylist(), lambda value: value.decode(errors="replace"))
+        return values
+
+
+def _cut(array: pa.Array, offsets: pa.Array, values: list[Any]) -> list[Any]:
+    places = offsets.to_pylist()
+    return _nulled(array, [values[a:b] for a, b in pairwise(places)])
+
+
+def _nulled(array: pa.Array, values: list[Any]) -> list[Any]:
+    if not array.null_count:
+        return values
+    return [value if valid else None for value, valid in zip(values, array.is_valid().to_pylist(), strict=True)]
+
+
+def _mapped(values: list[Any], convert: Callable[[Any], Any]) -> list[Any]:
+    return [None if value is None else convert(value) for value in values]
+
+
+def _object_or_pairs(pairs: list[list[Any]]) -> Any:
+    by_key = {key: item for key, item in pairs if isinstance(key, str)}
+    return by_key if len(by_key) == len(pairs) else pairs
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _is_uuid(data_type: pa.DataType) -> bool:
+    return getattr(data_type, "extension_name", "") == "arrow.uuid"
+
+
+def _uuid_text(value: bytes) -> str:
+    return str(uuid.UUID(bytes=value))
+
+
+def _is_text(data_type: pa.DataType) -> bool:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(kind(data_type) for kind in kinds)
+
+
+def _is_binary(data_type: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(kind(data_type) for kind in kinds)
+
+
+def _as_they_are(array: pa.Array) -> list[Any]:
+    values: list[Any] = array.to_pylist()
+    return values
+
+
+def _doubles(array: pa.Array) -> list[Any]:
+    return _as_they_are(pc.if_else(pc.is_finite(array), array, pa.scalar(None, array.type)))
+
+
+def _floats(array: pa.Array) -> list[Any]:
+    # Arrow prints the shortest digits that give the float32 back; read as a double they print the same in JSON.
+    return _doubles(array.cast(pa.float32()).cast(pa.string()).cast(pa.float64()))
+
+
+def _decimals(array: pa.Array) -> list[Any]:
+    return _mapped(array.to_pylist(), lambda value: format(Decimal(value), "f"))
+
+
+def _times(array: pa.Array) -> list[Any]:
+    suffix = ""
+    if pa.types.is_timestamp(array.type) and array.type.tz is not None:
+        # Stored as UTC whatever the zone; without the zone no time zone database is needed.
+        array, suffix = array.view(pa.timestamp(array.type.unit)), "Z"
+    texts = array.cast(pa.string()).to_pylist()
+    if any(text is not None and text.startswith("<") for text in texts):  # `<value out of range: ...>`
+        width = pa.int32() if array.type.bit_width == 32 else pa.int64()
+        integers = array.view(width).to_pylist()
+        return [
+            integer if text is not None and text.startswith("<") else _iso(text, suffix)
+            for text, integer in zip(texts, integers, strict=True)
+        ]
+    return [_iso(text, suffix) for text in texts]
+
+
+def _iso(text: str | None, suffix: str) -> str | None:
+    return None if text is None else text.replace(" ", "T") + suffix
+
+
+def _durations(array: pa.Array) -> list[Any]:
+    digits = _DIGITS[array.type.unit]
+    return _mapped(array.view(pa.int64()).to_pylist(), lambda value: _seconds(value, digits))
+
+
+def _seconds(value: int, digits: int) -> str:
+    whole, part = divmod(abs(value), 10**digits)
+    return f"{'-' if value < 0 else ''}PT{whole}{f'.{part:0{digits}d}' if digits else ''}S"
+
+
+_LEAVES: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], list[Any]]], ...] = (
+    (pa.types.is_null, _as_they_are),
+    (pa.types.is_boolean, _as_they_are),
+    (pa.types.is_integer, _as_they_are),
+    (pa.types.is_float64, _doubles),
+    (pa.types.is_floating, _floats),
+    (pa.types.is_decimal, _decimals),
+    (pa.types.is_timestamp, _times),
+    (pa.types.is_date, _times),
+    (pa.types.is_time, _times),
+    (pa.types.is_duration, _durations),
+)

@@ -1,0 +1,237 @@
+"""Ranked lists as Arrow tables: the rows of the input rearranged by `take`, with the columns of the scores.
+
+What the user had never becomes a Python object here, so types, nulls, dictionaries, nested values and metadata come
+back as they were. Python sees one number for each passage: where it lies.
+
+    list shape    the passages column is rebuilt: its values are taken in rank order and get our fields; its nulls stay
+    flat shape    the rows are taken in rank order and get our columns
+
+Fields of the user's with the names of ours are replaced, and ours come last. A passage that was text becomes a struct.
+In the list shape the fields of a struct that could be null become nullable: the struct itself no longer is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import cast
+
+import pyarrow as pa
+
+from rerank_cli.errors import InputError
+from rerank_cli.formats.arrow_types import (
+    TypesDiffer,
+    child_fields,
+    column_at,
+    conform_table,
+    is_list,
+    list_parts,
+    make_list,
+    scored_fields,
+    widen_schema,
+)
+from rerank_cli.formats.parquet import ArrowRow
+from rerank_cli.records import RankedList, RankedPassage
+
+
+def rank_lists(
+    ranked: Sequence[RankedList], *, passages: str, text: str, score: str = "logit", prob: bool = False
+) -> pa.Table:
+    """A row for each list, as it was but with the passages of `ranking` in that order (list shape).
+
+    passages: the column with the lists of strings or of structs; a null list has no passages and stays null.
+    text: the field that a string passage becomes; score: the field of the logit; prob: add its sigmoid.
+
+    Each `source.rows` is one ArrowRow. Without lists the table has no columns. Raises InputError if rows come from
+    files whose columns do not fit together.
+    """
+    if not ranked:
+        return pa.table({})
+    rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
+    table = _gather(rows)
+    place = column_at(table.schema, passages)
+    if place is None or not is_list(table.schema.field(place).type):
+        raise InputError(f"{rows[0].file}: column `{passages}` is not a column of lists")
+    scores = _Scores(score, prob=prob)
+    chunks = []
+    done = 0
+    for chunk in table.column(place).chunks:
+        chunks.append(_ranked_chunk(chunk, ranked[done : done + len(chunk)], text, scores))
+        done += len(chunk)
+    field = table.schema.field(place).with_type(chunks[0].type)
+    return table.set_column(place, field, pa.chunked_array(chunks, field.type))
+
+
+def rank_rows(
+    ranked: Sequence[RankedList], *, score: str = "logit", prob: bool = False, ranks: bool = True
+) -> pa.Table:
+    """A row for each passage of each `ranking`, in that order, as it was and with our columns (flat shape).
+
+    ranks: False leaves out `rank` and `index`, for scores in input order.
+
+    `source.rows[i]` is the ArrowRow of passage i. Without lists the table has no columns; with lists of which nothing
+    is left it has columns and no rows. Raises InputError if rows come from files whose columns do not fit together.
+    """
+    rows = [cast(ArrowRow, one.source.rows[place.index]) for one in ranked for place in one.ranking]
+    some = next((row for one in ranked for row in one.source.rows), None)
+    if some is None:
+        return pa.table({})
+    table = _gather(rows) if rows else _table(cast(ArrowRow, some).batch.slice(0, 0))
+    scores = _Scores(score, prob=prob, ranks=ranks)
+    fields = scores.fields
+    columns = scores.columns([place for one in ranked for place in one.ranking])
+    ours = {field.name for field in fields}
+    kept = [pair for pair in zip(table.schema, table.columns, strict=True) if pair[0].name not in ours]
+    schema = pa.schema([*(field for field, _ in kept), *fields], table.schema.metadata)
+    return pa.Table.from_arrays([*(column for _, column in kept), *columns], schema=schema)
+
+
+# Rows
+
+
+def _gather(rows: Sequence[ArrowRow]) -> pa.Table:
+    """The rows, all columns, in the order given; chunks as they come from the batches where that order allows."""
+    places: dict[int, int] = {}
+    batches: list[ArrowRow] = []
+    indices: list[list[int]] = []
+    order: list[tuple[int, int]] = []
+    for row in rows:
+        place = places.setdefault(id(row.batch), len(batches))
+        if place == len(batches):
+            batches.append(row)
+            indices.append([])
+        order.append((place, len(indices[place])))
+        indices[place].append(row.index)
+    taken = [_take(row.batch, chosen) for row, chosen in zip(batches, indices, strict=True)]
+    table = pa.concat_tables(_same_schema(taken, [row.file for row in batches]))
+    if all(a <= b for (a, _), (b, _) in pairwise(order)):
+        return table
+    starts = list(accumulate(map(len, indices), initial=0))
+    whole = _with_one_dictionary(table).combine_chunks()
+    return whole.take(pa.array([starts[place] + index for place, index in order], pa.int64()))
+
+
+def _take(batch: pa.RecordBatch, indices: list[int]) -> pa.Table:
+    first = indices[0]
+    if indices == list(range(first, first + len(indices))):
+        return _table(batch.slice(first, len(indices)))
+    return _table(batch.take(pa.array(indices, pa.int64())))
+
+
+def _table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
+
+
+def _same_schema(tables: list[pa.Table], files: list[str]) -> list[pa.Table]:
+    schemas = dict(zip(files, (table.schema for table in tables), strict=True))
+    schema = tables[0].schema
+    for file, table in zip(files, tables, strict=True):
+        with _naming_files(file, schemas):
+            schema = widen_schema(schema, table.schema)
+    conformed = []
+    for file, table in zip(files, tables, strict=True):
+        with _naming_files(file, schemas):
+            conformed.append(conform_table(table, schema))
+    return conformed
+
+
+@contextmanager
+def _naming_files(file: str, schemas: Mapping[str, pa.Schema]) -> Iterator[None]:
+    """TypesDiffer becomes an InputError that names `file` and one whose column has another type."""
+    try:
+        yield
+    except TypesDiffer as error:
+        name = next(name for name in schemas[file].names if f"{error.field}.".startswith(f"{name}."))
+        others = [other for other in schemas if other != file]
+        differ = [other for other in others if _types(schemas[other], name) not in ([], _types(schemas[file], name))]
+        message = f"{file}: column `{error.field}` does not fit together with that of {(differ or others)[0]}"
+        hint = "rerank the files one by one"
+        raise InputError(f"{message}: {error.first} and {error.second}", hint=hint) from error
+
+
+def _types(schema: pa.Schema, name: str) -> list[pa.DataType]:
+    return [field.type for field in schema if field.name == name]
+
+
+def _with_one_dictionary(table: pa.Table) -> pa.Table:
+    """The chunks of each dictionary column with the same dictionary, so that they can be one chunk."""
+    try:
+        return table.unify_dictionaries()
+    except pa.ArrowInvalid:  # more words than the index type counts
+        fields = [_with_wide_index(field) for field in table.schema]
+        return table.cast(pa.schema(fields, table.schema.metadata)).unify_dictionaries()
+
+
+def _with_wide_index(field: pa.Field) -> pa.Field:
+    if not pa.types.is_dictionary(field.type):
+        return field
+    return field.with_type(pa.dictionary(pa.int32(), field.type.value_type, ordered=field.type.ordered))
+
+
+# Passages
+
+
+def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scores: _Scores) -> pa.Array:
+    offsets, values = list_parts(lists)
+    starts = offsets.to_pylist()
+    places = [place for one in ranked for place in one.ranking]
+    lie = [start + place.index for start, one in zip(starts, ranked, strict=False) for place in one.ranking]
+    taken = values.take(pa.array(lie, pa.int64()))
+    item = lists.type.value_field
+    kept = _passage_fields(taken, item, text, {field.name for field in scores.fields})
+    fields = [*(field for field, _ in kept), *scores.fields]
+    structs = pa.StructArray.from_arrays([*(array for _, array in kept), *scores.columns(places)], fields=fields)
+    item = item.with_type(structs.type)
+    data_type = pa.large_list(item) if pa.types.is_large_list(lists.type) else pa.list_(item)
+    ends = accumulate((len(one.ranking) for one in ranked), initial=0)
+    return make_list(pa.array(list(ends), pa.int64()), structs, data_type, lists)
+
+
+def _passage_fields(values: pa.Array, item: pa.Field, text: str, ours: set[str]) -> list[tuple[pa.Field, pa.Array]]:
+    """The fields of the user's passages that stay."""
+    if not pa.types.is_struct(values.type):
+        return [(pa.field(text, values.type, nullable=item.nullable), values)]
+    return [
+        (field.with_nullable(field.nullable or item.nullable), array)
+        for field, array in zip(child_fields(values.type), values.flatten(), strict=True)
+        if field.name not in ours
+    ]
+
+
+# Scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Which fields a scored passage gets, and their columns."""
+
+    score: str
+    prob: bool
+    ranks: bool = True
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        return scored_fields(self.score, prob=self.prob, ranks=self.ranks)
+
+    def columns(self, places: Sequence[RankedPassage]) -> list[pa.Array]:
+        """One column for each of `fields`."""
+        values: dict[str, Callable[[RankedPassage], object]] = {
+            "rank": lambda place: place.rank,
+            self.score: lambda place: place.logit,
+            "index": lambda place: place.index,
+            "prob": lambda place: sigmoid(place.logit),
+            "truncated": lambda place: True if place.truncated else None,
+            "tokens": lambda place: place.tokens if place.truncated else None,
+            "kept_tokens": lambda place: place.kept_tokens if place.truncated else None,
+        }
+        return [pa.array([values[field.name](place) for place in places], field.type) for field in self.fields]
+
+
+def sigmoid(logit: float) -> float:
+    """1 / (1 + exp(-logit)) in float64, for any logit."""
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    return math.exp(logit) / (1 + math.exp(logit))

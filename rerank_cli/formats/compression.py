@@ -1,0 +1,271 @@
+"""Inputs and outputs that may be compressed with gzip or zstd.
+
+An input is recognised by its first bytes, so a wrong or missing suffix does no harm. The suffix decides only where the
+content cannot: a file named `.gz` or `.zst` that ends within those first bytes was cut, and is not an empty input.
+
+gzip is read by the standard library and zstd by pyarrow, which is imported when the first zstd stream is opened. Both
+read members (gzip) and frames (zstd, skippable ones too) that follow each other as one stream, and both notice one that
+was cut. A stream that turns out to be cut or corrupt raises `InputError` when reading reaches the fault; the content
+before it has been handed out by then, except for what was decompressed in the same step (at most 64 KiB).
+
+Input that is not compressed is never read ahead: one read asks the operating system once, so a line is handed out as
+soon as it was written. Decompression waits for blocks, zstd until 64 KiB of content are there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import sys
+import zlib
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from rerank_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+"""What a suffix stands for: compression of an output, and a hint for an input."""
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+# RFC 8878, 3.1.2: a skippable frame starts with any of 16 numbers; pzstd writes one before each frame.
+_ZSTD_SKIPPABLE_MAGICS = tuple(bytes([0x50 | low, 0x2A, 0x4D, 0x18]) for low in range(16))
+_MAGICS = {_GZIP_MAGIC: "gzip", _ZSTD_MAGIC: "zstd"} | dict.fromkeys(_ZSTD_SKIPPABLE_MAGICS, "zstd")
+
+_READ_BYTES = 64 * 1024
+_GZIP_LEVEL = 6  # the default of gzip(1); the standard library's 9 costs several times as much for a few per cent
+
+
+def open_input(path: str) -> io.BufferedReader:
+    """The content of the file at `path`, decompressed; `-` is standard input, which `close` leaves open.
+
+    Waits until a pipe has its first bytes, because they tell how it is compressed. This and every later read raise
+    `InputError` where the input cannot be read or decompressed.
+    """
+    source = _Source(_open_stdin() if path == "-" else _open_file(path), keep_open=path == "-")
+    try:
+        compression = _recognise(path, source)
+    except InputError:
+        source.close()
+        raise
+    return io.BufferedReader(_Input(path, source, compression), _READ_BYTES)
+
+
+def open_output(raw: BinaryIO, name: str) -> BinaryIO:
+    """A stream that compresses into `raw` as the suffix of `name` says; `raw` itself for any other suffix.
+
+    `close` ends the compressed data and leaves `raw` open, `flush` brings all that was written into `raw` and flushes
+    it. The same content gives the same bytes: there is no time and no file name in them.
+
+    raw: a buffered writer (what `open(..., "wb")` gives); an unbuffered one may write less than it was given.
+    """
+    match SUFFIXES.get(PurePath(name.lower()).suffix):
+        case "gzip":
+            compressed = gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0)
+            return cast("BinaryIO", compressed)
+        case "zstd":
+            return cast("BinaryIO", _ZstdOutput(raw))
+        case _:
+            return raw
+
+
+def text_suffix(name: str) -> str:
+    """The suffix that tells the format, in lower case and without that of the compression: `.jsonl` of `a.JSONL.gz`."""
+    path = PurePath(name.lower())
+    return PurePath(path.stem).suffix if path.suffix in SUFFIXES else path.suffix
+
+
+def _open_stdin() -> io.BufferedIOBase:
+    if sys.stdin is None:  # a daemon or `<&-` may start a program without one
+        raise InputError("-: standard input is closed")
+    stream = cast("io.BufferedIOBase", sys.stdin.buffer)
+    # A pipe in non-blocking mode (a property it shares with the process that set it) would seem to end at each pause.
+    with contextlib.suppress(OSError):
+        os.set_blocking(stream.fileno(), True)
+    return stream
+
+
+def _open_file(path: str) -> io.BufferedIOBase:
+    try:
+        return io.BufferedReader(io.FileIO(path))
+    except FileNotFoundError as error:
+        hint = None if PurePath(path).is_absolute() else f"the path is relative to `{Path.cwd()}`"
+        raise InputError(f"{path}: no such file", hint=hint) from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a directory", hint="name the files in it") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened: {_reason(error)}") from error
+    except ValueError as error:  # a NUL byte in the name
+        raise InputError(f"{path}: cannot be opened: {error}") from error
+
+
+def _recognise(path: str, source: _Source) -> str | None:
+    """`gzip`, `zstd`, or None for content that is not compressed."""
+    try:
+        head = source.read_head()
+    except OSError as error:
+        raise _input_error(path, "file", 0, error) from error
+    if head in _MAGICS:
+        return _MAGICS[head]
+    suffix = PurePath(path.lower()).suffix
+    expected = SUFFIXES.get(suffix)
+    if any(kind == expected and magic.startswith(head) for magic, kind in _MAGICS.items()):
+        raise InputError(f"{path}: {expected} data, as `{suffix}` says, is cut at byte {len(head)} of the file")
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def _input_error(path: str, kind: str, position: int, error: BaseException) -> InputError:
+    """The one place where failures to read or to decompress become messages.
+
+    An error with a number comes from the operating system, whatever was being decompressed.
+    """
+    if kind == "file" or getattr(error, "errno", None):
+        return InputError(f"{path}: cannot be read at byte {position} of its content: {_reason(error)}")
+    return InputError(f"{path}: {kind} data is cut or corrupt at byte {position} of its content: {_reason(error)}")
+
+
+class _Source(io.RawIOBase):
+    """The bytes of a stream as they stand, also those that were read to recognise it."""
+
+    def __init__(self, stream: io.BufferedIOBase, *, keep_open: bool) -> None:
+        self._stream = stream
+        self._head = b""
+        self._keep_open = keep_open
+
+    def read_head(self) -> bytes:
+        """As many bytes as tell the compression, to be read again; no more, because a live line may be that short."""
+        while any(len(self._head) < len(magic) and magic.startswith(self._head) for magic in _MAGICS):
+            more = self._stream.read1(1)
+            if not more:
+                break
+            self._head += more
+        return self._head
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for more."""
+        return self._stream.fileno()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with what one read of the operating system gives."""
+        if not self._head:
+            return self._stream.readinto1(buffer)
+        count = min(len(buffer), len(self._head))
+        buffer[:count] = self._head[:count]
+        self._head = self._head[count:]
+        return count
+
+    def close(self) -> None:
+        """Close the stream too, unless it is standard input."""
+        if not self._keep_open:
+            self._stream.close()
+        super().close()
+
+
+class _Input(io.RawIOBase):
+    """The content of a source; every failure to read it is an `InputError` with the place."""
+
+    def __init__(self, path: str, source: _Source, compression: str | None) -> None:
+        self._path = path
+        self._source = source
+        self._kind = compression or "file"
+        self._fill = _content_reader(source, compression)
+        self._position = 0
+        self._fault: InputError | None = None
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor to wait on; a compressed input has none, as its content comes at other times."""
+        return super().fileno() if self._kind != "file" else self._source.fileno()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from one step of reading or decompressing."""
+        if self._fault is not None:  # after a fault zstd goes on with bytes that mean nothing
+            raise self._fault
+        try:
+            count = self._fill(buffer)
+        except (OSError, EOFError, zlib.error) as error:
+            self._fault = _input_error(self._path, self._kind, self._position, error)
+            raise self._fault from error
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+        super().close()
+
+
+def _content_reader(source: _Source, compression: str | None) -> Callable[[Any], int]:
+    """A function that fills a buffer with decompressed content and returns how much it was; 0 is the end."""
+    match compression:
+        case "gzip":
+            return gzip.GzipFile(fileobj=source, mode="rb").readinto1
+        case "zstd":
+            import pyarrow
+
+            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(source, mode="r"), "zstd")
+            return cast("Callable[[Any], int]", stream.readinto)
+        case _:
+            return source.readinto
+
+
+class _ZstdOutput(io.BufferedIOBase):
+    """Compresses with zstd into a stream that stays open."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        import pyarrow
+
+        self._raw = raw
+        self._compressed = pyarrow.CompressedOutputStream(pyarrow.PythonFile(_KeptOpen(raw), mode="w"), "zstd")
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Compress `data`; it reaches the stream below with the next full block, flush or close."""
+        self._compressed.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Push all that was written through to the stream below, and flush that."""
+        if not self._compressed.closed:
+            self._compressed.flush()
+        self._raw.flush()
+
+    def close(self) -> None:
+        """End the frame."""
+        self._compressed.close()
+        super().close()
+
+
+class _KeptOpen(io.RawIOBase):
+    """Takes the `close` that pyarrow passes on to the file below."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write `data` to the file below."""
+        return self._raw.write(data)

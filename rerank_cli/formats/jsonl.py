@@ -1,0 +1,347 @@
+r"""Rows from JSON lines or plain text lines, and rows to JSON lines.
+
+A bad line never ends a run: it becomes a `RowError` with its number and bytes, and the next line is read. So that no
+row is lost, changed or written unreadably without a word, the reader is stricter than `json.loads`:
+
+* Lines end at `\n` only. `str.splitlines` would also cut at U+2028 and other characters that JSON strings may hold. A
+  `\r` before the `\n`, and a byte order mark at the start of the file, are not part of a line.
+* A key that stands twice in an object is an error, at any depth: the last one would win silently.
+* Numbers stay as they were written. Where Python would write one differently (`1.10`, `1e5`, `-0`, more digits than a
+  float or an int can take), the value is an `ExactFloat`, which knows its text.
+* `NaN` and `Infinity` are not JSON. A surrogate escape without its other half (`"\ud800"`) can be read but has no UTF-8
+  form, so it would fail at write time, after scoring.
+* Nesting is limited to `MAX_NESTING`, so that what was read here can always be written, from any depth of the stack.
+  Python's own limit depends on that depth and on its version.
+* A line is held up to `max_line_bytes`; the rest of a longer one is read past without being kept.
+
+Live input: an input of which nothing more is there right now (a pipe whose writer pauses) gives `Gap.IDLE` before the
+reader waits, so that the consumer can score what it has. The pause is found by polling the descriptor after each chunk;
+regular files always have more, and decompressed streams and memory have no descriptor, so these give none.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import select
+from collections import Counter
+from json.encoder import encode_basestring
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from rerank_cli.records import Gap, JsonRow, RowError
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+MAX_LINE_BYTES = 64 * 2**20
+"""The longest line that is read, unless the user says otherwise."""
+
+MAX_NESTING = 200
+"""How deep objects and arrays may stand in each other."""
+
+_READ_BYTES = 64 * 1024
+_PAUSE_MILLISECONDS = 20  # longer than a busy writer needs between two writes, shorter than anyone notices
+_KEPT_BYTES = 1024  # of a line that is too long, for the errors file
+_EXCERPT_CHARACTERS = 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class ExactFloat(float):
+    """A number that Python would write differently, with its text as it stood in the input."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """The number that the JSON number `text` means, as near as a float can be (it may be infinite)."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
+def read_rows(
+    stream: io.BufferedIOBase, *, file: str, max_line_bytes: int = MAX_LINE_BYTES, live: bool = False
+) -> Iterator[JsonRow | RowError | Gap]:
+    """The rows of JSON lines, in order; every line is a row, an error or a blank, and counts in the row numbers.
+
+    live: also yield `Gap.IDLE`, once per pause, where nothing more is there right now.
+    Error codes: `bad-utf8`, `bad-json`, `not-an-object`, `too-deep`, `lone-surrogate`, `duplicate-key`,
+    `line-too-long` (of that line only the first 1024 bytes are kept).
+    """
+    return _read(stream, _parse_object, file=file, max_line_bytes=max_line_bytes, live=live)
+
+
+def read_text_lines(
+    stream: io.BufferedIOBase, *, file: str, max_line_bytes: int = MAX_LINE_BYTES, live: bool = False
+) -> Iterator[JsonRow | RowError | Gap]:
+    """The lines of plain text as rows with the one field `passage`; otherwise as `read_rows`."""
+    return _read(stream, _parse_text, file=file, max_line_bytes=max_line_bytes, live=live)
+
+
+def parse_row(raw: bytes, *, file: str, number: int) -> JsonRow | RowError:
+    """The row of one line without its newline, as `read_rows` would give it."""
+    return _row_or_error(raw, _parse_object, file=file, number=number)
+
+
+def dump_row(fields: Mapping[str, Any]) -> bytes:
+    """One JSON line, keys in their order, text as UTF-8, numbers as they were read.
+
+    Raises ValueError, naming the field, for NaN, infinity, a lone surrogate, or nesting that Python cannot encode.
+    """
+    return b"{" + b", ".join([_dump_field(name, value) for name, value in fields.items()]) + b"}\n"
+
+
+def error_row(error: RowError) -> bytes:
+    """The line of the errors file: `raw` as text, or as `raw_base64` where it is not UTF-8."""
+    raw: dict[str, str]
+    try:
+        raw = {"raw": error.raw.decode()}
+    except UnicodeDecodeError:
+        raw = {"raw_base64": base64.b64encode(error.raw).decode()}
+    return dump_row(
+        {
+            "file": _writable(error.file),
+            "row": error.row,
+            "id": error.id,
+            "error": {"code": error.code, "message": _writable(error.message)},
+            **raw,
+        }
+    )
+
+
+class _LineError(Exception):
+    """A line that is not a row."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class _LongLine(NamedTuple):
+    head: bytes
+    size: int
+
+
+def _read(
+    stream: io.BufferedIOBase,
+    parse: Callable[[bytes], dict[str, Any]],
+    *,
+    file: str,
+    max_line_bytes: int,
+    live: bool,
+) -> Iterator[JsonRow | RowError | Gap]:
+    number = 0
+    for line in _split_lines(stream, max_line_bytes=max_line_bytes, live=live):
+        if isinstance(line, Gap):
+            yield line
+            continue
+        number += 1
+        if isinstance(line, _LongLine):
+            message = f"line of {line.size} bytes; at most {max_line_bytes} are read"
+            yield RowError(file, number, None, "line-too-long", message, line.head)
+            continue
+        raw = (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).removesuffix(b"\r")
+        if not raw or raw.isspace():
+            yield Gap.BLANK
+            continue
+        yield _row_or_error(raw, parse, file=file, number=number)
+
+
+def _row_or_error(
+    raw: bytes, parse: Callable[[bytes], dict[str, Any]], *, file: str, number: int
+) -> JsonRow | RowError:
+    try:
+        return JsonRow(file, number, parse(raw), raw)
+    except _LineError as error:
+        return RowError(file, number, None, error.code, error.message, raw)
+
+
+def _split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -> Iterator[bytes | _LongLine | Gap]:
+    """The lines without their newline; holds one chunk and the line that has begun, up to `max_line_bytes`."""
+    held = bytearray()  # a bytearray, because a list of parts costs 40 bytes for each write of a slow pipe
+    size = 0  # of the line that has begun, of which `held` is the start or all
+    for chunk in _chunks(stream, live=live):
+        if isinstance(chunk, Gap):
+            yield chunk
+            continue
+        *ended, begun = chunk.split(b"\n")
+        for part in ended:
+            line = part
+            if size:
+                held += part
+                line = bytes(held)
+                held.clear()
+            size += len(part)
+            yield line if size <= max_line_bytes else _LongLine(line[:_KEPT_BYTES], size)
+            size = 0
+        held += begun
+        size += len(begun)
+        if size > max_line_bytes:
+            del held[_KEPT_BYTES:]
+    if size:
+        yield bytes(held) if size <= max_line_bytes else _LongLine(bytes(held), size)
+
+
+def _chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
+    """What each read gives, with `Gap.IDLE` before a read that would wait, if a line has ended since the last one."""
+    poll = _poll_of(stream) if live else None
+    ended = False
+    while chunk := stream.read1(_READ_BYTES):
+        yield chunk
+        ended = ended or b"\n" in chunk
+        if poll is not None and ended and not poll.poll(_PAUSE_MILLISECONDS):
+            yield Gap.IDLE
+            ended = False
+
+
+def _poll_of(stream: io.BufferedIOBase) -> select.poll | None:
+    try:
+        descriptor = stream.fileno()
+    except OSError:  # io.UnsupportedOperation: there is none
+        return None
+    poll = select.poll()  # not select.select, which refuses descriptors over 1023
+    poll.register(descriptor, select.POLLIN)
+    return poll
+
+
+def _parse_text(line: bytes) -> dict[str, Any]:
+    return {"passage": _decode(line)}
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+    try:
+        fields = _DECODER.decode(_decode(line))
+    except json.JSONDecodeError as error:
+        raise _LineError("bad-json", _syntax_message(error)) from error
+    except RecursionError as error:
+        raise _LineError("too-deep", _TOO_DEEP) from error
+    if not isinstance(fields, dict):
+        raise _LineError("not-an-object", f"the row is {_JSON_NAMES.get(type(fields), 'a number')}, not an object")
+    # Counting brackets bounds the depth from above and is cheap; few rows have to be walked.
+    if line.count(b"[") + line.count(b"{") > MAX_NESTING and _deeper_than(fields, MAX_NESTING):
+        raise _LineError("too-deep", _TOO_DEEP)
+    if b"\\" in line and _SURROGATE_ESCAPE.search(line):
+        _refuse_lone_surrogates(fields)
+    return fields
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8: byte 0x{line[error.start]:02x} at offset {error.start} of the line"
+        raise _LineError("bad-utf8", message) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        ((name, count),) = Counter(name for name, _ in pairs).most_common(1)
+        raise _LineError("duplicate-key", f"key {_excerpt(name)} stands {count} times in one object")
+    return fields
+
+
+def _exact_float(text: str) -> float:
+    number = float(text)
+    return number if repr(number) == text else ExactFloat(text)
+
+
+def _exact_int(text: str) -> int | ExactFloat:
+    try:
+        number = int(text)
+    except ValueError:  # over 4300 digits, unless the user set another limit
+        return ExactFloat(text)
+    return number if number or text == "0" else ExactFloat(text)  # -0
+
+
+def _refuse_constant(name: str) -> None:
+    raise _LineError("bad-json", f"not JSON: `{name}` is not a number of JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_exact_float, parse_int=_exact_int, parse_constant=_refuse_constant
+)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
+_LEAVES = frozenset({str, int, float, bool, NoneType})
+_JSON_NAMES = {list: "an array", str: "a string", bool: "a boolean", NoneType: "null"}
+_TOO_DEEP = f"objects and arrays stand more than {MAX_NESTING} deep in each other"
+
+
+def _syntax_message(error: json.JSONDecodeError) -> str:
+    what = error.msg.rstrip(": ").removesuffix(" at").removesuffix(" starting")
+    found = _excerpt(error.doc[error.pos :]) if error.pos < len(error.doc) else "the end of the line"
+    return f"not JSON: column {error.pos + 1}: {what[0].lower()}{what[1:]}, found {found}"
+
+
+def _excerpt(text: str) -> str:
+    """The start of `text` for a message; nothing in it can steer a terminal."""
+    start = text[:_EXCERPT_CHARACTERS]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in start)
+    return f"`{shown}`" if start == text else f"`{shown}`..."
+
+
+def _deeper_than(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [item for container in level for item in _items(container) if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _refuse_lone_surrogates(fields: dict[str, Any]) -> None:
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _LineError("lone-surrogate", _surrogate_message(error)) from error
+
+
+def _surrogate_message(error: UnicodeEncodeError) -> str:
+    return f"lone surrogate {_excerpt(error.object[error.start])}, which no UTF-8 text can hold"
+
+
+def _dump_field(name: str, value: Any) -> bytes:
+    """`"name": value`; the C encoder for all but values that hold an `ExactFloat`, which it would rewrite."""
+    try:
+        text = _encode_exact(value) if _has_exact((value,)) else _ENCODER.encode(value)
+        return f"{encode_basestring(name)}: {text}".encode()
+    except UnicodeEncodeError as error:
+        reason = _surrogate_message(error)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise ValueError(f"field {_excerpt(name)} cannot be written as JSON: {reason}")
+
+
+def _has_exact(values: Iterable[Any]) -> bool:
+    if _LEAVES.issuperset(map(type, values)):
+        return False
+    return any(
+        isinstance(value, ExactFloat) or (isinstance(value, (dict, list, tuple)) and _has_exact(_items(value)))
+        for value in values
+    )
+
+
+def _encode_exact(value: Any) -> str:
+    if isinstance(value, str):
+        return encode_basestring(value)
+    if isinstance(value, ExactFloat):
+        return value.text
+    if isinstance(value, dict):
+        return "{" + ", ".join([f"{encode_basestring(k)}: {_encode_exact(item)}" for k, item in value.items()]) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join([_encode_exact(item) for item in value]) + "]"
+    return _ENCODER.encode(value)
+
+
+def _writable(text: str) -> str:
+    """`text` with the bytes of a file name that is not UTF-8 written as `\\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,522 @@
+"""Parquet files: rows out of them in bounded memory, and tables into one file whose schema may grow.
+
+Reading. The sizes in a Parquet file say nothing about the memory its rows take: 695 bytes can hold 100,000 rows of 1 MB
+through dictionary and run-length encoding, and the metadata may lie. So rows are decoded a few at a time and the
+decoded bytes are looked at: 1, 4, 16, 64 rows, and fewer where that would pass `BATCH_BYTES`. Never more than 64, since
+nothing tells beforehand that the next row is a thousand times the last; a batch of 64 small rows of six columns costs
+about 70 µs (pyarrow 26, 2 cores, 2026), which is little beside scoring them.
+
+Only the columns that the shape reads become Python values. All the others stay Arrow data and are rearranged as such,
+so they come back bit for bit.
+
+Writing. A window is a row group and out of memory when `write_table` returns. When a later window does not fit the
+schema so far, the row groups are copied one by one into a new file with the wider schema, so memory stays at one
+window. That costs one more pass over the output for each widening; fields and types rarely change after the first
+windows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rerank_cli.errors import InputError, OutputError
+from rerank_cli.formats.arrow_json import to_json_rows, to_values
+from rerank_cli.formats.arrow_types import (
+    MAX_DEPTH,
+    TRUNCATION_FIELDS,
+    TypesDiffer,
+    child_fields,
+    column_at,
+    conform,
+    conform_table,
+    infer_type,
+    is_list,
+    list_parts,
+    make_list,
+    make_struct,
+    scored_fields,
+    storable,
+    widen_schema,
+)
+from rerank_cli.records import RowError
+
+BATCH_BYTES = 16 * 2**20
+"""What a decoded batch may take, if one row does not take more; see the module's text."""
+
+BATCH_ROWS = 64
+"""The most rows decoded at once: with 1 MB a row and four such columns 256 MB."""
+
+_READ_BUFFER_BYTES = 2**20
+_WHOLE_CHUNKS_BYTES = 64 * 2**20
+"""Files up to here are read by whole column chunks. Larger ones need a stream, as a row group may be most of the file;
+but a stream takes the memory that a damaged page header claims (2 GiB resident, pyarrow 26), whole chunks do not."""
+
+_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+_FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrowRow:
+    """A row of a Parquet file; satisfies `Row`.
+
+    fields: the columns that the shape reads, as Python values; batch: all columns, of this row and its neighbours.
+    index: the row's place in `batch`.
+    """
+
+    file: str
+    number: int
+    fields: Mapping[str, Any]
+    batch: pa.RecordBatch
+    index: int
+
+    @property
+    def raw(self) -> bytes:
+        """All columns as one JSON object, as `arrow_json` describes."""
+        table = pa.Table.from_batches([self.batch.slice(self.index, 1)])
+        return json.dumps(to_json_rows(table)[0], ensure_ascii=False, allow_nan=False).encode()
+
+
+# Reading
+
+
+def read_schema(path: str) -> pa.Schema:
+    """Columns, types and metadata of a file."""
+    with _opened(path) as file:
+        return file.schema_arrow
+
+
+def column_names(path: str) -> list[str]:
+    """The top-level columns of a file."""
+    return list(read_schema(path).names)
+
+
+def row_count(path: str) -> int:
+    """Rows of a file, by its footer."""
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_rows(path: str, columns: Mapping[str, tuple[str, ...] | None]) -> Iterator[ArrowRow | RowError]:
+    """The rows of a file in order.
+
+    columns: the top-level columns wanted in `ArrowRow.fields`, each with the names of the struct fields wanted (of a
+    struct, or of a list of structs; a name that the structs lack is left out) or None for the whole value.
+
+    A row with wanted text that is not UTF-8 is a RowError. Raises InputError when it meets a fault of the file: rows
+    before it have been yielded.
+    """
+    with _opened(path) as file:
+        wanted = _Wanted.of(file.schema_arrow, columns, path)
+        before = 0
+        for batch in _batches(file, path, None):
+            yield from wanted.rows(batch, before, range(batch.num_rows))
+            before += batch.num_rows
+
+
+def read_rows_in_order(
+    path: str, columns: Mapping[str, tuple[str, ...] | None], order: Sequence[int], *, max_bytes: int
+) -> Iterator[ArrowRow | RowError]:
+    """The rows at the places `order` (from 0) in that order, otherwise as `read_rows`.
+
+    The whole file is decoded into memory before the first row; InputError if it takes more than `max_bytes`.
+    """
+    batches: list[pa.RecordBatch] = []
+    starts = [0]
+    taken = 0
+    with _opened(path) as file:
+        wanted = _Wanted.of(file.schema_arrow, columns, path)
+        for batch in _batches(file, path, None):
+            taken += batch.nbytes if not batches else batch.nbytes - _shared_bytes(batch, batches[-1])
+            if taken > max_bytes:
+                raise InputError(
+                    f"{path}: its rows cannot be put in order: they take more than {max_bytes / 2**20:.0f} MiB",
+                    hint="sort the file by the column that groups its rows",
+                )
+            batches.append(batch)
+            starts.append(starts[-1] + batch.num_rows)
+    for run in _runs(order, starts):
+        place = bisect_right(starts, run.start) - 1
+        yield from wanted.rows(
+            batches[place], starts[place], range(run.start - starts[place], run.stop - starts[place])
+        )
+
+
+def iter_column(path: str, name: str) -> Iterator[Any]:
+    """The values of one column, for each row in order; only that column is read.
+
+    The same values as `ArrowRow.fields` holds, but text that is not UTF-8 comes with U+FFFD.
+    """
+    with _opened(path) as file:
+        _find(file.schema_arrow, name, path)
+        for batch in _batches(file, path, [name]):
+            yield from _scanned(batch.column(_find(batch.schema, name, path)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The columns that become Python values: their places, and the struct fields wanted of each."""
+
+    path: str
+    places: Mapping[str, int]
+    keep: Mapping[str, tuple[str, ...] | None]
+
+    @classmethod
+    def of(cls, schema: pa.Schema, columns: Mapping[str, tuple[str, ...] | None], path: str) -> _Wanted:
+        return cls(path, {name: _find(schema, name, path) for name in columns}, columns)
+
+    def rows(self, batch: pa.RecordBatch, before: int, part: range) -> Iterator[ArrowRow | RowError]:
+        """The rows at `part` of a batch that has `before` rows before it in its file."""
+        arrays = {
+            name: (batch.column(place).slice(part.start, len(part)), self.keep[name])
+            for name, place in self.places.items()
+        }
+        for index, fields in zip(part, _fields(arrays, len(part)), strict=True):
+            row = ArrowRow(self.path, before + index + 1, {} if isinstance(fields, str) else fields, batch, index)
+            yield _not_utf8(row, fields) if isinstance(fields, str) else row
+
+
+def _runs(order: Sequence[int], starts: Sequence[int]) -> Iterator[range]:
+    """`order` as runs of successive places that cross no start of a batch."""
+    bounds = frozenset(starts)
+    begin = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or order[end] != order[end - 1] + 1 or order[end] in bounds:
+            yield range(order[begin], order[end - 1] + 1)
+            begin = end
+
+
+def _scanned(array: pa.Array) -> list[Any]:
+    try:
+        return to_values(array, exact=True)
+    except UnicodeDecodeError:
+        return to_values(array)
+
+
+def _fields(wanted: Mapping[str, tuple[pa.Array, tuple[str, ...] | None]], rows: int) -> Iterator[dict[str, Any] | str]:
+    """The wanted fields of each row, or the name of the column that is not UTF-8 there."""
+    try:
+        columns = [to_values(array, keep=keep, exact=True) for array, keep in wanted.values()]
+    except UnicodeDecodeError:
+        if rows > 1:
+            for index in range(rows):
+                one = {name: (array.slice(index, 1), keep) for name, (array, keep) in wanted.items()}
+                yield from _fields(one, 1)
+        else:
+            yield next(name for name, (array, keep) in wanted.items() if not _is_utf8(array, keep))
+        return
+    if not columns:
+        yield from ({} for _ in range(rows))
+    for row in zip(*columns, strict=True):
+        yield dict(zip(wanted, row, strict=True))
+
+
+def _is_utf8(array: pa.Array, keep: tuple[str, ...] | None) -> bool:
+    try:
+        to_values(array, keep=keep, exact=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _not_utf8(row: ArrowRow, name: str) -> RowError:
+    return RowError(row.file, row.number, None, "bad-utf8", f"column `{name}` holds text that is not UTF-8", row.raw)
+
+
+def _find(schema: pa.Schema, name: str, path: str) -> int:
+    at = column_at(schema, name)
+    if at is not None:
+        return at
+    if name in schema.names:
+        raise InputError(f"{path}: column `{name}` occurs {schema.names.count(name)} times")
+    found = ", ".join(f"`{column}`" for column in schema.names) or "no columns"
+    raise InputError(f"{path}: column `{name}` is missing; the file has {found}")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    # OSFile and not the path: pyarrow would take a path such as `s3://...` for an address and open it.
+    try:
+        source = pa.OSFile(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {_reason(error)}") from error
+    with source:
+        try:
+            _check_magic(source, path)
+            buffer_size = _READ_BUFFER_BYTES if source.size() > _WHOLE_CHUNKS_BYTES else 0
+            file = pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False)
+            list(_names(pa.field("", pa.struct(list(file.schema_arrow)))))
+        except _FAULTS as error:
+            raise InputError(f"{path}: cannot be read as Parquet: {_reason(error)}") from error
+        with file:
+            yield file
+
+
+def _names(field: pa.Field, depth: int = 0) -> Iterator[str]:
+    """All names and time zones; raises UnicodeDecodeError here, where it can be told, if one is not UTF-8."""
+    if depth > MAX_DEPTH:
+        raise pa.ArrowInvalid(f"columns nest more than {MAX_DEPTH} levels")
+    yield field.name
+    if pa.types.is_timestamp(field.type):
+        yield field.type.tz or ""
+    for child in child_fields(field.type):
+        yield from _names(child, depth + 1)
+
+
+def _check_magic(source: pa.NativeFile, path: str) -> None:
+    size = source.size()
+    head = source.read_at(4, 0) if size >= 12 else b""
+    tail = source.read_at(4, size - 4) if size >= 12 else b""
+    if _ENCRYPTED_MAGIC in (head, tail):
+        raise InputError(f"{path}: is encrypted", hint="decrypt it first: this program takes no keys")
+    if head != _MAGIC:
+        raise InputError(f"{path}: is not a Parquet file", hint="pass `--in-format` if it has another format")
+    if tail != _MAGIC:
+        raise InputError(f"{path}: is cut short: it does not end with the footer of a Parquet file")
+
+
+def _batches(file: pq.ParquetFile, path: str, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """Batches whose decoded size stays near `BATCH_BYTES`, all rows in order; none spans two row groups."""
+    previous: pa.RecordBatch | None = None
+    rows, size = 0, 1
+    for group in range(file.num_row_groups):
+        reader = file.iter_batches(batch_size=size, row_groups=[group], columns=columns)
+        while (batch := _next_batch(reader, path, rows)) is not None:
+            batch = _with_shared_dictionaries(batch, previous)
+            yield batch
+            rows += batch.num_rows
+            previous = batch
+            size = _next_size(batch)
+            # Takes effect within the iteration: the reader looks at it before each batch.
+            file.reader.set_batch_size(size)
+    if rows != file.metadata.num_rows:
+        raise InputError(f"{path}: is damaged: it holds {rows} rows, its footer says {file.metadata.num_rows}")
+
+
+def _next_batch(reader: Iterator[pa.RecordBatch], path: str, rows: int) -> pa.RecordBatch | None:
+    try:
+        batch = next(reader, None)
+        if batch is not None:
+            batch.validate()
+            for column in batch.columns:
+                _check_dictionaries(column)
+    except _FAULTS as error:
+        raise InputError(f"{path}: cannot be read after row {rows}: {_reason(error)}") from error
+    return batch
+
+
+def _next_size(batch: pa.RecordBatch) -> int:
+    fixed_bytes = sum(int(array.dictionary.nbytes) for column in batch.columns for array in _dictionaries(column))
+    row_bytes = max(1, (batch.nbytes - fixed_bytes) // max(1, batch.num_rows))
+    return int(max(1, min(BATCH_BYTES // row_bytes, 4 * batch.num_rows, BATCH_ROWS)))
+
+
+def _dictionaries(array: pa.Array) -> Iterator[pa.DictionaryArray]:
+    """The dictionary arrays in a column; their words do not grow with the rows."""
+    if pa.types.is_dictionary(array.type):
+        yield array
+    elif is_list(array.type):
+        yield from _dictionaries(array.values)
+    elif pa.types.is_struct(array.type):
+        for place in range(array.type.num_fields):
+            yield from _dictionaries(array.field(place))
+
+
+def _check_dictionaries(column: pa.Array) -> None:
+    """Raise ArrowInvalid for an index without a word: the reader lets it pass, and `take` would read past the end."""
+    for array in _dictionaries(column):
+        pa.DictionaryArray.from_arrays(array.indices, array.dictionary, safe=True)
+
+
+def _with_shared_dictionaries(batch: pa.RecordBatch, previous: pa.RecordBatch | None) -> pa.RecordBatch:
+    """`batch` with the dictionaries of `previous` where they are equal: the reader copies them for each batch."""
+    if previous is None or not any(pa.types.is_dictionary(field.type) for field in batch.schema):
+        return batch
+    columns = [_shared(array, before) for array, before in zip(batch.columns, previous.columns, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _shared_bytes(batch: pa.RecordBatch, previous: pa.RecordBatch) -> int:
+    """Bytes of the dictionaries of `batch` that are those of `previous`, in memory once."""
+    pairs = [pair for pair in zip(batch.columns, previous.columns, strict=True) if pa.types.is_dictionary(pair[0].type)]
+    return sum(int(a.dictionary.nbytes) for a, b in pairs if a.dictionary.equals(b.dictionary))
+
+
+def _shared(array: pa.Array, before: pa.Array) -> pa.Array:
+    if not pa.types.is_dictionary(array.type) or not array.dictionary.equals(before.dictionary):
+        return array
+    return pa.DictionaryArray.from_arrays(array.indices, before.dictionary, ordered=array.type.ordered, safe=False)
+
+
+def _reason(error: BaseException) -> str:
+    detail = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return " ".join(re.sub(r".*Detail: (\[errno \d+\] )?", "", detail, flags=re.DOTALL).split()).rstrip(".")
+
+
+# Writing
+
+
+class ParquetWriter:
+    """Writes tables to one file, a row group each; the schema grows with what comes.
+
+    path: the file to write, replaced if it is there; while the schema grows, `path` + `.grown` lies beside it.
+    name: what messages call the output.
+    passages: for `write_rows`, the list column whose objects are the scored passages; None if the rows are.
+    score: the name of the score field.
+
+    Disk errors propagate as OSError.
+    """
+
+    def __init__(self, path: Path, name: str, *, passages: str | None = None, score: str = "logit") -> None:
+        self._path = path
+        self._name = name
+        self._passages = passages
+        self._scored = {field.name: field for field in scored_fields(score, prob=True)}
+        self._score = score
+        self._schema: pa.Schema | None = None
+        self._sink: pa.NativeFile | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def write_table(self, table: pa.Table) -> None:
+        """Write a row group; a table without rows only makes its columns known.
+
+        Raises OutputError where a column fits no type together with what was written.
+        """
+        if not table.num_columns:
+            return
+        if self._schema is None:
+            self._start(self._path, table.schema)
+        else:
+            self._admit(table.schema)
+        try:
+            table = conform_table(table, self._schema)
+        except TypesDiffer as error:
+            raise self._mixed(error) from error
+        self._write(table)
+
+    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write rows as a JSON parser makes them, with the types that they have and fixed ones for our own fields.
+
+        Raises OutputError for a field whose values have no common type, and for integers beyond 64 bit.
+        """
+        if not rows:
+            return
+        names = dict.fromkeys(name for row in rows for name in row)
+        try:
+            columns = {name: self._column([row.get(name) for row in rows], name) for name in names}
+        except TypesDiffer as error:
+            raise self._mixed(error) from error
+        if self._passages is None and self._score in columns:
+            columns |= _missing_truncation(columns, len(rows))
+        self.write_table(pa.table(columns))
+
+    def close(self) -> None:
+        """Finish the file; without any row it has the columns that are known, if any."""
+        if self._schema is None:
+            self._start(self._path, pa.schema([]))
+        self._finish()
+
+    def _column(self, values: list[Any], name: str) -> pa.Array:
+        data_type = infer_type(values, name)
+        try:
+            array = pa.array(values, data_type)
+        except UnicodeEncodeError as error:
+            raise TypesDiffer(name, "text", "half of a surrogate pair, which is no character") from error
+        if isinstance(array, pa.ChunkedArray):
+            raise TypesDiffer(name, "text", "more than 2 GiB of it in one window")
+        array = conform(array, storable(data_type), name)
+        if self._passages is None:
+            return self._fixed(array, name)
+        if name == self._passages and pa.types.is_list(array.type):
+            return self._scored_lists(array)
+        return array
+
+    def _scored_lists(self, lists: pa.Array) -> pa.Array:
+        """Lists of objects with our own fields in their fixed types, complete if there is a score."""
+        offsets, items = list_parts(lists)
+        if not pa.types.is_struct(items.type):
+            return lists
+        names = [field.name for field in child_fields(items.type)]
+        columns = {n: self._fixed(child, n) for n, child in zip(names, items.flatten(), strict=True)}
+        if self._score in columns:
+            columns |= _missing_truncation(columns, len(items))
+        fields = [pa.field(n, column.type) for n, column in columns.items()]
+        objects = make_struct(list(columns.values()), fields, items)
+        return make_list(offsets, objects, pa.list_(lists.type.value_field.with_type(objects.type)), lists)
+
+    def _fixed(self, array: pa.Array, name: str) -> pa.Array:
+        """`array` in the fixed type of our field `name`; as it is if it is another's and does not fit."""
+        field = self._scored.get(name)
+        if field is None or pa.types.is_boolean(array.type) != pa.types.is_boolean(field.type):
+            return array if field is None or not pa.types.is_null(array.type) else pa.nulls(len(array), field.type)
+        try:
+            return array.cast(field.type)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return array
+
+    def _mixed(self, error: TypesDiffer) -> OutputError:
+        message = f"{self._name}: field `{error.field}` cannot be a Parquet column: it holds {error.first} and "
+        return OutputError(message + error.second, hint="write `.jsonl`, where each row has its own types")
+
+    def _start(self, path: Path, schema: pa.Schema) -> None:
+        self._sink = pa.OSFile(str(path), "wb")
+        with self._naming_output():
+            self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", write_statistics=True)
+        self._schema = schema
+
+    @contextmanager
+    def _naming_output(self) -> Iterator[None]:
+        """What Arrow cannot write becomes an OutputError; OSError passes."""
+        try:
+            yield
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+            message = f"{self._name}: cannot be written as Parquet: {_reason(error)}"
+            raise OutputError(message, hint="write `.jsonl`") from error
+
+    def _write(self, table: pa.Table) -> None:
+        if table.num_rows:
+            assert self._writer is not None
+            with self._naming_output():
+                self._writer.write_table(table, row_group_size=table.num_rows)
+
+    def _finish(self) -> None:
+        if self._writer is not None and self._sink is not None:
+            self._writer.close()
+            self._sink.close()
+        self._writer = self._sink = None
+
+    def _admit(self, schema: pa.Schema) -> None:
+        """Widen the file's schema, if it has to be, by copying what is written."""
+        assert self._schema is not None
+        try:
+            wider = widen_schema(self._schema, schema)
+        except TypesDiffer as error:
+            raise self._mixed(error) from error
+        if wider.equals(self._schema, check_metadata=True):
+            return
+        self._finish()
+        grown = self._path.with_name(self._path.name + ".grown")
+        try:
+            with _opened(str(self._path)) as written:
+                self._start(grown, wider)
+                for group in range(written.num_row_groups):
+                    self._write(conform_table(written.read_row_group(group), wider))
+            grown.replace(self._path)
+        except TypesDiffer as error:
+            self._finish()
+            raise self._mixed(error) from error
+        finally:
+            grown.unlink(missing_ok=True)
+
+
+def _missing_truncation(columns: Mapping[str, pa.Array], rows: int) -> dict[str, pa.Array]:
+    return {field.name: pa.nulls(rows, field.type) for field in TRUNCATION_FIELDS if field.name not in columns}

@@ -1,0 +1,166 @@
+"""Ranked lists to output rows, in any pairing of input and output format.
+
+JSON rows  -> JSONL      the row's own object with our fields put in
+JSON rows  -> Parquet    the same objects, their types inferred
+Parquet    -> Parquet    Arrow data rearranged as it is: foreign columns come back bit for bit
+Parquet    -> JSONL      the rearranged table as JSON objects
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rerank_cli.formats import jsonl
+from rerank_cli.formats.shapes import FlatShape, ListShape, Selection, Shape
+from rerank_cli.records import JsonRow, RankedList
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from rerank_cli.formats.parquet import ParquetWriter
+
+_TRUNCATION = ("truncated", "tokens", "kept_tokens")
+
+
+class JsonlSink:
+    """Writes JSON lines to a stream.
+
+    flush: after every window, for readers at the other end of a pipe. closing: what `close` calls, in order.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        shape: Shape,
+        selection: Selection,
+        *,
+        flush: bool = False,
+        closing: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        self._stream = stream
+        self._shape = shape
+        self._selection = selection
+        self._flush = flush
+        self._closing = closing
+
+    def write(self, ranked: Sequence[RankedList]) -> int:
+        """Write the lists; returns the number of lines."""
+        lines = 0
+        for is_json, group in _by_origin(ranked):
+            rows: Iterable[dict[str, Any]]
+            if is_json:
+                rows = _rendered(self._shape, group, self._selection)
+            else:
+                rows = _json_of_table(self._shape, group, self._selection)
+            for row in rows:
+                self._stream.write(jsonl.dump_row(row))
+                lines += 1
+        if self._flush:
+            self._stream.flush()
+        return lines
+
+    def close(self) -> None:
+        """Finish the stream."""
+        for close in self._closing:
+            close()
+
+
+class ParquetSink:
+    """Writes a row group a window to `path`; name: what messages call it."""
+
+    def __init__(self, path: Path, name: str, shape: Shape, selection: Selection) -> None:
+        self._path = path
+        self._name = name
+        self._shape = shape
+        self._selection = selection
+        self._writer: ParquetWriter | None = None
+
+    def write(self, ranked: Sequence[RankedList]) -> int:
+        """Write the lists; returns the number of rows."""
+        written = 0
+        for is_json, group in _by_origin(ranked):
+            writer = self._open(group[0])
+            if is_json:
+                rows = list(_rendered(self._shape, group, self._selection))
+                writer.write_rows(rows)
+                written += len(rows)
+            else:
+                table = ranked_table(self._shape, group, self._selection)
+                writer.write_table(table)
+                written += table.num_rows
+        return written
+
+    def close(self) -> None:
+        """Finish the file; without any row it is a valid table without columns."""
+        self._open(None).close()
+
+    def _open(self, first: RankedList | None) -> ParquetWriter:
+        """The writer, made when the first row tells which field holds the passages."""
+        if self._writer is None:
+            from rerank_cli.formats.parquet import ParquetWriter
+
+            passages = None
+            if isinstance(self._shape, ListShape) and first is not None:
+                passages = self._shape.passages_path(first.source.rows[0].fields)
+            self._writer = ParquetWriter(self._path, self._name, passages=passages)
+        return self._writer
+
+
+class BestSink:
+    """Keeps the best rows of a whole run and hands them on at the end, best first (`score --top-n`)."""
+
+    def __init__(self, sink: JsonlSink | ParquetSink, *, top_n: int) -> None:
+        self._sink = sink
+        self._top_n = top_n
+        self._best: list[RankedList] = []
+
+    def write(self, ranked: Sequence[RankedList]) -> int:
+        """Keep what is among the best so far; nothing is written yet."""
+        scored = [item for item in [*self._best, *ranked] if item.ranking]
+        self._best = sorted(scored, key=lambda item: -item.ranking[0].logit)[
+            : self._top_n
+        ]  # stable: earlier rows first
+        return 0
+
+    def finish(self) -> int:
+        """Write the best rows; returns their number."""
+        return self._sink.write(self._best)
+
+
+def _rendered(shape: Shape, ranked: Iterable[RankedList], selection: Selection) -> Iterator[dict[str, Any]]:
+    return (row for item in ranked for row in shape.render(item, selection))
+
+
+def _by_origin(ranked: Sequence[RankedList]) -> Iterator[tuple[bool, list[RankedList]]]:
+    """Neighbours whose rows come from JSON (True) or from a table (False)."""
+    is_json: Callable[[RankedList], bool] = lambda item: isinstance(item.source.rows[0], JsonRow)  # noqa: E731
+    for origin, group in groupby(ranked, key=is_json):
+        yield origin, list(group)
+
+
+def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selection) -> pa.Table:
+    """The output rows of lists that came from Parquet."""
+    from rerank_cli.formats import arrow_ranking
+
+    if isinstance(shape, ListShape):
+        text = (shape.names.text or "text").split(".")[0]
+        passages = shape.passages_path(ranked[0].source.rows[0].fields)
+        return arrow_ranking.rank_lists(ranked, passages=passages, text=text, prob=selection.prob)
+    return arrow_ranking.rank_rows(ranked, prob=selection.prob, ranks=isinstance(shape, FlatShape))
+
+
+def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Selection) -> list[dict[str, Any]]:
+    """The rows as JSON objects; where nothing was cut, the truncation fields are left out, as in JSON rows."""
+    from rerank_cli.formats.arrow_json import to_json_rows
+
+    rows = to_json_rows(ranked_table(shape, ranked, selection))
+    for row in rows:
+        scored = row[shape.passages_path(row)] if isinstance(shape, ListShape) else [row]
+        for passage in scored or ():
+            if passage.get("truncated") is None:
+                for name in _TRUNCATION:
+                    passage.pop(name, None)
+    return rows

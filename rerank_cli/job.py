@@ -1,0 +1,267 @@
+"""A run from options to report: what `score` and `rerank-file` call, and what `--dry-run` calls.
+
+    options -> checkpoint -> plan -> rows -> pipeline -> sink -> report
+
+Everything that can be refused is refused before weights are loaded: the inputs, the output's name, the model's files,
+the plan. Then the reader starts, and only then the model loads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from rerank_cli import report as reports
+from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.destination import Destination, Names, open_destination
+from rerank_cli.encoding import PairEncoder, SpecialTokens, Truncation, model_max_tokens, open_encoder
+from rerank_cli.engine import open_engine
+from rerank_cli.evaluation import Evaluation, Evaluator
+from rerank_cli.formats.inputs import (
+    Input,
+    ReadOptions,
+    input_bytes,
+    open_lists,
+    ordered_by_group,
+    read_items,
+    resolve_inputs,
+)
+from rerank_cli.formats.shapes import FieldNames, Item, PairShape, Selection, Shape
+from rerank_cli.formats.sinks import BestSink
+from rerank_cli.hardware import detect_cpu
+from rerank_cli.pipeline import Counts, ErrorLimit, Pool, Run, Sink
+from rerank_cli.records import Gap, JsonRow, RankedList, RowError
+from rerank_cli.selection import Plan, Request, make_plan
+
+_SCORE_WINDOW_PAIRS = 64  # `score` streams: a window is what a reader at the other end of a pipe waits for
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What the user asked for; every field that changes the output's bytes is here."""
+
+    inputs: tuple[str, ...]
+    names: Names
+    pairs: bool = False  # score: one pair a row, input order
+    query: str | None = None
+    in_format: str = "auto"
+    shape: str = "auto"
+    fields: FieldNames = field(default_factory=FieldNames)
+    model: str | None = None
+    revision: str | None = None
+    online: bool = False
+    request: Request = field(default_factory=Request)
+    truncate: Truncation = "end"
+    chunk_overlap: int = 64
+    pool: Pool = "max"
+    special_tokens: SpecialTokens = "neutral"
+    selection: Selection = field(default_factory=Selection)
+    error_limit: ErrorLimit = field(default_factory=ErrorLimit)
+    overwrite: bool = False
+    skip: int = 0
+    limit: int | None = None
+    max_line_bytes: int = 64 * 2**20
+    qrels: str | None = None
+    metrics: tuple[str, ...] = ("nDCG@10",)
+
+
+@dataclass(slots=True)
+class Watcher:
+    """What a run tells while it goes on; each hook may be None.
+
+    on_start: the plan, before weights are loaded. on_error: each bad row. on_batch: (pairs, tokens) handed to the
+    device. on_progress: the counts and the share of the input that was read (None from a pipe), after each window.
+    """
+
+    on_start: Callable[[Checkpoint, Plan], None] | None = None
+    on_error: Callable[[RowError], None] | None = None
+    on_batch: Callable[[int, int], None] | None = None
+    on_progress: Callable[[Counts, float | None], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run did. errors: path of the errors file, if there is one."""
+
+    counts: Counts
+    report: dict[str, Any]
+    evaluation: Evaluation | None
+    errors: str | None
+    first_error: RowError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What can be known before weights are loaded."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    encoder: PairEncoder
+    inputs: list[Input]
+    shape: Shape
+    items: Iterator[Item]
+    meter: _Meter
+
+
+class _Meter:
+    """Counts what has been read of the inputs, for progress."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        compressed = any(item.path.endswith((".gz", ".zst")) for item in inputs)
+        tables = any(item.format == "parquet" for item in inputs)
+        self._total = None if compressed or tables else input_bytes(inputs)
+        self._bytes = 0
+
+    def count(self, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, counted as they pass."""
+        for item in items:
+            if isinstance(item, (JsonRow, RowError)):
+                self._bytes += len(item.raw) + 1
+            yield item
+
+    @property
+    def share(self) -> float | None:
+        """How much of the input has been read, 0 to 1."""
+        return min(1.0, self._bytes / self._total) if self._total else None
+
+
+def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
+    """Do the whole run and leave its output, errors file and report; raises `RerankError` for what stops it."""
+    began = time.perf_counter()
+    watcher = watcher or Watcher()
+    prepared = prepare(options)
+    evaluator = Evaluator(options.qrels, options.metrics, options.fields) if options.qrels else None
+    destination = open_destination(
+        options.names, prepared.shape, options.selection, inputs=options.inputs, overwrite=options.overwrite
+    )
+    with ExitStack() as stack:
+        stack.enter_context(destination)
+        if watcher.on_start:
+            watcher.on_start(prepared.checkpoint, prepared.plan)
+        engine = open_engine(prepared.plan, prepared.checkpoint)
+        stack.callback(engine.close)
+        best = _best_of_run(options, destination)
+        sink: Sink = best or destination.sink
+        if evaluator:
+            sink = _Evaluated(sink, evaluator, options.selection)
+
+        def on_error(error: RowError) -> None:
+            destination.errors.write(error)
+            if watcher.on_error:
+                watcher.on_error(error)
+
+        def on_window(counts: Counts) -> None:
+            if watcher.on_progress:
+                watcher.on_progress(counts, prepared.meter.share)
+
+        run = Run(
+            encoder=prepared.encoder,
+            engine=engine,
+            sink=sink,
+            on_error=on_error,
+            selection=Selection() if evaluator else _per_list(options),
+            pool=options.pool,
+            error_limit=options.error_limit,
+            on_batch=watcher.on_batch,
+            on_window=on_window,
+        )
+        window_pairs = _SCORE_WINDOW_PAIRS if options.pairs else prepared.plan.window_pairs
+        run.execute(prepared.shape.group(prepared.items), window_pairs=window_pairs)
+        if best:
+            run.counts.output_rows += best.finish()
+        evaluation = evaluator.finish() if evaluator else None
+        document = reports.build_report(
+            options=asdict(options),
+            checkpoint=prepared.checkpoint,
+            plan=prepared.plan,
+            cpu=detect_cpu(),
+            counts=run.counts,
+            timing=run.timing,
+            seconds=time.perf_counter() - began,
+        )
+        if evaluation:
+            document["evaluation"] = reports.evaluation_report(evaluation)
+        errors = destination.commit(document)
+        return Outcome(run.counts, document, evaluation, errors, destination.errors.first)
+
+
+def prepare(options: JobOptions) -> Prepared:
+    """Everything that can be known or refused before weights are loaded."""
+    inputs = resolve_inputs(options.inputs, options.in_format)
+    checkpoint = read_checkpoint(
+        locate_checkpoint(options.model, revision=options.revision, online=options.online), name=options.model
+    )
+    plan = make_plan(
+        options.request,
+        model_max_tokens=model_max_tokens(checkpoint),
+        cpu=detect_cpu(),
+        cuda_devices=torch.cuda.device_count(),
+    )
+    encoder = open_encoder(
+        checkpoint,
+        max_tokens=plan.max_tokens,
+        truncate=options.truncate,
+        chunk_overlap=options.chunk_overlap,
+        special_tokens=options.special_tokens,
+    )
+    read = ReadOptions(max_line_bytes=options.max_line_bytes, live=options.pairs)
+    if options.pairs:
+        shape: Shape = PairShape(options.fields, query=options.query)
+        items = read_items(inputs, shape, read)
+    else:
+        shape, items = open_lists(inputs, options.fields, read, options.shape)
+        items = ordered_by_group(inputs, shape, items, read)
+    meter = _Meter(inputs)
+    return Prepared(checkpoint, plan, encoder, inputs, shape, meter.count(_slice(items, options)), meter)
+
+
+def _slice(items: Iterator[Item], options: JobOptions) -> Iterator[Item]:
+    """The rows between `--skip` and `--limit`; blank lines and pauses are not rows."""
+    taken = skipped = 0
+    for item in items:
+        if isinstance(item, Gap):
+            yield item
+            continue
+        if skipped < options.skip:
+            skipped += 1
+            continue
+        if options.limit is not None and taken >= options.limit:
+            return
+        taken += 1
+        yield item
+
+
+def _per_list(options: JobOptions) -> Selection:
+    """The selection within a list; `score --top-n` selects from the whole run instead (`BestSink`)."""
+    return replace(options.selection, top_n=None) if options.pairs else options.selection
+
+
+def _best_of_run(options: JobOptions, destination: Destination) -> BestSink | None:
+    if not options.pairs or options.selection.top_n is None:
+        return None
+    return BestSink(destination.sink, top_n=options.selection.top_n)
+
+
+class _Evaluated:
+    """A sink that lets the evaluator see complete rankings before the user's selection thins them."""
+
+    def __init__(self, sink: Sink, evaluator: Evaluator, selection: Selection) -> None:
+        self._sink = sink
+        self._evaluator = evaluator
+        self._selection = selection
+
+    def write(self, ranked: Sequence[RankedList]) -> int:
+        """See `Sink`."""
+        self._evaluator.add(ranked)
+        return self._sink.write([_selected(item, self._selection) for item in ranked])
+
+
+def _selected(item: RankedList, selection: Selection) -> RankedList:
+    kept = (entry for entry in item.ranking if selection.threshold is None or entry.logit >= selection.threshold)
+    return RankedList(source=item.source, ranking=tuple(islice(kept, selection.top_n)))

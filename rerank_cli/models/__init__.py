@@ -1,0 +1,67 @@
+"""How a pair becomes a logit: the families, and which one a checkpoint belongs to.
+
+`FAMILIES` maps the `architectures` entry of config.json to a native, packed model. Every other
+`*ForSequenceClassification` that transformers itself knows runs through `padded.PaddedCrossEncoder`, which is slower
+and said so. To add a family: one file here, one row in the table, one parity test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import DoesNotFitError, ModelError
+from rerank_cli.models.attention import varlen_runs
+from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
+from rerank_cli.models.modernbert import ModernBertCrossEncoder
+from rerank_cli.records import EncodedPair
+
+
+class RerankModel(Protocol):
+    """A loaded cross-encoder on one device."""
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Logits of a batch, float32 [len(pairs)], on the model's device; does not wait for the device."""
+
+
+FAMILIES: dict[str, Callable[..., RerankModel]] = {
+    **dict.fromkeys(PREFIXES, EncoderCrossEncoder),
+    "ModernBertForSequenceClassification": ModernBertCrossEncoder,
+}
+"""Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions that every family can run in, where the device has them."""
+
+
+def is_native(architecture: str) -> bool:
+    """The architecture has a packed model of our own."""
+    return architecture in FAMILIES
+
+
+def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> RerankModel:
+    """Load a checkpoint's weights onto `device` in `precision`.
+
+    attention: `runs` or `varlen` (see `attention.py`); what the padded fallback does is transformers' own affair.
+    Raises `ModelError` where the checkpoint is not a reranker that this program can score rightly.
+    """
+    if checkpoint.num_labels != 1:
+        raise ModelError(
+            f"{checkpoint.path / 'config.json'}: the model gives {checkpoint.num_labels} labels, a reranker one logit"
+        )
+    where, dtype = torch.device(device), DTYPES[precision]
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise DoesNotFitError(f"--device {device}: torch {torch.__version__} sees no CUDA device")
+    if attention == "varlen" and not varlen_runs(where, dtype):
+        attention = "runs"
+    family = FAMILIES.get(checkpoint.architecture)
+    if family is None:
+        # Imported here: transformers costs seconds that the native families need not pay.
+        from rerank_cli.models.padded import PaddedCrossEncoder
+
+        family = PaddedCrossEncoder
+    return family(checkpoint, device=where, dtype=dtype, attention=attention)

@@ -1,0 +1,213 @@
+"""BERT, RoBERTa and XLM-R cross-encoders, packed.
+
+One forward for the three: embeddings (word + position + type) -> LayerNorm -> post-norm layers -> head over [CLS].
+They differ in the prefix of the weights' names, in how positions are counted, and in the head:
+
+    BertForSequenceClassification          bert.*         positions 0, 1, ...           tanh pooler, then classifier
+    RobertaForSequenceClassification       roberta.*      pad_token_id + 1 + ..., and   classifier.dense, tanh,
+    XLMRobertaForSequenceClassification    roberta.*      padding ids are not counted   classifier.out_proj
+
+The last layer is computed for [CLS] alone, since the head reads nothing else: keys and values of all tokens, one query
+a pair. The result is the same; a sixth of a 6-layer model's work falls away.
+
+Source of the maths: transformers' modeling_bert.py and modeling_xlm_roberta.py, against which the tests compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+from rerank_cli.models.attention import attend, attend_first
+from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.weights import WeightReader
+from rerank_cli.records import EncodedPair
+
+PREFIXES = {
+    "BertForSequenceClassification": "bert",
+    "RobertaForSequenceClassification": "roberta",
+    "XLMRobertaForSequenceClassification": "roberta",
+    "CamembertForSequenceClassification": "roberta",
+}
+"""Prefix of the weights' names by architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """LayerNorm with its weights."""
+
+    weight: Tensor
+    bias: Tensor
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One post-norm transformer layer; `qkv` gives query, key and value side by side."""
+
+    qkv: Linear
+    attention_out: Linear
+    attention_norm: _Norm
+    expand: Linear
+    contract: Linear
+    out_norm: _Norm
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Sizes of the model, from config.json."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    positions: int
+    types: int
+    epsilon: float
+    activation: str
+
+
+class EncoderCrossEncoder:
+    """A BERT-like cross-encoder in eval mode; satisfies `RerankModel`."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+        self._device = device
+        self._attention = attention
+        self._shape = shape = _read_shape(checkpoint)
+        self._padding_id = None if _prefix(checkpoint) == "bert" else checkpoint.integer("pad_token_id", 1)
+        self._kind = linear_kind(device, dtype)
+        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+            prefix = _prefix(checkpoint)
+            table = f"{prefix}.embeddings"
+            self._words = weights.take(f"{table}.word_embeddings.weight", (shape.vocabulary, shape.hidden))
+            self._positions = weights.take(f"{table}.position_embeddings.weight", (shape.positions, shape.hidden))
+            self._types = weights.take(f"{table}.token_type_embeddings.weight", (shape.types, shape.hidden))
+            self._embedding_norm = self._norm(weights, f"{table}.LayerNorm")
+            self._layers = [self._layer(weights, f"{prefix}.encoder.layer.{i}") for i in range(shape.layers)]
+            dense, out = (
+                ("bert.pooler.dense", "classifier") if prefix == "bert" else ("classifier.dense", "classifier.out_proj")
+            )
+            self._head_dense = self._head(weights, dense, shape.hidden, "tanh")
+            self._head_out = self._head(weights, out, 1, None)
+            if prefix != "bert":
+                weights.ignore(r"^roberta\.pooler\.")  # RoBERTa's classifier has a head of its own
+            weights.finish()
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Logits of a batch, float32 [len(pairs)], on the model's device."""
+        batch = pack(pairs, device=self._device)
+        x = self._embed(batch)
+        for layer in self._layers[:-1]:
+            x = self._run_layer(layer, x, batch)
+        first = self._run_last_layer(self._layers[-1], x, batch)
+        return self._head_out(self._head_dense(first.float())).squeeze(1)
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
+        positions = batch.positions
+        if self._padding_id is None:
+            types = self._types[batch.token_types]
+        else:
+            positions = _roberta_positions(batch, self._padding_id)
+            types = self._types[0]
+        return self._embedding_norm(self._words[batch.input_ids] + types + self._positions[positions])
+
+    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch) -> Tensor:
+        heads = self._shape.heads
+        q, k, v = layer.qkv(x).unflatten(1, (3, heads, -1)).unbind(1)
+        x = layer.attention_norm(layer.attention_out.add(attend(q, k, v, batch, kind=self._attention), x))
+        return layer.out_norm(layer.contract.add(layer.expand(x), x))
+
+    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch) -> Tensor:
+        """The last layer's output at the first token of each pair, [pairs, hidden]."""
+        heads = self._shape.heads
+        q, k, v = layer.qkv(x).unflatten(1, (3, heads, -1)).unbind(1)
+        first = x[batch.starts]
+        context = attend_first(q[batch.starts], k, v, batch)
+        first = layer.attention_norm(layer.attention_out.add(context, first))
+        return layer.out_norm(layer.contract.add(layer.expand(first), first))
+
+    def _norm(self, weights: WeightReader, name: str) -> _Norm:
+        size = (self._shape.hidden,)
+        return _Norm(weights.take(f"{name}.weight", size), weights.take(f"{name}.bias", size), self._shape.epsilon)
+
+    def _layer(self, weights: WeightReader, name: str) -> _Layer:
+        hidden, inner = self._shape.hidden, self._shape.intermediate
+        projections = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
+        return _Layer(
+            qkv=self._kind(
+                torch.cat([weights.take(f"{part}.weight", (hidden, hidden)) for part in projections]),
+                torch.cat([weights.take(f"{part}.bias", (hidden,)) for part in projections]),
+            ),
+            attention_out=self._linear(weights, f"{name}.attention.output.dense", hidden, hidden),
+            attention_norm=self._norm(weights, f"{name}.attention.output.LayerNorm"),
+            expand=self._linear(weights, f"{name}.intermediate.dense", hidden, inner, self._shape.activation),
+            contract=self._linear(weights, f"{name}.output.dense", inner, hidden),
+            out_norm=self._norm(weights, f"{name}.output.LayerNorm"),
+        )
+
+    def _linear(self, weights: WeightReader, name: str, inputs: int, outputs: int, then: str | None = None) -> Linear:
+        return self._kind(
+            weights.take(f"{name}.weight", (outputs, inputs)), weights.take(f"{name}.bias", (outputs,)), then=then
+        )
+
+    def _head(self, weights: WeightReader, name: str, outputs: int, then: str | None) -> Linear:
+        """A layer of the head: float32 whatever the model's dtype, because bf16 logits tie."""
+        return PlainLinear(
+            weights.take(f"{name}.weight", (outputs, self._shape.hidden), dtype=torch.float32),
+            weights.take(f"{name}.bias", (outputs,), dtype=torch.float32),
+            then=then,
+        )
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    return PREFIXES[checkpoint.architecture]
+
+
+def _read_shape(checkpoint: Checkpoint) -> _Shape:
+    where = str(checkpoint.path / "config.json")
+    config = checkpoint.config
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ModelError(f"{where}: position_embedding_type `{config['position_embedding_type']}` is not supported")
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise ModelError(f"{where}: a decoder is not a cross-encoder (`is_decoder`, `add_cross_attention`)")
+    name = config.get("hidden_act", "gelu")
+    activation(name, where=where)
+    shape = _Shape(
+        hidden=checkpoint.integer("hidden_size"),
+        layers=checkpoint.integer("num_hidden_layers"),
+        heads=checkpoint.integer("num_attention_heads"),
+        intermediate=checkpoint.integer("intermediate_size"),
+        vocabulary=checkpoint.integer("vocab_size"),
+        positions=checkpoint.integer("max_position_embeddings"),
+        types=checkpoint.integer("type_vocab_size", 2),
+        epsilon=checkpoint.number("layer_norm_eps", 1e-12),
+        activation=name,
+    )
+    if shape.layers < 1 or shape.hidden % shape.heads:
+        raise ModelError(
+            f"{where}: {shape.layers} layers, hidden size {shape.hidden}, {shape.heads} heads do not fit together"
+        )
+    return shape
+
+
+def _roberta_positions(batch: PackedBatch, padding_id: int) -> Tensor:
+    """Positions as RoBERTa counts them: from `padding_id + 1`; a padding id written in the text stays there."""
+    counted = batch.input_ids != padding_id
+    running = counted.cumsum(0)
+    before = running[batch.starts] - counted[batch.starts].long()
+    pair_of_token = torch.bucketize(torch.arange(batch.tokens, device=running.device), batch.cumulative[1:], right=True)
+    positions = torch.full_like(batch.positions, padding_id)
+    n = batch.tokens
+    positions[:n] += (running[:n] - before[pair_of_token]) * counted[:n]
+    return positions

@@ -1,0 +1,249 @@
+"""ModernBERT cross-encoders, packed.
+
+Pre-norm layers without biases, rotary positions, a gated MLP, and attention that is global in every third layer and
+reaches `local_attention / 2` tokens to either side in the others. The head pools [CLS] or the mean of all tokens
+(`classifier_pooling`), and goes on in float32 whatever the precision of the layers.
+
+With [CLS] pooling the last layer is computed for that token alone (see `encoder.py`).
+
+Source of the maths: transformers' modeling_modernbert.py, against which the tests compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+from rerank_cli.models.attention import attend, attend_first
+from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.weights import WeightReader
+from rerank_cli.records import EncodedPair
+
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """LayerNorm with its weights; ModernBERT's norms have no bias unless the config says so."""
+
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One pre-norm layer; `gated` gives the activated half and the gate side by side."""
+
+    attention_norm: _Norm | None  # the first layer has none: the embeddings are normalised already
+    qkv: Linear
+    attention_out: Linear
+    mlp_norm: _Norm
+    gated: Linear
+    contract: Linear
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Sizes and switches of the model, from config.json."""
+
+    hidden: int
+    layers: tuple[str, ...]
+    heads: int
+    intermediate: int
+    vocabulary: int
+    epsilon: float
+    activation: str
+    head_activation: str
+    pooling: str
+    window: int
+    theta: dict[str, float]
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden // self.heads
+
+
+class ModernBertCrossEncoder:
+    """A ModernBERT cross-encoder in eval mode; satisfies `RerankModel`."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+        self._device = device
+        self._attention = attention
+        self._shape = shape = _read_shape(checkpoint)
+        self._activate: Callable[[Tensor], Tensor] = activation(
+            shape.activation, where=str(checkpoint.path / "config.json")
+        )
+        self._kind = linear_kind(device, dtype)
+        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+            hidden = shape.hidden
+            self._words = weights.take("model.embeddings.tok_embeddings.weight", (shape.vocabulary, hidden))
+            self._embedding_norm = self._norm(weights, "model.embeddings.norm")
+            self._layers = [self._layer(weights, i, kind) for i, kind in enumerate(shape.layers)]
+            self._final_norm = self._norm(weights, "model.final_norm")
+            self._head_dense = _head(weights, "head.dense", (hidden, hidden), shape.head_activation)
+            self._head_norm = self._norm(weights, "head.norm", dtype=torch.float32)
+            self._head_out = _head(weights, "classifier", (1, hidden), None)
+            weights.finish()
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Logits of a batch, float32 [len(pairs)], on the model's device."""
+        batch = pack(pairs, device=self._device)
+        rotations = {
+            kind: _rotation(batch.positions, theta, self._shape.head_size)
+            for kind, theta in self._shape.theta.items()
+            if kind in self._shape.layers
+        }
+        x = self._embedding_norm(self._words[batch.input_ids])
+        first_only = self._shape.pooling == "cls"
+        for layer in self._layers[:-1] if first_only else self._layers:
+            x = self._run_layer(layer, x, batch, rotations[layer.kind])
+        if first_only:
+            last = self._layers[-1]
+            pooled = self._final_norm(self._run_last_layer(last, x, batch, rotations[last.kind])).float()
+        else:
+            pooled = _mean_of_each_pair(self._final_norm(x), batch)
+        return self._head_out(self._head_norm(self._head_dense(pooled))).squeeze(1)
+
+    def _window(self, layer: _Layer) -> int | None:
+        return self._shape.window if layer.kind == _LOCAL else None
+
+    def _project(self, layer: _Layer, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key (both rotated) and value, each [T, heads, head_size]."""
+        normed = layer.attention_norm(x) if layer.attention_norm else x
+        qkv = layer.qkv(normed).unflatten(1, (3, self._shape.heads, -1))
+        rotated = _rotate(qkv[:, :2], rotation)
+        return rotated[:, 0], rotated[:, 1], qkv[:, 2]
+
+    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
+        q, k, v = self._project(layer, x, rotation)
+        x = layer.attention_out.add(attend(q, k, v, batch, kind=self._attention, window=self._window(layer)), x)
+        return self._run_mlp(layer, x)
+
+    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
+        """The last layer's output at the first token of each pair, [pairs, hidden]."""
+        q, k, v = self._project(layer, x, rotation)
+        context = attend_first(q[batch.starts], k, v, batch, window=self._window(layer))
+        return self._run_mlp(layer, layer.attention_out.add(context, x[batch.starts]))
+
+    def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+        value, gate = layer.gated(layer.mlp_norm(x)).chunk(2, dim=-1)
+        return layer.contract.add(self._activate(value).mul_(gate), x)
+
+    def _norm(self, weights: WeightReader, name: str, dtype: torch.dtype | None = None) -> _Norm:
+        size = (self._shape.hidden,)
+        return _Norm(
+            weights.take(f"{name}.weight", size, dtype=dtype),
+            weights.take_optional(f"{name}.bias", size, dtype=dtype),
+            self._shape.epsilon,
+        )
+
+    def _layer(self, weights: WeightReader, index: int, kind: str) -> _Layer:
+        hidden, inner = self._shape.hidden, self._shape.intermediate
+        name = f"model.layers.{index}"
+        return _Layer(
+            attention_norm=self._norm(weights, f"{name}.attn_norm") if index else None,
+            qkv=self._linear(weights, f"{name}.attn.Wqkv", (3 * hidden, hidden)),
+            attention_out=self._linear(weights, f"{name}.attn.Wo", (hidden, hidden)),
+            mlp_norm=self._norm(weights, f"{name}.mlp_norm"),
+            gated=self._linear(weights, f"{name}.mlp.Wi", (2 * inner, hidden)),
+            contract=self._linear(weights, f"{name}.mlp.Wo", (hidden, inner)),
+            kind=kind,
+        )
+
+    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int]) -> Linear:
+        return self._kind(weights.take(f"{name}.weight", shape), weights.take_optional(f"{name}.bias", shape[:1]))
+
+
+def _head(weights: WeightReader, name: str, shape: tuple[int, int], then: str | None) -> Linear:
+    """A layer of the head: float32 whatever the model's dtype, because bf16 logits tie."""
+    return PlainLinear(
+        weights.take(f"{name}.weight", shape, dtype=torch.float32),
+        weights.take_optional(f"{name}.bias", shape[:1], dtype=torch.float32),
+        then=then,
+    )
+
+
+def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
+    """Mean over the tokens of each pair, float32 [pairs, hidden]; [T, hidden] in."""
+    lengths = batch.cumulative.diff()
+    pair_of_token = torch.repeat_interleave(lengths, output_size=batch.tokens)
+    sums = torch.zeros(len(batch.lengths), x.shape[1], device=x.device)
+    return sums.index_add_(0, pair_of_token, x[: batch.tokens].float()) / lengths[:, None]
+
+
+def _rotation(positions: Tensor, theta: float, head_size: int) -> Tensor:
+    """Cosines and sines of the rotary angles, float32 [2, T, 1, 1, head_size]."""
+    exponents = torch.arange(0, head_size, 2, device=positions.device).float() / head_size
+    angles = positions.float()[:, None] / theta**exponents
+    angles = torch.cat((angles, angles), dim=1)
+    return torch.stack((angles.cos(), angles.sin()))[:, :, None, None, :]
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """x: [T, 2, heads, head_size] (query and key). Rotated in float32, returned in the dtype of `x`."""
+    wide = x.float()
+    left, right = wide.chunk(2, dim=-1)
+    return (wide * rotation[0] + torch.cat((-right, left), dim=-1) * rotation[1]).to(x.dtype)
+
+
+def _read_shape(checkpoint: Checkpoint) -> _Shape:
+    where = str(checkpoint.path / "config.json")
+    config = checkpoint.config
+    layers = config.get("layer_types")
+    if layers is None:
+        every = checkpoint.integer("global_attn_every_n_layers", 3)
+        layers = [_LOCAL if i % every else _GLOBAL for i in range(checkpoint.integer("num_hidden_layers"))]
+    if len(layers) != checkpoint.integer("num_hidden_layers") or not set(layers) <= {_GLOBAL, _LOCAL}:
+        raise ModelError(f"{where}: `layer_types` does not describe {config['num_hidden_layers']} layers: {layers}")
+    pooling = config.get("classifier_pooling", "cls")
+    if pooling not in ("cls", "mean"):
+        raise ModelError(f"{where}: classifier_pooling `{pooling}` is not known", hint="known are cls, mean")
+    head_activation = config.get("classifier_activation", "gelu")
+    activation(head_activation, where=where)
+    shape = _Shape(
+        hidden=checkpoint.integer("hidden_size"),
+        layers=tuple(layers),
+        heads=checkpoint.integer("num_attention_heads"),
+        intermediate=checkpoint.integer("intermediate_size"),
+        vocabulary=checkpoint.integer("vocab_size"),
+        epsilon=checkpoint.number("norm_eps", 1e-5),
+        activation=config.get("hidden_activation", "gelu"),
+        head_activation=head_activation,
+        pooling=pooling,
+        window=checkpoint.integer("local_attention", 128) // 2,
+        theta=_read_theta(checkpoint),
+    )
+    if not layers or shape.hidden % shape.heads:
+        raise ModelError(
+            f"{where}: {len(layers)} layers, hidden size {shape.hidden}, {shape.heads} heads do not fit together"
+        )
+    return shape
+
+
+def _read_theta(checkpoint: Checkpoint) -> dict[str, float]:
+    """Rotary base of global and local layers; old configs write `global_rope_theta`, new ones `rope_parameters`."""
+    old_global = checkpoint.number("global_rope_theta", 160_000.0)
+    old_local = checkpoint.config.get("local_rope_theta", 10_000.0)
+    theta = {_GLOBAL: old_global, _LOCAL: old_global if old_local is None else float(old_local)}
+    for kind, parameters in (checkpoint.config.get("rope_parameters") or {}).items():
+        if kind not in theta or not isinstance(parameters, dict):
+            continue
+        if parameters.get("rope_type", "default") != "default":
+            raise ModelError(
+                f"{checkpoint.path / 'config.json'}: rope_type `{parameters['rope_type']}` is not known for ModernBERT"
+            )
+        theta[kind] = float(parameters.get("rope_theta", theta[kind]))
+    return theta

@@ -1,0 +1,99 @@
+"""Every other cross-encoder that transformers knows by itself (DeBERTa-v2, MPNet, ELECTRA, ...): its own code, padded.
+
+The fallback for architectures without a packed module. The class is looked up by the `architectures` entry among
+transformers' sequence classifiers; code that lies in the checkpoint is never imported. Batches are padded to their
+longest pair, so pairs of like length should stand together, which the engine's order gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+from rerank_cli.records import EncodedPair
+
+
+class PaddedCrossEncoder:
+    """A cross-encoder run by transformers; satisfies `RerankModel`."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+        self._device = device
+        self._padding_id = checkpoint.integer("pad_token_id", 0)
+        self._model = _load(checkpoint, dtype).to(device).eval()
+        self._typed = checkpoint.integer("type_vocab_size", 0) > 1 and (
+            "token_type_ids" in inspect.signature(self._model.forward).parameters
+        )
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Logits of a batch, float32 [len(pairs)], on the model's device."""
+        longest = max(len(pair.input_ids) for pair in pairs)
+        ids = np.full((len(pairs), longest), self._padding_id, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        types = np.zeros_like(ids)
+        for row, pair in enumerate(pairs):
+            length = len(pair.input_ids)
+            ids[row, :length] = pair.input_ids
+            mask[row, :length] = 1
+            types[row, pair.second_start : length] = 1
+        inputs, attention_mask, token_types = torch.from_numpy(np.stack((ids, mask, types))).to(self._device)
+        more = {"token_type_ids": token_types} if self._typed else {}
+        logits: Tensor = self._model(input_ids=inputs, attention_mask=attention_mask, **more).logits
+        return logits.float().squeeze(1)
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    architecture = checkpoint.architecture
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{checkpoint.path}: architecture `{architecture}` is not a cross-encoder that is known",
+            hint="known are " + ", ".join(known_architectures()),
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{checkpoint.path}: transformers cannot read this config.json: {_first_line(error)}"
+        ) from error
+    model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if model_class is None or model_class.__name__ != architecture:
+        raise ModelError(
+            f"{checkpoint.path}: architecture `{architecture}` is not known to transformers",
+            hint="code in a checkpoint is never run; known are " + ", ".join(known_architectures()),
+        )
+    try:
+        model, loading = model_class.from_pretrained(
+            checkpoint.path,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{checkpoint.path}: weights cannot be loaded: {_first_line(error)}") from error
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if loading.get(kind):
+            names = ", ".join(f"`{name}`" for name in sorted(map(str, loading[kind]))[:5])
+            raise ModelError(f"{checkpoint.path}: weights do not fit {architecture}: {kind.replace('_', ' ')}: {names}")
+    return model
+
+
+def known_architectures() -> list[str]:
+    """Names of the sequence classifiers that transformers brings."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:500] if str(error).strip() else type(error).__name__

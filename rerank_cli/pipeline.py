@@ -1,0 +1,322 @@
+"""Read, encode, score, rank, write: the one loop, a window of whole queries at a time.
+
+    rows -> candidate lists -> windows   thread `read`
+    windows -> token ids                 thread `tokenise`
+    token ids -> logits -> ranks         the caller's thread
+    ranked lists -> sink                 the caller's thread
+
+A window is cut by the input and the options alone, and batches never cross windows, so the same run computes the same
+batches. Memory holds three windows at most, whatever the size of the file. Pairs with the same two texts are scored
+once in a window.
+
+Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
+becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.encoding import Encoded, EncodingProblem
+from rerank_cli.engine import Engine
+from rerank_cli.engine.stages import run_ahead
+from rerank_cli.errors import TooManyBadRowsError
+from rerank_cli.formats.shapes import Grouped, Selection, row_error
+from rerank_cli.records import CandidateList, EncodedPair, Gap, RankedList, RankedPassage, RowError, Window
+
+Pool = Literal["max", "mean", "first"]
+
+_POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
+    "max": np.max,
+    "mean": np.mean,
+    "first": lambda chunks: chunks[0],
+}
+_WINDOW_BYTES = 32 * 2**20  # of text: long documents must not make a window of gigabytes
+_RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run for a bad first line
+
+
+class Encoder(Protocol):
+    """Texts to token ids."""
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """The token ids of each (query, passage), in order."""
+
+
+class Sink(Protocol):
+    """Where ranked lists go."""
+
+    def write(self, ranked: Sequence[RankedList]) -> int:
+        """Take the lists of one window; returns how many output rows they made."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLimit:
+    """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None)."""
+
+    rows: int | None = None
+    share: float | None = None
+
+    def check(self, counts: Counts, *, last: bool) -> None:
+        """Raise `TooManyBadRowsError` if `counts` is over the limit."""
+        if self.rows is not None and counts.rows_error > self.rows:
+            raise TooManyBadRowsError(f"{counts.rows_error} rows failed, --max-errors allows {self.rows}")
+        if self.share is not None and (last or counts.rows_in >= _RATE_IS_MEANINGFUL_FROM):
+            allowed = self.share * counts.rows_in
+            if counts.rows_error > allowed:
+                share = f"{100 * counts.rows_error / counts.rows_in:.3g} %"
+                raise TooManyBadRowsError(
+                    f"{counts.rows_error} of {counts.rows_in} rows failed ({share}), "
+                    f"--max-errors allows {100 * self.share:g} %"
+                )
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a run has done so far.
+
+    rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored. output_rows:
+    rows written. pairs_scored: distinct pairs that a model saw. tokens: of these, after truncation. dropped: passages
+    that the user's selection left out. ties: neighbours in rank order with equal logits.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_error: int = 0
+    blank: int = 0
+    output_rows: int = 0
+    lists: int = 0
+    pairs: int = 0
+    pairs_scored: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    chunked: int = 0
+    dropped: int = 0
+    ties: int = 0
+    empty_queries: int = 0
+    empty_passages: int = 0
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds that each stage worked; reading and tokenising run beside computing."""
+
+    read: float = 0.0
+    tokenise: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedWindow:
+    """A window with the token ids of its distinct pairs.
+
+    encoded: one entry a distinct pair. places: for each pair of the window, in order, its place in `encoded`.
+    """
+
+    window: Window
+    encoded: list[Encoded]
+    places: list[int]
+
+
+@dataclass(slots=True)
+class Run:
+    """One pass over an input. `execute` does it; the counts and times grow meanwhile."""
+
+    encoder: Encoder
+    engine: Engine
+    sink: Sink
+    on_error: Callable[[RowError], None]
+    selection: Selection = field(default_factory=Selection)
+    pool: Pool = "max"
+    error_limit: ErrorLimit = field(default_factory=ErrorLimit)
+    on_batch: Callable[[int, int], None] | None = None
+    on_window: Callable[[Counts], None] | None = None
+    counts: Counts = field(default_factory=Counts)
+    timing: Timing = field(default_factory=Timing)
+
+    def execute(self, items: Iterable[Grouped], *, window_pairs: int) -> None:
+        """Score all of `items`, a window of about `window_pairs` pairs at a time."""
+        windows = run_ahead(self._timed_read(cut_windows(items, max_pairs=window_pairs)), name="read")
+        encoded = run_ahead(self._encode(windows), name="tokenise")
+        try:
+            for window in encoded:
+                self._finish_window(window)
+        finally:
+            encoded.close()
+        self.error_limit.check(self.counts, last=True)
+
+    def _timed_read(self, windows: Iterator[Window]) -> Iterator[Window]:
+        while True:
+            began = time.perf_counter()
+            window = next(windows, None)
+            self.timing.read += time.perf_counter() - began
+            if window is None:
+                return
+            yield window
+
+    def _encode(self, windows: Iterable[Window]) -> Iterator[EncodedWindow]:
+        for window in windows:
+            began = time.perf_counter()
+            encoded = encode_window(window, self.encoder)
+            self.timing.tokenise += time.perf_counter() - began
+            yield encoded
+
+    def _finish_window(self, encoded: EncodedWindow) -> None:
+        began = time.perf_counter()
+        logits, pairs = score_pairs(encoded.encoded, self.engine, pool=self.pool, on_batch=self.on_batch)
+        self.timing.compute += time.perf_counter() - began
+        ranked, errors = rank_window(encoded, logits, self.selection)
+        began = time.perf_counter()
+        output_rows = self.sink.write(ranked)
+        for error in [*encoded.window.errors, *errors]:
+            self.on_error(error)
+        self.timing.write += time.perf_counter() - began
+        self._count(encoded, pairs, ranked, errors)
+        self.counts.output_rows += output_rows
+        if self.on_window:
+            self.on_window(self.counts)
+        self.error_limit.check(self.counts, last=False)
+
+    def _count(
+        self,
+        encoded: EncodedWindow,
+        pairs: Sequence[EncodedPair],
+        ranked: Sequence[RankedList],
+        errors: Sequence[RowError],
+    ) -> None:
+        window, counts = encoded.window, self.counts
+        bad = len(window.errors) + len(errors)
+        counts.rows_in += window.rows
+        counts.rows_error += bad
+        counts.rows_out += window.rows - bad
+        counts.blank += window.blank
+        counts.lists += len(ranked)
+        counts.pairs += len(encoded.places)
+        counts.pairs_scored += len(encoded.encoded)
+        counts.tokens += sum(len(pair.input_ids) for pair in pairs)
+        counts.chunked += sum(1 for entry in encoded.encoded if isinstance(entry, tuple) and len(entry) > 1)
+        counts.empty_queries += sum(1 for item in window.lists if not item.query)
+        counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)
+        for item in ranked:
+            counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
+            counts.ties += sum(1 for a, b in pairwise(item.ranking) if a.logit == b.logit)
+            counts.dropped += len(item.source.passages) - len(item.ranking)
+
+
+def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:
+    """Group whole candidate lists into windows of at least `max_pairs` pairs or `max_bytes` of text."""
+    lists: list[CandidateList] = []
+    errors: list[RowError] = []
+    blank = pairs = size = number = 0
+
+    def close() -> Window:
+        rows = sum(len(item.rows) for item in lists) + len(errors)
+        return Window(number=number, lists=tuple(lists), errors=tuple(errors), rows=rows, blank=blank)
+
+    for item in items:
+        if isinstance(item, RowError):
+            errors.append(item)
+            size += len(item.raw)
+        elif isinstance(item, CandidateList):
+            lists.append(item)
+            pairs += len(item.passages)
+            size += len(item.query) + sum(map(len, item.passages))
+        elif item is Gap.BLANK:
+            blank += 1
+        paused = item is Gap.IDLE and bool(lists or errors)
+        if pairs >= max_pairs or size >= max_bytes or len(errors) + len(lists) >= max_pairs or paused:
+            yield close()
+            number += 1
+            lists, errors = [], []
+            blank = pairs = size = 0
+    if lists or errors or blank:
+        yield close()
+
+
+def encode_window(window: Window, encoder: Encoder) -> EncodedWindow:
+    """Token ids of the window's pairs, each distinct pair once."""
+    pairs = [(item.query, passage) for item in window.lists for passage in item.passages]
+    distinct: dict[tuple[str, str], int] = {}
+    places = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
+    return EncodedWindow(window=window, encoded=encoder.encode(list(distinct)), places=places)
+
+
+def score_pairs(
+    encoded: Sequence[Encoded], engine: Engine, *, pool: Pool, on_batch: Callable[[int, int], None] | None = None
+) -> tuple[npt.NDArray[np.float32], list[EncodedPair]]:
+    """The logit of each encoded pair (NaN where it has a problem), and the pairs that the engine saw.
+
+    A pair in chunks gets its chunks' logits pooled: the best, their mean, or the first chunk's.
+    """
+    pairs: list[EncodedPair] = []
+    spans: list[tuple[int, int]] = []
+    for entry in encoded:
+        chunks = () if isinstance(entry, EncodingProblem) else entry
+        spans.append((len(pairs), len(pairs) + len(chunks)))
+        pairs += chunks
+    flat = engine.score(pairs, on_batch=on_batch)
+    combine = _POOLS[pool]
+    logits = np.array([combine(flat[begin:end]) if end > begin else np.nan for begin, end in spans], dtype=np.float32)
+    return logits, pairs
+
+
+def rank_window(
+    encoded: EncodedWindow, logits: npt.NDArray[np.float32], selection: Selection
+) -> tuple[list[RankedList], list[RowError]]:
+    """The window's lists in rank order, and the rows that have no score."""
+    ranked: list[RankedList] = []
+    errors: list[RowError] = []
+    begin = 0
+    for item in encoded.window.lists:
+        places = encoded.places[begin : begin + len(item.passages)]
+        begin += len(item.passages)
+        entries = [encoded.encoded[place] for place in places]
+        scores = [_shortest(logits[place]) for place in places]
+        bad = {index: problem for index in range(len(places)) if (problem := _problem(entries[index], scores[index]))}
+        if bad and len(item.rows) == 1:
+            index, problem = next(iter(bad.items()))
+            where = f"passages[{index}]: " if len(item.passages) > 1 else ""
+            errors.append(row_error(item.rows[0], problem.code, f"{where}{problem.message}"))
+            continue
+        errors += [row_error(item.rows[index], problem.code, problem.message) for index, problem in bad.items()]
+        good = [index for index in range(len(places)) if index not in bad]
+        if good or not item.passages:
+            ranked.append(_rank(item, good, entries, scores, selection))
+    return ranked, errors
+
+
+def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
+    if isinstance(entry, EncodingProblem):
+        return entry
+    if not np.isfinite(score):
+        return EncodingProblem("not-finite", f"the model gave {score} as its logit")
+    return None
+
+
+def _rank(
+    item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], scores: Sequence[float], selection: Selection
+) -> RankedList:
+    """Best logit first, equal logits in input order; ranks are given before the selection drops anything."""
+    ranking = []
+    for rank, index in enumerate(sorted(good, key=lambda index: (-scores[index], index)), start=1):
+        if selection.top_n is not None and rank > selection.top_n:
+            break
+        if selection.threshold is not None and scores[index] < selection.threshold:
+            break
+        chunks = entries[index]
+        assert isinstance(chunks, tuple), "pairs with problems are not ranked"
+        tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
+        ranking.append(RankedPassage(rank=rank, index=index, logit=scores[index], tokens=tokens, kept_tokens=kept))
+    return RankedList(source=item, ranking=tuple(ranking))
+
+
+def _shortest(logit: np.float32) -> float:
+    """The float that prints with the fewest digits that still name this float32 (9.267, not 9.26700019836)."""
+    return float(str(logit))

@@ -1,0 +1,169 @@
+"""The values that flow from a reader to a writer.
+
+    Row              one input row as it stands in a file                       formats/jsonl.py, parquet.py
+    RowError         a row that cannot be scored, with the reason               anywhere a row is looked at
+    Gap              a blank line, or a pause of a live input                   formats/jsonl.py
+    CandidateList    one query with its passages, and the rows they came from   formats/shapes.py
+    Window           whole candidate lists that are scored together             pipeline.py
+    EncodedPair      the token ids of one query-passage pair                    encoding/
+    RankedPassage    place and logit of one passage                             pipeline.py
+    RankedList       the passages of one query in rank order                    pipeline.py
+
+A pair is known from start to end by (candidate list, index of the passage in it), so results may arrive in any order.
+Nothing here imports torch, numpy or pyarrow; `EncodedPair.input_ids` is a numpy array only by name.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Row(Protocol):
+    """One input row: where it stands, the fields that were parsed, and its bytes for the errors file."""
+
+    @property
+    def file(self) -> str:
+        """Name of the input as the user gave it (`-` for stdin)."""
+
+    @property
+    def number(self) -> int:
+        """Row number in its file, from 1; blank lines count, so that editors and `sed -n` find it."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The row's fields by name; for Parquet only the columns that the shape reads."""
+
+    @property
+    def raw(self) -> bytes:
+        """The row as it stands in the file (JSONL), or as one JSON object (Parquet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRow:
+    """A row of a text format; satisfies `Row`."""
+
+    file: str
+    number: int
+    fields: Mapping[str, Any]
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """A row that cannot be scored, as it goes to the errors file.
+
+    code: a stable word for programs (`bad-json`, `missing-field`, ...); message: a sentence for people.
+    """
+
+    file: str
+    row: int
+    id: object
+    code: str
+    message: str
+    raw: bytes
+
+
+class Gap(enum.Enum):
+    """What a reader yields between rows."""
+
+    BLANK = "blank"  # a line with nothing but white space: counted, neither scored nor an error
+    IDLE = "idle"  # a live input has nothing more right now: what is there should be scored
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateList:
+    """One query with its passages.
+
+    rows: the one row that held the whole list, or one row for each passage (flat shapes), in input order.
+    id: the query's id if the input has one, for messages and evaluation.
+    """
+
+    query: str
+    passages: tuple[str, ...]
+    rows: tuple[Row, ...]
+    id: object = None
+
+    def row_of(self, index: int) -> Row:
+        """The row that passage `index` came from."""
+        return self.rows[index if len(self.rows) == len(self.passages) else 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Whole candidate lists that are read, encoded and scored together, with the bad rows between them.
+
+    Windows are cut by the input and the options alone, so the same run forms the same batches.
+    """
+
+    number: int
+    lists: tuple[CandidateList, ...]
+    errors: tuple[RowError, ...]
+    rows: int
+    blank: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """The token ids of one pair (or of one chunk of it), after truncation.
+
+    input_ids: int32 [kept tokens], template and special tokens included.
+    second_start: where token type 1 begins; `len(input_ids)` where the model has a single type.
+    tokens: length before truncation.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    second_start: int
+    tokens: int
+
+    @property
+    def kept_tokens(self) -> int:
+        """Length after truncation."""
+        return len(self.input_ids)
+
+    @property
+    def truncated(self) -> bool:
+        """Some tokens were cut."""
+        return self.tokens > len(self.input_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPassage:
+    """One scored passage: `rank` from 1, `index` in the input list from 0, `logit` as the model gave it (float32).
+
+    tokens, kept_tokens: length of the pair before and after truncation.
+    """
+
+    rank: int
+    index: int
+    logit: float
+    tokens: int
+    kept_tokens: int
+
+    @property
+    def truncated(self) -> bool:
+        """Some tokens of the pair were cut."""
+        return self.tokens > self.kept_tokens
+
+    @property
+    def probability(self) -> float:
+        """Sigmoid of the logit in float64, without overflow at either end."""
+        if self.logit >= 0:
+            return 1.0 / (1.0 + math.exp(-self.logit))
+        grown = math.exp(self.logit)
+        return grown / (1.0 + grown)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedList:
+    """The passages of one query in rank order; passages that the user's selection dropped are not in `ranking`."""
+
+    source: CandidateList
+    ranking: tuple[RankedPassage, ...]
