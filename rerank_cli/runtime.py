@@ -11,7 +11,7 @@ import os
 # oneDNN compiles a kernel for every number of rows and keeps 1,024 of them: over a long file the process creeps up by
 # 200 MB. `packed.py` rounds the rows to a few dozen numbers; with these caches for them memory stays flat and nothing
 # is compiled twice.
-_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
+_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
 # No model library may connect to anything on its own, draw its own progress bars, or log to stderr.
 _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -13,7 +12,7 @@ from typing import Annotated
 import typer
 
 from rerank_cli import __version__
-from rerank_cli.cli.console import say, say_error
+from rerank_cli.cli.console import forget_stdout, say, say_error
 from rerank_cli.cli.help import Command, Group
 from rerank_cli.cli.rerank_file import rerank_file
 from rerank_cli.cli.score import score
@@ -77,7 +76,7 @@ def _exit_code(error: BaseException) -> int:
         case _Terminated():
             code = 143
         case BrokenPipeError():
-            _forget_stdout()
+            forget_stdout()
             code = 141
         case OSError():
             name = f"{error.filename}: " if error.filename else ""
@@ -90,11 +89,6 @@ def _exit_code(error: BaseException) -> int:
         case _:
             raise error
     return code
-
-
-def _forget_stdout() -> None:
-    """Let the interpreter's last flush of stdout go nowhere: its reader is gone, and that is not worth a message."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

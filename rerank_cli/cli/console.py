@@ -7,6 +7,7 @@ stands.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import unicodedata
@@ -65,6 +66,11 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console(file=sys.stdout, highlight=False).print(table)
+
+
+def forget_stdout() -> None:
+    """Let the interpreter's last flush of stdout go nowhere: its reader is gone, and that is not worth a message."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Progress:

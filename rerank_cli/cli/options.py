@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rerank_cli.errors import UsageError
+from rerank_cli.errors import InputError, UsageError
 
 MODEL, ROWS, SELECTION, LONG, BAD, RUN, SAY = (
     "model", "rows and fields", "selection", "long passages", "bad rows", "run", "messages"
@@ -68,6 +69,18 @@ SpecialTokens = Annotated[
     option(
         "--special-tokens", group=MODEL, metavar="MODE",
         help="neutral: `[SEP]` and its like in a text are text; allow: they act. Default: neutral.",
+    ),
+]  # fmt: skip
+Instruction = Annotated[
+    str | None,
+    option("--instruction", group=MODEL, metavar="TEXT", help="What a yes/no model is asked, in place of its default."),
+]
+Template = Annotated[
+    str | None,
+    option(
+        "--template", group=MODEL, metavar="FILE|none",
+        help="A prompt with {query} and {passage} in place of the model's own (one newline at the end of the file does "
+        "not count); none: the tokenizer's own encoding of a pair.",
     ),
 ]  # fmt: skip
 InFormat = Annotated[
@@ -162,6 +175,18 @@ def choice(flag: str, value: str, known: tuple[str, ...]) -> Any:
     if value not in known:
         raise UsageError(f"{flag} {value}: not known", hint="known are " + ", ".join(known))
     return value
+
+
+def read_template(name: str | None) -> str | None:
+    """The text of a template's file; `none` and None as they are."""
+    if name is None or name == "none":
+        return name
+    try:
+        return Path(name).read_text(encoding="utf-8").removesuffix("\n")
+    except OSError as error:
+        raise InputError(f"--template {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--template {name}: not UTF-8") from error
 
 
 def parse_error_limit(max_errors: str | None, on_error: str) -> tuple[int | None, float | None]:

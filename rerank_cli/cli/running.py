@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.cli.console import Progress, print_json, print_table, say
+from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.options import choice
 
 if TYPE_CHECKING:
@@ -31,12 +31,15 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
                 say(f"plan: {reason}")
 
     with Progress(quiet=quiet) as progress:
-        outcome = run_job(
-            options,
-            Watcher(
-                on_start=on_start, on_error=told.tell, on_batch=progress.on_batch, on_progress=progress.on_progress
-            ),
+        watcher = Watcher(
+            on_start=on_start, on_error=told.tell, on_batch=progress.on_batch, on_progress=progress.on_progress
         )
+        try:
+            outcome = run_job(options, watcher)
+        except BrokenPipeError:
+            # Here and not in main(): click turns a closed pipe into exit code 1 before main() sees it.
+            forget_stdout()
+            return 141
     if not quiet:
         _summarise(outcome, options.names.output)
     if outcome.counts.rows_error:

@@ -1,0 +1,52 @@
+# Every target does its own set-up: a virtual environment in .venv, made once and again when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
+CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
+
+.PHONY: demo test lint bench-cpu bench-quality check-gpu clean
+
+demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
+	mkdir -p out
+	$(BIN)/rerank-cli rerank-file samples/python-docs.jsonl -o out/demo.jsonl --overwrite \
+	    --qrels samples/qrels.txt --metric nDCG@10 --metric RR@10 --format text
+
+test: $(VENV)/installed-dev lint  ## all checks and tests
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on this CPU
+	$(BIN)/python -m benchmarks.speed
+
+bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards on a collection
+	$(BIN)/python -m benchmarks.quality
+
+check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
+	$(BIN)/python -m pytest -m gpu -rs
+
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/installed: $(VENV)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev]"
+	touch $@
+
+$(VENV)/installed-bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,75 @@
+"""Pairs and checkpoints to measure with, and the machine's description."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.hardware import detect_cpu
+from rerank_cli.models.weights import WeightReader
+
+COLLECTIONS = Path(__file__).parents[2] / "shared" / "collections"
+"""Candidate lists that may not be redistributed; where they are missing, `samples/` serves."""
+
+SAMPLES = Path(__file__).parents[1] / "samples" / "python-docs.jsonl"
+
+
+def candidate_lists(collection: str) -> Path:
+    """The candidate lists of a collection, or the samples where it is not at hand (said aloud)."""
+    path = COLLECTIONS / collection / "candidates.jsonl"
+    if path.exists():
+        return path
+    print(f"note: {path} is not here; using {SAMPLES.name} instead")
+    return SAMPLES
+
+
+def read_pairs(path: Path, *, limit: int, seed: int = 0) -> list[tuple[str, str]]:
+    """`limit` (query, passage) pairs of a file of candidate lists, shuffled."""
+    pairs = list(_pairs(path))
+    random.Random(seed).shuffle(pairs)
+    return pairs[:limit]
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            for passage in row.get("candidates") or row["passages"]:
+                yield row["query"], passage["text"]
+
+
+def plain_checkpoint(folder: Path, *, layers: int | None = None, model: str | None = None) -> Path:
+    """A BERT checkpoint as transformers loads it: 8-bit weights dequantised, the first `layers` layers, float32."""
+    from safetensors.torch import save_file
+
+    checkpoint = read_checkpoint(locate_checkpoint(model))
+    config = dict(checkpoint.config)
+    config["num_hidden_layers"] = kept = min(layers or 10**6, checkpoint.integer("num_hidden_layers"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeightReader(checkpoint, dtype=torch.float32, device=torch.device("cpu")) as weights:
+        tensors = {name: weights.take(name, checkpoint.tensors[name].shape) for name in _weights(checkpoint, kept)}
+        save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(checkpoint.path / name, folder / name)
+    return folder
+
+
+def _weights(checkpoint: Checkpoint, layers: int) -> list[str]:
+    names = [name for name in checkpoint.tensors if not name.endswith((".scale", ".zero"))]
+    return [name for name in names if ".layer." not in name or int(name.split(".layer.")[1].split(".")[0]) < layers]
+
+
+def machine() -> str:
+    """Processor, cores and versions, in a line."""
+    cpu = detect_cpu()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "tokenizers"))
+    return f"{cpu.name}, {cpu.cores} cores, Python {platform.python_version()}, {versions}"

@@ -1,0 +1,156 @@
+"""How fast, beside sentence-transformers' CrossEncoder: same checkpoint, same pairs, same precision, its best batch size.
+
+    python -m benchmarks.speed [--precision fp32|bf16] [--layers 6] [--pairs 1000] [--rounds 3]
+
+Prints pairs per second of both (medians of interleaved rounds), the ratio round by round, the largest difference of their
+logits, and how much of this machine's matrix-product speed our forward uses, counted on the operations of real tokens
+that are really executed. sentence-transformers is timed with each of several batch sizes first; both its default (32) and
+its best are compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rerank_cli.runtime import prepare_process
+
+prepare_process(online=False)
+
+import torch  # noqa: E402 (after the settings that it reads)
+from sentence_transformers import CrossEncoder  # noqa: E402
+
+from benchmarks.material import candidate_lists, machine, plain_checkpoint, read_pairs  # noqa: E402
+from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
+from rerank_cli.encoding import open_encoder  # noqa: E402
+from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
+from rerank_cli.hardware import detect_cpu  # noqa: E402
+from rerank_cli.selection import Request, make_plan  # noqa: E402
+
+DEFAULT_BATCH = 32
+BATCH_SIZES = (8, 16, 32, 64)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--layers", type=int, default=12, help="layers of the built-in model that are kept")
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--collection", default="cranfield")
+    options = parser.parse_args()
+    pairs = read_pairs(candidate_lists(options.collection), limit=options.pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = read_checkpoint(plain_checkpoint(Path(folder), layers=options.layers))
+        ours = _ours(checkpoint, pairs, options.precision)
+        theirs = _theirs(checkpoint, pairs, options.precision)
+        print(machine())
+        print(f"{len(pairs)} pairs of {options.collection}, {options.layers} layers, {options.precision}")
+        probe = {size: len(pairs[:200]) / _seconds(lambda size=size: theirs(pairs[:200], size)) for size in BATCH_SIZES}
+        best = max(probe, key=lambda size: probe[size])
+        print("sentence-transformers by batch size: " + ", ".join(f"{s}: {v:.1f}/s" for s, v in probe.items()))
+        contenders: dict[str, Callable[[], list[float]]] = {
+            "rerank-cli": lambda: ours(pairs),
+            f"sentence-transformers, batch {best}": lambda: theirs(pairs, best),
+            f"sentence-transformers, batch {DEFAULT_BATCH}": lambda: theirs(pairs, DEFAULT_BATCH),
+        }
+        _compare(contenders, len(pairs), options.rounds)
+        _utilisation(checkpoint, pairs, options.precision)
+
+
+def _ours(checkpoint: Checkpoint, pairs: list[tuple[str, str]], precision: str) -> Callable[..., list[float]]:
+    plan = make_plan(Request(device="cpu", precision=precision), model_max_tokens=512, cpu=detect_cpu(), cuda_devices=0)
+    encoder = open_encoder(checkpoint, max_tokens=512)
+    engine = LocalEngine(plan, checkpoint)
+
+    def run(some: list[tuple[str, str]]) -> list[float]:
+        logits: list[float] = []
+        for begin in range(0, len(some), plan.window_pairs):
+            encoded = encoder.encode(some[begin : begin + plan.window_pairs])
+            logits += engine.score([entry[0] for entry in encoded if isinstance(entry, tuple)]).tolist()
+        return logits
+
+    run(pairs[:32])
+    return run
+
+
+def _theirs(checkpoint: Checkpoint, pairs: list[tuple[str, str]], precision: str) -> Callable[..., list[float]]:
+    settings = {"dtype": torch.bfloat16} if precision == "bf16" else {}
+    model = CrossEncoder(
+        str(checkpoint.path), max_length=512, activation_fn=torch.nn.Identity(), device="cpu", model_kwargs=settings
+    )
+
+    def run(some: list[tuple[str, str]], batch_size: int) -> list[float]:
+        return [float(x) for x in model.predict(some, batch_size=batch_size, show_progress_bar=False)]
+
+    run(pairs[:32], 32)
+    return run
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _compare(contenders: dict[str, Callable[[], list[float]]], pairs: int, rounds: int) -> None:
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    logits: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            began = time.perf_counter()
+            logits[name] = run()
+            speeds[name].append(pairs / (time.perf_counter() - began))
+    first = next(iter(contenders))
+    for name, values in speeds.items():
+        line = f"{name:36s} {statistics.median(values):7.2f} pairs/s [{min(values):.2f}..{max(values):.2f}]"
+        if name != first:
+            ratios = [ours / theirs for ours, theirs in zip(speeds[first], values, strict=True)]
+            apart = max(abs(a - b) for a, b in zip(logits[first], logits[name], strict=True))
+            line += f"  rerank-cli is {statistics.median(ratios):.2f}x [{min(ratios):.2f}..{max(ratios):.2f}]"
+            line += f", max |logit difference| {apart:.1e}"
+        print(line)
+
+
+def _utilisation(checkpoint: Checkpoint, pairs: list[tuple[str, str]], precision: str) -> None:
+    """Executed operations of real tokens over time and the speed of a matrix product on the spot."""
+    plan = make_plan(Request(device="cpu", precision=precision), model_max_tokens=512, cpu=detect_cpu(), cuda_devices=0)
+    encoded = [entry[0] for entry in open_encoder(checkpoint, max_tokens=512).encode(pairs) if isinstance(entry, tuple)]
+    engine = LocalEngine(plan, checkpoint)
+    seconds = _seconds(lambda: engine.score(encoded))
+    hidden, inner = checkpoint.integer("hidden_size"), checkpoint.integer("intermediate_size")
+    layers = checkpoint.integer("num_hidden_layers")
+    lengths = [len(pair.input_ids) for pair in encoded]
+    every_layer = 2 * (4 * hidden**2 + 2 * hidden * inner)
+    operations = sum(
+        (layers - 1) * (every_layer * length + 4 * hidden * length**2)  # all but the last layer
+        + 2 * 3 * hidden**2 * length  # the last layer's projections; the rest of it is for one token a pair
+        for length in lengths
+    )
+    ceiling = _matrix_product_speed(hidden, inner, precision)
+    reached = operations / seconds
+    print(
+        f"{sum(lengths) / seconds:,.0f} tokens/s; {reached / 1e9:,.0f} of {ceiling / 1e9:,.0f} GFLOP/s: {reached / ceiling:.0%}"
+    )
+
+
+def _matrix_product_speed(hidden: int, inner: int, precision: str) -> float:
+    from rerank_cli.models.linear import linear_kind
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    layer = linear_kind(torch.device("cpu"), dtype)(torch.randn(inner, hidden, dtype=dtype), None)
+    x = torch.randn(2048, hidden, dtype=dtype)
+    with torch.inference_mode():
+        for _ in range(20):
+            layer(x)
+        rounds = [_seconds(lambda: [layer(x) for _ in range(20)]) / 20 for _ in range(15)]
+    return 2 * 2048 * hidden * inner / statistics.median(rounds)
+
+
+if __name__ == "__main__":
+    main()

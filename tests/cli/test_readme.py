@@ -1,0 +1,84 @@
+"""README says what is true: its commands run, its tables agree with the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rerank_cli.errors import EXIT_CODES
+from rerank_cli.models import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.prefix) / "bin"
+
+
+def _command_blocks() -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The folder that README's commands run in, without letting them write into the repository."""
+    for name in ("samples", "rerank_cli", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    return tmp_path
+
+
+def _run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("block", [block for block in _command_blocks() if "make " not in block])
+def test_every_command_of_readme_runs(block: str, checkout: Path) -> None:
+    done = _run(block, checkout)
+    assert done.returncode == 0, f"{block}\n{done.stderr}"
+    for output in re.findall(r"-o (\S+)", block):
+        if output != "-" and "--dry-run" not in block:
+            assert (checkout / output).stat().st_size > 0
+
+
+def test_the_two_commands_stand_first_and_call_what_the_makefile_and_ci_have() -> None:
+    first, second = _command_blocks()[:2]
+    assert first.startswith("make demo")
+    assert second.startswith("make test")
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_make_demo_reranks_the_samples_and_shows_the_table_that_readme_shows(checkout: Path) -> None:
+    recipe = subprocess.run(
+        ["make", "-n", "demo", f"BIN={BIN}"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.replace("\\\n", " ")
+    job = [line for line in recipe.splitlines() if "rerank-cli" in line or "mkdir" in line]
+    done = _run("\n".join(job), checkout)
+    assert done.returncode == 0, done.stderr
+    shown = re.search(r"^nDCG@10 .*$", README, flags=re.MULTILINE)
+    assert shown is not None
+    assert shown.group().split() in [line.split() for line in done.stdout.splitlines()]
+
+
+def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
+    table = README.split("<!-- exit codes: begin")[1].split("<!-- exit codes: end")[0]
+    assert dict(re.findall(r"^\| (\d+) \| (.*) \|$", table, flags=re.MULTILINE)) == {
+        str(code): meaning for code, meaning in EXIT_CODES.items()
+    }
+
+
+def test_every_native_architecture_is_in_readme() -> None:
+    for architecture in FAMILIES:
+        assert f"`{architecture}`" in README
+
+
+def test_every_path_that_readme_names_exists() -> None:
+    for path in re.findall(r"`((?:rerank_cli|samples|benchmarks|tests)/[\w./-]*)`", README):
+        assert (ROOT / path).exists(), path
