@@ -23,7 +23,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on this CPU
+	$(BIN)/python -m benchmarks.speed --layers 6
+	$(BIN)/python -m benchmarks.speed --layers 6 --precision bf16
 	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.memory
 
 bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards on a collection
 	$(BIN)/python -m benchmarks.quality

@@ -1,11 +1,11 @@
-"""How fast, beside sentence-transformers' CrossEncoder: same checkpoint, same pairs, same precision, its best batch size.
+"""How fast beside sentence-transformers' CrossEncoder: same checkpoint, same pairs, same precision.
 
     python -m benchmarks.speed [--precision fp32|bf16] [--layers 6] [--pairs 1000] [--rounds 3]
 
-Prints pairs per second of both (medians of interleaved rounds), the ratio round by round, the largest difference of their
-logits, and how much of this machine's matrix-product speed our forward uses, counted on the operations of real tokens
-that are really executed. sentence-transformers is timed with each of several batch sizes first; both its default (32) and
-its best are compared with.
+Prints pairs per second of both (medians of interleaved rounds), the ratio round by round, the largest difference of
+their logits, and how much of this machine's matrix-product speed our forward uses, counted on the operations of real
+tokens that are really executed. sentence-transformers is timed with each of several batch sizes first; both its default
+(32) and its best are compared with.
 """
 
 from __future__ import annotations
@@ -134,9 +134,8 @@ def _utilisation(checkpoint: Checkpoint, pairs: list[tuple[str, str]], precision
     )
     ceiling = _matrix_product_speed(hidden, inner, precision)
     reached = operations / seconds
-    print(
-        f"{sum(lengths) / seconds:,.0f} tokens/s; {reached / 1e9:,.0f} of {ceiling / 1e9:,.0f} GFLOP/s: {reached / ceiling:.0%}"
-    )
+    share = f"{reached / 1e9:,.0f} of {ceiling / 1e9:,.0f} GFLOP/s, {reached / ceiling:.0%}"
+    print(f"{sum(lengths) / seconds:,.0f} tokens/s; executed operations: {share}")
 
 
 def _matrix_product_speed(hidden: int, inner: int, precision: str) -> float:

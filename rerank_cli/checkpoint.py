@@ -27,6 +27,7 @@ BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
 
 _BUILTIN_DIR = Path(__file__).parent / "builtin"
 _MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library itself
+_MAX_DIMENSIONS = 64  # of a tensor, in torch
 _ELEMENT_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
@@ -51,7 +52,8 @@ class TensorInfo:
 class Checkpoint:
     """A checkpoint's configuration and the headers of its weights.
 
-    name: what the user called it; config, tokenizer_config: the JSON files as they are.
+    name: what the user called it; config, tokenizer_config: the JSON files as they are, but that the special tokens of
+    an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`).
     """
 
     path: Path
@@ -100,6 +102,7 @@ class Checkpoint:
             self.path / "config.json",
             self.tokenizer_file,
             self.path / "tokenizer_config.json",
+            self.path / "special_tokens_map.json",
             *self.weight_files,
         ]:
             if path.exists():
@@ -120,6 +123,13 @@ class Checkpoint:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise ModelError(f"{self.path / 'config.json'}: `{key}` must be a number: {value!r}")
         return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        """A word of config.json."""
+        value = self.config.get(key, default)
+        if not isinstance(value, str):
+            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be text: {value!r}")
+        return value
 
     @property
     def num_labels(self) -> int:
@@ -156,7 +166,8 @@ def _locate_in_hub_cache(model: str, *, revision: str | None, online: bool) -> P
     try:
         return Path(snapshot_download(model, revision=revision, local_files_only=not online, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = "not in the local Hugging Face cache" if not online else f"cannot be downloaded ({error})"
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = "not in the local Hugging Face cache" if not online else f"cannot be downloaded ({why})"
         raise ModelError(
             f"{model}: {reason}", hint=None if online else "pass a folder, or `--online` to download it"
         ) from error
@@ -172,7 +183,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             f"{path}: no config.json", hint="a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
         )
     config = _read_json(path / "config.json")
-    tokenizer_config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    tokenizer_config = _read_tokenizer_config(path)
     if not (path / "tokenizer.json").is_file():
         raise ModelError(
             f"{path}: no tokenizer.json",
@@ -191,6 +202,16 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     return Checkpoint(
         path=path, name=name or path.name, config=config, tokenizer_config=tokenizer_config, tensors=tensors
     )
+
+
+def _read_tokenizer_config(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json over it where transformers still heeds that file.
+
+    Source: transformers 5.23, PreTrainedTokenizerBase._from_pretrained: only where there is no `added_tokens_decoder`.
+    """
+    config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    old = path / "special_tokens_map.json"
+    return config | _read_json(old) if "added_tokens_decoder" not in config and old.exists() else config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -244,16 +265,18 @@ def _sharded_files(index: Path) -> dict[Path, list[str]]:
 
 def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file by name, after checking that the header agrees with the file."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            raise ModelError(f"{path}: not a safetensors file: header of {length} bytes in a file of {size}")
-        try:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise ModelError(f"{path}: not a safetensors file: header of {length} bytes in a file of {size}")
             header = json.loads(stream.read(length))
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{path}: not a safetensors file: {error}") from error
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path}: not a safetensors file: the header is not an object")
     header.pop("__metadata__", None)
@@ -265,10 +288,13 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
 def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end))
+        # Within 64 bits, and not many: a product of huge numbers must not take hours to be found wrong.
+        whole = len(shape) <= _MAX_DIMENSIONS and all(
+            type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)
+        )
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"{path}: the header's entry of `{name}` is malformed") from None
-    if dtype not in _ELEMENT_BITS:
+    if not isinstance(dtype, str) or dtype not in _ELEMENT_BITS:
         raise ModelError(f"{path}: `{name}` has an unknown type: {dtype!r}")
     if not whole or end - begin != math.prod(shape) * _ELEMENT_BITS[dtype] // 8:
         raise ModelError(f"{path}: `{name}` has shape {list(shape)} of {dtype}, but its bytes are {begin}..{end}")

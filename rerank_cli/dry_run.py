@@ -7,6 +7,7 @@ tenth of a second in the plan's precision; a whole forward reaches 65 to 80 % of
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,11 @@ _MEASURED_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a run would do. tokens: length of each pair before truncation, as percentiles; seconds: a rough estimate."""
+    """What a run would do.
+
+    tokens: length of each distinct pair before truncation, as percentiles. unscorable: distinct pairs that have no
+    logit. seconds: a rough estimate.
+    """
 
     counts: Counts
     tokens: dict[str, int]
@@ -50,14 +55,15 @@ def dry_run(options: JobOptions) -> DryRun:
         counts.lists += len(window.lists)
         counts.pairs += len(encoded.places)
         counts.pairs_scored += len(encoded.encoded)
-        for entry in encoded.encoded:
+        times = Counter(encoded.places)
+        for place, entry in enumerate(encoded.encoded):
             if isinstance(entry, EncodingProblem):
                 unscorable += 1
                 continue
             lengths.append(sum(pair.tokens for pair in entry))
             kept += sum(pair.kept_tokens for pair in entry)
             squares += sum(pair.kept_tokens**2 for pair in entry)
-            truncated += any(pair.truncated for pair in entry)
+            truncated += times[place] * any(pair.truncated for pair in entry)
     counts.tokens, counts.truncated = kept, truncated
     flops = _forward_flops(prepared.checkpoint, tokens=kept, squares=squares)
     speed = _gemm_speed(prepared.plan)

@@ -2,6 +2,7 @@
 
     RerankError                 1  unexpected (never raised as such)
     ├── UsageError              2  options that contradict each other or the data
+    ├── ProfileError            2  a profile file that is missing or says something impossible
     ├── InputError              4  input: missing, unreadable, not what it claims to be
     ├── OutputError             4  output: exists, cannot be written, disk full
     ├── ModelError              5  model: unknown, unsafe, incomplete
@@ -52,6 +53,12 @@ class RerankError(Exception):
 
 class UsageError(RerankError):
     """Options that contradict each other or the data."""
+
+    exit_code = 2
+
+
+class ProfileError(RerankError):
+    """A profile file that is missing, is not TOML, or says something impossible."""
 
     exit_code = 2
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats.shapes import FieldNames, passage_id
+from rerank_cli.formats.shapes import Shape, passage_id
 from rerank_cli.records import RankedList
+
+_ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,15 @@ class Evaluation:
 
 
 class Evaluator:
-    """Collects the orders of a run, then measures them."""
+    """Collects the orders of a run, then measures them.
 
-    def __init__(self, qrels: str, metrics: Sequence[str], names: FieldNames) -> None:
+    Raises `UsageError` for a measure that cannot be computed here, and `InputError` for qrels that cannot be read.
+    """
+
+    def __init__(self, qrels: str, metrics: Sequence[str], shape: Shape) -> None:
         self._measures = [_parse_measure(name) for name in metrics]
         self._qrels = _read_qrels(qrels)
-        self._names = names
+        self._shape = shape
         self._given: list[Any] = []
         self._reranked: list[Any] = []
         self._unjudged: set[str] = set()
@@ -56,13 +61,13 @@ class Evaluator:
         for item in ranked:
             if item.source.id is None:
                 row = item.source.rows[0]
-                raise InputError(f"{row.file}:{row.number}: no query id, which --qrels needs", hint="pass `--id-field`")
+                raise InputError(f"{row.file}:{row.number}: no query id, which --qrels needs", hint=_ID_HINT)
             query = str(item.source.id)
             if query not in self._judged:
                 self._unjudged.add(query)
                 continue
             for entry in item.ranking:
-                passage = passage_id(item, entry.index, self._names)
+                passage = passage_id(item, entry.index, self._shape)
                 if passage is None:
                     row = item.source.row_of(entry.index)
                     raise InputError(f"{row.file}:{row.number}: passage {entry.index} has no id, which --qrels needs")
@@ -106,11 +111,14 @@ def _parse_measure(name: str) -> Any:
     import ir_measures
 
     try:
-        return ir_measures.parse_measure(name)
-    except (NameError, ValueError) as error:
+        measure = ir_measures.parse_measure(name)
+        # Some fail only when they compute, for want of a program or of an option; better now than after the run.
+        list(ir_measures.iter_calc([measure], [ir_measures.Qrel("q", "p", 1)], [ir_measures.ScoredDoc("q", "p", 1.0)]))
+    except Exception as error:
         raise UsageError(
-            f"--metric {name}: not a measure of ir-measures", hint="for example nDCG@10, RR@10, P@5"
+            f"--metric {name}: cannot be measured: {error}", hint="for example nDCG@10, RR@10, P@5"
         ) from error
+    return measure
 
 
 def _read_qrels(path: str) -> list[Any]:

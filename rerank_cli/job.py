@@ -8,11 +8,11 @@ the plan. Then the reader starts, and only then the model loads.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ import torch
 from rerank_cli import report as reports
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.destination import Destination, Names, open_destination
-from rerank_cli.encoding import PairEncoder, SpecialTokens, Truncation, model_max_tokens, open_encoder
+from rerank_cli.encoding import SpecialTokens, TextEncoder, Truncation, model_max_tokens, open_encoder
 from rerank_cli.engine import open_engine
+from rerank_cli.errors import UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator
 from rerank_cli.formats.inputs import (
     Input,
@@ -35,8 +36,8 @@ from rerank_cli.formats.inputs import (
 from rerank_cli.formats.shapes import FieldNames, Item, PairShape, Selection, Shape
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.hardware import detect_cpu
-from rerank_cli.pipeline import Counts, ErrorLimit, Pool, Run, Sink
-from rerank_cli.records import Gap, JsonRow, RankedList, RowError
+from rerank_cli.pipeline import Counts, ErrorLimit, Pool, Run
+from rerank_cli.records import JsonRow, RowError
 from rerank_cli.selection import Plan, Request, make_plan
 
 _SCORE_WINDOW_PAIRS = 64  # `score` streams: a window is what a reader at the other end of a pipe waits for
@@ -61,6 +62,8 @@ class JobOptions:
     chunk_overlap: int = 64
     pool: Pool = "max"
     special_tokens: SpecialTokens = "neutral"
+    instruction: str | None = None
+    template: str | None = None  # its text, or `none`
     selection: Selection = field(default_factory=Selection)
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     overwrite: bool = False
@@ -102,7 +105,7 @@ class Prepared:
 
     checkpoint: Checkpoint
     plan: Plan
-    encoder: PairEncoder
+    encoder: TextEncoder
     inputs: list[Input]
     shape: Shape
     items: Iterator[Item]
@@ -136,9 +139,9 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
     began = time.perf_counter()
     watcher = watcher or Watcher()
     prepared = prepare(options)
-    evaluator = Evaluator(options.qrels, options.metrics, options.fields) if options.qrels else None
+    evaluator = Evaluator(options.qrels, options.metrics, prepared.shape) if options.qrels else None
     destination = open_destination(
-        options.names, prepared.shape, options.selection, inputs=options.inputs, overwrite=options.overwrite
+        options.names, prepared.shape, options.selection, inputs=prepared.inputs, overwrite=options.overwrite
     )
     with ExitStack() as stack:
         stack.enter_context(destination)
@@ -147,9 +150,6 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
         engine = open_engine(prepared.plan, prepared.checkpoint)
         stack.callback(engine.close)
         best = _best_of_run(options, destination)
-        sink: Sink = best or destination.sink
-        if evaluator:
-            sink = _Evaluated(sink, evaluator, options.selection)
 
         def on_error(error: RowError) -> None:
             destination.errors.write(error)
@@ -163,11 +163,12 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
         run = Run(
             encoder=prepared.encoder,
             engine=engine,
-            sink=sink,
+            sink=best or destination.sink,
             on_error=on_error,
-            selection=Selection() if evaluator else _per_list(options),
+            selection=_per_list(options),
             pool=options.pool,
             error_limit=options.error_limit,
+            on_ranked=evaluator.add if evaluator else None,
             on_batch=watcher.on_batch,
             on_window=on_window,
         )
@@ -175,6 +176,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
         run.execute(prepared.shape.group(prepared.items), window_pairs=window_pairs)
         if best:
             run.counts.output_rows += best.finish()
+            run.counts.dropped += best.dropped
         evaluation = evaluator.finish() if evaluator else None
         document = reports.build_report(
             options=asdict(options),
@@ -185,6 +187,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
             timing=run.timing,
             seconds=time.perf_counter() - began,
         )
+        document["model"]["template"] = prepared.encoder.template
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)
         errors = destination.commit(document)
@@ -193,6 +196,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
 
 def prepare(options: JobOptions) -> Prepared:
     """Everything that can be known or refused before weights are loaded."""
+    _refuse_unusable(options)
     inputs = resolve_inputs(options.inputs, options.in_format)
     checkpoint = read_checkpoint(
         locate_checkpoint(options.model, revision=options.revision, online=options.online), name=options.model
@@ -209,8 +213,11 @@ def prepare(options: JobOptions) -> Prepared:
         truncate=options.truncate,
         chunk_overlap=options.chunk_overlap,
         special_tokens=options.special_tokens,
+        instruction=options.instruction,
+        template=options.template,
     )
-    read = ReadOptions(max_line_bytes=options.max_line_bytes, live=options.pairs)
+    plan = replace(plan, reasons=(*plan.reasons, f"template {encoder.template!r}"))
+    read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
         shape: Shape = PairShape(options.fields, query=options.query)
         items = read_items(inputs, shape, read)
@@ -218,23 +225,7 @@ def prepare(options: JobOptions) -> Prepared:
         shape, items = open_lists(inputs, options.fields, read, options.shape)
         items = ordered_by_group(inputs, shape, items, read)
     meter = _Meter(inputs)
-    return Prepared(checkpoint, plan, encoder, inputs, shape, meter.count(_slice(items, options)), meter)
-
-
-def _slice(items: Iterator[Item], options: JobOptions) -> Iterator[Item]:
-    """The rows between `--skip` and `--limit`; blank lines and pauses are not rows."""
-    taken = skipped = 0
-    for item in items:
-        if isinstance(item, Gap):
-            yield item
-            continue
-        if skipped < options.skip:
-            skipped += 1
-            continue
-        if options.limit is not None and taken >= options.limit:
-            return
-        taken += 1
-        yield item
+    return Prepared(checkpoint, plan, encoder, inputs, shape, meter.count(items), meter)
 
 
 def _per_list(options: JobOptions) -> Selection:
@@ -248,20 +239,12 @@ def _best_of_run(options: JobOptions, destination: Destination) -> BestSink | No
     return BestSink(destination.sink, top_n=options.selection.top_n)
 
 
-class _Evaluated:
-    """A sink that lets the evaluator see complete rankings before the user's selection thins them."""
-
-    def __init__(self, sink: Sink, evaluator: Evaluator, selection: Selection) -> None:
-        self._sink = sink
-        self._evaluator = evaluator
-        self._selection = selection
-
-    def write(self, ranked: Sequence[RankedList]) -> int:
-        """See `Sink`."""
-        self._evaluator.add(ranked)
-        return self._sink.write([_selected(item, self._selection) for item in ranked])
-
-
-def _selected(item: RankedList, selection: Selection) -> RankedList:
-    kept = (entry for entry in item.ranking if selection.threshold is None or entry.logit >= selection.threshold)
-    return RankedList(source=item.source, ranking=tuple(islice(kept, selection.top_n)))
+def _refuse_unusable(options: JobOptions) -> None:
+    """Values that parse and mean nothing, which would otherwise be found out when the run ends."""
+    threshold = options.selection.threshold
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--threshold {threshold}: not a number to compare with")
+    try:
+        (options.query or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("--query: not UTF-8") from error

@@ -6,8 +6,8 @@
     ranked lists -> sink                 the caller's thread
 
 A window is cut by the input and the options alone, and batches never cross windows, so the same run computes the same
-batches. Memory holds three windows at most, whatever the size of the file. Pairs with the same two texts are scored
-once in a window.
+batches. Memory holds five windows at most, whatever the size of the file: one that is scored, and between two stages
+one that waits and one that is finished and finds no room. Pairs with the same two texts are scored once in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
@@ -16,9 +16,10 @@ becomes a `RowError`; in a list it takes the whole list with it (one row in, one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal, Protocol
 
 import numpy as np
@@ -127,7 +128,10 @@ class EncodedWindow:
 
 @dataclass(slots=True)
 class Run:
-    """One pass over an input. `execute` does it; the counts and times grow meanwhile."""
+    """One pass over an input. `execute` does it; the counts and times grow meanwhile.
+
+    on_ranked: called with the complete rankings of each window, before the selection drops anything.
+    """
 
     encoder: Encoder
     engine: Engine
@@ -136,6 +140,7 @@ class Run:
     selection: Selection = field(default_factory=Selection)
     pool: Pool = "max"
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
+    on_ranked: Callable[[Sequence[RankedList]], None] | None = None
     on_batch: Callable[[int, int], None] | None = None
     on_window: Callable[[Counts], None] | None = None
     counts: Counts = field(default_factory=Counts)
@@ -161,25 +166,31 @@ class Run:
                 return
             yield window
 
-    def _encode(self, windows: Iterable[Window]) -> Iterator[EncodedWindow]:
-        for window in windows:
-            began = time.perf_counter()
-            encoded = encode_window(window, self.encoder)
-            self.timing.tokenise += time.perf_counter() - began
-            yield encoded
+    def _encode(self, windows: Generator[Window, None, None]) -> Iterator[EncodedWindow]:
+        with closing(windows):  # a run that stops here stops the reader too
+            for window in windows:
+                began = time.perf_counter()
+                encoded = encode_window(window, self.encoder)
+                self.timing.tokenise += time.perf_counter() - began
+                yield encoded
 
     def _finish_window(self, encoded: EncodedWindow) -> None:
         began = time.perf_counter()
         logits, pairs = score_pairs(encoded.encoded, self.engine, pool=self.pool, on_batch=self.on_batch)
         self.timing.compute += time.perf_counter() - began
-        ranked, errors = rank_window(encoded, logits, self.selection)
+        ranked, errors = rank_window(encoded, logits)
+        if self.on_ranked:
+            self.on_ranked(ranked)
+        selected = [select(item, self.selection) for item in ranked]
         began = time.perf_counter()
-        output_rows = self.sink.write(ranked)
+        self.counts.output_rows += self.sink.write(selected)
         for error in [*encoded.window.errors, *errors]:
             self.on_error(error)
         self.timing.write += time.perf_counter() - began
         self._count(encoded, pairs, ranked, errors)
-        self.counts.output_rows += output_rows
+        self.counts.dropped += sum(
+            len(whole.ranking) - len(kept.ranking) for whole, kept in zip(ranked, selected, strict=True)
+        )
         if self.on_window:
             self.on_window(self.counts)
         self.error_limit.check(self.counts, last=False)
@@ -207,7 +218,6 @@ class Run:
         for item in ranked:
             counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if a.logit == b.logit)
-            counts.dropped += len(item.source.passages) - len(item.ranking)
 
 
 def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:
@@ -267,10 +277,8 @@ def score_pairs(
     return logits, pairs
 
 
-def rank_window(
-    encoded: EncodedWindow, logits: npt.NDArray[np.float32], selection: Selection
-) -> tuple[list[RankedList], list[RowError]]:
-    """The window's lists in rank order, and the rows that have no score."""
+def rank_window(encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> tuple[list[RankedList], list[RowError]]:
+    """The window's lists in rank order, nothing left out, and the rows that have no score."""
     ranked: list[RankedList] = []
     errors: list[RowError] = []
     begin = 0
@@ -283,12 +291,12 @@ def rank_window(
         if bad and len(item.rows) == 1:
             index, problem = next(iter(bad.items()))
             where = f"passages[{index}]: " if len(item.passages) > 1 else ""
-            errors.append(row_error(item.rows[0], problem.code, f"{where}{problem.message}"))
+            errors.append(row_error(item.rows[0], problem.code, f"{where}{problem.message}", item.id))
             continue
-        errors += [row_error(item.rows[index], problem.code, problem.message) for index, problem in bad.items()]
+        errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
         good = [index for index in range(len(places)) if index not in bad]
         if good or not item.passages:
-            ranked.append(_rank(item, good, entries, scores, selection))
+            ranked.append(_rank(item, good, entries, scores))
     return ranked, errors
 
 
@@ -300,21 +308,22 @@ def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
     return None
 
 
-def _rank(
-    item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], scores: Sequence[float], selection: Selection
-) -> RankedList:
-    """Best logit first, equal logits in input order; ranks are given before the selection drops anything."""
+def _rank(item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], scores: Sequence[float]) -> RankedList:
+    """Best logit first, equal logits in input order."""
     ranking = []
     for rank, index in enumerate(sorted(good, key=lambda index: (-scores[index], index)), start=1):
-        if selection.top_n is not None and rank > selection.top_n:
-            break
-        if selection.threshold is not None and scores[index] < selection.threshold:
-            break
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"
         tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
         ranking.append(RankedPassage(rank=rank, index=index, logit=scores[index], tokens=tokens, kept_tokens=kept))
     return RankedList(source=item, ranking=tuple(ranking))
+
+
+def select(ranked: RankedList, selection: Selection) -> RankedList:
+    """What the user wants of a ranking; the ranks stay as they were given."""
+    least = -np.inf if selection.threshold is None else selection.threshold
+    kept = (entry for entry in ranked.ranking if entry.logit >= least)
+    return RankedList(source=ranked.source, ranking=tuple(islice(kept, selection.top_n)))
 
 
 def _shortest(logit: np.float32) -> float:

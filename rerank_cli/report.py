@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import rerank_cli
@@ -67,17 +64,6 @@ def build_report(
 def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
     """The evaluation as it stands in the report."""
     return asdict(evaluation)
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document, readable by people too."""
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def peak_rss_bytes() -> int:

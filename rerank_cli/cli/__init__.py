@@ -13,13 +13,15 @@ import typer
 
 from rerank_cli import __version__
 from rerank_cli.cli.console import forget_stdout, say, say_error
-from rerank_cli.cli.help import Command, Group
+from rerank_cli.cli.help import Command
+from rerank_cli.cli.profile_select import profile_select
+from rerank_cli.cli.quick import QuickCommand, QuickGroup
 from rerank_cli.cli.rerank_file import rerank_file
 from rerank_cli.cli.score import score
 from rerank_cli.errors import OutputError, RerankError, UsageError
 
 app = typer.Typer(
-    cls=Group,
+    cls=QuickGroup,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 app.command(cls=Command)(score)
 app.command(cls=Command)(rerank_file)
+app.command(cls=QuickCommand)(profile_select)
 
 
 class _Terminated(BaseException):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
-from rerank_cli.encoding.tokenizer import load_tokenizer
+from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
+from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
+from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, yes_no_prompt
 from rerank_cli.errors import UsageError
 
 __all__ = [
+    "YES_NO_ARCHITECTURES",
     "Encoded",
     "EncodingProblem",
     "PairEncoder",
+    "PromptEncoder",
     "SpecialTokens",
+    "TextEncoder",
     "Truncation",
+    "answer_ids",
     "model_max_tokens",
     "open_encoder",
 ]
@@ -20,6 +29,23 @@ __all__ = [
 # Families whose positions begin behind the padding id: a table of 514 rows holds 512 tokens.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text"}
 _NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
+# Rerankers made of language models have room for more than they were trained to read: 8192 is the limit on the model
+# cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
+_PROMPT_MAX_TOKENS = 8192
+_PROMPTED = {"LlamaBidirectionalForSequenceClassification", *YES_NO_ARCHITECTURES}
+
+
+class TextEncoder(Protocol):
+    """Encodes pairs of texts for one checkpoint."""
+
+    max_tokens: int
+
+    @property
+    def template(self) -> str:
+        """What is put around a query and a passage, with `{query}` and `{passage}` in their places."""
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """The token ids of each (query, passage), in order."""
 
 
 def model_max_tokens(checkpoint: Checkpoint) -> int:
@@ -27,7 +53,8 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
 
     Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
     """
-    limits = []
+    prompted = checkpoint.architecture in _PROMPTED
+    limits = [_PROMPT_MAX_TOKENS] if prompted else []
     declared = checkpoint.tokenizer_config.get("model_max_length")
     if isinstance(declared, (int, float)) and declared < _NO_LIMIT:
         limits.append(int(declared))
@@ -47,14 +74,47 @@ def open_encoder(
     truncate: Truncation = "end",
     chunk_overlap: int = 64,
     special_tokens: SpecialTokens = "neutral",
-) -> PairEncoder:
-    """The encoder of a checkpoint; `UsageError` where `max_tokens` is more than the model can read."""
+    instruction: str | None = None,
+    template: str | None = None,
+) -> TextEncoder:
+    """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
+
+    instruction: in place of a yes/no model's own. template: in place of the family's prompt: text with `{query}` and
+    `{passage}`, or `none` for the tokenizer's own encoding of a pair.
+    """
     limit = model_max_tokens(checkpoint)
     if max_tokens > limit:
         raise UsageError(f"--max-tokens {max_tokens}: {checkpoint.name} reads at most {limit} tokens")
-    return PairEncoder(
-        load_tokenizer(checkpoint),
-        where=str(checkpoint.tokenizer_file),
+    where = str(checkpoint.tokenizer_file)
+    yes_no = checkpoint.architecture in YES_NO_ARCHITECTURES
+    if instruction is not None and (not yes_no or template is not None):
+        reason = "--template replaces the whole prompt" if yes_no else f"{checkpoint.name} takes no instruction"
+        raise UsageError(f"--instruction: {reason}")
+    if template == "none" and yes_no:
+        raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
+    if checkpoint.architecture not in _PROMPTED or template == "none":
+        if template not in (None, "none"):
+            raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")
+        return PairEncoder(
+            load_tokenizer(checkpoint),
+            where=where,
+            max_tokens=max_tokens,
+            truncate=truncate,
+            chunk_overlap=chunk_overlap,
+            special_tokens=special_tokens,
+        )
+    # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as
+    # it is; transformers 5 fails on some of them.
+    tokenizer = read_tokenizer_file(checkpoint)
+    prompt: Prompt = NEMOTRON
+    if template is not None:
+        prompt = parse_template(template, tokenizer, wrapped=not yes_no)
+    elif yes_no:
+        prompt = yes_no_prompt(checkpoint, tokenizer, instruction)
+    return PromptEncoder(
+        tokenizer,
+        prompt,
+        where=where,
         max_tokens=max_tokens,
         truncate=truncate,
         chunk_overlap=chunk_overlap,

@@ -18,8 +18,8 @@ query. Modes here:
 
 A query that leaves no room for its passage is a problem of the pair in every mode but `reference`.
 
-**Special tokens written in a text are text.** `[SEP]` in a passage would otherwise end it. `special_tokens="allow"`
-gives the reference behaviour.
+**Special tokens written in a text are text.** `[SEP]` in a passage would otherwise end it, and so would `</s>`, which
+is HTML too. `special_tokens="allow"` gives the reference behaviour.
 
 Token types are taken from the tokenizer's own encoding: a wrapper that forgets them shifts logits by more than 1.
 """
@@ -28,12 +28,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from rerank_cli.encoding.tokenizer import without_special_pieces
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import EncodedPair
 
@@ -98,12 +100,22 @@ class PairEncoder:
         self._tokenizer = tokenizer
         self._template = _read_template(tokenizer, where)
         self._tokenizer.encode_special_tokens = special_tokens == "neutral"
+        self._acting = _acting_special_ids(tokenizer) if special_tokens == "neutral" else frozenset()
         self.max_tokens = max_tokens
         self._truncate = truncate
         self._chunk_overlap = chunk_overlap
         self._room = max_tokens - self._template.size
         if self._room < 2:
             raise UsageError(f"--max-tokens {max_tokens}: the template alone has {self._template.size} tokens")
+
+    @property
+    def template(self) -> str:
+        """What is put around a query and a passage."""
+        before, between, after = (
+            "".join(self._tokenizer.id_to_token(number) or "" for number in ids.tolist())
+            for ids in (self._template.before, self._template.between, self._template.after)
+        )
+        return f"{before}{{query}}{between}{{passage}}{after}"
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
         """The token ids of each (query, passage), in order; each distinct text is tokenised once."""
@@ -112,8 +124,17 @@ class PairEncoder:
         return [self._encode_pair(ids[query], ids[passage]) for query, passage in pairs]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
-        for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-            yield np.array(encoding.ids, dtype=np.int32)
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            ids = encoding.ids
+            if not self._acting.isdisjoint(ids):
+                ids = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
+            yield np.array(ids, dtype=np.int32)
+
+    @cached_property
+    def _plain_tokenizer(self) -> Tokenizer:
+        """Made when a text first needs it: for a vocabulary of 250,000 pieces it takes more than a second."""
+        return without_special_pieces(self._tokenizer)
 
     def _encode_pair(self, query: Ids, passage: Ids) -> Encoded:
         tokens = self._template.size + len(query) + len(passage)
@@ -155,6 +176,17 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
         short = room // 2
         long = short + room % 2
     return (short, long) if first <= second else (long, short)
+
+
+def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Special tokens that this tokenizer finds in a plain text although it was told not to look for them."""
+    # The unknown token stands for characters that are not in the vocabulary: one such character tells its id.
+    unknown = tokenizer.encode("\U0010fffd", add_special_tokens=False).ids
+    return frozenset(
+        number
+        for number, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and number in tokenizer.encode(token.content, add_special_tokens=False).ids
+    ) - frozenset(unknown)
 
 
 def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:

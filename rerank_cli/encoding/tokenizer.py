@@ -24,21 +24,43 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 
 _PLAIN = {"PreTrainedTokenizer", "TokenizersBackend", "PreTrainedTokenizerBase"}
-_CLASS_OF_MODEL_TYPE = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer", "xlm-roberta": "XLMRobertaTokenizer"}
+# What transformers takes where a checkpoint names no class; types that are not here are the file as it is.
+_CLASS_OF_MODEL_TYPE = {
+    "bert": "BertTokenizer",
+    "camembert": "CamembertTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+}
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The checkpoint's tokenizer, without padding and truncation."""
+def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer as tokenizer.json has it, without padding and truncation."""
     try:
         tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
     except Exception as error:
         raise ModelError(f"{checkpoint.tokenizer_file}: not a tokenizer: {error}") from error
+    _check_vocabulary(tokenizer, checkpoint)
+    # Some published files carry the padding and truncation of the machine that saved them.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The checkpoint's tokenizer, without padding and truncation."""
+    tokenizer = read_tokenizer_file(checkpoint)
     name = tokenizer_class(checkpoint)
     if name in _RULES:
-        _RULES[name](tokenizer, checkpoint.tokenizer_config)
+        try:
+            _RULES[name](tokenizer, checkpoint.tokenizer_config)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ModelError(f"{checkpoint.path / 'tokenizer_config.json'}: {error}") from error
     elif name is not None and name not in _PLAIN:
         tokenizer = _backend_of_transformers(checkpoint)
-    # Some published files carry the padding and truncation of the machine that saved them.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -52,6 +74,42 @@ def tokenizer_class(checkpoint: Checkpoint) -> str | None:
     return _CLASS_OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")))
 
 
+def without_special_pieces(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy for plain text, in which no piece of the vocabulary is spelled like a special token but the unknown one.
+
+    `encode_special_tokens` keeps added tokens from being looked for in a text; but where `</s>` is also a piece of the
+    model's vocabulary (XLM-R, DeBERTa-v2), the model finds it by itself. The ids of all other pieces stay.
+    """
+    state = json.loads(tokenizer.to_str())
+    model = state["model"]
+    by_name = isinstance(model["vocab"], dict)
+    pieces = list(model["vocab"]) if by_name else [piece for piece, _ in model["vocab"]]
+    unknown = model.get("unk_token") if by_name else None if model["unk_id"] is None else pieces[model["unk_id"]]
+    special = {token["content"] for token in state["added_tokens"] if token["special"]} - {unknown}
+    # Nobody writes such a name, and few tokenizers would let it through: they cut at spaces, or drop NUL.
+    renamed = [f"\0 special {place}" if piece in special else piece for place, piece in enumerate(pieces)]
+    if by_name:
+        model["vocab"] = dict(zip(renamed, model["vocab"].values(), strict=True))
+    else:
+        model["vocab"] = [[piece, score] for piece, (_, score) in zip(renamed, model["vocab"], strict=True)]
+    # An added token that is a piece too would be added anew, under another id.
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in special & set(pieces)]
+    state["post_processor"] = None
+    copy = Tokenizer.from_str(json.dumps(state))
+    copy.encode_special_tokens = True
+    return copy
+
+
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Refuse a tokenizer whose own vocabulary is larger than the model's table: its ids would have no embedding."""
+    rows, pieces = checkpoint.config.get("vocab_size"), tokenizer.get_vocab_size(with_added_tokens=False)
+    if isinstance(rows, int) and pieces > rows:
+        raise ModelError(
+            f"{checkpoint.tokenizer_file}: {pieces} tokens, but the model's `vocab_size` is {rows}",
+            hint="tokenizer and weights are of different models",
+        )
+
+
 def _token(config: Mapping[str, Any], key: str, default: str) -> str:
     """A special token of tokenizer_config.json, which writes it as text or as an object with `content`."""
     value = config.get(key) or default
@@ -63,7 +121,7 @@ def _with_ids(tokenizer: Tokenizer, *tokens: str) -> list[tuple[str, int]]:
     for token in tokens:
         number = tokenizer.token_to_id(token)
         if number is None:
-            raise ModelError(f"special token `{token}` of tokenizer_config.json is not in tokenizer.json")
+            raise ValueError(f"special token `{token}` is not in tokenizer.json")
         ids.append((token, number))
     return ids
 
@@ -132,6 +190,6 @@ def _backend_of_transformers(checkpoint: Checkpoint) -> Tokenizer:
     try:
         wrapper = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         backend = wrapper.backend_tokenizer
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever goes wrong in there, the checkpoint cannot be used
         raise ModelError(f"{checkpoint.path}: transformers cannot load this tokenizer: {error}") from error
     return Tokenizer.from_str(backend.to_str())

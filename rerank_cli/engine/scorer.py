@@ -54,6 +54,11 @@ class LocalEngine:
     ) -> None:
         self.close()
 
+    @property
+    def kernels(self) -> str:
+        """Which implementations the model runs on, in words, for the report: a slow fallback must be visible."""
+        return str(getattr(self._model, "kernels", "not told"))
+
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """See `Engine`."""

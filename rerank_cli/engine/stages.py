@@ -70,7 +70,7 @@ class _Channel(Generic[T]):
 
 
 def run_ahead(source: Iterable[T], *, depth: int = 1, name: str) -> Generator[T, None, None]:
-    """Yield what `source` yields, produced by a thread that is at most `depth` items ahead.
+    """Yield what `source` yields, produced by a thread that keeps `depth` items ready and one more in its hand.
 
     An exception of the source is raised here, after the items before it. Closing this generator stops the thread at its
     next item; a source that is a generator is closed in its own thread.

@@ -15,9 +15,9 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import jsonl
@@ -34,6 +34,7 @@ STDIN = "-"
 _SHAPE_ROWS = 100  # rows that are looked at for one that has a shape
 _MAX_GATHERED_PARQUET_BYTES = 2**30
 _SPOOL_ROWS = 10_000
+_SHAPES: dict[str, type[ListShape] | type[FlatShape]] = {"list": ListShape, "flat": FlatShape}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,21 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How rows are read: the longest line, and whether a pause of a pipe should be told (`Gap.IDLE`)."""
+    """Which rows are read, and how.
+
+    max_line_bytes: the longest line. live: a pause of a pipe is told (`Gap.IDLE`). skip, limit: the rows left out at
+    the start of the first input, and how many are read from there, bad ones included, blank lines not.
+    """
 
     max_line_bytes: int = jsonl.MAX_LINE_BYTES
     live: bool = False
+    skip: int = 0
+    limit: int | None = None
+
+    @property
+    def stop(self) -> int | None:
+        """The row, counted from 0, before which reading ends; None for the last."""
+        return None if self.limit is None else self.skip + self.limit
 
 
 def resolve_inputs(paths: Sequence[str], in_format: str = "auto") -> list[Input]:
@@ -76,11 +88,13 @@ def _format_of(path: str, in_format: str) -> Format:
     suffix = text_suffix(path)
     if suffix in FORMATS:
         return FORMATS[suffix]
+    if not Path(path).is_file():
+        return "jsonl"  # a pipe such as `<(...)`, of which a look would take the first bytes; or nothing at all
     try:
         with Path(path).open("rb") as stream:
             return "parquet" if stream.read(4) == b"PAR1" else "jsonl"
     except OSError:
-        return "jsonl"  # resolve_inputs says what is wrong with it
+        return "jsonl"  # the reader says what is wrong with it
 
 
 def input_bytes(inputs: Iterable[Input]) -> int | None:
@@ -91,8 +105,23 @@ def input_bytes(inputs: Iterable[Input]) -> int | None:
 
 def read_items(inputs: Sequence[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
     """The rows of all inputs, one after another."""
-    for item in inputs:
-        yield from _read_one(item, shape, options)
+    return _sliced(_all_items(inputs, shape, options), options)
+
+
+def _all_items(inputs: Iterable[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
+    return chain.from_iterable(_read_one(item, shape, options) for item in inputs)
+
+
+def _sliced(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
+    """The rows between `skip` and `limit`; nothing is read, or waited for, after the last of them."""
+    number = 0
+    while options.stop is None or number < options.stop:
+        item = next(items, None)
+        if item is None:
+            return
+        number += not isinstance(item, Gap)
+        if isinstance(item, Gap) or number > options.skip:
+            yield item
 
 
 def _read_one(item: Input, shape: Shape | None, options: ReadOptions) -> Iterator[Item]:
@@ -101,7 +130,8 @@ def _read_one(item: Input, shape: Shape | None, options: ReadOptions) -> Iterato
         from rerank_cli.formats import parquet
 
         assert shape is not None, "the shape of a table is known from its columns"
-        yield from parquet.read_rows(item.path, shape.columns(parquet.column_names(item.path)))
+        if columns := _columns_of(item.path):
+            yield from parquet.read_rows(item.path, shape.columns(columns))
         return
     read = jsonl.read_text_lines if item.format == "text" else jsonl.read_rows
     live = options.live and item.path == STDIN
@@ -109,44 +139,70 @@ def _read_one(item: Input, shape: Shape | None, options: ReadOptions) -> Iterato
         yield from read(stream, file=item.path, max_line_bytes=options.max_line_bytes, live=live)
 
 
+def _columns_of(path: str) -> list[str]:
+    """The columns of a Parquet file; none where an empty run has left it."""
+    from rerank_cli.formats import parquet
+
+    return parquet.column_names(path)
+
+
 def open_lists(
     inputs: Sequence[Input], names: FieldNames, options: ReadOptions, shape: str
 ) -> tuple[Shape, Iterator[Item]]:
-    """The shape of the first input (or the one that `shape` names) and the rows of all inputs."""
-    first = inputs[0]
-    known: dict[str, Any] = {"list": ListShape, "flat": FlatShape}
-    if shape in known:
-        return known[shape](names), read_items(inputs, known[shape](names), options)
+    """The shape of the first rows that have one (or the one that `shape` names) and the rows of all inputs."""
     if shape != "auto":
-        raise UsageError(f"--shape {shape}: not known", hint="known are auto, list, flat")
-    if first.format == "parquet":
-        from rerank_cli.formats import parquet
-
-        columns = parquet.column_names(first.path)
-        found = _detected(detect_shape(columns, names), first.path, columns)
-        return found(names), read_items(inputs, found(names), options)
-    rows = _read_one(first, None, options)
+        if shape not in _SHAPES:
+            raise UsageError(f"--shape {shape}: not known", hint="known are auto, list, flat")
+        named = _SHAPES[shape](names)
+        return named, read_items(inputs, named, options)
     seen: list[Item] = []
-    kind = None
-    for item in rows:
-        seen.append(item)
-        if not isinstance(item, (RowError, Gap)):
-            kind = kind or detect_shape(item.fields, names)
+    rows: Iterator[Item] = iter(())
+    kind: type[ListShape] | type[FlatShape] | None = None
+    later: Sequence[Input] = ()
+    for place, item in enumerate(inputs):
+        if item.format == "parquet":
+            later = inputs[place:]
+            kind = _shape_of_columns(item.path, names)
+        else:
+            later = inputs[place + 1 :]
+            rows = _read_one(item, None, options)
+            kind = _shape_of_rows(rows, seen, names)
         if kind or len(seen) >= _SHAPE_ROWS:
             break
-    good = next((item for item in seen if not isinstance(item, (RowError, Gap))), None)
-    decided = _detected(kind, f"{first.path}:{good.number}", good.fields) if good else ListShape
-    return decided(names), chain(seen, rows, read_items(inputs[1:], decided(names), options))
+    good = next((row for row in seen if isinstance(row, JsonRow)), None)
+    if kind is None and good is not None:
+        raise _no_shape(f"{good.file}:{good.number}", good.fields)
+    decided = (kind or ListShape)(names)
+    return decided, _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
 
 
-def _detected(kind: type[Any] | None, where: str, fields: Iterable[str]) -> type[Any]:
-    if kind is None:
-        shown = ", ".join(f"`{name}`" for name in list(fields)[:8]) or "no fields"
-        raise InputError(
-            f"{where}: neither a list of passages nor a passage: the row has {shown}",
-            hint="name the field with `--passages-field` (a list) or `--text-field` (one passage a row)",
-        )
+def _shape_of_columns(path: str, names: FieldNames) -> type[ListShape] | type[FlatShape] | None:
+    """The shape of a table; None for one without columns."""
+    columns = _columns_of(path)
+    kind = detect_shape(columns, names)
+    if kind is None and columns:
+        raise _no_shape(path, columns)
     return kind
+
+
+def _shape_of_rows(
+    rows: Iterator[Item], seen: list[Item], names: FieldNames
+) -> type[ListShape] | type[FlatShape] | None:
+    """The shape of the first row that has one; what was read is added to `seen`."""
+    for row in rows:
+        seen.append(row)
+        kind = detect_shape(row.fields, names) if isinstance(row, JsonRow) else None
+        if kind or len(seen) >= _SHAPE_ROWS:
+            return kind
+    return None
+
+
+def _no_shape(where: str, fields: Iterable[str]) -> InputError:
+    shown = ", ".join(f"`{name}`" for name in list(fields)[:8]) or "no fields"
+    return InputError(
+        f"{where}: neither a list of passages nor a passage: the row has {shown}",
+        hint="name the field with `--passages-field` (a list) or `--text-field` (one passage a row)",
+    )
 
 
 def ordered_by_group(
@@ -155,58 +211,61 @@ def ordered_by_group(
     """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
     if not isinstance(shape, FlatShape) or any(item.path == STDIN or not Path(item.path).is_file() for item in inputs):
         return items
-    formats = {item.format for item in inputs}
-    if not _is_scattered(_keys(inputs, shape, options)):
+    if not _is_scattered(islice(_keys(inputs, shape, options), options.skip, options.stop)):
         return items
+    formats = {item.format for item in inputs}
     if formats == {"jsonl"}:
         return _gather_json(inputs, shape, options)
-    if formats == {"parquet"} and len(inputs) == 1:
-        return _gather_table(inputs[0].path, shape)
+    if len(inputs) == 1:
+        return _gather_table(inputs[0].path, shape, options)
     raise InputError(
-        f"{inputs[0].path}: the rows of a query are scattered over files of different formats",
-        hint="sort them by query first, or give each file on its own",
+        f"{inputs[0].path}: the rows of a query are scattered over files that are not all JSON lines",
+        hint="sort the rows by query first, or give each file on its own",
     )
 
 
-def _keys(inputs: Sequence[Input], shape: FlatShape, options: ReadOptions) -> Iterator[object]:
+def _keys(inputs: Sequence[Input], shape: FlatShape, options: ReadOptions) -> Iterator[tuple[Format, int] | None]:
+    """The format and the group of each row; None for a row that cannot be read."""
     for item in inputs:
         if item.format == "parquet":
-            from rerank_cli.formats import parquet
-
-            yield from parquet.iter_column(item.path, _key_column(item.path, shape))
+            for key in _table_keys(item.path, shape):
+                yield item.format, key
         else:
             for row in _read_one(item, shape, options):
-                if not isinstance(row, (RowError, Gap)):
-                    yield group_key(row, shape.names)
+                if not isinstance(row, Gap):
+                    yield (item.format, group_key(row.fields, shape.names)) if isinstance(row, JsonRow) else None
 
 
-def _key_column(path: str, shape: FlatShape) -> str:
-    """The column that `group_key` reads: the group's id, else the query's text."""
+def _table_keys(path: str, shape: FlatShape) -> Iterator[int]:
+    """The group of each row of a table; only the columns that decide it are read."""
     from rerank_cli.formats import parquet
 
-    names = parquet.column_names(path)
-    wanted = list(shape.columns(names))
-    query, _, *ids = wanted
-    group = shape.names.group_by or next((name for name in ("query_id", "qid") if name in ids), None)
-    return group if group in names else query
+    if columns := _columns_of(path):
+        wanted = shape.key_columns(columns)
+        for values in zip(*(parquet.iter_column(path, name) for name in wanted), strict=True):
+            yield group_key(dict(zip(wanted, values, strict=True)), shape.names)
 
 
-def _is_scattered(keys: Iterator[object]) -> bool:
+def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
+    """Whether a group comes back after another one, or in a file of another format."""
     finished: set[int] = set()
-    current: object = None
+    current: tuple[Format, int] | None = None
     for key in keys:
-        if key != current:
-            finished.add(hash(repr(current)))
-            if hash(repr(key)) in finished:
-                return True
-            current = key
+        if key is None or key == current:
+            continue
+        if current is not None:
+            finished.add(current[1])
+        if key[1] in finished:
+            return True
+        current = key
     return False
 
 
 def _gather_json(inputs: Sequence[Input], shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
     """Rows ordered by (first appearance of their group, place), through a temporary SQLite file."""
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
-        spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None)
+        # Not bound to one thread: a run that stops may close this generator from another one than reads it.
+        spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
         try:
             spool.execute("PRAGMA journal_mode = OFF")
             spool.execute(
@@ -236,7 +295,7 @@ def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: FlatShape, 
             assert isinstance(item, (RowError, Gap)), "JSON inputs give JSON rows"
             yield item
             continue
-        group = groups.setdefault(hash(repr(group_key(item, shape.names))), len(groups))
+        group = groups.setdefault(group_key(item.fields, shape.names), len(groups))
         rows.append((group, place, item.file, item.number, item.raw))
         place += 1
         if len(rows) == _SPOOL_ROWS:
@@ -246,14 +305,14 @@ def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: FlatShape, 
     spool.execute("COMMIT")
 
 
-def _gather_table(path: str, shape: FlatShape) -> Iterator[Item]:
+def _gather_table(path: str, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
     """Rows of one Parquet file ordered by first appearance of their group; the file is taken into memory."""
     from rerank_cli.formats import parquet
 
-    groups: dict[str, int] = {}
-    keys = parquet.iter_column(path, _key_column(path, shape))
-    numbers = [groups.setdefault(repr(key), len(groups)) for key in keys]
-    order = sorted(range(len(numbers)), key=lambda place: numbers[place])
-    yield from parquet.read_rows_in_order(
-        path, shape.columns(parquet.column_names(path)), order, max_bytes=_MAX_GATHERED_PARQUET_BYTES
-    )
+    groups: dict[int, int] = {}
+    places = range(parquet.row_count(path))[options.skip : options.stop]
+    keys = islice(_table_keys(path, shape), options.skip, options.stop)
+    numbers = [groups.setdefault(key, len(groups)) for key in keys]
+    order = sorted(places, key=lambda place: numbers[place - options.skip])
+    columns = shape.columns(parquet.column_names(path))
+    yield from parquet.read_rows_in_order(path, columns, order, max_bytes=_MAX_GATHERED_PARQUET_BYTES)

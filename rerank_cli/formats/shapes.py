@@ -13,10 +13,13 @@ A row that does not have the shape is a `RowError`, not an exception: the rows a
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Protocol
 
+from rerank_cli.errors import UsageError
+from rerank_cli.formats.jsonl import ExactFloat
 from rerank_cli.records import CandidateList, Gap, RankedList, RankedPassage, Row, RowError
 
 ALIASES = {
@@ -29,10 +32,15 @@ ALIASES = {
 }
 """Names that are tried, in order, where the user names no field."""
 
+_OF_A_LOGIT = frozenset({"prob", "truncated", "tokens", "kept_tokens"})
+
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """Dotted paths that the user gave; None means the aliases."""
+    """Dotted paths that the user gave; None means the aliases.
+
+    id: of a row and of a passage; where the one or the other has nothing there, its aliases are tried.
+    """
 
     query: str | None = None
     passages: str | None = None
@@ -61,6 +69,10 @@ Grouped = CandidateList | RowError | Gap
 class Shape(Protocol):
     """How rows become candidate lists and come back."""
 
+    @property
+    def names(self) -> FieldNames:
+        """Where the user says that the fields are."""
+
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """The candidate lists of `items`, in order; rows without the shape become `RowError`s."""
 
@@ -88,15 +100,20 @@ class ListShape:
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`."""
         for item in items:
-            yield item if isinstance(item, (RowError, Gap)) else _guarded(self._read, item)
+            yield item if isinstance(item, (RowError, Gap)) else _candidates(self, item)
 
-    def _read(self, row: Row) -> CandidateList:
+    def read(self, row: Row) -> CandidateList:
+        """The list in `row`; raises `_RowProblem`."""
         query = _text(_required(row, self.names.query, "query", "--query-field"), "query")
         passages = _required(row, self.names.passages, "passages", "--passages-field")
         if not isinstance(passages, (list, tuple)):
             raise _RowProblem("wrong-type", f"field `passages` is {_kind(passages)}, not a list")
         texts = tuple(self._passage_text(passage, index) for index, passage in enumerate(passages))
-        return CandidateList(query=query, passages=texts, rows=(row,), id=_first(row.fields, self.names.id, "list_id"))
+        return CandidateList(query=query, passages=texts, rows=(row,), id=self.identity(row.fields))
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id of a row, if it has one."""
+        return _id(fields, self.names.id, "list_id")
 
     def _passage_text(self, passage: object, index: int) -> str:
         where = f"passages[{index}]"
@@ -106,13 +123,13 @@ class ListShape:
             raise _RowProblem("wrong-type", f"{where} is {_kind(passage)}, not a text or an object")
         path = self.names.text or "text"
         if (text := lookup(passage, path)) is None:
-            what = "only an image, and this model reads text" if "image" in passage else f"it has {_names(passage)}"
+            what = "only an image, and this model reads text" if passage.get("image") else f"it has {_names(passage)}"
             raise _RowProblem("missing-field", f"{where} has no `{path}`: {what}")
         return _text(text, f"{where}.{path}")
 
     def passages_path(self, fields: Mapping[str, Any]) -> str:
         """Where the passages stand in a row that `group` has read."""
-        return self.names.passages or next(name for name in ALIASES["passages"] if name in fields)
+        return self.names.passages or next(name for name in ALIASES["passages"] if fields.get(name) is not None)
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
@@ -123,17 +140,19 @@ class ListShape:
         scored = []
         for entry in ranked.ranking:
             passage = passages[entry.index]
-            own = {"text": passage} if isinstance(passage, str) else dict(passage)
-            scored.append(own | {"rank": entry.rank} | score_fields(entry, selection) | {"index": entry.index})
+            own = {"text": passage} if isinstance(passage, str) else passage
+            scored.append(_scored(own, entry, selection))
         yield _with_value(fields, path, scored)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
-        passages = _column(names, self.names.passages, "passages")
-        text = (self.names.text or "text").split(".")[0]
-        wanted: dict[str, tuple[str, ...] | None] = {_column(names, self.names.query, "query"): None}
-        wanted |= dict.fromkeys(_optional_column(names, self.names.id, "list_id"))
-        return wanted | {passages: (text, *ALIASES["passage_id"])}
+        path = self.names.passages
+        if path is not None and path not in names and "." in path:
+            raise UsageError(f"--passages-field {path}: in Parquet the list of passages is a column of its own")
+        heads = [name.split(".")[0] for name in (self.names.text or "text", self.names.id) if name]
+        wanted: dict[str, tuple[str, ...] | None] = dict.fromkeys(_columns(names, self.names.query, "query"))
+        wanted |= dict.fromkeys(_id_columns(names, self.names.id, "list_id"))
+        return wanted | dict.fromkeys(_columns(names, path, "passages"), (*heads, *ALIASES["passage_id"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,36 +164,45 @@ class FlatShape:
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`. A group that comes back after another one has begun is a `RowError` for each of its rows."""
         rows: list[tuple[Row, str]] = []
-        current: Hashable = None
+        current = 0
         query = ""
-        finished: set[int] = set()  # hashes, not keys: 10 million groups must not hold 10 million query texts
+        finished: set[int] = set()
         for item in items:
             if isinstance(item, (RowError, Gap)):
                 yield item
                 continue
-            found = _guarded(self._read, item)
+            found = _candidates(self, item)
             if isinstance(found, RowError):
                 yield found
                 continue
-            key = group_key(item, self.names)
-            if rows and key != current:
+            key = group_key(item.fields, self.names)
+            # Rows of a table and rows of JSON cannot come back together: each kind has its own way out.
+            if rows and (key != current or type(item) is not type(rows[0][0])):
                 yield self._close(rows, query)
-                finished.add(hash(current))
+                finished.add(current)
                 rows = []
-            if hash(key) in finished:
-                yield row_error(
-                    item, "scattered-group", "the rows of its query are not adjacent; sort them, or give a file"
-                )
+            if key in finished:
+                message = "the rows of its query are not adjacent; sort them, or give a file"
+                yield row_error(item, "scattered-group", message, found.id)
             elif rows and found.query != query:
-                yield row_error(item, "query-differs", "its query is not that of the rows before it with the same id")
+                message = "its query is not that of the rows before it with the same id"
+                yield row_error(item, "query-differs", message, found.id)
             else:
                 current, query = key, found.query
                 rows.append((item, found.passages[0]))
         if rows:
             yield self._close(rows, query)
 
-    def _read(self, row: Row) -> CandidateList:
-        return _read_pair(row, self.names, query=None)
+    def read(self, row: Row) -> CandidateList:
+        """The one pair in `row`; raises `_RowProblem`."""
+        pair = _read_pair(row, self.names, query=None, identity=self.identity(row.fields))
+        if self.names.group_by is not None:
+            _required(row, self.names.group_by, "query_id", "--group-by")
+        return pair
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id of a row's query, if it has one."""
+        return _first(fields, self.names.group_by, "query_id")
 
     def _close(self, rows: list[tuple[Row, str]], query: str) -> CandidateList:
         first = rows[0][0]
@@ -182,22 +210,26 @@ class FlatShape:
             query=query,
             passages=tuple(passage for _, passage in rows),
             rows=tuple(row for row, _ in rows),
-            id=_first(first.fields, self.names.group_by, "query_id"),
+            id=self.identity(first.fields),
         )
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
         for entry in ranked.ranking:
-            fields = dict(ranked.source.rows[entry.index].fields)
-            yield fields | {"rank": entry.rank} | score_fields(entry, selection) | {"index": entry.index}
+            own = ranked.source.rows[entry.index].fields
+            yield _scored(own, entry, selection)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
-        wanted = [_column(names, self.names.query, "query"), _column(names, self.names.text, "passage")]
-        wanted += _optional_column(names, self.names.group_by, "query_id") + _optional_column(
-            names, self.names.id, "passage_id"
-        )
-        return dict.fromkeys(wanted)
+        wanted = _columns(names, self.names.query, "query") + _columns(names, self.names.text, "passage")
+        return dict.fromkeys(wanted + self.key_columns(names) + _id_columns(names, self.names.id, "passage_id"))
+
+    def key_columns(self, names: Sequence[str]) -> list[str]:
+        """The columns that decide a row's group."""
+        path = self.names.group_by
+        if path is not None:
+            return _columns(names, path, "query_id")
+        return _id_columns(names, None, "query_id") + _columns(names, self.names.query, "query")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,22 +242,27 @@ class PairShape:
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`."""
         for item in items:
-            yield item if isinstance(item, (RowError, Gap)) else _guarded(self._read, item)
+            yield item if isinstance(item, (RowError, Gap)) else _candidates(self, item)
 
-    def _read(self, row: Row) -> CandidateList:
-        return _read_pair(row, self.names, query=self.query)
+    def read(self, row: Row) -> CandidateList:
+        """The pair in `row`; raises `_RowProblem`."""
+        return _read_pair(row, self.names, query=self.query, identity=self.identity(row.fields))
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id of a row, if it has one."""
+        return _id(fields, self.names.id, "list_id")
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
         for entry in ranked.ranking:
-            yield dict(ranked.source.rows[0].fields) | score_fields(entry, selection)
+            yield _scored(ranked.source.rows[0].fields, entry, selection, ranks=False)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
-        wanted = [_column(names, self.names.text, "passage")]
+        wanted = _columns(names, self.names.text, "passage")
         if self.query is None:
-            wanted.append(_column(names, self.names.query, "query"))
-        return dict.fromkeys(wanted + _optional_column(names, self.names.id, "list_id"))
+            wanted += _columns(names, self.names.query, "query")
+        return dict.fromkeys(wanted + _id_columns(names, self.names.id, "list_id"))
 
 
 def detect_shape(fields: Iterable[str], names: FieldNames) -> type[ListShape] | type[FlatShape] | None:
@@ -238,42 +275,33 @@ def detect_shape(fields: Iterable[str], names: FieldNames) -> type[ListShape] | 
     return None
 
 
-def group_key(row: Row, names: FieldNames) -> Hashable:
-    """What decides the group of a flat row: its query id, or its query's text where it has no id."""
-    value = _first(row.fields, names.group_by, "query_id")
+def group_key(fields: Mapping[str, Any], names: FieldNames) -> int:
+    """What decides the group of a flat row: its query id, or its query's text where it has no id.
+
+    A digest of 128 bits, because 10 million groups must not hold 10 million query texts, and the interpreter's own
+    `hash` takes -1 for -2. Values of different types differ (1, 1.0, "1"), and so do numbers that are written
+    differently (1.10, 1.1).
+    """
+    kind, value = "id", _first(fields, names.group_by, "query_id")
     if value is None:
-        value = _first(row.fields, names.query, "query")
-    return (type(value).__name__, value if isinstance(value, Hashable) else repr(value))
+        kind, value = "query", _first(fields, names.query, "query")
+    written = value.text if isinstance(value, ExactFloat) else repr(value)
+    return int.from_bytes(blake2b(f"{kind} {written}".encode(), digest_size=16).digest(), "big")
 
 
-def score_fields(entry: RankedPassage, selection: Selection) -> dict[str, Any]:
-    """The fields that a score adds to a row or passage."""
-    fields: dict[str, Any] = {"logit": entry.logit}
-    if selection.prob:
-        fields["prob"] = entry.probability
-    if entry.truncated:
-        fields |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
-    return fields
-
-
-def passage_id(ranked: RankedList, index: int, names: FieldNames) -> object:
+def passage_id(ranked: RankedList, index: int, shape: Shape) -> object:
     """The id of a passage, for evaluation; None where the input has none."""
-    source = ranked.source
-    row = source.row_of(index)
-    if len(source.rows) == len(source.passages) and len(source.rows) > 1:
-        return _first(row.fields, names.id, "passage_id")
-    passages = _first(row.fields, names.passages, "passages")
-    if isinstance(passages, (list, tuple)):
-        passage = passages[index]
-        return _first(passage, names.id, "passage_id") if isinstance(passage, Mapping) else None
-    return _first(row.fields, names.id, "passage_id")
+    fields = ranked.source.row_of(index).fields
+    if not isinstance(shape, ListShape):
+        return _id(fields, shape.names.id, "passage_id")
+    passage = lookup(fields, shape.passages_path(fields))[index]
+    return _id(passage, shape.names.id, "passage_id") if isinstance(passage, Mapping) else None
 
 
-def row_error(row: Row, code: str, message: str) -> RowError:
-    """The error of a row that could be read but not scored."""
-    found = _first(row.fields, None, "list_id")
-    identity = found if isinstance(found, (str, int, float)) else None
-    return RowError(file=row.file, row=row.number, id=identity, code=code, message=message, raw=row.raw)
+def row_error(row: Row, code: str, message: str, identity: object) -> RowError:
+    """The error of a row that could be read but not scored. identity: the row's id, kept if it is text or a number."""
+    shown = identity if isinstance(identity, (str, int, float)) else None
+    return RowError(file=row.file, row=row.number, id=shown, code=code, message=message, raw=row.raw)
 
 
 def lookup(fields: Mapping[str, Any], path: str) -> Any:
@@ -285,19 +313,33 @@ def lookup(fields: Mapping[str, Any], path: str) -> Any:
     return lookup(inner, rest) if rest and isinstance(inner, Mapping) else None
 
 
-def _guarded(read: Any, row: Row) -> CandidateList | RowError:
+def _scored(
+    own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True
+) -> dict[str, Any]:
+    """A copy of a row or passage with our fields as its last; what an earlier run said of its own logit is left out."""
+    ours: dict[str, Any] = {"logit": entry.logit}
+    if ranks:
+        ours = {"rank": entry.rank, **ours, "index": entry.index}
+    if selection.prob:
+        ours["prob"] = entry.probability
+    if entry.truncated:
+        ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
+    replaced = ours.keys() | (_OF_A_LOGIT if "logit" in own else ())
+    return {name: value for name, value in own.items() if name not in replaced} | ours
+
+
+def _candidates(shape: ListShape | FlatShape | PairShape, row: Row) -> CandidateList | RowError:
     try:
-        found: CandidateList = read(row)
+        return shape.read(row)
     except _RowProblem as problem:
-        return row_error(row, problem.code, str(problem))
-    return found
+        return row_error(row, problem.code, str(problem), shape.identity(row.fields))
 
 
-def _read_pair(row: Row, names: FieldNames, *, query: str | None) -> CandidateList:
+def _read_pair(row: Row, names: FieldNames, *, query: str | None, identity: object) -> CandidateList:
     if query is None:
         query = _text(_required(row, names.query, "query", "--query-field"), "query")
     passage = _text(_required(row, names.text, "passage", "--text-field"), "passage")
-    return CandidateList(query=query, passages=(passage,), rows=(row,), id=_first(row.fields, names.id, "list_id"))
+    return CandidateList(query=query, passages=(passage,), rows=(row,), id=identity)
 
 
 def _required(row: Row, path: str | None, kind: str, option: str) -> Any:
@@ -315,6 +357,12 @@ def _first(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
     return next((fields[name] for name in ALIASES[kind] if fields.get(name) is not None), None)
 
 
+def _id(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
+    """As `_first`, but where nothing stands at the user's path the aliases are tried."""
+    found = None if path is None else lookup(fields, path)
+    return _first(fields, None, kind) if found is None else found
+
+
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise _RowProblem("wrong-type", f"`{where}` is {_kind(value)}, not text")
@@ -325,12 +373,14 @@ def _kind(value: object) -> str:
     """A JSON value's type in words."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    names = {str: "text", int: "a number", float: "a number", list: "a list", tuple: "a list"}
+    names = {
+        str: "text", bytes: "binary data", int: "a number", float: "a number", list: "a list", tuple: "a list"
+    }  # fmt: skip
     return next((name for kind, name in names.items() if isinstance(value, kind)), "an object")
 
 
 def _names(fields: Mapping[str, Any], limit: int = 8) -> str:
-    shown = ", ".join(f"`{name}`" for name in list(fields)[:limit])
+    shown = ", ".join(f"`{name}`" + (" (null)" if fields[name] is None else "") for name in list(fields)[:limit])
     return (shown or "no fields") + (", ..." if len(fields) > limit else "")
 
 
@@ -342,13 +392,14 @@ def _with_value(fields: Mapping[str, Any], path: str, value: Any) -> dict[str, A
     return {**fields, head: _with_value(fields[head], rest, value)}
 
 
-def _column(names: Sequence[str], path: str | None, kind: str) -> str:
-    """The top-level column of a path or alias; the alias itself where none is there, so that the reader can name it."""
+def _columns(names: Sequence[str], path: str | None, kind: str) -> list[str]:
+    """The top-level columns of a path or of all aliases; where none is there the first, so that the reader names it."""
     if path is not None:
-        return path if path in names else path.split(".")[0]
-    return next((name for name in ALIASES[kind] if name in names), ALIASES[kind][0])
+        return [path if path in names else path.split(".")[0]]
+    return [name for name in ALIASES[kind] if name in names] or [ALIASES[kind][0]]
 
 
-def _optional_column(names: Sequence[str], path: str | None, kind: str) -> list[str]:
-    column = _column(names, path, kind)
-    return [column] if column in names else []
+def _id_columns(names: Sequence[str], path: str | None, kind: str) -> list[str]:
+    """The top-level columns that may hold an id, as far as they are there."""
+    own = [] if path is None else _columns(names, path, kind)
+    return [name for name in (*own, *ALIASES[kind]) if name in names]

@@ -1,13 +1,14 @@
 """Ranked lists to output rows, in any pairing of input and output format.
 
 JSON rows  -> JSONL      the row's own object with our fields put in
-JSON rows  -> Parquet    the same objects, their types inferred
+JSON rows  -> Parquet    the same objects, their types inferred; numbers as the doubles nearest to them
 Parquet    -> Parquet    Arrow data rearranged as it is: foreign columns come back bit for bit
 Parquet    -> JSONL      the rearranged table as JSON objects
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.shapes import FlatShape, ListShape, Selection, Shape
-from rerank_cli.records import JsonRow, RankedList
+from rerank_cli.records import CandidateList, JsonRow, RankedList
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,7 +50,7 @@ class JsonlSink:
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Write the lists; returns the number of lines."""
         lines = 0
-        for is_json, group in _by_origin(ranked):
+        for is_json, group in _by_origin(ranked, self._shape):
             rows: Iterable[dict[str, Any]]
             if is_json:
                 rows = _rendered(self._shape, group, self._selection)
@@ -69,22 +70,26 @@ class JsonlSink:
 
 
 class ParquetSink:
-    """Writes a row group a window to `path`; name: what messages call it."""
+    """Writes a row group a window to `path`.
 
-    def __init__(self, path: Path, name: str, shape: Shape, selection: Selection) -> None:
+    name: what messages call it. like: a Parquet input, whose columns the output has if no row is written.
+    """
+
+    def __init__(self, path: Path, name: str, shape: Shape, selection: Selection, *, like: str | None = None) -> None:
         self._path = path
         self._name = name
         self._shape = shape
         self._selection = selection
+        self._like = like
         self._writer: ParquetWriter | None = None
 
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Write the lists; returns the number of rows."""
         written = 0
-        for is_json, group in _by_origin(ranked):
+        for is_json, group in _by_origin(ranked, self._shape):
             writer = self._open(group[0])
             if is_json:
-                rows = list(_rendered(self._shape, group, self._selection))
+                rows = [_in_doubles(row) for row in _rendered(self._shape, group, self._selection)]
                 writer.write_rows(rows)
                 written += len(rows)
             else:
@@ -94,7 +99,9 @@ class ParquetSink:
         return written
 
     def close(self) -> None:
-        """Finish the file; without any row it is a valid table without columns."""
+        """Finish the file; without any row it is a table without columns, or with those of `like` and ours."""
+        if self._writer is None and self._like is not None:
+            self._open(None).write_table(_empty_table(self._like, self._shape, self._selection))
         self._open(None).close()
 
     def _open(self, first: RankedList | None) -> ParquetWriter:
@@ -110,19 +117,23 @@ class ParquetSink:
 
 
 class BestSink:
-    """Keeps the best rows of a whole run and hands them on at the end, best first (`score --top-n`)."""
+    """Keeps the best rows of a whole run and hands them on at the end, best first (`score --top-n`).
+
+    dropped: how many scored rows were not among the best.
+    """
 
     def __init__(self, sink: JsonlSink | ParquetSink, *, top_n: int) -> None:
         self._sink = sink
         self._top_n = top_n
         self._best: list[RankedList] = []
+        self.dropped = 0
 
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Keep what is among the best so far; nothing is written yet."""
         scored = [item for item in [*self._best, *ranked] if item.ranking]
-        self._best = sorted(scored, key=lambda item: -item.ranking[0].logit)[
-            : self._top_n
-        ]  # stable: earlier rows first
+        scored.sort(key=lambda item: -item.ranking[0].logit)  # stable: earlier rows first
+        self._best = scored[: self._top_n]
+        self.dropped += len(scored) - len(self._best)
         return 0
 
     def finish(self) -> int:
@@ -134,11 +145,24 @@ def _rendered(shape: Shape, ranked: Iterable[RankedList], selection: Selection) 
     return (row for item in ranked for row in shape.render(item, selection))
 
 
-def _by_origin(ranked: Sequence[RankedList]) -> Iterator[tuple[bool, list[RankedList]]]:
-    """Neighbours whose rows come from JSON (True) or from a table (False)."""
-    is_json: Callable[[RankedList], bool] = lambda item: isinstance(item.source.rows[0], JsonRow)  # noqa: E731
-    for origin, group in groupby(ranked, key=is_json):
-        yield origin, list(group)
+def _in_doubles(value: Any) -> Any:
+    """`value` with plain floats in place of numbers that JSON wrote differently (1.10), except those beyond a float."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else value
+    if isinstance(value, dict):
+        return {name: _in_doubles(item) for name, item in value.items()}
+    return [_in_doubles(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _by_origin(ranked: Sequence[RankedList], shape: Shape) -> Iterator[tuple[bool, list[RankedList]]]:
+    """Neighbours whose rows come from JSON (True) or from a table (False), with their passages in the same field."""
+
+    def origin(item: RankedList) -> tuple[bool, str | None]:
+        row = item.source.rows[0]
+        return isinstance(row, JsonRow), shape.passages_path(row.fields) if isinstance(shape, ListShape) else None
+
+    for (is_json, _), group in groupby(ranked, key=origin):
+        yield is_json, list(group)
 
 
 def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selection) -> pa.Table:
@@ -146,10 +170,26 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
     from rerank_cli.formats import arrow_ranking
 
     if isinstance(shape, ListShape):
-        text = (shape.names.text or "text").split(".")[0]
         passages = shape.passages_path(ranked[0].source.rows[0].fields)
-        return arrow_ranking.rank_lists(ranked, passages=passages, text=text, prob=selection.prob)
+        return arrow_ranking.rank_lists(ranked, passages=passages, text="text", prob=selection.prob)
     return arrow_ranking.rank_rows(ranked, prob=selection.prob, ranks=isinstance(shape, FlatShape))
+
+
+def _empty_table(path: str, shape: Shape, selection: Selection) -> pa.Table:
+    """The table of no rows that a ranked file `path` has: that of one row of nulls, without this row."""
+    import pyarrow as pa
+
+    from rerank_cli.formats.arrow_types import is_list
+    from rerank_cli.formats.parquet import ArrowRow, read_schema
+
+    schema = read_schema(path)
+    nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
+    row = ArrowRow(path, 1, dict.fromkeys(schema.names, ()), nulls, 0)
+    if isinstance(shape, ListShape):
+        place = schema.get_field_index(shape.passages_path(row.fields)) if schema.names else -1
+        if place < 0 or not is_list(schema.field(place).type):
+            return schema.empty_table()
+    return ranked_table(shape, [RankedList(CandidateList("", (), (row,)), ())], selection).slice(0, 0)
 
 
 def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Selection) -> list[dict[str, Any]]:

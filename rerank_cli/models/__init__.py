@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding import YES_NO_ARCHITECTURES
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
+from rerank_cli.models.causal import YesNoModel
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
+from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
 from rerank_cli.records import EncodedPair
 
@@ -31,6 +34,8 @@ class RerankModel(Protocol):
 FAMILIES: dict[str, Callable[..., RerankModel]] = {
     **dict.fromkeys(PREFIXES, EncoderCrossEncoder),
     "ModernBertForSequenceClassification": ModernBertCrossEncoder,
+    "LlamaBidirectionalForSequenceClassification": LlamaCrossEncoder,
+    **dict.fromkeys(YES_NO_ARCHITECTURES, YesNoModel),
 }
 """Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
 
@@ -49,7 +54,13 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
     attention: `runs` or `varlen` (see `attention.py`); what the padded fallback does is transformers' own affair.
     Raises `ModelError` where the checkpoint is not a reranker that this program can score rightly.
     """
-    if checkpoint.num_labels != 1:
+    architecture = checkpoint.architecture
+    if architecture not in FAMILIES and not architecture.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{checkpoint.path / 'config.json'}: architecture `{architecture}` is not a reranker that is known",
+            hint=f"known are {', '.join(sorted(FAMILIES))} and the sequence classifiers of transformers",
+        )
+    if architecture not in YES_NO_ARCHITECTURES and checkpoint.num_labels != 1:
         raise ModelError(
             f"{checkpoint.path / 'config.json'}: the model gives {checkpoint.num_labels} labels, a reranker one logit"
         )
@@ -58,7 +69,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
         raise DoesNotFitError(f"--device {device}: torch {torch.__version__} sees no CUDA device")
     if attention == "varlen" and not varlen_runs(where, dtype):
         attention = "runs"
-    family = FAMILIES.get(checkpoint.architecture)
+    family = FAMILIES.get(architecture)
     if family is None:
         # Imported here: transformers costs seconds that the native families need not pay.
         from rerank_cli.models.padded import PaddedCrossEncoder

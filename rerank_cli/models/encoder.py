@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
-from rerank_cli.models.attention import attend, attend_first
+from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader
@@ -79,14 +79,18 @@ class _Shape:
 
 
 class EncoderCrossEncoder:
-    """A BERT-like cross-encoder in eval mode; satisfies `RerankModel`."""
+    """A BERT-like cross-encoder in eval mode; satisfies `RerankModel`.
+
+    kernels: which implementations run, in words, for the report.
+    """
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
         self._device = device
-        self._attention = attention
         self._shape = shape = _read_shape(checkpoint)
+        self._attention = attention_kind(attention, shape.hidden // shape.heads)
         self._padding_id = None if _prefix(checkpoint) == "bert" else checkpoint.integer("pad_token_id", 1)
         self._kind = linear_kind(device, dtype)
+        self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
         with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
             prefix = _prefix(checkpoint)
             table = f"{prefix}.embeddings"
@@ -111,7 +115,7 @@ class EncoderCrossEncoder:
         for layer in self._layers[:-1]:
             x = self._run_layer(layer, x, batch)
         first = self._run_last_layer(self._layers[-1], x, batch)
-        return self._head_out(self._head_dense(first.float())).squeeze(1)
+        return self._head_out(self._head_dense(first[: len(pairs)].float())).squeeze(1)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         positions = batch.positions
@@ -129,7 +133,7 @@ class EncoderCrossEncoder:
         return layer.out_norm(layer.contract.add(layer.expand(x), x))
 
     def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch) -> Tensor:
-        """The last layer's output at the first token of each pair, [pairs, hidden]."""
+        """The last layer's output at the first token of each pair, [P, hidden]."""
         heads = self._shape.heads
         q, k, v = layer.qkv(x).unflatten(1, (3, heads, -1)).unbind(1)
         first = x[batch.starts]
@@ -177,11 +181,12 @@ def _prefix(checkpoint: Checkpoint) -> str:
 def _read_shape(checkpoint: Checkpoint) -> _Shape:
     where = str(checkpoint.path / "config.json")
     config = checkpoint.config
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise ModelError(f"{where}: position_embedding_type `{config['position_embedding_type']}` is not supported")
+    position_type = checkpoint.text("position_embedding_type", "absolute")
+    if position_type != "absolute":
+        raise ModelError(f"{where}: position_embedding_type `{position_type}` is not supported")
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise ModelError(f"{where}: a decoder is not a cross-encoder (`is_decoder`, `add_cross_attention`)")
-    name = config.get("hidden_act", "gelu")
+    name = checkpoint.text("hidden_act", "gelu")
     activation(name, where=where)
     shape = _Shape(
         hidden=checkpoint.integer("hidden_size"),
@@ -194,7 +199,7 @@ def _read_shape(checkpoint: Checkpoint) -> _Shape:
         epsilon=checkpoint.number("layer_norm_eps", 1e-12),
         activation=name,
     )
-    if shape.layers < 1 or shape.hidden % shape.heads:
+    if shape.layers < 1 or shape.heads < 1 or shape.hidden % shape.heads:
         raise ModelError(
             f"{where}: {shape.layers} layers, hidden size {shape.hidden}, {shape.heads} heads do not fit together"
         )

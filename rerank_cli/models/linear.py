@@ -4,10 +4,9 @@ Two kinds, with the same result up to rounding:
 
 * `PlainLinear`: `F.linear` and then the activation. Runs anywhere; on a GPU the compiler of cuBLAS does the rest.
 * `OneDnnLinear`: on a CPU the weight is re-laid once for oneDNN's blocked GEMM, and the activation or the addition
-happens
-  while the output block is still in cache. Measured on Zen 4 (torch 2.13, fp32): 13 % over `F.linear`, which calls MKL.
-  It uses operators that torch has for its own compiler (`mkldnn::_linear_pointwise`); where they are missing, or
-  refuse the dtype, `make_linear` takes the plain kind.
+  happens while the output block is still in cache. Measured on Zen 4 (torch 2.13, fp32): 13 % over `F.linear`, which
+  calls MKL. It uses operators that torch has for its own compiler (`mkldnn::_linear_pointwise`); where they are
+  missing, or refuse the dtype, `linear_kind` takes the plain kind, and a model's `kernels` says so.
 
 oneDNN compiles a kernel for every number of rows it sees and keeps them in a cache: callers round the rows of a batch
 (see `packed.py`), or memory creeps up with every new length.
@@ -16,7 +15,7 @@ oneDNN compiles a kernel for every number of rows it sees and keeps them in a ca
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name everybody knows)
@@ -71,6 +70,8 @@ def activation(name: str, *, where: str) -> Callable[[Tensor], Tensor]:
 class PlainLinear:
     """A linear layer by `F.linear`; satisfies `Linear`."""
 
+    kernel: ClassVar[str] = "F.linear"
+
     def __init__(self, weight: Tensor, bias: Tensor | None, *, then: str | None = None) -> None:
         self._weight = weight
         self._bias = bias
@@ -88,6 +89,8 @@ class PlainLinear:
 
 class OneDnnLinear:
     """A linear layer with its weight prepacked for oneDNN; satisfies `Linear`."""
+
+    kernel: ClassVar[str] = "oneDNN, prepacked"
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, then: str | None = None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _HINT_ROWS)
@@ -120,5 +123,5 @@ def onednn_runs(dtype: torch.dtype) -> bool:
 
 
 def linear_kind(device: torch.device, dtype: torch.dtype) -> type[PlainLinear] | type[OneDnnLinear]:
-    """The kind of linear layer for a device and dtype."""
+    """The kind of linear layer for a device and dtype; its `kernel` names it in reports."""
     return OneDnnLinear if device.type == "cpu" and onednn_runs(dtype) else PlainLinear

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
-from rerank_cli.models.attention import attend, attend_first
+from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader
@@ -55,6 +55,16 @@ class _Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class _Biases:
+    """Which layers have a bias; config.json says so, as `attention_bias` and the like."""
+
+    norm: bool
+    attention: bool
+    mlp: bool
+    classifier: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Shape:
     """Sizes and switches of the model, from config.json."""
 
@@ -68,6 +78,7 @@ class _Shape:
     head_activation: str
     pooling: str
     window: int
+    biases: _Biases
     theta: dict[str, float]
 
     @property
@@ -77,25 +88,31 @@ class _Shape:
 
 
 class ModernBertCrossEncoder:
-    """A ModernBERT cross-encoder in eval mode; satisfies `RerankModel`."""
+    """A ModernBERT cross-encoder in eval mode; satisfies `RerankModel`.
+
+    kernels: which implementations run, in words, for the report.
+    """
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
         self._device = device
-        self._attention = attention
         self._shape = shape = _read_shape(checkpoint)
+        self._attention = attention_kind(attention, shape.head_size)
         self._activate: Callable[[Tensor], Tensor] = activation(
             shape.activation, where=str(checkpoint.path / "config.json")
         )
         self._kind = linear_kind(device, dtype)
+        self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
         with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
             hidden = shape.hidden
             self._words = weights.take("model.embeddings.tok_embeddings.weight", (shape.vocabulary, hidden))
             self._embedding_norm = self._norm(weights, "model.embeddings.norm")
             self._layers = [self._layer(weights, i, kind) for i, kind in enumerate(shape.layers)]
             self._final_norm = self._norm(weights, "model.final_norm")
-            self._head_dense = _head(weights, "head.dense", (hidden, hidden), shape.head_activation)
+            self._head_dense = _head(
+                weights, "head.dense", (hidden, hidden), bias=shape.biases.classifier, then=shape.head_activation
+            )
             self._head_norm = self._norm(weights, "head.norm", dtype=torch.float32)
-            self._head_out = _head(weights, "classifier", (1, hidden), None)
+            self._head_out = _head(weights, "classifier", (1, hidden), bias=True)
             weights.finish()
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
@@ -112,7 +129,8 @@ class ModernBertCrossEncoder:
             x = self._run_layer(layer, x, batch, rotations[layer.kind])
         if first_only:
             last = self._layers[-1]
-            pooled = self._final_norm(self._run_last_layer(last, x, batch, rotations[last.kind])).float()
+            first = self._run_last_layer(last, x, batch, rotations[last.kind])
+            pooled = self._final_norm(first[: len(pairs)]).float()
         else:
             pooled = _mean_of_each_pair(self._final_norm(x), batch)
         return self._head_out(self._head_norm(self._head_dense(pooled))).squeeze(1)
@@ -133,7 +151,7 @@ class ModernBertCrossEncoder:
         return self._run_mlp(layer, x)
 
     def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
-        """The last layer's output at the first token of each pair, [pairs, hidden]."""
+        """The last layer's output at the first token of each pair, [P, hidden]."""
         q, k, v = self._project(layer, x, rotation)
         context = attend_first(q[batch.starts], k, v, batch, window=self._window(layer))
         return self._run_mlp(layer, layer.attention_out.add(context, x[batch.starts]))
@@ -146,32 +164,35 @@ class ModernBertCrossEncoder:
         size = (self._shape.hidden,)
         return _Norm(
             weights.take(f"{name}.weight", size, dtype=dtype),
-            weights.take_optional(f"{name}.bias", size, dtype=dtype),
+            weights.take(f"{name}.bias", size, dtype=dtype) if self._shape.biases.norm else None,
             self._shape.epsilon,
         )
 
     def _layer(self, weights: WeightReader, index: int, kind: str) -> _Layer:
         hidden, inner = self._shape.hidden, self._shape.intermediate
+        biases = self._shape.biases
         name = f"model.layers.{index}"
         return _Layer(
             attention_norm=self._norm(weights, f"{name}.attn_norm") if index else None,
-            qkv=self._linear(weights, f"{name}.attn.Wqkv", (3 * hidden, hidden)),
-            attention_out=self._linear(weights, f"{name}.attn.Wo", (hidden, hidden)),
+            qkv=self._linear(weights, f"{name}.attn.Wqkv", (3 * hidden, hidden), bias=biases.attention),
+            attention_out=self._linear(weights, f"{name}.attn.Wo", (hidden, hidden), bias=biases.attention),
             mlp_norm=self._norm(weights, f"{name}.mlp_norm"),
-            gated=self._linear(weights, f"{name}.mlp.Wi", (2 * inner, hidden)),
-            contract=self._linear(weights, f"{name}.mlp.Wo", (hidden, inner)),
+            gated=self._linear(weights, f"{name}.mlp.Wi", (2 * inner, hidden), bias=biases.mlp),
+            contract=self._linear(weights, f"{name}.mlp.Wo", (hidden, inner), bias=biases.mlp),
             kind=kind,
         )
 
-    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int]) -> Linear:
-        return self._kind(weights.take(f"{name}.weight", shape), weights.take_optional(f"{name}.bias", shape[:1]))
+    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool) -> Linear:
+        return self._kind(
+            weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]) if bias else None
+        )
 
 
-def _head(weights: WeightReader, name: str, shape: tuple[int, int], then: str | None) -> Linear:
+def _head(weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool, then: str | None = None) -> Linear:
     """A layer of the head: float32 whatever the model's dtype, because bf16 logits tie."""
     return PlainLinear(
         weights.take(f"{name}.weight", shape, dtype=torch.float32),
-        weights.take_optional(f"{name}.bias", shape[:1], dtype=torch.float32),
+        weights.take(f"{name}.bias", shape[:1], dtype=torch.float32) if bias else None,
         then=then,
     )
 
@@ -187,7 +208,8 @@ def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
 def _rotation(positions: Tensor, theta: float, head_size: int) -> Tensor:
     """Cosines and sines of the rotary angles, float32 [2, T, 1, 1, head_size]."""
     exponents = torch.arange(0, head_size, 2, device=positions.device).float() / head_size
-    angles = positions.float()[:, None] / theta**exponents
+    # As the reference rounds it: at position 8,000 another order of operations turns angles by half a thousandth.
+    angles = positions.float()[:, None] * (1.0 / theta**exponents)
     angles = torch.cat((angles, angles), dim=1)
     return torch.stack((angles.cos(), angles.sin()))[:, :, None, None, :]
 
@@ -202,48 +224,68 @@ def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def _read_shape(checkpoint: Checkpoint) -> _Shape:
     where = str(checkpoint.path / "config.json")
     config = checkpoint.config
-    layers = config.get("layer_types")
-    if layers is None:
-        every = checkpoint.integer("global_attn_every_n_layers", 3)
-        layers = [_LOCAL if i % every else _GLOBAL for i in range(checkpoint.integer("num_hidden_layers"))]
-    if len(layers) != checkpoint.integer("num_hidden_layers") or not set(layers) <= {_GLOBAL, _LOCAL}:
-        raise ModelError(f"{where}: `layer_types` does not describe {config['num_hidden_layers']} layers: {layers}")
-    pooling = config.get("classifier_pooling", "cls")
+    pooling = checkpoint.text("classifier_pooling", "cls")
     if pooling not in ("cls", "mean"):
         raise ModelError(f"{where}: classifier_pooling `{pooling}` is not known", hint="known are cls, mean")
-    head_activation = config.get("classifier_activation", "gelu")
+    head_activation = checkpoint.text("classifier_activation", "gelu")
     activation(head_activation, where=where)
     shape = _Shape(
         hidden=checkpoint.integer("hidden_size"),
-        layers=tuple(layers),
+        layers=_read_layer_kinds(checkpoint),
         heads=checkpoint.integer("num_attention_heads"),
         intermediate=checkpoint.integer("intermediate_size"),
         vocabulary=checkpoint.integer("vocab_size"),
         epsilon=checkpoint.number("norm_eps", 1e-5),
-        activation=config.get("hidden_activation", "gelu"),
+        activation=checkpoint.text("hidden_activation", "gelu"),
         head_activation=head_activation,
         pooling=pooling,
         window=checkpoint.integer("local_attention", 128) // 2,
+        biases=_Biases(
+            norm=bool(config.get("norm_bias", False)),
+            attention=bool(config.get("attention_bias", False)),
+            mlp=bool(config.get("mlp_bias", False)),
+            classifier=bool(config.get("classifier_bias", False)),
+        ),
         theta=_read_theta(checkpoint),
     )
-    if not layers or shape.hidden % shape.heads:
+    fits = shape.layers and shape.heads > 0 and shape.hidden % (2 * shape.heads) == 0 and shape.window >= 0
+    if not fits:
         raise ModelError(
-            f"{where}: {len(layers)} layers, hidden size {shape.hidden}, {shape.heads} heads do not fit together"
+            f"{where}: {len(shape.layers)} layers, hidden size {shape.hidden}, {shape.heads} heads, "
+            f"local_attention {2 * shape.window} do not fit together"
         )
     return shape
 
 
+def _read_layer_kinds(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Which attention each layer has: `layer_types`, or every n-th layer global as older configs say."""
+    count, kinds = checkpoint.integer("num_hidden_layers"), checkpoint.config.get("layer_types")
+    if kinds is None:
+        every = checkpoint.integer("global_attn_every_n_layers", 3)
+        kinds = [_LOCAL if every and i % every else _GLOBAL for i in range(count)]
+    if not isinstance(kinds, list) or len(kinds) != count or any(kind not in (_GLOBAL, _LOCAL) for kind in kinds):
+        raise ModelError(
+            f"{checkpoint.path / 'config.json'}: `layer_types` does not describe {count} layers: {kinds!r}"
+        )
+    return tuple(kinds)
+
+
 def _read_theta(checkpoint: Checkpoint) -> dict[str, float]:
     """Rotary base of global and local layers; old configs write `global_rope_theta`, new ones `rope_parameters`."""
-    old_global = checkpoint.number("global_rope_theta", 160_000.0)
-    old_local = checkpoint.config.get("local_rope_theta", 10_000.0)
-    theta = {_GLOBAL: old_global, _LOCAL: old_global if old_local is None else float(old_local)}
-    for kind, parameters in (checkpoint.config.get("rope_parameters") or {}).items():
-        if kind not in theta or not isinstance(parameters, dict):
-            continue
-        if parameters.get("rope_type", "default") != "default":
-            raise ModelError(
-                f"{checkpoint.path / 'config.json'}: rope_type `{parameters['rope_type']}` is not known for ModernBERT"
-            )
-        theta[kind] = float(parameters.get("rope_theta", theta[kind]))
+    where, config = checkpoint.path / "config.json", checkpoint.config
+    if config.get("rope_scaling") is not None:
+        raise ModelError(f"{where}: rope_scaling is not known for ModernBERT: {config['rope_scaling']!r}")
+    theta = {_GLOBAL: checkpoint.number("global_rope_theta", 160_000.0)}
+    old_local = config.get("local_rope_theta", 10_000.0)
+    theta[_LOCAL] = theta[_GLOBAL] if old_local is None else checkpoint.number("local_rope_theta", 10_000.0)
+    kinds = config.get("rope_parameters") or {}
+    if not isinstance(kinds, dict) or not kinds.keys() <= theta.keys():
+        raise ModelError(f"{where}: `rope_parameters` must describe {_GLOBAL} and {_LOCAL}: {kinds!r}")
+    for kind, parameters in kinds.items():
+        if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
+            raise ModelError(f"{where}: rope_parameters of {kind} are not known for ModernBERT: {parameters!r}")
+        base = parameters.get("rope_theta", theta[kind])
+        if not isinstance(base, (int, float)) or base <= 0:
+            raise ModelError(f"{where}: `rope_theta` of {kind} must be a number over 0: {base!r}")
+        theta[kind] = float(base)
     return theta

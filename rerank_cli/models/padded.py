@@ -8,7 +8,8 @@ longest pair, so pairs of like length should stand together, which the engine's 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,22 @@ from rerank_cli.records import EncodedPair
 
 
 class PaddedCrossEncoder:
-    """A cross-encoder run by transformers; satisfies `RerankModel`."""
+    """A cross-encoder run by transformers; satisfies `RerankModel`.
+
+    kernels: which implementations run, in words, for the report.
+    """
+
+    kernels = "transformers, padded to the longest pair of a batch"
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
         self._device = device
-        self._padding_id = checkpoint.integer("pad_token_id", 0)
         self._model = _load(checkpoint, dtype).to(device).eval()
-        self._typed = checkpoint.integer("type_vocab_size", 0) > 1 and (
+        # The loaded config knows the defaults of its class, which config.json may leave out.
+        config = self._model.config
+        if not isinstance(config.pad_token_id, int):
+            raise ModelError(f"{checkpoint.path / 'config.json'}: no `pad_token_id`, which a padded batch needs")
+        self._padding_id = config.pad_token_id
+        self._typed = (getattr(config, "type_vocab_size", None) or 0) > 1 and (
             "token_type_ids" in inspect.signature(self._model.forward).parameters
         )
 
@@ -71,21 +81,40 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
             hint="code in a checkpoint is never run; known are " + ", ".join(known_architectures()),
         )
     try:
-        model, loading = model_class.from_pretrained(
-            checkpoint.path,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with _quiet_transformers():
+            model, loading = model_class.from_pretrained(
+                checkpoint.path,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{checkpoint.path}: weights cannot be loaded: {_first_line(error)}") from error
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loading.get(kind):
             names = ", ".join(f"`{name}`" for name in sorted(map(str, loading[kind]))[:5])
             raise ModelError(f"{checkpoint.path}: weights do not fit {architecture}: {kind.replace('_', ' ')}: {names}")
     return model
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar and no log line below an error on stderr; what was set before comes back."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def known_architectures() -> list[str]:

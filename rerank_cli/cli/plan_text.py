@@ -1,0 +1,130 @@
+"""A `MachinePlan` as text for people: what is here, what would be done, and on request why."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from rerank_cli.cli.console import printable
+from rerank_cli.machine_plan import MachinePlan, gpu_rows, profile_rows
+from rerank_cli.profiles.plan import listed, show_gib
+
+_LABEL = 14  # columns of the left side: the longest label and two blanks
+
+
+def plan_lines(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> Iterator[str]:
+    """The lines, without warnings, which go elsewhere."""
+    yield from _machine_lines(answer)
+    if answer.plan is not None:
+        yield ""
+        yield from _plan_lines(answer)
+    if list_profiles:
+        yield from ("", "profiles")
+        for row in profile_rows(answer):
+            yield from _profile_lines(row)
+    if explain and answer.reasons:
+        yield from ("", "reasons")
+        for reason in answer.reasons:
+            yield from _item("", reason)
+    if explain and answer.rejected:
+        yield from ("", "rejected")
+        width = max(len(rejection.profile) for rejection in answer.rejected)
+        for rejection in answer.rejected:
+            yield from _item(rejection.profile.ljust(width + 2), rejection.reason)
+
+
+def _machine_lines(answer: MachinePlan) -> Iterator[str]:
+    if answer.model is not None:
+        yield from _pair("model", answer.model.name)
+    machine = answer.machine
+    if machine is None:
+        return
+    if machine.driver is not None:
+        yield from _pair("driver", machine.driver + (f", CUDA {machine.cuda}" if machine.cuda else ""))
+    if machine.reason is not None:
+        yield from _pair("GPUs", f"none: {machine.reason}")
+    same: dict[str, list[int]] = {}
+    for gpu in machine.gpus:
+        for row in gpu_rows(gpu):
+            same.setdefault(_gpu_text(row), []).append(row["index"])
+    for text, numbers in same.items():
+        several = len(set(numbers)) > 1
+        label = f"GPU{'s' * several} {listed(dict.fromkeys(numbers))}"
+        yield from _pair(label, text)
+    if not machine.devices:
+        free = f", {show_gib(machine.cpu.memory_available_bytes)} available"
+        yield from _pair("CPU", f"{machine.cpu.name}, {machine.cpu.cores} cores{free}")
+
+
+def _gpu_text(row: dict[str, Any]) -> str:
+    """`NVIDIA L4, 8.9, 22.0 of 22.5 GiB free`, or why it cannot be used."""
+    name = row["name"] or "name unknown"
+    if row["cuda_index"] is None and row["reason"]:
+        return f"{name}: {row['reason']}"
+    capability = row["compute_capability"] or "compute capability unknown"
+    total, free = row["total_bytes"], row["free_bytes"]
+    memory = show_gib(total)
+    if total is not None and free is not None:
+        memory = f"{show_gib(free).removesuffix(' GiB')} of {memory} free"
+    return f"{name}, {capability}, {memory}{_remark(row)}"
+
+
+def _remark(row: dict[str, Any]) -> str:
+    remarks = [row["reason"]] if row["reason"] else []
+    if row["memory_source"] not in (None, "nvml", "--gpu"):
+        remarks.append(f"memory by {row['memory_source']}")
+    return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+def _plan_lines(answer: MachinePlan) -> Iterator[str]:
+    plan = answer.plan
+    if plan is None:
+        return
+    each = " on each device" if len(plan.gpus) > 1 else ""
+    kind = "" if plan.profile.startswith(plan.kind) else f" ({plan.kind})"
+    yield from _pair("profile", f"{plan.profile}{kind}")
+    yield from _pair("device", answer.device or "")
+    yield from _pair("precision", plan.precision)
+    yield from _pair("max tokens", f"{plan.max_tokens}")
+    yield from _pair("engines", f"{plan.engine_count}{each}")
+    yield from _pair("token budget", f"{plan.token_budget}")
+    yield from _pair("attention", plan.attention)
+    if plan.needed_bytes is not None:
+        yield from _pair("memory", f"{show_gib(plan.needed_bytes)} of each device")
+
+
+def _profile_lines(row: dict[str, Any]) -> Iterator[str]:
+    gpus = "any GPU"
+    if row["compute_capabilities"]:
+        gpus = f"compute capability {listed(row['compute_capabilities'])}"
+    elif row["skus"]:
+        gpus = listed(row["skus"])
+    elif row["kind"] == "cpu":
+        gpus = "the CPU"
+    mark = "*" if row["chosen"] else " "
+    yield from _wrapped(f"{mark} ", f"{row['name']}: {row['precision']}, {row['max_tokens']} tokens, {gpus}")
+    yield from _wrapped("    ", "chosen" if row["chosen"] else f"not chosen: {row['reason']}")
+
+
+def _pair(label: str, text: str) -> Iterator[str]:
+    """A label and its text; a label that is too long for the column has a line to itself."""
+    label = printable(label)
+    if len(label) + 2 > _LABEL:
+        yield label
+        label = ""
+    yield from _wrapped(label.ljust(_LABEL), text)
+
+
+def _item(head: str, text: str) -> Iterator[str]:
+    yield from _wrapped(f"  {head}", text)
+
+
+def _wrapped(head: str, text: str) -> Iterator[str]:
+    """Lines that fit the terminal, the following ones under the first."""
+    columns = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
+    yield from textwrap.wrap(
+        printable(text), columns, initial_indent=head, subsequent_indent=" " * len(head),
+        break_long_words=False, break_on_hyphens=False,
+    ) or [head.rstrip()]  # fmt: skip

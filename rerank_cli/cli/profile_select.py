@@ -1,0 +1,294 @@
+"""`rerank-cli profile-select`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rerank_cli.cli import options as opt
+from rerank_cli.cli.console import forget_stdout, print_json, say
+from rerank_cli.cli.options import SAY
+from rerank_cli.errors import RerankError, UsageError
+from rerank_cli.runtime import prepare_process
+
+if TYPE_CHECKING:
+    from rerank_cli.hardware import Machine
+    from rerank_cli.machine_plan import MachinePlan
+    from rerank_cli.profiles import ProfileRequest
+
+MACHINE, CHOICE = "machine", "choice"
+
+Device = Annotated[
+    str, opt.option("--device", group=CHOICE, metavar="DEVICE", help="auto, cpu, cuda or cuda:0,1. Default: auto.")
+]
+Precision = Annotated[
+    str,
+    opt.option(
+        "--precision", group=CHOICE, metavar="P",
+        help="auto, fp32, bf16, fp16, fp8 or int8. Default: NIM_PRECISION or NIM_ENGINE_PRECISION, else auto.",
+    ),
+]  # fmt: skip
+Policy = Annotated[
+    str,
+    opt.option(
+        "--policy", group=CHOICE, metavar="NAME",
+        help="What auto means: nim-2x, fp16 (fp8 only when asked for); nim-1x, the lowest precision. Default: nim-2x.",
+    ),
+]  # fmt: skip
+Require = Annotated[
+    str | None,
+    opt.option(
+        "--require", group=CHOICE, metavar="WHAT", help="optimized or fp8: exit with 6 where that is not to be had."
+    ),
+]
+Performance = Annotated[
+    bool, opt.option("--performance", group=CHOICE, help="More engines on a GPU of at least 80 GB.")
+]
+ProfileName = Annotated[
+    str,
+    opt.option(
+        "--profile", group=CHOICE, metavar="NAME|FILE",
+        help="This profile of the model (see --list), or a profile file (.toml) in place of its own. Default: auto.",
+    ),
+]  # fmt: skip
+Engines = Annotated[
+    int | None,
+    opt.option(
+        "--engines", group=CHOICE, metavar="N", min=1,
+        help="Loaded copies of the model on each device. Default: NIM_ENGINE_COUNT, else what the profile says.",
+    ),
+]  # fmt: skip
+Gpus = Annotated[
+    list[str] | None,
+    opt.option(
+        "--gpu", group=MACHINE, metavar="CC:MEM[:NAME]",
+        help="Plan for this GPU instead of asking the driver, for example 9.0:80GiB:NVIDIA-H100-80GB-HBM3; repeatable.",
+    ),
+]  # fmt: skip
+Fixture = Annotated[
+    str | None,
+    opt.option("--fixture", group=MACHINE, metavar="FILE", help="Plan for the machine that this JSON file describes."),
+]
+List = Annotated[bool, opt.option("--list", group=SAY, help="All profiles of the model, and why one is not chosen.")]
+Explain = Annotated[bool, opt.option("--explain", group=SAY, help="In text, also every reason and rejected profile.")]
+Env = Annotated[
+    bool, opt.option("--env", group=SAY, help="Print the plan as `export RERANK_...` lines for a shell, nothing else.")
+]
+
+
+def profile_select(
+    context: typer.Context,
+    model: opt.Model = None,
+    revision: opt.Revision = None,
+    online: opt.Online = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    policy: Policy = "nim-2x",
+    require: Require = None,
+    performance: Performance = False,
+    profile: ProfileName = "auto",
+    engines: Engines = None,
+    max_tokens: opt.MaxTokens = None,
+    token_budget: opt.TokenBudget = None,
+    gpu: Gpus = None,
+    fixture: Fixture = None,
+    list_profiles: List = False,
+    explain: Explain = False,
+    env: Env = False,
+    output_mode: opt.OutputMode = "auto",
+) -> int:
+    """Say how a model would run on this machine, and why, before anything is loaded.
+
+    \b
+    rerank-cli profile-select
+    rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 --gpu 8.9:24GB:NVIDIA-L4 --explain
+    eval "$(rerank-cli profile-select --env)"
+    """
+    opt.choice("--format", output_mode, ("auto", "text", "json"))
+    prepare_process(online=online)
+    machine = _MachineInQuestion(gpu or [], fixture)
+    from rerank_cli.machine_plan import MachinePlan, environment_of, find_model, plan_machine
+
+    try:
+        if env and list_profiles:
+            raise UsageError("--env and --list print different things: name one of them")
+        request, notes = _request(context.params, _origins(context), os.environ)
+        file = profile if _is_file(profile) else None
+        known = find_model(model, revision=revision, online=online, profiles_file=file)
+        answer = plan_machine(request, known, machine.answer(), notes=notes)
+    except RerankError as error:
+        answer = MachinePlan(error=error)
+    try:
+        if env:
+            _print_environment(answer, environment_of(answer, model))
+        elif output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
+            print_json(_without_surrogates(answer.to_json(with_profiles=list_profiles)))
+        else:
+            _print_text(answer, list_profiles=list_profiles, explain=explain)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        forget_stdout()  # here, because click gives it another exit code before main() sees it
+        return 141
+    if answer.error is not None:
+        raise answer.error
+    return 0
+
+
+# Options and environment into one request.
+
+_DECIDING = {
+    **{name: name for name in ("device", "precision", "policy", "require", "performance", "profile")},
+    **{name: name for name in ("max_tokens", "token_budget")},
+    "engines": "engine_count",
+}
+"""Parameters and the fields of the request that they decide."""
+
+
+def _origins(context: typer.Context) -> dict[str, str]:
+    """What decided each field of the request that somebody decided: an option or a variable of ours."""
+    origins = {}
+    for name, field in _DECIDING.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "ENVIRONMENT":
+            origins[field] = f"RERANK_{name.upper()}"
+        elif source is not None and source.name == "COMMANDLINE":
+            origins[field] = f"--{name.replace('_', '-')}"
+    return origins
+
+
+def _request(
+    given: Mapping[str, Any], origins: dict[str, str], environment: Mapping[str, str]
+) -> tuple[ProfileRequest, list[str]]:
+    """What is asked for, and what of NVIDIA's variables was not heard; ours come before them."""
+    from rerank_cli.profiles import ProfileRequest
+
+    notes: list[str] = []
+    precision, engines = given["precision"], given["engines"]
+    nim = _of_nim("precision", ("NIM_PRECISION", "NIM_ENGINE_PRECISION"), origins, environment, notes)
+    if nim is not None:
+        precision = nim.casefold()
+    nim = _of_nim("engine_count", ("NIM_ENGINE_COUNT",), origins, environment, notes)
+    if nim is not None:
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", nim):
+            raise UsageError(f"NIM_ENGINE_COUNT {nim}: not a whole number above 0")
+        engines = int(nim)
+    device, gpus = _device(given["device"], origins.get("device", "--device"))
+    return ProfileRequest(
+        precision=precision,
+        device=device,
+        gpus=gpus,
+        policy=given["policy"],
+        require=given["require"],
+        performance=given["performance"],
+        profile="auto" if _is_file(given["profile"]) else given["profile"],
+        max_tokens=given["max_tokens"],
+        token_budget=given["token_budget"],
+        engine_count=engines,
+        assume_cuda=True,
+        origins={"engine_count": "--engines", **origins},
+    ), notes
+
+
+def _of_nim(
+    field: str, names: tuple[str, ...], origins: dict[str, str], environment: Mapping[str, str], notes: list[str]
+) -> str | None:
+    """The first of NVIDIA's variables that is set, unless something before it decided; the others are noted."""
+    chosen = None
+    for name in names:
+        value = environment.get(name, "").strip()
+        if not value:
+            continue
+        if field in origins:
+            notes.append(f"{name}={value} is not used: {origins[field]} comes before it")
+        else:
+            origins[field], chosen = name, value
+    return chosen
+
+
+def _device(text: str, origin: str) -> tuple[str, tuple[int, ...] | None]:
+    """`cuda` and (0, 1) of `cuda:0,1`."""
+    kind, colon, numbers = text.partition(":")
+    if not colon:
+        return kind, None
+    if kind != "cuda" or not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", numbers):
+        raise UsageError(f"{origin} {text}: not a device", hint="known are auto, cpu, cuda, cuda:0, cuda:0,1, ...")
+    return kind, tuple(dict.fromkeys(map(int, numbers.split(","))))
+
+
+def _is_file(profile: str) -> bool:
+    return profile.endswith(".toml")
+
+
+class _MachineInQuestion:
+    """The machine to plan for: described by options, by a file, or this one, asked while other things are done.
+
+    Asking takes about 0.1 s, in which a thread waits for another process.
+    """
+
+    def __init__(self, gpus: list[str], fixture: str | None) -> None:
+        self._gpus, self._fixture = gpus, fixture
+        self._found: Machine | None = None
+        self._asking: threading.Thread | None = None
+        if not gpus and fixture is None:
+            self._asking = threading.Thread(target=self._ask, daemon=True)
+            self._asking.start()
+
+    def _ask(self) -> None:
+        from rerank_cli.hardware import detect_machine
+
+        self._found = detect_machine()
+
+    def answer(self) -> Machine:
+        """The machine; `UsageError` or `InputError` where its description is wrong."""
+        from rerank_cli.hardware import describe_machine, detect_machine, load_machine_fixture
+
+        if self._gpus and self._fixture is not None:
+            raise UsageError("--gpu and --fixture both describe a machine: name one of them")
+        if self._gpus:
+            return describe_machine(self._gpus)
+        if self._fixture is not None:
+            return load_machine_fixture(self._fixture)
+        if self._asking is not None:
+            self._asking.join()
+        return self._found or detect_machine()
+
+
+# Output.
+
+
+def _without_surrogates(value: Any) -> Any:
+    """A document that UTF-8 can carry: file names may hold bytes that are no text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    return {key: _without_surrogates(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _print_environment(answer: MachinePlan, variables: Mapping[str, str]) -> None:
+    for name, value in variables.items():
+        # As bytes: a folder's name need not be text.
+        sys.stdout.buffer.write(os.fsencode(f"export {name}={shlex.quote(value)}\n"))
+    sys.stdout.flush()
+    _say_warnings(answer)
+
+
+def _say_warnings(answer: MachinePlan) -> None:
+    for warning in answer.warnings:
+        say(f"warning: {warning}")
+
+
+def _print_text(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> None:
+    from rerank_cli.cli.plan_text import plan_lines
+
+    for line in plan_lines(answer, list_profiles=list_profiles, explain=explain):
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+    _say_warnings(answer)

@@ -1,0 +1,58 @@
+"""Commands that start without pydantic.
+
+Typer turns every value into its annotated type through pydantic, even the absent value of `--help`; importing that and
+building its validators costs 60 ms on a fast core (typer 0.29, pydantic 2), a fifth of what `profile-select` may take
+as a whole. What is absent, or is a text where a text is wanted, needs no turning; all else still goes through typer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rerank_cli.cli.help import Command, Group
+
+
+class QuickCommand(Command):
+    """`Command` for which typer validates only what needs it."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The parameters, `--help` among them."""
+        return _without_validators(super().get_params(ctx))
+
+
+class QuickGroup(Group):
+    """`Group` that starts its commands so; its own options come before theirs."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The parameters, `--help` among them."""
+        return _without_validators(super().get_params(ctx))
+
+
+def _without_validators(parameters: Iterable[Any]) -> list[Any]:
+    """The parameters with typer's own slot for the validator filled, where it is still empty.
+
+    A version of typer that does not know the slot does not look into it: that costs the time and nothing else.
+    """
+    found = list(parameters)
+    for parameter in found:
+        if getattr(parameter, "_runtime_param", None) is None:
+            parameter._runtime_param = _TextsAsTheyAre()
+    return found
+
+
+class _TextsAsTheyAre:
+    """Stands in for a validator until one is needed."""
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """`value` as its parameter wants it."""
+        several = param.multiple or param.nargs == -1
+        if value is None:
+            return () if several else None
+        wanted = param.type_descriptor.annotation
+        if wanted is str and isinstance(value, str):
+            return value
+        if wanted == list[str] and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
+            return list(value)
+        param._runtime_param = None
+        return param.get_runtime_param().coerce(value, param=param, ctx=ctx)

@@ -1,0 +1,324 @@
+"""Pairs of texts to token ids, for models that read a prompt: the two texts set into a template.
+
+A `Prompt` is a row of parts that are tokenised one by one; the ids stand side by side. A part is literal text with
+slots for the query and the passage, so `question:{query} \\n \\n passage:{passage}` is one part and is tokenised as
+one string, as its model was trained, while a chat template's prefix and suffix are parts of their own. The passage is
+always the end of its part: whatever follows is another part, and cutting the passage cannot touch it.
+
+**Truncation.** The modes of `pairs.py`:
+
+    end        tokens of the passage fall away from the right; every token that holds a character of the query or the
+               template stays, and at least one of the passage, or the pair cannot be scored
+    error      a pair over the limit cannot be scored
+    chunk      the passage is cut between characters, where the tokens of the whole text end; each piece is tokenised
+               anew with the whole prompt, and made shorter until it fits
+    reference  what the reference code of the family does (`Prompt.cut`), the query or the limit notwithstanding
+
+**Special tokens written in a text are text.** Besides those that the tokenizer marks as special, these are
+neutralised: added tokens that stand in the template itself (`</think>`), and those of the form `<|...|>`. Other added
+tokens are left alone, since some vocabularies keep runs of white space and HTML tags there, which are text.
+Tokens in the template's own constant parts act in any case.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Tokenizer
+
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation
+from rerank_cli.errors import ModelError, UsageError
+from rerank_cli.records import EncodedPair
+
+
+class Slot(enum.Enum):
+    """A place in a template for one of the two texts."""
+
+    QUERY = "{query}"
+    PASSAGE = "{passage}"
+
+
+Part = tuple[str | Slot, ...]
+"""Literal text and slots that are tokenised as one string."""
+
+Cut = Callable[["Prompt", Sequence[Ids], int], list[Ids]]
+"""How reference code truncates: (prompt, ids of each part, limit) to the ids of each part that stay."""
+
+_CONTROL = re.compile(r"<\|.*\|>")
+_NOTHING: Ids = np.empty(0, dtype=np.int32)
+
+
+def cut_right(prompt: Prompt, parts: Sequence[Ids], limit: int) -> list[Ids]:
+    """The part with the passage is cut from the right to what the others leave, its query included."""
+    place = prompt.passage_part
+    room = limit - sum(map(len, parts)) + len(parts[place])
+    return [ids[: max(0, room)] if part == place else ids for part, ids in enumerate(parts)]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What surrounds the two texts of a pair.
+
+    parts: tokenised one by one. wrapped: the tokenizer puts its own special tokens around the whole. cut: truncation
+    of the reference code.
+    """
+
+    parts: tuple[Part, ...]
+    wrapped: bool = False
+    cut: Cut = cut_right
+
+    @cached_property
+    def passage_part(self) -> int:
+        """Which part ends with the passage."""
+        return next(place for place, part in enumerate(self.parts) if Slot.PASSAGE in part)
+
+    @cached_property
+    def query_part(self) -> int:
+        """Which part holds the query."""
+        return next(place for place, part in enumerate(self.parts) if Slot.QUERY in part)
+
+    @property
+    def text(self) -> str:
+        """The template as one text with `{query}` and `{passage}`."""
+        return "".join(piece if isinstance(piece, str) else piece.value for part in self.parts for piece in part)
+
+
+NEMOTRON = Prompt(parts=(("question:", Slot.QUERY, " \n \n passage:", Slot.PASSAGE),), wrapped=True)
+"""Source: NVIDIA NeMo AutoModel, CrossEncoderCollator; NeMo-Retriever; vLLM's nemotron-rerank.jinja."""
+
+
+def parse_template(text: str, tokenizer: Tokenizer, *, wrapped: bool) -> Prompt:
+    """The prompt of a user's template: text with `{query}` and `{passage}`, each once; all else stands as it is.
+
+    Special tokens written in the template act; the texts between them, and what follows the passage, are parts.
+    """
+    for slot in Slot:
+        found = text.count(slot.value)
+        if found != 1:
+            raise UsageError(f"--template: `{slot.value}` must stand in the template once, not {found} times")
+    special = sorted(
+        (re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values() if token.special),
+        key=len,
+        reverse=True,
+    )
+    segments = re.split(f"({'|'.join(special)})", text) if special else [text]
+    return Prompt(parts=tuple(part for segment in segments for part in _parts(segment)), wrapped=wrapped)
+
+
+def _parts(segment: str) -> Iterator[Part]:
+    """The parts of a text without special tokens: up to the passage, and the rest."""
+    slots = {slot.value: slot for slot in Slot}
+    part: list[str | Slot] = []
+    for piece in re.split(r"(\{query\}|\{passage\})", segment):
+        if piece:
+            part.append(slots.get(piece, piece))
+        if piece == Slot.PASSAGE.value:
+            yield tuple(part)
+            part = []
+    if part:
+        yield tuple(part)
+
+
+class PromptEncoder:
+    """Encodes pairs for one checkpoint that reads a prompt; makes no use of the weights.
+
+    max_tokens: the longest pair after truncation, template included. where: names the tokenizer in messages.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        *,
+        where: str,
+        max_tokens: int,
+        truncate: Truncation = "end",
+        chunk_overlap: int = 64,
+        special_tokens: SpecialTokens = "neutral",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._before, self._after = _read_wrapping(tokenizer, where) if prompt.wrapped else (_NOTHING, _NOTHING)
+        self._constant: dict[int, Ids] = {}
+        for place, part in enumerate(prompt.parts):
+            if not any(isinstance(piece, Slot) for piece in part):
+                ids = tokenizer.encode("".join(map(str, part)), add_special_tokens=False).ids
+                self._constant[place] = np.array(ids, dtype=np.int32)
+        if special_tokens == "neutral":
+            _neutralise(tokenizer, prompt.text, where)
+        self.max_tokens = max_tokens
+        self._room = max_tokens - len(self._before) - len(self._after)
+        self._truncate = truncate
+        self._chunk_overlap = chunk_overlap
+        self._check_room()
+
+    @property
+    def template(self) -> str:
+        """What is put around a query and a passage."""
+        return self._prompt.text
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """The token ids of each (query, passage), in order."""
+        return [
+            self._encode_pair(query, passage, parts)
+            for (query, passage), parts in zip(pairs, self._tokenise(pairs), strict=True)
+        ]
+
+    def _check_room(self) -> None:
+        if self._truncate == "reference":
+            size = sum(map(len, self._constant.values())) if self._prompt.cut is cut_right else 0
+        else:
+            size = sum(map(len, next(self._tokenise([("", "")]))))
+        if self._room - size < 1:
+            raise UsageError(
+                f"--max-tokens {self.max_tokens}: the template alone has {size + self.max_tokens - self._room} tokens"
+            )
+
+    def _tokenise(self, pairs: Sequence[tuple[str, str]]) -> Iterator[list[Ids]]:
+        """The ids of each part of each pair; each distinct text is tokenised once."""
+        texts: dict[str, int] = {}
+        places = [
+            [
+                texts.setdefault(self._render(part, query, passage), len(texts))
+                for part in range(len(self._prompt.parts))
+                if part not in self._constant
+            ]
+            for query, passage in pairs
+        ]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        for row in places:
+            variable = iter(row)
+            yield [
+                self._constant[part] if part in self._constant else ids[next(variable)]
+                for part in range(len(self._prompt.parts))
+            ]
+
+    def _render(self, part: int, query: str, passage: str) -> str:
+        texts = {Slot.QUERY: query, Slot.PASSAGE: passage}
+        return "".join(piece if isinstance(piece, str) else texts[piece] for piece in self._prompt.parts[part])
+
+    def _join(self, parts: Sequence[Ids], *, tokens: int | None = None) -> EncodedPair:
+        """tokens: length before truncation, where that is another."""
+        ids = np.concatenate((self._before, *parts, self._after))
+        return EncodedPair(input_ids=ids, second_start=len(ids), tokens=len(ids) if tokens is None else tokens)
+
+    def _encode_pair(self, query: str, passage: str, parts: list[Ids]) -> Encoded:
+        tokens = len(self._before) + sum(map(len, parts)) + len(self._after)
+        if self._truncate == "reference":
+            return (self._join(self._prompt.cut(self._prompt, parts, self._room), tokens=tokens),)
+        if tokens <= self.max_tokens:
+            return (self._join(parts),)
+        if self._truncate == "error":
+            return EncodingProblem("too-long", f"the pair has {tokens} tokens, the limit is {self.max_tokens}")
+        place = self._prompt.passage_part
+        ends = self._passage_ends(query, passage)
+        before = len(parts[place]) - len(ends)
+        room = self.max_tokens - tokens + len(parts[place])
+        if room <= before or not len(ends):
+            return EncodingProblem(
+                "query-too-long",
+                f"query and template have {tokens - len(ends)} tokens: no room for the passage in a limit of "
+                f"{self.max_tokens}",
+            )
+        if self._truncate == "end":
+            parts[place] = parts[place][:room]
+            return (self._join(parts, tokens=tokens),)
+        return self._chunks(query, passage, parts, ends, room - before)
+
+    def _passage_ends(self, query: str, passage: str) -> npt.NDArray[np.int64]:
+        """For each token that holds text of the passage: where it ends in the passage, in characters, rising."""
+        text = self._render(self._prompt.passage_part, query, passage)
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
+        ends = np.maximum.accumulate(ends) - (len(text) - len(passage))
+        return ends[np.searchsorted(ends, 0, side="right") :]
+
+    def _chunks(
+        self, query: str, passage: str, parts: list[Ids], ends: npt.NDArray[np.int64], room: int
+    ) -> tuple[EncodedPair, ...] | EncodingProblem:
+        """The pair once for each piece of the passage; neighbours share tokens, together they hold all of it.
+
+        room: tokens that the passage may have beside query and template.
+        """
+        overlap = min(self._chunk_overlap, room // 2)
+        chunks: list[EncodedPair] = []
+        start = 0
+        while start < len(passage):
+            found = self._longest_chunk(query, passage, parts, ends, start=start, room=room)
+            if found is None:
+                return EncodingProblem(
+                    "query-too-long", f"no piece of the passage fits beside the query in {self.max_tokens} tokens"
+                )
+            chunk, end = found
+            chunks.append(chunk)
+            if end == len(passage):
+                break
+            shared = int(np.searchsorted(ends, end, side="right")) - overlap
+            back = int(ends[shared - 1]) if overlap and shared > 0 else end
+            start = back if back > start else end
+        return tuple(chunks)
+
+    def _longest_chunk(
+        self, query: str, passage: str, parts: list[Ids], ends: npt.NDArray[np.int64], *, start: int, room: int
+    ) -> tuple[EncodedPair, int] | None:
+        """The chunk that begins at character `start` and where it ends; None where not even a character fits."""
+        place = self._prompt.passage_part
+        stop = int(np.searchsorted(ends, start, side="right")) + room
+        while True:
+            end = len(passage) if stop >= len(ends) else max(int(ends[stop - 1]) if stop > 0 else 0, start + 1)
+            text = self._render(place, query, passage[start:end])
+            ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+            chunk = self._join([*parts[:place], ids, *parts[place + 1 :]])
+            excess = len(chunk.input_ids) - self.max_tokens
+            if excess <= 0:
+                return chunk, end
+            if end == start + 1:
+                return None
+            # A piece cut out of its text may have more tokens than it had within it.
+            stop = min(stop, len(ends)) - excess
+
+
+def _read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
+    """The special tokens that the tokenizer puts before and after a text, verified on texts that differ."""
+    found: tuple[list[int], list[int]] | None = None
+    for text in ("a", "how many? ", "Ä 東京 1"):
+        plain = tokenizer.encode(text, add_special_tokens=False).ids
+        whole = tokenizer.encode(text).ids
+        begins = [at for at in range(len(whole) - len(plain) + 1) if whole[at : at + len(plain)] == plain]
+        if not plain or not begins:
+            raise ModelError(f"{where}: the tokenizer encodes a text otherwise with its special tokens than without")
+        around = whole[: begins[0]], whole[begins[0] + len(plain) :]
+        if found is not None and around != found:
+            raise ModelError(f"{where}: the tokenizer puts other special tokens around other texts")
+        found = around
+    assert found is not None, "three texts were encoded"
+    return np.array(found[0], dtype=np.int32), np.array(found[1], dtype=np.int32)
+
+
+def _neutralise(tokenizer: Tokenizer, template: str, where: str) -> None:
+    """Make special tokens in texts be text from now on (see the head of the module)."""
+    added = tokenizer.get_added_tokens_decoder()
+    acting = [
+        AddedToken(token.content, normalized=token.normalized, special=True)
+        for token in added.values()
+        if not token.special and (token.content in template or _CONTROL.fullmatch(token.content))
+    ]
+    # For a token that exists this only sets its mark: the id stays.
+    tokenizer.add_special_tokens(acting)
+    tokenizer.encode_special_tokens = True
+    # The unknown token stands for characters that are not in the vocabulary: one such character tells its id.
+    unknown = set(tokenizer.encode("\U0010fffd", add_special_tokens=False).ids)
+    for number, token in added.items():
+        meant = (token.special or token in acting) and number not in unknown
+        if meant and number in tokenizer.encode(token.content, add_special_tokens=False).ids:
+            raise ModelError(
+                f"{where}: `{token.content}` written in a text acts as a special token whatever is done",
+                hint="`--special-tokens allow` accepts that",
+            )

@@ -1,0 +1,184 @@
+"""The processor and the memory that this process may really use.
+
+A container that may use 2 of 64 cores and starts 64 threads is slower than one that starts 2, and one that believes
+the host's free memory is killed at its own limit. So both are cut to the limits of the cgroup:
+
+* Which cgroup: /proc/self/cgroup names it, one line for cgroup v2 (`0::/path`) and one a controller for v1. A limit on
+  any folder from there up to the mount counts, so all are read and the smallest wins. In a container without a cgroup
+  namespace the named path is the host's and does not exist here; then the mount itself is the container's cgroup.
+* Memory in use: what the cgroup is charged, less `inactive_file`, the page cache that the kernel drops first. (The
+  kubelet counts its working set so.) Without that, having read a large file once would look like a full memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The processor as this process may use it.
+
+    flags: instruction sets as /proc/cpuinfo spells them. architecture: `x86_64`, `aarch64`, ...
+    memory_available_bytes: what can still be had without swapping, within the cgroup's limit.
+    """
+
+    name: str
+    cores: int
+    flags: frozenset[str]
+    architecture: str = ""
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+
+    @property
+    def has_bf16(self) -> bool:
+        """Multiplies bfloat16 in hardware."""
+        return bool(self.flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+    @property
+    def has_fp16(self) -> bool:
+        """Multiplies float16 in hardware."""
+        return bool(self.flags & {"avx512_fp16", "amx_fp16", "asimdhp"})
+
+    @property
+    def has_avx2(self) -> bool:
+        """Has 256-bit integer vectors."""
+        return "avx2" in self.flags
+
+    @property
+    def has_avx512(self) -> bool:
+        """Has 512-bit vectors."""
+        return "avx512f" in self.flags
+
+    @property
+    def has_vnni(self) -> bool:
+        """Multiplies int8 in hardware (VNNI, or the dot product of ARM)."""
+        return bool(self.flags & {"avx512_vnni", "avx_vnni", "asimddp"})
+
+    @property
+    def has_amx(self) -> bool:
+        """Has matrix tiles."""
+        return "amx_tile" in self.flags
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """The whole machine's memory, whatever the cgroup allows; None where /proc/meminfo does not tell."""
+
+    total_bytes: int | None
+    available_bytes: int | None
+
+
+def detect_cpu(root: Path = _ROOT) -> Cpu:
+    """The CPU of this machine, within the limits of this process. root: where `proc` and `sys` lie."""
+    info = _cpuinfo(root)
+    flags = info.get("flags") or info.get("Features") or ""
+    architecture = os.uname().machine
+    total, available = _usable_memory(root)
+    return Cpu(
+        name=info.get("model name") or architecture,
+        cores=usable_cores(root),
+        flags=frozenset(flags.split()),
+        architecture=architecture,
+        memory_total_bytes=total,
+        memory_available_bytes=available,
+    )
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Cores that this process may use: the affinity mask, or fewer where a cgroup quota says so."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in _cgroup_folders(root, "cpu") if (quota := _quota(folder)) is not None]
+    return max(1, min([affinity, *map(int, quotas)]))
+
+
+def host_memory(root: Path = _ROOT) -> HostMemory:
+    """MemTotal and MemAvailable of /proc/meminfo."""
+    sizes: dict[str, int] = {}
+    for line in _text(root / "proc/meminfo").splitlines():
+        key, _, value = line.partition(":")
+        amount = value.split()
+        if amount and amount[0].isdecimal():
+            sizes[key] = int(amount[0]) * 1024  # the file says kB and means KiB
+    return HostMemory(sizes.get("MemTotal"), sizes.get("MemAvailable"))
+
+
+def _usable_memory(root: Path) -> tuple[int | None, int | None]:
+    """Total and available memory, each the smaller of the host's and the cgroup's."""
+    host = host_memory(root)
+    totals = [] if host.total_bytes is None else [host.total_bytes]
+    available = [] if host.available_bytes is None else [host.available_bytes]
+    for folder in _cgroup_folders(root, "memory"):
+        limit = _smallest(folder, "memory.max", "memory.high", "memory.limit_in_bytes")
+        used = _smallest(folder, "memory.current", "memory.usage_in_bytes")
+        if limit is None:
+            continue
+        totals.append(limit)
+        available.append(max(0, limit - max(0, (used or 0) - _inactive_file(folder))))
+    return min(totals, default=None), min(available, default=None)
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Folders that can limit this process, from its own cgroup up to the mount; not all of them need exist."""
+    mount = root / "sys/fs/cgroup"
+    found = False
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:  # v2, alone or (systemd's hybrid) beside v1
+            mounts = [mount, mount / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [mount / name for name in dict.fromkeys((controllers, controller))]
+        else:
+            continue
+        found = True
+        # `/../x` names a cgroup outside this process's namespace: only the mount itself can be seen from here.
+        parts = () if ".." in path.split("/") else Path(path).parts[1:]
+        for base in mounts:
+            for depth in range(len(parts), -1, -1):
+                yield base.joinpath(*parts[:depth])
+    if not found:
+        yield from (mount, mount / controller)
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores that this cgroup's quota allows (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None without a quota."""
+    words = _text(folder / "cpu.max").split()
+    if not words:
+        words = [*_text(folder / "cpu.cfs_quota_us").split(), *_text(folder / "cpu.cfs_period_us").split()]
+    if len(words) != 2 or not all(word.isdecimal() for word in words) or int(words[1]) == 0:
+        return None  # `max` or -1: no quota
+    return int(words[0]) / int(words[1])
+
+
+def _smallest(folder: Path, *names: str) -> int | None:
+    """The smallest number that these files hold; `max` and missing files do not count."""
+    words = (_text(folder / name).strip() for name in names)
+    return min((int(word) for word in words if word.isdecimal()), default=None)
+
+
+def _inactive_file(folder: Path) -> int:
+    """Bytes of page cache that the kernel would drop first. v1 counts the children's in `total_inactive_file`."""
+    stat = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if len(line.split()) >= 2)
+    value = stat.get("total_inactive_file") or stat.get("inactive_file") or ""
+    return int(value) if value.isdecimal() else 0
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    """The first processor's block of /proc/cpuinfo; empty where there is none (macOS)."""
+    block = _text(root / "proc/cpuinfo").split("\n\n")[0]
+    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _text(path: Path) -> str:
+    """The file's text, or nothing where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,182 @@
+"""A GPU as data: what the driver says of it, and what a user says of one that is not here (`--gpu`)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rerank_cli.errors import UsageError
+
+NVML = "nvml"
+HOST_MEMORY = "host MemAvailable"
+DESCRIBED = "--gpu"
+"""The three sources of a GPU's memory size."""
+
+_UNITS = {"B": 1} | {
+    f"{prefix}{infix}B": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for infix, base in (("", 1000), ("i", 1024))
+}
+_MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)")
+_CAPABILITY = re.compile(r"([0-9]{1,2})\.([0-9])")
+_EXAMPLE = "for example `--gpu 9.0:80GiB:NVIDIA-H100-80GB-HBM3` or `--gpu 8.9:24GB`"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process that computes on a GPU. used_bytes: None where the driver does not tell (containers, WSL)."""
+
+    pid: int
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MigInstance:
+    """A slice of a GPU in MIG mode, which CUDA treats as a device of its own.
+
+    profile: as NVIDIA names it, `3g.40gb`. cuda_index, reason, unread: as in `Gpu`.
+    """
+
+    index: int
+    uuid: str | None = None
+    name: str | None = None
+    profile: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+    cuda_index: int | None = None
+    reason: str | None = None
+    unread: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One physical GPU; a field that could not be read is None.
+
+    index: NVML's, in the order of the PCI bus.
+    memory_source: `nvml`, `host MemAvailable` (CPU and GPU share the memory), or `--gpu`.
+    mig, ecc: `enabled`, `disabled`, or None where the GPU has no such mode.
+    throttling: what slows its clocks at this moment.
+    processes: those of others.
+    virtualization: `none`, `passthrough`, `vgpu`, `host vgpu`, `host vsga`.
+    cuda_index: the number CUDA gives it in a process started here, None where it gives none.
+    reason: why it cannot be used as a whole, None where it can.
+    unread: (what, why) of what could not be read, by field; `memory` stands for both of its sizes, `ecc_errors` and
+    `remapped_rows` for what would only have given warnings.
+    """
+
+    index: int
+    name: str | None = None
+    uuid: str | None = None
+    pci_bus_id: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    memory_source: str | None = None
+    mig: str | None = None
+    mig_instances: tuple[MigInstance, ...] = ()
+    ecc: str | None = None
+    throttling: tuple[str, ...] = ()
+    processes: tuple[GpuProcess, ...] = ()
+    virtualization: str | None = None
+    cuda_index: int | None = None
+    reason: str | None = None
+    warnings: tuple[str, ...] = ()
+    unread: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def sku(self) -> str | None:
+        """The product name as NIM writes it: blanks as hyphens."""
+        return sku_of(self.name)
+
+    @property
+    def is_vgpu(self) -> bool:
+        """A share of a GPU that a hypervisor hands to this virtual machine."""
+        return self.virtualization == "vgpu"
+
+    @property
+    def other_processes_bytes(self) -> int | None:
+        """Memory that other processes hold, None where the driver does not tell for one of them."""
+        sizes = [process.used_bytes for process in self.processes]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class CudaDevice:
+    """What CUDA counts as one device: a whole GPU, or one MIG instance of it with the instance's own memory."""
+
+    gpu: Gpu
+    mig: MigInstance | None = None
+
+    @property
+    def cuda_index(self) -> int | None:
+        """The number CUDA gives it: `cuda:0`, `cuda:1`, ..."""
+        return (self.mig or self.gpu).cuda_index
+
+    @property
+    def uuid(self) -> str | None:
+        """What `CUDA_VISIBLE_DEVICES` may name it by."""
+        return (self.mig or self.gpu).uuid
+
+    @property
+    def name(self) -> str | None:
+        """The product name; a MIG instance's ends in its profile."""
+        return (self.mig or self.gpu).name or self.gpu.name
+
+    @property
+    def sku(self) -> str | None:
+        """The name with hyphens for blanks."""
+        return sku_of(self.name)
+
+    @property
+    def compute_capability(self) -> tuple[int, int] | None:
+        """That of the GPU, also for a slice of it."""
+        return self.gpu.compute_capability or (self.mig.compute_capability if self.mig else None)
+
+    @property
+    def total_bytes(self) -> int | None:
+        """All memory that this device has."""
+        return (self.mig or self.gpu).total_bytes
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Memory that nobody holds at this moment."""
+        return (self.mig or self.gpu).free_bytes
+
+
+def sku_of(name: str | None) -> str | None:
+    """`NVIDIA H100 80GB HBM3` as `NVIDIA-H100-80GB-HBM3`.
+
+    Source: profile names of the Reranking NIM 1.x, compared with the names that NVML gives.
+    """
+    return "-".join(name.split()) if name else None
+
+
+def parse_gpu(text: str, index: int = 0) -> Gpu:
+    """The GPU that `--gpu CAPABILITY:MEMORY[:NAME]` describes: empty, and CUDA device `index`.
+
+    GB is 10^9 bytes and GiB 2^30. The name may hold blanks, or hyphens in their place.
+    """
+    capability, _, rest = text.strip().partition(":")
+    memory, _, name = rest.partition(":")
+    parts = _CAPABILITY.fullmatch(capability.strip())
+    if parts is None:
+        raise UsageError(f"--gpu {text}: the compute capability is not of the form 9.0: `{capability}`", hint=_EXAMPLE)
+    size = _MEMORY.fullmatch(memory.strip())
+    if size is None:
+        wrong = f"the memory is not a number with a unit: `{memory}`" if memory.strip() else "the memory is missing"
+        raise UsageError(f"--gpu {text}: {wrong}", hint=f"units are MB, MiB, GB, GiB, TB, TiB; {_EXAMPLE}")
+    total = round(float(size[1]) * _UNITS[size[2]])
+    if total <= 0:
+        raise UsageError(f"--gpu {text}: a GPU without memory runs nothing", hint=_EXAMPLE)
+    return Gpu(
+        index=index,
+        name=name.strip() or None,
+        compute_capability=(int(parts[1]), int(parts[2])),
+        total_bytes=total,
+        free_bytes=total,
+        memory_source=DESCRIBED,
+        cuda_index=index,
+    )

@@ -1,0 +1,36 @@
+"""The longest pair that a model can read, from its files alone; imports no numpy, so that planning stays quick."""
+
+from __future__ import annotations
+
+from rerank_cli.checkpoint import Checkpoint
+
+# Families whose positions begin behind the padding id: a table of 514 rows holds 512 tokens.
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text"}
+_NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
+# Rerankers made of language models have room for more than they were trained to read: 8192 is the limit on the model
+# cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
+_PROMPT_MAX_TOKENS = 8192
+_PROMPTED = {
+    "LlamaBidirectionalForSequenceClassification",
+    "Qwen3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "GemmaForCausalLM",
+}
+
+
+def model_max_tokens(checkpoint: Checkpoint) -> int:
+    """The smaller of what its tokenizer says and its position table allows.
+
+    Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
+    """
+    limits = [_PROMPT_MAX_TOKENS] if checkpoint.architecture in _PROMPTED else []
+    declared = checkpoint.tokenizer_config.get("model_max_length")
+    if isinstance(declared, (int, float)) and declared < _NO_LIMIT:
+        limits.append(int(declared))
+    if "max_position_embeddings" in checkpoint.config:
+        offset = 0
+        if checkpoint.config.get("model_type") in _OFFSET_POSITIONS:
+            offset = checkpoint.integer("pad_token_id", 1) + 1
+        limits.append(checkpoint.integer("max_position_embeddings") - offset)
+    positive = [limit for limit in limits if limit > 0]
+    return min(positive) if positive else 512

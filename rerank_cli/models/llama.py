@@ -1,0 +1,409 @@
+"""Llama cross-encoders, packed: `LlamaBidirectionalForSequenceClassification`, the Nemotron rerankers among them.
+
+A Llama decoder without its causal mask: pre-norm layers with RMSNorm, rotary positions, grouped key and value heads,
+and a gated MLP; then the final norm, pooling over the tokens of a pair, one linear layer, division by `temperature`.
+No mask exists here at all, since every pair is attended to by itself; `is_causal: true` in config.json brings the
+causal one back.
+
+**Memory.** What grows with the tokens of a batch is at most 5.5 rows of `hidden_size` (attention: residual, queries,
+keys, values, context, projection). The MLP, whose rows are `intermediate_size` wide, runs over `_CHUNK` tokens at a
+time and writes its result into the residual; rotation and norms in float32 are chunked alike.
+
+**Precision.** Norms, rotation, pooling and head are computed in float32 whatever the precision of the layers: a bf16
+logit of 20 has a spacing of 0.125, and rankings would tie.
+
+`LlamaTrunk` is all but the head, for models that bring embeddings of their own, and for Llama's close kin (see
+`causal.py`), which differ by the switches of `LlamaShape`.
+
+Source of the maths: transformers' modeling_llama.py and modeling_rope_utils.py, NVIDIA NeMo AutoModel's
+llama_bidirectional/model.py, against which the tests compare. `temperature` comes from config.json as it stands
+there: transformers 4 resets it to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+from rerank_cli.models.attention import attend, attend_first
+from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.weights import WeightReader
+from rerank_cli.records import EncodedPair
+
+Pooling = Literal["avg", "cls", "last"]
+_POOLINGS: tuple[Pooling, ...] = ("avg", "cls", "last")
+
+_Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, each float32 [T, 1, head_size / 2]."""
+
+# Tokens that the MLP, the norms and the rotation take at a time. 2,048 rows fill a matrix product, and are so few
+# that a pair of 8,192 tokens has its peak of memory in attention, as a batch of many pairs has.
+_CHUNK = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaShape:
+    """Sizes and switches of a Llama model, from config.json.
+
+    frequencies: of the rotary positions, radians a token, float32 [head_size / 2]. head_norms: queries and keys are
+    normalised, each head by itself. norm_offset: what is added to the weights of the norms. embedding_scale: what
+    embeddings are multiplied by.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    epsilon: float
+    activation: str
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    causal: bool
+    frequencies: Tensor
+    head_norms: bool = False
+    norm_offset: float = 0.0
+    embedding_scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """RMSNorm with its weight; computed in float32, returned in the dtype of its input."""
+
+    weight: Tensor
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.epsilon)
+        out = torch.empty_like(x)
+        for rows, normed in zip(x.split(_CHUNK), out.split(_CHUNK), strict=True):
+            normed.copy_(F.rms_norm(rows.float(), x.shape[-1:], self.weight, self.epsilon))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One pre-norm layer."""
+
+    attention_norm: _Norm
+    query: Linear
+    key: Linear
+    value: Linear
+    attention_out: Linear
+    mlp_norm: _Norm
+    gate: Linear  # with the activation
+    up: Linear
+    down: Linear
+    query_norm: _Norm | None = None
+    key_norm: _Norm | None = None
+
+
+class LlamaTrunk:
+    """Embeddings, layers, final norm and pooling of a Llama model.
+
+    prefix: of the weights' names, with its dot. words: the table of embeddings [vocabulary, hidden].
+    """
+
+    def __init__(
+        self,
+        weights: WeightReader,
+        shape: LlamaShape,
+        *,
+        prefix: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: str,
+    ) -> None:
+        self._shape = shape
+        self._attention = attention
+        # In 16 bits the weights are used where they lie in the mapped file: prepacking them for oneDNN would be a
+        # second copy, and F.linear is as fast there (2,048 tokens, 2,048 to 8,192 channels in bf16, AMD EPYC, torch
+        # 2.13: 166 ms, prepacked 163 ms).
+        self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
+        self._frequencies = shape.frequencies.to(device)
+        self.words = weights.take(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.hidden))
+        self._layers = [self._layer(weights, f"{prefix}layers.{i}") for i in range(shape.layers)]
+        self._final_norm = self._norm(weights, f"{prefix}norm")
+
+    @property
+    def kernels(self) -> str:
+        """Which implementations run, in words, for the report."""
+        return f"packed; linear {self._kind.kernel}; attention {self._attention}"
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Embeddings [T, hidden] of tokens [T]."""
+        x = F.embedding(input_ids, self.words)
+        return x if self._shape.embedding_scale == 1 else x.mul_(x.new_tensor(self._shape.embedding_scale))
+
+    def pooled(self, x: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
+        """One vector a pair, float32 [pairs, hidden], from the embeddings `x` [T, hidden] of its tokens.
+
+        Where the pooling reads a single token that sees its whole pair, the last layer runs for that token alone.
+        """
+        angles = batch.positions.float()[:, None] * self._frequencies
+        rotation = angles.cos()[:, None], angles.sin()[:, None]  # each [T, 1, head_size / 2]
+        one_token = pooling == "last" or (pooling == "cls" and not self._shape.causal)
+        for layer in self._layers[:-1] if one_token else self._layers:
+            x = self._run_layer(layer, x, batch, rotation)
+        if pooling == "avg":
+            return _mean_of_each_pair(self._final_norm(x), batch)
+        picked = batch.starts.clone()
+        if pooling == "last":
+            picked[: len(batch.lengths)] = batch.cumulative[1:].long() - 1
+        x = self._run_last_layer(self._layers[-1], x, batch, rotation, picked) if one_token else x[picked]
+        return self._final_norm(x[: len(batch.lengths)]).float()
+
+    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: _Rotation) -> Tensor:
+        context = attend(*self._project(layer, x, rotation), batch, kind=self._attention, causal=self._shape.causal)
+        return _run_mlp(layer, layer.attention_out.add(context, x))
+
+    def _run_last_layer(
+        self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: _Rotation, picked: Tensor
+    ) -> Tensor:
+        """The last layer's output at one token of each pair, which sees the whole pair: [P, hidden]."""
+        q, k, v = self._project(layer, x, rotation)
+        return _run_mlp(layer, layer.attention_out.add(attend_first(q[picked], k, v, batch), x[picked]))
+
+    def _project(self, layer: _Layer, x: Tensor, rotation: _Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key (both rotated) and value, each [T, its heads, head_size]."""
+        normed = layer.attention_norm(x)
+        size = self._shape.head_size
+        q, k, v = (part(normed).unflatten(1, (-1, size)) for part in (layer.query, layer.key, layer.value))
+        if layer.query_norm and layer.key_norm:
+            q, k = layer.query_norm(q), layer.key_norm(k)
+        _rotate_(q, rotation)
+        _rotate_(k, rotation)
+        return q, k, v
+
+    def _layer(self, weights: WeightReader, name: str) -> _Layer:
+        shape = self._shape
+        queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+
+        def linear(part: str, inputs: int, outputs: int, *, bias: bool, then: str | None = None) -> Linear:
+            return self._kind(
+                weights.take(f"{name}.{part}.weight", (outputs, inputs)),
+                weights.take(f"{name}.{part}.bias", (outputs,)) if bias else None,
+                then=then,
+            )
+
+        norms = (
+            [self._norm(weights, f"{name}.self_attn.{part}_norm", shape.head_size) for part in ("q", "k")]
+            if shape.head_norms
+            else [None, None]
+        )
+        return _Layer(
+            attention_norm=self._norm(weights, f"{name}.input_layernorm"),
+            query=linear("self_attn.q_proj", shape.hidden, queries, bias=shape.qkv_bias),
+            key=linear("self_attn.k_proj", shape.hidden, keys, bias=shape.qkv_bias),
+            value=linear("self_attn.v_proj", shape.hidden, keys, bias=shape.qkv_bias),
+            attention_out=linear("self_attn.o_proj", queries, shape.hidden, bias=shape.out_bias),
+            mlp_norm=self._norm(weights, f"{name}.post_attention_layernorm"),
+            gate=linear("mlp.gate_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias, then=shape.activation),
+            up=linear("mlp.up_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias),
+            down=linear("mlp.down_proj", shape.intermediate, shape.hidden, bias=shape.mlp_bias),
+            query_norm=norms[0],
+            key_norm=norms[1],
+        )
+
+    def _norm(self, weights: WeightReader, name: str, size: int | None = None) -> _Norm:
+        weight = weights.take(f"{name}.weight", (size or self._shape.hidden,), dtype=torch.float32)
+        return _Norm(weight + self._shape.norm_offset, self._shape.epsilon)
+
+
+class LlamaCrossEncoder:
+    """A Llama cross-encoder in eval mode; satisfies `RerankModel`."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+        self._device = device
+        self._pooling = read_pooling(checkpoint, "avg")
+        self._temperature = read_temperature(checkpoint)
+        shape = read_llama_shape(checkpoint)
+        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+            self._trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention)
+            self._score = weights.take("score.weight", (1, shape.hidden), dtype=torch.float32)
+            weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further
+            weights.finish()
+
+    @property
+    def kernels(self) -> str:
+        """Which implementations run, in words, for the report."""
+        return self._trunk.kernels
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Logits of a batch, float32 [len(pairs)], on the model's device."""
+        batch = pack(pairs, device=self._device)
+        pooled = self._trunk.pooled(self._trunk.embed(batch.input_ids), batch, self._pooling)
+        return F.linear(pooled, self._score).squeeze(1) / self._temperature
+
+
+def _run_mlp(layer: _Layer, x: Tensor) -> Tensor:
+    """`x` [T, hidden] with the MLP's output added to it in place, `_CHUNK` tokens at a time."""
+    for rows in x.split(_CHUNK):
+        normed = layer.mlp_norm(rows)
+        gated = layer.gate(normed).mul_(layer.up(normed))
+        rows.copy_(layer.down.add(gated, rows))
+    return x
+
+
+def _rotate_(x: Tensor, rotation: _Rotation) -> None:
+    """Rotate `x` [T, heads, head_size] in place, in float32; each channel of the left half turns with its right one."""
+    cosines, sines = rotation
+    for rows, cos, sin in zip(x.split(_CHUNK), cosines.split(_CHUNK), sines.split(_CHUNK), strict=True):
+        left, right = rows.float().chunk(2, dim=-1)
+        rows.copy_(torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1))
+
+
+def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
+    """Mean over the tokens of each pair, float32 [pairs, hidden], summed in float32; x: [T, hidden]."""
+    # A run at a time: an indexed sum over all tokens adds in another order each time on a GPU.
+    return torch.cat(
+        [
+            x[run.start : run.start + run.count * run.length]
+            .unflatten(0, (run.count, run.length))
+            .mean(dim=1, dtype=torch.float32)
+            for run in batch.runs
+        ]
+    )
+
+
+def read_pooling(checkpoint: Checkpoint, default: Pooling) -> Pooling:
+    """How config.json says that a pair's tokens become one vector."""
+    named = checkpoint.config.get("pooling", default)
+    for pooling in _POOLINGS:
+        if named == pooling:
+            return pooling
+    raise ModelError(
+        f"{checkpoint.path / 'config.json'}: `pooling` is not known: {named!r}",
+        hint=f"known are {', '.join(_POOLINGS)}",
+    )
+
+
+def read_temperature(checkpoint: Checkpoint) -> float:
+    """What the logit is divided by, as config.json has it."""
+    temperature = checkpoint.number("temperature", 1.0)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ModelError(f"{checkpoint.path / 'config.json'}: `temperature` must be above 0: {temperature}")
+    return temperature
+
+
+def read_llama_shape(checkpoint: Checkpoint, *, activation_default: str = "silu") -> LlamaShape:
+    """Sizes and switches from config.json; `ModelError` naming the key for what is not a Llama of this kind."""
+    where = str(checkpoint.path / "config.json")
+    hidden, heads = checkpoint.integer("hidden_size"), checkpoint.integer("num_attention_heads")
+    config = {key: value for key, value in checkpoint.config.items() if value is not None}
+    if heads < 1:
+        raise ModelError(f"{where}: `num_attention_heads` must be at least 1: {heads}")
+    head_size = checkpoint.integer("head_dim") if "head_dim" in config else hidden // heads
+    kv_heads = checkpoint.integer("num_key_value_heads") if "num_key_value_heads" in config else heads
+    layers = checkpoint.integer("num_hidden_layers")
+    if kv_heads < 1 or heads % kv_heads:
+        raise ModelError(f"{where}: `num_key_value_heads` {kv_heads} does not divide `num_attention_heads` {heads}")
+    if layers < 1 or hidden < 1 or head_size < 2 or head_size % 2:
+        raise ModelError(
+            f"{where}: `num_hidden_layers` {layers}, `hidden_size` {hidden} and `head_dim` {head_size} do not fit "
+            "together"
+        )
+    name = checkpoint.text("hidden_act", activation_default)
+    activation(name, where=where)
+    return LlamaShape(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        intermediate=checkpoint.integer("intermediate_size"),
+        vocabulary=checkpoint.integer("vocab_size"),
+        epsilon=checkpoint.number("rms_norm_eps", 1e-6),
+        activation=name,
+        qkv_bias=read_switch(checkpoint, "attention_bias"),
+        out_bias=read_switch(checkpoint, "attention_bias"),
+        mlp_bias=read_switch(checkpoint, "mlp_bias"),
+        causal=read_switch(checkpoint, "is_causal"),
+        frequencies=_read_frequencies(checkpoint, head_size),
+    )
+
+
+def read_switch(checkpoint: Checkpoint, key: str) -> bool:
+    """A boolean of config.json; false where it is missing or null."""
+    value = checkpoint.config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ModelError(f"{checkpoint.path / 'config.json'}: `{key}` must be true or false: {value!r}")
+    return bool(value)
+
+
+def _read_frequencies(checkpoint: Checkpoint, head_size: int) -> Tensor:
+    """Radians a token of each pair of channels, float32 [head_size / 2].
+
+    Old configs write `rope_theta` and `rope_scaling`, new ones `rope_parameters` with both; the old key wins, as in
+    transformers.
+    """
+    where = str(checkpoint.path / "config.json")
+    key = "rope_scaling" if checkpoint.config.get("rope_scaling") else "rope_parameters"
+    parameters = checkpoint.config.get(key) or {}
+    if not isinstance(parameters, dict):
+        raise ModelError(f"{where}: `{key}` must be an object: {parameters!r}")
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind not in _SCALINGS:
+        raise ModelError(
+            f"{where}: `rope_type` of `{key}` is not known: {kind!r}", hint=f"known are {', '.join(_SCALINGS)}"
+        )
+    for holder in (checkpoint.config, parameters):
+        if holder.get("partial_rotary_factor", 1.0) not in (1.0, None):
+            raise ModelError(f"{where}: `partial_rotary_factor` is not supported: {holder['partial_rotary_factor']!r}")
+    top = checkpoint.config.get("rope_theta")
+    theta = _number({"rope_theta": 10_000.0 if top is None else top, **parameters}, "rope_theta", where)
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float32) / head_size
+    return _SCALINGS[kind](1.0 / theta**exponents, parameters, checkpoint)
+
+
+def _number(values: Mapping[str, Any], key: str, where: str) -> float:
+    """A finite number above 0 under `key`."""
+    value = values.get(key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise ModelError(f"{where}: `{key}` must be a number above 0: {value!r}")
+
+
+def _unscaled(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
+    return frequencies
+
+
+def _linear_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
+    return frequencies / _number(parameters, "factor", str(checkpoint.path / "config.json"))
+
+
+def _llama3_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
+    """Long wavelengths are stretched by `factor`, short ones stay, those between are mixed of both."""
+    where = str(checkpoint.path / "config.json")
+    values = {"original_max_position_embeddings": checkpoint.config.get("max_position_embeddings"), **parameters}
+    factor, low, high, trained = (
+        _number(values, key, where)
+        for key in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    )
+    if low >= high:
+        raise ModelError(f"{where}: `low_freq_factor` {low} must be below `high_freq_factor` {high}")
+    wavelengths = 2 * math.pi / frequencies
+    share = (trained / wavelengths - low) / (high - low)
+    mixed = (1 - share) * frequencies / factor + share * frequencies
+    scaled = torch.where(wavelengths > trained / low, frequencies / factor, mixed)
+    return torch.where(wavelengths < trained / high, frequencies, scaled)
+
+
+_SCALINGS: dict[str, Callable[[Tensor, Mapping[str, Any], Checkpoint], Tensor]] = {
+    "default": _unscaled,
+    "linear": _linear_scaling,
+    "llama3": _llama3_scaling,
+}

@@ -1,0 +1,92 @@
+"""How many engines and how large a token budget a device's memory holds: arithmetic over a memory model.
+
+What is given up, and in which order: first the token budget, down to a floor below which there is nothing to gain (one
+longest pair runs whatever the budget is), then engines, one after another. Once an engine has been given up the budget
+stays at the floor, although there may be room for more: only so does more memory never give a smaller budget. The price
+is small, as a batch of one longest pair already fills a card. Engines beyond the wanted ones (performance mode) are
+added only beside the whole budget, for the same reason. So a device with more free memory holds the plan of one with
+less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+Need: TypeAlias = Callable[[int, int], int]
+"""Bytes that a token budget and a number of engines need; never falls when either grows."""
+
+_STEP = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is wanted of one device: token budget and engines to start from.
+
+    floor: the least budget worth having. more_engines: how many there may be where they cost no budget.
+    """
+
+    budget: int
+    floor: int
+    engines: int = 1
+    more_engines: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What one device holds. needed_bytes: None without a memory model."""
+
+    budget: int
+    engines: int
+    needed_bytes: int | None
+
+
+def fit_device(wish: Wish, available: int | None, need: Need | None) -> Fit | None:
+    """The most of a wish that a device holds, or None. available: bytes; None (unknown) holds anything."""
+
+    def holds(engines: int, budget: int) -> bool:
+        return need is None or available is None or need(budget, engines) <= available
+
+    for engines in range(wish.engines, 0, -1):
+        if engines == wish.engines:
+            budget = _largest(partial(holds, engines), wish)
+        else:
+            budget = wish.floor if holds(engines, wish.floor) else None
+        if budget is not None:
+            if (engines, budget) == (wish.engines, wish.budget):
+                more = range(wish.more_engines, wish.engines, -1)
+                engines = next((count for count in more if holds(count, budget)), engines)
+            return Fit(budget, engines, None if need is None else need(budget, engines))
+    return None
+
+
+def _largest(holds: Callable[[int], bool], wish: Wish) -> int | None:
+    """The largest budget that is held, in steps up from the floor."""
+    if holds(wish.budget):
+        return wish.budget
+    if not holds(wish.floor):
+        return None
+    good, bad = 0, -(-(wish.budget - wish.floor) // _STEP)  # steps above the floor
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if holds(wish.floor + middle * _STEP) else (good, middle)
+    return wish.floor + good * _STEP
+
+
+def fit_group(wish: Wish, available: Sequence[int | None], need: Need | None) -> tuple[Fit, tuple[int, ...]] | None:
+    """One plan for equal devices, and the places of those that hold it: as many engines in all as there can be.
+
+    A device that others fill (it has less free) is left out where the rest do better without it.
+    """
+    fits = [(fit, place) for place, free in enumerate(available) if (fit := fit_device(wish, free, need)) is not None]
+    if not fits:
+        return None
+    # The roomiest first: what the last of the first k holds, all k hold.
+    fits.sort(key=lambda pair: (-pair[0].engines, -pair[0].budget, pair[1]))
+    count, fit = max(
+        ((count, fit) for count, (fit, _) in enumerate(fits, 1)),
+        key=lambda pair: (pair[0] * pair[1].engines, pair[1].budget),
+    )
+    return fit, tuple(sorted(place for _, place in fits[:count]))

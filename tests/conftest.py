@@ -1,0 +1,165 @@
+"""Fakes of our own seams, and builders of small inputs: `from tests.conftest import FakeEngine`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, settings
+
+from rerank_cli.destination import Names, open_destination
+from rerank_cli.encoding import Encoded, EncodingProblem
+from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.pipeline import Counts, Run
+from rerank_cli.records import CandidateList, EncodedPair, JsonRow, RankedList, RankedPassage, RowError
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+TINY_CHECKPOINT = Path(__file__).parent / "parity" / "bert-ce-open" / "checkpoint"
+"""A real BERT cross-encoder of 0.4 MB with random weights."""
+
+
+class FakeEncoder:
+    """Words for tokens. A passage with the word `unscorable` has a problem; one over `max_tokens` is cut at its end.
+
+    chunk_tokens: passages are cut in pieces of so many words instead. encoded: every pair that was asked for.
+    """
+
+    def __init__(self, *, max_tokens: int = 1000, chunk_tokens: int | None = None) -> None:
+        self._ids = {"nan": 0, "inf": 1, "-inf": 2}
+        self._max_tokens = max_tokens
+        self._chunk_tokens = chunk_tokens
+        self.encoded: list[tuple[str, str]] = []
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        self.encoded += pairs
+        return [self._encode(*pair) for pair in pairs]
+
+    def _encode(self, query: str, passage: str) -> Encoded:
+        first, second = query.split(), passage.split()
+        if "unscorable" in second:
+            return EncodingProblem("too-long", "the passage cannot be scored")
+        if self._chunk_tokens:
+            starts = range(0, max(1, len(second)), self._chunk_tokens)
+            return tuple(self._pair(first, second[start : start + self._chunk_tokens]) for start in starts)
+        return (self._pair(first, second),)
+
+    def _pair(self, first: list[str], second: list[str]) -> EncodedPair:
+        ids = [self._ids.setdefault(word, len(self._ids)) for word in first + second]
+        kept = np.array(ids[: max(len(first), self._max_tokens)], dtype=np.int32)
+        return EncodedPair(input_ids=kept, second_start=len(first), tokens=len(ids))
+
+
+class FakeEngine:
+    """Satisfies `Engine`: the logit is the number of words that query and passage share.
+
+    A passage with the word `nan`, `inf` or `-inf` has that logit. calls: how many pairs came with each call.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.closed = False
+
+    def score(
+        self, pairs: Sequence[EncodedPair], *, on_batch: Callable[[int, int], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        self.calls.append(len(pairs))
+        if on_batch:
+            on_batch(len(pairs), sum(len(pair.input_ids) for pair in pairs))
+        return np.array([self._logit(pair) for pair in pairs], dtype=np.float32)
+
+    @staticmethod
+    def _logit(pair: EncodedPair) -> float:
+        ids = pair.input_ids.tolist()
+        query, passage = set(ids[: pair.second_start]), set(ids[pair.second_start :])
+        special = {0: np.nan, 1: np.inf, 2: -np.inf}
+        return next((special[number] for number in special if number in passage), float(len(query & passage)))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def json_row(fields: Mapping[str, Any], number: int = 1, file: str = "in.jsonl") -> JsonRow:
+    """A row as the JSONL reader gives it."""
+    return JsonRow(file, number, fields, json.dumps(fields).encode())
+
+
+def json_rows(*rows: Mapping[str, Any]) -> list[JsonRow]:
+    """Rows numbered from 1."""
+    return [json_row(fields, number) for number, fields in enumerate(rows, 1)]
+
+
+def ranked_of(source: CandidateList, *logits: float) -> RankedList:
+    """`source` ranked by these logits, one for each of its passages."""
+    order = sorted(range(len(logits)), key=lambda index: (-logits[index], index))
+    ranking = (RankedPassage(rank, index, logits[index], 10, 10) for rank, index in enumerate(order, 1))
+    return RankedList(source, tuple(ranking))
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any] | bytes]) -> str:
+    """A JSONL file of objects and of lines as they stand; returns its path."""
+    lines = (row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return str(path)
+
+
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]] | pa.Table, **options: Any) -> str:
+    """A Parquet file of these rows; returns its path."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist([dict(row) for row in rows])
+    pq.write_table(table, path, **options)
+    return str(path)
+
+
+@dataclass
+class FileRun:
+    """What a run from files to files left."""
+
+    counts: Counts
+    out: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_files(
+    inputs: Sequence[str],
+    out: Path,
+    *,
+    selection: Selection | None = None,
+    names: FieldNames | None = None,
+    shape: str = "auto",
+    read: ReadOptions | None = None,
+    window_pairs: int = 4,
+    encoder: FakeEncoder | None = None,
+    overwrite: bool = False,
+) -> FileRun:
+    """The way of `rerank-file` from real files to real files, with the fakes in place of a model."""
+    selection, read = selection or Selection(), read or ReadOptions()
+    resolved = resolve_inputs(inputs)
+    found, items = open_lists(resolved, names or FieldNames(), read, shape)
+    items = ordered_by_group(resolved, found, items, read)
+    with open_destination(Names(str(out)), found, selection, inputs=resolved, overwrite=overwrite) as destination:
+        run = Run(encoder or FakeEncoder(), FakeEngine(), destination.sink, destination.errors.write, selection)
+        run.execute(found.group(items), window_pairs=window_pairs)
+        errors = destination.commit({})
+    rows = pq.read_table(out).to_pylist() if out.suffix == ".parquet" else read_lines(out)
+    return FileRun(run.counts, out, rows, read_lines(errors) if errors else [])
+
+
+def told(error: RowError | dict[str, Any]) -> tuple[int, str]:
+    """Row number and code of an error, from memory or from the errors file."""
+    return (error.row, error.code) if isinstance(error, RowError) else (error["row"], error["error"]["code"])

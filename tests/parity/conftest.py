@@ -1,0 +1,92 @@
+"""What the parity tests compare with: the golden folders, and pairs of real texts.
+
+A golden folder holds a tiny checkpoint, cases, and the logits that other people's code computed for them; META.json
+says whose. Every folder that holds logits is found, so a new one is tested by being there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+SAMPLES = HERE.parents[1] / "samples"
+
+
+@dataclass(frozen=True)
+class Group:
+    max_tokens: int
+    instruction: str | None
+    cases: list[dict[str, Any]]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        more = () if self.instruction is None else ("--instruction", self.instruction)
+        return ("--max-tokens", str(self.max_tokens), *more)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(case["query"], case["passage"]) for case in self.cases]
+
+
+@dataclass(frozen=True)
+class Golden:
+    name: str
+    checkpoint: Path
+    tolerance: float
+    cases: tuple[dict[str, Any], ...]
+    expected: dict[str, dict[str, Any]]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The cases that one run can score: those of one limit and one instruction."""
+        groups: dict[tuple[int, str | None], Group] = {}
+        for case in self.cases:
+            key = case["max_length"], case.get("instruction")
+            groups.setdefault(key, Group(*key, cases=[])).cases.append(case)
+        return list(groups.values())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def find_goldens() -> Iterator[Golden]:
+    for meta in sorted(HERE.glob("*/META.json")):
+        facts, rows = json.loads(meta.read_text()), read_jsonl(meta.parent / "expected.jsonl")
+        if "logit" not in rows[0]:
+            continue  # an embedding model: nothing that `score` could be compared with
+        yield Golden(
+            name=facts["name"],
+            checkpoint=meta.parent / "checkpoint",
+            tolerance=facts["tolerance"]["float32_abs"],
+            cases=tuple(read_jsonl(meta.parent / "cases.jsonl")),
+            expected={row["id"]: row for row in rows},
+        )
+
+
+GOLDENS = {golden.name: golden for golden in find_goldens()}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden" in metafunc.fixturenames:
+        metafunc.parametrize("golden", GOLDENS.values(), ids=GOLDENS)
+
+
+@pytest.fixture(scope="session")
+def goldens() -> dict[str, Golden]:
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def real_pairs() -> list[tuple[str, str]]:
+    """300 pairs of the sample file: each of its queries, with passages from all of its ranks."""
+    lists = read_jsonl(SAMPLES / "python-docs.jsonl")
+    pairs = [(row["query"], row["passages"][rank]["text"]) for rank in range(8) for row in lists]
+    assert len(pairs) >= 300
+    return pairs[:300]

@@ -1,0 +1,58 @@
+"""A pair's logit does not depend on the pairs that are scored with it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.hardware import detect_cpu
+from rerank_cli.models import RerankModel, load_model
+from rerank_cli.records import EncodedPair
+
+PACKED = ["bert-ce-open", "xlmr-ce-open", "modernbert-ce-open"]
+# transformers ends in bf16 too, so that its logits have 8 bits: no tolerance smaller than their spacing would hold.
+PADDED = ["deberta-ce-open"]
+
+
+def random_pairs(vocabulary: int, *, count: int = 200) -> list[EncodedPair]:
+    generator = np.random.default_rng(3)
+    pairs = []
+    for length in generator.integers(3, 90, size=count):
+        ids = generator.integers(5, vocabulary - 5, size=length).astype(np.int32)
+        pairs.append(
+            EncodedPair(input_ids=ids, second_start=int(generator.integers(1, length + 1)), tokens=int(length))
+        )
+    return pairs
+
+
+@torch.inference_mode()
+def in_batches(model: RerankModel, pairs: list[EncodedPair], size: int) -> np.ndarray:
+    """Logits in the order of `pairs`, computed in shuffled batches of `size`."""
+    order = list(range(len(pairs)))
+    random.Random(size).shuffle(order)
+    logits = np.empty(len(pairs), dtype=np.float32)
+    for begin in range(0, len(order), size):
+        batch = order[begin : begin + size]
+        logits[batch] = model.forward([pairs[place] for place in batch]).numpy()
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tolerance"),
+    [*((name, "fp32", 1e-5) for name in PACKED + PADDED), *((name, "bf16", 2e-2) for name in PACKED)],
+)
+def test_a_logit_does_not_depend_on_the_batch(goldens, name, precision, tolerance):
+    if precision == "bf16" and not detect_cpu().has_bf16:
+        pytest.skip("this CPU has no bf16 instructions")
+    checkpoint = read_checkpoint(goldens[name].checkpoint)
+    pairs = random_pairs(checkpoint.integer("vocab_size"))
+    model = load_model(checkpoint, device="cpu", precision=precision, attention="runs")
+    alone = in_batches(model, pairs, 1)
+    assert np.isfinite(alone).all()
+    assert np.unique(alone).size > 100
+    for size in (7, 32):
+        assert np.abs(in_batches(model, pairs, size) - alone).max() <= tolerance, size

@@ -1,0 +1,131 @@
+"""The goldens can fail: each known way to get a cross-encoder wrong is put in, and the comparison must see it.
+
+A wrong variant is a config that says something else, a table of weights that is shifted, or an encoder that joins a
+pair otherwise; everything else is the product's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rerank_cli.checkpoint import Checkpoint, read_checkpoint
+from rerank_cli.encoding import PairEncoder, open_encoder
+from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.models import RerankModel, load_model
+from rerank_cli.records import EncodedPair
+
+PLAN = SimpleNamespace(device="cpu", threads=1, token_budget=2048, precision="fp32", attention="runs")
+
+Encode = Callable[[PairEncoder, str, str], EncodedPair]
+
+
+def as_pair(encoder: PairEncoder, query: str, passage: str) -> EncodedPair:
+    (pair,) = encoder.encode([(query, passage)])[0]
+    return pair
+
+
+def swapped(encoder: PairEncoder, query: str, passage: str) -> EncodedPair:
+    return as_pair(encoder, passage, query)
+
+
+def joined_with_a_space(encoder: PairEncoder, query: str, passage: str) -> EncodedPair:
+    ids = np.array(encoder._tokenizer.encode(f"{query} {passage}").ids[: encoder.max_tokens], dtype=np.int32)
+    return EncodedPair(input_ids=ids, second_start=len(ids), tokens=len(ids))
+
+
+def with_types_all_zero(encoder: PairEncoder, query: str, passage: str) -> EncodedPair:
+    pair = as_pair(encoder, query, passage)
+    return dataclasses.replace(pair, second_start=len(pair.input_ids))
+
+
+def without_first_token(encoder: PairEncoder, query: str, passage: str) -> EncodedPair:
+    pair = as_pair(encoder, query, passage)
+    return dataclasses.replace(pair, input_ids=pair.input_ids[1:], second_start=pair.second_start - 1)
+
+
+def with_config(**other: Any) -> Callable[[Checkpoint], Checkpoint]:
+    return lambda checkpoint: dataclasses.replace(checkpoint, config={**checkpoint.config, **other})
+
+
+def unchanged(checkpoint: Checkpoint) -> Checkpoint:
+    return checkpoint
+
+
+def as_loaded(model: RerankModel) -> None:
+    pass
+
+
+def positions_shifted(model: RerankModel) -> None:
+    model._positions = torch.roll(model._positions, 1, dims=0)
+
+
+def heads_in_another_order(model: RerankModel) -> None:
+    model._shape = dataclasses.replace(model._shape, heads=model._shape.heads // 2)
+
+
+def off(golden, *, encode: Encode = as_pair, change=unchanged, spoil=as_loaded) -> int:
+    """In how many cases the logit is out of the golden's tolerance."""
+    checkpoint = change(read_checkpoint(golden.checkpoint))
+    model = load_model(checkpoint, device="cpu", precision="fp32", attention="runs")
+    spoil(model)
+    wrong = 0
+    with LocalEngine(PLAN, checkpoint, model=model) as engine:
+        for group in golden.groups:
+            encoder = open_encoder(
+                checkpoint, max_tokens=group.max_tokens, truncate="reference", special_tokens="allow"
+            )
+            logits = engine.score([encode(encoder, *pair) for pair in group.pairs])
+            expected = [golden.expected[case["id"]]["logit"] for case in group.cases]
+            wrong += int((~(np.abs(logits - expected) <= golden.tolerance)).sum())
+    return wrong
+
+
+BERT, XLMR, MODERNBERT, DEBERTA, LLAMA = (
+    "bert-ce-open", "xlmr-ce-open", "modernbert-ce-open", "deberta-ce-open", "llama-rerank-open"
+)  # fmt: skip
+SWAPPED_THETA = {"global_rope_theta": 10_000.0, "local_rope_theta": 160_000.0}
+WRONG = [
+    *(
+        (name, wrong.__name__, {"encode": wrong})
+        for name in (BERT, XLMR, MODERNBERT, DEBERTA)
+        for wrong in (joined_with_a_space, swapped, without_first_token)
+    ),
+    (BERT, "types-all-0", {"encode": with_types_all_zero}),
+    (BERT, "tanh-gelu", {"change": with_config(hidden_act="gelu_new")}),
+    (BERT, "relu", {"change": with_config(hidden_act="relu")}),
+    (BERT, "positions-by-one", {"spoil": positions_shifted}),
+    (BERT, "half-the-heads", {"spoil": heads_in_another_order}),
+    (BERT, "epsilon", {"change": with_config(layer_norm_eps=1e-2)}),
+    (XLMR, "tanh-gelu", {"change": with_config(hidden_act="gelu_new")}),
+    (XLMR, "positions-by-one", {"spoil": positions_shifted}),
+    (XLMR, "padding-id", {"change": with_config(pad_token_id=0)}),
+    (MODERNBERT, "cls-pooling", {"change": with_config(classifier_pooling="cls")}),
+    (MODERNBERT, "no-window", {"change": with_config(local_attention=100_000)}),
+    (MODERNBERT, "window-by-one", {"change": with_config(local_attention=30)}),
+    (MODERNBERT, "theta-swapped", {"change": with_config(**SWAPPED_THETA)}),
+    (MODERNBERT, "tanh-gelu", {"change": with_config(hidden_activation="gelu_new")}),
+    (MODERNBERT, "tanh-gelu-in-the-head", {"change": with_config(classifier_activation="gelu_new")}),
+    (MODERNBERT, "every-second-layer-global", {"change": with_config(global_attn_every_n_layers=2)}),
+    (LLAMA, "swapped", {"encode": swapped}),
+    (LLAMA, "without_first_token", {"encode": without_first_token}),
+    (LLAMA, "causal-mask", {"change": with_config(is_causal=True)}),
+    (LLAMA, "cls-pooling", {"change": with_config(pooling="cls")}),
+    (LLAMA, "temperature", {"change": with_config(temperature=2.0)}),
+]
+
+
+@pytest.mark.parametrize("name", [BERT, XLMR, MODERNBERT, DEBERTA, LLAMA])
+def test_the_product_itself_is_within_the_tolerance(goldens, name):
+    assert off(goldens[name]) == 0
+
+
+@pytest.mark.parametrize(("name", "wrong", "variant"), WRONG, ids=[f"{name}-{wrong}" for name, wrong, _ in WRONG])
+def test_a_wrong_variant_is_seen(goldens, name, wrong, variant):
+    assert off(goldens[name], **variant) >= 4

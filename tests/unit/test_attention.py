@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerank_cli.models.attention import attend, attend_first, attention_kind, varlen_runs
+from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.records import EncodedPair
+
+CPU = torch.device("cpu")
+SIZE = 8
+
+
+def batch_of(lengths: list[int]) -> PackedBatch:
+    pairs = [
+        EncodedPair(input_ids=np.ones(length, dtype=np.int32), second_start=1, tokens=length) for length in lengths
+    ]
+    return pack(pairs, device=CPU)
+
+
+def random_qkv(batch: PackedBatch, *, heads: int = 2, kv_heads: int | None = None) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(len(batch.input_ids))
+    counts = (heads, kv_heads or heads, kv_heads or heads)
+    return [torch.randn(len(batch.input_ids), count, SIZE, generator=generator) for count in counts]
+
+
+def dense(q, k, v, batch: PackedBatch, *, window: int | None = None, causal: bool = False) -> torch.Tensor:
+    """The same by one softmax over all tokens of the batch, with a mask; float64 [tokens, heads * SIZE]."""
+    n = batch.tokens
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    pair = torch.repeat_interleave(torch.tensor(batch.lengths))
+    distance = torch.arange(n)[:, None] - torch.arange(n)
+    seen = pair[:, None] == pair
+    if window is not None:
+        seen &= distance.abs() <= window
+    if causal:
+        seen &= distance >= 0
+    q, k, v = (x[:n].double().transpose(0, 1) for x in (q, k, v))
+    weights = (q @ k.transpose(1, 2) / SIZE**0.5).masked_fill(~seen, float("-inf")).softmax(-1)
+    return (weights @ v).transpose(0, 1).flatten(1)
+
+
+MIXES = [[1], [5], [3, 3, 3], [9, 9, 4, 4, 4, 1], [40, 7, 40], [300, 270, 2], [600]]
+
+
+@pytest.mark.parametrize("lengths", MIXES, ids=str)
+@pytest.mark.parametrize("window", [None, 0, 1, 3, 64, 10_000])
+def test_runs_attend_to_their_own_pair_and_window_alone(lengths, window):
+    batch = batch_of(lengths)
+    q, k, v = random_qkv(batch)
+    out = attend(q, k, v, batch, kind="runs", window=window)
+    assert torch.allclose(out[: batch.tokens].double(), dense(q, k, v, batch, window=window), atol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", MIXES, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_may_share_keys_and_values(lengths, causal):
+    batch = batch_of(lengths)
+    q, k, v = random_qkv(batch, heads=4, kv_heads=2)
+    out = attend(q, k, v, batch, kind="runs", causal=causal)
+    assert torch.allclose(out[: batch.tokens].double(), dense(q, k, v, batch, causal=causal), atol=2e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), window=st.none() | st.integers(0, 32))
+def test_any_mix_of_lengths_and_any_window(lengths, window):
+    batch = batch_of(lengths)
+    q, k, v = random_qkv(batch)
+    out = attend(q, k, v, batch, kind="runs", window=window)
+    assert torch.allclose(out[: batch.tokens].double(), dense(q, k, v, batch, window=window), atol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", MIXES, ids=str)
+@pytest.mark.parametrize("spread", [1.0, 4.0, 60.0], ids=["small", "large", "over-the-range-of-exp"])
+def test_bf16_is_as_near_as_its_8_bits_allow(lengths, spread):
+    batch = batch_of(lengths)
+    q, k, v = (x.to(torch.bfloat16) for x in random_qkv(batch))
+    q = q * spread
+    n = batch.tokens
+    expected = dense(q, k, v, batch)
+    flash = attend(q.float(), k.float(), v.float(), batch, kind="runs")[:n].bfloat16().double()
+    out = attend(q, k, v, batch, kind="runs")[:n].double()
+    assert torch.isfinite(out).all()
+    assert (out - expected).abs().mean() <= 0.02 + 2 * (flash - expected).abs().mean()
+    first = attend_first(q[batch.starts], k, v, batch)[: len(lengths)].double()
+    assert (first - expected[batch.starts[: len(lengths)]]).abs().mean() <= 0.05
+
+
+def test_filler_rows_hold_zeros():
+    batch = batch_of([17])
+    out = attend(*random_qkv(batch), batch, kind="runs")
+    assert not out[batch.tokens :].any()
+    assert len(out) > batch.tokens
+
+
+def test_views_of_one_projection_will_do():
+    batch = batch_of([7, 7, 3])
+    qkv = torch.randn(len(batch.input_ids), 3, 2, SIZE)
+    q, k, v = qkv.unbind(1)
+    out = attend(q, k, v, batch, kind="runs")
+    assert torch.allclose(out[: batch.tokens].double(), dense(q, k, v, batch), atol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", MIXES, ids=str)
+@pytest.mark.parametrize("window", [None, 0, 3, 64])
+def test_the_first_tokens_alone_get_what_they_get_among_all(lengths, window):
+    batch = batch_of(lengths)
+    q, k, v = random_qkv(batch)
+    out = attend_first(q[batch.starts], k, v, batch, window=window)
+    everything = dense(q, k, v, batch, window=window)
+    assert torch.allclose(out[: len(lengths)].double(), everything[batch.starts[: len(lengths)]], atol=2e-6)
+    assert not out[len(lengths) :].any()
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the most elements that an operation of torch gives back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 16])
+def test_no_tensor_grows_with_the_square_of_a_long_pair(window, dtype):
+    length = 4096
+    batch = batch_of([length])
+    q, k, v = (x.to(dtype) for x in random_qkv(batch, heads=1))
+    with LargestTensor() as largest:
+        attend(q, k, v, batch, kind="runs", window=window)
+    assert 0 < largest.elements <= length * 32  # a square mask would be 4,096 times the length
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", torch.float16), ("cpu", torch.bfloat16), ("meta", torch.float16), ("cuda", torch.float32)],
+)
+def test_the_varlen_kernel_is_for_half_precision_on_cuda_alone(device, dtype):
+    assert not varlen_runs(torch.device(device), dtype)
+
+
+@pytest.mark.parametrize(
+    ("head_size", "kind"), [(8, "varlen"), (32, "varlen"), (64, "varlen"), (256, "varlen"), (12, "runs"), (264, "runs")]
+)
+def test_heads_that_the_varlen_kernel_does_not_take_run_by_runs(head_size, kind):
+    assert attention_kind("varlen", head_size) == kind
+    assert attention_kind("runs", head_size) == "runs"

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ir_measures
+import pytest
+
+from rerank_cli.errors import InputError, UsageError
+from rerank_cli.evaluation import Evaluator
+from rerank_cli.formats.shapes import FieldNames, FlatShape, ListShape, Shape
+from rerank_cli.records import CandidateList, RankedList
+from tests.conftest import json_rows, ranked_of
+
+LISTS = ListShape(FieldNames())
+QRELS = "q1 0 a 2\nq1 0 c 1\nq2 0 x 1\nq9 0 a 1\n"
+
+
+@pytest.fixture
+def qrels(tmp_path: Path) -> str:
+    path = tmp_path / "qrels"
+    path.write_text(QRELS)
+    return str(path)
+
+
+def ranked(query_id: object, passages: Sequence[Any], *logits: float, shape: Shape = LISTS) -> RankedList:
+    row = {"query_id": query_id, "query": "q", "passages": [{"id": p, "text": "t"} for p in passages]}
+    (found,) = shape.group(json_rows(row))
+    assert isinstance(found, CandidateList)
+    return ranked_of(found, *logits)
+
+
+def flat(*rows: Mapping[str, Any], logits: Sequence[float]) -> RankedList:
+    (found,) = FlatShape(FieldNames()).group(json_rows(*rows))
+    assert isinstance(found, CandidateList)
+    return ranked_of(found, *logits)
+
+
+def test_both_orders_are_measured_on_the_same_judgements(qrels: str) -> None:
+    evaluator = Evaluator(qrels, ["RR@10", "P@1"], LISTS)
+    evaluator.add([ranked("q1", "bac", 0.0, 2.0, 1.0), ranked("q2", "xy", 1.0, 2.0)])
+    evaluator.add([ranked("q3", "z", 1.0)])
+    result = evaluator.finish()
+    reciprocal, precision = result.metrics
+    assert (reciprocal.metric, reciprocal.given, reciprocal.reranked) == ("RR@10", 0.75, 0.75)
+    assert (reciprocal.wins, reciprocal.losses, reciprocal.ties) == (1, 1, 0)
+    assert (precision.metric, precision.given, precision.reranked) == ("P@1", 0.5, 0.5)
+    assert (result.queries, result.unjudged) == (2, 1)
+
+
+@pytest.mark.parametrize("metric", ["nDCG@10", "nDCG@2", "RR@10", "AP", "P@5", "R@2"])
+def test_the_values_are_those_of_ir_measures_on_runs_made_by_hand(qrels: str, metric: str) -> None:
+    evaluator = Evaluator(qrels, [metric], LISTS)
+    evaluator.add([ranked("q1", "bxcad", 0.5, 2.0, 1.0, 2.0, -1.0), ranked("q2", "yxz", 1.0, 1.0, 3.0)])
+    (found,) = evaluator.finish().metrics
+
+    def measured(run: dict[str, str]) -> dict[str, float]:
+        documents = [ir_measures.ScoredDoc(q, p, -float(n)) for q, order in run.items() for n, p in enumerate(order)]
+        judged = [qrel for qrel in ir_measures.read_trec_qrels(QRELS) if qrel.query_id in run]
+        measure = ir_measures.parse_measure(metric)
+        return {value.query_id: value.value for value in ir_measures.iter_calc([measure], judged, documents)}
+
+    given = measured({"q1": "bxcad", "q2": "yxz"})
+    # Equal logits (x and a, y and x) stay in the order of the input.
+    reranked = measured({"q1": "xacbd", "q2": "zyx"})
+    assert found.given == pytest.approx(sum(given.values()) / 2, abs=1e-12)
+    assert found.reranked == pytest.approx(sum(reranked.values()) / 2, abs=1e-12)
+    assert found.wins == sum(reranked[q] > given[q] for q in given)
+    assert found.losses == sum(reranked[q] < given[q] for q in given)
+    assert found.wins + found.losses + found.ties == 2
+
+
+def test_flat_rows_have_their_ids_in_their_rows(qrels: str) -> None:
+    evaluator = Evaluator(qrels, ["P@1"], FlatShape(FieldNames()))
+    rows = [{"qid": "q1", "query": "q", "passage": "t", "docid": name} for name in "ba"]
+    evaluator.add([flat(*rows, logits=[1.0, 2.0]), flat({**rows[0], "qid": "q2", "docid": "x"}, logits=[1.0])])
+    (found,) = evaluator.finish().metrics
+    assert (found.given, found.reranked) == (0.5, 1.0)
+
+
+def test_numbers_serve_as_ids(tmp_path: Path) -> None:
+    path = tmp_path / "qrels"
+    path.write_text("7 0 12 1\n")
+    evaluator = Evaluator(str(path), ["P@1"], LISTS)
+    evaluator.add([ranked(7, [11, 12], 1.0, 2.0)])
+    assert [(m.given, m.reranked) for m in evaluator.finish().metrics] == [(0.0, 1.0)]
+
+
+def test_without_a_judged_query_nothing_is_averaged(qrels: str) -> None:
+    evaluator = Evaluator(qrels, ["nDCG@10"], LISTS)
+    evaluator.add([ranked("q3", "z", 1.0), ranked("q3", "z", 1.0), ranked("q4", "z", 1.0)])
+    result = evaluator.finish()
+    assert (result.queries, result.unjudged) == (0, 2)
+    assert [(m.given, m.reranked, m.wins, m.losses, m.ties) for m in result.metrics] == [(0.0, 0.0, 0, 0, 0)]
+
+
+def test_a_list_without_an_id_is_named(qrels: str) -> None:
+    with pytest.raises(InputError, match=r"in\.jsonl:1: no query id, which --qrels needs") as caught:
+        Evaluator(qrels, ["P@1"], LISTS).add([ranked(None, "a", 1.0)])
+    assert "--id-field" in str(caught.value.hint)
+
+
+def test_a_passage_without_an_id_is_named(qrels: str) -> None:
+    with pytest.raises(InputError, match=r"in\.jsonl:1: passage 1 has no id, which --qrels needs"):
+        Evaluator(qrels, ["P@1"], LISTS).add([ranked("q1", ["a", None], 2.0, 1.0)])
+    rows = [{"qid": "q1", "query": "q", "passage": "t", "docid": name} for name in ("a", None)]
+    with pytest.raises(InputError, match=r"in\.jsonl:2: passage 1 has no id"):
+        Evaluator(qrels, ["P@1"], FlatShape(FieldNames())).add([flat(*rows, logits=[1.0, 2.0])])
+
+
+@pytest.mark.parametrize("metric", ["quality", "nDCG@", "P@x", "", "nDCG(gain=2)@3", "AP(rel='x')", "nDCG@10 P@5"])
+def test_a_measure_that_cannot_be_computed_is_refused_before_the_run(qrels: str, metric: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Evaluator(qrels, ["nDCG@10", metric], LISTS)
+    assert caught.value.message.startswith(f"--metric {metric}: cannot be measured: ")
+
+
+@pytest.mark.parametrize("content", [b"q1 0 a\n", b"q1 0 a good\n", b"\xff 0 a 1\n", b"q1 0 a 1 more\n"])
+def test_a_file_that_holds_no_qrels_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "qrels"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"qrels: not TREC qrels \(`query_id 0 passage_id grade`\): "):
+        Evaluator(str(path), ["P@1"], LISTS)
+
+
+def test_missing_and_empty_qrels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such file"):
+        Evaluator(str(tmp_path / "nowhere"), ["P@1"], LISTS)
+    with pytest.raises(InputError, match="not TREC qrels"):
+        Evaluator(str(tmp_path), ["P@1"], LISTS)
+    (tmp_path / "empty").touch()
+    with pytest.raises(InputError, match="empty: no judgements"):
+        Evaluator(str(tmp_path / "empty"), ["P@1"], LISTS)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.errors import ModelError
+from rerank_cli.models.padded import PaddedCrossEncoder, known_architectures
+from rerank_cli.records import EncodedPair
+
+CPU = torch.device("cpu")
+
+
+def load(path, *, dtype=torch.float32) -> PaddedCrossEncoder:
+    return PaddedCrossEncoder(read_checkpoint(path), device=CPU, dtype=dtype, attention="runs")
+
+
+def refusal(path) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    return caught.value
+
+
+def pair(*ids: int, second: int = 3) -> EncodedPair:
+    return EncodedPair(input_ids=np.array(ids, dtype=np.int32), second_start=second, tokens=len(ids))
+
+
+PAIRS = [pair(2, 30, 3, 40, 41, 42, 3), pair(2, 30, 3, 44, 3), pair(2, 3, 50, 3, second=2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_gives_one_float32_logit_a_pair(tiny, dtype):
+    logits = load(tiny("deberta"), dtype=dtype).forward(PAIRS)
+    assert logits.dtype == torch.float32
+    assert logits.shape == (3,)
+
+
+def test_padding_changes_nothing(tiny):
+    model = load(tiny("deberta"))
+    alone = torch.cat([model.forward([one]) for one in PAIRS])
+    assert torch.allclose(model.forward(PAIRS), alone, atol=1e-6)
+
+
+def test_it_tells_which_kernels_it_runs_on(tiny):
+    assert load(tiny("deberta")).kernels == "transformers, padded to the longest pair of a batch"
+
+
+class Recorder(torch.nn.Module):
+    """In the place of transformers' model: notes what it is called with."""
+
+    def forward(self, **inputs):
+        self.inputs = inputs
+
+        class Output:
+            logits = torch.zeros(len(inputs["input_ids"]), 1)
+
+        return Output()
+
+
+def called_with(path) -> dict[str, list[list[int]]]:
+    model = load(path)
+    model._model = Recorder()
+    model.forward(PAIRS[:2])
+    return {name: value.tolist() for name, value in model._model.inputs.items()}
+
+
+def test_a_model_with_token_types_is_given_them(tiny):
+    assert called_with(tiny("bert")) == {
+        "input_ids": [[2, 30, 3, 40, 41, 42, 3], [2, 30, 3, 44, 3, 0, 0]],
+        "attention_mask": [[1] * 7, [1, 1, 1, 1, 1, 0, 0]],
+        "token_type_ids": [[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]],
+    }
+
+
+def test_token_types_are_given_too_where_the_config_leaves_their_number_to_its_class(tiny):
+    assert "token_type_ids" in called_with(tiny("bert", config={"type_vocab_size": None}))
+
+
+@pytest.mark.parametrize("family", ["deberta", "xlmr", "modernbert"])
+def test_a_model_without_token_types_is_not_given_any(tiny, family):
+    assert set(called_with(tiny(family))) == {"input_ids", "attention_mask"}
+
+
+def test_the_padding_id_is_the_models_own(tiny):
+    assert called_with(tiny("xlmr"))["input_ids"][1][-2:] == [1, 1]
+    # RoBERTa's class knows its padding id where config.json says nothing; 0 would be a token of the text
+    assert called_with(tiny("xlmr", config={"pad_token_id": None}))["input_ids"][1][-2:] == [1, 1]
+
+
+def test_a_model_without_a_padding_id_is_refused(tiny):
+    path = tiny("bert")
+    config = (path / "config.json").read_text().replace('"pad_token_id": 0', '"pad_token_id": null')
+    (path / "config.json").write_text(config)
+    assert refusal(path).message == f"{path / 'config.json'}: no `pad_token_id`, which a padded batch needs"
+
+
+def test_a_packed_family_has_the_same_logits_padded(tiny):
+    from rerank_cli.models.encoder import EncoderCrossEncoder
+
+    path = tiny("bert")
+    packed = EncoderCrossEncoder(read_checkpoint(path), device=CPU, dtype=torch.float32, attention="runs")
+    assert torch.allclose(load(path).forward(PAIRS), packed.forward(PAIRS), atol=1e-5)
+
+
+def test_loading_says_nothing_and_leaves_the_settings_of_transformers_as_they_were(tiny, capfd):
+    from transformers.utils import logging
+
+    was = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        load(tiny("deberta"))
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+        logging.disable_progress_bar()
+        load(tiny("deberta"))
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity(was[0])
+        (logging.enable_progress_bar if was[1] else logging.disable_progress_bar)()
+    assert "Loading weights" not in capfd.readouterr().err
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("architecture", ["BertForQuestionAnswering", "DebertaV2Model", "Nonsense"])
+def test_an_architecture_that_classifies_nothing_is_refused_with_those_that_are_known(tiny, architecture):
+    path = tiny("deberta", config={"architectures": [architecture]})
+    error = refusal(path)
+    assert error.message == f"{path}: architecture `{architecture}` is not a cross-encoder that is known"
+    assert "DebertaV2ForSequenceClassification" in (error.hint or "")
+
+
+@pytest.mark.parametrize("architecture", ["MyOwnForSequenceClassification", "ElectraForSequenceClassification"])
+def test_an_architecture_that_is_not_that_of_the_config_is_refused(tiny, architecture):
+    path = tiny("deberta", config={"architectures": [architecture]})
+    error = refusal(path)
+    assert error.message == f"{path}: architecture `{architecture}` is not known to transformers"
+    assert "never run" in (error.hint or "")
+
+
+def test_a_type_of_model_that_transformers_does_not_know_is_refused(tiny):
+    path = tiny("deberta", config={"model_type": "my-own-model"})
+    assert refusal(path).message.startswith(f"{path}: transformers cannot read this config.json: ")
+    assert "\n" not in refusal(path).message
+
+
+CANARY = """
+from pathlib import Path
+Path(__file__).with_name("canary").write_text("this code was run")
+class MyConfig: ...
+class MyModel: ...
+"""
+
+
+@pytest.mark.parametrize("model_type", ["deberta-v2", "my-own-model"])
+def test_code_in_a_checkpoint_is_never_run(tiny, model_type):
+    auto_map = {
+        "AutoConfig": "modeling_mine.MyConfig",
+        "AutoModelForSequenceClassification": "modeling_mine.MyModel",
+        "AutoTokenizer": ["modeling_mine.MyModel", None],
+    }
+    path = tiny("deberta", config={"model_type": model_type, "auto_map": auto_map})
+    (path / "modeling_mine.py").write_text(CANARY)
+    if model_type == "deberta-v2":
+        assert load(path).forward(PAIRS).shape == (3,)  # by transformers' own class
+    else:
+        refusal(path)
+    assert not (path / "canary").exists()
+
+
+def test_the_canary_would_sing(tmp_path):
+    code = tmp_path / "modeling_mine.py"
+    code.write_text(CANARY)
+    exec(compile(CANARY, code, "exec"), {"__file__": str(code)})
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors.pop("classifier.weight"), "missing keys: `classifier.weight`"),
+        (lambda tensors: tensors.update({"lora.a": torch.ones(2)}), "unexpected keys: `lora.a`"),
+        (lambda tensors: tensors.update({"classifier.weight": torch.ones(3, 48)}), "mismatched keys: "),
+        (lambda tensors: tensors.update({"classifier.weight": torch.ones(3, 48)}), "classifier.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(tiny, change, why):
+    path = tiny("deberta", weights=change)
+    message = refusal(path).message
+    assert message.startswith(f"{path}: weights ")
+    assert why in message
+
+
+def test_an_index_that_transformers_cannot_use_is_a_model_error(tiny):
+    path = tiny("deberta")
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    save_file(tensors, path / "part.safetensors")
+    index = '{"weight_map": {' + ", ".join(f'"{name}": "part.safetensors"' for name in tensors) + "}}"
+    (path / "model.safetensors.index.json").write_text(index)
+    assert refusal(path).message.startswith(f"{path}: weights cannot be loaded: ")
+
+
+def test_the_known_architectures_are_sequence_classifiers():
+    known = known_architectures()
+    assert known == sorted(known)
+    assert {"DebertaV2ForSequenceClassification", "MPNetForSequenceClassification"} <= set(known)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import rerank_cli
+from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.evaluation import Comparison, Evaluation
+from rerank_cli.formats.output import sha256_of, write_json
+from rerank_cli.hardware import Cpu
+from rerank_cli.pipeline import Counts, Timing
+from rerank_cli.report import SCHEMA, build_report, evaluation_report, peak_rss_bytes
+from rerank_cli.selection import Request, make_plan
+from tests.conftest import TINY_CHECKPOINT
+
+CPU = Cpu("a processor", 2, frozenset())
+
+
+def report(counts: Counts, timing: Timing) -> dict[str, object]:
+    return build_report(
+        options={"inputs": ["in.jsonl"]},
+        checkpoint=read_checkpoint(TINY_CHECKPOINT, name="tiny"),
+        plan=make_plan(Request(), model_max_tokens=512, cpu=CPU, cuda_devices=0),
+        cpu=CPU,
+        counts=counts,
+        timing=timing,
+        seconds=1.23456,
+    )
+
+
+def test_the_report_names_versions_model_plan_and_machine() -> None:
+    document = report(Counts(rows_in=3), Timing())
+    assert (document["schema"], document["version"]) == (SCHEMA, rerank_cli.__version__)
+    assert document["options"] == {"inputs": ["in.jsonl"]}
+    model = document["model"]
+    assert isinstance(model, dict)
+    assert (model["name"], model["path"]) == ("tiny", str(TINY_CHECKPOINT))
+    assert (model["architecture"], len(model["sha256"])) == ("BertForSequenceClassification", 64)
+    assert model["parameters"] > 100_000
+    machine = document["machine"]
+    assert isinstance(machine, dict)
+    assert (machine["cpu"], machine["cores"]) == ("a processor", 2)
+    assert {"platform", "python", "torch", "tokenizers", "safetensors", "numpy"} <= machine.keys()
+    plan = document["plan"]
+    assert isinstance(plan, dict)
+    assert (plan["device"], plan["max_tokens"]) == ("cpu", 512)
+    json.dumps(document, allow_nan=False)
+
+
+def test_speed_is_what_the_computing_took() -> None:
+    document = report(Counts(pairs=30, tokens=900), Timing(read=9.0, tokenise=1.00049, compute=1.5, write=0.1))
+    assert document["speed"] == {"pairs_per_second": 20.0, "tokens_per_second": 600.0}
+    assert document["seconds"] == {"wall": 1.235, "read": 9.0, "tokenise": 1.0, "compute": 1.5, "write": 0.1}
+
+
+def test_a_run_without_pairs_has_no_speed() -> None:
+    assert report(Counts(), Timing())["speed"] == {"pairs_per_second": 0.0, "tokens_per_second": 0.0}
+
+
+def test_an_evaluation_stands_in_the_report_as_it_is() -> None:
+    evaluation = Evaluation((Comparison("nDCG@10", 0.5, 0.75, 3, 1, 0),), 4, 1)
+    assert evaluation_report(evaluation) == {
+        "metrics": ({"metric": "nDCG@10", "given": 0.5, "reranked": 0.75, "wins": 3, "losses": 1, "ties": 0},),
+        "queries": 4,
+        "unjudged": 1,
+    }
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak in a second way")
+def test_the_peak_of_memory_is_in_bytes() -> None:
+    status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines())
+    assert peak_rss_bytes() == pytest.approx(1024 * int(status["VmHWM"].split()[0]), rel=0.05)
+
+
+def test_a_document_is_written_for_people_and_programs(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_json(path, {"name": "é\udcff", "n": 1})
+    assert path.read_text() == '{\n  "name": "é\\udcff",\n  "n": 1\n}\n'
+    assert json.loads(path.read_text()) == {"name": "é\udcff", "n": 1}
+    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
