@@ -188,6 +188,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
             seconds=time.perf_counter() - began,
         )
         document["model"]["template"] = prepared.encoder.template
+        document["plan"]["kernels"] = engine.kernels
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)
         errors = destination.commit(document)

@@ -171,7 +171,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     short, long = min(first, second), max(first, second)
     if first + second <= room:
         return first, second
-    long = short if short > room else max(short, room - short)
+    long = max(short, room - short)
     if short + long > room:
         short = room // 2
         long = short + room % 2

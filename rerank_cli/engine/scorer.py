@@ -27,6 +27,10 @@ OnBatch = Callable[[int, int], None]
 class Engine(Protocol):
     """A place where pairs are scored."""
 
+    @property
+    def kernels(self) -> str:
+        """Which implementations the model runs with, in words."""
+
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """Logits of `pairs`, float32 [len(pairs)], in their order."""
 
@@ -57,7 +61,7 @@ class LocalEngine:
     @property
     def kernels(self) -> str:
         """Which implementations the model runs on, in words, for the report: a slow fallback must be visible."""
-        return str(getattr(self._model, "kernels", "not told"))
+        return self._model.kernels
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:

@@ -27,6 +27,10 @@ from rerank_cli.records import EncodedPair
 class RerankModel(Protocol):
     """A loaded cross-encoder on one device."""
 
+    @property
+    def kernels(self) -> str:
+        """Which implementations run, in words, for the report: a slower kind than expected must be seen somewhere."""
+
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device; does not wait for the device."""
 

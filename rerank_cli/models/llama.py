@@ -33,7 +33,7 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
-from rerank_cli.models.attention import attend, attend_first
+from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader
@@ -128,7 +128,7 @@ class LlamaTrunk:
         attention: str,
     ) -> None:
         self._shape = shape
-        self._attention = attention
+        self._attention = attention_kind(attention, shape.head_size)
         # In 16 bits the weights are used where they lie in the mapped file: prepacking them for oneDNN would be a
         # second copy, and F.linear is as fast there (2,048 tokens, 2,048 to 8,192 channels in bf16, AMD EPYC, torch
         # 2.13: 166 ms, prepacked 163 ms).

@@ -72,10 +72,6 @@ class WeightReader:
             raise ModelError(f"{info.file}: `{stored}` holds {info.dtype}, not weights")
         return tensor.to(device=self._device, dtype=dtype or self._dtype)
 
-    def take_optional(self, name: str, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor | None:
-        """As `take`, or None where the checkpoint has no such tensor."""
-        return self.take(name, shape, dtype=dtype) if self.has(name) else None
-
     def ignore(self, pattern: str) -> None:
         """Weights that the checkpoint may carry and this family rightly does not use (regular expression)."""
         self._taken.update(name for name in self._checkpoint.tensors if re.search(pattern, name))

@@ -34,7 +34,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def _run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    command = ["bash", "-euo", "pipefail", "-c", script]
+    # Without pipefail: a writer whose reader has enough (`--limit`) ends with SIGPIPE, and that is no fault.
+    command = ["bash", "-eu", "-c", script]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -25,6 +25,10 @@ def _process(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "rerank_cli", *arguments], **settings)  # type: ignore[call-overload]
 
 
+def _default_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def lists(tmp_path: Path) -> Path:
     path = tmp_path / "lists.jsonl"
@@ -82,7 +86,9 @@ def test_a_signal_ends_the_run_and_leaves_nothing_half_written(
     number: signal.Signals, code: int, lists: Path, tiny_model: str
 ) -> None:
     out = lists.with_name("out.jsonl")
-    with _process("rerank-file", str(lists), "-o", str(out), "--model", tiny_model, stderr=subprocess.PIPE) as run:
+    arguments = ["rerank-file", str(lists), "-o", str(out), "--model", tiny_model]
+    # A test run in the background of a shell inherits an ignored SIGINT; the program is to meet the usual one.
+    with _process(*arguments, stderr=subprocess.PIPE, preexec_fn=_default_sigint) as run:
         while not (lists.with_name("out.jsonl.job") / "output").exists():
             assert run.poll() is None
             time.sleep(0.02)

@@ -148,3 +148,15 @@ def test_a_checkpoint_of_another_kind_is_refused(config, told, tmp_path):
         open_model(changed(tmp_path / "model", **config))
     assert told in caught.value.message
     assert str(tmp_path / "model") in caught.value.message
+
+
+def test_a_gemma_config_that_names_no_activation_has_the_tanh_one(tmp_path):
+    original, found = FOLDERS["bge-gemma"] / "checkpoint", {}
+    for name in ("gelu", "gelu_pytorch_tanh", None):
+        folder = shutil.copytree(original, tmp_path / str(name))
+        config = json.loads((original / "config.json").read_text())
+        config.pop("hidden_act")
+        (folder / "config.json").write_text(json.dumps(config | ({"hidden_act": name} if name else {})))
+        found[name] = logits(open_model(folder), random_pairs(30, 9)).tolist()
+    assert found[None] == pytest.approx(found["gelu_pytorch_tanh"], abs=1e-6)
+    assert found[None] != pytest.approx(found["gelu"], abs=5e-5)

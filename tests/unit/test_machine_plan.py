@@ -201,12 +201,14 @@ def test_every_key_is_there_in_every_answer() -> None:
 
 
 def test_a_refusal_keeps_what_was_rejected_and_warned_about() -> None:
-    machine = Machine(cpu=CPU, gpus=(gpu(0, 0, capability=(7, 5)),), warnings=("hot",))
+    gpus = (gpu(0, 0, capability=(7, 5)), Gpu(index=1, reason="GPU is lost"))
+    machine = Machine(cpu=CPU, gpus=gpus, warnings=("hot",))
     document = plan(machine, require="optimized").to_json(with_profiles=True)
     assert document["plan"] is None
     assert document["error"]["exit_code"] == 6
     assert {rejection["profile"] for rejection in document["rejected"]} >= {"optimized-fp16", "fallback-fp16"}
     assert document["warnings"][0] == "hot"
+    assert "GPU is lost" in document["warnings"][1]
     assert not any(row["chosen"] for row in document["profiles"])
     assert all(row["reason"] for row in document["profiles"])
 

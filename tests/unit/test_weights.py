@@ -76,15 +76,6 @@ def test_whole_numbers_are_no_weights(tmp_path, dtype):
     assert message.endswith(", not weights")
 
 
-def test_an_optional_weight_is_none_where_it_is_not_there(tmp_path):
-    with reader(tmp_path, {"w": torch.ones(2)}) as weights:
-        assert weights.take_optional("bias", (2,)) is None
-        taken = weights.take_optional("w", (2,))
-        assert taken is not None
-        assert torch.equal(taken, torch.ones(2))
-        weights.finish()
-
-
 def test_old_names_of_layer_norm_are_understood_and_count_as_taken(tmp_path):
     old = {"a.LayerNorm.gamma": torch.tensor([1.0, 2.0]), "a.LayerNorm.beta": torch.tensor([3.0, 4.0])}
     with reader(tmp_path, old) as weights:
