@@ -190,12 +190,15 @@ def test_to_stdout_too_an_input_is_not_replaced(tmp_path: Path) -> None:
     "options",
     [
         {"errors": "out.jsonl"},
-        {"report": "./out.jsonl"},
+        {"report": "here/out.jsonl"},
+        {"report": "d/../out.jsonl.errors.jsonl"},
         {"errors": "x", "report": "x"},
         {"report": "out.jsonl.errors.jsonl"},
     ],
 )
 def test_two_outputs_are_never_one_file(tmp_path: Path, options: dict[str, str]) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path)
     paths = {name: tmp_path / path for name, path in options.items()}
     assert "two outputs in one file" in refusal(tmp_path, tmp_path / "out.jsonl", **paths).message
 

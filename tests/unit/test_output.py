@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +13,19 @@ from rerank_cli.errors import OutputError
 from rerank_cli.formats.output import ErrorFile, JobFolder, move_file, remove_file
 from rerank_cli.records import RowError
 
+ROOT = Path(__file__).parents[2]
 BAD = RowError("in.jsonl", 3, "q1", "bad-json", "not JSON", b'{"a"')
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
     """A folder on another file system than `tmp_path`."""
     shm = Path("/dev/shm")
     if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("/dev/shm is not a second file system that can be written to")
     folder = shm / f"rerank-cli-test-{os.getpid()}"
     folder.mkdir()
-    yield folder  # type: ignore[misc]
+    yield folder
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
@@ -150,10 +154,19 @@ def test_a_file_moves_to_another_file_system(tmp_path: Path, elsewhere: Path) ->
 
 
 def test_a_move_to_another_file_system_that_fails_leaves_no_part(tmp_path: Path, elsewhere: Path) -> None:
-    (tmp_path / "work").mkdir()  # renaming says EXDEV, copying a folder fails
-    with pytest.raises(OSError, match="Is a directory"):
-        move_file(tmp_path / "work", elsewhere / "errors")
-    assert names(elsewhere) == []
+    (tmp_path / "work").write_bytes(b"x" * 5000)
+    (elsewhere / "errors").write_text("older")
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from rerank_cli.formats.output import move_file\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "move_file(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "work"), str(elsewhere / "errors")]
+    done = subprocess.run(command, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    assert b"OSError: [Errno 27] File too large" in done.stderr
+    assert names(elsewhere) == ["errors"]
+    assert (elsewhere / "errors").read_text() == "older"
 
 
 def test_a_device_takes_the_content_and_stays(tmp_path: Path) -> None:

@@ -383,10 +383,21 @@ def test_the_limit_of_bad_rows(limit: ErrorLimit, bad: int, rows: int, last: boo
         assert caught.value.message == message
 
 
-@pytest.mark.parametrize("limit", [ErrorLimit(rows=1), ErrorLimit(share=0.05)])
-def test_a_run_stops_at_the_limit(limit: ErrorLimit) -> None:
+def test_a_run_stops_at_the_window_that_passes_the_limit() -> None:
+    memory = Memory()
+    items = [*lists(["a"]), BAD, BAD, *lists(*(["a"] for _ in range(30)))]
     with pytest.raises(TooManyBadRowsError):
-        execute([*lists(["a"]), BAD, BAD, *lists(*(["a"] for _ in range(30)))], error_limit=limit)
+        execute(items, sink=memory, error_limit=ErrorLimit(rows=1))
+    assert memory.windows == [2]
+
+
+def test_a_share_of_few_rows_is_looked_at_when_the_run_ends() -> None:
+    memory = Memory()
+    items = [*lists(["a"]), BAD, BAD, *lists(*(["a"] for _ in range(30)))]
+    with pytest.raises(TooManyBadRowsError):
+        execute(items, sink=memory, error_limit=ErrorLimit(share=0.05))
+    assert sum(memory.windows) == 31
+    execute(items, error_limit=ErrorLimit(share=0.1))
 
 
 # Every row in exactly one place

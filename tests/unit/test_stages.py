@@ -92,7 +92,8 @@ def test_the_source_runs_ahead_while_the_consumer_is_busy() -> None:
 
 def test_closing_stops_the_thread_and_closes_the_source_in_it() -> None:
     source = Source()
-    ahead = run_ahead(source.items(), name="stopped-reader")
+    items = source.items()  # held here, so that it is not closed by being forgotten
+    ahead = run_ahead(items, name="stopped-reader")
     assert next(ahead) == 0
     assert source.made_two.wait(timeout=30)  # of which there is no room: the thread waits
     ahead.close()
