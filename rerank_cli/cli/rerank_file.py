@@ -8,7 +8,7 @@ import typer
 
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.options import ROWS
-from rerank_cli.runtime import prepare_process
+from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 Inputs = Annotated[
     list[str], typer.Argument(metavar="IN...", help="Files of candidate lists; `-` is stdin.", show_default=False)
@@ -94,6 +94,7 @@ def rerank_file(
     zcat lists.jsonl.gz | rerank-cli rerank-file - -o - | head -3
     """
     prepare_process(online=online)
+    keep_freed_memory()
     # Imported here because they load torch, which --help must not wait for.
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.destination import Names

@@ -9,7 +9,7 @@ import typer
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.options import ROWS
 from rerank_cli.errors import UsageError
-from rerank_cli.runtime import prepare_process
+from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 Input = Annotated[
     str, typer.Argument(metavar="[IN]", help="A file of pairs; `-`, the default, is stdin.", show_default=False)
@@ -68,6 +68,7 @@ def score(
     grep -h "def " rerank_cli/*.py | rerank-cli score --query "close a file" --lines --top-n 5
     """
     prepare_process(online=online)
+    keep_freed_memory()
     # Imported here because they load torch, which --help must not wait for.
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.destination import Names
