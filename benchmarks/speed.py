@@ -7,6 +7,8 @@ their logits, and how much of this machine's matrix-product speed our forward us
 tokens that are really executed. sentence-transformers is timed with each of several batch sizes first; both its default
 (32) and its best are compared with.
 
+Each side runs in a process of its own: settings of the allocator and of oneDNN's cache are part of what is compared.
+
 --cpu-time counts the seconds that a single thread of the process worked instead of the time on the wall: on a machine
 with other work these ratios hold within a few per cent where wall times do not.
 """
@@ -21,19 +23,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rerank_cli.runtime import prepare_process
+from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 prepare_process(online=False)
+keep_freed_memory()
 
 import torch  # noqa: E402 (after the settings that it reads)
-from sentence_transformers import CrossEncoder  # noqa: E402
 
 from benchmarks.material import candidate_lists, machine, plain_checkpoint, read_pairs  # noqa: E402
+from benchmarks.peer import Peer  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
 from rerank_cli.hardware import detect_cpu  # noqa: E402
 from rerank_cli.selection import Request, make_plan  # noqa: E402
+
+Pair = tuple[str, str]
+Contender = Callable[[], tuple[float, list[float]]]
+"""Scores all pairs; returns seconds and logits."""
 
 DEFAULT_BATCH = 32
 BATCH_SIZES = (8, 16, 32, 64)
@@ -54,55 +61,50 @@ def main() -> None:
     pairs = read_pairs(candidate_lists(options.collection), limit=options.pairs)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = read_checkpoint(plain_checkpoint(Path(folder), layers=options.layers))
-        ours = _ours(checkpoint, pairs, options.precision, threads)
-        theirs = _theirs(checkpoint, pairs, options.precision)
-        print(machine())
-        work = f"{len(pairs)} pairs of {options.collection}, {options.layers} layers"
-        print(f"{work}, {options.precision}, {threads} threads")
-        probe = {
-            size: len(pairs[:200]) / _seconds(lambda size=size: theirs(pairs[:200], size), clock)
-            for size in BATCH_SIZES
-        }
-        best = max(probe, key=lambda size: probe[size])
-        print("sentence-transformers by batch size: " + ", ".join(f"{s}: {v:.1f}/s" for s, v in probe.items()))
-        contenders: dict[str, Callable[[], list[float]]] = {
-            "rerank-cli": lambda: ours(pairs),
-            f"sentence-transformers, batch {best}": lambda: theirs(pairs, best),
-            f"sentence-transformers, batch {DEFAULT_BATCH}": lambda: theirs(pairs, DEFAULT_BATCH),
-        }
-        _compare(contenders, len(pairs), options.rounds, clock)
+        with Peer(checkpoint.path, precision=options.precision, threads=threads) as peer:
+            print(machine())
+            work = f"{len(pairs)} pairs of {options.collection}, {options.layers} layers"
+            print(f"{work}, {options.precision}, {threads} threads")
+            ours = _ours(checkpoint, pairs, options.precision, threads, clock)
+            some = pairs[:200]
+            peer.score(some, batch_size=DEFAULT_BATCH)  # warms it up
+            probe = {
+                size: len(some) / peer.score(some, batch_size=size, cpu_time=options.cpu_time)[0]
+                for size in BATCH_SIZES
+            }
+            best = max(probe, key=lambda size: probe[size])
+            print("sentence-transformers by batch size: " + ", ".join(f"{s}: {v:.1f}/s" for s, v in probe.items()))
+            contenders: dict[str, Contender] = {
+                "rerank-cli": ours,
+                f"sentence-transformers, batch {best}": lambda: peer.score(
+                    pairs, batch_size=best, cpu_time=options.cpu_time
+                ),
+                f"sentence-transformers, batch {DEFAULT_BATCH}": lambda: peer.score(
+                    pairs, batch_size=DEFAULT_BATCH, cpu_time=options.cpu_time
+                ),
+            }
+            _compare(contenders, len(pairs), options.rounds)
         _utilisation(checkpoint, pairs, options.precision, threads, clock)
 
 
 def _ours(
-    checkpoint: Checkpoint, pairs: list[tuple[str, str]], precision: str, threads: int
-) -> Callable[..., list[float]]:
+    checkpoint: Checkpoint, pairs: list[Pair], precision: str, threads: int, clock: Callable[[], float]
+) -> Contender:
+    """The pipeline's own encoder and engine, a window at a time."""
     cpu = replace(detect_cpu(), cores=threads)
     plan = make_plan(Request(device="cpu", precision=precision), model_max_tokens=512, cpu=cpu, cuda_devices=0)
     encoder = open_encoder(checkpoint, max_tokens=512)
     engine = LocalEngine(plan, checkpoint)
 
-    def run(some: list[tuple[str, str]]) -> list[float]:
+    def run() -> tuple[float, list[float]]:
+        began = clock()
         logits: list[float] = []
-        for begin in range(0, len(some), plan.window_pairs):
-            encoded = encoder.encode(some[begin : begin + plan.window_pairs])
+        for begin in range(0, len(pairs), plan.window_pairs):
+            encoded = encoder.encode(pairs[begin : begin + plan.window_pairs])
             logits += engine.score([entry[0] for entry in encoded if isinstance(entry, tuple)]).tolist()
-        return logits
+        return clock() - began, logits
 
-    run(pairs[:32])
-    return run
-
-
-def _theirs(checkpoint: Checkpoint, pairs: list[tuple[str, str]], precision: str) -> Callable[..., list[float]]:
-    settings = {"dtype": torch.bfloat16} if precision == "bf16" else {}
-    model = CrossEncoder(
-        str(checkpoint.path), max_length=512, activation_fn=torch.nn.Identity(), device="cpu", model_kwargs=settings
-    )
-
-    def run(some: list[tuple[str, str]], batch_size: int) -> list[float]:
-        return [float(x) for x in model.predict(some, batch_size=batch_size, show_progress_bar=False)]
-
-    run(pairs[:32], 32)
+    run()
     return run
 
 
@@ -112,16 +114,13 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - began
 
 
-def _compare(
-    contenders: dict[str, Callable[[], list[float]]], pairs: int, rounds: int, clock: Callable[[], float]
-) -> None:
+def _compare(contenders: dict[str, Contender], pairs: int, rounds: int) -> None:
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     logits: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, run in contenders.items():
-            began = clock()
-            logits[name] = run()
-            speeds[name].append(pairs / (clock() - began))
+            seconds, logits[name] = run()
+            speeds[name].append(pairs / seconds)
     first = next(iter(contenders))
     for name, values in speeds.items():
         line = f"{name:36s} {statistics.median(values):7.2f} pairs/s [{min(values):.2f}..{max(values):.2f}]"
@@ -134,7 +133,7 @@ def _compare(
 
 
 def _utilisation(
-    checkpoint: Checkpoint, pairs: list[tuple[str, str]], precision: str, threads: int, clock: Callable[[], float]
+    checkpoint: Checkpoint, pairs: list[Pair], precision: str, threads: int, clock: Callable[[], float]
 ) -> None:
     """Executed operations of real tokens over time and the speed of a matrix product on the spot."""
     cpu = replace(detect_cpu(), cores=threads)
