@@ -17,8 +17,7 @@ from typing import Any
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import DoesNotFitError, ModelError, UsageError
 from rerank_cli.hardware import Gpu, describe_machine, detect_cpu, detect_machine, usable_cores
-from rerank_cli.machine_plan import KnownModel
-from rerank_cli.max_tokens import model_max_tokens
+from rerank_cli.known_model import KnownModel
 from rerank_cli.memory import MemoryModel, Place, tables_for
 from rerank_cli.memory.table import Question, Row, table_to_json, unique
 from rerank_cli.profiles import GIB, ModelProfiles, show_capability
@@ -189,15 +188,8 @@ def _memory_model(request: MemoryRequest, known: KnownModel) -> tuple[MemoryMode
     return model, (f"weights follow from the shape in {known.profiles.file}; a checkpoint's headers would be exact",)
 
 
-def _limit(known: KnownModel) -> int:
-    """The longest pair."""
-    if known.checkpoint is not None:
-        return model_max_tokens(known.checkpoint)
-    return known.profiles.model.max_tokens if isinstance(known.profiles, ModelProfiles) else known.profiles.max_tokens
-
-
 def _points(request: MemoryRequest, question: Question, known: KnownModel) -> list[tuple[int, int]]:
-    limit = _limit(known)
+    limit = known.max_tokens
     too_long = [length for length in request.max_tokens or () if length > limit]
     if too_long:
         raise UsageError(f"--max-tokens {too_long[0]}: {known.name} reads at most {limit} tokens")
@@ -319,7 +311,7 @@ def _file_lengths(path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[s
     from rerank_cli.records import CandidateList
 
     shape, items = open_lists(resolve_inputs([path]), FieldNames(), ReadOptions(), "auto")
-    encoder = open_encoder(known.checkpoint, max_tokens=_limit(known))
+    encoder = open_encoder(known.checkpoint, max_tokens=known.max_tokens)
     pairs = (
         (item.query, passage)
         for item in shape.group(items)

@@ -139,7 +139,7 @@ def mem_estimate(
     as_json = output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty())
     prepare_process(online=online)
     # Imported here because --help must not wait for them.
-    from rerank_cli.machine_plan import find_model
+    from rerank_cli.known_model import find_model
     from rerank_cli.memory_answer import SCHEMA, MemoryRequest, answer_memory
 
     try:
