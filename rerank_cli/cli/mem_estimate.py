@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, printable, say
 from rerank_cli.cli.options import ROWS
+from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
 from rerank_cli.errors import DoesNotFitError, RerankError, UsageError
 from rerank_cli.runtime import prepare_process
 
@@ -135,14 +136,14 @@ def mem_estimate(
     rerank-cli mem-estimate --model nvidia/llama-nemotron-rerank-1b-v2 --vram 24GiB --solve batch-size
     rerank-cli mem-estimate --from-file samples/python-docs.jsonl --batch-size 64
     """
-    opt.choice("--format", output_mode, ("auto", "text", "json"))
-    as_json = output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty())
+    as_json = wants_json(output_mode)
     prepare_process(online=online)
     # Imported here because --help must not wait for them.
     from rerank_cli.known_model import find_model
     from rerank_cli.memory_answer import SCHEMA, MemoryRequest, answer_memory
 
     try:
+        opt.choice("--format", output_mode, ("auto", "text", "json"))
         request = MemoryRequest(
             device=opt.choice("--device", device.partition(":")[0], ("auto", "cuda", "cpu")),
             precision=_precision(precision),
@@ -162,8 +163,7 @@ def mem_estimate(
         answer = answer_memory(request, find_model(model, revision=revision, online=online))
     except RerankError as error:
         if as_json:
-            told = {"exit_code": error.exit_code, "message": error.message, "hint": error.hint}
-            print_json({"schema": SCHEMA, "error": told})
+            print_json({"schema": SCHEMA, "error": error_to_json(error)})
         raise
     if plot is not None:
         from rerank_cli.cli.mem_plot import draw
@@ -181,6 +181,16 @@ def mem_estimate(
     if fits and answer.too_large:
         raise _does_not_fit(answer)
     return 0
+
+
+class MemEstimateCommand(ReportCommand):
+    """The command, of which a document without rows tells an error."""
+
+    def error_document(self, error: RerankError) -> dict[str, Any]:
+        """See `ReportCommand`."""
+        from rerank_cli.memory_answer import SCHEMA
+
+        return {"schema": SCHEMA, "error": error_to_json(error)}
 
 
 # Options.

@@ -14,6 +14,7 @@ import typer
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.console import forget_stdout, print_json, say
 from rerank_cli.cli.options import SAY
+from rerank_cli.cli.report_command import ReportCommand, wants_json
 from rerank_cli.errors import RerankError, UsageError
 from rerank_cli.runtime import prepare_process
 
@@ -85,7 +86,6 @@ def profile_select(
     rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 --gpu 8.9:24GB:NVIDIA-L4 --explain
     eval "$(rerank-cli profile-select --env)"
     """
-    opt.choice("--format", output_mode, ("auto", "text", "json"))
     prepare_process(online=online)
     machine = _MachineInQuestion(gpu or [], fixture)
     from rerank_cli.cli.plan_request import read_plan_request
@@ -94,6 +94,7 @@ def profile_select(
     from rerank_cli.run_plan import plan_model
 
     try:
+        opt.choice("--format", output_mode, ("auto", "text", "json"))
         if env and list_profiles:
             raise UsageError("--env and --list print different things: name one of them")
         asked = read_plan_request(context, assume_cuda=True)
@@ -104,7 +105,7 @@ def profile_select(
     try:
         if env:
             _print_environment(answer, environment_of(answer, model))
-        elif output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
+        elif wants_json(output_mode):
             print_json(_without_surrogates(answer.to_json(with_profiles=list_profiles)))
         else:
             _print_text(answer, list_profiles=list_profiles, explain=explain)
@@ -115,6 +116,16 @@ def profile_select(
     if answer.error is not None:
         raise answer.error
     return 0
+
+
+class ProfileSelectCommand(ReportCommand):
+    """The command, of which a document without a plan tells an error."""
+
+    def error_document(self, error: RerankError) -> dict[str, Any]:
+        """See `ReportCommand`."""
+        from rerank_cli.machine_plan import MachinePlan
+
+        return MachinePlan(error=error).to_json()
 
 
 class _MachineInQuestion:

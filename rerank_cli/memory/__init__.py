@@ -30,7 +30,7 @@ from rerank_cli.memory.estimate import (
 from rerank_cli.memory.peak import BatchSize, Execution, Moment, peak
 from rerank_cli.memory.published import PublishedMemory, published_memory, tables_for
 from rerank_cli.memory.shape import ModelShape, VisionShape, read_model_shape, shape_of_profile
-from rerank_cli.memory.weights import parameters, weight_bytes
+from rerank_cli.memory.weights import Weights, count_weights, parameters
 
 __all__ = [
     "ELEMENT_BYTES",
@@ -44,6 +44,8 @@ __all__ = [
     "Place",
     "PublishedMemory",
     "VisionShape",
+    "Weights",
+    "count_weights",
     "cublas_workspace_bytes",
     "device_constants",
     "estimate",
@@ -56,5 +58,4 @@ __all__ = [
     "read_model_shape",
     "shape_of_profile",
     "tables_for",
-    "weight_bytes",
 ]

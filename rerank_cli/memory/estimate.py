@@ -25,7 +25,7 @@ from rerank_cli.memory.peak import (
     tower_peak,
 )
 from rerank_cli.memory.shape import ModelShape, read_model_shape, shape_of_profile
-from rerank_cli.memory.weights import weight_bytes
+from rerank_cli.memory.weights import Weights, count_weights
 from rerank_cli.profiles import Capability, ModelFacts
 
 _FLOAT = 4
@@ -36,20 +36,22 @@ _FLASH_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """A model as far as memory goes. checkpoint: None where only the shape is known."""
+    """A model as far as memory goes."""
 
     shape: ModelShape
-    checkpoint: Checkpoint | None = None
+    weights: Weights
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> MemoryModel:
         """Of a checkpoint's config.json and the headers of its weights."""
-        return cls(read_model_shape(checkpoint), checkpoint)
+        shape = read_model_shape(checkpoint)
+        return cls(shape, count_weights(shape, checkpoint))
 
     @classmethod
     def of_profile(cls, facts: ModelFacts) -> MemoryModel:
         """Of the shape in a profile file; `ModelError` where there is none."""
-        return cls(shape_of_profile(facts))
+        shape = shape_of_profile(facts)
+        return cls(shape, count_weights(shape, None))
 
 
 def memory_model(checkpoint: Checkpoint | None, facts: ModelFacts | None = None) -> MemoryModel | None:
@@ -138,7 +140,7 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Place, *, tiles: int =
     pooled = _FLOAT * batch.pairs * (shape.hidden + 1)
     forward = moment.total + vision + pooled
     return Estimate(
-        weights=weight_bytes(shape, model.checkpoint, how.element),
+        weights=model.weights.size_bytes(how.element),
         activations=moment.activations,
         attention_workspace=moment.attention_workspace,
         vision=vision,

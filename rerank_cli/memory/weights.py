@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.memory.shape import Family, ModelShape
@@ -30,19 +31,34 @@ _NOT_LOADED = re.compile(
 _HELD_AS_THEY_ARE = {"I64", "I32", "I16", "BOOL"}
 
 
-def weight_bytes(shape: ModelShape, checkpoint: Checkpoint | None, element: int) -> int:
-    """Bytes of the weights with `element` bytes each; from the headers of the checkpoint, or from the shape."""
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Numbers of a model's weights. narrow: held in the precision of the run. wide: in float32 whatever it is."""
+
+    narrow: int
+    wide: int
+
+    def size_bytes(self, element: int) -> int:
+        """Bytes with `element` bytes for each narrow one."""
+        return self.narrow * element + self.wide * _FLOAT
+
+
+def count_weights(shape: ModelShape, checkpoint: Checkpoint | None) -> Weights:
+    """The weights that are loaded: by the headers of the checkpoint, or without one by the shape."""
     if checkpoint is None:
         wide = wide_parameters(shape)
-        return (parameters(shape) - wide) * element + wide * _FLOAT
+        return Weights(parameters(shape) - wide, wide)
     kept_wide = _KEPT_WIDE.get(shape.family)
-    size = 0
+    narrow = wide = 0
     for name, info in checkpoint.tensors.items():
-        if _NOT_LOADED.search(name) or info.dtype in _HELD_AS_THEY_ARE:
+        if info.dtype in _HELD_AS_THEY_ARE or _NOT_LOADED.search(name):
             continue
-        wide_here = kept_wide is not None and kept_wide.search(name)
-        size += math.prod(info.shape) * (_FLOAT if wide_here else element)
-    return size
+        size = math.prod(info.shape)
+        if kept_wide is not None and kept_wide.search(name):
+            wide += size
+        else:
+            narrow += size
+    return Weights(narrow, wide)
 
 
 def parameters(shape: ModelShape) -> int:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rerank_cli.memory import BatchSize, Execution, VisionShape, peak, read_model_shape, weight_bytes
+from rerank_cli.memory import BatchSize, Execution, VisionShape, count_weights, peak, read_model_shape
 from rerank_cli.memory.peak import tower_peak
 from rerank_cli.models.tracker import StorageTracker
 from tests.memory.conftest import (
@@ -73,7 +73,9 @@ def test_with_all_of_its_layers_the_peak_is_the_same_and_the_weights_are_right(n
     config = SHAPES[name]
     tracked, weights = followed(config, [512] * 4, torch.float16)
     assert closed_form(config, [512] * 4, torch.float16) == pytest.approx(tracked, rel=0.02)
-    assert weight_bytes(read_model_shape(checkpoint_of(config)), None, 2) == pytest.approx(weights, rel=1e-5)
+    assert count_weights(read_model_shape(checkpoint_of(config)), None).size_bytes(2) == pytest.approx(
+        weights, rel=1e-5
+    )
 
 
 @pytest.mark.usefixtures("made_up_weights")

@@ -229,6 +229,6 @@ def test_without_a_gpu_the_tables_of_all_are_found() -> None:
 def test_a_model_is_known_by_its_checkpoint_or_by_its_profile() -> None:
     facts = PROFILES["llama-nemotron-rerank-1b-v2"].model
     assert memory_model(None, facts) == TEXT
-    assert memory_model(BUILTIN.checkpoint, facts) == BUILTIN
+    assert memory_model(read_checkpoint(locate_checkpoint(None)), facts) == BUILTIN
     assert memory_model(None, PROFILES["llama-nemotron-rerank-500m-v2"].model) is None
     assert memory_model(None) is None

@@ -11,7 +11,7 @@ import pytest
 
 from rerank_cli.checkpoint import Checkpoint, TensorInfo, locate_checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
-from rerank_cli.memory import parameters, read_model_shape, shape_of_profile, weight_bytes
+from rerank_cli.memory import count_weights, parameters, read_model_shape, shape_of_profile
 from rerank_cli.memory.shape import FAMILIES
 from rerank_cli.profiles import load_all_profiles
 
@@ -57,14 +57,14 @@ def test_every_packed_family_has_a_closed_form() -> None:
 def test_headers_and_sizes_give_the_same_bytes(name: str, element: int) -> None:
     checkpoint = read_checkpoint(PARITY / name / "checkpoint")
     shape = read_model_shape(checkpoint)
-    assert weight_bytes(shape, checkpoint, element) == weight_bytes(shape, None, element)
+    assert count_weights(shape, checkpoint).size_bytes(element) == count_weights(shape, None).size_bytes(element)
 
 
 def test_8_bit_weights_count_as_what_they_become() -> None:
     checkpoint = read_checkpoint(locate_checkpoint(None))
     shape = read_model_shape(checkpoint)
-    assert weight_bytes(shape, checkpoint, 4) == 4 * parameters(shape)
-    assert weight_bytes(shape, checkpoint, 4) > 3.9 * checkpoint.weight_bytes
+    assert count_weights(shape, checkpoint).size_bytes(4) == 4 * parameters(shape)
+    assert count_weights(shape, checkpoint).size_bytes(4) > 3.9 * checkpoint.weight_bytes
 
 
 def test_the_published_numbers_of_parameters_come_out() -> None:
@@ -103,7 +103,7 @@ def test_heads_and_norms_are_counted_in_float32_and_unused_weights_not_at_all() 
             "model.rotary_emb.inv_freq": tensor(32),
         },
     )
-    assert weight_bytes(read_model_shape(checkpoint), checkpoint, 2) == 100 * 2 + 7 * 4 + 5 * 4
+    assert count_weights(read_model_shape(checkpoint), checkpoint).size_bytes(2) == 100 * 2 + 7 * 4 + 5 * 4
 
 
 @pytest.mark.parametrize(
