@@ -35,8 +35,10 @@ from benchmarks.peer import Peer  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
-from rerank_cli.hardware import detect_cpu  # noqa: E402
-from rerank_cli.selection import Request, make_plan  # noqa: E402
+from rerank_cli.hardware import Machine, detect_cpu  # noqa: E402
+from rerank_cli.known_model import KnownModel  # noqa: E402
+from rerank_cli.profiles import GenericFacts, ProfileRequest  # noqa: E402
+from rerank_cli.run_plan import Plan, plan_model, plan_run  # noqa: E402
 
 Pair = tuple[str, str]
 Contender = Callable[[], tuple[float, list[float]]]
@@ -87,12 +89,18 @@ def main() -> None:
         _utilisation(checkpoint, pairs, options.precision, threads, clock)
 
 
+def _plan(checkpoint: Checkpoint, precision: str, threads: int) -> Plan:
+    known = KnownModel(checkpoint.name, GenericFacts(checkpoint.name, 512), "measured here", checkpoint)
+    machine = Machine(cpu=replace(detect_cpu(), cores=threads))
+    request = ProfileRequest(device="cpu", precision=precision)
+    return plan_run(plan_model(request, known, machine), cuda_devices=0)
+
+
 def _ours(
     checkpoint: Checkpoint, pairs: list[Pair], precision: str, threads: int, clock: Callable[[], float]
 ) -> Contender:
     """The pipeline's own encoder and engine, a window at a time."""
-    cpu = replace(detect_cpu(), cores=threads)
-    plan = make_plan(Request(device="cpu", precision=precision), model_max_tokens=512, cpu=cpu, cuda_devices=0)
+    plan = _plan(checkpoint, precision, threads)
     encoder = open_encoder(checkpoint, max_tokens=512)
     engine = LocalEngine(plan, checkpoint)
 
@@ -136,8 +144,7 @@ def _utilisation(
     checkpoint: Checkpoint, pairs: list[Pair], precision: str, threads: int, clock: Callable[[], float]
 ) -> None:
     """Executed operations of real tokens over time and the speed of a matrix product on the spot."""
-    cpu = replace(detect_cpu(), cores=threads)
-    plan = make_plan(Request(device="cpu", precision=precision), model_max_tokens=512, cpu=cpu, cuda_devices=0)
+    plan = _plan(checkpoint, precision, threads)
     encoded = [entry[0] for entry in open_encoder(checkpoint, max_tokens=512).encode(pairs) if isinstance(entry, tuple)]
     engine = LocalEngine(plan, checkpoint)
     seconds = _seconds(lambda: engine.score(encoded), clock)

@@ -6,6 +6,7 @@ tenth of a second in the plan's precision; a whole forward reaches 65 to 80 % of
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.job import JobOptions, prepare
 from rerank_cli.pipeline import Counts, cut_windows, encode_window
-from rerank_cli.selection import Plan
+from rerank_cli.run_plan import Plan
 
 _SHARE_REACHED = 0.7
 _MEASURED_SECONDS = 0.1
+_TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,14 @@ def dry_run(options: JobOptions) -> DryRun:
 
 
 def _forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int) -> float:
-    """Operations of an encoder: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length."""
+    """Operations of a forward: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length.
+
+    Tables that tokens are looked up in, and the output's table of a language model, multiply no token.
+    """
     weights = sum(
         info.shape[0] * info.shape[1]
         for name, info in checkpoint.tensors.items()
-        if len(info.shape) == 2 and "embedding" not in name
+        if len(info.shape) == 2 and not _TABLES.search(name)
     )
     layers = checkpoint.integer("num_hidden_layers", 1)
     return 2.0 * weights * tokens + 4.0 * checkpoint.integer("hidden_size", 1) * layers * squares

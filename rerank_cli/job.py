@@ -20,7 +20,7 @@ import torch
 from rerank_cli import report as reports
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.destination import Destination, Names, open_destination
-from rerank_cli.encoding import SpecialTokens, TextEncoder, Truncation, model_max_tokens, open_encoder
+from rerank_cli.encoding import SpecialTokens, TextEncoder, Truncation, open_encoder
 from rerank_cli.engine import open_engine
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator
@@ -35,10 +35,12 @@ from rerank_cli.formats.inputs import (
 )
 from rerank_cli.formats.shapes import FieldNames, Item, PairShape, Selection, Shape
 from rerank_cli.formats.sinks import BestSink
-from rerank_cli.hardware import detect_cpu
+from rerank_cli.hardware import Cpu, detect_machine
+from rerank_cli.known_model import find_model, with_checkpoint
 from rerank_cli.pipeline import Counts, ErrorLimit, Pool, Run
+from rerank_cli.profiles import ProfileRequest
 from rerank_cli.records import JsonRow, RowError
-from rerank_cli.selection import Plan, Request, make_plan
+from rerank_cli.run_plan import Plan, plan_model, plan_run
 
 _SCORE_WINDOW_PAIRS = 64  # `score` streams: a window is what a reader at the other end of a pipe waits for
 
@@ -57,7 +59,9 @@ class JobOptions:
     model: str | None = None
     revision: str | None = None
     online: bool = False
-    request: Request = field(default_factory=Request)
+    request: ProfileRequest = field(default_factory=ProfileRequest)
+    request_notes: tuple[str, ...] = ()  # variables that `request` did not hear
+    profiles_file: str | None = None
     truncate: Truncation = "end"
     chunk_overlap: int = 64
     pool: Pool = "max"
@@ -105,6 +109,7 @@ class Prepared:
 
     checkpoint: Checkpoint
     plan: Plan
+    cpu: Cpu
     encoder: TextEncoder
     inputs: list[Input]
     shape: Shape
@@ -182,7 +187,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
             options=asdict(options),
             checkpoint=prepared.checkpoint,
             plan=prepared.plan,
-            cpu=detect_cpu(),
+            cpu=prepared.cpu,
             counts=run.counts,
             timing=run.timing,
             seconds=time.perf_counter() - began,
@@ -199,15 +204,7 @@ def prepare(options: JobOptions) -> Prepared:
     """Everything that can be known or refused before weights are loaded."""
     _refuse_unusable(options)
     inputs = resolve_inputs(options.inputs, options.in_format)
-    checkpoint = read_checkpoint(
-        locate_checkpoint(options.model, revision=options.revision, online=options.online), name=options.model
-    )
-    plan = make_plan(
-        options.request,
-        model_max_tokens=model_max_tokens(checkpoint),
-        cpu=detect_cpu(),
-        cuda_devices=torch.cuda.device_count(),
-    )
+    checkpoint, plan, cpu = _plan(options)
     encoder = open_encoder(
         checkpoint,
         max_tokens=plan.max_tokens,
@@ -226,7 +223,21 @@ def prepare(options: JobOptions) -> Prepared:
         shape, items = open_lists(inputs, options.fields, read, options.shape)
         items = ordered_by_group(inputs, shape, items, read)
     meter = _Meter(inputs)
-    return Prepared(checkpoint, plan, encoder, inputs, shape, meter.count(items), meter)
+    return Prepared(checkpoint, plan, cpu, encoder, inputs, shape, meter.count(items), meter)
+
+
+def _plan(options: JobOptions) -> tuple[Checkpoint, Plan, Cpu]:
+    """The checkpoint, and how it runs on this machine."""
+    known = find_model(
+        options.model, revision=options.revision, online=options.online, profiles_file=options.profiles_file
+    )
+    if known.checkpoint is None:
+        folder = locate_checkpoint(options.model, revision=options.revision, online=options.online)
+        known = with_checkpoint(known, read_checkpoint(folder, name=options.model))
+    assert known.checkpoint is not None, "it has just been read"
+    machine = detect_machine()
+    answer = plan_model(options.request, known, machine, notes=options.request_notes)
+    return known.checkpoint, plan_run(answer, cuda_devices=torch.cuda.device_count()), machine.cpu
 
 
 def _per_list(options: JobOptions) -> Selection:

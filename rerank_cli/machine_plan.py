@@ -1,72 +1,47 @@
 """How a model would run on a machine, with everything that led to it, as one document; loads neither model nor torch.
 
-    model = find_model("nvidia/llama-nemotron-rerank-1b-v2")    its profile file, or the facts of its checkpoint
-    planned = plan_machine(request, model, machine)             the plan, or why there is none; never raises for that
-    planned.to_json()                                           what `profile-select` prints
-    environment_of(planned.plan)                                the same plan as RERANK_ variables
+    planned = plan_machine(request, model, machine)     the plan, or why there is none; never raises for that
+    planned.to_json()                                   what `profile-select` prints
+    environment_of(planned.plan)                        the same plan as RERANK_ variables
 
 The decision is `profiles.select_profile`; this module turns a detected machine into what it asks for, and its answer
 into the document. Three rules of its own:
 
 * GPUs are called by the driver's numbers, those of `nvidia-smi`, in every message and in `devices`. The numbers of CUDA
   differ where CUDA_VISIBLE_DEVICES hides some; they are `cuda_index`, and `device` has them as `--device` takes them.
-* A torch that cannot use the GPUs is a warning, not a CPU plan: the question is how the model should run here.
+* A torch that cannot use the GPUs is a warning, not a CPU plan, where the request assumes CUDA (`profile-select`): the
+  question is how the model should run here. A run does not assume it and goes to the CPU.
 * A GPU that does not work is warned about. One that CUDA_VISIBLE_DEVICES or MIG leaves out was left out by somebody, so
   that is only a reason. Where the variable is set, nobody can tell the two apart from what CUDA shows: a reason too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.errors import DoesNotFitError, RerankError
 from rerank_cli.hardware import Cpu, CudaDevice, Gpu, Machine, MigInstance
 from rerank_cli.hardware.machine import torch_warnings
 from rerank_cli.hardware.visibility import apply_visibility
-from rerank_cli.max_tokens import model_max_tokens
+from rerank_cli.known_model import KnownModel
 from rerank_cli.profiles import (
-    GenericFacts,
     GpuFacts,
     MachineFacts,
     MemoryNeed,
-    ModelProfiles,
     NoProfileFitsError,
     Profile,
     ProfilePlan,
     ProfileRequest,
     Rejection,
-    find_profiles,
-    load_profiles,
     select_profile,
     show_capability,
 )
 from rerank_cli.profiles.matching import rules_of
 
 SCHEMA = "rerank-cli/profile-select/1"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownModel:
-    """What is known of a model before anything is loaded.
-
-    reason: where its profiles come from. checkpoint: None where its profile file is enough.
-    """
-
-    name: str
-    profiles: ModelProfiles | GenericFacts
-    reason: str
-    checkpoint: Checkpoint | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Name, architecture, and the file of its profiles where there is one."""
-        if isinstance(self.profiles, ModelProfiles):
-            architecture, file = self.profiles.model.architecture, self.profiles.file
-            return {"name": self.name, "architecture": architecture, "profiles": file}
-        return {"name": self.name, "architecture": self.checkpoint and self.checkpoint.architecture, "profiles": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,37 +83,6 @@ class MachinePlan:
         return document
 
 
-def find_model(
-    model: str | None, *, revision: str | None = None, online: bool = False, profiles_file: str | None = None
-) -> KnownModel:
-    """The profiles of a model: a checkpoint's folder, an id, or (None) the built-in model.
-
-    An id with a profile file needs no checkpoint; another is looked for in the local Hugging Face cache. online: may
-    download it. profiles_file: takes the place of the shipped profiles. Raises `ModelError` or `ProfileError`.
-    """
-    if profiles_file is not None:
-        given = load_profiles(Path(profiles_file))
-        return KnownModel(model or given.model.id, given, f"profiles of {given.model.id}: {given.file}")
-    if model is not None and not model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        found, why = find_profiles(model)
-        if found is not None:
-            return KnownModel(model, found, why)
-    checkpoint = read_checkpoint(locate_checkpoint(model, revision=revision, online=online), name=model)
-    found, why = find_profiles(
-        model,
-        architecture=checkpoint.architecture,
-        layers=_whole(checkpoint, "num_hidden_layers"),
-        hidden_size=_whole(checkpoint, "hidden_size"),
-    )
-    generic = GenericFacts(checkpoint.name, model_max_tokens(checkpoint))
-    return KnownModel(checkpoint.name, found or generic, why, checkpoint)
-
-
-def _whole(checkpoint: Checkpoint, key: str) -> int | None:
-    value = checkpoint.config.get(key)
-    return value if isinstance(value, int) else None
-
-
 def plan_machine(
     request: ProfileRequest,
     model: KnownModel,
@@ -153,12 +97,14 @@ def plan_machine(
     the answer's `error`.
     """
     machine = _numbered(machine)
-    facts, cuda_index = _machine_facts(machine)
+    hindrances = torch_warnings(machine) if machine.torch else []
+    facts, cuda_index = _machine_facts(machine, hindrances)
     reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
-    known = [*machine.warnings, *(torch_warnings(machine) if machine.torch else [])]
+    known = [warning for warning in machine.warnings if warning not in hindrances]  # the choice tells of them
     answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=_once(known))
     try:
-        decision = select_profile(_by_driver_number(request, cuda_index), model.profiles, facts, need=need)
+        asked = _by_driver_number(request, cuda_index, machine.reason)
+        decision = select_profile(asked, model.profiles, facts, need=need)
     except NoProfileFitsError as error:
         warnings = _once((*known, *error.warnings))
         return replace(answer, rejected=error.rejected, warnings=warnings, error=error)
@@ -203,17 +149,29 @@ def _numbered(machine: Machine) -> Machine:
     return replace(machine, gpus=apply_visibility(machine.gpus, {}).gpus)
 
 
-def _machine_facts(machine: Machine) -> tuple[MachineFacts, dict[GpuFacts, int]]:
-    """What the choice asks of a machine, and CUDA's number of each GPU that CUDA shows."""
+def _machine_facts(machine: Machine, hindrances: Sequence[str]) -> tuple[MachineFacts, dict[GpuFacts, int]]:
+    """What the choice asks of a machine, and CUDA's number of each GPU that CUDA shows.
+
+    hindrances: what keeps torch from using them.
+    """
     shown = {_device_facts(device): device.cuda_index or 0 for device in machine.devices}
     sick = [] if machine.cuda_visible_devices is not None else _sick(machine)
     facts = MachineFacts(
         gpus=(*shown, *(_whole_facts(gpu, usable=False) for gpu in sick)),
         host_arch=machine.cpu.architecture or "x86_64",
+        torch_cuda=not hindrances,
+        torch_reason=_hindered(hindrances),
         cpu_precisions=_cpu_precisions(machine.cpu),
         cpu_available_bytes=machine.cpu.memory_available_bytes,
     )
     return facts, shown
+
+
+def _hindered(hindrances: Sequence[str]) -> str | None:
+    """What keeps torch from the GPUs, and what comes of it."""
+    if not hindrances:
+        return None
+    return f"{hindrances[0].removeprefix('GPU present, but ')}. Until then `score` and `rerank-file` run on the CPU"
 
 
 def _sick(machine: Machine) -> list[Gpu]:
@@ -268,14 +226,14 @@ def _left_out(machine: Machine) -> list[str]:
     return [f"left out: {', '.join(those)}: {why}" for why, those in names.items()]
 
 
-def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int]) -> ProfileRequest:
-    """The request with the driver's numbers of GPUs in place of CUDA's."""
+def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int], why: str | None) -> ProfileRequest:
+    """The request with the driver's numbers of GPUs in place of CUDA's. why: there is none."""
     if request.gpus is None:
         return request
     numbers = {number: gpu.index for gpu, number in cuda_index.items()}
     unknown = [number for number in request.gpus if number not in numbers]
     if unknown:
-        there = f"CUDA shows {len(numbers)} device{'s' * (len(numbers) != 1)} here"
+        there = f"CUDA shows {len(numbers)} device{'s' * (len(numbers) != 1)} here" + (f": {why}" if why else "")
         raise DoesNotFitError(f"{request.origin('device')} cuda:{unknown[0]}: {there}")
     return replace(request, gpus=tuple(numbers[number] for number in request.gpus))
 

@@ -10,20 +10,21 @@ _NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
 # Rerankers made of language models have room for more than they were trained to read: 8192 is the limit on the model
 # cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
 _PROMPT_MAX_TOKENS = 8192
-_PROMPTED = {
+PROMPTED = {
     "LlamaBidirectionalForSequenceClassification",
     "Qwen3ForCausalLM",
     "Qwen2ForCausalLM",
     "GemmaForCausalLM",
 }
+"""Architectures that read query and passage in a prompt."""
 
 
 def model_max_tokens(checkpoint: Checkpoint) -> int:
-    """The smaller of what its tokenizer says and its position table allows.
+    """The smaller of what its tokenizer says and what its position table allows.
 
     Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
     """
-    limits = [_PROMPT_MAX_TOKENS] if checkpoint.architecture in _PROMPTED else []
+    limits = [_PROMPT_MAX_TOKENS] if checkpoint.architecture in PROMPTED else []
     declared = checkpoint.tokenizer_config.get("model_max_length")
     if isinstance(declared, (int, float)) and declared < _NO_LIMIT:
         limits.append(int(declared))

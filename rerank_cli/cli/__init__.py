@@ -14,8 +14,9 @@ import typer
 from rerank_cli import __version__
 from rerank_cli.cli.console import forget_stdout, say, say_error
 from rerank_cli.cli.help import Command
-from rerank_cli.cli.profile_select import profile_select
-from rerank_cli.cli.quick import QuickCommand, QuickGroup
+from rerank_cli.cli.mem_estimate import MemEstimateCommand, mem_estimate
+from rerank_cli.cli.profile_select import ProfileSelectCommand, profile_select
+from rerank_cli.cli.quick import QuickGroup
 from rerank_cli.cli.rerank_file import rerank_file
 from rerank_cli.cli.score import score
 from rerank_cli.errors import OutputError, RerankError, UsageError
@@ -30,7 +31,8 @@ app = typer.Typer(
 )
 app.command(cls=Command)(score)
 app.command(cls=Command)(rerank_file)
-app.command(cls=QuickCommand)(profile_select)
+app.command(cls=ProfileSelectCommand)(profile_select)
+app.command(cls=MemEstimateCommand)(mem_estimate)
 
 
 class _Terminated(BaseException):

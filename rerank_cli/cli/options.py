@@ -42,13 +42,29 @@ Online = Annotated[
     bool, option("--online", group=MODEL, help="May download a model. Without it no connection is made.")
 ]
 Device = Annotated[
-    str, option("--device", group=MODEL, metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")
+    str, option("--device", group=MODEL, metavar="DEVICE", help="auto, cpu, cuda or cuda:0,1. Default: auto.")
 ]
 Precision = Annotated[
     str,
     option(
         "--precision", group=MODEL, metavar="P",
-        help="auto, fp32, bf16 or fp16. Default: auto (fp32 on a CPU, fp16 on a GPU).",
+        help="auto, fp32, bf16, fp16, fp8 or int8. Default: NIM_PRECISION or NIM_ENGINE_PRECISION, else auto (fp32 on "
+        "a CPU, fp16 on a GPU).",
+    ),
+]  # fmt: skip
+ProfileName = Annotated[
+    str,
+    option(
+        "--profile", group=MODEL, metavar="NAME|FILE",
+        help="A profile of the model (`profile-select --list` has their names), or a profile file (.toml) in place "
+        "of its own. Default: auto.",
+    ),
+]  # fmt: skip
+Engines = Annotated[
+    int | None,
+    option(
+        "--engines", group=MODEL, metavar="N", min=1,
+        help="Loaded copies of the model on each device. Default: NIM_ENGINE_COUNT, else what the profile says.",
     ),
 ]  # fmt: skip
 MaxTokens = Annotated[

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import threading
@@ -15,26 +14,16 @@ import typer
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.console import forget_stdout, print_json, say
 from rerank_cli.cli.options import SAY
+from rerank_cli.cli.report_command import ReportCommand, wants_json
 from rerank_cli.errors import RerankError, UsageError
 from rerank_cli.runtime import prepare_process
 
 if TYPE_CHECKING:
     from rerank_cli.hardware import Machine
     from rerank_cli.machine_plan import MachinePlan
-    from rerank_cli.profiles import ProfileRequest
 
 MACHINE, CHOICE = "machine", "choice"
 
-Device = Annotated[
-    str, opt.option("--device", group=CHOICE, metavar="DEVICE", help="auto, cpu, cuda or cuda:0,1. Default: auto.")
-]
-Precision = Annotated[
-    str,
-    opt.option(
-        "--precision", group=CHOICE, metavar="P",
-        help="auto, fp32, bf16, fp16, fp8 or int8. Default: NIM_PRECISION or NIM_ENGINE_PRECISION, else auto.",
-    ),
-]  # fmt: skip
 Policy = Annotated[
     str,
     opt.option(
@@ -51,20 +40,6 @@ Require = Annotated[
 Performance = Annotated[
     bool, opt.option("--performance", group=CHOICE, help="More engines on a GPU of at least 80 GB.")
 ]
-ProfileName = Annotated[
-    str,
-    opt.option(
-        "--profile", group=CHOICE, metavar="NAME|FILE",
-        help="This profile of the model (see --list), or a profile file (.toml) in place of its own. Default: auto.",
-    ),
-]  # fmt: skip
-Engines = Annotated[
-    int | None,
-    opt.option(
-        "--engines", group=CHOICE, metavar="N", min=1,
-        help="Loaded copies of the model on each device. Default: NIM_ENGINE_COUNT, else what the profile says.",
-    ),
-]  # fmt: skip
 Gpus = Annotated[
     list[str] | None,
     opt.option(
@@ -88,13 +63,13 @@ def profile_select(
     model: opt.Model = None,
     revision: opt.Revision = None,
     online: opt.Online = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
     policy: Policy = "nim-2x",
     require: Require = None,
     performance: Performance = False,
-    profile: ProfileName = "auto",
-    engines: Engines = None,
+    profile: opt.ProfileName = "auto",
+    engines: opt.Engines = None,
     max_tokens: opt.MaxTokens = None,
     token_budget: opt.TokenBudget = None,
     gpu: Gpus = None,
@@ -111,24 +86,26 @@ def profile_select(
     rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 --gpu 8.9:24GB:NVIDIA-L4 --explain
     eval "$(rerank-cli profile-select --env)"
     """
-    opt.choice("--format", output_mode, ("auto", "text", "json"))
     prepare_process(online=online)
     machine = _MachineInQuestion(gpu or [], fixture)
-    from rerank_cli.machine_plan import MachinePlan, environment_of, find_model, plan_machine
+    from rerank_cli.cli.plan_request import read_plan_request
+    from rerank_cli.known_model import find_model
+    from rerank_cli.machine_plan import MachinePlan, environment_of
+    from rerank_cli.run_plan import plan_model
 
     try:
+        opt.choice("--format", output_mode, ("auto", "text", "json"))
         if env and list_profiles:
             raise UsageError("--env and --list print different things: name one of them")
-        request, notes = _request(context.params, _origins(context), os.environ)
-        file = profile if _is_file(profile) else None
-        known = find_model(model, revision=revision, online=online, profiles_file=file)
-        answer = plan_machine(request, known, machine.answer(), notes=notes)
+        asked = read_plan_request(context, assume_cuda=True)
+        known = find_model(model, revision=revision, online=online, profiles_file=asked.profiles_file)
+        answer = plan_model(asked.request, known, machine.answer(), notes=asked.notes)
     except RerankError as error:
         answer = MachinePlan(error=error)
     try:
         if env:
             _print_environment(answer, environment_of(answer, model))
-        elif output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
+        elif wants_json(output_mode):
             print_json(_without_surrogates(answer.to_json(with_profiles=list_profiles)))
         else:
             _print_text(answer, list_profiles=list_profiles, explain=explain)
@@ -141,89 +118,14 @@ def profile_select(
     return 0
 
 
-# Options and environment into one request.
+class ProfileSelectCommand(ReportCommand):
+    """The command, of which a document without a plan tells an error."""
 
-_DECIDING = {
-    **{name: name for name in ("device", "precision", "policy", "require", "performance", "profile")},
-    **{name: name for name in ("max_tokens", "token_budget")},
-    "engines": "engine_count",
-}
-"""Parameters and the fields of the request that they decide."""
+    def error_document(self, error: RerankError) -> dict[str, Any]:
+        """See `ReportCommand`."""
+        from rerank_cli.machine_plan import MachinePlan
 
-
-def _origins(context: typer.Context) -> dict[str, str]:
-    """What decided each field of the request that somebody decided: an option or a variable of ours."""
-    origins = {}
-    for name, field in _DECIDING.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "ENVIRONMENT":
-            origins[field] = f"RERANK_{name.upper()}"
-        elif source is not None and source.name == "COMMANDLINE":
-            origins[field] = f"--{name.replace('_', '-')}"
-    return origins
-
-
-def _request(
-    given: Mapping[str, Any], origins: dict[str, str], environment: Mapping[str, str]
-) -> tuple[ProfileRequest, list[str]]:
-    """What is asked for, and what of NVIDIA's variables was not heard; ours come before them."""
-    from rerank_cli.profiles import ProfileRequest
-
-    notes: list[str] = []
-    precision, engines = given["precision"], given["engines"]
-    nim = _of_nim("precision", ("NIM_PRECISION", "NIM_ENGINE_PRECISION"), origins, environment, notes)
-    if nim is not None:
-        precision = nim.casefold()
-    nim = _of_nim("engine_count", ("NIM_ENGINE_COUNT",), origins, environment, notes)
-    if nim is not None:
-        if not re.fullmatch(r"[1-9][0-9]{0,3}", nim):
-            raise UsageError(f"NIM_ENGINE_COUNT {nim}: not a whole number above 0")
-        engines = int(nim)
-    device, gpus = _device(given["device"], origins.get("device", "--device"))
-    return ProfileRequest(
-        precision=precision,
-        device=device,
-        gpus=gpus,
-        policy=given["policy"],
-        require=given["require"],
-        performance=given["performance"],
-        profile="auto" if _is_file(given["profile"]) else given["profile"],
-        max_tokens=given["max_tokens"],
-        token_budget=given["token_budget"],
-        engine_count=engines,
-        assume_cuda=True,
-        origins={"engine_count": "--engines", **origins},
-    ), notes
-
-
-def _of_nim(
-    field: str, names: tuple[str, ...], origins: dict[str, str], environment: Mapping[str, str], notes: list[str]
-) -> str | None:
-    """The first of NVIDIA's variables that is set, unless something before it decided; the others are noted."""
-    chosen = None
-    for name in names:
-        value = environment.get(name, "").strip()
-        if not value:
-            continue
-        if field in origins:
-            notes.append(f"{name}={value} is not used: {origins[field]} comes before it")
-        else:
-            origins[field], chosen = name, value
-    return chosen
-
-
-def _device(text: str, origin: str) -> tuple[str, tuple[int, ...] | None]:
-    """`cuda` and (0, 1) of `cuda:0,1`."""
-    kind, colon, numbers = text.partition(":")
-    if not colon:
-        return kind, None
-    if kind != "cuda" or not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", numbers):
-        raise UsageError(f"{origin} {text}: not a device", hint="known are auto, cpu, cuda, cuda:0, cuda:0,1, ...")
-    return kind, tuple(dict.fromkeys(map(int, numbers.split(","))))
-
-
-def _is_file(profile: str) -> bool:
-    return profile.endswith(".toml")
+        return MachinePlan(error=error).to_json()
 
 
 class _MachineInQuestion:

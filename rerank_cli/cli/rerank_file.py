@@ -45,6 +45,7 @@ Metrics = Annotated[
 
 
 def rerank_file(
+    context: typer.Context,
     inputs: Inputs,
     output: opt.Output,
     model: opt.Model = None,
@@ -52,6 +53,8 @@ def rerank_file(
     online: opt.Online = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
+    profile: opt.ProfileName = "auto",
+    engines: opt.Engines = None,
     max_tokens: opt.MaxTokens = None,
     token_budget: opt.TokenBudget = None,
     special_tokens: opt.SpecialTokens = "neutral",
@@ -96,14 +99,15 @@ def rerank_file(
     prepare_process(online=online)
     keep_freed_memory()
     # Imported here because they load torch, which --help must not wait for.
+    from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.destination import Names
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job import JobOptions
     from rerank_cli.pipeline import ErrorLimit
-    from rerank_cli.selection import Request
 
     rows, share = opt.parse_error_limit(max_errors, on_error)
+    asked = read_plan_request(context)
     options = JobOptions(
         inputs=tuple(inputs),
         names=Names(output=output, errors=errors, report=report, out_format=out_format),
@@ -113,7 +117,9 @@ def rerank_file(
         model=model,
         revision=revision,
         online=online,
-        request=Request(device=device, precision=precision, max_tokens=max_tokens, token_budget=token_budget),
+        request=asked.request,
+        request_notes=asked.notes,
+        profiles_file=asked.profiles_file,
         truncate=opt.choice("--truncate", truncate, ("end", "error", "chunk", "reference")),
         chunk_overlap=chunk_overlap,
         pool=opt.choice("--pool", pool, ("max", "mean", "first")),

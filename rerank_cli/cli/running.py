@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rerank_cli.evaluation import Evaluation
     from rerank_cli.job import JobOptions, Outcome
     from rerank_cli.records import RowError
-    from rerank_cli.selection import Plan
+    from rerank_cli.run_plan import Plan
 
 _SHOWN_ERRORS = 20  # bad rows that are told one by one where there is no errors file
 
@@ -29,6 +29,9 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
             say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
             for reason in plan.reasons:
                 say(f"plan: {reason}")
+        if not quiet:
+            for warning in plan.warnings:
+                say(f"warning: {warning}")
 
     with Progress(quiet=quiet) as progress:
         watcher = Watcher(
@@ -125,6 +128,8 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
 
     choice("--format", output_mode, ("auto", "text", "json"))
     result = dry_run(options)
+    for warning in result.plan.warnings:
+        say(f"warning: {warning}")
     if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
         print_json({"schema": "rerank-cli/dry-run/1", **asdict(result)})
         return 0

@@ -23,6 +23,7 @@ Lines = Annotated[
 
 
 def score(
+    context: typer.Context,
     input: Input = "-",
     output: opt.Output = "-",
     query: Query = None,
@@ -32,6 +33,8 @@ def score(
     online: opt.Online = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
+    profile: opt.ProfileName = "auto",
+    engines: opt.Engines = None,
     max_tokens: opt.MaxTokens = None,
     token_budget: opt.TokenBudget = None,
     special_tokens: opt.SpecialTokens = "neutral",
@@ -70,16 +73,17 @@ def score(
     prepare_process(online=online)
     keep_freed_memory()
     # Imported here because they load torch, which --help must not wait for.
+    from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.destination import Names
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job import JobOptions
     from rerank_cli.pipeline import ErrorLimit
-    from rerank_cli.selection import Request
 
     if lines and query is None:
         raise UsageError("--lines: needs --query", hint="plain lines hold passages only")
     rows, share = opt.parse_error_limit(max_errors, on_error)
+    asked = read_plan_request(context)
     options = JobOptions(
         inputs=(input,),
         names=Names(output=output, errors=errors, report=report, out_format=out_format),
@@ -90,7 +94,9 @@ def score(
         model=model,
         revision=revision,
         online=online,
-        request=Request(device=device, precision=precision, max_tokens=max_tokens, token_budget=token_budget),
+        request=asked.request,
+        request_notes=asked.notes,
+        profiles_file=asked.profiles_file,
         truncate=opt.choice("--truncate", truncate, ("end", "error", "chunk", "reference")),
         chunk_overlap=chunk_overlap,
         pool=opt.choice("--pool", pool, ("max", "mean", "first")),

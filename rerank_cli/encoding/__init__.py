@@ -11,6 +11,7 @@ from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_te
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
 from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, yes_no_prompt
 from rerank_cli.errors import UsageError
+from rerank_cli.max_tokens import PROMPTED, model_max_tokens
 
 __all__ = [
     "YES_NO_ARCHITECTURES",
@@ -22,17 +23,8 @@ __all__ = [
     "TextEncoder",
     "Truncation",
     "answer_ids",
-    "model_max_tokens",
     "open_encoder",
 ]
-
-# Families whose positions begin behind the padding id: a table of 514 rows holds 512 tokens.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text"}
-_NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
-# Rerankers made of language models have room for more than they were trained to read: 8192 is the limit on the model
-# cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
-_PROMPT_MAX_TOKENS = 8192
-_PROMPTED = {"LlamaBidirectionalForSequenceClassification", *YES_NO_ARCHITECTURES}
 
 
 class TextEncoder(Protocol):
@@ -46,25 +38,6 @@ class TextEncoder(Protocol):
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
         """The token ids of each (query, passage), in order."""
-
-
-def model_max_tokens(checkpoint: Checkpoint) -> int:
-    """The longest pair that the model can read: what its tokenizer says and its position table allows, the smaller.
-
-    Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
-    """
-    prompted = checkpoint.architecture in _PROMPTED
-    limits = [_PROMPT_MAX_TOKENS] if prompted else []
-    declared = checkpoint.tokenizer_config.get("model_max_length")
-    if isinstance(declared, (int, float)) and declared < _NO_LIMIT:
-        limits.append(int(declared))
-    if "max_position_embeddings" in checkpoint.config:
-        offset = 0
-        if checkpoint.config.get("model_type") in _OFFSET_POSITIONS:
-            offset = checkpoint.integer("pad_token_id", 1) + 1
-        limits.append(checkpoint.integer("max_position_embeddings") - offset)
-    positive = [limit for limit in limits if limit > 0]
-    return min(positive) if positive else 512
 
 
 def open_encoder(
@@ -92,7 +65,7 @@ def open_encoder(
         raise UsageError(f"--instruction: {reason}")
     if template == "none" and yes_no:
         raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
-    if checkpoint.architecture not in _PROMPTED or template == "none":
+    if checkpoint.architecture not in PROMPTED or template == "none":
         if template not in (None, "none"):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")
         return PairEncoder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine.scorer import Engine, LocalEngine
-from rerank_cli.selection import Plan
+from rerank_cli.run_plan import Plan
 
 __all__ = ["Engine", "open_engine"]
 

@@ -18,7 +18,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.models import RerankModel, is_native, load_model
 from rerank_cli.records import EncodedPair
-from rerank_cli.selection import Plan
+from rerank_cli.run_plan import Plan
 
 OnBatch = Callable[[int, int], None]
 """Called with (pairs, tokens) when a batch has been handed to the device."""

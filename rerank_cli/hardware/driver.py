@@ -4,6 +4,8 @@
     ...                                             time for other work
     answer = question.answer(host_memory)           waits for it, at most until 3 s after the start
 
+Where no driver library can be found no child is started, so that a machine without a GPU pays nothing.
+
 The child is killed when its time is up. One that hangs inside the driver cannot be killed at once; it is not waited
 for, and dies when the driver lets go of it.
 """
@@ -11,6 +13,7 @@ for, and dies when the driver lets go of it.
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -25,6 +28,8 @@ from rerank_cli.hardware.answers import SYSTEM, Answers, clean, collect, read_gp
 from rerank_cli.hardware.cpu import HostMemory
 from rerank_cli.hardware.gpu import Gpu
 
+_LIBRARY = "libnvidia-ml.so.1"
+_LIBRARY_FOLDERS = ("lib", "lib64", "usr/lib", "usr/lib64", "usr/local/lib")  # and their `*-linux-gnu`
 _GOODBYE_SECONDS = 0.2  # for a child that has said all, or was just killed, to be gone
 _MOST_BYTES = 2**24  # of answers; 16 GPUs with 7 MIG instances each say 0.3 MB
 
@@ -65,13 +70,16 @@ class DriverAnswer:
 
 
 class DriverQuestion:
-    """A child process at work on the questions of `nvml.py`."""
+    """A child process at work on the questions of `nvml.py`. root: where `etc`, `lib` and `usr` lie."""
 
-    def __init__(self, timeout_seconds: float, environment: Mapping[str, str]) -> None:
+    def __init__(self, timeout_seconds: float, environment: Mapping[str, str], root: Path = Path("/")) -> None:
         self._timeout_seconds = timeout_seconds
         self._deadline = time.monotonic() + timeout_seconds
         self._child: subprocess.Popen[bytes] | None = None
         self._failure: str | None = None
+        if library_is_absent(environment, root):
+            self._failure = _FAULTS[nvml.LIBRARY_NOT_FOUND]
+            return
         # -P: the program's own folder is no place to import from. Warnings would be talk that nobody reads.
         command = [sys.executable, "-P", "-W", "ignore", str(Path(nvml.__file__)), str(timeout_seconds)]
         try:
@@ -118,6 +126,31 @@ class DriverQuestion:
             if content.endswith(b'{"done": true}\n'):
                 break
         return content.splitlines(), "done"
+
+
+def library_is_absent(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """The loader of this machine would find no `libnvidia-ml.so.1`; false where that is not certain.
+
+    It looks where the loader of Linux looks (ld.so(8)): preloaded libraries, LD_LIBRARY_PATH, the run path of the
+    interpreter (conda's names its own `lib`), the cache of `ldconfig`, and the default folders, which a container may
+    have filled without running `ldconfig`. Anything preloaded might be the library under another name.
+    """
+    if not sys.platform.startswith("linux"):
+        return sys.platform == "darwin"
+    if environment.get("LD_PRELOAD"):
+        return False
+    try:
+        if _LIBRARY.encode() in (root / "etc/ld.so.cache").read_bytes() or (root / "etc/ld.so.preload").exists():
+            return False
+    except OSError:
+        return False
+    defaults = [root / name for name in _LIBRARY_FOLDERS]
+    multiarch = [folder for base in defaults for folder in base.glob("*-linux-gnu*")]
+    # An empty entry is the working directory.
+    given = environment.get("LD_LIBRARY_PATH")
+    listed = [Path(name or ".") for name in re.split("[:;]", given)] if given else []
+    folders = [*listed, Path(sys.base_prefix) / "lib", *defaults, *multiarch]
+    return not any((folder / _LIBRARY).exists() for folder in folders)
 
 
 def _dismiss(child: subprocess.Popen[bytes], *, willing: bool) -> int | None:

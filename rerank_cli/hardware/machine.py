@@ -58,7 +58,7 @@ def detect_machine(
     environment: that of the child and of CUDA (`os.environ`). root: where `proc` and `sys` lie.
     """
     environment = os.environ if environment is None else environment
-    question = DriverQuestion(timeout_seconds, environment)
+    question = DriverQuestion(timeout_seconds, environment, root)
     cpu = detect_cpu(root)
     torch = detect_torch_build()
     answer = question.answer(host_memory(root))

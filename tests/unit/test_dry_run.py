@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rerank_cli.checkpoint import Checkpoint, TensorInfo
 from rerank_cli.destination import Names
-from rerank_cli.dry_run import dry_run
+from rerank_cli.dry_run import _forward_flops, dry_run
 from rerank_cli.job import JobOptions, run_job
-from rerank_cli.selection import Request
+from rerank_cli.profiles import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines
 
 ROWS = [
@@ -60,7 +61,19 @@ def test_a_longer_input_is_expected_to_take_longer(tmp_path: Path) -> None:
     work = []
     for number, limit in enumerate((64, 512)):
         path = write_lines(tmp_path / f"{number}.jsonl", ROWS)
-        told = dry_run(options(path, tmp_path / "out.jsonl", request=Request(max_tokens=limit)))
+        told = dry_run(options(path, tmp_path / "out.jsonl", request=ProfileRequest(max_tokens=limit)))
         work.append(told.seconds * told.gflops)
     few, many = work
     assert many > 5 * few > 0
+
+
+def test_tables_of_embeddings_and_of_the_output_cost_no_operations() -> None:
+    def flops(**tensors: tuple[int, int]) -> float:
+        shapes = {f"{name.replace('__', '.')}.weight": shape for name, shape in tensors.items()}
+        infos = {name: TensorInfo(Path("x"), "F32", shape, 0) for name, shape in shapes.items()}
+        checkpoint = Checkpoint(Path("x"), "x", {"num_hidden_layers": 1, "hidden_size": 8}, {}, infos)
+        return _forward_flops(checkpoint, tokens=10, squares=0)
+
+    layer = {"model__layers__0__mlp__up_proj": (16, 8)}
+    tables = {"model__embed_tokens": (1000, 8), "lm_head": (1000, 8), "bert__embeddings__word_embeddings": (1000, 8)}
+    assert flops(**layer, **tables) == flops(**layer) == 2 * 16 * 8 * 10

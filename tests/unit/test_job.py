@@ -19,7 +19,7 @@ from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.job import JobOptions, Outcome, Watcher, run_job
 from rerank_cli.pipeline import Counts, ErrorLimit
 from rerank_cli.records import RowError
-from rerank_cli.selection import Plan
+from rerank_cli.run_plan import Plan
 from tests.conftest import TINY_CHECKPOINT, read_lines, told, write_lines, write_table
 
 GOLDEN = TINY_CHECKPOINT.parent

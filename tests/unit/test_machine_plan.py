@@ -10,7 +10,8 @@ import pytest
 
 from rerank_cli.errors import DoesNotFitError, ModelError, ProfileError
 from rerank_cli.hardware import Cpu, Gpu, Machine, MigInstance, TorchBuild
-from rerank_cli.machine_plan import MachinePlan, environment_of, find_model, plan_machine
+from rerank_cli.known_model import find_model
+from rerank_cli.machine_plan import MachinePlan, environment_of, plan_machine
 from rerank_cli.profiles import ModelProfiles, ProfileRequest
 
 ONE_B = "nvidia/llama-nemotron-rerank-1b-v2"
@@ -27,7 +28,7 @@ def gpu(index: int, cuda_index: int | None, *, capability: tuple[int, int] | Non
 
 
 def plan(machine: Machine, model: str = ONE_B, **asked: Any) -> MachinePlan:
-    return plan_machine(ProfileRequest(**asked), find_model(model), machine)
+    return plan_machine(ProfileRequest(assume_cuda=True, **asked), find_model(model), machine)
 
 
 def test_devices_are_the_drivers_numbers_and_device_is_cudas() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.hardware import Gpu, Machine, detect_machine, machine_to_json, nvml
+from rerank_cli.hardware.driver import library_is_absent
 from rerank_cli.hardware.fixture import machine_from_json
 
 FAKE = Path(__file__).parents[1] / "fake_nvml"
@@ -547,3 +548,40 @@ def test_asking_imports_neither_pynvml_nor_torch_nor_modules_of_the_current_fold
     )
     assert (done.stdout, done.stderr, done.returncode) == ("2", "", 0)
     assert not (tmp_path / "imported").exists()
+
+
+# The library is looked for before a process is started.
+
+
+def test_a_library_that_cannot_be_found_costs_no_process(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "ld.so.cache").write_bytes(b"glibc-ld.so.cache1.1 libc.so.6")
+    assert library_is_absent({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place", ["usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1", "usr/lib64/libnvidia-ml.so.1", "etc/ld.so.preload"]
+)
+def test_a_library_that_the_loader_may_find_is_asked(place: str, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "ld.so.cache").write_bytes(b"glibc-ld.so.cache1.1 libc.so.6")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).touch()
+    assert not library_is_absent({}, tmp_path)
+
+
+@pytest.mark.parametrize("cache", [b"libnvidia-ml.so.1", None])
+def test_a_cache_that_names_it_or_is_not_there_leaves_the_question_open(cache: bytes | None, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    if cache is not None:
+        (tmp_path / "etc" / "ld.so.cache").write_bytes(cache)
+    assert not library_is_absent({}, tmp_path)
+
+
+def test_variables_of_the_loader_are_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "ld.so.cache").write_bytes(b"glibc-ld.so.cache1.1")
+    (tmp_path / "libnvidia-ml.so.1").touch()
+    assert not library_is_absent({"LD_LIBRARY_PATH": f"/nowhere:{tmp_path}"}, tmp_path)
+    assert not library_is_absent({"LD_PRELOAD": "/some/other.so"}, tmp_path)
+    assert library_is_absent({"LD_LIBRARY_PATH": "/nowhere"}, tmp_path)

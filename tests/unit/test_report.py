@@ -13,7 +13,7 @@ from rerank_cli.formats.output import sha256_of, write_json
 from rerank_cli.hardware import Cpu
 from rerank_cli.pipeline import Counts, Timing
 from rerank_cli.report import SCHEMA, build_report, evaluation_report, peak_rss_bytes
-from rerank_cli.selection import Request, make_plan
+from rerank_cli.run_plan import Plan
 from tests.conftest import TINY_CHECKPOINT
 
 CPU = Cpu("a processor", 2, frozenset())
@@ -23,7 +23,7 @@ def report(counts: Counts, timing: Timing) -> dict[str, object]:
     return build_report(
         options={"inputs": ["in.jsonl"]},
         checkpoint=read_checkpoint(TINY_CHECKPOINT, name="tiny"),
-        plan=make_plan(Request(), model_max_tokens=512, cpu=CPU, cuda_devices=0),
+        plan=Plan("cpu-fp32", "cpu", "cpu", "fp32", 512, 2048, 512, "runs", 2, ("no GPU",)),
         cpu=CPU,
         counts=counts,
         timing=timing,
@@ -46,7 +46,7 @@ def test_the_report_names_versions_model_plan_and_machine() -> None:
     assert {"platform", "python", "torch", "tokenizers", "safetensors", "numpy"} <= machine.keys()
     plan = document["plan"]
     assert isinstance(plan, dict)
-    assert (plan["device"], plan["max_tokens"]) == ("cpu", 512)
+    assert (plan["device"], plan["max_tokens"], plan["reasons"]) == ("cpu", 512, ("no GPU",))
     json.dumps(document, allow_nan=False)
 
 

@@ -1,0 +1,112 @@
+"""What one forward really takes: the allocator's own figures, to stand beside the estimate.
+
+On a GPU torch counts for itself. On a CPU it does not, but its profiler is told of every allocation and release; what
+is counted is what the forward adds to the loaded model. What libraries allocate past torch is in neither.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.models import RerankModel, load_model
+from rerank_cli.records import EncodedPair
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Peaks of one forward.
+
+    forward_bytes: beyond the loaded model. total_bytes: all that the device lost to this process, its context among it;
+    None on a CPU. reserved_bytes: what the allocator holds; None on a CPU.
+    """
+
+    device: str
+    forward_bytes: int
+    reserved_bytes: int | None = None
+    total_bytes: int | None = None
+    kernels: str = "not told"
+
+
+@torch.inference_mode()
+def measure_forward(
+    checkpoint: Checkpoint, lengths: Sequence[int], *, device: str, precision: str, attention: str, threads: int
+) -> Measured:
+    """Load the model and run pairs of these lengths through it, once to warm up and once to measure."""
+    if device == "cpu":
+        torch.set_num_threads(threads)
+        model = load_model(checkpoint, device=device, precision=precision, attention=attention)
+        pairs = _pairs(checkpoint, lengths)
+        model.forward(pairs)
+        return Measured(device, cpu_forward_peak(model, pairs), kernels=_kernels(model))
+    free_before = torch.cuda.mem_get_info(device)[0]
+    model = load_model(checkpoint, device=device, precision=precision, attention=attention)
+    pairs = _pairs(checkpoint, lengths)
+    model.forward(pairs)
+    loaded = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    model.forward(pairs)
+    torch.cuda.synchronize(device)
+    return Measured(
+        device,
+        forward_bytes=torch.cuda.max_memory_allocated(device) - loaded,
+        reserved_bytes=torch.cuda.max_memory_reserved(device),
+        total_bytes=free_before - torch.cuda.mem_get_info(device)[0],
+        kernels=_kernels(model),
+    )
+
+
+def cuda_devices() -> int:
+    """Devices that this torch can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _kernels(model: RerankModel) -> str:
+    return str(getattr(model, "kernels", "not told"))
+
+
+def _pairs(checkpoint: Checkpoint, lengths: Sequence[int]) -> list[EncodedPair]:
+    """Pairs of any ids that the model knows, longest first as the engine hands them over."""
+    draw = np.random.default_rng(0)
+    highest = max(3, checkpoint.integer("vocab_size"))
+    return [
+        EncodedPair(
+            input_ids=draw.integers(2, highest, length, dtype=np.int32), second_start=length // 4, tokens=length
+        )
+        for length in sorted(lengths, reverse=True)
+    ]
+
+
+def cpu_forward_peak(model: RerankModel, pairs: Sequence[EncodedPair]) -> int:
+    """The most bytes that torch's CPU allocator gave out during one forward, beyond what it had given out before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with _silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model.forward(pairs)
+    held = peak = 0
+    assert profiler.profiler is not None, "it has been entered"
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing on stderr meanwhile."""
+    # torch's profiler (2.13) writes there when it starts and stops, past Python, whatever its log level.
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

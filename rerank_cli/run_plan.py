@@ -1,0 +1,116 @@
+"""How a run goes: the answer of `machine_plan`, checked against memory, as the engine wants it.
+
+    answer = plan_model(request, known, machine)        what `profile-select` prints
+    plan = plan_run(answer, cuda_devices=...)           what the engine is given; raises where there is no plan
+
+Both commands of a run and `profile-select` go through `plan_model`, so that one request has one plan. A `Plan` is
+everything the engine must know and nothing it must decide. What this version cannot do of an answer (several engines,
+8-bit arithmetic) is done as near as it can and warned about.
+
+Precision on a CPU: `auto` is fp32. bf16 is about 1.6 times as fast where the CPU multiplies it in hardware, but moves
+logits by up to 0.2 and makes ties, so it runs only when it is asked for. On a GPU `auto` is fp16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rerank_cli.errors import DoesNotFitError, ModelError
+from rerank_cli.hardware import Machine
+from rerank_cli.known_model import KnownModel
+from rerank_cli.machine_plan import MachinePlan, plan_machine
+from rerank_cli.memory import memory_model, need_for
+from rerank_cli.profiles import MemoryNeed, ModelProfiles, ProfileRequest
+
+# Pairs a window holds: what is tokenised, sorted and committed together. Packed batches need no wide window to avoid
+# padding, so on a CPU it is small and results come early.
+_CPU_WINDOW_PAIRS = 512
+_CUDA_WINDOW_PAIRS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to run one model on one device, with the reasons.
+
+    max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU.
+    needed_bytes: of the device, by the memory model; None where it does not know the model.
+    """
+
+    profile: str
+    kind: str
+    device: str
+    precision: str
+    max_tokens: int
+    token_budget: int
+    window_pairs: int
+    attention: str
+    threads: int
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    needed_bytes: int | None = None
+
+
+def plan_model(
+    request: ProfileRequest, known: KnownModel, machine: Machine, *, notes: Iterable[str] = ()
+) -> MachinePlan:
+    """The plan for `request`, of which the memory model says that it fits. notes: reasons known before."""
+    need, unchecked = _memory_need(known, cores=machine.cpu.cores)
+    return plan_machine(request, known, machine, need=need, notes=(*notes, *unchecked))
+
+
+def _memory_need(known: KnownModel, *, cores: int) -> tuple[MemoryNeed | None, tuple[str, ...]]:
+    """The memory model of a model, or why there is none."""
+    facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
+    try:
+        model = memory_model(known.checkpoint, facts)
+    except ModelError as error:  # a classifier of transformers whose config.json has keys of its own
+        return None, (f"memory is not checked: {error.message}",)
+    if model is None:
+        return None, (f"memory is not checked: only a checkpoint would tell the shape of {known.name}",)
+    return need_for(model, cores=cores), ()
+
+
+def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
+    """The answer as a run goes; raises its error where it has no plan.
+
+    cuda_devices: devices that this torch can use.
+    """
+    if answer.error is not None:
+        raise answer.error
+    planned, machine, devices = answer.plan, answer.machine, answer.device
+    assert planned is not None and machine is not None and devices is not None, "an answer is a plan or an error"
+    device = devices.partition(",")[0]
+    on_cpu = device == "cpu"
+    warnings = list(answer.warnings)
+    if not on_cpu and int(device.removeprefix("cuda:")) >= cuda_devices:
+        raise DoesNotFitError(
+            f"{device}: torch sees {_devices(cuda_devices)}", hint="`--device cpu` runs without a GPU"
+        )
+    if on_cpu and cuda_devices and not machine.devices and planned.kind == "cpu":
+        warnings.append(f"the run is on the CPU although torch sees {_devices(cuda_devices)}: {machine.reason}")
+    if planned.total_engines > 1:
+        each = f"{planned.engine_count} on {'each of ' * (len(planned.gpus) > 1)}{devices}"
+        warnings.append(f"one engine runs, on {device}: several in one run ({each}) are not supported yet")
+    precision = planned.precision
+    if precision in ("fp8", "int8"):
+        precision = "fp16"
+        warnings.append(f"{planned.precision} is computed in fp16: 8-bit arithmetic is not supported yet")
+    return Plan(
+        profile=planned.profile,
+        kind=planned.kind,
+        device=device,
+        precision=precision,
+        max_tokens=planned.max_tokens,
+        token_budget=planned.token_budget,
+        window_pairs=_CPU_WINDOW_PAIRS if on_cpu else _CUDA_WINDOW_PAIRS,
+        attention=planned.attention,
+        threads=machine.cpu.cores,
+        reasons=answer.reasons,
+        warnings=tuple(warnings),
+        needed_bytes=planned.needed_bytes,
+    )
+
+
+def _devices(number: int) -> str:
+    return f"{number} CUDA device{'s' * (number != 1)}"

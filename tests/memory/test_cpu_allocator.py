@@ -1,0 +1,79 @@
+"""The closed forms against what torch's CPU allocator gave out in a real forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
+from rerank_cli.hardware import usable_cores
+from rerank_cli.memory import BatchSize, MemoryModel, Place, estimate
+from rerank_cli.models import load_model
+from rerank_cli.models.measure import cpu_forward_peak, measure_forward
+from tests.memory.conftest import LLAMA_1B, MODERNBERT_BASE, build, checkpoint_of, pairs_of
+
+LLAMA_SMALL = {**LLAMA_1B, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
+               "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 100}  # fmt: skip
+MODERNBERT_SMALL = {**MODERNBERT_BASE, "hidden_size": 384, "intermediate_size": 576, "num_attention_heads": 6,
+                    "num_hidden_layers": 4, "vocab_size": 100}  # fmt: skip
+SIZES = [(1, 300), (8, 128), (3, 200)]
+
+
+@pytest.mark.parametrize(("pairs", "length"), SIZES)
+def test_the_built_in_model_takes_what_is_estimated(pairs: int, length: int) -> None:
+    checkpoint = read_checkpoint(locate_checkpoint(None))
+    place = Place(cpu=True, precision="fp32", cores=usable_cores())
+    estimated = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([length] * pairs), place)
+    lengths = [length] * pairs
+    measured = measure_forward(
+        checkpoint, lengths, device="cpu", precision="fp32", attention="runs", threads=place.cores
+    )
+    if "oneDNN" not in measured.kernels:
+        pytest.skip("this CPU has no oneDNN, so activations are not fused")
+    assert estimated.forward == pytest.approx(measured.forward_bytes, rel=0.05)
+
+
+@pytest.mark.usefixtures("made_up_weights")
+@pytest.mark.parametrize(("pairs", "length"), SIZES)
+@pytest.mark.parametrize("config", [LLAMA_SMALL, MODERNBERT_SMALL], ids=["llama", "modernbert"])
+def test_other_families_take_what_is_estimated(config: Mapping[str, Any], pairs: int, length: int) -> None:
+    checkpoint = checkpoint_of(config)
+    place = Place(cpu=True, precision="fp32", cores=torch.get_num_threads())
+    estimated = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([length] * pairs), place)
+    with torch.inference_mode():
+        model = build(checkpoint, torch.float32)
+        model.forward(pairs_of([length] * pairs))
+        measured = cpu_forward_peak(model, pairs_of([length] * pairs))
+    assert estimated.forward == pytest.approx(measured, rel=0.05)
+
+
+def test_the_measurement_counts_a_release() -> None:
+    class TwoTensors:
+        """Satisfies `RerankModel`: makes three tensors of 4 MB, and holds two of them at a time."""
+
+        def forward(self, pairs: object) -> torch.Tensor:
+            first = torch.zeros(1_000_000)
+            second = torch.zeros(1_000_000)
+            del first
+            return second + torch.zeros(1_000_000)[:1].sum()
+
+    assert cpu_forward_peak(TwoTensors(), []) == pytest.approx(8_000_000, rel=0.01)
+
+
+def test_a_padded_classifier_can_be_followed_without_its_weights() -> None:
+    from rerank_cli.models.tracker import padded_peak
+
+    folder = Path(__file__).parents[1] / "parity" / "deberta-ce-open" / "checkpoint"
+    checkpoint = read_checkpoint(folder)
+    model = load_model(checkpoint, device="cpu", precision="fp32", attention="runs")
+    with torch.inference_mode():
+        model.forward(pairs_of([60] * 8))
+        measured = cpu_forward_peak(model, pairs_of([60] * 8))
+    followed = padded_peak(checkpoint, pairs=8, length=60, dtype=torch.float32)
+    assert followed == pytest.approx(measured, rel=0.1)
+    bound = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([60] * 8), Place(precision="fp32"))
+    assert bound.forward >= followed

@@ -1,0 +1,150 @@
+"""The closed forms against the storages of the code that really runs, followed under FakeTensorMode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rerank_cli.memory import BatchSize, Execution, VisionShape, count_weights, peak, read_model_shape
+from rerank_cli.memory.peak import tower_peak
+from rerank_cli.models.tracker import StorageTracker
+from tests.memory.conftest import (
+    BERT_L12,
+    LLAMA_1B,
+    MODERNBERT_BASE,
+    QWEN3_SMALL,
+    XLMR_LARGE,
+    build,
+    checkpoint_of,
+    pairs_of,
+    weights_of,
+)
+
+SHAPES = {"llama-1b": LLAMA_1B, "bert-l12": BERT_L12, "xlmr-large": XLMR_LARGE, "modernbert-base": MODERNBERT_BASE}
+# The peak is the same from the second layer on (ModernBERT: from the first local one on); fewer layers, quicker tests.
+FEW = {"num_hidden_layers": 2}
+FEW_OF = {"modernbert-base": {"num_hidden_layers": 4}}
+
+
+def followed(config: Mapping[str, Any], lengths: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+    """Peak bytes of a forward, and bytes of the weights."""
+    # Not inference_mode: in it operators such as attention reach the tracker whole, and what they hold inside is lost.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model = build(checkpoint_of(config), dtype)
+        weights = weights_of(model)
+        with StorageTracker(weights) as tracker:
+            model.forward(pairs_of(lengths))
+        return tracker.peak_bytes, sum(weight.nbytes for weight in weights)
+
+
+def closed_form(config: Mapping[str, Any], lengths: Sequence[int], dtype: torch.dtype) -> int:
+    shape = read_model_shape(checkpoint_of(config))
+    return peak(shape, BatchSize.of(lengths), Execution(element=dtype.itemsize)).total
+
+
+@pytest.mark.usefixtures("made_up_weights")
+@pytest.mark.parametrize("length", [64, 700, 8192])
+@pytest.mark.parametrize("pairs", [1, 7, 64])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_closed_form_is_within_2_percent_of_the_tracker(name: str, pairs: int, length: int) -> None:
+    config = {**SHAPES[name], **FEW_OF.get(name, FEW)}
+    tracked, _ = followed(config, [length] * pairs, torch.float16)
+    assert closed_form(config, [length] * pairs, torch.float16) == pytest.approx(tracked, rel=0.02)
+
+
+@pytest.mark.usefixtures("made_up_weights")
+@pytest.mark.parametrize("name", SHAPES)
+def test_in_float32_it_is_within_2_percent_as_well(name: str) -> None:
+    config = {**SHAPES[name], **FEW_OF.get(name, FEW)}
+    for lengths in ([64], [512] * 8, [3000, 200, 200]):
+        tracked, _ = followed(config, lengths, torch.float32)
+        assert closed_form(config, lengths, torch.float32) == pytest.approx(tracked, rel=0.02), lengths
+
+
+@pytest.mark.usefixtures("made_up_weights")
+@pytest.mark.parametrize("name", SHAPES)
+def test_with_all_of_its_layers_the_peak_is_the_same_and_the_weights_are_right(name: str) -> None:
+    config = SHAPES[name]
+    tracked, weights = followed(config, [512] * 4, torch.float16)
+    assert closed_form(config, [512] * 4, torch.float16) == pytest.approx(tracked, rel=0.02)
+    assert count_weights(read_model_shape(checkpoint_of(config)), None).size_bytes(2) == pytest.approx(
+        weights, rel=1e-5
+    )
+
+
+@pytest.mark.usefixtures("made_up_weights")
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(sorted(SHAPES)),
+    lengths=st.lists(st.integers(64, 900), min_size=1, max_size=12),
+    pooling=st.sampled_from(["avg", "last", "cls"]),
+)
+def test_pairs_of_any_lengths_are_within_2_percent(name: str, lengths: list[int], pooling: str) -> None:
+    config = {**SHAPES[name], **FEW_OF.get(name, FEW), "pooling": pooling}
+    lengths = sorted(lengths, reverse=True)
+    tracked, _ = followed(config, lengths, torch.float16)
+    assert closed_form(config, lengths, torch.float16) == pytest.approx(tracked, rel=0.02)
+
+
+@pytest.mark.usefixtures("made_up_weights")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_norms_of_queries_and_keys_are_counted(dtype: torch.dtype) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        from rerank_cli.models.llama import LlamaTrunk
+        from rerank_cli.models.packed import pack
+        from rerank_cli.models.weights import WeightReader
+
+        checkpoint = checkpoint_of(QWEN3_SMALL, num_hidden_layers=2)
+        shape = _qwen3(checkpoint)
+        device = torch.device("cpu")
+        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+            trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention="runs")
+        with StorageTracker(weights_of(trunk)) as tracker:
+            batch = pack(pairs_of([600] * 5), device=device)
+            trunk.pooled(trunk.embed(batch.input_ids), batch, "last")
+    assert closed_form(checkpoint.config, [600] * 5, dtype) == pytest.approx(tracker.peak_bytes, rel=0.02)
+
+
+def _qwen3(checkpoint: Any) -> Any:
+    from dataclasses import replace
+
+    from rerank_cli.models.llama import read_llama_shape
+
+    return replace(read_llama_shape(checkpoint), causal=True, head_norms=True)
+
+
+def test_the_tower_is_that_of_transformers() -> None:
+    from transformers import AutoModel, SiglipVisionConfig
+    from transformers.initialization import no_init_weights
+
+    sizes = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16, "patch_size": 16}
+    config = SiglipVisionConfig(**sizes, image_size=512, num_hidden_layers=2, vision_use_head=False)
+    with FakeTensorMode(), torch.no_grad(), no_init_weights():
+        model = AutoModel.from_config(config, dtype=torch.float16).eval()
+        pixels = torch.zeros(3, 3, 512, 512, dtype=torch.float16)
+        with StorageTracker([*model.parameters(), *model.buffers(), pixels]) as tracker:
+            model(pixel_values=pixels)
+    vision = VisionShape(1152, 4304, 2, 16, 16, 512, 256, 6, 0)
+    assert tower_peak(vision, 3, Execution()) == pytest.approx(tracker.peak_bytes + pixels.nbytes, rel=0.02)
+
+
+def test_the_tracker_counts_a_storage_once_and_forgets_it_when_it_goes() -> None:
+    known = torch.zeros(1000)
+    with StorageTracker([known]) as tracker:
+        first = torch.zeros(100)
+        view = first.view(10, 10)[:5]
+        known.add_(1)
+        assert tracker.current_bytes == 400
+        second = first + 1
+        assert tracker.current_bytes == 800
+        del first, second
+        assert tracker.current_bytes == 400
+        del view
+        assert tracker.current_bytes == 0
+    assert tracker.peak_bytes == 800
