@@ -46,6 +46,7 @@ def score(
     top_n: opt.TopN = None,
     threshold: opt.Threshold = None,
     prob: opt.Prob = False,
+    embeddings: opt.Embeddings = None,
     truncate: opt.Truncate = "end",
     chunk_overlap: opt.ChunkOverlap = 64,
     pool: opt.Pool = "max",
@@ -81,7 +82,7 @@ def score(
     rows, share = opt.parse_error_limit(max_errors, on_error)
     options = JobOptions(
         inputs=(input,),
-        names=Names(output=output, errors=errors, report=report, out_format=out_format),
+        names=Names(output=output, errors=errors, report=report, out_format=out_format, embeddings=embeddings),
         pairs=True,
         query=query,
         in_format="text" if lines else in_format,

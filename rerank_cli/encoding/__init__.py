@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.embedding import EMBEDDING_ARCHITECTURES, EmbeddingEncoder, embedding_prefixes, split_pair
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
@@ -13,7 +14,9 @@ from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, yes_no_
 from rerank_cli.errors import UsageError
 
 __all__ = [
+    "EMBEDDING_ARCHITECTURES",
     "YES_NO_ARCHITECTURES",
+    "EmbeddingEncoder",
     "Encoded",
     "EncodingProblem",
     "PairEncoder",
@@ -24,6 +27,7 @@ __all__ = [
     "answer_ids",
     "model_max_tokens",
     "open_encoder",
+    "split_pair",
 ]
 
 # Families whose positions begin behind the padding id: a table of 514 rows holds 512 tokens.
@@ -32,6 +36,7 @@ _NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
 # Rerankers made of language models have room for more than they were trained to read: 8192 is the limit on the model
 # cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
 _PROMPT_MAX_TOKENS = 8192
+_EMBEDDING_MAX_TOKENS = 10240  # of the Nemotron VL embedder: `model_max_length`, an image with its text
 _PROMPTED = {"LlamaBidirectionalForSequenceClassification", *YES_NO_ARCHITECTURES}
 
 
@@ -55,6 +60,8 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
     """
     prompted = checkpoint.architecture in _PROMPTED
     limits = [_PROMPT_MAX_TOKENS] if prompted else []
+    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
+        limits = [_EMBEDDING_MAX_TOKENS]
     declared = checkpoint.tokenizer_config.get("model_max_length")
     if isinstance(declared, (int, float)) and declared < _NO_LIMIT:
         limits.append(int(declared))
@@ -92,6 +99,20 @@ def open_encoder(
         raise UsageError(f"--instruction: {reason}")
     if template == "none" and yes_no:
         raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
+    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
+        if template is not None:
+            raise UsageError(
+                f"--template: {checkpoint.name} embeds each text by itself, with the prefixes of its files"
+            )
+        return EmbeddingEncoder(
+            read_tokenizer_file(checkpoint),
+            embedding_prefixes(checkpoint),
+            where=where,
+            max_tokens=max_tokens,
+            truncate=truncate,
+            chunk_overlap=chunk_overlap,
+            special_tokens=special_tokens,
+        )
     if checkpoint.architecture not in _PROMPTED or template == "none":
         if template not in (None, "none"):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
+from rerank_cli.quantisation import read_quantisation
 from rerank_cli.records import EncodedPair
 
 
@@ -30,6 +31,8 @@ class PaddedCrossEncoder:
     kernels = "transformers, padded to the longest pair of a batch"
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+        if quantisation := read_quantisation(checkpoint):
+            raise ModelError(f"{checkpoint.path}: {quantisation} are not read for {checkpoint.architecture}")
         self._device = device
         self._model = _load(checkpoint, dtype).to(device).eval()
         # The loaded config knows the defaults of its class, which config.json may leave out.
