@@ -29,7 +29,7 @@ from rerank_cli.encoding import (
     model_max_tokens,
     open_encoder,
 )
-from rerank_cli.engine import EmbeddingEngine, open_engine
+from rerank_cli.engine import EmbeddingEngine, Engine, open_engine
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator
 from rerank_cli.formats.inputs import (
@@ -161,10 +161,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
             watcher.on_start(prepared.checkpoint, prepared.plan)
         engine = open_engine(prepared.plan, prepared.checkpoint)
         stack.callback(engine.close)
-        vectors = None
-        if options.names.embeddings and isinstance(engine, EmbeddingEngine):
-            vectors = EmbeddingsOutput(destination.path("embeddings"), options.names.embeddings, engine)
-            stack.enter_context(vectors)
+        vectors = _open_embeddings(options, destination, engine, stack)
         best = _best_of_run(options, destination)
 
         def on_error(error: RowError) -> None:
@@ -206,8 +203,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
         )
         document["model"]["template"] = prepared.encoder.template
         document["plan"]["kernels"] = engine.kernels
-        if isinstance(engine, EmbeddingEngine):
-            document["embedded"] = {"texts": engine.texts, "tokens": engine.tokens, "dimensions": engine.dimensions}
+        document |= _embedding_report(engine)
         if vectors:
             vectors.close()
         if evaluation:
@@ -260,6 +256,23 @@ def _best_of_run(options: JobOptions, destination: Destination) -> BestSink | No
     if not options.pairs or options.selection.top_n is None:
         return None
     return BestSink(destination.sink, top_n=options.selection.top_n)
+
+
+def _open_embeddings(
+    options: JobOptions, destination: Destination, engine: Engine, stack: ExitStack
+) -> EmbeddingsOutput | None:
+    """Where the vectors go, if they are asked for."""
+    name = options.names.embeddings
+    if name is None or not isinstance(engine, EmbeddingEngine):
+        return None
+    return stack.enter_context(EmbeddingsOutput(destination.path("embeddings"), name, engine))
+
+
+def _embedding_report(engine: Engine) -> dict[str, Any]:
+    """What an embedding model has to report: texts and their tokens are fewer than pairs and theirs."""
+    if not isinstance(engine, EmbeddingEngine):
+        return {}
+    return {"embedded": {"texts": engine.texts, "tokens": engine.tokens, "dimensions": engine.dimensions}}
 
 
 def _score_name(checkpoint: Checkpoint) -> str:

@@ -144,7 +144,7 @@ class Fp8Linear:
 
     def _product(self, x: Tensor) -> Tensor:
         # Divided in float32: a quotient in bfloat16 would be rounded twice.
-        quantised = x.float().div_(self._input_scale).clamp_(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
+        quantised = (x.float() / self._input_scale).clamp_(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
         y: Tensor = torch._scaled_mm(
             quantised, self._weight, scale_a=self._input_scale, scale_b=self._scale, bias=self._bias, out_dtype=x.dtype
         )
