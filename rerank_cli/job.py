@@ -23,11 +23,13 @@ from rerank_cli.destination import Destination, Names, open_destination
 from rerank_cli.embedding_output import EmbeddingsOutput
 from rerank_cli.encoding import (
     EMBEDDING_ARCHITECTURES,
+    YES_NO_ARCHITECTURES,
     SpecialTokens,
     TextEncoder,
     Truncation,
     model_max_tokens,
     open_encoder,
+    taken_for,
 )
 from rerank_cli.engine import EmbeddingEngine, Engine, open_engine
 from rerank_cli.errors import UsageError
@@ -284,6 +286,8 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     """What else is decided by the files of the model, in words."""
     if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
         yield "score cosine: the model embeds query and passage, each distinct text once"
+    if checkpoint.architecture in YES_NO_ARCHITECTURES:
+        yield taken_for(checkpoint.architecture)
     if quantisation := read_quantisation(checkpoint):
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
 

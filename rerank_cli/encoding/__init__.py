@@ -10,7 +10,7 @@ from rerank_cli.encoding.embedding import EMBEDDING_ARCHITECTURES, EmbeddingEnco
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
-from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, yes_no_prompt
+from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, taken_for, yes_no_prompt
 from rerank_cli.errors import UsageError
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "model_max_tokens",
     "open_encoder",
     "split_pair",
+    "taken_for",
 ]
 
 # Families whose positions begin behind the padding id: a table of 514 rows holds 512 tokens.
