@@ -15,7 +15,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ _ELEMENT_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
+_COMPANIONS = (".scale", ".zero", ".weight_scale", ".input_scale", ".k_scale", ".v_scale")  # of 8-bit tensors
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -39,12 +40,13 @@ _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 class TensorInfo:
     """One tensor of a checkpoint: where it lies and its shape, not its values.
 
-    dtype: as safetensors spells it (`F32`).
+    dtype: as safetensors spells it (`F32`). offset: where its bytes begin in the file.
     """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    offset: int
     size_bytes: int
 
 
@@ -83,11 +85,7 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of weights; scales and zero points of 8-bit tensors are not counted."""
-        return sum(
-            math.prod(tensor.shape)
-            for name, tensor in self.tensors.items()
-            if name.removesuffix(".scale").removesuffix(".zero") == name
-        )
+        return sum(math.prod(tensor.shape) for name, tensor in self.tensors.items() if not name.endswith(_COMPANIONS))
 
     @property
     def weight_bytes(self) -> int:
@@ -103,12 +101,26 @@ class Checkpoint:
             self.tokenizer_file,
             self.path / "tokenizer_config.json",
             self.path / "special_tokens_map.json",
+            self.path / "processor_config.json",
+            self.path / "hf_quant_config.json",
             *self.weight_files,
         ]:
             if path.exists():
                 with path.open("rb") as stream:
                     digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
         return digest.hexdigest()
+
+    def read_json(self, name: str) -> Mapping[str, Any]:
+        """The JSON object in the file `name` of the folder; empty where there is no such file."""
+        path = self.path / name
+        return _read_json(path) if path.exists() else {}
+
+    def section(self, key: str) -> Checkpoint:
+        """The same checkpoint with the object under `key` of config.json as its config: a model within a model."""
+        inner = self.config.get(key)
+        if not isinstance(inner, dict):
+            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be an object: {inner!r}")
+        return replace(self, config=inner)
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number of config.json; `ModelError` where it is missing (and has no default) or is something else."""
@@ -280,12 +292,12 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
     if not isinstance(header, dict):
         raise ModelError(f"{path}: not a safetensors file: the header is not an object")
     header.pop("__metadata__", None)
-    tensors = {name: _tensor_info(path, name, entry) for name, entry in header.items()}
+    tensors = {name: _tensor_info(path, name, entry, begins=8 + length) for name, entry in header.items()}
     _check_layout(path, header, data_bytes=size - 8 - length)
     return tensors
 
 
-def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
+def _tensor_info(path: Path, name: str, entry: Any, *, begins: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         # Within 64 bits, and not many: a product of huge numbers must not take hours to be found wrong.
@@ -298,7 +310,7 @@ def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
         raise ModelError(f"{path}: `{name}` has an unknown type: {dtype!r}")
     if not whole or end - begin != math.prod(shape) * _ELEMENT_BITS[dtype] // 8:
         raise ModelError(f"{path}: `{name}` has shape {list(shape)} of {dtype}, but its bytes are {begin}..{end}")
-    return TensorInfo(file=path, dtype=dtype, shape=shape, size_bytes=end - begin)
+    return TensorInfo(file=path, dtype=dtype, shape=shape, offset=begins + begin, size_bytes=end - begin)
 
 
 def _check_layout(path: Path, header: Mapping[str, Any], *, data_bytes: int) -> None:

@@ -41,6 +41,7 @@ class Names:
     errors: str | None = None
     report: str | None = None
     out_format: str = "auto"
+    embeddings: str | None = None
 
     @property
     def files(self) -> dict[str, Path]:
@@ -49,6 +50,7 @@ class Names:
         paths = {
             "errors": self.errors or (beside and f"{beside}.errors.jsonl"),
             "report": self.report or (beside and f"{beside}.report.json"),
+            "embeddings": self.embeddings,
             "output": beside,
         }
         return {kind: Path(path) for kind, path in paths.items() if path}
@@ -68,6 +70,9 @@ class Destination(Protocol):
     ) -> None:
         """Take away what was not committed."""
 
+    def path(self, kind: str) -> Path:
+        """Where a file of the run, named by `Names.files`, is written before it is complete."""
+
     def commit(self, document: dict[str, Any]) -> str | None:
         """Finish rows, bad rows and the report `document`; returns the path of the errors file, if there is one."""
 
@@ -79,6 +84,8 @@ def open_destination(
     if _output_format(names) == "parquet":
         _refuse_parquet_pipe(names)
     _refuse_clashes(names, inputs)
+    if names.embeddings and Path(names.embeddings).exists() and not overwrite:
+        raise OutputError(f"{names.embeddings}: exists", hint="`--overwrite` replaces it when the run is complete")
     if names.output == STDOUT:
         return StdoutDestination(names, shape, selection)
     return FileDestination(names, shape, selection, inputs=inputs, overwrite=overwrite)
@@ -121,6 +128,10 @@ class FileDestination:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
+    def path(self, kind: str) -> Path:
+        """See `Destination`."""
+        return self._job.path(kind)
+
     def commit(self, document: dict[str, Any]) -> str | None:
         """See `Destination`."""
         self.sink.close()
@@ -129,9 +140,10 @@ class FileDestination:
         write_json(self._job.path("report"), document | {"output": {"path": self._names.output, "sha256": digest}})
         errors = files["errors"]
         if not self.errors.close():
-            self._job.commit({"report": files["report"], "output": files["output"]}, outdated=[errors])
+            del files["errors"]
+            self._job.commit(files, outdated=[errors])
             return None
-        self._job.commit({"errors": errors, "report": files["report"], "output": files["output"]})
+        self._job.commit(files)
         return str(errors)
 
 
@@ -148,7 +160,9 @@ class StdoutDestination:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rerank-cli-")))
+        # Vectors may be gigabytes: they are written where they will lie.
+        beside = Path(self._names.embeddings).parent if self._names.embeddings else None
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rerank-cli-", dir=beside)))
         self.errors = ErrorFile(self._folder / "errors")
         self._stack.callback(self.errors.close)
         return self
@@ -158,10 +172,16 @@ class StdoutDestination:
     ) -> None:
         self._stack.close()
 
+    def path(self, kind: str) -> Path:
+        """See `Destination`."""
+        return self._folder / kind
+
     def commit(self, document: dict[str, Any]) -> str | None:
         """See `Destination`."""
         self.sink.close()
         files = self._names.files
+        if embeddings := files.get("embeddings"):
+            _place(self.path("embeddings"), embeddings)
         has_errors = self.errors.close()
         if report := files.get("report"):
             write_json(self._folder / "report", document)
@@ -222,4 +242,6 @@ def _refuse_clashes(names: Names, inputs: Sequence[Input]) -> None:
     written = [path.resolve() for path in names.files.values() if path.is_file() or not path.exists()]
     twice = next((path for path in written if written.count(path) > 1), None)
     if twice is not None:
-        raise UsageError(f"{twice}: two outputs in one file", hint="--output, --errors and --report differ")
+        raise UsageError(
+            f"{twice}: two outputs in one file", hint="--output, --errors, --report and --embeddings differ"
+        )

@@ -83,8 +83,10 @@ def _forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int) -> floa
     weights = sum(
         info.shape[0] * info.shape[1]
         for name, info in checkpoint.tensors.items()
-        if len(info.shape) == 2 and not _TABLES.search(name)
+        if len(info.shape) == 2 and not _TABLES.search(name) and "vision_model" not in name
     )
+    if "llm_config" in checkpoint.config:
+        checkpoint = checkpoint.section("llm_config")
     layers = checkpoint.integer("num_hidden_layers", 1)
     return 2.0 * weights * tokens + 4.0 * checkpoint.integer("hidden_size", 1) * layers * squares
 

@@ -20,8 +20,17 @@ import torch
 from rerank_cli import report as reports
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.destination import Destination, Names, open_destination
-from rerank_cli.encoding import SpecialTokens, TextEncoder, Truncation, open_encoder
-from rerank_cli.engine import open_engine
+from rerank_cli.embedding_output import EmbeddingsOutput
+from rerank_cli.encoding import (
+    EMBEDDING_ARCHITECTURES,
+    YES_NO_ARCHITECTURES,
+    SpecialTokens,
+    TextEncoder,
+    Truncation,
+    open_encoder,
+    taken_for,
+)
+from rerank_cli.engine import EmbeddingEngine, Engine, open_engine
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator
 from rerank_cli.formats.inputs import (
@@ -37,8 +46,11 @@ from rerank_cli.formats.shapes import FieldNames, Item, PairShape, Selection, Sh
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.hardware import Cpu, detect_machine
 from rerank_cli.known_model import find_model, with_checkpoint
+from rerank_cli.models import DTYPES
+from rerank_cli.models.linear import fp8_reason
 from rerank_cli.pipeline import Counts, ErrorLimit, Pool, Run
 from rerank_cli.profiles import ProfileRequest
+from rerank_cli.quantisation import read_quantisation
 from rerank_cli.records import JsonRow, RowError
 from rerank_cli.run_plan import Plan, plan_model, plan_run
 
@@ -144,9 +156,10 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
     began = time.perf_counter()
     watcher = watcher or Watcher()
     prepared = prepare(options)
+    selection = replace(options.selection, score=_score_name(prepared.checkpoint))
     evaluator = Evaluator(options.qrels, options.metrics, prepared.shape) if options.qrels else None
     destination = open_destination(
-        options.names, prepared.shape, options.selection, inputs=prepared.inputs, overwrite=options.overwrite
+        options.names, prepared.shape, selection, inputs=prepared.inputs, overwrite=options.overwrite
     )
     with ExitStack() as stack:
         stack.enter_context(destination)
@@ -154,6 +167,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
             watcher.on_start(prepared.checkpoint, prepared.plan)
         engine = open_engine(prepared.plan, prepared.checkpoint)
         stack.callback(engine.close)
+        vectors = _open_embeddings(options, destination, engine, stack)
         best = _best_of_run(options, destination)
 
         def on_error(error: RowError) -> None:
@@ -173,6 +187,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
             selection=_per_list(options),
             pool=options.pool,
             error_limit=options.error_limit,
+            on_scored=vectors.add if vectors else None,
             on_ranked=evaluator.add if evaluator else None,
             on_batch=watcher.on_batch,
             on_window=on_window,
@@ -194,6 +209,9 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
         )
         document["model"]["template"] = prepared.encoder.template
         document["plan"]["kernels"] = engine.kernels
+        document |= _embedding_report(engine)
+        if vectors:
+            vectors.close()
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)
         errors = destination.commit(document)
@@ -205,6 +223,7 @@ def prepare(options: JobOptions) -> Prepared:
     _refuse_unusable(options)
     inputs = resolve_inputs(options.inputs, options.in_format)
     checkpoint, plan, cpu = _plan(options)
+    _refuse_unfit(options, checkpoint)
     encoder = open_encoder(
         checkpoint,
         max_tokens=plan.max_tokens,
@@ -214,7 +233,7 @@ def prepare(options: JobOptions) -> Prepared:
         instruction=options.instruction,
         template=options.template,
     )
-    plan = replace(plan, reasons=(*plan.reasons, f"template {encoder.template!r}"))
+    plan = replace(plan, reasons=(*plan.reasons, *_model_reasons(checkpoint, plan), f"template {encoder.template!r}"))
     read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
         shape: Shape = PairShape(options.fields, query=options.query)
@@ -249,6 +268,49 @@ def _best_of_run(options: JobOptions, destination: Destination) -> BestSink | No
     if not options.pairs or options.selection.top_n is None:
         return None
     return BestSink(destination.sink, top_n=options.selection.top_n)
+
+
+def _open_embeddings(
+    options: JobOptions, destination: Destination, engine: Engine, stack: ExitStack
+) -> EmbeddingsOutput | None:
+    """Where the vectors go, if they are asked for."""
+    name = options.names.embeddings
+    if name is None or not isinstance(engine, EmbeddingEngine):
+        return None
+    return stack.enter_context(EmbeddingsOutput(destination.path("embeddings"), name, engine))
+
+
+def _embedding_report(engine: Engine) -> dict[str, Any]:
+    """What an embedding model has to report: texts and their tokens are fewer than pairs and theirs."""
+    if not isinstance(engine, EmbeddingEngine):
+        return {}
+    return {"embedded": {"texts": engine.texts, "tokens": engine.tokens, "dimensions": engine.dimensions}}
+
+
+def _score_name(checkpoint: Checkpoint) -> str:
+    """What the model's score is called in the output."""
+    return "cosine" if checkpoint.architecture in EMBEDDING_ARCHITECTURES else "logit"
+
+
+def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
+    """What else is decided by the files of the model, in words."""
+    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
+        yield "score cosine: the model embeds query and passage, each distinct text once"
+    if checkpoint.architecture in YES_NO_ARCHITECTURES:
+        yield taken_for(checkpoint.architecture)
+    if quantisation := read_quantisation(checkpoint):
+        yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
+
+
+def _refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
+    """Options that mean nothing for this kind of model."""
+    embeds = checkpoint.architecture in EMBEDDING_ARCHITECTURES
+    if options.selection.prob and embeds:
+        raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
+    if options.names.embeddings and not embeds:
+        raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
+    if options.names.embeddings and options.truncate == "chunk":
+        raise UsageError("--embeddings: a passage in chunks has several vectors", hint="leave out `--truncate chunk`")
 
 
 def _refuse_unusable(options: JobOptions) -> None:

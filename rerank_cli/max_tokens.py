@@ -10,6 +10,7 @@ _NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
 # Rerankers made of language models have room for more than they were trained to read: 8192 is the limit on the model
 # cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
 _PROMPT_MAX_TOKENS = 8192
+_EMBEDDING_MAX_TOKENS = 10240  # of the Nemotron VL embedder: `model_max_length`, an image with its text
 PROMPTED = {
     "LlamaBidirectionalForSequenceClassification",
     "Qwen3ForCausalLM",
@@ -25,6 +26,8 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
     Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
     """
     limits = [_PROMPT_MAX_TOKENS] if checkpoint.architecture in PROMPTED else []
+    if checkpoint.architecture == "LlamaNemotronVLModel":
+        limits = [_EMBEDDING_MAX_TOKENS]
     declared = checkpoint.tokenizer_config.get("model_max_length")
     if isinstance(declared, (int, float)) and declared < _NO_LIMIT:
         limits.append(int(declared))

@@ -130,7 +130,8 @@ class EncodedWindow:
 class Run:
     """One pass over an input. `execute` does it; the counts and times grow meanwhile.
 
-    on_ranked: called with the complete rankings of each window, before the selection drops anything.
+    on_scored: called with each window when its pairs have been scored. on_ranked: called with the complete rankings of
+    each window, before the selection drops anything.
     """
 
     encoder: Encoder
@@ -140,6 +141,7 @@ class Run:
     selection: Selection = field(default_factory=Selection)
     pool: Pool = "max"
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
+    on_scored: Callable[[EncodedWindow], None] | None = None
     on_ranked: Callable[[Sequence[RankedList]], None] | None = None
     on_batch: Callable[[int, int], None] | None = None
     on_window: Callable[[Counts], None] | None = None
@@ -178,6 +180,8 @@ class Run:
         began = time.perf_counter()
         logits, pairs = score_pairs(encoded.encoded, self.engine, pool=self.pool, on_batch=self.on_batch)
         self.timing.compute += time.perf_counter() - began
+        if self.on_scored:
+            self.on_scored(encoded)
         ranked, errors = rank_window(encoded, logits)
         if self.on_ranked:
             self.on_ranked(ranked)
@@ -304,7 +308,7 @@ def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
     if isinstance(entry, EncodingProblem):
         return entry
     if not np.isfinite(score):
-        return EncodingProblem("not-finite", f"the model gave {score} as its logit")
+        return EncodingProblem("not-finite", f"the model gave {score} as its score")
     return None
 
 

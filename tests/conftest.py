@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, settings
 
 from rerank_cli.destination import Names, open_destination
@@ -24,6 +25,17 @@ from rerank_cli.records import CandidateList, EncodedPair, JsonRow, RankedList, 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--model-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="weights of a published Nemotron reranker: its card's logits are compared (test_published_logits.py)",
+    )
+
 
 TINY_CHECKPOINT = Path(__file__).parent / "parity" / "bert-ce-open" / "checkpoint"
 """A real BERT cross-encoder of 0.4 MB with random weights."""

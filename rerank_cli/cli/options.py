@@ -132,6 +132,13 @@ Threshold = Annotated[
     float | None, option("--threshold", group=SELECTION, metavar="X", help="Keep passages with a logit of at least X.")
 ]
 Prob = Annotated[bool, option("--prob", group=SELECTION, help="Add `prob`, the sigmoid of the logit (float64).")]
+Embeddings = Annotated[
+    str | None,
+    option(
+        "--embeddings", group=SELECTION, metavar="FILE.parquet",
+        help="Also write the vectors of an embedding model: kind, text, vector.",
+    ),
+]  # fmt: skip
 Truncate = Annotated[
     str,
     option(

@@ -49,6 +49,7 @@ def score(
     top_n: opt.TopN = None,
     threshold: opt.Threshold = None,
     prob: opt.Prob = False,
+    embeddings: opt.Embeddings = None,
     truncate: opt.Truncate = "end",
     chunk_overlap: opt.ChunkOverlap = 64,
     pool: opt.Pool = "max",
@@ -86,7 +87,7 @@ def score(
     asked = read_plan_request(context)
     options = JobOptions(
         inputs=(input,),
-        names=Names(output=output, errors=errors, report=report, out_format=out_format),
+        names=Names(output=output, errors=errors, report=report, out_format=out_format, embeddings=embeddings),
         pairs=True,
         query=query,
         in_format="text" if lines else in_format,

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.embedding import EMBEDDING_ARCHITECTURES, EmbeddingEncoder, embedding_prefixes, split_pair
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
-from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, yes_no_prompt
+from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, taken_for, yes_no_prompt
 from rerank_cli.errors import UsageError
 from rerank_cli.max_tokens import PROMPTED, model_max_tokens
 
 __all__ = [
+    "EMBEDDING_ARCHITECTURES",
     "YES_NO_ARCHITECTURES",
+    "EmbeddingEncoder",
     "Encoded",
     "EncodingProblem",
     "PairEncoder",
@@ -24,6 +27,8 @@ __all__ = [
     "Truncation",
     "answer_ids",
     "open_encoder",
+    "split_pair",
+    "taken_for",
 ]
 
 
@@ -65,6 +70,20 @@ def open_encoder(
         raise UsageError(f"--instruction: {reason}")
     if template == "none" and yes_no:
         raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
+    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
+        if template is not None:
+            raise UsageError(
+                f"--template: {checkpoint.name} embeds each text by itself, with the prefixes of its files"
+            )
+        return EmbeddingEncoder(
+            read_tokenizer_file(checkpoint),
+            embedding_prefixes(checkpoint),
+            where=where,
+            max_tokens=max_tokens,
+            truncate=truncate,
+            chunk_overlap=chunk_overlap,
+            special_tokens=special_tokens,
+        )
     if checkpoint.architecture not in PROMPTED or template == "none":
         if template not in (None, "none"):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")

@@ -19,7 +19,8 @@ query. Modes here:
 A query that leaves no room for its passage is a problem of the pair in every mode but `reference`.
 
 **Special tokens written in a text are text.** `[SEP]` in a passage would otherwise end it, and so would `</s>`, which
-is HTML too. `special_tokens="allow"` gives the reference behaviour.
+is HTML too. So are tokens of the template that their file does not mark as special (`mark_special`, the rule of
+`prompt.py`). `special_tokens="allow"` gives the reference behaviour.
 
 Token types are taken from the tokenizer's own encoding: a wrapper that forgets them shifts logits by more than 1.
 """
@@ -35,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from rerank_cli.encoding.tokenizer import without_special_pieces
+from rerank_cli.encoding.tokenizer import mark_special, without_special_pieces
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import EncodedPair
 
@@ -70,6 +71,11 @@ class PairTemplate:
     typed: bool
 
     @property
+    def ids(self) -> list[int]:
+        """The special tokens of a pair."""
+        return [*self.before.tolist(), *self.between.tolist(), *self.after.tolist()]
+
+    @property
     def size(self) -> int:
         """Number of special tokens of a pair."""
         return len(self.before) + len(self.between) + len(self.after)
@@ -99,6 +105,9 @@ class PairEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._template = _read_template(tokenizer, where)
+        if special_tokens == "neutral":
+            around = {tokenizer.id_to_token(number) for number in self._template.ids}
+            mark_special(tokenizer, around.__contains__)
         self._tokenizer.encode_special_tokens = special_tokens == "neutral"
         self._acting = _acting_special_ids(tokenizer) if special_tokens == "neutral" else frozenset()
         self.max_tokens = max_tokens

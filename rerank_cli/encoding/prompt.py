@@ -30,9 +30,10 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation
+from rerank_cli.encoding.tokenizer import mark_special
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import EncodedPair
 
@@ -50,7 +51,6 @@ Part = tuple[str | Slot, ...]
 Cut = Callable[["Prompt", Sequence[Ids], int], list[Ids]]
 """How reference code truncates: (prompt, ids of each part, limit) to the ids of each part that stay."""
 
-_CONTROL = re.compile(r"<\|.*\|>")
 _NOTHING: Ids = np.empty(0, dtype=np.int32)
 
 
@@ -304,20 +304,16 @@ def _read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
 
 def _neutralise(tokenizer: Tokenizer, template: str, where: str) -> None:
     """Make special tokens in texts be text from now on (see the head of the module)."""
-    added = tokenizer.get_added_tokens_decoder()
-    acting = [
-        AddedToken(token.content, normalized=token.normalized, special=True)
-        for token in added.values()
-        if not token.special and (token.content in template or _CONTROL.fullmatch(token.content))
-    ]
-    # For a token that exists this only sets its mark: the id stays.
-    tokenizer.add_special_tokens(acting)
+    mark_special(tokenizer, lambda content: content in template)
     tokenizer.encode_special_tokens = True
     # The unknown token stands for characters that are not in the vocabulary: one such character tells its id.
     unknown = set(tokenizer.encode("\U0010fffd", add_special_tokens=False).ids)
-    for number, token in added.items():
-        meant = (token.special or token in acting) and number not in unknown
-        if meant and number in tokenizer.encode(token.content, add_special_tokens=False).ids:
+    for number, token in tokenizer.get_added_tokens_decoder().items():
+        if (
+            token.special
+            and number not in unknown
+            and number in tokenizer.encode(token.content, add_special_tokens=False).ids
+        ):
             raise ModelError(
                 f"{where}: `{token.content}` written in a text acts as a special token whatever is done",
                 hint="`--special-tokens allow` accepts that",

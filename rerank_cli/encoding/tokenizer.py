@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 
+_CONTROL = re.compile(r"<\|.*\|>")
 _PLAIN = {"PreTrainedTokenizer", "TokenizersBackend", "PreTrainedTokenizerBase"}
 # What transformers takes where a checkpoint names no class; types that are not here are the file as it is.
 _CLASS_OF_MODEL_TYPE = {
@@ -72,6 +74,22 @@ def tokenizer_class(checkpoint: Checkpoint) -> str | None:
     if isinstance(named, str):
         return named.removesuffix("Fast")
     return _CLASS_OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")))
+
+
+def mark_special(tokenizer: Tokenizer, acts: Callable[[str], bool]) -> None:
+    """Mark as special the added tokens for whose content `acts` is true, and those of the form `<|...|>`.
+
+    A token that the model's template holds steers the model, whatever its file says of it. Other added tokens are left
+    alone: some vocabularies keep runs of white space and HTML tags there, which are text.
+    """
+    # For a token that exists this only sets its mark: the id stays.
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token.content, normalized=token.normalized, special=True)
+            for token in tokenizer.get_added_tokens_decoder().values()
+            if not token.special and (acts(token.content) or _CONTROL.fullmatch(token.content))
+        ]
+    )
 
 
 def without_special_pieces(tokenizer: Tokenizer) -> Tokenizer:

@@ -5,8 +5,10 @@
     Qwen2ForCausalLM   mxbai-rerank v2              l["1"] - l["0"]
     GemmaForCausalLM   bge-reranker-v2-gemma        l["Yes"]
 
-The architecture names the template; a language model of another kind with the same architecture cannot be told from
-these by its files, which is why the template in force is printed and stored in the report.
+The architecture names the template. A chat model of the same architecture cannot be told from these by its files: their
+config.json and tokenizers are those of the chat models that they were made of, and a model's name proves nothing. So
+the plan says what a checkpoint is taken for (`taken_for`), and the template in force is printed and stored in the
+report.
 
 Reference truncation: Qwen3 cuts its body (instruction, query, passage) to the limit less prefix and suffix. The limit
 of the other two is for query and passage alone, with the template on top: the query is cut to three quarters of it, the
@@ -128,6 +130,20 @@ _ANSWERS: dict[str, tuple[str, ...]] = {
 }
 YES_NO_ARCHITECTURES = frozenset(_PROMPTS)
 """Language models that answer yes or no."""
+
+_TRAINED_AS = {
+    "Qwen3ForCausalLM": "Qwen3-Reranker",
+    "Qwen2ForCausalLM": "mxbai-rerank v2",
+    "GemmaForCausalLM": "bge-reranker-v2-gemma",
+}
+
+
+def taken_for(architecture: str) -> str:
+    """Which reranker a language model is taken for, with what that rests on."""
+    return (
+        f"taken for a {_TRAINED_AS[architecture]}: {architecture} is all that tells; a chat model of this architecture "
+        "looks the same and its logits would mean nothing"
+    )
 
 
 def yes_no_prompt(checkpoint: Checkpoint, tokenizer: Tokenizer, instruction: str | None = None) -> Prompt:

@@ -32,7 +32,8 @@ ALIASES = {
 }
 """Names that are tried, in order, where the user names no field."""
 
-_OF_A_LOGIT = frozenset({"prob", "truncated", "tokens", "kept_tokens"})
+_OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens"})
+_SCORES = frozenset({"logit", "cosine"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,13 @@ class Selection:
     """Which scored passages come back, and with what.
 
     top_n: the first n of each list; threshold: only logits of at least this; prob: adds `prob`, the sigmoid of the
-    logit.
+    logit. score: what the model's score is called in the output.
     """
 
     top_n: int | None = None
     threshold: float | None = None
     prob: bool = False
+    score: str = "logit"
 
 
 Item = Row | RowError | Gap
@@ -316,15 +318,17 @@ def lookup(fields: Mapping[str, Any], path: str) -> Any:
 def _scored(
     own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True
 ) -> dict[str, Any]:
-    """A copy of a row or passage with our fields as its last; what an earlier run said of its own logit is left out."""
-    ours: dict[str, Any] = {"logit": entry.logit}
+    """A copy of a row or passage with our fields as its last; what an earlier run said of its own score is left out."""
+    ours: dict[str, Any] = {selection.score: entry.logit}
     if ranks:
         ours = {"rank": entry.rank, **ours, "index": entry.index}
     if selection.prob:
         ours["prob"] = entry.probability
     if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
-    replaced = ours.keys() | (_OF_A_LOGIT if "logit" in own else ())
+    replaced = set(ours)
+    if not _SCORES.isdisjoint(own):
+        replaced |= _OF_A_SCORE | ({"prob"} if selection.score == "logit" else set())
     return {name: value for name, value in own.items() if name not in replaced} | ours
 
 

@@ -112,7 +112,7 @@ class ParquetSink:
             passages = None
             if isinstance(self._shape, ListShape) and first is not None:
                 passages = self._shape.passages_path(first.source.rows[0].fields)
-            self._writer = ParquetWriter(self._path, self._name, passages=passages)
+            self._writer = ParquetWriter(self._path, self._name, passages=passages, score=self._selection.score)
         return self._writer
 
 
@@ -169,10 +169,11 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
     """The output rows of lists that came from Parquet."""
     from rerank_cli.formats import arrow_ranking
 
+    ours: dict[str, Any] = {"score": selection.score, "prob": selection.prob}
     if isinstance(shape, ListShape):
         passages = shape.passages_path(ranked[0].source.rows[0].fields)
-        return arrow_ranking.rank_lists(ranked, passages=passages, text="text", prob=selection.prob)
-    return arrow_ranking.rank_rows(ranked, prob=selection.prob, ranks=isinstance(shape, FlatShape))
+        return arrow_ranking.rank_lists(ranked, passages=passages, text="text", **ours)
+    return arrow_ranking.rank_rows(ranked, **ours, ranks=isinstance(shape, FlatShape))
 
 
 def _empty_table(path: str, shape: Shape, selection: Selection) -> pa.Table:

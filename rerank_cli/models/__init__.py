@@ -8,7 +8,7 @@ and said so. To add a family: one file here, one row in the table, one parity te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from rerank_cli.encoding import YES_NO_ARCHITECTURES
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.causal import YesNoModel
+from rerank_cli.models.embedder import EMBEDDERS, Embedder
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
@@ -62,21 +63,31 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
     if architecture not in FAMILIES and not architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{checkpoint.path / 'config.json'}: architecture `{architecture}` is not a reranker that is known",
-            hint=f"known are {', '.join(sorted(FAMILIES))} and the sequence classifiers of transformers",
+            hint=f"known are {', '.join(sorted([*FAMILIES, *EMBEDDERS]))} and the sequence classifiers of transformers",
         )
     if architecture not in YES_NO_ARCHITECTURES and checkpoint.num_labels != 1:
         raise ModelError(
             f"{checkpoint.path / 'config.json'}: the model gives {checkpoint.num_labels} labels, a reranker one logit"
         )
-    where, dtype = torch.device(device), DTYPES[precision]
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise DoesNotFitError(f"--device {device}: torch {torch.__version__} sees no CUDA device")
-    if attention == "varlen" and not varlen_runs(where, dtype):
-        attention = "runs"
     family = FAMILIES.get(architecture)
     if family is None:
         # Imported here: transformers costs seconds that the native families need not pay.
         from rerank_cli.models.padded import PaddedCrossEncoder
 
         family = PaddedCrossEncoder
-    return family(checkpoint, device=where, dtype=dtype, attention=attention)
+    return family(checkpoint, **_placed(device, precision, attention))
+
+
+def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> Embedder:
+    """Load an embedding model (its architecture is in `EMBEDDERS`); else as `load_model`."""
+    return EMBEDDERS[checkpoint.architecture](checkpoint, **_placed(device, precision, attention))
+
+
+def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
+    """Device, dtype and kind of attention that a model is called with."""
+    where, dtype = torch.device(device), DTYPES[precision]
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise DoesNotFitError(f"--device {device}: torch {torch.__version__} sees no CUDA device")
+    if attention == "varlen" and not varlen_runs(where, dtype):
+        attention = "runs"
+    return {"device": where, "dtype": dtype, "attention": attention}

@@ -35,7 +35,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
-from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.linear import Linear, LinearLoader, PlainLinear, activation, fp8_reason, fp8_runs, linear_kind
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import EncodedPair
@@ -134,15 +134,17 @@ class LlamaTrunk:
         # second copy, and F.linear is as fast there (2,048 tokens, 2,048 to 8,192 channels in bf16, AMD EPYC, torch
         # 2.13: 166 ms, prepacked 163 ms).
         self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
+        self._fp8 = f", FP8 weights {fp8_reason(device, dtype)}" if weights.quantised else ""
+        linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype))
         self._frequencies = shape.frequencies.to(device)
         self.words = weights.take(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.hidden))
-        self._layers = [self._layer(weights, f"{prefix}layers.{i}") for i in range(shape.layers)]
+        self._layers = [self._layer(linear, f"{prefix}layers.{i}") for i in range(shape.layers)]
         self._final_norm = self._norm(weights, f"{prefix}norm")
 
     @property
     def kernels(self) -> str:
         """Which implementations run, in words, for the report."""
-        return f"packed; linear {self._kind.kernel}; attention {self._attention}"
+        return f"packed; linear {self._kind.kernel}{self._fp8}; attention {self._attention}"
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of tokens [T]."""
@@ -189,32 +191,25 @@ class LlamaTrunk:
         _rotate_(k, rotation)
         return q, k, v
 
-    def _layer(self, weights: WeightReader, name: str) -> _Layer:
-        shape = self._shape
+    def _layer(self, linear: LinearLoader, name: str) -> _Layer:
+        shape, weights = self._shape, linear.weights
         queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-
-        def linear(part: str, inputs: int, outputs: int, *, bias: bool, then: str | None = None) -> Linear:
-            return self._kind(
-                weights.take(f"{name}.{part}.weight", (outputs, inputs)),
-                weights.take(f"{name}.{part}.bias", (outputs,)) if bias else None,
-                then=then,
-            )
-
+        attention, mlp, then = f"{name}.self_attn", f"{name}.mlp", shape.activation
         norms = (
-            [self._norm(weights, f"{name}.self_attn.{part}_norm", shape.head_size) for part in ("q", "k")]
+            [self._norm(weights, f"{attention}.{part}_norm", shape.head_size) for part in ("q", "k")]
             if shape.head_norms
             else [None, None]
         )
         return _Layer(
             attention_norm=self._norm(weights, f"{name}.input_layernorm"),
-            query=linear("self_attn.q_proj", shape.hidden, queries, bias=shape.qkv_bias),
-            key=linear("self_attn.k_proj", shape.hidden, keys, bias=shape.qkv_bias),
-            value=linear("self_attn.v_proj", shape.hidden, keys, bias=shape.qkv_bias),
-            attention_out=linear("self_attn.o_proj", queries, shape.hidden, bias=shape.out_bias),
+            query=linear(f"{attention}.q_proj", shape.hidden, queries, bias=shape.qkv_bias),
+            key=linear(f"{attention}.k_proj", shape.hidden, keys, bias=shape.qkv_bias),
+            value=linear(f"{attention}.v_proj", shape.hidden, keys, bias=shape.qkv_bias),
+            attention_out=linear(f"{attention}.o_proj", queries, shape.hidden, bias=shape.out_bias),
             mlp_norm=self._norm(weights, f"{name}.post_attention_layernorm"),
-            gate=linear("mlp.gate_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias, then=shape.activation),
-            up=linear("mlp.up_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias),
-            down=linear("mlp.down_proj", shape.intermediate, shape.hidden, bias=shape.mlp_bias),
+            gate=linear(f"{mlp}.gate_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias, then=then),
+            up=linear(f"{mlp}.up_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias),
+            down=linear(f"{mlp}.down_proj", shape.intermediate, shape.hidden, bias=shape.mlp_bias),
             query_norm=norms[0],
             key_norm=norms[1],
         )

@@ -8,6 +8,7 @@ longest pair, so pairs of like length should stand together, which the engine's 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
+from rerank_cli.quantisation import read_quantisation
 from rerank_cli.records import EncodedPair
 
 
@@ -30,6 +32,8 @@ class PaddedCrossEncoder:
     kernels = "transformers, padded to the longest pair of a batch"
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+        if quantisation := read_quantisation(checkpoint):
+            raise ModelError(f"{checkpoint.path}: {quantisation} are not read for {checkpoint.architecture}")
         self._device = device
         self._model = _load(checkpoint, dtype).to(device).eval()
         # The loaded config knows the defaults of its class, which config.json may leave out.
@@ -95,7 +99,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise ModelError(f"{checkpoint.path}: weights cannot be loaded: {_first_line(error)}") from error
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loading.get(kind):
-            names = ", ".join(f"`{name}`" for name in sorted(map(str, loading[kind]))[:5])
+            names = ", ".join(sorted(map(_shown_key, loading[kind]))[:5])
             raise ModelError(f"{checkpoint.path}: weights do not fit {architecture}: {kind.replace('_', ' ')}: {names}")
     return model
 
@@ -114,7 +118,9 @@ def _quiet_transformers() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            with warnings.catch_warnings():  # where the environment says that there are none, it says so anew
+                warnings.simplefilter("ignore")
+                logging.enable_progress_bar()
 
 
 def known_architectures() -> list[str]:
@@ -122,6 +128,14 @@ def known_architectures() -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
     return sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
+
+
+def _shown_key(key: Any) -> str:
+    """A weight as transformers names it: its name, or (name, stored shape, wanted shape)."""
+    if isinstance(key, str):
+        return f"`{key}`"
+    name, stored, wanted = key
+    return f"`{name}` has shape {list(stored)}, config.json asks for {list(wanted)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -311,6 +312,32 @@ def test_a_special_token_that_appears_only_after_normalising_is_text_too(tiny):
     one, other = encoding.encode([(wide, "x"), ("a [SEP] b", "x")])
     assert only(one).input_ids.tolist() == only(other).input_ids.tolist()
     assert only(one).input_ids.tolist().count(tokenizer.token_to_id("[SEP]")) == 2
+
+
+def unmarked(tiny) -> Tokenizer:
+    """BERT's tokenizer whose special tokens are not marked as such, with added tokens besides."""
+    state = json.loads(load_tokenizer(read_checkpoint(tiny("bert"))).to_str())
+    for token in state["added_tokens"]:
+        token["special"] = False
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.add_tokens(["<|begin|>", "<td>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("spelled", "acts"),
+    [("[SEP]", False), ("[CLS]", False), ("<|begin|>", False), ("<td>", True), ("[MASK]", True)],
+)
+def test_what_the_template_holds_is_text_in_a_text_even_if_its_file_does_not_mark_it(tiny, spelled, acts):
+    # As in prompts: tokens of the template and control tokens steer a model; other added tokens are its vocabulary.
+    found = {}
+    for mode in ("neutral", "allow"):
+        tokenizer = unmarked(tiny)
+        number = tokenizer.token_to_id(spelled)
+        encoding = PairEncoder(tokenizer, where="here", max_tokens=90, special_tokens=mode)
+        pair, plain = (only(entry).input_ids.tolist() for entry in encoding.encode([("a", f"b {spelled}"), ("a", "b")]))
+        found[mode] = pair.count(number) - plain.count(number)
+    assert found == {"neutral": int(acts), "allow": 1}
 
 
 def test_unknown_characters_stay_the_unknown_token(tiny):

@@ -200,10 +200,10 @@ def test_a_logit_is_written_with_the_fewest_digits_that_name_it() -> None:
 def test_a_logit_that_is_no_number_is_an_error_and_never_a_rank(logit: float, shown: str) -> None:
     (good,), (error,) = ranked(lists(["a", "b"], ["c"]), 1.0, logit, 2.0)
     assert (good.source.id, told(error), error.id) == (1, (1, "not-finite"), 0)
-    assert error.message == f"passages[1]: the model gave {shown} as its logit"
+    assert error.message == f"passages[1]: the model gave {shown} as its score"
     ((rest,), (error,)) = ranked([group("a", "b", "c")], 1.0, logit, 2.0)
     assert ranking(rest) == [(1, 2, 2.0), (2, 0, 1.0)]
-    assert (told(error), error.id, error.message) == ((2, "not-finite"), "g", f"the model gave {shown} as its logit")
+    assert (told(error), error.id, error.message) == ((2, "not-finite"), "g", f"the model gave {shown} as its score")
 
 
 def test_one_bad_passage_makes_its_whole_list_one_error_with_the_first_problem() -> None:

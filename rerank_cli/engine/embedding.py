@@ -1,0 +1,106 @@
+"""An embedding model as a place where pairs are scored: the cosine of the query's vector and the passage's.
+
+Each distinct text is embedded once in a run, however many pairs it stands in. Batches are cut by the tokens of texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding import split_pair
+from rerank_cli.engine.batching import plan_batches
+from rerank_cli.engine.scorer import OnBatch
+from rerank_cli.engine.vectors import VectorStore
+from rerank_cli.models import load_embedder
+from rerank_cli.models.embedder import Embedder
+from rerank_cli.records import EncodedPair
+from rerank_cli.run_plan import Plan
+
+Vectors = npt.NDArray[np.float32]
+
+
+class EmbeddingEngine:
+    """The plan's embedding model in this process; satisfies `Engine`. Loads the weights when it is made.
+
+    texts, tokens: how many were embedded so far.
+    """
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, *, model: Embedder | None = None) -> None:
+        if plan.device == "cpu":
+            torch.set_num_threads(plan.threads)
+        self._token_budget = plan.token_budget
+        self._model = model or load_embedder(
+            checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
+        )
+        self._store = VectorStore(self._model.dimensions)
+        self.texts = 0
+        self.tokens = 0
+
+    @property
+    def kernels(self) -> str:
+        """Which implementations the model runs on, in words, for the report."""
+        return self._model.kernels
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in a vector."""
+        return self._model.dimensions
+
+    def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
+        """The cosine of each pair, float32 [len(pairs)]; NaN where a vector is zero."""
+        if not pairs:
+            return np.empty(0, dtype=np.float32)
+        places: dict[bytes, int] = {}
+        texts: dict[bytes, EncodedPair] = {}
+        sides = np.empty((len(pairs), 2), dtype=np.int64)
+        for row, pair in enumerate(pairs):
+            for side, text in enumerate(split_pair(pair)):
+                key = _key(text)
+                texts.setdefault(key, text)
+                sides[row, side] = places.setdefault(key, len(places))
+        self._embed_missing(texts, on_batch)
+        if on_batch:
+            on_batch(len(pairs), 0)
+        vectors = self._store.get(list(places))
+        with np.errstate(invalid="ignore"):  # 0 / 0 of a vector of zeros
+            directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        cosines: npt.NDArray[np.float32] = np.einsum("ij,ij->i", directions[sides[:, 0]], directions[sides[:, 1]])
+        return cosines
+
+    def vectors(self, pair: EncodedPair) -> Vectors:
+        """The vectors of a scored pair's query and passage, float32 [2, dimensions], as the model gave them."""
+        return self._store.get([_key(text) for text in split_pair(pair)])
+
+    def is_new(self, kind: str, text: str) -> bool:
+        """Whether this is the first time in the run that this text of this kind is asked about."""
+        return self._store.mark(
+            hashlib.blake2b(f"{kind} {text}".encode(errors="surrogatepass"), digest_size=16).digest()
+        )
+
+    @torch.inference_mode()
+    def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> None:
+        keys = self._store.missing(list(texts))
+        lengths = [len(texts[key].input_ids) for key in keys]
+        for batch in plan_batches(lengths, token_budget=self._token_budget):
+            vectors = self._model.embed([texts[keys[place]] for place in batch]).cpu().numpy()
+            self._store.put({keys[place]: vector for place, vector in zip(batch, vectors, strict=True)})
+            tokens = sum(lengths[place] for place in batch)
+            self.texts += len(batch)
+            self.tokens += tokens
+            if on_batch:
+                on_batch(0, tokens)
+
+    def close(self) -> None:
+        """Drop the model and the vectors."""
+        self._store.close()
+        del self._model
+
+
+def _key(text: EncodedPair) -> bytes:
+    return hashlib.blake2b(text.input_ids.tobytes(), digest_size=16).digest()
