@@ -13,6 +13,7 @@ import pytest
 
 from rerank_cli.errors import EXIT_CODES
 from rerank_cli.models import FAMILIES
+from rerank_cli.models.embedder import EMBEDDERS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
 
 
 def test_every_native_architecture_is_in_readme() -> None:
-    for architecture in FAMILIES:
+    for architecture in (*FAMILIES, *EMBEDDERS):
         assert f"`{architecture}`" in README
 
 

@@ -13,6 +13,7 @@ import pytest
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.cli import main
 from rerank_cli.encoding import open_encoder
+from tests.parity import table
 
 # As the reference code reads texts: cut like it, `[SEP]` in a text acts as it does there.
 AS_REFERENCE = ("--precision", "fp32", "--truncate", "reference", "--special-tokens", "allow")
@@ -29,10 +30,15 @@ def scored(golden, group, folder: Path, *options: str) -> dict[str, dict[str, An
     return {row["id"]: row for row in rows}
 
 
+def differences(golden, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """How far each logit is from the expected one."""
+    return {name: abs(row["logit"] - golden.expected[name]["logit"]) for name, row in rows.items()}
+
+
 def too_far(golden, rows: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """How far each logit is from the expected one, for those that are out of the tolerance."""
-    found = {name: abs(row["logit"] - golden.expected[name]["logit"]) for name, row in rows.items()}
-    return {name: difference for name, difference in found.items() if not difference <= golden.tolerance}
+    """How far each logit is from the expected one, for those that are out of the tolerance, or farther than before."""
+    allowed = table.limit(golden.name, golden.tolerance)
+    return {name: difference for name, difference in differences(golden, rows).items() if not difference <= allowed}
 
 
 def test_the_goldens_are_there(goldens):

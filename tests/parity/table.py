@@ -1,0 +1,131 @@
+"""README's table of model families and how near each comes to its authors' own code, made from the golden folders.
+
+    python -m tests.parity.table            prints the table
+    python -m tests.parity.table --record   measures anew, through the command line, and writes worst.json
+    python -m tests.parity.table --write    puts the table into README.md
+
+worst.json holds, for each golden, the largest difference of any case, alone or in one batch, rounded up to one digit.
+The parity tests fail where a difference grows to ten times that, and a test compares README with this table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.checkpoint import read_checkpoint
+
+HERE = Path(__file__).parent
+README = HERE.parents[1] / "README.md"
+RECORD = HERE / "worst.json"
+BEGIN, END = (
+    "<!-- parity: begin (made by `python -m tests.parity.table --write`; a test compares) -->",
+    "<!-- parity: end -->",
+)
+GROWTH = 10  # times the recorded worst: other processors add in another order, and that is no change of the code
+
+FAMILIES = {
+    "BertForSequenceClassification": "BERT cross-encoders",
+    "XLMRobertaForSequenceClassification": "XLM-R cross-encoders",
+    "ModernBertForSequenceClassification": "ModernBERT cross-encoders",
+    "DebertaV2ForSequenceClassification": "DeBERTa-v2 cross-encoders",
+    "LlamaBidirectionalForSequenceClassification": "Nemotron and AutoModel rerankers",
+    "LlamaNemotronVLForSequenceClassification": "Nemotron page-image rerankers",
+    "LlamaNemotronVLModel": "Nemotron page-image embedders",
+    "Qwen3ForCausalLM": "Qwen3-Reranker",
+    "Qwen2ForCausalLM": "mxbai-rerank v2",
+    "GemmaForCausalLM": "bge-reranker-v2-gemma",
+}
+
+
+def recorded() -> dict[str, float]:
+    """The largest difference of each golden when it was last measured."""
+    found: dict[str, float] = json.loads(RECORD.read_text())
+    return found
+
+
+def limit(name: str, tolerance: float) -> float:
+    """How far a case of a golden may be off: its tolerance, or less where the product has come nearer."""
+    return min(tolerance, GROWTH * recorded().get(name, math.inf))
+
+
+def render() -> str:
+    """The table in Markdown."""
+    lines = [
+        "| family | `architectures` | golden | cases | compared | tolerance | largest difference |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    worst = recorded()
+    for name in sorted(worst, key=lambda name: (list(FAMILIES).index(_architecture(name)), name)):
+        architecture, row = _architecture(name), _facts(name)
+        cases = f"{row['cases']}" if row["cases"] == row["all"] else f"{row['cases']} of {row['all']} (no images yet)"
+        lines.append(
+            f"| {FAMILIES[architecture]}{row['more']} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
+            f"{_number(row['tolerance'])} | {_number(worst[name])} |"
+        )
+    return "\n".join(lines)
+
+
+def _architecture(name: str) -> str:
+    return read_checkpoint(HERE / name / "checkpoint").architecture
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from tests.parity.conftest import GOLDENS, read_jsonl
+    from tests.parity.test_embedding_golden import TOLERANCE, load
+
+    cases = len(read_jsonl(HERE / name / "cases.jsonl"))
+    more = ", FP8" if (HERE / name / "checkpoint" / "hf_quant_config.json").exists() else ""
+    if name in GOLDENS:
+        golden = GOLDENS[name]
+        return {"cases": len(golden.cases), "all": cases, "tolerance": golden.tolerance, "what": "logit", "more": more}
+    return {"cases": len(load(name).cases), "all": cases, "tolerance": TOLERANCE, "what": "vector", "more": more}
+
+
+def _number(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-")
+
+
+def measure() -> dict[str, float]:
+    """The largest difference of each golden, now, rounded up to one digit."""
+    from tests.parity import test_embedding_golden as embedding
+    from tests.parity.conftest import GOLDENS
+    from tests.parity.test_golden import differences, scored
+
+    worst: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for budget in ("1", "1000000"):
+            for golden in GOLDENS.values():
+                for group in golden.groups:
+                    found = differences(golden, scored(golden, group, folder, "--token-budget", budget))
+                    worst[golden.name] = max(worst.get(golden.name, 0.0), *found.values())
+            for label in embedding.GOLDENS:
+                one = embedding.load(label)
+                for tokens in one.limits:
+                    vectors = embedding.vectors_of(one, tokens, folder, "--token-budget", budget, "--overwrite")
+                    worst[label] = max(worst.get(label, 0.0), *embedding.differences(one, vectors).values())
+    return {name: _rounded_up(value) for name, value in sorted(worst.items())}
+
+
+def _rounded_up(value: float) -> float:
+    unit = 10.0 ** math.floor(math.log10(value)) if value else 1e-9
+    return float(f"{math.ceil(value / unit) * unit:.0e}")
+
+
+def main(arguments: list[str]) -> None:
+    """Print, record or write."""
+    if "--record" in arguments:
+        RECORD.write_text(json.dumps(measure(), indent=2) + "\n")
+    if "--write" in arguments:
+        before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+        README.write_text(f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    print(render())  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
