@@ -16,7 +16,8 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.job import JobOptions, prepare
-from rerank_cli.pipeline import Counts, cut_windows, encode_window
+from rerank_cli.parts import encode_parts, image_counts
+from rerank_cli.pipeline import Counts, cut_windows
 from rerank_cli.selection import Plan
 
 _SHARE_REACHED = 0.7
@@ -48,22 +49,25 @@ def dry_run(options: JobOptions) -> DryRun:
     lengths: list[int] = []
     kept = squares = truncated = unscorable = 0
     for window in cut_windows(prepared.shape.group(prepared.items), max_pairs=prepared.plan.window_pairs):
-        encoded = encode_window(window, prepared.encoder)
         counts.rows_in += window.rows
         counts.rows_error += len(window.errors)
         counts.blank += window.blank
         counts.lists += len(window.lists)
-        counts.pairs += len(encoded.places)
-        counts.pairs_scored += len(encoded.encoded)
-        times = Counter(encoded.places)
-        for place, entry in enumerate(encoded.encoded):
-            if isinstance(entry, EncodingProblem):
-                unscorable += 1
-                continue
-            lengths.append(sum(pair.tokens for pair in entry))
-            kept += sum(pair.kept_tokens for pair in entry)
-            squares += sum(pair.kept_tokens**2 for pair in entry)
-            truncated += times[place] * any(pair.truncated for pair in entry)
+        counts.pairs += sum(len(item.passages) for item in window.lists)
+        times = Counter((item.query, passage) for item in window.lists for passage in item.passages)
+        pairs = list(times)
+        for part in encode_parts(window, prepared.encoder):
+            counts.pairs_scored += len(part.encoded)
+            counts.add(image_counts(part.encoded))
+            for place, entry in zip(part.members, part.encoded, strict=True):
+                if isinstance(entry, EncodingProblem):
+                    unscorable += 1
+                    continue
+                lengths.append(sum(pair.tokens for pair in entry))
+                kept += sum(pair.kept_tokens for pair in entry)
+                squares += sum(pair.kept_tokens**2 for pair in entry)
+                truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
+                counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
     counts.tokens, counts.truncated = kept, truncated
     flops = _forward_flops(prepared.checkpoint, tokens=kept, squares=squares)
     speed = _gemm_speed(prepared.plan)

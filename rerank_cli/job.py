@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,17 @@ import torch
 from rerank_cli import report as reports
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.destination import Destination, Names, open_destination
-from rerank_cli.encoding import SpecialTokens, TextEncoder, Truncation, model_max_tokens, open_encoder
+from rerank_cli.encoding import (
+    ImageLimits,
+    ReadsImages,
+    SpecialTokens,
+    TextEncoder,
+    Truncation,
+    model_max_tokens,
+    open_encoder,
+)
 from rerank_cli.engine import open_engine
-from rerank_cli.errors import UsageError
+from rerank_cli.errors import InputError, UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator
 from rerank_cli.formats.inputs import (
     Input,
@@ -62,6 +71,7 @@ class JobOptions:
     chunk_overlap: int = 64
     pool: Pool = "max"
     special_tokens: SpecialTokens = "neutral"
+    images: ImageLimits = field(default_factory=ImageLimits)
     instruction: str | None = None
     template: str | None = None  # its text, or `none`
     selection: Selection = field(default_factory=Selection)
@@ -216,8 +226,9 @@ def prepare(options: JobOptions) -> Prepared:
         special_tokens=options.special_tokens,
         instruction=options.instruction,
         template=options.template,
+        images=options.images,
     )
-    plan = replace(plan, reasons=(*plan.reasons, f"template {encoder.template!r}"))
+    plan = replace(plan, reasons=(*plan.reasons, f"template {encoder.template!r}", *_image_reasons(encoder)))
     read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
         shape: Shape = PairShape(options.fields, query=options.query)
@@ -227,6 +238,12 @@ def prepare(options: JobOptions) -> Prepared:
         items = ordered_by_group(inputs, shape, items, read)
     meter = _Meter(inputs)
     return Prepared(checkpoint, plan, encoder, inputs, shape, meter.count(items), meter)
+
+
+def _image_reasons(encoder: TextEncoder) -> list[str]:
+    if not isinstance(encoder, ReadsImages):
+        return []
+    return [f"images in at most {encoder.max_tiles} tiles: {encoder.reason}"]
 
 
 def _per_list(options: JobOptions) -> Selection:
@@ -245,6 +262,9 @@ def _refuse_unusable(options: JobOptions) -> None:
     threshold = options.selection.threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: not a number to compare with")
+    root = options.fields.image_root
+    if root is not None and not Path(root).is_dir():
+        raise InputError(f"--image-root {root}: no such folder")
     try:
         (options.query or "").encode()
     except UnicodeEncodeError as error:

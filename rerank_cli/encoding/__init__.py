@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
+from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, check_context_token
+from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, yes_no_prompt
 from rerank_cli.errors import UsageError
+from rerank_cli.images import MAX_IMAGE_PIXELS, ImageReader
+from rerank_cli.max_tokens import model_max_tokens
+from rerank_cli.records import Passage
 
 __all__ = [
     "YES_NO_ARCHITECTURES",
     "Encoded",
     "EncodingProblem",
+    "ImageLimits",
     "PairEncoder",
     "PromptEncoder",
+    "ReadsImages",
     "SpecialTokens",
     "TextEncoder",
     "Truncation",
+    "VisionEncoder",
     "answer_ids",
     "model_max_tokens",
     "open_encoder",
 ]
 
-# Families whose positions begin behind the padding id: a table of 514 rows holds 512 tokens.
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text"}
-_NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
-# Rerankers made of language models have room for more than they were trained to read: 8192 is the limit on the model
-# cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
-_PROMPT_MAX_TOKENS = 8192
 _PROMPTED = {"LlamaBidirectionalForSequenceClassification", *YES_NO_ARCHITECTURES}
+_VISION = {"LlamaNemotronVLForSequenceClassification": NEMOTRON_RERANK}
 
 
 class TextEncoder(Protocol):
@@ -48,26 +52,31 @@ class TextEncoder(Protocol):
         """The token ids of each (query, passage), in order."""
 
 
-def model_max_tokens(checkpoint: Checkpoint) -> int:
-    """The longest pair that the model can read: what its tokenizer says and its position table allows, the smaller.
+@runtime_checkable
+class ReadsImages(Protocol):
+    """A `TextEncoder` whose passages may be images."""
 
-    Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
-    """
-    prompted = checkpoint.architecture in _PROMPTED
-    limits = [_PROMPT_MAX_TOKENS] if prompted else []
-    declared = checkpoint.tokenizer_config.get("model_max_length")
-    if isinstance(declared, (int, float)) and declared < _NO_LIMIT:
-        limits.append(int(declared))
-    if "max_position_embeddings" in checkpoint.config:
-        offset = 0
-        if checkpoint.config.get("model_type") in _OFFSET_POSITIONS:
-            offset = checkpoint.integer("pad_token_id", 1) + 1
-        limits.append(checkpoint.integer("max_position_embeddings") - offset)
-    positive = [limit for limit in limits if limit > 0]
-    return min(positive) if positive else 512
+    @property
+    def max_tiles(self) -> int:
+        """Parts that an image is cut in at most."""
+
+    @property
+    def reason(self) -> str:
+        """What said so."""
+
+    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
+        """The token ids, and tiles, of each (query, passage), in order."""
 
 
-def open_encoder(
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What the user allows of images. max_tiles: parts of an image, None for what the checkpoint says."""
+
+    max_tiles: int | None = None
+    max_pixels: int = MAX_IMAGE_PIXELS
+
+
+def open_encoder(  # noqa: PLR0913 (one argument an option)
     checkpoint: Checkpoint,
     *,
     max_tokens: int,
@@ -76,6 +85,7 @@ def open_encoder(
     special_tokens: SpecialTokens = "neutral",
     instruction: str | None = None,
     template: str | None = None,
+    images: ImageLimits | None = None,
 ) -> TextEncoder:
     """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
 
@@ -90,6 +100,42 @@ def open_encoder(
     if instruction is not None and (not yes_no or template is not None):
         reason = "--template replaces the whole prompt" if yes_no else f"{checkpoint.name} takes no instruction"
         raise UsageError(f"--instruction: {reason}")
+    options: dict[str, Any] = {
+        "where": where,
+        "max_tokens": max_tokens,
+        "truncate": truncate,
+        "chunk_overlap": chunk_overlap,
+        "special_tokens": special_tokens,
+    }
+    images = images or ImageLimits()
+    if checkpoint.architecture in _VISION:
+        if template is not None:
+            raise UsageError(f"--template: {checkpoint.name} has two prompts of its own, with and without an image")
+        return _open_vision_encoder(checkpoint, images, **options)
+    if images.max_tiles is not None:
+        raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
+    return _open_text_encoder(checkpoint, instruction, template, **options)
+
+
+def _open_vision_encoder(checkpoint: Checkpoint, images: ImageLimits, *, where: str, **options: Any) -> VisionEncoder:
+    """options: of `PromptEncoder`."""
+    geometry = read_vision_geometry(checkpoint, max_tiles=images.max_tiles)
+    tokenizer = read_tokenizer_file(checkpoint)
+    check_context_token(checkpoint, tokenizer, where)
+    reader = ImageReader(
+        tile_size=geometry.tile_size,
+        max_tiles=geometry.max_tiles,
+        thumbnail=geometry.thumbnail,
+        max_pixels=images.max_pixels,
+    )
+    return VisionEncoder(tokenizer, _VISION[checkpoint.architecture], reader, geometry, where=where, **options)
+
+
+def _open_text_encoder(
+    checkpoint: Checkpoint, instruction: str | None, template: str | None, *, where: str, **options: Any
+) -> TextEncoder:
+    """options: of `PairEncoder` and `PromptEncoder`."""
+    yes_no = checkpoint.architecture in YES_NO_ARCHITECTURES
     if template == "none" and yes_no:
         raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
     if checkpoint.architecture not in _PROMPTED or template == "none":
@@ -98,10 +144,7 @@ def open_encoder(
         return PairEncoder(
             load_tokenizer(checkpoint),
             where=where,
-            max_tokens=max_tokens,
-            truncate=truncate,
-            chunk_overlap=chunk_overlap,
-            special_tokens=special_tokens,
+            **options,
         )
     # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as
     # it is; transformers 5 fails on some of them.
@@ -115,8 +158,5 @@ def open_encoder(
         tokenizer,
         prompt,
         where=where,
-        max_tokens=max_tokens,
-        truncate=truncate,
-        chunk_overlap=chunk_overlap,
-        special_tokens=special_tokens,
+        **options,
     )

@@ -79,7 +79,11 @@ def off(golden, *, encode: Encode = as_pair, change=unchanged, spoil=as_loaded) 
     with LocalEngine(PLAN, checkpoint, model=model) as engine:
         for group in golden.groups:
             encoder = open_encoder(
-                checkpoint, max_tokens=group.max_tokens, truncate="reference", special_tokens="allow"
+                checkpoint,
+                max_tokens=group.max_tokens,
+                truncate="reference",
+                special_tokens="allow",
+                images=group.images,
             )
             logits = engine.score([encode(encoder, *pair) for pair in group.pairs])
             expected = [golden.expected[case["id"]]["logit"] for case in group.cases]
