@@ -6,8 +6,10 @@ tenth of a second in the plan's precision; a whole forward reaches 65 to 80 % of
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem
+from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.job import JobOptions, prepare
 from rerank_cli.parts import encode_parts, image_counts
 from rerank_cli.pipeline import Counts, cut_windows
@@ -22,6 +25,7 @@ from rerank_cli.selection import Plan
 
 _SHARE_REACHED = 0.7
 _MEASURED_SECONDS = 0.1
+_TOWER = re.compile(r"(^|\.)(vision_model|mlp1)\.")  # weights that images pass, and text does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def dry_run(options: JobOptions) -> DryRun:
                 truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
                 counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
     counts.tokens, counts.truncated = kept, truncated
-    flops = _forward_flops(prepared.checkpoint, tokens=kept, squares=squares)
+    flops = _forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
     speed = _gemm_speed(prepared.plan)
     percentiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 10, 50, 90, 99, 100)} if lengths else {}
     return DryRun(
@@ -77,15 +81,27 @@ def dry_run(options: JobOptions) -> DryRun:
     )
 
 
-def _forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int) -> float:
-    """Operations of an encoder: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length."""
-    weights = sum(
-        info.shape[0] * info.shape[1]
-        for name, info in checkpoint.tensors.items()
-        if len(info.shape) == 2 and "embedding" not in name
-    )
-    layers = checkpoint.integer("num_hidden_layers", 1)
-    return 2.0 * weights * tokens + 4.0 * checkpoint.integer("hidden_size", 1) * layers * squares
+def _forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int, tiles: int = 0) -> float:
+    """Operations of an encoder: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length.
+
+    A vision tower is such an encoder too, of the patches of its tiles.
+    """
+    towers = [name for name in checkpoint.tensors if _TOWER.search(name)]
+    flops = 0.0
+    if towers:
+        vision = checkpoint.within("vision_config")
+        patches = read_vision_geometry(checkpoint).patches
+        flops = _encoder_flops(vision, towers, tokens=tiles * patches, squares=tiles * patches**2)
+        checkpoint = checkpoint.within("llm_config")
+    others = [name for name in checkpoint.tensors if not _TOWER.search(name)]
+    return flops + _encoder_flops(checkpoint, others, tokens=tokens, squares=squares)
+
+
+def _encoder_flops(part: Checkpoint, names: Sequence[str], *, tokens: int, squares: int) -> float:
+    shapes = [part.tensors[name].shape for name in names if "embed" not in name]
+    weights = sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
+    layers, hidden = part.integer("num_hidden_layers", 1), part.integer("hidden_size", 1)
+    return 2.0 * weights * tokens + 4.0 * hidden * layers * squares
 
 
 def _gemm_speed(plan: Plan) -> float:
