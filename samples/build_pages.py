@@ -1,6 +1,6 @@
 """Draw the page images of `pages/` and write `pages.jsonl`, which lists them as candidates.
 
-The pages are small documents of our own: a table, a bar chart, a notice and a recipe. The font is the one in Pillow. The
+The pages are small documents of our own: a table, a bar chart, a notice and a recipe, in the font of Pillow itself. The
 files are committed: neither the tool nor its tests run this script. Needs Pillow 11; run
 `python samples/build_pages.py`.
 """
