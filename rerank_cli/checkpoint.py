@@ -15,7 +15,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ class Checkpoint:
     """A checkpoint's configuration and the headers of its weights.
 
     name: what the user called it; config, tokenizer_config: the JSON files as they are, but that the special tokens of
-    an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`).
+    an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`). processor_config: how a
+    vision model's inputs are made, empty for others. part: the object of config.json that `config` is, `` for all.
     """
 
     path: Path
@@ -63,6 +64,20 @@ class Checkpoint:
     config: Mapping[str, Any]
     tokenizer_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
+    processor_config: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""
+
+    @property
+    def config_place(self) -> str:
+        """Where `config` stands, for messages."""
+        return f"{self.path / 'config.json'}{self.part and f': `{self.part}`'}"
+
+    def within(self, key: str) -> Checkpoint:
+        """The checkpoint with the object `key` of its config.json as the whole of it."""
+        value = self.config.get(key)
+        if not isinstance(value, dict):
+            raise ModelError(f"{self.config_place}: `{key}` must be an object: {value!r}")
+        return replace(self, config=value, part=key)
 
     @property
     def architecture(self) -> str:
@@ -115,32 +130,25 @@ class Checkpoint:
         path = self.path / name
         return _read_json(path) if path.exists() else {}
 
-    def section(self, key: str) -> Checkpoint:
-        """The same checkpoint with the object under `key` of config.json as its config: a model within a model."""
-        inner = self.config.get(key)
-        if not isinstance(inner, dict):
-            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be an object: {inner!r}")
-        return replace(self, config=inner)
-
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number of config.json; `ModelError` where it is missing (and has no default) or is something else."""
         value = self.config.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be a whole number: {value!r}")
+            raise ModelError(f"{self.config_place}: `{key}` must be a whole number: {value!r}")
         return value
 
     def number(self, key: str, default: float) -> float:
         """A number of config.json."""
         value = self.config.get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be a number: {value!r}")
+            raise ModelError(f"{self.config_place}: `{key}` must be a number: {value!r}")
         return float(value)
 
     def text(self, key: str, default: str) -> str:
         """A word of config.json."""
         value = self.config.get(key, default)
         if not isinstance(value, str):
-            raise ModelError(f"{self.path / 'config.json'}: `{key}` must be text: {value!r}")
+            raise ModelError(f"{self.config_place}: `{key}` must be text: {value!r}")
         return value
 
     @property
@@ -196,6 +204,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         )
     config = _read_json(path / "config.json")
     tokenizer_config = _read_tokenizer_config(path)
+    processor = path / "processor_config.json"
     if not (path / "tokenizer.json").is_file():
         raise ModelError(
             f"{path}: no tokenizer.json",
@@ -212,7 +221,12 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             raise ModelError(f"{file}: tensors that another shard holds too: {_some(doubled)}")
         tensors.update(found)
     return Checkpoint(
-        path=path, name=name or path.name, config=config, tokenizer_config=tokenizer_config, tensors=tensors
+        path=path,
+        name=name or path.name,
+        config=config,
+        tokenizer_config=tokenizer_config,
+        tensors=tensors,
+        processor_config=_read_json(processor) if processor.is_file() else {},
     )
 
 

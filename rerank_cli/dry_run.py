@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +17,16 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem
+from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.job import JobOptions, prepare
-from rerank_cli.pipeline import Counts, cut_windows, encode_window
+from rerank_cli.parts import encode_parts, image_counts
+from rerank_cli.pipeline import Counts, cut_windows
 from rerank_cli.run_plan import Plan
 
 _SHARE_REACHED = 0.7
 _MEASURED_SECONDS = 0.1
-_TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.")
+_TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.")  # multiply no token: they are looked up in
+_TOWER = re.compile(r"(^|\.)(vision_model|mlp1)\.")  # weights that images pass, and text does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +54,27 @@ def dry_run(options: JobOptions) -> DryRun:
     lengths: list[int] = []
     kept = squares = truncated = unscorable = 0
     for window in cut_windows(prepared.shape.group(prepared.items), max_pairs=prepared.plan.window_pairs):
-        encoded = encode_window(window, prepared.encoder)
         counts.rows_in += window.rows
         counts.rows_error += len(window.errors)
         counts.blank += window.blank
         counts.lists += len(window.lists)
-        counts.pairs += len(encoded.places)
-        counts.pairs_scored += len(encoded.encoded)
-        times = Counter(encoded.places)
-        for place, entry in enumerate(encoded.encoded):
-            if isinstance(entry, EncodingProblem):
-                unscorable += 1
-                continue
-            lengths.append(sum(pair.tokens for pair in entry))
-            kept += sum(pair.kept_tokens for pair in entry)
-            squares += sum(pair.kept_tokens**2 for pair in entry)
-            truncated += times[place] * any(pair.truncated for pair in entry)
+        counts.pairs += sum(len(item.passages) for item in window.lists)
+        times = Counter((item.query, passage) for item in window.lists for passage in item.passages)
+        pairs = list(times)
+        for part in encode_parts(window, prepared.encoder):
+            counts.pairs_scored += len(part.encoded)
+            counts.add(image_counts(part.encoded))
+            for place, entry in zip(part.members, part.encoded, strict=True):
+                if isinstance(entry, EncodingProblem):
+                    unscorable += 1
+                    continue
+                lengths.append(sum(pair.tokens for pair in entry))
+                kept += sum(pair.kept_tokens for pair in entry)
+                squares += sum(pair.kept_tokens**2 for pair in entry)
+                truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
+                counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
     counts.tokens, counts.truncated = kept, truncated
-    flops = _forward_flops(prepared.checkpoint, tokens=kept, squares=squares)
+    flops = _forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
     speed = _gemm_speed(prepared.plan)
     percentiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 10, 50, 90, 99, 100)} if lengths else {}
     return DryRun(
@@ -75,20 +82,27 @@ def dry_run(options: JobOptions) -> DryRun:
     )
 
 
-def _forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int) -> float:
-    """Operations of a forward: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length.
+def _forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int, tiles: int = 0) -> float:
+    """Operations of an encoder: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length.
 
-    Tables that tokens are looked up in, and the output's table of a language model, multiply no token.
+    A vision tower is such an encoder too, of the patches of its tiles.
     """
-    weights = sum(
-        info.shape[0] * info.shape[1]
-        for name, info in checkpoint.tensors.items()
-        if len(info.shape) == 2 and not _TABLES.search(name) and "vision_model" not in name
-    )
-    if "llm_config" in checkpoint.config:
-        checkpoint = checkpoint.section("llm_config")
-    layers = checkpoint.integer("num_hidden_layers", 1)
-    return 2.0 * weights * tokens + 4.0 * checkpoint.integer("hidden_size", 1) * layers * squares
+    towers = [name for name in checkpoint.tensors if _TOWER.search(name)]
+    flops = 0.0
+    if towers:
+        vision = checkpoint.within("vision_config")
+        patches = read_vision_geometry(checkpoint).patches
+        flops = _encoder_flops(vision, towers, tokens=tiles * patches, squares=tiles * patches**2)
+        checkpoint = checkpoint.within("llm_config")
+    others = [name for name in checkpoint.tensors if not _TOWER.search(name)]
+    return flops + _encoder_flops(checkpoint, others, tokens=tokens, squares=squares)
+
+
+def _encoder_flops(part: Checkpoint, names: Sequence[str], *, tokens: int, squares: int) -> float:
+    shapes = [part.tensors[name].shape for name in names if not _TABLES.search(name)]
+    weights = sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
+    layers, hidden = part.integer("num_hidden_layers", 1), part.integer("hidden_size", 1)
+    return 2.0 * weights * tokens + 4.0 * hidden * layers * squares
 
 
 def _gemm_speed(plan: Plan) -> float:

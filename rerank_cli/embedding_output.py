@@ -13,7 +13,7 @@ from typing import Self
 from rerank_cli.engine import EmbeddingEngine
 from rerank_cli.formats.embeddings import EmbeddingsFile
 from rerank_cli.formats.output import output_error
-from rerank_cli.pipeline import EncodedWindow
+from rerank_cli.parts import EncodedWindow
 
 
 class EmbeddingsOutput:
@@ -46,11 +46,13 @@ class EmbeddingsOutput:
     def add(self, window: EncodedWindow) -> None:
         """Write the texts of a window that were not written before; a pair that has no score has no vectors."""
         texts = ((item.query, passage) for item in window.window.lists for passage in item.passages)
+        # An image is an entry with a problem here, for the embedder reads text only.
         try:
-            for pair, place in zip(texts, window.places, strict=True):
+            for (query, passage), place in zip(texts, window.places, strict=True):
                 entry = window.encoded[place]
-                if not isinstance(entry, tuple):
+                if not isinstance(entry, tuple) or not isinstance(passage, str):
                     continue
+                pair = (query, passage)
                 new = [self._engine.is_new(kind, text) for kind, text in zip(("query", "passage"), pair, strict=True)]
                 if any(new):
                     vectors = self._engine.vectors(entry[0])

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from rerank_cli.embedding_output import EmbeddingsOutput
 from rerank_cli.encoding import (
     EMBEDDING_ARCHITECTURES,
     YES_NO_ARCHITECTURES,
+    ImageLimits,
+    ReadsImages,
     SpecialTokens,
     TextEncoder,
     Truncation,
@@ -31,7 +34,7 @@ from rerank_cli.encoding import (
     taken_for,
 )
 from rerank_cli.engine import EmbeddingEngine, Engine, open_engine
-from rerank_cli.errors import UsageError
+from rerank_cli.errors import InputError, UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator
 from rerank_cli.formats.inputs import (
     Input,
@@ -78,6 +81,7 @@ class JobOptions:
     chunk_overlap: int = 64
     pool: Pool = "max"
     special_tokens: SpecialTokens = "neutral"
+    images: ImageLimits = field(default_factory=ImageLimits)
     instruction: str | None = None
     template: str | None = None  # its text, or `none`
     selection: Selection = field(default_factory=Selection)
@@ -232,8 +236,10 @@ def prepare(options: JobOptions) -> Prepared:
         special_tokens=options.special_tokens,
         instruction=options.instruction,
         template=options.template,
+        images=options.images,
     )
-    plan = replace(plan, reasons=(*plan.reasons, *_model_reasons(checkpoint, plan), f"template {encoder.template!r}"))
+    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder))
+    plan = replace(plan, reasons=(*plan.reasons, *said))
     read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
         shape: Shape = PairShape(options.fields, query=options.query)
@@ -257,6 +263,12 @@ def _plan(options: JobOptions) -> tuple[Checkpoint, Plan, Cpu]:
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     return known.checkpoint, plan_run(answer, cuda_devices=torch.cuda.device_count()), machine.cpu
+
+
+def _image_reasons(encoder: TextEncoder) -> list[str]:
+    if not isinstance(encoder, ReadsImages):
+        return []
+    return [f"images in at most {encoder.max_tiles} tiles: {encoder.reason}"]
 
 
 def _per_list(options: JobOptions) -> Selection:
@@ -318,6 +330,9 @@ def _refuse_unusable(options: JobOptions) -> None:
     threshold = options.selection.threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: not a number to compare with")
+    root = options.fields.image_root
+    if root is not None and not Path(root).is_dir():
+        raise InputError(f"--image-root {root}: no such folder")
     try:
         (options.query or "").encode()
     except UnicodeEncodeError as error:

@@ -18,6 +18,9 @@ PROMPTED = {
     "GemmaForCausalLM",
 }
 """Architectures that read query and passage in a prompt."""
+# Text and image together, on the cards of the Llama-Nemotron VL models.
+_VISION_MAX_TOKENS = 10240
+_VISION = {"LlamaNemotronVLForSequenceClassification"}
 
 
 def model_max_tokens(checkpoint: Checkpoint) -> int:
@@ -25,6 +28,8 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
 
     Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
     """
+    if checkpoint.architecture in _VISION:
+        return _vision_max_tokens(checkpoint)
     limits = [_PROMPT_MAX_TOKENS] if checkpoint.architecture in PROMPTED else []
     if checkpoint.architecture == "LlamaNemotronVLModel":
         limits = [_EMBEDDING_MAX_TOKENS]
@@ -38,3 +43,14 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
         limits.append(checkpoint.integer("max_position_embeddings") - offset)
     positive = [limit for limit in limits if limit > 0]
     return min(positive) if positive else 512
+
+
+def _vision_max_tokens(checkpoint: Checkpoint) -> int:
+    """What the processor says, else the tokenizer, else the model cards; and no more than there are positions."""
+    declared = (
+        checkpoint.processor_config.get("rerank_max_length"),
+        checkpoint.tokenizer_config.get("model_max_length"),
+    )
+    said = [int(limit) for limit in declared if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
+    positions = checkpoint.within("llm_config").integer("max_position_embeddings", _NO_LIMIT)
+    return min(*said[:1] or [_VISION_MAX_TOKENS], positions)

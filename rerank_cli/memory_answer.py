@@ -308,6 +308,7 @@ def _file_lengths(path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[s
     from rerank_cli.encoding import EncodingProblem, open_encoder
     from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
     from rerank_cli.formats.shapes import FieldNames
+    from rerank_cli.parts import encode_pairs
     from rerank_cli.records import CandidateList
 
     shape, items = open_lists(resolve_inputs([path]), FieldNames(), ReadOptions(), "auto")
@@ -321,7 +322,7 @@ def _file_lengths(path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[s
     lengths: list[int] = []
     unscorable = 0
     while some := list(islice(pairs, _PAIRS_AT_A_TIME)):
-        for entry in encoder.encode(some):
+        for entry in encode_pairs(some, encoder):
             if isinstance(entry, EncodingProblem):
                 unscorable += 1
             else:

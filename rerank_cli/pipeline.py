@@ -6,8 +6,9 @@
     ranked lists -> sink                 the caller's thread
 
 A window is cut by the input and the options alone, and batches never cross windows, so the same run computes the same
-batches. Memory holds five windows at most, whatever the size of the file: one that is scored, and between two stages
-one that waits and one that is finished and finds no room. Pairs with the same two texts are scored once in a window.
+batches. One with many images is encoded and scored in parts (`parts.py`). Memory holds five windows at most, whatever
+the size of the file: one that is scored, and between two stages one that waits and one that is finished and finds no
+room. Pairs with the same texts and image are scored once in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
@@ -16,7 +17,7 @@ becomes a `RowError`; in a list it takes the whole list with it (one row in, one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -30,7 +31,27 @@ from rerank_cli.engine import Engine
 from rerank_cli.engine.stages import run_ahead
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.shapes import Grouped, Selection, row_error
-from rerank_cli.records import CandidateList, EncodedPair, Gap, RankedList, RankedPassage, RowError, Window
+from rerank_cli.parts import (
+    EncodedPart,
+    EncodedWindow,
+    Encoder,
+    ScoredPart,
+    encode_parts,
+    image_counts,
+    join_parts,
+    without_pixels,
+)
+from rerank_cli.records import (
+    CandidateList,
+    EncodedPair,
+    Gap,
+    ImagePassage,
+    Passage,
+    RankedList,
+    RankedPassage,
+    RowError,
+    Window,
+)
 
 Pool = Literal["max", "mean", "first"]
 
@@ -40,14 +61,8 @@ _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
     "first": lambda chunks: chunks[0],
 }
 _WINDOW_BYTES = 32 * 2**20  # of text: long documents must not make a window of gigabytes
+_IMAGE_WEIGHT = 8  # pairs that one with an image counts as in a window: 1,800 tokens are those of 8 to 10 texts
 _RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run for a bad first line
-
-
-class Encoder(Protocol):
-    """Texts to token ids."""
-
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
-        """The token ids of each (query, passage), in order."""
 
 
 class Sink(Protocol):
@@ -84,7 +99,9 @@ class Counts:
 
     rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored. output_rows:
     rows written. pairs_scored: distinct pairs that a model saw. tokens: of these, after truncation. dropped: passages
-    that the user's selection left out. ties: neighbours in rank order with equal logits.
+    that the user's selection left out. ties: neighbours in rank order with equal logits. images, tiles: what a vision
+    tower saw; image_tokens: of the tokens, those that stand for images; retiled: passages whose image was cut in fewer
+    tiles to fit.
     """
 
     rows_in: int = 0
@@ -102,6 +119,15 @@ class Counts:
     ties: int = 0
     empty_queries: int = 0
     empty_passages: int = 0
+    images: int = 0
+    tiles: int = 0
+    image_tokens: int = 0
+    retiled: int = 0
+
+    def add(self, more: Mapping[str, int]) -> None:
+        """Count `more`, by name."""
+        for name, number in more.items():
+            setattr(self, name, getattr(self, name) + number)
 
 
 @dataclass(slots=True)
@@ -112,18 +138,6 @@ class Timing:
     tokenise: float = 0.0
     compute: float = 0.0
     write: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedWindow:
-    """A window with the token ids of its distinct pairs.
-
-    encoded: one entry a distinct pair. places: for each pair of the window, in order, its place in `encoded`.
-    """
-
-    window: Window
-    encoded: list[Encoded]
-    places: list[int]
 
 
 @dataclass(slots=True)
@@ -151,12 +165,16 @@ class Run:
     def execute(self, items: Iterable[Grouped], *, window_pairs: int) -> None:
         """Score all of `items`, a window of about `window_pairs` pairs at a time."""
         windows = run_ahead(self._timed_read(cut_windows(items, max_pairs=window_pairs)), name="read")
-        encoded = run_ahead(self._encode(windows), name="tokenise")
+        parts = run_ahead(self._encode(windows), name="tokenise")
+        scored: list[ScoredPart] = []
         try:
-            for window in encoded:
-                self._finish_window(window)
+            for part in parts:
+                scored.append(self._score(part))
+                if part.places is not None:
+                    self._finish_window(*join_parts(part.window, scored, part.places))
+                    scored = []
         finally:
-            encoded.close()
+            parts.close()
         self.error_limit.check(self.counts, last=True)
 
     def _timed_read(self, windows: Iterator[Window]) -> Iterator[Window]:
@@ -168,18 +186,24 @@ class Run:
                 return
             yield window
 
-    def _encode(self, windows: Generator[Window, None, None]) -> Iterator[EncodedWindow]:
+    def _encode(self, windows: Generator[Window, None, None]) -> Iterator[EncodedPart]:
         with closing(windows):  # a run that stops here stops the reader too
             for window in windows:
                 began = time.perf_counter()
-                encoded = encode_window(window, self.encoder)
-                self.timing.tokenise += time.perf_counter() - began
-                yield encoded
+                for part in encode_parts(window, self.encoder):
+                    self.timing.tokenise += time.perf_counter() - began
+                    yield part
+                    began = time.perf_counter()
 
-    def _finish_window(self, encoded: EncodedWindow) -> None:
+    def _score(self, part: EncodedPart) -> ScoredPart:
         began = time.perf_counter()
-        logits, pairs = score_pairs(encoded.encoded, self.engine, pool=self.pool, on_batch=self.on_batch)
+        logits, pairs = score_pairs(part.encoded, self.engine, pool=self.pool, on_batch=self.on_batch)
         self.timing.compute += time.perf_counter() - began
+        self.counts.add(image_counts(part.encoded))
+        self.counts.tokens += sum(len(pair.input_ids) for pair in pairs)
+        return ScoredPart(part.members, [without_pixels(entry) for entry in part.encoded], logits)
+
+    def _finish_window(self, encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> None:
         if self.on_scored:
             self.on_scored(encoded)
         ranked, errors = rank_window(encoded, logits)
@@ -191,7 +215,7 @@ class Run:
         for error in [*encoded.window.errors, *errors]:
             self.on_error(error)
         self.timing.write += time.perf_counter() - began
-        self._count(encoded, pairs, ranked, errors)
+        self._count(encoded, ranked, errors)
         self.counts.dropped += sum(
             len(whole.ranking) - len(kept.ranking) for whole, kept in zip(ranked, selected, strict=True)
         )
@@ -202,7 +226,6 @@ class Run:
     def _count(
         self,
         encoded: EncodedWindow,
-        pairs: Sequence[EncodedPair],
         ranked: Sequence[RankedList],
         errors: Sequence[RowError],
     ) -> None:
@@ -215,12 +238,12 @@ class Run:
         counts.lists += len(ranked)
         counts.pairs += len(encoded.places)
         counts.pairs_scored += len(encoded.encoded)
-        counts.tokens += sum(len(pair.input_ids) for pair in pairs)
         counts.chunked += sum(1 for entry in encoded.encoded if isinstance(entry, tuple) and len(entry) > 1)
         counts.empty_queries += sum(1 for item in window.lists if not item.query)
         counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)
         for item in ranked:
             counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
+            counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if a.logit == b.logit)
 
 
@@ -240,8 +263,8 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
             size += len(item.raw)
         elif isinstance(item, CandidateList):
             lists.append(item)
-            pairs += len(item.passages)
-            size += len(item.query) + sum(map(len, item.passages))
+            pairs += sum(_IMAGE_WEIGHT if isinstance(passage, ImagePassage) else 1 for passage in item.passages)
+            size += len(item.query) + sum(map(_size, item.passages))
         elif item is Gap.BLANK:
             blank += 1
         paused = item is Gap.IDLE and bool(lists or errors)
@@ -254,12 +277,8 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
         yield close()
 
 
-def encode_window(window: Window, encoder: Encoder) -> EncodedWindow:
-    """Token ids of the window's pairs, each distinct pair once."""
-    pairs = [(item.query, passage) for item in window.lists for passage in item.passages]
-    distinct: dict[tuple[str, str], int] = {}
-    places = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
-    return EncodedWindow(window=window, encoded=encoder.encode(list(distinct)), places=places)
+def _size(passage: Passage) -> int:
+    return passage.size if isinstance(passage, ImagePassage) else len(passage)
 
 
 def score_pairs(
@@ -319,7 +338,9 @@ def _rank(item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], 
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"
         tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
-        ranking.append(RankedPassage(rank=rank, index=index, logit=scores[index], tokens=tokens, kept_tokens=kept))
+        block = chunks[0].block
+        tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
+        ranking.append(RankedPassage(rank, index, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles))
     return RankedList(source=item, ranking=tuple(ranking))
 
 

@@ -3,6 +3,7 @@
     Row              one input row as it stands in a file                       formats/jsonl.py, parquet.py
     RowError         a row that cannot be scored, with the reason               anywhere a row is looked at
     Gap              a blank line, or a pause of a live input                   formats/jsonl.py
+    ImagePassage     a passage with an image, beside or in place of its text    formats/shapes.py
     CandidateList    one query with its passages, and the rows they came from   formats/shapes.py
     Window           whole candidate lists that are scored together             pipeline.py
     EncodedPair      the token ids of one query-passage pair                    encoding/
@@ -79,6 +80,34 @@ class Gap(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Where an image is, as its row says; nothing has been opened yet.
+
+    value: a path below `root`, a `data:` URI, or the bytes of the file. root: the folder that paths start from.
+    """
+
+    value: str | bytes
+    root: str = "."
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePassage:
+    """A passage with an image; `text` is what stands beside it, often nothing."""
+
+    text: str
+    image: ImageSource
+
+    @property
+    def size(self) -> int:
+        """Characters and bytes that the row holds of it."""
+        return len(self.text) + len(self.image.value)
+
+
+Passage = str | ImagePassage
+"""What is held against a query. Hashable: pairs that are equal are scored once."""
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateList:
     """One query with its passages.
 
@@ -87,7 +116,7 @@ class CandidateList:
     """
 
     query: str
-    passages: tuple[str, ...]
+    passages: tuple[Passage, ...]
     rows: tuple[Row, ...]
     id: object = None
 
@@ -110,6 +139,34 @@ class Window:
     blank: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Tiles:
+    """The tiles of an image as a vision tower reads them: uint8 [tiles, size, size, 3].
+
+    Two are the same image in the same grid if they are the same object.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBlock:
+    """The place of an image among the token ids of a pair.
+
+    start: of its first token; length: of its tokens, each of which takes one vision vector. tiles: how many it has.
+    full_tiles: how many it would have in a pair without a limit. image: None once the pair is scored.
+    """
+
+    start: int
+    length: int
+    tiles: int
+    full_tiles: int
+    image: Tiles | None
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
     """The token ids of one pair (or of one chunk of it), after truncation.
@@ -117,11 +174,13 @@ class EncodedPair:
     input_ids: int32 [kept tokens], template and special tokens included.
     second_start: where token type 1 begins; `len(input_ids)` where the model has a single type.
     tokens: length before truncation.
+    block: where its image stands, if it has one.
     """
 
     input_ids: npt.NDArray[np.int32]
     second_start: int
     tokens: int
+    block: ImageBlock | None = None
 
     @property
     def kept_tokens(self) -> int:
@@ -133,12 +192,17 @@ class EncodedPair:
         """Some tokens were cut."""
         return self.tokens > len(self.input_ids)
 
+    @property
+    def retiled(self) -> bool:
+        """Its image was cut in fewer tiles than it would have had, so that the pair fits."""
+        return self.block is not None and self.block.full_tiles > self.block.tiles
+
 
 @dataclass(frozen=True, slots=True)
 class RankedPassage:
     """One scored passage: `rank` from 1, `index` in the input list from 0, `logit` as the model gave it (float32).
 
-    tokens, kept_tokens: length of the pair before and after truncation.
+    tokens, kept_tokens: length of the pair before and after truncation. tiles, kept_tiles: of its image, likewise.
     """
 
     rank: int
@@ -146,11 +210,18 @@ class RankedPassage:
     logit: float
     tokens: int
     kept_tokens: int
+    tiles: int = 0
+    kept_tiles: int = 0
 
     @property
     def truncated(self) -> bool:
         """Some tokens of the pair were cut."""
         return self.tokens > self.kept_tokens
+
+    @property
+    def retiled(self) -> bool:
+        """Its image was cut in fewer tiles than it would have had, so that the pair fits."""
+        return self.tiles > self.kept_tiles
 
     @property
     def probability(self) -> float:

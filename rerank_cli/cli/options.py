@@ -77,6 +77,20 @@ MaxTokens = Annotated[
         help="Longest pair in tokens. Default: what the model can read.",
     ),
 ]
+MaxInputTiles = Annotated[
+    int | None,
+    option(
+        "--max-input-tiles", group=MODEL, metavar="N", min=1, max=64,
+        help="Tiles that an image is cut in at most, its thumbnail not counted. Default: the checkpoint's, or 6.",
+    ),
+]  # fmt: skip
+MaxImagePixels = Annotated[
+    int,
+    option(
+        "--max-image-pixels", group=MODEL, metavar="N", min=1, max=89_478_485,
+        help="Largest image; one with more pixels is a bad row. Default: 40000000.",
+    ),
+]  # fmt: skip
 TokenBudget = Annotated[
     int | None, option("--token-budget", group=MODEL, metavar="N", min=1, help="Tokens a batch may hold.")
 ]
@@ -113,6 +127,20 @@ TextField = Annotated[
     option(
         "--text-field", group=ROWS, metavar="PATH",
         help="Field of a passage's text. Default: text in a list; passage, document, text or doc in a flat row.",
+    ),
+]  # fmt: skip
+ImageField = Annotated[
+    str | None,
+    option(
+        "--image-field", group=ROWS, metavar="PATH|none",
+        help="Field of a passage's image; none: what stands there is no image of the passage. Default: image.",
+    ),
+]  # fmt: skip
+ImageRoot = Annotated[
+    str | None,
+    option(
+        "--image-root", group=ROWS, metavar="DIR",
+        help="Folder that paths of images start from and stay below. Default: the input file's folder.",
     ),
 ]  # fmt: skip
 IdField = Annotated[

@@ -56,6 +56,8 @@ def rerank_file(
     profile: opt.ProfileName = "auto",
     engines: opt.Engines = None,
     max_tokens: opt.MaxTokens = None,
+    max_input_tiles: opt.MaxInputTiles = None,
+    max_image_pixels: opt.MaxImagePixels = 40_000_000,
     token_budget: opt.TokenBudget = None,
     special_tokens: opt.SpecialTokens = "neutral",
     instruction: opt.Instruction = None,
@@ -66,6 +68,8 @@ def rerank_file(
     query_field: opt.QueryField = None,
     passages_field: PassagesField = None,
     text_field: opt.TextField = None,
+    image_field: opt.ImageField = None,
+    image_root: opt.ImageRoot = None,
     id_field: opt.IdField = None,
     group_by: GroupBy = None,
     max_line_bytes: opt.MaxLineBytes = 64 * 2**20,
@@ -102,6 +106,7 @@ def rerank_file(
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.destination import Names
+    from rerank_cli.encoding import ImageLimits
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job import JobOptions
     from rerank_cli.pipeline import ErrorLimit
@@ -113,7 +118,15 @@ def rerank_file(
         names=Names(output=output, errors=errors, report=report, out_format=out_format),
         in_format=in_format,
         shape=shape,
-        fields=FieldNames(query=query_field, passages=passages_field, text=text_field, id=id_field, group_by=group_by),
+        fields=FieldNames(
+            query=query_field,
+            passages=passages_field,
+            text=text_field,
+            id=id_field,
+            group_by=group_by,
+            image=image_field,
+            image_root=image_root,
+        ),
         model=model,
         revision=revision,
         online=online,
@@ -124,6 +137,7 @@ def rerank_file(
         chunk_overlap=chunk_overlap,
         pool=opt.choice("--pool", pool, ("max", "mean", "first")),
         special_tokens=opt.choice("--special-tokens", special_tokens, ("neutral", "allow")),
+        images=ImageLimits(max_tiles=max_input_tiles, max_pixels=max_image_pixels),
         instruction=instruction,
         template=opt.read_template(template),
         selection=Selection(top_n=top_n, threshold=threshold, prob=prob),

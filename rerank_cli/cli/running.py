@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.evaluation import Evaluation
     from rerank_cli.job import JobOptions, Outcome
+    from rerank_cli.pipeline import Counts
     from rerank_cli.records import RowError
     from rerank_cli.run_plan import Plan
 
@@ -90,6 +91,7 @@ def _summarise(outcome: Outcome, output: str) -> None:
     notes = {
         "pairs were truncated": counts.truncated,
         "passages were scored in chunks": counts.chunked,
+        "images were cut in fewer tiles to fit": counts.retiled,
         "queries are empty": counts.empty_queries,
         "passages are empty": counts.empty_passages,
     }
@@ -142,6 +144,7 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
         "pairs to score": f"{counts.pairs_scored:,}",
         "tokens to score": f"{result.total_tokens:,}",
         **{f"tokens of a pair, {name}": f"{value:,}" for name, value in result.tokens.items()},
+        **_image_facts(counts),
         "pairs that would be truncated": f"{result.truncated:,}",
         "pairs that cannot be scored": f"{result.unscorable:,}",
         "expected time": f"about {_duration(result.seconds)} (70 % of {result.gflops:,.0f} GFLOP/s, measured just now)",
@@ -149,6 +152,17 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
     }
     print_table(["dry run", ""], [[name, value] for name, value in facts.items()])
     return 0
+
+
+def _image_facts(counts: Counts) -> dict[str, str]:
+    if not counts.images:
+        return {}
+    return {
+        "images": f"{counts.images:,}",
+        "tiles": f"{counts.tiles:,}",
+        "tokens of images": f"{counts.image_tokens:,}",
+        "images in fewer tiles to fit": f"{counts.retiled:,}",
+    }
 
 
 def _duration(seconds: float) -> str:

@@ -36,6 +36,8 @@ def score(
     profile: opt.ProfileName = "auto",
     engines: opt.Engines = None,
     max_tokens: opt.MaxTokens = None,
+    max_input_tiles: opt.MaxInputTiles = None,
+    max_image_pixels: opt.MaxImagePixels = 40_000_000,
     token_budget: opt.TokenBudget = None,
     special_tokens: opt.SpecialTokens = "neutral",
     instruction: opt.Instruction = None,
@@ -44,6 +46,8 @@ def score(
     out_format: opt.OutFormat = "auto",
     query_field: opt.QueryField = None,
     text_field: opt.TextField = None,
+    image_field: opt.ImageField = None,
+    image_root: opt.ImageRoot = None,
     id_field: opt.IdField = None,
     max_line_bytes: opt.MaxLineBytes = 64 * 2**20,
     top_n: opt.TopN = None,
@@ -77,6 +81,7 @@ def score(
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.destination import Names
+    from rerank_cli.encoding import ImageLimits
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job import JobOptions
     from rerank_cli.pipeline import ErrorLimit
@@ -91,7 +96,7 @@ def score(
         pairs=True,
         query=query,
         in_format="text" if lines else in_format,
-        fields=FieldNames(query=query_field, text=text_field, id=id_field),
+        fields=FieldNames(query=query_field, text=text_field, id=id_field, image=image_field, image_root=image_root),
         model=model,
         revision=revision,
         online=online,
@@ -102,6 +107,7 @@ def score(
         chunk_overlap=chunk_overlap,
         pool=opt.choice("--pool", pool, ("max", "mean", "first")),
         special_tokens=opt.choice("--special-tokens", special_tokens, ("neutral", "allow")),
+        images=ImageLimits(max_tiles=max_input_tiles, max_pixels=max_image_pixels),
         instruction=instruction,
         template=opt.read_template(template),
         selection=Selection(top_n=top_n, threshold=threshold, prob=prob),

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.embedding import EMBEDDING_ARCHITECTURES, EmbeddingEncoder, embedding_prefixes, split_pair
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
+from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, check_context_token
+from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, taken_for, yes_no_prompt
 from rerank_cli.errors import UsageError
+from rerank_cli.images import MAX_IMAGE_PIXELS, ImageReader
 from rerank_cli.max_tokens import PROMPTED, model_max_tokens
+from rerank_cli.records import Passage
 
 __all__ = [
     "EMBEDDING_ARCHITECTURES",
@@ -20,16 +25,21 @@ __all__ = [
     "EmbeddingEncoder",
     "Encoded",
     "EncodingProblem",
+    "ImageLimits",
     "PairEncoder",
     "PromptEncoder",
+    "ReadsImages",
     "SpecialTokens",
     "TextEncoder",
     "Truncation",
+    "VisionEncoder",
     "answer_ids",
     "open_encoder",
     "split_pair",
     "taken_for",
 ]
+
+_VISION = {"LlamaNemotronVLForSequenceClassification": NEMOTRON_RERANK}
 
 
 class TextEncoder(Protocol):
@@ -45,7 +55,31 @@ class TextEncoder(Protocol):
         """The token ids of each (query, passage), in order."""
 
 
-def open_encoder(
+@runtime_checkable
+class ReadsImages(Protocol):
+    """A `TextEncoder` whose passages may be images."""
+
+    @property
+    def max_tiles(self) -> int:
+        """Parts that an image is cut in at most."""
+
+    @property
+    def reason(self) -> str:
+        """What said so."""
+
+    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
+        """The token ids, and tiles, of each (query, passage), in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What the user allows of images. max_tiles: parts of an image, None for what the checkpoint says."""
+
+    max_tiles: int | None = None
+    max_pixels: int = MAX_IMAGE_PIXELS
+
+
+def open_encoder(  # noqa: PLR0913 (one argument an option)
     checkpoint: Checkpoint,
     *,
     max_tokens: int,
@@ -54,6 +88,7 @@ def open_encoder(
     special_tokens: SpecialTokens = "neutral",
     instruction: str | None = None,
     template: str | None = None,
+    images: ImageLimits | None = None,
 ) -> TextEncoder:
     """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
 
@@ -68,6 +103,42 @@ def open_encoder(
     if instruction is not None and (not yes_no or template is not None):
         reason = "--template replaces the whole prompt" if yes_no else f"{checkpoint.name} takes no instruction"
         raise UsageError(f"--instruction: {reason}")
+    options: dict[str, Any] = {
+        "where": where,
+        "max_tokens": max_tokens,
+        "truncate": truncate,
+        "chunk_overlap": chunk_overlap,
+        "special_tokens": special_tokens,
+    }
+    images = images or ImageLimits()
+    if checkpoint.architecture in _VISION:
+        if template is not None:
+            raise UsageError(f"--template: {checkpoint.name} has two prompts of its own, with and without an image")
+        return _open_vision_encoder(checkpoint, images, **options)
+    if images.max_tiles is not None:
+        raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
+    return _open_text_encoder(checkpoint, instruction, template, **options)
+
+
+def _open_vision_encoder(checkpoint: Checkpoint, images: ImageLimits, *, where: str, **options: Any) -> VisionEncoder:
+    """options: of `PromptEncoder`."""
+    geometry = read_vision_geometry(checkpoint, max_tiles=images.max_tiles)
+    tokenizer = read_tokenizer_file(checkpoint)
+    check_context_token(checkpoint, tokenizer, where)
+    reader = ImageReader(
+        tile_size=geometry.tile_size,
+        max_tiles=geometry.max_tiles,
+        thumbnail=geometry.thumbnail,
+        max_pixels=images.max_pixels,
+    )
+    return VisionEncoder(tokenizer, _VISION[checkpoint.architecture], reader, geometry, where=where, **options)
+
+
+def _open_text_encoder(
+    checkpoint: Checkpoint, instruction: str | None, template: str | None, *, where: str, **options: Any
+) -> TextEncoder:
+    """options: of `PairEncoder` and `PromptEncoder`."""
+    yes_no = checkpoint.architecture in YES_NO_ARCHITECTURES
     if template == "none" and yes_no:
         raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
     if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
@@ -79,10 +150,7 @@ def open_encoder(
             read_tokenizer_file(checkpoint),
             embedding_prefixes(checkpoint),
             where=where,
-            max_tokens=max_tokens,
-            truncate=truncate,
-            chunk_overlap=chunk_overlap,
-            special_tokens=special_tokens,
+            **options,
         )
     if checkpoint.architecture not in PROMPTED or template == "none":
         if template not in (None, "none"):
@@ -90,10 +158,7 @@ def open_encoder(
         return PairEncoder(
             load_tokenizer(checkpoint),
             where=where,
-            max_tokens=max_tokens,
-            truncate=truncate,
-            chunk_overlap=chunk_overlap,
-            special_tokens=special_tokens,
+            **options,
         )
     # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as
     # it is; transformers 5 fails on some of them.
@@ -107,8 +172,5 @@ def open_encoder(
         tokenizer,
         prompt,
         where=where,
-        max_tokens=max_tokens,
-        truncate=truncate,
-        chunk_overlap=chunk_overlap,
-        special_tokens=special_tokens,
+        **options,
     )

@@ -14,6 +14,9 @@ always the end of its part: whatever follows is another part, and cutting the pa
                anew with the whole prompt, and made shorter until it fits
     reference  what the reference code of the family does (`Prompt.cut`), the query or the limit notwithstanding
 
+**Images.** A part `IMAGE` is the place of one; the caller gives the ids that stand there in each pair. No mode cuts
+them. A passage with an image may lose all of its text.
+
 **Special tokens written in a text are text.** Besides those that the tokenizer marks as special, these are
 neutralised: added tokens that stand in the template itself (`</think>`), and those of the form `<|...|>`. Other added
 tokens are left alone, since some vocabularies keep runs of white space and HTML tags there, which are text.
@@ -51,6 +54,9 @@ Part = tuple[str | Slot, ...]
 Cut = Callable[["Prompt", Sequence[Ids], int], list[Ids]]
 """How reference code truncates: (prompt, ids of each part, limit) to the ids of each part that stay."""
 
+IMAGE = "<img><IMG_CONTEXT></img>"
+"""A part of its own: the place of an image, with as many of its middle token as the image has vectors."""
+
 _NOTHING: Ids = np.empty(0, dtype=np.int32)
 
 
@@ -82,6 +88,11 @@ class Prompt:
     def query_part(self) -> int:
         """Which part holds the query."""
         return next(place for place, part in enumerate(self.parts) if Slot.QUERY in part)
+
+    @cached_property
+    def image_part(self) -> int | None:
+        """Which part is the place of an image."""
+        return next((place for place, part in enumerate(self.parts) if part == (IMAGE,)), None)
 
     @property
     def text(self) -> str:
@@ -163,12 +174,33 @@ class PromptEncoder:
         """What is put around a query and a passage."""
         return self._prompt.text
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
-        """The token ids of each (query, passage), in order."""
-        return [
-            self._encode_pair(query, passage, parts)
-            for (query, passage), parts in zip(pairs, self._tokenise(pairs), strict=True)
-        ]
+    def encode(self, pairs: Sequence[tuple[str, str]], *, images: Sequence[Ids] = ()) -> list[Encoded]:
+        """The token ids of each (query, passage), in order.
+
+        images: for a prompt with the place of an image, the ids that stand there in each pair.
+        """
+        encoded = []
+        for place, ((query, passage), parts) in enumerate(zip(pairs, self._tokenise(pairs), strict=True)):
+            if images and self._prompt.image_part is not None:
+                parts[self._prompt.image_part] = images[place]
+            encoded.append(self._encode_pair(query, passage, parts))
+        return encoded
+
+    @property
+    def image_ids(self) -> Ids:
+        """What `IMAGE` is for the tokenizer; empty for a prompt without."""
+        return _NOTHING if self._prompt.image_part is None else self._constant[self._prompt.image_part]
+
+    @property
+    def image_start(self) -> int:
+        """How many ids stand before the image, in every pair."""
+        parts = range(self._prompt.image_part or 0)
+        return len(self._before) + sum(len(self._constant[part]) for part in parts)
+
+    @property
+    def image_room(self) -> int:
+        """The most ids that an image may have so that truncation of the whole from the right leaves it whole."""
+        return self.max_tokens - self.image_start - len(self._after)
 
     def _check_room(self) -> None:
         if self._truncate == "reference":
@@ -221,7 +253,8 @@ class PromptEncoder:
         ends = self._passage_ends(query, passage)
         before = len(parts[place]) - len(ends)
         room = self.max_tokens - tokens + len(parts[place])
-        if room <= before or not len(ends):
+        least = 0 if self._truncate == "end" and self._prompt.image_part is not None else 1
+        if room < before + least or not len(ends):
             return EncodingProblem(
                 "query-too-long",
                 f"query and template have {tokens - len(ends)} tokens: no room for the passage in a limit of "

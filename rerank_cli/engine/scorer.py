@@ -16,7 +16,7 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine.batching import plan_batches
-from rerank_cli.models import RerankModel, is_native, load_model
+from rerank_cli.models import RerankModel, SeesImages, is_native, load_model
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 
@@ -66,6 +66,8 @@ class LocalEngine:
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """See `Engine`."""
+        if isinstance(self._model, SeesImages):
+            self._model.see(pairs)
         lengths = [len(pair.input_ids) for pair in pairs]
         order: list[int] = []
         parts: list[torch.Tensor] = []

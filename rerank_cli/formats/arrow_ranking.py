@@ -55,7 +55,7 @@ def rank_lists(
     place = column_at(table.schema, passages)
     if place is None or not is_list(table.schema.field(place).type):
         raise InputError(f"{rows[0].file}: column `{passages}` is not a column of lists")
-    scores = _Scores(score, prob=prob)
+    scores = _Scores(score, prob=prob, tiles=_any_retiled(ranked))
     chunks = []
     done = 0
     for chunk in table.column(place).chunks:
@@ -80,7 +80,7 @@ def rank_rows(
     if some is None:
         return pa.table({})
     table = _gather(rows) if rows else _table(cast(ArrowRow, some).batch.slice(0, 0))
-    scores = _Scores(score, prob=prob, ranks=ranks)
+    scores = _Scores(score, prob=prob, ranks=ranks, tiles=_any_retiled(ranked))
     fields = scores.fields
     columns = scores.columns([place for one in ranked for place in one.ranking])
     ours = {field.name for field in fields}
@@ -211,10 +211,11 @@ class _Scores:
     score: str
     prob: bool
     ranks: bool = True
+    tiles: bool = False
 
     @property
     def fields(self) -> list[pa.Field]:
-        return scored_fields(self.score, prob=self.prob, ranks=self.ranks)
+        return scored_fields(self.score, prob=self.prob, ranks=self.ranks, tiles=self.tiles)
 
     def columns(self, places: Sequence[RankedPassage]) -> list[pa.Array]:
         """One column for each of `fields`."""
@@ -226,8 +227,14 @@ class _Scores:
             "truncated": lambda place: True if place.truncated else None,
             "tokens": lambda place: place.tokens if place.truncated else None,
             "kept_tokens": lambda place: place.kept_tokens if place.truncated else None,
+            "tiles": lambda place: place.tiles if place.retiled else None,
+            "kept_tiles": lambda place: place.kept_tiles if place.retiled else None,
         }
         return [pa.array([values[field.name](place) for place in places], field.type) for field in self.fields]
+
+
+def _any_retiled(ranked: Sequence[RankedList]) -> bool:
+    return any(place.retiled for one in ranked for place in one.ranking)
 
 
 def sigmoid(logit: float) -> float:

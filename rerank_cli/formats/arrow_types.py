@@ -41,14 +41,16 @@ class TypesDiffer(Exception):  # noqa: N818  not a failure of its own: the calle
         self.second = second
 
 
-def scored_fields(score: str = "logit", *, prob: bool = False, ranks: bool = True) -> list[pa.Field]:
-    """The fields that a scored passage gets, in the order of the output."""
+def scored_fields(
+    score: str = "logit", *, prob: bool = False, ranks: bool = True, tiles: bool = False
+) -> list[pa.Field]:
+    """The fields that a scored passage gets, in the order of the output; tiles: of images cut in fewer tiles too."""
     fields = [pa.field(score, pa.float32())]
     if ranks:
         fields = [pa.field("rank", pa.int32()), *fields, pa.field("index", pa.int32())]
     if prob:
         fields.append(pa.field("prob", pa.float64()))
-    return [*fields, *TRUNCATION_FIELDS]
+    return [*fields, *TRUNCATION_FIELDS, *(TILE_FIELDS if tiles else ())]
 
 
 TRUNCATION_FIELDS = (
@@ -57,6 +59,9 @@ TRUNCATION_FIELDS = (
     pa.field("kept_tokens", pa.int32()),
 )
 """Always there, null unless the pair was cut, so that each window has the same schema."""
+
+TILE_FIELDS = (pa.field("tiles", pa.int32()), pa.field("kept_tiles", pa.int32()))
+"""There from the first window on in which an image was cut in fewer tiles, null in all other passages."""
 
 
 def is_list(data_type: pa.DataType) -> bool:

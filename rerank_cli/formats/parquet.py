@@ -380,7 +380,7 @@ class ParquetWriter:
         self._path = path
         self._name = name
         self._passages = passages
-        self._scored = {field.name: field for field in scored_fields(score, prob=True)}
+        self._scored = {field.name: field for field in scored_fields(score, prob=True, tiles=True)}
         self._score = score
         self._schema: pa.Schema | None = None
         self._sink: pa.NativeFile | None = None

@@ -8,6 +8,10 @@ A shape reads only the fields it needs and leaves the row's own mapping alone; w
 put in, everything else as it was and where it was. Field names are dotted paths (`body.query`); where the user names
 none, the aliases in `ALIASES` are tried in order.
 
+A passage may have an image: a path, a `data:` URI, the bytes of a file, or the object of a Hugging Face data set that
+holds path or bytes (`ImagePassage`). No image is opened here; whether the model reads any is found out later, and one
+that is not read is an error, never ignored.
+
 A row that does not have the shape is a `RowError`, not an exception: the rows around it are scored.
 """
 
@@ -16,11 +20,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Protocol
 
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.jsonl import ExactFloat
-from rerank_cli.records import CandidateList, Gap, RankedList, RankedPassage, Row, RowError
+from rerank_cli.records import (
+    CandidateList,
+    Gap,
+    ImagePassage,
+    ImageSource,
+    Passage,
+    RankedList,
+    RankedPassage,
+    Row,
+    RowError,
+)
 
 ALIASES = {
     "query": ("query",),
@@ -32,7 +47,10 @@ ALIASES = {
 }
 """Names that are tried, in order, where the user names no field."""
 
-_OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens"})
+NO_IMAGES = "none"
+"""In place of a path to the image: what stands in `image` is no image of the passage."""
+
+_OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens", "tiles", "kept_tiles"})
 _SCORES = frozenset({"logit", "cosine"})
 
 
@@ -41,6 +59,8 @@ class FieldNames:
     """Dotted paths that the user gave; None means the aliases.
 
     id: of a row and of a passage; where the one or the other has nothing there, its aliases are tried.
+    image: of a passage; `none` where passages have no images, whatever the row says. image_root: the folder that paths
+    of images start from; None for that of the input file.
     """
 
     query: str | None = None
@@ -48,6 +68,13 @@ class FieldNames:
     text: str | None = None
     id: str | None = None
     group_by: str | None = None
+    image: str | None = None
+    image_root: str | None = None
+
+    @property
+    def image_path(self) -> str:
+        """Where the image of a passage is."""
+        return self.image or "image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +137,25 @@ class ListShape:
         passages = _required(row, self.names.passages, "passages", "--passages-field")
         if not isinstance(passages, (list, tuple)):
             raise _RowProblem("wrong-type", f"field `passages` is {_kind(passages)}, not a list")
-        texts = tuple(self._passage_text(passage, index) for index, passage in enumerate(passages))
-        return CandidateList(query=query, passages=texts, rows=(row,), id=self.identity(row.fields))
+        found = tuple(self._passage(passage, index, row) for index, passage in enumerate(passages))
+        return CandidateList(query=query, passages=found, rows=(row,), id=self.identity(row.fields))
 
     def identity(self, fields: Mapping[str, Any]) -> object:
         """The id of a row, if it has one."""
         return _id(fields, self.names.id, "list_id")
 
-    def _passage_text(self, passage: object, index: int) -> str:
+    def _passage(self, passage: object, index: int, row: Row) -> Passage:
         where = f"passages[{index}]"
         if isinstance(passage, str):
             return passage
         if not isinstance(passage, Mapping):
             raise _RowProblem("wrong-type", f"{where} is {_kind(passage)}, not a text or an object")
         path = self.names.text or "text"
-        if (text := lookup(passage, path)) is None:
-            what = "only an image, and this model reads text" if passage.get("image") else f"it has {_names(passage)}"
-            raise _RowProblem("missing-field", f"{where} has no `{path}`: {what}")
-        return _text(text, f"{where}.{path}")
+        text, image = lookup(passage, path), _image(passage, self.names, row, f"{where}.")
+        if text is None and image is None:
+            raise _RowProblem("missing-field", f"{where} has no `{path}`: it has {_names(passage)}")
+        found = "" if text is None else _text(text, f"{where}.{path}")
+        return ImagePassage(found, image) if image else found
 
     def passages_path(self, fields: Mapping[str, Any]) -> str:
         """Where the passages stand in a row that `group` has read."""
@@ -151,7 +179,8 @@ class ListShape:
         path = self.names.passages
         if path is not None and path not in names and "." in path:
             raise UsageError(f"--passages-field {path}: in Parquet the list of passages is a column of its own")
-        heads = [name.split(".")[0] for name in (self.names.text or "text", self.names.id) if name]
+        named = (self.names.text or "text", self.names.id, self.names.image_path)
+        heads = [_head(name) for name in named if name]
         wanted: dict[str, tuple[str, ...] | None] = dict.fromkeys(_columns(names, self.names.query, "query"))
         wanted |= dict.fromkeys(_id_columns(names, self.names.id, "list_id"))
         return wanted | dict.fromkeys(_columns(names, path, "passages"), (*heads, *ALIASES["passage_id"]))
@@ -165,7 +194,7 @@ class FlatShape:
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`. A group that comes back after another one has begun is a `RowError` for each of its rows."""
-        rows: list[tuple[Row, str]] = []
+        rows: list[tuple[Row, Passage]] = []
         current = 0
         query = ""
         finished: set[int] = set()
@@ -206,7 +235,7 @@ class FlatShape:
         """The id of a row's query, if it has one."""
         return _first(fields, self.names.group_by, "query_id")
 
-    def _close(self, rows: list[tuple[Row, str]], query: str) -> CandidateList:
+    def _close(self, rows: list[tuple[Row, Passage]], query: str) -> CandidateList:
         first = rows[0][0]
         return CandidateList(
             query=query,
@@ -223,7 +252,7 @@ class FlatShape:
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
-        wanted = _columns(names, self.names.query, "query") + _columns(names, self.names.text, "passage")
+        wanted = _columns(names, self.names.query, "query") + _passage_columns(names, self.names)
         return dict.fromkeys(wanted + self.key_columns(names) + _id_columns(names, self.names.id, "passage_id"))
 
     def key_columns(self, names: Sequence[str]) -> list[str]:
@@ -261,7 +290,7 @@ class PairShape:
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
-        wanted = _columns(names, self.names.text, "passage")
+        wanted = _passage_columns(names, self.names)
         if self.query is None:
             wanted += _columns(names, self.names.query, "query")
         return dict.fromkeys(wanted + _id_columns(names, self.names.id, "list_id"))
@@ -272,9 +301,14 @@ def detect_shape(fields: Iterable[str], names: FieldNames) -> type[ListShape] | 
     present = set(fields)
     if names.passages or present & set(ALIASES["passages"]):
         return ListShape
-    if names.text or present & set(ALIASES["passage"]):
+    if names.text or _head(names.image_path) in present or present & set(ALIASES["passage"]):
         return FlatShape
     return None
+
+
+def _head(path: str) -> str:
+    """The top-level field of a dotted path."""
+    return path.split(".")[0]
 
 
 def group_key(fields: Mapping[str, Any], names: FieldNames) -> int:
@@ -326,6 +360,8 @@ def _scored(
         ours["prob"] = entry.probability
     if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
+    if entry.retiled:
+        ours |= {"tiles": entry.tiles, "kept_tiles": entry.kept_tiles}
     replaced = set(ours)
     if not _SCORES.isdisjoint(own):
         replaced |= _OF_A_SCORE | ({"prob"} if selection.score == "logit" else set())
@@ -342,8 +378,27 @@ def _candidates(shape: ListShape | FlatShape | PairShape, row: Row) -> Candidate
 def _read_pair(row: Row, names: FieldNames, *, query: str | None, identity: object) -> CandidateList:
     if query is None:
         query = _text(_required(row, names.query, "query", "--query-field"), "query")
-    passage = _text(_required(row, names.text, "passage", "--text-field"), "passage")
+    image = _image(row.fields, names, row)
+    found = _first(row.fields, names.text, "passage")
+    if found is None and image is None:
+        _required(row, names.text, "passage", "--text-field")
+    text = "" if found is None else _text(found, "passage")
+    passage = ImagePassage(text, image) if image else text
     return CandidateList(query=query, passages=(passage,), rows=(row,), id=identity)
+
+
+def _image(fields: Mapping[str, Any], names: FieldNames, row: Row, where: str = "") -> ImageSource | None:
+    """Where the image of a passage is; None where it has none: a missing field, null, or a text without characters."""
+    value = None if names.image == NO_IMAGES else lookup(fields, names.image_path)
+    if isinstance(value, Mapping):  # the `Image` feature of a Hugging Face data set
+        value = value.get("bytes") or value.get("path")
+    if value is None or value == "":
+        return None
+    if not isinstance(value, (str, bytes)):
+        what = f"`{where}{names.image_path}` is {_kind(value)}, not a path, a data URI or bytes"
+        raise _RowProblem("wrong-type", f"{what}; if it is no image of the passage, say `--image-field {NO_IMAGES}`")
+    folder = "." if row.file == "-" else str(Path(row.file).parent)
+    return ImageSource(value, folder if names.image_root is None else names.image_root)
 
 
 def _required(row: Row, path: str | None, kind: str, option: str) -> Any:
@@ -401,6 +456,13 @@ def _columns(names: Sequence[str], path: str | None, kind: str) -> list[str]:
     if path is not None:
         return [path if path in names else path.split(".")[0]]
     return [name for name in ALIASES[kind] if name in names] or [ALIASES[kind][0]]
+
+
+def _passage_columns(names: Sequence[str], fields: FieldNames) -> list[str]:
+    """The columns of a flat row's passage: its image, if there is such a column, and its text."""
+    image = [name for name in _columns(names, fields.image_path, "passage") if name in names]
+    texts = _columns(names, fields.text, "passage")
+    return [name for name in texts if name in names or not image] + [name for name in image if name not in texts]
 
 
 def _id_columns(names: Sequence[str], path: str | None, kind: str) -> list[str]:

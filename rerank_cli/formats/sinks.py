@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rerank_cli.formats.parquet import ParquetWriter
 
 _TRUNCATION = ("truncated", "tokens", "kept_tokens")
+_TILES = ("tiles", "kept_tiles")
 
 
 class JsonlSink:
@@ -203,5 +204,8 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
         for passage in scored or ():
             if passage.get("truncated") is None:
                 for name in _TRUNCATION:
+                    passage.pop(name, None)
+            if passage.get("kept_tiles", 0) is None:
+                for name in _TILES:
                     passage.pop(name, None)
     return rows

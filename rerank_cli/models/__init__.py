@@ -8,7 +8,7 @@ and said so. To add a family: one file here, one row in the table, one parity te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from rerank_cli.models.embedder import EMBEDDERS, Embedder
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
+from rerank_cli.models.nemotron_vl import LlamaNemotronVLCrossEncoder
 from rerank_cli.records import EncodedPair
 
 
@@ -36,10 +37,19 @@ class RerankModel(Protocol):
         """Logits of a batch, float32 [len(pairs)], on the model's device; does not wait for the device."""
 
 
+@runtime_checkable
+class SeesImages(Protocol):
+    """A `RerankModel` in two stages: images first, then pairs."""
+
+    def see(self, pairs: Sequence[EncodedPair]) -> None:
+        """Make ready what `forward` needs of the images of `pairs`, and forget all others."""
+
+
 FAMILIES: dict[str, Callable[..., RerankModel]] = {
     **dict.fromkeys(PREFIXES, EncoderCrossEncoder),
     "ModernBertForSequenceClassification": ModernBertCrossEncoder,
     "LlamaBidirectionalForSequenceClassification": LlamaCrossEncoder,
+    "LlamaNemotronVLForSequenceClassification": LlamaNemotronVLCrossEncoder,
     **dict.fromkeys(YES_NO_ARCHITECTURES, YesNoModel),
 }
 """Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""

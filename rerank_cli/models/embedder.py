@@ -46,7 +46,7 @@ class NemotronEmbedder:
         self._pooling = read_pooling(checkpoint, "avg")
         if checkpoint.config.get("bidirectional_attention") is False:
             raise ModelError(f"{checkpoint.path / 'config.json'}: `bidirectional_attention` false is not supported")
-        shape = read_llama_shape(checkpoint.section("llm_config"))
+        shape = read_llama_shape(checkpoint.within("llm_config"))
         self.dimensions = shape.hidden
         with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
             outer = "model." if weights.has("model.language_model.norm.weight") else ""

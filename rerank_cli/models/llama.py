@@ -282,7 +282,7 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling) -> Pooling:
         if named == pooling:
             return pooling
     raise ModelError(
-        f"{checkpoint.path / 'config.json'}: `pooling` is not known: {named!r}",
+        f"{checkpoint.config_place}: `pooling` is not known: {named!r}",
         hint=f"known are {', '.join(_POOLINGS)}",
     )
 
@@ -291,13 +291,13 @@ def read_temperature(checkpoint: Checkpoint) -> float:
     """What the logit is divided by, as config.json has it."""
     temperature = checkpoint.number("temperature", 1.0)
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ModelError(f"{checkpoint.path / 'config.json'}: `temperature` must be above 0: {temperature}")
+        raise ModelError(f"{checkpoint.config_place}: `temperature` must be above 0: {temperature}")
     return temperature
 
 
 def read_llama_shape(checkpoint: Checkpoint, *, activation_default: str = "silu") -> LlamaShape:
     """Sizes and switches from config.json; `ModelError` naming the key for what is not a Llama of this kind."""
-    where = str(checkpoint.path / "config.json")
+    where = checkpoint.config_place
     hidden, heads = checkpoint.integer("hidden_size"), checkpoint.integer("num_attention_heads")
     config = {key: value for key, value in checkpoint.config.items() if value is not None}
     if heads < 1:
@@ -336,7 +336,7 @@ def read_switch(checkpoint: Checkpoint, key: str) -> bool:
     """A boolean of config.json; false where it is missing or null."""
     value = checkpoint.config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise ModelError(f"{checkpoint.path / 'config.json'}: `{key}` must be true or false: {value!r}")
+        raise ModelError(f"{checkpoint.config_place}: `{key}` must be true or false: {value!r}")
     return bool(value)
 
 
@@ -346,7 +346,7 @@ def _read_frequencies(checkpoint: Checkpoint, head_size: int) -> Tensor:
     Old configs write `rope_theta` and `rope_scaling`, new ones `rope_parameters` with both; the old key wins, as in
     transformers.
     """
-    where = str(checkpoint.path / "config.json")
+    where = checkpoint.config_place
     key = "rope_scaling" if checkpoint.config.get("rope_scaling") else "rope_parameters"
     parameters = checkpoint.config.get(key) or {}
     if not isinstance(parameters, dict):
@@ -378,12 +378,12 @@ def _unscaled(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Ch
 
 
 def _linear_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
-    return frequencies / _number(parameters, "factor", str(checkpoint.path / "config.json"))
+    return frequencies / _number(parameters, "factor", checkpoint.config_place)
 
 
 def _llama3_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
     """Long wavelengths are stretched by `factor`, short ones stay, those between are mixed of both."""
-    where = str(checkpoint.path / "config.json")
+    where = checkpoint.config_place
     values = {"original_max_position_embeddings": checkpoint.config.get("max_position_embeddings"), **parameters}
     factor, low, high, trained = (
         _number(values, key, where)

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from rerank_cli.encoding import ImageLimits
+from rerank_cli.records import ImagePassage, ImageSource, Passage
+
 HERE = Path(__file__).parent
 SAMPLES = HERE.parents[1] / "samples"
 
@@ -22,16 +25,29 @@ SAMPLES = HERE.parents[1] / "samples"
 class Group:
     max_tokens: int
     instruction: str | None
+    max_tiles: int | None
+    folder: Path
     cases: list[dict[str, Any]]
 
     @property
     def options(self) -> tuple[str, ...]:
         more = () if self.instruction is None else ("--instruction", self.instruction)
+        if self.max_tiles is not None:
+            more = (*more, "--max-input-tiles", str(self.max_tiles), "--image-root", str(self.folder))
         return ("--max-tokens", str(self.max_tokens), *more)
 
     @property
-    def pairs(self) -> list[tuple[str, str]]:
-        return [(case["query"], case["passage"]) for case in self.cases]
+    def images(self) -> ImageLimits:
+        return ImageLimits(max_tiles=self.max_tiles)
+
+    @property
+    def pairs(self) -> list[tuple[str, Passage]]:
+        return [(case["query"], self._passage(case)) for case in self.cases]
+
+    def _passage(self, case: dict[str, Any]) -> Passage:
+        if case.get("image"):
+            return ImagePassage(case["text"], ImageSource(case["image"], str(self.folder)))
+        return case["passage"] if "passage" in case else case["text"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +60,11 @@ class Golden:
 
     @property
     def groups(self) -> list[Group]:
-        """The cases that one run can score: those of one limit and one instruction."""
-        groups: dict[tuple[int, str | None], Group] = {}
+        """The cases that one run can score: those of one limit, one instruction and one number of tiles."""
+        groups: dict[tuple[int, str | None, int | None], Group] = {}
         for case in self.cases:
-            key = case["max_length"], case.get("instruction")
-            groups.setdefault(key, Group(*key, cases=[])).cases.append(case)
+            key = case["max_length"], case.get("instruction"), case.get("max_input_tiles")
+            groups.setdefault(key, Group(*key, folder=self.checkpoint.parent, cases=[])).cases.append(case)
         return list(groups.values())
 
 

@@ -76,6 +76,7 @@ def test_token_ids_and_token_types_are_the_reference_ones(golden):
             checkpoint,
             max_tokens=group.max_tokens,
             instruction=group.instruction,
+            images=group.images,
             truncate="reference",
             special_tokens="allow",
         )

@@ -15,13 +15,13 @@ from rerank_cli.encoding import Encoded, EncodingProblem
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.inputs import ReadOptions
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Grouped, ListShape, Selection
+from rerank_cli.parts import encode_parts
 from rerank_cli.pipeline import (
     Counts,
     EncodedWindow,
     ErrorLimit,
     Run,
     cut_windows,
-    encode_window,
     rank_window,
     score_pairs,
     select,
@@ -137,9 +137,9 @@ def test_windows_lose_nothing_and_depend_on_the_input_alone(plan: list[Any], max
 def test_the_same_two_texts_are_encoded_once_in_a_window() -> None:
     encoder = FakeEncoder()
     window = Window(0, (*lists(["a", "b", "a"], ["b"]), *lists(["a"], query="other")), (), 3, 0)
-    encoded = encode_window(window, encoder)
+    (part,) = encode_parts(window, encoder)
     assert encoder.encoded == [("q", "a"), ("q", "b"), ("other", "a")]
-    assert encoded.places == [0, 1, 0, 1, 2]
+    assert part.places == [0, 1, 0, 1, 2]
 
 
 @pytest.mark.parametrize(("pool", "expected"), [("max", 3.0), ("mean", 2.0), ("first", 1.0)])

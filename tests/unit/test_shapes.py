@@ -127,9 +127,10 @@ def test_lists_of_none_and_of_one_passage_are_lists(passages: list[Any]) -> None
             "passages[0] has no `text`: it has `id`, `text` (null)",
         ),
         (
-            {"query": "q", "passages": [{"image": "a.png"}]},
-            "missing-field",
-            "passages[0] has no `text`: only an image, and this model reads text",
+            {"query": "q", "passages": [{"image": 7}]},
+            "wrong-type",
+            "`passages[0].image` is a number, not a path, a data URI or bytes; if it is no image of the passage, say "
+            "`--image-field none`",
         ),
         ({"query": "q", "passages": [{"text": 1.5}]}, "wrong-type", "`passages[0].text` is a number, not text"),
         ({"query": "q", "passages": [{"text": False}]}, "wrong-type", "`passages[0].text` is false, not text"),
@@ -436,6 +437,7 @@ def test_the_fields_tell_the_shape(fields: list[str], names: FieldNames, shape: 
 
 
 PASSAGE_IDS = ("passage_id", "doc_id", "docid", "pid", "id", "_id")
+OF_A_PASSAGE = ("text", "image", *PASSAGE_IDS)
 
 
 @pytest.mark.parametrize(
@@ -444,13 +446,18 @@ PASSAGE_IDS = ("passage_id", "doc_id", "docid", "pid", "id", "_id")
         (
             ListShape(NO_NAMES),
             ["id", "query", "passages", "docs", "x"],
-            {"query": None, "id": None, "passages": ("text", *PASSAGE_IDS), "docs": ("text", *PASSAGE_IDS)},
+            {
+                "query": None,
+                "id": None,
+                "passages": OF_A_PASSAGE,
+                "docs": OF_A_PASSAGE,
+            },
         ),
-        (ListShape(NO_NAMES), ["x"], {"query": None, "passages": ("text", *PASSAGE_IDS)}),
+        (ListShape(NO_NAMES), ["x"], {"query": None, "passages": OF_A_PASSAGE}),
         (
             ListShape(FieldNames(query="m.q", passages="hits", text="s.body", id="m.no")),
             ["m", "hits", "id"],
-            {"m": None, "id": None, "hits": ("s", "m", *PASSAGE_IDS)},
+            {"m": None, "id": None, "hits": ("s", "m", "image", *PASSAGE_IDS)},
         ),
         (
             FlatShape(NO_NAMES),

@@ -1,0 +1,222 @@
+"""Pairs whose passage may be an image, to token ids and tiles, for the Llama-Nemotron VL models.
+
+A text is read in one prompt, an image (with text or without) in another that has a place for it. At that place stand
+`<img>`, one `<IMG_CONTEXT>` for each vision vector and `</img>`; the vectors themselves replace the embeddings of the
+tokens between. Which tokens these are is remembered by their place, never by their id, so nothing that a text says can
+shift an image (`ImageBlock`).
+
+**Long pairs.** The passage's text is cut as `prompt.py` says, down to nothing. Where query, template and image alone
+are too long, the image is cut in fewer tiles until they fit, and the pair tells so (`ImageBlock.full_tiles`). With
+`--truncate error` such a pair is a bad one, with `reference` too if the cut would go through the image: the reference
+code gives the next image wrong vectors then.
+
+**Markers written in a text are text.** `<img>`, `<IMG_CONTEXT>` and `<image>` in a query or passage say nothing about
+images. With `--special-tokens allow` they act as in the reference code: the first `<image>` of a pair without an image
+disappears, and `<IMG_CONTEXT>` is its own embedding; beside an image it would take one of the image's vectors, so
+such a pair cannot be scored.
+
+Source: the published processor of llama-nemotron-rerank-vl-1b-v2 (its prompt template `v1`), whose ids the tests
+compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids
+from rerank_cli.encoding.prompt import IMAGE, NEMOTRON, Prompt, PromptEncoder, Slot
+from rerank_cli.encoding.vision_config import VisionGeometry
+from rerank_cli.errors import ModelError
+from rerank_cli.images import Grid, ImageProblem, ImageReader, OpenImage
+from rerank_cli.records import ImageBlock, ImagePassage, ImageSource, Passage, Tiles
+
+_PLACEHOLDER = "<image>"  # what the reference code looks for in the prompt
+
+
+@dataclass(frozen=True, slots=True)
+class VisionPrompts:
+    """How a model reads a text, and an image with or without text."""
+
+    text: Prompt
+    image: Prompt
+
+
+NEMOTRON_RERANK = VisionPrompts(
+    text=NEMOTRON,
+    image=Prompt(parts=((IMAGE,), (" question:", Slot.QUERY, " \n \n passage:", Slot.PASSAGE)), wrapped=True),
+)
+"""The rerankers' prompts (`prompt_template` v1)."""
+
+
+class VisionEncoder:
+    """Encodes pairs for one checkpoint that reads images; satisfies `TextEncoder`.
+
+    options: of `PromptEncoder`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompts: VisionPrompts,
+        reader: ImageReader,
+        geometry: VisionGeometry,
+        *,
+        special_tokens: str,
+        truncate: str,
+        where: str,
+        **options: Any,
+    ) -> None:
+        _check_markers(tokenizer, prompts.image, where)
+        # First the image's prompt: its markers are looked up before special tokens become text.
+        options |= {"special_tokens": special_tokens, "truncate": truncate, "where": where}
+        self._image = PromptEncoder(tokenizer, prompts.image, **options)
+        self._text = PromptEncoder(tokenizer, prompts.text, **options)
+        self._reader = reader
+        self._tokens_per_tile = geometry.tokens_per_tile
+        self.reason = geometry.max_tiles_reason
+        self._as_reference = truncate == "reference"
+        self._fewer_tiles = truncate in ("end", "chunk")
+        self._acts = special_tokens == "allow"
+        self.max_tokens = self._text.max_tokens
+
+    @property
+    def template(self) -> str:
+        """What is put around a query and a passage, and around those of an image."""
+        return f"{self._text.template} | {self._image.template}"
+
+    @property
+    def max_tiles(self) -> int:
+        """Parts that an image is cut in at most."""
+        return self._reader.max_tiles
+
+    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
+        """The token ids of each (query, passage), in order; images are read, and each is cut once in each grid."""
+        encoded: dict[int, Encoded] = {}
+        texts = [(place, query, passage) for place, (query, passage) in enumerate(pairs) if isinstance(passage, str)]
+        found = self._text.encode([self._without_placeholder(query, passage) for _, query, passage in texts])
+        encoded.update(zip((place for place, _, _ in texts), found, strict=True))
+        images = [
+            (place, query, passage) for place, (query, passage) in enumerate(pairs) if isinstance(passage, ImagePassage)
+        ]
+        found = self._encode_images([(query, passage) for _, query, passage in images])
+        encoded.update(zip((place for place, _, _ in images), found, strict=True))
+        return [encoded[place] for place in range(len(pairs))]
+
+    def _without_placeholder(self, query: str, passage: str) -> tuple[str, str]:
+        if not self._acts:
+            return query, passage
+        if _PLACEHOLDER in query:
+            return query.replace(_PLACEHOLDER, "", 1), passage
+        return query, passage.replace(_PLACEHOLDER, "", 1)
+
+    def _encode_images(self, pairs: Sequence[tuple[str, ImagePassage]]) -> list[Encoded]:
+        album = _Album(self._reader)
+        results: dict[int, Encoded] = {}
+        opened: list[tuple[int, OpenImage]] = []
+        for place, (_, passage) in enumerate(pairs):
+            image = album.open(passage.image)
+            if isinstance(image, EncodingProblem):
+                results[place] = image
+            else:
+                opened.append((place, image))
+        grids = [self._reader.grid(image) for _, image in opened]
+        texts = [(pairs[place][0], pairs[place][1].text) for place, _ in opened]
+        found = self._image.encode(texts, images=[self._block(grid) for grid in grids])
+        for (place, image), grid, text, entry in zip(opened, grids, texts, found, strict=True):
+            results[place] = self._with_tiles(album, image, text, *self._fitting(image, text, grid, entry), full=grid)
+        return [results[place] for place in range(len(pairs))]
+
+    def _block(self, grid: Grid) -> Ids:
+        """The ids of an image in a grid."""
+        first, context, last = self._image.image_ids.tolist()
+        return np.array([first, *[context] * (grid.tiles * self._tokens_per_tile), last], dtype=np.int32)
+
+    def _fitting(self, image: OpenImage, text: tuple[str, str], grid: Grid, entry: Encoded) -> tuple[Encoded, Grid]:
+        """`entry`, or that of the next smaller grid in which the pair has room for its query."""
+        if self._as_reference and len(self._block(grid)) > self._image.image_room:
+            message = f"the image has {len(self._block(grid))} tokens; truncation to {self.max_tokens} would cut it"
+            return EncodingProblem("image-cut", message), grid
+        tiles = self._reader.max_tiles
+        while isinstance(entry, EncodingProblem) and self._fewer_tiles and tiles > 1:
+            tiles -= 1
+            smaller = self._reader.grid(image, max_tiles=tiles)
+            if smaller.tiles < grid.tiles:
+                grid = smaller
+                (entry,) = self._image.encode([text], images=[self._block(grid)])
+        return entry, grid
+
+    def _with_tiles(
+        self, album: _Album, image: OpenImage, text: tuple[str, str], entry: Encoded, grid: Grid, *, full: Grid
+    ) -> Encoded:
+        if isinstance(entry, EncodingProblem):
+            return entry
+        block = self._block(grid)
+        for pair in entry:
+            if np.count_nonzero(pair.input_ids == block[1]) != len(block) - 2:
+                return EncodingProblem(
+                    "image-token-in-text",
+                    "query or passage hold the token that stands for an image's parts, beside an image",
+                )
+        tiles = album.cut(image, grid)
+        if isinstance(tiles, EncodingProblem):
+            return tiles
+        start = self._image.image_start + 1
+        place = ImageBlock(start, len(block) - 2, tiles=grid.tiles, full_tiles=full.tiles, image=tiles)
+        more = (full.tiles - grid.tiles) * self._tokens_per_tile
+        return tuple(replace(pair, block=place, tokens=pair.tokens + more) for pair in entry)
+
+
+class _Album:
+    """The images of one call: each file is opened once, and each distinct image cut once in each grid."""
+
+    def __init__(self, reader: ImageReader) -> None:
+        self._reader = reader
+        self._opened: dict[ImageSource, OpenImage | EncodingProblem] = {}
+        self._cut: dict[tuple[bytes, Grid], Tiles | EncodingProblem] = {}
+
+    def open(self, source: ImageSource) -> OpenImage | EncodingProblem:
+        """The image of a source, or why there is none."""
+        if source not in self._opened:
+            try:
+                self._opened[source] = self._reader.open(source)
+            except ImageProblem as problem:
+                self._opened[source] = EncodingProblem(problem.code, str(problem))
+        return self._opened[source]
+
+    def cut(self, image: OpenImage, grid: Grid) -> Tiles | EncodingProblem:
+        """The tiles of an image, or why it has none."""
+        key = image.digest, grid
+        if key not in self._cut:
+            try:
+                self._cut[key] = self._reader.cut(image, grid)
+            except ImageProblem as problem:
+                self._cut[key] = EncodingProblem(problem.code, str(problem))
+        return self._cut[key]
+
+
+def _check_markers(tokenizer: Tokenizer, prompt: Prompt, where: str) -> None:
+    """Each marker of an image is one token, and cuts the text around it as the parts of the prompt are cut."""
+    markers = tokenizer.encode(IMAGE, add_special_tokens=False).tokens
+    if "".join(markers) != IMAGE or len(markers) != 3:
+        raise ModelError(f"{where}: `{IMAGE}` must be three tokens, it is {markers}")
+    parts = ["".join(str(piece.value if isinstance(piece, Slot) else piece) for piece in part) for part in prompt.parts]
+    apart = [number for part in parts for number in tokenizer.encode(part, add_special_tokens=False).ids]
+    if apart != tokenizer.encode("".join(parts), add_special_tokens=False).ids:
+        raise ModelError(f"{where}: the text beside an image is tokenised otherwise than by itself")
+
+
+def check_context_token(checkpoint: Checkpoint, tokenizer: Tokenizer, where: str) -> None:
+    """Refuse a tokenizer whose token for an image's parts is another one than config.json names."""
+    token = IMAGE[IMAGE.index(">") + 1 : IMAGE.rindex("<")]
+    named, found = checkpoint.integer("img_context_token_id"), tokenizer.token_to_id(token)
+    if named != found:
+        raise ModelError(
+            f"{checkpoint.path / 'config.json'}: `img_context_token_id` is {named}, in {where} `{token}` is {found}",
+            hint="tokenizer and weights are of different models",
+        )

@@ -1,0 +1,104 @@
+"""The bytes of an image, from where its row says they are.
+
+Rows come from anywhere, so what they say is not trusted. A path is a regular file in the image root or below it, after
+all symbolic links are followed; folders are then opened one by one from the root without following any, so that a link
+put there in between leads nowhere. Devices, pipes and folders are refused without waiting for them. A URL is never
+fetched. What is read ends at a limit.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from contextlib import closing
+from pathlib import Path
+
+from rerank_cli.records import ImageSource
+
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*,", re.IGNORECASE)
+_SHOWN = 80  # characters of a path or URI in a message
+
+
+class ImageProblem(Exception):  # noqa: N818 (it becomes a row of the errors file, not a failure of the program)
+    """Why an image cannot be scored: a stable code and a sentence."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def read_source(source: ImageSource, *, max_bytes: int) -> bytes:
+    """The bytes of the file; raises `ImageProblem`."""
+    value = source.value
+    if isinstance(value, bytes):
+        data = value
+    elif value[:5].lower() == "data:":
+        data = _from_data_uri(value, max_bytes)
+    elif _URL.match(value):
+        raise ImageProblem("image-url", f"image `{_shown(value)}`: a URL; nothing is fetched from a network")
+    else:
+        data = _from_path(value, source.root, max_bytes)
+    if len(data) > max_bytes:
+        raise ImageProblem("image-too-large", f"the image's file has more than {max_bytes:,} bytes")
+    if not data:
+        raise ImageProblem("not-an-image", "the image's file is empty")
+    return data
+
+
+def _from_data_uri(value: str, max_bytes: int) -> bytes:
+    head = _DATA_URI.match(value[:200])
+    if head is None or not head.group().lower().endswith(";base64,"):
+        raise ImageProblem("bad-data-uri", f"image `{_shown(value)}`: not of the form `data:image/png;base64,...`")
+    if (len(value) - head.end()) * 3 // 4 > max_bytes + 3:
+        raise ImageProblem("image-too-large", f"the image's data URI holds more than {max_bytes:,} bytes")
+    try:
+        return base64.b64decode(value[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageProblem("bad-data-uri", f"image `{_shown(value)}`: not base64: {error}") from error
+
+
+def _from_path(value: str, root: str, max_bytes: int) -> bytes:
+    try:
+        top = Path(root).resolve(strict=True)
+        path = (top / value).resolve(strict=True)
+        if not path.is_relative_to(top):
+            raise ImageProblem("image-outside-root", f"image `{_shown(value)}`: not below the image root {top}")
+        with closing(_OpenBelow(top, path.relative_to(top).parts)) as opened:
+            if not stat.S_ISREG(os.fstat(opened.descriptor).st_mode):
+                raise ImageProblem("image-not-a-file", f"image `{_shown(value)}`: not a regular file")
+            with open(opened.descriptor, "rb", closefd=False) as stream:
+                return stream.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise ImageProblem("image-missing", f"image `{_shown(value)}`: no such file below {root or '.'}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise ImageProblem("image-unreadable", f"image `{_shown(value)}`: {reason}") from error
+
+
+class _OpenBelow:
+    """A file opened from `top` by the names in `parts`, none of which may be a symbolic link by now."""
+
+    def __init__(self, top: Path, parts: tuple[str, ...]) -> None:
+        folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in parts[:-1]:
+                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+                os.close(folder)
+                folder = below
+            # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self.descriptor = os.open(parts[-1] if parts else ".", flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.descriptor)
+
+
+def _shown(value: str) -> str:
+    return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."

@@ -1,0 +1,58 @@
+"""In how many tiles an image is cut, from its size alone.
+
+A vision tower reads squares of one size. An image is resized, as a whole and without regard to its aspect, to a grid of
+`cols` x `rows` squares and cut into them; where there is more than one, the whole image follows once more, shrunk to a
+single square (the thumbnail).
+
+The grid is the one that scores best of all with at most `max_tiles` squares: the share of the image's pixels that it
+has room for (more than 0.6 counts as 0.6), times how near its aspect is to the image's. Of equal scores the first wins,
+in the order of area, then columns, then rows.
+
+Everything is computed in Python's float64: in float32 one size in thirty gets another grid. Source: the tiling of
+NVIDIA's processors for the Llama-Nemotron VL models, against whose grids a test compares 3,369 sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+DEFAULT_MAX_TILES = 6
+"""What the published processors take where nothing is said; the thumbnail is not counted."""
+
+_ENOUGH = 0.6  # share of the image's pixels above which a larger grid is no better
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How an image is cut. thumbnail: the whole image follows its parts, where there are several."""
+
+    cols: int
+    rows: int
+    thumbnail: bool = True
+
+    @property
+    def tiles(self) -> int:
+        """Squares that the vision tower reads, the thumbnail included."""
+        parts = self.cols * self.rows
+        return parts + (self.thumbnail and parts > 1)
+
+
+@cache
+def _candidates(max_tiles: int) -> tuple[tuple[int, int], ...]:
+    sides = range(1, max_tiles + 1)
+    found = ((cols, rows) for cols in sides for rows in sides if cols * rows <= max_tiles)
+    return tuple(sorted(found, key=lambda grid: (grid[0] * grid[1], *grid)))
+
+
+def closest_grid(width: int, height: int, *, max_tiles: int, tile_size: int, thumbnail: bool = True) -> Grid:
+    """The grid of an image of `width` x `height` pixels in squares of `tile_size` pixels, at most `max_tiles`."""
+    aspect = width / height
+    best, best_score = (1, 1), float("-inf")
+    for cols, rows in _candidates(max_tiles):
+        own = cols / rows
+        room = min(cols * rows * tile_size * tile_size / (width * height), _ENOUGH)
+        score = room * min(own / aspect, aspect / own)
+        if score > best_score:
+            best, best_score = (cols, rows), score
+    return Grid(*best, thumbnail=thumbnail)

@@ -1,0 +1,124 @@
+"""A window in parts: each encoded and scored by itself, so that the pixels of few images are in memory at a time.
+
+A text costs kilobytes, an image of seven tiles 5.5 MB of pixels and as much again of vision vectors, and a list may
+hold a thousand of them. So a window is encoded in parts of `_PART_IMAGES` distinct images, each with all pairs of the
+window that hold it: every image is read, cut and seen by the tower once a window. A window without images is one part.
+When a part is scored its pixels go (`without_pixels`), and the last part brings the window back together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.encoding import Encoded, EncodingProblem, ReadsImages
+from rerank_cli.records import ImagePassage, ImageSource, Passage, Window
+
+_PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower batches and text batches that are full
+
+
+class Encoder(Protocol):
+    """Texts to token ids; one that takes images too is a `ReadsImages`."""
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """The token ids of each (query, passage), in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedWindow:
+    """A window with the token ids of its distinct pairs.
+
+    encoded: one entry a distinct pair. places: for each pair of the window, in order, its place in `encoded`.
+    """
+
+    window: Window
+    encoded: list[Encoded]
+    places: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPart:
+    """Some of the distinct pairs of a window.
+
+    encoded: one entry each. members: their places among the window's distinct pairs. places: as in `EncodedWindow`,
+    with the window's last part and None before.
+    """
+
+    window: Window
+    encoded: list[Encoded]
+    members: list[int]
+    places: list[int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """The logits of an `EncodedPart`, and its entries without pixels."""
+
+    members: list[int]
+    encoded: list[Encoded]
+    logits: npt.NDArray[np.float32]
+
+
+def encode_parts(window: Window, encoder: Encoder | ReadsImages) -> Iterator[EncodedPart]:
+    """Token ids of the window's pairs, each distinct pair once; one part, or more where it has many images."""
+    pairs = [(item.query, passage) for item in window.lists for passage in item.passages]
+    distinct: dict[tuple[str, Passage], int] = {}
+    places = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
+    of_image: dict[ImageSource | None, list[int]] = {None: []}
+    for (_, passage), place in distinct.items():
+        of_image.setdefault(passage.image if isinstance(passage, ImagePassage) else None, []).append(place)
+    groups = [group for group in of_image.values() if group] or [[]]
+    found = list(distinct)
+    for start in range(0, len(groups), _PART_IMAGES):
+        members = [place for group in groups[start : start + _PART_IMAGES] for place in group]
+        last = start + _PART_IMAGES >= len(groups)
+        encoded = encode_pairs([found[place] for place in members], encoder)
+        yield EncodedPart(window, encoded, members, places if last else None)
+
+
+def encode_pairs(pairs: Sequence[tuple[str, Passage]], encoder: Encoder | ReadsImages) -> list[Encoded]:
+    """An image that is given to a model of texts is a problem of its pair, also where there is a text beside it."""
+    if isinstance(encoder, ReadsImages):
+        return encoder.encode(pairs)
+    texts = [(query, passage) for query, passage in pairs if isinstance(passage, str)]
+    encoded = iter(encoder.encode(texts))
+    unread = EncodingProblem(
+        "image-not-read", "the passage has an image, and the model reads text only (`--image-field none` leaves it out)"
+    )
+    return [next(encoded) if isinstance(passage, str) else unread for _, passage in pairs]
+
+
+def without_pixels(entry: Encoded) -> Encoded:
+    """`entry` without the tiles of its image, which are most of it."""
+    if isinstance(entry, EncodingProblem) or not any(pair.block for pair in entry):
+        return entry
+    return tuple(replace(pair, block=pair.block and replace(pair.block, image=None)) for pair in entry)
+
+
+def image_counts(encoded: Sequence[Encoded]) -> dict[str, int]:
+    """What a vision tower sees of these pairs, by the names of `Counts`."""
+    blocks = [pair.block for entry in encoded if not isinstance(entry, EncodingProblem) for pair in entry if pair.block]
+    distinct = {block.image: block.tiles for block in blocks}
+    return {
+        "images": len(distinct),
+        "tiles": sum(distinct.values()),
+        "image_tokens": sum(block.length for block in blocks),
+    }
+
+
+def join_parts(
+    window: Window, parts: Sequence[ScoredPart], places: list[int]
+) -> tuple[EncodedWindow, npt.NDArray[np.float32]]:
+    """The parts of a window as one: its distinct pairs in order, and their logits."""
+    entries = {
+        place: (entry, logit)
+        for part in parts
+        for place, entry, logit in zip(part.members, part.encoded, part.logits, strict=True)
+    }
+    ordered = [entries[place] for place in range(len(entries))]
+    logits = np.array([logit for _, logit in ordered], dtype=np.float32)
+    return EncodedWindow(window, [entry for entry, _ in ordered], places), logits
