@@ -14,6 +14,7 @@ import pytest
 from rerank_cli.errors import EXIT_CODES
 from rerank_cli.models import FAMILIES
 from rerank_cli.models.embedder import EMBEDDERS
+from rerank_cli.profiles import load_all_profiles, render_support_matrix
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -47,6 +48,29 @@ def test_every_command_of_readme_runs(block: str, checkout: Path) -> None:
     for output in re.findall(r"-o (\S+)", block):
         if output != "-" and "--dry-run" not in block:
             assert (checkout / output).stat().st_size > 0
+
+
+def _outputs() -> list[tuple[str, str]]:
+    """Commands with the output that is shown below them."""
+    shown = r"^```sh\n([^`]*?)^```\n\n```text\n(.*?)^```"
+    pairs = re.findall(shown, README, flags=re.DOTALL | re.MULTILINE)
+    return [(command, output) for command, output in pairs if "make " not in command]
+
+
+@pytest.mark.parametrize(("command", "output"), _outputs(), ids=[command[:40] for command, _ in _outputs()])
+def test_a_shown_output_is_what_the_command_prints(command: str, output: str, checkout: Path) -> None:
+    done = _run(command, checkout)
+    printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    assert printed.strip("\n") == output.strip("\n")
+
+
+def test_outputs_of_both_commands_that_look_ahead_are_shown() -> None:
+    assert {command.split()[1] for command, _ in _outputs()} == {"profile-select", "mem-estimate"}
+
+
+def test_the_support_matrix_is_that_of_the_profiles() -> None:
+    table = README.split("<!-- support matrix: begin (a test compares this table with profiles/) -->\n")[1]
+    assert table.split("<!-- support matrix: end -->")[0] == render_support_matrix(load_all_profiles())
 
 
 def test_the_two_commands_stand_first_and_call_what_the_makefile_and_ci_have() -> None:
