@@ -79,6 +79,6 @@ def wide_parameters(shape: ModelShape) -> int:
     """Those in float32 whatever the precision: heads, and Llama's norms."""
     h = shape.hidden
     if shape.family in ("llama", "vl"):
-        scores = not shape.architecture.endswith("ForCausalLM")
+        scores = shape.architecture.endswith("ForSequenceClassification")
         return (2 * shape.layers + 1 + scores) * h + 2 * shape.layers * shape.head_size * shape.head_norms
     return h * h + 2 * h + 1  # dense with its bias (ModernBERT: a norm instead), and one logit

@@ -328,8 +328,10 @@ def test_a_refusal_is_a_document_too(
 @pytest.mark.parametrize(("option", "value"), [("--engines", "x"), ("--engines", "0"), ("--max-tokens", "7")])
 def test_a_number_that_is_none_is_refused(option: str, value: str, select: Any) -> None:
     code, out, err = select(option, value)
-    assert (code, out) == (2, "")
+    assert code == 2
     assert option in err
+    answer = json.loads(out)
+    assert (answer["schema"], answer["plan"], answer["error"]["exit_code"]) == (SCHEMA, None, code)
 
 
 # Ways to print.

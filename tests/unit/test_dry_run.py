@@ -70,7 +70,7 @@ def test_a_longer_input_is_expected_to_take_longer(tmp_path: Path) -> None:
 def test_tables_of_embeddings_and_of_the_output_cost_no_operations() -> None:
     def flops(**tensors: tuple[int, int]) -> float:
         shapes = {f"{name.replace('__', '.')}.weight": shape for name, shape in tensors.items()}
-        infos = {name: TensorInfo(Path("x"), "F32", shape, 0) for name, shape in shapes.items()}
+        infos = {name: TensorInfo(Path("x"), "F32", shape, 0, 0) for name, shape in shapes.items()}
         checkpoint = Checkpoint(Path("x"), "x", {"num_hidden_layers": 1, "hidden_size": 8}, {}, infos)
         return _forward_flops(checkpoint, tokens=10, squares=0)
 

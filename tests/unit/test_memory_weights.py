@@ -90,7 +90,7 @@ def test_a_vision_config_that_names_nothing_is_siglip() -> None:
 
 def test_heads_and_norms_are_counted_in_float32_and_unused_weights_not_at_all() -> None:
     def tensor(*shape: int, dtype: str = "BF16") -> TensorInfo:
-        return TensorInfo(Path("x"), dtype, shape, 0)
+        return TensorInfo(Path("x"), dtype, shape, 0, 0)
 
     checkpoint = bare(
         {"architectures": ["LlamaBidirectionalForSequenceClassification"], **VL["llm_config"]},
