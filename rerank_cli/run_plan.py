@@ -5,7 +5,7 @@
 
 Both commands of a run and `profile-select` go through `plan_model`, so that one request has one plan. A `Plan` is
 everything the engine must know and nothing it must decide. What this version cannot do of an answer (several engines,
-8-bit arithmetic) is done as near as it can and warned about.
+8-bit arithmetic of weights that are not stored so) is done as near as it can and warned about.
 
 Precision on a CPU: `auto` is fp32. bf16 is about 1.6 times as fast where the CPU multiplies it in hardware, but moves
 logits by up to 0.2 and makes ties, so it runs only when it is asked for. On a GPU `auto` is fp16.
@@ -22,6 +22,7 @@ from rerank_cli.known_model import KnownModel
 from rerank_cli.machine_plan import MachinePlan, plan_machine
 from rerank_cli.memory import memory_model, need_for
 from rerank_cli.profiles import MemoryNeed, ModelProfiles, ProfileRequest
+from rerank_cli.quantisation import read_quantisation
 
 # Pairs a window holds: what is tokenised, sorted and committed together. Packed batches need no wide window to avoid
 # padding, so on a CPU it is small and results come early.
@@ -95,7 +96,8 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
     precision = planned.precision
     if precision in ("fp8", "int8"):
         precision = "fp16"
-        warnings.append(f"{planned.precision} is computed in fp16: 8-bit arithmetic is not supported yet")
+        if not (planned.precision == "fp8" and _holds_fp8(answer.model)):
+            warnings.append(f"{planned.precision} is computed in fp16: the checkpoint's weights are not stored so")
     return Plan(
         profile=planned.profile,
         kind=planned.kind,
@@ -110,6 +112,11 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         warnings=tuple(warnings),
         needed_bytes=planned.needed_bytes,
     )
+
+
+def _holds_fp8(known: KnownModel | None) -> bool:
+    """The checkpoint's weights are in FP8: the model multiplies them so where the card can, and says what it does."""
+    return known is not None and known.checkpoint is not None and read_quantisation(known.checkpoint) is not None
 
 
 def _devices(number: int) -> str:

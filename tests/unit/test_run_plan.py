@@ -82,6 +82,15 @@ def test_8_bits_are_computed_in_16_and_it_is_said() -> None:
     assert any(warning.startswith("fp8 is computed in fp16") for warning in plan.warnings)
 
 
+def test_a_checkpoint_in_fp8_is_no_replacement_to_warn_of() -> None:
+    known = with_checkpoint(find_model(ONE_B), read_checkpoint(PARITY / "nemotron-vl-embed-fp8-open" / "checkpoint"))
+    plan = plan_run(
+        plan_model(ProfileRequest(precision="fp8"), known, Machine(cpu=CPU, gpus=(gpu(0),))), cuda_devices=1
+    )
+    assert (plan.profile, plan.precision) == ("optimized-fp8", "fp16")
+    assert not any("fp8" in warning for warning in plan.warnings)
+
+
 def test_an_answer_without_a_plan_stops_the_run_with_its_error() -> None:
     with pytest.raises(UsageError, match="--max-tokens 9000"):
         run(Machine(cpu=CPU), max_tokens=9000, origins={"max_tokens": "--max-tokens"})
