@@ -31,6 +31,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import Tiles
 
@@ -52,25 +53,15 @@ class TowerShape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-    epsilon: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     """One pre-norm layer."""
 
-    attention_norm: _Norm
+    attention_norm: LayerNorm
     query: Linear
     key: Linear
     value: Linear
     attention_out: Linear
-    mlp_norm: _Norm
+    mlp_norm: LayerNorm
     up: Linear  # with the activation
     down: Linear
 
@@ -227,5 +218,5 @@ def _tower_name(weights: WeightReader, prefix: str) -> str:
     return nested if weights.has(f"{nested}embeddings.patch_embedding.weight") else prefix
 
 
-def _norm(weights: WeightReader, name: str, size: int, epsilon: float) -> _Norm:
-    return _Norm(weights.take(f"{name}.weight", (size,)), weights.take(f"{name}.bias", (size,)), epsilon)
+def _norm(weights: WeightReader, name: str, size: int, epsilon: float) -> LayerNorm:
+    return LayerNorm(weights.take(f"{name}.weight", (size,)), weights.take(f"{name}.bias", (size,)), epsilon)

@@ -73,8 +73,9 @@ def test_with_all_of_its_layers_the_peak_is_the_same_and_the_weights_are_right(n
     config = SHAPES[name]
     tracked, weights = followed(config, [512] * 4, torch.float16)
     assert closed_form(config, [512] * 4, torch.float16) == pytest.approx(tracked, rel=0.02)
+    # A BERT's last layer leaves the bias of its keys out, some hundred numbers of tens of millions.
     assert count_weights(read_model_shape(checkpoint_of(config)), None).size_bytes(2) == pytest.approx(
-        weights, rel=1e-5
+        weights, rel=2e-5
     )
 
 
