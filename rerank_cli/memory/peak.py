@@ -12,7 +12,7 @@ size, I the MLP's, Q and K the channels of all query and of all key heads.
     BERT, RoBERTa    2H + 2I, with the activation fused 3H + I | in attention 6H
     ModernBERT       2H + 3I | in attention 8H | rotation in float32
     Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
-    SigLIP tower     4H + 2I
+    SigLIP tower     6H, of 8 tiles at a time
 
 What a pair's own tokens cost besides: 24 bytes of ids, types and positions.
 """
@@ -26,7 +26,9 @@ from itertools import groupby
 from rerank_cli.memory.shape import ModelShape, VisionShape
 
 CHUNK = 2048
-"""Rows that Llama's MLP, norms and rotation take at a time (`models/llama.py`)."""
+"""Rows that Llama's MLP, norms and rotation take at a time (`models/llama.py`), and a tower's MLP (`siglip.py`)."""
+BATCH_TILES = 8
+"""Tiles that a vision tower sees at a time (`models/siglip.py`)."""
 _FLOAT, _INT64 = 4, 8
 _WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
@@ -239,14 +241,24 @@ def _padded(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 
 
 def tower_peak(vision: VisionShape, tiles: int, how: Execution) -> int:
-    """Peak of the vision tower over `tiles`: at the activation of an MLP, 4H + 2I of every patch, and the pixels."""
-    rows = tiles * vision.patches
-    return how.element * rows * (4 * vision.hidden + 2 * vision.intermediate) + pixel_bytes(vision, tiles, how)
+    """Peak of the vision tower over `tiles`, `BATCH_TILES` of them at a time: its results, and the larger of attention
+    (input, normed, q, k, v, result: 6H of every patch) and an MLP of `CHUNK` patches.
+    """
+    h, i, e = vision.hidden, vision.intermediate, how.element
+    batch = min(tiles, BATCH_TILES)
+    rows = batch * vision.patches
+    chunk = min(rows, CHUNK)
+    attending = e * 6 * h * rows + _FLOAT * vision.heads * rows
+    mlp = e * (2 * h * rows + chunk * (h + (i if how.fused else 2 * i)))
+    contract = e * (2 * h * rows + chunk * (2 * h + i))
+    # As float32, as bfloat16, and as rows of patches in the precision of the tower.
+    pixels = (_FLOAT + 2 + e) * batch * _IMAGE_CHANNELS * vision.image**2
+    return pixel_bytes(vision, batch) + max(attending, mlp, contract, pixels)
 
 
-def pixel_bytes(vision: VisionShape, tiles: int, how: Execution) -> int:
-    """The tiles themselves."""
-    return how.element * tiles * _IMAGE_CHANNELS * vision.image**2
+def pixel_bytes(vision: VisionShape, tiles: int) -> int:
+    """The tiles themselves, which are bytes until their turn comes."""
+    return tiles * _IMAGE_CHANNELS * vision.image**2
 
 
 def image_embedding_bytes(vision: VisionShape, hidden: int, tiles: int, how: Execution) -> int:

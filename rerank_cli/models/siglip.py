@@ -9,8 +9,8 @@
 
 The pooling head of SigLIP (`head.*`) lies in the published files and is not used.
 
-**Memory.** Tiles stay bytes until a batch of `_BATCH_TILES` of them is normalised; batches go across images, so each
-but the last is full. The MLP runs over `_CHUNK` patches at a time. In 16 bits the weights are used where they lie in
+**Memory.** Tiles stay bytes until a batch of `BATCH_TILES` of them is normalised; batches go across images, so each
+but the last is full. The MLP runs over `CHUNK` patches at a time. In 16 bits the weights are used where they lie in
 the mapped file, as in `llama.py`.
 
 Source of the maths: transformers' modeling_siglip.py; the shuffle is version 2 of InternVL's (`ps_version` v2), whose
@@ -35,8 +35,8 @@ from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import Tiles
 
-_BATCH_TILES = 8  # 8,192 patches of the published tower: full matrix products, and 0.25 GB beside the weights in fp32
-_CHUNK = 2048  # patches that the MLP takes at a time
+BATCH_TILES = 8  # 8,192 patches of the published tower: full matrix products, and 0.25 GB beside the weights in fp32
+CHUNK = 2048  # patches that the MLP takes at a time
 _PROJECTOR_EPSILON = 1e-5  # nn.LayerNorm's own, which config.json does not name
 
 
@@ -110,9 +110,9 @@ class VisionTower:
         out = torch.empty(
             len(tiles), self._geometry.tokens_per_tile, self._hidden, dtype=self._dtype, device=self._device
         )
-        for start in range(0, len(tiles), _BATCH_TILES):
-            batch = torch.from_numpy(np.stack(tiles[start : start + _BATCH_TILES]))
-            out[start : start + _BATCH_TILES] = self._project(self._see(batch.to(self._device)))
+        for start in range(0, len(tiles), BATCH_TILES):
+            batch = torch.from_numpy(np.stack(tiles[start : start + BATCH_TILES]))
+            out[start : start + BATCH_TILES] = self._project(self._see(batch.to(self._device)))
         return [part.flatten(0, 1) for part in out.split(sizes)]
 
     def _see(self, tiles: Tensor) -> Tensor:
@@ -129,17 +129,20 @@ class VisionTower:
         return states
 
     def _run_layer(self, layer: _Layer, x: Tensor, count: int) -> Tensor:
+        x = layer.attention_out.add(self._attend(layer, x, count), x)
+        for rows in x.split(CHUNK):
+            rows.copy_(layer.down.add(layer.up(layer.mlp_norm(rows)), rows))
+        return x
+
+    def _attend(self, layer: _Layer, x: Tensor, count: int) -> Tensor:
+        # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         normed = layer.attention_norm(x)
         # [n, heads, patches, channels of a head]
         q, k, v = (
             part(normed).unflatten(1, (self._shape.heads, -1)).unflatten(0, (count, -1)).transpose(1, 2)
             for part in (layer.query, layer.key, layer.value)
         )
-        context = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        x = layer.attention_out.add(context, x)
-        for rows in x.split(_CHUNK):
-            rows.copy_(layer.down.add(layer.up(layer.mlp_norm(rows)), rows))
-        return x
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
 
     def _project(self, x: Tensor) -> Tensor:
         """The projector's output of the tower's states: [n, vectors of a tile, hidden]."""
