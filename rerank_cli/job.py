@@ -23,8 +23,6 @@ from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.destination import Destination, Names, open_destination
 from rerank_cli.embedding_output import EmbeddingsOutput
 from rerank_cli.encoding import (
-    EMBEDDING_ARCHITECTURES,
-    YES_NO_ARCHITECTURES,
     ImageLimits,
     ReadsImages,
     SpecialTokens,
@@ -36,6 +34,7 @@ from rerank_cli.encoding import (
 from rerank_cli.engine import EmbeddingEngine, Engine, open_engine
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator
+from rerank_cli.families import family_of
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
@@ -201,6 +200,8 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
         if best:
             run.counts.output_rows += best.finish()
             run.counts.dropped += best.dropped
+        if isinstance(engine, EmbeddingEngine):
+            run.counts.put(engine.work)
         evaluation = evaluator.finish() if evaluator else None
         document = reports.build_report(
             options=asdict(options),
@@ -293,22 +294,23 @@ def _open_embeddings(
 
 
 def _embedding_report(engine: Engine) -> dict[str, Any]:
-    """What an embedding model has to report: texts and their tokens are fewer than pairs and theirs."""
+    """What an embedding model has to report: texts are fewer than the sides of pairs."""
     if not isinstance(engine, EmbeddingEngine):
         return {}
-    return {"embedded": {"texts": engine.texts, "tokens": engine.tokens, "dimensions": engine.dimensions}}
+    return {"embedded": {"texts": engine.texts, "tokens": engine.work["tokens"], "dimensions": engine.dimensions}}
 
 
 def _score_name(checkpoint: Checkpoint) -> str:
     """What the model's score is called in the output."""
-    return "cosine" if checkpoint.architecture in EMBEDDING_ARCHITECTURES else "logit"
+    return "cosine" if family_of(checkpoint.architecture).embeds else "logit"
 
 
 def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     """What else is decided by the files of the model, in words."""
-    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
-        yield "score cosine: the model embeds query and passage, each distinct text once"
-    if checkpoint.architecture in YES_NO_ARCHITECTURES:
+    family = family_of(checkpoint.architecture)
+    if family.embeds:
+        yield "score cosine: the model embeds query and passage, each distinct one once"
+    if family.answers:
         yield taken_for(checkpoint.architecture)
     if quantisation := read_quantisation(checkpoint):
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
@@ -316,7 +318,7 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
 
 def _refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
     """Options that mean nothing for this kind of model."""
-    embeds = checkpoint.architecture in EMBEDDING_ARCHITECTURES
+    embeds = family_of(checkpoint.architecture).embeds
     if options.selection.prob and embeds:
         raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
     if options.names.embeddings and not embeds:

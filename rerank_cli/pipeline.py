@@ -98,10 +98,10 @@ class Counts:
     """What a run has done so far.
 
     rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored. output_rows:
-    rows written. pairs_scored: distinct pairs that a model saw. tokens: of these, after truncation. dropped: passages
-    that the user's selection left out. ties: neighbours in rank order with equal logits. images, tiles: what a vision
-    tower saw; image_tokens: of the tokens, those that stand for images; retiled: passages whose image was cut in fewer
-    tiles to fit.
+    rows written. pairs_scored: distinct pairs that a model saw. tokens: what it read of these, after truncation; an
+    embedder reads what several pairs share once. dropped: passages that the user's selection left out. ties: neighbours
+    in rank order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that
+    stand for images; retiled: passages whose image was cut in fewer tiles to fit.
     """
 
     rows_in: int = 0
@@ -128,6 +128,11 @@ class Counts:
         """Count `more`, by name."""
         for name, number in more.items():
             setattr(self, name, getattr(self, name) + number)
+
+    def put(self, whole: Mapping[str, int]) -> None:
+        """Have these numbers, by name, in place of those that were counted."""
+        for name, number in whole.items():
+            setattr(self, name, number)
 
 
 @dataclass(slots=True)

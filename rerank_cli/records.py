@@ -157,7 +157,8 @@ class ImageBlock:
     """The place of an image among the token ids of a pair.
 
     start: of its first token; length: of its tokens, each of which takes one vision vector. tiles: how many it has.
-    full_tiles: how many it would have in a pair without a limit. image: None once the pair is scored.
+    full_tiles: how many it would have in a pair without a limit. image: None once the pair is scored. digest: equal for
+    the same file in the same grid, and for nothing else, in all of a run.
     """
 
     start: int
@@ -165,6 +166,7 @@ class ImageBlock:
     tiles: int
     full_tiles: int
     image: Tiles | None
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,10 +41,14 @@ _PLACEHOLDER = "<image>"  # what the reference code looks for in the prompt
 
 @dataclass(frozen=True, slots=True)
 class VisionPrompts:
-    """How a model reads a text, and an image with or without text."""
+    """How a model reads a text, and an image with or without text.
+
+    rgb_first: its processor makes an image RGB before it cuts it (`images/cut.py`).
+    """
 
     text: Prompt
     image: Prompt
+    rgb_first: bool = False
 
 
 NEMOTRON_RERANK = VisionPrompts(
@@ -167,7 +171,8 @@ class VisionEncoder:
         if isinstance(tiles, EncodingProblem):
             return tiles
         start = self._image.image_start + 1
-        place = ImageBlock(start, len(block) - 2, tiles=grid.tiles, full_tiles=full.tiles, image=tiles)
+        digest = f"{grid.cols}x{grid.rows} ".encode() + image.digest
+        place = ImageBlock(start, len(block) - 2, tiles=grid.tiles, full_tiles=full.tiles, image=tiles, digest=digest)
         more = (full.tiles - grid.tiles) * self._tokens_per_tile
         return tuple(replace(pair, block=place, tokens=pair.tokens + more) for pair in entry)
 

@@ -1,12 +1,14 @@
 """An embedding model as a place where pairs are scored: the cosine of the query's vector and the passage's.
 
-Each distinct text is embedded once in a run, however many pairs it stands in. Batches are cut by the tokens of texts.
+Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept by what was
+read, token ids and the image among them. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with
+an image or without.)
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from rerank_cli.engine.scorer import OnBatch
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
 from rerank_cli.models.embedder import Embedder
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import EncodedPair, Passage
 from rerank_cli.run_plan import Plan
 
 Vectors = npt.NDArray[np.float32]
@@ -28,7 +30,7 @@ Vectors = npt.NDArray[np.float32]
 class EmbeddingEngine:
     """The plan's embedding model in this process; satisfies `Engine`. Loads the weights when it is made.
 
-    texts, tokens: how many were embedded so far.
+    texts: how many were embedded so far.
     """
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, *, model: Embedder | None = None) -> None:
@@ -40,7 +42,7 @@ class EmbeddingEngine:
         )
         self._store = VectorStore(self._model.dimensions)
         self.texts = 0
-        self.tokens = 0
+        self._work = {"tokens": 0, "images": 0, "tiles": 0, "image_tokens": 0}
 
     @property
     def kernels(self) -> str:
@@ -51,6 +53,11 @@ class EmbeddingEngine:
     def dimensions(self) -> int:
         """Numbers in a vector."""
         return self._model.dimensions
+
+    @property
+    def work(self) -> Mapping[str, int]:
+        """What the model has read so far, by the names of a run's counts: less than what the pairs hold together."""
+        return self._work
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """The cosine of each pair, float32 [len(pairs)]; NaN where a vector is zero."""
@@ -77,24 +84,34 @@ class EmbeddingEngine:
         """The vectors of a scored pair's query and passage, float32 [2, dimensions], as the model gave them."""
         return self._store.get([_key(text) for text in split_pair(pair)])
 
-    def is_new(self, kind: str, text: str) -> bool:
-        """Whether this is the first time in the run that this text of this kind is asked about."""
-        return self._store.mark(
-            hashlib.blake2b(f"{kind} {text}".encode(errors="surrogatepass"), digest_size=16).digest()
-        )
+    def is_new(self, kind: str, side: Passage) -> bool:
+        """Whether this is the first time in the run that this side of a pair is asked about, of this kind."""
+        # Of a tuple of strings and bytes, so that no two have the same form.
+        form = (kind, side) if isinstance(side, str) else (kind, side.text, side.image.value, side.image.root)
+        return self._store.mark(hashlib.blake2b(ascii(form).encode(), digest_size=16).digest())
 
     @torch.inference_mode()
     def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> None:
         keys = self._store.missing(list(texts))
+        self._see([texts[key] for key in keys])
         lengths = [len(texts[key].input_ids) for key in keys]
         for batch in plan_batches(lengths, token_budget=self._token_budget):
             vectors = self._model.embed([texts[keys[place]] for place in batch]).cpu().numpy()
             self._store.put({keys[place]: vector for place, vector in zip(batch, vectors, strict=True)})
             tokens = sum(lengths[place] for place in batch)
             self.texts += len(batch)
-            self.tokens += tokens
+            self._work["tokens"] += tokens
             if on_batch:
                 on_batch(0, tokens)
+
+    def _see(self, texts: Sequence[EncodedPair]) -> None:
+        """Let the vision tower see the images of `texts`, each distinct one once."""
+        self._model.see(texts)
+        blocks = [text.block for text in texts if text.block]
+        distinct = {block.image: block.tiles for block in blocks}
+        self._work["images"] += len(distinct)
+        self._work["tiles"] += sum(distinct.values())
+        self._work["image_tokens"] += sum(block.length for block in blocks)
 
     def close(self) -> None:
         """Drop the model and the vectors."""
@@ -103,4 +120,8 @@ class EmbeddingEngine:
 
 
 def _key(text: EncodedPair) -> bytes:
-    return hashlib.blake2b(text.input_ids.tobytes(), digest_size=16).digest()
+    """Tells what the model would read from everything else that it reads in a run."""
+    digest = hashlib.blake2b(text.input_ids.tobytes(), digest_size=16)
+    if text.block:
+        digest.update(f"image at {text.block.start} ".encode() + text.block.digest)
+    return digest.digest()

@@ -104,10 +104,9 @@ def not_rounded(tiles: torch.Tensor) -> torch.Tensor:
     return tiles.float().div_(255).sub_(0.5).div_(0.5)
 
 
-def prompts(*image: Any) -> dict[str, VisionPrompts]:
+def prompts(*image: Any) -> VisionPrompts:
     """The reranker's prompts with another one for images."""
-    prompt = dataclasses.replace(NEMOTRON_RERANK.image, parts=image)
-    return {"LlamaNemotronVLForSequenceClassification": VisionPrompts(text=NEMOTRON, image=prompt)}
+    return VisionPrompts(text=NEMOTRON, image=dataclasses.replace(NEMOTRON_RERANK.image, parts=image))
 
 
 def off(golden, *, encode: Encode = as_pair, change=unchanged, spoil=as_loaded) -> int:
@@ -177,9 +176,9 @@ WRONG_CODE = [
     ("pixels-not-rounded-to-bfloat16", siglip, "normalised", not_rounded),
     ("bilinear", cut, "RESAMPLING", Image.Resampling.BILINEAR),
     ("lanczos", cut, "RESAMPLING", Image.Resampling.LANCZOS),
-    ("image-behind-a-label", encoding, "_VISION", prompts(("passage: ",), IMAGE, TEXT)),
-    ("no-space-after-the-image", encoding, "_VISION", prompts(IMAGE, ("question:", *TEXT[1:]))),
-    ("prompt-without-labels", encoding, "_VISION", prompts(IMAGE, (" ", TEXT[1], " ", TEXT[3]))),
+    ("image-behind-a-label", encoding, "NEMOTRON_RERANK", prompts(("passage: ",), IMAGE, TEXT)),
+    ("no-space-after-the-image", encoding, "NEMOTRON_RERANK", prompts(IMAGE, ("question:", *TEXT[1:]))),
+    ("prompt-without-labels", encoding, "NEMOTRON_RERANK", prompts(IMAGE, (" ", TEXT[1], " ", TEXT[3]))),
 ]
 
 

@@ -20,7 +20,7 @@ from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.embeddings import EmbeddingsFile
 from rerank_cli.max_tokens import model_max_tokens
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import EncodedPair, Tiles
 
 MODEL = Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint"
 CHECKPOINT = read_checkpoint(MODEL)
@@ -54,7 +54,7 @@ def test_each_text_has_its_own_prefix_and_first_token():
 
 
 def test_the_template_names_both_prefixes():
-    assert encoder().template == "query: {query} | passage: {passage}"
+    assert encoder().template == ("query: {query} | passage: {passage} | passage: <img><IMG_CONTEXT></img> {passage}")
 
 
 def test_prefixes_come_from_the_processors_file(tmp_path):
@@ -62,7 +62,7 @@ def test_prefixes_come_from_the_processors_file(tmp_path):
         (tmp_path / name).symlink_to(MODEL / name)
     (tmp_path / "processor_config.json").write_text('{"query_prefix": "Q>", "passage_prefix": ""}')
     opened = open_encoder(read_checkpoint(tmp_path), max_tokens=64)
-    assert opened.template == "Q> {query} | {passage}"
+    assert opened.template == "Q> {query} | {passage} | <img><IMG_CONTEXT></img> {passage}"
 
 
 def test_a_passage_is_cut_from_the_right_to_the_limit_which_holds_for_each_text():
@@ -169,7 +169,10 @@ def test_vectors_beyond_the_memory_allowed_are_kept_all_the_same():
 
 
 class CountingEmbedder:
-    """Satisfies `Embedder`: a text's vector counts its tokens by their id modulo 4. texts: every text it was given."""
+    """Satisfies `Embedder`: a text's vector counts its tokens by their id modulo 4.
+
+    texts, seen: every text that it was given, and every image.
+    """
 
     dimensions = 4
     kernels = "counting"
@@ -177,6 +180,10 @@ class CountingEmbedder:
     def __init__(self) -> None:
         self.texts: list[tuple[int, ...]] = []
         self.batches: list[int] = []
+        self.seen: list[Tiles] = []
+
+    def see(self, texts: Sequence[EncodedPair]) -> None:
+        self.seen += [text.block.image for text in texts if text.block]
 
     def embed(self, texts: Sequence[EncodedPair]) -> torch.Tensor:
         self.batches.append(sum(len(text.input_ids) for text in texts))
@@ -208,7 +215,7 @@ def test_each_distinct_text_is_embedded_once_in_a_run(engine):
     engine.score([pair([0, 1], [2]), pair([0, 1], [3]), pair([2], [0, 1])])
     engine.score([pair([0, 1], [2]), pair([3], [4])])
     assert sorted(engine._model.texts) == [(0, 1), (2,), (3,), (4,)]
-    assert (engine.texts, engine.tokens) == (4, 5)
+    assert (engine.texts, engine.work["tokens"]) == (4, 5)
 
 
 def test_batches_hold_no_more_tokens_than_the_budget(engine):
@@ -244,13 +251,13 @@ def test_the_vectors_of_a_pair_are_as_the_model_gave_them(engine):
 def test_the_file_has_a_row_for_each_vector(tmp_path):
     file = EmbeddingsFile(tmp_path / "out.parquet", 2)
     file.write("query", "ä", np.array([1.5, 2.5], dtype=np.float32))
-    file.write("passage", "", np.array([-1.0, 0.1], dtype=np.float32))
+    file.write("passage", "", np.array([-1.0, 0.1], dtype=np.float32), image="a.png")
     file.close()
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.schema.field("vector").type == pa.list_(pa.float32(), 2)
     assert table.to_pylist() == [
-        {"kind": "query", "text": "ä", "vector": [1.5, 2.5]},
-        {"kind": "passage", "text": "", "vector": [-1.0, np.float32(0.1)]},
+        {"kind": "query", "text": "ä", "image": None, "vector": [1.5, 2.5]},
+        {"kind": "passage", "text": "", "image": "a.png", "vector": [-1.0, np.float32(0.1)]},
     ]
 
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.cli import main
-from rerank_cli.encoding import open_encoder, split_pair
 from rerank_cli.errors import ModelError
 from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.models.linear import Fp8Linear, LinearLoader, PlainLinear, fp8_reason, fp8_runs
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 from rerank_cli.quantisation import Quantisation, read_quantisation
+from tests.parity.test_embedding_golden import encoded, load
 
 PARITY = Path(__file__).parents[1] / "parity"
 EMBEDDER = PARITY / "nemotron-vl-embed-fp8-open"
@@ -261,31 +261,26 @@ def with_fp8_products(path: Path) -> NemotronEmbedder:
     model = NemotronEmbedder(checkpoint, device=CPU, dtype=torch.float32, attention="runs")
     with WeightReader(checkpoint, dtype=torch.float32, device=CPU) as weights:
         linear = LinearLoader(weights, PlainLinear, fp8=True)
-        model._trunk._layers = [model._trunk._layer(linear, f"language_model.layers.{i}") for i in range(2)]
-    assert type(model._trunk._layers[0].query) is Fp8Linear
+        language = model._trunk._language
+        language._layers = [language._layer(linear, f"language_model.layers.{i}") for i in range(2)]
+    assert type(language._layers[0].query) is Fp8Linear
     return model
 
 
 def test_the_embedder_with_fp8_products_comes_near_to_modelopts_own_forward():
     # ModelOpt's forward quantised weights in float32 and the file's were quantised in bfloat16: 3 % of them differ by a
     # step, so that it cannot be met exactly.
-    checkpoint = read_checkpoint(EMBEDDER / "checkpoint")
-    model = with_fp8_products(EMBEDDER / "checkpoint")
-    expected = {row["id"]: row for row in map(json.loads, (EMBEDDER / "expected.jsonl").read_text().splitlines())}
+    golden = load(EMBEDDER.name)
+    model = with_fp8_products(golden.checkpoint)
     near, dequantised = [], []
-    for case in map(json.loads, (EMBEDDER / "cases.jsonl").read_text().splitlines()):
-        if case["image"]:
-            continue
-        encoder = open_encoder(checkpoint, max_tokens=case["max_length"], truncate="reference", special_tokens="allow")
-        is_query = case["kind"] == "query"
-        pair = (case["text"], "") if is_query else ("", case["text"])
-        text = split_pair(encoder.encode([pair])[0][0])[0 if is_query else 1]
+    for name, text in encoded(golden):
         with torch.inference_mode():
+            model.see([text])
             found = model.embed([text])[0].numpy()
-        wanted = np.array(expected[case["id"]]["w8a8_embedding"])
-        assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) >= 0.99
+        wanted = np.array(golden.expected[name]["w8a8_embedding"])
+        assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) >= 0.99, name
         near.append(np.abs(found - wanted).mean())
-        dequantised.append(np.abs(np.array(expected[case["id"]]["embedding"]) - wanted).mean())
+        dequantised.append(np.abs(np.array(golden.expected[name]["embedding"]) - wanted).mean())
     assert np.mean(near) < np.mean(dequantised)
 
 

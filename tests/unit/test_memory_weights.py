@@ -47,9 +47,12 @@ def bare(config: dict[str, Any], tensors: dict[str, TensorInfo] | None = None) -
 
 
 def test_every_packed_family_has_a_closed_form() -> None:
+    from rerank_cli import families
+    from rerank_cli.models import EMBEDDERS
     from rerank_cli.models import FAMILIES as LOADED
 
-    assert set(LOADED) <= set(FAMILIES)
+    assert {*LOADED, *EMBEDDERS} == set(FAMILIES) == set(families.FAMILIES)
+    assert {name for name, family in families.FAMILIES.items() if family.embeds} == set(EMBEDDERS)
 
 
 @pytest.mark.parametrize("element", [2, 4])
