@@ -241,8 +241,9 @@ def _padded(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 
 
 def tower_peak(vision: VisionShape, tiles: int, how: Execution) -> int:
-    """Peak of the vision tower over `tiles`, `BATCH_TILES` of them at a time: its results, and the larger of attention
-    (input, normed, q, k, v, result: 6H of every patch) and an MLP of `CHUNK` patches.
+    """Peak of the vision tower over `tiles`, `BATCH_TILES` of them at a time, without its results.
+
+    The larger of attention (input, normed, q, k, v, result: 6H of every patch) and an MLP of `CHUNK` patches.
     """
     h, i, e = vision.hidden, vision.intermediate, how.element
     batch = min(tiles, BATCH_TILES)

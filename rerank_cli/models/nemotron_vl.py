@@ -30,7 +30,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.errors import ModelError
 from rerank_cli.models.llama import LlamaTrunk, Pooling, read_llama_shape, read_pooling, read_temperature
-from rerank_cli.models.packed import pack
+from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.siglip import VisionTower
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import EncodedPair, Tiles
@@ -97,6 +97,10 @@ class VisionLanguageTrunk:
     def pooled(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """One vector a pair, float32 [pairs, hidden]; `see` has seen their images."""
         batch = pack(pairs, device=self._device)
+        return self._language.pooled(self._embed(pairs, batch), batch, self._pooling)
+
+    def _embed(self, pairs: Sequence[EncodedPair], batch: PackedBatch) -> Tensor:
+        """The vectors of the tokens, [T, hidden], those of images in their places."""
         x = self._language.embed(batch.input_ids)
         begin = 0
         for pair in pairs:
@@ -104,7 +108,7 @@ class VisionLanguageTrunk:
                 first = begin + pair.block.start
                 x[first : first + pair.block.length] = self._seen[_image_of(pair)]
             begin += pair.kept_tokens
-        return self._language.pooled(x, batch, self._pooling)
+        return x
 
 
 class LlamaNemotronVLCrossEncoder:

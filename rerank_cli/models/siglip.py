@@ -117,16 +117,20 @@ class VisionTower:
 
     def _see(self, tiles: Tensor) -> Tensor:
         """The tower's last hidden states, [n, patches, channels]; tiles: uint8 [n, size, size, 3]."""
-        count, side = len(tiles), self._geometry.patch_size
-        per_side = self._geometry.tile_size // side
-        pixels = normalised(tiles).to(self._dtype).reshape(count, per_side, side, per_side, side, 3)
-        patches = pixels.permute(0, 1, 3, 5, 2, 4).reshape(count * per_side**2, 3 * side**2)
-        x = self._patches(patches)
+        count = len(tiles)
+        x = self._patches(self._cut(tiles))
         x.unflatten(0, (count, -1)).add_(self._positions)
         for layer in self._layers:
             x = self._run_layer(layer, x, count)
         states: Tensor = self._final_norm(x).unflatten(0, (count, -1))
         return states
+
+    def _cut(self, tiles: Tensor) -> Tensor:
+        """Tiles as rows of patches, [n * patches, 3 * side^2]."""
+        count, side = len(tiles), self._geometry.patch_size
+        per_side = self._geometry.tile_size // side
+        pixels = normalised(tiles).to(self._dtype).reshape(count, per_side, side, per_side, side, 3)
+        return pixels.permute(0, 1, 3, 5, 2, 4).reshape(count * per_side**2, 3 * side**2)
 
     def _run_layer(self, layer: _Layer, x: Tensor, count: int) -> Tensor:
         x = layer.attention_out.add(self._attend(layer, x, count), x)

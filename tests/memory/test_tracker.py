@@ -149,7 +149,8 @@ def test_the_whole_vision_language_model_is_within_2_percent(pairs: int, length:
     estimated = estimate(
         MemoryModel.of_checkpoint(checkpoint), BatchSize.of([length] * pairs), place, tiles=tiles * images
     )
-    assert estimated.forward == pytest.approx(tracker.peak_bytes, rel=0.02)
+    in_numpy = tiles * images * 3 * 512**2  # the bytes of the tiles, which no tracker of tensors sees
+    assert estimated.forward - in_numpy == pytest.approx(tracker.peak_bytes, rel=0.02)
 
 
 def test_the_tracker_counts_a_storage_once_and_forgets_it_when_it_goes() -> None:
