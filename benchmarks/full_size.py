@@ -3,10 +3,10 @@
     python -m benchmarks.full_size [--pages] [--pairs 1] [--tokens 8192] [--precision bf16] [--fp8] [--folder DIR]
 
 The checkpoint has the shape of llama-nemotron-rerank-1b-v2 (16 layers, 2,048 and 8,192 wide, 32 and 8 heads, 128,256
-tokens; 1.24 G parameters, 2.47 GB in bf16), with `--pages` that of llama-nemotron-rerank-vl-1b-v2 (the same with 128,266
-tokens and a SigLIP 2 tower; 1.68 G, 3.36 GB), and is written in pieces, so that writing it needs no memory to speak of.
-Only ids matter, so its tokenizer is the tiny one of a test checkpoint. A process of its own scores, as a user would: the
-longest texts, and with `--pages` another one as many images of a page, of seven tiles each.
+tokens; 1.24 G parameters, 2.47 GB in bf16), with `--pages` that of llama-nemotron-rerank-vl-1b-v2 (the same language
+model with 128,266 tokens, and a SigLIP 2 tower; 1.68 G, 3.36 GB). It is written in pieces, so that writing it needs no
+memory to speak of. Only ids matter, so its tokenizer is the tiny one of a test checkpoint. A process of its own scores
+the longest texts, as a user would, and with `--pages` another one as many times a page image of seven tiles.
 
 The limit on its peak of resident memory is 1.15 times the weights as they are held, and 600 MiB.
 """
@@ -198,7 +198,7 @@ def _values(tensor: Stored, random: torch.Tensor) -> bytes:
     elif tensor.dtype == "F8_E4M3":
         value = random.to(torch.float8_e4m3fn)
     elif len(tensor.shape) == 1:
-        value = torch.ones_like(random).bfloat16()
+        value = torch.full_like(random, not tensor.name.endswith("bias")).bfloat16()
     else:
         value = (0.02 * random).bfloat16()
     return value.view(torch.uint8).numpy().tobytes()
