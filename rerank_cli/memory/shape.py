@@ -218,9 +218,15 @@ def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
         patch=patch,
         image=image,
         tokens_per_tile=round(patches * shrink**2),
-        max_input_tiles=checkpoint.integer("max_input_tiles", _MAX_INPUT_TILES),
+        max_input_tiles=_max_input_tiles(checkpoint),
         parameters=tower_parameters + connector,
     )
+
+
+def _max_input_tiles(checkpoint: Checkpoint) -> int:
+    """What a run cuts an image in: the processor says so, and what config.json says is not looked at."""
+    declared = checkpoint.processor_config.get("max_input_tiles")
+    return declared if isinstance(declared, int) and declared > 0 else _MAX_INPUT_TILES
 
 
 def _used_of_siglip(parameters: int, hidden: int, intermediate: int) -> int:
