@@ -12,7 +12,6 @@ import pytest
 from rerank_cli.checkpoint import Checkpoint, TensorInfo, locate_checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.memory import count_weights, parameters, read_model_shape, shape_of_profile
-from rerank_cli.memory.shape import FAMILIES
 from rerank_cli.profiles import load_all_profiles
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -44,15 +43,6 @@ VL: dict[str, Any] = {
 
 def bare(config: dict[str, Any], tensors: dict[str, TensorInfo] | None = None) -> Checkpoint:
     return Checkpoint(Path("nowhere"), "made up", config, {}, tensors or {})
-
-
-def test_every_packed_family_has_a_closed_form() -> None:
-    from rerank_cli import families
-    from rerank_cli.models import EMBEDDERS
-    from rerank_cli.models import FAMILIES as LOADED
-
-    assert {*LOADED, *EMBEDDERS} == set(FAMILIES) == set(families.FAMILIES)
-    assert {name for name, family in families.FAMILIES.items() if family.embeds} == set(EMBEDDERS)
 
 
 @pytest.mark.parametrize("element", [2, 4])
