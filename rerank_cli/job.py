@@ -200,7 +200,7 @@ def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
         if best:
             run.counts.output_rows += best.finish()
             run.counts.dropped += best.dropped
-        if isinstance(engine, EmbeddingEngine):
+        if isinstance(engine, EmbeddingEngine):  # pairs share texts and images, and it read each once
             run.counts.put(engine.work)
         evaluation = evaluator.finish() if evaluator else None
         document = reports.build_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.cli import main
 from rerank_cli.encoding import ImageLimits, open_encoder, split_pair
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource
@@ -115,10 +115,14 @@ def differences(golden: EmbeddingGolden, vectors: dict[str, np.ndarray]) -> dict
     }
 
 
-def encoded(golden: EmbeddingGolden) -> Iterator[tuple[str, EncodedPair]]:
-    """Each case as the model gets it, as a text by itself."""
-    checkpoint = read_checkpoint(golden.checkpoint)
+def encoded(
+    golden: EmbeddingGolden, checkpoint: Checkpoint | None = None, names: Collection[str] = ()
+) -> Iterator[tuple[str, EncodedPair]]:
+    """Each case as the model gets it, as a text by itself; those of `names` where they are given."""
+    checkpoint = checkpoint or read_checkpoint(golden.checkpoint)
     for name, case in golden.cases.items():
+        if names and name not in names:
+            continue
         encoder = open_encoder(
             checkpoint,
             max_tokens=case["max_length"],
