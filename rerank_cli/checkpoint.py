@@ -94,20 +94,19 @@ class Checkpoint:
         """Bytes of all tensors as they are stored."""
         return sum(tensor.size_bytes for tensor in self.tensors.values())
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that decide a score: configuration, tokenizer, weights."""
+        names = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+        return [*(self.path / name for name in names if (self.path / name).exists()), *self.weight_files]
+
     @cached_property
     def sha256(self) -> str:
-        """One digest over the files that decide a score: configuration, tokenizer, weights, by name and content."""
+        """One digest over the files that decide a score, by name and content."""
         digest = hashlib.sha256()
-        for path in [
-            self.path / "config.json",
-            self.tokenizer_file,
-            self.path / "tokenizer_config.json",
-            self.path / "special_tokens_map.json",
-            *self.weight_files,
-        ]:
-            if path.exists():
-                with path.open("rb") as stream:
-                    digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        for path in self.files:
+            with path.open("rb") as stream:
+                digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
         return digest.hexdigest()
 
     def integer(self, key: str, default: int | None = None) -> int:

@@ -11,6 +11,9 @@ one that waits and one that is finished and finds no room. Pairs with the same t
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
+
+A run may do a part of the windows only: those behind the ones that an earlier process has committed, or those of one
+shard. Which window a row is in does not depend on it, so all windows are cut and the others go no further.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.encoding import Encoded, EncodingProblem
-from rerank_cli.engine import Engine
 from rerank_cli.engine.stages import run_ahead
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.shapes import Grouped, Selection, row_error
 from rerank_cli.records import CandidateList, EncodedPair, Gap, RankedList, RankedPassage, RowError, Window
+from rerank_cli.stop import Stop
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
 
 Pool = Literal["max", "mean", "first"]
 
@@ -126,11 +132,40 @@ class EncodedWindow:
     places: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which windows of an input a run does: share `shard` (from 1) of `shards`, of these the ones from `first` on.
+
+    lines: rows and blank lines of the input, as far as it is known; it decides how even the shares are, nothing else.
+    A window is in the share that its first line is in, so the shares are neighbouring and cover all windows.
+    """
+
+    first: int = 0
+    shard: int = 1
+    shards: int = 1
+    lines: int = 1
+
+    def of(self, windows: Iterable[Window], on_done: Callable[[Window], None] | None = None) -> Iterator[Window]:
+        """The windows to do. on_done: told of each one of the share before `first`."""
+        line = 0
+        for window in windows:
+            shard = 1 + min(self.shards - 1, line * self.shards // max(1, self.lines))
+            line += window.rows + window.blank
+            if shard > self.shard:
+                return
+            if shard == self.shard and window.number >= self.first:
+                yield window
+            elif shard == self.shard and on_done:
+                on_done(window)
+
+
 @dataclass(slots=True)
 class Run:
     """One pass over an input. `execute` does it; the counts and times grow meanwhile.
 
-    on_ranked: called with the complete rankings of each window, before the selection drops anything.
+    on_ranked: called with the complete rankings of each window, before the selection drops anything. on_window: a
+    window is written and counted. on_done: a window that `part` leaves out because an earlier process has done it; it
+    is called in the reader's thread, before the first window is done.
     """
 
     encoder: Encoder
@@ -142,13 +177,17 @@ class Run:
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     on_ranked: Callable[[Sequence[RankedList]], None] | None = None
     on_batch: Callable[[int, int], None] | None = None
-    on_window: Callable[[Counts], None] | None = None
+    on_window: Callable[[Window, Counts], None] | None = None
+    on_done: Callable[[Window], None] | None = None
+    part: Part = field(default_factory=Part)
+    stop: Stop = field(default_factory=Stop)
     counts: Counts = field(default_factory=Counts)
     timing: Timing = field(default_factory=Timing)
 
     def execute(self, items: Iterable[Grouped], *, window_pairs: int) -> None:
         """Score all of `items`, a window of about `window_pairs` pairs at a time."""
-        windows = run_ahead(self._timed_read(cut_windows(items, max_pairs=window_pairs)), name="read")
+        cut = self.part.of(cut_windows(items, max_pairs=window_pairs), self.on_done)
+        windows = run_ahead(self._timed_read(cut), name="read")
         encoded = run_ahead(self._encode(windows), name="tokenise")
         try:
             for window in encoded:
@@ -176,9 +215,25 @@ class Run:
 
     def _finish_window(self, encoded: EncodedWindow) -> None:
         began = time.perf_counter()
-        logits, pairs = score_pairs(encoded.encoded, self.engine, pool=self.pool, on_batch=self.on_batch)
+        logits, pairs = score_pairs(encoded.encoded, self.engine, pool=self.pool, on_batch=self._on_batch)
         self.timing.compute += time.perf_counter() - began
         ranked, errors = rank_window(encoded, logits)
+        with self.stop.held():
+            self._write(encoded, pairs, ranked, errors)
+        self.error_limit.check(self.counts, last=False)
+
+    def _on_batch(self, pairs: int, tokens: int) -> None:
+        if self.on_batch:
+            self.on_batch(pairs, tokens)
+        self.stop.check()
+
+    def _write(
+        self,
+        encoded: EncodedWindow,
+        pairs: Sequence[EncodedPair],
+        ranked: Sequence[RankedList],
+        errors: Sequence[RowError],
+    ) -> None:
         if self.on_ranked:
             self.on_ranked(ranked)
         selected = [select(item, self.selection) for item in ranked]
@@ -192,8 +247,7 @@ class Run:
             len(whole.ranking) - len(kept.ranking) for whole, kept in zip(ranked, selected, strict=True)
         )
         if self.on_window:
-            self.on_window(self.counts)
-        self.error_limit.check(self.counts, last=False)
+            self.on_window(encoded.window, self.counts)
 
     def _count(
         self,

@@ -32,7 +32,11 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
 
     with Progress(quiet=quiet) as progress:
         watcher = Watcher(
-            on_start=on_start, on_error=told.tell, on_batch=progress.on_batch, on_progress=progress.on_progress
+            on_start=on_start,
+            on_note=None if quiet else say,
+            on_error=told.tell,
+            on_batch=progress.on_batch,
+            on_progress=progress.on_progress,
         )
         try:
             outcome = run_job(options, watcher)
@@ -40,13 +44,23 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
             # Here and not in main(): click turns a closed pipe into exit code 1 before main() sees it.
             forget_stdout()
             return 141
-    if not quiet:
-        _summarise(outcome, options.names.output)
-    if outcome.counts.rows_error:
-        told.close(outcome)
+    if outcome.was_done:
+        if not quiet:
+            _say_nothing_to_do(outcome, options.names.output)
+    else:
+        if not quiet:
+            _summarise(outcome, options.names.output)
+        if outcome.counts.rows_error:
+            told.close(outcome)
     if outcome.evaluation is not None:
         _print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
-    return 3 if outcome.counts.rows_error else 0
+    return 3 if outcome.counts.rows_error and not outcome.was_done else 0
+
+
+def _say_nothing_to_do(outcome: Outcome, output: str) -> None:
+    count = outcome.counts.rows_error
+    bad = f", and {count} bad rows in {outcome.errors}" if count else ""
+    say(f"{output}: is complete, with {outcome.counts.rows_out:,} rows{bad}; nothing to do (`--restart` does it again)")
 
 
 class _ErrorTeller:
@@ -69,9 +83,10 @@ class _ErrorTeller:
             left = f"; {count - _SHOWN_ERRORS} not shown, `--errors FILE` keeps all" if count > _SHOWN_ERRORS else ""
             say(f"{count} of {outcome.counts.rows_in} rows could not be scored{left}")
         elif first := outcome.first_error:
+            file, row, message = first
             say(
                 f"{count} of {outcome.counts.rows_in} rows could not be scored and are in {outcome.errors}; "
-                f"the first is {first.file}:{first.row}: {first.message}"
+                f"the first is {file}:{row}: {message}"
             )
 
 
