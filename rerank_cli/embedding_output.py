@@ -1,84 +1,127 @@
-"""The vectors of a run as a file of their own: `score --embeddings`.
+"""What a run with an embedding model keeps beside its rows: the vectors it has computed, and whose they are.
 
-Each distinct query and each distinct passage is a row, in the order in which the input first names it. Passages are the
-same if text and image are named alike.
+    vectors     each vector with its key, in the order of computing. A run that goes on in another process reads them
+                back, so that a text is embedded once in a run, not once in a process.
+    texts       `--embeddings` only: a JSON line a text, `[kind, text, image, key, mark]`. Each distinct query and each
+                distinct passage is one, in the order in which the input first names it. Passages are the same if text
+                and image are named alike.
+
+Both are members of the job (`commit`): windows append to them. The file that the user asked for is made of them at the
+end.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from contextlib import suppress
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rerank_cli.engine import EmbeddingEngine
-from rerank_cli.engine.embedding import Vectors
-from rerank_cli.formats.embeddings import EmbeddingsFile
-from rerank_cli.formats.output import output_error
 from rerank_cli.parts import EncodedWindow
-from rerank_cli.records import ImagePassage, ImageSource, Passage
+from rerank_cli.records import Passage
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import EmbeddingEngine
 
 _KINDS = ("query", "passage")
+_TEXTS_AT_A_TIME = 256
 
 
-class EmbeddingsOutput:
-    """Writes the vectors of scored windows to `path`. A context manager: closes what it opened.
+class EmbeddedTexts:
+    """The texts of the windows that are scored; satisfies what `Run.on_scored` asks for with `add`.
 
-    name: what messages call it.
+    members: names of what `take` gives. Vectors are among them where the run can be continued, texts where they are
+    asked for.
     """
 
-    def __init__(self, path: Path, name: str, engine: EmbeddingEngine) -> None:
-        self._name = name
+    def __init__(self, engine: EmbeddingEngine, members: Sequence[str]) -> None:
         self._engine = engine
-        self._file = EmbeddingsFile(path, engine.dimensions)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with suppress(OSError):  # of a run that failed, or of a file that is closed
-            self._file.close()
-
-    def close(self) -> None:
-        """Finish the file."""
-        try:
-            self._file.close()
-        except OSError as error:
-            raise output_error(Path(self._name), error) from error
+        self._members = members
+        self._lines: list[bytes] = []
 
     def add(self, window: EncodedWindow) -> None:
-        """Write what a window names for the first time in the run; a pair that has no score has no vectors."""
+        """Take the texts of a window that were not there before; a pair that has no score has no vectors."""
+        if "texts" not in self._members:
+            return
         pairs = ((item.query, passage) for item in window.window.lists for passage in item.passages)
-        try:
-            for pair, place in zip(pairs, window.places, strict=True):
-                entry = window.encoded[place]
-                if not isinstance(entry, tuple):
-                    continue
-                new = [self._engine.is_new(kind, side) for kind, side in zip(_KINDS, pair, strict=True)]
-                if any(new):
-                    vectors = self._engine.vectors(entry[0])
-                    for place_of_side, kind in enumerate(_KINDS):
-                        if new[place_of_side]:
-                            self._write(kind, pair[place_of_side], vectors[place_of_side])
-        except OSError as error:
-            raise output_error(Path(self._name), error) from error
+        for pair, place in zip(pairs, window.places, strict=True):
+            entry = window.encoded[place]
+            if not isinstance(entry, tuple):
+                continue
+            marks = [_mark(kind, side) for kind, side in zip(_KINDS, pair, strict=True)]
+            new = [self._engine.is_new(mark) for mark in marks]
+            if any(new):
+                keys = self._engine.keys(entry[0])
+                self._lines += [
+                    json.dumps([kind, *_named(side), key.hex(), mark.hex()]).encode() + b"\n"
+                    for kind, side, key, mark, is_new in zip(_KINDS, pair, keys, marks, new, strict=True)
+                    if is_new
+                ]
 
-    def _write(self, kind: str, side: Passage, vector: Vectors) -> None:
-        if isinstance(side, ImagePassage):
-            self._file.write(kind, side.text, vector, image=_name_of(side.image))
-        else:
-            self._file.write(kind, side, vector)
+    def take(self) -> dict[str, bytes]:
+        """What the windows since the last call add to each member."""
+        lines, self._lines = self._lines, []
+        found = {"vectors": self._engine.take_fresh(), "texts": b"".join(lines)}
+        return {name: found[name] for name in self._members}
+
+    def restore(self, vectors: Path, texts: Path | None, state: Mapping[str, Any]) -> None:
+        """Know again what an earlier process has taken. state: `EmbeddedTexts.state` of that time."""
+        with vectors.open("rb") as stream:
+            self._engine.restore(stream, **state)
+        if texts:
+            with texts.open("rb") as stream:
+                for *_, mark in map(json.loads, stream):
+                    self._engine.is_new(bytes.fromhex(mark))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """How many texts were embedded in the run, and what the model read of them (`EmbeddingEngine.work`)."""
+        return {"texts": self._engine.texts, "work": dict(self._engine.work)}
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in a vector."""
+        return self._engine.dimensions
+
+    def write_file(self, texts: Path, stream: BinaryIO) -> None:
+        """Write the Parquet file of all texts of the run, which lie in the member `texts`."""
+        # Imported here: pyarrow costs 0.2 s that other runs need not pay.
+        from rerank_cli.formats.embeddings import EmbeddingsFile
+
+        file = EmbeddingsFile(stream, self._engine.dimensions)
+        for found in _some_at_a_time(texts):
+            vectors = self._engine.vectors([bytes.fromhex(key) for *_, key, _ in found])
+            for (kind, text, image, *_), vector in zip(found, vectors, strict=True):
+                file.write(kind, text, vector, image=image)
+        file.close()
 
 
-def _name_of(image: ImageSource) -> str:
-    """A path as its row gives it; the digest of a file that lies in the row."""
-    value = image.value
+def _some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:
+    if not texts.exists():  # of a run to stdout without windows
+        return
+    with texts.open("rb") as stream:
+        lines = map(json.loads, stream)
+        while found := list(islice(lines, _TEXTS_AT_A_TIME)):
+            yield found
+
+
+def _named(side: Passage) -> tuple[str, str | None]:
+    """The text of one side of a pair, and its image: a path as its row gives it, or the digest of what lies there."""
+    if isinstance(side, str):
+        return side, None
+    value = side.image.value
     if isinstance(value, str):
         if value[:5].lower() != "data:":
-            return value
+            return side.text, value
         value = base64.b64decode(value.partition(",")[2])  # it has been read as an image
-    return f"sha256:{hashlib.sha256(value).hexdigest()}"
+    return side.text, f"sha256:{hashlib.sha256(value).hexdigest()}"
+
+
+def _mark(kind: str, side: Passage) -> bytes:
+    """Tells one side of a pair from every other that rows name, 16 bytes."""
+    # Of a tuple of strings and bytes, so that no two have the same form.
+    form = (kind, side) if isinstance(side, str) else (kind, side.text, side.image.value, side.image.root)
+    return hashlib.blake2b(ascii(form).encode(), digest_size=16).digest()

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.options import choice
+from rerank_cli.errors import StoppedError
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.evaluation import Evaluation
-    from rerank_cli.job import JobOptions, Outcome
+    from rerank_cli.job import Outcome
+    from rerank_cli.job_options import JobOptions
     from rerank_cli.pipeline import Counts
     from rerank_cli.records import RowError
     from rerank_cli.run_plan import Plan
@@ -25,18 +27,13 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
     choice("--format", output_mode, ("auto", "text", "json"))
     told = _ErrorTeller(active=options.names.output == "-" and options.names.errors is None)
 
-    def on_start(checkpoint: Checkpoint, plan: Plan) -> None:
-        if verbose:
-            say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
-            for reason in plan.reasons:
-                say(f"plan: {reason}")
-        if not quiet:
-            for warning in plan.warnings:
-                say(f"warning: {warning}")
-
     with Progress(quiet=quiet) as progress:
         watcher = Watcher(
-            on_start=on_start, on_error=told.tell, on_batch=progress.on_batch, on_progress=progress.on_progress
+            on_start=lambda checkpoint, plan: _say_plan(checkpoint, plan, quiet=quiet, verbose=verbose),
+            on_note=None if quiet else say,
+            on_error=told.tell,
+            on_batch=progress.on_batch,
+            on_progress=progress.on_progress,
         )
         try:
             outcome = run_job(options, watcher)
@@ -44,13 +41,35 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
             # Here and not in main(): click turns a closed pipe into exit code 1 before main() sees it.
             forget_stdout()
             return 141
+        except StoppedError:
+            if options.names.output == "-":
+                forget_stdout()  # what its reader has not taken by now would keep the process waiting
+            raise
     if not quiet:
-        _summarise(outcome, options.names.output)
-    if outcome.counts.rows_error:
+        tell = _say_nothing_to_do if outcome.was_done else _summarise
+        tell(outcome, options.names.output)
+    failed = outcome.counts.rows_error > 0 and not outcome.was_done
+    if failed:
         told.close(outcome)
     if outcome.evaluation is not None:
         _print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
-    return 3 if outcome.counts.rows_error else 0
+    return 3 if failed else 0
+
+
+def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool) -> None:
+    if verbose:
+        say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
+        for reason in plan.reasons:
+            say(f"plan: {reason}")
+    if not quiet:
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
+
+
+def _say_nothing_to_do(outcome: Outcome, output: str) -> None:
+    count = outcome.counts.rows_error
+    bad = f", and {count} bad rows in {outcome.errors}" if count else ""
+    say(f"{output}: is complete, with {outcome.counts.rows_out:,} rows{bad}; nothing to do (`--restart` does it again)")
 
 
 class _ErrorTeller:
@@ -73,9 +92,10 @@ class _ErrorTeller:
             left = f"; {count - _SHOWN_ERRORS} not shown, `--errors FILE` keeps all" if count > _SHOWN_ERRORS else ""
             say(f"{count} of {outcome.counts.rows_in} rows could not be scored{left}")
         elif first := outcome.first_error:
+            file, row, message = first
             say(
                 f"{count} of {outcome.counts.rows_in} rows could not be scored and are in {outcome.errors}; "
-                f"the first is {first.file}:{first.row}: {first.message}"
+                f"the first is {file}:{row}: {message}"
             )
 
 

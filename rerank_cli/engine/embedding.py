@@ -3,12 +3,16 @@
 Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept by what was
 read, token ids and the image among them. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with
 an image or without.)
+
+A vector can differ in its last digit with the batch it was computed in, so a run that goes on in another process is
+given the vectors of the windows before (`restore`) and forms the batches that it would have formed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +25,13 @@ from rerank_cli.engine.scorer import OnBatch
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
 from rerank_cli.models.embedder import Embedder
-from rerank_cli.records import EncodedPair, Passage
+from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 
 Vectors = npt.NDArray[np.float32]
+
+_KEY_BYTES = 16
+_RESTORED_VECTORS = 1024  # at a time
 
 
 class EmbeddingEngine:
@@ -41,6 +48,7 @@ class EmbeddingEngine:
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
         self._store = VectorStore(self._model.dimensions)
+        self._fresh: list[bytes] = []
         self.texts = 0
         self._work = {"tokens": 0, "images": 0, "tiles": 0, "image_tokens": 0}
 
@@ -80,15 +88,31 @@ class EmbeddingEngine:
         cosines: npt.NDArray[np.float32] = np.einsum("ij,ij->i", directions[sides[:, 0]], directions[sides[:, 1]])
         return cosines
 
-    def vectors(self, pair: EncodedPair) -> Vectors:
-        """The vectors of a scored pair's query and passage, float32 [2, dimensions], as the model gave them."""
-        return self._store.get([_key(text) for text in split_pair(pair)])
+    def keys(self, pair: EncodedPair) -> list[bytes]:
+        """What the vectors of a scored pair's query and passage are kept under."""
+        return [_key(text) for text in split_pair(pair)]
 
-    def is_new(self, kind: str, side: Passage) -> bool:
-        """Whether this is the first time in the run that this side of a pair is asked about, of this kind."""
-        # Of a tuple of strings and bytes, so that no two have the same form.
-        form = (kind, side) if isinstance(side, str) else (kind, side.text, side.image.value, side.image.root)
-        return self._store.mark(hashlib.blake2b(ascii(form).encode(), digest_size=16).digest())
+    def vectors(self, keys: Sequence[bytes]) -> Vectors:
+        """The vectors under `keys`, float32 [len(keys), dimensions], as the model gave them."""
+        return self._store.get(keys)
+
+    def take_fresh(self) -> bytes:
+        """The vectors that were computed since the last call, with their keys, for `restore`."""
+        fresh, self._fresh = self._fresh, []
+        return b"".join(fresh)
+
+    def restore(self, stream: BinaryIO, *, texts: int, work: Mapping[str, int]) -> None:
+        """Take what an earlier process has embedded of the run, `take_fresh` after `take_fresh`."""
+        size = _KEY_BYTES + 4 * self.dimensions
+        while block := stream.read(size * _RESTORED_VECTORS):
+            found = [block[start : start + size] for start in range(0, len(block), size)]
+            vectors = {entry[:_KEY_BYTES]: np.frombuffer(entry[_KEY_BYTES:], dtype=np.float32) for entry in found}
+            self._store.put(vectors)
+        self.texts, self._work = texts, dict(work)
+
+    def is_new(self, mark: bytes) -> bool:
+        """Whether this is the first time in the run that `mark` is asked about."""
+        return self._store.mark(mark)
 
     @torch.inference_mode()
     def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> None:
@@ -97,7 +121,9 @@ class EmbeddingEngine:
         lengths = [len(texts[key].input_ids) for key in keys]
         for batch in plan_batches(lengths, token_budget=self._token_budget):
             vectors = self._model.embed([texts[keys[place]] for place in batch]).cpu().numpy()
-            self._store.put({keys[place]: vector for place, vector in zip(batch, vectors, strict=True)})
+            made = {keys[place]: vector for place, vector in zip(batch, vectors, strict=True)}
+            self._store.put(made)
+            self._fresh += [key + vector.tobytes() for key, vector in made.items()]
             tokens = sum(lengths[place] for place in batch)
             self.texts += len(batch)
             self._work["tokens"] += tokens
@@ -121,7 +147,7 @@ class EmbeddingEngine:
 
 def _key(text: EncodedPair) -> bytes:
     """Tells what the model would read from everything else that it reads in a run."""
-    digest = hashlib.blake2b(text.input_ids.tobytes(), digest_size=16)
+    digest = hashlib.blake2b(text.input_ids.tobytes(), digest_size=_KEY_BYTES)
     if text.block:
         digest.update(f"image at {text.block.start} ".encode() + text.block.digest)
     return digest.digest()
