@@ -60,12 +60,13 @@ def main() -> None:
     options = parser.parse_args()
     threads = 1 if options.cpu_time else detect_cpu().cores
     clock = time.process_time if options.cpu_time else time.perf_counter
-    pairs = read_pairs(candidate_lists(options.collection), limit=options.pairs)
+    source = candidate_lists(options.collection)
+    pairs = read_pairs(source, limit=options.pairs)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = read_checkpoint(plain_checkpoint(Path(folder), layers=options.layers))
         with Peer(checkpoint.path, precision=options.precision, threads=threads) as peer:
             print(machine())
-            work = f"{len(pairs)} pairs of {options.collection}, {options.layers} layers"
+            work = f"{len(pairs)} pairs of {source.parent.name}/{source.name}, {options.layers} layers"
             print(f"{work}, {options.precision}, {threads} threads")
             ours = _ours(checkpoint, pairs, options.precision, threads, clock)
             some = pairs[:200]
