@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from rerank_cli.destination import open_destination
 from rerank_cli.encoding import Encoded, EncodingProblem
+from rerank_cli.engine.fitting import Trouble
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Selection
@@ -85,6 +86,7 @@ class FakeEngine:
     """
 
     def __init__(self) -> None:
+        self.trouble = Trouble()
         self.calls: list[int] = []
         self.closed = False
 
