@@ -37,6 +37,6 @@ def _positions(checkpoint: Checkpoint) -> int | None:
     if "max_position_embeddings" not in checkpoint.config:
         return None
     offset = 0
-    if checkpoint.config.get("model_type") in _OFFSET_POSITIONS:
+    if str(checkpoint.config.get("model_type")) in _OFFSET_POSITIONS:
         offset = checkpoint.integer("pad_token_id", 1) + 1
     return _limit(checkpoint.integer("max_position_embeddings") - offset)

@@ -107,7 +107,9 @@ class Counts:
     rows written. pairs_scored: distinct pairs that a model saw. tokens: what it read of these, after truncation; an
     embedder reads what several pairs share once. dropped: passages that the user's selection left out. ties: neighbours
     in rank order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that
-    stand for images; retiled: passages whose image was cut in fewer tiles to fit.
+    stand for images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that
+    did not fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
+    computed again in fp32.
     """
 
     rows_in: int = 0
@@ -129,6 +131,8 @@ class Counts:
     tiles: int = 0
     image_tokens: int = 0
     retiled: int = 0
+    out_of_memory_splits: int = 0
+    fp32_reruns: int = 0
 
     def add(self, more: Mapping[str, int]) -> None:
         """Count `more`, by name."""
@@ -246,9 +250,12 @@ class Run:
         with self.stop.released():
             logits, pairs = score_pairs(part.encoded, self.engine, pool=self.pool, on_batch=self._on_batch)
         self.timing.compute += time.perf_counter() - began
+        trouble = self.engine.trouble
         self.counts.add(image_counts(part.encoded))
+        self.counts.add({"out_of_memory_splits": trouble.splits, "fp32_reruns": trouble.reruns})
         self.counts.tokens += sum(len(pair.input_ids) for pair in pairs)
-        return ScoredPart(part.members, [without_pixels(entry) for entry in part.encoded], logits)
+        encoded = _with_problems(part.encoded, trouble.failed)
+        return ScoredPart(part.members, [without_pixels(entry) for entry in encoded], logits)
 
     def _on_batch(self, pairs: int, tokens: int) -> None:
         if self.on_batch:
@@ -349,6 +356,19 @@ def score_pairs(
     combine = _POOLS[pool]
     logits = np.array([combine(flat[begin:end]) if end > begin else np.nan for begin, end in spans], dtype=np.float32)
     return logits, pairs
+
+
+def _with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem]) -> list[Encoded]:
+    """`encoded` with a problem for each entry of which a pair has no score. failed: by place among all pairs."""
+    if not failed:
+        return encoded
+    out: list[Encoded] = []
+    begin = 0
+    for entry in encoded:
+        end = begin + (0 if isinstance(entry, EncodingProblem) else len(entry))
+        out.append(next((failed[place] for place in range(begin, end) if place in failed), entry))
+        begin = end
+    return out
 
 
 def rank_window(encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> tuple[list[RankedList], list[RowError]]:

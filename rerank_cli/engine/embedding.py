@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -19,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding import split_pair
-from rerank_cli.engine.batching import plan_batches
+from rerank_cli.encoding import EncodingProblem, split_pair
+from rerank_cli.engine.fitting import FittingBatches, Trouble, unless_full
 from rerank_cli.engine.scorer import OnBatch
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
@@ -40,10 +41,20 @@ class EmbeddingEngine:
     texts: how many were embedded so far.
     """
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, *, model: Embedder | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        *,
+        model: Embedder | None = None,
+        exact: Embedder | None = None,
+    ) -> None:
         if plan.device == "cpu":
             torch.set_num_threads(plan.threads)
-        self._token_budget = plan.token_budget
+        self._plan, self._checkpoint = plan, checkpoint
+        self._batches = FittingBatches(plan.token_budget)
+        self._exact = exact  # the same model in fp32, loaded when it is needed
+        self.trouble = Trouble()
         self._model = model or load_embedder(
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
@@ -69,23 +80,30 @@ class EmbeddingEngine:
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """The cosine of each pair, float32 [len(pairs)]; NaN where a vector is zero."""
-        if not pairs:
-            return np.empty(0, dtype=np.float32)
-        places: dict[bytes, int] = {}
+        self.trouble = Trouble()
+        keys = [self.keys(pair) for pair in pairs]
         texts: dict[bytes, EncodedPair] = {}
-        sides = np.empty((len(pairs), 2), dtype=np.int64)
-        for row, pair in enumerate(pairs):
-            for side, text in enumerate(split_pair(pair)):
-                key = _key(text)
-                texts.setdefault(key, text)
-                sides[row, side] = places.setdefault(key, len(places))
-        self._embed_missing(texts, on_batch)
-        if on_batch:
+        for pair, both in zip(pairs, keys, strict=True):
+            texts |= dict(zip(both, split_pair(pair), strict=True))
+        failed = self._embed_missing(texts, on_batch)
+        for place, both in enumerate(keys):
+            if problem := next((failed[key] for key in both if key in failed), None):
+                self.trouble.failed[place] = problem
+        cosines = np.full(len(pairs), np.nan, dtype=np.float32)
+        scored = [place for place in range(len(pairs)) if place not in self.trouble.failed]
+        if scored:
+            cosines[scored] = self._cosines([keys[place] for place in scored])
+        if on_batch and pairs:
             on_batch(len(pairs), 0)
+        return cosines
+
+    def _cosines(self, keys: Sequence[Sequence[bytes]]) -> npt.NDArray[np.float32]:
+        places = {key: place for place, key in enumerate(dict.fromkeys(key for both in keys for key in both))}
+        sides = np.array([[places[key] for key in both] for both in keys], dtype=np.int64)
         vectors = self._store.get(list(places))
-        with np.errstate(invalid="ignore"):  # 0 / 0 of a vector of zeros
+        with np.errstate(invalid="ignore"):  # 0 / 0 of a vector of zeros, and what is no number already
             directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        cosines: npt.NDArray[np.float32] = np.einsum("ij,ij->i", directions[sides[:, 0]], directions[sides[:, 1]])
+            cosines: npt.NDArray[np.float32] = np.einsum("ij,ij->i", directions[sides[:, 0]], directions[sides[:, 1]])
         return cosines
 
     def keys(self, pair: EncodedPair) -> list[bytes]:
@@ -115,12 +133,16 @@ class EmbeddingEngine:
         return self._store.mark(mark)
 
     @torch.inference_mode()
-    def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> None:
+    def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> dict[bytes, EncodingProblem]:
+        """Embed what has no vector yet; returns why some texts have none now."""
         keys = self._store.missing(list(texts))
         self._see([texts[key] for key in keys])
         lengths = [len(texts[key].input_ids) for key in keys]
-        for batch in plan_batches(lengths, token_budget=self._token_budget):
-            vectors = self._model.embed([texts[keys[place]] for place in batch]).cpu().numpy()
+
+        def embed(batch: list[int]) -> Vectors:
+            return self._numbers([texts[keys[place]] for place in batch])
+
+        for batch, vectors in self._batches.run(lengths, embed, self.trouble):
             made = {keys[place]: vector for place, vector in zip(batch, vectors, strict=True)}
             self._store.put(made)
             self._fresh += [key + vector.tobytes() for key, vector in made.items()]
@@ -129,6 +151,27 @@ class EmbeddingEngine:
             self._work["tokens"] += tokens
             if on_batch:
                 on_batch(0, tokens)
+        failed, self.trouble.failed = self.trouble.failed, {}
+        return {keys[place]: problem for place, problem in failed.items()}
+
+    def _numbers(self, texts: Sequence[EncodedPair]) -> Vectors:
+        """The vectors of a batch; those that are not finite come from the model in fp32."""
+        vectors: Vectors = self._model.embed(texts).cpu().numpy()
+        again: list[int] = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        if again and self._plan.precision != "fp32":
+            self.trouble.reruns += len(again)
+            vectors = vectors.copy()
+            exact, some = self._exact_model(), [texts[place] for place in again]
+            exact.see(some)
+            vectors[again] = exact.embed(some).cpu().numpy()
+        return vectors
+
+    def _exact_model(self) -> Embedder:
+        if self._exact is None:
+            load = partial(load_embedder, self._checkpoint, precision="fp32", attention="runs")
+            found = unless_full(partial(load, device=self._plan.device))
+            self._exact = found[0] if found else load(device="cpu")
+        return self._exact
 
     def _see(self, texts: Sequence[EncodedPair]) -> None:
         """Let the vision tower see the images of `texts`, each distinct one once."""

@@ -7,6 +7,7 @@ copy brings the whole window's logits back.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.engine.batching import plan_batches
+from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, unless_full
 from rerank_cli.models import RerankModel, SeesImages, is_native, load_model
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
@@ -25,14 +26,16 @@ OnBatch = Callable[[int, int], None]
 
 
 class Engine(Protocol):
-    """A place where pairs are scored."""
+    """A place where pairs are scored. trouble: what went wrong in the last call of `score`."""
+
+    trouble: Trouble
 
     @property
     def kernels(self) -> str:
         """Which implementations the model runs with, in words."""
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
-        """Logits of `pairs`, float32 [len(pairs)], in their order."""
+        """Logits of `pairs`, float32 [len(pairs)], in their order; NaN where there is none."""
 
     def close(self) -> None:
         """Give back what the engine holds."""
@@ -41,14 +44,23 @@ class Engine(Protocol):
 class LocalEngine:
     """The plan's model in this process; satisfies `Engine`. Loads the weights when it is made."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, *, model: RerankModel | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        *,
+        model: RerankModel | None = None,
+        exact: RerankModel | None = None,
+    ) -> None:
         if plan.device == "cpu":
             torch.set_num_threads(plan.threads)
-        self._token_budget = plan.token_budget
-        self._padded = not is_native(checkpoint.architecture)
+        self._plan, self._checkpoint = plan, checkpoint
+        self._batches = FittingBatches(plan.token_budget, padded=not is_native(checkpoint.architecture))
         self._model = model or load_model(
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
+        self._exact = exact  # the same model in fp32, loaded when it is needed
+        self.trouble = Trouble()
 
     def __enter__(self) -> Self:
         return self
@@ -66,20 +78,65 @@ class LocalEngine:
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """See `Engine`."""
-        if isinstance(self._model, SeesImages):
-            self._model.see(pairs)
+        self.trouble = Trouble()
+        logits = self._score(self._model, pairs, self.trouble, on_batch)
+        nonfinite: list[int] = np.flatnonzero(~np.isfinite(logits)).tolist()
+        again = [place for place in nonfinite if place not in self.trouble.failed]
+        if again and self._plan.precision != "fp32":
+            self.trouble.reruns = len(again)
+            # Trouble of its own: where fp32 does not fit, the number that is no number stays.
+            logits[again] = self._score(self._exact_model(), [pairs[place] for place in again], Trouble(), None)
+        return logits
+
+    def _score(
+        self, model: RerankModel, pairs: Sequence[EncodedPair], trouble: Trouble, on_batch: OnBatch | None
+    ) -> npt.NDArray[np.float32]:
+        logits = np.full(len(pairs), np.nan, dtype=np.float32)
+        if isinstance(model, SeesImages) and not unless_full(partial(model.see, pairs)):
+            return self._score_halves(model, pairs, trouble, on_batch)
         lengths = [len(pair.input_ids) for pair in pairs]
         order: list[int] = []
         parts: list[torch.Tensor] = []
-        for batch in plan_batches(lengths, token_budget=self._token_budget, padded=self._padded):
-            parts.append(self._model.forward([pairs[place] for place in batch]))
+        for batch, part in self._batches.run(lengths, lambda batch: model.forward([pairs[i] for i in batch]), trouble):
+            parts.append(part)
             order += batch
             if on_batch:
                 on_batch(len(batch), sum(lengths[place] for place in batch))
-        logits = np.empty(len(pairs), dtype=np.float32)
         if parts:
             logits[order] = torch.cat(parts).cpu().numpy()
         return logits
+
+    def _score_halves(
+        self, model: RerankModel, pairs: Sequence[EncodedPair], trouble: Trouble, on_batch: OnBatch | None
+    ) -> npt.NDArray[np.float32]:
+        """`_score` of pairs whose images do not fit all at once: half of the images first, then the others."""
+        trouble.splits += 1
+        images = [pair.block and pair.block.image for pair in pairs]
+        distinct = list(dict.fromkeys(image for image in images if image is not None))
+        assert distinct, "texts need no memory before their batches"
+        first = set(distinct[: len(distinct) // 2])
+        if not first:
+            for place in (place for place, image in enumerate(images) if image is not None):
+                trouble.failed[place] = does_not_fit("the image alone")
+        halves = [
+            [place for place, image in enumerate(images) if image in first],
+            [place for place, image in enumerate(images) if image not in first and place not in trouble.failed],
+        ]
+        logits = np.full(len(pairs), np.nan, dtype=np.float32)
+        for half in halves:
+            own = Trouble()
+            logits[half] = self._score(model, [pairs[place] for place in half], own, on_batch)
+            trouble.splits += own.splits
+            trouble.failed |= {half[place]: problem for place, problem in own.failed.items()}
+        return logits
+
+    def _exact_model(self) -> RerankModel:
+        """The model in fp32: on the plan's device if it has room, else on the CPU, where it is slow and as exact."""
+        if self._exact is None:
+            load = partial(load_model, self._checkpoint, precision="fp32", attention="runs")
+            found = unless_full(partial(load, device=self._plan.device))
+            self._exact = found[0] if found else load(device="cpu")
+        return self._exact
 
     def close(self) -> None:
         """Drop the model."""

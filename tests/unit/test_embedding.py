@@ -249,7 +249,7 @@ def pair(query: list[int], passage: list[int]) -> EncodedPair:
 
 @pytest.fixture
 def engine():
-    plan = SimpleNamespace(device="cpu", threads=torch.get_num_threads(), token_budget=6)
+    plan = SimpleNamespace(device="cpu", threads=torch.get_num_threads(), token_budget=6, precision="fp32")
     with_model = EmbeddingEngine(plan, CHECKPOINT, model=CountingEmbedder())
     yield with_model
     with_model.close()

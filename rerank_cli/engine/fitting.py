@@ -1,0 +1,118 @@
+"""Batches that may not fit: memory runs out, a batch is cut in two, and no score is invented.
+
+How much a batch needs is estimated before a run, and other programs take memory during it. So a batch that does not fit
+is computed in halves, halves of halves and so on. The budget that was too large is remembered: it becomes what the half
+held, later batches above it are cut before they are tried, and it grows again by a quarter after every `_GOOD_BATCHES`
+batches that fitted, up to the plan's. A single pair that does not fit has no score; it becomes a bad row.
+
+Logits can move in their last digit with the batch they were computed in. A run in which memory ran out is therefore
+only equal to another one within the tolerance of batching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from rerank_cli.encoding import EncodingProblem
+from rerank_cli.engine.batching import plan_batches
+
+T = TypeVar("T")
+
+_GOOD_BATCHES = 16
+_GROWTH = 1.25
+# What torch's allocator for the CPU says; it has no class of its own. Source: c10/core/impl/alloc_cpu.cpp.
+_CPU_MESSAGE = "can't allocate memory"
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What went wrong while pairs were scored.
+
+    failed: place of each pair that has no score for a reason of its own. splits: batches that did not fit and were cut.
+    reruns: pairs that were computed again in fp32.
+    """
+
+    failed: dict[int, EncodingProblem] = field(default_factory=dict)
+    splits: int = 0
+    reruns: int = 0
+
+
+class FittingBatches:
+    """Batches of pairs of one model. token_budget: the plan's; `tokens` is what a batch may hold at the moment."""
+
+    def __init__(self, token_budget: int, *, padded: bool = False) -> None:
+        self._most = token_budget
+        self._padded = padded
+        self._good = 0
+        self.tokens = token_budget
+
+    def run(
+        self, lengths: Sequence[int], compute: Callable[[list[int]], T], trouble: Trouble
+    ) -> Iterator[tuple[list[int], T]]:
+        """Each batch of places in `lengths` with what `compute` makes of it.
+
+        A place that does not fit alone comes in none of them, and is told in `trouble`.
+        """
+        waiting = list(plan_batches(lengths, token_budget=self.tokens, padded=self._padded))
+        waiting.reverse()
+        while waiting:
+            batch = waiting.pop()
+            size = self._size(batch, lengths)
+            if len(batch) > 1 and size > self.tokens:
+                waiting += _halves(batch)
+                continue
+            made = unless_full(partial(compute, batch))
+            if made is not None:
+                self._grow()
+                yield batch, made[0]
+                continue
+            trouble.splits += 1
+            self._shrink(size)
+            if len(batch) > 1:
+                waiting += _halves(batch)
+            else:
+                trouble.failed[batch[0]] = does_not_fit(f"the pair alone, with {lengths[batch[0]]} tokens,")
+
+    def _size(self, batch: Sequence[int], lengths: Sequence[int]) -> int:
+        found = [lengths[place] for place in batch]
+        return max(found) * len(found) if self._padded else sum(found)
+
+    def _shrink(self, size: int) -> None:
+        self._good = 0
+        self.tokens = max(1, min(self.tokens, size // 2))
+
+    def _grow(self) -> None:
+        self._good += 1
+        if self._good % _GOOD_BATCHES == 0:
+            self.tokens = min(self._most, int(self.tokens * _GROWTH) + 1)
+
+
+def _halves(batch: list[int]) -> list[list[int]]:
+    """Both halves, the one to be computed first last."""
+    middle = len(batch) // 2
+    return [batch[middle:], batch[:middle]]
+
+
+def does_not_fit(what: str) -> EncodingProblem:
+    """The problem of what has no score because memory ran out."""
+    return EncodingProblem("out-of-memory", f"{what} does not fit in memory")
+
+
+def unless_full(compute: Callable[[], T]) -> tuple[T] | None:
+    """What `compute` returns, in a tuple; None where memory ran out."""
+    try:
+        return (compute(),)
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if _CPU_MESSAGE not in str(error):
+            raise
+    # Out here the exception is gone, and with it the frames that held the batch's memory.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
