@@ -20,7 +20,16 @@ from rerank_cli.encoding import Encoded, EncodingProblem
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.pipeline import Counts, Run
-from rerank_cli.records import CandidateList, EncodedPair, JsonRow, RankedList, RankedPassage, RowError
+from rerank_cli.records import (
+    NO_LIMITS,
+    CandidateList,
+    EncodedPair,
+    JsonRow,
+    Limits,
+    RankedList,
+    RankedPassage,
+    RowError,
+)
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -53,7 +62,7 @@ class FakeEncoder:
         self._chunk_tokens = chunk_tokens
         self.encoded: list[tuple[str, str]] = []
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         self.encoded += pairs
         return [self._encode(*pair) for pair in pairs]
 

@@ -25,7 +25,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import Prompt, PromptEncoder, Slot
 from rerank_cli.errors import ModelError
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
 
 EMBEDDING_ARCHITECTURES = frozenset({"LlamaNemotronVLModel"})
 """Models that turn a text into a vector; their score is the cosine of two."""
@@ -75,13 +75,13 @@ class EmbeddingEncoder:
         query, passage = self._prefixes
         return f"{query}{{query}} | {passage}{{passage}}"
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids of each (query, passage), in order; each distinct text is tokenised once."""
         queries, passages = ([pair[side] for pair in pairs] for side in (0, 1))
-        query_ids = _encode_distinct(self._queries, queries)
+        query_ids = _encode_distinct(self._queries, queries, NO_LIMITS)
         if self._marks_act:
             passages = [passage.replace(_IMAGE_MARK, "", 1) for passage in passages]
-        passage_ids = _encode_distinct(self._passages, passages)
+        passage_ids = _encode_distinct(self._passages, passages, limits)
         return [self._join(query_ids[query], passage_ids[text]) for query, text in zip(queries, passages, strict=True)]
 
     def _join(self, query: Encoded, passage: Encoded) -> Encoded:
@@ -119,6 +119,6 @@ def embedding_prefixes(checkpoint: Checkpoint) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _encode_distinct(encoder: PromptEncoder, texts: Sequence[str]) -> dict[str, Encoded]:
+def _encode_distinct(encoder: PromptEncoder, texts: Sequence[str], limits: Limits) -> dict[str, Encoded]:
     distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, encoder.encode([("", text) for text in distinct]), strict=True))
+    return dict(zip(distinct, encoder.encode([("", text) for text in distinct], limits), strict=True))

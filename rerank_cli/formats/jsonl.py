@@ -87,6 +87,11 @@ def parse_row(raw: bytes, *, file: str, number: int) -> JsonRow | RowError:
     return _row_or_error(raw, _parse_object, file=file, number=number)
 
 
+def parse_text_line(raw: bytes, *, file: str, number: int) -> JsonRow | RowError:
+    """The row of one line without its newline, as `read_text_lines` would give it."""
+    return _row_or_error(raw, _parse_text, file=file, number=number)
+
+
 def dump_row(fields: Mapping[str, Any]) -> bytes:
     """One JSON line, keys in their order, text as UTF-8, numbers as they were read.
 

@@ -323,7 +323,7 @@ class StageError(Exception):
 class Broken:
     """Every stage's part, and it fails."""
 
-    def encode(self, pairs: Any) -> Any:
+    def encode(self, pairs: Any, limits: Any = None) -> Any:
         raise StageError
 
     def score(self, pairs: Any, **options: Any) -> Any:
