@@ -18,6 +18,7 @@ import json
 import re
 import shutil
 import tempfile
+import weakref
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Missing:
 
 
 class TextFile:
-    """The texts of one file. `find` is not safe to call from two threads at once.
+    """The texts of one file, which is closed when this goes. `find` is not safe to call from two threads at once.
 
     index: digests, sorted, and the offsets of their lines: uint64 [2, ids].
     """
@@ -54,6 +55,7 @@ class TextFile:
     def __init__(self, name: str, stream: BinaryIO, index: npt.NDArray[np.uint64]) -> None:
         self._name = name
         self._stream = stream
+        weakref.finalize(self, stream.close)
         self._digests, self._offsets = index
         self._is_json = _is_json(stream)
 
@@ -86,14 +88,15 @@ def open_texts(path: str) -> TextFile:
     """The texts of a TSV or JSONL file; `InputError` where it cannot be read or holds no text."""
     stream = _opened(path)
     try:
-        index = _build(stream)
+        texts = TextFile(path, stream, _build(stream))
     except OSError as error:
+        stream.close()
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not index.shape[1]:
+    if not len(texts):
         raise InputError(
             f"{path}: no texts found", hint="TSV (`id`, tab, text) or JSONL with an id (`_id`) and a text (`text`)"
         )
-    return TextFile(path, stream, index)
+    return texts
 
 
 def _opened(path: str) -> BinaryIO:
@@ -104,10 +107,11 @@ def _opened(path: str) -> BinaryIO:
             if stream.peek(_HEAD_BYTES)[:_HEAD_BYTES] == packed.peek(_HEAD_BYTES)[:_HEAD_BYTES]:
                 return stream
             stream.close()
+        plain = tempfile.TemporaryFile(prefix="rerank-cli-")  # noqa: SIM115 (lives as long as the run)
         try:
-            plain = tempfile.TemporaryFile(prefix="rerank-cli-")  # noqa: SIM115 (lives as long as the run)
             shutil.copyfileobj(packed, plain)
         except OSError as error:
+            plain.close()
             raise InputError(f"{path}: cannot be unpacked: {error.strerror or error}", hint="set TMPDIR") from error
         return plain
 

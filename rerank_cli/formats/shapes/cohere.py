@@ -133,7 +133,9 @@ def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iter
     yield {**without(exchange.fields, "results", "usage"), **respond({}, ranked)}
 
 
-COHERE = Kind("cohere", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "prob")))
+COHERE = Kind(
+    "cohere", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,9 +71,9 @@ def written_as(shape: Shape, kind: Kind) -> Shape:
 def not_carried(shape: Shape, selection: Selection) -> tuple[str, ...]:
     """What the input and the run have and the output has no place for.
 
-    An answer that is in its own shape is no loss of the request's texts: that API does not repeat them.
+    An answer in the shape of its request is no loss: that API does not repeat the texts, and has the scores it has.
     """
-    has: list[str] = [name for name in ALL_OUTCOMES if name != "prob" or selection.prob]
+    has: list[str] = ["prob"] if selection.prob else []
     if isinstance(shape, Conversion):
-        has += shape.source.kind.has
+        has += [*shape.source.kind.has, *(name for name in ALL_OUTCOMES if name != "prob")]
     return tuple(sorted(name for name in has if name not in shape.kind.carries))

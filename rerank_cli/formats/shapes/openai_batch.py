@@ -92,7 +92,7 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
 
 OPENAI_BATCH = Kind(
     "openai-batch", _recognise, _open, _write,
-    carries=frozenset(("query ids", "prob")), refuse=_refuse, dump_error=_dump_error,
+    carries=frozenset(("query ids", "prob")), sigmoids=True, refuse=_refuse, dump_error=_dump_error,
 )  # fmt: skip
 
 

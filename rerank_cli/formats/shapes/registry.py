@@ -66,8 +66,7 @@ def recognise(rows: Iterator[Item], seen: list[Item], names: FieldNames, *, stop
             break
     if first is None:
         return None
-    # Of several that all rows can be, one that some row claims for itself; the latest row of the registry knows most.
-    return SHAPES[max(possible, key=lambda name: (possible[name] == _SURE, list(SHAPES).index(name)))]
+    return _best(possible)
 
 
 def _possible(fields: Mapping[str, Any], names: FieldNames) -> dict[str, int]:
@@ -75,8 +74,13 @@ def _possible(fields: Mapping[str, Any], names: FieldNames) -> dict[str, int]:
     return {name: sure for name, sure in found.items() if sure}
 
 
+def _best(possible: Mapping[str, int]) -> Kind:
+    """Of several shapes one that some row claims for itself; the latest row of the registry knows most."""
+    return SHAPES[max(possible, key=lambda name: (possible[name] == _SURE, list(SHAPES).index(name)))]
+
+
 def _mixture(first: JsonRow, other: JsonRow, names: FieldNames) -> InputError:
-    one, two = (next(iter(_possible(row.fields, names))) for row in (first, other))
+    one, two = (_best(_possible(row.fields, names)).name for row in (first, other))
     return InputError(
         f"{other.file}:{other.number}: a row of the shape {two} among rows of the shape {one} "
         f"({first.file}:{first.number})",

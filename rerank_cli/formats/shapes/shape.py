@@ -78,7 +78,8 @@ class Kind:
     recognise: whether a row with these fields is of this shape: 0 no, 1 it could be, 2 it says so itself. open: the
     shape for an input. write: a ranked list of another shape in this one. has: what its inputs hold; carries: what
     survives in its output. tables: it can be read from and written to Parquet. refuse: why a list of another shape
-    cannot be written in this one, as (code, message). dump, dump_error: the line of a row, and of a bad row.
+    cannot be written in this one, as (code, message). dump, dump_error: the line of a row, and of a bad row. sigmoids:
+    its scores are sigmoids of logits, so a model without logits has none.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Kind:
     has: frozenset[Content] = ALL_CONTENT
     carries: frozenset[Content | Outcome] = ALL_CONTENT | ALL_OUTCOMES
     tables: bool = False
+    sigmoids: bool = False
     refuse: Callable[[Exchange], tuple[str, str] | None] = lambda _: None
     dump: Callable[[Mapping[str, Any]], bytes] = jsonl.dump_row
     dump_error: Callable[[RowError], bytes] = jsonl.error_row
