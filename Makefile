@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
 
-.PHONY: demo test lint bench-cpu bench-quality check-gpu clean
+.PHONY: demo test lint bench-cpu bench-quality check-gpu torture clean
 
 demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
 	mkdir -p out
@@ -34,6 +34,9 @@ bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards
 
 check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
 	$(BIN)/python -m pytest -m gpu -rs
+
+torture: $(VENV)/installed-dev  ## runs that are killed and hindered at every call; takes many minutes
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

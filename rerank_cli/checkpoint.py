@@ -107,22 +107,26 @@ class Checkpoint:
         """Bytes of all tensors as they are stored."""
         return sum(tensor.size_bytes for tensor in self.tensors.values())
 
-    @cached_property
-    def sha256(self) -> str:
-        """One digest over the files that decide a score: configuration, tokenizer, weights, by name and content."""
-        digest = hashlib.sha256()
-        for path in [
+    @property
+    def files(self) -> list[Path]:
+        """The files that decide a score: configuration, tokenizer, weights."""
+        beside = [
             self.path / "config.json",
             self.tokenizer_file,
             self.path / "tokenizer_config.json",
             self.path / "special_tokens_map.json",
             self.path / "processor_config.json",
             self.path / "hf_quant_config.json",
-            *self.weight_files,
-        ]:
-            if path.exists():
-                with path.open("rb") as stream:
-                    digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+        ]
+        return [*(path for path in beside if path.exists()), *self.weight_files]
+
+    @cached_property
+    def sha256(self) -> str:
+        """One digest over the files that decide a score, by name and content."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as stream:
+                digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
         return digest.hexdigest()
 
     def read_json(self, name: str) -> Mapping[str, Any]:

@@ -18,9 +18,10 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.encoding.vision_config import read_vision_geometry
-from rerank_cli.job import JobOptions, prepare
+from rerank_cli.job_options import JobOptions
 from rerank_cli.parts import encode_parts, image_counts
 from rerank_cli.pipeline import Counts, cut_windows
+from rerank_cli.preparation import prepare
 from rerank_cli.run_plan import Plan
 
 _SHARE_REACHED = 0.7

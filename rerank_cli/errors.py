@@ -7,7 +7,10 @@
     ├── OutputError             4  output: exists, cannot be written, disk full
     ├── ModelError              5  model: unknown, unsafe, incomplete
     ├── DoesNotFitError         6  the required precision or memory is not there
-    └── TooManyBadRowsError           7  stopped by --max-errors or --on-error fail
+    ├── TooManyBadRowsError     7  stopped by --max-errors or --on-error fail
+    ├── JobChangedError         8  the unfinished job on disk would have written other bytes
+    ├── LockedError            11  another process works on this output
+    └── StoppedError     9 130 143  a deadline or a signal; what is finished is kept
 
 A bad row is not here: it is data (`records.RowError`) and goes to the errors file. Raise where most is known,
 catch once, in `rerank_cli.cli.main`.
@@ -91,3 +94,23 @@ class TooManyBadRowsError(RerankError):
     """More rows failed than the user allows."""
 
     exit_code = 7
+
+
+class JobChangedError(RerankError):
+    """The unfinished job on disk was started with another input, model or option."""
+
+    exit_code = 8
+
+
+class LockedError(RerankError):
+    """Another process works on this output."""
+
+    exit_code = 11
+
+
+class StoppedError(RerankError):
+    """A run that was asked to stop. exit_code: 9 by its deadline, 128 + the number of a signal."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # of one instance, not of the class

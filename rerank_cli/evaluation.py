@@ -42,6 +42,8 @@ class Evaluation:
 class Evaluator:
     """Collects the orders of a run, then measures them.
 
+    note: of the lists added last, what `restore` must be told to have them again.
+
     Raises `UsageError` for a measure that cannot be computed here, and `InputError` for qrels that cannot be read.
     """
 
@@ -53,26 +55,41 @@ class Evaluator:
         self._reranked: list[Any] = []
         self._unjudged: set[str] = set()
         self._judged = {qrel.query_id for qrel in self._qrels}
+        self.note: list[tuple[str, list[tuple[str, int, int]]]] = []
 
     def add(self, ranked: Sequence[RankedList]) -> None:
         """Take the lists of a window, whose rankings must be complete (selection comes after evaluation)."""
-        import ir_measures
-
+        self.note = []
         for item in ranked:
             if item.source.id is None:
                 row = item.source.rows[0]
                 raise InputError(f"{row.file}:{row.number}: no query id, which --qrels needs", hint=_ID_HINT)
-            query = str(item.source.id)
+            self.note.append((str(item.source.id), self._places(item)))
+        self.restore(self.note)
+
+    def restore(self, note: Sequence[tuple[str, Sequence[tuple[str, int, int]]]]) -> None:
+        """Take what `note` said of a window in an earlier process."""
+        import ir_measures
+
+        for query, places in note:
             if query not in self._judged:
                 self._unjudged.add(query)
-                continue
-            for entry in item.ranking:
-                passage = passage_id(item, entry.index, self._shape)
-                if passage is None:
-                    row = item.source.row_of(entry.index)
-                    raise InputError(f"{row.file}:{row.number}: passage {entry.index} has no id, which --qrels needs")
-                self._given.append(ir_measures.ScoredDoc(query, str(passage), -float(entry.index)))
-                self._reranked.append(ir_measures.ScoredDoc(query, str(passage), -float(entry.rank)))
+            for passage, index, rank in places:
+                self._given.append(ir_measures.ScoredDoc(query, passage, -float(index)))
+                self._reranked.append(ir_measures.ScoredDoc(query, passage, -float(rank)))
+
+    def _places(self, item: RankedList) -> list[tuple[str, int, int]]:
+        """(id, index, rank) of each passage of a judged query."""
+        if str(item.source.id) not in self._judged:
+            return []
+        places = []
+        for entry in item.ranking:
+            passage = passage_id(item, entry.index, self._shape)
+            if passage is None:
+                row = item.source.row_of(entry.index)
+                raise InputError(f"{row.file}:{row.number}: passage {entry.index} has no id, which --qrels needs")
+            places.append((str(passage), entry.index, entry.rank))
+        return places
 
     def finish(self) -> Evaluation:
         """The measures of both orders over the queries that were judged and ranked."""

@@ -3,106 +3,60 @@
     options -> checkpoint -> plan -> rows -> pipeline -> sink -> report
 
 Everything that can be refused is refused before weights are loaded: the inputs, the output's name, the model's files,
-the plan. Then the reader starts, and only then the model loads.
+the plan, an unfinished job that is another one. Then the reader starts, and only then the model loads. A run that has
+been done already is recognised before torch is imported, which is why nothing here imports it at the top.
+
+A run that is continued reads its input again and tokenises from the first window that is not committed. What is not in
+the rows comes from the journal: the counts and times so far (`state`), the orders for `--qrels` and the best rows of
+`score --top-n` (a note a window).
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
-
-import torch
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from rerank_cli import report as reports
-from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
-from rerank_cli.destination import Destination, Names, open_destination
-from rerank_cli.embedding_output import EmbeddingsOutput
-from rerank_cli.encoding import (
-    EMBEDDING_ARCHITECTURES,
-    YES_NO_ARCHITECTURES,
-    ImageLimits,
-    ReadsImages,
-    SpecialTokens,
-    TextEncoder,
-    Truncation,
-    open_encoder,
-    taken_for,
-)
-from rerank_cli.engine import EmbeddingEngine, Engine, open_engine
-from rerank_cli.errors import InputError, UsageError
-from rerank_cli.evaluation import Evaluation, Evaluator
-from rerank_cli.formats.inputs import (
-    Input,
-    ReadOptions,
-    input_bytes,
-    open_lists,
-    ordered_by_group,
-    read_items,
-    resolve_inputs,
-)
-from rerank_cli.formats.shapes import FieldNames, Item, PairShape, Selection, Shape
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.commit import Files, Fingerprint, Job, Terms
+from rerank_cli.destination import Destination, FileDestination, open_destination
+from rerank_cli.embedding_output import EmbeddedTexts
+from rerank_cli.encoding import EMBEDDING_ARCHITECTURES
+from rerank_cli.engine import open_engine
+from rerank_cli.evaluation import Comparison, Evaluation, Evaluator
+from rerank_cli.formats.inputs import can_be_reread, count_lines, resolve_inputs
+from rerank_cli.formats.shapes import Selection
 from rerank_cli.formats.sinks import BestSink
-from rerank_cli.hardware import Cpu, detect_machine
-from rerank_cli.known_model import find_model, with_checkpoint
-from rerank_cli.models import DTYPES
-from rerank_cli.models.linear import fp8_reason
-from rerank_cli.pipeline import Counts, ErrorLimit, Pool, Run
-from rerank_cli.profiles import ProfileRequest
-from rerank_cli.quantisation import read_quantisation
-from rerank_cli.records import JsonRow, RowError
-from rerank_cli.run_plan import Plan, plan_model, plan_run
+from rerank_cli.identity import fingerprint_of, finished_report
+from rerank_cli.job_options import JobOptions, refuse_unusable
+from rerank_cli.output_names import STDOUT
+from rerank_cli.pipeline import Counts, Run, Share, Timing
+from rerank_cli.preparation import Prepared, find_known, prepare_inputs
+from rerank_cli.records import RowError, Window
+from rerank_cli.run_plan import Plan
+from rerank_cli.stop import Stop
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
 
 _SCORE_WINDOW_PAIRS = 64  # `score` streams: a window is what a reader at the other end of a pipe waits for
-
-
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """What the user asked for; every field that changes the output's bytes is here."""
-
-    inputs: tuple[str, ...]
-    names: Names
-    pairs: bool = False  # score: one pair a row, input order
-    query: str | None = None
-    in_format: str = "auto"
-    shape: str = "auto"
-    fields: FieldNames = field(default_factory=FieldNames)
-    model: str | None = None
-    revision: str | None = None
-    online: bool = False
-    request: ProfileRequest = field(default_factory=ProfileRequest)
-    request_notes: tuple[str, ...] = ()  # variables that `request` did not hear
-    profiles_file: str | None = None
-    truncate: Truncation = "end"
-    chunk_overlap: int = 64
-    pool: Pool = "max"
-    special_tokens: SpecialTokens = "neutral"
-    images: ImageLimits = field(default_factory=ImageLimits)
-    instruction: str | None = None
-    template: str | None = None  # its text, or `none`
-    selection: Selection = field(default_factory=Selection)
-    error_limit: ErrorLimit = field(default_factory=ErrorLimit)
-    overwrite: bool = False
-    skip: int = 0
-    limit: int | None = None
-    max_line_bytes: int = 64 * 2**20
-    qrels: str | None = None
-    metrics: tuple[str, ...] = ("nDCG@10",)
+_HASH_SECONDS = 1.0  # how long a finished run waits to know all files by their content; later it can look at them again
 
 
 @dataclass(slots=True)
 class Watcher:
     """What a run tells while it goes on; each hook may be None.
 
-    on_start: the plan, before weights are loaded. on_error: each bad row. on_batch: (pairs, tokens) handed to the
-    device. on_progress: the counts and the share of the input that was read (None from a pipe), after each window.
+    on_start: the plan, before weights are loaded. on_note: something the user should know. on_error: each bad row of
+    this process. on_batch: (pairs, tokens) handed to the device. on_progress: the counts and the share of the input
+    that was read (None from a pipe), after each window.
     """
 
     on_start: Callable[[Checkpoint, Plan], None] | None = None
+    on_note: Callable[[str], None] | None = None
     on_error: Callable[[RowError], None] | None = None
     on_batch: Callable[[int, int], None] | None = None
     on_progress: Callable[[Counts, float | None], None] | None = None
@@ -110,165 +64,244 @@ class Watcher:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished run did. errors: path of the errors file, if there is one."""
+    """What a finished run did.
+
+    errors: path of the errors file, if there is one. first_error: the first bad row, as file, row and message.
+    was_done: an earlier run had finished, and this one did nothing.
+    """
 
     counts: Counts
     report: dict[str, Any]
     evaluation: Evaluation | None
     errors: str | None
-    first_error: RowError | None
+    first_error: tuple[str, int, str] | None
+    was_done: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What can be known before weights are loaded."""
+def run_job(
+    options: JobOptions, watcher: Watcher | None = None, *, files: Files | None = None, stop: Stop | None = None
+) -> Outcome:
+    """Do the whole run and leave its output, errors file and report; raises `RerankError` for what stops it.
 
-    checkpoint: Checkpoint
-    plan: Plan
-    cpu: Cpu
-    encoder: TextEncoder
-    inputs: list[Input]
-    shape: Shape
-    items: Iterator[Item]
-    meter: _Meter
+    files: how the output is written. stop: how the run is stopped from outside, besides signals and its deadline.
+    """
+    watcher, stop, files = watcher or Watcher(), stop or Stop(), files or Files()
+    with stop.listening(options.deadline):
+        refuse_unusable(options)
+        inputs, known = resolve_inputs(options.inputs, options.in_format), find_known(options)
+        names = options.names
+        may_continue = can_be_reread(inputs) and names.output != STDOUT
+        asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
+        if asked and not Job.folder_of(names.output).exists() and (done := finished_report(names, asked)):
+            return _outcome_of(done, options)
+        if not may_continue and names.output != STDOUT and watcher.on_note:
+            watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
+        prepared = prepare_inputs(options, inputs, known)
+        evaluator = Evaluator(options.qrels, options.metrics, prepared.shape) if options.qrels else None
+        fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
+        terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files)
+        members = _members(options, prepared.checkpoint, may_continue=may_continue)
+        destination = open_destination(
+            names,
+            prepared.shape,
+            replace(options.selection, score=_score_name(prepared.checkpoint)),
+            inputs=inputs,
+            overwrite=options.overwrite,
+            terms=terms,
+            members=members,
+        )
+        with destination:
+            if isinstance(destination, FileDestination):
+                if destination.completed is not None:
+                    with stop.held():
+                        destination.place()
+                    return _outcome_of(destination.completed["report"], options)
+                # Again: another process may have finished while this one waited for the lock.
+                if asked and (done := finished_report(names, asked)):
+                    return _outcome_of(done, options)
+                destination.refuse_existing()
+            work = _Work(options, prepared, destination, evaluator, watcher, stop)
+            return work.run(fingerprint, members)
 
 
-class _Meter:
-    """Counts what has been read of the inputs, for progress."""
+class _Work:
+    """A run whose parts are there: what goes from one process to the next, and the loop."""
 
-    def __init__(self, inputs: Sequence[Input]) -> None:
-        compressed = any(item.path.endswith((".gz", ".zst")) for item in inputs)
-        tables = any(item.format == "parquet" for item in inputs)
-        self._total = None if compressed or tables else input_bytes(inputs)
-        self._bytes = 0
+    def __init__(
+        self,
+        options: JobOptions,
+        prepared: Prepared,
+        destination: Destination,
+        evaluator: Evaluator | None,
+        watcher: Watcher,
+        stop: Stop,
+    ) -> None:
+        self._began = time.perf_counter()
+        self._options = options
+        self._prepared = prepared
+        self._destination = destination
+        self._evaluator = evaluator
+        self._watcher = watcher
+        self._stop = stop
+        self._best = _best_of_run(options, destination)
+        self._first_error: tuple[str, int, str] | None = None
+        self._seconds_before = 0.0
+        self._times_continued = 0
+        self._counts, self._timing = Counts(), Timing()
+        self._plan = prepared.plan
+        self._notes_of_best: dict[int, Any] = {}
+        self._texts: EmbeddedTexts | None = None
+        if destination.state is not None:
+            self._restore(destination.state, destination.notes)
 
-    def count(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, counted as they pass."""
-        for item in items:
-            if isinstance(item, (JsonRow, RowError)):
-                self._bytes += len(item.raw) + 1
-            yield item
+    def run(self, fingerprint: Fingerprint | None, members: Sequence[str]) -> Outcome:
+        """Load the model and do what is left."""
+        options, prepared, destination, watcher = self._options, self._prepared, self._destination, self._watcher
+        options.error_limit.check(self._counts, last=False)  # of an earlier process, which has stopped for it
+        if watcher.on_start:
+            watcher.on_start(prepared.checkpoint, self._plan)
+        with ExitStack() as stack:
+            if fingerprint:
+                fingerprint.start()
+                stack.callback(fingerprint.stop)
+            engine = open_engine(self._plan, prepared.checkpoint)
+            stack.callback(engine.close)
+            self._texts = self._open_texts(engine, members)
+            shard, shards = options.shard or (1, 1)
+            lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
+            run = Run(
+                encoder=prepared.encoder,
+                engine=engine,
+                sink=self._best or destination.sink,
+                on_error=self._on_error,
+                selection=_per_list(options),
+                pool=options.pool,
+                error_limit=options.error_limit,
+                on_scored=self._texts.add if self._texts else None,
+                on_ranked=self._evaluator.add if self._evaluator else None,
+                on_batch=watcher.on_batch,
+                on_window=self._on_window,
+                on_done=self._on_done,
+                share=Share(destination.next_window, shard, shards, lines),
+                counts=self._counts,
+                timing=self._timing,
+                stop=self._stop,
+            )
+            window_pairs = _SCORE_WINDOW_PAIRS if options.pairs else self._plan.window_pairs
+            run.execute(prepared.shape.group(prepared.items), window_pairs=window_pairs)
+            if self._best:
+                self._counts.output_rows += self._best.finish()
+                self._counts.dropped += self._best.dropped
+            evaluation = self._evaluator.finish() if self._evaluator else None
+            if self._texts and options.names.embeddings:
+                with destination.writing("embeddings") as file:
+                    self._texts.write_file(destination.path("texts"), file)
+            document = self._report(engine, evaluation, fingerprint)
+            document = destination.commit(document, self._stop)
+        return Outcome(self._counts, document, evaluation, destination.errors_file, self._first_error)
+
+    def _restore(self, state: dict[str, Any], notes: Sequence[Any]) -> None:
+        self._counts, self._timing = Counts(**state["counts"]), Timing(**state["timing"])
+        self._seconds_before = state["seconds"]
+        self._times_continued = state["continued"] + 1
+        self._first_error = tuple(state["first_error"]) if state["first_error"] else None
+        # Both can move the last digit of a logit, and depend on what else the machine does: a run ends as it began.
+        self._plan = replace(self._plan, threads=state["threads"], token_budget=state["token_budget"])
+        if self._best:
+            self._best.dropped = state["dropped"]
+        for window, note in notes:
+            if self._evaluator:
+                self._evaluator.restore(note["orders"])
+            if self._best:
+                self._notes_of_best[window] = note["best"]
+        if self._watcher.on_note:
+            self._watcher.on_note(
+                f"goes on after {self._counts.rows_in:,} rows (window {self._destination.next_window}), "
+                "which an earlier process has finished"
+            )
+
+    def _open_texts(self, engine: Engine, members: Sequence[str]) -> EmbeddedTexts | None:
+        """What an embedding model keeps; with what an earlier process has kept."""
+        from rerank_cli.engine.embedding import EmbeddingEngine  # torch is there by now
+
+        if not isinstance(engine, EmbeddingEngine):
+            return None
+        texts = EmbeddedTexts(engine, members)
+        if self._destination.state is not None:
+            where = {name: self._destination.path(name) for name in members}
+            texts.restore(where["vectors"], where.get("texts"), self._destination.state["embedded"])
+        return texts
+
+    def _on_error(self, error: RowError) -> None:
+        self._first_error = self._first_error or (error.file, error.row, error.message)
+        self._destination.errors.write(error)
+        if self._watcher.on_error:
+            self._watcher.on_error(error)
+
+    def _on_done(self, window: Window) -> None:
+        if self._best and (note := self._notes_of_best.pop(window.number, None)):
+            self._best.restore(window, note)
+
+    def _on_window(self, window: Window, counts: Counts) -> None:
+        state = {
+            "counts": asdict(counts),
+            "timing": asdict(self._timing),
+            "seconds": round(self._seconds, 3),
+            "continued": self._times_continued,
+            "first_error": self._first_error,
+            "threads": self._plan.threads,
+            "token_budget": self._plan.token_budget,
+            "embedded": self._texts.counts if self._texts else None,
+            "dropped": self._best.dropped if self._best else 0,
+        }
+        note: dict[str, Any] = {}
+        if self._evaluator and self._evaluator.note:
+            note["orders"] = self._evaluator.note
+        if self._best and self._best.note:
+            note["best"] = self._best.note
+        more = self._texts.take() if self._texts else {}
+        self._destination.end_window(window.number, state, note or None, more)
+        if self._watcher.on_progress:
+            self._watcher.on_progress(counts, self._prepared.meter.share)
 
     @property
-    def share(self) -> float | None:
-        """How much of the input has been read, 0 to 1."""
-        return min(1.0, self._bytes / self._total) if self._total else None
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._began
 
-
-def run_job(options: JobOptions, watcher: Watcher | None = None) -> Outcome:
-    """Do the whole run and leave its output, errors file and report; raises `RerankError` for what stops it."""
-    began = time.perf_counter()
-    watcher = watcher or Watcher()
-    prepared = prepare(options)
-    selection = replace(options.selection, score=_score_name(prepared.checkpoint))
-    evaluator = Evaluator(options.qrels, options.metrics, prepared.shape) if options.qrels else None
-    destination = open_destination(
-        options.names, prepared.shape, selection, inputs=prepared.inputs, overwrite=options.overwrite
-    )
-    with ExitStack() as stack:
-        stack.enter_context(destination)
-        if watcher.on_start:
-            watcher.on_start(prepared.checkpoint, prepared.plan)
-        engine = open_engine(prepared.plan, prepared.checkpoint)
-        stack.callback(engine.close)
-        vectors = _open_embeddings(options, destination, engine, stack)
-        best = _best_of_run(options, destination)
-
-        def on_error(error: RowError) -> None:
-            destination.errors.write(error)
-            if watcher.on_error:
-                watcher.on_error(error)
-
-        def on_window(counts: Counts) -> None:
-            if watcher.on_progress:
-                watcher.on_progress(counts, prepared.meter.share)
-
-        run = Run(
-            encoder=prepared.encoder,
-            engine=engine,
-            sink=best or destination.sink,
-            on_error=on_error,
-            selection=_per_list(options),
-            pool=options.pool,
-            error_limit=options.error_limit,
-            on_scored=vectors.add if vectors else None,
-            on_ranked=evaluator.add if evaluator else None,
-            on_batch=watcher.on_batch,
-            on_window=on_window,
-        )
-        window_pairs = _SCORE_WINDOW_PAIRS if options.pairs else prepared.plan.window_pairs
-        run.execute(prepared.shape.group(prepared.items), window_pairs=window_pairs)
-        if best:
-            run.counts.output_rows += best.finish()
-            run.counts.dropped += best.dropped
-        evaluation = evaluator.finish() if evaluator else None
+    def _report(self, engine: Engine, evaluation: Evaluation | None, fingerprint: Fingerprint | None) -> dict[str, Any]:
+        prepared = self._prepared
         document = reports.build_report(
-            options=asdict(options),
+            options=asdict(self._options),
             checkpoint=prepared.checkpoint,
-            plan=prepared.plan,
-            cpu=prepared.cpu,
-            counts=run.counts,
-            timing=run.timing,
-            seconds=time.perf_counter() - began,
+            plan=self._plan,
+            cpu=prepared.machine.cpu,
+            counts=self._counts,
+            timing=self._timing,
+            seconds=self._seconds,
         )
         document["model"]["template"] = prepared.encoder.template
         document["plan"]["kernels"] = engine.kernels
-        document |= _embedding_report(engine)
-        if vectors:
-            vectors.close()
+        document["continued"] = self._times_continued
+        document["first_error"] = self._first_error
+        if self._texts:
+            document["embedded"] = {**self._texts.counts, "dimensions": self._texts.dimensions}
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)
-        errors = destination.commit(document)
-        return Outcome(run.counts, document, evaluation, errors, destination.errors.first)
+        if fingerprint:
+            fingerprint.wait(_HASH_SECONDS)
+            document["job"] = fingerprint.document()
+        return document
 
 
-def prepare(options: JobOptions) -> Prepared:
-    """Everything that can be known or refused before weights are loaded."""
-    _refuse_unusable(options)
-    inputs = resolve_inputs(options.inputs, options.in_format)
-    checkpoint, plan, cpu = _plan(options)
-    _refuse_unfit(options, checkpoint)
-    encoder = open_encoder(
-        checkpoint,
-        max_tokens=plan.max_tokens,
-        truncate=options.truncate,
-        chunk_overlap=options.chunk_overlap,
-        special_tokens=options.special_tokens,
-        instruction=options.instruction,
-        template=options.template,
-        images=options.images,
-    )
-    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder))
-    plan = replace(plan, reasons=(*plan.reasons, *said))
-    read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
-    if options.pairs:
-        shape: Shape = PairShape(options.fields, query=options.query)
-        items = read_items(inputs, shape, read)
-    else:
-        shape, items = open_lists(inputs, options.fields, read, options.shape)
-        items = ordered_by_group(inputs, shape, items, read)
-    meter = _Meter(inputs)
-    return Prepared(checkpoint, plan, cpu, encoder, inputs, shape, meter.count(items), meter)
-
-
-def _plan(options: JobOptions) -> tuple[Checkpoint, Plan, Cpu]:
-    """The checkpoint, and how it runs on this machine."""
-    known = find_model(
-        options.model, revision=options.revision, online=options.online, profiles_file=options.profiles_file
-    )
-    if known.checkpoint is None:
-        folder = locate_checkpoint(options.model, revision=options.revision, online=options.online)
-        known = with_checkpoint(known, read_checkpoint(folder, name=options.model))
-    assert known.checkpoint is not None, "it has just been read"
-    machine = detect_machine()
-    answer = plan_model(options.request, known, machine, notes=options.request_notes)
-    return known.checkpoint, plan_run(answer, cuda_devices=torch.cuda.device_count()), machine.cpu
-
-
-def _image_reasons(encoder: TextEncoder) -> list[str]:
-    if not isinstance(encoder, ReadsImages):
-        return []
-    return [f"images in at most {encoder.max_tiles} tiles: {encoder.reason}"]
+def _outcome_of(report: dict[str, Any], options: JobOptions) -> Outcome:
+    """What a run did that had finished before."""
+    evaluation = None
+    if found := report.get("evaluation"):
+        evaluation = Evaluation(**{**found, "metrics": tuple(Comparison(**metric) for metric in found["metrics"])})
+    counts = Counts(**report["counts"])
+    errors = str(options.names.files["errors"]) if counts.rows_error else None
+    first = report["first_error"]
+    return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
 
 
 def _per_list(options: JobOptions) -> Selection:
@@ -282,58 +315,13 @@ def _best_of_run(options: JobOptions, destination: Destination) -> BestSink | No
     return BestSink(destination.sink, top_n=options.selection.top_n)
 
 
-def _open_embeddings(
-    options: JobOptions, destination: Destination, engine: Engine, stack: ExitStack
-) -> EmbeddingsOutput | None:
-    """Where the vectors go, if they are asked for."""
-    name = options.names.embeddings
-    if name is None or not isinstance(engine, EmbeddingEngine):
-        return None
-    return stack.enter_context(EmbeddingsOutput(destination.path("embeddings"), name, engine))
-
-
-def _embedding_report(engine: Engine) -> dict[str, Any]:
-    """What an embedding model has to report: texts and their tokens are fewer than pairs and theirs."""
-    if not isinstance(engine, EmbeddingEngine):
-        return {}
-    return {"embedded": {"texts": engine.texts, "tokens": engine.tokens, "dimensions": engine.dimensions}}
+def _members(options: JobOptions, checkpoint: Checkpoint, *, may_continue: bool) -> tuple[str, ...]:
+    """What the windows of this run add to besides rows and errors."""
+    if checkpoint.architecture not in EMBEDDING_ARCHITECTURES:
+        return ()
+    return ("vectors",) * may_continue + ("texts",) * (options.names.embeddings is not None)
 
 
 def _score_name(checkpoint: Checkpoint) -> str:
     """What the model's score is called in the output."""
     return "cosine" if checkpoint.architecture in EMBEDDING_ARCHITECTURES else "logit"
-
-
-def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
-    """What else is decided by the files of the model, in words."""
-    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
-        yield "score cosine: the model embeds query and passage, each distinct text once"
-    if checkpoint.architecture in YES_NO_ARCHITECTURES:
-        yield taken_for(checkpoint.architecture)
-    if quantisation := read_quantisation(checkpoint):
-        yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
-
-
-def _refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
-    """Options that mean nothing for this kind of model."""
-    embeds = checkpoint.architecture in EMBEDDING_ARCHITECTURES
-    if options.selection.prob and embeds:
-        raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
-    if options.names.embeddings and not embeds:
-        raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
-    if options.names.embeddings and options.truncate == "chunk":
-        raise UsageError("--embeddings: a passage in chunks has several vectors", hint="leave out `--truncate chunk`")
-
-
-def _refuse_unusable(options: JobOptions) -> None:
-    """Values that parse and mean nothing, which would otherwise be found out when the run ends."""
-    threshold = options.selection.threshold
-    if threshold is not None and not math.isfinite(threshold):
-        raise UsageError(f"--threshold {threshold}: not a number to compare with")
-    root = options.fields.image_root
-    if root is not None and not Path(root).is_dir():
-        raise InputError(f"--image-root {root}: no such folder")
-    try:
-        (options.query or "").encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("--query: not UTF-8") from error

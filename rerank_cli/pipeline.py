@@ -12,6 +12,9 @@ room. Pairs with the same texts and image are scored once in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
+
+A run may do a part of the windows only: those behind the ones that an earlier process has committed, or those of one
+shard. Which window a row is in does not depend on it, so all windows are cut and the others go no further.
 """
 
 from __future__ import annotations
@@ -21,13 +24,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.encoding import Encoded, EncodingProblem
-from rerank_cli.engine import Engine
 from rerank_cli.engine.stages import run_ahead
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.shapes import Grouped, Selection, row_error
@@ -52,6 +54,10 @@ from rerank_cli.records import (
     RowError,
     Window,
 )
+from rerank_cli.stop import Stop
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
 
 Pool = Literal["max", "mean", "first"]
 
@@ -140,12 +146,41 @@ class Timing:
     write: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which windows of an input a run does: share `shard` (from 1) of `shards`, of these the ones from `first` on.
+
+    lines: rows and blank lines of the input, as far as it is known; it decides how even the shares are, nothing else.
+    A window is in the share that its first line is in, so the shares are neighbouring and cover all windows.
+    """
+
+    first: int = 0
+    shard: int = 1
+    shards: int = 1
+    lines: int = 1
+
+    def of(self, windows: Iterable[Window], on_done: Callable[[Window], None] | None = None) -> Iterator[Window]:
+        """The windows to do. on_done: told of each one of the share before `first`."""
+        line = 0
+        for window in windows:
+            shard = 1 + min(self.shards - 1, line * self.shards // max(1, self.lines))
+            line += window.rows + window.blank
+            if shard > self.shard:
+                return
+            if shard == self.shard and window.number >= self.first:
+                yield window
+            elif shard == self.shard and on_done:
+                on_done(window)
+
+
 @dataclass(slots=True)
 class Run:
     """One pass over an input. `execute` does it; the counts and times grow meanwhile.
 
     on_scored: called with each window when its pairs have been scored. on_ranked: called with the complete rankings of
-    each window, before the selection drops anything.
+    each window, before the selection drops anything. on_window: a window is written and counted. on_done: a window that
+    `share` leaves out because an earlier process has done it; it is called in the reader's thread, before the first
+    window is done.
     """
 
     encoder: Encoder
@@ -158,21 +193,27 @@ class Run:
     on_scored: Callable[[EncodedWindow], None] | None = None
     on_ranked: Callable[[Sequence[RankedList]], None] | None = None
     on_batch: Callable[[int, int], None] | None = None
-    on_window: Callable[[Counts], None] | None = None
+    on_window: Callable[[Window, Counts], None] | None = None
+    on_done: Callable[[Window], None] | None = None
+    share: Share = field(default_factory=Share)
+    stop: Stop = field(default_factory=Stop)
     counts: Counts = field(default_factory=Counts)
     timing: Timing = field(default_factory=Timing)
 
     def execute(self, items: Iterable[Grouped], *, window_pairs: int) -> None:
         """Score all of `items`, a window of about `window_pairs` pairs at a time."""
-        windows = run_ahead(self._timed_read(cut_windows(items, max_pairs=window_pairs)), name="read")
+        cut = self.share.of(cut_windows(items, max_pairs=window_pairs), self.on_done)
+        windows = run_ahead(self._timed_read(cut), name="read")
         parts = run_ahead(self._encode(windows), name="tokenise")
         scored: list[ScoredPart] = []
         try:
             for part in parts:
                 scored.append(self._score(part))
                 if part.places is not None:
-                    self._finish_window(*join_parts(part.window, scored, part.places))
+                    with self.stop.held():
+                        self._finish_window(*join_parts(part.window, scored, part.places))
                     scored = []
+                    self.error_limit.check(self.counts, last=False)
         finally:
             parts.close()
         self.error_limit.check(self.counts, last=True)
@@ -197,11 +238,16 @@ class Run:
 
     def _score(self, part: EncodedPart) -> ScoredPart:
         began = time.perf_counter()
-        logits, pairs = score_pairs(part.encoded, self.engine, pool=self.pool, on_batch=self.on_batch)
+        logits, pairs = score_pairs(part.encoded, self.engine, pool=self.pool, on_batch=self._on_batch)
         self.timing.compute += time.perf_counter() - began
         self.counts.add(image_counts(part.encoded))
         self.counts.tokens += sum(len(pair.input_ids) for pair in pairs)
         return ScoredPart(part.members, [without_pixels(entry) for entry in part.encoded], logits)
+
+    def _on_batch(self, pairs: int, tokens: int) -> None:
+        if self.on_batch:
+            self.on_batch(pairs, tokens)
+        self.stop.check()
 
     def _finish_window(self, encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> None:
         if self.on_scored:
@@ -220,8 +266,7 @@ class Run:
             len(whole.ranking) - len(kept.ranking) for whole, kept in zip(ranked, selected, strict=True)
         )
         if self.on_window:
-            self.on_window(self.counts)
-        self.error_limit.check(self.counts, last=False)
+            self.on_window(encoded.window, self.counts)
 
     def _count(
         self,

@@ -17,7 +17,10 @@ RUN_QUERIES = 5
 def main() -> None:
     """Write the files beside this one."""
     lists = [json.loads(line) for line in (HERE / "python-docs.jsonl").read_text(encoding="utf-8").splitlines()]
-    _write("nim.jsonl", (nim_request(row, truncate) for row, truncate in zip(lists[:3], ("END", "NONE", "END"), strict=True)))
+    _write(
+        "nim.jsonl",
+        (nim_request(row, truncate) for row, truncate in zip(lists[:3], ("END", "NONE", "END"), strict=True)),
+    )
     _write("cohere.jsonl", cohere_bodies(lists[3:6]))
     _write("openai-batch.jsonl", batch_requests(lists[6:8], lists[8:10]))
     write_run(lists[:RUN_QUERIES])

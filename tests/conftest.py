@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 
-from rerank_cli.destination import Names, open_destination
+from rerank_cli.destination import open_destination
 from rerank_cli.encoding import Encoded, EncodingProblem
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.output_names import Names
 from rerank_cli.pipeline import Counts, Run
 from rerank_cli.records import (
     NO_LIMITS,
@@ -29,7 +31,9 @@ from rerank_cli.records import (
     RankedList,
     RankedPassage,
     RowError,
+    Window,
 )
+from rerank_cli.stop import Stop
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -146,6 +150,26 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]] | pa.Table, **opti
     return str(path)
 
 
+class TableFile:
+    """Tables and rows to a Parquet file by way of the parts that a job keeps."""
+
+    def __init__(self, out: Path, *, passages: str | None = None, **options: Any) -> None:
+        self._out = out
+        self._passages = passages
+        self._held = bytearray()
+        self.parts = TableParts("out.parquet", lambda: [pa.BufferReader(bytes(self._held))], **options)
+
+    def write_table(self, table: pa.Table) -> None:
+        self._held += self.parts.of_table(table)
+
+    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._held += self.parts.of_rows(rows, passages=self._passages)
+
+    def close(self) -> None:
+        with self._out.open("wb") as file:
+            self.parts.write_file(file)
+
+
 @dataclass
 class FileRun:
     """What a run from files to files left."""
@@ -174,9 +198,21 @@ def run_files(
     found, items = open_lists(resolved, names or FieldNames(), read, shape)
     items = ordered_by_group(resolved, found, items, read)
     with open_destination(Names(str(out)), found, selection, inputs=resolved, overwrite=overwrite) as destination:
-        run = Run(encoder or FakeEncoder(), FakeEngine(), destination.sink, destination.errors.write, selection)
+
+        def end_window(window: Window, counts: Counts) -> None:
+            destination.end_window(window.number, {}, None, {})
+
+        run = Run(
+            encoder or FakeEncoder(),
+            FakeEngine(),
+            destination.sink,
+            destination.errors.write,
+            selection,
+            on_window=end_window,
+        )
         run.execute(found.group(items), window_pairs=window_pairs)
-        errors = destination.commit({})
+        destination.commit({}, Stop())
+        errors = destination.errors_file
     rows = pq.read_table(out).to_pylist() if out.suffix == ".parquet" else read_lines(out)
     return FileRun(run.counts, out, rows, read_lines(errors) if errors else [])
 

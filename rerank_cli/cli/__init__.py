@@ -19,7 +19,7 @@ from rerank_cli.cli.profile_select import ProfileSelectCommand, profile_select
 from rerank_cli.cli.quick import QuickGroup
 from rerank_cli.cli.rerank_file import rerank_file
 from rerank_cli.cli.score import score
-from rerank_cli.errors import OutputError, RerankError, UsageError
+from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
 
 app = typer.Typer(
     cls=QuickGroup,
@@ -67,8 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _exit_code(error: BaseException) -> int:
     """Say what went wrong, and the exit code for it."""
     match error:
+        case StoppedError():
+            say("\n".join([error.message, *_notes(error)]))
+            code = error.exit_code
         case RerankError():
             say_error(error)
+            for note in _notes(error):
+                say(f"note: {note}")
             code = error.exit_code
         case typer.TyperException():
             context = getattr(error, "ctx", None)
@@ -94,6 +99,10 @@ def _exit_code(error: BaseException) -> int:
         case _:
             raise error
     return code
+
+
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

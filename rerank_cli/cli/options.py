@@ -205,6 +205,35 @@ OnError = Annotated[
 Overwrite = Annotated[
     bool, option("--overwrite", group=RUN, help="Replace OUT if it exists, once the run is complete.")
 ]
+Restart = Annotated[
+    bool, option("--restart", group=RUN, help="Start over: throw away the unfinished work on OUT, or do it all again.")
+]
+CheckpointEvery = Annotated[
+    str,
+    option(
+        "--checkpoint-every", group=RUN, metavar="TIME",
+        help="How often finished work is brought to disk (5s, 500ms, 1m). Default: 5s.",
+    ),
+]  # fmt: skip
+LockWait = Annotated[
+    str,
+    option(
+        "--lock-wait", group=RUN, metavar="TIME",
+        help="How long to wait while another process works on OUT. Default: 0s, then exit code 11.",
+    ),
+]  # fmt: skip
+Deadline = Annotated[
+    str | None,
+    option("--deadline", group=RUN, metavar="TIME", help="Stop after this time (6h) with exit code 9."),
+]
+Shard = Annotated[
+    str | None,
+    option(
+        "--shard", group=RUN, metavar="I/N",
+        help="Do the I-th of N parts of the input, whole queries each; the outputs of 1/N to N/N, one after another, "
+        "are the output of all.",
+    ),
+]  # fmt: skip
 Limit = Annotated[int | None, option("--limit", group=RUN, metavar="N", min=0, help="Read at most N rows.")]
 Skip = Annotated[int, option("--skip", group=RUN, metavar="N", min=0, help="Leave out the first N rows.")]
 DryRun = Annotated[
@@ -238,6 +267,24 @@ def read_template(name: str | None) -> str | None:
         raise InputError(f"--template {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"--template {name}: not UTF-8") from error
+
+
+def parse_duration(flag: str, text: str) -> float:
+    """Seconds of `90`, `90s`, `500ms`, `1.5m` or `6h`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text)
+    if found is None:
+        raise UsageError(f"{flag} {text}: not a time", hint="for example 90, 5s, 500ms, 10m or 6h")
+    return float(found[1]) * {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """(i, n) of `i/n`."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"--shard {text}: not a part", hint="for example 1/4, the first of four")
+    return int(found[1]), int(found[2])
 
 
 def parse_error_limit(max_errors: str | None, on_error: str) -> tuple[int | None, float | None]:

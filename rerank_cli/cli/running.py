@@ -10,7 +10,8 @@ from rerank_cli.cli.options import choice
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.evaluation import Evaluation
-    from rerank_cli.job import JobOptions, Outcome
+    from rerank_cli.job import Outcome
+    from rerank_cli.job_options import JobOptions
     from rerank_cli.pipeline import Counts
     from rerank_cli.records import RowError
     from rerank_cli.run_plan import Plan
@@ -36,7 +37,11 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
 
     with Progress(quiet=quiet) as progress:
         watcher = Watcher(
-            on_start=on_start, on_error=told.tell, on_batch=progress.on_batch, on_progress=progress.on_progress
+            on_start=on_start,
+            on_note=None if quiet else say,
+            on_error=told.tell,
+            on_batch=progress.on_batch,
+            on_progress=progress.on_progress,
         )
         try:
             outcome = run_job(options, watcher)
@@ -45,12 +50,20 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
             forget_stdout()
             return 141
     if not quiet:
-        _summarise(outcome, options.names.output)
-    if outcome.counts.rows_error:
+        tell = _say_nothing_to_do if outcome.was_done else _summarise
+        tell(outcome, options.names.output)
+    failed = outcome.counts.rows_error > 0 and not outcome.was_done
+    if failed:
         told.close(outcome)
     if outcome.evaluation is not None:
         _print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
-    return 3 if outcome.counts.rows_error else 0
+    return 3 if failed else 0
+
+
+def _say_nothing_to_do(outcome: Outcome, output: str) -> None:
+    count = outcome.counts.rows_error
+    bad = f", and {count} bad rows in {outcome.errors}" if count else ""
+    say(f"{output}: is complete, with {outcome.counts.rows_out:,} rows{bad}; nothing to do (`--restart` does it again)")
 
 
 class _ErrorTeller:
@@ -73,9 +86,10 @@ class _ErrorTeller:
             left = f"; {count - _SHOWN_ERRORS} not shown, `--errors FILE` keeps all" if count > _SHOWN_ERRORS else ""
             say(f"{count} of {outcome.counts.rows_in} rows could not be scored{left}")
         elif first := outcome.first_error:
+            file, row, message = first
             say(
                 f"{count} of {outcome.counts.rows_in} rows could not be scored and are in {outcome.errors}; "
-                f"the first is {first.file}:{first.row}: {first.message}"
+                f"the first is {file}:{row}: {message}"
             )
 
 

@@ -61,6 +61,11 @@ def score(
     max_errors: opt.MaxErrors = None,
     on_error: opt.OnError = "collect",
     overwrite: opt.Overwrite = False,
+    restart: opt.Restart = False,
+    checkpoint_every: opt.CheckpointEvery = "5s",
+    shard: opt.Shard = None,
+    lock_wait: opt.LockWait = "0s",
+    deadline: opt.Deadline = None,
     limit: opt.Limit = None,
     skip: opt.Skip = 0,
     dry_run: opt.DryRun = False,
@@ -77,13 +82,13 @@ def score(
     """
     prepare_process(online=online)
     keep_freed_memory()
-    # Imported here because they load torch, which --help must not wait for.
+    # Imported here because they load numpy and more, which --help must not wait for.
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
-    from rerank_cli.destination import Names
     from rerank_cli.encoding import ImageLimits
     from rerank_cli.formats.shapes import FieldNames, Selection
-    from rerank_cli.job import JobOptions
+    from rerank_cli.job_options import JobOptions
+    from rerank_cli.output_names import Names
     from rerank_cli.pipeline import ErrorLimit
 
     if lines and query is None:
@@ -113,6 +118,11 @@ def score(
         selection=Selection(top_n=top_n, threshold=threshold, prob=prob),
         error_limit=ErrorLimit(rows=rows, share=share),
         overwrite=overwrite,
+        restart=restart,
+        checkpoint_every=opt.parse_duration("--checkpoint-every", checkpoint_every),
+        shard=opt.parse_shard(shard),
+        lock_wait=opt.parse_duration("--lock-wait", lock_wait),
+        deadline=None if deadline is None else opt.parse_duration("--deadline", deadline),
         limit=limit,
         skip=skip,
         max_line_bytes=max_line_bytes,

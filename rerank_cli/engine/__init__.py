@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from rerank_cli.checkpoint import Checkpoint
+from typing import TYPE_CHECKING
+
 from rerank_cli.encoding import EMBEDDING_ARCHITECTURES
-from rerank_cli.engine.embedding import EmbeddingEngine
-from rerank_cli.engine.scorer import Engine, LocalEngine
 from rerank_cli.run_plan import Plan
+
+if TYPE_CHECKING:
+    from rerank_cli.checkpoint import Checkpoint
+    from rerank_cli.engine.embedding import EmbeddingEngine
+    from rerank_cli.engine.scorer import Engine
 
 __all__ = ["EmbeddingEngine", "Engine", "open_engine"]
 
 
 def open_engine(plan: Plan, checkpoint: Checkpoint) -> Engine:
     """Load the plan's model on the plan's device."""
+    # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
     if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
+        from rerank_cli.engine.embedding import EmbeddingEngine
+
         return EmbeddingEngine(plan, checkpoint)
+    from rerank_cli.engine.scorer import LocalEngine
+
     return LocalEngine(plan, checkpoint)

@@ -1,12 +1,15 @@
 """An embedding model as a place where pairs are scored: the cosine of the query's vector and the passage's.
 
 Each distinct text is embedded once in a run, however many pairs it stands in. Batches are cut by the tokens of texts.
+A vector can differ in its last digit with the batch it was computed in, so a run that goes on in another process is
+given the vectors of the windows before (`restore`) and forms the batches that it would have formed.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +27,9 @@ from rerank_cli.run_plan import Plan
 
 Vectors = npt.NDArray[np.float32]
 
+_KEY_BYTES = 16
+_RESTORED_VECTORS = 1024  # at a time
+
 
 class EmbeddingEngine:
     """The plan's embedding model in this process; satisfies `Engine`. Loads the weights when it is made.
@@ -39,6 +45,7 @@ class EmbeddingEngine:
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
         self._store = VectorStore(self._model.dimensions)
+        self._fresh: list[bytes] = []
         self.texts = 0
         self.tokens = 0
 
@@ -73,14 +80,32 @@ class EmbeddingEngine:
         cosines: npt.NDArray[np.float32] = np.einsum("ij,ij->i", directions[sides[:, 0]], directions[sides[:, 1]])
         return cosines
 
-    def vectors(self, pair: EncodedPair) -> Vectors:
-        """The vectors of a scored pair's query and passage, float32 [2, dimensions], as the model gave them."""
-        return self._store.get([_key(text) for text in split_pair(pair)])
+    def keys(self, pair: EncodedPair) -> list[bytes]:
+        """What the vectors of a scored pair's query and passage are kept under."""
+        return [_key(text) for text in split_pair(pair)]
+
+    def vectors(self, keys: Sequence[bytes]) -> Vectors:
+        """The vectors under `keys`, float32 [len(keys), dimensions], as the model gave them."""
+        return self._store.get(keys)
+
+    def take_fresh(self) -> bytes:
+        """The vectors that were computed since the last call, with their keys, for `restore`."""
+        fresh, self._fresh = self._fresh, []
+        return b"".join(fresh)
+
+    def restore(self, stream: BinaryIO, *, texts: int, tokens: int) -> None:
+        """Take what an earlier process has embedded of the run, `take_fresh` after `take_fresh`."""
+        size = _KEY_BYTES + 4 * self.dimensions
+        while block := stream.read(size * _RESTORED_VECTORS):
+            found = [block[start : start + size] for start in range(0, len(block), size)]
+            vectors = {entry[:_KEY_BYTES]: np.frombuffer(entry[_KEY_BYTES:], dtype=np.float32) for entry in found}
+            self._store.put(vectors)
+        self.texts, self.tokens = texts, tokens
 
     def is_new(self, kind: str, text: str) -> bool:
         """Whether this is the first time in the run that this text of this kind is asked about."""
         return self._store.mark(
-            hashlib.blake2b(f"{kind} {text}".encode(errors="surrogatepass"), digest_size=16).digest()
+            hashlib.blake2b(f"{kind} {text}".encode(errors="surrogatepass"), digest_size=_KEY_BYTES).digest()
         )
 
     @torch.inference_mode()
@@ -89,7 +114,9 @@ class EmbeddingEngine:
         lengths = [len(texts[key].input_ids) for key in keys]
         for batch in plan_batches(lengths, token_budget=self._token_budget):
             vectors = self._model.embed([texts[keys[place]] for place in batch]).cpu().numpy()
-            self._store.put({keys[place]: vector for place, vector in zip(batch, vectors, strict=True)})
+            made = {keys[place]: vector for place, vector in zip(batch, vectors, strict=True)}
+            self._store.put(made)
+            self._fresh += [key + vector.tobytes() for key, vector in made.items()]
             tokens = sum(lengths[place] for place in batch)
             self.texts += len(batch)
             self.tokens += tokens
@@ -103,4 +130,4 @@ class EmbeddingEngine:
 
 
 def _key(text: EncodedPair) -> bytes:
-    return hashlib.blake2b(text.input_ids.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(text.input_ids.tobytes(), digest_size=_KEY_BYTES).digest()

@@ -74,6 +74,16 @@ def open_output(raw: BinaryIO, name: str) -> BinaryIO:
             return raw
 
 
+def compressed(data: bytes, name: str) -> bytes:
+    """`data` as one member (gzip) or frame (zstd), as the suffix of `name` says; members can follow each other."""
+    raw = io.BytesIO()
+    stream = open_output(raw, name)
+    stream.write(data)
+    if stream is not raw:
+        stream.close()
+    return raw.getvalue()
+
+
 def text_suffix(name: str) -> str:
     """The suffix that tells the format, in lower case and without that of the compression: `.jsonl` of `a.JSONL.gz`."""
     path = PurePath(name.lower())

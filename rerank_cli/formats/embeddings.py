@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,13 +12,14 @@ _ROW_GROUP_NUMBERS = 2**21  # 8 MiB of vectors
 
 
 class EmbeddingsFile:
-    """Writes vectors of `dimensions` numbers to `path`, a row a vector; disk errors propagate as OSError."""
+    """Writes vectors of `dimensions` numbers to a stream, a row a vector; disk errors propagate as OSError."""
 
-    def __init__(self, path: Path, dimensions: int) -> None:
+    def __init__(self, stream: BinaryIO, dimensions: int) -> None:
         vector = pa.list_(pa.float32(), dimensions)
         self._schema = pa.schema([("kind", pa.string()), ("text", pa.string()), ("vector", vector)])
+        self._sink = pa.PythonFile(stream, mode="w")
         # Vectors neither repeat nor compress.
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=["kind"])
+        self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd", use_dictionary=["kind"])
         self._rows: list[tuple[str, str, Sequence[float]]] = []
         self._row_group = max(1, _ROW_GROUP_NUMBERS // dimensions)
 

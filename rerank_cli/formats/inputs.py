@@ -52,6 +52,7 @@ _MAX_GATHERED_PARQUET_BYTES = 2**30
 _SPOOL_ROWS = 10_000
 _SHAPE_ROWS = 100  # rows without a shape after which no further file is looked at
 _HEAD_BYTES = 4096  # that are looked at to tell the format of a file
+_COUNTED_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,26 @@ def input_bytes(inputs: Iterable[Input]) -> int | None:
     """Bytes of all inputs on disk, or None where one is a pipe."""
     sizes = [Path(item.path).stat().st_size for item in inputs if item.path != STDIN and Path(item.path).is_file()]
     return sum(sizes) if len(sizes) == len(list(inputs)) else None
+
+
+def count_lines(inputs: Sequence[Input], options: ReadOptions) -> int:
+    """About how many rows and blank lines `read_items` will give; files are read or, if Parquet, asked."""
+    lines = sum(_lines_of(item) for item in inputs) - options.skip
+    return max(0, lines if options.limit is None else min(lines, options.limit))
+
+
+def _lines_of(item: Input) -> int:
+    if item.format == "parquet":
+        from rerank_cli.formats import parquet
+
+        return parquet.row_count(item.path)
+    with open_input(item.path) as stream:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read1(_COUNTED_BYTES), b"")) + 1
+
+
+def can_be_reread(inputs: Iterable[Input]) -> bool:
+    """Whether all inputs are files; a pipe gives its rows once."""
+    return all(item.path != STDIN and Path(item.path).is_file() for item in inputs)
 
 
 def read_items(inputs: Sequence[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
@@ -243,7 +264,7 @@ def ordered_by_group(
     inputs: Sequence[Input], shape: Shape, items: Iterator[Item], options: ReadOptions
 ) -> Iterator[Item]:
     """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
-    if not isinstance(shape, Groups) or any(item.path == STDIN or not Path(item.path).is_file() for item in inputs):
+    if not isinstance(shape, Groups) or not can_be_reread(inputs):
         return items
     if not _is_scattered(islice(_keys(inputs, shape, options), options.skip, options.stop)):
         return items

@@ -9,22 +9,22 @@ about 70 µs (pyarrow 26, 2 cores, 2026), which is little beside scoring them.
 Only the columns that the shape reads become Python values. All the others stay Arrow data and are rearranged as such,
 so they come back bit for bit.
 
-Writing. A window is a row group and out of memory when `write_table` returns. When a later window does not fit the
-schema so far, the row groups are copied one by one into a new file with the wider schema, so memory stays at one
-window. That costs one more pass over the output for each widening; fields and types rarely change after the first
-windows.
+Writing. A Parquet file has one schema, which is known when the last window is, and a footer at its end, without which
+it is nothing. So windows wait as Arrow streams (`TableParts`) and one pass at the end makes the file, a row group a
+window, with one window in memory. When a later window widens the schema, the values of those before are looked at once
+more, as they must fit too; fields and types rarely change after the first windows.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +61,7 @@ _WHOLE_CHUNKS_BYTES = 64 * 2**20
 """Files up to here are read by whole column chunks. Larger ones need a stream, as a row group may be most of the file;
 but a stream takes the memory that a damaged page header claims (2 GiB resident, pyarrow 26), whole chunks do not."""
 
+_PART_LENGTH = struct.Struct("<Q")
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
@@ -365,67 +366,95 @@ def _reason(error: BaseException) -> str:
 # Writing
 
 
-class ParquetWriter:
-    """Writes tables to one file, a row group each; the schema grows with what comes.
+class TableParts:
+    """The tables of one output: bytes that wait, window by window, and a Parquet file when all are there.
 
-    path: the file to write, replaced if it is there; while the schema grows, `path` + `.grown` lies beside it.
-    name: what messages call the output.
-    passages: for `write_rows`, the list column whose objects are the scored passages; None if the rows are.
-    score: the name of the score field.
+    A part is the length of an Arrow stream (8 bytes, little-endian) and the stream, a table. Arrow streams keep every
+    type as it is and end with themselves, so parts can be appended, cut off and read one at a time.
 
-    Disk errors propagate as OSError.
+    The types of all parts so far have a common schema, and a part that does not fit is refused when it is made, not
+    when the file is written hours later.
+
+    name: what messages call the output. earlier: opens the files that hold the parts so far, in their order. score: the
+    name of the score field.
     """
 
-    def __init__(self, path: Path, name: str, *, passages: str | None = None, score: str = "logit") -> None:
-        self._path = path
+    def __init__(self, name: str, earlier: Callable[[], Sequence[pa.NativeFile]], *, score: str = "logit") -> None:
         self._name = name
-        self._passages = passages
+        self._earlier = earlier
         self._scored = {field.name: field for field in scored_fields(score, prob=True, tiles=True)}
         self._score = score
-        self._schema: pa.Schema | None = None
-        self._sink: pa.NativeFile | None = None
-        self._writer: pq.ParquetWriter | None = None
+        self.schema: pa.Schema | None = None
 
-    def write_table(self, table: pa.Table) -> None:
-        """Write a row group; a table without rows only makes its columns known.
+    def of_table(self, table: pa.Table) -> bytes:
+        """A row group; a table without rows only makes its columns known, one without columns is no part.
 
-        Raises OutputError where a column fits no type together with what was written.
+        Raises OutputError where a column fits no type together with the parts before.
         """
         if not table.num_columns:
-            return
-        if self._schema is None:
-            self._start(self._path, table.schema)
-        else:
-            self._admit(table.schema)
+            return b""
         try:
-            table = conform_table(table, self._schema)
+            self._admit(table)
         except TypesDiffer as error:
             raise self._mixed(error) from error
-        self._write(table)
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table)
+        data: bytes = stream.getvalue().to_pybytes()
+        return _PART_LENGTH.pack(len(data)) + data
 
-    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows as a JSON parser makes them, with the types that they have and fixed ones for our own fields.
+    def of_rows(self, rows: Sequence[dict[str, Any]], *, passages: str | None = None) -> bytes:
+        """A row group of rows as a JSON parser makes them, with the types that they have and fixed ones for our fields.
 
-        Raises OutputError for a field whose values have no common type, and for integers beyond 64 bit.
+        passages: the list column whose objects are the scored passages; None if the rows are. Raises OutputError for a
+        field whose values have no common type, and for integers beyond 64 bit.
         """
         if not rows:
-            return
+            return b""
         names = dict.fromkeys(name for row in rows for name in row)
         try:
-            columns = {name: self._column([row.get(name) for row in rows], name) for name in names}
+            columns = {name: self._column([row.get(name) for row in rows], name, passages) for name in names}
         except TypesDiffer as error:
             raise self._mixed(error) from error
-        if self._passages is None and self._score in columns:
+        if passages is None and self._score in columns:
             columns |= _missing_truncation(columns, len(rows))
-        self.write_table(pa.table(columns))
+        return self.of_table(pa.table(columns))
 
-    def close(self) -> None:
-        """Finish the file; without any row it has the columns that are known, if any."""
-        if self._schema is None:
-            self._start(self._path, pa.schema([]))
-        self._finish()
+    def restore(self) -> None:
+        """Learn the schema of the parts that are there from an earlier process."""
+        for part in self._parts():
+            schema = pa.ipc.open_stream(part).schema
+            self.schema = schema if self.schema is None else widen_schema(self.schema, schema)
 
-    def _column(self, values: list[Any], name: str) -> pa.Array:
+    def write_file(self, stream: BinaryIO, check: Callable[[], None] = lambda: None) -> None:
+        """All parts as one Parquet file, a row group each; without parts a file without columns.
+
+        check: called before each row group. Disk errors propagate as OSError.
+        """
+        schema = pa.schema([]) if self.schema is None else self.schema
+        with (
+            pa.PythonFile(stream, mode="w") as sink,
+            self._naming_output(),
+            pq.ParquetWriter(sink, schema, compression="zstd", write_statistics=True) as writer,
+        ):
+            for part in self._parts():
+                check()
+                table = conform_table(pa.ipc.open_stream(part).read_all(), schema)
+                if table.num_rows:
+                    writer.write_table(table, row_group_size=table.num_rows)
+
+    def _admit(self, table: pa.Table) -> None:
+        """Widen the schema to hold `table` too, if all values fit: those of `table` and those before."""
+        schema = table.schema if self.schema is None else widen_schema(self.schema, table.schema)
+        if self.schema is None or not schema.equals(self.schema, check_metadata=True):
+            with self._naming_output():
+                pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
+            for part in self._parts():
+                conform_table(pa.ipc.open_stream(part).read_all(), schema)
+        conform_table(table, schema)
+        self.schema = schema
+
+    def _column(self, values: list[Any], name: str, passages: str | None) -> pa.Array:
         data_type = infer_type(values, name)
         try:
             array = pa.array(values, data_type)
@@ -434,9 +463,9 @@ class ParquetWriter:
         if isinstance(array, pa.ChunkedArray):
             raise TypesDiffer(name, "text", "more than 2 GiB of it in one window")
         array = conform(array, storable(data_type), name)
-        if self._passages is None:
+        if passages is None:
             return self._fixed(array, name)
-        if name == self._passages and pa.types.is_list(array.type):
+        if name == passages and pa.types.is_list(array.type):
             return self._scored_lists(array)
         return array
 
@@ -463,15 +492,19 @@ class ParquetWriter:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return array
 
+    def _parts(self) -> Iterator[pa.NativeFile]:
+        """The Arrow stream of each part so far."""
+        for source in self._earlier():
+            with source:
+                while head := source.read(_PART_LENGTH.size):
+                    (length,) = _PART_LENGTH.unpack(head)
+                    begin = source.tell()
+                    yield source
+                    source.seek(begin + length)
+
     def _mixed(self, error: TypesDiffer) -> OutputError:
         message = f"{self._name}: field `{error.field}` cannot be a Parquet column: it holds {error.first} and "
         return OutputError(message + error.second, hint="write `.jsonl`, where each row has its own types")
-
-    def _start(self, path: Path, schema: pa.Schema) -> None:
-        self._sink = pa.OSFile(str(path), "wb")
-        with self._naming_output():
-            self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", write_statistics=True)
-        self._schema = schema
 
     @contextmanager
     def _naming_output(self) -> Iterator[None]:
@@ -481,41 +514,6 @@ class ParquetWriter:
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
             message = f"{self._name}: cannot be written as Parquet: {_reason(error)}"
             raise OutputError(message, hint="write `.jsonl`") from error
-
-    def _write(self, table: pa.Table) -> None:
-        if table.num_rows:
-            assert self._writer is not None
-            with self._naming_output():
-                self._writer.write_table(table, row_group_size=table.num_rows)
-
-    def _finish(self) -> None:
-        if self._writer is not None and self._sink is not None:
-            self._writer.close()
-            self._sink.close()
-        self._writer = self._sink = None
-
-    def _admit(self, schema: pa.Schema) -> None:
-        """Widen the file's schema, if it has to be, by copying what is written."""
-        assert self._schema is not None
-        try:
-            wider = widen_schema(self._schema, schema)
-        except TypesDiffer as error:
-            raise self._mixed(error) from error
-        if wider.equals(self._schema, check_metadata=True):
-            return
-        self._finish()
-        grown = self._path.with_name(self._path.name + ".grown")
-        try:
-            with _opened(str(self._path)) as written:
-                self._start(grown, wider)
-                for group in range(written.num_row_groups):
-                    self._write(conform_table(written.read_row_group(group), wider))
-            grown.replace(self._path)
-        except TypesDiffer as error:
-            self._finish()
-            raise self._mixed(error) from error
-        finally:
-            grown.unlink(missing_ok=True)
 
 
 def _missing_truncation(columns: Mapping[str, pa.Array], rows: int) -> dict[str, pa.Array]:

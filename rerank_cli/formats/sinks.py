@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.shapes import FlatShape, ListShape, Selection, Shape
-from rerank_cli.records import CandidateList, JsonRow, RankedList
+from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Window
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from rerank_cli.formats.parquet import ParquetWriter
 
 _TRUNCATION = ("truncated", "tokens", "kept_tokens")
 _TILES = ("tiles", "kept_tiles")
@@ -30,7 +28,7 @@ _TILES = ("tiles", "kept_tiles")
 class JsonlSink:
     """Writes JSON lines to a stream.
 
-    flush: after every window, for readers at the other end of a pipe. closing: what `close` calls, in order.
+    flush: after every window, for readers at the other end of a pipe.
     """
 
     def __init__(
@@ -40,13 +38,11 @@ class JsonlSink:
         selection: Selection,
         *,
         flush: bool = False,
-        closing: Sequence[Callable[[], object]] = (),
     ) -> None:
         self._stream = stream
         self._shape = shape
         self._selection = selection
         self._flush = flush
-        self._closing = closing
 
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Write the lists; returns the number of lines."""
@@ -64,63 +60,63 @@ class JsonlSink:
             self._stream.flush()
         return lines
 
-    def close(self) -> None:
-        """Finish the stream."""
-        for close in self._closing:
-            close()
-
 
 class ParquetSink:
-    """Writes a row group a window to `path`.
+    """Writes a part a window to a stream (`parquet.TableParts`); `finish` makes the file of all parts.
 
-    name: what messages call it. like: a Parquet input, whose columns the output has if no row is written.
+    name: what messages call it. earlier: opens the files that hold what the stream has taken. like: a Parquet input,
+    whose columns the output has if no row is written.
     """
 
-    def __init__(self, path: Path, name: str, shape: Shape, selection: Selection, *, like: str | None = None) -> None:
-        self._path = path
-        self._name = name
+    def __init__(
+        self,
+        stream: BinaryIO,
+        name: str,
+        shape: Shape,
+        selection: Selection,
+        *,
+        earlier: Callable[[], Sequence[pa.NativeFile]],
+        like: str | None = None,
+    ) -> None:
+        # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
+        from rerank_cli.formats.parquet import TableParts
+
+        self._stream = stream
         self._shape = shape
         self._selection = selection
         self._like = like
-        self._writer: ParquetWriter | None = None
+        self._parts = TableParts(name, earlier, score=selection.score)
+        self._parts.restore()
 
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Write the lists; returns the number of rows."""
         written = 0
         for is_json, group in _by_origin(ranked, self._shape):
-            writer = self._open(group[0])
             if is_json:
                 rows = [_in_doubles(row) for row in _rendered(self._shape, group, self._selection)]
-                writer.write_rows(rows)
+                self._stream.write(self._parts.of_rows(rows, passages=_passages_path(group[0], self._shape)))
                 written += len(rows)
             else:
                 table = ranked_table(self._shape, group, self._selection)
-                writer.write_table(table)
+                self._stream.write(self._parts.of_table(table))
                 written += table.num_rows
         return written
 
-    def close(self) -> None:
-        """Finish the file; without any row it is a table without columns, or with those of `like` and ours."""
-        if self._writer is None and self._like is not None:
-            self._open(None).write_table(_empty_table(self._like, self._shape, self._selection))
-        self._open(None).close()
+    def finish(self, file: BinaryIO, check: Callable[[], None] = lambda: None) -> None:
+        """Write the file; without any row it is a table without columns, or with those of `like` and ours.
 
-    def _open(self, first: RankedList | None) -> ParquetWriter:
-        """The writer, made when the first row tells which field holds the passages."""
-        if self._writer is None:
-            from rerank_cli.formats.parquet import ParquetWriter
-
-            passages = None
-            if isinstance(self._shape, ListShape) and first is not None:
-                passages = self._shape.passages_path(first.source.rows[0].fields)
-            self._writer = ParquetWriter(self._path, self._name, passages=passages, score=self._selection.score)
-        return self._writer
+        check: called before each row group.
+        """
+        if self._parts.schema is None and self._like is not None:
+            self._parts.schema = _empty_table(self._like, self._shape, self._selection).schema
+        self._parts.write_file(file, check)
 
 
 class BestSink:
     """Keeps the best rows of a whole run and hands them on at the end, best first (`score --top-n`).
 
-    dropped: how many scored rows were not among the best.
+    dropped: how many scored rows were not among the best. note: of the lists written last, what `restore` must be told
+    to keep them again: the row number of each that was kept, and the numbers of its `RankedPassage` from `logit` on.
     """
 
     def __init__(self, sink: JsonlSink | ParquetSink, *, top_n: int) -> None:
@@ -128,18 +124,41 @@ class BestSink:
         self._top_n = top_n
         self._best: list[RankedList] = []
         self.dropped = 0
+        self.note: list[tuple[float, ...]] = []
 
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Keep what is among the best so far; nothing is written yet."""
+        self.dropped += self._keep(ranked)
+        new = {id(item) for item in ranked}
+        self.note = [
+            (item.source.rows[0].number, *astuple(entry)[2:])
+            for item in self._best
+            if id(item) in new
+            for entry in item.ranking[:1]
+        ]
+        return 0
+
+    def restore(self, window: Window, note: Sequence[Sequence[Any]]) -> None:
+        """Keep again what `write` has kept of a window in an earlier process."""
+        lists = {item.rows[0].number: item for item in window.lists}
+        entries = [(number, RankedPassage(1, 0, *numbers)) for number, *numbers in note]
+        self._keep([RankedList(lists[number], (entry,)) for number, entry in entries])
+
+    def _keep(self, ranked: Sequence[RankedList]) -> int:
+        """Keep the best of what is kept and `ranked`; returns how many that leaves out."""
         scored = [item for item in [*self._best, *ranked] if item.ranking]
         scored.sort(key=lambda item: -item.ranking[0].logit)  # stable: earlier rows first
         self._best = scored[: self._top_n]
-        self.dropped += len(scored) - len(self._best)
-        return 0
+        return len(scored) - len(self._best)
 
     def finish(self) -> int:
         """Write the best rows; returns their number."""
         return self._sink.write(self._best)
+
+
+def _passages_path(ranked: RankedList, shape: Shape) -> str | None:
+    """The field of the passages, in a shape that has them in one."""
+    return shape.passages_path(ranked.source.rows[0].fields) if isinstance(shape, ListShape) else None
 
 
 def _rendered(shape: Shape, ranked: Iterable[RankedList], selection: Selection) -> Iterator[dict[str, Any]]:
@@ -159,8 +178,7 @@ def _by_origin(ranked: Sequence[RankedList], shape: Shape) -> Iterator[tuple[boo
     """Neighbours whose rows come from JSON (True) or from a table (False), with their passages in the same field."""
 
     def origin(item: RankedList) -> tuple[bool, str | None]:
-        row = item.source.rows[0]
-        return isinstance(row, JsonRow), shape.passages_path(row.fields) if isinstance(shape, ListShape) else None
+        return isinstance(item.source.rows[0], JsonRow), _passages_path(item, shape)
 
     for (is_json, _), group in groupby(ranked, key=origin):
         yield is_json, list(group)

@@ -136,7 +136,7 @@ def test_a_run_that_fails_leaves_no_vectors(tmp_path):
     vectors = tmp_path / "vectors.parquet"
     arguments = [source, "-o", str(tmp_path / "out.jsonl"), "--embeddings", str(vectors), "--max-errors", "0"]
     assert score(*arguments) == 7
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl.job", "rows.jsonl"]
 
 
 def test_a_pair_that_cannot_be_scored_has_no_vectors(tmp_path):

@@ -82,19 +82,25 @@ def test_a_reader_that_leaves_a_pipe_ends_the_run_quietly(lists: Path, tiny_mode
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_and_leaves_nothing_half_written(
+def test_a_signal_ends_the_run_and_the_next_one_goes_on(
     number: signal.Signals, code: int, lists: Path, tiny_model: str
 ) -> None:
     out = lists.with_name("out.jsonl")
-    arguments = ["rerank-file", str(lists), "-o", str(out), "--model", tiny_model]
+    arguments = ["rerank-file", str(lists), "-o", str(out), "--model", tiny_model, "--limit", "12"]
     # A test run in the background of a shell inherits an ignored SIGINT; the program is to meet the usual one.
     with _process(*arguments, stderr=subprocess.PIPE, preexec_fn=_default_sigint) as run:
-        while not (lists.with_name("out.jsonl.job") / "output").exists():
+        journal = lists.with_name("out.jsonl.job") / "journal"
+        while not (journal.exists() and journal.stat().st_size):
             assert run.poll() is None
             time.sleep(0.02)
         run.send_signal(number)
         assert run.wait(timeout=30) == code
-    assert [path.name for path in lists.parent.iterdir()] == ["lists.jsonl"]
+        assert run.stderr is not None
+        assert f"stopped by {number.name}\nwhat is finished is kept in {out}.job" in run.stderr.read().decode()
+    assert [path.name for path in lists.parent.iterdir()] == ["lists.jsonl", "out.jsonl.job"]
+    assert main([*arguments, "-q"]) == 0
+    assert len(_rows(out)) == 12
+    assert json.loads(Path(f"{out}.report.json").read_text())["continued"] == 1
 
 
 def test_bad_rows_are_collected_and_the_others_scored(

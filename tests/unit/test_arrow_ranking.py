@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.arrow_ranking import rank_lists, rank_rows, sigmoid
-from rerank_cli.formats.parquet import ArrowRow, ParquetWriter, read_rows
+from rerank_cli.formats.parquet import ArrowRow, read_rows
 from rerank_cli.records import CandidateList, RankedList, RankedPassage
+from tests.conftest import TableFile
 
 OURS = ["rank", "logit", "index", "truncated", "tokens", "kept_tokens"]
 
@@ -149,7 +150,7 @@ def test_foreign_columns_of_each_type_come_back_bit_for_bit_in_the_flat_shape(tm
     groups = [ranked_list(rows[k::7], best) for k, best in enumerate(shuffled)]
     expected = table.take(pa.array([member[i] for member, best in zip(members, shuffled, strict=True) for i in best]))
 
-    writer = ParquetWriter(tmp_path / "out.parquet", "out.parquet")
+    writer = TableFile(tmp_path / "out.parquet")
     writer.write_table(rank_rows(groups[:3]))
     writer.write_table(rank_rows(groups[3:]))
     writer.close()
@@ -171,7 +172,7 @@ def test_foreign_columns_and_fields_come_back_bit_for_bit_in_the_list_shape(tmp_
     lengths = [len(value) for value in table.column("passages")]
     ranked = [ranked_list([row], range(n - 1, -1, -1), n) for row, n in zip(rows, lengths, strict=True)]
 
-    writer = ParquetWriter(tmp_path / "out.parquet", "out.parquet")
+    writer = TableFile(tmp_path / "out.parquet")
     writer.write_table(rank_lists(ranked[:20], passages="passages", text="text"))
     writer.write_table(rank_lists(ranked[20:], passages="passages", text="text"))
     writer.close()

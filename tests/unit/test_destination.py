@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rerank_cli.destination import Destination, FileDestination, Names, StdoutDestination, open_destination
+from rerank_cli.destination import Destination, FileDestination, StdoutDestination, open_destination
 from rerank_cli.errors import OutputError, RerankError, UsageError
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import FieldNames, PairShape, Selection
+from rerank_cli.output_names import Names
 from rerank_cli.records import CandidateList, RankedList, RowError
+from rerank_cli.stop import Stop
 from tests.conftest import json_row, ranked_of, read_lines, write_lines, write_table
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +52,9 @@ def run(destination: Destination, *, bad: bool = False) -> str | None:
         destination.sink.write([row()])
         if bad:
             destination.errors.write(BAD)
-        return destination.commit({"schema": "x"})
+        destination.end_window(0, {}, None, {})
+        destination.commit({"schema": "x"}, Stop())
+    return destination.errors_file
 
 
 def names(folder: Path) -> list[str]:
@@ -65,16 +69,21 @@ def test_all_files_appear_together_with_the_commit(tmp_path: Path) -> None:
     with opened(out) as destination:
         destination.sink.write([row()])
         destination.errors.write(BAD)
+        destination.end_window(0, {}, None, {})
         assert names(tmp_path) == ["out.jsonl.job"]
-        assert destination.commit({"schema": "x"}) == f"{out}.errors.jsonl"
-        assert names(tmp_path / "out.jsonl.job") == []
+        destination.commit({"schema": "x"}, Stop())
+    assert destination.errors_file == f"{out}.errors.jsonl"
     assert names(tmp_path) == ["out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.report.json"]
     assert read_lines(out) == [{"query": "q", "passage": "a", "logit": 1.0}]
     assert [error["row"] for error in read_lines(f"{out}.errors.jsonl")] == [3]
-    digest = hashlib.sha256(out.read_bytes()).hexdigest()
     assert json.loads((tmp_path / "out.jsonl.report.json").read_text()) == {
         "schema": "x",
-        "output": {"path": str(out), "sha256": digest},
+        "output": {
+            "path": str(out),
+            "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
+            "bytes": out.stat().st_size,
+            "modified_ns": out.stat().st_mtime_ns,
+        },
     }
 
 
@@ -89,6 +98,7 @@ def test_a_run_that_fails_leaves_an_older_output_as_it_was(
     with pytest.raises(error), opened(out, overwrite=True) as destination:
         destination.sink.write([row()])
         destination.errors.write(BAD)
+        destination.end_window(0, {}, None, {})
         raise error
     assert names(tmp_path) == [name, f"{name}.errors.jsonl"]
     assert (out.read_text(), (tmp_path / f"{name}.errors.jsonl").read_text()) == ("older", "older errors")
@@ -143,7 +153,7 @@ def test_a_run_without_rows_leaves_a_valid_table_with_the_columns_of_its_input(t
     source = write_table(tmp_path / "in.parquet", [{"query": "q", "passage": "a", "n": 1}])
     lines = write_lines(tmp_path / "in.jsonl", [])
     with opened(tmp_path / "out.parquet", lines, source) as destination:
-        destination.commit({})
+        destination.commit({}, Stop())
     assert pq.read_table(tmp_path / "out.parquet").schema.names[:4] == ["query", "passage", "n", "logit"]
 
 
@@ -309,9 +319,11 @@ def test_a_run_to_stdout_that_fails_leaves_no_temporary_file(
 
 PROGRAM = """
 import resource, signal, sys
-from rerank_cli.destination import Names, open_destination
+from rerank_cli.output_names import Names
+from rerank_cli.destination import open_destination
 from rerank_cli.formats.shapes import FieldNames, PairShape, Selection
 from rerank_cli.records import JsonRow, RankedList, RankedPassage
+from rerank_cli.stop import Stop
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 shape = PairShape(FieldNames())
@@ -320,7 +332,9 @@ with open_destination(Names(sys.argv[1]), shape, Selection(), inputs=[], overwri
         row = JsonRow("in.jsonl", place, {"query": str(place * 7919 % 10007), "passage": "a"}, b"")
         (source,) = shape.group([row])
         destination.sink.write([RankedList(source, (RankedPassage(1, 0, place / 3, 1, 1),))])
-    destination.commit({})
+        if place % 50 == 0:
+            destination.end_window(place, {}, None, {})
+    destination.commit({}, Stop())
 """
 
 
@@ -332,7 +346,7 @@ def test_a_disk_that_is_full_leaves_an_older_output_and_nothing_else(tmp_path: P
     done = subprocess.run(command, stderr=subprocess.PIPE, cwd=ROOT, check=False)
     assert done.returncode == 1
     last = done.stderr.decode().splitlines()[-1]
-    assert last.startswith(("OSError: [Errno 27]", "rerank_cli.errors.OutputError")), done.stderr.decode()
+    assert last == f"rerank_cli.errors.OutputError: {out}: cannot be written: File too large"
     assert b"Exception ignored" not in done.stderr
     assert names(tmp_path) == [name]
     assert out.read_text() == "older"

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.checkpoint import Checkpoint, TensorInfo
-from rerank_cli.destination import Names
 from rerank_cli.dry_run import _forward_flops, dry_run
-from rerank_cli.job import JobOptions, run_job
+from rerank_cli.job import run_job
+from rerank_cli.job_options import JobOptions
+from rerank_cli.output_names import Names
 from rerank_cli.profiles import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding import EmbeddingEncoder, EncodingProblem, open_encoder, split_pair
-from rerank_cli.engine import EmbeddingEngine
+from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.embeddings import EmbeddingsFile
@@ -235,18 +236,19 @@ def test_a_vector_of_zeros_has_no_cosine(engine):
 def test_the_vectors_of_a_pair_are_as_the_model_gave_them(engine):
     both = pair([0, 0, 1], [2])
     engine.score([both])
-    assert engine.vectors(both).tolist() == [[2, 1, 0, 0], [0, 0, 1, 0]]
+    assert engine.vectors(engine.keys(both)).tolist() == [[2, 1, 0, 0], [0, 0, 1, 0]]
 
 
 # --- the file
 
 
-def test_the_file_has_a_row_for_each_vector(tmp_path):
-    file = EmbeddingsFile(tmp_path / "out.parquet", 2)
+def test_the_file_has_a_row_for_each_vector():
+    stream = io.BytesIO()
+    file = EmbeddingsFile(stream, 2)
     file.write("query", "ä", np.array([1.5, 2.5], dtype=np.float32))
     file.write("passage", "", np.array([-1.0, 0.1], dtype=np.float32))
     file.close()
-    table = pq.read_table(tmp_path / "out.parquet")
+    table = pq.read_table(io.BytesIO(stream.getvalue()))
     assert table.schema.field("vector").type == pa.list_(pa.float32(), 2)
     assert table.to_pylist() == [
         {"kind": "query", "text": "ä", "vector": [1.5, 2.5]},
@@ -254,15 +256,17 @@ def test_the_file_has_a_row_for_each_vector(tmp_path):
     ]
 
 
-def test_rows_are_written_a_group_at_a_time(tmp_path):
-    file = EmbeddingsFile(tmp_path / "out.parquet", 2**20)
+def test_rows_are_written_a_group_at_a_time():
+    stream = io.BytesIO()
+    file = EmbeddingsFile(stream, 2**20)
     for number in range(3):
         file.write("passage", str(number), np.full(2**20, number, dtype=np.float32))
     file.close()
-    stored = pq.ParquetFile(tmp_path / "out.parquet")
+    stored = pq.ParquetFile(io.BytesIO(stream.getvalue()))
     assert [stored.metadata.row_group(group).num_rows for group in range(stored.num_row_groups)] == [2, 1]
 
 
-def test_a_file_without_vectors_has_its_columns(tmp_path):
-    EmbeddingsFile(tmp_path / "out.parquet", 3).close()
-    assert pq.read_schema(tmp_path / "out.parquet").field("vector").type == pa.list_(pa.float32(), 3)
+def test_a_file_without_vectors_has_its_columns():
+    stream = io.BytesIO()
+    EmbeddingsFile(stream, 3).close()
+    assert pq.read_schema(io.BytesIO(stream.getvalue())).field("vector").type == pa.list_(pa.float32(), 3)

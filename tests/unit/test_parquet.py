@@ -21,7 +21,7 @@ from rerank_cli.formats.parquet import (
     BATCH_BYTES,
     BATCH_ROWS,
     ArrowRow,
-    ParquetWriter,
+    TableParts,
     column_names,
     iter_column,
     read_rows,
@@ -30,6 +30,7 @@ from rerank_cli.formats.parquet import (
     row_count,
 )
 from rerank_cli.records import RowError
+from tests.conftest import TableFile
 
 
 def written(folder: Path, table: pa.Table, **options: Any) -> str:
@@ -404,7 +405,7 @@ def out(tmp_path: Path) -> Path:
 
 def test_each_table_is_a_row_group_with_zstd_and_statistics(out: Path) -> None:
     table = pa.table({"a": [1, 2, 3]}).replace_schema_metadata({"made by": "a test"})
-    writer = ParquetWriter(out, "out.parquet")
+    writer = TableFile(out)
     writer.write_table(table)
     writer.write_table(table.slice(0, 2))
     writer.close()
@@ -416,14 +417,14 @@ def test_each_table_is_a_row_group_with_zstd_and_statistics(out: Path) -> None:
 
 
 def test_an_empty_result_is_a_valid_file(out: Path) -> None:
-    writer = ParquetWriter(out, "out.parquet")
+    writer = TableFile(out)
     writer.write_rows([])
     writer.close()
     assert read_back(out).shape == (0, 0)
 
 
 def test_an_empty_result_has_the_columns_that_are_known(out: Path) -> None:
-    writer = ParquetWriter(out, "out.parquet")
+    writer = TableFile(out)
     writer.write_table(pa.table({"a": pa.array([], pa.string())}))
     writer.close()
     assert read_back(out).schema == pa.schema([("a", pa.string())])
@@ -431,7 +432,7 @@ def test_an_empty_result_has_the_columns_that_are_known(out: Path) -> None:
 
 
 def write_windows(out: Path, *windows: list[dict[str, Any]], **options: Any) -> pa.Table:
-    writer = ParquetWriter(out, "out.parquet", **options)
+    writer = TableFile(out, **options)
     for window in windows:
         writer.write_rows(window)
     writer.close()
@@ -467,7 +468,7 @@ def test_the_schema_grows_with_fields_and_types_of_later_windows(out: Path) -> N
 def test_a_schema_that_grows_keeps_the_metadata_and_the_types_written(out: Path) -> None:
     first = pa.table({"d": pa.array(["x"]).dictionary_encode(), "t": pa.array([1], pa.timestamp("us", "Asia/Tokyo"))})
     first = first.replace_schema_metadata({"k": "v"})
-    writer = ParquetWriter(out, "out.parquet")
+    writer = TableFile(out)
     writer.write_table(first)
     writer.write_table(first.append_column("more", pa.array([1.5])))
     writer.close()
@@ -477,17 +478,29 @@ def test_a_schema_that_grows_keeps_the_metadata_and_the_types_written(out: Path)
     assert table.to_pylist()[0] == {**first.to_pylist()[0], "more": None}
 
 
-def test_growing_holds_one_row_group_in_memory(out: Path) -> None:
-    writer = ParquetWriter(out, "out.parquet")
-    for number in range(20):
-        writer.write_rows([{"text": os.urandom(500_000).hex(), "n": number}])
-    before = pa.total_allocated_bytes()
-    pool = pa.default_memory_pool()
-    writer.write_rows([{"text": "x", "n": 0.5, "new": 1}])
-    # The pool's peak is of the whole process, so what stays is looked at, and the peak only where it is ours.
-    assert pool.bytes_allocated() - before < 5_000_000
-    writer.close()
-    assert read_back(out).column("n").to_pylist() == [*map(float, range(20)), 0.5]
+def test_parts_of_an_earlier_process_bind_the_later_ones(out: Path) -> None:
+    first = TableFile(out)
+    held = first.parts.of_rows([{"a": 1}]) + first.parts.of_rows([{"b": "x"}])
+    again = TableParts("out.parquet", lambda: [pa.BufferReader(held)])
+    again.restore()
+    assert again.schema.equals(first.parts.schema, check_metadata=True)
+    with pytest.raises(OutputError, match=r"field `a` .* it holds int64 and string"):
+        again.of_rows([{"a": "x"}])
+
+
+def test_a_file_can_be_abandoned_between_two_row_groups(out: Path) -> None:
+    file = TableFile(out)
+    file.write_rows([{"a": 1}])
+    file.write_rows([{"a": 2}])
+    calls: list[int] = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), out.open("wb") as stream:
+        file.parts.write_file(stream, check)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +524,6 @@ def test_values_without_a_common_type_name_the_field_and_both(out: Path, windows
         write_windows(out, *windows)
     assert caught.value.message.startswith("out.parquet: ")
     assert ".jsonl" in str(caught.value.hint)
-    assert not out.with_name("out.parquet.grown").exists()
 
 
 def test_values_nested_without_end_are_an_output_error(out: Path) -> None:
@@ -570,24 +582,24 @@ def test_a_foreign_field_with_our_name_that_does_not_fit_keeps_its_type(out: Pat
 def test_a_passage_that_is_cut_late_does_not_change_the_schema(out: Path) -> None:
     first = [{"passages": [{"text": "a", "logit": 0.5}]}]
     later = [{"passages": [{"text": "a", "logit": 0.5, "truncated": True, "tokens": 9, "kept_tokens": 4}]}]
-    writer = ParquetWriter(out, "out.parquet", passages="passages")
+    writer = TableFile(out, passages="passages")
     writer.write_rows(first)
-    inode = out.stat().st_ino
+    schema = writer.parts.schema
     writer.write_rows(later)
+    assert writer.parts.schema is schema
     writer.close()
-    assert out.stat().st_ino == inode
     assert read_back(out).column("passages").to_pylist()[1][0]["tokens"] == 9
 
 
 def test_a_type_that_arrow_cannot_write_is_an_output_error(out: Path) -> None:
     union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
     with pytest.raises(OutputError, match=r"out.parquet: cannot be written as Parquet: .*union"):
-        ParquetWriter(out, "out.parquet").write_table(pa.table({"a": union}))
+        TableFile(out).write_table(pa.table({"a": union}))
 
 
 def test_columns_of_one_name_are_written_in_each_window(out: Path) -> None:
     table = pa.table([pa.array([1]), pa.array(["x"])], names=["a", "a"])
-    writer = ParquetWriter(out, "out.parquet")
+    writer = TableFile(out)
     writer.write_table(table)
     writer.write_table(table)
     with pytest.raises(OutputError, match=r"field `a` .* two values in one row"):
@@ -597,9 +609,10 @@ def test_columns_of_one_name_are_written_in_each_window(out: Path) -> None:
 
 
 def test_a_full_disk_is_an_os_error() -> None:
-    writer = ParquetWriter(Path("/dev/full"), "out.parquet")
+    writer = TableFile(Path("/dev/full"))
+    writer.write_rows([{"a": os.urandom(100_000).hex()}])
     with pytest.raises(OSError, match="No space left on device"):
-        writer.write_rows([{"a": os.urandom(100_000).hex()}])
+        writer.close()
 
 
 json_values = st.recursive(

@@ -277,7 +277,7 @@ def test_a_run_counts_what_it_did() -> None:
         encoder=FakeEncoder(max_tokens=4),
         selection=Selection(threshold=0.5),
         on_batch=lambda *batch: batches.append(batch),
-        on_window=lambda counts: windows.append(counts.rows_in),
+        on_window=lambda window, counts: windows.append(counts.rows_in),
     )
     assert run.counts == Counts(
         rows_in=8, rows_out=5, rows_error=3, blank=1, output_rows=4, lists=4, pairs=9, pairs_scored=8,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import pytest
 
 import rerank_cli
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.destination import json_document
 from rerank_cli.evaluation import Comparison, Evaluation
-from rerank_cli.formats.output import sha256_of, write_json
 from rerank_cli.hardware import Cpu
 from rerank_cli.pipeline import Counts, Timing
 from rerank_cli.report import SCHEMA, build_report, evaluation_report, peak_rss_bytes
@@ -75,9 +74,7 @@ def test_the_peak_of_memory_is_in_bytes() -> None:
     assert peak_rss_bytes() == pytest.approx(1024 * int(status["VmHWM"].split()[0]), rel=0.05)
 
 
-def test_a_document_is_written_for_people_and_programs(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    write_json(path, {"name": "é\udcff", "n": 1})
-    assert path.read_text() == '{\n  "name": "é\\udcff",\n  "n": 1\n}\n'
-    assert json.loads(path.read_text()) == {"name": "é\udcff", "n": 1}
-    assert sha256_of(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+def test_a_document_is_written_for_people_and_programs() -> None:
+    data = json_document({"name": "é\udcff", "n": 1})
+    assert data.decode() == '{\n  "name": "é\\udcff",\n  "n": 1\n}\n'
+    assert json.loads(data) == {"name": "é\udcff", "n": 1}

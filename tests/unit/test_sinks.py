@@ -15,7 +15,7 @@ from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
 from rerank_cli.formats.jsonl import parse_row
 from rerank_cli.formats.shapes import FieldNames, FlatShape, ListShape, PairShape, Selection, Shape
 from rerank_cli.formats.sinks import BestSink, JsonlSink, ParquetSink
-from rerank_cli.records import CandidateList, RankedList, RankedPassage
+from rerank_cli.records import CandidateList, RankedList, RankedPassage, Window
 from tests.conftest import json_rows, ranked_of, run_files, write_lines, write_table
 
 LISTS = ListShape(FieldNames())
@@ -42,10 +42,14 @@ def as_lines(shape: Shape, lists: Sequence[RankedList], selection: Selection | N
 
 
 def as_table(path: Path, shape: Shape, *windows: Sequence[RankedList], **options: Any) -> pa.Table:
-    sink = ParquetSink(path, "out.parquet", shape, Selection(), **options)
+    parts = io.BytesIO()
+    sink = ParquetSink(
+        parts, "out.parquet", shape, Selection(), earlier=lambda: [pa.BufferReader(parts.getvalue())], **options
+    )
     for lists in windows:
         sink.write(lists)
-    sink.close()
+    with path.open("wb") as file:
+        sink.finish(file)
     return pq.read_table(path)
 
 
@@ -74,13 +78,6 @@ def test_a_window_is_flushed_for_the_reader_of_a_pipe(flush: bool) -> None:
     sink = JsonlSink(stream, PAIRS, Selection(), flush=flush)
     sink.write(ranked(PAIRS, {"query": "q", "passage": "a"}))
     assert stream.count == int(flush)
-
-
-def test_closing_calls_what_it_was_given_in_order() -> None:
-    calls: list[str] = []
-    steps = [lambda: calls.append("first"), lambda: calls.append("second")]
-    JsonlSink(io.BytesIO(), PAIRS, Selection(), closing=steps).close()
-    assert calls == ["first", "second"]
 
 
 def test_rows_of_a_table_have_the_fields_of_json_rows(tmp_path: Path) -> None:
@@ -263,6 +260,25 @@ def test_the_best_rows_of_all_windows_come_best_first_and_ties_in_input_order() 
     assert best.finish() == 3
     assert [json.loads(line)["passage"] for line in stream.getvalue().splitlines()] == ["b", "d", "f"]
     assert best.dropped == 4
+
+
+def test_the_best_rows_are_known_again_from_their_notes() -> None:
+    rows = json_rows(*({"query": "q", "passage": name} for name in "abcdef"))
+    lists = [item for item in PAIRS.group(rows) if isinstance(item, CandidateList)]
+    scores = [1.0, 5.0, 3.0, 5.0, 0.0, 4.0]
+    windows = [Window(n, tuple(lists[n * 2 : n * 2 + 2]), (), 2, 0) for n in range(3)]
+    whole, again = io.BytesIO(), io.BytesIO()
+    first, second = (BestSink(JsonlSink(stream, PAIRS, Selection()), top_n=3) for stream in (whole, again))
+    for window in windows:
+        ranked = [ranked_of(item, scores[lists.index(item)]) for item in window.lists]
+        first.write(ranked)
+        if window.number < 2:
+            second.restore(window, json.loads(json.dumps(first.note)))
+            second.dropped = first.dropped
+        else:
+            second.write(ranked)
+    assert (first.finish(), first.dropped) == (second.finish(), second.dropped)
+    assert whole.getvalue() == again.getvalue()
 
 
 def test_a_row_that_the_threshold_dropped_is_not_among_the_best() -> None:

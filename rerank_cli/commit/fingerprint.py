@@ -1,0 +1,149 @@
+"""What two runs must have in common to write the same bytes, and what differs if they have not.
+
+asked     what the user asked for, as far as it decides bytes, and the versions and the machine that compute it
+plan      how it was decided to run on this machine
+files     size and SHA-256 of every input and of every file of the model, whatever their paths
+
+A finished job is recognised by `asked` and `files` alone, which need no torch. An unfinished one must agree in all
+three.
+
+Files are hashed by a thread beside the run, at 1 to 2 GB/s; nothing waits for it. To look at a file again costs nothing
+where its inode, size and times are those that were seen, unless it was changed within the 2 s before it was seen: then
+its times say nothing, because a second change could have got the same ones. In every other case the content decides. A
+file that changes while a run reads it gets no SHA-256, so it is never taken for what it was before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_READ_BYTES = 4 * 2**20
+_SETTLED_NS = 2 * 10**9  # FAT keeps times in steps of 2 s; other file systems need some milliseconds
+
+
+class Fingerprint:
+    """A run's own identity. files: what each file is called in messages (`input 1`), and its path."""
+
+    def __init__(self, *, asked: Mapping[str, Any], plan: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        self.asked = asked
+        self.plan = plan
+        self._files = files
+        self._seen = {name: _seen(path) for name, path in files.items()}
+        self._hashes: dict[str, str] = {}
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._hash_all, name="hash", daemon=True)
+
+    def start(self) -> None:
+        """Begin to hash the files."""
+        self._thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Until the files are hashed, at most so long."""
+        self._thread.join(seconds)
+
+    def stop(self) -> None:
+        """Stop hashing."""
+        self._given_up.set()
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of the files that are hashed by now, in hex."""
+        return dict(self._hashes)
+
+    def document(self) -> dict[str, Any]:
+        """All that is known by now, for a journal or a report."""
+        files = {
+            name: {"path": str(self._files[name]), "sha256": self._hashes.get(name), **seen}
+            for name, seen in self._seen.items()
+        }
+        return {"asked": self.asked, "plan": self.plan, "files": files}
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What `document` of another run says differently, in words; may read files to find out."""
+        found = [*_differences(other["asked"], self.asked), *_differences(other["plan"], self.plan)]
+        return found or list(self._changed_files(other["files"]))
+
+    def differs_in_request(self, other: Mapping[str, Any]) -> bool:
+        """Whether `document` of another run has another request or other files, whatever its plan."""
+        return bool(_differences(other["asked"], self.asked)) or any(self._changed_files(other["files"]))
+
+    def _changed_files(self, others: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+        for name in {**others, **self._files}:
+            if name not in others or name not in self._files:
+                yield f"{name} was {'there' if name in others else 'not there'}"
+            elif reason := self._change(name, others[name]):
+                yield f"{name} ({self._files[name]}): {reason}"
+
+    def _change(self, name: str, other: Mapping[str, Any]) -> str | None:
+        seen = self._seen[name]
+        if other["bytes"] != seen["bytes"]:
+            return f"its size was {other['bytes']} bytes, is {seen['bytes']}"
+        if other["settled"] and other["stat"] == seen["stat"]:
+            return None
+        if other["sha256"] is None:
+            return "whether its content is the same is not known: it had not been read in whole"
+        return None if other["sha256"] == sha256_of(self._files[name]) else "its content was another"
+
+    def _hash_all(self) -> None:
+        for name, path in self._files.items():
+            try:
+                digest = _digest(path, self._given_up)
+                if digest and _seen(path)["stat"] == self._seen[name]["stat"]:
+                    self._hashes[name] = digest
+            except OSError:
+                continue  # who reads it as a row or a weight says what is wrong
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def same_output(path: Path, said: Mapping[str, Any]) -> bool:
+    """Whether the file at `path` is the output of which a report says its bytes, sha256 and time."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    if found.st_size != said["bytes"]:
+        return False
+    return bool(found.st_mtime_ns == said["modified_ns"] or sha256_of(path) == said["sha256"])
+
+
+def _digest(path: Path, given_up: threading.Event) -> str | None:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while data := stream.read(_READ_BYTES):
+            if given_up.is_set():
+                return None
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _seen(path: Path) -> dict[str, Any]:
+    found = path.stat()
+    settled = time.time_ns() - max(found.st_ctime_ns, found.st_mtime_ns) > _SETTLED_NS
+    identity = [found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns]
+    return {"bytes": found.st_size, "stat": identity, "settled": settled}
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """The leaves of two documents that differ, each with both values."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            found
+            for key in {**old, **new}
+            for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if old == new else [f"`{name}` was {_shown(old)}, is {_shown(new)}"]
+
+
+def _shown(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -1,0 +1,86 @@
+"""When two runs write the same bytes, and whether a finished run has done so already; without torch.
+
+Every field of the options counts but those that only say how a run goes on: what is added to the options counts from
+its first day. Paths do not count: files are known by what is in them.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import rerank_cli
+from rerank_cli.commit import Fingerprint, same_output
+from rerank_cli.formats.compression import SUFFIXES
+from rerank_cli.formats.inputs import Input
+from rerank_cli.hardware import Machine, detect_cpu
+from rerank_cli.job_options import JobOptions
+from rerank_cli.known_model import KnownModel
+from rerank_cli.output_names import STDOUT, Names, output_format
+from rerank_cli.run_plan import Plan
+
+_NOT_IN_THE_BYTES = {
+    "inputs", "names", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
+    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline",
+}  # fmt: skip
+# Words, an estimate, and what a run goes on with as it has begun.
+_NOT_IN_THE_PLAN = {"reasons", "warnings", "needed_bytes", "threads", "token_budget"}
+_LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy", "pyarrow")
+
+
+def fingerprint_of(
+    options: JobOptions,
+    inputs: Sequence[Input],
+    known: KnownModel,
+    plan: Plan | None = None,
+    machine: Machine | None = None,
+) -> Fingerprint:
+    """The fingerprint of a run of files. plan, machine: None where only a finished run is looked for."""
+    assert known.checkpoint is not None, "a run has a checkpoint"
+    files = {f"model file `{path.name}`": path for path in known.checkpoint.files}
+    files |= {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1)}
+    for name, path in {"qrels": options.qrels, "profiles": options.profiles_file}.items():
+        if path and Path(path).is_file():  # else reading it says what is wrong
+            files[name] = Path(path)
+    names = options.names
+    versions = {"rerank-cli": rerank_cli.__version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _LIBRARIES}
+    facts = {
+        "options": {name: value for name, value in asdict(options).items() if name not in _NOT_IN_THE_BYTES},
+        "input formats": [item.format for item in inputs],
+        "output format": [output_format(names), SUFFIXES.get(Path(names.output.lower()).suffix, "plain")],
+        "embeddings": names.embeddings is not None,
+        "versions": versions | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
+        "cpu": detect_cpu().name,
+    }
+    planned = {name: value for name, value in (asdict(plan) if plan else {}).items() if name not in _NOT_IN_THE_PLAN}
+    if plan and machine:
+        planned["gpu"] = [one.gpu.name for one in machine.devices if f"cuda:{one.cuda_index}" == plan.device]
+    return Fingerprint(asked=_plain(facts), plan=_plain(planned), files=files)
+
+
+def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | None:
+    """The report of the run that has written the output `names`, if it was this one; else None."""
+    path = names.files.get("report")
+    if names.output == STDOUT or path is None or not path.is_file():
+        return None
+    try:
+        report: dict[str, Any] = json.loads(path.read_bytes())
+        kinds = ["output", "embeddings"] if names.embeddings else ["output"]
+        whole = all(same_output(names.files[kind], report[kind]) for kind in kinds)
+        if report["counts"]["rows_error"] and not names.files["errors"].is_file():
+            return None
+        return report if whole and not fingerprint.differs_in_request(report["job"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of another program, or of a version that did not say these things
+
+
+def _plain(facts: Any) -> Any:
+    """`facts` as they come back from a JSON file."""
+    return json.loads(json.dumps(facts))

@@ -1,0 +1,76 @@
+"""What the user asked of a run, whichever command was used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rerank_cli.encoding import ImageLimits, SpecialTokens, Truncation
+from rerank_cli.errors import InputError, UsageError
+from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
+from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.output_names import Names
+from rerank_cli.pipeline import ErrorLimit, Pool
+from rerank_cli.profiles import ProfileRequest
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What the user asked for; every field that changes the output's bytes is here.
+
+    request_notes: variables that `request` did not hear. template: its text, or `none`. shard: (i, n), the i-th of n
+    parts. checkpoint_every, lock_wait, deadline: seconds.
+    """
+
+    inputs: tuple[str, ...]
+    names: Names
+    pairs: bool = False  # score: one pair a row, input order
+    query: str | None = None
+    in_format: str = "auto"
+    shape: str = "auto"
+    fields: FieldNames = field(default_factory=FieldNames)
+    model: str | None = None
+    revision: str | None = None
+    online: bool = False
+    request: ProfileRequest = field(default_factory=ProfileRequest)
+    request_notes: tuple[str, ...] = ()
+    profiles_file: str | None = None
+    truncate: Truncation = "end"
+    chunk_overlap: int = 64
+    pool: Pool = "max"
+    special_tokens: SpecialTokens = "neutral"
+    images: ImageLimits = field(default_factory=ImageLimits)
+    instruction: str | None = None
+    template: str | None = None
+    selection: Selection = field(default_factory=Selection)
+    error_limit: ErrorLimit = field(default_factory=ErrorLimit)
+    overwrite: bool = False
+    restart: bool = False
+    checkpoint_every: float = 5.0
+    lock_wait: float = 0.0
+    deadline: float | None = None
+    shard: tuple[int, int] | None = None
+    skip: int = 0
+    limit: int | None = None
+    max_line_bytes: int = 64 * 2**20
+    qrels: str | None = None
+    metrics: tuple[str, ...] = ("nDCG@10",)
+
+
+def refuse_unusable(options: JobOptions) -> None:
+    """Values that parse and mean nothing, which would otherwise be found out when the run ends."""
+    threshold = options.selection.threshold
+    if threshold is not None and not math.isfinite(threshold):
+        raise UsageError(f"--threshold {threshold}: not a number to compare with")
+    if options.shard and options.pairs and options.selection.top_n is not None:
+        raise UsageError("--shard: the best rows of a part are not the best of the whole", hint="leave out --top-n")
+    if options.shard and not can_be_reread(resolve_inputs(options.inputs, options.in_format)):
+        raise UsageError("--shard: a pipe cannot be cut in parts", hint="give the name of a file")
+    root = options.fields.image_root
+    if root is not None and not Path(root).is_dir():
+        raise InputError(f"--image-root {root}: no such folder")
+    try:
+        (options.query or "").encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("--query: not UTF-8") from error

@@ -1,0 +1,151 @@
+"""What is known of a run before weights are loaded: its model, plan, encoder, inputs and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.encoding import (
+    EMBEDDING_ARCHITECTURES,
+    YES_NO_ARCHITECTURES,
+    ReadsImages,
+    TextEncoder,
+    open_encoder,
+    taken_for,
+)
+from rerank_cli.errors import UsageError
+from rerank_cli.formats.inputs import (
+    Input,
+    ReadOptions,
+    input_bytes,
+    open_lists,
+    ordered_by_group,
+    read_items,
+    resolve_inputs,
+)
+from rerank_cli.formats.shapes import Item, PairShape, Shape
+from rerank_cli.hardware import Machine, detect_machine
+from rerank_cli.job_options import JobOptions, refuse_unusable
+from rerank_cli.known_model import KnownModel, find_model, with_checkpoint
+from rerank_cli.quantisation import read_quantisation
+from rerank_cli.records import JsonRow, RowError
+from rerank_cli.run_plan import Plan, plan_model, plan_run
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What can be known before weights are loaded. read: how the rows were asked for."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    machine: Machine
+    encoder: TextEncoder
+    inputs: list[Input]
+    shape: Shape
+    items: Iterator[Item]
+    meter: Meter
+    read: ReadOptions
+
+
+class Meter:
+    """Counts what has been read of the inputs, for progress."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        compressed = any(item.path.endswith((".gz", ".zst")) for item in inputs)
+        tables = any(item.format == "parquet" for item in inputs)
+        self._total = None if compressed or tables else input_bytes(inputs)
+        self._bytes = 0
+
+    def count(self, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, counted as they pass."""
+        for item in items:
+            if isinstance(item, (JsonRow, RowError)):
+                self._bytes += len(item.raw) + 1
+            yield item
+
+    @property
+    def share(self) -> float | None:
+        """How much of the input has been read, 0 to 1."""
+        return min(1.0, self._bytes / self._total) if self._total else None
+
+
+def prepare(options: JobOptions) -> Prepared:
+    """Everything that can be known or refused before weights are loaded."""
+    refuse_unusable(options)
+    return prepare_inputs(options, resolve_inputs(options.inputs, options.in_format), find_known(options))
+
+
+def find_known(options: JobOptions) -> KnownModel:
+    """The model, with its checkpoint."""
+    where: dict[str, Any] = {"revision": options.revision, "online": options.online}
+    known = find_model(options.model, **where, profiles_file=options.profiles_file)
+    if known.checkpoint is not None:
+        return known
+    return with_checkpoint(known, read_checkpoint(locate_checkpoint(options.model, **where), name=options.model))
+
+
+def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
+    """`prepare`, with the inputs and the model that were found before. Imports torch."""
+    import torch  # not at the top: a run that has been done already need not wait for it
+
+    checkpoint = known.checkpoint
+    assert checkpoint is not None, "find_known has read it"
+    machine = detect_machine()
+    answer = plan_model(options.request, known, machine, notes=options.request_notes)
+    plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
+    _refuse_unfit(options, checkpoint)
+    encoder = open_encoder(
+        checkpoint,
+        max_tokens=plan.max_tokens,
+        truncate=options.truncate,
+        chunk_overlap=options.chunk_overlap,
+        special_tokens=options.special_tokens,
+        instruction=options.instruction,
+        template=options.template,
+        images=options.images,
+    )
+    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder))
+    plan = replace(plan, reasons=(*plan.reasons, *said))
+    read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
+    if options.pairs:
+        shape: Shape = PairShape(options.fields, query=options.query)
+        items = read_items(inputs, shape, read)
+    else:
+        shape, items = open_lists(inputs, options.fields, read, options.shape)
+        items = ordered_by_group(inputs, shape, items, read)
+    meter = Meter(inputs)
+    return Prepared(checkpoint, plan, machine, encoder, inputs, shape, meter.count(items), meter, read)
+
+
+def _image_reasons(encoder: TextEncoder) -> list[str]:
+    if not isinstance(encoder, ReadsImages):
+        return []
+    return [f"images in at most {encoder.max_tiles} tiles: {encoder.reason}"]
+
+
+def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
+    """What else is decided by the files of the model, in words."""
+    import torch
+
+    from rerank_cli.models import DTYPES
+    from rerank_cli.models.linear import fp8_reason
+
+    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
+        yield "score cosine: the model embeds query and passage, each distinct text once"
+    if checkpoint.architecture in YES_NO_ARCHITECTURES:
+        yield taken_for(checkpoint.architecture)
+    if quantisation := read_quantisation(checkpoint):
+        yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
+
+
+def _refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
+    """Options that mean nothing for this kind of model."""
+    embeds = checkpoint.architecture in EMBEDDING_ARCHITECTURES
+    if options.selection.prob and embeds:
+        raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
+    if options.names.embeddings and not embeds:
+        raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
+    if options.names.embeddings and options.truncate == "chunk":
+        raise UsageError("--embeddings: a passage in chunks has several vectors", hint="leave out `--truncate chunk`")

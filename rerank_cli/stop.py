@@ -1,0 +1,83 @@
+"""How a run is stopped from outside: by its deadline, by SIGTERM, by SIGINT.
+
+The request is an exception raised where the run happens to be, since all that matters by then is on disk or can be
+computed again: the rest of a window, the running batch included, is abandoned. Only while a finished window is written
+does it wait (`held`). A library may swallow an exception that comes out of nowhere, so the run also asks (`check`)
+after each batch.
+
+The second SIGINT ends the process on the spot, which is as safe as kill -9 is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rerank_cli.errors import StoppedError
+
+_SIGNALS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
+
+
+class Stop:
+    """A request to stop that may come at any time."""
+
+    def __init__(self) -> None:
+        self._request: StoppedError | None = None
+        self._held = False
+
+    def request(self, error: StoppedError) -> None:
+        """Stop with `error`: now, or when what is being written is written. Only the first request counts."""
+        if self._request is None:
+            self._request = error
+            if not self._held:
+                raise error
+
+    def check(self) -> None:
+        """Raise what was requested."""
+        if self._request is not None:
+            raise self._request
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, a request waits for the end of the block."""
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
+        self.check()
+
+    @contextmanager
+    def listening(self, deadline: float | None = None) -> Iterator[None]:
+        """Inside, SIGTERM, SIGINT and the end of `deadline` seconds are requests.
+
+        Signals can be caught in a program's main thread alone; elsewhere this does nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # A program started in the background of a shell has SIGINT ignored, and keeps it so.
+        wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._on_signal) for number in wanted}
+        if deadline is not None:
+            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+            signal.setitimer(signal.ITIMER_REAL, max(deadline, 1e-6))
+        try:
+            yield
+        finally:
+            if deadline is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._request is not None:
+            os._exit(128 + number)
+        self.request(StoppedError(f"stopped by {_SIGNALS[signal.Signals(number)]}", exit_code=128 + number))
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        self.request(StoppedError("the deadline is reached", exit_code=9))

@@ -1,0 +1,43 @@
+"""How hard the torture is: `make torture` sets RERANK_TORTURE=long, the tests of every day take a short way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_lines
+from tests.torture.runs import Runs, serving
+
+TEXT = "two roads diverged in a yellow wood and sorry i could not travel both"
+LONG = os.environ.get("RERANK_TORTURE") == "long"
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Runs]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Pairs for five windows of `score`, with bad rows and blank lines between them."""
+    folder = tmp_path_factory.mktemp("input")
+    words = TEXT.split()
+    rows: list[object] = []
+    for number in range(300):
+        rows.append({"id": number, "query": words[number % 7], "passage": " ".join(words[number % 5 : 5 + number % 9])})
+        if number % 50 == 20:
+            rows += [b"{", b""]
+    return write_lines(folder / "pairs.jsonl", rows)  # type: ignore[arg-type]
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """The bytes of the outputs in a folder; of the report nothing, as it tells times."""
+    return {
+        path.name: b"" if path.name.endswith(".report.json") else path.read_bytes()
+        for path in folder.iterdir()
+        if path.is_file()
+    }

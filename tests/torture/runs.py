@@ -1,0 +1,235 @@
+"""Runs that are killed, hindered and stopped: `python -m tests.torture.runs` serves them, `Runs` asks for them.
+
+The server has torch and the program loaded and forks a child for each run, so a run costs its own work and not 2 s of
+imports. Nothing computes in the server itself, so its children start with no threads but their own. A child writes
+through `Hindered`, our own `Files` with a fault at the n-th call.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.commit import Files
+from tests.conftest import TINY_CHECKPOINT
+
+ROOT = Path(__file__).parents[2]
+
+
+class Hindered(Files):
+    """Files whose n-th call, counted from 1 over all kinds, meets a fault.
+
+    fault: `before` or `after` kills the process there, `half` kills it after half of a write; the name of an error
+    raises it in place of the call.
+    """
+
+    def __init__(self, at: int, fault: str, count_file: str | None) -> None:
+        self._at = at
+        self._fault = fault
+        self._calls = 0
+        self._count_file = count_file
+
+    def _call(self, name: str, do: Callable[[], Any], half: Callable[[], Any] | None = None) -> Any:
+        self._calls += 1
+        if self._count_file:
+            Path(self._count_file).write_text(str(self._calls))
+        if self._calls != self._at:
+            return do()
+        if self._fault == "before":
+            _kill()
+        if self._fault == "half" and half:
+            half()
+            _kill()
+        if self._fault in ("after", "half"):
+            do()
+            _kill()
+        number = getattr(errno, self._fault)
+        raise OSError(number, os.strerror(number))
+
+    def mkdir(self, path: Path) -> None:
+        self._call("mkdir", lambda: super(Hindered, self).mkdir(path))
+
+    def open(self, path: Path) -> int:
+        return self._call("open", lambda: super(Hindered, self).open(path))
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> int:
+        write = super().write
+        half = data[: len(data) // 2]
+        return self._call("write", lambda: write(descriptor, data), lambda: write(descriptor, half))
+
+    def fsync(self, descriptor: int) -> None:
+        self._call("fsync", lambda: super(Hindered, self).fsync(descriptor))
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        self._call("truncate", lambda: super(Hindered, self).truncate(descriptor, size))
+
+    def close(self, descriptor: int) -> None:
+        self._call("close", lambda: super(Hindered, self).close(descriptor))
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._call("rename", lambda: super(Hindered, self).rename(old, new))
+
+    def unlink(self, path: Path) -> None:
+        self._call("unlink", lambda: super(Hindered, self).unlink(path))
+
+    def rmdir(self, path: Path) -> None:
+        self._call("rmdir", lambda: super(Hindered, self).rmdir(path))
+
+    def sync_folder(self, path: Path) -> None:
+        self._call("sync_folder", lambda: super(Hindered, self).sync_folder(path))
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run: the fields of `JobOptions`, nested ones as plain values, and what happens to it.
+
+    at, fault: see `Hindered`. after, signal: seconds after which a signal is sent.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+    options: dict[str, Any] = field(default_factory=dict)
+    at: int = 0
+    fault: str = "before"
+    after: float | None = None
+    signal: int = signal.SIGKILL
+    count_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run ended. code: the exit code, or minus the signal. said: its messages. seconds: how long it took."""
+
+    code: int
+    said: str
+    seconds: float
+
+
+class Runs:
+    """A server to ask for runs."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.torture.runs"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+
+    def run(self, asked: Asked, **changes: Any) -> Done:
+        """Do it."""
+        stdin, stdout = self._server.stdin, self._server.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps(vars(replace(asked, **changes))) + "\n")
+        stdin.flush()
+        return Done(**json.loads(stdout.readline()))
+
+    def close(self) -> None:
+        """End the server."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+
+def _run(asked: Asked, log: Any) -> int:
+    from rerank_cli.errors import RerankError
+    from rerank_cli.formats.shapes import Selection
+    from rerank_cli.job import Watcher, run_job
+    from rerank_cli.job_options import JobOptions
+    from rerank_cli.output_names import Names
+    from rerank_cli.pipeline import ErrorLimit
+
+    fields = {"model": str(TINY_CHECKPOINT), "checkpoint_every": 0.0, **asked.options}
+    made = {"selection": Selection, "error_limit": ErrorLimit}
+    fields |= {name: make(**fields[name]) for name, make in made.items() if name in fields}
+    for name in ("metrics", "shard"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
+    names = Names(asked.output, **fields.pop("names", {}))
+    options = JobOptions(inputs=tuple(asked.inputs), names=names, **fields)
+    files = Hindered(asked.at, asked.fault, asked.count_file) if asked.at else Files()
+    try:
+        outcome = run_job(options, Watcher(on_note=lambda text: log.write(text + "\n")), files=files)
+    except RerankError as error:
+        log.write("\n".join([error.message, str(error.hint), *getattr(error, "__notes__", [])]) + "\n")
+        return error.exit_code
+    if outcome.was_done:
+        log.write("nothing to do\n")
+    return 3 if outcome.counts.rows_error and not outcome.was_done else 0
+
+
+def _child(asked: Asked, path: Path) -> None:
+    code = 1
+    with path.open("w") as log:
+        os.dup2(log.fileno(), 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            code = _run(asked, log)
+        finally:
+            log.flush()
+            if code == 1:
+                import traceback
+
+                traceback.print_exc(file=log)
+                log.flush()
+            os._exit(code)
+
+
+def _serve() -> None:
+    import ir_measures  # noqa: F401
+
+    import rerank_cli.engine.scorer
+    import rerank_cli.job  # noqa: F401
+
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # two threads would wait for each other on a busy machine
+    log = Path(f"/dev/shm/rerank-cli-torture-{os.getpid()}")
+    try:
+        for line in sys.stdin:
+            asked = Asked(**json.loads(line))
+            began = time.monotonic()
+            child = os.fork()
+            if not child:
+                _child(asked, log)
+            if asked.after is not None:
+                time.sleep(asked.after)
+                os.kill(child, asked.signal)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            done = {"code": code, "said": log.read_text(errors="replace"), "seconds": time.monotonic() - began}
+            sys.stdout.write(json.dumps(done) + "\n")
+            sys.stdout.flush()
+    finally:
+        log.unlink(missing_ok=True)
+
+
+@contextmanager
+def serving() -> Iterator[Runs]:
+    """A server for as long as the block."""
+    runs = Runs()
+    try:
+        yield runs
+    finally:
+        runs.close()
+
+
+if __name__ == "__main__":
+    _serve()

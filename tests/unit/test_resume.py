@@ -1,0 +1,156 @@
+"""A run that is stopped after a window and run again: what the two leave is what one leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from rerank_cli.errors import StoppedError
+from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.job import Outcome, Watcher, run_job
+from rerank_cli.job_options import JobOptions
+from rerank_cli.output_names import Names
+from rerank_cli.pipeline import Counts
+from rerank_cli.stop import Stop
+from tests.conftest import TINY_CHECKPOINT, write_lines
+
+EMBEDDER = Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint"
+WORDS = ["two", "roads", "diverged", "in", "a", "yellow", "wood", "and", "sorry", "i", "could", "not", "travel", "both"]
+# Of 90 pairs, so two windows of `score`; the texts come again in both.
+PAIRS = [
+    {
+        "query_id": f"q{n % 13}",
+        "id": n,
+        "query": WORDS[n % 13],
+        "passage": " ".join(WORDS[n % 5 : 5 + n % 9]) + f" {n % 37}",
+    }
+    for n in range(90)
+]
+TIMES = {"seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "options"}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return write_lines(tmp_path / "pairs.jsonl", [*PAIRS[:20], b"{", b"", *PAIRS[20:]])
+
+
+def run(
+    source: str, out: Path, *, model: Path = TINY_CHECKPOINT, stop_after: int | None = None, **options: Any
+) -> Outcome:
+    """A run of `score`; stopped when `stop_after` windows are done."""
+    stop, seen = Stop(), []
+
+    def on_progress(counts: Counts, share: float | None) -> None:
+        seen.append(counts.rows_in)
+        if len(seen) == stop_after:
+            stop.request(StoppedError("enough", exit_code=9))
+
+    fields: dict[str, Any] = {"pairs": True, "checkpoint_every": 0.0, "model": str(model), **options}
+    names = Names(str(out), **fields.pop("names", {}))
+    return run_job(JobOptions((source,), names, **fields), Watcher(on_progress=on_progress), stop=stop)
+
+
+def whole_and_resumed(source: str, folder: Path, name: str, options: Callable[[Path], dict[str, Any]]) -> list[Outcome]:
+    """The same run twice, each in a folder of its own; the second one is stopped after its first window."""
+    outcomes = []
+    for part in ("whole", "resumed"):
+        (folder / part).mkdir()
+        out, fields = folder / part / name, options(folder / part)
+        if part == "resumed":
+            with pytest.raises(StoppedError):
+                run(source, out, **fields, stop_after=1)
+            assert not out.exists()
+        outcomes.append(run(source, out, **fields))
+        assert not Path(f"{out}.job").exists()
+    assert [outcome.report["continued"] for outcome in outcomes] == [0, 1]
+    return outcomes
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".report.json")}
+
+
+def facts(outcome: Outcome) -> dict[str, Any]:
+    """What a report says of the work, not of the time and the place."""
+    return {name: value for name, value in outcome.report.items() if name not in TIMES}
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet"])
+def test_the_bytes_and_the_report_are_those_of_one_run(source: str, tmp_path: Path, name: str) -> None:
+    whole, resumed = whole_and_resumed(source, tmp_path, name, lambda folder: {})
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    assert facts(whole) == facts(resumed)
+    assert whole.counts.rows_in == 91
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_an_embedding_model_has_all_vectors_and_embeds_each_text_once(source: str, tmp_path: Path, name: str) -> None:
+    whole, resumed = whole_and_resumed(
+        source,
+        tmp_path,
+        name,
+        lambda folder: {"model": EMBEDDER, "names": {"embeddings": str(folder / "vectors.parquet")}},
+    )
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    assert facts(whole) == facts(resumed)
+    table = pq.read_table(tmp_path / "resumed" / "vectors.parquet").to_pylist()
+    texts = [(row["kind"], row["text"]) for row in table]
+    assert set(texts) == {(kind, row[kind]) for row in PAIRS for kind in ("query", "passage")}
+    assert len(texts) == len(set(texts)) == resumed.report["embedded"]["texts"]
+
+
+def test_an_embedding_model_without_a_file_of_vectors_goes_on_too(source: str, tmp_path: Path) -> None:
+    whole, resumed = whole_and_resumed(source, tmp_path, "out.jsonl", lambda folder: {"model": EMBEDDER})
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    assert whole.report["embedded"] == resumed.report["embedded"]
+
+
+def test_the_best_rows_of_a_run_are_those_of_all_its_processes(source: str, tmp_path: Path) -> None:
+    whole_and_resumed(source, tmp_path, "out.jsonl", lambda folder: {"selection": Selection(top_n=7)})
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+
+
+def test_an_evaluation_is_that_of_all_processes(tmp_path: Path) -> None:
+    # Grouped rows: 13 queries of 40 passages are two windows of 512 pairs.
+    rows = [{**PAIRS[n % 90], "query_id": f"q{n % 13}", "query": WORDS[n % 13], "id": n} for n in range(520)]
+    source = write_lines(tmp_path / "rows.jsonl", [row for query in range(13) for row in rows[query::13]])
+    qrels = tmp_path / "qrels.txt"
+    qrels.write_text("".join(f"q{n % 13} 0 {n} {n % 3}\n" for n in range(0, 520, 7)))
+    whole, resumed = whole_and_resumed(
+        source,
+        tmp_path,
+        "out.jsonl",
+        lambda folder: {
+            "pairs": False,
+            "fields": FieldNames(group_by="query_id"),
+            "qrels": str(qrels),
+            "metrics": ("nDCG@10", "RR"),
+        },
+    )
+    assert whole.evaluation == resumed.evaluation
+    assert whole.evaluation is not None
+    assert whole.evaluation.queries == 13
+    assert facts(whole) == facts(resumed)
+
+
+def test_a_finished_run_with_its_vectors_has_nothing_to_do(source: str, tmp_path: Path) -> None:
+    vectors = tmp_path / "vectors.parquet"
+    options: dict[str, Any] = {"model": EMBEDDER, "names": {"embeddings": str(vectors)}}
+    assert not run(source, tmp_path / "out.jsonl", **options).was_done
+    assert run(source, tmp_path / "out.jsonl", **options).was_done
+    vectors.unlink()
+    assert not run(source, tmp_path / "out.jsonl", **options, overwrite=True).was_done
+    assert vectors.exists()
+
+
+def test_a_finished_run_without_its_errors_file_is_done_again(source: str, tmp_path: Path) -> None:
+    errors = Path(run(source, tmp_path / "out.jsonl").errors or "")
+    assert run(source, tmp_path / "out.jsonl").was_done
+    errors.unlink()
+    assert not run(source, tmp_path / "out.jsonl", overwrite=True).was_done
+    assert json.loads(errors.read_bytes())["row"] == 21
