@@ -19,7 +19,7 @@ from __future__ import annotations
 from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
 from rerank_cli.formats.shapes.fields import FieldNames, lookup, row_error
 from rerank_cli.formats.shapes.flat import FlatShape, group_key
-from rerank_cli.formats.shapes.lists import ListShape
+from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.registry import SHAPES, detect_shape, kind_of, recognise
 from rerank_cli.formats.shapes.shape import NO_TEXTS, Exchange, Grouped, Item, Kind, Selection, Shape, Texts
@@ -28,6 +28,7 @@ from rerank_cli.records import RankedList
 
 __all__ = [
     "NO_TEXTS",
+    "PASSAGES",
     "SHAPES",
     "Conversion",
     "Exchange",
