@@ -15,7 +15,7 @@ TEXT = "two roads diverged in a yellow wood and sorry i could not travel both"
 LONG = os.environ.get("RERANK_TORTURE") == "long"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: other tests look whether this process has children
 def runs() -> Iterator[Runs]:
     with serving() as server:
         yield server
