@@ -258,7 +258,7 @@ class Run:
         selected = [select(item, self.selection) for item in ranked]
         began = time.perf_counter()
         self.counts.output_rows += self.sink.write(selected)
-        for error in [*encoded.window.errors, *errors]:
+        for error in _in_order([*encoded.window.errors, *errors]):
             self.on_error(error)
         self.timing.write += time.perf_counter() - began
         self._count(encoded, ranked, errors)
@@ -320,6 +320,11 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
             blank = pairs = size = 0
     if lists or errors or blank:
         yield close()
+
+
+def _in_order(errors: list[RowError]) -> list[RowError]:
+    """Bad rows in the order of their file, whenever each was found out; those of several files as they come."""
+    return sorted(errors, key=lambda error: error.row) if len({error.file for error in errors}) == 1 else errors
 
 
 def _size(passage: Passage) -> int:
