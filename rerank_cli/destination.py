@@ -202,9 +202,9 @@ class FileDestination:
             if self._names.embeddings:
                 document |= {"embeddings": _facts(self._names.embeddings, self.path("embeddings"))}
             write_whole(self.path("report"), json_document(document), self._files)
-        with stop.held():
-            job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
-            self.place()
+        stop.is_late()
+        job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
+        self.place()
         return document
 
     def place(self) -> None:

@@ -49,11 +49,12 @@ def fingerprint_of(
     for name, path in read.items():
         if path and Path(path).is_file():  # else reading it says what is wrong
             files[name] = Path(path)
-    names = options.names
+    names, fields = options.names, asdict(options)
+    del fields["request"]["origins"]  # who asked for it
     versions = {"rerank-cli": rerank_cli.__version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     facts = {
-        "options": {name: value for name, value in asdict(options).items() if name not in _NOT_IN_THE_BYTES},
+        "options": {name: value for name, value in fields.items() if name not in _NOT_IN_THE_BYTES},
         "input formats": [item.format for item in inputs],
         "output format": [
             output_format(names),

@@ -33,9 +33,9 @@ from rerank_cli.formats.sinks import BestSink
 from rerank_cli.identity import fingerprint_of, finished_report
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.output_names import STDOUT
-from rerank_cli.pipeline import Counts, Run, Share, Timing
+from rerank_cli.pipeline import Counts, Run, Share, Sink, Timing
 from rerank_cli.preparation import Prepared, find_known, prepare_inputs
-from rerank_cli.records import RowError, Window
+from rerank_cli.records import RankedList, RowError, Window
 from rerank_cli.run_plan import Plan
 from rerank_cli.stop import Stop
 
@@ -97,6 +97,7 @@ def run_job(
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
         prepared = prepare_inputs(options, inputs, known)
+        stop.check()
         evaluator = Evaluator(options.qrels, options.metrics, prepared.shape) if options.qrels else None
         fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
         terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files)
@@ -113,8 +114,8 @@ def run_job(
         with destination:
             if isinstance(destination, FileDestination):
                 if destination.completed is not None:
-                    with stop.held():
-                        destination.place()
+                    stop.is_late()
+                    destination.place()
                     return _outcome_of(destination.completed["report"], options)
                 # Again: another process may have finished while this one waited for the lock.
                 if asked and (done := finished_report(names, asked)):
@@ -144,6 +145,9 @@ class _Work:
         self._watcher = watcher
         self._stop = stop
         self._best = _best_of_run(options, destination)
+        self._sink: Sink = self._best or destination.sink
+        if options.names.output == STDOUT and not self._best:
+            self._sink = _Streamed(destination.sink, stop)
         self._first_error: tuple[str, int, str] | None = None
         self._seconds_before = 0.0
         self._times_continued = 0
@@ -166,13 +170,14 @@ class _Work:
                 stack.callback(fingerprint.stop)
             engine = open_engine(self._plan, prepared.checkpoint)
             stack.callback(engine.close)
+            self._stop.check()
             self._texts = self._open_texts(engine, members)
             shard, shards = options.shard or (1, 1)
             lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
             run = Run(
                 encoder=prepared.encoder,
                 engine=engine,
-                sink=self._best or destination.sink,
+                sink=self._sink,
                 on_error=self._on_error,
                 selection=_per_list(options),
                 pool=options.pool,
@@ -302,6 +307,19 @@ def _outcome_of(report: dict[str, Any], options: JobOptions) -> Outcome:
     errors = str(options.names.files["errors"]) if counts.rows_error else None
     first = report["first_error"]
     return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
+
+
+class _Streamed:
+    """Rows to a pipe, whose reader may be busy or asleep: a request to stop does not wait for it."""
+
+    def __init__(self, sink: Sink, stop: Stop) -> None:
+        self._sink = sink
+        self._stop = stop
+
+    def write(self, ranked: Sequence[RankedList]) -> int:
+        """See `Sink`."""
+        with self._stop.released():
+            return self._sink.write(ranked)
 
 
 def _per_list(options: JobOptions) -> Selection:

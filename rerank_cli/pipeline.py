@@ -204,16 +204,16 @@ class Run:
         """Score all of `items`, a window of about `window_pairs` pairs at a time."""
         cut = self.share.of(cut_windows(items, max_pairs=window_pairs), self.on_done)
         windows = run_ahead(self._timed_read(cut), name="read")
-        parts = run_ahead(self._encode(windows), name="tokenise")
+        parts = run_ahead(self._encode(windows), name="tokenise", check=self.stop.check)
         scored: list[ScoredPart] = []
         try:
-            for part in parts:
-                scored.append(self._score(part))
-                if part.places is not None:
-                    with self.stop.held():
+            with self.stop.held():
+                for part in parts:
+                    scored.append(self._score(part))
+                    if part.places is not None:
                         self._finish_window(*join_parts(part.window, scored, part.places))
-                    scored = []
-                    self.error_limit.check(self.counts, last=False)
+                        scored = []
+                        self.error_limit.check(self.counts, last=False)
         finally:
             parts.close()
         self.error_limit.check(self.counts, last=True)
@@ -238,7 +238,8 @@ class Run:
 
     def _score(self, part: EncodedPart) -> ScoredPart:
         began = time.perf_counter()
-        logits, pairs = score_pairs(part.encoded, self.engine, pool=self.pool, on_batch=self._on_batch)
+        with self.stop.released():
+            logits, pairs = score_pairs(part.encoded, self.engine, pool=self.pool, on_batch=self._on_batch)
         self.timing.compute += time.perf_counter() - began
         self.counts.add(image_counts(part.encoded))
         self.counts.tokens += sum(len(pair.input_ids) for pair in pairs)

@@ -1,9 +1,10 @@
 """How a run is stopped from outside: by its deadline, by SIGTERM, by SIGINT.
 
-The request is an exception raised where the run happens to be, since all that matters by then is on disk or can be
-computed again: the rest of a window, the running batch included, is abandoned. Only while a finished window is written
-does it wait (`held`). A library may swallow an exception that comes out of nowhere, so the run also asks (`check`)
-after each batch.
+While a run is prepared, and while a batch is computed, the request is an exception raised where the program happens to
+be: all that matters by then is on disk or can be computed again, and a batch of a large model on a CPU can take longer
+than a user waits. Everywhere else in the loop over windows it waits (`held`), because an exception out of nowhere
+leaves a queue's lock or a half-written window behind. A library may swallow such an exception, so the run also asks
+(`check`) after each batch, between two stages, and while it waits for a window.
 
 The second SIGINT ends the process on the spot, which is as safe as kill -9 is.
 """
@@ -23,23 +24,28 @@ _SIGNALS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
 
 
 class Stop:
-    """A request to stop that may come at any time."""
+    """A request to stop that may come at any time, until it is too late."""
 
     def __init__(self) -> None:
         self._request: StoppedError | None = None
         self._held = False
+        self._is_late = False
 
     def request(self, error: StoppedError) -> None:
         """Stop with `error`: now, or when what is being written is written. Only the first request counts."""
         if self._request is None:
             self._request = error
             if not self._held:
-                raise error
+                self.check()
 
     def check(self) -> None:
         """Raise what was requested."""
-        if self._request is not None:
+        if self._request is not None and not self._is_late:
             raise self._request
+
+    def is_late(self) -> None:
+        """From here on a request changes nothing: all is computed, and files only get their names."""
+        self._is_late = True
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -50,6 +56,16 @@ class Stop:
         finally:
             self._held = before
         self.check()
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """Inside, a request is raised at once, also within `held`."""
+        before, self._held = self._held, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._held = before
 
     @contextmanager
     def listening(self, deadline: float | None = None) -> Iterator[None]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.options import choice
+from rerank_cli.errors import StoppedError
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
@@ -26,18 +27,9 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
     choice("--format", output_mode, ("auto", "text", "json"))
     told = _ErrorTeller(active=options.names.output == "-" and options.names.errors is None)
 
-    def on_start(checkpoint: Checkpoint, plan: Plan) -> None:
-        if verbose:
-            say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
-            for reason in plan.reasons:
-                say(f"plan: {reason}")
-        if not quiet:
-            for warning in plan.warnings:
-                say(f"warning: {warning}")
-
     with Progress(quiet=quiet) as progress:
         watcher = Watcher(
-            on_start=on_start,
+            on_start=lambda checkpoint, plan: _say_plan(checkpoint, plan, quiet=quiet, verbose=verbose),
             on_note=None if quiet else say,
             on_error=told.tell,
             on_batch=progress.on_batch,
@@ -49,6 +41,10 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
             # Here and not in main(): click turns a closed pipe into exit code 1 before main() sees it.
             forget_stdout()
             return 141
+        except StoppedError:
+            if options.names.output == "-":
+                forget_stdout()  # what its reader has not taken by now would keep the process waiting
+            raise
     if not quiet:
         tell = _say_nothing_to_do if outcome.was_done else _summarise
         tell(outcome, options.names.output)
@@ -58,6 +54,16 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
     if outcome.evaluation is not None:
         _print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
     return 3 if failed else 0
+
+
+def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool) -> None:
+    if verbose:
+        say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
+        for reason in plan.reasons:
+            say(f"plan: {reason}")
+    if not quiet:
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
 
 
 def _say_nothing_to_do(outcome: Outcome, output: str) -> None:

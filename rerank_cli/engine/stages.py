@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -58,10 +58,18 @@ class _Channel(Generic[T]):
             if isinstance(source, Generator):
                 source.close()
 
-    def drain(self) -> Generator[T, None, None]:
+    def get(self, check: Callable[[], None]) -> T | _Failure | _End:
+        """Wait for an item; `check` is called now and then."""
+        while True:
+            try:
+                return self._items.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                check()
+
+    def drain(self, check: Callable[[], None]) -> Generator[T, None, None]:
         """What was sent, until the end or an exception."""
         try:
-            while not isinstance(item := self._items.get(), _End):
+            while not isinstance(item := self.get(check), _End):
                 if isinstance(item, _Failure):
                     raise item.error
                 yield item
@@ -69,12 +77,15 @@ class _Channel(Generic[T]):
             self._stopped.set()
 
 
-def run_ahead(source: Iterable[T], *, depth: int = 1, name: str) -> Generator[T, None, None]:
+def run_ahead(
+    source: Iterable[T], *, depth: int = 1, name: str, check: Callable[[], None] = lambda: None
+) -> Generator[T, None, None]:
     """Yield what `source` yields, produced by a thread that keeps `depth` items ready and one more in its hand.
 
     An exception of the source is raised here, after the items before it. Closing this generator stops the thread at its
-    next item; a source that is a generator is closed in its own thread.
+    next item; a source that is a generator is closed in its own thread. check: called while the source is waited for;
+    what it raises ends the waiting.
     """
     channel: _Channel[T] = _Channel(depth)
     threading.Thread(target=channel.fill, args=(source,), name=name, daemon=True).start()
-    yield from channel.drain()
+    yield from channel.drain(check)

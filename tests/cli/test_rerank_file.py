@@ -97,7 +97,7 @@ def test_a_signal_ends_the_run_and_the_next_one_goes_on(
         assert run.wait(timeout=30) == code
         assert run.stderr is not None
         assert f"stopped by {number.name}\nwhat is finished is kept in {out}.job" in run.stderr.read().decode()
-    assert [path.name for path in lists.parent.iterdir()] == ["lists.jsonl", "out.jsonl.job"]
+    assert sorted(path.name for path in lists.parent.iterdir()) == ["lists.jsonl", "out.jsonl.job"]
     assert main([*arguments, "-q"]) == 0
     assert len(_rows(out)) == 12
     assert json.loads(Path(f"{out}.report.json").read_text())["continued"] == 1

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -135,12 +136,16 @@ class Runs:
 
     def run(self, asked: Asked, **changes: Any) -> Done:
         """Do it."""
+        return self.together(replace(asked, **changes))[0]
+
+    def together(self, *asked: Asked) -> list[Done]:
+        """Do all of them at the same time."""
         stdin, stdout = self._server.stdin, self._server.stdout
         assert stdin is not None
         assert stdout is not None
-        stdin.write(json.dumps(vars(replace(asked, **changes))) + "\n")
+        stdin.write(json.dumps([vars(one) for one in asked]) + "\n")
         stdin.flush()
-        return Done(**json.loads(stdout.readline()))
+        return [Done(**done) for done in json.loads(stdout.readline())]
 
     def close(self) -> None:
         """End the server."""
@@ -153,14 +158,15 @@ class Runs:
 
 def _run(asked: Asked, log: Any) -> int:
     from rerank_cli.errors import RerankError
-    from rerank_cli.formats.shapes import Selection
+    from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job import Watcher, run_job
     from rerank_cli.job_options import JobOptions
     from rerank_cli.output_names import Names
     from rerank_cli.pipeline import ErrorLimit
+    from rerank_cli.profiles import ProfileRequest
 
     fields = {"model": str(TINY_CHECKPOINT), "checkpoint_every": 0.0, **asked.options}
-    made = {"selection": Selection, "error_limit": ErrorLimit}
+    made = {"selection": Selection, "error_limit": ErrorLimit, "fields": FieldNames, "request": ProfileRequest}
     fields |= {name: make(**fields[name]) for name, make in made.items() if name in fields}
     for name in ("metrics", "shard"):
         if fields.get(name) is not None:
@@ -182,7 +188,8 @@ def _child(asked: Asked, path: Path) -> None:
     code = 1
     with path.open("w") as log:
         os.dup2(log.fileno(), 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # before the run listens, and behind it
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
         try:
             code = _run(asked, log)
         finally:
@@ -195,6 +202,23 @@ def _child(asked: Asked, path: Path) -> None:
             os._exit(code)
 
 
+def _started(asked: Asked, log: Path) -> Callable[[], dict[str, Any]]:
+    """Start a run; returns what waits for its end."""
+    began = time.monotonic()
+    child = os.fork()
+    if not child:
+        _child(asked, log)
+
+    def wait() -> dict[str, Any]:
+        if asked.after is not None:
+            time.sleep(asked.after)
+            os.kill(child, asked.signal)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return {"code": code, "said": log.read_text(errors="replace"), "seconds": time.monotonic() - began}
+
+    return wait
+
+
 def _serve() -> None:
     import ir_measures  # noqa: F401
 
@@ -202,23 +226,12 @@ def _serve() -> None:
     import rerank_cli.job  # noqa: F401
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # two threads would wait for each other on a busy machine
-    log = Path(f"/dev/shm/rerank-cli-torture-{os.getpid()}")
-    try:
+    with tempfile.TemporaryDirectory(prefix="rerank-cli-torture-", dir="/dev/shm") as folder:
         for line in sys.stdin:
-            asked = Asked(**json.loads(line))
-            began = time.monotonic()
-            child = os.fork()
-            if not child:
-                _child(asked, log)
-            if asked.after is not None:
-                time.sleep(asked.after)
-                os.kill(child, asked.signal)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            done = {"code": code, "said": log.read_text(errors="replace"), "seconds": time.monotonic() - began}
-            sys.stdout.write(json.dumps(done) + "\n")
+            asked = [Asked(**fields) for fields in json.loads(line)]
+            waiting = [_started(one, Path(folder, str(place))) for place, one in enumerate(asked)]
+            sys.stdout.write(json.dumps([wait() for wait in waiting]) + "\n")
             sys.stdout.flush()
-    finally:
-        log.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 
 from rerank_cli.engine.stages import run_ahead
+from rerank_cli.errors import StoppedError
 
 
 class Source:
@@ -116,3 +117,19 @@ def test_stages_can_follow_each_other() -> None:
     first = run_ahead(Source(end=20).items(), name="first")
     second = run_ahead((item * 2 for item in first), name="second")
     assert list(second) == list(range(0, 40, 2))
+
+
+def test_who_waits_for_a_slow_source_is_asked_whether_to_go_on() -> None:
+    release = threading.Event()
+
+    def slow() -> Iterator[int]:
+        release.wait()
+        yield 1
+
+    def check() -> None:
+        raise StoppedError("enough", exit_code=9)
+
+    items = run_ahead(slow(), name="slow", check=check)
+    with pytest.raises(StoppedError):
+        next(items)
+    release.set()

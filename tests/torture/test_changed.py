@@ -1,0 +1,139 @@
+"""Between a kill and the next run something is changed: the next run refuses with exit code 8 and says what."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import TINY_CHECKPOINT, write_lines
+from tests.torture.conftest import outputs
+from tests.torture.runs import Asked, Runs
+
+LINES = [json.dumps({"id": n, "query": "two roads", "passage": f"a yellow wood {n}"}) for n in range(200)]
+
+
+def rewrite(change: Callable[[list[str]], None]) -> Callable[[Path], None]:
+    """A change of the input's lines."""
+
+    def apply(folder: Path) -> None:
+        lines = [*LINES]
+        change(lines)
+        (folder / "in.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    return apply
+
+
+def edit_behind_the_same_time(folder: Path) -> None:
+    path = folder / "in.jsonl"
+    found = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"wood 150", b"wool 150"))
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def flip(name: str, place: int = -1) -> Callable[[Path], None]:
+    """Another byte in a file of the model."""
+
+    def apply(folder: Path) -> None:
+        data = bytearray((folder / "model" / name).read_bytes())
+        data[place] ^= 1
+        (folder / "model" / name).write_bytes(data)
+
+    return apply
+
+
+def add_space(name: str) -> Callable[[Path], None]:
+    """A file of the model that says the same in other bytes."""
+
+    def apply(folder: Path) -> None:
+        with (folder / "model" / name).open("a") as stream:
+            stream.write(" ")
+
+    return apply
+
+
+FILES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "row inserted": (rewrite(lambda lines: lines.insert(7, LINES[0])), "input 1"),
+    "row removed": (rewrite(lambda lines: lines.pop()), "input 1"),
+    "row edited": (rewrite(lambda lines: lines.__setitem__(3, LINES[3].replace("wood", "wool"))), "input 1"),
+    "rows swapped": (rewrite(lambda lines: lines.reverse()), "input 1"),
+    "edited, with the size and time of before": (edit_behind_the_same_time, "content was another"),
+    "weights": (flip("model.safetensors"), "model file `model.safetensors`"),
+    "tokenizer": (add_space("tokenizer.json"), "model file `tokenizer.json`"),
+    "tokenizer's settings": (add_space("tokenizer_config.json"), "model file `tokenizer_config.json`"),
+    "configuration": (add_space("config.json"), "model file `config.json`"),
+    "file of the model gone": (lambda folder: (folder / "model" / "special_tokens_map.json").unlink(), "was there"),
+}
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "prob": ({"selection": {"prob": True}}, "`options.selection.prob` was False, is True"),
+    "threshold": ({"selection": {"threshold": 0.5}}, "`options.selection.threshold`"),
+    "top-n": ({"selection": {"top_n": 3}}, "`options.selection.top_n` was None, is 3"),
+    "truncate": ({"truncate": "error"}, "`options.truncate` was 'end', is 'error'"),
+    "special tokens": ({"special_tokens": "allow"}, "`options.special_tokens`"),
+    "pool": ({"truncate": "chunk", "pool": "mean"}, "`options.pool` was 'max', is 'mean'"),
+    "max tokens": ({"request": {"max_tokens": 64}}, "`options.request.max_tokens`"),
+    "token budget": ({"request": {"token_budget": 1000}}, "`options.request.token_budget`"),
+    "precision": ({"request": {"precision": "bf16"}}, "`options.request.precision`"),
+    "limit": ({"limit": 150}, "`options.limit`"),
+    "skip": ({"skip": 1}, "`options.skip`"),
+    "query": ({"query": "another"}, "`options.query`"),
+    "field": ({"fields": {"text": "passage"}}, "`options.fields.text`"),
+    "shard": ({"shard": [1, 2]}, "`options.shard`"),
+}
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, runs: Runs) -> Asked:
+    """A run that was killed after its first windows."""
+    write_lines(tmp_path / "in.jsonl", [line.encode() for line in LINES])
+    shutil.copytree(TINY_CHECKPOINT, tmp_path / "model")
+    options = {"pairs": True, "model": str(tmp_path / "model")}
+    asked = Asked((str(tmp_path / "in.jsonl"),), str(tmp_path / "out.jsonl"), options)
+    assert runs.run(asked, at=20).code == -9
+    assert (tmp_path / "out.jsonl.job" / "journal").read_bytes().count(b"\n") > 1
+    return asked
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_is_refused(tmp_path: Path, runs: Runs, stopped: Asked, name: str) -> None:
+    change, said = FILES[name]
+    change(tmp_path)
+    refused(runs, stopped, said)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_changed_option_is_refused(runs: Runs, stopped: Asked, name: str) -> None:
+    options, said = OPTIONS[name]
+    refused(runs, stopped, said, options={**stopped.options, **options})
+
+
+def refused(runs: Runs, asked: Asked, said: str, **changes: Any) -> None:
+    job = Path(f"{asked.output}.job")
+    before = outputs(job)
+    done = runs.run(asked, **changes)
+    assert done.code == 8, done.said
+    assert said in done.said
+    assert "--restart" in done.said
+    assert outputs(job) == {**before, "lock": outputs(job)["lock"]}
+    assert not Path(asked.output).exists()
+    restarted = runs.run(asked, options={**asked.options, **changes.get("options", {}), "restart": True})
+    assert restarted.code in (0, 5), restarted.said  # 5: a model that was damaged
+
+
+def test_what_does_not_change_bytes_does_not_matter(tmp_path: Path, runs: Runs, stopped: Asked) -> None:
+    (tmp_path / "in.jsonl").rename(tmp_path / "moved.jsonl")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    options = {
+        **stopped.options,
+        "model": str(tmp_path / "moved"),
+        "checkpoint_every": 60.0,
+        "error_limit": {"rows": 3},
+    }
+    done = runs.run(stopped, inputs=(str(tmp_path / "moved.jsonl"),), options=options)
+    assert done.code == 0, done.said
+    assert "goes on after" in done.said
