@@ -7,7 +7,7 @@ Title and text are joined by a blank and stripped, as BEIR's own rerankers join 
 unpacked into a temporary one first, because it cannot be read from its middle.
 
 The index is two sorted columns of 64 bits, digest of the id and offset of its line: 16 bytes an id, and about three
-times as much while it is made (10 million passages: 160 MB, then 480 MB). It is made anew in each run, at 1 to 3
+times as much while it is made (10 million passages: 160 MB, then 480 MB). It is made anew in each run, at 2 to 5
 microseconds a line, so that no file of it can be out of date. The digest only says where to look: the id that stands
 there is compared, so two ids with the same digest are no danger.
 """

@@ -101,7 +101,7 @@ class NimShape:
         if not isinstance(passage, Mapping):
             raise RowProblem("wrong-type", f"{where} is {type_in_words(passage)}, not an object with `text` or `image`")
         found = passage_of(passage, where, self.names, row)
-        if isinstance(found, ImagePassage) and not str(found.image.value).startswith("data:"):
+        if isinstance(found, ImagePassage) and str(found.image.value)[:5].lower() != "data:":
             raise RowProblem("bad-data-uri", f"{where}.image is not of the form `data:image/png;base64,...`")
         return found
 
