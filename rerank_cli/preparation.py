@@ -25,11 +25,11 @@ from rerank_cli.formats.inputs import (
     read_items,
     resolve_inputs,
 )
-from rerank_cli.formats.shapes import Item, PairShape, Shape, not_carried, written_as
+from rerank_cli.formats.shapes import Conversion, Item, PairShape, Shape, not_carried, written_as
 from rerank_cli.hardware import Machine, detect_machine
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.known_model import KnownModel, find_model, with_checkpoint
-from rerank_cli.output_names import output_kind, output_shape
+from rerank_cli.output_names import output_format, output_kind, output_shape
 from rerank_cli.quantisation import read_quantisation
 from rerank_cli.records import JsonRow, RowError
 from rerank_cli.run_plan import Plan, plan_model, plan_run
@@ -113,6 +113,8 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     plan = replace(plan, reasons=(*plan.reasons, *said))
     read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
+        if run := next((item.path for item in inputs if item.format == "trec"), None):
+            raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
         shape: Shape = PairShape(options.fields, query=options.query)
         items = read_items(inputs, shape, read)
     else:
@@ -125,15 +127,20 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
                 "probability",
                 hint="`--out-format list` writes the cosine",
             )
-        plan = replace(plan, warnings=(*plan.warnings, *_losses(shape, options)))
+        reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
+        losses = _losses(shape, inputs, options)
+        plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
     meter = Meter(inputs)
     return Prepared(checkpoint, plan, machine, encoder, inputs, shape, meter.count(items), meter, read)
 
 
-def _losses(shape: Shape, options: JobOptions) -> list[str]:
+def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:
     """What the output has no place for, in words."""
-    missing = not_carried(shape, options.selection)
-    return [f"the shape {shape.kind.name} has no place for: {', '.join(missing)}"] if missing else []
+    if missing := not_carried(shape, options.selection):
+        yield f"the shape {shape.kind.name} has no place for: {', '.join(missing)}"
+    tables = output_format(options.names) == "parquet" and any(item.format == "parquet" for item in inputs)
+    if tables and isinstance(shape, Conversion):
+        yield "columns come out as JSON has them: a time or a decimal number as text"
 
 
 def _image_reasons(encoder: TextEncoder) -> list[str]:

@@ -93,6 +93,7 @@ def test_the_image_beside_a_text_can_be_left_out_for_a_model_of_texts() -> None:
         ({"query": "text"}, "wrong-type", "field `query` is text, not an object with `text`"),
         ({"query": {}}, "wrong-type", "`query.text` is null, not text"),
         ({"query": {"text": 5}}, "wrong-type", "`query.text` is a number, not text"),
+        ({"query": {"text": "q", "image": PNG}}, "not-supported", "`query.image`: a query is text"),
         ({"query": None}, "missing-field", "field `query` is missing"),
         ({"passages": {"text": "a"}}, "wrong-type", "field `passages` is an object, not a list"),
         ({"passages": None}, "missing-field", "field `passages` is missing"),

@@ -3,8 +3,9 @@
     {"query": ..., "documents": [..., {"text": ...}], "top_n"?: 3, "return_documents"?: true, "max_tokens_per_doc"?: 9}
     {..., "results": [{"index": 0, "relevance_score": 0.97, "document"?: {"text": ...}}, ...], "usage": {...}}
 
-`relevance_score` is the sigmoid of the logit, in float64, whatever the model; the order is that of the logits, which
-still differ where their sigmoids have been rounded to the same number. `top_n` of 0 is all documents, as in vLLM.
+`relevance_score` is the sigmoid of the logit, in float64; the order is that of the logits, which still differ where
+their sigmoids have been rounded to the same number. An embedding model has no logit and is refused. `top_n` of 0 is all
+documents, as in vLLM.
 A document is a string, or an object with `text`, `image` or both. `truncation` of false makes a pair that is too long
 an error, as at Jina.
 `max_tokens_per_doc` counts tokens of the run's model; without it there is no limit but the model's (Cohere's own

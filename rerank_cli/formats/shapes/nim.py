@@ -84,6 +84,8 @@ class NimShape:
         query = required(row, "query", "query", "")
         if not isinstance(query, Mapping):
             raise RowProblem("wrong-type", f"field `query` is {type_in_words(query)}, not an object with `text`")
+        if query.get("image") is not None:
+            raise RowProblem("not-supported", "`query.image`: a query is text")
         truncate = row.fields.get("truncate") or "NONE"
         if truncate not in ("NONE", "END"):
             raise RowProblem("bad-value", f"`truncate` is {_shown(truncate)}, not `NONE` or `END`")
