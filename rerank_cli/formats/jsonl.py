@@ -101,21 +101,24 @@ def dump_row(fields: Mapping[str, Any]) -> bytes:
 
 
 def error_row(error: RowError) -> bytes:
-    """The line of the errors file: `raw` as text, or as `raw_base64` where it is not UTF-8."""
+    """The line of the errors file."""
+    return dump_row(error_fields(error))
+
+
+def error_fields(error: RowError) -> dict[str, Any]:
+    """What the errors file says of a row: `raw` as text, or as `raw_base64` where it is not UTF-8."""
     raw: dict[str, str]
     try:
         raw = {"raw": error.raw.decode()}
     except UnicodeDecodeError:
         raw = {"raw_base64": base64.b64encode(error.raw).decode()}
-    return dump_row(
-        {
-            "file": _writable(error.file),
-            "row": error.row,
-            "id": error.id,
-            "error": {"code": error.code, "message": _writable(error.message)},
-            **raw,
-        }
-    )
+    return {
+        "file": _writable(error.file),
+        "row": error.row,
+        "id": error.id,
+        "error": {"code": error.code, "message": _writable(error.message)},
+        **raw,
+    }
 
 
 class _LineError(Exception):

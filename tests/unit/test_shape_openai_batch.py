@@ -157,6 +157,11 @@ def test_a_line_that_is_not_json_has_no_custom_id() -> None:
     assert (line["custom_id"], line["row"], line["raw_base64"]) == (None, 3, "/3s=")
 
 
+def test_a_file_name_that_is_no_text_can_be_told() -> None:
+    line = json.loads(KIND.dump_error(RowError("a\udcff.jsonl", 3, None, "bad-json", "not JSON", b"{")))
+    assert line["file"] == "a\\udcff.jsonl"
+
+
 def test_a_custom_id_that_comes_back_is_an_error() -> None:
     first, second = read(RERANK, {**SCORE, "custom_id": "request-1"})
     assert isinstance(first, CandidateList)

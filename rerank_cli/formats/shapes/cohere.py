@@ -12,7 +12,7 @@ an error, as at Jina.
 default is 4096). What would change the scores and cannot be followed makes the request an error row; `model`, `user`
 and their like are not followed. Fields that the APIs do not know come back with the response.
 
-Texts: the API references of Cohere (v1 and v2), Jina and vLLM.
+Sources: the API references of Cohere (v1 and v2), Jina and vLLM.
 """
 
 from __future__ import annotations

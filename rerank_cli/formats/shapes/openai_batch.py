@@ -10,7 +10,7 @@ same form with their status code, and beside it what every errors file has (`fil
 does. `/v1/score` is vLLM's: one text against one or many, or as many against each other, under each of the names that
 vLLM has for them; `score` is the sigmoid of the logit, and the data stand in the order of the input.
 
-Texts: OpenAI's Batch API reference; vLLM's documentation of its score and rerank APIs.
+Sources: OpenAI's Batch API reference; vLLM's documentation of its score and rerank APIs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.shapes import cohere
-from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, own_passage, row_error, type_in_words
+from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, own_passage, row_error, type_in_words, without
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.shape import (
     Exchange,
@@ -70,16 +70,15 @@ def _dump_error(error: RowError) -> bytes:
     """A line of the errors file: OpenAI's fields, then ours."""
     status = _STATUS.get(error.code, _BAD_REQUEST)
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    number = _number(f"{error.file}:{error.row}" if error.id is None else str(error.id))
-    told = {"message": error.message, "type": kind, "param": None, "code": error.code}
-    ours = jsonl.parse_row(jsonl.error_row(error), file=error.file, number=error.row)
-    assert not isinstance(ours, RowError), "our own line can be read"
+    ours = jsonl.error_fields(error)
+    number = _number(f"{ours['file']}:{error.row}" if error.id is None else str(error.id))
+    told = {"message": ours["error"]["message"], "type": kind, "param": None, "code": error.code}
     return jsonl.dump_row(
         {
             "id": f"batch_req_{number}",
             "custom_id": error.id,
             "response": {"status_code": status, "request_id": f"req_{number}", "body": {"error": told}},
-            **{name: value for name, value in ours.fields.items() if name != "id"},
+            **without(ours, "id"),
         }
     )
 
