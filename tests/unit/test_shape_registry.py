@@ -228,6 +228,12 @@ def test_flat_rows_can_come_out_as_a_list() -> None:
     }
 
 
+def test_a_field_of_the_users_own_is_not_lost_to_the_text_that_was_scored() -> None:
+    (row,) = objects("flat", "list", {"query": "q", "passage": "scored", "text": "not scored"})
+    assert row["passages"][0]["text"] == "scored"
+    assert row["passages"][0]["passage.text"] == "not scored"
+
+
 def test_pairs_with_different_queries_come_out_in_their_own_shape_only() -> None:
     line = {"custom_id": "o", "url": "/v1/score", "body": {"text_1": ["q", "r"], "text_2": ["a", "b"]}}
     (error,) = converted("openai-batch", "list", line)

@@ -173,9 +173,14 @@ def image_of(fields: Mapping[str, Any], names: FieldNames, row: Row, where: str 
 
 
 def own_passage(own: object, passage: Passage) -> dict[str, Any]:
-    """A passage as an object of its own fields, with what was scored as text in `text`."""
+    """A passage as an object of its own fields, with what was scored as text in `text`.
+
+    A field of its own that has this name and was not scored is `passage.text`.
+    """
     fields = dict(own) if isinstance(own, Mapping) else {}
     text = passage.text if isinstance(passage, ImagePassage) else passage
+    if fields.get("text", text) != text:
+        fields["passage.text"] = fields.pop("text")
     return fields if isinstance(passage, ImagePassage) and not text else {**fields, "text": text}
 
 

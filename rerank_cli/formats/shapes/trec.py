@@ -2,11 +2,12 @@
 
     q1 Q0 d7 1 12.5 bm25          in and out, a pair a line
 
-The given order of a query is that of trec_eval: by score, highest first, whatever the rank column says; equal scores in
-the order of the lines. The output's scores are logits with six decimals, made to fall strictly: where two logits are
-equal, or differ by less than the six decimals show, the lower rank gets the next lower number. trec_eval holds scores
-as 32-bit floats and orders equal ones by their ids, so "next lower" is the next number with six decimals that is lower
-as a 32-bit float too (at a logit of 20 that is 0.000002). So no evaluator can see another order than the run's own.
+The given order of a query is by score, highest first, whatever the rank column says; equal scores stay in the order of
+the lines, which may say more than their ids (by which trec_eval goes). The output's scores are logits with six
+decimals, made to fall strictly: where two logits are equal, or differ by less than the six decimals show, the lower
+rank gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their ids, so "next
+lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 that is 0.000002). So
+no evaluator can see another order than the run's own.
 """
 
 from __future__ import annotations
