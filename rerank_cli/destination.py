@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from rerank_cli.commit import Files, Job, Terms, WorkFile, naming, place_file, remove_file, sha256_of, write_whole
 from rerank_cli.errors import OutputError
@@ -30,6 +30,8 @@ from rerank_cli.stop import Stop
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_BUFFER_BYTES = 2**20
 
 
 class Destination(Protocol):
@@ -180,7 +182,8 @@ class FileDestination:
             file = WorkFile(self._files, self.path(name))
             try:
                 file.cut(0)
-                yield cast("BinaryIO", _Appending(file))
+                with io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream:  # Parquet comes in small pieces
+                    yield stream
                 file.sync()
             finally:
                 file.close()

@@ -38,7 +38,7 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
         limits.append(int(declared))
     if "max_position_embeddings" in checkpoint.config:
         offset = 0
-        if checkpoint.config.get("model_type") in _OFFSET_POSITIONS:
+        if str(checkpoint.config.get("model_type")) in _OFFSET_POSITIONS:
             offset = checkpoint.integer("pad_token_id", 1) + 1
         limits.append(checkpoint.integer("max_position_embeddings") - offset)
     positive = [limit for limit in limits if limit > 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,9 @@ from rerank_cli.stop import Stop
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
+LONG = os.environ.get("RERANK_TORTURE") == "long"
+settings.register_profile("long", parent=settings.get_profile("untimed"), max_examples=10_000)
+settings.load_profile("long" if LONG else "untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

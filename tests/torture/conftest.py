@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tests.conftest import write_lines
 from tests.torture.runs import Runs, serving
 
 TEXT = "two roads diverged in a yellow wood and sorry i could not travel both"
-LONG = os.environ.get("RERANK_TORTURE") == "long"
+EMBEDDER = Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint"
 
 
 @pytest.fixture(scope="module")  # not longer: other tests look whether this process has children

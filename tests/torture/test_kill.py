@@ -7,37 +7,61 @@ from typing import Any
 
 import pytest
 
-from tests.torture.conftest import LONG, outputs
+from tests.conftest import LONG
+from tests.torture.conftest import EMBEDDER, outputs
 from tests.torture.runs import Asked, Runs
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "jsonl": ("out.jsonl", {"pairs": True}),
-    "gzip": ("out.jsonl.gz", {"pairs": True}),
-    "parquet": ("out.parquet", {"pairs": True}),
-    "best": ("out.jsonl", {"pairs": True, "selection": {"top_n": 7}}),
+    "jsonl": ("out.jsonl", {}),
+    "gzip": ("out.jsonl.gz", {}),
+    "parquet": ("out.parquet", {}),
+    "best": ("out.jsonl", {"selection": {"top_n": 7}}),
+    "vectors": ("out.jsonl", {"model": str(EMBEDDER), "names": {"embeddings": "vectors.parquet"}}),
 }
-STEP = 1 if LONG else 17  # every how many calls one meets the fault
+FAULTS = ("before", "half", "after", "ENOSPC", "EIO", "EINTR")
+CASES = [(way, fault) for way in WAYS for fault in FAULTS if LONG or way == "jsonl" or fault in ("half", "EIO")]
+OLD = b"what an earlier run has left"
 
 
-@pytest.mark.parametrize("fault", ["before", "half", "ENOSPC"])
-@pytest.mark.parametrize("way", WAYS)
+def asked_in(folder: Path, pairs: str, way: str, *, old: bool) -> Asked:
+    """A run in a folder. old: the output is there already, and may be replaced."""
+    name, options = WAYS[way]
+    folder.mkdir()
+    if old:
+        (folder / name).write_bytes(OLD)
+    options = {**options, "pairs": True, "overwrite": old}
+    if names := options.get("names"):
+        options["names"] = {kind: str(folder / path) for kind, path in names.items()}
+    return Asked((pairs,), str(folder / name), options)
+
+
+@pytest.mark.parametrize(("way", "fault"), CASES)
 def test_a_run_hindered_at_any_call_is_finished_by_the_next_one(
     tmp_path: Path, runs: Runs, pairs: str, way: str, fault: str
 ) -> None:
-    name, options = WAYS[way]
-    (tmp_path / "whole").mkdir()
+    name = WAYS[way][0]
     count = tmp_path / "count"
-    whole = Asked((pairs,), str(tmp_path / "whole" / name), options, at=10**9, count_file=str(count))
-    assert runs.run(whole).code == 3
+    whole = asked_in(tmp_path / "whole", pairs, way, old=False)
+    assert runs.run(whole, at=10**9, count_file=str(count)).code == 3
     wanted = outputs(tmp_path / "whole")
-    for at in range(1 + len(fault) % STEP, int(count.read_text()) + 1, STEP):
+    calls = int(count.read_text())
+    step = 1 if LONG else calls // 3
+    for at in range(1 + 7 * CASES.index((way, fault)) % step, calls + 1, step):
         folder = tmp_path / str(at)
-        folder.mkdir()
-        asked = Asked((pairs,), str(folder / name), options)
+        asked = asked_in(folder, pairs, way, old=at % 2 == 0)
         first = runs.run(asked, at=at, fault=fault)
-        assert first.code in ((0, 3, 4) if fault == "ENOSPC" else (-9,)), first.said
+        assert first.code in ((0, 3, 4) if fault.isupper() else (-9,)), first.said
         if (folder / name).exists():
-            assert (folder / name).read_bytes() == wanted[name]
+            assert (folder / name).read_bytes() in (wanted[name], OLD)
         again = runs.run(asked)
         assert again.code in (0, 3), again.said
         assert outputs(folder) == wanted, f"{fault} at call {at}"
+
+
+def test_the_same_run_gives_the_same_bytes_again(tmp_path: Path, runs: Runs, pairs: str) -> None:
+    found = set()
+    for number in range(20 if LONG else 3):
+        asked = asked_in(tmp_path / str(number), pairs, "gzip", old=False)
+        assert runs.run(asked).code == 3
+        found.add(tuple(sorted(outputs(tmp_path / str(number)).items())))
+    assert len(found) == 1

@@ -11,7 +11,8 @@ import pytest
 from rerank_cli.commit import Files
 from rerank_cli.commit.lock import take_lock
 from rerank_cli.errors import LockedError
-from tests.torture.conftest import LONG, outputs
+from tests.conftest import LONG
+from tests.torture.conftest import outputs
 from tests.torture.runs import Asked, Runs
 
 

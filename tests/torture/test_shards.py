@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import write_table
-from tests.torture.conftest import LONG
+from tests.conftest import LONG, write_table
 from tests.torture.runs import Asked, Runs
 
 SHARDS = range(1, 9) if LONG else (1, 3, 8)

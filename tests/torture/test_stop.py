@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_CHECKPOINT, write_lines
-from tests.torture.conftest import LONG, TEXT, outputs
+from tests.conftest import LONG, TINY_CHECKPOINT, write_lines
+from tests.torture.conftest import TEXT, outputs
 from tests.torture.runs import ROOT, Asked, Runs
 
 MOMENTS = 100 if LONG else 4
@@ -32,7 +32,7 @@ def program(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, **settings)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_signal_at_any_moment_costs_nothing(
     tmp_path: Path, runs: Runs, many: str, number: signal.Signals, code: int
 ) -> None:

@@ -27,7 +27,7 @@ from rerank_cli.pipeline import (
     select,
 )
 from rerank_cli.records import CandidateList, EncodedPair, Gap, RankedList, RowError, Window
-from tests.conftest import FakeEncoder, FakeEngine, json_rows, ranked_of, run_files, told, write_lines
+from tests.conftest import LONG, FakeEncoder, FakeEngine, json_rows, ranked_of, run_files, told, write_lines
 
 BAD = RowError("in.jsonl", 9, None, "bad-json", "not JSON", b"{")
 
@@ -446,7 +446,9 @@ def run_mixed(
     return done, [row["n"] for row in done.rows], [error["row"] for error in done.errors]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10_000 if LONG else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(lines_of(LIST_ROWS), st.integers(1, 6), st.sampled_from(["jsonl", "parquet"]))
 def test_every_row_of_lists_is_in_the_output_or_in_the_errors(
     tmp_path: Path, lines: list[Any], window_pairs: int, suffix: str
@@ -470,7 +472,9 @@ def test_every_row_of_lists_is_in_the_output_or_in_the_errors(
         assert all(p["logit"] == len(set(p["text"].split()) & set(row["query"].split())) for p in row["passages"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10_000 if LONG else 60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(lines_of(FLAT_ROWS), st.integers(1, 6), st.sampled_from(["jsonl", "parquet"]))
 def test_every_flat_row_is_in_the_output_or_in_the_errors(
     tmp_path: Path, lines: list[Any], window_pairs: int, suffix: str
