@@ -121,6 +121,7 @@ def rerank_file(
     \b
     rerank-cli rerank-file samples/python-docs.jsonl -o out.jsonl
     rerank-cli rerank-file samples/python-docs-flat.parquet -o top5.parquet --top-n 5
+    rerank-cli rerank-file samples/nim.jsonl -o answers.jsonl
     zcat lists.jsonl.gz | rerank-cli rerank-file - -o - | head -3
     """
     prepare_process(online=online)
