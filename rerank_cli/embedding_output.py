@@ -46,7 +46,7 @@ class EmbeddedTexts:
         """Take the texts of a window that were not there before; a pair that has no score has no vectors."""
         if "texts" not in self._members:
             return
-        pairs = ((item.query, passage) for item in window.window.lists for passage in item.passages)
+        pairs = (pair for item in window.window.lists for pair in item.pairs)
         for pair, place in zip(pairs, window.places, strict=True):
             entry = window.encoded[place]
             if not isinstance(entry, tuple):

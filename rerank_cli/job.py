@@ -88,7 +88,7 @@ def run_job(
     watcher, stop, files = watcher or Watcher(), stop or Stop(), files or Files()
     with stop.listening(options.deadline):
         refuse_unusable(options)
-        inputs, known = resolve_inputs(options.inputs, options.in_format), find_known(options)
+        inputs, known = resolve_inputs(options.inputs, options.in_format, options.shape), find_known(options)
         names = options.names
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None

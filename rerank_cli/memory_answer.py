@@ -313,12 +313,7 @@ def _file_lengths(path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[s
 
     shape, items = open_lists(resolve_inputs([path]), FieldNames(), ReadOptions(), "auto")
     encoder = open_encoder(known.checkpoint, max_tokens=known.max_tokens)
-    pairs = (
-        (item.query, passage)
-        for item in shape.group(items)
-        if isinstance(item, CandidateList)
-        for passage in item.passages
-    )
+    pairs = (pair for item in shape.group(items) if isinstance(item, CandidateList) for pair in item.pairs)
     lengths: list[int] = []
     unscorable = 0
     while some := list(islice(pairs, _PAIRS_AT_A_TIME)):

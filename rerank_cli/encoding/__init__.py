@@ -20,7 +20,7 @@ from rerank_cli.errors import UsageError
 from rerank_cli.families import family_of
 from rerank_cli.images import MAX_IMAGE_PIXELS, ImageReader
 from rerank_cli.max_tokens import model_max_tokens
-from rerank_cli.records import Passage
+from rerank_cli.records import NO_LIMITS, Limits, Passage
 
 __all__ = [
     "EmbeddingEncoder",
@@ -50,8 +50,8 @@ class TextEncoder(Protocol):
     def template(self) -> str:
         """What is put around a query and a passage, with `{query}` and `{passage}` in their places."""
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
-        """The token ids of each (query, passage), in order."""
+    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
+        """The token ids of each (query, passage), in order; limits: what their request says of them."""
 
 
 @runtime_checkable
@@ -66,8 +66,8 @@ class ReadsImages(Protocol):
     def reason(self) -> str:
         """What said so."""
 
-    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
-        """The token ids, and tiles, of each (query, passage), in order."""
+    def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
+        """The token ids, and tiles, of each (query, passage), in order; limits: what their request says of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Truncation
 from rerank_cli.encoding.prompt import IMAGE, Part, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision import VisionEncoder, VisionPrompts
 from rerank_cli.errors import ModelError
-from rerank_cli.records import EncodedPair, Passage
+from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Passage
 
 
 def embedding_prompts(prefix: str) -> VisionPrompts:
@@ -79,12 +79,13 @@ class EmbeddingEncoder:
         """What said so."""
         return self._passages.reason
 
-    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
+    def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids, and tiles, of each (query, passage), in order; each distinct one is encoded once."""
         queries = list(dict.fromkeys(query for query, _ in pairs))
         passages = list(dict.fromkeys(passage for _, passage in pairs))
         query_ids = dict(zip(queries, self._queries.encode([("", query) for query in queries]), strict=True))
-        passage_ids = dict(zip(passages, self._passages.encode([("", passage) for passage in passages]), strict=True))
+        found = self._passages.encode([("", passage) for passage in passages], limits)
+        passage_ids = dict(zip(passages, found, strict=True))
         return [self._join(query_ids[query], passage_ids[passage]) for query, passage in pairs]
 
     def _join(self, query: Encoded, passage: Encoded) -> Encoded:

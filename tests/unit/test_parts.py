@@ -32,7 +32,7 @@ class PictureEncoder:
     def __init__(self) -> None:
         self.calls: list[list[str | bytes]] = []
 
-    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
+    def encode(self, pairs: Sequence[tuple[str, Passage]], limits: object = None) -> list[Encoded]:
         tiles: dict[ImageSource, Tiles] = {}
         found: list[Encoded] = []
         for query, passage in pairs:
