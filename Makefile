@@ -38,6 +38,8 @@ check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
 torture: $(VENV)/installed-dev  ## runs that are killed and hindered at every call; takes many minutes
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_pipeline.py tests/unit/test_checkpoint.py tests/unit/test_jsonl.py
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_commit.py --cov=rerank_cli.commit --cov-branch --cov-fail-under=100
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/cli/test_hostile.py
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
