@@ -1,10 +1,12 @@
 """Does a model of the published size load without a second copy, and score its longest pairs? Random weights.
 
-    python -m benchmarks.full_size [--pairs 1] [--tokens 8192] [--precision bf16] [--fp8] [--folder DIR]
+    python -m benchmarks.full_size [--pages] [--pairs 1] [--tokens 8192] [--precision bf16] [--fp8] [--folder DIR]
 
 The checkpoint has the shape of llama-nemotron-rerank-1b-v2 (16 layers, 2,048 and 8,192 wide, 32 and 8 heads, 128,256
-tokens; 1.24 G parameters, 2.47 GB in bf16) and is written in pieces, so that writing it needs no memory to speak of.
-Only ids matter, so its tokenizer is the tiny one of a test checkpoint. A process of its own scores, as a user would.
+tokens; 1.24 G parameters, 2.47 GB in bf16), with `--pages` that of llama-nemotron-rerank-vl-1b-v2 (the same language
+model with 128,266 tokens, and a SigLIP 2 tower; 1.68 G, 3.36 GB). It is written in pieces, so that writing it needs no
+memory to speak of. Only ids matter, so its tokenizer is the tiny one of a test checkpoint. A process of its own scores
+the longest texts, as a user would, and with `--pages` another one as many times a page image of seven tiles.
 
 The limit on its peak of resident memory is 1.15 times the weights as they are held, and 600 MiB.
 """
@@ -28,7 +30,10 @@ import torch
 
 from benchmarks.material import machine
 
-TINY = Path(__file__).parents[1] / "tests" / "parity" / "llama-rerank-open" / "checkpoint"
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "parity" / "llama-rerank-open" / "checkpoint"
+TINY_PAGES = ROOT / "tests" / "parity" / "nemotron-vl-rerank-open" / "checkpoint"
+PAGE = "pages/notice.png"  # of samples/
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 16, 2048, 8192, 32, 8, 128_256
 CONFIG = {
     "architectures": ["LlamaBidirectionalForSequenceClassification"],
@@ -54,6 +59,17 @@ CONFIG = {
     "pooling": "avg",
     "temperature": 1.0,
 }
+PAGES_VOCABULARY = 128_266  # 10 added tokens; so many make the published number of parameters
+TOWER_LAYERS, TOWER_HIDDEN, TOWER_INTERMEDIATE, TOWER_HEADS, PATCH, TILE = 27, 1152, 4304, 16, 16, 512
+TOWER = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": TOWER_HIDDEN,
+    "intermediate_size": TOWER_INTERMEDIATE,
+    "num_hidden_layers": TOWER_LAYERS,
+    "num_attention_heads": TOWER_HEADS,
+    "image_size": TILE,
+    "patch_size": PATCH,
+}
 FP8 = {"quant_method": "modelopt", "quant_algo": "FP8"}
 _PIECE = 2**22  # weights that are made and written at a time
 _BYTES = {"BF16": 2, "F8_E4M3": 1, "F32": 4}
@@ -74,8 +90,50 @@ class Stored:
         return prod(self.shape) * _BYTES[self.dtype]
 
 
-def tensors(*, fp8: bool) -> Iterator[Stored]:
-    """The tensors of the published shape, in the order of the file."""
+def tensors(*, fp8: bool, pages: bool = False) -> Iterator[Stored]:
+    """The tensors of the published shape."""
+    if pages:
+        yield from _tower("model.vision_model.vision_model")
+        wide = 4 * TOWER_HIDDEN  # 2 x 2 patches
+        yield from _layer("model.mlp1.0", wide)
+        yield from _layer("model.mlp1.1", HIDDEN, wide)
+        yield from _layer("model.mlp1.3", HIDDEN, HIDDEN)
+        yield from _language("model.language_model", PAGES_VOCABULARY, fp8=fp8)
+    else:
+        yield from _language("model", VOCABULARY, fp8=fp8)
+    yield Stored("score.weight", "BF16", (1, HIDDEN))
+
+
+def _tower(prefix: str) -> Iterator[Stored]:
+    """SigLIP, its unused head included."""
+    yield Stored(f"{prefix}.embeddings.patch_embedding.weight", "BF16", (TOWER_HIDDEN, 3, PATCH, PATCH))
+    yield Stored(f"{prefix}.embeddings.patch_embedding.bias", "BF16", (TOWER_HIDDEN,))
+    yield Stored(f"{prefix}.embeddings.position_embedding.weight", "BF16", ((TILE // PATCH) ** 2, TOWER_HIDDEN))
+    for number in range(TOWER_LAYERS):
+        name = f"{prefix}.encoder.layers.{number}"
+        for norm in ("layer_norm1", "layer_norm2"):
+            yield from _layer(f"{name}.{norm}", TOWER_HIDDEN)
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            yield from _layer(f"{name}.self_attn.{part}", TOWER_HIDDEN, TOWER_HIDDEN)
+        yield from _layer(f"{name}.mlp.fc1", TOWER_INTERMEDIATE, TOWER_HIDDEN)
+        yield from _layer(f"{name}.mlp.fc2", TOWER_HIDDEN, TOWER_INTERMEDIATE)
+    yield from _layer(f"{prefix}.post_layernorm", TOWER_HIDDEN)
+    yield Stored(f"{prefix}.head.probe", "BF16", (1, 1, TOWER_HIDDEN))
+    yield Stored(f"{prefix}.head.attention.in_proj_weight", "BF16", (3 * TOWER_HIDDEN, TOWER_HIDDEN))
+    yield Stored(f"{prefix}.head.attention.in_proj_bias", "BF16", (3 * TOWER_HIDDEN,))
+    yield from _layer(f"{prefix}.head.attention.out_proj", TOWER_HIDDEN, TOWER_HIDDEN)
+    yield from _layer(f"{prefix}.head.layernorm", TOWER_HIDDEN)
+    yield from _layer(f"{prefix}.head.mlp.fc1", TOWER_INTERMEDIATE, TOWER_HIDDEN)
+    yield from _layer(f"{prefix}.head.mlp.fc2", TOWER_HIDDEN, TOWER_INTERMEDIATE)
+
+
+def _layer(name: str, outputs: int, *inputs: int) -> Iterator[Stored]:
+    """A linear layer, or a norm where there are no inputs, with its bias."""
+    yield Stored(f"{name}.weight", "BF16", (outputs, *inputs))
+    yield Stored(f"{name}.bias", "BF16", (outputs,))
+
+
+def _language(prefix: str, vocabulary: int, *, fp8: bool) -> Iterator[Stored]:
     heads, kv = HIDDEN, HIDDEN * KV_HEADS // HEADS
     linears = {
         "self_attn.q_proj": (heads, HIDDEN),
@@ -86,9 +144,9 @@ def tensors(*, fp8: bool) -> Iterator[Stored]:
         "mlp.up_proj": (INTERMEDIATE, HIDDEN),
         "mlp.down_proj": (HIDDEN, INTERMEDIATE),
     }
-    yield Stored("model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN))
+    yield Stored(f"{prefix}.embed_tokens.weight", "BF16", (vocabulary, HIDDEN))
     for layer in range(LAYERS):
-        name = f"model.layers.{layer}"
+        name = f"{prefix}.layers.{layer}"
         for part, shape in linears.items():
             yield Stored(f"{name}.{part}.weight", "F8_E4M3" if fp8 else "BF16", shape)
             if fp8:
@@ -96,17 +154,22 @@ def tensors(*, fp8: bool) -> Iterator[Stored]:
                 yield Stored(f"{name}.{part}.input_scale", "F32", ())
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield Stored(f"{name}.{norm}.weight", "BF16", (HIDDEN,))
-    yield Stored("model.norm.weight", "BF16", (HIDDEN,))
-    yield Stored("score.weight", "BF16", (1, HIDDEN))
+    yield Stored(f"{prefix}.norm.weight", "BF16", (HIDDEN,))
 
 
-def write_checkpoint(folder: Path, *, fp8: bool = False) -> None:
+def write_checkpoint(folder: Path, *, fp8: bool = False, pages: bool = False) -> None:
     """Write config, tokenizer and random weights to `folder`."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copyfile(TINY / name, folder / name)
-    config = CONFIG | ({"quantization_config": FP8} if fp8 else {})
+    tiny = TINY_PAGES if pages else TINY
+    for path in tiny.glob("*.json"):
+        shutil.copyfile(path, folder / path.name)
+    config: dict[str, object] = dict(CONFIG)
+    if pages:  # what is not a size is as in the tiny checkpoint
+        config = json.loads((tiny / "config.json").read_text())
+        config |= {"llm_config": CONFIG | {"vocab_size": PAGES_VOCABULARY}, "vision_config": TOWER}
+    if fp8:
+        config["quantization_config"] = FP8
     (folder / "config.json").write_text(json.dumps(config))
-    stored = list(tensors(fp8=fp8))
+    stored = list(tensors(fp8=fp8, pages=pages))
     header, position = {}, 0
     for tensor in stored:
         offsets = [position, position + tensor.size_bytes]
@@ -135,7 +198,7 @@ def _values(tensor: Stored, random: torch.Tensor) -> bytes:
     elif tensor.dtype == "F8_E4M3":
         value = random.to(torch.float8_e4m3fn)
     elif len(tensor.shape) == 1:
-        value = torch.ones_like(random).bfloat16()
+        value = torch.full_like(random, not tensor.name.endswith("bias")).bfloat16()
     else:
         value = (0.02 * random).bfloat16()
     return value.view(torch.uint8).numpy().tobytes()
@@ -144,6 +207,7 @@ def _values(tensor: Stored, random: torch.Tensor) -> bytes:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", action="store_true", help="the page-image reranker")
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--precision", choices=_HELD, default="bf16")
@@ -154,35 +218,42 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         began = time.perf_counter()
-        write_checkpoint(folder, fp8=options.fp8)
+        write_checkpoint(folder, fp8=options.fp8, pages=options.pages)
         file_bytes = (folder / "model.safetensors").stat().st_size
         print(f"checkpoint of {file_bytes / 1e9:.2f} GB written in {time.perf_counter() - began:.0f} s", flush=True)
-        report = _score(folder, options)
-    weights = report["model"]["parameters"] * _HELD[options.precision]
-    limit = 1.15 * weights + 600 * 2**20
-    peak, seconds = report["peak_rss_bytes"], report["seconds"]["compute"]
-    print(
-        f"{report['counts']['pairs']} pairs, {report['counts']['tokens']:,} tokens in {seconds:.0f} s "
-        f"({options.precision}; {report['plan']['kernels']})\n"
-        f"peak RSS {peak / 2**20:,.0f} MiB, weights {weights / 2**20:,.0f} MiB; limit {limit / 2**20:,.0f} MiB: "
-        f"{'within' if peak <= limit else 'EXCEEDED'}"
-    )
-    if peak > limit:
+        words = " ".join(f"word{number}" for number in range(options.tokens))  # more tokens than words
+        passages = [{"passage": words}, *[{"passage": "", "image": PAGE}] * options.pages]
+        within = [_score(folder, options, passage) for passage in passages]
+    if not all(within):
         raise SystemExit(1)
 
 
-def _score(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, object]]:
-    """The report of a process that scores pairs which fill the limit."""
+def _score(folder: Path, options: argparse.Namespace, passage: dict[str, str]) -> bool:
+    """Have a process score pairs with this passage, and print what it took; whether its memory is within the limit."""
     rows, out = folder / "rows.jsonl", folder / "out.jsonl"
-    words = " ".join(f"word{number}" for number in range(options.tokens))  # more tokens than words
     with rows.open("w") as file:
         for number in range(options.pairs):
-            file.write(json.dumps({"query": f"query {number}", "passage": words}) + "\n")
-    command = [sys.executable, "-m", "rerank_cli", "score", str(rows), "-o", str(out), "-q", "--model", str(folder)]
+            file.write(json.dumps({"query": f"query {number}", **passage}) + "\n")
+    command = [sys.executable, "-m", "rerank_cli", "score", str(rows), "-o", str(out), "-q", "--overwrite"]
     limits = ["--max-tokens", str(options.tokens), "--precision", options.precision]
-    subprocess.run([*command, *limits], check=True)
-    document: dict[str, dict[str, object]] = json.loads(Path(f"{out}.report.json").read_text())
-    return document
+    subprocess.run([*command, *limits, "--model", str(folder), "--image-root", str(ROOT / "samples")], check=True)
+    report = json.loads(Path(f"{out}.report.json").read_text())
+    counts, plan = report["counts"], report["plan"]
+    weights = report["model"]["parameters"] * _HELD[options.precision]
+    limit = 1.15 * weights + 600 * 2**20
+    peak, estimate = report["peak_rss_bytes"], plan["needed_bytes"]
+    print(
+        f"{counts['pairs']} pairs, {counts['tokens']:,} tokens, {counts['tiles']} tiles in "
+        f"{report['seconds']['compute']:.0f} s ({options.precision}; {plan['kernels']})\n"
+        f"peak RSS {_mib(peak)}, weights {_mib(weights)}; limit {_mib(limit)}: "
+        f"{'within' if peak <= limit else 'EXCEEDED'}; the plan's estimate {_mib(estimate) if estimate else 'none'}",
+        flush=True,
+    )
+    return bool(peak <= limit)
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 if __name__ == "__main__":

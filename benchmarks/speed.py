@@ -60,12 +60,13 @@ def main() -> None:
     options = parser.parse_args()
     threads = 1 if options.cpu_time else detect_cpu().cores
     clock = time.process_time if options.cpu_time else time.perf_counter
-    pairs = read_pairs(candidate_lists(options.collection), limit=options.pairs)
+    source = candidate_lists(options.collection)
+    pairs = read_pairs(source, limit=options.pairs)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = read_checkpoint(plain_checkpoint(Path(folder), layers=options.layers))
         with Peer(checkpoint.path, precision=options.precision, threads=threads) as peer:
             print(machine())
-            work = f"{len(pairs)} pairs of {options.collection}, {options.layers} layers"
+            work = f"{len(pairs)} pairs of {source.parent.name}/{source.name}, {options.layers} layers"
             print(f"{work}, {options.precision}, {threads} threads")
             ours = _ours(checkpoint, pairs, options.precision, threads, clock)
             some = pairs[:200]
@@ -149,12 +150,12 @@ def _utilisation(
     engine = LocalEngine(plan, checkpoint)
     seconds = _seconds(lambda: engine.score(encoded), clock)
     hidden, inner = checkpoint.integer("hidden_size"), checkpoint.integer("intermediate_size")
-    layers = checkpoint.integer("num_hidden_layers")
+    layers, heads = checkpoint.integer("num_hidden_layers"), checkpoint.integer("num_attention_heads")
     lengths = [len(pair.input_ids) for pair in encoded]
     every_layer = 2 * (4 * hidden**2 + 2 * hidden * inner)
     operations = sum(
         (layers - 1) * (every_layer * length + 4 * hidden * length**2)  # all but the last layer
-        + 2 * 3 * hidden**2 * length  # the last layer's projections; the rest of it is for one token a pair
+        + 4 * heads * hidden * length  # the last layer's scores and means; the rest of it is for one token a pair
         for length in lengths
     )
     ceiling = _matrix_product_speed(hidden, inner, precision, clock)

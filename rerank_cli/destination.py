@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from rerank_cli.commit import Files, Job, Terms, WorkFile, naming, place_file, remove_file, sha256_of, write_whole
 from rerank_cli.errors import OutputError
-from rerank_cli.formats import jsonl
 from rerank_cli.formats.compression import compressed
 from rerank_cli.formats.inputs import Input
 from rerank_cli.formats.shapes import Selection, Shape
@@ -107,13 +106,14 @@ def open_destination(
 class ErrorRows:
     """Bad rows as lines of a stream. written: whether there are any."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, shape: Shape) -> None:
         self._stream = stream
+        self._dump = shape.kind.dump_error
         self.written = False
 
     def write(self, error: RowError) -> None:
         """Append one row."""
-        self._stream.write(jsonl.error_row(error))
+        self._stream.write(self._dump(error))
         self.written = True
 
 
@@ -158,7 +158,7 @@ class FileDestination:
             self.notes, self.completed = self._job.notes, self._job.completed
             if self.completed is None:
                 self._open_sink()
-                self.errors = ErrorRows(self._bad)
+                self.errors = ErrorRows(self._bad, self._shape)
             self._stack = stack.pop_all()
         return self
 
@@ -259,6 +259,7 @@ class StdoutDestination:
     def __init__(self, names: Names, shape: Shape, selection: Selection, *, files: Files) -> None:
         self._names = names
         self._files = files
+        self._shape = shape
         self.sink = JsonlSink(sys.stdout.buffer, shape, selection, flush=True)
         self.next_window = 0
         self.state: dict[str, Any] | None = None
@@ -271,7 +272,7 @@ class StdoutDestination:
         beside = Path(self._names.embeddings).parent if self._names.embeddings else None
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rerank-cli-", dir=beside)))
         self._bad = self._stack.enter_context(self.path("errors").open("wb"))
-        self.errors = ErrorRows(self._bad)
+        self.errors = ErrorRows(self._bad, self._shape)
         return self
 
     def __exit__(

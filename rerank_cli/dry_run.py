@@ -60,7 +60,7 @@ def dry_run(options: JobOptions) -> DryRun:
         counts.blank += window.blank
         counts.lists += len(window.lists)
         counts.pairs += sum(len(item.passages) for item in window.lists)
-        times = Counter((item.query, passage) for item in window.lists for passage in item.passages)
+        times = Counter((item.limits, *pair) for item in window.lists for pair in item.pairs)
         pairs = list(times)
         for part in encode_parts(window, prepared.encoder):
             counts.pairs_scored += len(part.encoded)

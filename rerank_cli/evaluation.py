@@ -2,7 +2,8 @@
 
 The measures are ir-measures' own (names as it spells them: `nDCG@10`, `RR@10`, `P@5`, ...); nothing is computed here
 but the two runs. A run needs a strictly falling score per query: the given order scores by place, the reranked one by
-rank, so that no measure's tie rule can change an order. Queries without judgements are counted and not averaged.
+rank, so that no measure's tie rule can change an order. Queries without judgements are counted and not averaged; a
+judged query whose list is empty counts with what the measure gives for nothing found, as it does in ir-measures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a p
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One measure, averaged over the judged queries. wins, losses: queries where reranking raised or lowered it."""
+    """One measure over the judged queries, aggregated as it says (mostly their mean).
+
+    wins, losses: queries where reranking raised or lowered it.
+    """
 
     metric: str
     given: float
@@ -53,6 +57,7 @@ class Evaluator:
         self._shape = shape
         self._given: list[Any] = []
         self._reranked: list[Any] = []
+        self._seen: set[str] = set()
         self._unjudged: set[str] = set()
         self._judged = {qrel.query_id for qrel in self._qrels}
         self.note: list[tuple[str, list[tuple[str, int, int]]]] = []
@@ -72,8 +77,7 @@ class Evaluator:
         import ir_measures
 
         for query, places in note:
-            if query not in self._judged:
-                self._unjudged.add(query)
+            (self._seen if query in self._judged else self._unjudged).add(query)
             for passage, index, rank in places:
                 self._given.append(ir_measures.ScoredDoc(query, passage, -float(index)))
                 self._reranked.append(ir_measures.ScoredDoc(query, passage, -float(rank)))
@@ -95,32 +99,37 @@ class Evaluator:
         """The measures of both orders over the queries that were judged and ranked."""
         import ir_measures
 
-        ranked_queries = {document.query_id for document in self._given}
-        qrels = [qrel for qrel in self._qrels if qrel.query_id in ranked_queries]
+        qrels = [qrel for qrel in self._qrels if qrel.query_id in self._seen]
         given = _by_query(ir_measures.iter_calc(self._measures, qrels, self._given)) if qrels else {}
         reranked = _by_query(ir_measures.iter_calc(self._measures, qrels, self._reranked)) if qrels else {}
         comparisons = []
-        for measure in map(str, self._measures):
-            pairs = [(given[key], reranked[key]) for key in given if key[0] == measure]
+        for measure in self._measures:
+            pairs = [(given[key], reranked[key]) for key in given if key[0] == str(measure)]
             comparisons.append(
                 Comparison(
-                    metric=measure,
-                    given=_mean([before for before, _ in pairs]),
-                    reranked=_mean([after for _, after in pairs]),
+                    metric=str(measure),
+                    given=_aggregated(measure, [before for before, _ in pairs]),
+                    reranked=_aggregated(measure, [after for _, after in pairs]),
                     wins=sum(1 for before, after in pairs if after > before),
                     losses=sum(1 for before, after in pairs if after < before),
                     ties=sum(1 for before, after in pairs if after == before),
                 )
             )
-        return Evaluation(metrics=tuple(comparisons), queries=len(ranked_queries), unjudged=len(self._unjudged))
+        return Evaluation(metrics=tuple(comparisons), queries=len(self._seen), unjudged=len(self._unjudged))
 
 
 def _by_query(values: Any) -> dict[tuple[str, str], float]:
     return {(str(value.measure), value.query_id): float(value.value) for value in values}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _aggregated(measure: Any, values: Sequence[float]) -> float:
+    """What ir-measures says of all queries together."""
+    if not values:
+        return 0.0
+    aggregator = measure.aggregator()
+    for value in values:
+        aggregator.add(value)
+    return float(aggregator.result())
 
 
 def _parse_measure(name: str) -> Any:

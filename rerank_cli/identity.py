@@ -23,11 +23,11 @@ from rerank_cli.formats.inputs import Input
 from rerank_cli.hardware import Machine, detect_cpu
 from rerank_cli.job_options import JobOptions
 from rerank_cli.known_model import KnownModel
-from rerank_cli.output_names import STDOUT, Names, output_format
+from rerank_cli.output_names import STDOUT, Names, output_format, output_shape
 from rerank_cli.run_plan import Plan
 
 _NOT_IN_THE_BYTES = {
-    "inputs", "names", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
     "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline",
 }  # fmt: skip
 # Words, an estimate, and what a run goes on with as it has begun.
@@ -46,7 +46,8 @@ def fingerprint_of(
     assert known.checkpoint is not None, "a run has a checkpoint"
     files = {f"model file `{path.name}`": path for path in known.checkpoint.files}
     files |= {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1)}
-    for name, path in {"qrels": options.qrels, "profiles": options.profiles_file}.items():
+    read = {"qrels": options.qrels, "profiles": options.profiles_file, **asdict(options.texts)}
+    for name, path in read.items():
         if path and Path(path).is_file():  # else reading it says what is wrong
             files[name] = Path(path)
     names, fields = options.names, asdict(options)
@@ -56,7 +57,11 @@ def fingerprint_of(
     facts = {
         "options": {name: value for name, value in fields.items() if name not in _NOT_IN_THE_BYTES},
         "input formats": [item.format for item in inputs],
-        "output format": [output_format(names), SUFFIXES.get(Path(names.output.lower()).suffix, "plain")],
+        "output format": [
+            output_format(names),
+            output_shape(names),
+            SUFFIXES.get(Path(names.output.lower()).suffix, "plain"),
+        ],
         "embeddings": names.embeddings is not None,
         "versions": versions | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
         "cpu": detect_cpu().name,

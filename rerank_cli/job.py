@@ -24,9 +24,9 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.commit import Files, Fingerprint, Job, Terms
 from rerank_cli.destination import Destination, FileDestination, open_destination
 from rerank_cli.embedding_output import EmbeddedTexts
-from rerank_cli.encoding import EMBEDDING_ARCHITECTURES
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation import Comparison, Evaluation, Evaluator
+from rerank_cli.families import family_of
 from rerank_cli.formats.inputs import can_be_reread, count_lines, resolve_inputs
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.formats.sinks import BestSink
@@ -88,7 +88,7 @@ def run_job(
     watcher, stop, files = watcher or Watcher(), stop or Stop(), files or Files()
     with stop.listening(options.deadline):
         refuse_unusable(options)
-        inputs, known = resolve_inputs(options.inputs, options.in_format), find_known(options)
+        inputs, known = resolve_inputs(options.inputs, options.in_format, options.shape), find_known(options)
         names = options.names
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
@@ -197,6 +197,8 @@ class _Work:
             if self._best:
                 self._counts.output_rows += self._best.finish()
                 self._counts.dropped += self._best.dropped
+            if self._texts:  # pairs share texts and images, and each was read once
+                self._counts.put(self._texts.state["work"])
             evaluation = self._evaluator.finish() if self._evaluator else None
             if self._texts and options.names.embeddings:
                 with destination.writing("embeddings") as file:
@@ -256,7 +258,7 @@ class _Work:
             "first_error": self._first_error,
             "threads": self._plan.threads,
             "token_budget": self._plan.token_budget,
-            "embedded": self._texts.counts if self._texts else None,
+            "embedded": self._texts.state if self._texts else None,
             "dropped": self._best.dropped if self._best else 0,
         }
         note: dict[str, Any] = {}
@@ -289,7 +291,10 @@ class _Work:
         document["continued"] = self._times_continued
         document["first_error"] = self._first_error
         if self._texts:
-            document["embedded"] = {**self._texts.counts, "dimensions": self._texts.dimensions}
+            read = self._texts.state
+            document["embedded"] = {
+                "texts": read["texts"], "tokens": read["work"]["tokens"], "dimensions": self._texts.dimensions
+            }  # fmt: skip
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)
         if fingerprint:
@@ -335,11 +340,11 @@ def _best_of_run(options: JobOptions, destination: Destination) -> BestSink | No
 
 def _members(options: JobOptions, checkpoint: Checkpoint, *, may_continue: bool) -> tuple[str, ...]:
     """What the windows of this run add to besides rows and errors."""
-    if checkpoint.architecture not in EMBEDDING_ARCHITECTURES:
+    if not family_of(checkpoint.architecture).embeds:
         return ()
     return ("vectors",) * may_continue + ("texts",) * (options.names.embeddings is not None)
 
 
 def _score_name(checkpoint: Checkpoint) -> str:
     """What the model's score is called in the output."""
-    return "cosine" if checkpoint.architecture in EMBEDDING_ARCHITECTURES else "logit"
+    return "cosine" if family_of(checkpoint.architecture).embeds else "logit"

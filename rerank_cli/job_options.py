@@ -9,7 +9,7 @@ from pathlib import Path
 from rerank_cli.encoding import ImageLimits, SpecialTokens, Truncation
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
-from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.output_names import Names
 from rerank_cli.pipeline import ErrorLimit, Pool
 from rerank_cli.profiles import ProfileRequest
@@ -29,6 +29,7 @@ class JobOptions:
     query: str | None = None
     in_format: str = "auto"
     shape: str = "auto"
+    texts: Texts = NO_TEXTS
     fields: FieldNames = field(default_factory=FieldNames)
     model: str | None = None
     revision: str | None = None
@@ -65,7 +66,7 @@ def refuse_unusable(options: JobOptions) -> None:
         raise UsageError(f"--threshold {threshold}: not a number to compare with")
     if options.shard and options.pairs and options.selection.top_n is not None:
         raise UsageError("--shard: the best rows of a part are not the best of the whole", hint="leave out --top-n")
-    if options.shard and not can_be_reread(resolve_inputs(options.inputs, options.in_format)):
+    if options.shard and not can_be_reread(resolve_inputs(options.inputs, options.in_format, options.shape)):
         raise UsageError("--shard: a pipe cannot be cut in parts", hint="give the name of a file")
     root = options.fields.image_root
     if root is not None and not Path(root).is_dir():

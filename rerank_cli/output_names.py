@@ -9,6 +9,7 @@ from pathlib import Path
 from rerank_cli.errors import OutputError, UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
 from rerank_cli.formats.inputs import FORMATS, STDIN, Input
+from rerank_cli.formats.shapes import SHAPES, Kind
 
 STDOUT = "-"
 
@@ -37,20 +38,48 @@ class Names:
 
 
 def output_format(names: Names) -> str:
-    """`jsonl` or `parquet`."""
-    if names.out_format not in ("auto", "jsonl", "parquet"):
-        raise UsageError(f"--out-format {names.out_format}: not known", hint="known are auto, jsonl, parquet")
-    if names.out_format != "auto":
+    """`parquet`, or `jsonl` for lines of any shape."""
+    if names.out_format not in ("auto", "jsonl", "parquet", *SHAPES):
+        known = ", ".join(("jsonl", "parquet", *SHAPES))
+        raise UsageError(f"--out-format {names.out_format}: not known", hint=f"known are auto, {known}")
+    if names.out_format in ("jsonl", "parquet"):
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
+    if found == "trec" or (found is None and names.out_format in SHAPES):
+        return "jsonl"
     if found == "parquet" and Path(names.output.lower()).suffix in SUFFIXES:
         raise UsageError(f"--output {names.output}: Parquet compresses itself", hint="end the name in .parquet")
     if found is None:
         raise UsageError(
             f"--output {names.output}: the suffix tells no format",
-            hint="end the name in .jsonl or .parquet, or pass `--out-format`",
+            hint="end the name in .jsonl or .parquet (.trec for a run), or pass `--out-format`",
         )
     return found
+
+
+def output_shape(names: Names) -> str | None:
+    """The shape that `names` ask for; None where they leave it to the input."""
+    if names.out_format in SHAPES:
+        return names.out_format
+    by_suffix = names.out_format == "auto" and FORMATS.get(text_suffix(names.output)) == "trec"
+    return "trec" if by_suffix else None
+
+
+def output_kind(names: Names, own: Kind) -> Kind:
+    """The shape that the rows of an input of shape `own` are written in: its own, where `names` ask for no other.
+
+    A run is written as lists in a file of JSON lines or Parquet.
+    """
+    wanted = output_shape(names)
+    kind = SHAPES[wanted] if wanted else own
+    if wanted is None and own.name == "trec" and (names.output != STDOUT or names.out_format != "auto"):
+        kind = SHAPES["list"]
+    if output_format(names) == "parquet" and not kind.tables:
+        raise UsageError(
+            f"--output {names.output}: rows of the shape {kind.name} are lines and no table",
+            hint="`--out-format list` writes another shape, or end the name in .jsonl",
+        )
+    return kind
 
 
 def refuse_parquet_pipe(names: Names) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.encoding import Encoded, EncodingProblem, ReadsImages
-from rerank_cli.records import ImagePassage, ImageSource, Passage, Window
+from rerank_cli.records import NO_LIMITS, ImagePassage, ImageSource, Limits, Passage, Window
 
 _PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower batches and text batches that are full
 
@@ -24,8 +24,8 @@ _PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower bat
 class Encoder(Protocol):
     """Texts to token ids; one that takes images too is a `ReadsImages`."""
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
-        """The token ids of each (query, passage), in order."""
+    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
+        """The token ids of each (query, passage), in order; limits: what their request says of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +65,41 @@ class ScoredPart:
 
 def encode_parts(window: Window, encoder: Encoder | ReadsImages) -> Iterator[EncodedPart]:
     """Token ids of the window's pairs, each distinct pair once; one part, or more where it has many images."""
-    pairs = [(item.query, passage) for item in window.lists for passage in item.passages]
-    distinct: dict[tuple[str, Passage], int] = {}
+    pairs = [(item.limits, *pair) for item in window.lists for pair in item.pairs]
+    distinct: dict[tuple[Limits, str, Passage], int] = {}
     places = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
     of_image: dict[ImageSource | None, list[int]] = {None: []}
-    for (_, passage), place in distinct.items():
+    for (_, _, passage), place in distinct.items():
         of_image.setdefault(passage.image if isinstance(passage, ImagePassage) else None, []).append(place)
     groups = [group for group in of_image.values() if group] or [[]]
     found = list(distinct)
     for start in range(0, len(groups), _PART_IMAGES):
         members = [place for group in groups[start : start + _PART_IMAGES] for place in group]
         last = start + _PART_IMAGES >= len(groups)
-        encoded = encode_pairs([found[place] for place in members], encoder)
+        encoded = _encode_by_limits([found[place] for place in members], encoder)
         yield EncodedPart(window, encoded, members, places if last else None)
 
 
-def encode_pairs(pairs: Sequence[tuple[str, Passage]], encoder: Encoder | ReadsImages) -> list[Encoded]:
+def _encode_by_limits(pairs: Sequence[tuple[Limits, str, Passage]], encoder: Encoder | ReadsImages) -> list[Encoded]:
+    """Token ids of pairs whose requests have limits of their own: those with the same limits at once."""
+    by_limits: dict[Limits, list[int]] = {}
+    for place, (limits, _, _) in enumerate(pairs):
+        by_limits.setdefault(limits, []).append(place)
+    encoded: dict[int, Encoded] = {}
+    for limits, places in by_limits.items():
+        entries = encode_pairs([pairs[place][1:] for place in places], encoder, limits)
+        encoded.update(zip(places, entries, strict=True))
+    return [encoded[place] for place in range(len(pairs))]
+
+
+def encode_pairs(
+    pairs: Sequence[tuple[str, Passage]], encoder: Encoder | ReadsImages, limits: Limits = NO_LIMITS
+) -> list[Encoded]:
     """An image that is given to a model of texts is a problem of its pair, also where there is a text beside it."""
     if isinstance(encoder, ReadsImages):
-        return encoder.encode(pairs)
+        return encoder.encode(pairs, limits)
     texts = [(query, passage) for query, passage in pairs if isinstance(passage, str)]
-    encoded = iter(encoder.encode(texts))
+    encoded = iter(encoder.encode(texts, limits))
     unread = EncodingProblem(
         "image-not-read", "the passage has an image, and the model reads text only (`--image-field none` leaves it out)"
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -104,11 +104,12 @@ class Counts:
     """What a run has done so far.
 
     rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored. output_rows:
-    rows written. pairs_scored: distinct pairs that a model saw. tokens: of these, after truncation. dropped: passages
-    that the user's selection left out. ties: neighbours in rank order with equal logits. images, tiles: what a vision
-    tower saw; image_tokens: of the tokens, those that stand for images; retiled: passages whose image was cut in fewer
-    tiles to fit. out_of_memory_splits: batches that did not fit and were cut. fp32_reruns: pairs (of an embedding model
-    texts) whose result was no number and that were computed again in fp32.
+    rows written. pairs_scored: distinct pairs that a model saw. tokens: what it read of these, after truncation; an
+    embedder reads what several pairs share once. dropped: passages that the user's selection left out. ties: neighbours
+    in rank order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that
+    stand for images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that
+    did not fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
+    computed again in fp32.
     """
 
     rows_in: int = 0
@@ -137,6 +138,11 @@ class Counts:
         """Count `more`, by name."""
         for name, number in more.items():
             setattr(self, name, getattr(self, name) + number)
+
+    def put(self, whole: Mapping[str, int]) -> None:
+        """Have these numbers, by name, in place of those that were counted."""
+        for name, number in whole.items():
+            setattr(self, name, number)
 
 
 @dataclass(slots=True)
@@ -265,7 +271,7 @@ class Run:
         selected = [select(item, self.selection) for item in ranked]
         began = time.perf_counter()
         self.counts.output_rows += self.sink.write(selected)
-        for error in [*encoded.window.errors, *errors]:
+        for error in _in_order([*encoded.window.errors, *errors]):
             self.on_error(error)
         self.timing.write += time.perf_counter() - began
         self._count(encoded, ranked, errors)
@@ -291,7 +297,7 @@ class Run:
         counts.pairs += len(encoded.places)
         counts.pairs_scored += len(encoded.encoded)
         counts.chunked += sum(1 for entry in encoded.encoded if isinstance(entry, tuple) and len(entry) > 1)
-        counts.empty_queries += sum(1 for item in window.lists if not item.query)
+        counts.empty_queries += sum(1 for item in window.lists if not all(item.queries or [item.query]))
         counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)
         for item in ranked:
             counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
@@ -316,7 +322,7 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
         elif isinstance(item, CandidateList):
             lists.append(item)
             pairs += sum(_IMAGE_WEIGHT if isinstance(passage, ImagePassage) else 1 for passage in item.passages)
-            size += len(item.query) + sum(map(_size, item.passages))
+            size += len(item.query) + sum(map(_size, item.passages)) + sum(map(len, item.queries))
         elif item is Gap.BLANK:
             blank += 1
         paused = item is Gap.IDLE and bool(lists or errors)
@@ -327,6 +333,11 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
             blank = pairs = size = 0
     if lists or errors or blank:
         yield close()
+
+
+def _in_order(errors: list[RowError]) -> list[RowError]:
+    """Bad rows in the order of their file, whenever each was found out; those of several files as they come."""
+    return sorted(errors, key=lambda error: error.row) if len({error.file for error in errors}) == 1 else errors
 
 
 def _size(passage: Passage) -> int:
@@ -399,21 +410,24 @@ def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
 def _rank(item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], scores: Sequence[float]) -> RankedList:
     """Best logit first, equal logits in input order."""
     ranking = []
+    read = 0
     for rank, index in enumerate(sorted(good, key=lambda index: (-scores[index], index)), start=1):
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"
         tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
+        read += sum(chunk.kept_tokens for chunk in chunks)
         block = chunks[0].block
         tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
         ranking.append(RankedPassage(rank, index, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles))
-    return RankedList(source=item, ranking=tuple(ranking))
+    return RankedList(source=item, ranking=tuple(ranking), tokens=read)
 
 
 def select(ranked: RankedList, selection: Selection) -> RankedList:
-    """What the user wants of a ranking; the ranks stay as they were given."""
+    """What the user and the request want of a ranking; the ranks stay as they were given."""
     least = -np.inf if selection.threshold is None else selection.threshold
     kept = (entry for entry in ranked.ranking if entry.logit >= least)
-    return RankedList(source=ranked.source, ranking=tuple(islice(kept, selection.top_n)))
+    wanted = [limit for limit in (selection.top_n, ranked.source.top_n) if limit is not None]
+    return replace(ranked, ranking=tuple(islice(kept, min(wanted, default=None))))
 
 
 def _shortest(logit: np.float32) -> float:

@@ -8,14 +8,13 @@ from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.encoding import (
-    EMBEDDING_ARCHITECTURES,
-    YES_NO_ARCHITECTURES,
     ReadsImages,
     TextEncoder,
     open_encoder,
     taken_for,
 )
 from rerank_cli.errors import UsageError
+from rerank_cli.families import family_of
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
@@ -25,10 +24,11 @@ from rerank_cli.formats.inputs import (
     read_items,
     resolve_inputs,
 )
-from rerank_cli.formats.shapes import Item, PairShape, Shape
+from rerank_cli.formats.shapes import Conversion, Item, PairShape, Shape, not_carried, written_as
 from rerank_cli.hardware import Machine, detect_machine
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.known_model import KnownModel, find_model, with_checkpoint
+from rerank_cli.output_names import output_format, output_kind, output_shape
 from rerank_cli.quantisation import read_quantisation
 from rerank_cli.records import JsonRow, RowError
 from rerank_cli.run_plan import Plan, plan_model, plan_run
@@ -74,7 +74,9 @@ class Meter:
 def prepare(options: JobOptions) -> Prepared:
     """Everything that can be known or refused before weights are loaded."""
     refuse_unusable(options)
-    return prepare_inputs(options, resolve_inputs(options.inputs, options.in_format), find_known(options))
+    return prepare_inputs(
+        options, resolve_inputs(options.inputs, options.in_format, options.shape), find_known(options)
+    )
 
 
 def find_known(options: JobOptions) -> KnownModel:
@@ -110,13 +112,34 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     plan = replace(plan, reasons=(*plan.reasons, *said))
     read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
+        if run := next((item.path for item in inputs if item.format == "trec"), None):
+            raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
         shape: Shape = PairShape(options.fields, query=options.query)
         items = read_items(inputs, shape, read)
     else:
-        shape, items = open_lists(inputs, options.fields, read, options.shape)
-        items = ordered_by_group(inputs, shape, items, read)
+        own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
+        items = ordered_by_group(inputs, own, items, read)
+        shape = written_as(own, output_kind(options.names, own.kind))
+        if shape.kind.sigmoids and family_of(checkpoint.architecture).embeds:
+            raise UsageError(
+                f"--out-format {shape.kind.name}: {checkpoint.name} gives a cosine, which is not the logit of a "
+                "probability",
+                hint="`--out-format list` writes the cosine",
+            )
+        reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
+        losses = _losses(shape, inputs, options)
+        plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
     meter = Meter(inputs)
     return Prepared(checkpoint, plan, machine, encoder, inputs, shape, meter.count(items), meter, read)
+
+
+def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:
+    """What the output has no place for, in words."""
+    if missing := not_carried(shape, options.selection):
+        yield f"the shape {shape.kind.name} has no place for: {', '.join(missing)}"
+    tables = output_format(options.names) == "parquet" and any(item.format == "parquet" for item in inputs)
+    if tables and isinstance(shape, Conversion):
+        yield "columns come out as JSON has them: a time or a decimal number as text"
 
 
 def _image_reasons(encoder: TextEncoder) -> list[str]:
@@ -132,17 +155,22 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     from rerank_cli.models import DTYPES
     from rerank_cli.models.linear import fp8_reason
 
-    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
-        yield "score cosine: the model embeds query and passage, each distinct text once"
-    if checkpoint.architecture in YES_NO_ARCHITECTURES:
+    family = family_of(checkpoint.architecture)
+    if family.embeds:
+        yield "score cosine: the model embeds query and passage, each distinct one once"
+    if family.answers:
         yield taken_for(checkpoint.architecture)
     if quantisation := read_quantisation(checkpoint):
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
 
 
 def _refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
-    """Options that mean nothing for this kind of model."""
-    embeds = checkpoint.architecture in EMBEDDING_ARCHITECTURES
+    """Options that mean nothing for this command or this kind of model."""
+    if options.pairs and (shape := output_shape(options.names)):
+        raise UsageError(
+            f"--out-format {shape}: `score` gives every row its score", hint="`rerank-file` writes other shapes"
+        )
+    embeds = family_of(checkpoint.architecture).embeds
     if options.selection.prob and embeds:
         raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
     if options.names.embeddings and not embeds:

@@ -3,8 +3,8 @@
     Row              one input row as it stands in a file                       formats/jsonl.py, parquet.py
     RowError         a row that cannot be scored, with the reason               anywhere a row is looked at
     Gap              a blank line, or a pause of a live input                   formats/jsonl.py
-    ImagePassage     a passage with an image, beside or in place of its text    formats/shapes.py
-    CandidateList    one query with its passages, and the rows they came from   formats/shapes.py
+    ImagePassage     a passage with an image, beside or in place of its text    formats/shapes/
+    CandidateList    one query with its passages, and the rows they came from   formats/shapes/
     Window           whole candidate lists that are scored together             pipeline.py
     EncodedPair      the token ids of one query-passage pair                    encoding/
     RankedPassage    place and logit of one passage                             pipeline.py
@@ -108,17 +108,41 @@ Passage = str | ImagePassage
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the pairs of one request may be, where it says so itself.
+
+    whole: a pair that is too long for the model is a problem and never cut, whatever `--truncate` says.
+    passage_tokens: the text of every passage is cut to so many.
+    """
+
+    whole: bool = False
+    passage_tokens: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class CandidateList:
     """One query with its passages.
 
     rows: the one row that held the whole list, or one row for each passage (flat shapes), in input order.
     id: the query's id if the input has one, for messages and evaluation.
+    limits, top_n: what the request asks for itself. queries: one for each passage, where they differ.
     """
 
     query: str
     passages: tuple[Passage, ...]
     rows: tuple[Row, ...]
     id: object = None
+    limits: Limits = NO_LIMITS
+    top_n: int | None = None
+    queries: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[str, Passage]]:
+        """(query, passage) of each passage."""
+        return list(zip(self.queries or [self.query] * len(self.passages), self.passages, strict=True))
 
     def row_of(self, index: int) -> Row:
         """The row that passage `index` came from."""
@@ -157,7 +181,8 @@ class ImageBlock:
     """The place of an image among the token ids of a pair.
 
     start: of its first token; length: of its tokens, each of which takes one vision vector. tiles: how many it has.
-    full_tiles: how many it would have in a pair without a limit. image: None once the pair is scored.
+    full_tiles: how many it would have in a pair without a limit. image: None once the pair is scored. digest: equal for
+    the same file in the same grid, and for nothing else, in all of a run.
     """
 
     start: int
@@ -165,6 +190,7 @@ class ImageBlock:
     tiles: int
     full_tiles: int
     image: Tiles | None
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +260,11 @@ class RankedPassage:
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
-    """The passages of one query in rank order; passages that the user's selection dropped are not in `ranking`."""
+    """The passages of one query in rank order; passages that the user's selection dropped are not in `ranking`.
+
+    tokens: of all its pairs, those of dropped passages included, after truncation.
+    """
 
     source: CandidateList
     ranking: tuple[RankedPassage, ...]
+    tokens: int = 0

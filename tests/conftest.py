@@ -24,7 +24,17 @@ from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.output_names import Names
 from rerank_cli.pipeline import Counts, Run
-from rerank_cli.records import CandidateList, EncodedPair, JsonRow, RankedList, RankedPassage, RowError, Window
+from rerank_cli.records import (
+    NO_LIMITS,
+    CandidateList,
+    EncodedPair,
+    JsonRow,
+    Limits,
+    RankedList,
+    RankedPassage,
+    RowError,
+    Window,
+)
 from rerank_cli.stop import Stop
 
 # How long an example takes says more about the machine's other work than about the code.
@@ -60,7 +70,7 @@ class FakeEncoder:
         self._chunk_tokens = chunk_tokens
         self.encoded: list[tuple[str, str]] = []
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         self.encoded += pairs
         return [self._encode(*pair) for pair in pairs]
 

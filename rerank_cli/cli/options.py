@@ -114,11 +114,16 @@ Template = Annotated[
     ),
 ]  # fmt: skip
 InFormat = Annotated[
-    str, option("--in-format", group=ROWS, metavar="F", help="auto, jsonl or parquet. Default: by the suffix.")
+    str, option("--in-format", group=ROWS, metavar="F", help="auto, jsonl, parquet or trec. Default: by the suffix.")
 ]
 OutFormat = Annotated[
-    str, option("--out-format", group=ROWS, metavar="F", help="auto, jsonl or parquet. Default: by the suffix.")
-]
+    str,
+    option(
+        "--out-format", group=ROWS, metavar="F",
+        help="auto, jsonl or parquet, or the shape of the rows (list, flat, nim, cohere, openai-batch, trec). "
+        "Default: by the suffix, rows in the shape they came in.",
+    ),
+]  # fmt: skip
 QueryField = Annotated[
     str | None, option("--query-field", group=ROWS, metavar="PATH", help="Field of the query. Default: query.")
 ]

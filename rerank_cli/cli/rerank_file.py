@@ -14,8 +14,24 @@ Inputs = Annotated[
     list[str], typer.Argument(metavar="IN...", help="Files of candidate lists; `-` is stdin.", show_default=False)
 ]
 Shape = Annotated[
-    str, opt.option("--shape", group=ROWS, metavar="SHAPE", help="auto, list (a list a row) or flat (a pair a row).")
+    str,
+    opt.option(
+        "--shape", group=ROWS, metavar="SHAPE",
+        help="auto, list (a list a row), flat (a pair a row), nim, cohere or openai-batch (a request a row), or trec. "
+        "Default: by the first rows.",
+    ),
+]  # fmt: skip
+Queries = Annotated[
+    str | None,
+    opt.option("--queries", group=ROWS, metavar="FILE", help="Texts of the queries of a TREC run: TSV or JSONL."),
 ]
+Corpus = Annotated[
+    str | None,
+    opt.option(
+        "--corpus", group=ROWS, metavar="FILE",
+        help="Texts of its passages: TSV (id, text) or JSONL (_id, title, text); looked up, not held in memory.",
+    ),
+]  # fmt: skip
 PassagesField = Annotated[
     str | None,
     opt.option(
@@ -63,6 +79,8 @@ def rerank_file(
     instruction: opt.Instruction = None,
     template: opt.Template = None,
     shape: Shape = "auto",
+    queries: Queries = None,
+    corpus: Corpus = None,
     in_format: opt.InFormat = "auto",
     out_format: opt.OutFormat = "auto",
     query_field: opt.QueryField = None,
@@ -103,6 +121,7 @@ def rerank_file(
     \b
     rerank-cli rerank-file samples/python-docs.jsonl -o out.jsonl
     rerank-cli rerank-file samples/python-docs-flat.parquet -o top5.parquet --top-n 5
+    rerank-cli rerank-file samples/nim.jsonl -o answers.jsonl
     zcat lists.jsonl.gz | rerank-cli rerank-file - -o - | head -3
     """
     prepare_process(online=online)
@@ -111,7 +130,7 @@ def rerank_file(
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.encoding import ImageLimits
-    from rerank_cli.formats.shapes import FieldNames, Selection
+    from rerank_cli.formats.shapes import FieldNames, Selection, Texts
     from rerank_cli.job_options import JobOptions
     from rerank_cli.output_names import Names
     from rerank_cli.pipeline import ErrorLimit
@@ -123,6 +142,7 @@ def rerank_file(
         names=Names(output=output, errors=errors, report=report, out_format=out_format),
         in_format=in_format,
         shape=shape,
+        texts=Texts(queries, corpus),
         fields=FieldNames(
             query=query_field,
             passages=passages_field,

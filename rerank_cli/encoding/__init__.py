@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from tokenizers import Tokenizer
+
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding.embedding import EMBEDDING_ARCHITECTURES, EmbeddingEncoder, embedding_prefixes, split_pair
+from rerank_cli.encoding.embedding import EmbeddingEncoder, embedding_prefixes, embedding_prompts, split_pair
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
-from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, check_context_token
+from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
 from rerank_cli.encoding.vision_config import read_vision_geometry
-from rerank_cli.encoding.yes_no import YES_NO_ARCHITECTURES, answer_ids, taken_for, yes_no_prompt
+from rerank_cli.encoding.yes_no import answer_ids, taken_for, yes_no_prompt
 from rerank_cli.errors import UsageError
+from rerank_cli.families import family_of
 from rerank_cli.images import MAX_IMAGE_PIXELS, ImageReader
-from rerank_cli.max_tokens import PROMPTED, model_max_tokens
-from rerank_cli.records import Passage
+from rerank_cli.max_tokens import model_max_tokens
+from rerank_cli.records import NO_LIMITS, Limits, Passage
 
 __all__ = [
-    "EMBEDDING_ARCHITECTURES",
-    "YES_NO_ARCHITECTURES",
     "EmbeddingEncoder",
     "Encoded",
     "EncodingProblem",
@@ -39,8 +40,6 @@ __all__ = [
     "taken_for",
 ]
 
-_VISION = {"LlamaNemotronVLForSequenceClassification": NEMOTRON_RERANK}
-
 
 class TextEncoder(Protocol):
     """Encodes pairs of texts for one checkpoint."""
@@ -51,8 +50,8 @@ class TextEncoder(Protocol):
     def template(self) -> str:
         """What is put around a query and a passage, with `{query}` and `{passage}` in their places."""
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
-        """The token ids of each (query, passage), in order."""
+    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
+        """The token ids of each (query, passage), in order; limits: what their request says of them."""
 
 
 @runtime_checkable
@@ -67,8 +66,8 @@ class ReadsImages(Protocol):
     def reason(self) -> str:
         """What said so."""
 
-    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
-        """The token ids, and tiles, of each (query, passage), in order."""
+    def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
+        """The token ids, and tiles, of each (query, passage), in order; limits: what their request says of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,9 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
     if max_tokens > limit:
         raise UsageError(f"--max-tokens {max_tokens}: {checkpoint.name} reads at most {limit} tokens")
     where = str(checkpoint.tokenizer_file)
-    yes_no = checkpoint.architecture in YES_NO_ARCHITECTURES
-    if instruction is not None and (not yes_no or template is not None):
-        reason = "--template replaces the whole prompt" if yes_no else f"{checkpoint.name} takes no instruction"
+    family = family_of(checkpoint.architecture)
+    if instruction is not None and (not family.answers or template is not None):
+        reason = "--template replaces the whole prompt" if family.answers else f"{checkpoint.name} takes no instruction"
         raise UsageError(f"--instruction: {reason}")
     options: dict[str, Any] = {
         "where": where,
@@ -111,48 +110,61 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         "special_tokens": special_tokens,
     }
     images = images or ImageLimits()
-    if checkpoint.architecture in _VISION:
+    if family.embeds:
+        if template is not None:
+            raise UsageError(
+                f"--template: {checkpoint.name} embeds each text by itself, with the prefixes of its files"
+            )
+        return _open_embedding_encoder(checkpoint, images, **options)
+    if family.images:
         if template is not None:
             raise UsageError(f"--template: {checkpoint.name} has two prompts of its own, with and without an image")
-        return _open_vision_encoder(checkpoint, images, **options)
+        tokenizer = read_tokenizer_file(checkpoint)
+        return _open_vision_encoder(checkpoint, tokenizer, NEMOTRON_RERANK, images, **options)
     if images.max_tiles is not None:
         raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
     return _open_text_encoder(checkpoint, instruction, template, **options)
 
 
-def _open_vision_encoder(checkpoint: Checkpoint, images: ImageLimits, *, where: str, **options: Any) -> VisionEncoder:
+def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **options: Any) -> EmbeddingEncoder:
+    """options: of `PromptEncoder`."""
+    query, passage = embedding_prefixes(checkpoint)
+    tokenizer = read_tokenizer_file(checkpoint)
+    # The passages first: an image's markers are looked up before special tokens become text.
+    passages = _open_vision_encoder(checkpoint, tokenizer, embedding_prompts(passage), images, **options)
+    return EmbeddingEncoder(tokenizer, query, passages, **options)
+
+
+def _open_vision_encoder(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    prompts: VisionPrompts,
+    images: ImageLimits,
+    *,
+    where: str,
+    **options: Any,
+) -> VisionEncoder:
     """options: of `PromptEncoder`."""
     geometry = read_vision_geometry(checkpoint, max_tiles=images.max_tiles)
-    tokenizer = read_tokenizer_file(checkpoint)
     check_context_token(checkpoint, tokenizer, where)
     reader = ImageReader(
         tile_size=geometry.tile_size,
         max_tiles=geometry.max_tiles,
         thumbnail=geometry.thumbnail,
         max_pixels=images.max_pixels,
+        rgb_first=prompts.rgb_first,
     )
-    return VisionEncoder(tokenizer, _VISION[checkpoint.architecture], reader, geometry, where=where, **options)
+    return VisionEncoder(tokenizer, prompts, reader, geometry, where=where, **options)
 
 
 def _open_text_encoder(
     checkpoint: Checkpoint, instruction: str | None, template: str | None, *, where: str, **options: Any
 ) -> TextEncoder:
     """options: of `PairEncoder` and `PromptEncoder`."""
-    yes_no = checkpoint.architecture in YES_NO_ARCHITECTURES
-    if template == "none" and yes_no:
+    family = family_of(checkpoint.architecture)
+    if template == "none" and family.answers:
         raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
-    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
-        if template is not None:
-            raise UsageError(
-                f"--template: {checkpoint.name} embeds each text by itself, with the prefixes of its files"
-            )
-        return EmbeddingEncoder(
-            read_tokenizer_file(checkpoint),
-            embedding_prefixes(checkpoint),
-            where=where,
-            **options,
-        )
-    if checkpoint.architecture not in PROMPTED or template == "none":
+    if not family.prompted or template == "none":
         if template not in (None, "none"):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")
         return PairEncoder(
@@ -165,8 +177,8 @@ def _open_text_encoder(
     tokenizer = read_tokenizer_file(checkpoint)
     prompt: Prompt = NEMOTRON
     if template is not None:
-        prompt = parse_template(template, tokenizer, wrapped=not yes_no)
-    elif yes_no:
+        prompt = parse_template(template, tokenizer, wrapped=not family.answers)
+    elif family.answers:
         prompt = yes_no_prompt(checkpoint, tokenizer, instruction)
     return PromptEncoder(
         tokenizer,

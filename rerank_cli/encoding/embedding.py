@@ -1,11 +1,11 @@
-"""Pairs of texts to token ids, for models that embed the query and the passage each by itself.
+"""Pairs to token ids, for models that embed the query and the passage each by itself.
 
-The two texts get the prefixes that the model was trained with, `query: ` and `passage: `, and the special tokens that
-the tokenizer puts around a text. In an `EncodedPair` their ids stand one behind the other; the passage's begin at
-`second_start`.
+The two get the prefixes that the model was trained with, `query: ` and `passage: `, and the special tokens that the
+tokenizer puts around a text; an image stands behind the passage's prefix, its text behind the image. In an
+`EncodedPair` the ids of the two stand one behind the other; the passage's begin at `second_start`.
 
-`max_tokens` holds for each text, prefix included. What is cut, and when, is as in `prompt.py`: the passage from its
-right, the query never; in `reference` either of them.
+`max_tokens` holds for each of the two, prefix included. What is cut, and when, is as in `prompt.py` and `vision.py`:
+the passage's text from its right, then its image in fewer tiles, the query never; in `reference` either text.
 
 The processor of the Nemotron embedder takes the first `<image>` in a passage for the place of its image, and deletes it
 where there is no image. With `special_tokens="allow"` this is done here too; otherwise `<image>` is text.
@@ -17,99 +17,116 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, SpecialTokens, Truncation
-from rerank_cli.encoding.prompt import Prompt, PromptEncoder, Slot
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Truncation
+from rerank_cli.encoding.prompt import IMAGE, Part, Prompt, PromptEncoder, Slot
+from rerank_cli.encoding.vision import VisionEncoder, VisionPrompts
 from rerank_cli.errors import ModelError
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Passage
 
-EMBEDDING_ARCHITECTURES = frozenset({"LlamaNemotronVLModel"})
-"""Models that turn a text into a vector; their score is the cosine of two."""
 
-_IMAGE_MARK = "<image>"
+def embedding_prompts(prefix: str) -> VisionPrompts:
+    """How a passage is read behind its prefix, with an image and without."""
+    before: tuple[Part, ...] = ((prefix,),) if prefix else ()
+    image = Prompt(parts=(*before, (IMAGE,), (" ", Slot.PASSAGE)), wrapped=True)
+    return VisionPrompts(text=_behind(prefix), image=image, rgb_first=True)
+
+
+def _behind(prefix: str) -> Prompt:
+    # A text stands where a passage stands in a prompt: at the end, so that it is what is cut.
+    return Prompt(parts=((prefix, Slot.PASSAGE),), wrapped=True)
 
 
 class EmbeddingEncoder:
-    """Encodes pairs for one checkpoint that embeds texts; makes no use of the weights.
+    """Encodes pairs for one checkpoint that embeds texts and images; makes no use of the weights.
 
-    prefixes: what stands before a query and before a passage. max_tokens: the longest text after truncation, prefix
-    included. where: names the tokenizer in messages.
+    tokenizer: for queries. prefix: what stands before a query. passages: encodes them (`embedding_prompts`), each with
+    an empty query. options: of `PromptEncoder`.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        prefixes: tuple[str, str],
+        prefix: str,
+        passages: VisionEncoder,
         *,
-        where: str,
-        max_tokens: int,
-        truncate: Truncation = "end",
-        chunk_overlap: int = 64,
-        special_tokens: SpecialTokens = "neutral",
+        truncate: Truncation,
+        **options: Any,
     ) -> None:
-        self.max_tokens = max_tokens
-        self._prefixes = prefixes
-        self._marks_act = special_tokens == "allow"
+        self._passages = passages
         query_truncate: Truncation = "reference" if truncate == "reference" else "error"
-        # A text stands where a passage stands in a prompt: at the end, so that it is what is cut.
-        self._queries, self._passages = (
-            PromptEncoder(
-                tokenizer,
-                Prompt(parts=((prefix, Slot.PASSAGE),), wrapped=True),
-                where=where,
-                max_tokens=max_tokens,
-                truncate=mode,
-                chunk_overlap=chunk_overlap,
-                special_tokens=special_tokens,
-            )
-            for prefix, mode in zip(prefixes, (query_truncate, truncate), strict=True)
-        )
+        self._queries = PromptEncoder(tokenizer, _behind(prefix), truncate=query_truncate, **options)
+        self.max_tokens = self._queries.max_tokens
 
     @property
     def template(self) -> str:
-        """What is put before a query, and before a passage."""
-        query, passage = self._prefixes
-        return f"{query}{{query}} | {passage}{{passage}}"
+        """What is put before a query, before a passage, and around an image."""
+        query = self._queries.template.replace(Slot.PASSAGE.value, Slot.QUERY.value)
+        return f"{query} | {self._passages.template}"
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
-        """The token ids of each (query, passage), in order; each distinct text is tokenised once."""
-        queries, passages = ([pair[side] for pair in pairs] for side in (0, 1))
-        query_ids = _encode_distinct(self._queries, queries)
-        if self._marks_act:
-            passages = [passage.replace(_IMAGE_MARK, "", 1) for passage in passages]
-        passage_ids = _encode_distinct(self._passages, passages)
-        return [self._join(query_ids[query], passage_ids[text]) for query, text in zip(queries, passages, strict=True)]
+    @property
+    def max_tiles(self) -> int:
+        """Parts that an image is cut in at most."""
+        return self._passages.max_tiles
+
+    @property
+    def reason(self) -> str:
+        """What said so."""
+        return self._passages.reason
+
+    def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
+        """The token ids, and tiles, of each (query, passage), in order; each distinct one is encoded once."""
+        queries = list(dict.fromkeys(query for query, _ in pairs))
+        passages = list(dict.fromkeys(passage for _, passage in pairs))
+        query_ids = dict(zip(queries, self._queries.encode([("", query) for query in queries]), strict=True))
+        found = self._passages.encode([("", passage) for passage in passages], limits)
+        passage_ids = dict(zip(passages, found, strict=True))
+        return [self._join(query_ids[query], passage_ids[passage]) for query, passage in pairs]
 
     def _join(self, query: Encoded, passage: Encoded) -> Encoded:
         if isinstance(query, EncodingProblem):
             return replace(query, code="query-too-long", message=query.message.replace("the pair", "the query"))
         if isinstance(passage, EncodingProblem):
-            return replace(passage, message=passage.message.replace("the pair", "the passage"))
+            return self._problem_of(passage)
         (first,) = query
+        before = len(first.input_ids)
         return tuple(
             EncodedPair(
                 input_ids=np.concatenate((first.input_ids, piece.input_ids)),
-                second_start=len(first.input_ids),
+                second_start=before,
                 tokens=first.tokens + piece.tokens,
+                block=piece.block and replace(piece.block, start=piece.block.start + before),
             )
             for piece in passage
         )
 
+    def _problem_of(self, passage: EncodingProblem) -> EncodingProblem:
+        """In the words of a passage that stands alone: nothing but its image can be too long to be cut."""
+        if passage.code == "query-too-long":
+            return EncodingProblem(
+                "too-long", f"the passage's image has no room in a limit of {self.max_tokens} tokens"
+            )
+        return replace(passage, message=passage.message.replace("the pair", "the passage"))
+
 
 def split_pair(pair: EncodedPair) -> tuple[EncodedPair, EncodedPair]:
     """The query and the passage of a pair that an `EmbeddingEncoder` made, each as a text by itself."""
-    parts = pair.input_ids[: pair.second_start], pair.input_ids[pair.second_start :]
-    query, passage = (EncodedPair(input_ids=ids, second_start=len(ids), tokens=len(ids)) for ids in parts)
-    return query, passage
+    cut = pair.second_start
+    query, passage = (
+        EncodedPair(input_ids=ids, second_start=len(ids), tokens=len(ids))
+        for ids in (pair.input_ids[:cut], pair.input_ids[cut:])
+    )
+    return query, replace(passage, block=pair.block and replace(pair.block, start=pair.block.start - cut))
 
 
 def embedding_prefixes(checkpoint: Checkpoint) -> tuple[str, str]:
     """What the checkpoint puts before a query and before a passage, from its processor_config.json or config.json."""
-    sources = (checkpoint.read_json("processor_config.json"), checkpoint.config)
+    sources = (checkpoint.processor_config, checkpoint.config)
     found = []
     for key, default in (("query_prefix", "query:"), ("passage_prefix", "passage:")):
         value = next((source[key] for source in sources if source.get(key) is not None), default)
@@ -117,8 +134,3 @@ def embedding_prefixes(checkpoint: Checkpoint) -> tuple[str, str]:
             raise ModelError(f"{checkpoint.path}: `{key}` must be text: {value!r}")
         found.append(f"{value} " if value else "")
     return found[0], found[1]
-
-
-def _encode_distinct(encoder: PromptEncoder, texts: Sequence[str]) -> dict[str, Encoded]:
-    distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, encoder.encode([("", text) for text in distinct]), strict=True))

@@ -38,7 +38,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.encoding.tokenizer import mark_special, without_special_pieces
 from rerank_cli.errors import ModelError, UsageError
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
 
 Truncation = Literal["end", "error", "chunk", "reference"]
 SpecialTokens = Literal["neutral", "allow"]
@@ -126,11 +126,11 @@ class PairEncoder:
         )
         return f"{before}{{query}}{between}{{passage}}{after}"
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids of each (query, passage), in order; each distinct text is tokenised once."""
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         ids = dict(zip(texts, self._tokenise(texts), strict=True))
-        return [self._encode_pair(ids[query], ids[passage]) for query, passage in pairs]
+        return [self._encode_pair(ids[query], ids[passage], limits) for query, passage in pairs]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -145,15 +145,17 @@ class PairEncoder:
         """Made when a text first needs it: for a vocabulary of 250,000 pieces it takes more than a second."""
         return without_special_pieces(self._tokenizer)
 
-    def _encode_pair(self, query: Ids, passage: Ids) -> Encoded:
+    def _encode_pair(self, query: Ids, passage: Ids, limits: Limits) -> Encoded:
         tokens = self._template.size + len(query) + len(passage)
-        if tokens <= self.max_tokens:
+        passage = passage[: limits.passage_tokens]
+        size = self._template.size + len(query) + len(passage)
+        if size <= self.max_tokens:
             return (self._template.join(query, passage, tokens=tokens),)
+        if limits.whole or self._truncate == "error":
+            return EncodingProblem("too-long", f"the pair has {size} tokens, the limit is {self.max_tokens}")
         if self._truncate == "reference":
             kept_query, kept_passage = longest_first(len(query), len(passage), self._room)
             return (self._template.join(query[:kept_query], passage[:kept_passage], tokens=tokens),)
-        if self._truncate == "error":
-            return EncodingProblem("too-long", f"the pair has {tokens} tokens, the limit is {self.max_tokens}")
         room = self._room - len(query)
         if room < 1:
             return EncodingProblem(

@@ -38,7 +38,7 @@ from tokenizers import Tokenizer
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation
 from rerank_cli.encoding.tokenizer import mark_special
 from rerank_cli.errors import ModelError, UsageError
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
 
 
 class Slot(enum.Enum):
@@ -174,8 +174,10 @@ class PromptEncoder:
         """What is put around a query and a passage."""
         return self._prompt.text
 
-    def encode(self, pairs: Sequence[tuple[str, str]], *, images: Sequence[Ids] = ()) -> list[Encoded]:
-        """The token ids of each (query, passage), in order.
+    def encode(
+        self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS, *, images: Sequence[Ids] = ()
+    ) -> list[Encoded]:
+        """The token ids of each (query, passage), in order; limits: what their request says of them.
 
         images: for a prompt with the place of an image, the ids that stand there in each pair.
         """
@@ -183,7 +185,7 @@ class PromptEncoder:
         for place, ((query, passage), parts) in enumerate(zip(pairs, self._tokenise(pairs), strict=True)):
             if images and self._prompt.image_part is not None:
                 parts[self._prompt.image_part] = images[place]
-            encoded.append(self._encode_pair(query, passage, parts))
+            encoded.append(self._encode_pair(query, passage, parts, limits))
         return encoded
 
     @property
@@ -241,29 +243,46 @@ class PromptEncoder:
         ids = np.concatenate((self._before, *parts, self._after))
         return EncodedPair(input_ids=ids, second_start=len(ids), tokens=len(ids) if tokens is None else tokens)
 
-    def _encode_pair(self, query: str, passage: str, parts: list[Ids]) -> Encoded:
-        tokens = len(self._before) + sum(map(len, parts)) + len(self._after)
+    def _encode_pair(self, query: str, passage: str, parts: list[Ids], limits: Limits) -> Encoded:
+        tokens = self._size(parts)
+        if limits.passage_tokens is not None:
+            passage = self._shorten(query, passage, parts, limits.passage_tokens)
+        size = self._size(parts)
+        if size > self.max_tokens and (limits.whole or self._truncate == "error"):
+            return EncodingProblem("too-long", f"the pair has {size} tokens, the limit is {self.max_tokens}")
         if self._truncate == "reference":
             return (self._join(self._prompt.cut(self._prompt, parts, self._room), tokens=tokens),)
-        if tokens <= self.max_tokens:
-            return (self._join(parts),)
-        if self._truncate == "error":
-            return EncodingProblem("too-long", f"the pair has {tokens} tokens, the limit is {self.max_tokens}")
+        if size <= self.max_tokens:
+            return (self._join(parts, tokens=tokens),)
         place = self._prompt.passage_part
         ends = self._passage_ends(query, passage)
         before = len(parts[place]) - len(ends)
-        room = self.max_tokens - tokens + len(parts[place])
+        room = self.max_tokens - size + len(parts[place])
         least = 0 if self._truncate == "end" and self._prompt.image_part is not None else 1
         if room < before + least or not len(ends):
             return EncodingProblem(
                 "query-too-long",
-                f"query and template have {tokens - len(ends)} tokens: no room for the passage in a limit of "
+                f"query and template have {size - len(ends)} tokens: no room for the passage in a limit of "
                 f"{self.max_tokens}",
             )
         if self._truncate == "end":
             parts[place] = parts[place][:room]
             return (self._join(parts, tokens=tokens),)
         return self._chunks(query, passage, parts, ends, room - before)
+
+    def _size(self, parts: Sequence[Ids]) -> int:
+        return len(self._before) + sum(map(len, parts)) + len(self._after)
+
+    def _shorten(self, query: str, passage: str, parts: list[Ids], most: int) -> str:
+        """Leave `most` tokens of the passage in `parts`; returns what is left of its text."""
+        place = self._prompt.passage_part
+        if len(parts[place]) <= most:
+            return passage
+        ends = self._passage_ends(query, passage)
+        if len(ends) <= most:
+            return passage
+        parts[place] = parts[place][: len(parts[place]) - len(ends) + most]
+        return passage[: int(ends[most - 1])]
 
     def _passage_ends(self, query: str, passage: str) -> npt.NDArray[np.int64]:
         """For each token that holds text of the passage: where it ends in the passage, in characters, rising."""

@@ -34,17 +34,21 @@ from rerank_cli.encoding.prompt import IMAGE, NEMOTRON, Prompt, PromptEncoder, S
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
 from rerank_cli.images import Grid, ImageProblem, ImageReader, OpenImage
-from rerank_cli.records import ImageBlock, ImagePassage, ImageSource, Passage, Tiles
+from rerank_cli.records import NO_LIMITS, ImageBlock, ImagePassage, ImageSource, Limits, Passage, Tiles
 
 _PLACEHOLDER = "<image>"  # what the reference code looks for in the prompt
 
 
 @dataclass(frozen=True, slots=True)
 class VisionPrompts:
-    """How a model reads a text, and an image with or without text."""
+    """How a model reads a text, and an image with or without text.
+
+    rgb_first: its processor makes an image RGB before it cuts it (`images/cut.py`).
+    """
 
     text: Prompt
     image: Prompt
+    rgb_first: bool = False
 
 
 NEMOTRON_RERANK = VisionPrompts(
@@ -95,16 +99,16 @@ class VisionEncoder:
         """Parts that an image is cut in at most."""
         return self._reader.max_tiles
 
-    def encode(self, pairs: Sequence[tuple[str, Passage]]) -> list[Encoded]:
+    def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids of each (query, passage), in order; images are read, and each is cut once in each grid."""
         encoded: dict[int, Encoded] = {}
         texts = [(place, query, passage) for place, (query, passage) in enumerate(pairs) if isinstance(passage, str)]
-        found = self._text.encode([self._without_placeholder(query, passage) for _, query, passage in texts])
+        found = self._text.encode([self._without_placeholder(query, passage) for _, query, passage in texts], limits)
         encoded.update(zip((place for place, _, _ in texts), found, strict=True))
         images = [
             (place, query, passage) for place, (query, passage) in enumerate(pairs) if isinstance(passage, ImagePassage)
         ]
-        found = self._encode_images([(query, passage) for _, query, passage in images])
+        found = self._encode_images([(query, passage) for _, query, passage in images], limits)
         encoded.update(zip((place for place, _, _ in images), found, strict=True))
         return [encoded[place] for place in range(len(pairs))]
 
@@ -115,7 +119,7 @@ class VisionEncoder:
             return query.replace(_PLACEHOLDER, "", 1), passage
         return query, passage.replace(_PLACEHOLDER, "", 1)
 
-    def _encode_images(self, pairs: Sequence[tuple[str, ImagePassage]]) -> list[Encoded]:
+    def _encode_images(self, pairs: Sequence[tuple[str, ImagePassage]], limits: Limits) -> list[Encoded]:
         album = _Album(self._reader)
         results: dict[int, Encoded] = {}
         opened: list[tuple[int, OpenImage]] = []
@@ -127,9 +131,10 @@ class VisionEncoder:
                 opened.append((place, image))
         grids = [self._reader.grid(image) for _, image in opened]
         texts = [(pairs[place][0], pairs[place][1].text) for place, _ in opened]
-        found = self._image.encode(texts, images=[self._block(grid) for grid in grids])
+        found = self._image.encode(texts, limits, images=[self._block(grid) for grid in grids])
         for (place, image), grid, text, entry in zip(opened, grids, texts, found, strict=True):
-            results[place] = self._with_tiles(album, image, text, *self._fitting(image, text, grid, entry), full=grid)
+            fitting = self._fitting(image, text, grid, entry, limits)
+            results[place] = self._with_tiles(album, image, text, *fitting, full=grid)
         return [results[place] for place in range(len(pairs))]
 
     def _block(self, grid: Grid) -> Ids:
@@ -137,18 +142,20 @@ class VisionEncoder:
         first, context, last = self._image.image_ids.tolist()
         return np.array([first, *[context] * (grid.tiles * self._tokens_per_tile), last], dtype=np.int32)
 
-    def _fitting(self, image: OpenImage, text: tuple[str, str], grid: Grid, entry: Encoded) -> tuple[Encoded, Grid]:
+    def _fitting(
+        self, image: OpenImage, text: tuple[str, str], grid: Grid, entry: Encoded, limits: Limits
+    ) -> tuple[Encoded, Grid]:
         """`entry`, or that of the next smaller grid in which the pair has room for its query."""
         if self._as_reference and len(self._block(grid)) > self._image.image_room:
             message = f"the image has {len(self._block(grid))} tokens; truncation to {self.max_tokens} would cut it"
             return EncodingProblem("image-cut", message), grid
         tiles = self._reader.max_tiles
-        while isinstance(entry, EncodingProblem) and self._fewer_tiles and tiles > 1:
+        while isinstance(entry, EncodingProblem) and self._fewer_tiles and not limits.whole and tiles > 1:
             tiles -= 1
             smaller = self._reader.grid(image, max_tiles=tiles)
             if smaller.tiles < grid.tiles:
                 grid = smaller
-                (entry,) = self._image.encode([text], images=[self._block(grid)])
+                (entry,) = self._image.encode([text], limits, images=[self._block(grid)])
         return entry, grid
 
     def _with_tiles(
@@ -167,7 +174,8 @@ class VisionEncoder:
         if isinstance(tiles, EncodingProblem):
             return tiles
         start = self._image.image_start + 1
-        place = ImageBlock(start, len(block) - 2, tiles=grid.tiles, full_tiles=full.tiles, image=tiles)
+        digest = f"{grid.cols}x{grid.rows} ".encode() + image.digest
+        place = ImageBlock(start, len(block) - 2, tiles=grid.tiles, full_tiles=full.tiles, image=tiles, digest=digest)
         more = (full.tiles - grid.tiles) * self._tokens_per_tile
         return tuple(replace(pair, block=place, tokens=pair.tokens + more) for pair in entry)
 

@@ -20,7 +20,8 @@ _T = TypeVar("_T", int, bool)
 
 # Keys of config.json and processor_config.json with the one value that is understood, which is also what a missing key
 # means. What each would change: another pixel shuffle, the output of an inner layer, grids that keep the aspect, an
-# extra layer before the shuffle, a least number of tiles, another prompt, a causal language model.
+# extra layer before the shuffle, a least number of tiles, another prompt, a causal language model, other means of the
+# pixels, a text before every prompt.
 _ONLY: dict[str, Any] = {
     "ps_version": "v2",
     "select_layer": -1,
@@ -30,6 +31,8 @@ _ONLY: dict[str, Any] = {
     "min_input_tiles": 1,
     "prompt_template": "v1",
     "bidirectional_attention": True,
+    "norm_type": "siglip",
+    "system_message": "",
 }
 
 

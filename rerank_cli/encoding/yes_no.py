@@ -128,9 +128,6 @@ _ANSWERS: dict[str, tuple[str, ...]] = {
     "Qwen2ForCausalLM": ("1", "0"),
     "GemmaForCausalLM": ("Yes",),
 }
-YES_NO_ARCHITECTURES = frozenset(_PROMPTS)
-"""Language models that answer yes or no."""
-
 _TRAINED_AS = {
     "Qwen3ForCausalLM": "Qwen3-Reranker",
     "Qwen2ForCausalLM": "mxbai-rerank v2",

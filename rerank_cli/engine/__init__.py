@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rerank_cli.encoding import EMBEDDING_ARCHITECTURES
+from rerank_cli.families import family_of
 from rerank_cli.run_plan import Plan
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["EmbeddingEngine", "Engine", "open_engine"]
 def open_engine(plan: Plan, checkpoint: Checkpoint) -> Engine:
     """Load the plan's model on the plan's device."""
     # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
-    if checkpoint.architecture in EMBEDDING_ARCHITECTURES:
+    if family_of(checkpoint.architecture).embeds:
         from rerank_cli.engine.embedding import EmbeddingEngine
 
         return EmbeddingEngine(plan, checkpoint)

@@ -1,6 +1,9 @@
 """An embedding model as a place where pairs are scored: the cosine of the query's vector and the passage's.
 
-Each distinct text is embedded once in a run, however many pairs it stands in. Batches are cut by the tokens of texts.
+Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept by what was
+read, token ids and the image among them. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with
+an image or without.)
+
 A vector can differ in its last digit with the batch it was computed in, so a run that goes on in another process is
 given the vectors of the windows before (`restore`) and forms the batches that it would have formed.
 """
@@ -8,7 +11,7 @@ given the vectors of the windows before (`restore`) and forms the batches that i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import BinaryIO
 
@@ -35,7 +38,7 @@ _RESTORED_VECTORS = 1024  # at a time
 class EmbeddingEngine:
     """The plan's embedding model in this process; satisfies `Engine`. Loads the weights when it is made.
 
-    texts, tokens: how many were embedded so far.
+    texts: how many were embedded so far.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class EmbeddingEngine:
         self._store = VectorStore(self._model.dimensions)
         self._fresh: list[bytes] = []
         self.texts = 0
-        self.tokens = 0
+        self._work = {"tokens": 0, "images": 0, "tiles": 0, "image_tokens": 0}
 
     @property
     def kernels(self) -> str:
@@ -69,6 +72,11 @@ class EmbeddingEngine:
     def dimensions(self) -> int:
         """Numbers in a vector."""
         return self._model.dimensions
+
+    @property
+    def work(self) -> Mapping[str, int]:
+        """What the model has read so far, by the names of a run's counts: less than what the pairs hold together."""
+        return self._work
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """The cosine of each pair, float32 [len(pairs)]; NaN where a vector is zero."""
@@ -111,25 +119,24 @@ class EmbeddingEngine:
         fresh, self._fresh = self._fresh, []
         return b"".join(fresh)
 
-    def restore(self, stream: BinaryIO, *, texts: int, tokens: int) -> None:
+    def restore(self, stream: BinaryIO, *, texts: int, work: Mapping[str, int]) -> None:
         """Take what an earlier process has embedded of the run, `take_fresh` after `take_fresh`."""
         size = _KEY_BYTES + 4 * self.dimensions
         while block := stream.read(size * _RESTORED_VECTORS):
             found = [block[start : start + size] for start in range(0, len(block), size)]
             vectors = {entry[:_KEY_BYTES]: np.frombuffer(entry[_KEY_BYTES:], dtype=np.float32) for entry in found}
             self._store.put(vectors)
-        self.texts, self.tokens = texts, tokens
+        self.texts, self._work = texts, dict(work)
 
-    def is_new(self, kind: str, text: str) -> bool:
-        """Whether this is the first time in the run that this text of this kind is asked about."""
-        return self._store.mark(
-            hashlib.blake2b(f"{kind} {text}".encode(errors="surrogatepass"), digest_size=_KEY_BYTES).digest()
-        )
+    def is_new(self, mark: bytes) -> bool:
+        """Whether this is the first time in the run that `mark` is asked about."""
+        return self._store.mark(mark)
 
     @torch.inference_mode()
     def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> dict[bytes, EncodingProblem]:
         """Embed what has no vector yet; returns why some texts have none now."""
         keys = self._store.missing(list(texts))
+        self._see([texts[key] for key in keys])
         lengths = [len(texts[key].input_ids) for key in keys]
 
         def embed(batch: list[int]) -> Vectors:
@@ -141,7 +148,7 @@ class EmbeddingEngine:
             self._fresh += [key + vector.tobytes() for key, vector in made.items()]
             tokens = sum(lengths[place] for place in batch)
             self.texts += len(batch)
-            self.tokens += tokens
+            self._work["tokens"] += tokens
             if on_batch:
                 on_batch(0, tokens)
         failed, self.trouble.failed = self.trouble.failed, {}
@@ -154,7 +161,9 @@ class EmbeddingEngine:
         if again and self._plan.precision != "fp32":
             self.trouble.reruns += len(again)
             vectors = vectors.copy()
-            vectors[again] = self._exact_model().embed([texts[place] for place in again]).cpu().numpy()
+            exact, some = self._exact_model(), [texts[place] for place in again]
+            exact.see(some)
+            vectors[again] = exact.embed(some).cpu().numpy()
         return vectors
 
     def _exact_model(self) -> Embedder:
@@ -164,6 +173,15 @@ class EmbeddingEngine:
             self._exact = found[0] if found else load(device="cpu")
         return self._exact
 
+    def _see(self, texts: Sequence[EncodedPair]) -> None:
+        """Let the vision tower see the images of `texts`, each distinct one once."""
+        self._model.see(texts)
+        blocks = [text.block for text in texts if text.block]
+        distinct = {block.image: block.tiles for block in blocks}
+        self._work["images"] += len(distinct)
+        self._work["tiles"] += sum(distinct.values())
+        self._work["image_tokens"] += sum(block.length for block in blocks)
+
     def close(self) -> None:
         """Drop the model and the vectors."""
         self._store.close()
@@ -171,4 +189,8 @@ class EmbeddingEngine:
 
 
 def _key(text: EncodedPair) -> bytes:
-    return hashlib.blake2b(text.input_ids.tobytes(), digest_size=_KEY_BYTES).digest()
+    """Tells what the model would read from everything else that it reads in a run."""
+    digest = hashlib.blake2b(text.input_ids.tobytes(), digest_size=_KEY_BYTES)
+    if text.block:
+        digest.update(f"image at {text.block.start} ".encode() + text.block.digest)
+    return digest.digest()

@@ -1,10 +1,14 @@
-"""Vectors to a Parquet file: `kind` (query or passage), `text`, and `vector`, a list of float32 of one size."""
+"""Vectors to a Parquet file: `kind` (query or passage), `text`, `image`, and `vector`, a list of float32 of one size.
+
+`image` is null for texts, the path that the row gave, or `sha256:` and the digest of a file that lay in the row itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,16 +20,18 @@ class EmbeddingsFile:
 
     def __init__(self, stream: BinaryIO, dimensions: int) -> None:
         vector = pa.list_(pa.float32(), dimensions)
-        self._schema = pa.schema([("kind", pa.string()), ("text", pa.string()), ("vector", vector)])
+        self._schema = pa.schema(
+            [("kind", pa.string()), ("text", pa.string()), ("image", pa.string()), ("vector", vector)]
+        )
         self._sink = pa.PythonFile(stream, mode="w")
         # Vectors neither repeat nor compress.
         self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd", use_dictionary=["kind"])
-        self._rows: list[tuple[str, str, Sequence[float]]] = []
+        self._rows: list[tuple[str, str, str | None, npt.NDArray[np.float32]]] = []
         self._row_group = max(1, _ROW_GROUP_NUMBERS // dimensions)
 
-    def write(self, kind: str, text: str, vector: Sequence[float]) -> None:
-        """Append a row. vector: float32 [dimensions]."""
-        self._rows.append((kind, text, vector))
+    def write(self, kind: str, text: str, vector: npt.NDArray[np.float32], *, image: str | None = None) -> None:
+        """Append a row. vector: [dimensions]."""
+        self._rows.append((kind, text, image, vector))
         if len(self._rows) >= self._row_group:
             self._flush()
 
@@ -37,8 +43,9 @@ class EmbeddingsFile:
     def _flush(self) -> None:
         if not self._rows:
             return
-        kinds, texts, vectors = zip(*self._rows, strict=True)
+        kinds, texts, images, vectors = zip(*self._rows, strict=True)
         numbers = pa.concat_arrays([pa.array(vector, pa.float32()) for vector in vectors])
         column = pa.FixedSizeListArray.from_arrays(numbers, type=self._schema.field("vector").type)
-        self._writer.write_table(pa.table([pa.array(kinds), pa.array(texts), column], schema=self._schema))
+        columns = [pa.array(kinds), pa.array(texts), pa.array(images, pa.string()), column]
+        self._writer.write_table(pa.table(columns, schema=self._schema))
         self._rows = []

@@ -1,12 +1,13 @@
 """The inputs of a run as one stream of rows, whatever each file's format.
 
-The format follows the suffix (`.jsonl .ndjson .json`, `.parquet`, each text format also `.gz .zst`), `--in-format` wins
-over it, and a file without a known suffix is looked at. The row shape is decided by the first rows that have one.
+The format follows the suffix (`.jsonl .ndjson .json`, `.parquet`, `.trec .run`, each text format also `.gz .zst`),
+`--in-format` wins over it, and a file without a known suffix is looked at. The row shape is that of the first rows that
+have one (`shapes.recognise`); a TREC run is a format and a shape in one.
 
-Flat rows of a query need not be adjacent in a file: `ordered_by_group` looks at the group keys first (a second pass
-over the keys costs a few microseconds a row, scoring costs milliseconds) and only where a query comes back brings the
-rows of each query together, in order of first appearance, through a temporary SQLite file, so that memory stays flat.
-From a pipe nothing can be read twice: there a query that comes back is an error row.
+Flat rows and run lines of a query need not be adjacent in a file: `ordered_by_group` looks at the group keys first (a
+second pass over the keys costs a few microseconds a row, scoring costs milliseconds) and only where a query comes back
+brings the rows of each query together, in order of first appearance, through a temporary SQLite file, so that memory
+stays flat. From a pipe nothing can be read twice: there a query that comes back is an error row.
 """
 
 from __future__ import annotations
@@ -22,20 +23,36 @@ from typing import Literal
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.compression import open_input, text_suffix
-from rerank_cli.formats.shapes import FieldNames, FlatShape, Item, ListShape, Shape, detect_shape, group_key
+from rerank_cli.formats.shapes import (
+    NO_TEXTS,
+    SHAPES,
+    FieldNames,
+    FlatShape,
+    Groups,
+    Item,
+    Kind,
+    Shape,
+    Texts,
+    detect_shape,
+    kind_of,
+    looks_like_run,
+    recognise,
+)
 from rerank_cli.records import Gap, JsonRow, RowError
 
-Format = Literal["jsonl", "parquet", "text"]
+Format = Literal["jsonl", "parquet", "text", "trec"]
 
-FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".trec": "trec", ".run": "trec"
+}  # fmt: skip
 """Formats by suffix; `text` is plain lines and never guessed."""
 
 STDIN = "-"
-_SHAPE_ROWS = 100  # rows that are looked at for one that has a shape
 _MAX_GATHERED_PARQUET_BYTES = 2**30
 _SPOOL_ROWS = 10_000
+_SHAPE_ROWS = 100  # rows without a shape after which no further file is looked at
+_HEAD_BYTES = 4096  # that are looked at to tell the format of a file
 _COUNTED_BYTES = 2**18
-_SHAPES: dict[str, type[ListShape] | type[FlatShape]] = {"list": ListShape, "flat": FlatShape}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +82,10 @@ class ReadOptions:
         return None if self.limit is None else self.skip + self.limit
 
 
-def resolve_inputs(paths: Sequence[str], in_format: str = "auto") -> list[Input]:
-    """The inputs with their formats; `InputError` for a file that is not there."""
+def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "auto") -> list[Input]:
+    """The inputs with their formats; `InputError` for a file that is not there. shape: what `--shape` says."""
+    if shape == "trec" and in_format == "auto":
+        in_format = "trec"
     inputs = [Input(path=path, format=_format_of(path, in_format)) for path in paths]
     if sum(1 for item in inputs if item.path == STDIN) > 1:
         raise UsageError("stdin (`-`) can be given once")
@@ -80,22 +99,31 @@ def resolve_inputs(paths: Sequence[str], in_format: str = "auto") -> list[Input]
 
 def _format_of(path: str, in_format: str) -> Format:
     if in_format != "auto":
-        known: dict[str, Format] = {"jsonl": "jsonl", "parquet": "parquet", "text": "text"}
+        known: dict[str, Format] = {"jsonl": "jsonl", "parquet": "parquet", "text": "text", "trec": "trec"}
         if in_format not in known:
-            raise UsageError(f"--in-format {in_format}: not known", hint="known are auto, jsonl, parquet")
+            hint = "known are auto, jsonl, parquet, trec"
+            if in_format in SHAPES:
+                hint = f"`--shape {in_format}` says what the rows are"
+            raise UsageError(f"--in-format {in_format}: not known", hint=hint)
         return known[in_format]
     if path == STDIN:
         return "jsonl"
     suffix = text_suffix(path)
     if suffix in FORMATS:
         return FORMATS[suffix]
-    if not Path(path).is_file():
-        return "jsonl"  # a pipe such as `<(...)`, of which a look would take the first bytes; or nothing at all
+    # Not of a pipe such as `<(...)`, of which a look would take the first bytes.
+    return _format_of_content(path) if Path(path).is_file() else "jsonl"
+
+
+def _format_of_content(path: str) -> Format:
     try:
         with Path(path).open("rb") as stream:
-            return "parquet" if stream.read(4) == b"PAR1" else "jsonl"
+            head = stream.read(_HEAD_BYTES)
     except OSError:
         return "jsonl"  # the reader says what is wrong with it
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    return "trec" if looks_like_run(head.partition(b"\n")[0].decode(errors="replace")) else "jsonl"
 
 
 def input_bytes(inputs: Iterable[Input]) -> int | None:
@@ -154,7 +182,7 @@ def _read_one(item: Input, shape: Shape | None, options: ReadOptions) -> Iterato
         if columns := _columns_of(item.path):
             yield from parquet.read_rows(item.path, shape.columns(columns))
         return
-    read = jsonl.read_text_lines if item.format == "text" else jsonl.read_rows
+    read = jsonl.read_rows if item.format == "jsonl" else jsonl.read_text_lines
     live = options.live and item.path == STDIN
     with open_input(item.path) as stream:
         yield from read(stream, file=item.path, max_line_bytes=options.max_line_bytes, live=live)
@@ -168,54 +196,60 @@ def _columns_of(path: str) -> list[str]:
 
 
 def open_lists(
-    inputs: Sequence[Input], names: FieldNames, options: ReadOptions, shape: str
+    inputs: Sequence[Input], names: FieldNames, options: ReadOptions, shape: str, texts: Texts = NO_TEXTS
 ) -> tuple[Shape, Iterator[Item]]:
-    """The shape of the first rows that have one (or the one that `shape` names) and the rows of all inputs."""
+    """The shape of the first rows that have one (or the one that `shape` names) and the rows of all inputs.
+
+    texts: where those of a TREC run are.
+    """
+    runs = [item.path for item in inputs if item.format == "trec"]
+    if runs and len(runs) < len(inputs):
+        raise InputError(f"{runs[0]}: a TREC run among files of other formats", hint="give each an own run")
+    if runs and shape == "auto":
+        shape = "trec"
+    if not runs and texts != NO_TEXTS:
+        raise UsageError("--queries, --corpus: the texts of a TREC run, and no input is one", hint="`--shape trec`")
     if shape != "auto":
-        if shape not in _SHAPES:
-            raise UsageError(f"--shape {shape}: not known", hint="known are auto, list, flat")
-        named = _SHAPES[shape](names)
+        kind = kind_of(shape, "--shape")
+        if bool(runs) != (kind.name == "trec"):
+            raise UsageError(f"--shape {shape}: {inputs[0].path} is read as {inputs[0].format}")
+        named = _open_shape(kind, inputs, names, texts)
         return named, read_items(inputs, named, options)
     seen: list[Item] = []
     rows: Iterator[Item] = iter(())
-    kind: type[ListShape] | type[FlatShape] | None = None
+    found: Kind | None = None
     later: Sequence[Input] = ()
     for place, item in enumerate(inputs):
         if item.format == "parquet":
             later = inputs[place:]
-            kind = _shape_of_columns(item.path, names)
+            found = _shape_of_columns(item.path, names)
         else:
             later = inputs[place + 1 :]
-            rows = _read_one(item, None, options)
-            kind = _shape_of_rows(rows, seen, names)
-        if kind or len(seen) >= _SHAPE_ROWS:
+            rows = chain(rows, _read_one(item, None, options))
+            found = recognise(rows, seen, names, stop=options.stop)
+        if found or len(seen) >= _SHAPE_ROWS:
             break
     good = next((row for row in seen if isinstance(row, JsonRow)), None)
-    if kind is None and good is not None:
+    if found is None and good is not None:
         raise _no_shape(f"{good.file}:{good.number}", good.fields)
-    decided = (kind or ListShape)(names)
+    decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
     return decided, _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
 
 
-def _shape_of_columns(path: str, names: FieldNames) -> type[ListShape] | type[FlatShape] | None:
+def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: Texts) -> Shape:
+    table = next((item.path for item in inputs if item.format == "parquet"), None)
+    if table is not None and not kind.tables:
+        raise InputError(f"{table}: rows of the shape {kind.name} are JSON lines, this is Parquet")
+    return kind.open(names, texts)
+
+
+def _shape_of_columns(path: str, names: FieldNames) -> Kind | None:
     """The shape of a table; None for one without columns."""
     columns = _columns_of(path)
     kind = detect_shape(columns, names)
     if kind is None and columns:
         raise _no_shape(path, columns)
     return kind
-
-
-def _shape_of_rows(
-    rows: Iterator[Item], seen: list[Item], names: FieldNames
-) -> type[ListShape] | type[FlatShape] | None:
-    """The shape of the first row that has one; what was read is added to `seen`."""
-    for row in rows:
-        seen.append(row)
-        kind = detect_shape(row.fields, names) if isinstance(row, JsonRow) else None
-        if kind or len(seen) >= _SHAPE_ROWS:
-            return kind
-    return None
 
 
 def _no_shape(where: str, fields: Iterable[str]) -> InputError:
@@ -230,14 +264,14 @@ def ordered_by_group(
     inputs: Sequence[Input], shape: Shape, items: Iterator[Item], options: ReadOptions
 ) -> Iterator[Item]:
     """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
-    if not isinstance(shape, FlatShape) or not can_be_reread(inputs):
+    if not isinstance(shape, Groups) or not can_be_reread(inputs):
         return items
     if not _is_scattered(islice(_keys(inputs, shape, options), options.skip, options.stop)):
         return items
     formats = {item.format for item in inputs}
-    if formats == {"jsonl"}:
-        return _gather_json(inputs, shape, options)
-    if len(inputs) == 1:
+    if "parquet" not in formats and len(formats) == 1:
+        return _gather_lines(inputs, shape, options)
+    if len(inputs) == 1 and isinstance(shape, FlatShape):
         return _gather_table(inputs[0].path, shape, options)
     raise InputError(
         f"{inputs[0].path}: the rows of a query are scattered over files that are not all JSON lines",
@@ -245,16 +279,16 @@ def ordered_by_group(
     )
 
 
-def _keys(inputs: Sequence[Input], shape: FlatShape, options: ReadOptions) -> Iterator[tuple[Format, int] | None]:
+def _keys(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[tuple[Format, int] | None]:
     """The format and the group of each row; None for a row that cannot be read."""
     for item in inputs:
-        if item.format == "parquet":
+        if item.format == "parquet" and isinstance(shape, FlatShape):
             for key in _table_keys(item.path, shape):
                 yield item.format, key
         else:
             for row in _read_one(item, shape, options):
                 if not isinstance(row, Gap):
-                    yield (item.format, group_key(row.fields, shape.names)) if isinstance(row, JsonRow) else None
+                    yield (item.format, shape.group_key(row.fields)) if isinstance(row, JsonRow) else None
 
 
 def _table_keys(path: str, shape: FlatShape) -> Iterator[int]:
@@ -264,7 +298,7 @@ def _table_keys(path: str, shape: FlatShape) -> Iterator[int]:
     if columns := _columns_of(path):
         wanted = shape.key_columns(columns)
         for values in zip(*(parquet.iter_column(path, name) for name in wanted), strict=True):
-            yield group_key(dict(zip(wanted, values, strict=True)), shape.names)
+            yield shape.group_key(dict(zip(wanted, values, strict=True)))
 
 
 def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
@@ -282,8 +316,9 @@ def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
     return False
 
 
-def _gather_json(inputs: Sequence[Input], shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
+def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
     """Rows ordered by (first appearance of their group, place), through a temporary SQLite file."""
+    parse = jsonl.parse_row if inputs[0].format == "jsonl" else jsonl.parse_text_line
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
         # Not bound to one thread: a run that stops may close this generator from another one than reads it.
         spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
@@ -295,7 +330,7 @@ def _gather_json(inputs: Sequence[Input], shape: FlatShape, options: ReadOptions
             yield from _fill(spool, inputs, shape, options)
             spool.execute("CREATE INDEX by_group ON rows (grp, place)")
             for file, number, raw in spool.execute("SELECT file, number, raw FROM rows ORDER BY grp, place"):
-                yield jsonl.parse_row(raw, file=file, number=number)
+                yield parse(raw, file=file, number=number)
         except sqlite3.Error as error:
             raise InputError(
                 f"{folder}: rows cannot be gathered by query: {error}", hint="set TMPDIR to a folder with room"
@@ -304,7 +339,7 @@ def _gather_json(inputs: Sequence[Input], shape: FlatShape, options: ReadOptions
             spool.close()
 
 
-def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
+def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
     """Store all good rows; the others (bad rows, blank lines) are yielded at once."""
     groups: dict[int, int] = {}
     rows: list[tuple[int, int, str, int, bytes]] = []
@@ -313,10 +348,10 @@ def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: FlatShape, 
     spool.execute("BEGIN")
     for item in read_items(inputs, shape, options):
         if not isinstance(item, JsonRow):
-            assert isinstance(item, (RowError, Gap)), "JSON inputs give JSON rows"
+            assert isinstance(item, (RowError, Gap)), "lines give JSON rows"
             yield item
             continue
-        group = groups.setdefault(group_key(item.fields, shape.names), len(groups))
+        group = groups.setdefault(shape.group_key(item.fields), len(groups))
         rows.append((group, place, item.file, item.number, item.raw))
         place += 1
         if len(rows) == _SPOOL_ROWS:

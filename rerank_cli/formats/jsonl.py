@@ -87,6 +87,11 @@ def parse_row(raw: bytes, *, file: str, number: int) -> JsonRow | RowError:
     return _row_or_error(raw, _parse_object, file=file, number=number)
 
 
+def parse_text_line(raw: bytes, *, file: str, number: int) -> JsonRow | RowError:
+    """The row of one line without its newline, as `read_text_lines` would give it."""
+    return _row_or_error(raw, _parse_text, file=file, number=number)
+
+
 def dump_row(fields: Mapping[str, Any]) -> bytes:
     """One JSON line, keys in their order, text as UTF-8, numbers as they were read.
 
@@ -96,21 +101,24 @@ def dump_row(fields: Mapping[str, Any]) -> bytes:
 
 
 def error_row(error: RowError) -> bytes:
-    """The line of the errors file: `raw` as text, or as `raw_base64` where it is not UTF-8."""
+    """The line of the errors file."""
+    return dump_row(error_fields(error))
+
+
+def error_fields(error: RowError) -> dict[str, Any]:
+    """What the errors file says of a row: `raw` as text, or as `raw_base64` where it is not UTF-8."""
     raw: dict[str, str]
     try:
         raw = {"raw": error.raw.decode()}
     except UnicodeDecodeError:
         raw = {"raw_base64": base64.b64encode(error.raw).decode()}
-    return dump_row(
-        {
-            "file": _writable(error.file),
-            "row": error.row,
-            "id": error.id,
-            "error": {"code": error.code, "message": _writable(error.message)},
-            **raw,
-        }
-    )
+    return {
+        "file": _writable(error.file),
+        "row": error.row,
+        "id": error.id,
+        "error": {"code": error.code, "message": _writable(error.message)},
+        **raw,
+    }
 
 
 class _LineError(Exception):

@@ -4,6 +4,8 @@ JSON rows  -> JSONL      the row's own object with our fields put in
 JSON rows  -> Parquet    the same objects, their types inferred; numbers as the doubles nearest to them
 Parquet    -> Parquet    Arrow data rearranged as it is: foreign columns come back bit for bit
 Parquet    -> JSONL      the rearranged table as JSON objects
+
+Rows that come out in another shape than they came in are written by that shape's own rules, whatever they came from.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ from dataclasses import astuple
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rerank_cli.formats import jsonl
-from rerank_cli.formats.shapes import FlatShape, ListShape, Selection, Shape
+from rerank_cli.formats.shapes import PASSAGES, Conversion, FlatShape, ListShape, Selection, Shape
 from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Window
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class JsonlSink:
             else:
                 rows = _json_of_table(self._shape, group, self._selection)
             for row in rows:
-                self._stream.write(jsonl.dump_row(row))
+                self._stream.write(self._shape.kind.dump(row))
                 lines += 1
         if self._flush:
             self._stream.flush()
@@ -107,7 +108,7 @@ class ParquetSink:
 
         check: called before each row group.
         """
-        if self._parts.schema is None and self._like is not None:
+        if self._parts.schema is None and self._like is not None and not isinstance(self._shape, Conversion):
             self._parts.schema = _empty_table(self._like, self._shape, self._selection).schema
         self._parts.write_file(file, check)
 
@@ -158,6 +159,8 @@ class BestSink:
 
 def _passages_path(ranked: RankedList, shape: Shape) -> str | None:
     """The field of the passages, in a shape that has them in one."""
+    if isinstance(shape, Conversion):
+        return PASSAGES if shape.kind.name == "list" else None
     return shape.passages_path(ranked.source.rows[0].fields) if isinstance(shape, ListShape) else None
 
 
@@ -175,10 +178,11 @@ def _in_doubles(value: Any) -> Any:
 
 
 def _by_origin(ranked: Sequence[RankedList], shape: Shape) -> Iterator[tuple[bool, list[RankedList]]]:
-    """Neighbours whose rows come from JSON (True) or from a table (False), with their passages in the same field."""
+    """Neighbours whose rows are written by their shape (True) or as a table (False), passages in the same field."""
 
     def origin(item: RankedList) -> tuple[bool, str | None]:
-        return isinstance(item.source.rows[0], JsonRow), _passages_path(item, shape)
+        by_shape = isinstance(item.source.rows[0], JsonRow) or isinstance(shape, Conversion)
+        return by_shape, _passages_path(item, shape)
 
     for (is_json, _), group in groupby(ranked, key=origin):
         yield is_json, list(group)

@@ -16,17 +16,24 @@ class ImageReader:
     """Opens and cuts images for a vision tower.
 
     tile_size: of the tower's squares, in pixels. max_tiles: parts that an image is cut in at most. thumbnail: of images
-    in several parts. max_pixels: the largest image.
+    in several parts. max_pixels: the largest image. rgb_first: see `cut_tiles`.
     """
 
     def __init__(
-        self, *, tile_size: int, max_tiles: int, thumbnail: bool = True, max_pixels: int = MAX_IMAGE_PIXELS
+        self,
+        *,
+        tile_size: int,
+        max_tiles: int,
+        thumbnail: bool = True,
+        max_pixels: int = MAX_IMAGE_PIXELS,
+        rgb_first: bool = False,
     ) -> None:
         make_warnings_of_pillow_errors()
         self._tile_size = tile_size
         self.max_tiles = max_tiles
         self._thumbnail = thumbnail
         self._max_pixels = max_pixels
+        self._rgb_first = rgb_first
 
     def open(self, source: ImageSource) -> OpenImage:
         """The image, its header read; raises `ImageProblem`."""
@@ -48,4 +55,4 @@ class ImageReader:
         pixels = image.decode()
         if pixels.size != (image.width, image.height):
             raise ImageProblem("bad-image", f"the image's pixels are {pixels.size}, not what its header says")
-        return cut_tiles(pixels, grid, tile_size=self._tile_size)
+        return cut_tiles(pixels, grid, tile_size=self._tile_size, rgb_first=self._rgb_first)

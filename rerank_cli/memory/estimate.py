@@ -31,6 +31,7 @@ from rerank_cli.profiles import Capability, ModelFacts
 _FLOAT = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
 """Bytes of a weight and of an activation once loaded: 8-bit weights are dequantised to 16 bits."""
+_PART_IMAGES = 16  # whose vectors are kept at a time (`parts.py`)
 _FLASH_CAPABILITY = (8, 0)
 
 
@@ -156,15 +157,17 @@ def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int)
     """beside: the peak of the language model."""
     if shape.vision is None or tiles == 0:
         return 0
-    kept = pixel_bytes(shape.vision, tiles, how) + image_embedding_bytes(shape.vision, shape.hidden, tiles, how)
-    return max(beside + kept, tower_peak(shape.vision, tiles, how)) - beside
+    kept = image_embedding_bytes(shape.vision, shape.hidden, tiles, how)
+    if how.threads:
+        kept += pixel_bytes(shape.vision, tiles)  # a GPU sees a batch of them at a time
+    return kept + max(beside, tower_peak(shape.vision, tiles, how)) - beside
 
 
 def need_for(model: MemoryModel, *, cores: int = 1) -> Callable[..., int]:
     """The memory model as `profiles.select_profile` asks it; satisfies `profiles.MemoryNeed`.
 
     A batch of a token budget is taken at its hungriest: pairs of every length, and for a model with vision images in
-    all of its tokens. cores: threads of the CPU.
+    all of its tokens, or as many as the tower sees before the batches of a part. cores: threads of the CPU.
     """
 
     def need(gpu: DescribedGpu | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
@@ -177,7 +180,9 @@ def need_for(model: MemoryModel, *, cores: int = 1) -> Callable[..., int]:
             engines=engines,
         )
         vision = model.shape.vision
-        tiles = max(token_budget, max_tokens) // vision.tokens_per_tile if vision else 0
+        tiles = 0
+        if vision:
+            tiles = max(max(token_budget, max_tokens) // vision.tokens_per_tile, _PART_IMAGES * vision.tiles())
         return estimate(model, BatchSize.within(token_budget, max_tokens), place, tiles=tiles).total
 
     return need

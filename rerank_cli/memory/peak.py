@@ -9,10 +9,10 @@ All of it is linear in the rows of a batch: attention is computed for each pair 
 (two exceptions, see `_attention_workspace`). T below is the number of rows, e the bytes of an element, H the hidden
 size, I the MLP's, Q and K the channels of all query and of all key heads.
 
-    BERT, RoBERTa    5H + 2I, with the activation fused 6H + I
-    ModernBERT       8H + 3I | rotation in float32
+    BERT, RoBERTa    2H + 2I, with the activation fused 3H + I | in attention 6H
+    ModernBERT       2H + 3I | in attention 8H | rotation in float32
     Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
-    SigLIP tower     4H + 2I
+    SigLIP tower     6H, of 8 tiles at a time
 
 What a pair's own tokens cost besides: 24 bytes of ids, types and positions.
 """
@@ -26,7 +26,9 @@ from itertools import groupby
 from rerank_cli.memory.shape import ModelShape, VisionShape
 
 CHUNK = 2048
-"""Rows that Llama's MLP, norms and rotation take at a time (`models/llama.py`)."""
+"""Rows that Llama's MLP, norms and rotation take at a time (`models/llama.py`), and a tower's MLP (`siglip.py`)."""
+BATCH_TILES = 8
+"""Tiles that a vision tower sees at a time (`models/siglip.py`)."""
 _FLOAT, _INT64 = 4, 8
 _WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
@@ -143,24 +145,21 @@ def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 
 
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
-    """The moment of attention, and others. A layer keeps its input H and q, k, v 3H to its end."""
+    """The moment of attention, and others. A layer keeps its input H to its end; q, k, v are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
     result = h * batch.run_tokens
     attending = e * (5 * h * t + result)  # input, q, k, v, context
-    expand = e * t * (5 * h + (i if how.fused else 2 * i))  # input, q, k, v, x; the layer's output and its activation
-    contract = e * t * (6 * h + i)
-    norm = e * t * 7 * h
-    return attending, [expand, contract, norm]
+    expand = e * t * (2 * h + (i if how.fused else 2 * i))  # input, x; the layer's output and its activation
+    contract = e * t * (3 * h + i)
+    return attending, [expand, contract]
 
 
 def _modernbert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
-    """A layer keeps its input H, q, k, v 3H and the rotated q, k 2H to its end."""
+    """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
     rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
-    windowed = shape.window is not None and batch.longest > shape.window + 1
-    result = (2 if windowed else 1) * h * batch.run_tokens  # windowed: its blocks, then all of them together
-    attending = rotations + e * (7 * h * t + result)
-    mlp = rotations + e * t * (8 * h + 3 * i)  # and x, the product; the two halves, the activated one
+    attending = rotations + e * (7 * h * t + h * batch.run_tokens)
+    mlp = rotations + e * t * (2 * h + 3 * i)  # input, x; the two halves, the activated one
     wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
     rotate = rotations + t * (e * 5 * h + wide + _FLOAT * 6 * h)
     return attending, [mlp, rotate]
@@ -215,7 +214,8 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
     size = _FLOAT * shape.heads * run
     if shape.window is not None and batch.longest > shape.window + 1:
         keys = min(batch.longest, _WINDOW_BLOCK + 2 * shape.window)
-        size += min(batch.longest, _WINDOW_BLOCK) * keys * (2 * _INT64 + 1)  # distances and who sees whom
+        distances = min(batch.longest, _WINDOW_BLOCK) * keys * (2 * _INT64 + 1)  # and who sees whom
+        size += max(distances, e * shape.queries * run)  # or, after the last block, all blocks together
     if how.repeats_heads and shape.kv_heads != shape.heads:
         size += 2 * e * shape.queries * run
     if how.threads:
@@ -241,14 +241,25 @@ def _padded(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 
 
 def tower_peak(vision: VisionShape, tiles: int, how: Execution) -> int:
-    """Peak of the vision tower over `tiles`: at the activation of an MLP, 4H + 2I of every patch, and the pixels."""
-    rows = tiles * vision.patches
-    return how.element * rows * (4 * vision.hidden + 2 * vision.intermediate) + pixel_bytes(vision, tiles, how)
+    """Peak of the vision tower over `tiles`, `BATCH_TILES` of them at a time, without its results.
+
+    The larger of attention (input, normed, q, k, v, result: 6H of every patch) and an MLP of `CHUNK` patches.
+    """
+    h, i, e = vision.hidden, vision.intermediate, how.element
+    batch = min(tiles, BATCH_TILES)
+    rows = batch * vision.patches
+    chunk = min(rows, CHUNK)
+    attending = e * 6 * h * rows + _FLOAT * vision.heads * rows
+    mlp = e * (2 * h * rows + chunk * (h + (i if how.fused else 2 * i)))
+    contract = e * (2 * h * rows + chunk * (2 * h + i))
+    # As float32, as bfloat16, and as rows of patches in the precision of the tower.
+    pixels = (_FLOAT + 2 + e) * batch * _IMAGE_CHANNELS * vision.image**2
+    return pixel_bytes(vision, batch) + max(attending, mlp, contract, pixels)
 
 
-def pixel_bytes(vision: VisionShape, tiles: int, how: Execution) -> int:
-    """The tiles themselves."""
-    return how.element * tiles * _IMAGE_CHANNELS * vision.image**2
+def pixel_bytes(vision: VisionShape, tiles: int) -> int:
+    """The tiles themselves, which are bytes until their turn comes."""
+    return tiles * _IMAGE_CHANNELS * vision.image**2
 
 
 def image_embedding_bytes(vision: VisionShape, hidden: int, tiles: int, how: Execution) -> int:

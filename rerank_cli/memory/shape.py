@@ -31,8 +31,11 @@ FAMILIES: Mapping[str, Family] = {
     "LlamaNemotronVLModel": "vl",
 }
 _MAX_INPUT_TILES = 6  # the default of the processor of the Nemotron VL models
-_SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-"""Sizes of SigLIP so400m, which a config that leaves them out means."""
+_SIGLIP = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "patch_size": 16, "image_size": 224,
+}  # fmt: skip
+"""What transformers' SiglipVisionConfig takes for a missing key, and so `models/siglip.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +197,7 @@ def _has_local_layers(checkpoint: Checkpoint, layers: int) -> bool:
 def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
     block = _SIGLIP | {key: value for key, value in _block(checkpoint, "vision_config").items() if value is not None}
     tower = replace(checkpoint, config=block)
-    patch = tower.integer("patch_size", 16)
-    image = tower.integer("image_size", checkpoint.integer("force_image_size", 512))
+    patch, image = tower.integer("patch_size"), tower.integer("image_size")
     shrink = checkpoint.number("downsample_ratio", 0.5)
     hidden, intermediate = tower.integer("hidden_size"), tower.integer("intermediate_size")
     layers = tower.integer("num_hidden_layers")
@@ -218,9 +220,15 @@ def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
         patch=patch,
         image=image,
         tokens_per_tile=round(patches * shrink**2),
-        max_input_tiles=checkpoint.integer("max_input_tiles", _MAX_INPUT_TILES),
+        max_input_tiles=_declared_tiles(checkpoint),
         parameters=tower_parameters + connector,
     )
+
+
+def _declared_tiles(checkpoint: Checkpoint) -> int:
+    """Of processor_config.json alone, as `encoding/vision_config.py` says why; what is wrong there is its to refuse."""
+    declared = checkpoint.processor_config.get("max_input_tiles")
+    return declared if type(declared) is int and declared > 0 else _MAX_INPUT_TILES
 
 
 def _used_of_siglip(parameters: int, hidden: int, intermediate: int) -> int:

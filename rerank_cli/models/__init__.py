@@ -2,7 +2,8 @@
 
 `FAMILIES` maps the `architectures` entry of config.json to a native, packed model. Every other
 `*ForSequenceClassification` that transformers itself knows runs through `padded.PaddedCrossEncoder`, which is slower
-and said so. To add a family: one file here, one row in the table, one parity test.
+and said so. To add a family: one file here, one row in this table and in those that `families.py`
+names, one parity test.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from rerank_cli import families
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding import YES_NO_ARCHITECTURES
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.causal import YesNoModel
@@ -50,7 +51,7 @@ FAMILIES: dict[str, Callable[..., RerankModel]] = {
     "ModernBertForSequenceClassification": ModernBertCrossEncoder,
     "LlamaBidirectionalForSequenceClassification": LlamaCrossEncoder,
     "LlamaNemotronVLForSequenceClassification": LlamaNemotronVLCrossEncoder,
-    **dict.fromkeys(YES_NO_ARCHITECTURES, YesNoModel),
+    **{name: YesNoModel for name, family in families.FAMILIES.items() if family.answers},
 }
 """Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
 
@@ -75,7 +76,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
             f"{checkpoint.path / 'config.json'}: architecture `{architecture}` is not a reranker that is known",
             hint=f"known are {', '.join(sorted([*FAMILIES, *EMBEDDERS]))} and the sequence classifiers of transformers",
         )
-    if architecture not in YES_NO_ARCHITECTURES and checkpoint.num_labels != 1:
+    if not families.family_of(architecture).answers and checkpoint.num_labels != 1:
         raise ModelError(
             f"{checkpoint.path / 'config.json'}: the model gives {checkpoint.num_labels} labels, a reranker one logit"
         )

@@ -7,8 +7,8 @@ They differ in the prefix of the weights' names, in how positions are counted, a
     RobertaForSequenceClassification       roberta.*      pad_token_id + 1 + ..., and   classifier.dense, tanh,
     XLMRobertaForSequenceClassification    roberta.*      padding ids are not counted   classifier.out_proj
 
-The last layer is computed for [CLS] alone, since the head reads nothing else: keys and values of all tokens, one query
-a pair. The result is the same; a sixth of a 6-layer model's work falls away.
+The last layer is computed for [CLS] alone, since the head reads nothing else (`first_token.py`). The result is the
+same; a sixth of a 6-layer model's work falls away.
 
 Source of the maths: transformers' modeling_bert.py and modeling_xlm_roberta.py, against which the tests compare.
 """
@@ -19,15 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
-from rerank_cli.models.attention import attend, attend_first, attention_kind
+from rerank_cli.models.attention import attend, attention_kind
+from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 PREFIXES = {
@@ -40,27 +41,22 @@ PREFIXES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    """LayerNorm with its weights."""
+class _Rest:
+    """What a post-norm transformer layer does after its attention."""
 
-    weight: Tensor
-    bias: Tensor
-    epsilon: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """One post-norm transformer layer; `qkv` gives query, key and value side by side."""
-
-    qkv: Linear
     attention_out: Linear
-    attention_norm: _Norm
+    attention_norm: LayerNorm
     expand: Linear
     contract: Linear
-    out_norm: _Norm
+    out_norm: LayerNorm
+
+    def add_attention(self, context: Tensor, x: Tensor) -> Tensor:
+        """context: what the attention gave; x: the layer's input; both [rows, hidden]."""
+        return self.attention_norm(self.attention_out.add(context, x))
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """x: [rows, hidden], with the attention added. Returns the layer's output."""
+        return self.out_norm(self.contract.add(self.expand(x), x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +87,17 @@ class EncoderCrossEncoder:
         self._padding_id = None if _prefix(checkpoint) == "bert" else checkpoint.integer("pad_token_id", 1)
         self._kind = linear_kind(device, dtype)
         self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             prefix = _prefix(checkpoint)
             table = f"{prefix}.embeddings"
             self._words = weights.take(f"{table}.word_embeddings.weight", (shape.vocabulary, shape.hidden))
             self._positions = weights.take(f"{table}.position_embeddings.weight", (shape.positions, shape.hidden))
             self._types = weights.take(f"{table}.token_type_embeddings.weight", (shape.types, shape.hidden))
             self._embedding_norm = self._norm(weights, f"{table}.LayerNorm")
-            self._layers = [self._layer(weights, f"{prefix}.encoder.layer.{i}") for i in range(shape.layers)]
+            names = [f"{prefix}.encoder.layer.{i}" for i in range(shape.layers)]
+            self._attentions = [self._qkv(weights, name) for name in names[:-1]]
+            self._last_attention = self._first_token_attention(weights, names[-1])
+            self._rests = [self._rest(weights, name) for name in names]
             dense, out = (
                 ("bert.pooler.dense", "classifier") if prefix == "bert" else ("classifier.dense", "classifier.out_proj")
             )
@@ -112,9 +111,10 @@ class EncoderCrossEncoder:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
         x = self._embed(batch)
-        for layer in self._layers[:-1]:
-            x = self._run_layer(layer, x, batch)
-        first = self._run_last_layer(self._layers[-1], x, batch)
+        for qkv, rest in zip(self._attentions, self._rests[:-1], strict=True):
+            x = rest.add_mlp(rest.add_attention(self._attend(qkv, x, batch), x))
+        last = self._rests[-1]
+        first = last.add_mlp(last.add_attention(self._last_attention(x, batch), x[batch.starts]))
         return self._head_out(self._head_dense(first[: len(pairs)].float())).squeeze(1)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
@@ -126,33 +126,40 @@ class EncoderCrossEncoder:
             types = self._types[0]
         return self._embedding_norm(self._words[batch.input_ids] + types + self._positions[positions])
 
-    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch) -> Tensor:
-        heads = self._shape.heads
-        q, k, v = layer.qkv(x).unflatten(1, (3, heads, -1)).unbind(1)
-        x = layer.attention_norm(layer.attention_out.add(attend(q, k, v, batch, kind=self._attention), x))
-        return layer.out_norm(layer.contract.add(layer.expand(x), x))
+    def _attend(self, qkv: Linear, x: Tensor, batch: PackedBatch) -> Tensor:
+        # A function of its own, so that queries, keys and values are gone before the MLP needs room.
+        q, k, v = qkv(x).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
+        return attend(q, k, v, batch, kind=self._attention)
 
-    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch) -> Tensor:
-        """The last layer's output at the first token of each pair, [P, hidden]."""
-        heads = self._shape.heads
-        q, k, v = layer.qkv(x).unflatten(1, (3, heads, -1)).unbind(1)
-        first = x[batch.starts]
-        context = attend_first(q[batch.starts], k, v, batch)
-        first = layer.attention_norm(layer.attention_out.add(context, first))
-        return layer.out_norm(layer.contract.add(layer.expand(first), first))
-
-    def _norm(self, weights: WeightReader, name: str) -> _Norm:
+    def _norm(self, weights: WeightReader, name: str) -> LayerNorm:
         size = (self._shape.hidden,)
-        return _Norm(weights.take(f"{name}.weight", size), weights.take(f"{name}.bias", size), self._shape.epsilon)
+        return LayerNorm(weights.take(f"{name}.weight", size), weights.take(f"{name}.bias", size), self._shape.epsilon)
 
-    def _layer(self, weights: WeightReader, name: str) -> _Layer:
-        hidden, inner = self._shape.hidden, self._shape.intermediate
+    def _qkv(self, weights: WeightReader, name: str) -> Linear:
+        """Query, key and value side by side."""
+        hidden = self._shape.hidden
         projections = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
-        return _Layer(
-            qkv=self._kind(
-                torch.cat([weights.take(f"{part}.weight", (hidden, hidden)) for part in projections]),
-                torch.cat([weights.take(f"{part}.bias", (hidden,)) for part in projections]),
-            ),
+        return self._kind(
+            torch.cat([weights.take(f"{part}.weight", (hidden, hidden)) for part in projections]),
+            torch.cat([weights.take(f"{part}.bias", (hidden,)) for part in projections]),
+        )
+
+    def _first_token_attention(self, weights: WeightReader, name: str) -> FirstTokenAttention:
+        hidden = self._shape.hidden
+        name = f"{name}.attention.self"
+        attention = FirstTokenAttention(
+            self._linear(weights, f"{name}.query", hidden, hidden),
+            weights.take(f"{name}.key.weight", (hidden, hidden)),
+            weights.take(f"{name}.value.weight", (hidden, hidden)),
+            weights.take(f"{name}.value.bias", (hidden,)),
+            heads=self._shape.heads,
+        )
+        weights.take(f"{name}.key.bias", (hidden,))  # checked and left: it moves all scores of a query alike
+        return attention
+
+    def _rest(self, weights: WeightReader, name: str) -> _Rest:
+        hidden, inner = self._shape.hidden, self._shape.intermediate
+        return _Rest(
             attention_out=self._linear(weights, f"{name}.attention.output.dense", hidden, hidden),
             attention_norm=self._norm(weights, f"{name}.attention.output.LayerNorm"),
             expand=self._linear(weights, f"{name}.intermediate.dense", hidden, inner, self._shape.activation),

@@ -15,40 +15,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    """LayerNorm with its weights; ModernBERT's norms have no bias unless the config says so."""
-
-    weight: Tensor
-    bias: Tensor | None
-    epsilon: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     """One pre-norm layer; `gated` gives the activated half and the gate side by side."""
 
-    attention_norm: _Norm | None  # the first layer has none: the embeddings are normalised already
+    attention_norm: LayerNorm | None  # the first layer has none: the embeddings are normalised already
     qkv: Linear
     attention_out: Linear
-    mlp_norm: _Norm
+    mlp_norm: LayerNorm
     gated: Linear
     contract: Linear
     kind: str
@@ -102,7 +90,7 @@ class ModernBertCrossEncoder:
         )
         self._kind = linear_kind(device, dtype)
         self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             hidden = shape.hidden
             self._words = weights.take("model.embeddings.tok_embeddings.weight", (shape.vocabulary, hidden))
             self._embedding_norm = self._norm(weights, "model.embeddings.norm")
@@ -146,9 +134,12 @@ class ModernBertCrossEncoder:
         return rotated[:, 0], rotated[:, 1], qkv[:, 2]
 
     def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
+        return self._run_mlp(layer, layer.attention_out.add(self._attend(layer, x, batch, rotation), x))
+
+    def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
+        # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         q, k, v = self._project(layer, x, rotation)
-        x = layer.attention_out.add(attend(q, k, v, batch, kind=self._attention, window=self._window(layer)), x)
-        return self._run_mlp(layer, x)
+        return attend(q, k, v, batch, kind=self._attention, window=self._window(layer))
 
     def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
         """The last layer's output at the first token of each pair, [P, hidden]."""
@@ -160,9 +151,9 @@ class ModernBertCrossEncoder:
         value, gate = layer.gated(layer.mlp_norm(x)).chunk(2, dim=-1)
         return layer.contract.add(self._activate(value).mul_(gate), x)
 
-    def _norm(self, weights: WeightReader, name: str, dtype: torch.dtype | None = None) -> _Norm:
+    def _norm(self, weights: WeightReader, name: str, dtype: torch.dtype | None = None) -> LayerNorm:
         size = (self._shape.hidden,)
-        return _Norm(
+        return LayerNorm(
             weights.take(f"{name}.weight", size, dtype=dtype),
             weights.take(f"{name}.bias", size, dtype=dtype) if self._shape.biases.norm else None,
             self._shape.epsilon,

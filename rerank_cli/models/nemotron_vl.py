@@ -5,8 +5,8 @@ distinct image once; `forward` then embeds a batch of pairs by their tokens, lay
 images (`ImageBlock`), and goes on as a text reranker: layers, mean over all tokens, one linear layer in float32,
 division by `temperature`.
 
-`VisionLanguageTrunk` is all but the head and knows of no prompt: an embedder of the same kin is this trunk with
-`prefix=""` and another use of `pooled`.
+`VisionLanguageTrunk` is all but the head and knows of no prompt: the embedder of the same kin (`embedder.py`) is this
+trunk without the prefix `model.` and another use of `pooled`.
 
 Configuration: `llm_config` and `vision_config` are those of the two parts; `pooling` and `temperature` stand at the top
 level of config.json and are read there alone, as the published code does. Weights: `model.vision_model.*` (with another
@@ -29,10 +29,10 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.errors import ModelError
-from rerank_cli.models.llama import LlamaTrunk, read_llama_shape, read_pooling, read_temperature
-from rerank_cli.models.packed import pack
+from rerank_cli.models.llama import LlamaTrunk, Pooling, read_llama_shape, read_pooling, read_temperature
+from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.siglip import VisionTower
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair, Tiles
 
 # What transformers' LlamaConfig takes for a missing key; in a nested config it leaves out what is so by default.
@@ -49,7 +49,7 @@ _LLAMA_DEFAULTS: dict[str, Any] = {
 class VisionLanguageTrunk:
     """Pairs with and without images to one vector each.
 
-    prefix: of the weights' names, with its dot.
+    prefix: of the weights' names, with its dot. pooling: of the last hidden states, as `read_pooling` gives it.
     """
 
     def __init__(
@@ -58,13 +58,12 @@ class VisionLanguageTrunk:
         checkpoint: Checkpoint,
         *,
         prefix: str,
+        pooling: Pooling,
         device: torch.device,
         dtype: torch.dtype,
         attention: str,
     ) -> None:
-        if "pooling" not in checkpoint.config:
-            raise ModelError(f"{checkpoint.config_place}: `pooling` is missing")
-        self._pooling = read_pooling(checkpoint, "avg")
+        self._pooling = pooling
         self._device = device
         language = checkpoint.within("llm_config")
         shape = read_llama_shape(replace(language, config=_LLAMA_DEFAULTS | dict(language.config)))
@@ -98,6 +97,10 @@ class VisionLanguageTrunk:
     def pooled(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """One vector a pair, float32 [pairs, hidden]; `see` has seen their images."""
         batch = pack(pairs, device=self._device)
+        return self._language.pooled(self._embed(pairs, batch), batch, self._pooling)
+
+    def _embed(self, pairs: Sequence[EncodedPair], batch: PackedBatch) -> Tensor:
+        """The vectors of the tokens, [T, hidden], those of images in their places."""
         x = self._language.embed(batch.input_ids)
         begin = 0
         for pair in pairs:
@@ -105,7 +108,7 @@ class VisionLanguageTrunk:
                 first = begin + pair.block.start
                 x[first : first + pair.block.length] = self._seen[_image_of(pair)]
             begin += pair.kept_tokens
-        return self._language.pooled(x, batch, self._pooling)
+        return x
 
 
 class LlamaNemotronVLCrossEncoder:
@@ -113,9 +116,12 @@ class LlamaNemotronVLCrossEncoder:
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
         self._temperature = read_temperature(checkpoint)
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        if "pooling" not in checkpoint.config:  # the published code takes another one for it than it writes
+            raise ModelError(f"{checkpoint.config_place}: `pooling` is missing")
+        pooling = read_pooling(checkpoint, "avg")
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._trunk = VisionLanguageTrunk(
-                weights, checkpoint, prefix="model.", device=device, dtype=dtype, attention=attention
+                weights, checkpoint, prefix="model.", pooling=pooling, device=device, dtype=dtype, attention=attention
             )
             self._score = weights.take("score.weight", (1, self._trunk.hidden), dtype=torch.float32)
             weights.finish()

@@ -9,8 +9,8 @@
 
 The pooling head of SigLIP (`head.*`) lies in the published files and is not used.
 
-**Memory.** Tiles stay bytes until a batch of `_BATCH_TILES` of them is normalised; batches go across images, so each
-but the last is full. The MLP runs over `_CHUNK` patches at a time. In 16 bits the weights are used where they lie in
+**Memory.** Tiles stay bytes until a batch of `BATCH_TILES` of them is normalised; batches go across images, so each
+but the last is full. The MLP runs over `CHUNK` patches at a time. In 16 bits the weights are used where they lie in
 the mapped file, as in `llama.py`.
 
 Source of the maths: transformers' modeling_siglip.py; the shuffle is version 2 of InternVL's (`ps_version` v2), whose
@@ -31,11 +31,12 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import Tiles
 
-_BATCH_TILES = 8  # 8,192 patches of the published tower: full matrix products, and 0.25 GB beside the weights in fp32
-_CHUNK = 2048  # patches that the MLP takes at a time
+BATCH_TILES = 8  # 8,192 patches of the published tower: full matrix products, and 0.25 GB beside the weights in fp32
+CHUNK = 2048  # patches that the MLP takes at a time
 _PROJECTOR_EPSILON = 1e-5  # nn.LayerNorm's own, which config.json does not name
 
 
@@ -52,25 +53,15 @@ class TowerShape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-    epsilon: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     """One pre-norm layer."""
 
-    attention_norm: _Norm
+    attention_norm: LayerNorm
     query: Linear
     key: Linear
     value: Linear
     attention_out: Linear
-    mlp_norm: _Norm
+    mlp_norm: LayerNorm
     up: Linear  # with the activation
     down: Linear
 
@@ -119,36 +110,43 @@ class VisionTower:
         out = torch.empty(
             len(tiles), self._geometry.tokens_per_tile, self._hidden, dtype=self._dtype, device=self._device
         )
-        for start in range(0, len(tiles), _BATCH_TILES):
-            batch = torch.from_numpy(np.stack(tiles[start : start + _BATCH_TILES]))
-            out[start : start + _BATCH_TILES] = self._project(self._see(batch.to(self._device)))
+        for start in range(0, len(tiles), BATCH_TILES):
+            batch = torch.from_numpy(np.stack(tiles[start : start + BATCH_TILES]))
+            out[start : start + BATCH_TILES] = self._project(self._see(batch.to(self._device)))
         return [part.flatten(0, 1) for part in out.split(sizes)]
 
     def _see(self, tiles: Tensor) -> Tensor:
         """The tower's last hidden states, [n, patches, channels]; tiles: uint8 [n, size, size, 3]."""
-        count, side = len(tiles), self._geometry.patch_size
-        per_side = self._geometry.tile_size // side
-        pixels = normalised(tiles).to(self._dtype).reshape(count, per_side, side, per_side, side, 3)
-        patches = pixels.permute(0, 1, 3, 5, 2, 4).reshape(count * per_side**2, 3 * side**2)
-        x = self._patches(patches)
+        count = len(tiles)
+        x = self._patches(self._cut(tiles))
         x.unflatten(0, (count, -1)).add_(self._positions)
         for layer in self._layers:
             x = self._run_layer(layer, x, count)
         states: Tensor = self._final_norm(x).unflatten(0, (count, -1))
         return states
 
+    def _cut(self, tiles: Tensor) -> Tensor:
+        """Tiles as rows of patches, [n * patches, 3 * side^2]."""
+        count, side = len(tiles), self._geometry.patch_size
+        per_side = self._geometry.tile_size // side
+        pixels = normalised(tiles).to(self._dtype).reshape(count, per_side, side, per_side, side, 3)
+        return pixels.permute(0, 1, 3, 5, 2, 4).reshape(count * per_side**2, 3 * side**2)
+
     def _run_layer(self, layer: _Layer, x: Tensor, count: int) -> Tensor:
+        x = layer.attention_out.add(self._attend(layer, x, count), x)
+        for rows in x.split(CHUNK):
+            rows.copy_(layer.down.add(layer.up(layer.mlp_norm(rows)), rows))
+        return x
+
+    def _attend(self, layer: _Layer, x: Tensor, count: int) -> Tensor:
+        # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         normed = layer.attention_norm(x)
         # [n, heads, patches, channels of a head]
         q, k, v = (
             part(normed).unflatten(1, (self._shape.heads, -1)).unflatten(0, (count, -1)).transpose(1, 2)
             for part in (layer.query, layer.key, layer.value)
         )
-        context = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        x = layer.attention_out.add(context, x)
-        for rows in x.split(_CHUNK):
-            rows.copy_(layer.down.add(layer.up(layer.mlp_norm(rows)), rows))
-        return x
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
 
     def _project(self, x: Tensor) -> Tensor:
         """The projector's output of the tower's states: [n, vectors of a tile, hidden]."""
@@ -227,5 +225,5 @@ def _tower_name(weights: WeightReader, prefix: str) -> str:
     return nested if weights.has(f"{nested}embeddings.patch_embedding.weight") else prefix
 
 
-def _norm(weights: WeightReader, name: str, size: int, epsilon: float) -> _Norm:
-    return _Norm(weights.take(f"{name}.weight", (size,)), weights.take(f"{name}.bias", (size,)), epsilon)
+def _norm(weights: WeightReader, name: str, size: int, epsilon: float) -> LayerNorm:
+    return LayerNorm(weights.take(f"{name}.weight", (size,)), weights.take(f"{name}.bias", (size,)), epsilon)

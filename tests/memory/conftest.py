@@ -27,6 +27,16 @@ LLAMA_1B: dict[str, Any] = {
     "pooling": "avg",
     "id2label": {"0": "x"},
 }
+VL_1B: dict[str, Any] = {
+    "architectures": ["LlamaNemotronVLForSequenceClassification"],
+    "llm_config": {key: value for key, value in LLAMA_1B.items() if key not in ("architectures", "id2label")},
+    "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16,
+                      "num_hidden_layers": 27, "patch_size": 16, "image_size": 512},
+    "force_image_size": 512,
+    "downsample_ratio": 0.5,
+    "ps_version": "v2",
+    "pooling": "avg",
+}  # fmt: skip
 BERT_L12: dict[str, Any] = {
     "architectures": ["BertForSequenceClassification"],
     "hidden_size": 384,

@@ -6,6 +6,7 @@ says whose. Every folder that holds logits is found, so a new one is tested by b
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rerank_cli.encoding import ImageLimits
-from rerank_cli.records import ImagePassage, ImageSource, Passage
+from rerank_cli.models.siglip import normalised
+from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Passage
 
 HERE = Path(__file__).parent
 SAMPLES = HERE.parents[1] / "samples"
@@ -72,11 +75,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def pixels_sha256(pair: EncodedPair) -> str | None:
+    """The digest of what the tower gets of a pair's image, as the goldens have it: float32 [tiles, 3, side, side]."""
+    if pair.block is None or pair.block.image is None:
+        return None
+    pixels = normalised(torch.from_numpy(pair.block.image.pixels)).float().permute(0, 3, 1, 2)
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+
+
 def find_goldens() -> Iterator[Golden]:
     for meta in sorted(HERE.glob("*/META.json")):
         facts, rows = json.loads(meta.read_text()), read_jsonl(meta.parent / "expected.jsonl")
         if "logit" not in rows[0]:
-            continue  # an embedding model: nothing that `score` could be compared with
+            continue  # an embedding model: test_embedding_golden.py
         yield Golden(
             name=facts["name"],
             checkpoint=meta.parent / "checkpoint",

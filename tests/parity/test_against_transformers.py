@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,9 @@ PLAN = SimpleNamespace(device="cpu", threads=1, token_budget=4096, precision="fp
 def quiet_transformers():
     transformers_logging.disable_progress_bar()
     yield
-    transformers_logging.enable_progress_bar()
+    with warnings.catch_warnings():  # where a command has run in this process, bars are forbidden for good
+        warnings.simplefilter("ignore")
+        transformers_logging.enable_progress_bar()
 
 
 def our_logits(path: Path, pairs: list[tuple[str, str]], *, max_tokens: int) -> np.ndarray:

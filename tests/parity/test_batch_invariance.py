@@ -1,4 +1,4 @@
-"""A pair's logit does not depend on the pairs that are scored with it."""
+"""A pair's logit, and a text's vector, do not depend on what is computed with them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.hardware import detect_cpu
-from rerank_cli.models import RerankModel, load_model
+from rerank_cli.models import RerankModel, load_embedder, load_model
+from rerank_cli.models.embedder import Embedder
 from rerank_cli.records import EncodedPair
+from tests.parity.conftest import HERE
 
 PACKED = ["bert-ce-open", "xlmr-ce-open", "modernbert-ce-open"]
 # transformers ends in bf16 too, so that its logits have 8 bits: no tolerance smaller than their spacing would hold.
@@ -56,3 +58,32 @@ def test_a_logit_does_not_depend_on_the_batch(goldens, name, precision, toleranc
     assert np.unique(alone).size > 100
     for size in (7, 32):
         assert np.abs(in_batches(model, pairs, size) - alone).max() <= tolerance, size
+
+
+def embedded_in_batches(model: Embedder, texts: list[EncodedPair], size: int) -> np.ndarray:
+    """Vectors of length 1 in the order of `texts`, computed in shuffled batches of `size`."""
+    order = list(range(len(texts)))
+    random.Random(size).shuffle(order)
+    vectors = np.empty((len(texts), model.dimensions), dtype=np.float32)
+    with torch.inference_mode():
+        for begin in range(0, len(order), size):
+            batch = order[begin : begin + size]
+            vectors[batch] = model.embed([texts[place] for place in batch]).numpy()
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3), ("bf16", 2e-2)])
+@pytest.mark.parametrize("name", ["nemotron-vl-embed-open", "nemotron-vl-embed-fp8-open"])
+def test_a_cosine_does_not_depend_on_the_batch(name, precision, tolerance):
+    if precision == "bf16" and not detect_cpu().has_bf16:
+        pytest.skip("this CPU has no bf16 instructions")
+    checkpoint = read_checkpoint(HERE / name / "checkpoint")
+    texts = random_pairs(checkpoint.within("llm_config").integer("vocab_size"), count=400)  # of 200 pairs
+    model = load_embedder(checkpoint, device="cpu", precision=precision, attention="runs")
+    queries, passages = np.split(embedded_in_batches(model, texts, 1), 2)
+    alone = (queries * passages).sum(axis=1)
+    assert np.isfinite(alone).all()
+    assert np.unique(alone).size > 100
+    for size in (7, 32):
+        queries, passages = np.split(embedded_in_batches(model, texts, size), 2)
+        assert np.abs((queries * passages).sum(axis=1) - alone).max() <= tolerance, size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.cli import main
-from rerank_cli.encoding import open_encoder, split_pair
+from rerank_cli.encoding import ImageLimits, open_encoder, split_pair
+from rerank_cli.records import EncodedPair, ImagePassage, ImageSource
 from tests.parity import table
-from tests.parity.conftest import HERE, read_jsonl
+from tests.parity.conftest import HERE, pixels_sha256, read_jsonl
 
 AS_REFERENCE = ("--precision", "fp32", "--truncate", "reference", "--special-tokens", "allow")
 TOLERANCE = 1e-4
+KINDS = {"query": "query", "document": "passage"}
 
-# Passages with images are not read yet: these cases wait. The set must shrink to nothing, not grow.
-PENDING = frozenset(
-    {
-        "e11-document-img-1tile",
-        "e12-document-img-1x2",
-        "e13-document-img-letter",
-        "e14-document-img+text",
-        "e15-document-img+text-max4",
-        "e16-document-img-max2",
-    }
-)
+Limits = tuple[int, int]
+"""Tokens of a text, tiles of an image: what one run has one of."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +38,20 @@ class EmbeddingGolden:
     pairs: list[dict[str, Any]]
 
     @property
-    def limits(self) -> list[int]:
-        """Every limit that some case asks for."""
-        return sorted({case["max_length"] for case in self.cases.values()})
+    def limits(self) -> list[Limits]:
+        """What some case asks for."""
+        return sorted({(case["max_length"], case["max_input_tiles"]) for case in self.cases.values()})
 
-    def case_of(self, kind: str, text: str, limit: int) -> str | None:
-        """The id of a case by what the file of vectors says of it."""
-        kinds = {"query": "query", "passage": "document"}
-        return next(
-            (
-                name
-                for name, case in self.cases.items()
-                if (case["kind"], case["text"], case["max_length"]) == (kinds[kind], text, limit)
-            ),
-            None,
-        )
+    def cases_of(self, limits: Limits) -> dict[str, dict[str, Any]]:
+        """The cases that one run can embed."""
+        found = self.cases.items()
+        return {name: case for name, case in found if (case["max_length"], case["max_input_tiles"]) == limits}
 
 
 def load(name: str) -> EmbeddingGolden:
     folder = HERE / name
-    cases = {case["id"]: case for case in read_jsonl(folder / "cases.jsonl") if case["id"] not in PENDING}
-    pairs = [pair for pair in read_jsonl(folder / "expected_pairs.jsonl") if pair["document"] not in PENDING]
-    expected = {row["id"]: row for row in read_jsonl(folder / "expected.jsonl")}
+    cases, expected = ({row["id"]: row for row in read_jsonl(folder / f"{one}.jsonl")} for one in ("cases", "expected"))
+    pairs = read_jsonl(folder / "expected_pairs.jsonl")
     return EmbeddingGolden(name, folder / "checkpoint", cases, expected, pairs)
 
 
@@ -76,33 +62,49 @@ GOLDENS = [
 ]
 
 
-@pytest.fixture(params=GOLDENS)
+@pytest.fixture(params=GOLDENS, scope="module")
 def embedding(request) -> EmbeddingGolden:
     return load(request.param)
 
 
-def score(golden: EmbeddingGolden, rows: list[dict[str, Any]], folder: Path, *options: str) -> list[dict[str, Any]]:
+@pytest.fixture(params=[1, 1_000_000], ids=["alone", "one-batch"], scope="module")
+def vectors(request, embedding, tmp_path_factory) -> dict[str, np.ndarray]:
+    """The vector of each case."""
+    return vectors_of(embedding, tmp_path_factory.mktemp("vectors"), "--token-budget", str(request.param))
+
+
+def row_of(query: dict[str, Any] | None, document: dict[str, Any] | None) -> dict[str, Any]:
+    """The row of a pair of cases, or of one with an empty text."""
+    image = document and document["image"]
+    row = {"query": query["text"] if query else "", "passage": document["text"] if document else ""}
+    return row | ({"image": image} if image else {})
+
+
+def score(golden: EmbeddingGolden, limits: Limits, rows: list[Any], folder: Path, *options: str) -> list[Any]:
     source, target = folder / "rows.jsonl", folder / "scored.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["score", str(source), "-o", str(target), "--overwrite", "--quiet", "--model", str(golden.checkpoint)]
+    tokens, tiles = map(str, limits)
+    arguments += ["--max-tokens", tokens, "--max-input-tiles", tiles, "--image-root", str(golden.checkpoint.parent)]
     assert main([*arguments, *AS_REFERENCE, *options]) == 0
     return [json.loads(line) for line in target.read_text().splitlines()]
 
 
-def vectors_of(golden: EmbeddingGolden, limit: int, folder: Path, *options: str) -> dict[str, np.ndarray]:
-    """The vector of each case with this limit, by its id, as `--embeddings` writes it."""
-    cases = [case for case in golden.cases.values() if case["max_length"] == limit]
-    random.Random(limit).shuffle(cases)
-    rows = [
-        {"query": case["text"], "passage": ""} if case["kind"] == "query" else {"query": "", "passage": case["text"]}
-        for case in cases
-    ]
-    table = folder / "vectors.parquet"
-    score(golden, rows, folder, "--max-tokens", str(limit), "--embeddings", str(table), *options)
-    named = (
-        (golden.case_of(row["kind"], row["text"], limit), row["vector"]) for row in pq.read_table(table).to_pylist()
-    )
-    return {name: np.array(vector, dtype=np.float32) for name, vector in named if name is not None}
+def vectors_of(golden: EmbeddingGolden, folder: Path, *options: str) -> dict[str, np.ndarray]:
+    """The vector of each case by its id, as `--embeddings` writes it; the cases of a run in a shuffled order."""
+    return {name: vector for limits in golden.limits for name, vector in _vectors(golden, limits, folder, *options)}
+
+
+def _vectors(golden: EmbeddingGolden, limits: Limits, folder: Path, *options: str) -> Iterator[tuple[str, np.ndarray]]:
+    cases = golden.cases_of(limits)
+    names = {(KINDS[case["kind"]], case["text"], case["image"]): name for name, case in cases.items()}
+    rows = [row_of(case, None) if case["kind"] == "query" else row_of(None, case) for case in cases.values()]
+    random.Random(limits[0]).shuffle(rows)
+    vectors = folder / "vectors.parquet"
+    score(golden, limits, rows, folder, "--embeddings", str(vectors), *options)
+    for row in pq.read_table(vectors).to_pylist():
+        if name := names.get((row["kind"], row["text"], row["image"])):
+            yield name, np.array(row["vector"], dtype=np.float32)
 
 
 def differences(golden: EmbeddingGolden, vectors: dict[str, np.ndarray]) -> dict[str, float]:
@@ -113,56 +115,70 @@ def differences(golden: EmbeddingGolden, vectors: dict[str, np.ndarray]) -> dict
     }
 
 
+def encoded(
+    golden: EmbeddingGolden, checkpoint: Checkpoint | None = None, names: Collection[str] = ()
+) -> Iterator[tuple[str, EncodedPair]]:
+    """Each case as the model gets it, as a text by itself; those of `names` where they are given."""
+    checkpoint = checkpoint or read_checkpoint(golden.checkpoint)
+    for name, case in golden.cases.items():
+        if names and name not in names:
+            continue
+        encoder = open_encoder(
+            checkpoint,
+            max_tokens=case["max_length"],
+            truncate="reference",
+            special_tokens="allow",
+            images=ImageLimits(max_tiles=case["max_input_tiles"]),
+        )
+        text = case["text"]
+        if case["image"]:
+            text = ImagePassage(text, ImageSource(case["image"], str(golden.checkpoint.parent)))
+        side = list(KINDS).index(case["kind"])
+        (pair,) = encoder.encode([("", text) if side else (text, "")])[0]
+        yield name, split_pair(pair)[side]
+
+
 def test_the_goldens_are_there():
     assert {"nemotron-vl-embed-open", "nemotron-vl-embed-fp8-open"} <= set(GOLDENS)
 
 
-def test_the_pending_cases_are_those_with_an_image(embedding):
-    everything = read_jsonl(HERE / embedding.name / "cases.jsonl")
-    assert {case["id"] for case in everything if case["image"]} == PENDING
-    assert len(embedding.cases) == 10
-    assert len(embedding.pairs) == 25
+def test_all_cases_and_pairs_are_compared(embedding):
+    assert len(embedding.cases) == len(embedding.expected) == 16
+    assert sum(1 for case in embedding.cases.values() if case["image"]) == 6
+    assert len(embedding.pairs) == 55
 
 
-@pytest.mark.parametrize("budget", [1, 1_000_000], ids=["alone", "one-batch"])
-def test_every_text_has_the_reference_vector(embedding, tmp_path, budget):
-    found = {}
-    for limit in embedding.limits:
-        found |= vectors_of(embedding, limit, tmp_path, "--token-budget", str(budget))
-    assert found.keys() == embedding.cases.keys()
+def test_every_case_has_the_reference_vector(embedding, vectors):
+    assert vectors.keys() == embedding.cases.keys()
     allowed = table.limit(embedding.name, TOLERANCE)
-    assert {name: far for name, far in differences(embedding, found).items() if not far <= allowed} == {}
+    assert {name: far for name, far in differences(embedding, vectors).items() if not far <= allowed} == {}
 
 
-def test_every_pair_has_the_reference_cosine(embedding, tmp_path):
-    # A run has one limit. The pairs whose texts no limit cuts go through it; those with a cut text are put together
-    # from the vectors of runs with each limit.
-    whole = [
-        p
-        for p in embedding.pairs
-        if min(embedding.cases[p[side]]["max_length"] for side in p if side != "cosine") > 128
-    ]
-    rows = [
-        {"query": embedding.cases[p["query"]]["text"], "passage": embedding.cases[p["document"]]["text"]} for p in whole
-    ]
-    scored = score(embedding, rows, tmp_path, "--max-tokens", "10240")
-    assert len(scored) == 16
-    assert max(abs(row["cosine"] - pair["cosine"]) for row, pair in zip(scored, whole, strict=True)) <= TOLERANCE
-    vectors = {}
-    for limit in embedding.limits:
-        vectors |= vectors_of(embedding, limit, tmp_path, "--overwrite")
+def test_every_pair_of_vectors_has_the_reference_cosine(embedding, vectors):
     directions = {name: vector / np.linalg.norm(vector) for name, vector in vectors.items()}
     off = [abs(directions[p["query"]] @ directions[p["document"]] - p["cosine"]) for p in embedding.pairs]
     assert max(off) <= TOLERANCE
 
 
-def test_token_ids_are_the_reference_ones(embedding):
-    checkpoint = read_checkpoint(embedding.checkpoint)
-    for name, case in embedding.cases.items():
-        encoder = open_encoder(checkpoint, max_tokens=case["max_length"], truncate="reference", special_tokens="allow")
-        is_query = case["kind"] == "query"
-        pair = (case["text"], "") if is_query else ("", case["text"])
-        text = split_pair(encoder.encode([pair])[0][0])[0 if is_query else 1]
+def test_every_pair_that_one_run_can_score_has_the_reference_cosine(embedding, tmp_path):
+    # A run has one limit: left out are the pairs of a query or document that another limit cuts.
+    by_limits: dict[Limits, list[dict[str, Any]]] = {}
+    for pair in embedding.pairs:
+        query, document = (embedding.cases[pair[side]] for side in ("query", "document"))
+        if query["max_length"] > 128 and document["max_length"] > 128:
+            by_limits.setdefault((document["max_length"], document["max_input_tiles"]), []).append(pair)
+    assert sum(map(len, by_limits.values())) == 40
+    for limits, pairs in by_limits.items():
+        rows = [row_of(embedding.cases[p["query"]], embedding.cases[p["document"]]) for p in pairs]
+        scored = score(embedding, limits, rows, tmp_path)
+        assert max(abs(row["cosine"] - p["cosine"]) for row, p in zip(scored, pairs, strict=True)) <= TOLERANCE
+
+
+def test_token_ids_and_pixels_are_the_reference_ones(embedding):
+    for name, text in encoded(embedding):
+        expected = embedding.expected[name]
         ids = ",".join(map(str, text.input_ids.tolist()))
-        assert hashlib.sha256(ids.encode()).hexdigest() == embedding.expected[name]["input_ids_sha256"], name
-        assert len(text.input_ids) == embedding.expected[name]["n_tokens"]
+        assert hashlib.sha256(ids.encode()).hexdigest() == expected["input_ids_sha256"], name
+        assert len(text.input_ids) == expected["n_tokens"]
+        assert (text.block.tiles if text.block else 0) == expected["n_tiles"]
+        assert pixels_sha256(text) == expected["pixel_values_sha256"], name

@@ -24,8 +24,9 @@ from rerank_cli.encoding import PairEncoder, open_encoder
 from rerank_cli.encoding.prompt import NEMOTRON
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionPrompts
 from rerank_cli.engine.scorer import LocalEngine
-from rerank_cli.models import RerankModel, load_model
+from rerank_cli.models import RerankModel, load_embedder, load_model
 from rerank_cli.records import EncodedPair
+from tests.parity import test_embedding_golden as embedding
 
 PLAN = SimpleNamespace(device="cpu", threads=1, token_budget=2048, precision="fp32", attention="runs")
 
@@ -34,7 +35,8 @@ Encode = Callable[[PairEncoder, str, str], EncodedPair]
 # Of the images one to four tiles: a tower takes longer than all that the other families are given.
 FEW_IMAGES = {
     "v01-text-only", "v05-img-1tile-upscaled", "v07-img-2x1", "v08-img-1x2", "v15-img-3x1", "v20-img+text-max2",
-    "v22-img+text-max1", "v24-img-literal-image-word",
+    "v22-img+text-max1", "v24-img-literal-image-word", "e11-document-img-1tile", "e12-document-img-1x2",
+    "e16-document-img-max2",
 }  # fmt: skip
 
 
@@ -104,10 +106,9 @@ def not_rounded(tiles: torch.Tensor) -> torch.Tensor:
     return tiles.float().div_(255).sub_(0.5).div_(0.5)
 
 
-def prompts(*image: Any) -> dict[str, VisionPrompts]:
+def prompts(*image: Any) -> VisionPrompts:
     """The reranker's prompts with another one for images."""
-    prompt = dataclasses.replace(NEMOTRON_RERANK.image, parts=image)
-    return {"LlamaNemotronVLForSequenceClassification": VisionPrompts(text=NEMOTRON, image=prompt)}
+    return VisionPrompts(text=NEMOTRON, image=dataclasses.replace(NEMOTRON_RERANK.image, parts=image))
 
 
 def off(golden, *, encode: Encode = as_pair, change=unchanged, spoil=as_loaded) -> int:
@@ -133,9 +134,27 @@ def off(golden, *, encode: Encode = as_pair, change=unchanged, spoil=as_loaded) 
     return wrong
 
 
-BERT, XLMR, MODERNBERT, DEBERTA, LLAMA, VL = (
+def without_first_token_of_a_text(text: EncodedPair) -> EncodedPair:
+    block = text.block and dataclasses.replace(text.block, start=text.block.start - 1)
+    return dataclasses.replace(text, input_ids=text.input_ids[1:], second_start=text.second_start - 1, block=block)
+
+
+def off_vectors(*, change=unchanged, cut: Callable[[EncodedPair], EncodedPair] = lambda text: text) -> int:
+    """In how many cases the embedder's vector is out of the tolerance. cut: what it gets in place of a text."""
+    golden = embedding.load(EMBEDDER)
+    names = [name for name, case in golden.cases.items() if not case["image"] or name in FEW_IMAGES]
+    checkpoint = change(read_checkpoint(golden.checkpoint))
+    texts = {name: cut(text) for name, text in embedding.encoded(golden, checkpoint, names)}
+    model = load_embedder(checkpoint, device="cpu", precision="fp32", attention="runs")
+    with torch.inference_mode():
+        model.see(list(texts.values()))
+        vectors = dict(zip(texts, model.embed(list(texts.values())).numpy(), strict=True))
+    return sum(not far <= embedding.TOLERANCE for far in embedding.differences(golden, vectors).values())
+
+
+BERT, XLMR, MODERNBERT, DEBERTA, LLAMA, VL, EMBEDDER = (
     "bert-ce-open", "xlmr-ce-open", "modernbert-ce-open", "deberta-ce-open", "llama-rerank-open",
-    "nemotron-vl-rerank-open",
+    "nemotron-vl-rerank-open", "nemotron-vl-embed-open",
 )  # fmt: skip
 SWAPPED_THETA = {"global_rope_theta": 10_000.0, "local_rope_theta": 160_000.0}
 WRONG = [
@@ -170,6 +189,13 @@ WRONG = [
     (VL, "temperature", {"change": with_config(temperature=2.0)}),
     (VL, "rope-not-scaled", {"change": with_language(rope_scaling=None)}),
     (VL, "no-thumbnail", {"change": with_processor(use_thumbnail=False)}),
+    (EMBEDDER, "no-prefix", {"change": with_processor(query_prefix="", passage_prefix="")}),
+    (EMBEDDER, "prefixes-swapped", {"change": with_processor(query_prefix="passage:", passage_prefix="query:")}),
+    (EMBEDDER, "cls-pooling", {"change": with_config(pooling="cls")}),
+    (EMBEDDER, "last-pooling", {"change": with_config(pooling="last")}),
+    (EMBEDDER, "causal-mask", {"change": with_language(is_causal=True)}),
+    (EMBEDDER, "rope-not-scaled", {"change": with_language(rope_scaling=None)}),
+    (EMBEDDER, "without_first_token", {"cut": without_first_token_of_a_text}),
 ]
 IMAGE, TEXT = NEMOTRON_RERANK.image.parts
 WRONG_CODE = [
@@ -177,9 +203,9 @@ WRONG_CODE = [
     ("pixels-not-rounded-to-bfloat16", siglip, "normalised", not_rounded),
     ("bilinear", cut, "RESAMPLING", Image.Resampling.BILINEAR),
     ("lanczos", cut, "RESAMPLING", Image.Resampling.LANCZOS),
-    ("image-behind-a-label", encoding, "_VISION", prompts(("passage: ",), IMAGE, TEXT)),
-    ("no-space-after-the-image", encoding, "_VISION", prompts(IMAGE, ("question:", *TEXT[1:]))),
-    ("prompt-without-labels", encoding, "_VISION", prompts(IMAGE, (" ", TEXT[1], " ", TEXT[3]))),
+    ("image-behind-a-label", encoding, "NEMOTRON_RERANK", prompts(("passage: ",), IMAGE, TEXT)),
+    ("no-space-after-the-image", encoding, "NEMOTRON_RERANK", prompts(IMAGE, ("question:", *TEXT[1:]))),
+    ("prompt-without-labels", encoding, "NEMOTRON_RERANK", prompts(IMAGE, (" ", TEXT[1], " ", TEXT[3]))),
 ]
 
 
@@ -188,12 +214,26 @@ def test_the_product_itself_is_within_the_tolerance(goldens, name):
     assert off(goldens[name]) == 0
 
 
+def test_the_embedder_itself_is_within_the_tolerance():
+    assert off_vectors() == 0
+
+
 @pytest.mark.parametrize(("name", "wrong", "variant"), WRONG, ids=[f"{name}-{wrong}" for name, wrong, _ in WRONG])
 def test_a_wrong_variant_is_seen(goldens, name, wrong, variant):
-    assert off(goldens[name], **variant) >= 4
+    assert (off_vectors(**variant) if name == EMBEDDER else off(goldens[name], **variant)) >= 4
 
 
 @pytest.mark.parametrize(("wrong", "module", "name", "value"), WRONG_CODE, ids=[row[0] for row in WRONG_CODE])
 def test_a_wrong_way_from_image_to_vectors_is_seen(goldens, monkeypatch, wrong, module, name, value):
     monkeypatch.setattr(module, name, value)
     assert off(goldens[VL]) >= 4
+
+
+@pytest.mark.parametrize(("wrong", "module", "name", "value"), WRONG_CODE[:4], ids=[row[0] for row in WRONG_CODE[:4]])
+def test_a_wrong_way_from_image_to_vectors_is_seen_by_the_embedder(monkeypatch, wrong, module, name, value):
+    monkeypatch.setattr(module, name, value)
+    assert off_vectors() >= 2
+
+
+def test_a_missing_thumbnail_is_seen_by_the_embedder():
+    assert off_vectors(change=with_processor(use_thumbnail=False)) == 2

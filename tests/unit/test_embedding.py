@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +16,15 @@ import torch
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.encoding import EmbeddingEncoder, EncodingProblem, open_encoder, split_pair
+from rerank_cli.encoding import EmbeddingEncoder, EncodingProblem, ImageLimits, open_encoder, split_pair
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.embeddings import EmbeddingsFile
 from rerank_cli.max_tokens import model_max_tokens
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import EncodedPair, ImageBlock, ImagePassage, ImageSource, Tiles
+from tests.unit.images import encoded as image_file
+from tests.unit.images import picture, saved
 
 MODEL = Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint"
 CHECKPOINT = read_checkpoint(MODEL)
@@ -55,7 +58,7 @@ def test_each_text_has_its_own_prefix_and_first_token():
 
 
 def test_the_template_names_both_prefixes():
-    assert encoder().template == "query: {query} | passage: {passage}"
+    assert encoder().template == ("query: {query} | passage: {passage} | passage: <img><IMG_CONTEXT></img> {passage}")
 
 
 def test_prefixes_come_from_the_processors_file(tmp_path):
@@ -63,7 +66,7 @@ def test_prefixes_come_from_the_processors_file(tmp_path):
         (tmp_path / name).symlink_to(MODEL / name)
     (tmp_path / "processor_config.json").write_text('{"query_prefix": "Q>", "passage_prefix": ""}')
     opened = open_encoder(read_checkpoint(tmp_path), max_tokens=64)
-    assert opened.template == "Q> {query} | {passage}"
+    assert opened.template == "Q> {query} | {passage} | <img><IMG_CONTEXT></img> {passage}"
 
 
 def test_a_passage_is_cut_from_the_right_to_the_limit_which_holds_for_each_text():
@@ -119,6 +122,52 @@ def test_the_place_of_an_image_is_text_unless_marks_are_allowed():
     assert texts_of(allowed) == (ids(f"query: {text}"), ids("passage: a  b <image>"))
 
 
+PAGE = ImageSource(image_file(picture(850, 1100)))
+CONTEXT = TOKENIZER.token_to_id("<IMG_CONTEXT>")
+
+
+@pytest.mark.parametrize("text", ["", "two roads"])
+def test_an_image_stands_between_the_prefix_and_its_text(text):
+    (encoded,) = encoder(images=ImageLimits(max_tiles=1)).encode([("way", ImagePassage(text, PAGE))])
+    (pair,) = encoded
+    assert pair.input_ids[: pair.second_start].tolist() == ids("query: way")
+    assert texts_of(encoded)[1] == ids(f"passage: <img>{'<IMG_CONTEXT>' * 256}</img> {text}")
+    for one in (pair, split_pair(pair)[1]):
+        assert set(one.input_ids[one.block.start : one.block.start + one.block.length]) == {CONTEXT}
+        assert (one.block.length, one.block.tiles) == (256, 1)
+    assert split_pair(pair)[0].block is None
+
+
+def test_images_are_told_apart_by_file_and_grid_however_they_are_given(tmp_path):
+    name = saved(tmp_path, "a.png", picture(850, 1100))
+    pages = [PAGE, ImageSource(name, str(tmp_path)), ImageSource(image_file(picture(1100, 850)))]
+    found = [
+        encoder(10240, images=ImageLimits(max_tiles=tiles)).encode([("way", ImagePassage("", page))])[0][0].block.digest
+        for tiles in (1, 2)
+        for page in pages
+    ]
+    assert [found.index(digest) for digest in found] == [0, 0, 2, 3, 3, 5]
+
+
+def test_a_passage_loses_its_text_and_then_tiles_and_tells_so():
+    (whole,), (shorter,), (smaller,) = (
+        encoder(limit).encode([("way", ImagePassage(LONG, PAGE))])[0] for limit in (10240, 1900, 1500)
+    )
+    assert (whole.block.tiles, whole.truncated, whole.retiled) == (7, False, False)
+    assert (shorter.block.tiles, shorter.truncated, shorter.retiled) == (7, True, False)
+    assert (smaller.block.tiles, smaller.block.full_tiles, smaller.retiled) == (5, 7, True)
+    assert shorter.tokens == smaller.tokens == whole.tokens
+    assert len(split_pair(shorter)[1].input_ids) == 1900
+
+
+@pytest.mark.parametrize(("truncate", "code"), [("end", "too-long"), ("error", "too-long"), ("reference", "image-cut")])
+def test_an_image_without_room_is_a_problem_of_the_passage(truncate, code):
+    (problem,) = encoder(200, truncate=truncate).encode([("way", ImagePassage("", PAGE))])
+    assert isinstance(problem, EncodingProblem)
+    assert problem.code == code
+    assert "query" not in problem.message
+
+
 def test_a_text_may_have_10240_tokens():
     assert model_max_tokens(CHECKPOINT) == 10240
 
@@ -170,7 +219,10 @@ def test_vectors_beyond_the_memory_allowed_are_kept_all_the_same():
 
 
 class CountingEmbedder:
-    """Satisfies `Embedder`: a text's vector counts its tokens by their id modulo 4. texts: every text it was given."""
+    """Satisfies `Embedder`: a text's vector counts its tokens by their id modulo 4.
+
+    texts, seen: every text that it was given, and every image.
+    """
 
     dimensions = 4
     kernels = "counting"
@@ -178,6 +230,10 @@ class CountingEmbedder:
     def __init__(self) -> None:
         self.texts: list[tuple[int, ...]] = []
         self.batches: list[int] = []
+        self.seen: list[Tiles] = []
+
+    def see(self, texts: Sequence[EncodedPair]) -> None:
+        self.seen += [text.block.image for text in texts if text.block]
 
     def embed(self, texts: Sequence[EncodedPair]) -> torch.Tensor:
         self.batches.append(sum(len(text.input_ids) for text in texts))
@@ -209,7 +265,7 @@ def test_each_distinct_text_is_embedded_once_in_a_run(engine):
     engine.score([pair([0, 1], [2]), pair([0, 1], [3]), pair([2], [0, 1])])
     engine.score([pair([0, 1], [2]), pair([3], [4])])
     assert sorted(engine._model.texts) == [(0, 1), (2,), (3,), (4,)]
-    assert (engine.texts, engine.tokens) == (4, 5)
+    assert (engine.texts, engine.work["tokens"]) == (4, 5)
 
 
 def test_batches_hold_no_more_tokens_than_the_budget(engine):
@@ -222,6 +278,28 @@ def test_every_pair_and_every_token_is_reported_once(engine):
     told = []
     engine.score([pair([0, 1], [2]), pair([0, 1], [3])], on_batch=lambda *batch: told.append(batch))
     assert tuple(map(sum, zip(*told, strict=True))) == (2, 4)
+
+
+def with_image(query: list[int], passage: list[int], *, name: bytes) -> EncodedPair:
+    """A pair whose passage has an image of two tokens behind its first; name: what tells it from others."""
+    place = ImageBlock(len(query) + 1, 2, tiles=1, full_tiles=1, image=Tiles(np.zeros((1, 2, 2, 3))), digest=name)
+    return dataclasses.replace(pair(query, passage), block=place)
+
+
+def test_each_distinct_image_is_seen_and_embedded_once_in_a_run(engine):
+    text = [1, 9, 9, 2]
+    engine.score([with_image([0], text, name=b"a"), with_image([3, 3], text, name=b"a"), pair([0], text)])
+    engine.score([with_image([0], text, name=b"a"), with_image([0], text, name=b"b")])
+    assert len(engine._model.seen) == 2
+    assert sorted(engine._model.texts) == [(0,), (1, 9, 9, 2), (1, 9, 9, 2), (1, 9, 9, 2), (3, 3)]
+    assert engine.work == {"tokens": 15, "images": 2, "tiles": 2, "image_tokens": 4}
+
+
+def test_the_vectors_of_a_pair_are_found_when_its_pixels_are_gone(engine):
+    both = with_image([0], [1, 9, 9, 2], name=b"a")
+    engine.score([both])
+    gone = dataclasses.replace(both, block=dataclasses.replace(both.block, image=None))
+    assert engine.vectors(engine.keys(gone)).tolist() == [[1, 0, 0, 0], [0, 3, 1, 0]]
 
 
 def test_no_pairs_have_no_scores(engine):
@@ -246,13 +324,13 @@ def test_the_file_has_a_row_for_each_vector():
     stream = io.BytesIO()
     file = EmbeddingsFile(stream, 2)
     file.write("query", "ä", np.array([1.5, 2.5], dtype=np.float32))
-    file.write("passage", "", np.array([-1.0, 0.1], dtype=np.float32))
+    file.write("passage", "", np.array([-1.0, 0.1], dtype=np.float32), image="a.png")
     file.close()
     table = pq.read_table(io.BytesIO(stream.getvalue()))
     assert table.schema.field("vector").type == pa.list_(pa.float32(), 2)
     assert table.to_pylist() == [
-        {"kind": "query", "text": "ä", "vector": [1.5, 2.5]},
-        {"kind": "passage", "text": "", "vector": [-1.0, np.float32(0.1)]},
+        {"kind": "query", "text": "ä", "image": None, "vector": [1.5, 2.5]},
+        {"kind": "passage", "text": "", "image": "a.png", "vector": [-1.0, np.float32(0.1)]},
     ]
 
 

@@ -71,6 +71,28 @@ def test_the_values_are_those_of_ir_measures_on_runs_made_by_hand(qrels: str, me
     assert found.wins + found.losses + found.ties == 2
 
 
+@pytest.mark.parametrize("metric", ["nDCG@10", "RR@10", "AP", "P@5", "R@2", "Judged@10", "NumRet"])
+@pytest.mark.parametrize("lists", [{"q1": "bxcad", "q2": ""}, {"q1": "", "q2": "", "q9": ""}, {"q2": "yx", "q3": ""}])
+def test_a_judged_query_with_an_empty_list_counts_as_ir_measures_counts_it(
+    qrels: str, metric: str, lists: dict[str, str]
+) -> None:
+    evaluator = Evaluator(qrels, [metric], LISTS)
+    evaluator.add([ranked(query, passages, *map(float, range(len(passages)))) for query, passages in lists.items()])
+    result = evaluator.finish()
+
+    def measured(orders: dict[str, str]) -> float:
+        documents = [ir_measures.ScoredDoc(q, p, -float(n)) for q, order in orders.items() for n, p in enumerate(order)]
+        judged = [qrel for qrel in ir_measures.read_trec_qrels(QRELS) if qrel.query_id in lists]
+        measure = ir_measures.parse_measure(metric)
+        return float(ir_measures.calc_aggregate([measure], judged, documents)[measure])
+
+    (found,) = result.metrics
+    assert found.given == pytest.approx(measured(lists), abs=1e-12)
+    assert found.reranked == pytest.approx(measured({query: order[::-1] for query, order in lists.items()}), abs=1e-12)
+    assert result.queries == len(lists.keys() & {"q1", "q2", "q9"})
+    assert found.wins + found.losses + found.ties == result.queries
+
+
 def test_flat_rows_have_their_ids_in_their_rows(qrels: str) -> None:
     evaluator = Evaluator(qrels, ["P@1"], FlatShape(FieldNames()))
     rows = [{"qid": "q1", "query": "q", "passage": "t", "docid": name} for name in "ba"]

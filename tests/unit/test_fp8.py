@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.cli import main
-from rerank_cli.encoding import open_encoder, split_pair
 from rerank_cli.errors import ModelError
 from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.models.linear import Fp8Linear, LinearLoader, PlainLinear, fp8_reason, fp8_runs
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 from rerank_cli.quantisation import Quantisation, read_quantisation
+from tests.parity.test_embedding_golden import encoded, load
 
 PARITY = Path(__file__).parents[1] / "parity"
 EMBEDDER = PARITY / "nemotron-vl-embed-fp8-open"
@@ -38,16 +38,18 @@ def embedder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(EMBEDDER / "checkpoint", tmp_path / "embedder"))
 
 
-@pytest.fixture
-def reranker(tmp_path: Path) -> tuple[Path, Path]:
-    """A Llama cross-encoder in FP8 as ModelOpt stores it, with scales of a KV cache, and the same model dequantised."""
-    quantised, plain = tmp_path / "fp8", tmp_path / "plain"
-    for folder in (quantised, plain):
-        shutil.copytree(PARITY / "llama-rerank-open" / "checkpoint", folder)
-    tensors = load_file(quantised / "model.safetensors")
+def quantised(golden: str, folder: Path, *, left_out: str = "nothing") -> tuple[Path, Path]:
+    """The checkpoint of a golden in FP8 as ModelOpt stores it, with scales of a KV cache, and the same one dequantised.
+
+    left_out: what names of layers that are not quantised begin with.
+    """
+    in_fp8, plain = folder / "fp8", folder / "plain"
+    for copy in (in_fp8, plain):
+        shutil.copytree(PARITY / golden / "checkpoint", copy)
+    tensors = load_file(in_fp8 / "model.safetensors")
     stored, dequantised = {}, {}
     for name, tensor in tensors.items():
-        if not name.endswith("_proj.weight"):
+        if not name.endswith("_proj.weight") or name.startswith(left_out):
             stored[name] = dequantised[name] = tensor
             continue
         layer = name.removesuffix(".weight")
@@ -59,9 +61,29 @@ def reranker(tmp_path: Path) -> tuple[Path, Path]:
         if layer.endswith(("k_proj", "v_proj")):
             stored[f"{layer}.{layer[-6]}_scale"] = torch.tensor(1.0)
     assert any(name.endswith("v_proj.v_scale") for name in stored)
-    save_file(stored, quantised / "model.safetensors")
+    save_file(stored, in_fp8 / "model.safetensors")
     save_file(dequantised, plain / "model.safetensors")
-    return change_config(quantised, quantization_config=MODELOPT), plain
+    return change_config(in_fp8, quantization_config=MODELOPT), plain
+
+
+@pytest.fixture
+def reranker(tmp_path: Path) -> tuple[Path, Path]:
+    """A Llama cross-encoder in FP8, and the same model dequantised."""
+    return quantised("llama-rerank-open", tmp_path)
+
+
+@pytest.fixture
+def page_reranker(tmp_path: Path) -> tuple[Path, Path]:
+    """The page-image reranker, its language model in FP8 and its tower as it was, and the same model dequantised."""
+    in_fp8, plain = quantised("nemotron-vl-rerank-open", tmp_path, left_out="model.vision_model")
+    stored = load_file(in_fp8 / "model.safetensors")
+    fp8 = {name for name, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn}
+    assert fp8
+    assert all(name.startswith("model.language_model.layers.") for name in fp8)
+    quantization = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["vision_model*", "mlp1*"]}
+    document = {"producer": {"name": "modelopt", "version": "0.42.0"}, "quantization": quantization}
+    (in_fp8 / "hf_quant_config.json").write_text(json.dumps(document))
+    return in_fp8, plain
 
 
 def scored(model: Path, folder: Path, *options: str) -> list[float]:
@@ -255,37 +277,76 @@ def test_bias_activation_and_residual_come_after_the_product():
     assert torch.equal(residual, before[1])
 
 
+PAGES = '{"query": "way?", "passage": "words"}\n' + "".join(
+    json.dumps({"query": "way?", "passage": text, "image": f"images/{name}"}) + "\n"
+    for text, name in (("", "exact512.png"), ("words", "tall2.png"))
+)
+
+
+def pages_scored(model: Path, folder: Path, *options: str) -> list[float]:
+    rows, out = folder / "pages.jsonl", folder / f"{model.name}.jsonl"
+    rows.write_text(PAGES)
+    arguments = ["score", str(rows), "-o", str(out), "-q", "--overwrite", "--model", str(model)]
+    arguments += ["--image-root", str(PARITY / "nemotron-vl-rerank-open"), *options]
+    assert main(arguments) == 0
+    return [json.loads(line)["logit"] for line in out.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_page_image_reranker_in_fp8_has_the_logits_of_its_weights_dequantised(page_reranker, tmp_path, precision):
+    found, wanted = (pages_scored(model, tmp_path, "--precision", precision) for model in page_reranker)
+    assert len(set(found)) == 3
+    assert found == pytest.approx(wanted, abs=1e-5)
+    original = pages_scored(PARITY / "nemotron-vl-rerank-open" / "checkpoint", tmp_path, "--precision", precision)
+    assert all(abs(one - other) > 1e-3 for one, other in zip(found, original, strict=True))  # it was quantised
+
+
+def test_layers_of_a_tower_that_were_quantised_after_all_are_dequantised_too(tmp_path):
+    in_fp8, plain = quantised("nemotron-vl-rerank-open", tmp_path)
+    assert "model.vision_model.vision_model.encoder.layers.0.self_attn.q_proj.weight_scale" in load_file(
+        in_fp8 / "model.safetensors"
+    )
+    found, wanted = (pages_scored(model, tmp_path, "--precision", "fp32") for model in (in_fp8, plain))
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_tower_in_fp8_without_scales_is_refused(page_reranker, tmp_path, capsys):
+    in_fp8, _ = page_reranker
+    tensors = load_file(in_fp8 / "model.safetensors")
+    name = "model.vision_model.vision_model.encoder.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, in_fp8 / "model.safetensors")
+    (tmp_path / "pages.jsonl").write_text(PAGES)
+    assert main(["score", str(tmp_path / "pages.jsonl"), "-o", str(tmp_path / "o.jsonl"), "--model", str(in_fp8)]) == 5
+    assert f"FP8 weights without `{name}_scale`" in capsys.readouterr().err
+
+
 def with_fp8_products(path: Path) -> NemotronEmbedder:
     """The embedder with the layers that it has where FP8 products run."""
     checkpoint = read_checkpoint(path)
     model = NemotronEmbedder(checkpoint, device=CPU, dtype=torch.float32, attention="runs")
     with WeightReader(checkpoint, dtype=torch.float32, device=CPU) as weights:
         linear = LinearLoader(weights, PlainLinear, fp8=True)
-        model._trunk._layers = [model._trunk._layer(linear, f"language_model.layers.{i}") for i in range(2)]
-    assert type(model._trunk._layers[0].query) is Fp8Linear
+        language = model._trunk._language
+        language._layers = [language._layer(linear, f"language_model.layers.{i}") for i in range(2)]
+    assert type(language._layers[0].query) is Fp8Linear
     return model
 
 
 def test_the_embedder_with_fp8_products_comes_near_to_modelopts_own_forward():
     # ModelOpt's forward quantised weights in float32 and the file's were quantised in bfloat16: 3 % of them differ by a
     # step, so that it cannot be met exactly.
-    checkpoint = read_checkpoint(EMBEDDER / "checkpoint")
-    model = with_fp8_products(EMBEDDER / "checkpoint")
-    expected = {row["id"]: row for row in map(json.loads, (EMBEDDER / "expected.jsonl").read_text().splitlines())}
+    golden = load(EMBEDDER.name)
+    model = with_fp8_products(golden.checkpoint)
     near, dequantised = [], []
-    for case in map(json.loads, (EMBEDDER / "cases.jsonl").read_text().splitlines()):
-        if case["image"]:
-            continue
-        encoder = open_encoder(checkpoint, max_tokens=case["max_length"], truncate="reference", special_tokens="allow")
-        is_query = case["kind"] == "query"
-        pair = (case["text"], "") if is_query else ("", case["text"])
-        text = split_pair(encoder.encode([pair])[0][0])[0 if is_query else 1]
+    small = [name for name, row in golden.expected.items() if row["n_tiles"] <= 3]
+    for name, text in encoded(golden, names=small):
         with torch.inference_mode():
+            model.see([text])
             found = model.embed([text])[0].numpy()
-        wanted = np.array(expected[case["id"]]["w8a8_embedding"])
-        assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) >= 0.99
+        wanted = np.array(golden.expected[name]["w8a8_embedding"])
+        assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) >= 0.99, name
         near.append(np.abs(found - wanted).mean())
-        dequantised.append(np.abs(np.array(expected[case["id"]]["embedding"]) - wanted).mean())
+        dequantised.append(np.abs(np.array(golden.expected[name]["embedding"]) - wanted).mean())
     assert np.mean(near) < np.mean(dequantised)
 
 

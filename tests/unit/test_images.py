@@ -189,6 +189,18 @@ def test_an_image_of_the_size_of_its_grid_keeps_its_pixels() -> None:
     assert len(tiles) == 7
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "1", "RGBA", "LA"])
+def test_an_image_may_be_made_rgb_before_it_is_cut(mode: str) -> None:
+    image = picture(70, 40, mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(picture(70, 40, "L"))
+    grid = Grid(2, 1)
+    found = cut_tiles(image.copy(), grid, tile_size=32, rgb_first=True).pixels
+    assert np.array_equal(found, cut_tiles(image.convert("RGB"), grid, tile_size=32).pixels)
+    in_its_mode = cut_tiles(image.copy(), grid, tile_size=32).pixels
+    assert np.array_equal(found, in_its_mode) == (mode in ("RGB", "L", "CMYK"))
+
+
 def test_a_palette_with_transparent_colours_is_scored_by_its_colours_and_says_nothing() -> None:
     plain = picture(64, 64).quantize(16)
     data = encoded(plain, transparency=bytes(range(16)))

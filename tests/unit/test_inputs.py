@@ -160,7 +160,7 @@ def test_the_size_of_the_inputs_is_known_unless_one_is_a_pipe(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("row", "shape"), [(LIST, ListShape), (PAIR, FlatShape)])
 def test_the_first_row_with_a_shape_decides(tmp_path: Path, row: dict[str, Any], shape: type[Shape]) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [b"", b"{", {"comment": "a header"}, row, LIST])
+    path = write_lines(tmp_path / "a.jsonl", [b"", b"{", {"comment": "a header"}, row, row])
     found, items = opened([path])
     assert isinstance(found, shape)
     assert numbers(items) == [Gap.BLANK, 2, 3, 4, 5]

@@ -130,12 +130,15 @@ def test_vision_is_the_larger_of_tower_and_language_model() -> None:
     long, short = BatchSize.of([8192] * 30), BatchSize.of([64])
     without = estimate(VISION, long, Place())
     one_tile = estimate(VISION, long, Place(), tiles=1)
-    # Beside a long batch the tower fits in: pixels and embeddings are all that comes to it.
-    assert one_tile.vision == 2 * (3 * 512 * 512 + 256 * 2048)
+    # Beside a long batch the tower fits in: embeddings are all that comes to it.
+    assert one_tile.vision == 2 * 256 * 2048
     assert one_tile.activations == without.activations
     towering = estimate(VISION, short, Place(), tiles=210)
-    tower = 210 * (1024 * 26_432 + 2 * 3 * 512 * 512)
-    assert towering.activations + towering.attention_workspace + towering.vision == tower
+    kept, patches = 210 * 2 * 256 * 2048, 8 * 1024
+    tower = patches * (6 * 1152 * 2 + 16 * 4) + 8 * 3 * 512 * 512  # 8 tiles at a time
+    assert towering.activations + towering.attention_workspace + towering.vision == kept + tower
+    on_cpu = estimate(VISION, long, Place(cpu=True), tiles=1)
+    assert on_cpu.vision == one_tile.vision + 3 * 512 * 512  # where the pixels lie in the same memory
     assert estimate(TEXT, short, Place(), tiles=210).vision == 0
 
 

@@ -54,7 +54,7 @@ def test_a_token_budget_is_never_less_than_a_batch_within_it(how: Execution, pai
 @pytest.mark.parametrize(
     ("shape", "per_token"),
     [
-        (BERT, 2 * (5 * 384 + 2 * 1536) + 24),
+        (BERT, 2 * (2 * 384 + 2 * 1536) + 24),
         (LLAMA, 2 * (2048 + 3 * 2048 + 2 * 512) + 4 * 32 + 12 * 32 + 24),
         (MODERNBERT, 5 * 768 * 2 + 4 * 8 * 768 + 2 * 8 * 64 + 24),
     ],
@@ -108,15 +108,19 @@ def test_rows_are_rounded_as_the_packed_models_round_them() -> None:
 
 
 def test_chunks_and_limits_are_those_of_the_models() -> None:
+    from rerank_cli import parts
     from rerank_cli.memory import peak as _  # noqa: F401 (the function hides the module of its name)
-    from rerank_cli.memory.peak import _PRODUCT_KEYS, _WINDOW_BLOCK
-    from rerank_cli.models import attention, llama
+    from rerank_cli.memory.estimate import _PART_IMAGES
+    from rerank_cli.memory.peak import _PRODUCT_KEYS, _WINDOW_BLOCK, BATCH_TILES
+    from rerank_cli.models import attention, llama, siglip
 
     assert (CHUNK, _PRODUCT_KEYS, _WINDOW_BLOCK) == (llama._CHUNK, attention._PRODUCT_KEYS, attention._BLOCK)
+    assert (CHUNK, BATCH_TILES, _PART_IMAGES) == (siglip.CHUNK, siglip.BATCH_TILES, parts._PART_IMAGES)
 
 
-def test_the_tower_costs_4_hidden_and_2_wide_rows_a_patch_and_its_pixels() -> None:
+def test_the_tower_sees_8_tiles_at_a_time_and_needs_6_hidden_rows_a_patch() -> None:
     vision = VisionShape(1152, 4304, 27, 16, 16, 512, 256, 6, 0)
     assert vision.patches == 1024
-    assert tower_peak(vision, 7, Execution()) == 7 * 1024 * 26_432 + 7 * 3 * 512 * 512 * 2
+    assert tower_peak(vision, 7, Execution()) == 7 * 1024 * (6 * 1152 * 2 + 4 * 16) + 7 * 3 * 512 * 512
+    assert tower_peak(vision, 8, Execution()) == tower_peak(vision, 80, Execution())
     assert [vision.tiles(most) for most in (1, 2, None)] == [1, 3, 7]

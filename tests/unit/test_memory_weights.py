@@ -12,7 +12,6 @@ import pytest
 from rerank_cli.checkpoint import Checkpoint, TensorInfo, locate_checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.memory import count_weights, parameters, read_model_shape, shape_of_profile
-from rerank_cli.memory.shape import FAMILIES
 from rerank_cli.profiles import load_all_profiles
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -46,12 +45,6 @@ def bare(config: dict[str, Any], tensors: dict[str, TensorInfo] | None = None) -
     return Checkpoint(Path("nowhere"), "made up", config, {}, tensors or {})
 
 
-def test_every_packed_family_has_a_closed_form() -> None:
-    from rerank_cli.models import FAMILIES as LOADED
-
-    assert set(LOADED) <= set(FAMILIES)
-
-
 @pytest.mark.parametrize("element", [2, 4])
 @pytest.mark.parametrize("name", PACKED)
 def test_headers_and_sizes_give_the_same_bytes(name: str, element: int) -> None:
@@ -80,12 +73,30 @@ def test_a_vision_config_gives_the_shape_that_the_profile_tells() -> None:
     assert read.vision is not None
     assert told.vision is not None
     assert replace(read, vision=None) == replace(told, vision=None)
-    assert replace(read.vision, max_input_tiles=6) == told.vision
+    assert read.vision == told.vision
 
 
-def test_a_vision_config_that_names_nothing_is_siglip() -> None:
-    short = read_model_shape(bare({**VL, "vision_config": {"model_type": "siglip_vision_model"}}))
-    assert short == read_model_shape(bare(VL))
+def test_a_vision_config_that_names_nothing_means_what_the_tower_takes_it_for() -> None:
+    from rerank_cli.encoding.vision_config import read_vision_geometry
+    from rerank_cli.models.siglip import read_tower_shape
+
+    checkpoint = bare({**VL, "vision_config": {"model_type": "siglip_vision_model"}, "force_image_size": 224})
+    vision, tower = read_model_shape(checkpoint).vision, read_tower_shape(checkpoint)
+    geometry = read_vision_geometry(checkpoint)
+    assert vision is not None
+    assert (vision.hidden, vision.intermediate, vision.layers, vision.heads) == (
+        tower.hidden, tower.intermediate, tower.layers, tower.heads
+    )  # fmt: skip
+    assert (vision.image, vision.patch, vision.tokens_per_tile) == (
+        geometry.tile_size, geometry.patch_size, geometry.tokens_per_tile
+    )  # fmt: skip
+
+
+def test_the_processor_alone_says_how_many_tiles_an_image_has() -> None:
+    in_config = read_model_shape(bare({**VL, "max_input_tiles": 4})).vision
+    in_processor = read_model_shape(replace(bare(VL), processor_config={"max_input_tiles": 2})).vision
+    assert in_config is not None and in_config.max_input_tiles == 6
+    assert in_processor is not None and in_processor.max_input_tiles == 2
 
 
 def test_heads_and_norms_are_counted_in_float32_and_unused_weights_not_at_all() -> None:

@@ -1,4 +1,4 @@
-"""The VL reranker's weights and stages: key layouts, refusals, batches, precisions."""
+"""The weights and stages of VL reranker and embedder: key layouts, refusals, batches, precisions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
-from rerank_cli.encoding import ImageLimits, open_encoder
+from rerank_cli.encoding import ImageLimits, open_encoder, split_pair
 from rerank_cli.errors import ModelError
-from rerank_cli.models import load_model
+from rerank_cli.models import load_embedder, load_model
 from rerank_cli.models.siglip import pixel_shuffle
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource
 from tests.unit.images import encoded, picture
@@ -48,9 +48,11 @@ def logits(checkpoint: Checkpoint, pairs: list[EncodedPair] = PAIRS, precision: 
     return result
 
 
-def rewritten(folder: Path, change: Callable[[Weights], Weights], **config: Any) -> Checkpoint:
-    shutil.copytree(FOLDER, folder)
-    save_file(change(load_file(FOLDER / "model.safetensors")), folder / "model.safetensors")
+def rewritten(
+    folder: Path, change: Callable[[Weights], Weights], *, source: Path = FOLDER, **config: Any
+) -> Checkpoint:
+    shutil.copytree(source, folder)
+    save_file(change(load_file(source / "model.safetensors")), folder / "model.safetensors")
     whole = json.loads((folder / "config.json").read_text()) | config
     (folder / "config.json").write_text(json.dumps(whole))
     return read_checkpoint(folder)
@@ -166,6 +168,49 @@ def test_weights_in_16_bits_are_used_where_they_lie_in_the_file(tmp_path: Path) 
         assert any(low <= linear._weight.data_ptr() < high for low, high in spans)
     with safe_open(tmp_path / "m" / "model.safetensors", "pt") as file:
         assert file.get_tensor("model.mlp1.1.weight").dtype == torch.bfloat16
+
+
+# The embedder is the same trunk.
+
+
+EMBEDDER = FOLDER.parents[1] / "nemotron-vl-embed-open" / "checkpoint"
+
+
+def vectors(checkpoint: Checkpoint) -> torch.Tensor:
+    """Of a query, a text, an image, and both together."""
+    page = ImageSource(encoded(picture(70, 90)))
+    passages = ["a text", ImagePassage("", page), ImagePassage("a text", page)]
+    encoder: Any = open_encoder(checkpoint, max_tokens=1000, images=ImageLimits(max_tiles=1))
+    pairs = [entry[0] for entry in encoder.encode([("what?", one) for one in passages])]
+    texts = [split_pair(pairs[0])[0], *(split_pair(pair)[1] for pair in pairs)]
+    model = load_embedder(checkpoint, device="cpu", precision="fp32", attention="runs")
+    with torch.inference_mode():
+        model.see(texts)
+        return model.embed(texts)
+
+
+def within_a_model(weights: Weights) -> Weights:
+    return {f"model.{name}": tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [flattened, without_head, within_a_model, lambda weights: within_a_model(flattened(without_head(weights)))],
+)
+def test_the_embedders_keys_may_be_nested_or_flat_and_within_a_model(
+    change: Callable[[Weights], Weights], tmp_path: Path
+) -> None:
+    found = vectors(rewritten(tmp_path / "m", change, source=EMBEDDER))
+    assert torch.equal(found, vectors(read_checkpoint(EMBEDDER)))
+    assert len(found.unique(dim=0)) == 4
+
+
+def test_an_embedder_without_its_tower_is_refused(tmp_path: Path) -> None:
+    towerless = rewritten(
+        tmp_path / "m", lambda w: {name: t for name, t in w.items() if "vision_model" not in name}, source=EMBEDDER
+    )
+    with pytest.raises(ModelError, match="vision_model"):
+        vectors(towerless)
 
 
 def test_the_shuffle_puts_squares_of_patches_side_by_side() -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -104,22 +108,34 @@ def test_a_packed_family_has_the_same_logits_padded(tiny):
     assert torch.allclose(load(path).forward(PAIRS), packed.forward(PAIRS), atol=1e-5)
 
 
-def test_loading_says_nothing_and_leaves_the_settings_of_transformers_as_they_were(tiny, capfd):
-    from transformers.utils import logging
+LOADS_AND_TELLS = """
+import sys
+from pathlib import Path
+import torch
+from transformers.utils import logging
+from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.models.padded import PaddedCrossEncoder
 
-    was = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_info()
-    logging.enable_progress_bar()
-    try:
-        load(tiny("deberta"))
-        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
-        logging.disable_progress_bar()
-        load(tiny("deberta"))
-        assert not logging.is_progress_bar_enabled()
-    finally:
-        logging.set_verbosity(was[0])
-        (logging.enable_progress_bar if was[1] else logging.disable_progress_bar)()
-    assert "Loading weights" not in capfd.readouterr().err
+def settings():
+    checkpoint = read_checkpoint(Path(sys.argv[1]))
+    PaddedCrossEncoder(checkpoint, device=torch.device("cpu"), dtype=torch.float32, attention="runs")
+    return logging.get_verbosity() == logging.INFO, logging.is_progress_bar_enabled()
+
+logging.set_verbosity_info()
+logging.enable_progress_bar()
+print(settings())
+logging.disable_progress_bar()
+print(settings())
+"""
+
+
+def test_loading_says_nothing_and_leaves_the_settings_of_transformers_as_they_were(tiny):
+    # In a process of its own: this one's environment forbids bars for good as soon as a command has run in it.
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    command = [sys.executable, "-c", LOADS_AND_TELLS, str(tiny("deberta"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["(True, True)", "(True, False)"]
+    assert "Loading weights" not in done.stderr
 
 
 # --- what is refused

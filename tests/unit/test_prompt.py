@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.cli import main
-from rerank_cli.encoding import YES_NO_ARCHITECTURES, EncodingProblem, open_encoder
+from rerank_cli.encoding import EncodingProblem, open_encoder
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, Slot, parse_template
 from rerank_cli.errors import ModelError, UsageError
-from rerank_cli.max_tokens import PROMPTED, model_max_tokens
+from rerank_cli.max_tokens import model_max_tokens
 from rerank_cli.records import EncodedPair
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -272,10 +272,6 @@ def test_template_none_is_the_pair_encoding_of_the_tokenizer():
 def test_options_that_do_not_fit_the_model_are_refused(model, options, told):
     with pytest.raises(UsageError, match=told):
         open_encoder(read_checkpoint(model), **{"max_tokens": 512} | options)
-
-
-def test_the_limit_of_prompted_models_is_known_for_each_that_answers_a_prompt():
-    assert YES_NO_ARCHITECTURES < PROMPTED
 
 
 def test_prompted_models_read_8192_tokens_or_what_their_files_say(tmp_path):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rerank_cli.errors import StoppedError
-from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.formats.shapes import FieldNames, Selection, Texts
 from rerank_cli.job import Outcome, Watcher, run_job
 from rerank_cli.job_options import JobOptions
 from rerank_cli.output_names import Names
@@ -154,3 +154,48 @@ def test_a_finished_run_without_its_errors_file_is_done_again(source: str, tmp_p
     errors.unlink()
     assert not run(source, tmp_path / "out.jsonl", overwrite=True).was_done
     assert json.loads(errors.read_bytes())["row"] == 21
+
+
+def test_answers_of_other_programs_are_those_of_one_run(tmp_path: Path) -> None:
+    body = {"query": "roads", "documents": [f"{WORDS[n % 14]} {n}" for n in range(200)]}
+    lines = [{"custom_id": f"r{n}", "url": "/v1/rerank", "body": body} for n in range(5)]
+    # In the first window and, of the same id, in the second.
+    bad = [{"custom_id": "r9", "url": "/v1/rerank", "body": {}}, {"custom_id": "r0", "url": "/v1/rerank", "body": body}]
+    source = write_lines(tmp_path / "batch.jsonl", [lines[0], bad[0], *lines[1:], bad[1]])
+    whole, resumed = whole_and_resumed(source, tmp_path, "out.jsonl", lambda folder: {"pairs": False})
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    assert facts(whole) == facts(resumed)
+    assert (whole.counts.rows_out, whole.counts.rows_error) == (5, 2)
+
+
+def test_a_run_of_trec_with_its_measures_is_that_of_one_process(tmp_path: Path) -> None:
+    (tmp_path / "queries.tsv").write_text("".join(f"q{n}\t{word}\n" for n, word in enumerate(WORDS)))
+    (tmp_path / "corpus.tsv").write_text("".join(f"d{n}\t{WORDS[n % 14]} {n}\n" for n in range(60)))
+    run_file = tmp_path / "given.trec"
+    run_file.write_text("".join(f"q{n % 13} Q0 d{n // 13} 1 {780 - n} t\n" for n in range(780)))
+    (tmp_path / "qrels.txt").write_text("".join(f"q{n % 13} 0 d{n} 1\n" for n in range(0, 60, 7)))
+    whole, resumed = whole_and_resumed(
+        str(run_file),
+        tmp_path,
+        "out.trec",
+        lambda folder: {
+            "pairs": False,
+            "texts": Texts(str(tmp_path / "queries.tsv"), str(tmp_path / "corpus.tsv")),
+            "qrels": str(tmp_path / "qrels.txt"),
+        },
+    )
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    assert whole.evaluation == resumed.evaluation
+    assert whole.counts.output_rows == 780
+
+
+def test_a_judged_query_with_an_empty_list_counts_in_every_process(tmp_path: Path) -> None:
+    passages = [{"id": f"d{n}", "text": f"{WORDS[n % 14]} {n}"} for n in range(300)]
+    rows = [{"query_id": f"q{n}", "query": WORDS[n], "passages": [] if n == 1 else passages} for n in range(5)]
+    (tmp_path / "qrels.txt").write_text("".join(f"q{n} 0 d{n * 7} 1\n" for n in range(6)))
+    source = write_lines(tmp_path / "lists.jsonl", rows)
+    options = {"pairs": False, "qrels": str(tmp_path / "qrels.txt")}
+    whole, resumed = whole_and_resumed(source, tmp_path, "out.jsonl", lambda folder: options)
+    assert whole.evaluation == resumed.evaluation
+    assert whole.evaluation is not None
+    assert whole.evaluation.queries == 5

@@ -421,19 +421,20 @@ def test_a_pair_that_lacks_its_query_or_passage_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("fields", "names", "shape"),
     [
-        (["query", "passages"], NO_NAMES, ListShape),
-        (["query", "docs", "text"], NO_NAMES, ListShape),
-        (["query", "text"], NO_NAMES, FlatShape),
-        (["query", "doc"], NO_NAMES, FlatShape),
+        (["query", "passages"], NO_NAMES, "list"),
+        (["query", "docs", "text"], NO_NAMES, "list"),
+        (["query", "text"], NO_NAMES, "flat"),
+        (["query", "doc"], NO_NAMES, "flat"),
         (["query", "hits"], NO_NAMES, None),
-        (["query", "hits"], FieldNames(passages="hits"), ListShape),
-        (["query", "body"], FieldNames(text="body"), FlatShape),
-        (["query", "passages"], FieldNames(text="body"), ListShape),
+        (["query", "hits"], FieldNames(passages="hits"), "list"),
+        (["query", "body"], FieldNames(text="body"), "flat"),
+        (["query", "passages"], FieldNames(text="body"), "list"),
         ([], NO_NAMES, None),
     ],
 )
-def test_the_fields_tell_the_shape(fields: list[str], names: FieldNames, shape: type[Shape] | None) -> None:
-    assert detect_shape(fields, names) is shape
+def test_the_fields_tell_the_shape(fields: list[str], names: FieldNames, shape: str | None) -> None:
+    found = detect_shape(fields, names)
+    assert (found and found.name) == shape
 
 
 PASSAGE_IDS = ("passage_id", "doc_id", "docid", "pid", "id", "_id")

@@ -214,6 +214,8 @@ def test_the_option_wins_over_the_processor_and_the_processor_over_six(
         {"keep_aspect_ratio": True},
         {"prompt_template": "v2"},
         {"bidirectional_attention": False},
+        {"norm_type": "imagenet"},
+        {"system_message": "You are"},
         {"downsample_ratio": 0.3},
         {"downsample_ratio": 0},
         {"force_image_size": 448},

@@ -1,0 +1,58 @@
+"""The architectures that have a model of our own, by the entry of `architectures` in config.json: what each reads.
+
+Whoever asks what kind of model a checkpoint is asks here. Any other `*ForSequenceClassification` is `Family()`: a pair
+in the tokenizer's own form, scored by transformers.
+
+Two more tables have these names as keys, and a test holds all three against each other: `models.FAMILIES` and
+`models.EMBEDDERS`, the classes that compute (they need torch, this module needs nothing), and `memory.shape.FAMILIES`,
+whose forward each is to the memory model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a model reads a query and a passage, and what it gives.
+
+    prompted: set into a prompt, not as the tokenizer's own pair. answers: yes or no. embeds: each of the two becomes a
+    vector, the score is their cosine. images: passages may be images. max_tokens: the longest pair (of an embedder,
+    text) on the model card, where the model has more positions than it was trained to read.
+    """
+
+    prompted: bool = False
+    answers: bool = False
+    embeds: bool = False
+    images: bool = False
+    max_tokens: int | None = None
+
+
+_PAIR = Family()
+# 8192: the limit on the model cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
+_PROMPT = Family(prompted=True, max_tokens=8192)
+_QUESTION = Family(prompted=True, answers=True, max_tokens=8192)
+# 10240: text and image together, on the cards of the Llama-Nemotron VL models.
+_PAGE = Family(prompted=True, images=True, max_tokens=10240)
+_PAGE_VECTOR = Family(embeds=True, images=True, max_tokens=10240)
+
+FAMILIES: Mapping[str, Family] = {
+    "BertForSequenceClassification": _PAIR,
+    "RobertaForSequenceClassification": _PAIR,
+    "XLMRobertaForSequenceClassification": _PAIR,
+    "CamembertForSequenceClassification": _PAIR,
+    "ModernBertForSequenceClassification": _PAIR,
+    "LlamaBidirectionalForSequenceClassification": _PROMPT,
+    "LlamaNemotronVLForSequenceClassification": _PAGE,
+    "LlamaNemotronVLModel": _PAGE_VECTOR,
+    "Qwen3ForCausalLM": _QUESTION,
+    "Qwen2ForCausalLM": _QUESTION,
+    "GemmaForCausalLM": _QUESTION,
+}
+
+
+def family_of(architecture: str) -> Family:
+    """What a model of this architecture reads and gives."""
+    return FAMILIES.get(architecture, _PAIR)

@@ -1,0 +1,65 @@
+"""Row shapes: an input row to a candidate list, and a ranked list back to output rows.
+
+    list           one query and its passages a row            lists.py
+    flat           one pair a row, grouped by query            flat.py
+    nim            a request of NVIDIA's Reranking NIM a row   nim.py
+    cohere         a `/rerank` body a row                      cohere.py
+    openai-batch   a request of an OpenAI batch file a row     openai_batch.py
+    trec           a line of a TREC run                        trec.py
+    pair           one pair a row, in input order (`score`)    pair.py
+
+A shape reads only the fields it needs and leaves the row's own mapping alone; what comes back is a copy with our fields
+put in, or the response that the API would give, with the fields that it does not know. `registry.SHAPES` lists them;
+`conversion` lets any come in and any other go out. A row that does not have the shape is a `RowError`, not an
+exception: the rows around it are scored.
+"""
+
+from __future__ import annotations
+
+from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
+from rerank_cli.formats.shapes.fields import FieldNames, lookup, row_error
+from rerank_cli.formats.shapes.flat import FlatShape, group_key
+from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
+from rerank_cli.formats.shapes.pair import PairShape
+from rerank_cli.formats.shapes.registry import SHAPES, detect_shape, kind_of, recognise
+from rerank_cli.formats.shapes.shape import NO_TEXTS, Exchange, Grouped, Item, Kind, Selection, Shape, Texts
+from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
+from rerank_cli.records import RankedList
+
+__all__ = [
+    "NO_TEXTS",
+    "PASSAGES",
+    "SHAPES",
+    "Conversion",
+    "Exchange",
+    "FieldNames",
+    "FlatShape",
+    "Grouped",
+    "Groups",
+    "Item",
+    "Kind",
+    "ListShape",
+    "PairShape",
+    "Selection",
+    "Shape",
+    "Texts",
+    "TrecShape",
+    "detect_shape",
+    "group_key",
+    "kind_of",
+    "looks_like_run",
+    "lookup",
+    "not_carried",
+    "passage_id",
+    "recognise",
+    "row_error",
+    "written_as",
+]
+
+Groups = FlatShape | TrecShape
+"""Shapes whose lists are several rows, known by the `group_key` of each."""
+
+
+def passage_id(ranked: RankedList, index: int, shape: Shape) -> object:
+    """The id of a passage, for evaluation; None where the input has none."""
+    return shape.passage_id(ranked.source, index)

@@ -1,0 +1,180 @@
+"""`cohere`: the body of a `/rerank` request of Cohere, Jina or vLLM a line, and its response.
+
+    {"query": ..., "documents": [..., {"text": ...}], "top_n"?: 3, "return_documents"?: true, "max_tokens_per_doc"?: 9}
+    {..., "results": [{"index": 0, "relevance_score": 0.97, "document"?: {"text": ...}}, ...], "usage": {...}}
+
+`relevance_score` is the sigmoid of the logit, in float64; the order is that of the logits, which still differ where
+their sigmoids have been rounded to the same number. An embedding model has no logit and is refused. `top_n` of 0 is all
+documents, as in vLLM.
+A document is a string, or an object with `text`, `image` or both. `truncation` of false makes a pair that is too long
+an error, as at Jina.
+`max_tokens_per_doc` counts tokens of the run's model; without it there is no limit but the model's (Cohere's own
+default is 4096). What would change the scores and cannot be followed makes the request an error row; `model`, `user`
+and their like are not followed. Fields that the APIs do not know come back with the response.
+
+Sources: the API references of Cohere (v1 and v2), Jina and vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rerank_cli.formats.shapes.fields import (
+    FieldNames,
+    RowProblem,
+    identity_of,
+    list_of,
+    number_of,
+    own_passage,
+    passage_of,
+    required,
+    text_of,
+    type_in_words,
+    without,
+)
+from rerank_cli.formats.shapes.shape import (
+    Exchange,
+    Grouped,
+    Item,
+    Kind,
+    Selection,
+    Texts,
+    group_rows,
+    refuse_field_names,
+    usage_of,
+)
+from rerank_cli.records import CandidateList, Limits, RankedList, Row
+
+_MARKS = ("top_n", "return_documents", "max_tokens_per_doc")
+_UNFOLLOWED = ("rank_fields", "max_chunks_per_doc", "truncate_prompt_tokens", "max_tokens_per_query", "instruction")
+_OF_REQUEST = (
+    "model", "query", "documents", *_MARKS, *_UNFOLLOWED, "priority", "user", "truncation", "use_activation",
+)  # fmt: skip
+
+
+def read_body(fields: Mapping[str, Any], row: Row, identity: object, names: FieldNames) -> CandidateList:
+    """The request with this body, which may be the row itself or stand in it; raises `RowProblem`."""
+    for name in ("query", "documents"):
+        if fields.get(name) is None:
+            raise RowProblem("missing-field", f"field `{name}` is missing")
+    refuse_unfollowed(fields)
+    for name in ("return_documents", "truncation"):
+        if not isinstance(fields.get(name), (bool, type(None))):
+            raise RowProblem("bad-value", f"`{name}` is {type_in_words(fields[name])}, not true or false")
+    found = tuple(
+        passage_of(document, f"documents[{index}]", names, row)
+        for index, document in enumerate(list_of(fields["documents"], "documents"))
+    )
+    most = number_of(fields, "max_tokens_per_doc", least=1)
+    return CandidateList(
+        query=_query(fields["query"]),
+        passages=found,
+        rows=(row,),
+        id=identity,
+        limits=Limits(whole=fields.get("truncation") is False, passage_tokens=most),
+        top_n=number_of(fields, "top_n", least=0) or None,
+    )
+
+
+def refuse_unfollowed(fields: Mapping[str, Any]) -> None:
+    """Raise `RowProblem` for what would change the scores and is not done here."""
+    for name in _UNFOLLOWED:
+        if fields.get(name) is not None:
+            raise RowProblem("not-supported", f"`{name}` cannot be followed, and would change the scores")
+    if fields.get("use_activation") is False:
+        raise RowProblem("not-supported", "`use_activation` is false, and the scores are always sigmoids")
+
+
+def _query(value: object) -> str:
+    """Jina takes an object with `text` too, or with an `image`, which is not read as a query."""
+    if isinstance(value, Mapping):
+        if value.get("image") is not None:
+            raise RowProblem("not-supported", "`query.image`: a query is text")
+        return text_of(value.get("text"), "query.text")
+    return text_of(value, "query")
+
+
+def respond(fields: Mapping[str, Any], ranked: RankedList) -> dict[str, Any]:
+    """The response to the request with this body."""
+    results = []
+    for entry in ranked.ranking:
+        result: dict[str, Any] = {"index": entry.index, "relevance_score": entry.probability}
+        if fields.get("return_documents"):
+            document = fields["documents"][entry.index]
+            result["document"] = {"text": document} if isinstance(document, str) else document
+        results.append(result)
+    return {"results": results, "usage": usage_of(ranked)}
+
+
+def document_id(fields: Mapping[str, Any], index: int, names: FieldNames) -> object:
+    """The id that a document has as an object."""
+    document = fields["documents"][index]
+    return identity_of(document, names.id, "passage_id") if isinstance(document, Mapping) else None
+
+
+def rest_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What the APIs do not know, and so comes back."""
+    return without(fields, *_OF_REQUEST, "results", "usage")
+
+
+def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
+    if names.of_rows or "documents" not in fields or "query" not in fields:
+        return 0
+    return 2 if any(mark in fields for mark in _MARKS) else 1
+
+
+def _open(names: FieldNames, texts: Texts) -> CohereShape:
+    refuse_field_names("cohere", names)
+    return CohereShape(names)
+
+
+def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    yield {**without(exchange.fields, "results", "usage"), **respond({}, ranked)}
+
+
+COHERE = Kind(
+    "cohere", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CohereShape:
+    """One `/rerank` body a row."""
+
+    kind: ClassVar[Kind] = COHERE
+    names: FieldNames
+
+    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
+        """See `Shape`."""
+        return group_rows(self, items)
+
+    def read(self, row: Row) -> CandidateList:
+        """The request in `row`; raises `RowProblem`."""
+        required(row, "documents", "documents", "")
+        return read_body(row.fields, row, self.identity(row.fields), self.names)
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id that a caller has put into the request, if there is one."""
+        return identity_of(fields, self.names.id, "list_id")
+
+    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+        """See `Shape`."""
+        fields = ranked.source.rows[0].fields
+        yield {**rest_of(fields), **respond(fields, ranked)}
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """See `Shape`."""
+        return dict.fromkeys(names)
+
+    def passage_id(self, source: CandidateList, index: int) -> object:
+        """See `Shape`."""
+        return document_id(source.rows[0].fields, index, self.names)
+
+    def exchange(self, source: CandidateList) -> Exchange:
+        """See `Shape`."""
+        fields = source.rows[0].fields
+        ids = tuple(self.passage_id(source, index) for index in range(len(source.passages)))
+        passages = list(map(own_passage, fields["documents"], source.passages))
+        return Exchange(source.id, source.query, rest_of(fields), passages, ids)

@@ -1,0 +1,206 @@
+"""`flat`: one pair a row, grouped by query, `{"query": ..., "passage": ..., "query_id"?: ..., ...}`.
+
+The rows come back sorted within their group, each with rank, logit and index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+from rerank_cli.formats.shapes.fields import (
+    ALIASES,
+    FieldNames,
+    columns_of,
+    first_of,
+    head_of,
+    id_columns_of,
+    identity_of,
+    image_of,
+    name_of,
+    own_passage,
+    passage_columns_of,
+    required,
+    row_error,
+    text_of,
+    without,
+    written,
+)
+from rerank_cli.formats.shapes.shape import (
+    Exchange,
+    Grouped,
+    Item,
+    Kind,
+    Selection,
+    Texts,
+    candidates,
+    own_fields,
+    scored,
+)
+from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RankedList, Row, RowError
+
+
+def has_passage(fields: Iterable[str], names: FieldNames) -> bool:
+    """Whether a row or table with these fields has a passage of its own."""
+    present = set(fields)
+    return bool(names.text or head_of(names.image_path) in present or present & set(ALIASES["passage"]))
+
+
+def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
+    has_list = names.passages or set(fields) & set(ALIASES["passages"])
+    return 2 if has_passage(fields, names) and not has_list else 0
+
+
+def _open(names: FieldNames, texts: Texts) -> FlatShape:
+    return FlatShape(names)
+
+
+def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    of_list = {**exchange.fields, "query": exchange.query}
+    for entry in ranked.ranking:
+        passage, identity = exchange.passages[entry.index], exchange.ids[entry.index]
+        own = {} if identity is None else {"passage_id": identity}
+        if "text" in passage:
+            own["passage"] = passage["text"]
+        taken = of_list.keys() | own.keys()
+        for name, value in passage.items():
+            if name != "text" and not (name in ALIASES["passage_id"] and value == identity):
+                own[f"passage.{name}" if name in taken else name] = value
+        yield scored({**of_list, **own}, entry, selection)
+
+
+FLAT = Kind("flat", _recognise, _open, _write, tables=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatShape:
+    """One pair a row; the rows of a query stand together."""
+
+    kind: ClassVar[Kind] = FLAT
+    names: FieldNames
+
+    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
+        """See `Shape`. A group that comes back after another one has begun is a `RowError` for each of its rows."""
+        rows: list[tuple[Row, Passage]] = []
+        current = 0
+        query = ""
+        finished: set[int] = set()
+        for item in items:
+            if isinstance(item, (RowError, Gap)):
+                yield item
+                continue
+            found = candidates(self, item)
+            if isinstance(found, RowError):
+                yield found
+                continue
+            key = self.group_key(item.fields)
+            # Rows of a table and rows of JSON cannot come back together: each kind has its own way out.
+            if rows and (key != current or type(item) is not type(rows[0][0])):
+                yield self._close(rows, query)
+                finished.add(current)
+                rows = []
+            if key in finished:
+                message = "the rows of its query are not adjacent; sort them, or give a file"
+                yield row_error(item, "scattered-group", message, found.id)
+            elif rows and found.query != query:
+                message = "its query is not that of the rows before it with the same id"
+                yield row_error(item, "query-differs", message, found.id)
+            else:
+                current, query = key, found.query
+                rows.append((item, found.passages[0]))
+        if rows:
+            yield self._close(rows, query)
+
+    def read(self, row: Row) -> CandidateList:
+        """The one pair in `row`; raises `RowProblem`."""
+        pair = read_pair(row, self.names, query=None, identity=self.identity(row.fields))
+        if self.names.group_by is not None:
+            required(row, self.names.group_by, "query_id", "--group-by")
+        return pair
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id of a row's query, if it has one."""
+        return first_of(fields, self.names.group_by, "query_id")
+
+    def _close(self, rows: list[tuple[Row, Passage]], query: str) -> CandidateList:
+        first = rows[0][0]
+        return CandidateList(
+            query=query,
+            passages=tuple(passage for _, passage in rows),
+            rows=tuple(row for row, _ in rows),
+            id=self.identity(first.fields),
+        )
+
+    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+        """See `Shape`."""
+        for entry in ranked.ranking:
+            own = ranked.source.rows[entry.index].fields
+            yield scored(own, entry, selection)
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """See `Shape`."""
+        wanted = columns_of(names, self.names.query, "query") + passage_columns_of(names, self.names)
+        return dict.fromkeys(wanted + self.key_columns(names) + id_columns_of(names, self.names.id, "passage_id"))
+
+    def key_columns(self, names: Sequence[str]) -> list[str]:
+        """The columns that decide a row's group."""
+        path = self.names.group_by
+        if path is not None:
+            return columns_of(names, path, "query_id")
+        return id_columns_of(names, None, "query_id") + columns_of(names, self.names.query, "query")
+
+    def group_key(self, fields: Mapping[str, Any]) -> int:
+        """See `group_key`."""
+        return group_key(fields, self.names)
+
+    def passage_id(self, source: CandidateList, index: int) -> object:
+        """See `Shape`."""
+        return identity_of(source.row_of(index).fields, self.names.id, "passage_id")
+
+    def exchange(self, source: CandidateList) -> Exchange:
+        """See `Shape`."""
+        passages, ids = [], []
+        for index, (row, passage) in enumerate(zip(source.rows, source.passages, strict=True)):
+            fields, names = own_fields(row), self.names
+            read = (
+                name_of(fields, names.query, "query"),
+                name_of(fields, names.text, "passage"),
+                name_of(fields, names.group_by, "query_id"),
+            )
+            passages.append(own_passage(without(fields, *read), passage))
+            ids.append(self.passage_id(source, index))
+        of_list = {} if source.id is None else {"query_id": source.id}
+        return Exchange(source.id, source.query, of_list, passages, ids)
+
+
+def group_key(fields: Mapping[str, Any], names: FieldNames) -> int:
+    """What decides the group of a flat row: its query id, or its query's text where it has no id.
+
+    A digest of 128 bits, because 10 million groups must not hold 10 million query texts, and the interpreter's own
+    `hash` takes -1 for -2. Values of different types differ (1, 1.0, "1"), and so do numbers that are written
+    differently (1.10, 1.1).
+    """
+    kind, value = "id", first_of(fields, names.group_by, "query_id")
+    if value is None:
+        kind, value = "query", first_of(fields, names.query, "query")
+    return digest_of(f"{kind} {written(value)}")
+
+
+def digest_of(text: str) -> int:
+    """128 bits that stand for `text`."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "big")
+
+
+def read_pair(row: Row, names: FieldNames, *, query: str | None, identity: object) -> CandidateList:
+    """The pair in `row`, with the user's one query if there is one; raises `RowProblem`."""
+    if query is None:
+        query = text_of(required(row, names.query, "query", "--query-field"), "query")
+    image = image_of(row.fields, names, row)
+    found = first_of(row.fields, names.text, "passage")
+    if found is None and image is None:
+        required(row, names.text, "passage", "--text-field")
+    text = "" if found is None else text_of(found, "passage")
+    passage = ImagePassage(text, image) if image else text
+    return CandidateList(query=query, passages=(passage,), rows=(row,), id=identity)

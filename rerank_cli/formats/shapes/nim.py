@@ -1,0 +1,135 @@
+"""`nim`: one ranking request of NVIDIA's Reranking NIM a line, and its response.
+
+    {"query": {"text": ...}, "passages": [{"text": ..., "image": "data:..."}, ...], "truncate": "NONE" | "END", ...}
+    {..., "rankings": [{"index": 0, "logit": 3.5}, ...], "usage": {"prompt_tokens": 12, "total_tokens": 12}}
+
+`truncate` is the request's own: NONE, the default as in the NIM, makes a request with a pair that is too long an error
+row; END leaves its long pairs to `--truncate`, whose own default cuts as END does. Any number of passages may stand in
+a request, where the NIM takes 512. A passage is a text, an image, or both; images are base64 data URIs only, as in the
+NIM. `model` is not followed: the model is the run's. Fields that the API does not know come back with the response, so
+that an id finds its request. The rankings fall by their logit; of an embedding model they have a `cosine` in its place.
+`usage` counts the tokens that the model read, those of images included, after truncation.
+
+Source: the Reranking NIM's API reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rerank_cli.formats.shapes.fields import (
+    FieldNames,
+    RowProblem,
+    identity_of,
+    list_of,
+    passage_of,
+    required,
+    text_of,
+    type_in_words,
+    without,
+)
+from rerank_cli.formats.shapes.shape import (
+    Exchange,
+    Grouped,
+    Item,
+    Kind,
+    Selection,
+    Texts,
+    group_rows,
+    refuse_field_names,
+    usage_of,
+)
+from rerank_cli.records import CandidateList, ImagePassage, Limits, Passage, RankedList, Row
+
+_OF_REQUEST = ("model", "query", "passages", "truncate")
+
+
+def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
+    is_request = isinstance(fields.get("query"), Mapping) and "passages" in fields
+    return 2 if is_request and not names.of_rows else 0
+
+
+def _open(names: FieldNames, texts: Texts) -> NimShape:
+    refuse_field_names("nim", names)
+    return NimShape(names)
+
+
+def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    rankings = [{"index": entry.index, selection.score: entry.logit} for entry in ranked.ranking]
+    yield {**without(exchange.fields, "rankings", "usage"), "rankings": rankings, "usage": usage_of(ranked)}
+
+
+NIM = Kind(
+    "nim", _recognise, _open, _write,
+    has=frozenset(("query ids", "fields of rows", "texts", "passage ids", "fields of passages")),
+    carries=frozenset(("query ids", "fields of rows", "logits")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NimShape:
+    """One request of the Reranking NIM a row."""
+
+    kind: ClassVar[Kind] = NIM
+    names: FieldNames
+
+    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
+        """See `Shape`."""
+        return group_rows(self, items)
+
+    def read(self, row: Row) -> CandidateList:
+        """The request in `row`; raises `RowProblem`."""
+        query = required(row, "query", "query", "")
+        if not isinstance(query, Mapping):
+            raise RowProblem("wrong-type", f"field `query` is {type_in_words(query)}, not an object with `text`")
+        if query.get("image") is not None:
+            raise RowProblem("not-supported", "`query.image`: a query is text")
+        truncate = row.fields.get("truncate") or "NONE"
+        if truncate not in ("NONE", "END"):
+            raise RowProblem("bad-value", f"`truncate` is {_shown(truncate)}, not `NONE` or `END`")
+        passages = list_of(required(row, "passages", "passages", ""), "passages")
+        found = tuple(self._passage(passage, f"passages[{index}]", row) for index, passage in enumerate(passages))
+        return CandidateList(
+            query=text_of(query.get("text"), "query.text"),
+            passages=found,
+            rows=(row,),
+            id=self.identity(row.fields),
+            limits=Limits(whole=truncate == "NONE"),
+        )
+
+    def _passage(self, passage: object, where: str, row: Row) -> Passage:
+        if not isinstance(passage, Mapping):
+            raise RowProblem("wrong-type", f"{where} is {type_in_words(passage)}, not an object with `text` or `image`")
+        found = passage_of(passage, where, self.names, row)
+        if isinstance(found, ImagePassage) and str(found.image.value)[:5].lower() != "data:":
+            raise RowProblem("bad-data-uri", f"{where}.image is not of the form `data:image/png;base64,...`")
+        return found
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id that a caller has put into the request, if there is one."""
+        return identity_of(fields, self.names.id, "list_id")
+
+    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+        """See `Shape`."""
+        return _write(self.exchange(ranked.source), ranked, selection)
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """See `Shape`."""
+        return dict.fromkeys(names)
+
+    def passage_id(self, source: CandidateList, index: int) -> object:
+        """See `Shape`."""
+        return identity_of(source.rows[0].fields["passages"][index], self.names.id, "passage_id")
+
+    def exchange(self, source: CandidateList) -> Exchange:
+        """See `Shape`."""
+        fields = source.rows[0].fields
+        passages = fields["passages"]
+        ids = tuple(self.passage_id(source, index) for index in range(len(passages)))
+        return Exchange(source.id, source.query, without(fields, *_OF_REQUEST), passages, ids)
+
+
+def _shown(value: object) -> str:
+    return f"`{value}`" if isinstance(value, str) else type_in_words(value)

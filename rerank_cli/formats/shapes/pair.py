@@ -1,0 +1,60 @@
+"""`pair`: one pair a row, each on its own, in input order: what `score` reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from rerank_cli.formats.shapes.fields import FieldNames, columns_of, id_columns_of, identity_of, passage_columns_of
+from rerank_cli.formats.shapes.flat import FLAT, FlatShape, read_pair
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, Selection, Texts, group_rows, scored
+from rerank_cli.records import CandidateList, RankedList, Row
+
+
+def _open(names: FieldNames, texts: Texts) -> PairShape:
+    return PairShape(names)
+
+
+PAIR = Kind("pair", lambda fields, names: 0, _open, FLAT.write, tables=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PairShape:
+    """One pair a row, each on its own; `query` is the user's one query for all rows, if given."""
+
+    kind: ClassVar[Kind] = PAIR
+    names: FieldNames
+    query: str | None = None
+
+    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
+        """See `Shape`."""
+        return group_rows(self, items)
+
+    def read(self, row: Row) -> CandidateList:
+        """The pair in `row`; raises `RowProblem`."""
+        return read_pair(row, self.names, query=self.query, identity=self.identity(row.fields))
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id of a row, if it has one."""
+        return identity_of(fields, self.names.id, "list_id")
+
+    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+        """See `Shape`."""
+        for entry in ranked.ranking:
+            yield scored(ranked.source.rows[0].fields, entry, selection, ranks=False)
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """See `Shape`."""
+        wanted = passage_columns_of(names, self.names)
+        if self.query is None:
+            wanted += columns_of(names, self.names.query, "query")
+        return dict.fromkeys(wanted + id_columns_of(names, self.names.id, "list_id"))
+
+    def passage_id(self, source: CandidateList, index: int) -> object:
+        """See `Shape`."""
+        return identity_of(source.row_of(index).fields, self.names.id, "passage_id")
+
+    def exchange(self, source: CandidateList) -> Exchange:
+        """See `Shape`."""
+        return FlatShape(self.names).exchange(source)

@@ -1,0 +1,182 @@
+"""What every shape is: how rows become candidate lists, and how ranked lists become rows again.
+
+A shape is known by its `Kind`: its name, how its rows are recognised, what it can carry, and how a list of any other
+shape is written in it. The lists of other shapes come as `Exchange`, which is what all shapes have in common.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rerank_cli.errors import UsageError
+from rerank_cli.formats import jsonl
+from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, row_error
+from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError
+
+_OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens", "tiles", "kept_tiles"})
+_SCORES = frozenset({"logit", "cosine"})
+
+Item = Row | RowError | Gap
+Grouped = CandidateList | RowError | Gap
+Content = Literal["query ids", "fields of rows", "texts", "passage ids", "fields of passages"]
+Outcome = Literal["logits", "marks of truncation", "prob"]
+
+ALL_CONTENT: frozenset[Content] = frozenset(
+    ("query ids", "fields of rows", "texts", "passage ids", "fields of passages")
+)
+ALL_OUTCOMES: frozenset[Outcome] = frozenset(("logits", "marks of truncation", "prob"))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which scored passages come back, and with what.
+
+    top_n: the first n of each list; threshold: only logits of at least this; prob: adds `prob`, the sigmoid of the
+    logit. score: what the model's score is called in the output.
+    """
+
+    top_n: int | None = None
+    threshold: float | None = None
+    prob: bool = False
+    score: str = "logit"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A candidate list in no shape.
+
+    fields: of the row, its ids included, without query, passages and what only steered the request. passages: objects
+    with their text in `text` (none where they are only an image), in input order, so that `RankedPassage.index` finds
+    them. ids: of the passages.
+    """
+
+    id: object
+    query: str
+    fields: Mapping[str, Any]
+    passages: Sequence[Mapping[str, Any]]
+    ids: Sequence[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The files with the texts of rows that hold ids only."""
+
+    queries: str | None = None
+    corpus: str | None = None
+
+
+NO_TEXTS = Texts()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One row of the registry.
+
+    recognise: whether a row with these fields is of this shape: 0 no, 1 it could be, 2 it says so itself. open: the
+    shape for an input. write: a ranked list of another shape in this one. has: what its inputs hold; carries: what
+    survives in its output. tables: it can be read from and written to Parquet. refuse: why a list of another shape
+    cannot be written in this one, as (code, message). dump, dump_error: the line of a row, and of a bad row. sigmoids:
+    its scores are sigmoids of logits, so a model without logits has none.
+    """
+
+    name: str
+    recognise: Callable[[Mapping[str, Any], FieldNames], int]
+    open: Callable[[FieldNames, Texts], Shape]
+    write: Callable[[Exchange, RankedList, Selection], Iterator[dict[str, Any]]]
+    has: frozenset[Content] = ALL_CONTENT
+    carries: frozenset[Content | Outcome] = ALL_CONTENT | ALL_OUTCOMES
+    tables: bool = False
+    sigmoids: bool = False
+    refuse: Callable[[Exchange], tuple[str, str] | None] = lambda _: None
+    dump: Callable[[Mapping[str, Any]], bytes] = jsonl.dump_row
+    dump_error: Callable[[RowError], bytes] = jsonl.error_row
+
+
+class Shape(Protocol):
+    """How rows become candidate lists and come back."""
+
+    @property
+    def kind(self) -> Kind:
+        """Its row of the registry."""
+
+    @property
+    def names(self) -> FieldNames:
+        """Where the user says that the fields are."""
+
+    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
+        """The candidate lists of `items`, in order; rows without the shape become `RowError`s."""
+
+    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+        """The output rows of a ranked list."""
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """The columns that the shape reads of a table with these, each with the struct fields wanted of it."""
+
+    def passage_id(self, source: CandidateList, index: int) -> object:
+        """The id of a passage, for evaluation; None where the input has none."""
+
+    def exchange(self, source: CandidateList) -> Exchange:
+        """A list that `group` made, for another shape."""
+
+
+class RowShape(Protocol):
+    """A shape whose rows are lists, each by itself."""
+
+    def read(self, row: Row) -> CandidateList:
+        """The list in `row`; raises `RowProblem`."""
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id of a row, if it has one."""
+
+
+def group_rows(shape: RowShape, items: Iterable[Item]) -> Iterator[Grouped]:
+    """`Shape.group` of a `RowShape`."""
+    for item in items:
+        yield item if isinstance(item, (RowError, Gap)) else candidates(shape, item)
+
+
+def candidates(shape: RowShape, row: Row) -> CandidateList | RowError:
+    """The list in `row`, or why there is none."""
+    try:
+        return shape.read(row)
+    except RowProblem as problem:
+        return row_error(row, problem.code, str(problem), shape.identity(row.fields))
+
+
+def own_fields(row: Row) -> Mapping[str, Any]:
+    """All fields of a row; a row of a table as JSON says them."""
+    if isinstance(row, JsonRow):
+        return row.fields
+    fields: Mapping[str, Any] = json.loads(row.raw)
+    return fields
+
+
+def scored(own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
+    """A copy of a row or passage with our fields as its last; what an earlier run said of its own score is left out."""
+    ours: dict[str, Any] = {selection.score: entry.logit}
+    if ranks:
+        ours = {"rank": entry.rank, **ours, "index": entry.index}
+    if selection.prob:
+        ours["prob"] = entry.probability
+    if entry.truncated:
+        ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
+    if entry.retiled:
+        ours |= {"tiles": entry.tiles, "kept_tiles": entry.kept_tiles}
+    replaced = set(ours)
+    if not _SCORES.isdisjoint(own):
+        replaced |= _OF_A_SCORE | ({"prob"} if selection.score == "logit" else set())
+    return {name: value for name, value in own.items() if name not in replaced} | ours
+
+
+def usage_of(ranked: RankedList) -> dict[str, int]:
+    """The tokens that a model read for a request, as the APIs count them; nothing is generated."""
+    return {"prompt_tokens": ranked.tokens, "total_tokens": ranked.tokens}
+
+
+def refuse_field_names(kind: str, names: FieldNames) -> None:
+    """`UsageError` where the user names fields of a shape whose fields have fixed names."""
+    if names.of_rows:
+        raise UsageError(f"{names.of_rows[0]}: the fields of the shape {kind} have fixed names")

@@ -1,0 +1,215 @@
+"""`trec`: a TREC run, with the texts of its queries and passages in files of their own.
+
+    q1 Q0 d7 1 12.5 bm25          in and out, a pair a line
+
+The given order of a query is by score, highest first, whatever the rank column says; equal scores stay in the order of
+the lines, which may say more than their ids (by which trec_eval goes). The output's scores are logits with six
+decimals, made to fall strictly: where two logits are equal, or differ by less than the six decimals show, the lower
+rank gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their ids, so "next
+lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 that is 0.000002). So
+no evaluator can see another order than the run's own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rerank_cli.errors import UsageError
+from rerank_cli.formats.shapes.fields import FieldNames, row_error
+from rerank_cli.formats.shapes.flat import digest_of
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, Selection, Texts, refuse_field_names
+from rerank_cli.formats.text_index import TextFile, open_texts
+from rerank_cli.records import CandidateList, Gap, RankedList, Row, RowError
+
+TAG = "rerank-cli"
+_COLUMNS = 6
+_UNITS = 1_000_000  # a score has six decimals
+_LINE = re.compile(r"^\S+\s+[Qq]0\s+\S+\s+\d+\s+[-+.\deE]+\s+\S+\s*$")
+
+
+def looks_like_run(line: str) -> bool:
+    """Whether a line of unknown origin is one of a TREC run."""
+    return _LINE.match(line) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class RunLine:
+    """A line of a run."""
+
+    query: str
+    passage: str
+    score: float
+
+
+def parse_line(row: Row) -> RunLine | RowError:
+    """The line that `row` holds as its one field."""
+    columns = str(row.fields["passage"]).split()
+    if len(columns) != _COLUMNS:
+        message = f"a line of a run has 6 columns (query Q0 passage rank score tag), this one has {len(columns)}"
+        return row_error(row, "bad-run-line", message, columns[0] if columns else None)
+    try:
+        score = float(columns[4])
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        return row_error(row, "bad-run-line", f"its score is `{columns[4]}`, not a number", columns[0])
+    return RunLine(columns[0], columns[2], score)
+
+
+def falling_scores(logits: Iterable[float]) -> list[str]:
+    """Logits that do not rise, as numbers with six decimals that fall strictly, also as 32-bit floats."""
+    scores: list[str] = []
+    last: int | None = None
+    for logit in logits:
+        units = round(logit * _UNITS)
+        if last is not None:
+            units = min(units, last - 1)
+            before = np.float32(last / _UNITS)
+            if np.float32(units / _UNITS) >= before:
+                units = min(units, math.floor(float(np.nextafter(before, np.float32(-np.inf))) * _UNITS))
+        last = units
+        whole, part = divmod(abs(units), _UNITS)
+        scores.append(f"{'-' if units < 0 else ''}{whole}.{part:06d}")
+    return scores
+
+
+def _open(names: FieldNames, texts: Texts) -> TrecShape:
+    refuse_field_names("trec", names)
+    if texts.queries is None or texts.corpus is None:
+        raise UsageError(
+            "a TREC run holds ids only: --queries and --corpus are needed",
+            hint="TSV (`id`, tab, text) or JSONL (`_id`, `text`, `title`)",
+        )
+    for option, path in (("--queries", texts.queries), ("--corpus", texts.corpus)):
+        if path == "-":
+            raise UsageError(f"{option} -: texts are looked up in a file, not in a pipe")
+    return TrecShape(names, open_texts(texts.queries), open_texts(texts.corpus))
+
+
+def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    scores = falling_scores(entry.logit for entry in ranked.ranking)
+    for place, (entry, score) in enumerate(zip(ranked.ranking, scores, strict=True), 1):
+        yield {
+            "query_id": exchange.id, "q0": "Q0", "passage_id": exchange.ids[entry.index],
+            "rank": place, "score": score, "tag": TAG,
+        }  # fmt: skip
+
+
+def _refuse(exchange: Exchange) -> tuple[str, str] | None:
+    """An id is what stands between blanks in a run, and evaluators tell passages apart by it."""
+    if exchange.id is None:
+        return "no-query-id", "the row has no query id, which a TREC run needs"
+    seen = set()
+    for index, identity in enumerate((exchange.id, *exchange.ids)):
+        name = "the query" if index == 0 else f"passages[{index - 1}]"
+        if identity is None:
+            return "no-passage-id", f"{name} has no id, which a TREC run needs"
+        text = str(identity)
+        if not text or len(text.split()) != 1 or text != text.strip():
+            return "unfit-id", f"the id of {name} is empty or has white space in it, which a TREC run cannot carry"
+        if index and text in seen:
+            return "repeated-passage", f"{name} has the id of an earlier passage"
+        if index:
+            seen.add(text)
+    return None
+
+
+def _dump(row: Mapping[str, Any]) -> bytes:
+    return (" ".join(map(str, row.values())) + "\n").encode()
+
+
+TREC = Kind(
+    "trec", lambda fields, names: 0, _open, _write,
+    has=frozenset(("query ids", "passage ids", "texts")),
+    carries=frozenset(("query ids", "passage ids", "logits")),
+    refuse=_refuse, dump=_dump,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TrecShape:
+    """A pair a line; the lines of a query stand together."""
+
+    kind: ClassVar[Kind] = TREC
+    names: FieldNames
+    queries: TextFile
+    corpus: TextFile
+
+    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
+        """See `Shape`. A query that comes back after another one is a `RowError` for each of its lines."""
+        pairs: list[tuple[Row, RunLine]] = []
+        finished: set[int] = set()
+        for item in items:
+            line = item if isinstance(item, (RowError, Gap)) else parse_line(item)
+            if not isinstance(line, RunLine) or isinstance(item, (RowError, Gap)):
+                assert not isinstance(line, RunLine), "lines come from rows"
+                yield line
+                continue
+            if pairs and line.query != pairs[0][1].query:
+                yield from self._close(pairs)
+                finished.add(digest_of(pairs[0][1].query))
+                pairs = []
+            if digest_of(line.query) in finished:
+                message = "the lines of its query are not adjacent; sort them, or give a file"
+                yield row_error(item, "scattered-group", message, line.query)
+            else:
+                pairs.append((item, line))
+        if pairs:
+            yield from self._close(pairs)
+
+    def _close(self, pairs: list[tuple[Row, RunLine]]) -> Iterator[Grouped]:
+        """The list of one query, and its bad lines."""
+        query_id = pairs[0][1].query
+        query = self.queries.find(query_id)
+        if not isinstance(query, str):
+            for row, _ in pairs:
+                yield row_error(row, query.code, f"query {query.message}", query_id)
+            return
+        good: list[tuple[Row, RunLine, str]] = []
+        seen: set[str] = set()
+        for row, line in pairs:
+            text = self.corpus.find(line.passage)
+            if line.passage in seen:
+                message = f"passage `{line.passage}` has stood in its query before"
+                yield row_error(row, "repeated-passage", message, query_id)
+            elif not isinstance(text, str):
+                yield row_error(row, text.code, f"passage {text.message}", query_id)
+            else:
+                good.append((row, line, text))
+            seen.add(line.passage)
+        good.sort(key=lambda entry: -entry[1].score)  # stable: equal scores in the order of the lines
+        if good:
+            rows = tuple(row for row, _, _ in good)
+            yield CandidateList(query, tuple(text for _, _, text in good), rows, query_id)
+
+    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+        """See `Shape`."""
+        source = ranked.source
+        ids = tuple(self.passage_id(source, index) for index in range(len(source.passages)))
+        return _write(Exchange(source.id, source.query, {}, (), ids), ranked, selection)
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """See `Shape`."""
+        return dict.fromkeys(names)
+
+    def group_key(self, fields: Mapping[str, Any]) -> int:
+        """What decides the query of a line."""
+        return digest_of((str(fields["passage"]).split(maxsplit=1) or [""])[0])
+
+    def passage_id(self, source: CandidateList, index: int) -> object:
+        """See `Shape`."""
+        line = parse_line(source.row_of(index))
+        assert isinstance(line, RunLine), "group() has checked it"
+        return line.passage
+
+    def exchange(self, source: CandidateList) -> Exchange:
+        """See `Shape`."""
+        ids = tuple(self.passage_id(source, index) for index in range(len(source.passages)))
+        passages = [{"id": identity, "text": text} for identity, text in zip(ids, source.passages, strict=True)]
+        return Exchange(source.id, source.query, {"query_id": source.id}, passages, ids)

@@ -1,0 +1,65 @@
+"""Attention of the first token of each pair, without the keys and values of the others.
+
+A head that reads [CLS] alone needs one query a pair from the last layer. Its keys and values are linear in the layer's
+input x and nothing comes between (no rotary positions), so the products can be taken in another order:
+
+    scores   q . (Wk x_t + bk) = (Wk^T q) . x_t + q . bk       the last term is the same for all t: softmax drops it
+    context  sum_t p_t (Wv x_t + bv) = Wv (sum_t p_t x_t) + bv  because the p_t sum to 1
+
+The weights are multiplied with one vector a pair and head instead of with every token. For a layer of 384 channels and
+12 heads that is a 16th of the work of its keys and values; a 6-layer model loses 5 % of all its operations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rerank_cli.models.linear import Linear
+from rerank_cli.models.packed import PackedBatch
+
+
+class FirstTokenAttention:
+    """query: the layer of the queries. key, value: their weights, [hidden, hidden]; value_bias: [hidden]."""
+
+    def __init__(self, query: Linear, key: Tensor, value: Tensor, value_bias: Tensor, *, heads: int) -> None:
+        self._query = query
+        self._key = key.unflatten(0, (heads, -1))  # [heads, head_dim, hidden]
+        self._value = value.unflatten(0, (heads, -1)).transpose(1, 2)  # [heads, hidden, head_dim]
+        self._value_bias = value_bias
+        self._heads = heads
+
+    def __call__(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        """x: the layer's input, [T, hidden]. Returns the contexts [P, hidden], P as in `PackedBatch.starts`."""
+        q = self._query(x[batch.starts]).unflatten(1, (self._heads, -1))
+        probes = torch.bmm((q * q.shape[-1] ** -0.5).transpose(0, 1), self._key).transpose(0, 1)
+        # A GPU would rather copy some rows than start kernels for every length.
+        mean = _means_at_once(probes, x, batch) if x.is_cuda else _means_by_runs(probes, x, batch)
+        context = torch.bmm(mean.transpose(0, 1), self._value).transpose(0, 1)
+        return context.flatten(1) + self._value_bias
+
+
+def _means_by_runs(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
+    """The attended mean of the tokens of each pair, [P, heads, hidden]; probes: the same shape; x: [T, hidden]."""
+    means = torch.zeros_like(probes)
+    pair = 0
+    for run in batch.runs:
+        tokens = x[run.start : run.start + run.count * run.length].unflatten(0, (run.count, run.length))
+        weights = torch.bmm(probes[pair : pair + run.count], tokens.transpose(1, 2)).softmax(-1)
+        means[pair : pair + run.count] = torch.bmm(weights, tokens)
+        pair += run.count
+    return means
+
+
+def _means_at_once(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
+    """The same, over the pairs as a rectangle; what is beyond a pair's end gets no weight."""
+    pairs = len(batch.lengths)
+    places = torch.arange(batch.longest, device=x.device)
+    lengths = batch.cumulative.diff()
+    rows = (batch.starts[:pairs, None] + places).clamp_(max=len(x) - 1)
+    tokens = x[rows]
+    scores = torch.bmm(probes[:pairs], tokens.transpose(1, 2))
+    weights = scores.masked_fill_((places >= lengths[:, None])[:, None], -torch.inf).softmax(-1)
+    means = torch.zeros_like(probes)
+    means[:pairs] = torch.bmm(weights, tokens)
+    return means

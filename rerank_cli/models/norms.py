@@ -1,0 +1,21 @@
+"""LayerNorm with its weights, as the encoders and the vision tower use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """weight, bias: [channels]; ModernBERT's norms have no bias unless its config says so."""
+
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalised over the last dimension."""
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
