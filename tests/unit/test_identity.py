@@ -21,8 +21,8 @@ from rerank_cli.profiles import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines
 
 FREE = {
-    "names", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit", "overwrite",
-    "restart", "checkpoint_every", "lock_wait", "deadline", "inputs",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
+    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline",
 }  # fmt: skip
 CHANGED: dict[str, Any] = {
     "pairs": True, "query": "q", "in_format": "jsonl", "shape": "list", "request": ProfileRequest(max_tokens=9),
