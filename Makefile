@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
 
-.PHONY: demo test lint bench-cpu bench-quality check-gpu torture clean
+.PHONY: demo test lint bench-cpu bench-commit bench-quality check-gpu torture clean
 
 demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
 	mkdir -p out
@@ -29,6 +29,9 @@ bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on thi
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
 
+bench-commit: $(VENV)/installed-bench  ## what it costs that a run survives kill -9
+	$(BIN)/python -m benchmarks.commit_cost
+
 bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards on a collection
 	$(BIN)/python -m benchmarks.quality
 
@@ -38,6 +41,8 @@ check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
 torture: $(VENV)/installed-dev  ## runs that are killed and hindered at every call; takes many minutes
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_pipeline.py tests/unit/test_checkpoint.py tests/unit/test_jsonl.py
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_commit.py --cov=rerank_cli.commit --cov-branch --cov-fail-under=100
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/cli/test_hostile.py
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,8 @@
 """When two runs write the same bytes, and whether a finished run has done so already; without torch.
 
 Every field of the options counts but those that only say how a run goes on: what is added to the options counts from
-its first day. Paths do not count: files are known by what is in them.
+its first day. Paths do not count: files are known by what is in them. Images that rows name are not looked at: there
+may be millions, and a window that is done does not change with them.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from rerank_cli.encoding.tokenizer import mark_special, without_special_pieces
+from rerank_cli.encoding.tokenizer import encode_texts, mark_special, without_special_pieces
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
 
@@ -133,8 +133,7 @@ class PairEncoder:
         return [self._encode_pair(ids[query], ids[passage], limits) for query, passage in pairs]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
+        for text, encoding in encode_texts(self._tokenizer, texts):
             ids = encoding.ids
             if not self._acting.isdisjoint(ids):
                 ids = self._plain_tokenizer.encode(text, add_special_tokens=False).ids

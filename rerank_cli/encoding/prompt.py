@@ -36,7 +36,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation
-from rerank_cli.encoding.tokenizer import mark_special
+from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
 
@@ -225,8 +225,8 @@ class PromptEncoder:
             ]
             for query, passage in pairs
         ]
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        encoded = encode_texts(self._tokenizer, list(texts))
+        ids = [np.array(encoding.ids, dtype=np.int32) for _, encoding in encoded]
         for row in places:
             variable = iter(row)
             yield [

@@ -16,14 +16,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 
+_ENCODED_CHARACTERS = 2**21  # at a time: 125 MB of encodings (English words, tokenizers 0.23)
 _CONTROL = re.compile(r"<\|.*\|>")
 _PLAIN = {"PreTrainedTokenizer", "TokenizersBackend", "PreTrainedTokenizerBase"}
 # What transformers takes where a checkpoint names no class; types that are not here are the file as it is.
@@ -211,3 +212,25 @@ def _backend_of_transformers(checkpoint: Checkpoint) -> Tokenizer:
     except Exception as error:  # whatever goes wrong in there, the checkpoint cannot be used
         raise ModelError(f"{checkpoint.path}: transformers cannot load this tokenizer: {error}") from error
     return Tokenizer.from_str(backend.to_str())
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[str, Encoding]]:
+    """Each text with its encoding, without special tokens.
+
+    Until its ids are taken an encoding holds 60 bytes for each one of its text: long texts are encoded few at a time.
+    """
+    for group in _groups(texts):
+        yield from zip(group, tokenizer.encode_batch_fast(group, add_special_tokens=False), strict=True)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        if group and characters + len(text) > _ENCODED_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(text)
+        characters += len(text)
+    if group:
+        yield group

@@ -73,6 +73,15 @@ def test_a_full_device_is_no_output_file(wide: str) -> None:
     assert b"/dev/full: is no regular file" in said
 
 
+@pytest.mark.parametrize("fault", ["EACCES", "EROFS"])
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path: Path, runs: Runs, wide: str, fault: str) -> None:
+    out = tmp_path / "out.jsonl"
+    done = runs.run(Asked((wide,), str(out), {"pairs": True}), at=1, fault=fault)
+    assert done.code == 4
+    assert f"{out}: cannot be written: " in done.said
+    assert list(tmp_path.iterdir()) == []
+
+
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from rerank_cli.errors import StoppedError
+from rerank_cli.errors import OutputError, StoppedError
 from rerank_cli.formats.shapes import FieldNames, Selection, Texts
 from rerank_cli.job import Outcome, Watcher, run_job
 from rerank_cli.job_options import JobOptions
@@ -136,6 +136,46 @@ def test_an_evaluation_is_that_of_all_processes(tmp_path: Path) -> None:
     assert whole.evaluation is not None
     assert whole.evaluation.queries == 13
     assert facts(whole) == facts(resumed)
+
+
+def body(number: int) -> dict[str, Any]:
+    return {"query": WORDS[number % 13], "documents": [f"{WORDS[k % 13]} {number} {k}" for k in range(20)]}
+
+
+SHAPED: dict[str, list[Any]] = {
+    "nim": [
+        {"query": {"text": found["query"]}, "passages": [{"text": text} for text in found["documents"]]}
+        for found in map(body, range(40))
+    ],
+    "cohere": [{**body(number), "top_n": 3} for number in range(40)],
+    "openai-batch": [
+        {"custom_id": str(number), "method": "POST", "url": "/v1/rerank", "body": body(number)} for number in range(40)
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPED)
+def test_every_shape_of_rows_goes_on(tmp_path: Path, shape: str) -> None:
+    source = write_lines(tmp_path / "rows.jsonl", [*SHAPED[shape][:30], b"{", *SHAPED[shape][30:]])
+    whole, resumed = whole_and_resumed(source, tmp_path, "out.jsonl", lambda folder: {"pairs": False, "shape": shape})
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    assert facts(whole) == facts(resumed)
+    assert whole.counts.rows_out == 40
+
+
+def test_a_trec_run_goes_on_and_is_done_while_its_texts_are_the_same(tmp_path: Path) -> None:
+    queries, corpus, source = tmp_path / "queries.tsv", tmp_path / "corpus.tsv", tmp_path / "in.trec"
+    queries.write_text("".join(f"q{n}\t{WORDS[n % 13]}\n" for n in range(40)))
+    corpus.write_text("".join(f"d{n}\t{WORDS[n % 13]} {n}\n" for n in range(60)))
+    source.write_text("".join(f"q{n} Q0 d{(n + k) % 60} {k + 1} {20 - k} bm25\n" for n in range(40) for k in range(20)))
+    options = {"pairs": False, "texts": Texts(str(queries), str(corpus))}
+    whole, resumed = whole_and_resumed(str(source), tmp_path, "out.trec", lambda folder: options)
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    assert facts(whole) == facts(resumed)
+    assert run(str(source), tmp_path / "whole" / "out.trec", **options).was_done
+    corpus.write_text(corpus.read_text().replace("wood", "wool"))
+    with pytest.raises(OutputError, match="exists"):
+        run(str(source), tmp_path / "whole" / "out.trec", **options)
 
 
 def test_a_finished_run_with_its_vectors_has_nothing_to_do(source: str, tmp_path: Path) -> None:

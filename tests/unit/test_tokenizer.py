@@ -14,11 +14,13 @@ from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding.pairs import PairEncoder
 from rerank_cli.encoding.tokenizer import (
     _CLASS_OF_MODEL_TYPE,
+    encode_texts,
     load_tokenizer,
     tokenizer_class,
     without_special_pieces,
 )
 from rerank_cli.errors import ModelError
+from tests.conftest import TINY_CHECKPOINT
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "python-docs.jsonl"
 ODD_PAIRS = [
@@ -316,3 +318,18 @@ def test_a_vocabulary_without_an_unknown_piece_can_be_copied():
     tokenizer.add_special_tokens(["<s>"])
     assert tokenizer.encode("a<s>").ids == [0, 4]
     assert without_special_pieces(tokenizer).encode("a<s>").ids == [0, 1, 2, 3]
+
+
+def test_long_texts_are_encoded_few_at_a_time_and_none_is_lost():
+    tokenizer = load_tokenizer(read_checkpoint(TINY_CHECKPOINT))
+    sizes = []
+
+    class Watched:
+        def encode_batch_fast(self, texts, **options):
+            sizes.append([len(text) for text in texts])
+            return tokenizer.encode_batch_fast(texts, **options)
+
+    texts = ["a " * 600_000, "b", "c " * 300_000, "d " * 400_000, "", "e"]
+    found = [(text, encoding.ids) for text, encoding in encode_texts(Watched(), texts)]
+    assert found == [(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    assert sizes == [[1_200_000, 1, 600_000], [800_000, 0, 1]]

@@ -1,0 +1,97 @@
+"""What it costs that a run survives kill -9: the calls that write, the journal, and the hashes of its files.
+
+python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s]
+
+The job is `samples/python-docs.jsonl`, 800 pairs, with the built-in model. Timed is what `Job` does, each system call
+and fsync in it included, so the figure does not drown in the noise of a machine as the difference of two runs would.
+Inputs and model are hashed by a thread beside the run; its time counts in full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.material import machine
+from rerank_cli.cli.options import parse_duration
+from rerank_cli.commit import Files, Fingerprint, Job
+from rerank_cli.job import run_job
+from rerank_cli.job_options import JobOptions
+from rerank_cli.output_names import Names
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "python-docs.jsonl"
+
+
+class Counted(Files):
+    """Files that note how often each call was made."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("mkdir", "open", "write", "fsync", "truncate", "close", "rename", "unlink", "rmdir", "sync_folder"):
+            self.calls[name] += 1
+        return super().__getattribute__(name)
+
+
+class Clock:
+    """Seconds spent in functions, nested calls counted once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, with its time added to the clock's."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            self._depth += 1
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds += time.perf_counter() - began
+
+        return call
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--checkpoint-every", default="5s")
+    options = parser.parse_args()
+    every = parse_duration("--checkpoint-every", options.checkpoint_every)
+    jobs, hashes = Clock(), Clock()
+    for name in ("__enter__", "__exit__", "add", "append", "checkpoint", "complete", "place"):
+        setattr(Job, name, jobs.timed(getattr(Job, name)))
+    Fingerprint._hash_all = hashes.timed(Fingerprint._hash_all)  # type: ignore[method-assign]
+    shares = []
+    for turn in range(options.rounds + 1):
+        jobs.seconds = hashes.seconds = 0.0
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # on a disk: fsync costs nothing in memory
+            files, began = Counted(), time.perf_counter()
+            names = Names(str(Path(folder) / "out.jsonl"))
+            outcome = run_job(JobOptions((str(SAMPLE),), names, checkpoint_every=every), files=files)
+            seconds = time.perf_counter() - began
+        if not turn:
+            continue  # it warms the file cache
+        shares.append((jobs.seconds + hashes.seconds) / seconds)
+        print(
+            f"{outcome.counts.pairs:,} pairs in {seconds:.1f} s; job and journal {1000 * jobs.seconds:.0f} ms, "
+            f"hashes {1000 * hashes.seconds:.0f} ms: {100 * shares[-1]:.2f} %; "
+            + ", ".join(f"{files.calls[name]} {name}" for name in ("write", "fsync", "sync_folder", "rename"))
+        )
+    print(f"\n{100 * statistics.median(shares):.2f} % ({100 * min(shares):.2f} to {100 * max(shares):.2f}) {machine()}")
+
+
+if __name__ == "__main__":
+    main()
