@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
 
-.PHONY: demo test lint bench-cpu bench-commit bench-quality check-gpu torture clean
+.PHONY: demo test lint man bench-cpu bench-commit bench-quality check-gpu torture clean
 
 demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
 	mkdir -p out
@@ -21,6 +21,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+man: $(VENV)/installed  ## a manual page of the help, out/rerank-cli.1
+	mkdir -p out
+	$(BIN)/python -m rerank_cli.cli.man_page > out/rerank-cli.1
 
 bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on this CPU
 	$(BIN)/python -m benchmarks.speed --layers 6

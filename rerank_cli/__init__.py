@@ -1,3 +1,19 @@
-"""Rerank candidate lists with a cross-encoder, from files, unattended."""
+"""Rerank candidate lists with a cross-encoder, from files, unattended; and from Python (`rerank`, `Reranker`)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rerank_cli.reranker import Reranker, rerank
+
+__all__ = ["Reranker", "__version__", "rerank"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """`Reranker` and `rerank`, when they are asked for: the command line starts without torch."""
+    if name not in ("Reranker", "rerank"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rerank_cli import reranker
+
+    return getattr(reranker, name)

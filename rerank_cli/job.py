@@ -34,7 +34,7 @@ from rerank_cli.identity import fingerprint_of, finished_report
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.output_names import STDOUT
 from rerank_cli.pipeline import Counts, Run, Share, Sink, Timing
-from rerank_cli.preparation import Prepared, find_known, prepare_inputs
+from rerank_cli.preparation import Prepared, find_known, prepare_inputs, score_name
 from rerank_cli.records import RankedList, RowError, Window
 from rerank_cli.run_plan import Plan
 from rerank_cli.stop import Stop
@@ -105,7 +105,7 @@ def run_job(
         destination = open_destination(
             names,
             prepared.shape,
-            replace(options.selection, score=_score_name(prepared.checkpoint)),
+            replace(options.selection, score=score_name(prepared.checkpoint)),
             inputs=inputs,
             overwrite=options.overwrite,
             terms=terms,
@@ -343,8 +343,3 @@ def _members(options: JobOptions, checkpoint: Checkpoint, *, may_continue: bool)
     if not family_of(checkpoint.architecture).embeds:
         return ()
     return ("vectors",) * may_continue + ("texts",) * (options.names.embeddings is not None)
-
-
-def _score_name(checkpoint: Checkpoint) -> str:
-    """What the model's score is called in the output."""
-    return "cosine" if family_of(checkpoint.architecture).embeds else "logit"

@@ -35,13 +35,19 @@ from rerank_cli.run_plan import Plan, plan_model, plan_run
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """What can be known before weights are loaded. read: how the rows were asked for."""
+class PreparedModel:
+    """What can be known of a model on this machine before weights are loaded, whatever rows it will read."""
 
     checkpoint: Checkpoint
     plan: Plan
     machine: Machine
     encoder: TextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(PreparedModel):
+    """What can be known of a run before weights are loaded. read: how the rows were asked for."""
+
     inputs: list[Input]
     shape: Shape
     items: Iterator[Item]
@@ -88,8 +94,8 @@ def find_known(options: JobOptions) -> KnownModel:
     return with_checkpoint(known, read_checkpoint(locate_checkpoint(options.model, **where), name=options.model))
 
 
-def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
-    """`prepare`, with the inputs and the model that were found before. Imports torch."""
+def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
+    """The plan and the encoder of a model that was found before. Imports torch."""
     import torch  # not at the top: a run that has been done already need not wait for it
 
     checkpoint = known.checkpoint
@@ -97,7 +103,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
-    _refuse_unfit(options, checkpoint)
+    refuse_unfit(options, checkpoint)
     encoder = open_encoder(
         checkpoint,
         max_tokens=plan.max_tokens,
@@ -109,7 +115,13 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         images=options.images,
     )
     said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder))
-    plan = replace(plan, reasons=(*plan.reasons, *said))
+    return PreparedModel(checkpoint, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
+
+
+def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
+    """`prepare`, with the inputs and the model that were found before. Imports torch."""
+    model = prepare_model(options, known)
+    checkpoint, plan = model.checkpoint, model.plan
     read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
         if run := next((item.path for item in inputs if item.format == "trec"), None):
@@ -120,17 +132,27 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
         items = ordered_by_group(inputs, own, items, read)
         shape = written_as(own, output_kind(options.names, own.kind))
-        if shape.kind.sigmoids and family_of(checkpoint.architecture).embeds:
-            raise UsageError(
-                f"--out-format {shape.kind.name}: {checkpoint.name} gives a cosine, which is not the logit of a "
-                "probability",
-                hint="`--out-format list` writes the cosine",
-            )
+        refuse_sigmoids(shape, checkpoint)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
         losses = _losses(shape, inputs, options)
         plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
     meter = Meter(inputs)
-    return Prepared(checkpoint, plan, machine, encoder, inputs, shape, meter.count(items), meter, read)
+    return Prepared(checkpoint, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter, read)
+
+
+def score_name(checkpoint: Checkpoint) -> str:
+    """What the model's score is called in the output."""
+    return "cosine" if family_of(checkpoint.architecture).embeds else "logit"
+
+
+def refuse_sigmoids(shape: Shape, checkpoint: Checkpoint) -> None:
+    """`UsageError` for a shape that has sigmoids of logits, and a model that has no logits."""
+    if shape.kind.sigmoids and family_of(checkpoint.architecture).embeds:
+        raise UsageError(
+            f"--out-format {shape.kind.name}: {checkpoint.name} gives a cosine, which is not the logit of a "
+            "probability",
+            hint="`--out-format list` writes the cosine",
+        )
 
 
 def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:
@@ -164,7 +186,7 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
 
 
-def _refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
+def refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
     """Options that mean nothing for this command or this kind of model."""
     if options.pairs and (shape := output_shape(options.names)):
         raise UsageError(

@@ -229,6 +229,7 @@ class RankedPassage:
     """One scored passage: `rank` from 1, `index` in the input list from 0, `logit` as the model gave it (float32).
 
     tokens, kept_tokens: length of the pair before and after truncation. tiles, kept_tiles: of its image, likewise.
+    Rank 0 is a passage without a score that is kept in its place (`formats/in_memory.py`).
     """
 
     rank: int

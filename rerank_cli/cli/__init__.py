@@ -23,7 +23,6 @@ from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
 
 app = typer.Typer(
     cls=QuickGroup,
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

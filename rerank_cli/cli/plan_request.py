@@ -52,7 +52,7 @@ def read_plan_request(
 
     assume_cuda: as in `ProfileRequest`. A command without an option asks for its default.
     """
-    from rerank_cli.profiles import ProfileRequest
+    from rerank_cli.profiles import ProfileRequest, parse_device
 
     environment = os.environ if environment is None else environment
     given, origins = context.params, _origins(context)
@@ -66,7 +66,7 @@ def read_plan_request(
         if not re.fullmatch(r"[1-9][0-9]{0,3}", nim):
             raise UsageError(f"NIM_ENGINE_COUNT {nim}: not a whole number above 0")
         engines = int(nim)
-    device, gpus = _device(given["device"], origins.get("device", "--device"))
+    device, gpus = parse_device(given["device"], origins.get("device", "--device"))
     file = given["profile"] if given["profile"].endswith(".toml") else None
     request = ProfileRequest(
         precision=precision,
@@ -97,16 +97,3 @@ def _of_nim(
         else:
             origins[field], chosen = name, value
     return chosen
-
-
-def _device(text: str, origin: str) -> tuple[str, tuple[int, ...] | None]:
-    """`cuda` and (0, 1) of `cuda:0,1`."""
-    kind, colon, numbers = text.partition(":")
-    if kind == "mps":
-        # The models might run there; nobody has compared their logits, and this program does not guess.
-        raise UsageError(f"{origin} {text}: not supported", hint="`--device cpu` runs on Apple silicon too")
-    if not colon:
-        return kind, None
-    if kind != "cuda" or not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", numbers):
-        raise UsageError(f"{origin} {text}: not a device", hint="known are auto, cpu, cuda, cuda:0, cuda:0,1, ...")
-    return kind, tuple(dict.fromkeys(map(int, numbers.split(","))))

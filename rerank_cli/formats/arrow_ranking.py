@@ -89,6 +89,12 @@ def rank_rows(
     return pa.Table.from_arrays([*(column for _, column in kept), *columns], schema=schema)
 
 
+def score_table(places: Sequence[RankedPassage], *, score: str = "logit", prob: bool = False) -> pa.Table:
+    """A row for each of `places`, of our columns alone."""
+    scores = _Scores(score, prob=prob, tiles=any(place.retiled for place in places))
+    return pa.Table.from_arrays(scores.columns(places), schema=pa.schema(scores.fields))
+
+
 # Rows
 
 
@@ -218,7 +224,7 @@ class _Scores:
         return scored_fields(self.score, prob=self.prob, ranks=self.ranks, tiles=self.tiles)
 
     def columns(self, places: Sequence[RankedPassage]) -> list[pa.Array]:
-        """One column for each of `fields`."""
+        """One column for each of `fields`; null where a passage has no score (rank 0)."""
         values: dict[str, Callable[[RankedPassage], object]] = {
             "rank": lambda place: place.rank,
             self.score: lambda place: place.logit,
@@ -230,7 +236,10 @@ class _Scores:
             "tiles": lambda place: place.tiles if place.retiled else None,
             "kept_tiles": lambda place: place.kept_tiles if place.retiled else None,
         }
-        return [pa.array([values[field.name](place) for place in places], field.type) for field in self.fields]
+        return [
+            pa.array([values[field.name](place) if place.rank else None for place in places], field.type)
+            for field in self.fields
+        ]
 
 
 def _any_retiled(ranked: Sequence[RankedList]) -> bool:

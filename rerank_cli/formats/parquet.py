@@ -56,6 +56,7 @@ BATCH_BYTES = 16 * 2**20
 BATCH_ROWS = 64
 """The most rows decoded at once: with 1 MB a row and four such columns 256 MB."""
 
+_TABLE_BATCH_ROWS = 4096  # of a table in memory, whose sizes need not be found out
 _READ_BUFFER_BYTES = 2**20
 _WHOLE_CHUNKS_BYTES = 64 * 2**20
 """Files up to here are read by whole column chunks. Larger ones need a stream, as a row group may be most of the file;
@@ -161,6 +162,17 @@ def iter_column(path: str, name: str) -> Iterator[Any]:
         _find(file.schema_arrow, name, path)
         for batch in _batches(file, path, [name]):
             yield from _scanned(batch.column(_find(batch.schema, name, path)))
+
+
+def table_rows(
+    table: pa.Table, columns: Mapping[str, tuple[str, ...] | None], name: str
+) -> Iterator[ArrowRow | RowError]:
+    """The rows of a table in memory, otherwise as `read_rows`. name: what messages call it."""
+    wanted = _Wanted.of(table.schema, columns, name)
+    before = 0
+    for batch in table.to_batches(max_chunksize=_TABLE_BATCH_ROWS):
+        yield from wanted.rows(batch, before, range(batch.num_rows))
+        before += batch.num_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,9 @@ class ParquetSink:
         check: called before each row group.
         """
         if self._parts.schema is None and self._like is not None and not isinstance(self._shape, Conversion):
-            self._parts.schema = _empty_table(self._like, self._shape, self._selection).schema
+            from rerank_cli.formats.parquet import read_schema
+
+            self._parts.schema = empty_table(read_schema(self._like), self._shape, self._selection).schema
         self._parts.write_file(file, check)
 
 
@@ -199,16 +201,15 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
     return arrow_ranking.rank_rows(ranked, **ours, ranks=isinstance(shape, FlatShape))
 
 
-def _empty_table(path: str, shape: Shape, selection: Selection) -> pa.Table:
-    """The table of no rows that a ranked file `path` has: that of one row of nulls, without this row."""
+def empty_table(schema: pa.Schema, shape: Shape, selection: Selection) -> pa.Table:
+    """The table of no rows that a ranked one of `schema` has: that of one row of nulls, without this row."""
     import pyarrow as pa
 
     from rerank_cli.formats.arrow_types import is_list
-    from rerank_cli.formats.parquet import ArrowRow, read_schema
+    from rerank_cli.formats.parquet import ArrowRow
 
-    schema = read_schema(path)
     nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
-    row = ArrowRow(path, 1, dict.fromkeys(schema.names, ()), nulls, 0)
+    row = ArrowRow("", 1, dict.fromkeys(schema.names, ()), nulls, 0)
     if isinstance(shape, ListShape):
         place = schema.get_field_index(shape.passages_path(row.fields)) if schema.names else -1
         if place < 0 or not is_list(schema.field(place).type):

@@ -45,6 +45,7 @@ from rerank_cli.profiles.plan import (
     ProfilePlan,
     ProfileRequest,
     Rejection,
+    parse_device,
 )
 from rerank_cli.profiles.schema import PRECISION_BITS, Capability, parse_capability
 from rerank_cli.profiles.selection import select_profile
@@ -80,6 +81,7 @@ __all__ = [
     "load_all_profiles",
     "load_profiles",
     "parse_capability",
+    "parse_device",
     "parse_profiles",
     "profiles_dir",
     "render_support_matrix",

@@ -11,11 +11,12 @@ Decision          the plan with its reasons, every rejected profile, and warning
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rerank_cli.errors import DoesNotFitError
+from rerank_cli.errors import DoesNotFitError, UsageError
 from rerank_cli.profiles.files import GB, GIB, show_capability
 from rerank_cli.profiles.schema import Capability
 
@@ -101,6 +102,19 @@ class ProfileRequest:
     def origin(self, name: str) -> str:
         """What decided a field: the option of its name, unless `origins` says otherwise."""
         return self.origins.get(name, f"--{name.replace('_', '-')}")
+
+
+def parse_device(text: str, origin: str = "--device") -> tuple[str, tuple[int, ...] | None]:
+    """`device` and `gpus` of a request: `cuda` and (0, 1) of `cuda:0,1`. origin: what messages call it."""
+    kind, colon, numbers = text.partition(":")
+    if kind == "mps":
+        # The models might run there; nobody has compared their logits, and this program does not guess.
+        raise UsageError(f"{origin} {text}: not supported", hint="`--device cpu` runs on Apple silicon too")
+    if not colon:
+        return kind, None
+    if kind != "cuda" or not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", numbers):
+        raise UsageError(f"{origin} {text}: not a device", hint="known are auto, cpu, cuda, cuda:0, cuda:0,1, ...")
+    return kind, tuple(dict.fromkeys(map(int, numbers.split(","))))
 
 
 class MemoryNeed(Protocol):

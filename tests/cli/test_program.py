@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,3 +140,26 @@ def test_rich_markup_in_a_table_cell_is_printed_as_it_stands(capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "[bold]x[/bold]" in shown
     assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("rerank-cli rer", "rerank-file"), ("rerank-cli score --thr", "--threshold")]
+)
+def test_the_shell_can_complete_commands_and_options(words: str, completed: str) -> None:
+    asked = {"_RERANK_CLI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    command = [str(Path(sys.executable).parent / "rerank-cli")]
+    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [completed]
+
+
+def test_completion_can_be_shown_without_being_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests run below no shell; typer has this variable so that the shell can be named instead.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    script = subprocess.run(
+        [str(Path(sys.executable).parent / "rerank-cli"), "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "_RERANK_CLI_COMPLETE=complete_bash" in script
+    assert script.rstrip().endswith("rerank-cli")

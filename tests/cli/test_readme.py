@@ -50,6 +50,22 @@ def test_every_command_of_readme_runs(block: str, checkout: Path) -> None:
             assert (checkout / output).stat().st_size > 0
 
 
+def _python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_readme_has_an_example_in_python() -> None:
+    assert any("Reranker" in block for block in _python_blocks())
+
+
+@pytest.mark.parametrize("block", _python_blocks())
+def test_every_example_in_python_runs_and_prints(block: str, checkout: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", block]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "query" in done.stdout
+
+
 def _outputs() -> list[tuple[str, str]]:
     """Commands with the output that is shown below them."""
     shown = r"^```sh\n([^`]*?)^```\n\n```text\n(.*?)^```"

@@ -1,0 +1,279 @@
+"""Rows that a Python program holds: data frames, Arrow tables and lists, in and out.
+
+    pandas.DataFrame    a row a list, or a pair a row     comes back as a data frame
+    pyarrow.Table       likewise                          comes back as a table
+    iterable of rows    dicts, or (query, passages)       comes back as a list of dicts
+
+The columns that a shape reads become rows as a file gives them, and the shapes and the Arrow code of the files make the
+answer. All other columns of a frame or a table are never looked at: they are rearranged, so their types stay.
+
+The rows of a query need not be adjacent, as in a file. A row that cannot be scored is kept, where that is asked for,
+behind the others of its query, with null for its rank and score and with the reason in `rerank_error`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rerank_cli.errors import InputError, UsageError
+from rerank_cli.formats.shapes import (
+    NO_TEXTS,
+    FieldNames,
+    FlatShape,
+    Item,
+    ListShape,
+    Selection,
+    Shape,
+    detect_shape,
+    lookup,
+    recognise,
+)
+from rerank_cli.formats.shapes.fields import ALIASES
+from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Row, RowError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+ERROR = "rerank_error"
+"""The column or field of the reason why a kept row has no score."""
+
+_NAME = "rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What a run found. lists: those with scores. errors: the rows without, by their number."""
+
+    lists: Sequence[RankedList]
+    errors: Mapping[int, RowError]
+
+
+class Given(Protocol):
+    """Rows in one of the three forms; `shape` comes first."""
+
+    shape: Shape
+
+    def rows(self) -> list[Row]:
+        """The rows, with the fields that the shape reads."""
+
+    def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
+        """The ranked rows in the form of the given ones. reasons: of kept rows; None where none are kept."""
+
+
+def given_rows(data: object, names: FieldNames) -> Given:
+    """`data` as rows of the shape that its columns or its first rows have."""
+    # A program that has not imported a library cannot have an object of it.
+    pandas, arrow = sys.modules.get("pandas"), sys.modules.get("pyarrow")
+    if pandas is not None and isinstance(data, pandas.DataFrame):
+        return _Frame(data, names)
+    if arrow is not None and isinstance(data, arrow.Table):
+        return _Table(data, names)
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise UsageError(
+            f"{type(data).__name__}: not rows that can be reranked",
+            hint="give a DataFrame, a pyarrow.Table or a list of rows, such as `[(query, passages)]`",
+        )
+    return _Rows(data, names)
+
+
+def in_groups(given: Given, rows: Sequence[Row]) -> list[Row]:
+    """`rows` with those of each query together, in order of first appearance."""
+    groups = _groups(given.shape, rows)
+    return sorted(rows, key=lambda row: groups[row.number])
+
+
+def answer(given: Given, rows: Sequence[Row], ranked: Ranked, selection: Selection, *, keep: bool) -> Any:
+    """The answer to `given`. keep: with the rows that have no score."""
+    if not keep:
+        return given.answer(ranked.lists, None, selection)
+    groups = _groups(given.shape, rows)
+    bad = [_without_scores(row, given.shape) for row in rows if row.number in ranked.errors]
+    lists = sorted([*ranked.lists, *bad], key=lambda item: groups[item.source.rows[0].number])  # stable: bad ones last
+    reasons = {number: f"{error.message} ({error.code})" for number, error in ranked.errors.items()}
+    return given.answer(lists, reasons, selection)
+
+
+def _groups(shape: Shape, rows: Iterable[Row]) -> dict[int, int]:
+    """The place of each row's query among all queries, by the number of the row."""
+    if not isinstance(shape, FlatShape):
+        return {row.number: row.number for row in rows}
+    places: dict[int, int] = {}
+    return {row.number: places.setdefault(shape.group_key(row.fields), len(places)) for row in rows}
+
+
+def _without_scores(row: Row, shape: Shape) -> RankedList:
+    """A row that is kept, its passages in the order given, as far as it has any."""
+    count = 1
+    if not isinstance(shape, FlatShape):
+        passages = lookup(row.fields, shape.names.passages or "")
+        count = len(passages) if isinstance(passages, (list, tuple)) else 0
+    ranking = tuple(RankedPassage(0, index, math.nan, 0, 0) for index in range(count))
+    return RankedList(CandidateList("", ("",) * count, (row,)), ranking)
+
+
+def _shape_of(columns: Sequence[str], names: FieldNames) -> Shape:
+    """The shape of a table; of several columns that could hold the passages the first alias does, in every row."""
+    kind = detect_shape(columns, names)
+    if kind is None:
+        shown = ", ".join(f"`{name}`" for name in columns[:8]) or "no columns"
+        raise InputError(
+            f"neither a list of passages nor a passage a row: there are {shown}",
+            hint="name the column by `passages_field` (lists) or `text_field` (a passage a row)",
+        )
+    if kind.name == "list" and names.passages is None:
+        names = replace(names, passages=next(name for name in ALIASES["passages"] if name in columns))
+    return kind.open(names, NO_TEXTS)
+
+
+class _Frame:
+    """A pandas.DataFrame."""
+
+    def __init__(self, frame: pd.DataFrame, names: FieldNames) -> None:
+        self._frame = frame
+        self._columns = [name for name in frame.columns if isinstance(name, str)]
+        self.shape = _shape_of(self._columns, names)
+
+    def rows(self) -> list[Row]:
+        """See `Given`."""
+        read = self.shape.columns(self._columns)
+        for name in read:
+            if self._columns.count(name) != 1:
+                found = ", ".join(f"`{column}`" for column in self._columns) or "no columns"
+                times = "occurs several times" if name in self._columns else "is missing"
+                raise InputError(f"column `{name}` {times}; the frame has {found}")
+        columns = [[_plain(value) for value in self._frame[name].tolist()] for name in read]
+        fields: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else [()] * len(self._frame)
+        return [JsonRow(_NAME, n, dict(zip(read, values, strict=True)), b"") for n, values in enumerate(fields, 1)]
+
+    def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
+        """See `Given`."""
+        if not isinstance(self.shape, FlatShape):
+            return self._lists(ranked, reasons, selection)
+        import pandas as pd
+        import pyarrow as pa
+
+        from rerank_cli.formats.arrow_ranking import score_table
+
+        places = [(one.source.row_of(entry.index).number, entry) for one in ranked for entry in one.ranking]
+        scores = score_table([entry for _, entry in places], score=selection.score, prob=selection.prob)
+        nullable = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
+        ours = scores.to_pandas(types_mapper=nullable.get)
+        if reasons is not None:
+            ours[ERROR] = pd.array([reasons.get(number) for number, _ in places], dtype="string")
+        found = self._frame.iloc[[number - 1 for number, _ in places]]
+        found = found.drop(columns=[name for name in ours.columns if name in found.columns])
+        return pd.concat([found, ours.set_axis(found.index)], axis=1)
+
+    def _lists(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
+        import pandas as pd
+
+        numbers = [one.source.rows[0].number for one in ranked]
+        found = self._frame.iloc[[number - 1 for number in numbers]].copy()
+        path = self.shape.names.passages or ""
+        scored = [
+            one.source.rows[0].fields[path]
+            if reasons and number in reasons
+            else next(iter(self.shape.render(one, selection)))[path]
+            for number, one in zip(numbers, ranked, strict=True)
+        ]
+        found[path] = pd.Series(scored, index=found.index, dtype=object)
+        if reasons is not None:
+            found[ERROR] = pd.array([reasons.get(number) for number in numbers], dtype="string")
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON would have it: a list for an array, None for what pandas calls missing."""
+    if hasattr(value, "tolist"):  # numpy's arrays and scalars
+        value = value.tolist()
+    missing = value != value if isinstance(value, float) else type(value).__name__ in ("NAType", "NaTType")
+    return None if missing else value
+
+
+class _Table:
+    """A pyarrow.Table."""
+
+    def __init__(self, table: pa.Table, names: FieldNames) -> None:
+        self._table = table
+        self.shape = _shape_of(table.column_names, names)
+
+    def rows(self) -> list[Row]:
+        """See `Given`."""
+        from rerank_cli.formats.parquet import table_rows
+
+        return list(_readable(table_rows(self._table, self.shape.columns(self._table.column_names), "the table")))
+
+    def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
+        """See `Given`."""
+        import pyarrow as pa
+
+        from rerank_cli.formats.sinks import empty_table, ranked_table
+
+        if not ranked:
+            table = empty_table(self._table.schema, self.shape, selection)
+        else:
+            table = ranked_table(self.shape, ranked, selection)
+        if reasons is None:
+            return table
+        numbers = [row.number for one in ranked for row in _rows_of(one, self.shape)]
+        if ERROR in table.column_names:
+            table = table.drop_columns([ERROR])
+        return table.append_column(ERROR, pa.array([reasons.get(number) for number in numbers], pa.string()))
+
+
+def _readable(rows: Iterable[Row | RowError]) -> Iterator[Row]:
+    for row in rows:
+        if isinstance(row, RowError):
+            raise InputError(f"row {row.row}: {row.message}")
+        yield row
+
+
+def _rows_of(ranked: RankedList, shape: Shape) -> list[Row]:
+    """The input row of each output row of a list."""
+    if not isinstance(shape, FlatShape):
+        return [ranked.source.rows[0]]
+    return [ranked.source.row_of(entry.index) for entry in ranked.ranking]
+
+
+class _Rows:
+    """Dicts in any shape of JSON rows, or (query, passages)."""
+
+    def __init__(self, data: Iterable[object], names: FieldNames) -> None:
+        self._rows: list[Row] = [_row(number, value) for number, value in enumerate(data, 1)]
+        seen: list[Item] = []
+        if kind := recognise(iter(self._rows), seen, names):
+            self.shape = kind.open(names, NO_TEXTS)
+        elif self._rows:
+            self.shape = _shape_of(list(self._rows[0].fields), names)
+        else:
+            self.shape = ListShape(names)
+
+    def rows(self) -> list[Row]:
+        """See `Given`."""
+        return self._rows
+
+    def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
+        """See `Given`."""
+        found: list[dict[str, Any]] = []
+        for one in ranked:
+            row = one.source.rows[0]
+            if reasons and row.number in reasons and len(one.source.rows) == 1:
+                nulls = {"rank": None, selection.score: None} if isinstance(self.shape, FlatShape) else {}
+                found.append({**row.fields, **nulls, ERROR: reasons[row.number]})
+            else:
+                found += self.shape.render(one, selection)
+        return found
+
+
+def _row(number: int, value: object) -> JsonRow:
+    if isinstance(value, Mapping):
+        return JsonRow(_NAME, number, value, b"")
+    if isinstance(value, tuple) and len(value) == 2:
+        query, passages = value
+        return JsonRow(_NAME, number, {"query": query, "passages": passages}, b"")
+    raise UsageError(f"row {number} is a {type(value).__name__}, neither a dict nor (query, passages)")

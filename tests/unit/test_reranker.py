@@ -1,0 +1,313 @@
+"""Reranking from Python: the same ranks and logits as the command line, in the form in which the rows came."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerank_cli import Reranker, rerank
+from rerank_cli.cli import main
+from rerank_cli.errors import InputError, ModelError, UsageError
+from tests.conftest import TINY_CHECKPOINT, read_lines, write_lines, write_table
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+EMBEDDER = TINY_CHECKPOINT.parents[1] / "nemotron-vl-embed-open" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def reranker() -> Iterator[Reranker]:
+    with Reranker(TINY_CHECKPOINT) as opened:
+        yield opened
+
+
+def _flat() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "query": ["one", "two", "one", "two"],
+            "passage": ["a b", "c", "d e f", "g"],
+            "kind": pd.Categorical(["x", "y", "x", "x"]),
+            "when": pd.to_datetime(["2020-01-01"] * 4, utc=True),
+            "number": pd.array([1, None, 3, 4], dtype="Int8"),
+            7: [object() for _ in range(4)],
+        },
+        index=["i", "j", "j", "l"],
+    )
+
+
+def _run(tmp_path: Path, source: str, suffix: str, *options: str) -> str:
+    out = str(tmp_path / f"out{suffix}")
+    assert main(["rerank-file", source, "-o", out, "-q", *options]) == 0
+    return out
+
+
+_TINY = ("--model", str(TINY_CHECKPOINT))
+
+
+def test_the_built_in_model_ranks_lists_as_the_command_line_does(tmp_path: Path) -> None:
+    row = read_lines(SAMPLES / "python-docs.jsonl")[0]
+    source = write_lines(tmp_path / "in.jsonl", [{**row, "passages": row["passages"][:6]}])
+    assert rerank(read_lines(source)) == read_lines(_run(tmp_path, source, ".jsonl"))
+
+
+def test_lists_come_back_as_the_command_line_writes_them(reranker: Reranker, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", read_lines(SAMPLES / "python-docs.jsonl")[:4])
+    found = reranker.rerank(read_lines(source), top_n=4, prob=True)
+    assert found == read_lines(_run(tmp_path, source, ".jsonl", "--top-n", "4", "--prob", *_TINY))
+
+
+@pytest.mark.parametrize("name", ["python-docs-flat.parquet", "python-docs.parquet"])
+def test_a_table_comes_back_as_the_command_line_writes_it(reranker: Reranker, tmp_path: Path, name: str) -> None:
+    table = pq.read_table(SAMPLES / name).slice(0, 90 if "flat" in name else 4)
+    source = write_table(tmp_path / "in.parquet", table)
+    assert reranker.rerank(table).equals(pq.read_table(_run(tmp_path, source, ".parquet", *_TINY)))
+
+
+def test_a_frame_has_the_ranks_and_logits_of_the_table(reranker: Reranker) -> None:
+    table = pq.read_table(SAMPLES / "python-docs-flat.parquet").slice(0, 50)
+    found = reranker.rerank(table.to_pandas(), prob=True)
+    expected = reranker.rerank(table, prob=True)
+    assert list(found.columns) == expected.column_names
+    assert pa.Table.from_pandas(found, preserve_index=False).to_pylist() == expected.to_pylist()
+
+
+def test_one_reranker_takes_frame_after_frame(reranker: Reranker) -> None:
+    frame = _flat()
+    frames = [frame.iloc[:2], frame, frame]
+    first, second, third = [reranker.rerank(frame) for frame in frames]
+    assert len(first) == 2
+    pd.testing.assert_frame_equal(second, third)
+
+
+def test_foreign_columns_of_a_frame_keep_values_types_and_index(reranker: Reranker) -> None:
+    frame = _flat()
+    found = reranker.rerank(frame)
+    order = [int(place) for place in pd.Series(found[7]).map({value: n for n, value in enumerate(frame[7])})]
+    pd.testing.assert_frame_equal(found[list(frame.columns)], frame.iloc[order])
+    assert found["query"].tolist() == ["one", "one", "two", "two"]
+    assert found["rank"].tolist() == [1, 2, 1, 2]
+
+
+def test_the_given_rows_are_left_as_they_are(reranker: Reranker) -> None:
+    frame, rows = _flat(), [{"query": "q", "passages": ["a", {"text": "b"}]}]
+    before = frame.copy()
+    reranker.rerank(frame)
+    reranker.rerank(rows)
+    pd.testing.assert_frame_equal(frame, before)
+    assert rows == [{"query": "q", "passages": ["a", {"text": "b"}]}]
+
+
+def test_a_list_column_comes_back_sorted(reranker: Reranker) -> None:
+    frame = pd.DataFrame({"query": ["q", "r"], "docs": [["a b c", {"text": "d", "n": 1}], ["e"]], "k": [1, 2]}, [5, 5])
+    found = reranker.rerank(frame)
+    assert found["k"].tolist() == [1, 2]
+    assert found.index.tolist() == [5, 5]
+    expected = reranker.rerank(frame.to_dict("records"))
+    assert found["docs"].tolist() == [row["docs"] for row in expected]
+    assert [passage["rank"] for passage in found["docs"].iloc[0]] == [1, 2]
+
+
+def test_pairs_of_query_and_passages_are_rows(reranker: Reranker) -> None:
+    found = reranker.rerank([("q", ["a b", "c"]), ("r", [])])
+    assert found == reranker.rerank([{"query": "q", "passages": ["a b", "c"]}, {"query": "r", "passages": []}])
+    assert {passage["text"] for passage in found[0]["passages"]} == {"a b", "c"}
+
+
+def test_columns_of_an_earlier_answer_are_replaced(reranker: Reranker) -> None:
+    once = reranker.rerank(_flat(), on_error="keep")
+    pd.testing.assert_frame_equal(
+        reranker.rerank(once, on_error="keep").drop(columns="index"), once.drop(columns="index")
+    )
+
+
+def test_requests_of_other_programs_are_answered_in_their_shape(reranker: Reranker) -> None:
+    request = {"query": {"text": "q"}, "passages": [{"text": "a b"}, {"text": "c"}]}
+    (answer,) = reranker.rerank([request])
+    assert sorted(entry["index"] for entry in answer["rankings"]) == [0, 1]
+
+
+_TEXTS = st.text(alphabet="abc ", max_size=8)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(_TEXTS, _TEXTS), max_size=12), st.booleans())
+def test_each_query_has_a_permutation_of_its_rows(
+    reranker: Reranker, pairs: list[tuple[str, str]], as_table: bool
+) -> None:
+    frame = pd.DataFrame(pairs, columns=["query", "passage"], dtype=object)
+    frame["place"] = range(len(pairs))
+    if as_table:
+        table = pa.table({name: pa.array(frame[name], pa.string()) for name in ("query", "passage")})
+        found = reranker.rerank(table.append_column("place", pa.array(frame["place"]))).to_pandas()
+    else:
+        found = reranker.rerank(frame)
+    assert sorted(found["place"]) == list(range(len(pairs)))
+    assert list(dict.fromkeys(found["query"])) == list(dict.fromkeys(frame["query"]))
+    for query, rows in found.groupby("query", sort=False):
+        assert rows["rank"].tolist() == list(range(1, len(rows) + 1))
+        assert sorted(rows["index"]) == list(range(len(rows)))
+        assert rows["logit"].is_monotonic_decreasing
+        assert [pairs[place] for place in rows["place"]] == [(query, passage) for passage in rows["passage"]]
+
+
+_BAD = [
+    {"query": "q", "passage": "a b"},
+    {"query": "r", "passage": None},
+    {"query": None, "passage": "c"},
+    {"query": "q", "passage": None},
+    {"query": "r", "passage": "d"},
+]
+_FORMS = [pd.DataFrame, pa.Table.from_pylist, list]
+
+
+def _records(answer: Any) -> list[dict[str, Any]]:
+    if isinstance(answer, pd.DataFrame):
+        answer = answer.astype(object).where(answer.notna(), None).to_dict("records")
+    return answer.to_pylist() if isinstance(answer, pa.Table) else list(answer)
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_the_first_bad_row_is_named(reranker: Reranker, form: Any) -> None:
+    with pytest.raises(InputError, match=r"^row 2: field `passage` is missing"):
+        reranker.rerank(form(_BAD))
+    assert len(_records(reranker.rerank(form(_BAD[:1])))) == 1  # and it goes on with the next data
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_bad_rows_are_kept_behind_their_query_with_the_reason(reranker: Reranker, form: Any) -> None:
+    found = _records(reranker.rerank(form(_BAD), on_error="keep"))
+    assert [(row["query"], row["passage"], row["rank"], row["logit"] is None) for row in found] == [
+        ("q", "a b", 1, False),
+        ("q", None, None, True),
+        ("r", "d", 1, False),
+        ("r", None, None, True),
+        (None, "c", None, True),
+    ]
+    assert [bool(row.get("rerank_error")) for row in found] == [False, True, False, True, True]
+    assert found[-1]["rerank_error"].startswith("field `query` is missing")
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_bad_lists_are_kept_in_their_place_with_their_passages(reranker: Reranker, form: Any) -> None:
+    rows = [
+        {"query": None, "passages": ["a", "b"]},
+        {"query": "q", "passages": ["c", "d"]},
+        {"query": "r", "passages": None},
+    ]
+    found = _records(reranker.rerank(form(rows), on_error="keep"))
+    assert [row["query"] for row in found] == [None, "q", "r"]
+    texts = [[p if isinstance(p, str) else p["text"] for p in row["passages"] or []] for row in found]
+    assert texts[0] == ["a", "b"]
+    assert sorted(texts[1]) == ["c", "d"]
+    assert found[2]["passages"] is None
+    assert [bool(row.get("rerank_error")) for row in found] == [True, False, True]
+    assert all(isinstance(p, str) or p["logit"] is None for p in found[0]["passages"])
+
+
+def test_a_kept_row_stands_once_where_its_whole_query_is_dropped(reranker: Reranker) -> None:
+    rows = [{"query": "q", "passage": "a " * 600}, {"query": "q", "passage": "b"}]
+    with Reranker(TINY_CHECKPOINT, truncate="error") as strict:
+        (found,) = strict.rerank(rows, on_error="keep", threshold=1e9)
+    assert found["passage"] == "a " * 600
+    assert found["rerank_error"].endswith("(too-long)")
+
+
+@pytest.mark.parametrize("form", _FORMS)
+def test_no_rows_are_no_rows(reranker: Reranker, form: Any) -> None:
+    if form is list:
+        assert reranker.rerank([]) == []
+        return
+    found = reranker.rerank(pa.Table.from_pylist(_BAD).slice(0, 0) if form is not pd.DataFrame else form(_BAD).head(0))
+    names = found.column_names if isinstance(found, pa.Table) else list(found.columns)
+    assert len(found) == 0
+    assert names == ["query", "passage", "rank", "logit", "index", "truncated", "tokens", "kept_tokens"]
+
+
+def test_a_selection_that_keeps_nothing_gives_no_rows(reranker: Reranker) -> None:
+    assert reranker.rerank(_flat(), threshold=1e9).empty
+    assert reranker.rerank([("q", ["a"])], threshold=1e9)[0]["passages"] == []
+
+
+def test_fields_have_the_names_that_the_user_says(reranker: Reranker) -> None:
+    frame = pd.DataFrame({"q": ["x", "x"], "body": ["a", "b"], "g": [1, 2]})
+    assert reranker.rerank(frame, query_field="q", text_field="body")["rank"].tolist() == [1, 2]
+    assert reranker.rerank(frame, query_field="q", text_field="body", group_by="g")["rank"].tolist() == [1, 1]
+
+
+def test_an_embedding_model_gives_a_cosine() -> None:
+    with Reranker(EMBEDDER) as embedder:
+        found = embedder.rerank(_flat())
+        assert found["cosine"].between(-1.001, 1.001).all()
+        assert "logit" not in found
+        with pytest.raises(UsageError, match="cosine"):
+            embedder.rerank(_flat(), prob=True)
+
+
+def test_the_end_of_the_block_frees_the_model() -> None:
+    with Reranker(TINY_CHECKPOINT) as opened:
+        model = weakref.ref(opened._engine._model)  # type: ignore[union-attr]  # the weights of this engine
+        assert model() is not None
+    gc.collect()
+    assert model() is None
+    with pytest.raises(UsageError, match="closed"):
+        opened.rerank([("q", ["a"])])
+    opened.close()  # again does nothing
+
+
+def test_rerank_takes_the_options_of_both() -> None:
+    found = rerank([("q", ["a " * 50, "b"])], TINY_CHECKPOINT, max_tokens=16, top_n=2, device="cpu")
+    assert [passage.get("truncated", False) for passage in sorted(found[0]["passages"], key=lambda p: p["index"])] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"top_k": 3}, TypeError, "unknown option `top_k`; known are .*top_n"),
+        ({"truncate": "start"}, UsageError, "truncate 'start'"),
+        ({"top_n": 0}, UsageError, "top_n 0: must be at least 1"),
+        ({"threshold": float("nan")}, UsageError, "threshold"),
+        ({"device": "mps"}, UsageError, "device mps: not supported"),
+        ({"precision": "fp7"}, UsageError, "fp7"),
+        ({"image_root": "/no/such/folder"}, InputError, "no such folder"),
+        ({"instruction": "x"}, UsageError, "takes no instruction"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        rerank([("q", ["a"])], TINY_CHECKPOINT, **options)
+
+
+@pytest.mark.parametrize(
+    "data", ["text", {"query": "q", "passages": []}, 5, [1], pd.DataFrame({"a": [1]}), pa.table({"a": [1]}), [{"a": 1}]]
+)
+def test_data_without_rows_to_rerank_is_refused(reranker: Reranker, data: Any) -> None:
+    with pytest.raises((UsageError, InputError)):
+        reranker.rerank(data)
+
+
+def test_a_model_that_is_not_there_is_told() -> None:
+    with pytest.raises(ModelError):
+        Reranker("no/such-model")
+
+
+def test_the_package_is_imported_without_torch_and_has_only_its_names() -> None:
+    code = (
+        "import sys, rerank_cli; assert not {'torch', 'numpy', 'pandas', 'pyarrow'} & set(sys.modules);"
+        "assert not hasattr(rerank_cli, 'nothing'); from rerank_cli import *; print(Reranker, rerank)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "rerank_cli.reranker.Reranker" in done.stdout
