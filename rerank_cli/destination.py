@@ -201,9 +201,9 @@ class FileDestination:
         elif not job.size("rows"):
             job.append({"rows": compressed(b"", self._names.output)})  # an empty file is no gzip and no zstd file
         with naming(self._out):
-            document |= {"output": _facts(self._names.output, self.path(work))}
-            if self._names.embeddings:
-                document |= {"embeddings": _facts(self._names.embeddings, self.path("embeddings"))}
+            for kind in self._names.results:
+                lies = self.path(work if kind == "output" else kind)
+                document |= {kind: _facts(str(self._names.files[kind]), lies)}
             write_whole(self.path("report"), json_document(document), self._files)
         stop.is_late()
         job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
@@ -300,8 +300,8 @@ class StdoutDestination:
         """See `Destination`."""
         self._bad.close()
         files = self._names.files
-        if embeddings := files.get("embeddings"):
-            self._place("embeddings", embeddings)
+        for kind in self._names.results:
+            self._place(kind, files[kind])
         if report := files.get("report"):
             self.path("report").write_bytes(json_document(document))
             self._place("report", report)
@@ -335,8 +335,8 @@ def _facts(name: str, path: Path) -> dict[str, Any]:
 
 
 def _refuse_existing(names: Names, *, overwrite: bool) -> None:
-    for name in ("output", "embeddings"):
-        if (path := names.files.get(name)) and path.exists() and not overwrite:
+    for name in names.results:
+        if (path := names.files[name]).exists() and not overwrite:
             raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
 
 

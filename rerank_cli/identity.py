@@ -63,6 +63,7 @@ def fingerprint_of(
             SUFFIXES.get(Path(names.output.lower()).suffix, "plain"),
         ],
         "embeddings": names.embeddings is not None,
+        "per query": names.per_query and Path(names.per_query.lower()).suffixes[-2:],
         "versions": versions | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
         "cpu": detect_cpu().name,
     }
@@ -79,8 +80,7 @@ def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | 
         return None
     try:
         report: dict[str, Any] = json.loads(path.read_bytes())
-        kinds = ["output", "embeddings"] if names.embeddings else ["output"]
-        whole = all(same_output(names.files[kind], report[kind]) for kind in kinds)
+        whole = all(same_output(names.files[kind], report[kind]) for kind in names.results)
         if report["counts"]["rows_error"] and not names.files["errors"].is_file():
             return None
         return report if whole and not fingerprint.differs_in_request(report["job"]) else None

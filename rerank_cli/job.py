@@ -7,7 +7,7 @@ the plan, an unfinished job that is another one. Then the reader starts, and onl
 been done already is recognised before torch is imported, which is why nothing here imports it at the top.
 
 A run that is continued reads its input again and tokenises from the first window that is not committed. What is not in
-the rows comes from the journal: the counts and times so far (`state`), the orders for `--qrels` and the best rows of
+the rows comes from the journal: the counts and times so far (`state`), the values for `--qrels` and the best rows of
 `score --top-n` (a note a window).
 """
 
@@ -25,7 +25,7 @@ from rerank_cli.commit import Files, Fingerprint, Job, Terms
 from rerank_cli.destination import Destination, FileDestination, open_destination
 from rerank_cli.embedding_output import EmbeddedTexts
 from rerank_cli.engine import open_engine
-from rerank_cli.evaluation import Comparison, Evaluation, Evaluator
+from rerank_cli.evaluation import Evaluation, Evaluator, orders_of
 from rerank_cli.families import family_of
 from rerank_cli.formats.inputs import can_be_reread, count_lines, resolve_inputs
 from rerank_cli.formats.shapes import Selection
@@ -33,6 +33,7 @@ from rerank_cli.formats.sinks import BestSink
 from rerank_cli.identity import fingerprint_of, finished_report
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.output_names import STDOUT
+from rerank_cli.per_query import per_query_bytes
 from rerank_cli.pipeline import Counts, Run, Share, Sink, Timing
 from rerank_cli.preparation import Prepared, find_known, prepare_inputs, score_name
 from rerank_cli.records import RankedList, RowError, Window
@@ -98,7 +99,7 @@ def run_job(
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
         prepared = prepare_inputs(options, inputs, known)
         stop.check()
-        evaluator = Evaluator(options.qrels, options.metrics, prepared.shape) if options.qrels else None
+        evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
         terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files)
         members = _members(options, prepared.checkpoint, may_continue=may_continue)
@@ -183,7 +184,7 @@ class _Work:
                 pool=options.pool,
                 error_limit=options.error_limit,
                 on_scored=self._texts.add if self._texts else None,
-                on_ranked=self._evaluator.add if self._evaluator else None,
+                on_ranked=self._on_ranked if self._evaluator else None,
                 on_batch=watcher.on_batch,
                 on_window=self._on_window,
                 on_done=self._on_done,
@@ -203,6 +204,9 @@ class _Work:
             if self._texts and options.names.embeddings:
                 with destination.writing("embeddings") as file:
                     self._texts.write_file(destination.path("texts"), file)
+            if self._evaluator and (name := options.names.per_query):
+                with destination.writing("per_query") as file:
+                    file.writelines(per_query_bytes(self._evaluator.per_query(), name))
             document = self._report(engine, evaluation, fingerprint)
             document = destination.commit(document, self._stop)
         return Outcome(self._counts, document, evaluation, destination.errors_file, self._first_error)
@@ -218,7 +222,7 @@ class _Work:
             self._best.dropped = state["dropped"]
         for window, note in notes:
             if self._evaluator:
-                self._evaluator.restore(note["orders"])
+                self._evaluator.restore(note["values"])
             if self._best:
                 self._notes_of_best[window] = note["best"]
         if self._watcher.on_note:
@@ -245,6 +249,10 @@ class _Work:
         if self._watcher.on_error:
             self._watcher.on_error(error)
 
+    def _on_ranked(self, ranked: Sequence[RankedList]) -> None:
+        assert self._evaluator is not None, "else nobody calls this"
+        self._evaluator.add(orders_of(ranked, self._prepared.shape, self._evaluator.is_judged))
+
     def _on_done(self, window: Window) -> None:
         if self._best and (note := self._notes_of_best.pop(window.number, None)):
             self._best.restore(window, note)
@@ -263,7 +271,7 @@ class _Work:
         }
         note: dict[str, Any] = {}
         if self._evaluator and self._evaluator.note:
-            note["orders"] = self._evaluator.note
+            note["values"] = self._evaluator.note
         if self._best and self._best.note:
             note["best"] = self._best.note
         more = self._texts.take() if self._texts else {}
@@ -296,7 +304,7 @@ class _Work:
                 "texts": read["texts"], "tokens": read["work"]["tokens"], "dimensions": self._texts.dimensions
             }  # fmt: skip
         if evaluation:
-            document["evaluation"] = reports.evaluation_report(evaluation)
+            document["evaluation"] = evaluation.document()
         if fingerprint:
             fingerprint.wait(_HASH_SECONDS)
             document["job"] = fingerprint.document()
@@ -307,7 +315,7 @@ def _outcome_of(report: dict[str, Any], options: JobOptions) -> Outcome:
     """What a run did that had finished before."""
     evaluation = None
     if found := report.get("evaluation"):
-        evaluation = Evaluation(**{**found, "metrics": tuple(Comparison(**metric) for metric in found["metrics"])})
+        evaluation = Evaluation.of_report(found)
     counts = Counts(**report["counts"])
     errors = str(options.names.files["errors"]) if counts.rows_error else None
     first = report["first_error"]

@@ -11,6 +11,7 @@ from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.output_names import Names
+from rerank_cli.per_query import refuse_per_query_name
 from rerank_cli.pipeline import ErrorLimit, Pool
 from rerank_cli.profiles import ProfileRequest
 
@@ -68,6 +69,10 @@ def refuse_unusable(options: JobOptions) -> None:
         raise UsageError("--shard: the best rows of a part are not the best of the whole", hint="leave out --top-n")
     if options.shard and not can_be_reread(resolve_inputs(options.inputs, options.in_format, options.shape)):
         raise UsageError("--shard: a pipe cannot be cut in parts", hint="give the name of a file")
+    if options.names.per_query:
+        refuse_per_query_name(options.names.per_query)
+        if options.qrels is None:
+            raise UsageError("--per-query: nothing is measured without judgements", hint="name them with `--qrels`")
     root = options.fields.image_root
     if root is not None and not Path(root).is_dir():
         raise InputError(f"--image-root {root}: no such folder")

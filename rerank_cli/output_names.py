@@ -23,6 +23,12 @@ class Names:
     report: str | None = None
     out_format: str = "auto"
     embeddings: str | None = None
+    per_query: str | None = None
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The kinds of files that are what a run is for; they are not replaced unasked."""
+        return tuple(name for name in ("output", "embeddings", "per_query") if name in self.files)
 
     @property
     def files(self) -> dict[str, Path]:
@@ -32,6 +38,7 @@ class Names:
             "errors": self.errors or (beside and f"{beside}.errors.jsonl"),
             "report": self.report or (beside and f"{beside}.report.json"),
             "embeddings": self.embeddings,
+            "per_query": self.per_query,
             "output": beside,
         }
         return {kind: Path(path) for kind, path in paths.items() if path}
@@ -102,5 +109,6 @@ def refuse_clashes(names: Names, inputs: Sequence[Input]) -> None:
     twice = next((path for path in written if written.count(path) > 1), None)
     if twice is not None:
         raise UsageError(
-            f"{twice}: two outputs in one file", hint="--output, --errors, --report and --embeddings differ"
+            f"{twice}: two outputs in one file",
+            hint="--output, --errors, --report, --embeddings and --per-query differ",
         )

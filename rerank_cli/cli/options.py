@@ -262,6 +262,13 @@ def choice(flag: str, value: str, known: tuple[str, ...]) -> Any:
     return value
 
 
+def needed(flag: str, value: str | None) -> str:
+    """`value`, or `UsageError` where an option that must be there is not."""
+    if value is None:
+        raise UsageError(f"missing option {flag}", hint="rerank-cli rerank-file --help")
+    return value
+
+
 def read_template(name: str | None) -> str | None:
     """The text of a template's file; `none` and None as they are."""
     if name is None or name == "none":

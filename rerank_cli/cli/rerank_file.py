@@ -58,12 +58,29 @@ Metrics = Annotated[
         "--metric", group="evaluation", metavar="M", help="Measures of ir-measures, repeatable. Default: nDCG@10."
     ),
 ]
+PerQuery = Annotated[
+    str | None,
+    opt.option(
+        "--per-query", group="evaluation", metavar="FILE",
+        help="Also write both values of each query and measure: .tsv or .jsonl.",
+    ),
+]  # fmt: skip
+EvaluateOnly = Annotated[
+    bool,
+    opt.option(
+        "--evaluate-only", group="evaluation",
+        help="Measure a file that was reranked before; no model is loaded. -o is then the report, and may be left out.",
+    ),
+]  # fmt: skip
+Output = Annotated[
+    str | None, opt.option("--output", "-o", group=opt.RUN, help="Where the result goes; `-` is stdout.", metavar="OUT")
+]
 
 
 def rerank_file(
     context: typer.Context,
     inputs: Inputs,
-    output: opt.Output,
+    output: Output = None,
     model: opt.Model = None,
     revision: opt.Revision = None,
     online: opt.Online = False,
@@ -112,6 +129,8 @@ def rerank_file(
     report: opt.Report = None,
     qrels: Qrels = None,
     metric: Metrics = None,
+    per_query: PerQuery = None,
+    evaluate_only: EvaluateOnly = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     output_mode: opt.OutputMode = "auto",
@@ -127,31 +146,51 @@ def rerank_file(
     prepare_process(online=online)
     keep_freed_memory()
     # Imported here because they load numpy and more, which --help must not wait for.
+    from rerank_cli.cli.evaluation import refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.encoding import ImageLimits
+    from rerank_cli.evaluate_file import EvaluateOptions
+    from rerank_cli.formats.inputs import ReadOptions
     from rerank_cli.formats.shapes import FieldNames, Selection, Texts
     from rerank_cli.job_options import JobOptions
     from rerank_cli.output_names import Names
     from rerank_cli.pipeline import ErrorLimit
 
+    metrics = tuple(metric or ["nDCG@10"])
+    fields = FieldNames(
+        query=query_field,
+        passages=passages_field,
+        text=text_field,
+        id=id_field,
+        group_by=group_by,
+        image=image_field,
+        image_root=image_root,
+    )
+    if evaluate_only:
+        refuse_what_needs_a_model(context)
+        asked_for = EvaluateOptions(
+            inputs=tuple(inputs),
+            qrels=opt.needed("--qrels", qrels),
+            metrics=metrics,
+            in_format=in_format,
+            shape=shape,
+            fields=fields,
+            read=ReadOptions(max_line_bytes, skip=skip, limit=limit),
+            report=output,
+            per_query=per_query,
+            overwrite=overwrite,
+        )
+        return run_evaluation(asked_for, quiet=quiet, output_mode=output_mode)
     rows, share = opt.parse_error_limit(max_errors, on_error)
     asked = read_plan_request(context)
     options = JobOptions(
         inputs=tuple(inputs),
-        names=Names(output=output, errors=errors, report=report, out_format=out_format),
+        names=Names(opt.needed("--output", output), errors, report, out_format, per_query=per_query),
         in_format=in_format,
         shape=shape,
         texts=Texts(queries, corpus),
-        fields=FieldNames(
-            query=query_field,
-            passages=passages_field,
-            text=text_field,
-            id=id_field,
-            group_by=group_by,
-            image=image_field,
-            image_root=image_root,
-        ),
+        fields=fields,
         model=model,
         revision=revision,
         online=online,
@@ -177,7 +216,7 @@ def rerank_file(
         skip=skip,
         max_line_bytes=max_line_bytes,
         qrels=qrels,
-        metrics=tuple(metric or ["nDCG@10"]),
+        metrics=metrics,
     )
     if dry_run:
         return print_dry_run(options, output_mode)

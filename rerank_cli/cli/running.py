@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
+from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.cli.options import choice
 from rerank_cli.errors import StoppedError
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
-    from rerank_cli.evaluation import Evaluation
     from rerank_cli.job import Outcome
     from rerank_cli.job_options import JobOptions
     from rerank_cli.pipeline import Counts
@@ -52,7 +52,7 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
     if failed:
         told.close(outcome)
     if outcome.evaluation is not None:
-        _print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
+        print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
     return 3 if failed else 0
 
 
@@ -118,27 +118,6 @@ def _summarise(outcome: Outcome, output: str) -> None:
     for text, number in notes.items():
         if number:
             say(f"note: {number:,} {text}")
-
-
-def _print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool) -> None:
-    import sys
-    from dataclasses import asdict
-
-    if not to_stdout:
-        for row in evaluation.metrics:
-            say(f"{row.metric}: {row.given:.4f} given, {row.reranked:.4f} reranked")
-        return
-    if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
-        print_json({"schema": "rerank-cli/evaluation/1", **asdict(evaluation)})
-        return
-    rows = [
-        [row.metric, f"{row.given:.4f}", f"{row.reranked:.4f}", f"{row.reranked - row.given:+.4f}"]
-        + [str(number) for number in (row.wins, row.losses, row.ties)]
-        for row in evaluation.metrics
-    ]
-    unjudged = f", {evaluation.unjudged} without judgements left out" if evaluation.unjudged else ""
-    columns = ["metric", "given", "reranked", "change", "better", "worse", "same"]
-    print_table(columns, rows, title=f"{evaluation.queries} queries{unjudged}")
 
 
 def print_dry_run(options: JobOptions, output_mode: str) -> int:

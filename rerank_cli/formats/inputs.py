@@ -31,6 +31,7 @@ from rerank_cli.formats.shapes import (
     Groups,
     Item,
     Kind,
+    ReadsColumns,
     Shape,
     Texts,
     detect_shape,
@@ -152,12 +153,12 @@ def can_be_reread(inputs: Iterable[Input]) -> bool:
     return all(item.path != STDIN and Path(item.path).is_file() for item in inputs)
 
 
-def read_items(inputs: Sequence[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
+def read_items(inputs: Sequence[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
     """The rows of all inputs, one after another."""
     return _sliced(_all_items(inputs, shape, options), options)
 
 
-def _all_items(inputs: Iterable[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
+def _all_items(inputs: Iterable[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
     return chain.from_iterable(_read_one(item, shape, options) for item in inputs)
 
 
@@ -173,7 +174,7 @@ def _sliced(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
             yield item
 
 
-def _read_one(item: Input, shape: Shape | None, options: ReadOptions) -> Iterator[Item]:
+def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
     if item.format == "parquet":
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
         from rerank_cli.formats import parquet

@@ -80,8 +80,9 @@ def test_a_shown_output_is_what_the_command_prints(command: str, output: str, ch
     assert printed.strip("\n") == output.strip("\n")
 
 
-def test_outputs_of_both_commands_that_look_ahead_are_shown() -> None:
-    assert {command.split()[1] for command, _ in _outputs()} == {"profile-select", "mem-estimate"}
+def test_outputs_of_the_commands_that_load_no_model_are_shown() -> None:
+    shown = {" ".join(command.split()[1:3]) for command, _ in _outputs()}
+    assert {"profile-select --model", "mem-estimate --model", "rerank-file --evaluate-only"} == shown
 
 
 def test_the_support_matrix_is_that_of_the_profiles() -> None:

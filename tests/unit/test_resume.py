@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ PAIRS = [
     }
     for n in range(90)
 ]
-TIMES = {"seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "options"}
+TIMES = {"seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "per_query", "options"}
 
 
 @pytest.fixture
@@ -130,8 +131,12 @@ def test_an_evaluation_is_that_of_all_processes(tmp_path: Path) -> None:
             "fields": FieldNames(group_by="query_id"),
             "qrels": str(qrels),
             "metrics": ("nDCG@10", "RR"),
+            "names": {"per_query": str(folder / "values.tsv.gz")},
         },
     )
+    assert written(tmp_path / "whole") == written(tmp_path / "resumed")
+    values = gzip.decompress((tmp_path / "resumed" / "values.tsv.gz").read_bytes()).decode().splitlines()
+    assert len(values) == 1 + 13 * 2
     assert whole.evaluation == resumed.evaluation
     assert whole.evaluation is not None
     assert whole.evaluation.queries == 13

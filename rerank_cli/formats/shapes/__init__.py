@@ -22,7 +22,17 @@ from rerank_cli.formats.shapes.flat import FlatShape, group_key
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.registry import SHAPES, detect_shape, kind_of, recognise
-from rerank_cli.formats.shapes.shape import NO_TEXTS, Exchange, Grouped, Item, Kind, Selection, Shape, Texts
+from rerank_cli.formats.shapes.shape import (
+    NO_TEXTS,
+    Exchange,
+    Grouped,
+    Item,
+    Kind,
+    ReadsColumns,
+    Selection,
+    Shape,
+    Texts,
+)
 from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
 from rerank_cli.records import RankedList
 
@@ -40,6 +50,7 @@ __all__ = [
     "Kind",
     "ListShape",
     "PairShape",
+    "ReadsColumns",
     "Selection",
     "Shape",
     "Texts",

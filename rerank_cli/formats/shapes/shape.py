@@ -95,6 +95,13 @@ class Kind:
     dump_error: Callable[[RowError], bytes] = jsonl.error_row
 
 
+class ReadsColumns(Protocol):
+    """Whoever reads a table says which columns."""
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """The columns that are read of a table with these, each with the struct fields wanted of it."""
+
+
 class Shape(Protocol):
     """How rows become candidate lists and come back."""
 

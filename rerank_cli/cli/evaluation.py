@@ -1,0 +1,103 @@
+"""What people see of an evaluation, and `rerank-file --evaluate-only`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from rerank_cli.cli.console import print_json, print_table, say
+from rerank_cli.cli.report_command import wants_json
+from rerank_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import typer
+
+    from rerank_cli.evaluate_file import EvaluateOptions
+    from rerank_cli.evaluation import Comparison, Evaluation
+    from rerank_cli.records import RowError
+
+_SHOWN_ERRORS = 20
+_USED = {
+    "inputs", "output", "shape", "in_format", "passages_field", "id_field", "group_by", "max_line_bytes", "overwrite",
+    "limit", "skip", "qrels", "metric", "per_query", "evaluate_only", "quiet", "verbose", "output_mode",
+}  # fmt: skip
+"""Parameters of `rerank-file` that `--evaluate-only` hears."""
+
+
+def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool) -> None:
+    """The measures as a table or a document; as lines of stderr where stdout has the rows."""
+    from rerank_cli.evaluate_file import SCHEMA
+
+    if not evaluation.queries:
+        say("warning: none of the queries has a judgement; is the query id the one of the qrels?")
+    if evaluation.repeated:
+        say(f"warning: {evaluation.repeated:,} lists of a query that had one before are not measured")
+    if not to_stdout:
+        for row in evaluation.metrics:
+            given = "" if row.given is None else f"{row.given:.4f} given, "
+            say(f"{row.metric}: {given}{row.reranked:.4f} reranked")
+    elif wants_json(output_mode):
+        print_json({"schema": SCHEMA, **evaluation.document()})
+    else:
+        print_evaluation_table(evaluation)
+
+
+def print_evaluation_table(evaluation: Evaluation) -> None:
+    """A row for each measure."""
+    unjudged = f", {evaluation.unjudged:,} without judgements left out" if evaluation.unjudged else ""
+    columns = ["metric", "given", "reranked", "change", "better", "worse", "same", "p"]
+    print_table(columns, [_cells(row) for row in evaluation.metrics], title=f"{evaluation.queries:,} queries{unjudged}")
+
+
+def _cells(row: Comparison) -> list[str]:
+    given = "" if row.given is None else f"{row.given:.4f}"
+    change = "" if row.difference is None else f"{row.difference:+.4f}"
+    counts = ["" if number is None else f"{number:,}" for number in (row.wins, row.losses, row.ties)]
+    return [row.metric, given, f"{row.reranked:.4f}", change, *counts, _p_value(row)]
+
+
+def _p_value(row: Comparison) -> str:
+    if row.significance is None:
+        return ""
+    value = row.significance.p_value
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def refuse_what_needs_a_model(context: typer.Context) -> None:
+    """`UsageError` for options on the command line that `--evaluate-only` would not hear."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in _USED and source is not None and source.name == "COMMANDLINE":
+            option = next(p.opts[0] for p in context.command.params if p.name == name)
+            raise UsageError(f"{option}: nothing is scored with --evaluate-only", hint="leave it out")
+
+
+def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -> int:
+    """Evaluate a reranked file; returns the exit code."""
+    from rerank_cli.evaluate_file import evaluate_file
+
+    told = 0
+
+    def tell(error: RowError) -> None:
+        nonlocal told
+        told += 1
+        if told <= _SHOWN_ERRORS:
+            say(f"{error.file}:{error.row}: {error.message} ({error.code})")
+
+    found = evaluate_file(options, tell)
+    evaluation = found.evaluation
+    if not quiet:
+        for note in found.notes:
+            say(f"note: {note}")
+    if evaluation.repeated:
+        say(f"warning: {evaluation.repeated:,} lists of a query that had one before are not measured")
+    if wants_json(output_mode):
+        print_json(found.document)
+    else:
+        print_evaluation_table(evaluation)
+        if evaluation.given_order:
+            line = f"given order: {evaluation.given_order}; new order: {found.document['reranked_order']}"
+            sys.stdout.write(line + "\n")
+    if found.rows_error:
+        say(f"{found.rows_error:,} rows could not be read")
+    return 3 if found.rows_error else 0

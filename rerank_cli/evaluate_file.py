@@ -1,0 +1,154 @@
+"""`rerank-file --evaluate-only`: how good a file is that was reranked before. No model, no torch, nothing is scored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.commit import Files, naming, place_file, write_whole
+from rerank_cli.destination import json_document
+from rerank_cli.errors import InputError, OutputError, UsageError
+from rerank_cli.evaluation import Evaluation, Evaluator, Orders
+from rerank_cli.formats.inputs import STDIN, Input, ReadOptions, resolve_inputs
+from rerank_cli.formats.reranked import RerankedFile, passage_names
+from rerank_cli.formats.shapes import FieldNames
+from rerank_cli.per_query import per_query_bytes, refuse_per_query_name
+from rerank_cli.records import RowError
+
+SCHEMA = "rerank-cli/evaluation/1"
+
+_QUERIES_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """What the user asked for. report, per_query: files that are written, or None."""
+
+    inputs: tuple[str, ...]
+    qrels: str
+    metrics: tuple[str, ...]
+    in_format: str = "auto"
+    shape: str = "auto"
+    fields: FieldNames = field(default_factory=FieldNames)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    report: str | None = None
+    per_query: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileEvaluation:
+    """What was found. rows_error: rows that could not be read. notes: what the user should know."""
+
+    evaluation: Evaluation
+    document: dict[str, Any]
+    rows_error: int
+    notes: tuple[str, ...]
+
+
+def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]) -> FileEvaluation:
+    """Measure both orders of reranked files; raises `InputError` where there is nothing to measure."""
+    inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
+    _refuse_outputs(options, inputs)
+    evaluator = Evaluator(options.qrels, options.metrics)
+    file = RerankedFile(inputs, options.fields, options.read)
+    bad = 0
+
+    def count(error: RowError) -> None:
+        nonlocal bad
+        bad += 1
+        on_error(error)
+
+    seen: list[str] = []
+    for orders in _in_parts(_orders(file, evaluator, count), _QUERIES_AT_ONCE):
+        seen = seen or [orders[0].query]
+        evaluator.add(orders)
+    given_order = file.given.words if file.given else None
+    evaluation = evaluator.finish(given_order)
+    if not evaluation.queries:
+        example = f": the file has `{seen[0]}`, the judgements have `{evaluator.judged_example}`" if seen else ""
+        raise InputError(f"{options.inputs[0]}: no query of {options.qrels} is in it{example}")
+    document = {
+        "schema": SCHEMA,
+        "inputs": list(options.inputs),
+        "qrels": options.qrels,
+        "reranked_order": file.reranked.words if file.reranked else None,
+        **evaluation.document(),
+        "rows_error": bad,
+        "lists_cut": file.cut,
+    }
+    _write(options, evaluator, document)
+    return FileEvaluation(evaluation, document, bad, tuple(_notes(file)))
+
+
+def _orders(file: RerankedFile, evaluator: Evaluator, on_error: Callable[[RowError], None]) -> Iterator[Orders]:
+    for item in file.lists(on_error):
+        if not evaluator.is_judged(item.query):
+            yield Orders(item.query, (), ())
+            continue
+        given = None if item.given is None else passage_names(item.given)
+        yield Orders(item.query, given, passage_names(item.reranked))
+
+
+def _in_parts(orders: Iterable[Orders], size: int) -> Iterator[list[Orders]]:
+    part: list[Orders] = []
+    for one in orders:
+        part.append(one)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _notes(file: RerankedFile) -> Iterator[str]:
+    if file.given is None:
+        yield "nothing in the file says the given order; only the new one is measured"
+    elif file.given.field in ("rank", "score") and not file.differ:
+        yield f"{file.given.words} was taken for the given order, and in every list it is the new one"
+    if file.cut:
+        yield (f"{file.cut:,} lists have fewer passages than were reranked; both orders are measured on what is left")
+
+
+def _refuse_outputs(options: EvaluateOptions, inputs: Sequence[Input]) -> None:
+    """Outputs that exist, lie in no folder, or are one file with another one."""
+    outputs = {"--output": options.report, "--per-query": options.per_query}
+    if options.per_query:
+        refuse_per_query_name(options.per_query)
+    taken = {Path(item.path).resolve() for item in inputs if item.path != STDIN} | {Path(options.qrels).resolve()}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if Path(path).resolve() in taken:
+            raise UsageError(f"{name} {path}: is an input or another output")
+        taken.add(Path(path).resolve())
+        if not Path(path).parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: its folder does not exist")
+        if Path(path).is_dir():
+            raise OutputError(f"{path}: is a folder")
+        if Path(path).exists() and not options.overwrite:
+            raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it")
+
+
+def _write(options: EvaluateOptions, evaluator: Evaluator, document: dict[str, Any]) -> None:
+    if options.per_query:
+        _place(options.per_query, b"".join(per_query_bytes(evaluator.per_query(), options.per_query)))
+    if options.report:
+        _place(options.report, json_document(document))
+
+
+def _place(path: str, data: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    files, final = Files(), Path(path)
+    part = final.with_name(f"{final.name}.{os.getpid()}.part")
+    with naming(final):
+        try:
+            write_whole(part, data, files)
+            place_file(part, final, files)
+        finally:
+            with suppress(OSError):
+                files.unlink(part)
