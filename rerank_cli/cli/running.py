@@ -69,7 +69,8 @@ def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool)
 def _say_nothing_to_do(outcome: Outcome, output: str) -> None:
     count = outcome.counts.rows_error
     bad = f", and {count} bad rows in {outcome.errors}" if count else ""
-    say(f"{output}: is complete, with {outcome.counts.rows_out:,} rows{bad}; nothing to do (`--restart --overwrite` does it again)")
+    done = f"{output}: is complete, with {outcome.counts.rows_out:,} rows{bad}"
+    say(f"{done}; nothing to do (`--restart --overwrite` does it again)")
 
 
 class _ErrorTeller:
