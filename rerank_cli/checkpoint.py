@@ -57,6 +57,7 @@ class Checkpoint:
     name: what the user called it; config, tokenizer_config: the JSON files as they are, but that the special tokens of
     an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`). processor_config: how a
     vision model's inputs are made, empty for others. part: the object of config.json that `config` is, `` for all.
+    blank: there are no files, only a shape to be measured (`models/measure.py`).
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     processor_config: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
+    blank: bool = False
 
     @property
     def config_place(self) -> str:

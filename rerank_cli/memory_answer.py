@@ -126,7 +126,7 @@ def answer_memory(request: MemoryRequest, known: KnownModel) -> MemoryAnswer:
     if model is not None and model.shape.family == "padded":
         answer = replace(answer, rows=_followed(rows, question, known.checkpoint), method="tracker")
     if request.measure:
-        answer = replace(answer, rows=(_measured(answer.rows[0], question, known.checkpoint),))
+        answer = replace(answer, rows=(_measured(answer.rows[0], question, known),))
     return replace(answer, notes=(*notes, *_notes(request, question, known)))
 
 
@@ -270,13 +270,15 @@ def _followed(rows: tuple[Row, ...], question: Question, checkpoint: Checkpoint 
     return tuple(done)
 
 
-def _measured(row: Row, question: Question, checkpoint: Checkpoint | None) -> Row:
-    """The row with what a forward at its point really took."""
-    if checkpoint is None or row.estimate is None:
-        raise ModelError("--measure: runs a checkpoint, and only the profile of this model is here")
-    from rerank_cli.models.measure import measure_forward
+def _measured(row: Row, question: Question, known: KnownModel) -> Row:
+    """The row with what a forward at its point really took; without a checkpoint, of the shape in the profile."""
+    from rerank_cli.models.measure import blank_checkpoint, measure_forward
 
-    place = question.place
+    place, checkpoint = question.place, known.checkpoint
+    if checkpoint is None:
+        assert isinstance(known.profiles, ModelProfiles), "a model without a checkpoint has a profile file"
+        checkpoint = blank_checkpoint(known.profiles.model)
+    assert row.estimate is not None, "what is measured has a shape"
     lengths = question.lengths and [min(length, row.max_tokens) for length in question.lengths[: row.batch_size]]
     measured = measure_forward(
         checkpoint,

@@ -100,11 +100,18 @@ Compare = Annotated[
     opt.option("--compare", group=BESIDE, metavar="NAME", help="nim: the published value, never blended in."),
 ]
 Measure = Annotated[
-    bool, opt.option("--measure", group=BESIDE, help="Load the model, run one point, and print what it took.")
+    bool,
+    opt.option(
+        "--measure",
+        group=BESIDE,
+        help="Run one point, with zeros for weights that are not here, and print what it took.",
+    ),
 ]
 Plot = Annotated[
     str | None,
-    opt.option("--plot", group=BESIDE, metavar="FILE.png", help="Draw memory against batch size, a line a length."),
+    opt.option(
+        "--plot", group=BESIDE, metavar="FILE", help="Draw memory against batch size, a line a length: .png or .html."
+    ),
 ]
 
 

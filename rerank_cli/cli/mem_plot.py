@@ -1,8 +1,13 @@
-"""A picture of `mem-estimate`: memory against batch size, a line for each length, the card's limit drawn in."""
+"""A picture of `mem-estimate`: memory against batch size, a line for each length, the card's limit drawn in.
+
+As PNG, or as a page with the picture as SVG in it, which zooms and needs nothing from anywhere.
+"""
 
 from __future__ import annotations
 
+from html import escape
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,9 @@ _GIB = 2**30
 
 def draw(answer: MemoryAnswer, path: str) -> None:
     """Write the picture; `UsageError` where it cannot be drawn here."""
-    if Path(path).suffix.lower() != ".png":
-        raise UsageError(f"--plot {path}: only .png can be drawn")
+    kind = Path(path).suffix.lower()
+    if kind not in (".png", ".html"):
+        raise UsageError(f"--plot {path}: only .png and .html can be drawn")
     lines: dict[int, list[tuple[int, float]]] = {}
     for row in answer.rows:
         if row.estimate is not None:
@@ -42,6 +48,21 @@ def draw(answer: MemoryAnswer, path: str) -> None:
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     try:
-        figure.savefig(path, dpi=120)
+        if kind == ".png":
+            figure.savefig(path, dpi=120)
+        else:
+            picture = StringIO()
+            figure.savefig(picture, format="svg", metadata={"Date": None})
+            Path(path).write_text(_page(answer.known.name, picture.getvalue()), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"--plot {path}: {error.strerror or error}") from error
+
+
+def _page(name: str, svg: str) -> str:
+    title = escape(f"mem-estimate: {name}")
+    picture = svg[svg.index("<svg") :]  # without the declarations of a file of its own
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        f'<meta name="viewport" content="width=device-width">\n<style>svg {{ max-width: 100%; height: auto }}</style>\n'
+        f"{picture}\n</html>\n"
+    )

@@ -30,7 +30,7 @@ from rerank_cli.encoding import answer_ids
 from rerank_cli.errors import ModelError
 from rerank_cli.models.llama import LlamaShape, LlamaTrunk, read_llama_shape, read_switch
 from rerank_cli.models.packed import pack
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 
@@ -46,7 +46,7 @@ class YesNoModel:
                 f"{checkpoint.tokenizer_file}: the answer's token {max(answers)} is beyond the model's `vocab_size` "
                 f"{shape.vocabulary}"
             )
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention)
             words = self._trunk.words
             if _is_tied(checkpoint, weights):

@@ -18,7 +18,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.models.llama import read_pooling
 from rerank_cli.models.nemotron_vl import VisionLanguageTrunk
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import open_weights
 from rerank_cli.records import EncodedPair
 
 
@@ -43,7 +43,7 @@ class NemotronEmbedder:
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
         pooling = read_pooling(checkpoint, "avg")
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             prefix = "model." if weights.has("model.language_model.norm.weight") else ""
             self._trunk = VisionLanguageTrunk(
                 weights, checkpoint, prefix=prefix, pooling=pooling, device=device, dtype=dtype, attention=attention

@@ -28,7 +28,7 @@ from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 PREFIXES = {
@@ -87,7 +87,7 @@ class EncoderCrossEncoder:
         self._padding_id = None if _prefix(checkpoint) == "bert" else checkpoint.integer("pad_token_id", 1)
         self._kind = linear_kind(device, dtype)
         self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             prefix = _prefix(checkpoint)
             table = f"{prefix}.embeddings"
             self._words = weights.take(f"{table}.word_embeddings.weight", (shape.vocabulary, shape.hidden))

@@ -37,7 +37,7 @@ from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.linear import Linear, LinearLoader, PlainLinear, activation, fp8_reason, fp8_runs, linear_kind
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 Pooling = Literal["avg", "cls", "last"]
@@ -227,7 +227,7 @@ class LlamaCrossEncoder:
         self._pooling = read_pooling(checkpoint, "avg")
         self._temperature = read_temperature(checkpoint)
         shape = read_llama_shape(checkpoint)
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention)
             self._score = weights.take("score.weight", (1, shape.hidden), dtype=torch.float32)
             weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further

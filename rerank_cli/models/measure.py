@@ -10,12 +10,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+from rerank_cli.families import family_of
 from rerank_cli.models import RerankModel, load_model
+from rerank_cli.profiles import ModelFacts
 from rerank_cli.records import EncodedPair
 
 
@@ -32,6 +37,41 @@ class Measured:
     reserved_bytes: int | None = None
     total_bytes: int | None = None
     kernels: str = "not told"
+
+
+def blank_checkpoint(facts: ModelFacts) -> Checkpoint:
+    """A checkpoint of the shape in a profile file, with zeros for weights; `ModelError` where none is told.
+
+    Memory does not depend on the weights' values, so a model can be measured before it is fetched.
+    """
+    shape = facts.language
+    if shape is None or family_of(facts.architecture).answers:
+        raise ModelError(f"{facts.id}: its profile does not tell the shape of the model", hint="fetch its checkpoint")
+    language: dict[str, Any] = {
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": facts.max_tokens,
+    }
+    config: dict[str, Any] = {"architectures": [facts.architecture], "pooling": "avg", "id2label": {"0": "score"}}
+    if vision := facts.vision:
+        config["llm_config"] = language
+        config["vision_config"] = {
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "patch_size": vision.patch_size,
+            "image_size": vision.image_size,
+        }
+        config["downsample_ratio"] = vision.tokens_per_tile**0.5 / (vision.image_size // vision.patch_size)
+    else:
+        config |= language
+    return Checkpoint(Path(facts.id), facts.id, config, {}, {}, blank=True)
 
 
 @torch.inference_mode()
@@ -74,7 +114,8 @@ def _kernels(model: RerankModel) -> str:
 def _pairs(checkpoint: Checkpoint, lengths: Sequence[int]) -> list[EncodedPair]:
     """Pairs of any ids that the model knows, longest first as the engine hands them over."""
     draw = np.random.default_rng(0)
-    highest = max(3, checkpoint.integer("vocab_size"))
+    language = checkpoint.within("llm_config") if family_of(checkpoint.architecture).images else checkpoint
+    highest = max(3, language.integer("vocab_size"))
     return [
         EncodedPair(
             input_ids=draw.integers(2, highest, length, dtype=np.int32), second_start=length // 4, tokens=length

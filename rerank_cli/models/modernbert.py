@@ -23,7 +23,7 @@ from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -90,7 +90,7 @@ class ModernBertCrossEncoder:
         )
         self._kind = linear_kind(device, dtype)
         self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             hidden = shape.hidden
             self._words = weights.take("model.embeddings.tok_embeddings.weight", (shape.vocabulary, hidden))
             self._embedding_norm = self._norm(weights, "model.embeddings.norm")

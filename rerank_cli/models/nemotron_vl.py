@@ -32,7 +32,7 @@ from rerank_cli.errors import ModelError
 from rerank_cli.models.llama import LlamaTrunk, Pooling, read_llama_shape, read_pooling, read_temperature
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.siglip import VisionTower
-from rerank_cli.models.weights import WeightReader
+from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair, Tiles
 
 # What transformers' LlamaConfig takes for a missing key; in a nested config it leaves out what is so by default.
@@ -119,7 +119,7 @@ class LlamaNemotronVLCrossEncoder:
         if "pooling" not in checkpoint.config:  # the published code takes another one for it than it writes
             raise ModelError(f"{checkpoint.config_place}: `pooling` is missing")
         pooling = read_pooling(checkpoint, "avg")
-        with WeightReader(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._trunk = VisionLanguageTrunk(
                 weights, checkpoint, prefix="model.", pooling=pooling, device=device, dtype=dtype, attention=attention
             )

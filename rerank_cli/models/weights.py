@@ -202,3 +202,20 @@ class WeightReader:
         if values.numel() not in (1, quantised.shape[0]):
             raise ModelError(f"{info.file}: `{name}` has {values.numel()} elements for {list(quantised.shape)} weights")
         return values.reshape(-1, *[1] * (quantised.dim() - 1)) if values.numel() > 1 else values
+
+
+class BlankReader(WeightReader):
+    """Zeros in place of the weights of a checkpoint without files, to measure what a model needs, never to score."""
+
+    def take(self, name: str, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros of this shape; `name` stands for nothing."""
+        return torch.zeros(tuple(shape), dtype=dtype or self._dtype, device=self._device)
+
+    def finish(self) -> None:
+        """There is nothing that could be left."""
+
+
+def open_weights(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> WeightReader:
+    """The reader of a checkpoint's weights."""
+    reader = BlankReader if checkpoint.blank else WeightReader
+    return reader(checkpoint, dtype=dtype, device=device)

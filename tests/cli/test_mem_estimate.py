@@ -229,17 +229,21 @@ def test_nvidias_variables_are_heard_below_ours(monkeypatch: pytest.MonkeyPatch,
     assert ask("--batch-size", "1", "--engine-count", "1")["precision"] == "bf16"
 
 
-def test_a_plot_needs_matplotlib_or_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "begin"), [("memory.png", b"\x89PNG"), ("memory.html", b"<!doctype html>")])
+def test_a_plot_needs_matplotlib_or_is_drawn(
+    name: str, begin: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from importlib.util import find_spec
 
-    picture = tmp_path / "memory.png"
+    picture = tmp_path / name
     code = main(["mem-estimate", "--model", TEXT, "--vram", "24GiB", "--plot", str(picture)])
     if find_spec("matplotlib") is None:
         assert code == 2
         assert "rerank-cli[plot]" in capsys.readouterr().err
     else:
         assert code == 0
-        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.read_bytes().startswith(begin)
+        assert b"<script" not in picture.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +262,7 @@ def test_a_plot_needs_matplotlib_or_is_drawn(tmp_path: Path, capsys: pytest.Capt
         (["--plot", "memory.pdf"], 2, ".png"),
         (["--model", SMALL], 5, "does not tell the shape"),
         (["--model", TEXT, "--from-file", "samples/pairs.jsonl"], 5, "tokenizer"),
-        (["--model", TEXT, "--measure", "--device", "cpu"], 5, "only the profile"),
+        (["--model", SMALL, "--measure", "--device", "cpu"], 5, "does not tell the shape"),
         (["--model", "./nowhere"], 5, "no such directory"),
         (["--from-file", "nowhere.jsonl"], 4, "nowhere.jsonl"),
     ],

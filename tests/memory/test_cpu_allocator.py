@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
+from rerank_cli.errors import ModelError
 from rerank_cli.hardware import usable_cores
 from rerank_cli.memory import BatchSize, MemoryModel, Place, estimate
 from rerank_cli.models import load_model
-from rerank_cli.models.measure import cpu_forward_peak, measure_forward
+from rerank_cli.models.measure import blank_checkpoint, cpu_forward_peak, measure_forward
+from rerank_cli.profiles import load_all_profiles
 from tests.memory.conftest import LLAMA_1B, MODERNBERT_BASE, build, checkpoint_of, pairs_of
 
 LLAMA_SMALL = {**LLAMA_1B, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
@@ -49,6 +52,30 @@ def test_other_families_take_what_is_estimated(config: Mapping[str, Any], pairs:
         model.forward(pairs_of([length] * pairs))
         measured = cpu_forward_peak(model, pairs_of([length] * pairs))
     assert estimated.forward == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["llama-nemotron-rerank-1b-v2", "llama-nemotron-rerank-vl-1b-v2"])
+def test_a_model_is_measured_by_its_profile_alone(name: str) -> None:
+    facts = next(profiles.model for profiles in load_all_profiles() if profiles.model.id.endswith(f"/{name}"))
+    assert facts.language is not None
+    small = {"layers": 2, "hidden_size": 256, "intermediate_size": 1024, "heads": 4, "kv_heads": 1, "head_dim": 64}
+    facts = replace(facts, language=replace(facts.language, **small, vocab_size=100))
+    if facts.vision:
+        tower = {"layers": 2, "hidden_size": 64, "intermediate_size": 128, "heads": 2}
+        facts = replace(facts, vision=replace(facts.vision, **tower))
+    estimated = estimate(
+        MemoryModel.of_profile(facts), BatchSize.of([300]), Place(cpu=True, precision="fp32", cores=usable_cores())
+    )
+    measured = measure_forward(
+        blank_checkpoint(facts), [300], device="cpu", precision="fp32", attention="runs", threads=usable_cores()
+    )
+    assert estimated.forward == pytest.approx(measured.forward_bytes, rel=0.05)
+
+
+def test_a_profile_without_a_shape_cannot_be_measured() -> None:
+    facts = next(profiles.model for profiles in load_all_profiles() if profiles.model.language is None)
+    with pytest.raises(ModelError, match="does not tell the shape"):
+        blank_checkpoint(facts)
 
 
 def test_the_measurement_counts_a_release() -> None:
