@@ -25,7 +25,7 @@ from rerank_cli.encoding import ImageLimits, SpecialTokens, Truncation
 from rerank_cli.engine import open_engine
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups
+from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups, read
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.output_names import STDOUT, Names
@@ -72,8 +72,8 @@ class ModelOptions(TypedDict, total=False):
 class RowOptions(TypedDict, total=False):
     """Where the texts are, and what comes back.
 
-    on_error: `raise` (the default) names the first row that cannot be scored in an `InputError`; `keep` returns it
-    without rank and score, with the reason in `rerank_error`.
+    on_error: `raise` (the default) is an `InputError` for a row that cannot be scored, with its number, from 1; `keep`
+    returns it without rank and score, with the reason in `rerank_error`. image_root: by default the current folder.
     """
 
     query_field: str | None
@@ -185,7 +185,7 @@ class Reranker:
             if self._engine is None:
                 raise UsageError("this Reranker has been closed")
             run = Run(self._encoder, self._engine, found, on_error, selection, self._options.pool)
-            run.execute(given.shape.group(rows), window_pairs=self.plan.window_pairs)
+            run.execute(given.shape.group(read(rows)), window_pairs=self.plan.window_pairs)
             if isinstance(self._engine, EmbeddingEngine):
                 self._engine.take_fresh()  # they are kept for a journal, which is not there
         return answer(given, rows, Ranked(found.lists, errors), selection, keep=keep)

@@ -31,6 +31,7 @@ from rerank_cli.formats.shapes import (
     detect_shape,
     lookup,
     recognise,
+    row_error,
 )
 from rerank_cli.formats.shapes.fields import ALIASES
 from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Row, RowError
@@ -79,6 +80,29 @@ def given_rows(data: object, names: FieldNames) -> Given:
             hint="give a DataFrame, a pyarrow.Table or a list of rows, such as `[(query, passages)]`",
         )
     return _Rows(data, names)
+
+
+def read(rows: Iterable[Row]) -> Iterator[Item]:
+    """`rows`, of which those that no file could hold are bad ones: Python's texts may have half a surrogate pair."""
+    for row in rows:
+        try:
+            if isinstance(row, JsonRow):
+                _encode(row.fields)
+            yield row
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            yield row_error(row, "lone-surrogate", f"lone surrogate {half}, which no UTF-8 text can hold", None)
+
+
+def _encode(value: Any) -> None:
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            _encode(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _encode(inner)
 
 
 def in_groups(given: Given, rows: Sequence[Row]) -> list[Row]:
@@ -275,5 +299,5 @@ def _row(number: int, value: object) -> JsonRow:
         return JsonRow(_NAME, number, value, b"")
     if isinstance(value, tuple) and len(value) == 2:
         query, passages = value
-        return JsonRow(_NAME, number, {"query": query, "passages": passages}, b"")
+        return JsonRow(_NAME, number, {"query": query, "passages": _plain(passages)}, b"")
     raise UsageError(f"row {number} is a {type(value).__name__}, neither a dict nor (query, passages)")

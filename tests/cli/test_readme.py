@@ -60,7 +60,7 @@ def test_readme_has_an_example_in_python() -> None:
 
 @pytest.mark.parametrize("block", _python_blocks())
 def test_every_example_in_python_runs_and_prints(block: str, checkout: Path) -> None:
-    command = [sys.executable, "-W", "error", "-c", block]
+    command = [sys.executable, "-P", "-W", "error", "-c", block]  # -P: the installed package, not the link
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "query" in done.stdout

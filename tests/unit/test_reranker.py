@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,14 +63,14 @@ def test_the_built_in_model_ranks_lists_as_the_command_line_does(tmp_path: Path)
 
 
 def test_lists_come_back_as_the_command_line_writes_them(reranker: Reranker, tmp_path: Path) -> None:
-    source = write_lines(tmp_path / "in.jsonl", read_lines(SAMPLES / "python-docs.jsonl")[:4])
+    source = write_lines(tmp_path / "in.jsonl", read_lines(SAMPLES / "python-docs.jsonl")[:2])
     found = reranker.rerank(read_lines(source), top_n=4, prob=True)
     assert found == read_lines(_run(tmp_path, source, ".jsonl", "--top-n", "4", "--prob", *_TINY))
 
 
 @pytest.mark.parametrize("name", ["python-docs-flat.parquet", "python-docs.parquet"])
 def test_a_table_comes_back_as_the_command_line_writes_it(reranker: Reranker, tmp_path: Path, name: str) -> None:
-    table = pq.read_table(SAMPLES / name).slice(0, 90 if "flat" in name else 4)
+    table = pq.read_table(SAMPLES / name).slice(0, 45 if "flat" in name else 2)
     source = write_table(tmp_path / "in.parquet", table)
     assert reranker.rerank(table).equals(pq.read_table(_run(tmp_path, source, ".parquet", *_TINY)))
 
@@ -213,6 +214,33 @@ def test_bad_lists_are_kept_in_their_place_with_their_passages(reranker: Reranke
     assert found[2]["passages"] is None
     assert [bool(row.get("rerank_error")) for row in found] == [True, False, True]
     assert all(isinstance(p, str) or p["logit"] is None for p in found[0]["passages"])
+
+
+@pytest.mark.parametrize("row", [{"query": "q\ud800", "passage": "a"}, {"query": "q", "passage": "\udfff"}])
+def test_half_a_surrogate_pair_is_a_bad_row_as_in_a_file(reranker: Reranker, row: dict[str, str]) -> None:
+    rows = [{"query": "r", "passage": "b"}, row]
+    for given_rows in (rows, pd.DataFrame(rows, dtype=object)):
+        good, bad = _records(reranker.rerank(given_rows, on_error="keep"))
+        assert good["rank"] == 1
+        assert not good.get("rerank_error")
+        assert bad["rerank_error"].startswith("lone surrogate")
+
+
+def test_passages_may_be_an_array_or_a_series(reranker: Reranker) -> None:
+    texts = ["a b", "c"]
+    expected = reranker.rerank([("q", texts)])
+    assert reranker.rerank([("q", np.array(texts))]) == expected
+    assert reranker.rerank([("q", pd.Series(texts))]) == expected
+    column = reranker.rerank(pd.DataFrame({"query": ["q"], "passages": [np.array(texts, dtype=object)]}))
+    assert column["passages"].tolist() == [expected[0]["passages"]]
+
+
+def test_page_images_are_ranked_as_the_command_line_ranks_them(tmp_path: Path) -> None:
+    rows = read_lines(SAMPLES / "pages.jsonl")[:1]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    model = TINY_CHECKPOINT.parents[1] / "nemotron-vl-rerank-open" / "checkpoint"
+    expected = _run(tmp_path, source, ".jsonl", "--model", str(model), "--image-root", str(SAMPLES))
+    assert rerank(rows, model, image_root=str(SAMPLES)) == read_lines(expected)
 
 
 def test_a_kept_row_stands_once_where_its_whole_query_is_dropped(reranker: Reranker) -> None:
