@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]
         "inputs": list(options.inputs),
         "qrels": options.qrels,
         "reranked_order": file.reranked.words if file.reranked else None,
-        **evaluation.document(),
+        **asdict(evaluation),
         "rows_error": bad,
         "lists_cut": file.cut,
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
@@ -79,10 +79,6 @@ class Evaluation:
             test = metric["significance"]
             metrics.append(Comparison(**{**metric, "significance": Significance(**test) if test else None}))
         return cls(**{**found, "metrics": tuple(metrics)})
-
-    def document(self) -> dict[str, Any]:
-        """The evaluation as it stands in a report."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

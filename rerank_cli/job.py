@@ -304,7 +304,7 @@ class _Work:
                 "texts": read["texts"], "tokens": read["work"]["tokens"], "dimensions": self._texts.dimensions
             }  # fmt: skip
         if evaluation:
-            document["evaluation"] = evaluation.document()
+            document["evaluation"] = reports.evaluation_report(evaluation)
         if fingerprint:
             fingerprint.wait(_HASH_SECONDS)
             document["job"] = fingerprint.document()

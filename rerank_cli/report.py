@@ -12,6 +12,7 @@ from typing import Any
 
 import rerank_cli
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.evaluation import Evaluation
 from rerank_cli.hardware import Cpu
 from rerank_cli.pipeline import Counts, Timing
 from rerank_cli.run_plan import Plan
@@ -58,6 +59,11 @@ def build_report(
         },
         "peak_rss_bytes": peak_rss_bytes(),
     }
+
+
+def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as it stands in the report."""
+    return asdict(evaluation)
 
 
 def peak_rss_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rerank_cli.cli.console import print_json, print_table, say
@@ -24,22 +25,27 @@ _USED = {
 """Parameters of `rerank-file` that `--evaluate-only` hears."""
 
 
-def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool) -> None:
+def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool, quiet: bool) -> None:
     """The measures as a table or a document; as lines of stderr where stdout has the rows."""
     from rerank_cli.evaluate_file import SCHEMA
 
-    if not evaluation.queries:
-        say("warning: none of the queries has a judgement; is the query id the one of the qrels?")
-    if evaluation.repeated:
-        say(f"warning: {evaluation.repeated:,} lists of a query that had one before are not measured")
+    if not quiet:
+        _warn(evaluation)
     if not to_stdout:
         for row in evaluation.metrics:
             given = "" if row.given is None else f"{row.given:.4f} given, "
             say(f"{row.metric}: {given}{row.reranked:.4f} reranked")
     elif wants_json(output_mode):
-        print_json({"schema": SCHEMA, **evaluation.document()})
+        print_json({"schema": SCHEMA, **asdict(evaluation)})
     else:
         print_evaluation_table(evaluation)
+
+
+def _warn(evaluation: Evaluation) -> None:
+    if not evaluation.queries:
+        say("warning: none of the queries has a judgement; is the query id the one of the qrels?")
+    if evaluation.repeated:
+        say(f"warning: {evaluation.repeated:,} lists of a query that had one before are not measured")
 
 
 def print_evaluation_table(evaluation: Evaluation) -> None:
@@ -63,13 +69,23 @@ def _p_value(row: Comparison) -> str:
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
+def metrics_of(context: typer.Context) -> tuple[str, ...]:
+    """The measures that are asked for; `UsageError` where they would be measured against nothing."""
+    source = context.get_parameter_source("metric")
+    if context.params["qrels"] is None and source is not None and source.name == "COMMANDLINE":
+        raise UsageError("--metric: nothing is measured without judgements", hint="name them with `--qrels`")
+    return tuple(context.params["metric"] or ["nDCG@10"])
+
+
 def refuse_what_needs_a_model(context: typer.Context) -> None:
     """`UsageError` for options on the command line that `--evaluate-only` would not hear."""
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in _USED and source is not None and source.name == "COMMANDLINE":
             option = next(p.opts[0] for p in context.command.params if p.name == name)
-            raise UsageError(f"{option}: nothing is scored with --evaluate-only", hint="leave it out")
+            raise UsageError(
+                f"{option}: nothing is scored with --evaluate-only", hint="leave it out; `-o` names the report"
+            )
 
 
 def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -> int:
@@ -89,8 +105,7 @@ def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -
     if not quiet:
         for note in found.notes:
             say(f"note: {note}")
-    if evaluation.repeated:
-        say(f"warning: {evaluation.repeated:,} lists of a query that had one before are not measured")
+        _warn(evaluation)
     if wants_json(output_mode):
         print_json(found.document)
     else:

@@ -146,7 +146,7 @@ def rerank_file(
     prepare_process(online=online)
     keep_freed_memory()
     # Imported here because they load numpy and more, which --help must not wait for.
-    from rerank_cli.cli.evaluation import refuse_what_needs_a_model, run_evaluation
+    from rerank_cli.cli.evaluation import metrics_of, refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.encoding import ImageLimits
@@ -157,7 +157,7 @@ def rerank_file(
     from rerank_cli.output_names import Names
     from rerank_cli.pipeline import ErrorLimit
 
-    metrics = tuple(metric or ["nDCG@10"])
+    metrics = metrics_of(context)
     fields = FieldNames(
         query=query_field,
         passages=passages_field,
@@ -177,11 +177,11 @@ def rerank_file(
             shape=shape,
             fields=fields,
             read=ReadOptions(max_line_bytes, skip=skip, limit=limit),
-            report=output,
+            report=None if output == "-" else output,
             per_query=per_query,
             overwrite=overwrite,
         )
-        return run_evaluation(asked_for, quiet=quiet, output_mode=output_mode)
+        return run_evaluation(asked_for, quiet=quiet, output_mode="json" if output == "-" else output_mode)
     rows, share = opt.parse_error_limit(max_errors, on_error)
     asked = read_plan_request(context)
     options = JobOptions(

@@ -52,7 +52,7 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
     if failed:
         told.close(outcome)
     if outcome.evaluation is not None:
-        print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-")
+        print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-", quiet=quiet)
     return 3 if failed else 0
 
 

@@ -16,6 +16,7 @@ import ir_measures
 import pytest
 
 from rerank_cli.cli import main
+from rerank_cli.formats.compression import open_input
 from tests.conftest import read_lines, write_lines, write_table
 
 ROOT = Path(__file__).parents[2]
@@ -257,6 +258,26 @@ def test_the_report_and_the_values_are_files_only_where_they_are_asked_for(tmp_p
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_the_report_may_be_stdout(tmp_path: Path, evaluate: Evaluate) -> None:
+    found = evaluate(write_lines(tmp_path / "in.jsonl", OURS), "-o", "-", "--format", "text")
+    assert found["schema"] == "rerank-cli/evaluation/1"
+    assert not Path("-").exists()
+
+
+@pytest.mark.parametrize(("name", "lines"), [("values.tsv", 4), ("values.jsonl.zst", 3)])
+def test_a_run_into_a_pipe_leaves_its_values_too(
+    name: str, lines: int, tmp_path: Path, evaluate: Evaluate, tiny_model: str
+) -> None:
+    values = tmp_path / name
+    rows = [*OURS[:2], {**OURS[0], "query_id": "q9"}, {**OURS[0], "query_id": "q4"}, OURS[0]]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    run = ["rerank-file", source, "-o", "-", "--model", tiny_model, "--qrels", str(evaluate.qrels)]
+    assert main([*run, "--metric", "P@1", "--per-query", str(values)]) == 0
+    with open_input(str(values)) as stream:
+        assert stream.read().count(b"\n") == lines
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.jsonl", "qrels", name])
+
+
 def test_an_evaluation_never_loads_torch(tmp_path: Path) -> None:
     (tmp_path / "qrels").write_text(QRELS)
     write_table(tmp_path / "in.parquet", OURS[:2])
@@ -358,6 +379,7 @@ def test_a_run_its_report_its_output_and_ir_measures_on_the_command_line_agree(
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
+        (["--metric", "RR"], 2, "--metric: nothing is measured without judgements"),
         (["--per-query", "x.tsv"], 2, "--per-query: nothing is measured without judgements"),
         (["--per-query", "{folder}/x.csv"], 2, "end the name in .tsv or .jsonl"),
         (["--qrels", "{folder}/qrels", "--per-query", "{folder}/qrels.tsv"], 4, "qrels.tsv: exists"),

@@ -105,7 +105,7 @@ def test_make_demo_reranks_the_samples_and_shows_the_table_that_readme_shows(che
     job = [line for line in recipe.splitlines() if "rerank-cli" in line or "mkdir" in line]
     done = _run("\n".join(job), checkout)
     assert done.returncode == 0, done.stderr
-    shown = re.search(r"^nDCG@10 .*$", README, flags=re.MULTILINE)
+    shown = re.search(r"^ nDCG@10 .*$", README, flags=re.MULTILINE)
     assert shown is not None
     assert shown.group().split() in [line.split() for line in done.stdout.splitlines()]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def test_an_evaluation_comes_back_from_its_document(qrels: str) -> None:
     evaluator = RunEvaluator(qrels, ["RR@10", "P@1"], LISTS)
     evaluator.rank([ranked("q2", "yx", 1.0, 2.0), ranked("q3", "z", 1.0)])
     found = evaluator.finish()
-    assert Evaluation.of_report(json.loads(json.dumps(found.document()))) == found
+    assert Evaluation.of_report(json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_a_measure_that_is_named_twice_is_measured_once(qrels: str) -> None:

@@ -13,6 +13,7 @@ from rerank_cli.hardware import Cpu
 from rerank_cli.pipeline import Counts, Timing
 from rerank_cli.report import SCHEMA, build_report, evaluation_report, peak_rss_bytes
 from rerank_cli.run_plan import Plan
+from rerank_cli.significance import Significance
 from tests.conftest import TINY_CHECKPOINT
 
 CPU = Cpu("a processor", 2, frozenset())
@@ -60,12 +61,15 @@ def test_a_run_without_pairs_has_no_speed() -> None:
 
 
 def test_an_evaluation_stands_in_the_report_as_it_is() -> None:
-    evaluation = Evaluation((Comparison("nDCG@10", 0.5, 0.75, 3, 1, 0),), 4, 1)
-    assert evaluation_report(evaluation) == {
-        "metrics": ({"metric": "nDCG@10", "given": 0.5, "reranked": 0.75, "wins": 3, "losses": 1, "ties": 0},),
-        "queries": 4,
-        "unjudged": 1,
-    }
+    found = Comparison("nDCG@10", 0.5, 0.75, 0.25, 3, 1, 0, 0, Significance(0.125, 16, "exact"))
+    document = evaluation_report(Evaluation((found,), 4, 1))
+    (metric,) = document.pop("metrics")
+    assert document == {"queries": 4, "unjudged": 1, "repeated": 0, "given_order": "the order of the input"}
+    assert metric == {
+        "metric": "nDCG@10", "given": 0.5, "reranked": 0.75, "difference": 0.25, "wins": 3, "losses": 1, "ties": 0,
+        "undefined": 0,
+        "significance": {"p_value": 0.125, "permutations": 16, "method": "exact", "seed": None},
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak in a second way")
