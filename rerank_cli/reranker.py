@@ -111,7 +111,8 @@ class Reranker:
     model: a checkpoint folder or a Hugging Face id in the local cache; None is the built-in model.
 
     Raises the errors of `rerank_cli.errors`, each with a message for people. What the machine cannot do as asked is a
-    warning (`UserWarning`) and is done as near as it can. Calls from several threads wait for each other.
+    warning (`UserWarning`) and is done as near as it can. Calls from several threads wait for each other. On a CPU
+    torch's number of threads, which is the process's, becomes that of the plan, as logits may depend on it.
     """
 
     def __init__(self, model: str | Path | None = None, **options: Unpack[ModelOptions]) -> None:

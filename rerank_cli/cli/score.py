@@ -12,7 +12,7 @@ from rerank_cli.errors import UsageError
 from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 Input = Annotated[
-    str, typer.Argument(metavar="[IN]", help="A file of pairs; `-`, the default, is stdin.", show_default=False)
+    str, typer.Argument(metavar="IN", help="A file of pairs; `-`, the default, is stdin.", show_default=False)
 ]
 Query = Annotated[
     str | None, opt.option("--query", group=ROWS, metavar="Q", help="One query for all rows; rows need no query then.")
