@@ -86,10 +86,7 @@ def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]
 
 
 def _orders(file: RerankedFile, evaluator: Evaluator, on_error: Callable[[RowError], None]) -> Iterator[Orders]:
-    for item in file.lists(on_error):
-        if not evaluator.is_judged(item.query):
-            yield Orders(item.query, (), ())
-            continue
+    for item in file.lists(evaluator.is_judged, on_error):
         given = None if item.given is None else passage_names(item.given)
         yield Orders(item.query, given, passage_names(item.reranked))
 

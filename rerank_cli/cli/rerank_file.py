@@ -141,6 +141,7 @@ def rerank_file(
     rerank-cli rerank-file samples/python-docs.jsonl -o out.jsonl
     rerank-cli rerank-file samples/python-docs-flat.parquet -o top5.parquet --top-n 5
     rerank-cli rerank-file samples/nim.jsonl -o answers.jsonl
+    rerank-cli rerank-file --evaluate-only samples/expected/python-docs.top3.jsonl --qrels samples/qrels.txt
     zcat lists.jsonl.gz | rerank-cli rerank-file - -o - | head -3
     """
     prepare_process(online=online)

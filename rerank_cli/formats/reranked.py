@@ -103,10 +103,16 @@ class RerankedFile:
         self.differ = False
         self.cut = 0
 
-    def lists(self, on_error: Callable[[RowError], None]) -> Iterator[OrderedList]:
-        """All lists, one after another; a row that cannot be read is told to `on_error`."""
+    def lists(self, wanted: Callable[[str], bool], on_error: Callable[[RowError], None]) -> Iterator[OrderedList]:
+        """All lists, one after another; a row that cannot be read is told to `on_error`.
+
+        wanted: whether a query counts. The list of one that does not is empty, whatever it holds.
+        """
         items = read_items(self._inputs, _Columns(self._names), self._options)
         for query, passages in self._grouped(items, on_error):
+            if not wanted(query):
+                yield OrderedList(query, (), ())
+                continue
             if self.reranked is None and passages:
                 self.given, self.reranked = _orders_of(passages, is_run=self._is_run)
             if not passages or self.reranked is None:
@@ -163,8 +169,8 @@ class RerankedFile:
             return _query_id(query, where, fields), [passage], False
         if not isinstance(entries, (list, tuple)):
             return row_error(row, "wrong-type", "its passages are not a list", None)
-        query = identity_of(fields, names.id, "list_id")
-        query = fields.get("custom_id") if query is None else query
+        query = fields.get("custom_id")  # first: the `id` beside it is that of the answer
+        query = identity_of(fields, names.id, "list_id") if query is None else query
         passages = []
         for place, entry in enumerate(entries):
             own = entry if isinstance(entry, Mapping) else {}

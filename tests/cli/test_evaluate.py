@@ -45,7 +45,7 @@ OURS = [
             {"id": "y", "text": "t", "rank": 2, "logit": 0.5, "index": 0},
         ],
     },
-    {"query_id": "q3", "query": "t", "passages": [{"text": "t", "rank": 1, "logit": 1.0, "index": 0}]},
+    {"query_id": "q3", "query": "t", "passages": [{"text": "t", "rank": 1}]},
 ]
 GIVEN, NEW = {"q1": "bac", "q2": "yx"}, {"q1": "acb", "q2": "xy"}
 
@@ -102,7 +102,13 @@ def answers(name: str) -> list[dict[str, Any]]:
         if name == "cohere":
             rows.append({"id": row["query_id"], "results": results})
         elif name == "openai-batch":
-            rows.append({"custom_id": row["query_id"], "response": {"status_code": 200, "body": {"results": results}}})
+            rows.append(
+                {
+                    "id": "batch_req_1",
+                    "custom_id": row["query_id"],
+                    "response": {"status_code": 200, "body": {"results": results}},
+                }
+            )
         else:
             asked = [{"id": p["id"], "text": "t"} for p in sorted(passages, key=lambda p: p["index"])]
             rankings = [{"index": p["index"], "logit": p["logit"]} for p in passages]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import LONG
-from tests.torture.conftest import EMBEDDER, outputs
+from tests.torture.conftest import EMBEDDER, TEXT, outputs
 from tests.torture.runs import Asked, Runs
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -17,6 +17,15 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "parquet": ("out.parquet", {}),
     "best": ("out.jsonl", {"selection": {"top_n": 7}}),
     "vectors": ("out.jsonl", {"model": str(EMBEDDER), "names": {"embeddings": "vectors.parquet"}}),
+    "values": (
+        "out.jsonl",
+        {
+            "pairs": False,
+            "fields": {"group_by": "query"},
+            "qrels": "".join(f"{word} 0 {n} 1\n" for word in TEXT.split()[:7] for n in range(0, 300, 3)),
+            "names": {"per_query": "values.tsv"},
+        },
+    ),
 }
 FAULTS = ("before", "half", "after", "ENOSPC", "EIO", "EINTR")
 CASES = [(way, fault) for way in WAYS for fault in FAULTS if LONG or way == "jsonl" or fault in ("half", "EIO")]
@@ -29,7 +38,10 @@ def asked_in(folder: Path, pairs: str, way: str, *, old: bool) -> Asked:
     folder.mkdir()
     if old:
         (folder / name).write_bytes(OLD)
-    options = {**options, "pairs": True, "overwrite": old}
+    options = {"pairs": True, **options, "overwrite": old}
+    if judgements := options.get("qrels"):
+        (folder / "qrels").write_text(judgements)
+        options["qrels"] = str(folder / "qrels")
     if names := options.get("names"):
         options["names"] = {kind: str(folder / path) for kind, path in names.items()}
     return Asked((pairs,), str(folder / name), options)
