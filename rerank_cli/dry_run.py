@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.counts import Counts
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.job_options import JobOptions
 from rerank_cli.parts import encode_parts, image_counts
-from rerank_cli.pipeline import Counts, cut_windows
 from rerank_cli.preparation import prepare
 from rerank_cli.run_plan import Plan
+from rerank_cli.windows import cut_windows
 
 _SHARE_REACHED = 0.7
 _MEASURED_SECONDS = 0.1

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rerank_cli import report as reports
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.commit import Files, Fingerprint, Job, Terms
+from rerank_cli.counts import Counts, Timing
 from rerank_cli.destination import Destination, FileDestination, open_destination
 from rerank_cli.embedding_output import EmbeddedTexts
 from rerank_cli.engine import open_engine
@@ -34,11 +35,12 @@ from rerank_cli.identity import fingerprint_of, finished_report
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.output_names import STDOUT
 from rerank_cli.per_query import per_query_bytes
-from rerank_cli.pipeline import Counts, Run, Share, Sink, Timing
+from rerank_cli.pipeline import Run, Sink
 from rerank_cli.preparation import Prepared, find_known, prepare_inputs, score_name
 from rerank_cli.records import RankedList, RowError, Window
 from rerank_cli.run_plan import Plan
 from rerank_cli.stop import Stop
+from rerank_cli.windows import Share
 
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine

@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rerank_cli.counts import ErrorLimit
 from rerank_cli.encoding import ImageLimits, SpecialTokens, Truncation
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.output_names import Names
 from rerank_cli.per_query import refuse_per_query_name
-from rerank_cli.pipeline import ErrorLimit, Pool
 from rerank_cli.profiles import ProfileRequest
+from rerank_cli.ranking import Pool
 
 
 @dataclass(frozen=True, slots=True)

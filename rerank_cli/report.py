@@ -12,9 +12,9 @@ from typing import Any
 
 import rerank_cli
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.counts import Counts, Timing
 from rerank_cli.evaluation import Evaluation
 from rerank_cli.hardware import Cpu
-from rerank_cli.pipeline import Counts, Timing
 from rerank_cli.run_plan import Plan
 
 SCHEMA = "rerank-cli/report/1"

@@ -29,9 +29,10 @@ from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups, 
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.output_names import STDOUT, Names
-from rerank_cli.pipeline import Pool, Run
+from rerank_cli.pipeline import Run
 from rerank_cli.preparation import find_known, prepare_model, refuse_sigmoids, refuse_unfit, score_name
 from rerank_cli.profiles import ProfileRequest, parse_device
+from rerank_cli.ranking import Pool
 from rerank_cli.records import RankedList, RowError
 from rerank_cli.run_plan import Plan
 

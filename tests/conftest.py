@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rerank_cli.counts import Counts
 from rerank_cli.destination import open_destination
 from rerank_cli.encoding import Encoded, EncodingProblem
 from rerank_cli.engine.fitting import Trouble
@@ -23,7 +24,7 @@ from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group,
 from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.output_names import Names
-from rerank_cli.pipeline import Counts, Run
+from rerank_cli.pipeline import Run
 from rerank_cli.records import (
     NO_LIMITS,
     CandidateList,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rerank_cli.errors import RerankError
 
 if TYPE_CHECKING:
-    from rerank_cli.pipeline import Counts
+    from rerank_cli.counts import Counts
 
 _LINE_EVERY_SECONDS = 30.0
 

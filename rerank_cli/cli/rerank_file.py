@@ -150,13 +150,13 @@ def rerank_file(
     from rerank_cli.cli.evaluation import metrics_of, refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
+    from rerank_cli.counts import ErrorLimit
     from rerank_cli.encoding import ImageLimits
     from rerank_cli.evaluate_file import EvaluateOptions
     from rerank_cli.formats.inputs import ReadOptions
     from rerank_cli.formats.shapes import FieldNames, Selection, Texts
     from rerank_cli.job_options import JobOptions
     from rerank_cli.output_names import Names
-    from rerank_cli.pipeline import ErrorLimit
 
     metrics = metrics_of(context)
     fields = FieldNames(

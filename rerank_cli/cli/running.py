@@ -11,9 +11,9 @@ from rerank_cli.errors import StoppedError
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
+    from rerank_cli.counts import Counts
     from rerank_cli.job import Outcome
     from rerank_cli.job_options import JobOptions
-    from rerank_cli.pipeline import Counts
     from rerank_cli.records import RowError
     from rerank_cli.run_plan import Plan
 

@@ -85,11 +85,11 @@ def score(
     # Imported here because they load numpy and more, which --help must not wait for.
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
+    from rerank_cli.counts import ErrorLimit
     from rerank_cli.encoding import ImageLimits
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job_options import JobOptions
     from rerank_cli.output_names import Names
-    from rerank_cli.pipeline import ErrorLimit
 
     if lines and query is None:
         raise UsageError("--lines: needs --query", hint="plain lines hold passages only")

@@ -157,12 +157,12 @@ class Runs:
 
 
 def _run(asked: Asked, log: Any) -> int:
+    from rerank_cli.counts import ErrorLimit
     from rerank_cli.errors import RerankError
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job import Watcher, run_job
     from rerank_cli.job_options import JobOptions
     from rerank_cli.output_names import Names
-    from rerank_cli.pipeline import ErrorLimit
     from rerank_cli.profiles import ProfileRequest
 
     fields = {"model": str(TINY_CHECKPOINT), "checkpoint_every": 0.0, **asked.options}

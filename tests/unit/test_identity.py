@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from rerank_cli.counts import ErrorLimit
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.identity import fingerprint_of, finished_report
 from rerank_cli.job import run_job
 from rerank_cli.job_options import JobOptions
 from rerank_cli.output_names import Names
-from rerank_cli.pipeline import ErrorLimit
 from rerank_cli.preparation import find_known
 from rerank_cli.profiles import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
+from rerank_cli.counts import Counts, ErrorLimit
 from rerank_cli.errors import InputError, OutputError, RerankError, TooManyBadRowsError, UsageError
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.job import Outcome, Watcher, run_job
 from rerank_cli.job_options import JobOptions
 from rerank_cli.output_names import Names
-from rerank_cli.pipeline import Counts, ErrorLimit
 from rerank_cli.records import RowError
 from rerank_cli.run_plan import Plan
 from tests.conftest import TINY_CHECKPOINT, read_lines, told, write_lines, write_table

@@ -11,22 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rerank_cli.counts import Counts, ErrorLimit
 from rerank_cli.encoding import Encoded, EncodingProblem
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.inputs import ReadOptions
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Grouped, ListShape, Selection
-from rerank_cli.parts import encode_parts
-from rerank_cli.pipeline import (
-    Counts,
-    EncodedWindow,
-    ErrorLimit,
-    Run,
-    cut_windows,
-    rank_window,
-    score_pairs,
-    select,
-)
+from rerank_cli.parts import EncodedWindow, encode_parts
+from rerank_cli.pipeline import Run
+from rerank_cli.ranking import rank_window, score_pairs, select
 from rerank_cli.records import CandidateList, EncodedPair, Gap, RankedList, RowError, Window
+from rerank_cli.windows import cut_windows
 from tests.conftest import LONG, FakeEncoder, FakeEngine, json_rows, ranked_of, run_files, told, write_lines
 
 BAD = RowError("in.jsonl", 9, None, "bad-json", "not JSON", b"{")

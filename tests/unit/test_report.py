@@ -7,10 +7,10 @@ import pytest
 
 import rerank_cli
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.counts import Counts, Timing
 from rerank_cli.destination import json_document
 from rerank_cli.evaluation import Comparison, Evaluation
 from rerank_cli.hardware import Cpu
-from rerank_cli.pipeline import Counts, Timing
 from rerank_cli.report import SCHEMA, build_report, evaluation_report, peak_rss_bytes
 from rerank_cli.run_plan import Plan
 from rerank_cli.significance import Significance

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from rerank_cli.counts import Counts
 from rerank_cli.errors import OutputError, StoppedError
 from rerank_cli.formats.shapes import FieldNames, Selection, Texts
 from rerank_cli.job import Outcome, Watcher, run_job
 from rerank_cli.job_options import JobOptions
 from rerank_cli.output_names import Names
-from rerank_cli.pipeline import Counts
 from rerank_cli.stop import Stop
 from tests.conftest import TINY_CHECKPOINT, write_lines
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.formats.shapes import NO_TEXTS, SHAPES, FieldNames, Selection
-from rerank_cli.pipeline import select
+from rerank_cli.ranking import select
 from rerank_cli.records import CandidateList, ImagePassage, RowError
 from tests.conftest import json_rows, ranked_of
 
