@@ -37,5 +37,5 @@ def test_the_memory_of_a_batch_serves_the_next_one(mode: str, mapped: int) -> No
     took, mapped_apart, heap_bytes = json.loads(done.stdout)
     assert took == (mode == "kept")
     assert mapped_apart == mapped
-    # Freed, and still in the heap; by default nothing of it is left.
-    assert (heap_bytes >= 5 * 2**24) == (mode == "kept")
+    # Freed, and still in the heap, but for what was free there before; by default nothing of it is left.
+    assert (heap_bytes >= 4 * 2**24) == (mode == "kept")
