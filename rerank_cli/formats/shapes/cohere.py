@@ -17,7 +17,7 @@ Sources: the API references of Cohere (v1 and v2), Jina and vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,12 +36,10 @@ from rerank_cli.formats.shapes.fields import (
 )
 from rerank_cli.formats.shapes.shape import (
     Exchange,
-    Grouped,
-    Item,
     Kind,
+    RequestShape,
     Selection,
     Texts,
-    group_rows,
     refuse_field_names,
     usage_of,
 )
@@ -140,33 +138,20 @@ COHERE = Kind(
 
 
 @dataclass(frozen=True, slots=True)
-class CohereShape:
+class CohereShape(RequestShape):
     """One `/rerank` body a row."""
 
     kind: ClassVar[Kind] = COHERE
-    names: FieldNames
-
-    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
-        """See `Shape`."""
-        return group_rows(self, items)
 
     def read(self, row: Row) -> CandidateList:
         """The request in `row`; raises `RowProblem`."""
         required(row, "documents", "documents", "")
         return read_body(row.fields, row, self.identity(row.fields), self.names)
 
-    def identity(self, fields: Mapping[str, Any]) -> object:
-        """The id that a caller has put into the request, if there is one."""
-        return identity_of(fields, self.names.id, "list_id")
-
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
         fields = ranked.source.rows[0].fields
         yield {**rest_of(fields), **respond(fields, ranked)}
-
-    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
-        """See `Shape`."""
-        return dict.fromkeys(names)
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`."""

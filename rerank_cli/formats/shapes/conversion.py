@@ -37,7 +37,7 @@ class Conversion:
             if not isinstance(found, CandidateList):
                 yield found
                 continue
-            refusal = self.kind.refuse(self.source.exchange(found))
+            refusal = self.kind.refuse(self.source.exchange(found)) if self.kind.refuse else None
             if found.queries:
                 refusal = ("several-queries", f"its pairs have different queries, which {self.kind.name} cannot carry")
             if refusal is None:

@@ -15,7 +15,7 @@ Source: the Reranking NIM's API reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,12 +32,10 @@ from rerank_cli.formats.shapes.fields import (
 )
 from rerank_cli.formats.shapes.shape import (
     Exchange,
-    Grouped,
-    Item,
     Kind,
+    RequestShape,
     Selection,
     Texts,
-    group_rows,
     refuse_field_names,
     usage_of,
 )
@@ -61,23 +59,14 @@ def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iter
     yield {**without(exchange.fields, "rankings", "usage"), "rankings": rankings, "usage": usage_of(ranked)}
 
 
-NIM = Kind(
-    "nim", _recognise, _open, _write,
-    has=frozenset(("query ids", "fields of rows", "texts", "passage ids", "fields of passages")),
-    carries=frozenset(("query ids", "fields of rows", "logits")),
-)  # fmt: skip
+NIM = Kind("nim", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "logits")))
 
 
 @dataclass(frozen=True, slots=True)
-class NimShape:
+class NimShape(RequestShape):
     """One request of the Reranking NIM a row."""
 
     kind: ClassVar[Kind] = NIM
-    names: FieldNames
-
-    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
-        """See `Shape`."""
-        return group_rows(self, items)
 
     def read(self, row: Row) -> CandidateList:
         """The request in `row`; raises `RowProblem`."""
@@ -107,17 +96,9 @@ class NimShape:
             raise RowProblem("bad-data-uri", f"{where}.image is not of the form `data:image/png;base64,...`")
         return found
 
-    def identity(self, fields: Mapping[str, Any]) -> object:
-        """The id that a caller has put into the request, if there is one."""
-        return identity_of(fields, self.names.id, "list_id")
-
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
         return _write(self.exchange(ranked.source), ranked, selection)
-
-    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
-        """See `Shape`."""
-        return dict.fromkeys(names)
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`."""

@@ -29,6 +29,7 @@ from rerank_cli.formats.shapes.shape import (
     Grouped,
     Item,
     Kind,
+    RequestShape,
     Selection,
     Texts,
     group_rows,
@@ -96,11 +97,10 @@ OPENAI_BATCH = Kind(
 
 
 @dataclass(frozen=True, slots=True)
-class OpenaiBatchShape:
+class OpenaiBatchShape(RequestShape):
     """One request of a batch a row."""
 
     kind: ClassVar[Kind] = OPENAI_BATCH
-    names: FieldNames
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`. A `custom_id` that comes back is an error: nobody could tell the answers apart."""
@@ -141,10 +141,6 @@ class OpenaiBatchShape:
             yield _answer(fields["custom_id"], _scores(ranked))
         else:
             yield _answer(fields["custom_id"], {**cohere.rest_of(body), **cohere.respond(body, ranked)})
-
-    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
-        """See `Shape`."""
-        return dict.fromkeys(names)
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`. The passages of `/v1/score` have none."""

@@ -7,13 +7,14 @@ shape is written in it. The lists of other shapes come as `Exchange`, which is w
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from rerank_cli.errors import UsageError
 from rerank_cli.formats import jsonl
-from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, row_error
+from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, identity_of, row_error
 from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError
 
 _OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens", "tiles", "kept_tiles"})
@@ -78,8 +79,8 @@ class Kind:
     recognise: whether a row with these fields is of this shape: 0 no, 1 it could be, 2 it says so itself. open: the
     shape for an input. write: a ranked list of another shape in this one. has: what its inputs hold; carries: what
     survives in its output. tables: it can be read from and written to Parquet. refuse: why a list of another shape
-    cannot be written in this one, as (code, message). dump, dump_error: the line of a row, and of a bad row. sigmoids:
-    its scores are sigmoids of logits, so a model without logits has none.
+    cannot be written in this one, as (code, message); None where any can. dump, dump_error: the line of a row, and of a
+    bad row. sigmoids: its scores are sigmoids of logits, so a model without logits has none.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Kind:
     carries: frozenset[Content | Outcome] = ALL_CONTENT | ALL_OUTCOMES
     tables: bool = False
     sigmoids: bool = False
-    refuse: Callable[[Exchange], tuple[str, str] | None] = lambda _: None
+    refuse: Callable[[Exchange], tuple[str, str] | None] | None = None
     dump: Callable[[Mapping[str, Any]], bytes] = jsonl.dump_row
     dump_error: Callable[[RowError], bytes] = jsonl.error_row
 
@@ -137,6 +138,29 @@ class RowShape(Protocol):
 
     def identity(self, fields: Mapping[str, Any]) -> object:
         """The id of a row, if it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestShape(ABC):
+    """What the shapes of web services have in common: a row is a request, whose fields have fixed names."""
+
+    names: FieldNames
+
+    @abstractmethod
+    def read(self, row: Row) -> CandidateList:
+        """The request in `row`; raises `RowProblem`."""
+
+    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
+        """See `Shape`."""
+        return group_rows(self, items)
+
+    def identity(self, fields: Mapping[str, Any]) -> object:
+        """The id that a caller has put into the request, if there is one."""
+        return identity_of(fields, self.names.id, "list_id")
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """See `Shape`."""
+        return dict.fromkeys(names)
 
 
 def group_rows(shape: RowShape, items: Iterable[Item]) -> Iterator[Grouped]:
