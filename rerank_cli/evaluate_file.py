@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]
         on_error(error)
 
     seen: list[str] = []
-    for orders in _in_parts(_orders(file, evaluator, count), _QUERIES_AT_ONCE):
-        seen = seen or [orders[0].query]
-        evaluator.add(orders)
+    orders = _orders(file, evaluator, count)
+    while some := list(islice(orders, _QUERIES_AT_ONCE)):
+        seen = seen or [some[0].query]
+        evaluator.add(some)
     given_order = file.given.words if file.given else None
     evaluation = evaluator.finish(given_order)
     if not evaluation.queries:
@@ -89,17 +91,6 @@ def _orders(file: RerankedFile, evaluator: Evaluator, on_error: Callable[[RowErr
     for item in file.lists(evaluator.is_judged, on_error):
         given = None if item.given is None else passage_names(item.given)
         yield Orders(item.query, given, passage_names(item.reranked))
-
-
-def _in_parts(orders: Iterable[Orders], size: int) -> Iterator[list[Orders]]:
-    part: list[Orders] = []
-    for one in orders:
-        part.append(one)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def _notes(file: RerankedFile) -> Iterator[str]:
