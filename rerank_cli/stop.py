@@ -4,7 +4,9 @@ While a run is prepared, and while a batch is computed, the request is an except
 be: all that matters by then is on disk or can be computed again, and a batch of a large model on a CPU can take longer
 than a user waits. Everywhere else in the loop over windows it waits (`held`), because an exception out of nowhere
 leaves a queue's lock or a half-written window behind. A library may swallow such an exception, so the run also asks
-(`check`) after each batch, between two stages, and while it waits for a window.
+(`check`) after each batch, between two stages, and while it waits for a window. Or it may swallow it and fail for what
+it missed (torch looks at the items of a sequence in C and takes any exception for "has no shape"): what comes after a
+request was raised is its consequence, and the run ends as requested.
 
 The second SIGINT ends the process on the spot, which is as safe as kill -9 is.
 """
@@ -28,6 +30,7 @@ class Stop:
 
     def __init__(self) -> None:
         self._request: StoppedError | None = None
+        self._was_raised = False
         self._held = False
         self._is_late = False
 
@@ -41,6 +44,7 @@ class Stop:
     def check(self) -> None:
         """Raise what was requested."""
         if self._request is not None and not self._is_late:
+            self._was_raised = True
             raise self._request
 
     def is_late(self) -> None:
@@ -64,6 +68,7 @@ class Stop:
         try:
             self.check()
             yield
+            self.check()
         finally:
             self._held = before
 
@@ -84,6 +89,10 @@ class Stop:
             signal.setitimer(signal.ITIMER_REAL, max(deadline, 1e-6))
         try:
             yield
+        except Exception as error:
+            if self._was_raised and self._request is not None and error is not self._request:
+                raise self._request from error
+            raise
         finally:
             if deadline is not None:
                 signal.setitimer(signal.ITIMER_REAL, 0)

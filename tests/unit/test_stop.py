@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -93,6 +94,36 @@ def test_a_signal_is_a_request(number: signal.Signals, code: int) -> None:
         os.kill(os.getpid(), number)
     assert caught.value.exit_code == code
     assert signal.getsignal(number) is before
+
+
+class Interrupted:
+    """A sequence whose first item takes so long that a signal arrives meanwhile."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, place: int) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0
+
+
+def test_what_a_library_makes_of_a_request_is_not_what_ends_the_run() -> None:
+    """torch looks at the first item in C and takes any exception for `has no shape`."""
+    torch = pytest.importorskip("torch")
+    with pytest.raises(StoppedError, match="stopped by SIGTERM") as caught, Stop().listening():
+        torch.asarray(Interrupted())
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_request_that_a_library_swallows_is_raised_at_the_end_of_released() -> None:
+    stop = Stop()
+    with pytest.raises(StoppedError), stop.held(), stop.released(), suppress(StoppedError):
+        stop.request(ENOUGH)
+
+
+def test_a_failure_before_any_request_is_told_as_it_is() -> None:
+    with pytest.raises(ValueError, match="mine"), Stop().listening():
+        raise ValueError("mine")
 
 
 def test_the_deadline_is_a_request_and_its_clock_is_stopped() -> None:
