@@ -171,7 +171,7 @@ class _Work:
             if fingerprint:
                 fingerprint.start()
                 stack.callback(fingerprint.stop)
-            engine = open_engine(self._plan, prepared.checkpoint)
+            engine = open_engine(self._plan, prepared.checkpoint, on_note=watcher.on_note)
             stack.callback(engine.close)
             self._stop.check()
             self._texts = self._open_texts(engine, members)
