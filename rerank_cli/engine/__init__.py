@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingEngine", "Engine", "Pending", "Scores", "open_engine"]
 
 
-def open_engine(plan: Plan, checkpoint: Checkpoint, *, on_note: Callable[[str], None] | None = None) -> Engine:
-    """Load the plan's model on the plan's devices. on_note: told what happens to processes that score."""
+def open_engine(
+    plan: Plan, checkpoint: Checkpoint, *, on_note: Callable[[str], None] | None = None, apart: bool = False
+) -> Engine:
+    """Load the plan's model on the plan's devices.
+
+    on_note: told what happens to processes that score. apart: a single engine has a process of its own too.
+    """
     # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
     if family_of(checkpoint.architecture).embeds:
         from rerank_cli.engine.embedding import EmbeddingEngine
 
         return EmbeddingEngine(plan, checkpoint)
-    if len(plan.engines) > 1:
+    if apart or len(plan.engines) > 1:
         from rerank_cli.engine.pool import PoolEngine
 
         return PoolEngine(plan, checkpoint, on_note=on_note)
