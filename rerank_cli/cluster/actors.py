@@ -12,9 +12,13 @@ blocks would need a second kind of checkpoint beside the journal.
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import signal
+import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,12 +30,14 @@ from rerank_cli.cluster.scorer import Done, Place, Scorer
 from rerank_cli.cluster.tasks import Task
 from rerank_cli.counts import Counts, ErrorLimit
 from rerank_cli.errors import DoesNotFitError, EngineError, InputError, RerankError, StoppedError, UsageError
+from rerank_cli.hardware.cpu import usable_cores
 from rerank_cli.job import Watcher
 from rerank_cli.job_options import JobOptions
 from rerank_cli.stop import Stop
 
 _CPUS_PER_ENGINE = 4  # of an engine without a GPU
 _TRIES = 5  # actors that a part may lose: pairs that end their process are found before (`engine.pool`)
+_ANSWER_SECONDS = 4.0
 _WAIT_SECONDS = 0.5
 _PLACED_SECONDS = 30.0  # until it is said that actors wait for room
 
@@ -85,45 +91,70 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
     """The ray module, connected; what was started for the run is stopped with it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        cores = usable_cores()
+        _refuse_too_many(cluster.engines or 1, "CPU", cluster.cpus or 1, cores)  # before seconds are spent on a start
+        settings |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        if "RAY_AUTH_MODE" not in os.environ:  # of this run alone; Ray itself would leave one in the home folder
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    else:
+        _refuse_silent(address)
     try:
         import ray
     except ImportError as error:
         raise UsageError("--engine ray: Ray is not installed", hint="pip install 'rerank-cli[ray]'") from error
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if cluster.address is None and "RAY_ADDRESS" not in os.environ:
-        settings |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    else:
-        settings |= {"address": cluster.address or "auto"}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(**settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        where = cluster.address or os.environ.get("RAY_ADDRESS", "this machine")
-        raise InputError(
-            f"--ray-address {where}: no Ray cluster answers: {str(error).partition(chr(10))[0]}",
-            hint="`ray status --address ADDRESS` shows one that runs",
-        ) from error
+        raise _no_cluster(address or "local", str(error).partition("\n")[0]) from error
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray has put its own in their place
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def room_for(ray: Any, options: JobOptions, cluster: ClusterOptions) -> Room:
-    """What the actors will ask for; `DoesNotFitError` where the whole cluster has less."""
-    there = ray.cluster_resources()
+def room_for(there: Mapping[str, float], options: JobOptions, cluster: ClusterOptions) -> Room:
+    """What the actors will ask for; `DoesNotFitError` where the whole cluster has less. there: what it has."""
     all_cpus, all_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     on_cpu = options.request.device == "cpu" or (options.request.device == "auto" and not all_gpus)
     gpus = cluster.gpus if cluster.gpus is not None else 0.0 if on_cpu else 1.0
     cpus = cluster.cpus or (1 if gpus else min(_CPUS_PER_ENGINE, max(1, int(all_cpus))))
     engines = cluster.engines or max(1, int(min(all_cpus // cpus, all_gpus // gpus if gpus else all_cpus)))
-    for what, each, total in (("CPU", cpus, all_cpus), ("GPU", gpus, all_gpus)):
-        if engines * each > total:
-            raise DoesNotFitError(
-                f"--engine ray: {engines} engine{'s' * (engines > 1)} of {each:g} {what}{'s' * (each != 1)} "
-                f"need{'s' * (engines == 1)} {engines * each:g}, and the cluster has {total:g}",
-                hint=f"`--engines`, `--{what.lower()}s-per-engine` ask for less",
-            )
+    _refuse_too_many(engines, "CPU", cpus, all_cpus)
+    _refuse_too_many(engines, "GPU", gpus, all_gpus)
     return Room(engines, cpus, gpus)
+
+
+def _refuse_too_many(engines: int, what: str, each: float, total: float) -> None:
+    if engines * each > total:
+        raise DoesNotFitError(
+            f"--engine ray: {engines} engine{'s' * (engines > 1)} of {each:g} {what}{'s' * (each != 1)} "
+            f"need{'s' * (engines == 1)} {engines * each:g}, and the cluster has {total:g}",
+            hint=f"`--engines`, `--{what.lower()}s-per-engine` ask for less",
+        )
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray asks a host that does not answer for minutes."""
+    found = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if found is None:
+        return  # a name of Ray's own, such as `auto`
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> InputError:
+    return InputError(
+        f"--ray-address {address}: no Ray cluster answers: {reason}",
+        hint="`ray status --address ADDRESS` shows one that runs",
+    )
 
 
 def _absolute(options: JobOptions) -> JobOptions:

@@ -47,7 +47,7 @@ def run_on_ray(
             elif (manifest := folder.finished(fingerprint)) is not None:
                 return _outcome(manifest, folder, was_done=True)
             with connected(cluster) as ray:
-                room = room_for(ray, options, cluster)
+                room = room_for(ray.cluster_resources(), options, cluster)
                 tasks = folder.tasks(fingerprint)
                 if tasks is None:
                     tasks = cut_tasks(files, options, engines=room.engines)

@@ -63,7 +63,7 @@ def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines:
     if len(files) < wanted:
         rows = [count_lines([one], ReadOptions(options.max_line_bytes)) for one in inputs]
         size = max(_LEAST_ROWS, -(-sum(rows) // wanted))
-        shards = [max(1, count // size) for count in rows]
+        shards = [max(1, round(count / size)) for count in rows]
     return tuple(
         Task(path, f"{stem}{_part(shard, count)}{_suffix(one, options)}", shard, count)
         for (path, stem), one, count in zip(files, inputs, shards, strict=True)
