@@ -19,7 +19,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,11 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
     except ImportError as error:
         raise UsageError("--engine ray: Ray is not installed", hint="pip install 'rerank-cli[ray]'") from error
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Actors import from the current folder of now, before all else: it shall be the one that has this package.
+    package = Path(rerank_cli.__file__).resolve().parents[1]
     try:
-        ray.init(**settings)
+        with chdir(package):
+            ray.init(**settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_cluster(address or "local", str(error).partition("\n")[0]) from error
     for number, handler in handlers.items():
