@@ -112,9 +112,9 @@ def test_chunks_and_limits_are_those_of_the_models() -> None:
     from rerank_cli.memory import peak as _  # noqa: F401 (the function hides the module of its name)
     from rerank_cli.memory.estimate import _PART_IMAGES
     from rerank_cli.memory.peak import _PRODUCT_KEYS, _WINDOW_BLOCK, BATCH_TILES
-    from rerank_cli.models import attention, llama, siglip
+    from rerank_cli.models import attention, pointwise, siglip
 
-    assert (CHUNK, _PRODUCT_KEYS, _WINDOW_BLOCK) == (llama._CHUNK, attention._PRODUCT_KEYS, attention._BLOCK)
+    assert (CHUNK, _PRODUCT_KEYS, _WINDOW_BLOCK) == (pointwise.CHUNK, attention._PRODUCT_KEYS, attention._BLOCK)
     assert (CHUNK, BATCH_TILES, _PART_IMAGES) == (siglip.CHUNK, siglip.BATCH_TILES, parts._PART_IMAGES)
 
 
