@@ -76,7 +76,7 @@ def dry_run(options: JobOptions) -> DryRun:
                 truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
                 counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
     counts.tokens, counts.truncated = kept, truncated
-    flops = _forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
+    flops = forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
     speed = _gemm_speed(prepared.plan)
     percentiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 10, 50, 90, 99, 100)} if lengths else {}
     return DryRun(
@@ -84,7 +84,7 @@ def dry_run(options: JobOptions) -> DryRun:
     )
 
 
-def _forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int, tiles: int = 0) -> float:
+def forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int, tiles: int = 0) -> float:
     """Operations of an encoder: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length.
 
     A vision tower is such an encoder too, of the patches of its tiles.
@@ -110,7 +110,9 @@ def _encoder_flops(part: Checkpoint, names: Sequence[str], *, tokens: int, squar
 def _gemm_speed(plan: Plan) -> float:
     """Operations a second of a matrix product in the plan's precision on its device, measured for a moment."""
     torch.set_num_threads(plan.threads)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[plan.precision]
+    from rerank_cli.models import DTYPES
+
+    dtype = DTYPES[plan.precision]
     a = torch.ones(1024, 1024, dtype=dtype, device=plan.device)
     torch.mm(a, a)
     began, rounds = time.perf_counter(), 0

@@ -26,16 +26,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.errors import ModelError
+from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
-from rerank_cli.models.linear import Linear, LinearLoader, PlainLinear, activation, fp8_reason, fp8_runs, linear_kind
+from rerank_cli.models.linear import (
+    Linear,
+    LinearLoader,
+    PlainLinear,
+    RowScaledFp8Linear,
+    activation,
+    fp8_reason,
+    fp8_runs,
+    linear_kind,
+    row_scaled_refusal,
+)
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.pointwise import CHUNK, Pointwise, Rotation, Unfused, pointwise_for
 from rerank_cli.models.weights import WeightReader, open_weights
@@ -104,10 +114,20 @@ class _Layer:
     key_norm: _Norm | None = None
 
 
+class Placed(TypedDict):
+    """Where and how a trunk computes; see `LlamaTrunk`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    fp8: NotRequired[bool]
+
+
 class LlamaTrunk:
     """Embeddings, layers, final norm and pooling of a Llama model.
 
-    prefix: of the weights' names, with its dot. words: the table of embeddings [vocabulary, hidden].
+    prefix: of the weights' names, with its dot. fp8: the products are in FP8, of weights in 16 bits. words: the table
+    of embeddings [vocabulary, hidden].
     """
 
     def __init__(
@@ -119,6 +139,7 @@ class LlamaTrunk:
         device: torch.device,
         dtype: torch.dtype,
         attention: str,
+        fp8: bool = False,
     ) -> None:
         self._shape = shape
         self._attention = attention_kind(attention, shape.head_size)
@@ -128,7 +149,11 @@ class LlamaTrunk:
         self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
         self._pointwise, self._told = pointwise_for(device, dtype)
         self._fp8 = f", FP8 weights {fp8_reason(device, dtype)}" if weights.quantised else ""
-        linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype))
+        self._rows = fp8
+        if fp8 and (refusal := row_scaled_refusal(device)):
+            raise DoesNotFitError(f"--precision fp8: {refusal}", hint="`--precision bf16`")
+        rows = self._pointwise if fp8 else None
+        linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype), rows=rows)
         self._frequencies = shape.frequencies.to(device)
         self.words = weights.take(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.hidden))
         self._layers = [self._layer(linear, f"{prefix}layers.{i}") for i in range(shape.layers)]
@@ -138,7 +163,8 @@ class LlamaTrunk:
     def kernels(self) -> str:
         """Which implementations run, in words, for the report."""
         between = "" if self._told == Unfused.name else f"; between them {self._told}"
-        return f"packed; linear {self._kind.kernel}{self._fp8}{between}; attention {self._attention}"
+        kernel = RowScaledFp8Linear.kernel if self._rows else self._kind.kernel
+        return f"packed; linear {kernel}{self._fp8}{between}; attention {self._attention}"
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of tokens [T]."""
@@ -230,13 +256,17 @@ class LlamaTrunk:
 class LlamaCrossEncoder:
     """A Llama cross-encoder in eval mode; satisfies `RerankModel`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
+    ) -> None:
         self._device = device
         self._pooling = read_pooling(checkpoint, "avg")
         self._temperature = read_temperature(checkpoint)
         shape = read_llama_shape(checkpoint)
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            self._trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention)
+            self._trunk = LlamaTrunk(
+                weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention, fp8=fp8
+            )
             self._score = weights.take("score.weight", (1, shape.hidden), dtype=torch.float32)
             weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further
             weights.finish()
