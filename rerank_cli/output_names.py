@@ -52,6 +52,10 @@ def output_format(names: Names) -> str:
     if names.out_format in ("jsonl", "parquet"):
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
+    if found == "tsv":
+        raise UsageError(
+            f"--output {names.output}: rows are not written as TSV", hint="end the name in .jsonl or .parquet"
+        )
     if found == "trec" or (found is None and names.out_format in SHAPES):
         return "jsonl"
     if found == "parquet" and Path(names.output.lower()).suffix in SUFFIXES:

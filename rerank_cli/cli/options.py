@@ -144,7 +144,8 @@ Template = Annotated[
     ),
 ]  # fmt: skip
 InFormat = Annotated[
-    str, option("--in-format", group=ROWS, metavar="F", help="auto, jsonl, parquet or trec. Default: by the suffix.")
+    str,
+    option("--in-format", group=ROWS, metavar="F", help="auto, jsonl, parquet, trec or tsv. Default: by the suffix."),
 ]
 OutFormat = Annotated[
     str,
