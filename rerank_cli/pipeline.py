@@ -94,7 +94,7 @@ class Run:
         scored: list[ScoredPart] = []
         try:
             with self.stop.held():
-                for part in parts:
+                for part in self._waited_for(parts):
                     scored.append(self._score(part))
                     if part.places is not None:
                         self._finish_window(*join_parts(part.window, scored, part.places))
@@ -113,6 +113,15 @@ class Run:
                 return
             yield window
 
+    def _waited_for(self, parts: Iterator[EncodedPart]) -> Iterator[EncodedPart]:
+        while True:
+            began = time.perf_counter()
+            part = next(parts, None)
+            self.timing.wait += time.perf_counter() - began
+            if part is None:
+                return
+            yield part
+
     def _encode(self, windows: Generator[Window, None, None]) -> Iterator[EncodedPart]:
         with closing(windows):  # a run that stops here stops the reader too
             for window in windows:
@@ -130,6 +139,7 @@ class Run:
         trouble = self.engine.trouble
         self.counts.add(image_counts(part.encoded))
         self.counts.add({"out_of_memory_splits": trouble.splits, "fp32_reruns": trouble.reruns})
+        self.counts.computed_tokens += trouble.computed
         self.counts.tokens += sum(len(pair.input_ids) for pair in pairs)
         encoded = with_problems(part.encoded, trouble.failed)
         return ScoredPart(part.members, [without_pixels(entry) for entry in encoded], logits)
@@ -156,7 +166,9 @@ class Run:
             len(whole.ranking) - len(kept.ranking) for whole, kept in zip(ranked, selected, strict=True)
         )
         if self.on_window:
+            began = time.perf_counter()
             self.on_window(encoded.window, self.counts)
+            self.timing.write += time.perf_counter() - began
 
     def _count(
         self,

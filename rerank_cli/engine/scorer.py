@@ -127,6 +127,7 @@ class LocalEngine:
             own = Trouble()
             logits[half] = self._score(model, [pairs[place] for place in half], own, on_batch)
             trouble.splits += own.splits
+            trouble.computed += own.computed
             trouble.failed |= {half[place]: problem for place, problem in own.failed.items()}
         return logits
 

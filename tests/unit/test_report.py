@@ -53,7 +53,15 @@ def test_the_report_names_versions_model_plan_and_machine() -> None:
 def test_speed_is_what_the_computing_took() -> None:
     document = report(Counts(pairs=30, tokens=900), Timing(read=9.0, tokenise=1.00049, compute=1.5, write=0.1))
     assert document["speed"] == {"pairs_per_second": 20.0, "tokens_per_second": 600.0}
-    assert document["seconds"] == {"wall": 1.235, "read": 9.0, "tokenise": 1.0, "compute": 1.5, "write": 0.1}
+    assert document["seconds"] == {
+        "wall": 1.235,
+        "load": 0.0,
+        "wait": 0.0,
+        "read": 9.0,
+        "tokenise": 1.0,
+        "compute": 1.5,
+        "write": 0.1,
+    }
 
 
 def test_a_run_without_pairs_has_no_speed() -> None:
