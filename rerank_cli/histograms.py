@@ -19,6 +19,7 @@ import numpy.typing as npt
 _OCTAVE = 32  # bins of lengths between two powers of two; below twice as many, each length has its own
 _SPREAD_BINS = 64
 _NARROWEST = 2.0**-7
+_HIGHEST_PLACE = 2**20  # of a bin: beyond, a float has too few digits left for what is within it
 _TIME_BINS = 64
 _SHORTEST = 0.125  # seconds
 
@@ -105,7 +106,10 @@ class SpreadHistograms:
     def _widen(self) -> None:
         low = min(ends[0] for ends in self._ends if ends)
         high = max(ends[1] for ends in self._ends if ends)
-        while math.floor(high / self.width) - math.floor(low / self.width) >= _SPREAD_BINS:
+        while (
+            math.floor(high / self.width) - math.floor(low / self.width) >= _SPREAD_BINS
+            or max(-low, high) >= self.width * _HIGHEST_PLACE
+        ):
             self.width *= 2
             for number, bins in enumerate(self._bins):
                 merged: Counter[int] = Counter()

@@ -22,15 +22,18 @@ def evaluation_section(document: Document) -> dict[str, Any] | None:
         return None
     queries = plural(found["queries"], "judged query", "judged queries")
     tests = [row["significance"] for row in found["metrics"] if row.get("significance")]
-    how = {
-        f"{'all' if one['method'] == 'exact' else ''} {number(one['permutations'])} choices of signs" for one in tests
-    }
+    how = sorted({_choices(test) for test in tests})
     return {
         "rows": [_measure(row) for row in found["metrics"]],
         "queries": queries,
         "given_order": found.get("given_order"),
-        "test": f"p: two-sided paired randomisation test, {' or '.join(sorted(how)).strip()}" if how else None,
+        "test": f"p: two-sided paired randomisation test, over {' or '.join(how)}" if how else None,
     }
+
+
+def _choices(test: Document) -> str:
+    drawn = "" if test["method"] == "exact" else f"{number(test['permutations'])} drawn "
+    return f"{drawn or 'all '}choices of signs"
 
 
 def _measure(row: Document) -> dict[str, Any]:

@@ -41,6 +41,8 @@ def percent(share: float) -> str:
 
 def duration(seconds: float) -> str:
     """`0.42 s`, `8.1 s`, `2 min 16 s`, `3 h 5 min`."""
+    if seconds < 0.001:
+        return f"<{NARROW}0.001{NARROW}s" if seconds else f"0{NARROW}s"
     if seconds < 59.95:
         return f"{seconds:.{1 if seconds >= 1 else 2 if seconds >= 0.01 else 3}f}{NARROW}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -33,8 +33,8 @@ PAIRS = [
     for n in range(90)
 ]
 TIMES = {
-    "seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "per_query", "options", "timeline",
-    "memory", "finished",
+    "seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "per_query", "options",
+    "timeline", "memory", "finished",
 }  # fmt: skip
 
 
