@@ -324,6 +324,7 @@ class _Work:
             timing=self._timing,
             seconds=self._seconds,
         )
+        document["machine"] |= reports.gpu_facts(prepared.machine)
         document["model"]["template"] = prepared.encoder.template
         document["plan"]["kernels"] = engine.kernels
         document["peak_rss_bytes"] = self._highest_rss

@@ -16,7 +16,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.counts import Counts, Timing
 from rerank_cli.evaluation import Evaluation
 from rerank_cli.forward_cost import forward_flops, matrix_speed
-from rerank_cli.hardware import Cpu
+from rerank_cli.hardware import Cpu, Machine
 from rerank_cli.run_plan import Plan
 
 SCHEMA = "rerank-cli/report/1"
@@ -69,6 +69,17 @@ def build_report(
 def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
     """The evaluation as it stands in the report."""
     return asdict(evaluation)
+
+
+def gpu_facts(machine: Machine) -> dict[str, Any]:
+    """The GPUs that a run could use, and their driver; nothing where there are none."""
+    if not machine.devices:
+        return {}
+    gpus = [
+        {"cuda_index": device.cuda_index, "name": device.name, "total_bytes": device.total_bytes}
+        for device in machine.devices
+    ]
+    return {"driver": machine.driver, "cuda": machine.cuda, "gpus": gpus}
 
 
 def _padding(counts: Counts) -> dict[str, float]:

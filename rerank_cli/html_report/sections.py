@@ -65,7 +65,7 @@ def page_of(document: Document) -> dict[str, Any]:
         ],
         "inputs": list(_inputs(document)),
         "model": list(_model(document)),
-        "machine": [(name, str(value)) for name, value in document.get("machine", {}).items()],
+        "machine": list(_machine(document)),
         "counts": [
             (_COUNTS.get(name, name), number(value)) for name, value in document.get("counts", {}).items() if value
         ],
@@ -144,6 +144,15 @@ def _model(document: Document) -> Iterator[tuple[str, str]]:
         value = model.get(name)
         if value is not None:
             yield name, number(value) if isinstance(value, int) else str(value)
+
+
+def _machine(document: Document) -> Iterator[tuple[str, str]]:
+    for name, value in document.get("machine", {}).items():
+        if name != "gpus" and value is not None:
+            yield name, str(value)
+    for gpu in document.get("machine", {}).get("gpus", ()):
+        total = f", {size(gpu['total_bytes'])}" if gpu.get("total_bytes") else ""
+        yield f"cuda:{gpu['cuda_index']}", f"{gpu['name']}{total}"
 
 
 def _flat(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
