@@ -29,7 +29,8 @@ def throughput_section(document: Document) -> dict[str, Any] | None:
         speed = [rate(amount / (until - begin), unit) for amount, unit in ((tokens, "tokens"), (pairs, "pairs"))]
         told = f"{duration(begin)} to {duration(until)}: {', '.join(speed)}"
         series.append(Bar(begin, until, tokens / (until - begin), told))
-    lines = [Line(at, "continued") for at in found.get("continued_at", ())]
+    # One word for all of them: several would stand on each other.
+    lines = [Line(at, "" if place else "continued") for place, at in enumerate(found.get("continued_at", ()))]
     return {
         "chart": charts.bars(
             series, label="tokens a second over the time of the run", unit="tokens/s", lines=lines, seconds=True

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerank_cli.commit import Files
+from rerank_cli.errors import OutputError
 from rerank_cli.html_report import render_report
 from rerank_cli.html_report.charts import ticks
 from rerank_cli.html_report.sections import page_of
@@ -41,7 +43,8 @@ DOCUMENT: dict[str, Any] = {
         "reasons": ["CPU: no usable GPU", "see `--gpus all`"], "warnings": ["one engine runs"],
         "needed_bytes": 700 * 2**20,
     },
-    "machine": {"platform": "Linux", "cpu": "a processor", "cores": 2, "python": "3.11.7"},
+    "machine": {"platform": "Linux", "cpu": "a processor", "cores": 2, "python": "3.11.7",
+                "gpus": [{"cuda_index": 1, "name": "NVIDIA H100", "total_bytes": 80 * 2**30}]},
     "counts": {
         "rows_in": 1043, "rows_out": 1041, "rows_error": 2, "lists": 1041, "pairs": 20820, "pairs_scored": 20817,
         "tokens": 2457713, "computed_tokens": 2500000, "truncated": 17, "ties": 6, "empty_passages": 1,
@@ -171,6 +174,7 @@ def without(*names: str) -> dict[str, Any]:
         "cd /srv/rerank rerank-cli rerank-file lists.jsonl -o out.jsonl",
         "distinct pairs, read once 20,817", "tokens 2,457,713", "tokens with padding 2,500,000",
         "parameters 33,360,385", "sha256 " + "ab" * 32, "cpu a processor", "cores 2", "python 3.11.7",
+        "cuda:1 NVIDIA H100, 80.0 GiB",
         "output out.jsonl 391.8 KiB sha256 " + "cd" * 32, "input 1 lists.jsonl 356.7 KiB sha256 " + "12" * 32,
         "selection.top_n 5", "truncate end", "rerank-cli 9.8.7",
         "17 pairs (<0.1 %) did not fit and were cut to 512 tokens",
@@ -386,6 +390,27 @@ def test_a_run_leaves_the_page_of_its_report(tmp_path: Path) -> None:
     text = page(written).text
     for part in ("Done with 1 bad row of 2", "<i>", "out.jsonl", "1 pair (33.3 %) did not fit", "rerank-cli <b>"):
         assert part in text
+
+
+class NoPage(Files):
+    """A disk on which no page gets its name."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.name == "run.html":
+            raise OSError(5, "Input/output error")
+        super().rename(source, target)
+
+
+def test_a_page_that_could_not_get_its_name_gets_it_from_the_next_run(tmp_path: Path) -> None:
+    names = Names(str(tmp_path / "out.jsonl"), report=str(tmp_path / "run.html"))
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "way", "passages": ["a road"]}])
+    options = JobOptions((source,), names, model=str(TINY_CHECKPOINT))
+    with pytest.raises(OutputError, match=r"run\.html: cannot be written"):
+        run_job(options, files=NoPage())
+    assert not (tmp_path / "out.jsonl").exists()
+    assert run_job(options).was_done
+    written = json.loads((tmp_path / "out.jsonl.report.json").read_bytes())
+    assert (tmp_path / "run.html").read_bytes() == render_report(written)
 
 
 def test_a_run_of_nothing_leaves_a_page(tmp_path: Path) -> None:
