@@ -335,9 +335,12 @@ class _Work:
         document["continued"] = self._times_continued
         document["first_error"] = self._first_error
         if not self._texts:  # of these, the lengths are those of pairs, and texts are what is read
+            from rerank_cli.engine.scorer import LocalEngine
+
             document["speed"] |= reports.use_of_device(
-                prepared.checkpoint, self._plan, self._counts, self._timing, squares=self._observed.squares
-            )
+                prepared.checkpoint, self._plan, self._counts, self._timing,
+                squares=self._observed.squares, alone=isinstance(engine, LocalEngine),
+            )  # fmt: skip
         else:
             read = self._texts.state
             document["embedded"] = {

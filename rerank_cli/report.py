@@ -90,18 +90,18 @@ def _padding(counts: Counts) -> dict[str, float]:
 
 
 def use_of_device(
-    checkpoint: Checkpoint, plan: Plan, counts: Counts, timing: Timing, *, squares: int
+    checkpoint: Checkpoint, plan: Plan, counts: Counts, timing: Timing, *, squares: int, alone: bool
 ) -> dict[str, float]:
     """Operations a second of the forward passes and, on a CPU, their share of what it reaches in a matrix product.
 
     A GPU is left out of the second: the product that is measured is too small for it. squares: sum of the squared
-    lengths of the pairs.
+    lengths of the pairs. alone: one process has computed everything; what it reaches says nothing of several.
     """
     if not counts.tokens or not timing.compute:
         return {}
     flops = forward_flops(checkpoint, tokens=counts.tokens, squares=squares, tiles=counts.tiles)
     found = {"gflops": round(flops / timing.compute / 1e9, 1)}
-    if plan.device == "cpu" and timing.compute >= _UTILISATION_FROM:
+    if alone and plan.device == "cpu" and timing.compute >= _UTILISATION_FROM:
         reached = matrix_speed(plan)
         found |= {"matrix_gflops": round(reached / 1e9, 1), "utilisation": round(flops / timing.compute / reached, 3)}
     return found

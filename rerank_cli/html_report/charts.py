@@ -38,9 +38,9 @@ class Line:
 
 
 def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] = (), seconds: bool = False) -> Markup:
-    """A histogram, or a series over time. unit: of the values, at the topmost tick."""
+    """A histogram of counts, or a series over time. unit: of the values, in the plural, at the topmost tick."""
     begin, end = found[0].begin, max(found[-1].end, *(line.at for line in lines), found[0].begin + 1e-9)
-    scale = ticks(0, max(bar.value for bar in found))
+    scale = ticks(0, max(bar.value for bar in found), least=0 if seconds else 1)
     top = scale[-1] or 1.0
     height = {tick: _HEAD + _HEIGHT * (1 - tick / top) for tick in scale}
     parts = [_element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in height.values()]
@@ -48,7 +48,8 @@ def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] =
         left, width = _across(bar.begin, begin, end), 100 * (bar.end - bar.begin) / (end - begin)
         parts += _column(bar, left, width, top)
     for tick in scale[1:]:
-        text = f"{short(tick)} {unit}" if tick == top else short(tick)
+        named = unit.removesuffix("s") if tick == 1 else unit
+        text = f"{short(tick)} {named}" if tick == top else short(tick)
         parts.append(_element("text", text, x=0, y=height[tick] - 3, class_="tick"))
     for line in lines:
         parts += _mark(line, _across(line.at, begin, end))
@@ -159,13 +160,13 @@ def meter(share: float, kind: str, *, label: str) -> Markup:
     return _chart(label, 12, parts)
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers from `low` on; the last one is not below `high`."""
+def ticks(low: float, high: float, *, least: float = 0.0) -> list[float]:
+    """Three to seven round numbers from `low` on; the last one is not below `high`. least: between two of them."""
     if high <= low:
         return [low]
     rough = (high - low) / 4
     scale = 10.0 ** math.floor(math.log10(rough))
-    step = next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= rough * (1 - 1e-9))
+    step = max(least, next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= rough * (1 - 1e-9)))
     first = math.ceil(low / step - 1e-9)
     return [step * place for place in range(first, math.ceil(high / step - 1e-9) + 1)]
 

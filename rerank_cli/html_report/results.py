@@ -121,7 +121,7 @@ def scores_section(document: Document) -> dict[str, Any] | None:
         unit="passages",
     )
     return {
-        "name": name,
+        "title": f"{name.capitalize()} by rank" if len(rows) > 1 else f"{name.capitalize()}s",
         "rows": rows if len(rows) > 1 else [],
         "axis": (short(low), short(high)),
         "histogram": histogram,

@@ -369,6 +369,11 @@ def test_an_axis_has_a_few_round_ticks_up_to_its_end(low: float, span: float) ->
     assert found[-1] >= low + span - 1e-6 * max(abs(low), span)
 
 
+def test_ticks_of_counts_are_whole() -> None:
+    assert ticks(0, 3, least=1) == [0, 1, 2, 3]
+    assert ticks(0, 1, least=1) == [0, 1]
+
+
 # Of a run
 
 

@@ -99,11 +99,13 @@ def test_an_evaluation_stands_in_the_report_as_it_is() -> None:
 def test_the_use_of_a_device_is_operations_over_the_time_they_took() -> None:
     checkpoint, counts = read_checkpoint(TINY_CHECKPOINT, name="tiny"), Counts(tokens=10**6)
     flops = forward_flops(checkpoint, tokens=10**6, squares=10**8)
-    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=2.0), squares=10**8)
+    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=2.0), squares=10**8, alone=True)
     assert found == {"gflops": round(flops / 2e9, 1)}
-    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=40.0), squares=10**8)
+    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=40.0), squares=10**8, alone=True)
     assert found["utilisation"] == pytest.approx(flops / 40e9 / found["matrix_gflops"], abs=0.001)
-    assert use_of_device(checkpoint, PLAN, Counts(), Timing(), squares=0) == {}
+    assert use_of_device(checkpoint, PLAN, Counts(), Timing(), squares=0, alone=True) == {}
+    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=40.0), squares=0, alone=False)
+    assert found.keys() == {"gflops"}
 
 
 @pytest.mark.parametrize("needed", [None, 700])
