@@ -334,6 +334,8 @@ class _Work:
             document["command"] = command
         document["continued"] = self._times_continued
         document["first_error"] = self._first_error
+        if self._counts.rows_error and (errors := self._options.names.files.get("errors")):
+            document["errors_file"] = str(errors)
         if not self._texts:  # of these, the lengths are those of pairs, and texts are what is read
             from rerank_cli.engine.scorer import LocalEngine
 

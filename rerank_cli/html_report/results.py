@@ -72,6 +72,7 @@ def errors_section(document: Document) -> dict[str, Any] | None:
     return {
         "total": plural(bad, "row"),
         "share": percent(bad / (document["counts"]["rows_in"] or 1)),
+        "file": document.get("errors_file"),
         "codes": [
             {
                 "code": found["code"],

@@ -82,6 +82,7 @@ DOCUMENT: dict[str, Any] = {
             {"file": "lists.jsonl", "row": 99, "id": None, "message": "not JSON"},
         ]},
     ],
+    "errors_file": "out.jsonl.errors.jsonl",
     "continued": 1,
     "evaluation": {
         "metrics": [
@@ -159,7 +160,8 @@ def without(*names: str) -> dict[str, Any]:
         "rows scored 1,041 of 1,043", "pairs 20,820", "time 11 min 40 s", "speed 32.0 pairs/s",
         "throughput 3,781 tokens/s", "padding 1.7 %", "utilisation 70 %", "peak memory 560.0 MiB",
         "29 better, 8 worse, 3 same", "Over 40 judged queries", "over 100,000 drawn choices of signs",
-        "2 rows, 0.2 % of the input", "bad-json 2", "lists.jsonl:77 q77 not JSON: {",
+        "2 rows, 0.2 % of the input. All of them are in out.jsonl.errors.jsonl; by reason",
+        "bad-json 2", "lists.jsonl:77 q77 not JSON: {",
         "1 0.125", "2 -8.38", "1,041 -9.50 -7.25 -2 0.125 3 6.75 9",
         "mean 118.1 tokens", "50 % have at most 91 tokens", "90 % have at most 231 tokens",
         "99 % have at most 479 tokens", "longest 1,523 tokens", "17 pairs, 4,321 tokens lost",
@@ -294,7 +296,7 @@ def _with(text: str) -> dict[str, Any]:
         job={"files": {f"input {text}": {"path": text, "sha256": text, "bytes": 1}}},
         memory={"device": text, "measured": text},
     )
-    document |= {"version": text, "finished": text}
+    document |= {"version": text, "finished": text, "errors_file": text}
     document["errors"][0]["code"] = text
     document["errors"][0]["examples"] = [{"file": text, "row": 1, "id": text, "message": text}]
     document["evaluation"]["metrics"][0]["metric"] = text

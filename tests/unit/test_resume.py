@@ -34,7 +34,7 @@ PAIRS = [
 ]
 TIMES = {
     "seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "per_query", "options",
-    "timeline", "memory", "finished",
+    "timeline", "memory", "finished", "errors_file",
 }  # fmt: skip
 
 
