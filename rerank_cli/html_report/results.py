@@ -18,7 +18,7 @@ _PARTS = (("50 %", "p50"), ("90 %", "p90"), ("99 %", "p99"))
 def evaluation_section(document: Document) -> dict[str, Any] | None:
     """Each measure in the given order and the new one."""
     found = document.get("evaluation")
-    if not found or not found["metrics"]:
+    if not found or not found["queries"]:
         return None
     queries = plural(found["queries"], "judged query", "judged queries")
     tests = [row["significance"] for row in found["metrics"] if row.get("significance")]

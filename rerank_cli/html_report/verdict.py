@@ -23,8 +23,9 @@ def verdict(document: Document) -> str:
     said = f"{done}: {work}{took}." if bad else f"{done}: {plural(rows, 'row')}, {work}{took}."
     if not rows:
         said = "Done: the input has no rows."
-    measures = document.get("evaluation", {}).get("metrics") or []
-    return " ".join([said, *(_measured(row) for row in measures[:1])])
+    evaluation = document.get("evaluation", {})
+    measures = evaluation["metrics"][:1] if evaluation.get("queries") else []
+    return " ".join([said, *map(_measured, measures)])
 
 
 def _measured(row: Document) -> str:

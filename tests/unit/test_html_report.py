@@ -198,7 +198,7 @@ def test_the_same_report_is_the_same_page() -> None:
     [
         ({"counts": {"rows_error": 0}}, "Done: 1,043 rows, 20,820 pairs in 11 min 40 s. nDCG@10 rose"),
         ({"counts": {"rows_error": 1}}, "Done with 1 bad row of 1,043: 20,820 pairs in 11 min 40 s."),
-        ({"counts": {"rows_in": 0, "rows_error": 0}, "evaluation": {"metrics": []}}, "Done: the input has no rows."),
+        ({"counts": {"rows_in": 0, "rows_error": 0}, "evaluation": {"queries": 0}}, "Done: the input has no rows."),
         ({"counts": {"rows_in": 1, "rows_error": 0, "pairs": 1}}, "Done: 1 row, 1 pair in"),
         ({"seconds": {"wall": 0.0061}}, "Done with 2 bad rows of 1,043: 20,820 pairs in 0.006 s."),
     ],
@@ -252,6 +252,12 @@ def test_what_limited_a_run_is_told(seconds: dict[str, float], said: str) -> Non
     found = limit(changed(seconds=seconds))
     assert found is not None
     assert found.replace(SPACE, " ").startswith(said)
+
+
+def test_a_run_without_a_judged_query_was_not_measured() -> None:
+    text = page(changed(evaluation={"queries": 0})).text
+    assert "None of the queries has a judgement" in text
+    assert "nDCG" not in text
 
 
 # Less in the document
