@@ -34,9 +34,9 @@ import torch  # noqa: E402
 from benchmarks import full_size  # noqa: E402
 from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
-from rerank_cli.dry_run import forward_flops  # noqa: E402
 from rerank_cli.encoding import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
+from rerank_cli.forward_cost import forward_flops  # noqa: E402
 from rerank_cli.memory import BatchSize, Place, estimate, memory_model  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
 from rerank_cli.ranking import pairs_of  # noqa: E402

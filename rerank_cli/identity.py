@@ -28,7 +28,7 @@ from rerank_cli.run_plan import Plan
 
 _NOT_IN_THE_BYTES = {
     "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
-    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline",
+    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
 # Words, an estimate, and what a run goes on with as it has begun.
 _NOT_IN_THE_PLAN = {"reasons", "warnings", "needed_bytes", "threads", "token_budget"}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.checkpoint import Checkpoint, TensorInfo
-from rerank_cli.dry_run import dry_run, forward_flops
+from rerank_cli.dry_run import dry_run
+from rerank_cli.forward_cost import forward_flops
 from rerank_cli.job import run_job
 from rerank_cli.job_options import JobOptions
 from rerank_cli.output_names import Names

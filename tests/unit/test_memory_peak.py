@@ -101,10 +101,10 @@ def test_only_the_largest_run_is_attended_to_at_a_time() -> None:
 
 
 def test_rows_are_rounded_as_the_packed_models_round_them() -> None:
-    from rerank_cli.models.packed import _rounded_rows
+    from rerank_cli.models.packed import rounded_rows as packed_rows
 
     counts = [*range(1, 3000), 8191, 8192, 8193, 524_288]
-    assert [rounded_rows(count) for count in counts] == [_rounded_rows(count) for count in counts]
+    assert [rounded_rows(count) for count in counts] == [packed_rows(count) for count in counts]
 
 
 def test_chunks_and_limits_are_those_of_the_models() -> None:
