@@ -6,18 +6,19 @@ copy brings the whole window's logits back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, unless_full
-from rerank_cli.models import RerankModel, SeesImages, is_native, load_model
+from rerank_cli.models import Calibrates, RerankModel, SeesImages, is_native, load_model
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 
@@ -41,6 +42,39 @@ class Engine(Protocol):
         """Give back what the engine holds."""
 
 
+@runtime_checkable
+class NeedsCalibration(Protocol):
+    """An `Engine` that may have to see some pairs before it scores any.
+
+    calibration: what it has seen, for a JSON file; None before that. Engines with the same one give the same logits.
+    """
+
+    @property
+    def needs_calibration(self) -> bool:
+        """It cannot score yet."""
+
+    @property
+    def calibration(self) -> Mapping[str, Any] | None:
+        """What `calibrate` returned or `use_calibration` was given."""
+
+    def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
+        """Look at some of `pairs`, the same ones for the same pairs, and be ready to score."""
+
+    def use_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """Be ready with what another engine has returned."""
+
+
+@runtime_checkable
+class ScoresExactly(Protocol):
+    """An `Engine` that can also score in fp32, whatever its precision."""
+
+    def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
+        """As `score`, in fp32."""
+
+
+_CALIBRATION_TOKENS = 4096  # 15 to 60 pairs: 2.5 s of one core for the built-in model
+
+
 class LocalEngine:
     """The plan's model in this process; satisfies `Engine`. Loads the weights when it is made."""
 
@@ -61,6 +95,7 @@ class LocalEngine:
         )
         self._exact = exact  # the same model in fp32, loaded when it is needed
         self.trouble = Trouble()
+        self.calibration: Mapping[str, Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -74,6 +109,32 @@ class LocalEngine:
     def kernels(self) -> str:
         """Which implementations the model runs on, in words, for the report: a slow fallback must be visible."""
         return self._model.kernels
+
+    @property
+    def needs_calibration(self) -> bool:
+        """See `NeedsCalibration`."""
+        return isinstance(self._model, Calibrates) and not self._model.calibrated
+
+    @torch.inference_mode()
+    def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
+        """See `NeedsCalibration`."""
+        assert isinstance(self._model, Calibrates), "else nobody asks for it"
+        chosen = _spread(pairs, _CALIBRATION_TOKENS)
+        lengths = [len(pair.input_ids) for pair in chosen]
+        batches = plan_batches(lengths, token_budget=self._plan.token_budget)
+        self.calibration = self._model.calibrate([[chosen[place] for place in batch] for batch in batches])
+        return self.calibration
+
+    def use_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """See `NeedsCalibration`."""
+        assert isinstance(self._model, Calibrates), "else nobody has one"
+        self._model.use(calibration)
+        self.calibration = calibration
+
+    @torch.inference_mode()
+    def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
+        """See `ScoresExactly`."""
+        return self._score(self._exact_model(), pairs, Trouble(), None)
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
@@ -141,3 +202,10 @@ class LocalEngine:
     def close(self) -> None:
         """Drop the model."""
         del self._model
+
+
+def _spread(pairs: Sequence[EncodedPair], tokens: int) -> list[EncodedPair]:
+    """Pairs evenly over all of `pairs`, of about `tokens` tokens together; at least one."""
+    mean = sum(len(pair.input_ids) for pair in pairs) / len(pairs)
+    count = max(1, min(len(pairs), int(tokens / mean)))
+    return [pairs[number * len(pairs) // count] for number in range(count)]
