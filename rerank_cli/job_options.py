@@ -22,7 +22,7 @@ class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
     request_notes: variables that `request` did not hear. template: its text, or `none`. shard: (i, n), the i-th of n
-    parts. checkpoint_every, lock_wait, deadline: seconds.
+    parts. checkpoint_every, lock_wait, deadline: seconds. check_precision: pairs scored in fp32 too.
     """
 
     inputs: tuple[str, ...]
@@ -59,6 +59,7 @@ class JobOptions:
     max_line_bytes: int = 64 * 2**20
     qrels: str | None = None
     metrics: tuple[str, ...] = ("nDCG@10",)
+    check_precision: int | None = None
 
 
 def refuse_unusable(options: JobOptions) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,19 @@ from rerank_cli.parts import EncodedWindow
 from rerank_cli.records import CandidateList, EncodedPair, RankedList, RankedPassage, RowError
 
 if TYPE_CHECKING:
-    from rerank_cli.engine import Engine
+    from rerank_cli.engine import ScoresExactly
 
 Pool = Literal["max", "mean", "first"]
+
+
+class Scores(Protocol):
+    """What gives logits: an engine, or its fp32."""
+
+    def score(
+        self, pairs: Sequence[EncodedPair], *, on_batch: Callable[[int, int], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """See `Engine`."""
+
 
 _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
     "max": np.max,
@@ -28,7 +38,7 @@ _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
 
 
 def score_pairs(
-    encoded: Sequence[Encoded], engine: Engine, *, pool: Pool, on_batch: Callable[[int, int], None] | None = None
+    encoded: Sequence[Encoded], engine: Scores, *, pool: Pool, on_batch: Callable[[int, int], None] | None = None
 ) -> tuple[npt.NDArray[np.float32], list[EncodedPair]]:
     """The logit of each encoded pair (NaN where it has a problem), and the pairs that the engine saw.
 
@@ -44,6 +54,24 @@ def score_pairs(
     combine = _POOLS[pool]
     logits = np.array([combine(flat[begin:end]) if end > begin else np.nan for begin, end in spans], dtype=np.float32)
     return logits, pairs
+
+
+def score_exactly(encoded: Sequence[Encoded], engine: ScoresExactly, *, pool: Pool) -> npt.NDArray[np.float32]:
+    """The logits of `score_pairs` in fp32."""
+    return score_pairs(encoded, _Exactly(engine), pool=pool)[0]
+
+
+class _Exactly:
+    """An engine's fp32, as `score_pairs` asks it."""
+
+    def __init__(self, engine: ScoresExactly) -> None:
+        self._engine = engine
+
+    def score(
+        self, pairs: Sequence[EncodedPair], *, on_batch: Callable[[int, int], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """See `ScoresExactly`."""
+        return self._engine.score_exactly(pairs)
 
 
 def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem]) -> list[Encoded]:

@@ -125,6 +125,7 @@ def rerank_file(
     deadline: opt.Deadline = None,
     limit: opt.Limit = None,
     skip: opt.Skip = 0,
+    check_precision: opt.CheckPrecision = None,
     dry_run: opt.DryRun = False,
     report: opt.Report = None,
     qrels: Qrels = None,
@@ -218,6 +219,7 @@ def rerank_file(
         max_line_bytes=max_line_bytes,
         qrels=qrels,
         metrics=metrics,
+        check_precision=check_precision,
     )
     if dry_run:
         return print_dry_run(options, output_mode)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from rerank_cli.engine.protocols import NeedsCalibration, ScoresExactly
 from rerank_cli.families import family_of
 from rerank_cli.run_plan import Plan
 
@@ -12,11 +14,11 @@ if TYPE_CHECKING:
     from rerank_cli.engine.embedding import EmbeddingEngine
     from rerank_cli.engine.scorer import Engine
 
-__all__ = ["EmbeddingEngine", "Engine", "open_engine"]
+__all__ = ["EmbeddingEngine", "Engine", "NeedsCalibration", "ScoresExactly", "open_engine"]
 
 
-def open_engine(plan: Plan, checkpoint: Checkpoint) -> Engine:
-    """Load the plan's model on the plan's device."""
+def open_engine(plan: Plan, checkpoint: Checkpoint, calibration: Mapping[str, Any] | None = None) -> Engine:
+    """Load the plan's model on the plan's device. calibration: what another engine was calibrated with."""
     # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
     if family_of(checkpoint.architecture).embeds:
         from rerank_cli.engine.embedding import EmbeddingEngine
@@ -24,4 +26,7 @@ def open_engine(plan: Plan, checkpoint: Checkpoint) -> Engine:
         return EmbeddingEngine(plan, checkpoint)
     from rerank_cli.engine.scorer import LocalEngine
 
-    return LocalEngine(plan, checkpoint)
+    engine = LocalEngine(plan, checkpoint)
+    if calibration is not None and engine.needs_calibration:
+        engine.use_calibration(calibration)
+    return engine

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -42,41 +42,14 @@ class Engine(Protocol):
         """Give back what the engine holds."""
 
 
-@runtime_checkable
-class NeedsCalibration(Protocol):
-    """An `Engine` that may have to see some pairs before it scores any.
-
-    calibration: what it has seen, for a JSON file; None before that. Engines with the same one give the same logits.
-    """
-
-    @property
-    def needs_calibration(self) -> bool:
-        """It cannot score yet."""
-
-    @property
-    def calibration(self) -> Mapping[str, Any] | None:
-        """What `calibrate` returned or `use_calibration` was given."""
-
-    def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
-        """Look at some of `pairs`, the same ones for the same pairs, and be ready to score."""
-
-    def use_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Be ready with what another engine has returned."""
-
-
-@runtime_checkable
-class ScoresExactly(Protocol):
-    """An `Engine` that can also score in fp32, whatever its precision."""
-
-    def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
-        """As `score`, in fp32."""
-
-
 _CALIBRATION_TOKENS = 4096  # 15 to 60 pairs: 2.5 s of one core for the built-in model
 
 
 class LocalEngine:
-    """The plan's model in this process; satisfies `Engine`. Loads the weights when it is made."""
+    """The plan's model in this process, with its weights loaded.
+
+    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`.
+    """
 
     def __init__(
         self,
@@ -135,6 +108,10 @@ class LocalEngine:
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """See `ScoresExactly`."""
         return self._score(self._exact_model(), pairs, Trouble(), None)
+
+    def forget_exact(self) -> None:
+        """See `ScoresExactly`."""
+        self._exact = None
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:

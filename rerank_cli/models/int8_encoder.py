@@ -37,6 +37,9 @@ from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import open_weights
 from rerank_cli.records import EncodedPair
 
+# What was seen is taken for this much less than what will come. With 4 pairs of one list to calibrate on, 1.15 brought
+# the mean difference of logits from 0.09 to 0.07 (vaswani); with 55 pairs it changes nothing.
+_HEADROOM = 1.1
 _FORMAT = 1  # of the state; another number is another version's, whose weights would be others
 
 
@@ -75,7 +78,7 @@ class _Seen:
         seen.least = found["least"]
         for name in ("input", "context", "attended", "inner"):
             numbers = np.frombuffer(base64.b64decode(found[name]), dtype="<f4")
-            seen.most[name] = torch.from_numpy(numbers.astype(np.float32))
+            seen.most[name] = torch.from_numpy(numbers.astype(np.float32)) * _HEADROOM
         return seen
 
 
