@@ -273,10 +273,9 @@ class _Work:
             return None
 
         def compare(encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> None:
-            if not agreement.complete:
-                agreement.add(encoded, logits, lambda some: score_exactly(some, exact, pool=self._options.pool))
-                if agreement.complete:
-                    exact.forget_exact()
+            agreement.add(encoded, logits, lambda some: score_exactly(some, exact, pool=self._options.pool))
+            if agreement.complete:
+                exact.forget_exact()
 
         return compare
 

@@ -20,7 +20,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -98,6 +98,9 @@ class _Int8Layer:
 class Int8Encoder(EncoderCrossEncoder):
     """A BERT-like cross-encoder in int8; satisfies `RerankModel` once it is calibrated, and `Calibrates`."""
 
+    # This and `_steps` round: a test has others in their place, to see that all else leaves the logits as they are.
+    _rounded_linear: ClassVar[type[Int8Linear]] = Int8Linear
+
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
         if device.type != "cpu" or (hindrance := int8_hindrance()):
             why = f"not on {device}" if device.type != "cpu" else hindrance
@@ -122,15 +125,18 @@ class Int8Encoder(EncoderCrossEncoder):
 
     def _run(self, layer: _Int8Layer, x: Tensor, batch: PackedBatch) -> Tensor:
         x = layer.attention_norm(layer.attention_out.add_to(x, self._context(layer, x, batch)))
-        attended = steps(x * layer.attended_factors)
+        attended = self._steps(x * layer.attended_factors)
         for expand, contract in layer.mlp:
             x = contract.add_to(x, expand(attended))
         return layer.out_norm(x)
 
     def _context(self, layer: _Int8Layer, x: Tensor, batch: PackedBatch) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
-        q, k, v = layer.qkv(steps(x * layer.input_factors)).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
-        return steps(attend_by_powers(q, k, v, batch))
+        q, k, v = layer.qkv(self._steps(x * layer.input_factors)).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
+        return self._steps(attend_by_powers(q, k, v, batch))
+
+    def _steps(self, x: Tensor) -> Tensor:
+        return steps(x)
 
     def calibrate(self, batches: Sequence[Sequence[EncodedPair]]) -> dict[str, Any]:
         """See `Calibrates`."""
@@ -182,15 +188,15 @@ class Int8Encoder(EncoderCrossEncoder):
         bias = rest.contract.bias
         for units in split_units(most["inner"]):
             grid = Grid.over(seen.least, float(most["inner"][units].max()))
-            expand = Int8Linear(
+            expand = self._rounded_linear(
                 rest.expand.weight[units] / attended_factors, rest.expand.bias[units], out=grid, gelu=True
             )
-            mlp.append((expand, Int8Linear(rest.contract.weight[:, units], bias, inputs=grid)))
+            mlp.append((expand, self._rounded_linear(rest.contract.weight[:, units], bias, inputs=grid)))
             bias = torch.zeros_like(bias)  # once is enough
         return _Int8Layer(
             input_factors=input_factors,
-            qkv=Int8Linear(qkv.weight * rows[:, None] / input_factors, qkv.bias * rows, out=self._narrow),
-            attention_out=Int8Linear(rest.attention_out.weight / context_factors, rest.attention_out.bias),
+            qkv=self._rounded_linear(qkv.weight * rows[:, None] / input_factors, qkv.bias * rows, out=self._narrow),
+            attention_out=self._rounded_linear(rest.attention_out.weight / context_factors, rest.attention_out.bias),
             attention_norm=rest.attention_norm,
             attended_factors=attended_factors,
             mlp=mlp,
