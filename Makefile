@@ -29,6 +29,7 @@ man: $(VENV)/installed  ## a manual page of the help, out/rerank-cli.1
 bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on this CPU
 	$(BIN)/python -m benchmarks.speed --layers 6
 	$(BIN)/python -m benchmarks.speed --layers 6 --precision bf16
+	$(BIN)/python -m benchmarks.speed --layers 6 --precision int8
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory

@@ -58,3 +58,13 @@ FAMILIES: Mapping[str, Family] = {
 def family_of(architecture: str) -> Family:
     """What a model of this architecture reads and gives."""
     return FAMILIES.get(architecture, _PAIR)
+
+
+_INT8 = {f"{name}ForSequenceClassification" for name in ("Bert", "Roberta", "XLMRoberta", "Camembert")}
+
+
+def int8_refusal(architecture: str, activation: str) -> str | None:
+    """Why a model has no int8 layers (`models/int8_encoder.py`); None where it has. activation: of its MLP."""
+    if architecture not in _INT8:
+        return f"only BERT, RoBERTa and XLM-R classifiers have int8 layers, not {architecture}"
+    return None if activation == "gelu" else f"int8 layers know the activation `gelu`, not `{activation}`"

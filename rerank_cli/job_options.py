@@ -30,7 +30,8 @@ class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
     request_notes: variables that `request` did not hear. template: its text, or `none`. shard: (i, n), the i-th of n
-    parts. checkpoint_every, lock_wait, deadline: seconds. command: for the report; None without one.
+    parts. checkpoint_every, lock_wait, deadline: seconds. check_precision: pairs scored in fp32 too. command: for the
+    report; None without one.
     """
 
     inputs: tuple[str, ...]
@@ -68,6 +69,7 @@ class JobOptions:
     qrels: str | None = None
     metrics: tuple[str, ...] = ("nDCG@10",)
     command: Command | None = None
+    check_precision: int | None = None
 
 
 def refuse_unusable(options: JobOptions) -> None:

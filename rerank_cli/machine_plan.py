@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rerank_cli.errors import DoesNotFitError, RerankError
+from rerank_cli.errors import DoesNotFitError, ModelError, RerankError
+from rerank_cli.families import int8_refusal
 from rerank_cli.hardware import Cpu, CudaDevice, Gpu, Machine, MigInstance
 from rerank_cli.hardware.machine import torch_warnings
 from rerank_cli.hardware.visibility import apply_visibility
@@ -98,7 +99,7 @@ def plan_machine(
     """
     machine = _numbered(machine)
     hindrances = torch_warnings(machine) if machine.torch else []
-    facts, cuda_index = _machine_facts(machine, hindrances)
+    facts, cuda_index = _machine_facts(machine, hindrances, model)
     reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
     known = [warning for warning in machine.warnings if warning not in hindrances]  # the choice tells of them
     answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=_once(known))
@@ -149,7 +150,9 @@ def _numbered(machine: Machine) -> Machine:
     return replace(machine, gpus=apply_visibility(machine.gpus, {}).gpus)
 
 
-def _machine_facts(machine: Machine, hindrances: Sequence[str]) -> tuple[MachineFacts, dict[GpuFacts, int]]:
+def _machine_facts(
+    machine: Machine, hindrances: Sequence[str], model: KnownModel
+) -> tuple[MachineFacts, dict[GpuFacts, int]]:
     """What the choice asks of a machine, and CUDA's number of each GPU that CUDA shows.
 
     hindrances: what keeps torch from using them.
@@ -161,7 +164,8 @@ def _machine_facts(machine: Machine, hindrances: Sequence[str]) -> tuple[Machine
         host_arch=machine.cpu.architecture or "x86_64",
         torch_cuda=not hindrances,
         torch_reason=_hindered(hindrances),
-        cpu_precisions=_cpu_precisions(machine.cpu),
+        cpu_precisions=_cpu_precisions(machine.cpu, model),
+        cpu_lacks={"int8": refusal} if (refusal := _int8_refusal(machine.cpu, model)) else {},
         cpu_available_bytes=machine.cpu.memory_available_bytes,
     )
     return facts, shown
@@ -208,9 +212,23 @@ def _whole_facts(gpu: Gpu, *, usable: bool) -> GpuFacts:
     )
 
 
-def _cpu_precisions(cpu: Cpu) -> tuple[str, ...]:
-    """fp32 is the default: bf16 is faster, but moves logits by up to 0.2 and makes ties."""
-    return ("fp32", *(["bf16"] if cpu.has_bf16 else []), *(["fp16"] if cpu.has_fp16 else []))
+def _cpu_precisions(cpu: Cpu, model: KnownModel) -> tuple[str, ...]:
+    """fp32 is the default: bf16 and int8 are faster, but move logits by up to 0.2 and 0.5."""
+    there = {"bf16": cpu.has_bf16, "fp16": cpu.has_fp16, "int8": _int8_refusal(cpu, model) is None}
+    return ("fp32", *(precision for precision, has in there.items() if has))
+
+
+def _int8_refusal(cpu: Cpu, model: KnownModel) -> str | None:
+    """Why a model does not run in int8 on this CPU; None where it does."""
+    if not cpu.has_vnni:
+        return "int8 needs a CPU that multiplies int8 in hardware (VNNI), this one does not"
+    checkpoint = model.checkpoint
+    if checkpoint is None:
+        return f"only a checkpoint would tell whether {model.name} has int8 layers"
+    try:
+        return int8_refusal(checkpoint.architecture, checkpoint.text("hidden_act", "gelu"))
+    except ModelError as error:  # the model says so itself when it is loaded
+        return error.message
 
 
 def _left_out(machine: Machine) -> list[str]:
@@ -330,7 +348,7 @@ def profile_rows(answer: MachinePlan) -> list[dict[str, Any]]:
     rules = rules_of(answer.model.profiles)
     on_cpu = [
         Profile(f"cpu-{precision}", "cpu", precision, rules.max_tokens)
-        for precision in _cpu_precisions(answer.machine.cpu)
+        for precision in _cpu_precisions(answer.machine.cpu, answer.model)
     ]
     return [_profile_row(profile, answer) for profile in (*rules.profiles, *on_cpu)]
 

@@ -242,7 +242,11 @@ def _beside(question: Question, known: KnownModel) -> tuple[Question, tuple[dict
 def _notes(request: MemoryRequest, question: Question, known: KnownModel) -> list[str]:
     notes = []
     place, model = question.place, question.model
-    if place.precision in ("fp8", "int8"):
+    if place.precision == "int8" and place.cpu:
+        notes.append(
+            "int8: the peak is the calibration, with the model in float32; afterwards its layers need a quarter"
+        )
+    elif place.precision in ("fp8", "int8"):
         notes.append(f"{place.precision}: 8-bit weights are dequantised to 16 bits when they are loaded")
     if request.images and model is not None and model.shape.vision is None:
         notes.append(f"--images: {known.name} reads none")

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.counts import Counts, ErrorLimit, Timing
+from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.engine.stages import Ahead
 from rerank_cli.formats.shapes import Grouped, Selection
 from rerank_cli.parts import (
@@ -77,7 +78,8 @@ class _UnderWay:
 class Run:
     """One pass over an input. `execute` does it; the counts and times grow meanwhile.
 
-    on_scored: called with each window when its pairs have been scored. on_ranked: called with the complete rankings of
+    on_scored: called with each window when its pairs have been scored; on_logits: with the logits of its distinct pairs
+    too. on_calibrated: the engine has been calibrated (`_calibrate`). on_ranked: called with the complete rankings of
     each window, before the selection drops anything. on_window: a window is written and counted. on_done: a window that
     `share` leaves out because an earlier process has done it; it is called in the reader's thread, before the first
     window is done.
@@ -91,6 +93,8 @@ class Run:
     pool: Pool = "max"
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     on_scored: Callable[[EncodedWindow], None] | None = None
+    on_logits: Callable[[EncodedWindow, npt.NDArray[np.float32]], None] | None = None
+    on_calibrated: Callable[[Mapping[str, Any]], None] | None = None
     on_ranked: Callable[[Sequence[RankedList]], None] | None = None
     on_batch: Callable[[int, int], None] | None = None
     on_window: Callable[[Window, Counts], None] | None = None
@@ -99,11 +103,13 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     counts: Counts = field(default_factory=Counts)
     timing: Timing = field(default_factory=Timing)
-    _computing_since: float | None = None
+    _computing_since: float | None = field(default=None, init=False)
+    _first: Window | None = field(default=None, init=False)
+    _sample: list[EncodedPair] = field(default_factory=list, init=False)
 
     def execute(self, items: Iterable[Grouped], *, window_pairs: int) -> None:
         """Score all of `items`, a window of about `window_pairs` pairs at a time."""
-        cut = self.share.of(cut_windows(items, max_pairs=window_pairs), self.on_done)
+        cut = self.share.of(self._seen(cut_windows(items, max_pairs=window_pairs)), self.on_done)
         windows = Ahead(self._timed_read(cut), name="read")
         parts = Ahead(self._encode(windows), name="tokenise", check=self.stop.check)
         scored: list[ScoredPart] = []
@@ -119,6 +125,13 @@ class Run:
             parts.close()
         self.error_limit.check(self.counts, last=True)
 
+    def _seen(self, windows: Iterator[Window]) -> Iterator[Window]:
+        """All windows, whichever of them this run does; the first that has lists is kept for `_calibrate`."""
+        for window in windows:
+            if self._first is None and window.lists:
+                self._first = window
+            yield window
+
     def _timed_read(self, windows: Iterator[Window]) -> Iterator[Window]:
         while True:
             began = time.perf_counter()
@@ -132,6 +145,8 @@ class Run:
         with closing(windows):  # a run that stops here stops the reader too
             for window in windows:
                 began = time.perf_counter()
+                if not self._sample and self._first and self._must_calibrate():
+                    self._sample = pairs_of(next(encode_parts(self._first, self.encoder)).encoded)
                 for part in encode_parts(window, self.encoder):
                     self.timing.tokenise += time.perf_counter() - began
                     yield part
@@ -163,6 +178,7 @@ class Run:
         if self._computing_since is None:
             self._computing_since = time.perf_counter()
         pairs = pairs_of(part.encoded)
+        self._calibrate(pairs)
         with self.stop.released():
             return _UnderWay(part, pairs, self.engine.submit(pairs, on_batch=self._on_batch))
 
@@ -189,6 +205,22 @@ class Run:
         encoded = with_problems(part.encoded, trouble.failed)
         return ScoredPart(part.members, [without_pixels(entry) for entry in encoded], logits)
 
+    def _must_calibrate(self) -> bool:
+        return isinstance(self.engine, NeedsCalibration) and self.engine.needs_calibration
+
+    def _calibrate(self, own: Sequence[EncodedPair]) -> None:
+        """Let the engine see the first window of the input, if it must see any before it scores `own`.
+
+        Of the input, not of what this run does of it: so every shard, and a run that goes on, has the same scores as a
+        run of the whole. Only where that window has no pair that can be scored, `own` serve.
+        """
+        if not isinstance(self.engine, NeedsCalibration) or not self.engine.needs_calibration:
+            return
+        if pairs := self._sample or own:
+            found = self.engine.calibrate(pairs)
+            if self.on_calibrated:
+                self.on_calibrated(found)
+
     def _on_batch(self, pairs: int, tokens: int) -> None:
         if self.on_batch:
             self.on_batch(pairs, tokens)
@@ -197,6 +229,8 @@ class Run:
     def _finish_window(self, encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> None:
         if self.on_scored:
             self.on_scored(encoded)
+        if self.on_logits:
+            self.on_logits(encoded, logits)
         ranked, errors = rank_window(encoded, logits)
         if self.on_ranked:
             self.on_ranked(ranked)

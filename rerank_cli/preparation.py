@@ -183,7 +183,7 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     if family.answers:
         yield taken_for(checkpoint.architecture)
     if quantisation := read_quantisation(checkpoint):
-        yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES[plan.precision])}"
+        yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES.get(plan.precision, torch.float32))}"
 
 
 def refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:

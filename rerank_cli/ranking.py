@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from rerank_cli.formats.shapes import Selection, row_error
 from rerank_cli.parts import EncodedWindow
 from rerank_cli.records import CandidateList, EncodedPair, RankedList, RankedPassage, RowError
 
+if TYPE_CHECKING:
+    from rerank_cli.engine import ScoresExactly
 Pool = Literal["max", "mean", "first"]
 
 _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
@@ -43,6 +45,11 @@ def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Po
             found[place] = combine(logits[begin:end])
         begin = end
     return found
+
+
+def score_exactly(encoded: Sequence[Encoded], engine: ScoresExactly, *, pool: Pool) -> npt.NDArray[np.float32]:
+    """The logit of each of `encoded` in fp32, as `pooled` gives it."""
+    return pooled(encoded, engine.score_exactly(pairs_of(encoded)), pool)
 
 
 def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem]) -> list[Encoded]:

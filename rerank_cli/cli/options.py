@@ -52,6 +52,13 @@ Precision = Annotated[
         "a CPU, fp16 on a GPU).",
     ),
 ]  # fmt: skip
+CheckPrecision = Annotated[
+    int | None,
+    option(
+        "--check-precision", group=RUN, metavar="N", min=1,
+        help="Score the first N pairs (whole lists) in fp32 too, and report how far they agree.",
+    ),
+]  # fmt: skip
 ProfileName = Annotated[
     str,
     option(

@@ -125,6 +125,7 @@ def rerank_file(
     deadline: opt.Deadline = None,
     limit: opt.Limit = None,
     skip: opt.Skip = 0,
+    check_precision: opt.CheckPrecision = None,
     dry_run: opt.DryRun = False,
     report: opt.Report = None,
     engine: opt.EngineKind = "local",
@@ -226,6 +227,7 @@ def rerank_file(
         qrels=qrels,
         metrics=metrics,
         command=command_of(context),
+        check_precision=check_precision,
     )
     if opt.choice("--engine", engine, ("local", "ray")) == "ray":
         from rerank_cli.cluster import ClusterOptions

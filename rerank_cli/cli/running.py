@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rerank_cli.agreement import LEAST_OVERLAP
 from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.cli.options import choice
@@ -70,6 +71,19 @@ def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool)
             say(f"warning: {warning}")
 
 
+def _say_agreement(found: dict[str, Any], precision: str) -> None:
+    """What `--check-precision` found."""
+    if not found["lists"]:
+        return
+    say(
+        f"{precision} against fp32 on {found['pairs']:,} pairs: max |logit difference| "
+        f"{found['max_logit_difference']:.2g}, Kendall's tau {found['kendall_tau']:.3f}, "
+        f"top-10 overlap {found['top10_overlap']:.3f}"
+    )
+    if found["top10_overlap"] < LEAST_OVERLAP:
+        say(f"warning: more than one in twenty of the ten best passages is another than in fp32 ({precision})")
+
+
 def _say_nothing_to_do(outcome: Outcome, output: str) -> None:
     count = outcome.counts.rows_error
     bad = f", and {count} bad rows in {outcome.errors}" if count else ""
@@ -113,6 +127,8 @@ def _summarise(outcome: Outcome, output: str) -> None:
         f"{counts.rows_out:,} rows, {counts.pairs:,} pairs in {seconds:.1f} s ({speed:,.1f} pairs/s, "
         f"{report['plan']['precision']} on {report['plan']['device']}){where}"
     )
+    if found := report.get("precision_check"):
+        _say_agreement(found, report["plan"]["precision"])
     notes = {
         "pairs were truncated": counts.truncated,
         "passages were scored in chunks": counts.chunked,

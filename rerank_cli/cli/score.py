@@ -68,6 +68,7 @@ def score(
     deadline: opt.Deadline = None,
     limit: opt.Limit = None,
     skip: opt.Skip = 0,
+    check_precision: opt.CheckPrecision = None,
     dry_run: opt.DryRun = False,
     report: opt.Report = None,
     quiet: opt.Quiet = False,
@@ -128,6 +129,7 @@ def score(
         skip=skip,
         max_line_bytes=max_line_bytes,
         command=command_of(context),
+        check_precision=check_precision,
     )
     if dry_run:
         return print_dry_run(options, output_mode)

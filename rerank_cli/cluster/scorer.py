@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,11 @@ from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from rerank_cli.engine import Engine, Pending
+    from rerank_cli.engine.pool import PoolEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Scorer:
         from rerank_cli.runtime import prepare_process
 
         prepare_process(online=False)
-        self._engine: Engine | None = None
+        self._engine: PoolEngine | None = None
         self._key: tuple[Plan, Path] | None = None
 
     def place(self, paths: Sequence[str]) -> Place:
@@ -83,24 +87,35 @@ class Scorer:
             return Done(None, error, tuple(notes))
         return Done(outcome.report, None, tuple(notes))
 
-    def _open(self, plan: Plan, checkpoint: Checkpoint, *, on_note: Callable[[str], None] | None) -> Engine:
+    def _open(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        calibration: Mapping[str, Any] | None,
+        *,
+        on_note: Callable[[str], None] | None,
+    ) -> Engine:
         """The engine of the part before, if it is the one that this part would load."""
         if family_of(checkpoint.architecture).embeds:
             return open_engine(plan, checkpoint, on_note=on_note)  # it keeps the vectors of one part
+        if plan.precision == "int8":
+            return open_engine(plan, checkpoint, calibration, on_note=on_note, apart=True)  # calibrated on one file
         key = replace(plan, reasons=(), warnings=(), needed_bytes=None), checkpoint.path
         if self._engine is None or self._key != key:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
-            self._engine = open_engine(plan, checkpoint, on_note=on_note, apart=True)
+            from rerank_cli.engine.pool import PoolEngine  # torch is there by now
+
+            self._engine = PoolEngine(plan, checkpoint, on_note=on_note)
             self._key = key
         return _Lent(self._engine)
 
 
 class _Lent:
-    """An engine that stays when its user closes it; satisfies `Engine`."""
+    """An engine that stays when its user closes it; satisfies `Engine` and `ScoresExactly`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: PoolEngine) -> None:
         self._engine = engine
         self.depth = engine.depth
 
@@ -117,6 +132,12 @@ class _Lent:
 
     def wait(self, seconds: float) -> None:
         self._engine.wait(seconds)
+
+    def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
+        return self._engine.score_exactly(pairs)
+
+    def forget_exact(self) -> None:
+        self._engine.forget_exact()
 
     def close(self) -> None:
         """Nothing: it is lent."""

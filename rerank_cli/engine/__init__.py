@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from rerank_cli.engine.protocols import NeedsCalibration, ScoresExactly
 from rerank_cli.families import family_of
 from rerank_cli.run_plan import Plan
 
@@ -13,15 +14,21 @@ if TYPE_CHECKING:
     from rerank_cli.engine.embedding import EmbeddingEngine
     from rerank_cli.engine.scorer import Engine, Pending, Scores
 
-__all__ = ["EmbeddingEngine", "Engine", "Pending", "Scores", "open_engine"]
+__all__ = ["EmbeddingEngine", "Engine", "NeedsCalibration", "Pending", "Scores", "ScoresExactly", "open_engine"]
 
 
 def open_engine(
-    plan: Plan, checkpoint: Checkpoint, *, on_note: Callable[[str], None] | None = None, apart: bool = False
+    plan: Plan,
+    checkpoint: Checkpoint,
+    calibration: Mapping[str, Any] | None = None,
+    *,
+    on_note: Callable[[str], None] | None = None,
+    apart: bool = False,
 ) -> Engine:
     """Load the plan's model on the plan's devices.
 
-    on_note: told what happens to processes that score. apart: a single engine has a process of its own too.
+    calibration: what another engine was calibrated with. on_note: told what happens to processes that score. apart: a
+    single engine has a process of its own too.
     """
     # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
     if family_of(checkpoint.architecture).embeds:
@@ -31,7 +38,10 @@ def open_engine(
     if apart or len(plan.engines) > 1:
         from rerank_cli.engine.pool import PoolEngine
 
-        return PoolEngine(plan, checkpoint, on_note=on_note)
+        return PoolEngine(plan, checkpoint, calibration, on_note=on_note)
     from rerank_cli.engine.scorer import LocalEngine
 
-    return LocalEngine(plan, checkpoint)
+    engine = LocalEngine(plan, checkpoint)
+    if calibration is not None and engine.needs_calibration:
+        engine.use_calibration(calibration)
+    return engine

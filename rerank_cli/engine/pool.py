@@ -19,7 +19,8 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -32,7 +33,18 @@ from rerank_cli.encoding import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import Trouble
 from rerank_cli.engine.scorer import OnBatch, Scores
-from rerank_cli.engine.worker import Broken, Ready, Refused, Scored, Unit
+from rerank_cli.engine.worker import (
+    Asked,
+    Broken,
+    Calibrate,
+    Calibrated,
+    ForgetExact,
+    Ready,
+    Refused,
+    Scored,
+    Unit,
+    UseCalibration,
+)
 from rerank_cli.errors import EngineError
 from rerank_cli.models import is_native
 from rerank_cli.records import EncodedPair
@@ -61,11 +73,15 @@ class _Submission:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """Some pairs of a submission, by place, that go to one worker. tries: how many workers they have ended."""
+    """Some pairs of a submission, by place, that go to one worker.
+
+    tries: how many workers they have ended. exact: to be scored in fp32.
+    """
 
     submission: _Submission
     places: list[int]
     tries: int = 0
+    exact: bool = False
 
     @property
     def pairs(self) -> list[EncodedPair]:
@@ -75,7 +91,7 @@ class _Work:
 class _Worker:
     """One process. place: among the engines. kernels: None until its model is loaded."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, place: int) -> None:
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, calibration: Mapping[str, Any] | None, place: int) -> None:
         self.plan = plan
         self.place = place
         self.kernels: str | None = None
@@ -91,7 +107,12 @@ class _Worker:
                 stdout=2,  # a library that prints must not write into the output
             )
         self.connection: Connection[Any, Any] = Connection(ours.detach())
-        self.connection.send((plan, checkpoint))
+        self.connection.send((plan, checkpoint, calibration))
+
+    def ask(self, asked: Asked) -> None:
+        """Send it something to do; if it has died, `PoolEngine.wait` hears of that."""
+        with suppress(OSError):
+            self.connection.send(asked)
 
     def end(self) -> str:
         """The process is over, or will be at once; returns how it ended."""
@@ -116,21 +137,25 @@ class _Worker:
 
 
 class PoolEngine:
-    """The plan's engines, each in a process of its own; satisfies `Engine`. Loads the models when it is made.
+    """The plan's engines, each in a process of its own. Loads the models when it is made.
 
-    on_note: told what a user should know, such as a process that has died. patience: how many may end in a row, with
-    nothing scored in between.
+    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. on_note: told what a user should know, such as a process
+    that has died. patience: how many may end in a row, with nothing scored in between.
     """
 
     def __init__(
         self,
         plan: Plan,
         checkpoint: Checkpoint,
+        calibration: Mapping[str, Any] | None = None,
         *,
         on_note: Callable[[str], None] | None = None,
         patience: int = _PATIENCE,
     ) -> None:
         self._checkpoint = checkpoint
+        self.calibration = calibration
+        self.needs_calibration = False
+        self._calibrating: _Worker | None = None
         self._budget = plan.token_budget
         self._padded = not is_native(checkpoint.architecture)
         self._on_note = on_note
@@ -147,7 +172,7 @@ class PoolEngine:
         try:
             for place, device in enumerate(plan.engines):
                 own = replace(plan, device=device, engines=(device,))
-                self._workers.append(_Worker(own, checkpoint, place))
+                self._workers.append(_Worker(own, checkpoint, calibration, place))
             while not all(worker.kernels for worker in self._workers):
                 self.wait(1.0)
         except BaseException:
@@ -180,6 +205,39 @@ class PoolEngine:
         self._give_out()
         return submission
 
+    def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
+        """See `NeedsCalibration`: one engine looks at the pairs, and the others are told what it has seen."""
+        while self.calibration is None:
+            if self._calibrating is None:
+                self._calibrating = next((worker for worker in self._workers if worker.kernels), None)
+                if self._calibrating is not None:
+                    self._calibrating.ask(Calibrate(Unit.of(0, pairs)))
+            self.wait(1.0)
+        self.use_calibration(self.calibration)
+        return self.calibration
+
+    def use_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """See `NeedsCalibration`."""
+        self.calibration, self.needs_calibration = calibration, False
+        for worker in self._workers:
+            worker.ask(UseCalibration(calibration))
+
+    def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
+        """See `ScoresExactly`; one engine does it, as it loads the model once more for that."""
+        logits = np.full(len(pairs), np.nan, dtype=np.float32)
+        submission = _Submission(pairs, None, logits, len(pairs))
+        if pairs:
+            self._waiting.appendleft(_Work(submission, list(range(len(pairs))), exact=True))
+        self._give_out()
+        while submission.missing:
+            self.wait(1.0)
+        return logits
+
+    def forget_exact(self) -> None:
+        """See `ScoresExactly`."""
+        for worker in self._workers:
+            worker.ask(ForgetExact())
+
     def wait(self, seconds: float) -> None:
         """See `Engine`."""
         by_connection = {worker.connection: worker for worker in self._workers}
@@ -197,6 +255,9 @@ class PoolEngine:
             self._finish(worker, message)
         elif isinstance(message, Ready):
             self._kernels = worker.kernels = message.kernels
+            self.needs_calibration = message.needs_calibration and self.calibration is None
+        elif isinstance(message, Calibrated):
+            self.calibration = message.calibration
         elif isinstance(message, Refused):
             raise message.error
         else:
@@ -220,6 +281,8 @@ class PoolEngine:
     def _replace(self, worker: _Worker, broken: Broken | None) -> None:
         """Start a process in place of one that has ended, and give out again what it had."""
         ended = worker.end()
+        if worker is self._calibrating:
+            self._calibrating = None  # another one is asked
         reason = broken.reason if broken else ended
         self._trace = broken.trace if broken else None
         place = self._workers.index(worker)
@@ -242,7 +305,7 @@ class PoolEngine:
             suspect.submission.trouble.deaths += 1
             again = [work for _, work in rest]
             self._waiting.extendleft(reversed([*self._less(suspect, reason), *again]))
-        self._workers.insert(place, _Worker(worker.plan, self._checkpoint, worker.place))
+        self._workers.insert(place, _Worker(worker.plan, self._checkpoint, self.calibration, worker.place))
 
     def _note(self, text: str) -> None:
         if self._on_note:
@@ -284,10 +347,7 @@ class PoolEngine:
             work = self._waiting.popleft()
             self._numbers += 1
             worker.doing.append((self._numbers, work))
-            try:
-                worker.connection.send(Unit.of(self._numbers, work.pairs))
-            except OSError:
-                return  # it has died: `wait` hears of that
+            worker.ask(Unit.of(self._numbers, work.pairs, exact=work.exact))
 
     def close(self) -> None:
         """End the processes."""

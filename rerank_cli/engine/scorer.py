@@ -7,21 +7,23 @@ copy brings the whole window's logits back.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, unless_full
-from rerank_cli.models import RerankModel, SeesImages, is_native, load_model
+from rerank_cli.models import Calibrates, RerankModel, SeesImages, is_native, load_model
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
+from rerank_cli.runtime import peak_rss_bytes
 
 OnBatch = Callable[[int, int], None]
 """Called with (pairs, tokens) when a batch has been handed to the device."""
@@ -100,8 +102,14 @@ class InProcess(ABC):
         del seconds
 
 
+_CALIBRATION_TOKENS = 4096  # 15 to 60 pairs: 2.5 s of one core for the built-in model
+
+
 class LocalEngine(InProcess):
-    """The plan's model in this process. Loads the weights when it is made."""
+    """The plan's model in this process. Loads the weights when it is made.
+
+    Satisfies `NeedsCalibration` and `ScoresExactly`.
+    """
 
     def __init__(
         self,
@@ -120,6 +128,7 @@ class LocalEngine(InProcess):
         )
         self._exact = exact  # the same model in fp32, loaded when it is needed
         self.trouble = Trouble()
+        self.calibration: Mapping[str, Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +142,43 @@ class LocalEngine(InProcess):
     def kernels(self) -> str:
         """Which implementations the model runs on, in words, for the report: a slow fallback must be visible."""
         return self._model.kernels
+
+    @property
+    def taken_bytes(self) -> int:
+        """The most memory so far: of the process or, on a GPU, of torch's allocator."""
+        if self._plan.device == "cpu":
+            return peak_rss_bytes()
+        return int(torch.cuda.max_memory_reserved(self._plan.device))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """See `NeedsCalibration`."""
+        return isinstance(self._model, Calibrates) and not self._model.calibrated
+
+    @torch.inference_mode()
+    def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
+        """See `NeedsCalibration`."""
+        assert isinstance(self._model, Calibrates), "else nobody asks for it"
+        chosen = _spread(pairs, _CALIBRATION_TOKENS)
+        lengths = [len(pair.input_ids) for pair in chosen]
+        batches = plan_batches(lengths, token_budget=self._plan.token_budget)
+        self.calibration = self._model.calibrate([[chosen[place] for place in batch] for batch in batches])
+        return self.calibration
+
+    def use_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """See `NeedsCalibration`."""
+        assert isinstance(self._model, Calibrates), "else nobody has one"
+        self._model.use(calibration)
+        self.calibration = calibration
+
+    @torch.inference_mode()
+    def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
+        """See `ScoresExactly`."""
+        return self._score(self._exact_model(), pairs, Trouble(), None)
+
+    def forget_exact(self) -> None:
+        """See `ScoresExactly`."""
+        self._exact = None
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
@@ -201,3 +247,10 @@ class LocalEngine(InProcess):
     def close(self) -> None:
         """Drop the model."""
         del self._model
+
+
+def _spread(pairs: Sequence[EncodedPair], tokens: int) -> list[EncodedPair]:
+    """Pairs evenly over all of `pairs`, of about `tokens` tokens together; at least one."""
+    mean = sum(len(pair.input_ids) for pair in pairs) / len(pairs)
+    count = max(1, min(len(pairs), int(tokens / mean)))
+    return [pairs[number * len(pairs) // count] for number in range(count)]

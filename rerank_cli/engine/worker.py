@@ -1,10 +1,13 @@
 """A process that scores pairs for another one: `LocalEngine` at the end of a socket.
 
     parent                              worker
-    (plan, checkpoint)            ->    loads the model
+    (plan, checkpoint, calibration) ->  loads the model
                                   <-    Ready, or Refused with the error for the user
-    Unit                          ->    scores it
+    Unit                          ->    scores it, or scores it in fp32
                                   <-    Scored, or Broken and the end of the process
+    Calibrate                     ->    looks at the pairs that an int8 model must see first
+                                  <-    Calibrated with what it has seen
+    UseCalibration, ForgetExact   ->    does so
     the end of the socket         ->    leaves at once, whatever it is doing
 
 A thread takes what the parent sends, so that the next unit is there when one is done, and the parent never waits for a
@@ -20,7 +23,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -30,10 +33,11 @@ import numpy.typing as npt
 
 from rerank_cli.errors import RerankError
 from rerank_cli.records import EncodedPair, ImageBlock
-from rerank_cli.runtime import keep_freed_memory, peak_rss_bytes, prepare_process
+from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 if TYPE_CHECKING:
     from rerank_cli.engine.fitting import Trouble
+    from rerank_cli.engine.scorer import LocalEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Ready:
     """The model is loaded."""
 
     kernels: str
+    needs_calibration: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class Refused:
 class Unit:
     """Pairs to score. Their token ids lie in one array, which is quicker to send than many.
 
-    ids: int32 [tokens of all pairs]. ends: where each pair ends in it.
+    ids: int32 [tokens of all pairs]. ends: where each pair ends in it. exact: in fp32.
     """
 
     number: int
@@ -62,13 +67,14 @@ class Unit:
     ends: npt.NDArray[np.int64]
     second_starts: Sequence[int]
     blocks: Sequence[ImageBlock | None]
+    exact: bool = False
 
     @classmethod
-    def of(cls, number: int, pairs: Sequence[EncodedPair]) -> Unit:
+    def of(cls, number: int, pairs: Sequence[EncodedPair], *, exact: bool = False) -> Unit:
         """`pairs` as a unit."""
         ids = np.concatenate([pair.input_ids for pair in pairs])
         ends = np.cumsum([len(pair.input_ids) for pair in pairs])
-        return cls(number, ids, ends, [pair.second_start for pair in pairs], [pair.block for pair in pairs])
+        return cls(number, ids, ends, [pair.second_start for pair in pairs], [pair.block for pair in pairs], exact)
 
     def pairs(self) -> list[EncodedPair]:
         """The pairs again, as far as a model reads them."""
@@ -90,6 +96,35 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibrate:
+    """Pairs to look at."""
+
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """What the model has seen."""
+
+    calibration: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class UseCalibration:
+    """What another worker's model has seen."""
+
+    calibration: Mapping[str, Any]
+
+
+class ForgetExact:
+    """The fp32 of the model is not needed any more."""
+
+
+Asked = Unit | Calibrate | UseCalibration | ForgetExact
+"""What a worker is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Broken:
     """A fault that may have left the device unusable; the process ends. reason: in one line."""
 
@@ -99,11 +134,11 @@ class Broken:
 
 def serve(connection: Connection) -> None:
     """Score what comes until the socket ends."""
-    plan, checkpoint = connection.recv()
+    plan, checkpoint, calibration = connection.recv()
     prepare_process(online=False)
     keep_freed_memory()
-    units: queue.SimpleQueue[Unit] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, units), name="receive", daemon=True).start()
+    asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, asked), name="receive", daemon=True).start()
     import torch  # after the settings it reads at import
 
     from rerank_cli.engine.scorer import LocalEngine
@@ -112,26 +147,42 @@ def serve(connection: Connection) -> None:
         if plan.device != "cpu":
             torch.cuda.set_device(plan.device)  # else a context on the first GPU comes with every worker
         engine = LocalEngine(plan, checkpoint)
+        if calibration is not None and engine.needs_calibration:
+            engine.use_calibration(calibration)
     except RerankError as error:
         connection.send(Refused(error))
         return
-    connection.send(Ready(engine.kernels))
+    connection.send(Ready(engine.kernels, engine.needs_calibration))
     while True:
-        unit = units.get()
         try:
-            logits = engine.score(unit.pairs())
+            answer = _answer(engine, asked.get())
         except RuntimeError as error:  # torch has no class of its own for what a device does
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             connection.send(Broken(reason, traceback.format_exc()))
             return
-        peak = peak_rss_bytes() if plan.device == "cpu" else torch.cuda.max_memory_reserved(plan.device)
-        connection.send(Scored(unit.number, logits, engine.trouble, peak))
+        if answer is not None:
+            connection.send(answer)
 
 
-def _receive(connection: Connection, units: queue.SimpleQueue[Unit]) -> None:
+def _answer(engine: LocalEngine, asked: Asked) -> Scored | Calibrated | None:
+    match asked:
+        case Unit():
+            logits = engine.score_exactly(asked.pairs()) if asked.exact else engine.score(asked.pairs())
+            return Scored(asked.number, logits, engine.trouble, engine.taken_bytes)
+        case Calibrate():
+            return Calibrated(engine.calibrate(asked.unit.pairs()))
+        case UseCalibration():
+            if engine.needs_calibration:
+                engine.use_calibration(asked.calibration)
+        case ForgetExact():
+            engine.forget_exact()
+    return None
+
+
+def _receive(connection: Connection, asked: queue.SimpleQueue[Asked]) -> None:
     try:
         while True:
-            units.put(connection.recv())
+            asked.put(connection.recv())
     except (EOFError, OSError):
         os._exit(0)  # the parent has gone, or wants this process to go: nothing here is worth finishing
 

@@ -30,7 +30,10 @@ from rerank_cli.profiles import Capability, ModelFacts
 
 _FLOAT = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
-"""Bytes of a weight and of an activation once loaded: 8-bit weights are dequantised to 16 bits."""
+"""Bytes of a weight and of an activation once loaded: 8-bit weights are dequantised to 16 bits on a GPU.
+
+On a CPU int8 is calibrated in float32 with float32 weights, which are in memory until then: they are its peak.
+"""
 _PART_IMAGES = 16  # whose vectors are kept at a time (`parts.py`)
 _FLASH_CAPABILITY = (8, 0)
 
@@ -92,6 +95,8 @@ class Place:
             old = self.capability is not None and self.capability < _FLASH_CAPABILITY
             return Execution(element=element, repeats_heads=old or element == _FLOAT)
         llama = shape.family in ("llama", "vl")
+        if self.precision == "int8":
+            return Execution(element=_FLOAT, fused=True, products=True, threads=self.cores)
         # oneDNN's layers take float32 anywhere and bfloat16 where a CPU has it; Llama's take float32 alone.
         fused = self.precision == "fp32" or (self.precision == "bf16" and not llama)
         products = self.precision == "bf16" and shape.kv_heads == shape.heads

@@ -29,7 +29,7 @@ CHUNK = 2048
 """Rows that Llama's MLP, norms and rotation take at a time (`models/pointwise.py`), and a tower's MLP (`siglip.py`)."""
 BATCH_TILES = 8
 """Tiles that a vision tower sees at a time (`models/siglip.py`)."""
-_FLOAT, _INT64 = 4, 8
+_BFLOAT, _FLOAT, _INT64 = 2, 4, 8
 _WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
 _PRODUCT_KEYS = 512  # longest pairs that attention by matrix products takes (`models/attention.py`)
@@ -202,6 +202,7 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
     run, e = batch.run_tokens, how.element
     if how.products and shape.kv_heads == shape.heads:
         rows = run * (3 * shape.queries + 2 * shape.heads)  # queries, values with their ones, sums
+        e = _BFLOAT  # beside layers in int8 too
         return e * (rows + shape.heads * batch.squares)
     size = _FLOAT * shape.heads * run
     if shape.window is not None and batch.longest > shape.window + 1:

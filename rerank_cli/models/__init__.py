@@ -8,7 +8,7 @@ names, one parity test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -21,6 +21,7 @@ from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.causal import YesNoModel
 from rerank_cli.models.embedder import EMBEDDERS, Embedder
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
+from rerank_cli.models.int8_encoder import Int8Encoder
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
 from rerank_cli.models.nemotron_vl import LlamaNemotronVLCrossEncoder
@@ -44,6 +45,19 @@ class SeesImages(Protocol):
 
     def see(self, pairs: Sequence[EncodedPair]) -> None:
         """Make ready what `forward` needs of the images of `pairs`, and forget all others."""
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """A `RerankModel` that must see some pairs before it scores any: how its weights are rounded depends on them."""
+
+    calibrated: bool
+
+    def calibrate(self, batches: Sequence[Sequence[EncodedPair]]) -> dict[str, Any]:
+        """See these pairs and be ready. Returns a state for a JSON file."""
+
+    def use(self, state: Mapping[str, Any]) -> None:
+        """Be ready as `calibrate` was when it returned `state`, bit for bit."""
 
 
 FAMILIES: dict[str, Callable[..., RerankModel]] = {
@@ -80,6 +94,8 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
         raise ModelError(
             f"{checkpoint.path / 'config.json'}: the model gives {checkpoint.num_labels} labels, a reranker one logit"
         )
+    if precision == "int8":
+        return Int8Encoder(checkpoint, **_placed(device, "fp32", attention))
     family = FAMILIES.get(architecture)
     if family is None:
         # Imported here: transformers costs seconds that the native families need not pay.

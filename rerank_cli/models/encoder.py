@@ -15,7 +15,7 @@ Source of the maths: transformers' modeling_bert.py and modeling_xlm_roberta.py,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,17 +84,18 @@ class EncoderCrossEncoder:
         self._device = device
         self._shape = shape = _read_shape(checkpoint)
         self._attention = attention_kind(attention, shape.hidden // shape.heads)
-        self._padding_id = None if _prefix(checkpoint) == "bert" else checkpoint.integer("pad_token_id", 1)
-        self._kind = linear_kind(device, dtype)
-        self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
+        kind = linear_kind(device, dtype)
+        self._kind: Callable[..., Linear] = kind
+        self.kernels = f"linear layers: {kind.kernel}; attention: {self._attention}"
+        self._prefix = prefix = PREFIXES[checkpoint.architecture]
+        self._padding_id = None if prefix == "bert" else checkpoint.integer("pad_token_id", 1)
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            prefix = _prefix(checkpoint)
             table = f"{prefix}.embeddings"
             self._words = weights.take(f"{table}.word_embeddings.weight", (shape.vocabulary, shape.hidden))
             self._positions = weights.take(f"{table}.position_embeddings.weight", (shape.positions, shape.hidden))
             self._types = weights.take(f"{table}.token_type_embeddings.weight", (shape.types, shape.hidden))
             self._embedding_norm = self._norm(weights, f"{table}.LayerNorm")
-            names = [f"{prefix}.encoder.layer.{i}" for i in range(shape.layers)]
+            names = [self.layer_name(number) for number in range(shape.layers)]
             self._attentions = [self._qkv(weights, name) for name in names[:-1]]
             self._last_attention = self._first_token_attention(weights, names[-1])
             self._rests = [self._rest(weights, name) for name in names]
@@ -113,9 +114,17 @@ class EncoderCrossEncoder:
         x = self._embed(batch)
         for qkv, rest in zip(self._attentions, self._rests[:-1], strict=True):
             x = rest.add_mlp(rest.add_attention(self._attend(qkv, x, batch), x))
+        return self._finish(x, batch)
+
+    def _finish(self, x: Tensor, batch: PackedBatch) -> Tensor:
+        """The last layer and the head. x: the last layer's input, [T, hidden]. Returns the logits."""
         last = self._rests[-1]
         first = last.add_mlp(last.add_attention(self._last_attention(x, batch), x[batch.starts]))
-        return self._head_out(self._head_dense(first[: len(pairs)].float())).squeeze(1)
+        return self._head_out(self._head_dense(first[: len(batch.lengths)].float())).squeeze(1)
+
+    def layer_name(self, number: int) -> str:
+        """What the names of a layer's weights begin with."""
+        return f"{self._prefix}.encoder.layer.{number}"
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         positions = batch.positions
@@ -179,10 +188,6 @@ class EncoderCrossEncoder:
             weights.take(f"{name}.bias", (outputs,), dtype=torch.float32),
             then=then,
         )
-
-
-def _prefix(checkpoint: Checkpoint) -> str:
-    return PREFIXES[checkpoint.architecture]
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:

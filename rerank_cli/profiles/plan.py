@@ -54,7 +54,7 @@ class MachineFacts:
     """What the plan is for. host_arch: as `platform.machine()`.
 
     torch_cuda, torch_reason: whether the installed torch can use CUDA; why not, and the remedy.
-    cpu_precisions: what the CPU runs in hardware, the default first.
+    cpu_precisions: what the CPU runs in hardware, the default first; cpu_lacks: why another one is not there.
     """
 
     gpus: tuple[GpuFacts, ...] = ()
@@ -63,6 +63,7 @@ class MachineFacts:
     torch_reason: str | None = None
     cpu_precisions: tuple[str, ...] = ("fp32",)
     cpu_available_bytes: int | None = None
+    cpu_lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,11 @@ def select_profile(
     gpus = _usable_gpus(choice)
     if not gpus:
         return _cpu_decision(choice)
+    if choice.precision == "int8":
+        why = "int8 layers are there for CPUs alone"
+        raise choice.refusal(
+            f"{choice.precision_origin} int8: {why}", hint="`--device cpu` runs them; a GPU runs fp16, bf16 or fp32"
+        )
     candidates = [found for group in _groups(gpus) if (found := _plan_group(choice, group)) is not None]
     if not candidates:
         raise _nothing_fits(choice, gpus)
@@ -414,7 +419,7 @@ def _cpu_decision(choice: Choice) -> Decision:
     if asked in machine.cpu_precisions:
         precision, why = asked, choice.request.origin("precision" if choice.precision else "profile")
     elif asked is not None:
-        why = f"{asked} is not available on this CPU"
+        why = machine.cpu_lacks.get(asked, f"{asked} is not available on this CPU")
         choice.warn(f"{choice.precision_origin} {why}, {precision} is used")
     profile = Profile(f"cpu-{precision}", "cpu", precision, choice.rules.max_tokens)
     choice.rejected += [Rejection(other.name, f"for GPUs; {choice.reasons[-1]}") for other in choice.rules.profiles]

@@ -28,7 +28,7 @@ CHANGED: dict[str, Any] = {
     "pairs": True, "query": "q", "in_format": "jsonl", "shape": "list", "request": ProfileRequest(max_tokens=9),
     "truncate": "error", "chunk_overlap": 1, "pool": "mean", "special_tokens": "allow", "instruction": "i",
     "template": "none", "selection": Selection(top_n=1), "shard": (1, 2), "skip": 1, "limit": 1, "max_line_bytes": 9,
-    "metrics": ("RR",),
+    "metrics": ("RR",), "check_precision": 9,
 }  # fmt: skip
 
 

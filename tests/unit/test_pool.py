@@ -21,6 +21,7 @@ from rerank_cli.engine import open_engine
 from rerank_cli.engine.pool import PoolEngine
 from rerank_cli.engine.scorer import LocalEngine, Scores
 from rerank_cli.errors import EngineError, ModelError
+from rerank_cli.hardware import detect_cpu
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 from tests.conftest import TINY_CHECKPOINT
@@ -235,3 +236,34 @@ def test_processes_end_with_the_one_that_started_them() -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "a worker outlives its parent"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not detect_cpu().has_vnni, reason="this CPU does not multiply int8 in hardware (VNNI)")
+def test_what_one_engine_has_calibrated_all_others_use() -> None:
+    checkpoint, plan = read_checkpoint(TINY_CHECKPOINT), replace(PLAN, precision="int8")
+    pairs, sample = many(150), many(40, seed=1)
+    local = LocalEngine(plan, checkpoint)
+    calibration = local.calibrate(sample)
+    expected = local.score(pairs)
+    pool = PoolEngine(plan, checkpoint)
+    try:
+        assert pool.needs_calibration
+        assert pool.calibrate(sample) == calibration
+        assert not pool.needs_calibration
+        assert np.array_equal(finish(pool, pool.submit(pairs)).logits, expected)
+        killed = pool._workers[0]
+        killed.kill()  # the one in its place is told as well
+        killed.wait()
+        while pool._workers[0] is killed or pool._workers[0].kernels is None:
+            pool.wait(1.0)
+        assert np.array_equal(finish(pool, pool.submit(pairs)).logits, expected)
+        exact = pool.score_exactly(pairs)
+        pool.forget_exact()
+    finally:
+        pool.close()
+    assert np.array_equal(exact, LocalEngine(PLAN, checkpoint).score(pairs))
+    again = PoolEngine(plan, checkpoint, calibration)
+    assert not again.needs_calibration
+    logits = finish(again, again.submit(pairs)).logits
+    again.close()
+    assert np.array_equal(logits, expected)

@@ -18,7 +18,7 @@ from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.errors import DoesNotFitError, UsageError
 from rerank_cli.hardware import Cpu, Gpu, Machine, TorchBuild
 from rerank_cli.known_model import find_model, with_checkpoint
-from rerank_cli.machine_plan import MachinePlan
+from rerank_cli.machine_plan import MachinePlan, profile_rows
 from rerank_cli.profiles import ProfileRequest
 from rerank_cli.run_plan import Plan, plan_model, plan_run
 
@@ -96,6 +96,49 @@ def test_a_checkpoint_in_fp8_is_no_replacement_to_warn_of() -> None:
     )
     assert (plan.profile, plan.precision) == ("optimized-fp8", "fp16")
     assert not any("fp8" in warning for warning in plan.warnings)
+
+
+VNNI = replace(CPU, flags=CPU.flags | {"avx512_vnni"})
+
+
+def checkpoint_plan(family: str, cpu: Cpu = VNNI, **asked: Any) -> MachinePlan:
+    known = with_checkpoint(find_model(ONE_B), read_checkpoint(PARITY / f"{family}-ce-open" / "checkpoint"))
+    return plan_model(ProfileRequest(**asked), known, Machine(cpu=cpu))
+
+
+def test_int8_runs_on_a_cpu_that_has_it_only_when_it_is_asked_for() -> None:
+    plan = run(Machine(cpu=VNNI), None, precision="int8")
+    assert (plan.profile, plan.precision, plan.device, plan.warnings) == ("cpu-int8", "int8", "cpu", ())
+    assert run(Machine(cpu=VNNI), None, profile="cpu-int8").precision == "int8"
+    assert run(Machine(cpu=VNNI), None).precision == "fp32"
+    rows = {row["name"]: row for row in profile_rows(answer(Machine(cpu=VNNI), None))}
+    assert rows["cpu-int8"]["reason"] == "only when it is asked for (`--precision int8`)"
+    assert "cpu-int8" not in {row["name"] for row in profile_rows(answer(Machine(cpu=CPU), None))}
+
+
+@pytest.mark.parametrize(
+    ("family", "cpu", "why"),
+    [
+        ("bert", CPU, "int8 needs a CPU that multiplies int8 in hardware (VNNI), this one does not"),
+        ("modernbert", VNNI, "only BERT, RoBERTa and XLM-R classifiers have int8 layers, not ModernBertForSeq"),
+    ],
+)
+def test_int8_that_is_not_to_be_had_is_fp32_with_a_warning(family: str, cpu: Cpu, why: str) -> None:
+    plan = plan_run(checkpoint_plan(family, cpu, precision="int8"), cuda_devices=0)
+    assert plan.precision == "fp32"
+    assert any(why in warning and "fp32 is used" in warning for warning in plan.warnings)
+
+
+def test_int8_on_a_gpu_is_refused() -> None:
+    with pytest.raises(DoesNotFitError, match="--precision int8: int8 layers are there for CPUs alone"):
+        run(Machine(cpu=VNNI, gpus=(gpu(0),)), precision="int8")
+    assert run(Machine(cpu=VNNI, gpus=(gpu(0),)), None, precision="int8", device="cpu").precision == "int8"
+
+
+def test_int8_is_weighed_as_the_float32_model_it_is_calibrated_with() -> None:
+    exact, rounded = (run(Machine(cpu=VNNI), None, precision=precision) for precision in ("fp32", "int8"))
+    assert exact.needed_bytes and rounded.needed_bytes
+    assert exact.needed_bytes <= rounded.needed_bytes < 1.3 * exact.needed_bytes
 
 
 def test_an_answer_without_a_plan_stops_the_run_with_its_error() -> None:

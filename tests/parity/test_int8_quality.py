@@ -1,0 +1,56 @@
+"""int8 of the built-in model ranks real texts as fp32 does, nearly; on public collections where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rerank_cli.cli import main
+from rerank_cli.models.int8 import int8_hindrance
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "samples" / "python-docs.jsonl"
+# May not be redistributed: not in the repository.
+COLLECTIONS = Path(os.environ.get("RERANK_COLLECTIONS", ROOT.parent / "shared" / "collections"))
+
+pytestmark = pytest.mark.skipif(int8_hindrance() is not None, reason="this torch has no int8 layers of oneDNN")
+
+
+def checked(source: Path, folder: Path, *, pairs: int, limit: int) -> dict[str, Any]:
+    """What `--check-precision` says of the first lists of a file."""
+    out = folder / "out.jsonl"
+    arguments = ["rerank-file", str(source), "-o", str(out), "-q", "--precision", "int8", "--device", "cpu"]
+    assert main([*arguments, "--limit", str(limit), "--check-precision", str(pairs)]) == 0
+    report: dict[str, Any] = json.loads(Path(f"{out}.report.json").read_text())
+    assert report["plan"]["precision"] == "int8", report["plan"]["warnings"]
+    found: dict[str, Any] = report["precision_check"]
+    return found
+
+
+def test_the_samples_are_ranked_nearly_as_in_fp32(tmp_path):
+    found = checked(SAMPLES, tmp_path, pairs=40, limit=4)
+    assert found["pairs"] >= 40
+    assert 0 < found["max_logit_difference"] < 0.7
+    assert found["kendall_tau"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["vaswani"])
+def test_lists_of_a_collection_are_ranked_nearly_as_in_fp32(tmp_path, name):
+    source = COLLECTIONS / name / "candidates.jsonl"
+    if not source.exists():
+        pytest.skip(f"{source} is not here; RERANK_COLLECTIONS names the folder of collections")
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:4]]
+    for row in rows:
+        row["candidates"] = row["candidates"][:20]
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = checked(short, tmp_path, pairs=80, limit=4)
+    assert found["pairs"] == 80
+    assert np.isfinite(found["max_logit_difference"])
+    assert found["max_logit_difference"] < 0.7
+    assert found["top10_overlap"] >= 0.95
