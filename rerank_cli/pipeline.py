@@ -128,7 +128,7 @@ class Run:
     def _seen(self, windows: Iterator[Window]) -> Iterator[Window]:
         """All windows, whichever of them this run does; the first that has lists is kept for `_calibrate`."""
         for window in windows:
-            if self._first is None and window.lists:
+            if self._first is None and window.lists and self._must_calibrate():
                 self._first = window
             yield window
 
@@ -145,8 +145,9 @@ class Run:
         with closing(windows):  # a run that stops here stops the reader too
             for window in windows:
                 began = time.perf_counter()
-                if not self._sample and self._first and self._must_calibrate():
-                    self._sample = pairs_of(next(encode_parts(self._first, self.encoder)).encoded)
+                first = self._first
+                if not self._sample and first and self._must_calibrate():
+                    self._sample = pairs_of(next(encode_parts(first, self.encoder)).encoded)
                 for part in encode_parts(window, self.encoder):
                     self.timing.tokenise += time.perf_counter() - began
                     yield part
@@ -218,6 +219,7 @@ class Run:
             return
         if pairs := self._sample or own:
             found = self.engine.calibrate(pairs)
+            self._first, self._sample = None, []
             if self.on_calibrated:
                 self.on_calibrated(found)
 

@@ -123,36 +123,35 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     return result.view(count, heads, length, size)
 
 
-def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor) -> Tensor:
     """Attention of every token over its own pair, as softmax of powers of 2, for the int8 layers of a CPU.
 
     q, k, v: [T, heads, head_dim], may be views; the scale and log2(e) are in q already. In bfloat16 by two products as
-    in `_by_products`, but divided for the whole batch at once and in float32. Returns float32 [T, heads * head_dim].
+    in `_by_products`, but divided for the whole batch at once and in float32. Returns `out`, float32
+    [T, heads * head_dim], whose filler rows stay as they are.
     """
-    if q.dtype == torch.bfloat16 and batch.longest <= _PRODUCT_KEYS:
-        context = _by_powers(q, k, v, batch)
-        if context is not None:
-            return context.flatten(1)
-    out = q.new_zeros(q.shape, dtype=torch.float32)
+    by_head = out.unflatten(1, q.shape[1:])
+    if q.dtype == torch.bfloat16 and batch.longest <= _PRODUCT_KEYS and _by_powers(q, k, v, batch, by_head):
+        return out
     for run in batch.runs:
         stop = run.start + run.count * run.length
         run_q, run_k, run_v = (
             x[run.start : stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for x in (q, k, v)
         )
         result = F.scaled_dot_product_attention(run_q, run_k, run_v, scale=math.log(2))
-        out[run.start : stop].unflatten(0, (run.count, run.length)).copy_(result.transpose(1, 2))
-    return out.flatten(1)
+        by_head[run.start : stop].unflatten(0, (run.count, run.length)).copy_(result.transpose(1, 2))
+    return out
 
 
-def _by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor | None:
-    """float32 [T, heads, head_dim]; None where a power of 2 overflows or all of a row vanish."""
+def _by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor) -> bool:
+    """Fills `out`, [T, heads, head_dim]; False where a power of 2 overflows or all of a row vanish."""
     heads, size = q.shape[1:]
-    out = q.new_zeros(q.shape, dtype=torch.float32)
     totals = q.new_ones(q.shape[:2], dtype=torch.float32)
     for run in batch.runs:
         stop, shape = run.start + run.count * run.length, (run.count, run.length)
         run_q, run_k, run_v = (
-            x[run.start : stop].unflatten(0, shape).transpose(1, 2).reshape(run.count * heads, run.length, size)
+            # Contiguous: the copies cost less than the products of views (20 % of the first one).
+            x[run.start : stop].unflatten(0, shape).transpose(1, 2).reshape(-1, run.length, size).contiguous()
             for x in (q, k, v)
         )
         weights = torch.bmm(run_q, run_k.transpose(1, 2)).exp2_()
@@ -161,7 +160,10 @@ def _by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor | 
         result = torch.bmm(weights, run_v).view(run.count, heads, run.length, size)
         out[run.start : stop].unflatten(0, shape).copy_(result.transpose(1, 2))
     least, most = totals.aminmax()
-    return out.div_(totals[:, :, None]) if float(least) > 0 and math.isfinite(float(most)) else None
+    if not (float(least) > 0 and math.isfinite(float(most))):
+        return False
+    out.div_(totals[:, :, None])
+    return True
 
 
 def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

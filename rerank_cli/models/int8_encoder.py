@@ -119,21 +119,23 @@ class Int8Encoder(EncoderCrossEncoder):
         assert self.calibrated, "the pipeline calibrates before it scores"
         batch = pack(pairs, device=self._device)
         x = self._embed(batch)
+        room = torch.empty_like(x)  # for what is rounded; a new one each time costs more than the multiplication
         for layer in self._layers:
-            x = self._run(layer, x, batch)
+            x = self._run(layer, x, batch, room)
         return self._finish(x, batch)
 
-    def _run(self, layer: _Int8Layer, x: Tensor, batch: PackedBatch) -> Tensor:
-        x = layer.attention_norm(layer.attention_out.add_to(x, self._context(layer, x, batch)))
-        attended = self._steps(x * layer.attended_factors)
+    def _run(self, layer: _Int8Layer, x: Tensor, batch: PackedBatch, room: Tensor) -> Tensor:
+        x = layer.attention_norm(layer.attention_out.add_to(x, self._context(layer, x, batch, room)))
+        attended = self._steps(torch.mul(x, layer.attended_factors, out=room))
         for expand, contract in layer.mlp:
             x = contract.add_to(x, expand(attended))
         return layer.out_norm(x)
 
-    def _context(self, layer: _Int8Layer, x: Tensor, batch: PackedBatch) -> Tensor:
+    def _context(self, layer: _Int8Layer, x: Tensor, batch: PackedBatch, room: Tensor) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
-        q, k, v = layer.qkv(self._steps(x * layer.input_factors)).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
-        return self._steps(attend_by_powers(q, k, v, batch))
+        inputs = self._steps(torch.mul(x, layer.input_factors, out=room))
+        q, k, v = layer.qkv(inputs).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
+        return self._steps(attend_by_powers(q, k, v, batch, room))
 
     def _steps(self, x: Tensor) -> Tensor:
         return steps(x)
