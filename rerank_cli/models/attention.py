@@ -114,12 +114,15 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     """
     count, heads, length, size = q.shape
     keys = k.shape[2]
-    scaled = (q * (size**-0.5 * math.log2(math.e))).reshape(count * heads, length, size)
-    weights = torch.bmm(scaled, k.reshape(count * heads, keys, size).transpose(1, 2)).exp2_()
+    # Contiguous: the copies cost less than products of views do.
+    scaled = (q * (size**-0.5 * math.log2(math.e))).reshape(count * heads, length, size).contiguous()
+    run_k, run_v = (x.reshape(count * heads, keys, size).contiguous() for x in (k, v))
+    weights = torch.bmm(scaled, run_k.transpose(1, 2)).exp2_()
     total = weights.sum(-1, keepdim=True)
-    if not (bool(total.isfinite().all()) and bool((total > 0).all())):
+    least, most = total.aminmax()
+    if not (float(least) > 0 and math.isfinite(float(most))):
         return None
-    result = torch.bmm(weights, v.reshape(count * heads, keys, size)).div_(total)
+    result = torch.bmm(weights, run_v).div_(total)
     return result.view(count, heads, length, size)
 
 
