@@ -17,7 +17,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def _image(folder: Path) -> Callable[[bytes], None]:
 
 def _config(folder: Path) -> Callable[[bytes], None]:
     from rerank_cli.encoding import open_encoder
+    from rerank_cli.engine import open_engine
     from rerank_cli.errors import RerankError
     from rerank_cli.hardware import detect_machine
     from rerank_cli.known_model import find_model
@@ -139,7 +140,9 @@ def _config(folder: Path) -> Callable[[bytes], None]:
             plan = plan_run(plan_model(ProfileRequest(), known, machine), cuda_devices=0)
             assert known.checkpoint is not None
             encoder = open_encoder(known.checkpoint, max_tokens=min(64, plan.max_tokens))
-            encoder.encode([("two roads", "a yellow wood")])
+            (encoded,) = encoder.encode([("two roads", "a yellow wood")])
+            engine = open_engine(replace(plan, threads=1), known.checkpoint)
+            engine.score(encoded if isinstance(encoded, tuple) else ())
         except RerankError as error:
             assert error.message
 
