@@ -145,5 +145,5 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def _shown(value: Any, limit: int = 60) -> str:
-    text = repr(value)
+    text = "not given" if value is None else repr(value)
     return text if len(text) <= limit else text[:limit] + "..."

@@ -136,7 +136,7 @@ def test_another_request_is_refused_with_the_first_differences(tmp_path: Path) -
     assert "`top_n` was 3, is 4" in caught.value.message
     with pytest.raises(JobChangedError) as caught, job(tmp_path, asked=dict.fromkeys("abcde", "x" * 100)):
         pass
-    assert "`a` was None, is 'xxx" in caught.value.message
+    assert "`a` was not given, is 'xxx" in caught.value.message
     assert "...; `b`" in caught.value.message
     assert caught.value.message.endswith("... (and 2 more)")
     assert "--restart" in (caught.value.hint or "")
