@@ -21,6 +21,7 @@ from rerank_cli.errors import JobChangedError, OutputError, RerankError
 
 _FORMAT = 1  # of the journal; another number is another program's job
 _READ_BYTES = 2**20
+_HASH_SECONDS = 1.0  # that the first commit waits for
 _MADE_AT_THE_END = ("output", "report", "embeddings", "per_query")
 _RESTART = "`--restart` starts over; the former command, on the former input, goes on"
 
@@ -242,6 +243,7 @@ class Job:
             file.sync()
         if (fingerprint := self._terms.fingerprint) is not None:
             if not self._check:
+                fingerprint.wait_for_new(_HASH_SECONDS)
                 records = [{"kind": "job", "format": _FORMAT, "fingerprint": fingerprint.document()}, *records]
                 self._hashes = {}
                 self._files.sync_folder(self.folder)

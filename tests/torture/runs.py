@@ -25,6 +25,7 @@ from rerank_cli.commit import Files
 from tests.conftest import TINY_CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Hindered(Files):
@@ -88,6 +89,11 @@ class Hindered(Files):
 
     def sync_folder(self, path: Path) -> None:
         self._call("sync_folder", lambda: super(Hindered, self).sync_folder(path))
+
+
+def on_one_core() -> None:
+    """Keep this process on one core: two threads of a small model wait for each other on a busy machine."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def _kill() -> None:
@@ -190,6 +196,7 @@ def _child(asked: Asked, path: Path) -> None:
         os.dup2(log.fileno(), 2)
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # before the run listens, and behind it
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         try:
             code = _run(asked, log)
         finally:
@@ -205,9 +212,12 @@ def _child(asked: Asked, path: Path) -> None:
 def _started(asked: Asked, log: Path) -> Callable[[], dict[str, Any]]:
     """Start a run; returns what waits for its end."""
     began = time.monotonic()
+    # A signal may come before the child has said what it does with it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     child = os.fork()
     if not child:
         _child(asked, log)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
     def wait() -> dict[str, Any]:
         if asked.after is not None:
@@ -225,7 +235,7 @@ def _serve() -> None:
     import rerank_cli.engine.scorer
     import rerank_cli.job  # noqa: F401
 
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # two threads would wait for each other on a busy machine
+    on_one_core()
     with tempfile.TemporaryDirectory(prefix="rerank-cli-torture-", dir="/dev/shm") as folder:
         for line in sys.stdin:
             asked = [Asked(**fields) for fields in json.loads(line)]

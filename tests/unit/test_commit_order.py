@@ -349,8 +349,8 @@ def test_another_job_is_said_in_full(tmp_path: Path) -> None:
     with pytest.raises(JobChangedError) as caught, job(tmp_path, fingerprint=other):
         pass
     assert caught.value.message == (
-        f"{tmp_path / 'out.job'}: the unfinished job in it is another one: `top_n` was 3, is 4; `query` was not given, is "
-        f"'{'q' * 59}...; `shard` was not given, is [1, 2] (and 1 more)"
+        f"{tmp_path / 'out.job'}: the unfinished job in it is another one: `top_n` was 3, is 4; `query` was not given, "
+        f"is '{'q' * 59}...; `shard` was not given, is [1, 2] (and 1 more)"
     )
     assert caught.value.hint == "`--restart` starts over; the former command, on the former input, goes on"
     three = Fingerprint(asked={"top_n": 4, "query": "q", "limit": 5}, plan={"device": "cpu"}, files={})
