@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,18 @@ class Done:
     seconds: float
 
 
+TALLY: Counter[str] = Counter()
+"""How many runs met which end, for the summary of a long run."""
+
+
+def _what_was_done(asked: Asked, done: Done) -> str:
+    if asked.after is not None:
+        return f"{signal.Signals(asked.signal).name} at a random moment"
+    if asked.at and done.code == -signal.SIGKILL:
+        return "SIGKILL at a call that writes"
+    return f"{asked.fault} at a call that writes" if asked.at and asked.fault.isupper() else ""
+
+
 class Runs:
     """A server to ask for runs."""
 
@@ -151,7 +164,9 @@ class Runs:
         assert stdout is not None
         stdin.write(json.dumps([vars(one) for one in asked]) + "\n")
         stdin.flush()
-        return [Done(**done) for done in json.loads(stdout.readline())]
+        ends = [Done(**done) for done in json.loads(stdout.readline())]
+        TALLY.update(filter(None, map(_what_was_done, asked, ends)))
+        return ends
 
     def close(self) -> None:
         """End the server."""
