@@ -20,7 +20,7 @@ import pytest
 from rerank_cli.commit import Files, Fingerprint, Job, Terms, place_file, write_whole
 from rerank_cli.commit import journal as journals
 from rerank_cli.commit.lock import take_lock
-from rerank_cli.errors import JobChangedError, LockedError
+from rerank_cli.errors import JobChangedError, LockedError, OutputError
 
 
 class Recording(Files):
@@ -133,6 +133,7 @@ def test_every_call_of_a_job_in_its_order(tmp_path: Path) -> None:
             "sync_folder .", "write out.job/journal", "fsync out.job/journal",
         ]  # fmt: skip
         add(opened, 1)
+        assert opened.next_window == 2
         assert without_sizes(files.take()) == [
             "write out.job/rows 6", "write out.job/errors 4", "fsync out.job/rows", "fsync out.job/errors",
             "write out.job/journal", "fsync out.job/journal",
@@ -141,6 +142,7 @@ def test_every_call_of_a_job_in_its_order(tmp_path: Path) -> None:
         assert files.take() == []  # there is nothing to commit
         opened.append({"rows": b"last\n"})
         opened.complete({"rows": 3})
+        assert opened.completed == {"rows": 3}
         assert without_sizes(files.take()) == [
             "write out.job/rows 5", "fsync out.job/rows", "write out.job/journal", "fsync out.job/journal",
         ]  # fmt: skip
@@ -359,3 +361,168 @@ def test_another_job_is_said_in_full(tmp_path: Path) -> None:
     assert caught.value.message.endswith(
         "`top_n` was 3, is 4; `query` was not given, is 'q'; `limit` was not given, is 5"
     )
+
+
+def test_what_a_run_cannot_know_is_said_in_full(tmp_path: Path) -> None:
+    with job(tmp_path) as opened:
+        add(opened, 0)
+    begin = f"{tmp_path / 'out.job'}: the unfinished job in it is another one: "
+    with pytest.raises(JobChangedError) as caught, job(tmp_path, fingerprint=None):
+        pass
+    assert caught.value.message == begin + "it can be continued, and a pipe cannot be read again"
+    records = [entry.record for entry in journals.read_journal(opened.path("journal"))]
+    records[0]["format"] = 2
+    opened.path("journal").write_bytes(journals.encode(records, after="")[0])
+    with pytest.raises(JobChangedError) as caught, job(tmp_path):
+        pass
+    assert caught.value.message == begin + "it was written by another version of this program"
+
+
+def test_the_hash_in_the_journal_decides_where_times_differ(tmp_path: Path) -> None:
+    source, mine = tmp_path / "in.jsonl", fingerprint(tmp_path, hashed=False)
+    with job(tmp_path, fingerprint=mine) as opened:
+        add(opened, 0)
+        mine.start()
+        mine.wait(60)
+        add(opened, 1)  # this commit, not the header, knows the hash
+    source.write_text("input")  # the same, at another time
+    with job(tmp_path) as again:
+        assert again.next_window == 2
+    source.write_text("INPUT")
+    with pytest.raises(JobChangedError) as caught, job(tmp_path):
+        pass
+    assert caught.value.message.endswith(f"another one: input 1 ({source}): its content was another")
+
+
+def test_differences_name_where_they_stand(tmp_path: Path) -> None:
+    mine = fingerprint(tmp_path)
+    other = mine.document() | {"asked": {"top_n": {"of": 3}}, "plan": {"device": {"name": "cpu"}}}
+    assert mine.differences(other) == ["`top_n` was {'of': 3}, is 3", "`device` was {'name': 'cpu'}, is 'cpu'"]
+    inner = Fingerprint(asked={"versions": {"torch": "2"}}, plan={}, files={})
+    assert inner.differences({"asked": {"versions": {"torch": "3"}}, "plan": {}, "files": {}}) == [
+        "`versions.torch` was '3', is '2'"
+    ]
+    assert inner.differs_in_request({"asked": {"versions": {"torch": "3"}}, "plan": {}, "files": {}})
+    assert not inner.differs_in_request({"asked": {"versions": {"torch": "2"}}, "plan": {"n": 1}, "files": {}})
+    for length, shown in ((58, f"'{'q' * 58}'"), (59, f"'{'q' * 59}...")):
+        (said,) = Fingerprint(asked={"query": "q" * length}, plan={}, files={}).differences(
+            {"asked": {}, "plan": {}, "files": {}}
+        )
+        assert said == f"`query` was not given, is {shown}"
+
+
+def test_nobody_waits_long_for_a_hash(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "new")
+    slow = Fingerprint(asked={}, plan={}, files={"input 1": tmp_path / "new"})
+    slow.wait_for_new(3600)  # it has not begun
+    slow.start()
+    slow.wait_for_new(0.01)
+    assert slow.hashes == {}
+    (tmp_path / "new").write_bytes(b"rows")  # returns when the thread reads
+    slow.wait_for_new(3600)
+    slow.wait(60)
+    assert slow.hashes == {}  # it was written to while it was read
+
+
+def test_a_file_that_was_just_made_is_hashed_before_those_that_rest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "new")
+    source = tmp_path / "in.jsonl"
+    source.write_text("input")
+    mine = Fingerprint(asked={}, plan={}, files={"input 1": source, "input 2": tmp_path / "new"})
+    mine._seen["input 1"]["settled"] = True
+    mine.start()
+    mine.wait_for_new(0.01)
+    assert mine.hashes == {}
+    (tmp_path / "new").write_bytes(b"rows")
+    mine.wait(60)
+    assert list(mine.hashes) == ["input 1"]
+
+
+# Faults
+
+
+class Failing(Recording):
+    """Files whose calls fail that are in `faults`, as they are noted."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.faults: set[str] = set()
+
+    def _fail(self) -> None:
+        if self.calls[-1] in self.faults:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> int:
+        taken = super().write(descriptor, data)
+        self._fail()
+        return taken
+
+    def fsync(self, descriptor: int) -> None:
+        super().fsync(descriptor)
+        self._fail()
+
+    def rename(self, old: Path, new: Path) -> None:
+        super().rename(old, new)
+        self._fail()
+
+    def unlink(self, path: Path) -> None:
+        super().unlink(path)
+        self._fail()
+
+    def sync_folder(self, path: Path) -> None:
+        super().sync_folder(path)
+        self._fail()
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ("fsync out.job/rows", "out"),
+        ("fsync out.job/journal", "out"),
+        ("unlink outdated", "outdated"),
+        ("rename out.job/errors errors", "errors"),
+        ("rename out.job/rows out", "out"),
+        ("sync_folder .", "out"),
+    ],
+)
+def test_a_fault_at_the_end_names_the_file_of_the_user(tmp_path: Path, fault: str, named: str) -> None:
+    files = Failing(tmp_path)
+    (tmp_path / "outdated").touch()
+    with pytest.raises(OutputError) as caught, job(tmp_path, files) as opened:
+        add(opened, 0)
+        opened.append({"rows": b"last"})
+        files.faults = {fault}
+        opened.complete({})
+        opened.place({"errors": tmp_path / "errors", "rows": tmp_path / "out"}, outdated=[tmp_path / "outdated"])
+    assert caught.value.message == f"{tmp_path / named}: cannot be written: Input/output error"
+
+
+def test_after_a_fault_no_commit_is_tried_again(tmp_path: Path) -> None:
+    files = Failing(tmp_path)
+    with pytest.raises(OutputError), job(tmp_path, files) as opened:
+        add(opened, 0)
+        files.faults = {"fsync out.job/rows"}
+        with pytest.raises(OutputError):
+            add(opened, 1)
+        files.take()
+        files.faults = set()
+        opened.checkpoint()
+        assert files.take() == []
+        raise OutputError("enough")
+    assert files.take() == ["close out.job/journal", "close out.job/errors", "close out.job/rows"]
+    with job(tmp_path) as again:
+        assert again.next_window == 1
+
+
+def test_where_neither_copy_nor_clearing_succeeds_the_first_fault_is_told(tmp_path: Path) -> None:
+    class Full(OtherDisk):
+        def write(self, descriptor: int, data: bytes | memoryview) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def unlink(self, path: Path) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "rows").write_bytes(b"rows")
+    with pytest.raises(OSError, match="No space left"):
+        place_file(tmp_path / "job" / "rows", tmp_path / "out", Full(tmp_path))
