@@ -2,8 +2,8 @@
 
 Every field of the options counts but those that only say how a run goes on: what is added to the options counts from
 its first day. Each stands under the name and with the value that a user types, because the message that refuses another
-job shows both. Paths do not count: files are known by what is in them. Images that rows name are not looked at: there
-may be millions, and a window that is done does not change with them.
+job shows both. Paths do not count: files are known by what is in them. Images that rows name are not looked at here:
+there may be millions, and a window that is done does not change with them (`images/seen.py` looks when a run goes on).
 """
 
 from __future__ import annotations

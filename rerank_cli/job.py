@@ -32,6 +32,7 @@ from rerank_cli.formats.inputs import can_be_reread, count_lines, resolve_inputs
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.identity import fingerprint_of, finished_report
+from rerank_cli.images.seen import SeenImages
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.output_names import STDOUT
 from rerank_cli.per_query import per_query_bytes
@@ -158,6 +159,7 @@ class _Work:
         self._plan = prepared.plan
         self._notes_of_best: dict[int, Any] = {}
         self._texts: EmbeddedTexts | None = None
+        self._images = SeenImages()
         if destination.state is not None:
             self._restore(destination.state, destination.notes)
 
@@ -256,11 +258,17 @@ class _Work:
         self._evaluator.add(orders_of(ranked, self._prepared.shape, self._evaluator.is_judged))
 
     def _on_done(self, window: Window) -> None:
+        self._images.add(window)
+        state = self._destination.state
+        if state and window.number == self._destination.next_window - 1 and self._images.digest != state["images"]:
+            raise Job.changed(self._options.names.output, "an image file of its finished rows was changed")
         if self._best and (note := self._notes_of_best.pop(window.number, None)):
             self._best.restore(window, note)
 
     def _on_window(self, window: Window, counts: Counts) -> None:
+        self._images.add(window)
         state = {
+            "images": self._images.digest,
             "counts": asdict(counts),
             "timing": asdict(self._timing),
             "seconds": round(self._seconds, 3),

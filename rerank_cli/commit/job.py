@@ -77,6 +77,11 @@ class Job:
         """The work folder of an output."""
         return Path(f"{out}.job")
 
+    @staticmethod
+    def changed(out: str | Path, what: str) -> JobChangedError:
+        """The refusal to continue the job of an output, which would write other bytes; what: the difference."""
+        return JobChangedError(f"{Job.folder_of(out)}: the unfinished job in it is another one: {what}", hint=_RESTART)
+
     def path(self, name: str) -> Path:
         """Where a file of the job lies."""
         return self.folder / name
@@ -109,7 +114,7 @@ class Job:
             if self._placed or not self.is_kept:
                 with suppress(OSError):
                     self._remove()
-            elif isinstance(error, RerankError):
+            elif isinstance(error, RerankError) and not isinstance(error, JobChangedError):
                 error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
         finally:
             self._stack.close()
@@ -193,7 +198,7 @@ class Job:
         if found:
             more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
             what = "; ".join(found[:3]) + more
-            raise JobChangedError(f"{self.folder}: the unfinished job in it is another one: {what}", hint=_RESTART)
+            raise self.changed(self.out, what)
 
     def _open_files(self, stack: ExitStack, entries: Sequence[Entry]) -> None:
         for name in _MADE_AT_THE_END:
