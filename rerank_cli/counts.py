@@ -41,7 +41,7 @@ class Counts:
     in rank order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that
     stand for images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that
     did not fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
-    computed again in fp32.
+    computed again in fp32. engine_deaths: processes that scored pairs, ended by themselves and were started again.
     """
 
     rows_in: int = 0
@@ -65,6 +65,7 @@ class Counts:
     retiled: int = 0
     out_of_memory_splits: int = 0
     fp32_reruns: int = 0
+    engine_deaths: int = 0
 
     def add(self, more: Mapping[str, int]) -> None:
         """Count `more`, by name."""

@@ -1,6 +1,7 @@
 """The failures a user can act on, each with the exit code that a shell script sees.
 
     RerankError                 1  unexpected (never raised as such)
+    ├── EngineError             1  the processes that score end by themselves, whatever they are given
     ├── UsageError              2  options that contradict each other or the data
     ├── ProfileError            2  a profile file that is missing or says something impossible
     ├── InputError              4  input: missing, unreadable, not what it claims to be
@@ -18,7 +19,7 @@ catch once, in `rerank_cli.cli.main`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 EXIT_CODES: dict[int, str] = {
     0: "done (also: nothing left to do)",
@@ -52,6 +53,21 @@ class RerankError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a process tells another one of it; a subclass may ask for other arguments than it keeps."""
+        return _error_again, (type(self), dict(vars(self)))
+
+
+def _error_again(kind: type[RerankError], facts: dict[str, Any]) -> RerankError:
+    error = kind.__new__(kind)
+    vars(error).update(facts)
+    error.args = (facts["message"],)
+    return error
+
+
+class EngineError(RerankError):
+    """The processes that score end by themselves, whatever they are given."""
 
 
 class UsageError(RerankError):

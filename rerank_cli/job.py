@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rerank_cli import report as reports
 from rerank_cli.checkpoint import Checkpoint
@@ -82,8 +82,20 @@ class Outcome:
     was_done: bool = False
 
 
+class OpensEngine(Protocol):
+    """How a run gets its engine; `engine.open_engine` is one."""
+
+    def __call__(self, plan: Plan, checkpoint: Checkpoint, *, on_note: Callable[[str], None] | None) -> Engine:
+        """An engine for the plan, which the run closes."""
+
+
 def run_job(
-    options: JobOptions, watcher: Watcher | None = None, *, files: Files | None = None, stop: Stop | None = None
+    options: JobOptions,
+    watcher: Watcher | None = None,
+    *,
+    files: Files | None = None,
+    stop: Stop | None = None,
+    open_engine: OpensEngine = open_engine,
 ) -> Outcome:
     """Do the whole run and leave its output, errors file and report; raises `RerankError` for what stops it.
 
@@ -126,7 +138,7 @@ def run_job(
                     return _outcome_of(done, options)
                 destination.refuse_existing()
             work = _Work(options, prepared, destination, evaluator, watcher, stop)
-            return work.run(fingerprint, members)
+            return work.run(fingerprint, members, open_engine)
 
 
 class _Work:
@@ -163,7 +175,7 @@ class _Work:
         if destination.state is not None:
             self._restore(destination.state, destination.notes)
 
-    def run(self, fingerprint: Fingerprint | None, members: Sequence[str]) -> Outcome:
+    def run(self, fingerprint: Fingerprint | None, members: Sequence[str], open_engine: OpensEngine) -> Outcome:
         """Load the model and do what is left."""
         options, prepared, destination, watcher = self._options, self._prepared, self._destination, self._watcher
         options.error_limit.check(self._counts, last=False)  # of an earlier process, which has stopped for it
@@ -173,7 +185,7 @@ class _Work:
             if fingerprint:
                 fingerprint.start()
                 stack.callback(fingerprint.stop)
-            engine = open_engine(self._plan, prepared.checkpoint)
+            engine = open_engine(self._plan, prepared.checkpoint, on_note=watcher.on_note)
             stack.callback(engine.close)
             self._stop.check()
             self._texts = self._open_texts(engine, members)

@@ -2,12 +2,13 @@
 
     rows -> candidate lists -> windows   thread `read`
     windows -> token ids                 thread `tokenise`
-    token ids -> logits -> ranks         the caller's thread
-    ranked lists -> sink                 the caller's thread
+    token ids -> logits                  the engine: here, or in processes of its own
+    logits -> ranks -> sink              the caller's thread
 
 A window is cut by the input and the options alone, and batches never cross windows, so the same run computes the same
-batches. One with many images is encoded and scored in parts (`parts.py`). Memory holds five windows at most, whatever
-the size of the file: one that is scored, and between two stages one that waits and one that is finished and finds no
+batches. One with many images is encoded and scored in parts (`parts.py`). An engine of several processes has some parts
+under way at a time (`Engine.depth`); they are taken from it in the order of the input. Memory holds four windows and
+those under way, whatever the size of the file: between two stages one that waits and one that is finished and finds no
 room. Pairs with the same texts and image are scored once in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
@@ -17,7 +18,8 @@ becomes a `RowError`; in a list it takes the whole list with it (one row in, one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.counts import Counts, ErrorLimit, Timing
-from rerank_cli.engine.stages import run_ahead
+from rerank_cli.engine.stages import Ahead
 from rerank_cli.formats.shapes import Grouped, Selection
 from rerank_cli.parts import (
     EncodedPart,
@@ -39,8 +41,9 @@ from rerank_cli.parts import (
     join_parts,
     without_pixels,
 )
-from rerank_cli.ranking import Pool, rank_window, score_pairs, select, with_problems
+from rerank_cli.ranking import Pool, pairs_of, pooled, rank_window, select, with_problems
 from rerank_cli.records import (
+    EncodedPair,
     RankedList,
     RowError,
     Window,
@@ -49,7 +52,9 @@ from rerank_cli.stop import Stop
 from rerank_cli.windows import Share, cut_windows
 
 if TYPE_CHECKING:
-    from rerank_cli.engine import Engine
+    from rerank_cli.engine import Engine, Pending, Scores
+
+_WAIT_SECONDS = 0.05  # for the engine, before it is looked whether there is more for it to do
 
 
 class Sink(Protocol):
@@ -57,6 +62,15 @@ class Sink(Protocol):
 
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Take the lists of one window; returns how many output rows they made."""
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A part that the engine has, and the pairs it was given of it."""
+
+    part: EncodedPart
+    pairs: Sequence[EncodedPair]
+    pending: Pending
 
 
 @dataclass(slots=True)
@@ -85,17 +99,18 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     counts: Counts = field(default_factory=Counts)
     timing: Timing = field(default_factory=Timing)
+    _computing_since: float | None = None
 
     def execute(self, items: Iterable[Grouped], *, window_pairs: int) -> None:
         """Score all of `items`, a window of about `window_pairs` pairs at a time."""
         cut = self.share.of(cut_windows(items, max_pairs=window_pairs), self.on_done)
-        windows = run_ahead(self._timed_read(cut), name="read")
-        parts = run_ahead(self._encode(windows), name="tokenise", check=self.stop.check)
+        windows = Ahead(self._timed_read(cut), name="read")
+        parts = Ahead(self._encode(windows), name="tokenise", check=self.stop.check)
         scored: list[ScoredPart] = []
         try:
             with self.stop.held():
-                for part in parts:
-                    scored.append(self._score(part))
+                for part, scores in self._computed(parts):
+                    scored.append(scores)
                     if part.places is not None:
                         self._finish_window(*join_parts(part.window, scored, part.places))
                         scored = []
@@ -113,7 +128,7 @@ class Run:
                 return
             yield window
 
-    def _encode(self, windows: Generator[Window, None, None]) -> Iterator[EncodedPart]:
+    def _encode(self, windows: Ahead[Window]) -> Iterator[EncodedPart]:
         with closing(windows):  # a run that stops here stops the reader too
             for window in windows:
                 began = time.perf_counter()
@@ -122,15 +137,51 @@ class Run:
                     yield part
                     began = time.perf_counter()
 
-    def _score(self, part: EncodedPart) -> ScoredPart:
-        began = time.perf_counter()
+    def _computed(self, parts: Ahead[EncodedPart]) -> Iterator[tuple[EncodedPart, ScoredPart]]:
+        """The parts with their logits, in order; the engine has as many as it wants, and never waits for another."""
+        under_way: deque[_UnderWay] = deque()
+        is_more = True
+        while is_more or under_way:
+            if under_way and (scores := under_way[0].pending.scores()):
+                first = under_way.popleft()
+                self._stop_clock(more=bool(under_way))
+                yield first.part, self._take(first, scores)
+            elif is_more and len(under_way) < self.engine.depth and (not under_way or parts.is_ready):
+                part = next(parts, None)
+                if part is None:
+                    is_more = False
+                else:
+                    under_way.append(self._submit(part))
+            else:
+                with self.stop.released():
+                    self.engine.wait(_WAIT_SECONDS)
+
+    def _submit(self, part: EncodedPart) -> _UnderWay:
+        if self._computing_since is None:
+            self._computing_since = time.perf_counter()
+        pairs = pairs_of(part.encoded)
         with self.stop.released():
-            logits, pairs = score_pairs(part.encoded, self.engine, pool=self.pool, on_batch=self._on_batch)
-        self.timing.compute += time.perf_counter() - began
-        trouble = self.engine.trouble
+            return _UnderWay(part, pairs, self.engine.submit(pairs, on_batch=self._on_batch))
+
+    def _stop_clock(self, *, more: bool) -> None:
+        """Count the time since the engine was last idle or this was last called; it goes on if it has more to do."""
+        assert self._computing_since is not None, "it was set when the engine was given something"
+        now = time.perf_counter()
+        self.timing.compute += now - self._computing_since
+        self._computing_since = now if more else None
+
+    def _take(self, scored: _UnderWay, scores: Scores) -> ScoredPart:
+        part, trouble = scored.part, scores.trouble
         self.counts.add(image_counts(part.encoded))
-        self.counts.add({"out_of_memory_splits": trouble.splits, "fp32_reruns": trouble.reruns})
-        self.counts.tokens += sum(len(pair.input_ids) for pair in pairs)
+        self.counts.add(
+            {
+                "out_of_memory_splits": trouble.splits,
+                "fp32_reruns": trouble.reruns,
+                "engine_deaths": trouble.deaths,
+            }
+        )
+        self.counts.tokens += sum(len(pair.input_ids) for pair in scored.pairs)
+        logits = pooled(part.encoded, scores.logits, self.pool)
         encoded = with_problems(part.encoded, trouble.failed)
         return ScoredPart(part.members, [without_pixels(entry) for entry in encoded], logits)
 

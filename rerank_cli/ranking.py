@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,6 @@ from rerank_cli.encoding import Encoded, EncodingProblem
 from rerank_cli.formats.shapes import Selection, row_error
 from rerank_cli.parts import EncodedWindow
 from rerank_cli.records import CandidateList, EncodedPair, RankedList, RankedPassage, RowError
-
-if TYPE_CHECKING:
-    from rerank_cli.engine import Engine
 
 Pool = Literal["max", "mean", "first"]
 
@@ -27,23 +24,25 @@ _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
 }
 
 
-def score_pairs(
-    encoded: Sequence[Encoded], engine: Engine, *, pool: Pool, on_batch: Callable[[int, int], None] | None = None
-) -> tuple[npt.NDArray[np.float32], list[EncodedPair]]:
-    """The logit of each encoded pair (NaN where it has a problem), and the pairs that the engine saw.
+def pairs_of(encoded: Sequence[Encoded]) -> list[EncodedPair]:
+    """What a model is given of these: each pair, or each chunk of one, in order."""
+    return [pair for entry in encoded if not isinstance(entry, EncodingProblem) for pair in entry]
+
+
+def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Pool) -> npt.NDArray[np.float32]:
+    """The logit of each of `encoded`, from those of `pairs_of` them; NaN where an entry has a problem.
 
     A pair in chunks gets its chunks' logits pooled: the best, their mean, or the first chunk's.
     """
-    pairs: list[EncodedPair] = []
-    spans: list[tuple[int, int]] = []
-    for entry in encoded:
-        chunks = () if isinstance(entry, EncodingProblem) else entry
-        spans.append((len(pairs), len(pairs) + len(chunks)))
-        pairs += chunks
-    flat = engine.score(pairs, on_batch=on_batch)
     combine = _POOLS[pool]
-    logits = np.array([combine(flat[begin:end]) if end > begin else np.nan for begin, end in spans], dtype=np.float32)
-    return logits, pairs
+    found = np.full(len(encoded), np.nan, dtype=np.float32)
+    begin = 0
+    for place, entry in enumerate(encoded):
+        end = begin + (0 if isinstance(entry, EncodingProblem) else len(entry))
+        if end > begin:
+            found[place] = combine(logits[begin:end])
+        begin = end
+    return found
 
 
 def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem]) -> list[Encoded]:

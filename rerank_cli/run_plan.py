@@ -4,8 +4,8 @@
     plan = plan_run(answer, cuda_devices=...)           what the engine is given; raises where there is no plan
 
 Both commands of a run and `profile-select` go through `plan_model`, so that one request has one plan. A `Plan` is
-everything the engine must know and nothing it must decide. What this version cannot do of an answer (several engines,
-8-bit arithmetic of weights that are not stored so) is done as near as it can and warned about.
+everything the engine must know and nothing it must decide. What this version cannot do of an answer (several engines
+of an embedding model, 8-bit arithmetic of weights that are not stored so) is done as near as it can and warned about.
 
 Precision on a CPU: `auto` is fp32. bf16 is about 1.6 times as fast where the CPU multiplies it in hardware, but moves
 logits by up to 0.2 and makes ties, so it runs only when it is asked for. On a GPU `auto` is fp16.
@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rerank_cli.errors import DoesNotFitError, ModelError
+from rerank_cli.families import family_of
 from rerank_cli.hardware import Machine
 from rerank_cli.known_model import KnownModel
 from rerank_cli.machine_plan import MachinePlan, plan_machine
@@ -32,10 +33,11 @@ _CUDA_WINDOW_PAIRS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One way to run one model on one device, with the reasons.
+    """One way to run one model on one kind of device, with the reasons.
 
-    max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU.
-    needed_bytes: of the device, by the memory model; None where it does not know the model.
+    device: the first one. engines: the device of each loaded copy of the model; more than one are a process each.
+    max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU, for each
+    engine. needed_bytes: of each device, by the memory model; None where it does not know the model.
     """
 
     profile: str
@@ -50,6 +52,7 @@ class Plan:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     needed_bytes: int | None = None
+    engines: tuple[str, ...] = ()
 
 
 def plan_model(
@@ -81,18 +84,21 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         raise answer.error
     planned, machine, devices = answer.plan, answer.machine, answer.device
     assert planned is not None and machine is not None and devices is not None, "an answer is a plan or an error"
-    device = devices.partition(",")[0]
-    on_cpu = device == "cpu"
+    on_cpu = devices == "cpu"
+    each = ["cpu"] if on_cpu else [f"cuda:{number}" for number in devices.removeprefix("cuda:").split(",")]
+    device = each[0]
     warnings = list(answer.warnings)
-    if not on_cpu and int(device.removeprefix("cuda:")) >= cuda_devices:
-        raise DoesNotFitError(
-            f"{device}: torch sees {_devices(cuda_devices)}", hint="`--device cpu` runs without a GPU"
-        )
+    for name in [] if on_cpu else each:
+        if int(name.removeprefix("cuda:")) >= cuda_devices:
+            raise DoesNotFitError(
+                f"{name}: torch sees {_devices(cuda_devices)}", hint="`--device cpu` runs without a GPU"
+            )
     if on_cpu and cuda_devices and not machine.devices and planned.kind == "cpu":
         warnings.append(f"the run is on the CPU although torch sees {_devices(cuda_devices)}: {machine.reason}")
-    if planned.total_engines > 1:
-        each = f"{planned.engine_count} on {'each of ' * (len(planned.gpus) > 1)}{devices}"
-        warnings.append(f"one engine runs, on {device}: several in one run ({each}) are not supported yet")
+    engines = each * planned.engine_count  # neighbours in the queue are on different devices
+    if len(engines) > 1 and _embeds(answer.model):
+        warnings.append(f"one engine runs, on {device}: several of an embedding model are not supported yet")
+        engines = [device]
     precision = planned.precision
     if precision in ("fp8", "int8"):
         precision = "fp16"
@@ -107,16 +113,21 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         token_budget=planned.token_budget,
         window_pairs=_CPU_WINDOW_PAIRS if on_cpu else _CUDA_WINDOW_PAIRS,
         attention=planned.attention,
-        threads=machine.cpu.cores,
+        threads=max(1, machine.cpu.cores // len(engines)),
         reasons=answer.reasons,
         warnings=tuple(warnings),
         needed_bytes=planned.needed_bytes,
+        engines=tuple(engines),
     )
 
 
 def _holds_fp8(known: KnownModel | None) -> bool:
     """The checkpoint's weights are in FP8: the model multiplies them so where the card can, and says what it does."""
     return known is not None and known.checkpoint is not None and read_quantisation(known.checkpoint) is not None
+
+
+def _embeds(known: KnownModel | None) -> bool:
+    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).embeds
 
 
 def _devices(number: int) -> str:

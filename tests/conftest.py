@@ -20,6 +20,7 @@ from rerank_cli.counts import Counts
 from rerank_cli.destination import open_destination
 from rerank_cli.encoding import Encoded, EncodingProblem
 from rerank_cli.engine.fitting import Trouble
+from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Selection
@@ -90,8 +91,8 @@ class FakeEncoder:
         return EncodedPair(input_ids=kept, second_start=len(first), tokens=len(ids))
 
 
-class FakeEngine:
-    """Satisfies `Engine`: the logit is the number of words that query and passage share.
+class FakeEngine(InProcess):
+    """The logit is the number of words that query and passage share.
 
     A passage with the word `nan`, `inf` or `-inf` has that logit. calls: how many pairs came with each call.
     """

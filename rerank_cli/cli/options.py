@@ -10,8 +10,8 @@ import typer
 
 from rerank_cli.errors import InputError, UsageError
 
-MODEL, ROWS, SELECTION, LONG, BAD, RUN, SAY = (
-    "model", "rows and fields", "selection", "long passages", "bad rows", "run", "messages"
+MODEL, ROWS, SELECTION, LONG, BAD, RUN, SCALE, SAY = (
+    "model", "rows and fields", "selection", "long passages", "bad rows", "run", "scale", "messages"
 )  # fmt: skip
 
 
@@ -63,8 +63,38 @@ ProfileName = Annotated[
 Engines = Annotated[
     int | None,
     option(
-        "--engines", group=MODEL, metavar="N", min=1,
-        help="Loaded copies of the model on each device. Default: NIM_ENGINE_COUNT, else what the profile says.",
+        "--engines", group=SCALE, metavar="N", min=1,
+        help="Loaded copies of the model on each device, a process each; with `--engine ray`, in all. Default: "
+        "NIM_ENGINE_COUNT, else what the profile says.",
+    ),
+]  # fmt: skip
+EngineKind = Annotated[
+    str,
+    option(
+        "--engine", group=SCALE, metavar="KIND",
+        help="local: engines on the devices of this machine; ray: on a Ray cluster, files or folders in, a folder out. "
+        "Default: local.",
+    ),
+]  # fmt: skip
+RayAddress = Annotated[
+    str | None,
+    option(
+        "--ray-address", group=SCALE, metavar="A",
+        help="The cluster (host:port, ray://... or auto). Default: that of RAY_ADDRESS, else one on this machine.",
+    ),
+]  # fmt: skip
+CpusPerEngine = Annotated[
+    int | None,
+    option(
+        "--cpus-per-engine", group=SCALE, metavar="N", min=1,
+        help="CPUs that an engine on a Ray cluster takes. Default: 1 with a GPU, else 4.",
+    ),
+]  # fmt: skip
+GpusPerEngine = Annotated[
+    float | None,
+    option(
+        "--gpus-per-engine", group=SCALE, metavar="X", min=0.0,
+        help="GPUs that it takes, or a share of one. Default: 1 where the cluster has any.",
     ),
 ]  # fmt: skip
 MaxTokens = Annotated[

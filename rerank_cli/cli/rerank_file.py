@@ -8,6 +8,7 @@ import typer
 
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.options import ROWS
+from rerank_cli.errors import UsageError
 from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 Inputs = Annotated[
@@ -87,7 +88,6 @@ def rerank_file(
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
     profile: opt.ProfileName = "auto",
-    engines: opt.Engines = None,
     max_tokens: opt.MaxTokens = None,
     max_input_tiles: opt.MaxInputTiles = None,
     max_image_pixels: opt.MaxImagePixels = 40_000_000,
@@ -127,6 +127,11 @@ def rerank_file(
     skip: opt.Skip = 0,
     dry_run: opt.DryRun = False,
     report: opt.Report = None,
+    engine: opt.EngineKind = "local",
+    engines: opt.Engines = None,
+    ray_address: opt.RayAddress = None,
+    cpus_per_engine: opt.CpusPerEngine = None,
+    gpus_per_engine: opt.GpusPerEngine = None,
     qrels: Qrels = None,
     metric: Metrics = None,
     per_query: PerQuery = None,
@@ -143,6 +148,7 @@ def rerank_file(
     rerank-cli rerank-file samples/nim.jsonl -o answers.jsonl
     rerank-cli rerank-file --evaluate-only samples/expected/python-docs.top3.jsonl --qrels samples/qrels.txt
     zcat lists.jsonl.gz | rerank-cli rerank-file - -o - | head -3
+    rerank-cli rerank-file --engine ray lists/ -o reranked/
     """
     prepare_process(online=online)
     keep_freed_memory()
@@ -219,6 +225,15 @@ def rerank_file(
         qrels=qrels,
         metrics=metrics,
     )
+    if opt.choice("--engine", engine, ("local", "ray")) == "ray":
+        from rerank_cli.cluster import ClusterOptions
+
+        if dry_run:
+            raise UsageError("--dry-run: cannot be had with `--engine ray`", hint="leave out `--engine`")
+        cluster = ClusterOptions(ray_address, engines, cpus_per_engine, gpus_per_engine)
+        return run_and_report(options, cluster, quiet=quiet, verbose=verbose, output_mode=output_mode)
+    if any(value is not None for value in (ray_address, cpus_per_engine, gpus_per_engine)):
+        raise UsageError("--ray-address, --cpus-per-engine, --gpus-per-engine: need `--engine ray`")
     if dry_run:
         return print_dry_run(options, output_mode)
     return run_and_report(options, quiet=quiet, verbose=verbose, output_mode=output_mode)

@@ -11,6 +11,7 @@ from rerank_cli.errors import StoppedError
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
+    from rerank_cli.cluster import ClusterOptions
     from rerank_cli.counts import Counts
     from rerank_cli.job import Outcome
     from rerank_cli.job_options import JobOptions
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 _SHOWN_ERRORS = 20  # bad rows that are told one by one where there is no errors file
 
 
-def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mode: str) -> int:
-    """Run the job; returns the exit code."""
+def run_and_report(
+    options: JobOptions, cluster: ClusterOptions | None = None, *, quiet: bool, verbose: bool, output_mode: str
+) -> int:
+    """Run the job, here or on a cluster; returns the exit code."""
+    from rerank_cli.cluster import run_on_ray
     from rerank_cli.job import Watcher, run_job
 
     choice("--format", output_mode, ("auto", "text", "json"))
@@ -36,7 +40,7 @@ def run_and_report(options: JobOptions, *, quiet: bool, verbose: bool, output_mo
             on_progress=progress.on_progress,
         )
         try:
-            outcome = run_job(options, watcher)
+            outcome = run_on_ray(options, cluster, watcher) if cluster else run_job(options, watcher)
         except BrokenPipeError:
             # Here and not in main(): click turns a closed pipe into exit code 1 before main() sees it.
             forget_stdout()

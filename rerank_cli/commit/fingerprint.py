@@ -40,6 +40,10 @@ class Fingerprint:
         self._new_are_hashed = threading.Event()
         self._thread = threading.Thread(target=self._hash_all, name="hash", daemon=True)
 
+    def of(self, asked: Mapping[str, Any]) -> Fingerprint:
+        """This one with another request."""
+        return Fingerprint(asked=asked, plan=self.plan, files=self._files)
+
     def start(self) -> None:
         """Begin to hash the files."""
         self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rerank_cli.families import family_of
@@ -10,18 +11,27 @@ from rerank_cli.run_plan import Plan
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.engine.embedding import EmbeddingEngine
-    from rerank_cli.engine.scorer import Engine
+    from rerank_cli.engine.scorer import Engine, Pending, Scores
 
-__all__ = ["EmbeddingEngine", "Engine", "open_engine"]
+__all__ = ["EmbeddingEngine", "Engine", "Pending", "Scores", "open_engine"]
 
 
-def open_engine(plan: Plan, checkpoint: Checkpoint) -> Engine:
-    """Load the plan's model on the plan's device."""
+def open_engine(
+    plan: Plan, checkpoint: Checkpoint, *, on_note: Callable[[str], None] | None = None, apart: bool = False
+) -> Engine:
+    """Load the plan's model on the plan's devices.
+
+    on_note: told what happens to processes that score. apart: a single engine has a process of its own too.
+    """
     # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
     if family_of(checkpoint.architecture).embeds:
         from rerank_cli.engine.embedding import EmbeddingEngine
 
         return EmbeddingEngine(plan, checkpoint)
+    if apart or len(plan.engines) > 1:
+        from rerank_cli.engine.pool import PoolEngine
+
+        return PoolEngine(plan, checkpoint, on_note=on_note)
     from rerank_cli.engine.scorer import LocalEngine
 
     return LocalEngine(plan, checkpoint)

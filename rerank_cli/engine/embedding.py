@@ -22,7 +22,7 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem, split_pair
 from rerank_cli.engine.fitting import FittingBatches, Trouble, unless_full
-from rerank_cli.engine.scorer import OnBatch
+from rerank_cli.engine.scorer import InProcess, OnBatch
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
 from rerank_cli.models.embedder import Embedder
@@ -35,8 +35,8 @@ _KEY_BYTES = 16
 _RESTORED_VECTORS = 1024  # at a time
 
 
-class EmbeddingEngine:
-    """The plan's embedding model in this process; satisfies `Engine`. Loads the weights when it is made.
+class EmbeddingEngine(InProcess):
+    """The plan's embedding model in this process. Loads the weights when it is made.
 
     texts: how many were embedded so far.
     """

@@ -34,12 +34,13 @@ class Trouble:
     """What went wrong while pairs were scored.
 
     failed: place of each pair that has no score for a reason of its own. splits: batches that did not fit and were cut.
-    reruns: pairs that were computed again in fp32.
+    reruns: pairs that were computed again in fp32. deaths: processes that ended by themselves while they computed.
     """
 
     failed: dict[int, EncodingProblem] = field(default_factory=dict)
     splits: int = 0
     reruns: int = 0
+    deaths: int = 0
 
 
 class FittingBatches:

@@ -1,4 +1,4 @@
-"""One model on one device: encoded pairs to logits.
+"""What an engine is, and the plain one: a model on one device in this process.
 
 Inside the loop over batches nothing waits for the device: each batch is one copy to it, its logits stay there, and one
 copy brings the whole window's logits back.
@@ -6,7 +6,9 @@ copy brings the whole window's logits back.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -25,24 +27,73 @@ OnBatch = Callable[[int, int], None]
 """Called with (pairs, tokens) when a batch has been handed to the device."""
 
 
-class Engine(Protocol):
-    """A place where pairs are scored. trouble: what went wrong in the last call of `score`."""
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Logits of some pairs, float32 [pairs], in their order; NaN where there is none. trouble: what went wrong."""
 
+    logits: npt.NDArray[np.float32]
     trouble: Trouble
+
+
+class Pending(Protocol):
+    """Scores that may still be computed."""
+
+    def scores(self) -> Scores | None:
+        """The scores; None while they are computed."""
+
+
+class Engine(Protocol):
+    """A place where pairs are scored. depth: submissions that are worth having under way at a time."""
+
+    depth: int
 
     @property
     def kernels(self) -> str:
         """Which implementations the model runs with, in words."""
 
-    def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
-        """Logits of `pairs`, float32 [len(pairs)], in their order; NaN where there is none."""
+    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
+        """Have `pairs` scored."""
+
+    def wait(self, seconds: float) -> None:
+        """Let what was submitted go on until something of it is done, for so long at most."""
 
     def close(self) -> None:
         """Give back what the engine holds."""
 
 
-class LocalEngine:
-    """The plan's model in this process; satisfies `Engine`. Loads the weights when it is made."""
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Scores that are there; satisfies `Pending`."""
+
+    _scores: Scores
+
+    def scores(self) -> Scores:
+        """See `Pending`."""
+        return self._scores
+
+
+class InProcess(ABC):
+    """An `Engine` that computes in the process and thread that submits. trouble: of the last call of `score`."""
+
+    depth = 1
+    trouble: Trouble
+
+    @abstractmethod
+    def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
+        """Logits of `pairs`, float32 [len(pairs)], in their order; NaN where there is none."""
+
+    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Done:
+        """See `Engine`; the scores are there when it returns."""
+        logits = self.score(pairs, on_batch=on_batch)
+        return Done(Scores(logits, self.trouble))
+
+    def wait(self, seconds: float) -> None:
+        """See `Engine`; there is nothing to wait for."""
+        del seconds
+
+
+class LocalEngine(InProcess):
+    """The plan's model in this process. Loads the weights when it is made."""
 
     def __init__(
         self,
@@ -77,7 +128,7 @@ class LocalEngine:
 
     @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
-        """See `Engine`."""
+        """See `InProcess`."""
         self.trouble = Trouble()
         logits = self._score(self._model, pairs, self.trouble, on_batch)
         nonfinite: list[int] = np.flatnonzero(~np.isfinite(logits)).tolist()

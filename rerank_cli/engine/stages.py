@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -66,26 +66,60 @@ class _Channel(Generic[T]):
             except queue.Empty:
                 check()
 
-    def drain(self, check: Callable[[], None]) -> Generator[T, None, None]:
-        """What was sent, until the end or an exception."""
-        try:
-            while not isinstance(item := self.get(check), _End):
-                if isinstance(item, _Failure):
-                    raise item.error
-                yield item
-        finally:
-            self._stopped.set()
+    @property
+    def is_ready(self) -> bool:
+        """An item, or the end, can be had without waiting."""
+        return not self._items.empty()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._stopped.set()
 
 
-def run_ahead(
-    source: Iterable[T], *, depth: int = 1, name: str, check: Callable[[], None] = lambda: None
-) -> Generator[T, None, None]:
-    """Yield what `source` yields, produced by a thread that keeps `depth` items ready and one more in its hand.
+class Ahead(Generic[T]):
+    """What `source` yields, produced by a thread that keeps `depth` items ready and one more in its hand.
 
-    An exception of the source is raised here, after the items before it. Closing this generator stops the thread at its
-    next item; a source that is a generator is closed in its own thread. check: called while the source is waited for;
-    what it raises ends the waiting.
+    An exception of the source is raised here, after the items before it. Nothing runs before the first item is asked
+    for. Closing this stops the thread at its next item; a source that is a generator is closed in its own thread.
+    check: called while the source is waited for; what it raises ends the waiting.
     """
-    channel: _Channel[T] = _Channel(depth)
-    threading.Thread(target=channel.fill, args=(source,), name=name, daemon=True).start()
-    yield from channel.drain(check)
+
+    def __init__(
+        self, source: Iterable[T], *, depth: int = 1, name: str, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._channel: _Channel[T] = _Channel(depth)
+        self._thread = threading.Thread(target=self._channel.fill, args=(source,), name=name, daemon=True)
+        self._check = check
+        self._is_started = self._is_ended = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if not self._is_started:
+            self._is_started = True
+            self._thread.start()
+        if self._is_ended:
+            raise StopIteration
+        try:
+            item = self._channel.get(self._check)
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(item, _Failure):
+            self.close()
+            raise item.error
+        if isinstance(item, _End):
+            self.close()
+            raise StopIteration
+        return item
+
+    @property
+    def is_ready(self) -> bool:
+        """The next item, or that there is none, can be had without waiting."""
+        return self._is_ended or self._channel.is_ready
+
+    def close(self) -> None:
+        """Take no more."""
+        self._is_ended = self._is_started = True
+        self._channel.close()

@@ -43,11 +43,27 @@ def _run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("block", [block for block in _command_blocks() if "make " not in block])
 def test_every_command_of_readme_runs(block: str, checkout: Path) -> None:
+    if "--engine ray" in block:
+        pytest.importorskip("ray", reason="Ray is not installed")
     done = _run(block, checkout)
     assert done.returncode == 0, f"{block}\n{done.stderr}"
     for output in re.findall(r"-o (\S+)", block):
         if output != "-" and "--dry-run" not in block:
             assert (checkout / output).stat().st_size > 0
+
+
+def test_the_recipe_for_slurm_does_its_part_and_asks_to_go_on_when_the_time_is_up(checkout: Path) -> None:
+    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n#SBATCH.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    tools = checkout / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text('#!/bin/sh\necho "$@" > asked\n')
+    (tools / "scontrol").chmod(0o755)
+    task = "export SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=1 SLURM_ARRAY_TASK_COUNT=8 PATH=$PWD/tools:$PATH\n"
+    done = _run(task + script.replace("5h", "0s"), checkout)
+    assert (checkout / "asked").read_text() == "requeue 7_1\n", done.stderr
+    done = _run(task + script, checkout)
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "part-1.jsonl").stat().st_size > 0
 
 
 def _python_blocks() -> list[str]:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from rerank_cli.counts import Counts, ErrorLimit
 from rerank_cli.encoding import Encoded, EncodingProblem
+from rerank_cli.engine.scorer import InProcess
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.inputs import ReadOptions
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Grouped, ListShape, Selection
 from rerank_cli.parts import EncodedWindow, encode_parts
 from rerank_cli.pipeline import Run
-from rerank_cli.ranking import rank_window, score_pairs, select
+from rerank_cli.ranking import pairs_of, pooled, rank_window, select
 from rerank_cli.records import CandidateList, EncodedPair, Gap, RankedList, RowError, Window
 from rerank_cli.windows import cut_windows
 from tests.conftest import LONG, FakeEncoder, FakeEngine, json_rows, ranked_of, run_files, told, write_lines
@@ -139,7 +140,8 @@ def test_the_same_two_texts_are_encoded_once_in_a_window() -> None:
 @pytest.mark.parametrize(("pool", "expected"), [("max", 3.0), ("mean", 2.0), ("first", 1.0)])
 def test_the_logits_of_chunks_are_pooled(pool: Any, expected: float) -> None:
     (chunks,) = FakeEncoder(chunk_tokens=3).encode([("a b c", "a x y a b c a b z")])
-    logits, pairs = score_pairs([chunks], FakeEngine(), pool=pool)
+    pairs = pairs_of([chunks])
+    logits = pooled([chunks], FakeEngine().score(pairs), pool)
     assert logits.tolist() == [expected]
     assert logits.dtype == np.float32
     assert len(pairs) == 3
@@ -147,11 +149,10 @@ def test_the_logits_of_chunks_are_pooled(pool: Any, expected: float) -> None:
 
 def test_a_pair_with_a_problem_is_not_scored() -> None:
     encoded = FakeEncoder().encode([("q", "unscorable"), ("q", "q"), ("q", "unscorable")])
-    engine = FakeEngine()
-    batches: list[tuple[int, int]] = []
-    logits, pairs = score_pairs(encoded, engine, pool="max", on_batch=lambda *batch: batches.append(batch))
+    pairs = pairs_of(encoded)
+    assert len(pairs) == 1
+    logits = pooled(encoded, np.array([1.0], dtype=np.float32), "max")
     assert np.array_equal(logits, [np.nan, 1.0, np.nan], equal_nan=True)
-    assert (engine.calls, len(pairs), batches) == ([1], 1, [(1, 2)])
 
 
 # Ranks
@@ -314,7 +315,7 @@ class StageError(Exception):
     pass
 
 
-class Broken:
+class Broken(InProcess):
     """Every stage's part, and it fails."""
 
     def encode(self, pairs: Any, limits: Any = None) -> Any:

@@ -62,17 +62,24 @@ def test_a_cpu_without_options_runs_fp32_on_all_cores_within_its_caches() -> Non
     assert plan.needed_bytes is not None and plan.needed_bytes > 0
 
 
-def test_several_engines_are_announced_and_run_as_one() -> None:
+def test_a_plan_has_an_engine_for_each_copy_on_each_device() -> None:
     machine = Machine(cpu=CPU, gpus=(gpu(0), gpu(1)))
     plan = run(machine)
-    assert plan.device == "cuda:0"
-    assert (
-        "one engine runs, on cuda:0: several in one run (1 on each of cuda:0,1) are not supported yet" in plan.warnings
-    )
+    assert (plan.device, plan.engines, plan.threads) == ("cuda:0", ("cuda:0", "cuda:1"), CPU.cores // 2)
     two = run(machine, device="cuda", gpus=(1,), engine_count=2)
-    assert two.device == "cuda:1"
-    assert any("(2 on cuda:1)" in warning for warning in two.warnings)
-    assert any("(2 on cpu)" in warning for warning in run(Machine(cpu=CPU), None, engine_count=2).warnings)
+    assert (two.device, two.engines) == ("cuda:1", ("cuda:1", "cuda:1"))
+    both = run(machine, engine_count=2)
+    assert both.engines == ("cuda:0", "cuda:1", "cuda:0", "cuda:1")  # neighbours in the queue on different devices
+    on_cpu = run(Machine(cpu=CPU), None, engine_count=2)
+    assert (on_cpu.engines, on_cpu.threads) == (("cpu", "cpu"), CPU.cores // 2)
+    assert run(Machine(cpu=CPU), None, engine_count=100).threads == 1
+    assert not [warning for warning in (*plan.warnings, *both.warnings, *on_cpu.warnings) if "engine" in warning]
+
+
+def test_a_device_that_torch_does_not_see_is_refused_wherever_it_stands() -> None:
+    machine = Machine(cpu=CPU, gpus=(gpu(0), gpu(1)))
+    with pytest.raises(DoesNotFitError, match="cuda:1: torch sees 1 CUDA device"):
+        plan_run(answer(machine), cuda_devices=1)
 
 
 def test_8_bits_are_computed_in_16_and_it_is_said() -> None:

@@ -103,7 +103,9 @@ def test_a_closed_engine_has_given_its_model_back():
 @pytest.mark.parametrize(("family", "told"), [("bert", "linear layers: "), ("deberta", "transformers, padded")])
 def test_an_engine_of_a_plan_loads_the_checkpoint_and_takes_its_threads(tiny, family, told):
     before = torch.get_num_threads()
-    plan = SimpleNamespace(device="cpu", threads=1, token_budget=64, precision="fp32", attention="runs")
+    plan = SimpleNamespace(
+        device="cpu", threads=1, token_budget=64, precision="fp32", attention="runs", engines=("cpu",)
+    )
     try:
         opened = open_engine(plan, read_checkpoint(tiny(family)))
         assert torch.get_num_threads() == 1

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from rerank_cli.engine.stages import run_ahead
+from rerank_cli.engine.stages import Ahead
 from rerank_cli.errors import StoppedError
 
 
@@ -42,16 +42,16 @@ class Source:
 @pytest.mark.parametrize("depth", [1, 3])
 def test_items_come_in_order_from_another_thread(depth: int) -> None:
     source = Source(end=50)
-    assert list(run_ahead(source.items(), depth=depth, name="reader")) == list(range(50))
+    assert list(Ahead(source.items(), depth=depth, name="reader")) == list(range(50))
     assert source.threads == {"reader"}
 
 
 def test_a_source_need_not_be_a_generator() -> None:
-    assert list(run_ahead([1, 2, 3], name="reader")) == [1, 2, 3]
+    assert list(Ahead([1, 2, 3], name="reader")) == [1, 2, 3]
 
 
 def test_an_empty_source_ends_at_once() -> None:
-    assert list(run_ahead([], name="reader")) == []
+    assert list(Ahead([], name="reader")) == []
 
 
 @pytest.mark.parametrize("fault", [ValueError("bad"), KeyboardInterrupt()])
@@ -59,11 +59,11 @@ def test_an_exception_comes_after_the_items_before_it(fault: BaseException) -> N
     source = Source(end=3, fault=fault)
     seen = []
     with pytest.raises(type(fault)) as caught:
-        seen.extend(run_ahead(source.items(), depth=5, name="reader"))
+        seen.extend(Ahead(source.items(), depth=5, name="reader"))
     assert caught.value is fault
     collected: list[int] = []
     with pytest.raises(type(fault)):
-        for item in run_ahead(Source(end=3, fault=fault).items(), name="reader"):
+        for item in Ahead(Source(end=3, fault=fault).items(), name="reader"):
             collected.append(item)
     assert collected == [0, 1, 2]
 
@@ -71,7 +71,7 @@ def test_an_exception_comes_after_the_items_before_it(fault: BaseException) -> N
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_the_source_is_at_most_the_queue_and_one_item_ahead(depth: int) -> None:
     source = Source(end=30)
-    lead = [source.made - item for item in run_ahead(source.items(), depth=depth, name="reader")]
+    lead = [source.made - item for item in Ahead(source.items(), depth=depth, name="reader")]
     # While an item is looked at, `depth` lie in the queue and one is held by the thread that waits for room.
     assert max(lead) <= depth + 1
 
@@ -85,7 +85,7 @@ def test_the_source_runs_ahead_while_the_consumer_is_busy() -> None:
         reached.set()
         yield 2
 
-    ahead = run_ahead(items(), name="reader")
+    ahead = Ahead(items(), name="reader")
     assert next(ahead) == 0
     assert reached.wait(timeout=30), "the thread did not go on by itself"
     assert list(ahead) == [1, 2]
@@ -94,7 +94,7 @@ def test_the_source_runs_ahead_while_the_consumer_is_busy() -> None:
 def test_closing_stops_the_thread_and_closes_the_source_in_it() -> None:
     source = Source()
     items = source.items()  # held here, so that it is not closed by being forgotten
-    ahead = run_ahead(items, name="stopped-reader")
+    ahead = Ahead(items, name="stopped-reader")
     assert next(ahead) == 0
     assert source.made_two.wait(timeout=30)  # of which there is no room: the thread waits
     ahead.close()
@@ -109,13 +109,32 @@ def test_closing_stops_the_thread_and_closes_the_source_in_it() -> None:
 
 def test_nothing_runs_before_the_first_item_is_asked_for() -> None:
     source = Source()
-    run_ahead(source.items(), name="reader").close()
+    Ahead(source.items(), name="reader").close()
     assert source.made == -1
 
 
+def test_it_says_whether_the_next_item_must_be_waited_for() -> None:
+    release = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        release.wait()
+        yield 1
+
+    ahead = Ahead(items(), name="reader")
+    assert not ahead.is_ready  # nothing runs yet
+    assert next(ahead) == 0
+    assert not ahead.is_ready
+    release.set()
+    assert next(ahead) == 1
+    assert list(ahead) == []
+    assert ahead.is_ready  # that there is nothing more is known
+    assert list(ahead) == []
+
+
 def test_stages_can_follow_each_other() -> None:
-    first = run_ahead(Source(end=20).items(), name="first")
-    second = run_ahead((item * 2 for item in first), name="second")
+    first = Ahead(Source(end=20).items(), name="first")
+    second = Ahead((item * 2 for item in first), name="second")
     assert list(second) == list(range(0, 40, 2))
 
 
@@ -129,7 +148,7 @@ def test_who_waits_for_a_slow_source_is_asked_whether_to_go_on() -> None:
     def check() -> None:
         raise StoppedError("enough", exit_code=9)
 
-    items = run_ahead(slow(), name="slow", check=check)
+    items = Ahead(slow(), name="slow", check=check)
     with pytest.raises(StoppedError):
         next(items)
     release.set()

@@ -1,0 +1,337 @@
+"""The Ray cluster itself: what is checked before anything is started, the actors, and who does which part.
+
+Ray is asked for places (`num_cpus`, `num_gpus`) and told nothing else: each part is one call of an actor, each actor
+has one part at a time, and an actor that is gone is replaced here, not by Ray, whose own retries have no end. The part
+it had is given out again and goes on from its journal. What would make Ray wait for ever (more CPUs or GPUs than there
+are) is refused before anything is started.
+
+Ray Data is not used: its readers fail a whole file for a bad line, its writers add to a folder that is there, and its
+blocks would need a second kind of checkpoint beside the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import rerank_cli
+from rerank_cli.cluster.folder import OutputFolder
+from rerank_cli.cluster.scorer import Done, Place, Scorer
+from rerank_cli.cluster.tasks import Task
+from rerank_cli.counts import Counts, ErrorLimit
+from rerank_cli.errors import DoesNotFitError, EngineError, InputError, RerankError, StoppedError, UsageError
+from rerank_cli.hardware.cpu import usable_cores
+from rerank_cli.job import Watcher
+from rerank_cli.job_options import JobOptions
+from rerank_cli.stop import Stop
+
+_CPUS_PER_ENGINE = 4  # of an engine without a GPU
+_TRIES = 5  # actors that a part may lose: pairs that end their process are found before (`engine.pool`)
+_ANSWER_SECONDS = 4.0
+_WAIT_SECONDS = 0.5
+_PLACED_SECONDS = 30.0  # until it is said that actors wait for room
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """Which cluster, and what an engine takes of it; None is decided by what the cluster has.
+
+    address: of a cluster that runs; without one, that of RAY_ADDRESS, else one is started on this machine for the run.
+    """
+
+    address: str | None = None
+    engines: int | None = None
+    cpus: int | None = None
+    gpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the actors ask for: how many there are, and CPUs and GPUs of each."""
+
+    engines: int
+    cpus: int
+    gpus: float
+
+
+@dataclass(slots=True)
+class _Actor:
+    handle: Any
+    place: Place
+    cores: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is finished. reports: of each part by its name."""
+
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: list[tuple[Task, RerankError]] = field(default_factory=list)
+
+    def counts(self) -> Counts:
+        """Those of all finished parts together."""
+        total = Counts()
+        for report in self.reports.values():
+            total.add(report["counts"])
+        return total
+
+
+@contextmanager
+def connected(cluster: ClusterOptions) -> Iterator[Any]:
+    """The ray module, connected; what was started for the run is stopped with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        cores = usable_cores()
+        _refuse_too_many(cluster.engines or 1, "CPU", cluster.cpus or 1, cores)  # before seconds are spent on a start
+        settings |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        if "RAY_AUTH_MODE" not in os.environ:  # of this run alone; Ray itself would leave one in the home folder
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    else:
+        _refuse_silent(address)
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("--engine ray: Ray is not installed", hint="pip install 'rerank-cli[ray]'") from error
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Actors import from the current folder of now, before all else: it shall be the one that has this package.
+    package = Path(rerank_cli.__file__).resolve().parents[1]
+    try:
+        with chdir(package):
+            ray.init(**settings)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address or "local", str(error).partition("\n")[0]) from error
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray has put its own in their place
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def room_for(there: Mapping[str, float], options: JobOptions, cluster: ClusterOptions) -> Room:
+    """What the actors will ask for; `DoesNotFitError` where the whole cluster has less. there: what it has."""
+    all_cpus, all_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    on_cpu = options.request.device == "cpu" or (options.request.device == "auto" and not all_gpus)
+    gpus = cluster.gpus if cluster.gpus is not None else 0.0 if on_cpu else 1.0
+    cpus = cluster.cpus or (1 if gpus else min(_CPUS_PER_ENGINE, max(1, int(all_cpus))))
+    engines = cluster.engines or max(1, int(min(all_cpus // cpus, all_gpus // gpus if gpus else all_cpus)))
+    _refuse_too_many(engines, "CPU", cpus, all_cpus)
+    _refuse_too_many(engines, "GPU", gpus, all_gpus)
+    return Room(engines, cpus, gpus)
+
+
+def _refuse_too_many(engines: int, what: str, each: float, total: float) -> None:
+    if engines * each > total:
+        raise DoesNotFitError(
+            f"--engine ray: {engines} engine{'s' * (engines > 1)} of {each:g} {what}{'s' * (each != 1)} "
+            f"need{'s' * (engines == 1)} {engines * each:g}, and the cluster has {total:g}",
+            hint=f"`--engines`, `--{what.lower()}s-per-engine` ask for less",
+        )
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray asks a host that does not answer for minutes."""
+    found = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if found is None:
+        return  # a name of Ray's own, such as `auto`
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> InputError:
+    return InputError(
+        f"--ray-address {address}: no Ray cluster answers: {reason}",
+        hint="`ray status --address ADDRESS` shows one that runs",
+    )
+
+
+def _absolute(options: JobOptions) -> JobOptions:
+    """`options` for a process in another folder."""
+
+    def whole(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+    is_folder = options.model is not None and Path(options.model).expanduser().is_dir()
+    return replace(
+        options,
+        model=whole(options.model) if is_folder else options.model,
+        profiles_file=whole(options.profiles_file),
+        texts=replace(options.texts, queries=whole(options.texts.queries), corpus=whole(options.texts.corpus)),
+        fields=replace(options.fields, image_root=whole(options.fields.image_root)),
+    )
+
+
+class Actors:
+    """The actors, and the parts they have."""
+
+    def __init__(
+        self, ray: Any, options: JobOptions, folder: OutputFolder, room: Room, watcher: Watcher, stop: Stop
+    ) -> None:
+        self._ray = ray
+        self._options = _absolute(options)
+        self._folder = folder
+        self._room = room
+        self._watcher = watcher
+        self._stop = stop
+        self._class = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0, max_task_retries=0)(Scorer)
+        self._handles: list[Any] = []
+        self._actors: list[_Actor] = []
+        self._said: set[str] = set()
+        self._progress = Progress()
+
+    def do(self, tasks: Sequence[Task]) -> Progress:
+        """All tasks; raises the first error of one when the others are through."""
+        try:
+            self._start(min(self._room.engines, len(tasks)))
+            self._do(tasks)
+        finally:
+            for handle in self._handles:
+                with suppress(self._ray.exceptions.RayError):
+                    self._ray.kill(handle)
+        if self._progress.errors:
+            task, error = self._progress.errors[0]
+            error.add_note(
+                f"{len(self._progress.reports)} of {len(tasks)} parts are finished and kept; {task.name} is not"
+            )
+            raise error
+        return self._progress
+
+    def _do(self, tasks: Sequence[Task]) -> None:
+        waiting = deque(tasks)
+        idle = deque(self._actors)
+        working: dict[Any, tuple[_Actor, Task]] = {}
+        lost: Counter[str] = Counter()
+        while waiting or working:
+            while waiting and idle:
+                actor, task = idle.popleft(), waiting.popleft()
+                working[self._begin(actor, task)] = (actor, task)
+            ready, _ = self._ray.wait(list(working), timeout=_WAIT_SECONDS)
+            self._stop.check()
+            for reference in ready:
+                actor, task = working.pop(reference)
+                done = self._result(reference)
+                if done is not None:
+                    self._finish(task, done)
+                    idle.append(actor)
+                    continue
+                lost[task.name] += 1
+                if lost[task.name] == _TRIES:
+                    raise EngineError(
+                        f"{task.name}: {_TRIES} actors have ended while they did this part",
+                        hint="what is finished is kept; run again when the cause is gone",
+                    )
+                self._say(f"the actor on {actor.place.host} is gone; {task.name} goes on with another one")
+                waiting.appendleft(task)
+                idle.append(self._replaced(actor))
+
+    def _start(self, count: int) -> None:
+        """Actors that are placed and see the files."""
+        self._actors = self._placed(count)
+        by_node: dict[str, list[_Actor]] = {}
+        for actor in self._actors:
+            by_node.setdefault(actor.place.node, []).append(actor)
+        for neighbours in by_node.values():
+            for number, actor in enumerate(neighbours):
+                actor.cores = self._cores(actor.place, number)
+
+    def _placed(self, count: int) -> list[_Actor]:
+        self._handles += (handles := [self._class.remote() for _ in range(count)])
+        paths = [str(self._folder.path), *{str(Path(path).absolute()) for path in self._options.inputs}]
+        asked = [handle.place.remote(paths) for handle in handles]
+        began, said = time.monotonic(), False
+        while len(self._ray.wait(asked, num_returns=count, timeout=_WAIT_SECONDS)[0]) < count:
+            self._stop.check()
+            if not said and time.monotonic() - began > _PLACED_SECONDS:
+                free = self._ray.available_resources()
+                self._say(f"waits for room: {count} engines, and {free.get('CPU', 0):g} CPUs are free")
+                said = True
+        try:
+            places: list[Place] = self._ray.get(asked)
+        except self._ray.exceptions.RayError as error:
+            raise EngineError(
+                f"--engine ray: an actor cannot be started: {str(error).strip().splitlines()[-1]}",
+                hint="rerank-cli must be installed on every machine of the cluster, in the Python that Ray runs",
+            ) from error
+        for place in places:
+            if place.version != rerank_cli.__version__:
+                raise EngineError(
+                    f"--engine ray: {place.host} has rerank-cli {place.version}, this is {rerank_cli.__version__}",
+                    hint="install the same version everywhere",
+                )
+            if place.missing:
+                raise InputError(
+                    f"{place.missing[0]}: is not there on {place.host}",
+                    hint="inputs and output lie on a file system that all machines share",
+                )
+        return [_Actor(handle, place, ()) for handle, place in zip(handles, places, strict=True)]
+
+    def _cores(self, place: Place, number: int) -> tuple[int, ...]:
+        """The cores of the `number`-th actor of a machine; all of them where it has a GPU."""
+        count = self._room.cpus
+        if self._room.gpus or count >= len(place.cores):
+            return ()
+        start = number * count
+        return tuple(place.cores[place_ % len(place.cores)] for place_ in range(start, start + count))
+
+    def _replaced(self, actor: _Actor) -> _Actor:
+        (new,) = self._placed(1)
+        new.cores = actor.cores if new.place.node == actor.place.node else self._cores(new.place, 0)
+        return new
+
+    def _begin(self, actor: _Actor, task: Task) -> Any:
+        shard = (task.shard, task.shards) if task.shards > 1 else None
+        options = replace(
+            self._options,
+            inputs=(task.input,),
+            names=self._folder.names(task, self._options.names.out_format),
+            shard=shard,
+            request=replace(self._options.request, engine_count=1),
+            error_limit=ErrorLimit(),  # of all parts together: `_finish`
+            overwrite=False,
+            restart=False,
+            deadline=None,
+        )
+        return actor.handle.do.remote(options, task, actor.cores)
+
+    def _result(self, reference: Any) -> Done | None:
+        """What an actor has made of its part; None where it has gone."""
+        try:
+            done: Done = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError:
+            raise  # a fault of the program
+        except self._ray.exceptions.RayError:
+            return None
+        return None if isinstance(done.error, StoppedError) else done
+
+    def _finish(self, task: Task, done: Done) -> None:
+        for note in done.notes:
+            self._say(note if note.startswith("warning: ") else f"{task.name}: {note}")
+        if done.error is not None:
+            self._progress.errors.append((task, done.error))
+            return
+        assert done.report is not None, "a part is done or it is not"
+        self._progress.reports[task.name] = done.report
+        counts = self._progress.counts()
+        self._options.error_limit.check(counts, last=False)
+        if self._watcher.on_progress:
+            self._watcher.on_progress(counts, None)
+
+    def _say(self, text: str) -> None:
+        if self._watcher.on_note and text not in self._said:
+            self._watcher.on_note(text)
+        self._said.add(text)

@@ -1,0 +1,131 @@
+"""The folder of a run on a cluster, from the first part to the manifest.
+
+    OUT/NAME.jsonl               the part NAME, complete: it gets this name by one rename
+    OUT/NAME.jsonl.job           a part that somebody works on, or that a run has left
+    OUT/_rerank/NAME.report.json, NAME.errors.jsonl
+    OUT/_rerank/tasks.json       which parts there are, and of what run: written first
+    OUT/_manifest.json           all parts with their sha256, and the counts: written last
+
+A folder with a manifest is finished and nothing is ever added to it. One without a manifest is not to be read yet, and
+the same command goes on in it. One that holds anything else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.cluster.tasks import Task
+from rerank_cli.commit import Files, Fingerprint, naming, place_file, remove_file, same_output, write_whole
+from rerank_cli.commit.lock import take_lock
+from rerank_cli.destination import json_document
+from rerank_cli.errors import JobChangedError, OutputError
+from rerank_cli.output_names import Names
+
+_SCHEMA = "rerank-cli/tasks/1"
+_AGAIN = "`--restart --overwrite` does it all again"
+
+
+class OutputFolder:
+    """The folder `path` of one run; a context manager that keeps other processes out."""
+
+    def __init__(self, path: str, *, lock_wait: float = 0.0) -> None:
+        self.path = Path(path).absolute()
+        self._beside = self.path / "_rerank"
+        self._lock_wait = lock_wait
+        self._files = Files()
+        self._lock = -1
+
+    def __enter__(self) -> OutputFolder:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path}: is no folder", hint="a cluster writes a folder of files")
+        with naming(self.path):
+            if self.path.is_dir() and not self._is_ours() and any(self.path.iterdir()):
+                raise OutputError(f"{self.path}: holds files of something else", hint="name a new folder")
+            self._beside.mkdir(parents=True, exist_ok=True)
+            self._lock = take_lock(self._beside / "lock", out=self.path, wait=self._lock_wait, files=self._files)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    def names(self, task: Task, out_format: str) -> Names:
+        """What the files of a part are called."""
+        beside = str(self._beside / task.name)
+        return Names(str(self.path / task.name), f"{beside}.errors.jsonl", f"{beside}.report.json", out_format)
+
+    def finished(self, fingerprint: Fingerprint) -> dict[str, Any] | None:
+        """The manifest, if this very run is finished; `OutputError` if another one is."""
+        manifest = self._read("_manifest.json")
+        if manifest is None:
+            return None
+        parts = manifest["parts"]
+        if fingerprint.differs_in_request(manifest["job"]):
+            raise OutputError(f"{self.path}: holds the output of another run", hint=_AGAIN)
+        changed = next((part for part in parts if not same_output(self.path / part["name"], part)), None)
+        if changed is not None:
+            raise OutputError(f"{self.path / changed['name']}: is not what the manifest says", hint=_AGAIN)
+        return manifest
+
+    def tasks(self, fingerprint: Fingerprint) -> tuple[Task, ...] | None:
+        """The parts of the run that was begun here; None where none was. `JobChangedError` if it was another one."""
+        begun = self._read("_rerank/tasks.json")
+        if begun is None:
+            return None
+        if differences := fingerprint.differences(begun["job"]):
+            raise JobChangedError(
+                f"{self.path}: the unfinished work in it was started with another input, model or option: "
+                + "; ".join(differences),
+                hint="`--restart` starts over; the former command, on the former input, goes on",
+            )
+        return tuple(Task(**fields) for fields in begun["tasks"])
+
+    def begin(self, tasks: Sequence[Task], fingerprint: Fingerprint) -> None:
+        """Say which parts there will be."""
+        document = {"schema": _SCHEMA, "job": fingerprint.document(), "tasks": [asdict(task) for task in tasks]}
+        self._write("_rerank/tasks.json", document)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Say that all is there."""
+        self._write("_manifest.json", manifest)
+
+    def clear(self, *, finished: bool) -> None:
+        """Take away what a run has left here; `OutputError` for a finished one, unless `finished`."""
+        if (self.path / "_manifest.json").exists() and not finished:
+            raise OutputError(f"{self.path}: holds a finished run", hint=_AGAIN)
+        begun = self._read("_rerank/tasks.json") or {"tasks": []}
+        with naming(self.path):
+            remove_file(self.path / "_manifest.json", self._files)  # first: without it nothing counts as complete
+            for fields in begun["tasks"]:
+                names = self.names(Task(**fields), "auto")
+                for path in names.files.values():
+                    remove_file(path, self._files)
+                shutil.rmtree(f"{names.output}.job", ignore_errors=True)
+            remove_file(self._beside / "tasks.json", self._files)
+
+    def _is_ours(self) -> bool:
+        return (self._beside / "lock").exists()
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        with naming(path):
+            if not path.exists():
+                return None
+            try:
+                document: dict[str, Any] = json.loads(path.read_bytes())
+            except ValueError as error:
+                raise OutputError(f"{path}: is no JSON document of this program", hint="name a new folder") from error
+        return document
+
+    def _write(self, name: str, document: Mapping[str, Any]) -> None:
+        path = self.path / name
+        work = path.with_name(f"{path.name}.part")
+        with naming(path):
+            write_whole(work, json_document(document), self._files)
+            place_file(work, path, self._files)
+            self._files.sync_folder(path.parent)

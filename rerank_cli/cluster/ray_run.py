@@ -1,0 +1,150 @@
+"""A run on a Ray cluster from options to manifest: what is there already, what is left, and that all is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import rerank_cli
+from rerank_cli.cluster.actors import Actors, ClusterOptions, Progress, Room, connected, room_for
+from rerank_cli.cluster.folder import OutputFolder
+from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
+from rerank_cli.commit import Fingerprint, naming
+from rerank_cli.counts import Counts, Timing
+from rerank_cli.errors import UsageError
+from rerank_cli.formats.inputs import resolve_inputs
+from rerank_cli.identity import fingerprint_of
+from rerank_cli.job import Outcome, Watcher
+from rerank_cli.job_options import JobOptions
+from rerank_cli.preparation import find_known
+from rerank_cli.stop import Stop
+
+SCHEMA = "rerank-cli/manifest/1"
+
+_SETTLED_SECONDS = 2.5  # a file that was written just now cannot be told from one that is written again
+_HASH_SECONDS = 60.0  # for the inputs, beside the run before
+
+
+def run_on_ray(
+    options: JobOptions, cluster: ClusterOptions, watcher: Watcher | None = None, *, stop: Stop | None = None
+) -> Outcome:
+    """Rerank files into the folder `options.names.output`; raises `RerankError` for what stops it.
+
+    What is finished then is kept, and the same call goes on.
+    """
+    watcher, stop = watcher or Watcher(), stop or Stop()
+    began = time.perf_counter()
+    with stop.listening(options.deadline):
+        refuse_unusable_on_cluster(options)
+        files = find_files(options.inputs)
+        with OutputFolder(options.names.output, lock_wait=options.lock_wait) as folder:
+            fingerprint = _fingerprint(options, files, folder)
+            if options.restart:
+                folder.clear(finished=options.overwrite)
+            elif (manifest := folder.finished(fingerprint)) is not None:
+                return _outcome(manifest, folder, was_done=True)
+            with connected(cluster) as ray:
+                room = room_for(ray.cluster_resources(), options, cluster)
+                tasks = folder.tasks(fingerprint)
+                if tasks is None:
+                    tasks = cut_tasks(files, options, engines=room.engines)
+                    folder.begin(tasks, fingerprint)
+                run = Actors(ray, options, folder, room, watcher, stop)
+                progress = run.do(tasks)
+            fingerprint.start()
+            fingerprint.wait(_HASH_SECONDS)
+            manifest = _manifest(progress, folder, tasks, fingerprint, room, time.perf_counter() - began)
+            stop.is_late()
+            folder.finish(manifest)
+            return _outcome(manifest, folder, was_done=False)
+
+
+def refuse_unusable_on_cluster(options: JobOptions) -> None:
+    """What has no meaning where many write at once."""
+    names = options.names
+    if names.output == "-":
+        raise UsageError("--engine ray: writes a folder, not stdout", hint="name it with `-o`")
+    for flag, given in {
+        "--shard": options.shard, "--limit": options.limit, "--skip": options.skip or None, "--qrels": options.qrels,
+        "--errors": names.errors, "--report": names.report, "--per-query": names.per_query,
+        "--device cuda:N": options.request.gpus or None,
+    }.items():  # fmt: skip
+        if given is not None:
+            hint = "`--evaluate-only` measures the files afterwards" if flag == "--qrels" else None
+            raise UsageError(f"{flag}: cannot be had with `--engine ray`", hint=hint)
+
+
+def _fingerprint(options: JobOptions, files: Sequence[tuple[str, str]], folder: OutputFolder) -> Fingerprint:
+    """Of the whole run; which engines do it is not in the bytes."""
+    paths = tuple(path for path, _ in files)
+    youngest = max(Path(path).stat().st_ctime for path in paths if Path(path).exists())
+    if (missing := youngest + _SETTLED_SECONDS - time.time()) > 0:
+        time.sleep(min(missing, _SETTLED_SECONDS))
+    request = replace(options.request, engine_count=None)
+    names = replace(options.names, output=str(folder.path / "_.jsonl"), out_format="auto")
+    asked = replace(options, inputs=paths, names=names, request=request)
+    inputs = resolve_inputs(paths, options.in_format, options.shape)
+    found = fingerprint_of(asked, inputs, find_known(options))
+    facts = {**found.asked, "files": [name for _, name in files], "out format": options.names.out_format}
+    return found.of(facts)
+
+
+def _manifest(
+    progress: Progress,
+    folder: OutputFolder,
+    tasks: Sequence[Task],
+    fingerprint: Fingerprint,
+    room: Room,
+    seconds: float,
+) -> dict[str, Any]:
+    """The document that says that all is there."""
+    reports = [progress.reports[task.name] for task in tasks]
+    counts, timing = progress.counts(), Timing()
+    for report in reports:
+        for name in asdict(timing):
+            setattr(timing, name, getattr(timing, name) + report["seconds"][name])
+    spent = seconds or float("inf")
+    first = next((report["first_error"] for report in reports if report["first_error"]), None)
+    parts = []
+    for task, report in zip(tasks, reports, strict=True):
+        path = folder.path / task.name
+        with naming(path):
+            modified = path.stat().st_mtime_ns
+        parts.append(
+            {
+                "name": task.name,
+                "input": task.input,
+                "shard": [task.shard, task.shards],
+                **{name: report["output"][name] for name in ("bytes", "sha256")},
+                "modified_ns": modified,
+                "rows_in": report["counts"]["rows_in"],
+                "rows_out": report["counts"]["rows_out"],
+                "rows_error": report["counts"]["rows_error"],
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "version": rerank_cli.__version__,
+        "model": reports[0]["model"],
+        "plan": reports[0]["plan"],
+        "cluster": asdict(room),
+        "counts": asdict(counts),
+        "seconds": {"wall": round(seconds, 3), **{name: round(value, 3) for name, value in asdict(timing).items()}},
+        "speed": {
+            "pairs_per_second": round(counts.pairs / spent, 3),
+            "tokens_per_second": round(counts.tokens / spent, 1),
+        },
+        "first_error": first,
+        "job": fingerprint.document(),
+        "parts": parts,
+    }
+
+
+def _outcome(manifest: dict[str, Any], folder: OutputFolder, *, was_done: bool) -> Outcome:
+    counts = Counts(**manifest["counts"])
+    first = manifest["first_error"]
+    errors = str(folder.path / "_rerank") if counts.rows_error else None
+    return Outcome(counts, manifest, None, errors, tuple(first) if first else None, was_done=was_done)

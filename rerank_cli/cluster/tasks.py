@@ -1,0 +1,98 @@
+"""What a run on a cluster is cut into: whole files, and parts of files where there are few of them.
+
+A part is what `--shard i/n` does of a file, so whole queries and whole windows, and the parts of a file, one behind the
+other, are what one run of that file writes. The list is made once, when a run begins, and kept with it: a run that is
+continued on a cluster of another size does the same parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerank_cli.errors import InputError, UsageError
+from rerank_cli.formats.compression import SUFFIXES, text_suffix
+from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, count_lines, resolve_inputs
+from rerank_cli.job_options import JobOptions
+from rerank_cli.output_names import output_format
+
+_TASKS_PER_ENGINE = 4  # so that none waits long for the last one of another
+_LEAST_ROWS = 50  # of a part; a part reads its file from the start, and smaller ones cost more than they bring
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Part `shard` (from 1) of `shards` of a file. input: its absolute path. name: of the output, in the folder."""
+
+    input: str
+    name: str
+    shard: int = 1
+    shards: int = 1
+
+
+def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Each file of `paths` as (absolute path, name without suffixes); folders give what they hold, sorted by name.
+
+    Hidden files and those that begin with `_` are no data, as readers of such folders have it.
+    """
+    found: list[tuple[str, str]] = []
+    for path in paths:
+        if path == STDIN:
+            raise UsageError("-: the engines of a cluster read files", hint="give files or folders")
+        place = Path(path)
+        inside = list(_within(place)) if place.is_dir() else [place]
+        if not inside:
+            known = ", ".join(FORMATS)
+            raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
+        root = place if place.is_dir() else place.parent
+        found += [(str(file.absolute()), _stem(file.relative_to(root))) for file in inside]
+    names = [name for _, name in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        both = [path for path, name in found if name == twice]
+        raise UsageError(f"{both[0]} and {both[1]}: their outputs would have one name", hint="rename one of them")
+    return found
+
+
+def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines: int) -> tuple[Task, ...]:
+    """The tasks of a run, some for each engine where the files have rows enough."""
+    inputs = resolve_inputs([path for path, _ in files], options.in_format, options.shape)
+    wanted = engines * _TASKS_PER_ENGINE
+    shards = [1] * len(files)
+    if len(files) < wanted:
+        rows = [count_lines([one], ReadOptions(options.max_line_bytes)) for one in inputs]
+        size = max(_LEAST_ROWS, -(-sum(rows) // wanted))
+        shards = [max(1, round(count / size)) for count in rows]
+    return tuple(
+        Task(path, f"{stem}{_part(shard, count)}{_suffix(one, options)}", shard, count)
+        for (path, stem), one, count in zip(files, inputs, shards, strict=True)
+        for shard in range(1, count + 1)
+    )
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        if not hidden and path.is_file() and text_suffix(path.name) in FORMATS:
+            yield path
+
+
+def _stem(path: Path) -> str:
+    name = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+    return ".".join(name.with_suffix("").parts)
+
+
+def _part(shard: int, shards: int) -> str:
+    width = len(str(shards))
+    return f".{shard:0{width}}-of-{shards}" if shards > 1 else ""
+
+
+def _suffix(read: Input, options: JobOptions) -> str:
+    """Of the format that `--out-format` asks for; by default that of the input."""
+    wanted = options.names.out_format
+    if wanted == "auto":
+        return {"parquet": ".parquet", "trec": ".trec"}.get(read.format, ".jsonl")
+    if wanted == "trec":
+        return ".trec"
+    return f".{output_format(options.names)}"

@@ -1,0 +1,290 @@
+"""Several engines as one: a process for each, with a work queue between them.
+
+    pairs -> units -> the worker that has least to do -> logits back in their places
+
+A unit is a batch as `LocalEngine` would form it, so the logits do not depend on how many engines there are or which of
+them computes what. Pairs with images stay together: each image is seen by one tower once. A worker has one unit in hand
+and one waiting.
+
+A process that ends by itself (killed for its memory, a fault of the driver) is started again, and the unit it had in
+hand is given out again in halves, so that what ended it is found: a single pair that has ended `_TRIES` processes has
+no score. Where many end one after another and nothing is scored in between, it is not the pairs, and the run stops. A
+device whose process cannot be started again is left out while there are others.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding import EncodingProblem
+from rerank_cli.engine.batching import plan_batches
+from rerank_cli.engine.fitting import Trouble
+from rerank_cli.engine.scorer import OnBatch, Scores
+from rerank_cli.engine.worker import Broken, Ready, Refused, Scored, Unit
+from rerank_cli.errors import EngineError
+from rerank_cli.models import is_native
+from rerank_cli.records import EncodedPair
+from rerank_cli.run_plan import Plan
+
+_TRIES = 3
+_PATIENCE = 40  # ended processes in a row: what it takes to find ten pairs, or those of three large batches
+_AHEAD = 2  # units that a worker has: one in hand and one waiting
+_LEAVE_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class _Submission:
+    """Pairs that were handed in together; satisfies `Pending`. missing: how many have no logit yet."""
+
+    pairs: Sequence[EncodedPair]
+    on_batch: OnBatch | None
+    logits: npt.NDArray[np.float32]
+    missing: int
+    trouble: Trouble = field(default_factory=Trouble)
+
+    def scores(self) -> Scores | None:
+        """See `Pending`."""
+        return None if self.missing else Scores(self.logits, self.trouble)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """Some pairs of a submission, by place, that go to one worker. tries: how many workers they have ended."""
+
+    submission: _Submission
+    places: list[int]
+    tries: int = 0
+
+    @property
+    def pairs(self) -> list[EncodedPair]:
+        return [self.submission.pairs[place] for place in self.places]
+
+
+class _Worker:
+    """One process. kernels: None until its model is loaded."""
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint) -> None:
+        self.plan = plan
+        self.kernels: str | None = None
+        self.doing: deque[tuple[int, _Work]] = deque()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # -P: nothing is imported from the current folder. Packages are found where this process has found them.
+            start = "import sys; sys.path[:] = sys.argv[2:]; from rerank_cli.engine.worker import main; main()"
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", start, str(theirs.fileno()), *sys.path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # a library that prints must not write into the output
+            )
+        self.connection: Connection[Any, Any] = Connection(ours.detach())
+        self.connection.send((plan, checkpoint))
+
+    def end(self) -> str:
+        """The process is over, or will be at once; returns how it ended."""
+        self.connection.close()
+        try:
+            code = self._process.wait(_LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = self._process.wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return f"ended with exit code {code}"
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        self._process.wait()
+
+
+class PoolEngine:
+    """The plan's engines, each in a process of its own; satisfies `Engine`. Loads the models when it is made.
+
+    on_note: told what a user should know, such as a process that has died. patience: how many may end in a row, with
+    nothing scored in between.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        *,
+        on_note: Callable[[str], None] | None = None,
+        patience: int = _PATIENCE,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._budget = plan.token_budget
+        self._padded = not is_native(checkpoint.architecture)
+        self._on_note = on_note
+        self._patience = patience
+        self._waiting: deque[_Work] = deque()
+        self._numbers = 0
+        self._deaths_in_a_row = 0
+        self._trace: str | None = None  # of the last fault that a process could tell
+        self._kernels = ""
+        self._engines = len(plan.engines)
+        self._workers: list[_Worker] = []
+        self.depth = len(plan.engines) + 1
+        try:
+            for device in plan.engines:
+                self._workers.append(_Worker(replace(plan, device=device, engines=(device,)), checkpoint))
+            while not all(worker.kernels for worker in self._workers):
+                self.wait(1.0)
+        except BaseException:
+            self._kill()
+            raise
+
+    @property
+    def kernels(self) -> str:
+        """Which implementations the models run on, in words, and in how many processes."""
+        return f"{self._kernels}; {self._engines} processes"
+
+    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> _Submission:
+        """See `Engine`."""
+        logits = np.full(len(pairs), np.nan, dtype=np.float32)
+        submission = _Submission(pairs, on_batch, logits, len(pairs))
+        if any(pair.block for pair in pairs):
+            self._waiting.append(_Work(submission, list(range(len(pairs)))))
+        else:
+            lengths = [len(pair.input_ids) for pair in pairs]
+            batches = plan_batches(lengths, token_budget=self._budget, padded=self._padded)
+            self._waiting.extend(_Work(submission, batch) for batch in batches)
+        self._give_out()
+        return submission
+
+    def wait(self, seconds: float) -> None:
+        """See `Engine`."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        for ready in wait(list(by_connection), seconds):
+            worker = by_connection[ready]  # type: ignore[index]  # what was waited for
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                message = None
+            self._hear(worker, message)
+        self._give_out()
+
+    def _hear(self, worker: _Worker, message: Any) -> None:
+        if isinstance(message, Scored):
+            self._finish(worker, message)
+        elif isinstance(message, Ready):
+            self._kernels = worker.kernels = message.kernels
+        elif isinstance(message, Refused):
+            raise message.error
+        else:
+            self._replace(worker, message)
+
+    def _finish(self, worker: _Worker, scored: Scored) -> None:
+        number, work = worker.doing.popleft()
+        assert number == scored.number, "a worker does its units in their order"
+        submission, trouble = work.submission, scored.trouble
+        submission.logits[work.places] = scored.logits
+        submission.missing -= len(work.places)
+        submission.trouble.splits += trouble.splits
+        submission.trouble.reruns += trouble.reruns
+        submission.trouble.failed |= {work.places[place]: problem for place, problem in trouble.failed.items()}
+        self._deaths_in_a_row = 0
+        if submission.on_batch:
+            submission.on_batch(len(work.places), sum(len(pair.input_ids) for pair in work.pairs))
+
+    def _replace(self, worker: _Worker, broken: Broken | None) -> None:
+        """Start a process in place of one that has ended, and give out again what it had."""
+        ended = worker.end()
+        reason = broken.reason if broken else ended
+        self._trace = broken.trace if broken else None
+        place = self._workers.index(worker)
+        del self._workers[place]
+        where = f"an engine on {worker.plan.device}"
+        if worker.kernels is None:
+            if not self._workers:
+                raise EngineError(
+                    f"the process of {where} ended while it loaded the model: {reason}",
+                    hint="`rerank-cli mem-estimate` says what it needs",
+                )
+            self._note(f"the process of {where} ended while it loaded the model ({reason}): {self._left}")
+            return
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > self._patience:
+            raise self._hopeless(reason)
+        self._note(f"the process of {where} was lost ({reason}); it is started again")
+        if worker.doing:
+            (_, suspect), *rest = worker.doing
+            suspect.submission.trouble.deaths += 1
+            again = [work for _, work in rest]
+            self._waiting.extendleft(reversed([*self._less(suspect, reason), *again]))
+        self._workers.insert(place, _Worker(worker.plan, self._checkpoint))
+
+    def _note(self, text: str) -> None:
+        if self._on_note:
+            self._on_note(text)
+
+    @property
+    def _left(self) -> str:
+        return f"{len(self._workers)} of {self._engines} engines go on"
+
+    def _hopeless(self, reason: str) -> EngineError:
+        error = EngineError(
+            f"every process that scores ends ({reason}), whatever pairs it is given",
+            hint="what is finished is kept; run again when the cause is gone",
+        )
+        if self._trace:
+            error.add_note(self._trace)
+        return error
+
+    def _less(self, suspect: _Work, reason: str) -> list[_Work]:
+        """What has ended a process, in halves; a single pair as it is, until it has ended too many."""
+        places = suspect.places
+        if len(places) > 1:
+            middle = len(places) // 2
+            return [replace(suspect, places=places[:middle]), replace(suspect, places=places[middle:])]
+        if suspect.tries + 1 < _TRIES:
+            return [replace(suspect, tries=suspect.tries + 1)]
+        problem = EncodingProblem("engine-died", f"the pair has ended {_TRIES} processes that scored it ({reason})")
+        suspect.submission.trouble.failed[places[0]] = problem
+        suspect.submission.missing -= 1
+        return []
+
+    def _give_out(self) -> None:
+        """Fill the hands of those that have least."""
+        while self._waiting:
+            free = [worker for worker in self._workers if worker.kernels and len(worker.doing) < _AHEAD]
+            if not free:
+                return
+            worker = min(free, key=lambda worker: len(worker.doing))
+            work = self._waiting.popleft()
+            self._numbers += 1
+            worker.doing.append((self._numbers, work))
+            try:
+                worker.connection.send(Unit.of(self._numbers, work.pairs))
+            except OSError:
+                return  # it has died: `wait` hears of that
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.connection.close()
+        self._kill()
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.wait()
+        self._workers.clear()

@@ -1,0 +1,226 @@
+"""Runs on a real Ray cluster of this machine: what they write, and what is lost when processes are killed. Nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import LONG, TINY_CHECKPOINT, read_lines, write_lines, write_table
+from tests.torture.conftest import TEXT
+
+pytest.importorskip("ray", reason="Ray is not installed")
+
+MOMENTS = 20 if LONG else 2
+ONE_CORE = {min(os.sched_getaffinity(0))}
+
+
+def start(*arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "rerank_cli", "rerank-file", *arguments, "--model", str(TINY_CHECKPOINT)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **settings)
+
+
+def run(*arguments: str, code: int = 0, **settings: Any) -> str:
+    process = start(*arguments, **settings)
+    _, said = process.communicate(timeout=400)
+    assert process.returncode == code, said.decode()
+    return said.decode()
+
+
+def on(address: str, *more: str) -> list[str]:
+    """Two engines of one CPU on the cluster."""
+    where = ["--engine", "ray", "--ray-address", address]
+    return [*where, "--device", "cpu", "--cpus-per-engine", "1", "--engines", "2", *more]
+
+
+def here(source: Path, out: Path) -> bytes:
+    """What one engine with one thread writes."""
+    run(str(source), "-o", str(out), "-q", preexec_fn=lambda: os.sched_setaffinity(0, ONE_CORE))
+    return out.read_bytes()
+
+
+def joined(folder: Path, stem: str) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.glob(f"{stem}*.jsonl")))
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: 240 lists in a large file, 60 in a small one, some of them bad."""
+    words = TEXT.split()
+    folder = tmp_path_factory.mktemp("lists")
+    for name, count in (("large", 240), ("small", 60)):
+        rows: list[Any] = [
+            {"id": n, "query": words[n % 9], "passages": [" ".join(words[k % 5 : 6 + (n * k) % 8]) for k in range(30)]}
+            for n in range(count)
+        ]
+        rows[7] = {"id": 7, "query": 7}
+        write_lines(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(lists: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("here")
+    made = {}
+    for name in ("large", "small"):
+        source = lists / f"{name}.jsonl"
+        out = folder / f"{name}.jsonl"
+        run(str(source), "-o", str(out), "-q", code=3, preexec_fn=lambda: os.sched_setaffinity(0, ONE_CORE))
+        made[name] = out.read_bytes()
+    return made
+
+
+def assert_whole(folder: Path, whole: dict[str, bytes]) -> dict[str, Any]:
+    for name, data in whole.items():
+        assert joined(folder, name) == data
+    assert not list(folder.glob("*.job"))
+    manifest: dict[str, Any] = json.loads((folder / "_manifest.json").read_text())
+    assert manifest["counts"]["rows_in"] == 300
+    assert manifest["counts"]["rows_error"] == 2
+    assert manifest["first_error"][1] == 8
+    assert sum(part["rows_out"] for part in manifest["parts"]) == 298
+    assert {part["name"] for part in manifest["parts"]} == {path.name for path in folder.glob("*.jsonl")}
+    return manifest
+
+
+def test_a_folder_of_files_becomes_a_folder_of_the_same_bytes_once(
+    address: str, lists: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    said = run(str(lists), "-o", str(out), *on(address), code=3)
+    assert "2 of 300 rows could not be scored and are in" in said
+    manifest = assert_whole(out, whole)
+    assert manifest["cluster"] == {"engines": 2, "cpus": 1, "gpus": 0.0}
+    assert manifest["plan"]["threads"] == 1
+    errors = [row for path in sorted((out / "_rerank").glob("*.errors.jsonl")) for row in read_lines(path)]
+    assert [(row["row"], row["error"]["code"]) for row in errors] == [(8, "wrong-type")] * 2
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
+    again = run(str(lists), "-o", str(out), *on("127.0.0.1:9"))  # nobody is asked
+    assert "nothing to do" in again
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")} == before
+    assert "holds the output of another run" in run(str(lists), "-o", str(out), *on(address, "--top-n", "3"), code=4)
+
+
+def test_parquet_and_a_share_of_a_gpu(address: str, tmp_path: Path) -> None:
+    rows = [{"query": f"two roads {n}", "passages": [f"wood {n} {k}" for k in range(8)]} for n in range(60)]
+    source = write_table(tmp_path / "in.parquet", rows)
+    options = ["--engine", "ray", "--ray-address", address, "--gpus-per-engine", "0.5", "--engines", "2"]
+    said = run(source, "-o", str(tmp_path / "out"), *options, "--out-format", "jsonl")
+    assert "60 rows, 480 pairs" in said
+    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
+    assert manifest["cluster"] == {"engines": 2, "cpus": 1, "gpus": 0.5}
+    assert manifest["plan"]["device"] == "cpu"  # the actor has looked: Ray's GPU is logical
+    read = [json.loads(line) for line in joined(tmp_path / "out", "in").splitlines()]
+    assert [row["query"] for row in read] == [row["query"] for row in rows]
+
+
+def actors() -> list[int]:
+    """Ray's processes that have our actor."""
+    found = subprocess.run(["pgrep", "-f", "^ray::Scorer"], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def until(process: subprocess.Popen[bytes], folder: Path, pattern: str) -> bool:
+    """Wait until the folder has such a file; False if the process ended before."""
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(pattern)):
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("victim", ["actor", "driver"])
+def test_whoever_is_killed_at_any_moment_no_row_is_lost_and_none_doubled(
+    address: str, lists: Path, whole: dict[str, bytes], tmp_path: Path, victim: str
+) -> None:
+    moment = random.Random(victim)
+    for place in range(MOMENTS):
+        out = tmp_path / f"{place}"
+        process = start(str(lists), "-o", str(out), *on(address, "--checkpoint-every", "0s"))
+        if until(process, out, "*.job"):
+            time.sleep(moment.uniform(0, 3.0))
+            killed = actors() if victim == "actor" else [process.pid]
+            for pid in moment.sample(killed, min(1, len(killed))):
+                os.kill(pid, signal.SIGKILL)
+        _, said = process.communicate(timeout=400)
+        if process.returncode != 3:
+            assert victim == "driver", said.decode()
+            assert not (out / "_manifest.json").exists()
+            while actors():  # they end with their driver
+                time.sleep(0.1)
+            run(str(lists), "-o", str(out), *on(address), code=3)
+        assert_whole(out, whole)
+
+
+def test_a_run_is_not_continued_with_other_options(address: str, lists: Path, whole, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(str(lists), "-o", str(out), *on(address, "--checkpoint-every", "0s"))
+    assert until(process, out, "*.job")
+    process.terminate()
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 143, said.decode()
+    changed = run(str(lists), "-o", str(out), *on(address, "--max-tokens", "16"), code=8)
+    assert "max_tokens" in changed
+    run(str(lists), "-o", str(out), *on(address, "--max-tokens", "16", "--restart"), code=3)
+    run(str(lists), "-o", str(out), *on(address, "--restart", "--overwrite"), code=3)
+    assert_whole(out, whole)
+
+
+HURT = """
+import os, sys
+if "rerank_cli.engine.worker" in " ".join(sys.orig_argv):
+    from rerank_cli.engine import worker
+    whole = worker.Unit.pairs
+    def pairs(unit):
+        if len(unit.ids) and max(unit.ends - [0, *unit.ends[:-1]]) >= 100:
+            os.kill(os.getpid(), 9)
+        return whole(unit)
+    worker.Unit.pairs = pairs
+"""
+
+
+def test_a_row_that_kills_its_worker_is_an_error_after_three_tries(tmp_path: Path) -> None:
+    (tmp_path / "hurt").mkdir()
+    (tmp_path / "hurt" / "sitecustomize.py").write_text(HURT)
+    rows = [{"query": "two roads", "passages": [f"wood {n}", "yellow"]} for n in range(40)]
+    rows[11]["passages"][1] = "wood " * 200
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    options = ["--engine", "ray", "--cpus-per-engine", "1", "--engines", "1"]  # on a cluster that the run starts
+    out = tmp_path / "out"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hurt")}
+    said = run(source, "-o", str(out), *options, code=3, env=environment)
+    assert "1 of 40 rows could not be scored" in said
+    assert "was lost (killed by SIGKILL" in said
+    (error,) = read_lines(out / "_rerank" / "in.jsonl.errors.jsonl")
+    assert (error["row"], error["error"]["code"]) == (12, "engine-died")
+    assert error["error"]["message"].startswith("passages[1]: the pair has ended 3 processes")
+    assert len(read_lines(out / "in.jsonl")) == 39
+    assert json.loads((out / "_manifest.json").read_text())["counts"]["engine_deaths"] >= 3
+
+
+def test_too_few_cpus_are_refused_within_seconds(tmp_path: Path, lists: Path) -> None:
+    began = time.monotonic()
+    said = run(str(lists), "-o", str(tmp_path / "out"), "--engine", "ray", "--engines", "99", code=6)
+    assert re.search(r"error: --engine ray: 99 engines of 1 CPU need 99, and the cluster has \d+", said)
+    assert time.monotonic() - began < 30  # 5 s where nothing else runs; Ray itself would wait for ever
+
+
+def test_a_cluster_that_does_not_answer_is_told(tmp_path: Path, lists: Path) -> None:
+    options = ["--engine", "ray", "--ray-address", "127.0.0.1:9"]
+    assert "127.0.0.1:9: no Ray cluster answers" in run(str(lists), "-o", str(tmp_path / "out"), *options, code=4)
+
+
+def test_bad_rows_of_all_parts_count_together(address: str, lists: Path, tmp_path: Path) -> None:
+    said = run(str(lists), "-o", str(tmp_path / "out"), *on(address, "--max-errors", "1"), code=7)
+    assert "2 rows failed, --max-errors allows 1" in said

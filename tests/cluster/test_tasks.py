@@ -1,0 +1,248 @@
+"""What a run on a cluster is cut into, and who may write into its folder; without a cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_cli.cluster import ClusterOptions, OutputFolder, Task, cut_tasks, find_files
+from rerank_cli.cluster.actors import Room, room_for
+from rerank_cli.cluster.ray_run import refuse_unusable_on_cluster
+from rerank_cli.commit import Fingerprint
+from rerank_cli.errors import DoesNotFitError, InputError, JobChangedError, LockedError, OutputError, UsageError
+from rerank_cli.formats.shapes import Texts
+from rerank_cli.job_options import JobOptions
+from rerank_cli.output_names import Names
+from rerank_cli.profiles import ProfileRequest
+from tests.conftest import write_lines, write_table
+
+
+def options(out_format: str = "auto", **more: object) -> JobOptions:
+    return JobOptions(inputs=(), names=Names("out", out_format=out_format), **more)  # type: ignore[arg-type]
+
+
+def lines(path: Path, count: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(path, [{"query": "q", "passages": ["a"]} for _ in range(count)])
+    return path
+
+
+# --- find_files
+
+
+def test_a_folder_gives_its_data_sorted_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl.gz", "deep/c.parquet", "d.ndjson"):
+        lines(tmp_path / name, 1)
+    for name in ("_SUCCESS", ".hidden.jsonl", "_manifest.json", "_old/e.jsonl", "notes.md"):
+        lines(tmp_path / name, 1)
+    found = find_files([str(tmp_path)])
+    assert [name for _, name in found] == ["a", "b", "d", "deep.c"]
+    assert [Path(path).relative_to(tmp_path).as_posix() for path, _ in found] == [
+        "a.jsonl.gz", "b.jsonl", "d.ndjson", "deep/c.parquet"
+    ]  # fmt: skip
+
+
+def test_a_file_is_named_as_it_is_and_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines(tmp_path / "x.y.jsonl", 1)
+    monkeypatch.chdir(tmp_path)
+    assert find_files(["x.y.jsonl"]) == [(str(tmp_path / "x.y.jsonl"), "x.y")]
+
+
+def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
+    paths = [str(lines(tmp_path / name, 1)) for name in ("1/a.jsonl", "2/a.parquet")]
+    with pytest.raises(UsageError, match=r"1/a\.jsonl and .*2/a\.parquet: their outputs would have one name"):
+        find_files(paths)
+
+
+def test_stdin_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the engines of a cluster read files"):
+        find_files(["-"])
+    with pytest.raises(InputError, match="no file in it has the suffix of a format"):
+        find_files([str(tmp_path)])
+
+
+# --- cut_tasks
+
+
+def test_few_large_files_are_cut_and_many_small_ones_are_not(tmp_path: Path) -> None:
+    large = [(str(lines(tmp_path / "large.jsonl", 1000)), "large")]
+    tasks = cut_tasks(large, options(), engines=2)
+    assert [(task.name, task.shard, task.shards) for task in tasks[:2]] == [
+        ("large.1-of-8.jsonl", 1, 8), ("large.2-of-8.jsonl", 2, 8)
+    ]  # fmt: skip
+    assert len(tasks) == 8
+    small = [(str(lines(tmp_path / f"{n}.jsonl", 10)), str(n)) for n in range(8)]
+    assert [task.name for task in cut_tasks(small, options(), engines=2)] == [f"{n}.jsonl" for n in range(8)]
+    assert [task.shards for task in cut_tasks(small[:1], options(), engines=2)] == [1]  # parts of 10 rows bring nothing
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=6), st.integers(1, 9))
+def test_the_parts_of_a_file_are_all_its_parts(tmp_path_factory: pytest.TempPathFactory, rows: list[int], engines: int):
+    folder = tmp_path_factory.mktemp("parts")
+    files = [(str(lines(folder / f"{n}.jsonl", count)), str(n)) for n, count in enumerate(rows)]
+    tasks = cut_tasks(files, options(), engines=engines)
+    for path, _ in files:
+        own = [task for task in tasks if task.input == path]
+        assert [task.shard for task in own] == list(range(1, own[0].shards + 1))
+        assert {task.shards for task in own} == {len(own)}
+    names = [task.name for task in tasks]
+    assert len(set(names)) == len(names)
+    for path, _ in files:
+        own_names = [task.name for task in tasks if task.input == path]
+        assert own_names == sorted(own_names)  # a reader that sorts names gets the rows in order
+
+
+@pytest.mark.parametrize(
+    ("out_format", "suffixes"),
+    [("auto", [".jsonl", ".parquet"]), ("parquet", [".parquet"] * 2), ("nim", [".jsonl"] * 2), ("trec", [".trec"] * 2)],
+)
+def test_an_output_has_the_suffix_of_what_is_in_it(tmp_path: Path, out_format: str, suffixes: list[str]) -> None:
+    files = [
+        (str(lines(tmp_path / "a.jsonl", 1)), "a"),
+        (str(write_table(tmp_path / "b.parquet", [{"query": "q", "passages": ["a"]}])), "b"),
+    ]
+    tasks = cut_tasks(files, options(out_format), engines=1)
+    assert [Path(task.name).suffix for task in tasks] == suffixes
+
+
+# --- OutputFolder
+
+TASKS = (Task("/in/a.jsonl", "a.jsonl"), Task("/in/b.jsonl", "b.jsonl", 1, 2))
+
+
+def fingerprint(top_n: int | None = None) -> Fingerprint:
+    return Fingerprint(asked={"options": {"top_n": top_n}}, plan={}, files={})
+
+
+def test_a_folder_remembers_what_was_begun_in_it(tmp_path: Path) -> None:
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        assert folder.finished(fingerprint()) is None
+        assert folder.tasks(fingerprint()) is None
+        folder.begin(TASKS, fingerprint())
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        assert folder.tasks(fingerprint()) == TASKS
+        with pytest.raises(JobChangedError, match="top_n"):
+            folder.tasks(fingerprint(5))
+
+
+def test_a_finished_folder_is_finished_for_the_same_run_only(tmp_path: Path) -> None:
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        folder.begin(TASKS, fingerprint())
+        part = folder.path / "a.jsonl"
+        part.write_bytes(b"{}\n")
+        facts = {"name": "a.jsonl", "bytes": 3, "modified_ns": part.stat().st_mtime_ns, "sha256": ""}
+        folder.finish({"job": fingerprint().document(), "parts": [facts]})
+        assert folder.finished(fingerprint()) is not None
+        with pytest.raises(OutputError, match="holds the output of another run"):
+            folder.finished(fingerprint(5))
+        with pytest.raises(OutputError, match="holds a finished run"):
+            folder.clear(finished=False)
+        part.write_bytes(b"{ }\n")
+        with pytest.raises(OutputError, match=r"a\.jsonl: is not what the manifest says"):
+            folder.finished(fingerprint())
+        folder.clear(finished=True)
+        assert sorted(path.name for path in folder.path.rglob("*")) == ["_rerank", "lock"]
+
+
+def test_starting_over_takes_away_what_the_run_has_left_and_nothing_else(tmp_path: Path) -> None:
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        folder.begin(TASKS, fingerprint())
+        names = folder.names(TASKS[0], "auto")
+        for path in names.files.values():
+            path.write_text("x")
+        (folder.path / "b.jsonl.job").mkdir()
+        (folder.path / "b.jsonl.job" / "journal").touch()
+        (folder.path / "notes.txt").touch()
+        folder.clear(finished=False)
+        assert sorted(path.name for path in folder.path.rglob("*")) == ["_rerank", "lock", "notes.txt"]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(OutputError, match="holds files of something else"), OutputFolder(str(tmp_path)):
+        pass
+    with pytest.raises(OutputError, match="is no folder"), OutputFolder(str(tmp_path / "letter.txt")):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with OutputFolder(str(tmp_path / "out")), pytest.raises(LockedError), OutputFolder(str(tmp_path / "out")):
+        pass
+
+
+def test_a_broken_list_of_parts_is_told(tmp_path: Path) -> None:
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        (folder.path / "_rerank" / "tasks.json").write_text("{")
+        with pytest.raises(OutputError, match=r"tasks\.json: is no JSON document"):
+            folder.tasks(fingerprint())
+
+
+def test_the_tasks_file_is_readable_json(tmp_path: Path) -> None:
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        folder.begin(TASKS, fingerprint())
+        document = json.loads((folder.path / "_rerank" / "tasks.json").read_text())
+    assert document["schema"] == "rerank-cli/tasks/1"
+    assert document["tasks"][1] == {"input": "/in/b.jsonl", "name": "b.jsonl", "shard": 1, "shards": 2}
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"shard": (1, 2)}, "--shard"), ({"limit": 5}, "--limit"), ({"skip": 5}, "--skip"), ({"qrels": "q"}, "--qrels"),
+        ({"request": ProfileRequest(device="cuda", gpus=(0,))}, "--device cuda:N"),
+        ({"names": Names("out", errors="e")}, "--errors"), ({"names": Names("out", report="r")}, "--report"),
+        ({"names": Names("-")}, "--engine ray"),
+    ],
+)  # fmt: skip
+def test_what_has_no_meaning_on_a_cluster_is_refused(more: dict[str, object], named: str) -> None:
+    refuse_unusable_on_cluster(options())
+    with pytest.raises(UsageError, match=f"^{named}"):
+        refuse_unusable_on_cluster(JobOptions(**{"inputs": (), "names": Names("out"), "texts": Texts(), **more}))  # type: ignore[arg-type]
+
+
+# --- the room that engines take
+
+CPUS, GPUS = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "asked", "room"),
+    [
+        (CPUS, "auto", {}, Room(2, 4, 0.0)),
+        (CPUS, "auto", {"engines": 1}, Room(1, 4, 0.0)),
+        (CPUS, "auto", {"cpus": 1}, Room(8, 1, 0.0)),
+        ({"CPU": 2.0}, "auto", {}, Room(1, 2, 0.0)),
+        (GPUS, "auto", {}, Room(2, 1, 1.0)),
+        (GPUS, "auto", {"gpus": 0.5}, Room(4, 1, 0.5)),
+        (GPUS, "cpu", {}, Room(4, 4, 0.0)),
+        (GPUS, "cuda", {"engines": 1, "cpus": 3}, Room(1, 3, 1.0)),
+    ],
+)
+def test_engines_fill_the_cluster_unless_fewer_are_asked_for(there, device, asked, room) -> None:
+    request = ProfileRequest(device=device)
+    assert room_for(there, options(request=request), ClusterOptions(**asked)) == room
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "asked", "told"),
+    [
+        (CPUS, "auto", {"engines": 3}, "3 engines of 4 CPUs need 12, and the cluster has 8"),
+        (CPUS, "auto", {"cpus": 9}, "1 engine of 9 CPUs needs 9, and the cluster has 8"),
+        (CPUS, "cuda", {}, "1 engine of 1 GPU needs 1, and the cluster has 0"),
+        (GPUS, "auto", {"engines": 5, "gpus": 0.5}, "5 engines of 0.5 GPUs need 2.5, and the cluster has 2"),
+        ({}, "auto", {}, "1 engine of 1 CPU needs 1, and the cluster has 0"),
+    ],
+)
+def test_more_than_a_cluster_has_is_refused_in_a_sentence(there, device, asked, told) -> None:
+    request = ProfileRequest(device=device)
+    with pytest.raises(DoesNotFitError) as caught:
+        room_for(there, options(request=request), ClusterOptions(**asked))
+    assert caught.value.message == f"--engine ray: {told}"
