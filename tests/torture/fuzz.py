@@ -142,7 +142,7 @@ def _config(folder: Path) -> Callable[[bytes], None]:
             encoder = open_encoder(known.checkpoint, max_tokens=min(64, plan.max_tokens))
             (encoded,) = encoder.encode([("two roads", "a yellow wood")])
             engine = open_engine(replace(plan, threads=1), known.checkpoint)
-            engine.score(encoded if isinstance(encoded, tuple) else ())
+            engine.submit(encoded if isinstance(encoded, tuple) else ())
         except RerankError as error:
             assert error.message
 
