@@ -24,7 +24,7 @@ from typing import Any
 PARITY = Path(__file__).parents[1] / "parity"
 SECONDS_OF_AN_INPUT = 10
 _MEGABYTES = 4096
-_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # hundreds of small files a second
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # hundreds of small files a second
 _MAX_BYTES = 8192
 _FAMILIES = (
     "bert-ce-open", "modernbert-ce-open", "llama-rerank-open", "qwen3-reranker-open", "nemotron-vl-rerank-open",
@@ -126,7 +126,7 @@ def _config(folder: Path) -> Callable[[bytes], None]:
     models, documents = [], []
     for checkpoint in _CHECKPOINTS:
         models.append(folder / checkpoint.parent.name)
-        shutil.copytree(checkpoint, models[-1])
+        shutil.copytree(checkpoint, models[-1], dirs_exist_ok=True)
         documents.append(json.loads((checkpoint / "config.json").read_bytes()))
 
     def read(data: bytes) -> None:
@@ -290,25 +290,25 @@ TARGETS = {
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Callable[[bytes], None]]:
     """The function of a target, with a folder for as long as the block."""
-    with tempfile.TemporaryDirectory(prefix="rerank-cli-fuzz-", dir=_MEMORY) as folder:
+    with tempfile.TemporaryDirectory(prefix="rerank-cli-fuzz-", dir=IN_MEMORY) as folder:
         yield TARGETS[name].open(Path(folder))
 
 
 def main() -> None:
-    """Fuzz one target; atheris ends the process."""
+    """Fuzz one target; atheris ends the process, so what was written stays."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=600)
-    parser.add_argument("--corpus", type=Path, help="a folder that keeps what was found, from one call to the next")
+    parser.add_argument("--folder", type=Path, help="for the files of the search; what it finds is kept in `corpus`")
     options = parser.parse_args()
     import atheris
 
     target = TARGETS[options.target]
     with atheris.instrument_imports(include=list(target.instrumented), enable_loader_override=False):
-        folder = Path(tempfile.mkdtemp(prefix="rerank-cli-fuzz-", dir=_MEMORY))
+        folder = options.folder or Path(tempfile.mkdtemp(prefix="rerank-cli-fuzz-", dir=IN_MEMORY))
         read = target.open(folder)
-    corpus = options.corpus or folder / "corpus"
-    corpus.mkdir(parents=True, exist_ok=True)
+    corpus = folder / "corpus"
+    corpus.mkdir(exist_ok=True)
     for number, seed in enumerate(target.seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)
     words = folder / "words"

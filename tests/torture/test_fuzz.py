@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import LONG
-from tests.torture.fuzz import TARGETS, opened
+from tests.torture.fuzz import IN_MEMORY, TARGETS, opened
 from tests.torture.runs import ROOT
 
 SECONDS = int(os.environ.get("RERANK_FUZZ_SECONDS", "3600"))  # of all targets together
@@ -55,7 +56,9 @@ def test_damaged_bytes_are_read_or_refused(
 def test_a_search_along_the_branches_finds_no_fault(tmp_path: Path, name: str) -> None:
     pytest.importorskip("atheris")
     command = [sys.executable, "-m", "tests.torture.fuzz", name, "--seconds", str(SECONDS // len(TARGETS))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory(prefix="rerank-cli-fuzz-", dir=IN_MEMORY) as folder:
+        command += ["--folder", folder]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     print(*[line for line in done.stderr.splitlines() if line.startswith(("Done", "stat::"))], sep="\n")  # noqa: T201
