@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
 
-.PHONY: demo test lint man bench-cpu bench-commit bench-quality check-gpu torture mutation clean
+.PHONY: demo test lint man bench-cpu bench-gpu bench-commit bench-quality check-gpu torture mutation clean
 
 demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
 	mkdir -p out
@@ -32,6 +32,10 @@ bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on thi
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
+
+bench-gpu: $(VENV)/installed-bench  ## how near to a GPU's limit, beside padded transformers
+	$(BIN)/python -m benchmarks.gpu_constants
+	$(BIN)/python -m benchmarks.gpu
 
 bench-commit: $(VENV)/installed-bench  ## what it costs that a run survives kill -9
 	$(BIN)/python -m benchmarks.commit_cost

@@ -41,7 +41,8 @@ class Counts:
     in rank order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that
     stand for images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that
     did not fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
-    computed again in fp32. engine_deaths: processes that scored pairs, ended by themselves and were started again.
+    computed again in fp32. computed_tokens: `tokens`, and those that only fill batches up; 0 where nobody counts them.
+    engine_deaths: processes that scored pairs, ended by themselves and were started again.
     """
 
     rows_in: int = 0
@@ -66,6 +67,7 @@ class Counts:
     out_of_memory_splits: int = 0
     fp32_reruns: int = 0
     engine_deaths: int = 0
+    computed_tokens: int = 0
 
     def add(self, more: Mapping[str, int]) -> None:
         """Count `more`, by name."""
@@ -80,7 +82,13 @@ class Counts:
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds that each stage worked; reading and tokenising run beside computing."""
+    """Seconds that each stage worked; reading and tokenising run beside the others.
+
+    load: of the weights. wait: of the computing thread for a window that is read and tokenised. write: committing too.
+    """
+
+    load: float = 0.0
+    wait: float = 0.0
 
     read: float = 0.0
     tokenise: float = 0.0

@@ -18,12 +18,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from rerank_cli.commit import Files, Job, Terms, WorkFile, naming, place_file, remove_file, sha256_of, write_whole
+from rerank_cli.commit import (
+    Files,
+    Job,
+    Terms,
+    WorkFile,
+    naming,
+    place_file,
+    remove_file,
+    sha256_of,
+    write_file,
+    write_whole,
+)
 from rerank_cli.errors import OutputError
 from rerank_cli.formats.compression import compressed
 from rerank_cli.formats.inputs import Input
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
+from rerank_cli.html_report import render_report
 from rerank_cli.output_names import STDOUT, Names, output_format, refuse_clashes, refuse_parquet_pipe
 from rerank_cli.records import RowError
 from rerank_cli.stop import Stop
@@ -205,6 +217,8 @@ class FileDestination:
                 lies = self.path(work if kind == "output" else kind)
                 document |= {kind: _facts(str(self._names.files[kind]), lies)}
             write_whole(self.path("report"), json_document(document), self._files)
+            if "page" in self._names.files:
+                write_whole(self.path("page"), render_report(document), self._files)
         stop.is_late()
         job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
         self.place()
@@ -302,9 +316,10 @@ class StdoutDestination:
         files = self._names.files
         for kind in self._names.results:
             self._place(kind, files[kind])
-        if report := files.get("report"):
-            self.path("report").write_bytes(json_document(document))
-            self._place("report", report)
+        for kind, data in (("report", json_document), ("page", render_report)):
+            if kind in files:
+                self.path(kind).write_bytes(data(document))
+                self._place(kind, files[kind])
         if (errors := files.get("errors")) is not None:
             if self.errors.written:
                 self._place("errors", errors)
@@ -326,6 +341,13 @@ def json_document(document: Mapping[str, Any]) -> bytes:
     """A document, readable by people too; the bytes of a file name that is not UTF-8 stand as `\\udcff`."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace")
+
+
+def place_page(names: Names, document: Mapping[str, Any], inputs: Sequence[Input], files: Files) -> None:
+    """The page of a run that had finished before, whose report is `document`, if `names` ask for one."""
+    if (page := names.files.get("page")) is not None:
+        refuse_clashes(names, inputs)
+        write_file(page, render_report(document), files)
 
 
 def _facts(name: str, path: Path) -> dict[str, Any]:

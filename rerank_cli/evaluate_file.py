@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rerank_cli.commit import Files, naming, place_file, write_whole
+from rerank_cli.commit import Files, write_file
 from rerank_cli.destination import json_document
 from rerank_cli.errors import InputError, OutputError, UsageError
 from rerank_cli.evaluation import Evaluation, Evaluator, Orders
@@ -124,19 +122,8 @@ def _refuse_outputs(options: EvaluateOptions, inputs: Sequence[Input]) -> None:
 
 def _write(options: EvaluateOptions, evaluator: Evaluator, document: dict[str, Any]) -> None:
     if options.per_query:
-        _place(options.per_query, b"".join(per_query_bytes(evaluator.per_query(), options.per_query)))
+        write_file(
+            Path(options.per_query), b"".join(per_query_bytes(evaluator.per_query(), options.per_query)), Files()
+        )
     if options.report:
-        _place(options.report, json_document(document))
-
-
-def _place(path: str, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    files, final = Files(), Path(path)
-    part = final.with_name(f"{final.name}.{os.getpid()}.part")
-    with naming(final):
-        try:
-            write_whole(part, data, files)
-            place_file(part, final, files)
-        finally:
-            with suppress(OSError):
-                files.unlink(part)
+        write_file(Path(options.report), json_document(document), Files())

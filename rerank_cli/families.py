@@ -19,24 +19,26 @@ class Family:
     """How a model reads a query and a passage, and what it gives.
 
     prompted: set into a prompt, not as the tokenizer's own pair. answers: yes or no. embeds: each of the two becomes a
-    vector, the score is their cosine. images: passages may be images. max_tokens: the longest pair (of an embedder,
-    text) on the model card, where the model has more positions than it was trained to read.
+    vector, the score is their cosine. images: passages may be images. fp8: its products can be in FP8 where its
+    weights are in 16 bits. max_tokens: the longest pair (of an embedder, text) on the model card, where the model has
+    more positions than it was trained to read.
     """
 
     prompted: bool = False
     answers: bool = False
     embeds: bool = False
     images: bool = False
+    fp8: bool = False
     max_tokens: int | None = None
 
 
 _PAIR = Family()
 # 8192: the limit on the model cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
-_PROMPT = Family(prompted=True, max_tokens=8192)
-_QUESTION = Family(prompted=True, answers=True, max_tokens=8192)
+_PROMPT = Family(prompted=True, fp8=True, max_tokens=8192)
+_QUESTION = Family(prompted=True, answers=True, fp8=True, max_tokens=8192)
 # 10240: text and image together, on the cards of the Llama-Nemotron VL models.
-_PAGE = Family(prompted=True, images=True, max_tokens=10240)
-_PAGE_VECTOR = Family(embeds=True, images=True, max_tokens=10240)
+_PAGE = Family(prompted=True, images=True, fp8=True, max_tokens=10240)
+_PAGE_VECTOR = Family(embeds=True, images=True, fp8=True, max_tokens=10240)
 
 FAMILIES: Mapping[str, Family] = {
     "BertForSequenceClassification": _PAIR,

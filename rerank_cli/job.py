@@ -23,23 +23,26 @@ from rerank_cli import report as reports
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.commit import Files, Fingerprint, Job, Terms
 from rerank_cli.counts import Counts, Timing
-from rerank_cli.destination import Destination, FileDestination, open_destination
+from rerank_cli.destination import Destination, FileDestination, open_destination, place_page
 from rerank_cli.embedding_output import EmbeddedTexts
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation import Evaluation, Evaluator, orders_of
 from rerank_cli.families import family_of
-from rerank_cli.formats.inputs import can_be_reread, count_lines, resolve_inputs
+from rerank_cli.formats.inputs import Input, can_be_reread, count_lines, resolve_inputs
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.identity import fingerprint_of, finished_report
 from rerank_cli.images.seen import SeenImages
 from rerank_cli.job_options import JobOptions, refuse_unusable
+from rerank_cli.observations import Observations
 from rerank_cli.output_names import STDOUT
+from rerank_cli.parts import EncodedWindow
 from rerank_cli.per_query import per_query_bytes
 from rerank_cli.pipeline import Run, Sink
 from rerank_cli.preparation import Prepared, find_known, prepare_inputs, score_name
 from rerank_cli.records import RankedList, RowError, Window
 from rerank_cli.run_plan import Plan
+from rerank_cli.runtime import peak_rss_bytes
 from rerank_cli.stop import Stop
 from rerank_cli.windows import Share
 
@@ -109,7 +112,7 @@ def run_job(
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
         if asked and not Job.folder_of(names.output).exists() and (done := finished_report(names, asked)):
-            return _outcome_of(done, options)
+            return _done_before(done, options, inputs, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
         prepared = prepare_inputs(options, inputs, known)
@@ -132,10 +135,10 @@ def run_job(
                 if destination.completed is not None:
                     stop.is_late()
                     destination.place()
-                    return _outcome_of(destination.completed["report"], options)
+                    return _done_before(destination.completed["report"], options, inputs, files)
                 # Again: another process may have finished while this one waited for the lock.
                 if asked and (done := finished_report(names, asked)):
-                    return _outcome_of(done, options)
+                    return _done_before(done, options, inputs, files)
                 destination.refuse_existing()
             work = _Work(options, prepared, destination, evaluator, watcher, stop)
             return work.run(fingerprint, members, open_engine)
@@ -168,6 +171,8 @@ class _Work:
         self._seconds_before = 0.0
         self._times_continued = 0
         self._counts, self._timing = Counts(), Timing()
+        self._observed = Observations()
+        self._peak_rss = 0  # of earlier processes
         self._plan = prepared.plan
         self._notes_of_best: dict[int, Any] = {}
         self._texts: EmbeddedTexts | None = None
@@ -199,9 +204,9 @@ class _Work:
                 selection=_per_list(options),
                 pool=options.pool,
                 error_limit=options.error_limit,
-                on_scored=self._texts.add if self._texts else None,
-                on_ranked=self._on_ranked if self._evaluator else None,
-                on_batch=watcher.on_batch,
+                on_scored=self._on_scored,
+                on_ranked=self._on_ranked,
+                on_batch=self._on_batch,
                 on_window=self._on_window,
                 on_done=self._on_done,
                 share=Share(destination.next_window, shard, shards, lines),
@@ -209,6 +214,8 @@ class _Work:
                 timing=self._timing,
                 stop=self._stop,
             )
+            self._timing.load += time.perf_counter() - self._began
+            self._observed.begin_scoring(self._seconds)
             window_pairs = _SCORE_WINDOW_PAIRS if options.pairs else self._plan.window_pairs
             run.execute(prepared.shape.group(prepared.items), window_pairs=window_pairs)
             if self._best:
@@ -231,6 +238,9 @@ class _Work:
         self._counts, self._timing = Counts(**state["counts"]), Timing(**state["timing"])
         self._seconds_before = state["seconds"]
         self._times_continued = state["continued"] + 1
+        self._observed = Observations(state["observed"])
+        self._observed.add_continued(self._seconds_before)
+        self._peak_rss = state["peak_rss_bytes"]
         self._first_error = tuple(state["first_error"]) if state["first_error"] else None
         # Both can move the last digit of a logit, and depend on what else the machine does: a run ends as it began.
         self._plan = replace(self._plan, threads=state["threads"], token_budget=state["token_budget"])
@@ -261,13 +271,25 @@ class _Work:
 
     def _on_error(self, error: RowError) -> None:
         self._first_error = self._first_error or (error.file, error.row, error.message)
+        self._observed.add_error(error)
         self._destination.errors.write(error)
         if self._watcher.on_error:
             self._watcher.on_error(error)
 
+    def _on_batch(self, pairs: int, tokens: int) -> None:
+        self._observed.add_batch(self._seconds, pairs, tokens)
+        if self._watcher.on_batch:
+            self._watcher.on_batch(pairs, tokens)
+
+    def _on_scored(self, window: EncodedWindow) -> None:
+        self._observed.add_lengths(window)
+        if self._texts:
+            self._texts.add(window)
+
     def _on_ranked(self, ranked: Sequence[RankedList]) -> None:
-        assert self._evaluator is not None, "else nobody calls this"
-        self._evaluator.add(orders_of(ranked, self._prepared.shape, self._evaluator.is_judged))
+        self._observed.add_ranked(ranked)
+        if self._evaluator:
+            self._evaluator.add(orders_of(ranked, self._prepared.shape, self._evaluator.is_judged))
 
     def _on_done(self, window: Window) -> None:
         self._images.add(window)
@@ -290,6 +312,8 @@ class _Work:
             "token_budget": self._plan.token_budget,
             "embedded": self._texts.state if self._texts else None,
             "dropped": self._best.dropped if self._best else 0,
+            "observed": self._observed.state,
+            "peak_rss_bytes": self._highest_rss,
         }
         note: dict[str, Any] = {}
         if self._evaluator and self._evaluator.note:
@@ -305,10 +329,15 @@ class _Work:
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
 
+    @property
+    def _highest_rss(self) -> int:
+        return max(self._peak_rss, peak_rss_bytes())
+
     def _report(self, engine: Engine, evaluation: Evaluation | None, fingerprint: Fingerprint | None) -> dict[str, Any]:
-        prepared = self._prepared
+        prepared, options = self._prepared, asdict(self._options)
+        command = options.pop("command")
         document = reports.build_report(
-            options=asdict(self._options),
+            options=options,
             checkpoint=prepared.checkpoint,
             plan=self._plan,
             cpu=prepared.machine.cpu,
@@ -316,11 +345,26 @@ class _Work:
             timing=self._timing,
             seconds=self._seconds,
         )
+        document["machine"] |= reports.gpu_facts(prepared.machine)
         document["model"]["template"] = prepared.encoder.template
         document["plan"]["kernels"] = engine.kernels
+        document["peak_rss_bytes"] = self._highest_rss
+        document["memory"] = reports.memory_of(self._plan, peak_rss=self._highest_rss, engines=engine.peak_bytes)
+        document |= self._observed.document(score_name(prepared.checkpoint))
+        if command:
+            document["command"] = command
         document["continued"] = self._times_continued
         document["first_error"] = self._first_error
-        if self._texts:
+        if self._counts.rows_error and (errors := self._options.names.files.get("errors")):
+            document["errors_file"] = str(errors)
+        if not self._texts:  # of these, the lengths are those of pairs, and texts are what is read
+            from rerank_cli.engine.scorer import LocalEngine
+
+            document["speed"] |= reports.use_of_device(
+                prepared.checkpoint, self._plan, self._counts, self._timing,
+                squares=self._observed.squares, alone=isinstance(engine, LocalEngine),
+            )  # fmt: skip
+        else:
             read = self._texts.state
             document["embedded"] = {
                 "texts": read["texts"], "tokens": read["work"]["tokens"], "dimensions": self._texts.dimensions
@@ -333,8 +377,9 @@ class _Work:
         return document
 
 
-def _outcome_of(report: dict[str, Any], options: JobOptions) -> Outcome:
-    """What a run did that had finished before."""
+def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[Input], files: Files) -> Outcome:
+    """What a run did that had finished before, with the page that is asked for now."""
+    place_page(options.names, report, inputs, files)
     evaluation = None
     if found := report.get("evaluation"):
         evaluation = Evaluation.of_report(found)

@@ -18,11 +18,19 @@ from rerank_cli.ranking import Pool
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """What a shell would be given to do a run again: a line, and the folder it was given in."""
+
+    line: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
     request_notes: variables that `request` did not hear. template: its text, or `none`. shard: (i, n), the i-th of n
-    parts. checkpoint_every, lock_wait, deadline: seconds.
+    parts. checkpoint_every, lock_wait, deadline: seconds. command: for the report; None without one.
     """
 
     inputs: tuple[str, ...]
@@ -59,6 +67,7 @@ class JobOptions:
     max_line_bytes: int = 64 * 2**20
     qrels: str | None = None
     metrics: tuple[str, ...] = ("nDCG@10",)
+    command: Command | None = None
 
 
 def refuse_unusable(options: JobOptions) -> None:

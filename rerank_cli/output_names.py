@@ -12,11 +12,15 @@ from rerank_cli.formats.inputs import FORMATS, STDIN, Input
 from rerank_cli.formats.shapes import SHAPES, Kind
 
 STDOUT = "-"
+PAGE_SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the user calls the outputs of a run; None is the default: beside `output`, or nowhere for stdout."""
+    """What the user calls the outputs of a run; None is the default: beside `output`, or nowhere for stdout.
+
+    report: of the JSON document, or of a page (`.html`), beside which the document has its default name.
+    """
 
     output: str
     errors: str | None = None
@@ -34,9 +38,11 @@ class Names:
     def files(self) -> dict[str, Path]:
         """The files by what they hold, the output last; stdout is none."""
         beside = "" if self.output == STDOUT else self.output
+        page = self.report if self.report and Path(self.report).suffix.lower() in PAGE_SUFFIXES else None
         paths = {
             "errors": self.errors or (beside and f"{beside}.errors.jsonl"),
-            "report": self.report or (beside and f"{beside}.report.json"),
+            "report": (self.report if page is None else None) or (beside and f"{beside}.report.json"),
+            "page": page,
             "embeddings": self.embeddings,
             "per_query": self.per_query,
             "output": beside,
@@ -52,6 +58,10 @@ def output_format(names: Names) -> str:
     if names.out_format in ("jsonl", "parquet"):
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
+    if found == "tsv":
+        raise UsageError(
+            f"--output {names.output}: rows are not written as TSV", hint="end the name in .jsonl or .parquet"
+        )
     if found == "trec" or (found is None and names.out_format in SHAPES):
         return "jsonl"
     if found == "parquet" and Path(names.output.lower()).suffix in SUFFIXES:

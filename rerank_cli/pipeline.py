@@ -147,7 +147,10 @@ class Run:
                 self._stop_clock(more=bool(under_way))
                 yield first.part, self._take(first, scores)
             elif is_more and len(under_way) < self.engine.depth and (not under_way or parts.is_ready):
+                began = time.perf_counter()
                 part = next(parts, None)
+                if not under_way:
+                    self.timing.wait += time.perf_counter() - began
                 if part is None:
                     is_more = False
                 else:
@@ -178,6 +181,7 @@ class Run:
                 "out_of_memory_splits": trouble.splits,
                 "fp32_reruns": trouble.reruns,
                 "engine_deaths": trouble.deaths,
+                "computed_tokens": trouble.computed,
             }
         )
         self.counts.tokens += sum(len(pair.input_ids) for pair in scored.pairs)
@@ -207,7 +211,9 @@ class Run:
             len(whole.ranking) - len(kept.ranking) for whole, kept in zip(ranked, selected, strict=True)
         )
         if self.on_window:
+            began = time.perf_counter()
             self.on_window(encoded.window, self.counts)
+            self.timing.write += time.perf_counter() - began
 
     def _count(
         self,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
@@ -14,10 +13,13 @@ import rerank_cli
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.counts import Counts, Timing
 from rerank_cli.evaluation import Evaluation
-from rerank_cli.hardware import Cpu
+from rerank_cli.forward_cost import forward_flops, matrix_speed
+from rerank_cli.hardware import Cpu, Machine
 from rerank_cli.run_plan import Plan
 
 SCHEMA = "rerank-cli/report/1"
+
+_UTILISATION_FROM = 20.0  # seconds of a run; below, measuring the device would take more than 1 % of them
 
 
 def build_report(
@@ -35,6 +37,7 @@ def build_report(
     return {
         "schema": SCHEMA,
         "version": rerank_cli.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "options": dict(options),
         "model": {
             "name": checkpoint.name,
@@ -56,8 +59,8 @@ def build_report(
         "speed": {
             "pairs_per_second": round(counts.pairs / spent, 3),
             "tokens_per_second": round(counts.tokens / spent, 1),
+            **_padding(counts),
         },
-        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
@@ -66,7 +69,56 @@ def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
     return asdict(evaluation)
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process has had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+def gpu_facts(machine: Machine) -> dict[str, Any]:
+    """The GPUs that a run could use, and their driver; nothing where there are none."""
+    if not machine.devices:
+        return {}
+    gpus = [
+        {"cuda_index": device.cuda_index, "name": device.name, "total_bytes": device.total_bytes}
+        for device in machine.devices
+    ]
+    return {"driver": machine.driver, "cuda": machine.cuda, "gpus": gpus}
+
+
+def _padding(counts: Counts) -> dict[str, float]:
+    """The share of what was computed that only filled batches up, where the engine has counted it."""
+    if not counts.computed_tokens:
+        return {}
+    return {"padding_share": round(max(0.0, 1 - counts.tokens / counts.computed_tokens), 4)}
+
+
+def use_of_device(
+    checkpoint: Checkpoint, plan: Plan, counts: Counts, timing: Timing, *, squares: int, alone: bool
+) -> dict[str, float]:
+    """Operations a second of the forward passes and, on a CPU, their share of what it reaches in a matrix product.
+
+    A GPU is left out of the second: the product that is measured is too small for it. squares: sum of the squared
+    lengths of the pairs. alone: one process has computed everything; what it reaches says nothing of several.
+    """
+    if not counts.tokens or not timing.compute:
+        return {}
+    flops = forward_flops(checkpoint, tokens=counts.tokens, squares=squares, tiles=counts.tiles)
+    found = {"gflops": round(flops / timing.compute / 1e9, 1)}
+    if alone and plan.device == "cpu" and timing.compute >= _UTILISATION_FROM:
+        reached = matrix_speed(plan)
+        found |= {"matrix_gflops": round(reached / 1e9, 1), "utilisation": round(flops / timing.compute / reached, 3)}
+    return found
+
+
+def memory_of(plan: Plan, *, peak_rss: int, engines: int | None = None) -> dict[str, Any]:
+    """The estimate for the device beside what was measured, where both are known.
+
+    peak_rss: of this process, and of those that did earlier parts of the run. engines: what the processes of several
+    engines have taken of the device.
+    """
+    if engines is not None:
+        measured, by = engines, f"the most that the processes of {len(plan.engines)} engines took, together on a device"
+    elif plan.device == "cpu":
+        measured, by = peak_rss, "the most memory that the process had resident"
+    else:
+        import torch  # it is there by now
+
+        measured, by = torch.cuda.max_memory_reserved(plan.device), "the most that torch's allocator held, no context"
+    known = {"estimated_bytes": plan.needed_bytes, "measured_bytes": measured}
+    found: dict[str, Any] = {name: value for name, value in known.items() if value}
+    return {"device": plan.device, **found, **({"measured": by} if measured else {})}

@@ -100,10 +100,10 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         warnings.append(f"one engine runs, on {device}: several of an embedding model are not supported yet")
         engines = [device]
     precision = planned.precision
-    if precision in ("fp8", "int8"):
+    if precision == "int8" or (precision == "fp8" and (_holds_fp8(answer.model) or not _computes_fp8(answer.model))):
         precision = "fp16"
         if not (planned.precision == "fp8" and _holds_fp8(answer.model)):
-            warnings.append(f"{planned.precision} is computed in fp16: the checkpoint's weights are not stored so")
+            warnings.append(f"{planned.precision} is computed in fp16: the model has no such products, nor weights")
     return Plan(
         profile=planned.profile,
         kind=planned.kind,
@@ -124,6 +124,11 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
 def _holds_fp8(known: KnownModel | None) -> bool:
     """The checkpoint's weights are in FP8: the model multiplies them so where the card can, and says what it does."""
     return known is not None and known.checkpoint is not None and read_quantisation(known.checkpoint) is not None
+
+
+def _computes_fp8(known: KnownModel | None) -> bool:
+    """Its products can be in FP8 where its weights are in 16 bits."""
+    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).fp8
 
 
 def _embeds(known: KnownModel | None) -> bool:

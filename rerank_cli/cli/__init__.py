@@ -55,8 +55,10 @@ def _program(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        result = app(args=None if arguments is None else list(arguments), prog_name="rerank-cli", standalone_mode=False)
+        # obj: what was given, for the report; parsing eats the list.
+        result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (the one place where every failure becomes an exit code)
         return _exit_code(error)

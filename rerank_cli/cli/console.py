@@ -10,27 +10,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-import unicodedata
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rerank_cli.errors import RerankError
+from rerank_cli.printable import printable
 
 if TYPE_CHECKING:
     from rerank_cli.counts import Counts
 
 _LINE_EVERY_SECONDS = 30.0
-
-
-def printable(text: str) -> str:
-    """`text` with control and bidirectional characters shown as escapes instead of acted on."""
-    return "".join(
-        _escaped(char) if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") else char for char in text
-    )
-
-
-def _escaped(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def say(text: str) -> None:

@@ -8,10 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rerank_cli.cli import options as opt
-from rerank_cli.cli.console import forget_stdout, print_json, print_table, printable, say
+from rerank_cli.cli.console import forget_stdout, print_json, print_table, say
 from rerank_cli.cli.options import ROWS
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
 from rerank_cli.errors import DoesNotFitError, RerankError, UsageError
+from rerank_cli.printable import printable
 from rerank_cli.runtime import prepare_process
 
 if TYPE_CHECKING:

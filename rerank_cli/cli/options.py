@@ -144,7 +144,8 @@ Template = Annotated[
     ),
 ]  # fmt: skip
 InFormat = Annotated[
-    str, option("--in-format", group=ROWS, metavar="F", help="auto, jsonl, parquet or trec. Default: by the suffix.")
+    str,
+    option("--in-format", group=ROWS, metavar="F", help="auto, jsonl, parquet, trec or tsv. Default: by the suffix."),
 ]
 OutFormat = Annotated[
     str,
@@ -275,8 +276,13 @@ DryRun = Annotated[
     bool, option("--dry-run", group=RUN, help="Read and tokenise, score nothing: rows, pairs, lengths, expected time.")
 ]
 Report = Annotated[
-    str | None, option("--report", group=RUN, metavar="FILE", help="Where the report goes. Default: OUT.report.json.")
-]
+    str | None,
+    option(
+        "--report", group=RUN, metavar="FILE",
+        help="Where the report goes; a name in .html gets a page of it, and the JSON its default name. "
+        "Default: OUT.report.json.",
+    ),
+]  # fmt: skip
 Quiet = Annotated[bool, option("--quiet", "-q", group=SAY, help="Only errors on stderr.")]
 Verbose = Annotated[bool, option("--verbose", "-v", group=SAY, help="Also the plan and its reasons.")]
 OutputMode = Annotated[

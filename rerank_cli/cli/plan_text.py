@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from rerank_cli.cli.console import printable
 from rerank_cli.machine_plan import MachinePlan, gpu_rows, profile_rows
+from rerank_cli.printable import printable
 from rerank_cli.profiles.plan import listed, show_gib
 
 _LABEL = 14  # columns of the left side: the longest label and two blanks

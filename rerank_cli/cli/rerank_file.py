@@ -153,6 +153,7 @@ def rerank_file(
     prepare_process(online=online)
     keep_freed_memory()
     # Imported here because they load numpy and more, which --help must not wait for.
+    from rerank_cli.cli.command_line import command_of
     from rerank_cli.cli.evaluation import metrics_of, refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
@@ -224,6 +225,7 @@ def rerank_file(
         max_line_bytes=max_line_bytes,
         qrels=qrels,
         metrics=metrics,
+        command=command_of(context),
     )
     if opt.choice("--engine", engine, ("local", "ray")) == "ray":
         from rerank_cli.cluster import ClusterOptions

@@ -83,6 +83,7 @@ def score(
     prepare_process(online=online)
     keep_freed_memory()
     # Imported here because they load numpy and more, which --help must not wait for.
+    from rerank_cli.cli.command_line import command_of
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
     from rerank_cli.counts import ErrorLimit
@@ -126,6 +127,7 @@ def score(
         limit=limit,
         skip=skip,
         max_line_bytes=max_line_bytes,
+        command=command_of(context),
     )
     if dry_run:
         return print_dry_run(options, output_mode)

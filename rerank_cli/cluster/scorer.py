@@ -105,6 +105,10 @@ class _Lent:
         self.depth = engine.depth
 
     @property
+    def peak_bytes(self) -> int | None:
+        return self._engine.peak_bytes
+
+    @property
     def kernels(self) -> str:
         return self._engine.kernels
 

@@ -42,9 +42,9 @@ from __future__ import annotations
 from rerank_cli.commit.files import Files, WorkFile, naming
 from rerank_cli.commit.fingerprint import Fingerprint, same_output, sha256_of
 from rerank_cli.commit.job import Job, Terms
-from rerank_cli.commit.placing import place_file, remove_file, write_whole
+from rerank_cli.commit.placing import place_file, remove_file, write_file, write_whole
 
 __all__ = [
     "Files", "Fingerprint", "Job", "Terms", "WorkFile", "naming", "place_file", "remove_file", "same_output",
-    "sha256_of", "write_whole",
+    "sha256_of", "write_file", "write_whole",
 ]  # fmt: skip

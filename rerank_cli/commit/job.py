@@ -19,10 +19,10 @@ from rerank_cli.commit.lock import take_lock
 from rerank_cli.commit.placing import place_file, remove_file
 from rerank_cli.errors import JobChangedError, OutputError, RerankError
 
-_FORMAT = 1  # of the journal; another number is another program's job
+_FORMAT = 2  # of the journal; another number is another program's job
 _READ_BYTES = 2**20
 _HASH_SECONDS = 1.0  # that the first commit waits for
-_MADE_AT_THE_END = ("output", "report", "embeddings", "per_query")
+_MADE_AT_THE_END = ("output", "report", "page", "embeddings", "per_query")
 _RESTART = "`--restart` starts over; the former command, on the former input, goes on"
 
 

@@ -8,7 +8,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from rerank_cli.commit.files import Files, WorkFile
+from rerank_cli.commit.files import Files, WorkFile, naming
 
 _COPIED_BYTES = 2**20
 
@@ -46,6 +46,18 @@ def write_whole(path: Path, data: bytes, files: Files) -> None:
         target.sync()
     finally:
         target.close()
+
+
+def write_file(final: Path, data: bytes, files: Files) -> None:
+    """Write a file that appears whole under its name or not at all."""
+    part = final.with_name(f"{final.name}.{os.getpid()}.part")
+    with naming(final):
+        try:
+            write_whole(part, data, files)
+            place_file(part, final, files)
+        finally:
+            with suppress(OSError):
+                files.unlink(part)
 
 
 def _copy_and_rename(work: Path, final: Path, files: Files) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
+from rerank_cli.models.packed import rounded_rows
 
 T = TypeVar("T")
 
@@ -35,12 +36,14 @@ class Trouble:
 
     failed: place of each pair that has no score for a reason of its own. splits: batches that did not fit and were cut.
     reruns: pairs that were computed again in fp32. deaths: processes that ended by themselves while they computed.
+    computed: tokens of the batches that fitted, with those that only fill them up.
     """
 
     failed: dict[int, EncodingProblem] = field(default_factory=dict)
     splits: int = 0
     reruns: int = 0
     deaths: int = 0
+    computed: int = 0
 
 
 class FittingBatches:
@@ -70,6 +73,7 @@ class FittingBatches:
             made = unless_full(partial(compute, batch))
             if made is not None:
                 self._grow()
+                trouble.computed += size if self._padded else rounded_rows(size)
                 yield batch, made[0]
                 continue
             trouble.splits += 1

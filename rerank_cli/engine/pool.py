@@ -73,10 +73,11 @@ class _Work:
 
 
 class _Worker:
-    """One process. kernels: None until its model is loaded."""
+    """One process. place: among the engines. kernels: None until its model is loaded."""
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint) -> None:
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, place: int) -> None:
         self.plan = plan
+        self.place = place
         self.kernels: str | None = None
         self.doing: deque[tuple[int, _Work]] = deque()
         ours, theirs = socket.socketpair()
@@ -137,14 +138,16 @@ class PoolEngine:
         self._waiting: deque[_Work] = deque()
         self._numbers = 0
         self._deaths_in_a_row = 0
+        self._peaks: dict[tuple[str, int], int] = {}  # by device and place of a worker
         self._trace: str | None = None  # of the last fault that a process could tell
         self._kernels = ""
         self._engines = len(plan.engines)
         self._workers: list[_Worker] = []
         self.depth = len(plan.engines) + 1
         try:
-            for device in plan.engines:
-                self._workers.append(_Worker(replace(plan, device=device, engines=(device,)), checkpoint))
+            for place, device in enumerate(plan.engines):
+                own = replace(plan, device=device, engines=(device,))
+                self._workers.append(_Worker(own, checkpoint, place))
             while not all(worker.kernels for worker in self._workers):
                 self.wait(1.0)
         except BaseException:
@@ -155,6 +158,14 @@ class PoolEngine:
     def kernels(self) -> str:
         """Which implementations the models run on, in words, and in how many processes."""
         return f"{self._kernels}; {self._engines} processes"
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """See `Engine`."""
+        by_device: dict[str, int] = {}
+        for (device, _), size in self._peaks.items():
+            by_device[device] = by_device.get(device, 0) + size
+        return max(by_device.values(), default=None)
 
     def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> _Submission:
         """See `Engine`."""
@@ -195,10 +206,12 @@ class PoolEngine:
         number, work = worker.doing.popleft()
         assert number == scored.number, "a worker does its units in their order"
         submission, trouble = work.submission, scored.trouble
+        key = (worker.plan.device, worker.place)
+        self._peaks[key] = max(self._peaks.get(key, 0), scored.peak_bytes)
         submission.logits[work.places] = scored.logits
         submission.missing -= len(work.places)
-        submission.trouble.splits += trouble.splits
-        submission.trouble.reruns += trouble.reruns
+        for name in ("splits", "reruns", "computed"):
+            setattr(submission.trouble, name, getattr(submission.trouble, name) + getattr(trouble, name))
         submission.trouble.failed |= {work.places[place]: problem for place, problem in trouble.failed.items()}
         self._deaths_in_a_row = 0
         if submission.on_batch:
@@ -229,7 +242,7 @@ class PoolEngine:
             suspect.submission.trouble.deaths += 1
             again = [work for _, work in rest]
             self._waiting.extendleft(reversed([*self._less(suspect, reason), *again]))
-        self._workers.insert(place, _Worker(worker.plan, self._checkpoint))
+        self._workers.insert(place, _Worker(worker.plan, self._checkpoint, worker.place))
 
     def _note(self, text: str) -> None:
         if self._on_note:

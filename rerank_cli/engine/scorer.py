@@ -43,9 +43,16 @@ class Pending(Protocol):
 
 
 class Engine(Protocol):
-    """A place where pairs are scored. depth: submissions that are worth having under way at a time."""
+    """A place where pairs are scored. depth: submissions that are worth having under way at a time.
+
+    peak_bytes: the most that processes of the engine's own have taken of a device; None where it has none.
+    """
 
     depth: int
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """See the class."""
 
     @property
     def kernels(self) -> str:
@@ -76,6 +83,7 @@ class InProcess(ABC):
     """An `Engine` that computes in the process and thread that submits. trouble: of the last call of `score`."""
 
     depth = 1
+    peak_bytes: int | None = None
     trouble: Trouble
 
     @abstractmethod
@@ -178,6 +186,7 @@ class LocalEngine(InProcess):
             own = Trouble()
             logits[half] = self._score(model, [pairs[place] for place in half], own, on_batch)
             trouble.splits += own.splits
+            trouble.computed += own.computed
             trouble.failed |= {half[place]: problem for place, problem in own.failed.items()}
         return logits
 

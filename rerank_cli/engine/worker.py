@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from rerank_cli.errors import RerankError
 from rerank_cli.records import EncodedPair, ImageBlock
-from rerank_cli.runtime import keep_freed_memory, prepare_process
+from rerank_cli.runtime import keep_freed_memory, peak_rss_bytes, prepare_process
 
 if TYPE_CHECKING:
     from rerank_cli.engine.fitting import Trouble
@@ -81,11 +81,12 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The logits of a unit."""
+    """The logits of a unit. peak_bytes: the most memory so far, of the process or, on a GPU, of torch's allocator."""
 
     number: int
     logits: npt.NDArray[np.float32]
     trouble: Trouble
+    peak_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ def serve(connection: Connection) -> None:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             connection.send(Broken(reason, traceback.format_exc()))
             return
-        connection.send(Scored(unit.number, logits, engine.trouble))
+        peak = peak_rss_bytes() if plan.device == "cpu" else torch.cuda.max_memory_reserved(plan.device)
+        connection.send(Scored(unit.number, logits, engine.trouble, peak))
 
 
 def _receive(connection: Connection, units: queue.SimpleQueue[Unit]) -> None:

@@ -1,6 +1,7 @@
 """The inputs of a run as one stream of rows, whatever each file's format.
 
-The format follows the suffix (`.jsonl .ndjson .json`, `.parquet`, `.trec .run`, each text format also `.gz .zst`),
+The format follows the suffix (`.jsonl .ndjson .json`, `.tsv`, `.parquet`, `.trec .run`, each text format also `.gz
+.zst`),
 `--in-format` wins over it, and a file without a known suffix is looked at. The row shape is that of the first rows that
 have one (`shapes.recognise`); a TREC run is a format and a shape in one.
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats import jsonl
+from rerank_cli.formats import jsonl, tsv
 from rerank_cli.formats.compression import open_input, text_suffix
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
@@ -41,10 +42,11 @@ from rerank_cli.formats.shapes import (
 )
 from rerank_cli.records import Gap, JsonRow, RowError
 
-Format = Literal["jsonl", "parquet", "text", "trec"]
+Format = Literal["jsonl", "parquet", "text", "trec", "tsv"]
 
 FORMATS: dict[str, Format] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".trec": "trec", ".run": "trec"
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".trec": "trec", ".run": "trec",
+    ".tsv": "tsv",
 }  # fmt: skip
 """Formats by suffix; `text` is plain lines and never guessed."""
 
@@ -100,9 +102,11 @@ def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "
 
 def _format_of(path: str, in_format: str) -> Format:
     if in_format != "auto":
-        known: dict[str, Format] = {"jsonl": "jsonl", "parquet": "parquet", "text": "text", "trec": "trec"}
+        known: dict[str, Format] = {
+            "jsonl": "jsonl", "parquet": "parquet", "text": "text", "trec": "trec", "tsv": "tsv"
+        }  # fmt: skip
         if in_format not in known:
-            hint = "known are auto, jsonl, parquet, trec"
+            hint = "known are auto, jsonl, parquet, trec, tsv"
             if in_format in SHAPES:
                 hint = f"`--shape {in_format}` says what the rows are"
             raise UsageError(f"--in-format {in_format}: not known", hint=hint)
@@ -183,7 +187,7 @@ def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> 
         if columns := _columns_of(item.path):
             yield from parquet.read_rows(item.path, shape.columns(columns))
         return
-    read = jsonl.read_rows if item.format == "jsonl" else jsonl.read_text_lines
+    read = {"jsonl": jsonl.read_rows, "tsv": tsv.read_rows}.get(item.format, jsonl.read_text_lines)
     live = options.live and item.path == STDIN
     with open_input(item.path) as stream:
         yield from read(stream, file=item.path, max_line_bytes=options.max_line_bytes, live=live)
@@ -319,7 +323,7 @@ def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
 
 def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
     """Rows ordered by (first appearance of their group, place), through a temporary SQLite file."""
-    parse = jsonl.parse_row if inputs[0].format == "jsonl" else jsonl.parse_text_line
+    parse = jsonl.parse_row if inputs[0].format in ("jsonl", "tsv") else jsonl.parse_text_line
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
         # Not bound to one thread: a run that stops may close this generator from another one than reads it.
         spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)

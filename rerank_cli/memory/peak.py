@@ -26,7 +26,7 @@ from itertools import groupby
 from rerank_cli.memory.shape import ModelShape, VisionShape
 
 CHUNK = 2048
-"""Rows that Llama's MLP, norms and rotation take at a time (`models/llama.py`), and a tower's MLP (`siglip.py`)."""
+"""Rows that Llama's MLP, norms and rotation take at a time (`models/pointwise.py`), and a tower's MLP (`siglip.py`)."""
 BATCH_TILES = 8
 """Tiles that a vision tower sees at a time (`models/siglip.py`)."""
 _FLOAT, _INT64 = 4, 8
@@ -187,18 +187,10 @@ def _norm_bytes(width: int, rows: int, chunk: int, e: int) -> int:
 
 
 def _chunked_mlp(shape: ModelShape, t: int, e: int) -> int:
-    """What the MLP holds beside x: normed rows, two of the wide ones, and until then a wide one of the last chunk."""
-    h, i = shape.hidden, shape.intermediate
-
-    def chunk(rows: int, before: int) -> int:
-        wide = e * (rows * (h + 2 * i) + before * i)
-        contract = e * rows * (2 * h + i)
-        norm = _norm_bytes(h, rows, rows, e) + e * before * (h + i)
-        return max(wide, contract, norm) if rows else 0
-
-    whole, rest = divmod(t, CHUNK)
-    first = chunk(CHUNK if whole else rest, 0)
-    return max(first, chunk(CHUNK, CHUNK) if whole > 1 else 0, chunk(rest, CHUNK) if whole else 0)
+    """What the MLP holds beside x for one chunk: normed rows and two of the wide ones, or what the norm takes."""
+    rows = min(t, CHUNK)
+    wide = e * rows * (shape.hidden + 2 * shape.intermediate)
+    return max(wide, _norm_bytes(shape.hidden, rows, rows, e))
 
 
 def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) -> int:

@@ -55,8 +55,8 @@ FAMILIES: dict[str, Callable[..., RerankModel]] = {
 }
 """Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions that every family can run in, where the device has them."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""Of what is between the products, by precision; every family can run in all but fp8, where the device has them."""
 
 
 def is_native(architecture: str) -> bool:
@@ -86,12 +86,14 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
         from rerank_cli.models.padded import PaddedCrossEncoder
 
         family = PaddedCrossEncoder
-    return family(checkpoint, **_placed(device, precision, attention))
+    return family(checkpoint, **_placed(device, precision, attention), **_quantised(checkpoint, precision))
 
 
 def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> Embedder:
     """Load an embedding model (its architecture is in `EMBEDDERS`); else as `load_model`."""
-    return EMBEDDERS[checkpoint.architecture](checkpoint, **_placed(device, precision, attention))
+    return EMBEDDERS[checkpoint.architecture](
+        checkpoint, **_placed(device, precision, attention), **_quantised(checkpoint, precision)
+    )
 
 
 def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
@@ -102,3 +104,12 @@ def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
     if attention == "varlen" and not varlen_runs(where, dtype):
         attention = "runs"
     return {"device": where, "dtype": dtype, "attention": attention}
+
+
+def _quantised(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
+    """What the families that know of FP8 are told of it; for the others it is refused."""
+    if precision != "fp8":
+        return {}
+    if not families.family_of(checkpoint.architecture).fp8:
+        raise DoesNotFitError(f"--precision fp8: {checkpoint.architecture} has no products in FP8")
+    return {"fp8": True}

@@ -62,11 +62,15 @@ def attend(
     return out
 
 
-def attend_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, *, window: int | None = None) -> Tensor:
+def attend_first(
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, *, kind: str = "runs", window: int | None = None
+) -> Tensor:
     """Attention of the first token of each pair over its pair: all that the last layer owes to [CLS] pooling.
 
     q: [P, heads, head_dim], P as in `PackedBatch.starts`; k, v: [T, heads, head_dim]. Returns [P, heads * head_dim].
     """
+    if kind == "varlen" and window is None:  # with a window the kernel would take the query for the pair's last token
+        return _varlen_first(q, k, v, batch)
     reach = None if window is None else window + 1
     heads, size = q.shape[1:]
     out = q.new_zeros(q.shape[0], heads * size)
@@ -155,6 +159,20 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, reach: tuple[in
     )
     assert isinstance(result, Tensor), "no auxiliary output was asked for"
     out[:n] = result
+    return out.flatten(1)
+
+
+def _varlen_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
+    """One query a pair, all pairs in one kernel."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = q.new_zeros(q.shape)
+    pairs, n = len(batch.lengths), batch.tokens
+    each = torch.arange(pairs + 1, dtype=torch.int32, device=q.device)
+    gqa = q.shape[1] != k.shape[1]
+    result = varlen_attn(q[:pairs], k[:n], v[:n], each, batch.cumulative, 1, batch.longest, enable_gqa=gqa)
+    assert isinstance(result, Tensor), "no auxiliary output was asked for"
+    out[:pairs] = result
     return out.flatten(1)
 
 

@@ -37,7 +37,9 @@ from rerank_cli.records import EncodedPair
 class YesNoModel:
     """A language model whose answer is the logit; satisfies `RerankModel`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
+    ) -> None:
         self._device = device
         shape = _read_shape(checkpoint)
         answers = answer_ids(checkpoint)
@@ -47,7 +49,9 @@ class YesNoModel:
                 f"{shape.vocabulary}"
             )
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            self._trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention)
+            self._trunk = LlamaTrunk(
+                weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention, fp8=fp8
+            )
             words = self._trunk.words
             if _is_tied(checkpoint, weights):
                 weights.ignore(r"^lm_head\.weight$")

@@ -41,12 +41,21 @@ class Embedder(Protocol):
 class NemotronEmbedder:
     """The embedder of the Nemotron VL line in eval mode; satisfies `Embedder`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
+    ) -> None:
         pooling = read_pooling(checkpoint, "avg")
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             prefix = "model." if weights.has("model.language_model.norm.weight") else ""
             self._trunk = VisionLanguageTrunk(
-                weights, checkpoint, prefix=prefix, pooling=pooling, device=device, dtype=dtype, attention=attention
+                weights,
+                checkpoint,
+                prefix=prefix,
+                pooling=pooling,
+                device=device,
+                dtype=dtype,
+                attention=attention,
+                fp8=fp8,
             )
             weights.finish()
         self.dimensions = self._trunk.hidden

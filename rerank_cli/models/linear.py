@@ -1,6 +1,6 @@
 """Linear layers over packed tokens, with what follows them fused in: an activation, or the residual.
 
-Two kinds, with the same result up to rounding, and one for weights in FP8:
+Two kinds, with the same result up to rounding, and two whose products are in FP8:
 
 * `PlainLinear`: `F.linear` and then the activation. Runs anywhere; on a GPU the compiler of cuBLAS does the rest.
 * `OneDnnLinear`: on a CPU the weight is re-laid once for oneDNN's blocked GEMM, and the activation or the addition
@@ -10,6 +10,8 @@ Two kinds, with the same result up to rounding, and one for weights in FP8:
 * `Fp8Linear`: weights and inputs in float8_e4m3fn with the scales of a ModelOpt checkpoint, multiplied by the tensor
   cores of compute capability 8.9 and up (`torch._scaled_mm`). Elsewhere such weights are dequantised as they are read,
   and the layer is one of the others.
+* `RowScaledFp8Linear`: the same product for weights in 16 bits, rounded when the model loads. Every output channel and
+  every token has a scale of its own, so no outlier costs the others their bits, and nothing is calibrated.
 
 oneDNN compiles a kernel for every number of rows it sees and keeps them in a cache: callers round the rows of a batch
 (see `packed.py`), or memory creeps up with every new length.
@@ -26,9 +28,9 @@ import torch.nn.functional as F  # noqa: N812 (the name everybody knows)
 from torch import Tensor
 
 from rerank_cli.errors import ModelError
+from rerank_cli.models.pointwise import FP8_MAX, Pointwise, Unfused
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 
-_FP8_MAX = 448.0  # the largest number of float8_e4m3fn, which has no infinity
 _FP8_MULTIPLE = 16  # of rows and columns of a weight, in cuBLAS
 _HINT_ROWS = 2048  # rows that oneDNN lays the weight out for; a batch has 1,000 to 4,000
 
@@ -91,6 +93,8 @@ class PlainLinear:
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """See `Linear`."""
+        if x.is_cuda and self._bias is None:
+            return torch.addmm(residual, x, self._weight.t())  # the sum is part of the product's end
         return F.linear(x, self._weight, self._bias).add_(residual)
 
 
@@ -144,23 +148,70 @@ class Fp8Linear:
 
     def _product(self, x: Tensor) -> Tensor:
         # Divided in float32: a quotient in bfloat16 would be rounded twice.
-        quantised = (x.float() / self._input_scale).clamp_(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
+        quantised = (x.float() / self._input_scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
         y: Tensor = torch._scaled_mm(
             quantised, self._weight, scale_a=self._input_scale, scale_b=self._scale, bias=self._bias, out_dtype=x.dtype
         )
         return y
 
 
+class RowScaledFp8Linear:
+    """A linear layer whose product is in FP8, of a weight [out, in] in 16 bits; satisfies `Linear`.
+
+    y = (e4m3(x / s) @ e4m3(w / u).T) * s * u.T + bias, summed in float32; s: of each row of x, u: of each row of w.
+    """
+
+    kernel: ClassVar[str] = "FP8, a scale a row (torch._scaled_mm)"
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, then: str | None = None, by: Pointwise) -> None:
+        values, scales = by.quantise_rows(weight)
+        self._weight = values.t()  # [in, out] by columns, as the kernel wants it
+        self._scales = scales.t()  # [1, out]
+        self._bias = bias
+        self._then = ACTIVATIONS[then] if then else None
+        self._by = by
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        y = self._product(x)
+        return self._then(y) if self._then else y
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """See `Linear`."""
+        return self._product(x).add_(residual)
+
+    def _product(self, x: Tensor) -> Tensor:
+        values, scales = self._by.quantise_rows(x)
+        y: Tensor = torch._scaled_mm(
+            values, self._weight, scale_a=scales, scale_b=self._scales, out_dtype=torch.bfloat16
+        )
+        return y if self._bias is None else y.add_(self._bias)
+
+
+def row_scaled_refusal(device: torch.device) -> str | None:
+    """Why `RowScaledFp8Linear` does not run on `device`; None where it does (tried on a small product)."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        return "needs compute capability 8.9"
+    try:
+        one = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
+        found = RowScaledFp8Linear(one, None, by=Unfused())(one)
+    except (RuntimeError, NotImplementedError) as error:
+        return f"torch._scaled_mm does not take a scale a row here: {str(error).partition(chr(10))[0]}"
+    return None if bool((found == 16).all()) else "torch._scaled_mm computes something else here"
+
+
 @dataclass(frozen=True, slots=True)
 class LinearLoader:
     """Makes linear layers of a checkpoint's weights.
 
-    kind: for weights in `dtype`. fp8: weights in FP8 stay so (see `fp8_runs`).
+    kind: for weights in `dtype`. fp8: weights in FP8 stay so (see `fp8_runs`). rows: those in 16 bits become FP8, with
+    what quantises their inputs.
     """
 
     weights: WeightReader
     kind: Callable[..., Linear]
     fp8: bool
+    rows: Pointwise | None = None
 
     def __call__(self, name: str, inputs: int, outputs: int, *, bias: bool, then: str | None = None) -> Linear:
         """The layer `name`, of weights `name.weight` [outputs, inputs] and, with `bias`, `name.bias` [outputs]."""
@@ -168,6 +219,9 @@ class LinearLoader:
         fits = inputs % _FP8_MULTIPLE == 0 and outputs % _FP8_MULTIPLE == 0
         if self.fp8 and fits and self.weights.is_fp8(f"{name}.weight"):
             return Fp8Linear(self.weights.take_fp8(f"{name}.weight", (outputs, inputs)), added, then=then)
+        if self.rows is not None and fits:
+            weight = self.weights.take(f"{name}.weight", (outputs, inputs))
+            return RowScaledFp8Linear(weight, added, then=then, by=self.rows)
         return self.kind(self.weights.take(f"{name}.weight", (outputs, inputs)), added, then=then)
 
 

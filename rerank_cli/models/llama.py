@@ -6,7 +6,7 @@ No mask exists here at all, since every pair is attended to by itself; `is_causa
 causal one back.
 
 **Memory.** The peak lies in attention, with five to six rows of `hidden_size` a token: residual, queries, keys, values,
-and the context with the copy that lays it out. The MLP, whose rows are `intermediate_size` wide, runs over `_CHUNK`
+and the context with the copy that lays it out. The MLP, whose rows are `intermediate_size` wide, runs over `CHUNK`
 tokens at a time and writes its result into the residual; rotation and norms in float32 are chunked alike. Measured: 33
 KiB a token of resident memory for a pair of 8,192 tokens, 2,048 wide, bf16 (CPU, torch 2.13, its buffers included).
 
@@ -26,29 +26,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.errors import ModelError
+from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
-from rerank_cli.models.linear import Linear, LinearLoader, PlainLinear, activation, fp8_reason, fp8_runs, linear_kind
+from rerank_cli.models.linear import (
+    Linear,
+    LinearLoader,
+    PlainLinear,
+    RowScaledFp8Linear,
+    activation,
+    fp8_reason,
+    fp8_runs,
+    linear_kind,
+    row_scaled_refusal,
+)
 from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.pointwise import CHUNK, Pointwise, Rotation, Unfused, pointwise_for
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
+_SEGMENT_TOKENS = 4 * CHUNK  # whose float32 copy is made at a time
+
 Pooling = Literal["avg", "cls", "last"]
 _POOLINGS: tuple[Pooling, ...] = ("avg", "cls", "last")
-
-_Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles, each float32 [T, 1, head_size / 2]."""
-
-# Tokens that the MLP, the norms and the rotation take at a time. 2,048 rows fill a matrix product, and are so few
-# that a pair of 8,192 tokens has its peak of memory in attention, as a batch of many pairs has.
-_CHUNK = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +91,10 @@ class _Norm:
 
     weight: Tensor
     epsilon: float
+    by: Pointwise
 
     def __call__(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.epsilon)
-        out = torch.empty_like(x)
-        for rows, normed in zip(x.split(_CHUNK), out.split(_CHUNK), strict=True):
-            normed.copy_(F.rms_norm(rows.float(), x.shape[-1:], self.weight, self.epsilon))
-        return out
+        return self.by.rms_norm(x, self.weight, self.epsilon)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +107,27 @@ class _Layer:
     value: Linear
     attention_out: Linear
     mlp_norm: _Norm
-    gate: Linear  # with the activation
+    gate: Linear  # with the activation, unless `Pointwise.gate_` has it
     up: Linear
     down: Linear
     query_norm: _Norm | None = None
     key_norm: _Norm | None = None
 
 
+class Placed(TypedDict):
+    """Where and how a trunk computes; see `LlamaTrunk`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+    fp8: NotRequired[bool]
+
+
 class LlamaTrunk:
     """Embeddings, layers, final norm and pooling of a Llama model.
 
-    prefix: of the weights' names, with its dot. words: the table of embeddings [vocabulary, hidden].
+    prefix: of the weights' names, with its dot. fp8: the products are in FP8, of weights in 16 bits. words: the table
+    of embeddings [vocabulary, hidden].
     """
 
     def __init__(
@@ -127,6 +139,7 @@ class LlamaTrunk:
         device: torch.device,
         dtype: torch.dtype,
         attention: str,
+        fp8: bool = False,
     ) -> None:
         self._shape = shape
         self._attention = attention_kind(attention, shape.head_size)
@@ -134,8 +147,13 @@ class LlamaTrunk:
         # second copy, and F.linear is as fast there (2,048 tokens, 2,048 to 8,192 channels in bf16, AMD EPYC, torch
         # 2.13: 166 ms, prepacked 163 ms).
         self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
+        self._pointwise, self._told = pointwise_for(device, dtype)
         self._fp8 = f", FP8 weights {fp8_reason(device, dtype)}" if weights.quantised else ""
-        linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype))
+        self._rows = fp8
+        if fp8 and (refusal := row_scaled_refusal(device)):
+            raise DoesNotFitError(f"--precision fp8: {refusal}", hint="`--precision bf16`")
+        rows = self._pointwise if fp8 else None
+        linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype), rows=rows)
         self._frequencies = shape.frequencies.to(device)
         self.words = weights.take(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.hidden))
         self._layers = [self._layer(linear, f"{prefix}layers.{i}") for i in range(shape.layers)]
@@ -144,7 +162,9 @@ class LlamaTrunk:
     @property
     def kernels(self) -> str:
         """Which implementations run, in words, for the report."""
-        return f"packed; linear {self._kind.kernel}{self._fp8}; attention {self._attention}"
+        between = "" if self._told == Unfused.name else f"; between them {self._told}"
+        kernel = RowScaledFp8Linear.kernel if self._rows else self._kind.kernel
+        return f"packed; linear {kernel}{self._fp8}{between}; attention {self._attention}"
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of tokens [T]."""
@@ -169,32 +189,46 @@ class LlamaTrunk:
         x = self._run_last_layer(self._layers[-1], x, batch, rotation, picked) if one_token else x[picked]
         return self._final_norm(x[: len(batch.lengths)]).float()
 
-    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: _Rotation) -> Tensor:
+    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         context = attend(*self._project(layer, x, rotation), batch, kind=self._attention, causal=self._shape.causal)
-        return _run_mlp(layer, layer.attention_out.add(context, x))
+        return self._run_mlp(layer, layer.attention_out.add(context, x))
 
     def _run_last_layer(
-        self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: _Rotation, picked: Tensor
+        self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation, picked: Tensor
     ) -> Tensor:
         """The last layer's output at one token of each pair, which sees the whole pair: [P, hidden]."""
         q, k, v = self._project(layer, x, rotation)
-        return _run_mlp(layer, layer.attention_out.add(attend_first(q[picked], k, v, batch), x[picked]))
+        context = attend_first(q[picked], k, v, batch, kind=self._attention)
+        return self._run_mlp(layer, layer.attention_out.add(context, x[picked]))
 
-    def _project(self, layer: _Layer, x: Tensor, rotation: _Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+        """`x` [T, hidden] with the MLP's output added to it in place, `CHUNK` tokens at a time."""
+        for rows in x.split(CHUNK):
+            rows.copy_(layer.down.add(self._gated(layer, layer.mlp_norm(rows)), rows))
+        return x
+
+    def _gated(self, layer: _Layer, normed: Tensor) -> Tensor:
+        # A function of its own, so that `up` is gone before the product after it needs room.
+        by, name = self._pointwise, self._shape.activation
+        gate, up = layer.gate(normed), layer.up(normed)
+        return by.gate_(gate, up, name) if by.gates(name) else gate.mul_(up)
+
+    def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, its heads, head_size]."""
         normed = layer.attention_norm(x)
         size = self._shape.head_size
         q, k, v = (part(normed).unflatten(1, (-1, size)) for part in (layer.query, layer.key, layer.value))
         if layer.query_norm and layer.key_norm:
             q, k = layer.query_norm(q), layer.key_norm(k)
-        _rotate_(q, rotation)
-        _rotate_(k, rotation)
+        self._pointwise.rotate_(q, rotation)
+        self._pointwise.rotate_(k, rotation)
         return q, k, v
 
     def _layer(self, linear: LinearLoader, name: str) -> _Layer:
         shape, weights = self._shape, linear.weights
         queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-        attention, mlp, then = f"{name}.self_attn", f"{name}.mlp", shape.activation
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+        then = None if self._pointwise.gates(shape.activation) else shape.activation
         norms = (
             [self._norm(weights, f"{attention}.{part}_norm", shape.head_size) for part in ("q", "k")]
             if shape.head_norms
@@ -216,19 +250,23 @@ class LlamaTrunk:
 
     def _norm(self, weights: WeightReader, name: str, size: int | None = None) -> _Norm:
         weight = weights.take(f"{name}.weight", (size or self._shape.hidden,), dtype=torch.float32)
-        return _Norm(weight + self._shape.norm_offset, self._shape.epsilon)
+        return _Norm(weight + self._shape.norm_offset, self._shape.epsilon, self._pointwise)
 
 
 class LlamaCrossEncoder:
     """A Llama cross-encoder in eval mode; satisfies `RerankModel`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
+    ) -> None:
         self._device = device
         self._pooling = read_pooling(checkpoint, "avg")
         self._temperature = read_temperature(checkpoint)
         shape = read_llama_shape(checkpoint)
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            self._trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention)
+            self._trunk = LlamaTrunk(
+                weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention, fp8=fp8
+            )
             self._score = weights.take("score.weight", (1, shape.hidden), dtype=torch.float32)
             weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further
             weights.finish()
@@ -245,26 +283,13 @@ class LlamaCrossEncoder:
         return F.linear(pooled, self._score).squeeze(1) / self._temperature
 
 
-def _run_mlp(layer: _Layer, x: Tensor) -> Tensor:
-    """`x` [T, hidden] with the MLP's output added to it in place, `_CHUNK` tokens at a time."""
-    for rows in x.split(_CHUNK):
-        normed = layer.mlp_norm(rows)
-        gated = layer.gate(normed).mul_(layer.up(normed))
-        rows.copy_(layer.down.add(gated, rows))
-    return x
-
-
-def _rotate_(x: Tensor, rotation: _Rotation) -> None:
-    """Rotate `x` [T, heads, head_size] in place, in float32; each channel of the left half turns with its right one."""
-    cosines, sines = rotation
-    for rows, cos, sin in zip(x.split(_CHUNK), cosines.split(_CHUNK), sines.split(_CHUNK), strict=True):
-        left, right = rows.float().chunk(2, dim=-1)
-        rows.copy_(torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1))
-
-
 def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
-    """Mean over the tokens of each pair, float32 [pairs, hidden], summed in float32; x: [T, hidden]."""
-    # A run at a time: an indexed sum over all tokens adds in another order each time on a GPU.
+    """Mean over the tokens of each pair, float32 [pairs, hidden], summed in float32; x: [T, hidden].
+
+    Always in the same order, which an indexed sum over all tokens is not on a GPU.
+    """
+    if x.is_cuda:
+        return _means_by_segments(x, batch)
     return torch.cat(
         [
             x[run.start : run.start + run.count * run.length]
@@ -273,6 +298,20 @@ def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
             for run in batch.runs
         ]
     )
+
+
+def _means_by_segments(x: Tensor, batch: PackedBatch) -> Tensor:
+    """The same by one reduction for some thousand tokens: a GPU would rather not start a kernel for every length."""
+    means = x.new_empty(len(batch.lengths), x.shape[1], dtype=torch.float32)
+    first = start = tokens = 0
+    for place, length in enumerate((*batch.lengths, None)):
+        if length is None or (tokens and tokens + length > _SEGMENT_TOKENS):
+            lengths = batch.cumulative[first : place + 1].diff().long()
+            rows = x[start : start + tokens].float()
+            means[first:place] = torch.segment_reduce(rows, "mean", lengths=lengths, axis=0, unsafe=True)
+            first, start, tokens = place, start + tokens, 0
+        tokens += length or 0
+    return means
 
 
 def read_pooling(checkpoint: Checkpoint, default: Pooling) -> Pooling:

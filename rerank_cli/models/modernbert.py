@@ -144,7 +144,7 @@ class ModernBertCrossEncoder:
     def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
         """The last layer's output at the first token of each pair, [P, hidden]."""
         q, k, v = self._project(layer, x, rotation)
-        context = attend_first(q[batch.starts], k, v, batch, window=self._window(layer))
+        context = attend_first(q[batch.starts], k, v, batch, kind=self._attention, window=self._window(layer))
         return self._run_mlp(layer, layer.attention_out.add(context, x[batch.starts]))
 
     def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:

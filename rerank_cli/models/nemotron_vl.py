@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -29,7 +29,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.errors import ModelError
-from rerank_cli.models.llama import LlamaTrunk, Pooling, read_llama_shape, read_pooling, read_temperature
+from rerank_cli.models.llama import LlamaTrunk, Placed, Pooling, read_llama_shape, read_pooling, read_temperature
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.siglip import VisionTower
 from rerank_cli.models.weights import WeightReader, open_weights
@@ -53,18 +53,10 @@ class VisionLanguageTrunk:
     """
 
     def __init__(
-        self,
-        weights: WeightReader,
-        checkpoint: Checkpoint,
-        *,
-        prefix: str,
-        pooling: Pooling,
-        device: torch.device,
-        dtype: torch.dtype,
-        attention: str,
+        self, weights: WeightReader, checkpoint: Checkpoint, *, prefix: str, pooling: Pooling, **placed: Unpack[Placed]
     ) -> None:
         self._pooling = pooling
-        self._device = device
+        self._device = placed["device"]
         language = checkpoint.within("llm_config")
         shape = read_llama_shape(replace(language, config=_LLAMA_DEFAULTS | dict(language.config)))
         self._tower = VisionTower(
@@ -73,12 +65,10 @@ class VisionLanguageTrunk:
             read_vision_geometry(checkpoint),
             prefix=prefix,
             hidden=shape.hidden,
-            device=device,
-            dtype=dtype,
+            device=placed["device"],
+            dtype=placed["dtype"],
         )
-        self._language = LlamaTrunk(
-            weights, shape, prefix=f"{prefix}language_model.", device=device, dtype=dtype, attention=attention
-        )
+        self._language = LlamaTrunk(weights, shape, prefix=f"{prefix}language_model.", **placed)
         weights.ignore(rf"^{prefix.replace('.', '[.]')}language_model[.]lm_head[.]weight$")  # of the model it came from
         self._seen: dict[Tiles, Tensor] = {}
         self.hidden = shape.hidden
@@ -114,14 +104,23 @@ class VisionLanguageTrunk:
 class LlamaNemotronVLCrossEncoder:
     """A Llama-Nemotron VL reranker in eval mode; satisfies `RerankModel` and `SeesImages`."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
+    ) -> None:
         self._temperature = read_temperature(checkpoint)
         if "pooling" not in checkpoint.config:  # the published code takes another one for it than it writes
             raise ModelError(f"{checkpoint.config_place}: `pooling` is missing")
         pooling = read_pooling(checkpoint, "avg")
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._trunk = VisionLanguageTrunk(
-                weights, checkpoint, prefix="model.", pooling=pooling, device=device, dtype=dtype, attention=attention
+                weights,
+                checkpoint,
+                prefix="model.",
+                pooling=pooling,
+                device=device,
+                dtype=dtype,
+                attention=attention,
+                fp8=fp8,
             )
             self._score = weights.take("score.weight", (1, self._trunk.hidden), dtype=torch.float32)
             weights.finish()

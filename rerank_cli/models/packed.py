@@ -3,7 +3,7 @@
 Linear layers see a matrix [T, hidden] of real tokens; attention alone must know where a pair begins and ends. The pairs
 of a batch stand longest first, so that pairs of equal length are neighbours and their attention is one call.
 
-T is rounded up (`_rounded_rows`) with filler tokens that belong to no pair: their rows go through the linear layers and
+T is rounded up (`rounded_rows`) with filler tokens that belong to no pair: their rows go through the linear layers and
 are never read; so is the number of rows of a last layer that runs for the first token of each pair alone. The rounding
 bounds how many shapes oneDNN sees, and so the size of its kernel cache (without it 100,000 pairs cost 80 MB more than
 5,000). Full batches stand just below the token budget, which is a round number, so they pay next to nothing.
@@ -62,13 +62,13 @@ def pack(pairs: Sequence[EncodedPair], *, device: torch.device) -> PackedBatch:
     ends = np.cumsum(lengths)
     tokens = int(ends[-1])
     starts = ends - lengths
-    rows = np.zeros((3, _rounded_rows(tokens)), dtype=np.int64)
+    rows = np.zeros((3, rounded_rows(tokens)), dtype=np.int64)
     np.concatenate([pair.input_ids for pair in pairs], out=rows[0, :tokens], casting="same_kind")
     within = np.arange(tokens) - np.repeat(starts, lengths)
     rows[1, :tokens] = within >= np.repeat([pair.second_start for pair in pairs], lengths)
     rows[2, :tokens] = within
     # Everything travels as one buffer: one transfer a batch.
-    firsts = np.zeros(_rounded_rows(len(pairs)), dtype=np.int64)
+    firsts = np.zeros(rounded_rows(len(pairs)), dtype=np.int64)
     firsts[: len(pairs)] = starts
     flat = torch.from_numpy(np.concatenate([rows.ravel(), firsts, [0], ends]))
     if device.type == "cuda":
@@ -97,7 +97,7 @@ def _runs(lengths: Sequence[int]) -> list[Run]:
     return runs
 
 
-def _rounded_rows(count: int) -> int:
+def rounded_rows(count: int) -> int:
     """`count` rounded up to a multiple of 16, 32, ... 256: four sizes between two powers of two, up to 1,024 rows."""
     step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
     return -(-count // step) * step

@@ -75,6 +75,9 @@ def test_several_engines_write_the_bytes_of_one(lists: str, tiny_model: str, who
     assert report["plan"]["engines"] == ["cpu"] * engines
     assert report["plan"]["kernels"].endswith(f"; {engines} processes")
     assert report["counts"]["engine_deaths"] == 0
+    assert report["memory"]["measured_bytes"] > 3 * 100 * 2**20  # three processes with torch in them
+    assert "the processes of 3 engines" in report["memory"]["measured"]
+    assert 0 <= report["speed"]["padding_share"] < 0.2
     assert report["seconds"]["compute"] > 0
 
 

@@ -13,10 +13,15 @@ import torch
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.encoding import open_encoder
+from rerank_cli.engine.pool import PoolEngine
 from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.models import load_model
 from rerank_cli.models.attention import attend, attend_first, varlen_runs
+from rerank_cli.models.llama import _mean_of_each_pair
 from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.pointwise import Fused, disagreement, pointwise_for
 from rerank_cli.records import EncodedPair
+from rerank_cli.run_plan import Plan
 
 pytestmark = [
     pytest.mark.gpu,
@@ -169,3 +174,63 @@ def test_scoring_does_not_wait_for_the_device_between_batches(sample_pairs):
         finally:
             torch.cuda.set_sync_debug_mode(before)
     assert torch.isfinite(torch.cat(batches)).all()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_lies_between_the_products_is_fused_and_agrees_with_torch(precision):
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    by, told = pointwise_for(CUDA, dtype)
+    assert told == Fused.name
+    assert disagreement(by, CUDA, dtype) is None
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_first_tokens_by_one_kernel_are_those_by_runs(precision, kv_heads):
+    needs_varlen(precision)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    batch = random_batch([300, 300, 70, 5, 1])
+    q = torch.randn(len(batch.starts), 4, 32, device=CUDA).to(dtype)
+    k, v = (torch.randn(len(batch.input_ids), kv_heads, 32, device=CUDA).to(dtype) for _ in range(2))
+    together = attend_first(q, k, v, batch, kind="varlen")[:5]
+    assert (together.float() - attend_first(q.float(), k.float(), v.float(), batch)[:5]).abs().max() <= 2e-2
+
+
+def test_means_over_pairs_are_those_of_each_alone():
+    batch = random_batch([300, 300, 70, 5, 1])
+    x = torch.randn(len(batch.input_ids), 64, device=CUDA).bfloat16()
+    means = _mean_of_each_pair(x, batch)
+    begin = 0
+    for length, mean in zip(batch.lengths, means, strict=True):
+        assert torch.allclose(mean, x[begin : begin + length].float().mean(0), atol=1e-5)
+        begin += length
+
+
+def test_weights_of_16_bits_are_multiplied_in_fp8():
+    if torch.cuda.get_device_capability(CUDA) < (8, 9):
+        pytest.skip("no FP8 below compute capability 8.9")
+    pairs, _ = golden_cases("llama-rerank-open")
+    path = PARITY / "llama-rerank-open" / "checkpoint"
+    with engine(path, precision="fp8", attention="varlen") as opened:
+        assert "FP8, a scale a row" in opened.kernels
+        found = opened.score(pairs)
+    on_cpu = load_model(read_checkpoint(path), device="cpu", precision="fp8", attention="runs")
+    with torch.inference_mode():
+        expected = on_cpu.forward(sorted(pairs, key=lambda pair: -len(pair.input_ids))).numpy()
+    assert np.abs(np.sort(found) - np.sort(expected)).max() <= 0.1 * np.abs(expected).max()
+
+
+def test_two_engines_on_the_card_have_the_logits_of_one(sample_pairs):
+    checkpoint = read_checkpoint(locate_checkpoint(None))
+    plan = Plan(
+        profile="p", kind="generic", device="cuda:0", precision="fp16", max_tokens=512, token_budget=4096,
+        window_pairs=512, attention="runs", threads=2, reasons=(), engines=("cuda:0", "cuda:0"),
+    )  # fmt: skip
+    pool = PoolEngine(plan, checkpoint)
+    try:
+        pending = pool.submit(sample_pairs)
+        while not (scores := pending.scores()):
+            pool.wait(1.0)
+    finally:
+        pool.close()
+    assert np.array_equal(scores.logits, LocalEngine(plan, checkpoint).score(sample_pairs))

@@ -274,7 +274,7 @@ def test_names_can_be_given_by_the_next_process(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_cleared_is_no_failure_of_the_run(tmp_path: Path) -> None:
-    with job(tmp_path, files=Failing("unlink", at=6)) as opened:
+    with job(tmp_path, files=Failing("unlink", at=7)) as opened:
         assert finish(opened) == WHOLE
     assert opened.folder.exists()
     with job(tmp_path) as again:  # the journal went first: what is left belongs to no job
@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_cleared_is_no_failure_of_the_run(tmp_path: Path
 
 
 def test_a_journal_that_cannot_be_removed_says_that_all_is_done(tmp_path: Path) -> None:
-    with job(tmp_path, files=Failing("unlink", at=5)) as opened:
+    with job(tmp_path, files=Failing("unlink", at=6)) as opened:
         assert finish(opened) == WHOLE
     with job(tmp_path) as again:
         assert again.completed == {"errors": True}

@@ -107,7 +107,7 @@ LOCKED = [
     "mkdir out.job", "open out.job/lock", "truncate out.job/lock 0",
     f"write out.job/lock {len(json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}))}",
 ]  # fmt: skip
-MADE_ANEW = ["output", "report", "embeddings", "per_query"]
+MADE_ANEW = ["output", "report", "page", "embeddings", "per_query"]
 OPENED = [
     *(f"unlink out.job/{name}" for name in MADE_ANEW),
     *(f"open out.job/{n}" for n in ("rows", "errors", "journal")),
@@ -217,7 +217,7 @@ def test_the_journal_byte_by_byte(tmp_path: Path) -> None:
         "stat": [found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns], "settled": False,
     }  # fmt: skip
     records = [
-        {"kind": "job", "format": 1, "fingerprint": {
+        {"kind": "job", "format": 2, "fingerprint": {
             "asked": {"top_n": 3}, "plan": {"device": "cpu"}, "files": {"input 1": seen}}},
         {"kind": "commit", "windows": [0, 1], "members": {
             "rows": [0, 6, digest[b"row 0\n"]], "errors": [0, 0, digest[b""]]}, "state": {"n": 0}, "notes": []},
@@ -371,7 +371,7 @@ def test_what_a_run_cannot_know_is_said_in_full(tmp_path: Path) -> None:
         pass
     assert caught.value.message == begin + "it can be continued, and a pipe cannot be read again"
     records = [entry.record for entry in journals.read_journal(opened.path("journal"))]
-    records[0]["format"] = 2
+    records[0]["format"] = 3
     opened.path("journal").write_bytes(journals.encode(records, after="")[0])
     with pytest.raises(JobChangedError) as caught, job(tmp_path):
         pass

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.checkpoint import Checkpoint, TensorInfo
-from rerank_cli.dry_run import _forward_flops, dry_run
+from rerank_cli.dry_run import dry_run
+from rerank_cli.forward_cost import forward_flops
 from rerank_cli.job import run_job
 from rerank_cli.job_options import JobOptions
 from rerank_cli.output_names import Names
@@ -73,7 +74,7 @@ def test_tables_of_embeddings_and_of_the_output_cost_no_operations() -> None:
         shapes = {f"{name.replace('__', '.')}.weight": shape for name, shape in tensors.items()}
         infos = {name: TensorInfo(Path("x"), "F32", shape, 0, 0) for name, shape in shapes.items()}
         checkpoint = Checkpoint(Path("x"), "x", {"num_hidden_layers": 1, "hidden_size": 8}, {}, infos)
-        return _forward_flops(checkpoint, tokens=10, squares=0)
+        return forward_flops(checkpoint, tokens=10, squares=0)
 
     layer = {"model__layers__0__mlp__up_proj": (16, 8)}
     tables = {"model__embed_tokens": (1000, 8), "lm_head": (1000, 8), "bert__embeddings__word_embeddings": (1000, 8)}

@@ -121,6 +121,14 @@ def test_a_padded_model_is_cut_by_what_it_pays_for() -> None:
     assert batches.tokens == 40
 
 
+@pytest.mark.parametrize(("padded", "budget", "computed"), [(True, 120, 3 * 40 + 10), (False, 60, 64 + 32)])
+def test_what_only_fills_batches_up_is_counted(padded: bool, budget: int, computed: int) -> None:
+    batches, trouble = FittingBatches(budget, padded=padded), Trouble()
+    made = list(batches.run([40, 10, 10, 20], len, trouble))
+    assert sorted(place for batch, _ in made for place in batch) == [0, 1, 2, 3]
+    assert trouble.computed == computed
+
+
 def test_ten_thousand_pairs_have_their_scores_though_memory_runs_out_again_and_again() -> None:
     lengths = [1 + (7 * number) % 90 for number in range(10_000)]
     scorer = engine(Unlucky(), budget=2000)

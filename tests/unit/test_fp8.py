@@ -10,15 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file, save_file
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.cli import main
-from rerank_cli.errors import ModelError
+from rerank_cli.errors import DoesNotFitError, ModelError
+from rerank_cli.models import load_model
 from rerank_cli.models.embedder import NemotronEmbedder
-from rerank_cli.models.linear import Fp8Linear, LinearLoader, PlainLinear, fp8_reason, fp8_runs
+from rerank_cli.models.linear import (
+    Fp8Linear,
+    LinearLoader,
+    PlainLinear,
+    RowScaledFp8Linear,
+    fp8_reason,
+    fp8_runs,
+    row_scaled_refusal,
+)
+from rerank_cli.models.pointwise import Unfused
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 from rerank_cli.quantisation import Quantisation, read_quantisation
+from rerank_cli.records import EncodedPair
 from tests.parity.test_embedding_golden import encoded, load
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -365,3 +377,51 @@ def test_a_cpu_has_no_fp8_product(dtype):
 def test_activations_in_fp32_leave_no_fp8_product():
     assert not fp8_runs(torch.device("cuda:0"), torch.float32)
     assert "activations are in fp32" in fp8_reason(torch.device("cuda:0"), torch.float32)
+
+
+# --- weights in 16 bits, products in FP8
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_rows_have_scales_of_their_own_and_the_product_is_near(bias: bool) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    x = torch.randn(33, 64, generator=numbers) * torch.logspace(-3, 3, 33)[:, None]  # each token of another size
+    weight = torch.randn(48, 64, generator=numbers) * torch.logspace(-2, 2, 48)[:, None]
+    added = torch.randn(48, generator=numbers).bfloat16() if bias else None
+    layer = RowScaledFp8Linear(weight.bfloat16(), added, by=Unfused())
+    exact = F.linear(x.bfloat16().double(), weight.bfloat16().double(), added.double() if bias else None)
+    size = x.norm(dim=1, keepdim=True) * weight.norm(dim=1)  # what the terms of each sum come to
+    if added is not None:
+        size += added.abs()
+    assert ((layer(x.bfloat16()).double() - exact).abs() / size).max() < 0.03
+    residual = torch.randn(33, 48, generator=numbers).bfloat16()
+    assert torch.equal(layer.add(x.bfloat16(), residual), layer(x.bfloat16()) + residual)
+
+
+def test_a_small_product_tells_whether_the_device_has_them() -> None:
+    assert row_scaled_refusal(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("name", ["llama-rerank-open", "automodel-ce-open", "nemotron-vl-rerank-open"])
+def test_a_model_of_16_bits_runs_in_fp8_and_stays_near(name: str) -> None:
+    checkpoint = read_checkpoint(PARITY / name / "checkpoint")
+    draw = np.random.default_rng(1)
+    highest = 200
+    pairs = [EncodedPair(draw.integers(5, highest, n, dtype=np.int32), 3, n) for n in (60, 41, 41, 7)]
+    asked = {"device": "cpu", "attention": "runs"}
+    with torch.inference_mode():
+        exact = load_model(checkpoint, precision="fp32", **asked).forward(pairs)
+        model = load_model(checkpoint, precision="fp8", **asked)
+        found = model.forward(pairs)
+    assert "FP8, a scale a row" in model.kernels
+    assert found.dtype == torch.float32
+    # Random weights: their logits are sums of thousands of terms that hardly belong together.
+    assert (found - exact).abs().max() < 0.3 * exact.abs().max().clamp_min(1.0)
+    assert not torch.equal(found, exact)
+
+
+def test_a_family_without_fp8_refuses_it() -> None:
+    with pytest.raises(DoesNotFitError, match="BertForSequenceClassification has no products in FP8"):
+        load_model(
+            read_checkpoint(PARITY / "bert-ce-open" / "checkpoint"), device="cpu", precision="fp8", attention="runs"
+        )

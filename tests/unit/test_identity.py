@@ -16,7 +16,7 @@ from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.identity import fingerprint_of, finished_report
 from rerank_cli.job import run_job
-from rerank_cli.job_options import JobOptions
+from rerank_cli.job_options import Command, JobOptions
 from rerank_cli.output_names import Names
 from rerank_cli.preparation import find_known
 from rerank_cli.profiles import ProfileRequest
@@ -24,7 +24,7 @@ from tests.conftest import TINY_CHECKPOINT, write_lines
 
 FREE = {
     "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
-    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline",
+    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
 CHANGED: dict[str, Any] = {
     "pairs": True, "query": "q", "in_format": "jsonl", "shape": "list", "request": ProfileRequest(max_tokens=9),
@@ -73,7 +73,7 @@ def test_how_a_run_goes_on_does_not_count(options: JobOptions, tmp_path: Path) -
     free = replace(
         options, overwrite=True, restart=True, checkpoint_every=1.0, lock_wait=1.0, deadline=1.0,
         error_limit=ErrorLimit(rows=1), request=ProfileRequest(origins={"precision": "NIM_PRECISION"}),
-        names=Names(str(tmp_path / "other.jsonl"), errors="e", report="r"),
+        names=Names(str(tmp_path / "other.jsonl"), errors="e", report="r"), command=Command("again", "here"),
     )  # fmt: skip
     assert asked(free) == asked(options)
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.models import RerankModel, is_native, load_model
+from rerank_cli.models.packed import pack
 from rerank_cli.records import EncodedPair
 
 CONFIG: dict[str, Any] = {
@@ -306,3 +307,14 @@ def test_an_unknown_architecture_is_told_which_are_known(tmp_path):
         load_model(read_checkpoint(folder), device="cpu", precision="fp32", attention="runs")
     assert "LlamaBidirectionalForSequenceClassification" in str(caught.value.hint)
     assert "Qwen3ForCausalLM" in str(caught.value.hint)
+
+
+def test_means_by_segments_are_those_by_runs(monkeypatch):
+    from rerank_cli.models import llama
+
+    monkeypatch.setattr(llama, "_SEGMENT_TOKENS", 40)  # several segments
+    lengths = [90, 31, 30, 30, 7, 3, 1, 1]
+    pairs = [EncodedPair(np.ones(n, dtype=np.int32), 1, n) for n in lengths]
+    batch = pack(pairs, device=torch.device("cpu"))
+    x = torch.randn(len(batch.input_ids), 16, generator=torch.Generator().manual_seed(4))
+    assert torch.allclose(llama._means_by_segments(x, batch), llama._mean_of_each_pair(x, batch), atol=1e-6)

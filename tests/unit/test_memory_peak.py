@@ -101,10 +101,10 @@ def test_only_the_largest_run_is_attended_to_at_a_time() -> None:
 
 
 def test_rows_are_rounded_as_the_packed_models_round_them() -> None:
-    from rerank_cli.models.packed import _rounded_rows
+    from rerank_cli.models.packed import rounded_rows as packed_rows
 
     counts = [*range(1, 3000), 8191, 8192, 8193, 524_288]
-    assert [rounded_rows(count) for count in counts] == [_rounded_rows(count) for count in counts]
+    assert [rounded_rows(count) for count in counts] == [packed_rows(count) for count in counts]
 
 
 def test_chunks_and_limits_are_those_of_the_models() -> None:
@@ -112,9 +112,9 @@ def test_chunks_and_limits_are_those_of_the_models() -> None:
     from rerank_cli.memory import peak as _  # noqa: F401 (the function hides the module of its name)
     from rerank_cli.memory.estimate import _PART_IMAGES
     from rerank_cli.memory.peak import _PRODUCT_KEYS, _WINDOW_BLOCK, BATCH_TILES
-    from rerank_cli.models import attention, llama, siglip
+    from rerank_cli.models import attention, pointwise, siglip
 
-    assert (CHUNK, _PRODUCT_KEYS, _WINDOW_BLOCK) == (llama._CHUNK, attention._PRODUCT_KEYS, attention._BLOCK)
+    assert (CHUNK, _PRODUCT_KEYS, _WINDOW_BLOCK) == (pointwise.CHUNK, attention._PRODUCT_KEYS, attention._BLOCK)
     assert (CHUNK, BATCH_TILES, _PART_IMAGES) == (siglip.CHUNK, siglip.BATCH_TILES, parts._PART_IMAGES)
 
 

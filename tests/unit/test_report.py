@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,30 @@ from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.counts import Counts, Timing
 from rerank_cli.destination import json_document
 from rerank_cli.evaluation import Comparison, Evaluation
-from rerank_cli.hardware import Cpu
-from rerank_cli.report import SCHEMA, build_report, evaluation_report, peak_rss_bytes
+from rerank_cli.forward_cost import forward_flops
+from rerank_cli.hardware import Cpu, Machine, describe_machine
+from rerank_cli.report import (
+    SCHEMA,
+    build_report,
+    evaluation_report,
+    gpu_facts,
+    memory_of,
+    use_of_device,
+)
 from rerank_cli.run_plan import Plan
+from rerank_cli.runtime import peak_rss_bytes
 from rerank_cli.significance import Significance
 from tests.conftest import TINY_CHECKPOINT
 
 CPU = Cpu("a processor", 2, frozenset())
+PLAN = Plan("cpu-fp32", "cpu", "cpu", "fp32", 512, 2048, 512, "runs", 2, ("no GPU",))
 
 
 def report(counts: Counts, timing: Timing) -> dict[str, object]:
     return build_report(
         options={"inputs": ["in.jsonl"]},
         checkpoint=read_checkpoint(TINY_CHECKPOINT, name="tiny"),
-        plan=Plan("cpu-fp32", "cpu", "cpu", "fp32", 512, 2048, 512, "runs", 2, ("no GPU",)),
+        plan=PLAN,
         cpu=CPU,
         counts=counts,
         timing=timing,
@@ -53,7 +64,20 @@ def test_the_report_names_versions_model_plan_and_machine() -> None:
 def test_speed_is_what_the_computing_took() -> None:
     document = report(Counts(pairs=30, tokens=900), Timing(read=9.0, tokenise=1.00049, compute=1.5, write=0.1))
     assert document["speed"] == {"pairs_per_second": 20.0, "tokens_per_second": 600.0}
-    assert document["seconds"] == {"wall": 1.235, "read": 9.0, "tokenise": 1.0, "compute": 1.5, "write": 0.1}
+    assert document["seconds"] == {
+        "wall": 1.235,
+        "load": 0.0,
+        "wait": 0.0,
+        "read": 9.0,
+        "tokenise": 1.0,
+        "compute": 1.5,
+        "write": 0.1,
+    }
+
+
+def test_padding_is_told_where_it_was_counted() -> None:
+    document = report(Counts(pairs=30, tokens=900, computed_tokens=1200), Timing(compute=1.5))
+    assert document["speed"] == {"pairs_per_second": 20.0, "tokens_per_second": 600.0, "padding_share": 0.25}
 
 
 def test_a_run_without_pairs_has_no_speed() -> None:
@@ -70,6 +94,30 @@ def test_an_evaluation_stands_in_the_report_as_it_is() -> None:
         "undefined": 0,
         "significance": {"p_value": 0.125, "permutations": 16, "method": "exact", "seed": None},
     }  # fmt: skip
+
+
+def test_the_use_of_a_device_is_operations_over_the_time_they_took() -> None:
+    checkpoint, counts = read_checkpoint(TINY_CHECKPOINT, name="tiny"), Counts(tokens=10**6)
+    flops = forward_flops(checkpoint, tokens=10**6, squares=10**8)
+    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=2.0), squares=10**8, alone=True)
+    assert found == {"gflops": round(flops / 2e9, 1)}
+    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=40.0), squares=10**8, alone=True)
+    assert found["utilisation"] == pytest.approx(flops / 40e9 / found["matrix_gflops"], abs=0.001)
+    assert use_of_device(checkpoint, PLAN, Counts(), Timing(), squares=0, alone=True) == {}
+    found = use_of_device(checkpoint, PLAN, counts, Timing(compute=40.0), squares=0, alone=False)
+    assert found.keys() == {"gflops"}
+
+
+@pytest.mark.parametrize("needed", [None, 700])
+def test_memory_is_told_beside_its_estimate_where_there_is_one(needed: int | None) -> None:
+    found = memory_of(replace(PLAN, needed_bytes=needed), peak_rss=500)
+    assert (found.get("estimated_bytes"), found["measured_bytes"]) == (needed, 500)
+
+
+def test_the_gpus_of_a_machine_are_named() -> None:
+    assert gpu_facts(Machine(CPU)) == {}
+    found = gpu_facts(describe_machine(["9.0:80GiB:NVIDIA H100"]))
+    assert found["gpus"] == [{"cuda_index": 0, "name": "NVIDIA H100", "total_bytes": 80 * 2**30}]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak in a second way")

@@ -33,7 +33,10 @@ PAIRS = [
     }
     for n in range(90)
 ]
-TIMES = {"seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "per_query", "options"}
+TIMES = {
+    "seconds", "speed", "peak_rss_bytes", "continued", "job", "output", "embeddings", "per_query", "options",
+    "timeline", "memory", "finished", "errors_file",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -1,0 +1,250 @@
+"""How near to the card's limit: pairs per second and share of its matrix-product speed, beside padded transformers.
+
+    python -m benchmarks.gpu [--device cuda:0] [--seconds 5] [--small] [--skip NAME ...]
+
+ceiling   products of 8,192 x 8,192 x 8,192 in each precision: what the card really does, not what its sheet says
+1b        the shape of llama-nemotron-rerank-1b-v2 with random weights: pairs of 512 tokens, and of mixed lengths (those
+          of abstracts: a tenth below 121 tokens, half below 224, a tenth above 393), in bf16 and fp8
+padded    the same pairs and weights through transformers' LlamaModel, padded, without the causal mask, SDPA, sorted by
+          length, at its best batch size
+minilm    the built-in model's first six layers over the samples' pairs, tokenising included and beside it
+memory    1 and 30 pairs of 8,192 tokens: the peak beside what mem-estimate says
+
+Operations are those that the real tokens need (2 per weight, and attention), whatever is executed. `--small` runs
+everything with tiny shapes, so that the program can be tried on a CPU; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rerank_cli.runtime import keep_freed_memory, prepare_process
+
+prepare_process(online=False)
+keep_freed_memory()
+
+import numpy as np  # noqa: E402 (after the settings that torch reads)
+import torch  # noqa: E402
+
+from benchmarks import full_size  # noqa: E402
+from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs  # noqa: E402
+from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
+from rerank_cli.encoding import open_encoder  # noqa: E402
+from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
+from rerank_cli.forward_cost import forward_flops  # noqa: E402
+from rerank_cli.memory import BatchSize, Place, estimate, memory_model  # noqa: E402
+from rerank_cli.models.measure import measure_forward  # noqa: E402
+from rerank_cli.ranking import pairs_of  # noqa: E402
+from rerank_cli.records import EncodedPair  # noqa: E402
+from rerank_cli.run_plan import Plan  # noqa: E402
+
+GIB = 2**30
+SECTIONS = ("ceiling", "1b", "padded", "minilm", "memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is measured on. ceilings: operations a second of a product, by precision."""
+
+    device: str
+    seconds: float
+    small: bool
+    folder: Path
+    ceilings: dict[str, float]
+
+    @property
+    def is_cuda(self) -> bool:
+        """A GPU: kernels run behind the program."""
+        return self.device.startswith("cuda")
+
+    def rate(self, work: Callable[[], object], amount: float) -> float:
+        """`amount` a second, of calls that each do so much; the first call warms up."""
+        work()
+        self._settle()
+        began, calls = time.perf_counter(), 0
+        while calls < 2 or time.perf_counter() - began < self.seconds:
+            work()
+            calls += 1
+            self._settle()
+        return amount * calls / (time.perf_counter() - began)
+
+    def _settle(self) -> None:
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+    def plan(self, precision: str, token_budget: int) -> Plan:
+        """A plan for an engine."""
+        attention = "varlen" if self.is_cuda else "runs"
+        return Plan(
+            profile="benchmark", kind="generic", device=self.device, precision=precision, max_tokens=8192,
+            token_budget=token_budget, window_pairs=4096, attention=attention, threads=torch.get_num_threads(),
+            reasons=(), engines=(self.device,),
+        )  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each figure")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--skip", nargs="*", choices=SECTIONS, default=[])
+    options = parser.parse_args()
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.exit(6, f"torch {torch.__version__} sees no CUDA device\n")
+    print(machine())
+    if options.device.startswith("cuda"):
+        print(f"{torch.cuda.get_device_name(options.device)}, CUDA {torch.version.cuda}")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options.device, options.seconds, options.small, Path(folder), {})
+        measured = {"ceiling": ceiling, "1b": one_b, "padded": padded, "minilm": minilm, "memory": memory}
+        for name, measure in measured.items():
+            if name not in options.skip:
+                for line in measure(bench):
+                    print(f"{name}: {line}", flush=True)
+
+
+def ceiling(bench: Bench) -> Iterator[str]:
+    """The speed of a matrix product in each precision."""
+    size = 512 if bench.small else 8192
+    a = torch.randn(size, size, device=bench.device, dtype=torch.bfloat16)
+    flops = 2.0 * size**3
+    bench.ceilings["bf16"] = bench.rate(lambda: torch.mm(a, a), flops)
+    yield f"bf16 {bench.ceilings['bf16'] / 1e12:.0f} TFLOP/s"
+    if bench.is_cuda and torch.cuda.get_device_capability(bench.device) < (8, 9):
+        return
+    eight, one = a.to(torch.float8_e4m3fn), torch.ones((), device=bench.device)
+
+    def product() -> object:
+        return torch._scaled_mm(eight, eight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+    bench.ceilings["fp8"] = bench.rate(product, flops)
+    yield f"fp8 {bench.ceilings['fp8'] / 1e12:.0f} TFLOP/s"
+
+
+def one_b(bench: Bench) -> Iterator[str]:
+    """Our engine over the 1B shape."""
+    checkpoint = _one_b(bench)
+    for precision in ("bf16", "fp8"):
+        if precision not in bench.ceilings and bench.ceilings:
+            continue
+        for what, pairs in _workloads(checkpoint, bench).items():
+            with LocalEngine(bench.plan(precision, 65_536), checkpoint) as engine:
+                rate = bench.rate(lambda: engine.score(pairs), len(pairs))  # noqa: B023 (called at once)
+                flops = _flops(checkpoint, pairs) / len(pairs)
+                share = f", {rate * flops / bench.ceilings[precision]:.0%} of the ceiling" if bench.ceilings else ""
+                yield f"{precision}, {what}: {rate:,.0f} pairs/s, {rate * flops / 1e12:.0f} TFLOP/s{share}"
+        yield f"{precision}: {_kernels(bench, checkpoint, precision)}"
+
+
+def padded(bench: Bench) -> Iterator[str]:
+    """Transformers' own model over the same pairs."""
+    from transformers import LlamaConfig, LlamaModel
+
+    checkpoint = _one_b(bench)
+    config = LlamaConfig(**{key: value for key, value in checkpoint.config.items() if key != "architectures"})
+    with torch.device(bench.device):
+        model = LlamaModel(config).to(torch.bfloat16).eval()
+    for what, pairs in _workloads(checkpoint, bench).items():
+        ordered = sorted((pair.input_ids for pair in pairs), key=len, reverse=True)
+        rates = {}
+        for size in (16, 32, 64, 128):
+
+            def score(size: int = size, ordered: Sequence[np.ndarray] = ordered) -> None:
+                for start in range(0, len(ordered), size):
+                    _forward_padded(model, ordered[start : start + size], bench.device)
+
+            rates[size] = bench.rate(score, len(pairs))
+        best = max(rates, key=lambda size: rates[size])
+        yield f"bf16, {what}: {rates[best]:,.0f} pairs/s at its best batch size, {best}"
+
+
+@torch.inference_mode()
+def _forward_padded(model: torch.nn.Module, batch: Sequence[np.ndarray], device: str) -> None:
+    longest = len(batch[0])
+    ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+    for row, one in zip(ids, batch, strict=True):
+        row[: len(one)] = torch.from_numpy(one)
+    lengths = torch.tensor([len(one) for one in batch])
+    ids, lengths = ids.to(device), lengths.to(device)
+    real = torch.arange(longest, device=device) < lengths[:, None]
+    mask = real[:, None, None, :].expand(-1, 1, longest, -1)  # every token sees every real one
+    hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    ((hidden.float() * real[..., None]).sum(1) / lengths[:, None]).cpu()
+
+
+def minilm(bench: Bench) -> Iterator[str]:
+    """A small encoder, with and without the host's work."""
+    checkpoint = read_checkpoint(plain_checkpoint(bench.folder / "minilm", layers=6))
+    texts = read_pairs(SAMPLES, limit=100 if bench.small else 800) * (1 if bench.small else 25)
+    encoder = open_encoder(checkpoint, max_tokens=512)
+    began = time.perf_counter()
+    pairs = pairs_of(encoder.encode(texts))
+    yield f"tokenising alone: {len(pairs) / (time.perf_counter() - began):,.0f} pairs/s"
+    lengths = sorted(len(pair.input_ids) for pair in pairs)
+    precision = "fp16" if bench.is_cuda else "fp32"
+    with LocalEngine(bench.plan(precision, 131_072 if bench.is_cuda else 2048), checkpoint) as engine:
+        rate = bench.rate(lambda: engine.score(pairs), len(pairs))
+        yield f"{precision}, half of the pairs below {lengths[len(lengths) // 2]} tokens: {rate:,.0f} pairs/s"
+
+
+def memory(bench: Bench) -> Iterator[str]:
+    """Peak bytes of long batches beside the estimate."""
+    checkpoint = _one_b(bench)
+    model = memory_model(checkpoint, None)
+    assert model is not None, "the shape is known"
+    for pairs in (1, 30):
+        tokens = 64 if bench.small else 8192
+        lengths = [tokens] * pairs
+        precision, attention = ("bf16", "varlen") if bench.is_cuda else ("fp32", "runs")
+        found = measure_forward(
+            checkpoint, lengths, device=bench.device, precision=precision, attention=attention, threads=2
+        )
+        place = Place(cpu=not bench.is_cuda, precision=precision)
+        expected = estimate(model, BatchSize.of(lengths), place)
+        yield (
+            f"{pairs} x {tokens}: forward {found.forward_bytes / GIB:.2f} GiB measured, "
+            f"{expected.forward / GIB:.2f} estimated"
+        )
+
+
+def _one_b(bench: Bench) -> Checkpoint:
+    """The 1B shape with random weights, or a tiny one."""
+    if bench.small:
+        return read_checkpoint(full_size.TINY)
+    folder = bench.folder / "one-b"
+    if not folder.exists():
+        full_size.write_checkpoint(folder, fp8=False, pages=False)
+    return read_checkpoint(folder)
+
+
+def _workloads(checkpoint: Checkpoint, bench: Bench) -> dict[str, list[EncodedPair]]:
+    draw = np.random.default_rng(0)
+    count = 20 if bench.small else 2048
+    equal = [512] * count
+    mixed = np.clip(np.exp(draw.normal(np.log(224), 0.46, count)), 16, 512).astype(int).tolist()
+    vocabulary = checkpoint.integer("vocab_size")
+
+    def pairs(lengths: Sequence[int]) -> list[EncodedPair]:
+        return [EncodedPair(draw.integers(2, vocabulary, n, dtype=np.int32), n // 4, n) for n in lengths]
+
+    return {"512 tokens": pairs(equal), f"mixed lengths, mean {np.mean(mixed):.0f}": pairs(mixed)}
+
+
+def _flops(checkpoint: Checkpoint, pairs: Sequence[EncodedPair]) -> float:
+    lengths = [len(pair.input_ids) for pair in pairs]
+    return forward_flops(checkpoint, tokens=sum(lengths), squares=sum(length**2 for length in lengths))
+
+
+def _kernels(bench: Bench, checkpoint: Checkpoint, precision: str) -> str:
+    with LocalEngine(replace(bench.plan(precision, 1024)), checkpoint) as engine:
+        return engine.kernels
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The command line that would do a run again, for its report."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import typer
+
+from rerank_cli.job_options import Command
+
+_HEARD = ("NIM_PRECISION", "NIM_ENGINE_PRECISION", "NIM_ENGINE_COUNT", "CUDA_VISIBLE_DEVICES")
+
+
+def command_of(context: typer.Context) -> Command | None:
+    """What was given to the shell, variables among it that the program has read; None where it was not told."""
+    arguments = context.find_root().obj
+    if not isinstance(arguments, list):
+        return None
+    variables = {name: value for name, value in os.environ.items() if name.startswith("RERANK_") or name in _HEARD}
+    words = [f"{name}={quoted(variables[name])}" for name in sorted(variables)]
+    return Command(" ".join([*words, "rerank-cli", *map(quoted, arguments)]), str(Path.cwd()))
+
+
+def quoted(word: str) -> str:
+    """`word` so that a shell reads it back; control bytes and what is not UTF-8 as bash and zsh write them."""
+    if word.isprintable() or not word:
+        return shlex.quote(word)
+    return "$'" + "".join(_character(char) for char in word) + "'"
+
+
+def _character(char: str) -> str:
+    if re.fullmatch(r"[\\']", char):
+        return f"\\{char}"
+    return char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))

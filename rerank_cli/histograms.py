@@ -1,0 +1,187 @@
+"""Distributions in bounded memory: how long, how high, how fast, over any number of values.
+
+Each kind merges its bins so that what it ends with depends on the values alone, not on their order or on when a run was
+stopped: edges of wider bins are edges of narrower ones too. `state` of each goes through JSON and back.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, zip_longest
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_OCTAVE = 32  # bins of lengths between two powers of two; below twice as many, each length has its own
+_SPREAD_BINS = 64
+_NARROWEST = 2.0**-7
+_HIGHEST_PLACE = 2**20  # of a bin: beyond, a float has too few digits left for what is within it
+_TIME_BINS = 64
+_SHORTEST = 0.125  # seconds
+
+
+class LengthHistogram:
+    """Counts of lengths (integers from 0): exact below 64, then within 3 %, whatever the longest is."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        self._bins: Counter[int] = Counter()
+        self.longest = 0
+        if state:
+            self.longest = state["longest"]
+            self._bins.update({state["first"] + place: count for place, count in enumerate(state["counts"]) if count})
+
+    @property
+    def count(self) -> int:
+        """How many lengths there were."""
+        return self._bins.total()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What makes the same histogram again."""
+        return {"longest": self.longest, **_dense(self._bins)}
+
+    def add(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Count these lengths."""
+        if not len(lengths):
+            return
+        self.longest = max(self.longest, int(lengths.max()))
+        # frexp: `length` is in [2 ** (exponent - 1), 2 ** exponent), exactly so below 2 ** 53.
+        octave = np.maximum(np.frexp(lengths)[1] - 1 - _OCTAVE.bit_length(), -1) + 1
+        found, counts = np.unique(octave * _OCTAVE + (lengths >> octave), return_counts=True)
+        self._bins.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+    def bins(self) -> dict[tuple[int, int], int]:
+        """Counts by (first length, last length) of each bin that has some."""
+        return {_lengths_of(place): self._bins[place] for place in sorted(self._bins)}
+
+
+def _lengths_of(place: int) -> tuple[int, int]:
+    octave = max(0, place // _OCTAVE - 1)
+    first = (place - _OCTAVE * octave) << octave
+    return first, first + (1 << octave) - 1
+
+
+def bound_of(bins: Mapping[tuple[int, int], int], share: float) -> int:
+    """The least edge of a bin that `share` of the lengths do not go beyond."""
+    totals = list(accumulate(bins.values()))
+    place = bisect_left(totals, math.ceil(share * totals[-1]))
+    return list(bins)[place][1]
+
+
+class SpreadHistograms:
+    """Counts of finite numbers, several groups of them in bins of one width, which grows with the range.
+
+    Bin `k` holds what is in [k * width, (k + 1) * width); width is a power of two, so that a wider bin is two whole
+    narrower ones.
+    """
+
+    def __init__(self, groups: int, state: Mapping[str, Any] | None = None) -> None:
+        self.width = _NARROWEST
+        self._bins: list[Counter[int]] = [Counter() for _ in range(groups)]
+        self._ends: list[list[float]] = [[] for _ in range(groups)]
+        if state:
+            self.width, self._ends = state["width"], [list(ends) for ends in state["ends"]]
+            for bins, found in zip(self._bins, state["groups"], strict=True):
+                bins.update({found["first"] + place: count for place, count in enumerate(found["counts"]) if count})
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What makes the same histograms again."""
+        return {"width": self.width, "ends": self._ends, "groups": [_dense(bins) for bins in self._bins]}
+
+    def add(self, groups: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
+        """Count these values, each in its group."""
+        for group in np.unique(groups).tolist():
+            mine = values[groups == group]
+            known = [*self._ends[group], float(mine.min()), float(mine.max())]
+            self._ends[group] = [min(known), max(known)]
+            self._widen()
+            found, counts = np.unique(np.floor(mine / self.width), return_counts=True)
+            self._bins[group].update({int(place): count for place, count in zip(found, counts.tolist(), strict=True)})
+
+    def _widen(self) -> None:
+        low = min(ends[0] for ends in self._ends if ends)
+        high = max(ends[1] for ends in self._ends if ends)
+        while (
+            math.floor(high / self.width) - math.floor(low / self.width) >= _SPREAD_BINS
+            or max(-low, high) >= self.width * _HIGHEST_PLACE
+        ):
+            self.width *= 2
+            for number, bins in enumerate(self._bins):
+                merged: Counter[int] = Counter()
+                for place, count in bins.items():
+                    merged[place >> 1] += count
+                self._bins[number] = merged
+
+    def summary(self, group: int, shares: Sequence[float]) -> dict[str, Any] | None:
+        """Number, least and highest value, and quantiles (`p50`, ...; within a bin's width); None of an empty group."""
+        if not self._ends[group]:
+            return None
+        low, high = self._ends[group]
+        bins = sorted(self._bins[group].items())
+        quantiles = {f"p{100 * share:g}": round(self._quantile(bins, share, low, high), 4) for share in shares}
+        return {"count": sum(count for _, count in bins), "min": round(low, 4), **quantiles, "max": round(high, 4)}
+
+    def _quantile(self, bins: Sequence[tuple[int, int]], share: float, low: float, high: float) -> float:
+        """By a straight line through the bin that it falls in."""
+        wanted, before = share * sum(count for _, count in bins), 0
+        for place, count in bins:
+            if before + count >= wanted:
+                found = (place + (wanted - before) / count) * self.width
+                return min(max(found, low), high)
+            before += count
+        return high
+
+    def together(self) -> dict[str, Any]:
+        """All groups in one: `width`, `begin` of the first bin, and `counts`."""
+        total: Counter[int] = sum(self._bins, Counter())
+        dense = _dense(total)
+        return {"width": self.width, "begin": dense["first"] * self.width, "counts": dense["counts"]}
+
+
+class Timeline:
+    """Amounts over the time of a run, in equal steps whose length doubles when there are too many of them."""
+
+    def __init__(self, amounts: int, state: Mapping[str, Any] | None = None) -> None:
+        self.step = _SHORTEST
+        self._series: list[list[float]] = [[] for _ in range(amounts)]
+        if state:
+            self.step, self._series = state["step"], [list(found) for found in state["series"]]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What makes the same timeline again, to a hundredth."""
+        return {"step": self.step, "series": [[round(amount, 2) for amount in found] for found in self._series]}
+
+    def add(self, begin: float, end: float, amounts: Sequence[float]) -> None:
+        """What was done evenly between two times, in seconds."""
+        while end >= self.step * _TIME_BINS:
+            self.step *= 2
+            self._series = [
+                [a + b for a, b in zip_longest(found[::2], found[1::2], fillvalue=0.0)] for found in self._series
+            ]
+        first, last = int(begin / self.step), int(end / self.step)
+        for found in self._series:
+            found += [0.0] * (last + 1 - len(found))
+        for place in range(first, last + 1):
+            inside = min(end, (place + 1) * self.step) - max(begin, place * self.step)
+            share = inside / (end - begin) if end > begin else 1.0
+            for found, amount in zip(self._series, amounts, strict=True):
+                found[place] += share * amount
+
+
+def _dense(bins: Mapping[int, int]) -> dict[str, Any]:
+    """Counts from the first bin to the last as a list, which is short in JSON."""
+    if not bins:
+        return {"first": 0, "counts": []}
+    first = min(bins)
+    return {"first": first, "counts": [bins.get(place, 0) for place in range(first, max(bins) + 1)]}
+
+
+def whole_numbers(values: Iterable[int]) -> npt.NDArray[np.int64]:
+    """An array for `add`."""
+    return np.fromiter(values, dtype=np.int64)

@@ -1,0 +1,182 @@
+"""What lies between the matrix products of a Llama layer: norms, rotation, the gate of the MLP, rows in FP8.
+
+None of it computes much; all of it moves every activation. On a GPU that is what a forward pass loses beside its
+products: written as torch operations, in float32 as the precision asks for, it moves five to ten times the bytes that
+it must (66,000 tokens of a 1B model in bf16 at 3.3 TB/s, on paper: 90 ms beside 190 ms of products; fused 30 ms).
+
+* `Unfused`: torch operations, a chunk of tokens at a time, so that the float32 copies stay small. Runs anywhere.
+* `Fused`: one Triton kernel each (`triton_kernels.py`). CUDA; each is tried on a few numbers when a model loads, and
+  where one fails or disagrees the model runs unfused and its `kernels` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+CHUNK = 2048
+"""Tokens that the MLP, the norms and the rotation take at a time. 2,048 rows fill a matrix product, and are so few that
+a pair of 8,192 tokens has its peak of memory in attention, as a batch of many pairs has."""
+
+FP8_MAX = 448.0
+"""The largest number of float8_e4m3fn, which has no infinity."""
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, each float32 [T, 1, head_size / 2]."""
+
+_GATES = {"silu": False, "swish": False, "gelu_new": True, "gelu_pytorch_tanh": True}
+"""Activations that `gate_` has, and whether they go by a tanh."""
+
+
+class Pointwise(Protocol):
+    """The operations, whoever does them. name: in words, for the report."""
+
+    name: ClassVar[str]
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """RMSNorm over the last dimension, computed in float32, in the dtype of `x`; weight: float32 [channels]."""
+
+    def rotate_(self, x: Tensor, rotation: Rotation) -> None:
+        """Turn `x` [T, heads, head_size] in place, in float32; each channel of the left half with its right one."""
+
+    def gates(self, activation: str) -> bool:
+        """Whether `gate_` has this activation."""
+
+    def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """`gate` becomes activation(gate) * up."""
+
+    def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` [T, channels] in float8_e4m3fn, each row divided by its scale; scales: float32 [T, 1]."""
+
+
+class Unfused:
+    """By operations of torch; satisfies `Pointwise`."""
+
+    name: ClassVar[str] = "unfused"
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """See `Pointwise`."""
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, x.shape[-1:], weight, epsilon)
+        out = torch.empty_like(x)
+        for rows, normed in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
+            normed.copy_(F.rms_norm(rows.float(), x.shape[-1:], weight, epsilon))
+        return out
+
+    def rotate_(self, x: Tensor, rotation: Rotation) -> None:
+        """See `Pointwise`."""
+        cosines, sines = rotation
+        for rows, cos, sin in zip(x.split(CHUNK), cosines.split(CHUNK), sines.split(CHUNK), strict=True):
+            left, right = rows.float().chunk(2, dim=-1)
+            rows.copy_(torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1))
+
+    def gates(self, activation: str) -> bool:
+        """See `Pointwise`: none, as the product before can have the activation fused into it."""
+        return False
+
+    def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """See `Pointwise`."""
+        x = F.gelu(gate, approximate="tanh") if _GATES[activation] else F.silu(gate)
+        return gate.copy_(x.mul_(up))
+
+    def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Pointwise`."""
+        wide = x.float()
+        scales = (wide.abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min_(1e-12)
+        return (wide / scales).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scales
+
+
+class Fused:
+    """By Triton kernels; satisfies `Pointwise`."""
+
+    name: ClassVar[str] = "fused (Triton)"
+
+    def __init__(self) -> None:
+        from rerank_cli.models import triton_kernels  # only where Triton is
+
+        self._kernels = triton_kernels
+
+    def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """See `Pointwise`."""
+        normed: Tensor = self._kernels.rms_norm(x.contiguous(), weight, epsilon)
+        return normed
+
+    def rotate_(self, x: Tensor, rotation: Rotation) -> None:
+        """See `Pointwise`."""
+        self._kernels.rotate_(x, *(part.contiguous() for part in rotation))
+
+    def gates(self, activation: str) -> bool:
+        """See `Pointwise`."""
+        return activation in _GATES
+
+    def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """See `Pointwise`."""
+        gated: Tensor = self._kernels.gate_(gate, up, tanh=_GATES[activation])
+        return gated
+
+    def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Pointwise`."""
+        quantised: tuple[Tensor, Tensor] = self._kernels.quantise_rows(x.contiguous())
+        return quantised
+
+
+@cache
+def pointwise_for(device: torch.device, dtype: torch.dtype) -> tuple[Pointwise, str]:
+    """The operations for a device, and why they are not fused where they are not.
+
+    fp32 on a GPU stays unfused: it is there to be compared with.
+    """
+    if device.type != "cuda" or dtype == torch.float32:
+        return Unfused(), Unfused.name
+    try:
+        fused = Fused()
+        wrong = disagreement(fused, device, dtype)
+    except Exception as error:  # noqa: BLE001 (no Triton, no C compiler, a kernel that this card does not take: all said)
+        wrong = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return (Unfused(), f"unfused ({wrong})") if wrong else (fused, fused.name)
+
+
+def disagreement(
+    one: Pointwise, device: torch.device, dtype: torch.dtype, *, leave_out: Collection[str] = ()
+) -> str | None:
+    """What `one` computes otherwise than `Unfused` on some numbers, by the name of the operation; None for nothing.
+
+    Half a unit in the last place may differ, as the unfused gate rounds once more. leave_out: operations.
+    """
+    other = Unfused()
+    numbers = torch.Generator().manual_seed(0)
+    x, up = (torch.randn(5, 6, 80, generator=numbers).to(device, dtype) for _ in range(2))
+    weight = torch.rand(80, generator=numbers).to(device)
+    angles = torch.rand(5, 1, 40, generator=numbers).to(device) * 100
+    rotation = (angles.cos(), angles.sin())
+
+    def turned(by: Pointwise) -> Tensor:
+        out = x.clone()
+        by.rotate_(out, rotation)
+        return out
+
+    def restored(by: Pointwise) -> Tensor:
+        values, scales = by.quantise_rows(x.flatten(1))
+        return values.float() * scales
+
+    checks: dict[str, Callable[[Pointwise], Tensor]] = {
+        "rms_norm": lambda by: by.rms_norm(x, weight, 1e-6),
+        "rotation": turned,
+        "silu": lambda by: by.gate_(x.clone(), up, "silu"),
+        "gelu": lambda by: by.gate_(x.clone(), up, "gelu_pytorch_tanh"),
+        "fp8": restored,
+    }
+    tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2}.get(dtype, 1e-5)
+    for name, compute in checks.items():
+        if name in leave_out:
+            continue
+        # A number between two of FP8 may go either way: three bits are left of it.
+        allowed = 0.3 if name == "fp8" else tolerance
+        if not torch.allclose(compute(one).float(), compute(other).float(), atol=allowed, rtol=allowed / 2):
+            return f"{name} of the kernels and of torch differ on this device"
+    return None

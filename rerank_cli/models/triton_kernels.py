@@ -1,0 +1,100 @@
+"""Triton kernels for what lies between the matrix products of a Llama layer; see `pointwise.py` for who calls them.
+
+Each reads its input once and writes its result once, with float32 in between. Imported only where Triton is there and
+a GPU is used, or where `TRITON_INTERPRET=1` runs them on a CPU, which is how the tests look at their numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_FP8_MAX = tl.constexpr(448.0)  # of float8_e4m3fn
+_LEAST_SCALE = tl.constexpr(1e-12)  # of a row of zeros
+_GATE_BLOCK = 1024
+
+
+@triton.jit
+def _rms_norm_kernel(x, weight, out, size, epsilon, BLOCK: tl.constexpr):  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, BLOCK)
+    inside = channels < size
+    values = tl.load(x + row * size + channels, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, 0) / size + epsilon)
+    weights = tl.load(weight + channels, mask=inside, other=0.0)
+    tl.store(out + row * size + channels, (values * scale * weights).to(out.dtype.element_ty), mask=inside)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x: [..., channels], contiguous; weight: float32 [channels]. Returns x's dtype."""
+    out = torch.empty_like(x)
+    size = x.shape[-1]
+    _rms_norm_kernel[(x.numel() // size,)](x, weight, out, size, epsilon, BLOCK=triton.next_power_of_2(size))
+    return out
+
+
+@triton.jit
+def _rotate_kernel(x, cosines, sines, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr):  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    head, channel = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (head < heads) & (channel < half)
+    angle = tl.arange(0, HALF)
+    cosine = tl.load(cosines + row * half + angle, mask=angle < half, other=1.0)[None, :]
+    sine = tl.load(sines + row * half + angle, mask=angle < half, other=0.0)[None, :]
+    lefts = x + (row * heads + head) * 2 * half + channel
+    left = tl.load(lefts, mask=inside, other=0.0).to(tl.float32)
+    right = tl.load(lefts + half, mask=inside, other=0.0).to(tl.float32)
+    tl.store(lefts, (left * cosine - right * sine).to(x.dtype.element_ty), mask=inside)
+    tl.store(lefts + half, (right * cosine + left * sine).to(x.dtype.element_ty), mask=inside)
+
+
+def rotate_(x: Tensor, cosines: Tensor, sines: Tensor) -> None:
+    """Turn x [T, heads, head_size], contiguous, in place; cosines, sines: float32 [T, 1, head_size / 2]."""
+    assert x.is_contiguous(), "queries and keys come out of products of their own"
+    tokens, heads, size = x.shape
+    blocks = {"HEADS": triton.next_power_of_2(heads), "HALF": triton.next_power_of_2(size // 2)}
+    _rotate_kernel[(tokens,)](x, cosines, sines, heads, size // 2, **blocks)
+
+
+@triton.jit
+def _gate_kernel(gate, up, count, TANH: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    x = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+    if TANH:  # gelu by its tanh, which is x * sigmoid(2 * inner)
+        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        x = x * tl.sigmoid(2.0 * inner)
+    else:
+        x = x * tl.sigmoid(x)
+    x *= tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(gate + place, x.to(gate.dtype.element_ty), mask=inside)
+
+
+def gate_(gate: Tensor, up: Tensor, *, tanh: bool) -> Tensor:
+    """`gate` becomes act(gate) * up, act being SiLU or, with `tanh`, GELU by its tanh; both contiguous, one shape."""
+    count = gate.numel()
+    _gate_kernel[(triton.cdiv(count, _GATE_BLOCK),)](gate, up, count, TANH=tanh, BLOCK=_GATE_BLOCK)
+    return gate
+
+
+@triton.jit
+def _quantise_kernel(x, out, scales, size, BLOCK: tl.constexpr):  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, BLOCK)
+    inside = channels < size
+    values = tl.load(x + row * size + channels, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(values), 0) / _FP8_MAX, _LEAST_SCALE)
+    values = tl.minimum(tl.maximum(values / scale, -_FP8_MAX), _FP8_MAX)
+    tl.store(out + row * size + channels, values.to(out.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale)
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """X [T, channels], contiguous, in float8_e4m3fn, each row with a scale of its own; scales: float32 [T, 1]."""
+    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    scales = x.new_empty(len(x), 1, dtype=torch.float32)
+    size = x.shape[1]
+    _quantise_kernel[(len(x),)](x, out, scales, size, BLOCK=triton.next_power_of_2(size))
+    return out, scales

@@ -1,0 +1,125 @@
+"""`--report run.html`: where the page goes, when it is written, and the command that it tells."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerank_cli.cli import main
+from rerank_cli.cli.command_line import quoted
+from rerank_cli.html_report import render_report
+from tests.conftest import write_lines
+
+BIN = Path(sys.prefix) / "bin"
+LISTS = [{"query_id": n, "query": "which way", "passages": ["a road", f"road {n}"]} for n in range(5)]
+PAIRS = [{"query": "which way", "passage": f"road {n}"} for n in range(5)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> Path:
+    """A folder to work in, with inputs in it and the tiny model as `RERANK_MODEL`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RERANK_MODEL", tiny_model)
+    write_lines(tmp_path / "lists.jsonl", LISTS)
+    write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    return tmp_path
+
+
+def report_of(name: str) -> Any:
+    return json.loads(Path(name).read_bytes())
+
+
+@pytest.mark.parametrize("command", [["score", "pairs.jsonl"], ["rerank-file", "lists.jsonl"]])
+@pytest.mark.parametrize("page", ["run.html", "RUN.HTM"])
+def test_the_page_stands_beside_the_document(folder: Path, command: list[str], page: str) -> None:
+    assert main([*command, "-o", "out.jsonl", "--report", page, "-q"]) == 0
+    assert (folder / page).read_bytes() == render_report(report_of("out.jsonl.report.json"))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["lists.jsonl", "pairs.jsonl", "out.jsonl", "out.jsonl.report.json", page]
+    )
+
+
+@pytest.mark.parametrize("command", [["score", "pairs.jsonl"], ["rerank-file", "lists.jsonl", "-o", "-"]])
+def test_rows_on_stdout_leave_the_page_alone(
+    folder: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--report", "run.html", "-q"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert "standard output" in (folder / "run.html").read_text()
+    assert sorted(path.name for path in folder.iterdir()) == ["lists.jsonl", "pairs.jsonl", "run.html"]
+
+
+def test_a_name_that_is_no_page_is_the_document_as_ever(folder: Path) -> None:
+    assert main(["score", "pairs.jsonl", "-o", "out.jsonl", "--report", "run.json", "-q"]) == 0
+    assert report_of("run.json")["counts"]["pairs"] == 5
+    assert not (folder / "out.jsonl.report.json").exists()
+
+
+def test_a_finished_run_gets_a_page_and_computes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["rerank-file", "lists.jsonl", "-o", "out.jsonl"]
+    assert main([*command, "-q"]) == 0
+    before = (folder / "out.jsonl").stat()
+    assert main([*command, "--report", "run.html"]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert (folder / "out.jsonl").stat() == before
+    assert (folder / "run.html").read_bytes() == render_report(report_of("out.jsonl.report.json"))
+
+
+@pytest.mark.parametrize("page", ["in.html", "out.html", "no/run.html", "folder.html"])
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_page_that_would_replace_something_else_is_refused(folder: Path, page: str, is_done: bool) -> None:
+    (folder / "folder.html").mkdir()
+    source = folder / "in.html"
+    source.write_bytes((folder / "lists.jsonl").read_bytes())
+    command = ["rerank-file", "in.html", "-o", "out.html", "--in-format", "jsonl", "--out-format", "jsonl", "-q"]
+    if is_done:
+        assert main(command) == 0
+    assert main([*command, "--report", page]) in (2, 4)
+    assert source.read_bytes() == (folder / "lists.jsonl").read_bytes()
+    assert (folder / "out.html").exists() == is_done
+
+
+def test_a_run_that_is_stopped_leaves_an_older_page_as_it_was(folder: Path) -> None:
+    (folder / "run.html").write_text("older")
+    write_lines(folder / "bad.jsonl", [b"{"])
+    assert main(["score", "bad.jsonl", "-o", "out.jsonl", "--report", "run.html", "--on-error", "fail", "-q"]) == 7
+    assert (folder / "run.html").read_text() == "older"
+
+
+def test_the_command_of_a_report_does_the_run_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_TOP_N", "1")
+    name = "a 'quoted' $HOME\x1b[2J\udcff.jsonl"
+    Path("lists.jsonl").rename(name)
+    assert main(["rerank-file", name, "-o", "out.jsonl", "--report", "run.html", "-q"]) == 0
+    command = report_of("out.jsonl.report.json")["command"]
+    assert command["folder"] == str(folder)
+    assert "RERANK_TOP_N=1" in command["line"]
+    assert command["line"].isprintable()
+    (folder / "out.jsonl").rename("first.jsonl")
+    for variable in ("RERANK_TOP_N", "RERANK_MODEL"):
+        monkeypatch.delenv(variable)
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", command["line"]], cwd=command["folder"], env=environment, check=True)
+    assert (folder / "out.jsonl").read_bytes() == (folder / "first.jsonl").read_bytes()
+
+
+@settings(max_examples=20)
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1))
+def test_a_shell_reads_back_what_was_quoted(words: list[str]) -> None:
+    line = "printf '%s\\0' " + " ".join(map(quoted, words))
+    assert line.isprintable()
+    told = subprocess.run(["bash", "-c", line], env={"LC_ALL": "C.UTF-8"}, capture_output=True, check=True).stdout
+    assert told.decode().split("\0")[:-1] == words
+
+
+def test_nothing_is_imported_for_a_page_that_nobody_asks_for() -> None:
+    code = "import sys, rerank_cli.destination; sys.exit('jinja2' in sys.modules or 'markupsafe' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
