@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from rerank_cli.commit import Files, Fingerprint, Job, Terms, place_file, write_whole
+from rerank_cli.commit import Files, Fingerprint, Job, Terms, place_file, write_file, write_whole
 from rerank_cli.commit import journal as journals
 from rerank_cli.commit.lock import take_lock
 from rerank_cli.errors import JobChangedError, LockedError, OutputError
@@ -307,6 +307,21 @@ def test_a_whole_file_is_cut_written_and_brought_to_disk(tmp_path: Path) -> None
     assert files.take() == ["open report", "truncate report 0", "write report 5", "fsync report", "close report"]
 
 
+def test_a_file_of_its_own_gets_its_name_when_it_is_on_disk(tmp_path: Path) -> None:
+    part, files = f"page.{os.getpid()}.part", OtherDisk(tmp_path)
+    (tmp_path / "page").write_bytes(b"old")
+    write_file(tmp_path / "page", b"whole", files)
+    assert files.take() == [
+        f"open {part}", f"write {part} 5", f"fsync {part}", f"close {part}", f"rename {part} page", f"unlink {part}"
+    ]  # fmt: skip
+    files.fails = "rename"
+    with pytest.raises(OutputError) as caught:
+        write_file(tmp_path / "page", b"other", files)
+    assert caught.value.message == f"{tmp_path / 'page'}: cannot be written: Permission denied"
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+    assert (tmp_path / "page").read_bytes() == b"whole"
+
+
 def test_files_are_appended_to_and_closed_in_other_programs(tmp_path: Path) -> None:
     files, before = Files(), len(list(Path("/proc/self/fd").iterdir()))
     mask = os.umask(0o027)
@@ -409,6 +424,14 @@ def test_differences_name_where_they_stand(tmp_path: Path) -> None:
             {"asked": {}, "plan": {}, "files": {}}
         )
         assert said == f"`query` was not given, is {shown}"
+
+
+def test_a_fingerprint_with_another_request_keeps_plan_and_files(tmp_path: Path) -> None:
+    mine = fingerprint(tmp_path)
+    other = mine.of({"top_n": 4})
+    assert other.document() == Fingerprint(
+        asked={"top_n": 4}, plan=mine.plan, files={"input 1": tmp_path / "in.jsonl"}
+    ).document()  # fmt: skip
 
 
 def test_nobody_waits_long_for_a_hash(tmp_path: Path) -> None:
