@@ -46,7 +46,7 @@ bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards
 check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
 	$(BIN)/python -m pytest -m gpu -rs
 
-torture: $(VENV)/installed-torture  ## runs that are killed and hindered at every call; takes many minutes
+torture: $(VENV)/installed-torture  ## runs that are killed and hindered at every call, gigabytes, an hour of fuzzing (RERANK_FUZZ_SECONDS); takes hours
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_pipeline.py tests/unit/test_checkpoint.py tests/unit/test_jsonl.py
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_commit.py tests/unit/test_commit_order.py --cov=rerank_cli.commit --cov-branch --cov-fail-under=100
