@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
 
-.PHONY: demo test lint man bench-cpu bench-gpu bench-commit bench-quality check-gpu torture clean
+.PHONY: demo test lint man bench-cpu bench-gpu bench-commit bench-quality check-gpu torture mutation clean
 
 demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
 	mkdir -p out
@@ -47,11 +47,15 @@ bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards
 check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
 	$(BIN)/python -m pytest -m gpu -rs
 
-torture: $(VENV)/installed-dev  ## runs that are killed and hindered at every call; takes many minutes
+torture: $(VENV)/installed-torture  ## runs that are killed and hindered at every call, gigabytes, an hour of fuzzing (RERANK_FUZZ_SECONDS); takes hours
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_pipeline.py tests/unit/test_checkpoint.py tests/unit/test_jsonl.py
-	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_commit.py --cov=rerank_cli.commit --cov-branch --cov-fail-under=100
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_commit.py tests/unit/test_commit_order.py --cov=rerank_cli.commit --cov-branch --cov-fail-under=100
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/cli/test_hostile.py
+
+mutation: $(VENV)/installed-torture  ## are the tests of the commit module strong: how many changes of its code do they notice
+	$(BIN)/python -m mutmut run --max-children 1
+	$(BIN)/python -m mutmut results
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -66,9 +70,13 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev]"
 	touch $@
 
+$(VENV)/installed-torture: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,torture]"
+	touch $@
+
 $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[bench]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

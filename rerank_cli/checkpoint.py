@@ -28,6 +28,7 @@ BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
 _BUILTIN_DIR = Path(__file__).parent / "builtin"
 _MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library itself
 _MAX_DIMENSIONS = 64  # of a tensor, in torch
+_OUT_OF_RANGE = 2**63  # of a number of config.json: sizes are 64 bits wide, and nothing else comes near
 _ELEMENT_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
@@ -139,14 +140,14 @@ class Checkpoint:
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number of config.json; `ModelError` where it is missing (and has no default) or is something else."""
         value = self.config.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _OUT_OF_RANGE:
             raise ModelError(f"{self.config_place}: `{key}` must be a whole number: {value!r}")
         return value
 
     def number(self, key: str, default: float) -> float:
         """A number of config.json."""
         value = self.config.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < _OUT_OF_RANGE:
             raise ModelError(f"{self.config_place}: `{key}` must be a number: {value!r}")
         return float(value)
 

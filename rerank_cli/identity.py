@@ -1,8 +1,9 @@
 """When two runs write the same bytes, and whether a finished run has done so already; without torch.
 
 Every field of the options counts but those that only say how a run goes on: what is added to the options counts from
-its first day. Paths do not count: files are known by what is in them. Images that rows name are not looked at: there
-may be millions, and a window that is done does not change with them.
+its first day. Each stands under the name and with the value that a user types, because the message that refuses another
+job shows both. Paths do not count: files are known by what is in them. Images that rows name are not looked at here:
+there may be millions, and a window that is done does not change with them (`images/seen.py` looks when a run goes on).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,15 @@ _NOT_IN_THE_BYTES = {
     "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
     "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
+_TYPED_AS = {
+    "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
+    "fields.text": "--text-field", "fields.id": "--id-field", "fields.image": "--image-field",
+    "images.max_tiles": "--max-input-tiles", "images.max_pixels": "--max-image-pixels",
+    "request.engine_count": "--engines", "request.gpus": "--device cuda:",
+    "selection.score": "score", "request.assume_cuda": "CUDA is assumed",
+}  # fmt: skip
+"""Fields of the options that are not named as their option is, or have none."""
+
 # Words, an estimate, and what a run goes on with as it has begun.
 _NOT_IN_THE_PLAN = {"reasons", "warnings", "needed_bytes", "threads", "token_budget"}
 _LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy", "pyarrow")
@@ -50,20 +60,19 @@ def fingerprint_of(
     for name, path in read.items():
         if path and Path(path).is_file():  # else reading it says what is wrong
             files[name] = Path(path)
-    names, fields = options.names, asdict(options)
-    del fields["request"]["origins"]  # who asked for it
+    names = options.names
     versions = {"rerank-cli": rerank_cli.__version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     facts = {
-        "options": {name: value for name, value in fields.items() if name not in _NOT_IN_THE_BYTES},
+        **dict(_typed(options)),
         "input formats": [item.format for item in inputs],
         "output format": [
             output_format(names),
             output_shape(names),
             SUFFIXES.get(Path(names.output.lower()).suffix, "plain"),
         ],
-        "embeddings": names.embeddings is not None,
-        "per query": names.per_query and Path(names.per_query.lower()).suffixes[-2:],
+        "--embeddings": _value(names.embeddings is not None),
+        "--per-query": names.per_query and "".join(Path(names.per_query.lower()).suffixes[-2:]),
         "versions": versions | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
         "cpu": detect_cpu().name,
     }
@@ -86,6 +95,25 @@ def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | 
         return report if whole and not fingerprint.differs_in_request(report["job"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # of another program, or of a version that did not say these things
+
+
+def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
+    """Each field that decides bytes, as its option is called and its value is typed."""
+    fields = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_THE_BYTES}
+    del fields["request"]["origins"]  # who asked for it
+    fields["pairs"] = "score" if options.pairs else "rerank-file"
+    fields["shard"] = options.shard and "{}/{}".format(*options.shard)
+    for name, value in fields.items():
+        inner = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        for path, part in inner.items():
+            yield _TYPED_AS.get(path, "--" + path.rpartition(".")[2].replace("_", "-")), _value(part)
+
+
+def _value(value: Any) -> Any:
+    """None for what is not given; a flag is given or not."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return {True: "given", False: None}[value] if isinstance(value, bool) else value
 
 
 def _plain(facts: Any) -> Any:

@@ -33,6 +33,7 @@ from rerank_cli.formats.inputs import Input, can_be_reread, count_lines, resolve
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.identity import fingerprint_of, finished_report
+from rerank_cli.images.seen import SeenImages
 from rerank_cli.job_options import JobOptions, refuse_unusable
 from rerank_cli.observations import Observations
 from rerank_cli.output_names import STDOUT
@@ -192,6 +193,7 @@ class _Work:
         self._calibration: Mapping[str, Any] | None = None
         self._new_calibration: Mapping[str, Any] | None = None  # until it is in the journal
         self._agreement = Agreement(options.check_precision) if options.check_precision else None
+        self._images = SeenImages()
         if destination.state is not None:
             self._restore(destination.state, destination.notes)
 
@@ -343,11 +345,17 @@ class _Work:
             self._evaluator.add(orders_of(ranked, self._prepared.shape, self._evaluator.is_judged))
 
     def _on_done(self, window: Window) -> None:
+        self._images.add(window)
+        state = self._destination.state
+        if state and window.number == self._destination.next_window - 1 and self._images.digest != state["images"]:
+            raise Job.changed(self._options.names.output, "an image file of its finished rows was changed")
         if self._best and (note := self._notes_of_best.pop(window.number, None)):
             self._best.restore(window, note)
 
     def _on_window(self, window: Window, counts: Counts) -> None:
+        self._images.add(window)
         state = {
+            "images": self._images.digest,
             "counts": asdict(counts),
             "timing": asdict(self._timing),
             "seconds": round(self._seconds, 3),

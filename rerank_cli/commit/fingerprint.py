@@ -7,10 +7,11 @@ files     size and SHA-256 of every input and of every file of the model, whatev
 A finished job is recognised by `asked` and `files` alone, which need no torch. An unfinished one must agree in all
 three.
 
-Files are hashed by a thread beside the run, at 1 to 2 GB/s; nothing waits for it. To look at a file again costs nothing
-where its inode, size and times are those that were seen, unless it was changed within the 2 s before it was seen: then
-its times say nothing, because a second change could have got the same ones. In every other case the content decides. A
-file that changes while a run reads it gets no SHA-256, so it is never taken for what it was before.
+Files are hashed by a thread beside the run, at 1 to 2 GB/s, those first that were just made: a job cannot be continued
+without knowing them, so its first commit waits a moment for them, and nothing else waits. To look at a file again costs
+nothing where its inode, size and times are those that were seen, unless it was changed within the 2 s before it was
+seen: then its times say nothing, because a second change could have got the same ones. In every other case the content
+decides. A file that changes while a run reads it gets no SHA-256, so it is never taken for what it was before.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Fingerprint:
         self._seen = {name: _seen(path) for name, path in files.items()}
         self._hashes: dict[str, str] = {}
         self._given_up = threading.Event()
+        self._new_are_hashed = threading.Event()
         self._thread = threading.Thread(target=self._hash_all, name="hash", daemon=True)
 
     def of(self, asked: Mapping[str, Any]) -> Fingerprint:
@@ -49,6 +51,11 @@ class Fingerprint:
     def wait(self, seconds: float) -> None:
         """Until the files are hashed, at most so long."""
         self._thread.join(seconds)
+
+    def wait_for_new(self, seconds: float) -> None:
+        """Until the files are hashed of which only the content tells whether they have changed, at most so long."""
+        if self._thread.is_alive():
+            self._new_are_hashed.wait(seconds)
 
     def stop(self) -> None:
         """Stop hashing."""
@@ -94,13 +101,16 @@ class Fingerprint:
         return None if other["sha256"] == sha256_of(self._files[name]) else "its content was another"
 
     def _hash_all(self) -> None:
-        for name, path in self._files.items():
+        for name in sorted(self._files, key=lambda name: self._seen[name]["settled"]):
+            if self._seen[name]["settled"]:
+                self._new_are_hashed.set()
             try:
-                digest = _digest(path, self._given_up)
-                if digest and _seen(path)["stat"] == self._seen[name]["stat"]:
+                digest = _digest(self._files[name], self._given_up)
+                if digest and _seen(self._files[name])["stat"] == self._seen[name]["stat"]:
                     self._hashes[name] = digest
             except OSError:
                 continue  # who reads it as a row or a weight says what is wrong
+        self._new_are_hashed.set()
 
 
 def sha256_of(path: Path) -> str:
@@ -149,5 +159,5 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 
 
 def _shown(value: Any, limit: int = 60) -> str:
-    text = repr(value)
+    text = "not given" if value is None else repr(value)
     return text if len(text) <= limit else text[:limit] + "..."

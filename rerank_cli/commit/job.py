@@ -21,6 +21,7 @@ from rerank_cli.errors import JobChangedError, OutputError, RerankError
 
 _FORMAT = 2  # of the journal; another number is another program's job
 _READ_BYTES = 2**20
+_HASH_SECONDS = 1.0  # that the first commit waits for
 _MADE_AT_THE_END = ("output", "report", "page", "embeddings", "per_query")
 _RESTART = "`--restart` starts over; the former command, on the former input, goes on"
 
@@ -76,6 +77,11 @@ class Job:
         """The work folder of an output."""
         return Path(f"{out}.job")
 
+    @staticmethod
+    def changed(out: str | Path, what: str) -> JobChangedError:
+        """The refusal to continue the job of an output, which would write other bytes; what: the difference."""
+        return JobChangedError(f"{Job.folder_of(out)}: the unfinished job in it is another one: {what}", hint=_RESTART)
+
     def path(self, name: str) -> Path:
         """Where a file of the job lies."""
         return self.folder / name
@@ -108,7 +114,7 @@ class Job:
             if self._placed or not self.is_kept:
                 with suppress(OSError):
                     self._remove()
-            elif isinstance(error, RerankError):
+            elif isinstance(error, RerankError) and not isinstance(error, JobChangedError):
                 error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
         finally:
             self._stack.close()
@@ -192,7 +198,7 @@ class Job:
         if found:
             more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
             what = "; ".join(found[:3]) + more
-            raise JobChangedError(f"{self.folder}: the unfinished job in it is another one: {what}", hint=_RESTART)
+            raise self.changed(self.out, what)
 
     def _open_files(self, stack: ExitStack, entries: Sequence[Entry]) -> None:
         for name in _MADE_AT_THE_END:
@@ -242,6 +248,7 @@ class Job:
             file.sync()
         if (fingerprint := self._terms.fingerprint) is not None:
             if not self._check:
+                fingerprint.wait_for_new(_HASH_SECONDS)
                 records = [{"kind": "job", "format": _FORMAT, "fingerprint": fingerprint.document()}, *records]
                 self._hashes = {}
                 self._files.sync_folder(self.folder)

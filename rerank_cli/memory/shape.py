@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
@@ -107,9 +107,9 @@ def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
     architecture = checkpoint.architecture
     family = FAMILIES.get(architecture, "padded")
     if family != "vl":
-        return _read_language(checkpoint, family)
+        return _read_language(checkpoint, family, architecture)
     text = replace(checkpoint, config=_block(checkpoint, "llm_config"))
-    language = replace(_read_language(text, "llama"), family="vl", architecture=architecture)
+    language = replace(_read_language(text, "llama", architecture), family="vl")
     return replace(language, vision=_read_vision(checkpoint, language.hidden))
 
 
@@ -160,7 +160,7 @@ def _block(checkpoint: Checkpoint, key: str) -> dict[str, Any]:
     return block
 
 
-def _read_language(checkpoint: Checkpoint, family: Family) -> ModelShape:
+def _read_language(checkpoint: Checkpoint, family: Family, architecture: str) -> ModelShape:
     hidden, heads = checkpoint.integer("hidden_size"), checkpoint.integer("num_attention_heads")
     layers, intermediate = checkpoint.integer("num_hidden_layers"), checkpoint.integer("intermediate_size")
     if min(hidden, heads, layers, intermediate) < 1:
@@ -168,7 +168,7 @@ def _read_language(checkpoint: Checkpoint, family: Family) -> ModelShape:
     given = {key for key, value in checkpoint.config.items() if value is not None}
     shape = ModelShape(
         family=family,
-        architecture=str((checkpoint.config.get("architectures") or [""])[0]),
+        architecture=architecture,
         hidden=hidden,
         intermediate=intermediate,
         layers=layers,
@@ -178,13 +178,14 @@ def _read_language(checkpoint: Checkpoint, family: Family) -> ModelShape:
         vocabulary=checkpoint.integer("vocab_size"),
     )
     if family in ("bert", "roberta", "padded"):
-        positions, types = (checkpoint.config.get(key) or 0 for key in ("max_position_embeddings", "type_vocab_size"))
-        return replace(shape, positions=cast(int, positions), types=cast(int, types))
+        keys = ("max_position_embeddings", "type_vocab_size")
+        positions, types = (checkpoint.integer(key) if key in given else 0 for key in keys)
+        return replace(shape, positions=positions, types=types)
     if family == "modernbert":
         local = _has_local_layers(checkpoint, layers)
         window = checkpoint.integer("local_attention", 128) // 2 if local else None
         return replace(shape, rotary_kinds=1 + local, window=window)
-    return replace(shape, head_norms=shape.architecture == "Qwen3ForCausalLM")
+    return replace(shape, head_norms=architecture == "Qwen3ForCausalLM")
 
 
 def _has_local_layers(checkpoint: Checkpoint, layers: int) -> bool:
@@ -201,9 +202,11 @@ def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
     shrink = checkpoint.number("downsample_ratio", 0.5)
     hidden, intermediate = tower.integer("hidden_size"), tower.integer("intermediate_size")
     layers = tower.integer("num_hidden_layers")
-    if min(hidden, intermediate, layers, patch) < 1 or image < patch or not 0 < shrink <= 1:
+    possible = min(hidden, intermediate, layers, patch) >= 1 and image >= patch and 0 < shrink <= 1
+    patches = (image // patch) ** 2 if possible else 0
+    tokens = round(patches * shrink**2)
+    if not possible or tokens < 1:
         raise ModelError(f"{checkpoint.path / 'config.json'}: `vision_config` holds impossible sizes: {block!r}")
-    patches = (image // patch) ** 2
     joined = round(hidden / shrink**2)
     tower_parameters = (
         (3 * patch**2 + 1) * hidden  # the patches' convolution
@@ -219,7 +222,7 @@ def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
         heads=tower.integer("num_attention_heads"),
         patch=patch,
         image=image,
-        tokens_per_tile=round(patches * shrink**2),
+        tokens_per_tile=tokens,
         max_input_tiles=_declared_tiles(checkpoint),
         parameters=tower_parameters + connector,
     )

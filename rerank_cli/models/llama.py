@@ -391,7 +391,7 @@ def _read_frequencies(checkpoint: Checkpoint, head_size: int) -> Tensor:
     if not isinstance(parameters, dict):
         raise ModelError(f"{where}: `{key}` must be an object: {parameters!r}")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind not in _SCALINGS:
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise ModelError(
             f"{where}: `rope_type` of `{key}` is not known: {kind!r}", hint=f"known are {', '.join(_SCALINGS)}"
         )

@@ -76,7 +76,7 @@ def test_a_reader_that_leaves_a_pipe_ends_the_run_quietly(lists: Path, tiny_mode
         assert run.stderr is not None
         first = [run.stdout.readline() for _ in range(3)]
         run.stdout.close()
-        assert run.wait(timeout=60) == 141
+        assert run.wait(timeout=300) == 141
         assert run.stderr.read() == b""
     assert [len(json.loads(line)["passages"]) for line in first] == [1000] * 3
 
@@ -94,7 +94,7 @@ def test_a_signal_ends_the_run_and_the_next_one_goes_on(
             assert run.poll() is None
             time.sleep(0.02)
         run.send_signal(number)
-        assert run.wait(timeout=30) == code
+        assert run.wait(timeout=300) == code
         assert run.stderr is not None
         assert f"stopped by {number.name}\nwhat is finished is kept in {out}.job" in run.stderr.read().decode()
     assert sorted(path.name for path in lists.parent.iterdir()) == ["lists.jsonl", "out.jsonl.job"]

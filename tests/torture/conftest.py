@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import write_lines
-from tests.torture.runs import Runs, serving
+from tests.torture.runs import TALLY, Runs, serving
 
 TEXT = "two roads diverged in a yellow wood and sorry i could not travel both"
 EMBEDDER = Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TALLY:
+        terminalreporter.section("what runs met")
+        terminalreporter.write_line("\n".join(f"{count:6,} {what}" for what, count in sorted(TALLY.items())))
 
 
 @pytest.fixture(scope="module")  # not longer: other tests look whether this process has children

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from rerank_cli.commit import Files
 from tests.conftest import TINY_CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Hindered(Files):
@@ -90,6 +92,11 @@ class Hindered(Files):
         self._call("sync_folder", lambda: super(Hindered, self).sync_folder(path))
 
 
+def on_one_core() -> None:
+    """Keep this process on one core: two threads of a small model wait for each other on a busy machine."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -120,6 +127,18 @@ class Done:
     seconds: float
 
 
+TALLY: Counter[str] = Counter()
+"""How many runs met which end, for the summary of a long run."""
+
+
+def _what_was_done(asked: Asked, done: Done) -> str:
+    if asked.after is not None:
+        return f"{signal.Signals(asked.signal).name} at a random moment"
+    if asked.at and done.code == -signal.SIGKILL:
+        return "SIGKILL at a call that writes"
+    return f"{asked.fault} at a call that writes" if asked.at and asked.fault.isupper() else ""
+
+
 class Runs:
     """A server to ask for runs."""
 
@@ -145,7 +164,9 @@ class Runs:
         assert stdout is not None
         stdin.write(json.dumps([vars(one) for one in asked]) + "\n")
         stdin.flush()
-        return [Done(**done) for done in json.loads(stdout.readline())]
+        ends = [Done(**done) for done in json.loads(stdout.readline())]
+        TALLY.update(filter(None, map(_what_was_done, asked, ends)))
+        return ends
 
     def close(self) -> None:
         """End the server."""
@@ -190,6 +211,7 @@ def _child(asked: Asked, path: Path) -> None:
         os.dup2(log.fileno(), 2)
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # before the run listens, and behind it
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         try:
             code = _run(asked, log)
         finally:
@@ -205,9 +227,12 @@ def _child(asked: Asked, path: Path) -> None:
 def _started(asked: Asked, log: Path) -> Callable[[], dict[str, Any]]:
     """Start a run; returns what waits for its end."""
     began = time.monotonic()
+    # A signal may come before the child has said what it does with it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     child = os.fork()
     if not child:
         _child(asked, log)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
     def wait() -> dict[str, Any]:
         if asked.after is not None:
@@ -225,7 +250,7 @@ def _serve() -> None:
     import rerank_cli.engine.scorer
     import rerank_cli.job  # noqa: F401
 
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # two threads would wait for each other on a busy machine
+    on_one_core()
     with tempfile.TemporaryDirectory(prefix="rerank-cli-torture-", dir="/dev/shm") as folder:
         for line in sys.stdin:
             asked = [Asked(**fields) for fields in json.loads(line)]

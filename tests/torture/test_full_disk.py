@@ -60,7 +60,7 @@ def test_a_run_waits_in_its_folder_until_there_is_room(
 
 def test_a_pipe_to_a_full_device_is_said(wide: str) -> None:
     with Path("/dev/full").open("wb") as full, program("score", wide, stdout=full, stderr=subprocess.PIPE) as process:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 4
     assert b"No space left on device" in said
     assert b"Traceback" not in said
@@ -68,7 +68,7 @@ def test_a_pipe_to_a_full_device_is_said(wide: str) -> None:
 
 def test_a_full_device_is_no_output_file(wide: str) -> None:
     with program("score", wide, "-o", "/dev/full", "--out-format", "jsonl", stderr=subprocess.PIPE) as process:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 4
     assert b"/dev/full: is no regular file" in said
 
@@ -98,6 +98,6 @@ def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path, wide: str) -> N
     assert f"{out}: cannot be written: File too large".encode() in done.stderr
     assert not out.exists()
     with program(*arguments[:-4], stderr=subprocess.PIPE) as process:
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 0
     assert b"goes on after" in said

@@ -70,6 +70,23 @@ def test_a_run_hindered_at_any_call_is_finished_by_the_next_one(
         assert outputs(folder) == wanted, f"{fault} at call {at}"
 
 
+@pytest.mark.parametrize("way", WAYS if LONG else ["gzip"])
+@pytest.mark.parametrize("at", [25, 31, 40] if LONG else [31])
+def test_a_run_that_is_killed_each_time_is_done_in_the_end(
+    tmp_path: Path, runs: Runs, pairs: str, way: str, at: int
+) -> None:
+    whole = asked_in(tmp_path / "whole", pairs, way, old=False)
+    assert runs.run(whole).code == 3
+    asked = asked_in(tmp_path / "killed", pairs, way, old=False)
+    ends = []
+    while not ends or ends[-1] == -9:
+        assert len(ends) < 20
+        ends.append(runs.run(asked, at=at, fault="half").code)
+    assert len(ends) > 2
+    assert ends[-1] in (0, 3)
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
 def test_the_same_run_gives_the_same_bytes_again(tmp_path: Path, runs: Runs, pairs: str) -> None:
     found = set()
     for number in range(20 if LONG else 3):

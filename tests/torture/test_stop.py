@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import LONG, TINY_CHECKPOINT, write_lines
 from tests.torture.conftest import TEXT, outputs
-from tests.torture.runs import ROOT, Asked, Runs
+from tests.torture.runs import ROOT, Asked, Runs, on_one_core
 
 MOMENTS = 100 if LONG else 4
-SECONDS = 10.0  # from a signal to the end of the process
+SECONDS = 10.0 if LONG else 120.0  # from a signal to the end of the process, where nobody else needs the machine
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def program(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "rerank_cli", *arguments, "--model", str(TINY_CHECKPOINT)]
-    return subprocess.Popen(command, cwd=ROOT, **settings)  # type: ignore[call-overload]
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=on_one_core, **settings)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -76,6 +76,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 stop = Stop()
 with stop.listening(), stop.held():
     print("ready", flush=True)
+    while stop._request is None:
+        time.sleep(0.01)
+    print("finishes what is held", flush=True)
     while True:
         time.sleep(0.01)
 """
@@ -86,8 +89,8 @@ def test_the_second_interrupt_leaves_at_once() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.5)  # what is held is finished first
+        # Not before it was heard: two signals that come while a process waits for its turn are one.
+        assert process.stdout.readline() == b"finishes what is held\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=SECONDS) == 130
 
@@ -110,5 +113,5 @@ def test_a_reader_that_leaves_ends_the_run_without_a_word(many: str, _: int) -> 
             process.stdout.close()
             first, _nothing = head.communicate()
         assert first.startswith(b'{"query": "two"')
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=300) == 141
         assert process.stderr.read() == b""

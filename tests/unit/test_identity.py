@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from rerank_cli.cli import app
 from rerank_cli.counts import ErrorLimit
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import Selection
@@ -48,10 +50,23 @@ def test_an_option_that_decides_bytes_counts(options: JobOptions, name: str) -> 
 
 
 def test_every_option_counts_or_is_known_not_to(options: JobOptions) -> None:
-    counted = set(asked(options)["options"])
-    assert counted | FREE == {field.name for field in fields(JobOptions)}
-    assert not counted & FREE
+    counted = {field.name for field in fields(JobOptions)} - FREE
     assert counted - set(CHANGED) == {"fields", "images"}
+    values = asdict(options)
+    leaves = sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted) - 1  # origins
+    others = {"input formats", "output format", "versions", "cpu", "--embeddings", "--per-query"}
+    assert len(set(asked(options)) - others) == leaves  # so no two have one name
+
+
+def test_what_is_asked_has_the_names_and_values_that_are_typed(options: JobOptions) -> None:
+    command = typer.main.get_command(app)
+    known = {flag for name in command.commands for one in command.commands[name].params for flag in one.opts}
+    counted = {name.removesuffix(" cuda:") for name in asked(options) if name.startswith("--")}
+    assert counted - known == set()
+    typed = replace(options, shard=(1, 2), metrics=("RR", "nDCG@3"), selection=Selection(top_n=3, prob=True))
+    found = asked(typed)
+    assert (found["command"], found["--shard"], found["--metric"]) == ("rerank-file", "1/2", "RR,nDCG@3")
+    assert (found["--top-n"], found["--prob"], found["--threshold"]) == (3, "given", None)
 
 
 def test_how_a_run_goes_on_does_not_count(options: JobOptions, tmp_path: Path) -> None:

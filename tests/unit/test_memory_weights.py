@@ -76,6 +76,11 @@ def test_a_vision_config_gives_the_shape_that_the_profile_tells() -> None:
     assert read.vision == told.vision
 
 
+def test_what_the_language_part_is_called_does_not_matter() -> None:
+    named = {**VL, "llm_config": {**VL["llm_config"], "architectures": 62}}
+    assert read_model_shape(bare(named)) == read_model_shape(bare(VL))
+
+
 def test_a_vision_config_that_names_nothing_means_what_the_tower_takes_it_for() -> None:
     from rerank_cli.encoding.vision_config import read_vision_geometry
     from rerank_cli.models.siglip import read_tower_shape
@@ -123,6 +128,7 @@ def test_heads_and_norms_are_counted_in_float32_and_unused_weights_not_at_all() 
         ({"hidden_size": None}, "hidden_size"),
         ({"num_attention_heads": 0}, "at least 1"),
         ({"intermediate_size": "big"}, "intermediate_size"),
+        ({"max_position_embeddings": "many"}, "max_position_embeddings"),
     ],
 )
 def test_a_config_without_its_sizes_is_refused_by_name(
@@ -138,6 +144,7 @@ def test_a_config_without_its_sizes_is_refused_by_name(
         ({"llm_config": None}, "llm_config"),
         ({"vision_config": {"patch_size": 1024}}, "impossible"),
         ({"downsample_ratio": 0}, "impossible"),
+        ({"downsample_ratio": 1e-3}, "impossible"),  # no token of a tile is left
     ],
 )
 def test_a_vision_model_without_its_parts_is_refused_by_name(changes: dict[str, Any], told: str) -> None:

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rerank_cli.counts import Counts
-from rerank_cli.errors import OutputError, StoppedError
+from rerank_cli.errors import JobChangedError, OutputError, StoppedError
 from rerank_cli.formats.shapes import FieldNames, Selection, Texts
 from rerank_cli.job import Outcome, Watcher, run_job
 from rerank_cli.job_options import JobOptions
 from rerank_cli.output_names import Names
 from rerank_cli.stop import Stop
 from tests.conftest import TINY_CHECKPOINT, write_lines
+from tests.unit.images import data_uri, encoded, picture, saved
 
 EMBEDDER = Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint"
 WORDS = ["two", "roads", "diverged", "in", "a", "yellow", "wood", "and", "sorry", "i", "could", "not", "travel", "both"]
@@ -247,3 +248,38 @@ def test_a_judged_query_with_an_empty_list_counts_in_every_process(tmp_path: Pat
     assert whole.evaluation == resumed.evaluation
     assert whole.evaluation is not None
     assert whole.evaluation.queries == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        (lambda folder: saved(folder, "9.png", picture(30, 31)), True),  # of a row that was not finished
+        (lambda folder: saved(folder, "0.png", picture(30, 31)), False),
+        (lambda folder: (folder / "0.png").unlink(), False),
+    ],
+    ids=["a later one", "an earlier one", "gone"],
+)
+def test_a_run_whose_finished_images_were_changed_does_not_go_on(
+    tmp_path: Path, change: Callable[[Path], object], goes_on: bool
+) -> None:
+    names = [
+        "gone.png",
+        *(saved(tmp_path, f"{n}.png", picture(20 + n)) for n in range(10)),
+        data_uri(encoded(picture())),
+    ]
+    rows = [{"query": "two roads", "passage": "", "image": name} for name in names]
+    source, out = write_lines(tmp_path / "pairs.jsonl", rows), tmp_path / "out.jsonl"
+    with pytest.raises(StoppedError):
+        run(source, out, model=EMBEDDER, stop_after=1)  # 8 rows: one with an image counts as 8 pairs of 64
+    change(tmp_path)
+    if goes_on:
+        assert run(source, out, model=EMBEDDER).counts.rows_out == 11
+        return
+    with pytest.raises(JobChangedError) as caught:
+        run(source, out, model=EMBEDDER)
+    assert caught.value.message == (
+        f"{out}.job: the unfinished job in it is another one: an image file of its finished rows was changed"
+    )
+    assert "--restart" in str(caught.value.hint)
+    assert getattr(caught.value, "__notes__", []) == []
+    assert Path(f"{out}.job").exists()

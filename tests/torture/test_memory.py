@@ -1,0 +1,75 @@
+"""Memory does not grow with the input: the program as a user starts it, watched while it goes through gigabytes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import LONG, TINY_CHECKPOINT
+from tests.torture.runs import ROOT, on_one_core
+
+GIGABYTES = float(os.environ.get("RERANK_TORTURE_GB", "2" if LONG else "0.004"))
+ROWS = 1_000_000 if LONG else 2000
+MB = 2**20
+# What the allocator takes and gives back moves by some MB while nothing grows, which is all that a short run can see.
+GROWTH = MB if LONG else 10_000 * MB  # a million rows, over the second half of the run
+SWING = 64 * MB  # within the second half of the run
+
+
+def write_rows(path: Path) -> None:
+    """Lists of two passages with a long field that nobody reads; each query and passage is another one."""
+    size = int(GIGABYTES * 1e9 / ROWS)  # of a row
+    with path.open("w", encoding="utf-8") as stream:
+        for number in range(ROWS):
+            passages = [f"wood {number} yellow", f"road {number + 7} taken"]
+            row = json.dumps({"id": number, "query": f"which way {number}", "passages": passages, "html": ""})
+            stream.write(f'{row[:-2]}{"all that happens must be known " * (1 + (size - len(row)) // 31)}"}}\n')
+
+
+def resident(process: int) -> int:
+    """Bytes of a process that are in memory."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Of the line through points that has the least squares."""
+    middle_x, middle_y = (sum(values) / len(points) for values in zip(*points, strict=True))
+    spread = sum((x - middle_x) ** 2 for x, _ in points)
+    return sum((x - middle_x) * (y - middle_y) for x, y in points) / spread if spread else 0.0
+
+
+@pytest.mark.parametrize("kind", ["good", "bad"] if LONG else ["good"])
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, kind: str) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    write_rows(source)
+    work = tmp_path / "out.jsonl.job" / ("rows" if kind == "good" else "errors")
+    command = [sys.executable, "-m", "rerank_cli", "rerank-file", str(source), "-o", str(out), "-q"]
+    command += ["--model", str(TINY_CHECKPOINT), *(() if kind == "good" else ("--query-field", "id"))]
+    points: list[tuple[float, float]] = []  # bytes written, bytes in memory
+    began = time.monotonic()
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=on_one_core) as process:
+        while process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):  # it is not there yet, or has its name by now
+                points.append((work.stat().st_size, resident(process.pid)))
+            time.sleep(0.5 if LONG else 0.02)
+    assert process.returncode == (0 if kind == "good" else 3)
+    written = max(points)[0]
+    later = [(done / written * ROWS, memory) for done, memory in points if done > written / 2]
+    peak, grown = max(memory for _, memory in points), slope(later) * 1e6
+    swing = max(memory for _, memory in later) - min(memory for _, memory in later)
+    print(  # noqa: T201 (the figures of the long run)
+        f"{kind} rows: {ROWS:,} in {source.stat().st_size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s; peak "
+        f"{peak / MB:.0f} MB, second half {grown / MB:+.2f} MB per million rows, swing {swing / MB:.1f} MB"
+    )
+    assert swing < SWING
+    assert grown < GROWTH
+    source.unlink()
+    Path(f"{out}{'' if kind == 'good' else '.errors.jsonl'}").unlink()
