@@ -82,9 +82,13 @@ class EmbeddedTexts:
         return {"texts": self._engine.texts, "work": dict(self._engine.work)}
 
     @property
-    def dimensions(self) -> int:
-        """Numbers in a vector."""
-        return self._engine.dimensions
+    def facts(self) -> dict[str, int]:
+        """For the report."""
+        return {
+            "texts": self._engine.texts,
+            "tokens": self._engine.work["tokens"],
+            "dimensions": self._engine.dimensions,
+        }
 
     def write_file(self, texts: Path, stream: BinaryIO) -> None:
         """Write the Parquet file of all texts of the run, which lie in the member `texts`."""
