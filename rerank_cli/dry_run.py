@@ -69,7 +69,7 @@ def dry_run(options: JobOptions) -> DryRun:
                 counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
     counts.tokens, counts.truncated = kept, truncated
     flops = forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
-    speed = matrix_speed(prepared.plan)
+    speed = matrix_speed(prepared.plan) * max(1, len(prepared.plan.engines))
     percentiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 10, 50, 90, 99, 100)} if lengths else {}
     return DryRun(
         counts, percentiles, kept, truncated, unscorable, prepared.plan, flops / (_SHARE_REACHED * speed), speed / 1e9
