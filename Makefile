@@ -33,6 +33,7 @@ bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on thi
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.growth
 
 bench-gpu: $(VENV)/installed-bench  ## how near to a GPU's limit, beside padded transformers
 	$(BIN)/python -m benchmarks.gpu_constants
