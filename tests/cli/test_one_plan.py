@@ -89,7 +89,7 @@ def test_the_plan_travels_as_variables(
 def test_what_a_run_cannot_do_is_said_on_stderr_unless_quiet(
     tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran("rerank-file", tmp_path, "--model", tiny_model, "--engines", "2")
-    assert "warning: one engine runs, on cpu" in capsys.readouterr().err
-    ran("rerank-file", tmp_path, "--model", tiny_model, "--engines", "2", "--overwrite", "-q")
+    ran("rerank-file", tmp_path, "--model", tiny_model, "--precision", "fp8")
+    assert "warning: --precision fp8 is not available on this CPU, fp32 is used" in capsys.readouterr().err
+    ran("rerank-file", tmp_path, "--model", tiny_model, "--precision", "fp8", "--overwrite", "-q")
     assert capsys.readouterr().err == ""

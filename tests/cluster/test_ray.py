@@ -20,7 +20,7 @@ from tests.torture.conftest import TEXT
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
-MOMENTS = 20 if LONG else 2
+MOMENTS = 20 if LONG else 1
 ONE_CORE = {min(os.sched_getaffinity(0))}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def test_a_gpu_without_triton_computes_by_torch_and_says_why(monkeypatch: pytest
     pointwise_for.cache_clear()
     by, told = pointwise_for(torch.device("cuda", 0), torch.bfloat16)
     assert isinstance(by, Unfused)
-    assert told.startswith("unfused (ImportError: ")
+    assert re.match(r"unfused \((Import|ModuleNotFound)Error: ", told)
     pointwise_for.cache_clear()
 
 
