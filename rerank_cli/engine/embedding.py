@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem, split_pair
-from rerank_cli.engine.fitting import FittingBatches, Trouble, unless_full
+from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
 from rerank_cli.engine.scorer import InProcess, OnBatch
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
@@ -54,6 +53,7 @@ class EmbeddingEngine(InProcess):
         self._plan, self._checkpoint = plan, checkpoint
         self._batches = FittingBatches(plan.token_budget)
         self._exact = exact  # the same model in fp32, loaded when it is needed
+        self._reruns = ""  # where it is, if it is not on the plan's device
         self.trouble = Trouble()
         self._model = model or load_embedder(
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
@@ -66,7 +66,7 @@ class EmbeddingEngine(InProcess):
     @property
     def kernels(self) -> str:
         """Which implementations the model runs on, in words, for the report."""
-        return self._model.kernels
+        return self._model.kernels + self._reruns
 
     @property
     def dimensions(self) -> int:
@@ -168,9 +168,12 @@ class EmbeddingEngine(InProcess):
 
     def _exact_model(self) -> Embedder:
         if self._exact is None:
-            load = partial(load_embedder, self._checkpoint, precision="fp32", attention="runs")
-            found = unless_full(partial(load, device=self._plan.device))
-            self._exact = found[0] if found else load(device="cpu")
+
+            def load(device: str) -> Embedder:
+                return load_embedder(self._checkpoint, device=device, precision="fp32", attention="runs")
+
+            found, self._reruns = loaded_where_it_fits(load, self._plan.device)
+            self._exact = found
         return self._exact
 
     def _see(self, texts: Sequence[EncodedPair]) -> None:

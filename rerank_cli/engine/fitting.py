@@ -121,3 +121,9 @@ def unless_full(compute: Callable[[], T]) -> tuple[T] | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def loaded_where_it_fits(load: Callable[[str], T], device: str) -> tuple[T, str]:
+    """`load(device)`, or `load("cpu")` where the device has no room for it; and what the report says of the second."""
+    found = unless_full(partial(load, device))
+    return (found[0], "") if found else (load("cpu"), f"; fp32 reruns on the CPU, as {device} has no room for them")

@@ -19,7 +19,7 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine.batching import plan_batches
-from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, unless_full
+from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, loaded_where_it_fits, unless_full
 from rerank_cli.models import Calibrates, RerankModel, SeesImages, is_native, load_model
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
@@ -127,6 +127,7 @@ class LocalEngine(InProcess):
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
         self._exact = exact  # the same model in fp32, loaded when it is needed
+        self._reruns = ""  # where it is, if it is not on the plan's device
         self.trouble = Trouble()
         self.calibration: Mapping[str, Any] | None = None
 
@@ -141,7 +142,7 @@ class LocalEngine(InProcess):
     @property
     def kernels(self) -> str:
         """Which implementations the model runs on, in words, for the report: a slow fallback must be visible."""
-        return self._model.kernels
+        return self._model.kernels + self._reruns
 
     @property
     def taken_bytes(self) -> int:
@@ -239,9 +240,12 @@ class LocalEngine(InProcess):
     def _exact_model(self) -> RerankModel:
         """The model in fp32: on the plan's device if it has room, else on the CPU, where it is slow and as exact."""
         if self._exact is None:
-            load = partial(load_model, self._checkpoint, precision="fp32", attention="runs")
-            found = unless_full(partial(load, device=self._plan.device))
-            self._exact = found[0] if found else load(device="cpu")
+
+            def load(device: str) -> RerankModel:
+                return load_model(self._checkpoint, device=device, precision="fp32", attention="runs")
+
+            found, self._reruns = loaded_where_it_fits(load, self._plan.device)
+            self._exact = found
         return self._exact
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rerank_cli.engine.embedding import EmbeddingEngine
-from rerank_cli.engine.fitting import FittingBatches, Trouble
+from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.records import CandidateList, EncodedPair
 from tests.unit.test_embedding import CHECKPOINT, CountingEmbedder, pair
@@ -270,3 +270,14 @@ def test_a_row_without_memory_is_a_bad_row_and_the_report_counts_the_trouble() -
     assert [(error.row, error.code) for error in errors] == [(2, "out-of-memory")]
     assert [item.source.rows[0].number for item in written if isinstance(item.source, CandidateList)] == [1, 3]
     assert (run.counts.out_of_memory_splits, run.counts.fp32_reruns) == (3, 2)
+
+
+def test_a_model_without_room_on_its_device_is_loaded_on_the_cpu_and_it_is_said() -> None:
+    def load(device: str) -> str:
+        if device != "cpu":
+            raise torch.OutOfMemoryError
+        return f"on {device}"
+
+    assert loaded_where_it_fits(load, "cpu") == ("on cpu", "")
+    told = "; fp32 reruns on the CPU, as cuda:0 has no room for them"
+    assert loaded_where_it_fits(load, "cuda:0") == ("on cpu", told)
