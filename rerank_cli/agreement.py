@@ -4,8 +4,9 @@
     Kendall's tau             tau-b of the two orders of a list, mean over lists
     top-10 overlap            share of a list's ten best that are the ten best in fp32 too, mean over lists
 
-Whole lists are compared, until there are as many pairs as were asked for. Pairs in lists of one (rows of `score`) are
-taken as one list a window. What was found so far is a few sums, `state`, and goes with the run's journal.
+Whole lists are compared (of those of over 1,000 passages the first 1,000), until there are as many pairs as were asked
+for. Pairs in lists of one (rows of `score`) are taken as one list a window. What was found so far is a few sums,
+`state`, and goes with the run's journal.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rerank_cli.parts import EncodedWindow
 LEAST_OVERLAP = 0.95
 """Below it a run warns: one of twenty of the best passages is another."""
 _TOP = 10
+_LONGEST = 1000  # passages of a list: tau compares each with each
 
 Logits = npt.NDArray[np.float32]
 
@@ -60,7 +62,7 @@ class Agreement:
         for places in _lists(encoded):
             if room <= 0:
                 break
-            usable = [place for place in dict.fromkeys(places) if np.isfinite(logits[place])]
+            usable = [place for place in dict.fromkeys(places) if np.isfinite(logits[place])][:_LONGEST]
             chosen += [usable] * bool(usable)
             room -= len(usable)
         members = list(dict.fromkeys(place for places in chosen for place in places))

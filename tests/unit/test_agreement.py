@@ -107,3 +107,13 @@ def test_its_state_goes_on_where_it_was():
         one.add(encoded(3), logits(3, 2, 1), exactly(1, 2, 3)[0])
     assert again.to_json() == found.to_json()
     assert again.to_json()["lists"] == 2
+
+
+def test_of_a_list_of_a_hundred_thousand_the_first_thousand_are_compared() -> None:
+    size = 5000
+    found = logits(*range(size))
+    exact, asked = exactly(*range(size))
+    agreement = Agreement(10_000)
+    agreement.add(encoded(size, 3), np.concatenate([found, found[:3]]), exact)
+    assert asked == [1003]
+    assert agreement.pairs == 1003
