@@ -73,17 +73,16 @@ class _Actor:
 
 @dataclass(slots=True)
 class Progress:
-    """What is finished. reports: of each part by its name."""
+    """What is finished. reports: of each part by its name. counts: those of all finished parts together."""
 
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: list[tuple[Task, RerankError]] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
 
-    def counts(self) -> Counts:
-        """Those of all finished parts together."""
-        total = Counts()
-        for report in self.reports.values():
-            total.add(report["counts"])
-        return total
+    def add(self, task: Task, report: dict[str, Any]) -> None:
+        """A part is finished."""
+        self.reports[task.name] = report
+        self.counts.add(report["counts"])
 
 
 @contextmanager
@@ -325,8 +324,8 @@ class Actors:
             self._progress.errors.append((task, done.error))
             return
         assert done.report is not None, "a part is done or it is not"
-        self._progress.reports[task.name] = done.report
-        counts = self._progress.counts()
+        self._progress.add(task, done.report)
+        counts = self._progress.counts
         self._options.error_limit.check(counts, last=False)
         if self._watcher.on_progress:
             self._watcher.on_progress(counts, None)

@@ -102,7 +102,7 @@ def _manifest(
 ) -> dict[str, Any]:
     """The document that says that all is there."""
     reports = [progress.reports[task.name] for task in tasks]
-    counts, timing = progress.counts(), Timing()
+    counts, timing = progress.counts, Timing()
     for report in reports:
         for name in asdict(timing):
             setattr(timing, name, getattr(timing, name) + report["seconds"][name])

@@ -7,6 +7,7 @@ continued on a cluster of another size does the same parts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
             raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
         root = place if place.is_dir() else place.parent
         found += [(str(file.absolute()), _stem(file.relative_to(root))) for file in inside]
-    names = [name for _, name in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    names = Counter(name for _, name in found)
+    twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         both = [path for path, name in found if name == twice]
         raise UsageError(f"{both[0]} and {both[1]}: their outputs would have one name", hint="rename one of them")

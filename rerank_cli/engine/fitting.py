@@ -45,6 +45,14 @@ class Trouble:
     deaths: int = 0
     computed: int = 0
 
+    def add(self, part: Trouble, places: Sequence[int]) -> None:
+        """Count that of some of the pairs in. places: where each pair of the part stands among these."""
+        self.failed |= {places[place]: problem for place, problem in part.failed.items()}
+        self.splits += part.splits
+        self.reruns += part.reruns
+        self.deaths += part.deaths
+        self.computed += part.computed
+
 
 class FittingBatches:
     """Batches of pairs of one model. token_budget: the plan's; `tokens` is what a batch may hold at the moment."""

@@ -266,14 +266,12 @@ class PoolEngine:
     def _finish(self, worker: _Worker, scored: Scored) -> None:
         number, work = worker.doing.popleft()
         assert number == scored.number, "a worker does its units in their order"
-        submission, trouble = work.submission, scored.trouble
+        submission = work.submission
         key = (worker.plan.device, worker.place)
         self._peaks[key] = max(self._peaks.get(key, 0), scored.peak_bytes)
         submission.logits[work.places] = scored.logits
         submission.missing -= len(work.places)
-        for name in ("splits", "reruns", "computed"):
-            setattr(submission.trouble, name, getattr(submission.trouble, name) + getattr(trouble, name))
-        submission.trouble.failed |= {work.places[place]: problem for place, problem in trouble.failed.items()}
+        submission.trouble.add(scored.trouble, work.places)
         self._deaths_in_a_row = 0
         if submission.on_batch:
             submission.on_batch(len(work.places), sum(len(pair.input_ids) for pair in work.pairs))

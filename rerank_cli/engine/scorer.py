@@ -232,9 +232,7 @@ class LocalEngine(InProcess):
         for half in halves:
             own = Trouble()
             logits[half] = self._score(model, [pairs[place] for place in half], own, on_batch)
-            trouble.splits += own.splits
-            trouble.computed += own.computed
-            trouble.failed |= {half[place]: problem for place, problem in own.failed.items()}
+            trouble.add(own, half)
         return logits
 
     def _exact_model(self) -> RerankModel:
