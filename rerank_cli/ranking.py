@@ -38,12 +38,12 @@ def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Po
     """
     combine = _POOLS[pool]
     found = np.full(len(encoded), np.nan, dtype=np.float32)
-    begin = 0
-    for place, entry in enumerate(encoded):
-        end = begin + (0 if isinstance(entry, EncodingProblem) else len(entry))
-        if end > begin:
-            found[place] = combine(logits[begin:end])
-        begin = end
+    chunks = np.array([0 if isinstance(entry, EncodingProblem) else len(entry) for entry in encoded], dtype=np.int64)
+    ends = np.cumsum(chunks)
+    whole = chunks == 1
+    found[whole] = logits[ends[whole] - 1]
+    for place in np.flatnonzero(chunks > 1).tolist():
+        found[place] = combine(logits[ends[place] - chunks[place] : ends[place]])
     return found
 
 

@@ -26,7 +26,6 @@ def run_and_report(
     options: JobOptions, cluster: ClusterOptions | None = None, *, quiet: bool, verbose: bool, output_mode: str
 ) -> int:
     """Run the job, here or on a cluster; returns the exit code."""
-    from rerank_cli.cluster import run_on_ray
     from rerank_cli.job import Watcher, run_job
 
     choice("--format", output_mode, ("auto", "text", "json"))
@@ -41,7 +40,12 @@ def run_and_report(
             on_progress=progress.on_progress,
         )
         try:
-            outcome = run_on_ray(options, cluster, watcher) if cluster else run_job(options, watcher)
+            if cluster:
+                from rerank_cli.cluster import run_on_ray
+
+                outcome = run_on_ray(options, cluster, watcher)
+            else:
+                outcome = run_job(options, watcher)
         except BrokenPipeError:
             # Here and not in main(): click turns a closed pipe into exit code 1 before main() sees it.
             forget_stdout()

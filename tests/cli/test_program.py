@@ -163,3 +163,39 @@ def test_completion_can_be_shown_without_being_installed(monkeypatch: pytest.Mon
     ).stdout
     assert "_RERANK_CLI_COMPLETE=complete_bash" in script
     assert script.rstrip().endswith("rerank-cli")
+
+
+ENDING = """
+import atexit, sys
+from rerank_cli.cli import entry_point
+
+class Held:
+    def __del__(self):  # called when the interpreter takes its modules apart
+        sys.__stderr__.write("taken apart\\n")
+
+class Library:  # registers an exit handler while the program runs
+    def find_spec(self, *_):
+        sys.meta_path.remove(self)
+        atexit.register(sys.stderr.write, "exit handler\\n")
+
+held = Held()
+sys.meta_path.insert(0, Library())
+entry_point()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["score", "no-such-file.jsonl"], 4)])
+def test_the_process_ends_with_its_exit_code_after_all_exit_handlers(arguments: list[str], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert (f"rerank-cli {__version__}\n" == done.stdout) == (code == 0)
+    assert "exit handler" in done.stderr
+    assert "taken apart" not in done.stderr
+
+
+def test_what_no_disk_takes_at_the_end_is_no_success() -> None:
+    command = [sys.executable, "-m", "rerank_cli", "--version"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr

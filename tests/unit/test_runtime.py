@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 
@@ -39,3 +40,28 @@ def test_the_memory_of_a_batch_serves_the_next_one(mode: str, mapped: int) -> No
     assert mapped_apart == mapped
     # Freed, and still in the heap, but for what was free there before; by default nothing of it is left.
     assert (heap_bytes >= 4 * 2**24) == (mode == "kept")
+
+
+SETTINGS = """
+import os
+from rerank_cli.runtime import prepare_process
+prepare_process(online=False)
+print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, "1000 None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(given: dict[str, str], found: str) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    command = [sys.executable, "-c", SETTINGS]
+    done = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found

@@ -1,0 +1,122 @@
+"""How many pairs a second the host can feed: whole jobs with everything but the forward.
+
+    python -m benchmarks.host [--model DIR] [--pairs 20000] [--words 100] [--rounds 3]
+
+Reads, tokenises, plans and packs batches, ranks, writes and commits as `rerank-file` does; an engine that answers at
+once stands where the model would. Where a GPU makes more pairs a second than this, the host is the limit. Passages are
+made of the words of real ones and all differ, so nothing is tokenised once for two pairs. The tokenizer runs on all
+cores; what is left runs under the interpreter's lock, and its time is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.material import SAMPLES, machine, read_pairs
+from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.encoding import open_encoder
+from rerank_cli.engine.batching import plan_batches
+from rerank_cli.engine.fitting import Trouble
+from rerank_cli.engine.scorer import Engine, InProcess, OnBatch
+from rerank_cli.job import Outcome, run_job
+from rerank_cli.job_options import JobOptions
+from rerank_cli.models.packed import pack
+from rerank_cli.output_names import Names
+from rerank_cli.records import EncodedPair
+from rerank_cli.run_plan import Plan
+
+CANDIDATES = 100
+
+
+class NoModel(InProcess):
+    """An engine that packs each batch and computes nothing of it."""
+
+    kernels = "none"
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
+        """Logits that differ from pair to pair."""
+        self.trouble = Trouble()
+        lengths = [len(pair.input_ids) for pair in pairs]
+        for batch in plan_batches(lengths, token_budget=self._plan.token_budget):
+            pack([pairs[place] for place in batch], device=torch.device("cpu"))
+            if on_batch:
+                on_batch(len(batch), sum(lengths[place] for place in batch))
+        return np.array([int(pair.input_ids.sum()) % 1009 for pair in pairs], dtype=np.float32)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--words", type=int, default=100, help="of a passage, in the mean")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.jsonl"
+        passages = _write(rows, options.pairs, options.words)
+        outcomes = [_run(rows, Path(folder) / f"out{turn}.jsonl", options.model) for turn in range(options.rounds)]
+    counts, report = outcomes[0].counts, outcomes[0].report
+    speeds = [outcome.counts.pairs / outcome.report["seconds"]["wall"] for outcome in outcomes]
+    spread = f"[{min(speeds):,.0f}..{max(speeds):,.0f}]"
+    print(f"{counts.pairs:,} pairs of {counts.tokens / counts.pairs:.0f} tokens")
+    print(f"whole jobs: {statistics.median(speeds):,.0f} pairs/s {spread}, their seconds: {report['seconds']}")
+    checkpoint = read_checkpoint(locate_checkpoint(options.model))
+    print(f"the tokenizer alone: {len(passages) / _tokenizing_seconds(checkpoint, passages):,.0f} passages/s")
+
+
+def _write(path: Path, pairs: int, words: int) -> list[str]:
+    """Lists of passages that are all different; returns the passages."""
+    draw = random.Random(0)
+    known = " ".join(passage for _, passage in read_pairs(SAMPLES, limit=10**6)).split()
+    passages = [" ".join(draw.choices(known, k=draw.randint(words // 2, words * 3 // 2))) for _ in range(pairs)]
+    with path.open("w", encoding="utf-8") as lines:
+        for begin in range(0, pairs, CANDIDATES):
+            query = " ".join(draw.choices(known, k=9))
+            lines.write(json.dumps({"query": query, "passages": passages[begin : begin + CANDIDATES]}) + "\n")
+    return passages
+
+
+def _run(rows: Path, out: Path, model: str | None) -> Outcome:
+    def open_engine(
+        plan: Plan,
+        checkpoint: Checkpoint,
+        calibration: Mapping[str, Any] | None,
+        *,
+        on_note: Callable[[str], None] | None,
+    ) -> Engine:
+        del checkpoint, calibration, on_note
+        return NoModel(plan)
+
+    return run_job(JobOptions((str(rows),), Names(str(out)), model=model), open_engine=open_engine)
+
+
+def _tokenizing_seconds(checkpoint: Checkpoint, passages: Sequence[str]) -> float:
+    encoder = open_encoder(checkpoint, max_tokens=512)
+    began = time.perf_counter()
+    for begin in range(0, len(passages), 1024):
+        encoder.encode([("", passage) for passage in passages[begin : begin + 1024]])
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
