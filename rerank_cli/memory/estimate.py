@@ -99,8 +99,7 @@ class Place:
             return Execution(element=_FLOAT, fused=True, products=True, threads=self.cores)
         # oneDNN's layers take float32 anywhere and bfloat16 where a CPU has it; Llama's take float32 alone.
         fused = self.precision == "fp32" or (self.precision == "bf16" and not llama)
-        products = self.precision == "bf16" and shape.kv_heads == shape.heads
-        return Execution(element=element, fused=fused, products=products, threads=self.cores)
+        return Execution(element=element, fused=fused, products=self.precision == "bf16", threads=self.cores)
 
     @property
     def constants(self) -> DeviceConstants:

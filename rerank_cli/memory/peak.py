@@ -32,7 +32,7 @@ BATCH_TILES = 8
 _BFLOAT, _FLOAT, _INT64 = 2, 4, 8
 _WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
-_PRODUCT_KEYS = 512  # longest pairs that attention by matrix products takes (`models/attention.py`)
+_PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK = 512, 16, 256  # of attention by products (`product_attention.py`)
 _IMAGE_CHANNELS = 3
 _RELATIVE_POSITIONS = 512  # of DeBERTa-v3: 256 buckets to either side
 _SHORTEST_PAIR = 8  # tokens; the least that `--max-tokens` takes
@@ -43,9 +43,7 @@ class BatchSize:
     """What the peak needs to know of a batch.
 
     rows, firsts: tokens and pairs after rounding (`models/packed.py`). run_tokens: tokens of the largest run of pairs
-    of equal length; squares: the largest count * length^2 of a run, as far as scores are kept (longer pairs need less,
-    and an estimate that falls there would say that a shorter batch does not fit). longest: tokens of the longest pair.
-    padded_tokens: the batch as a rectangle.
+    of equal length. longest: tokens of the longest pair. padded_tokens: the batch as a rectangle.
     """
 
     pairs: int
@@ -53,7 +51,6 @@ class BatchSize:
     rows: int
     firsts: int
     run_tokens: int
-    squares: int
     longest: int
     padded_tokens: int
 
@@ -73,7 +70,6 @@ class BatchSize:
             rows=rounded_rows(tokens),
             firsts=rounded_rows(pairs),
             run_tokens=max(count * length for count, length in runs),
-            squares=max(count * min(length, _PRODUCT_KEYS) ** 2 for count, length in runs),
             longest=max(length for _, length in runs),
             padded_tokens=pairs * max(length for _, length in runs),
         )
@@ -88,7 +84,6 @@ class BatchSize:
             rows=rounded_rows(tokens),
             firsts=rounded_rows(pairs),
             run_tokens=tokens,
-            squares=tokens * min(max_tokens, _PRODUCT_KEYS),
             longest=max_tokens,
             padded_tokens=tokens,
         )
@@ -96,7 +91,7 @@ class BatchSize:
 
 def rounded_rows(count: int) -> int:
     """`count` as `models/packed.py` rounds it up."""
-    step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
+    step = 1 << max(4, (count - 1).bit_length() - 6)
     return -(-count // step) * step
 
 
@@ -147,8 +142,7 @@ def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
     """The moment of attention, and others. A layer keeps its input H to its end; q, k, v are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
-    result = h * batch.run_tokens
-    attending = e * (5 * h * t + result)  # input, q, k, v, context
+    attending = e * (5 * h * t + _result(h, batch, how))  # input, q, k, v, context
     expand = e * t * (2 * h + (i if how.fused else 2 * i))  # input, x; the layer's output and its activation
     contract = e * t * (3 * h + i)
     return attending, [expand, contract]
@@ -158,7 +152,7 @@ def _modernbert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[in
     """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
     rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
-    attending = rotations + e * (7 * h * t + h * batch.run_tokens)
+    attending = rotations + e * (7 * h * t + _result(h, batch, how))
     mlp = rotations + e * t * (2 * h + 3 * i)  # input, x; the two halves, the activated one
     wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
     rotate = rotations + t * (e * 5 * h + wide + _FLOAT * 6 * h)
@@ -170,7 +164,7 @@ def _llama(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, li
     h, q, k, t, e = shape.hidden, shape.queries, shape.keys, batch.rows, how.element
     chunk = t if e == _FLOAT else min(t, CHUNK)  # of norms and rotation, which are in float32 whatever the precision
     angles = 3 * _FLOAT * (shape.head_size // 2) * t  # and their cosines and sines
-    attending = angles + e * (t * (h + 2 * q + 2 * k) + q * batch.run_tokens)
+    attending = angles + e * (t * (h + 2 * q + 2 * k) + _result(q, batch, how))
     mlp = angles + e * t * (2 * h + q) + _chunked_mlp(shape, t, e)  # input, context, x
     project = angles + e * t * (2 * h + q + 2 * k)  # input, normed, q, k, v
     rotate = project + _FLOAT * q * min(t, CHUNK) * (3 if e != _FLOAT else 2)
@@ -193,17 +187,26 @@ def _chunked_mlp(shape: ModelShape, t: int, e: int) -> int:
     return max(wide, _norm_bytes(shape.hidden, rows, rows, e))
 
 
+def _result(width: int, batch: BatchSize, how: Execution) -> int:
+    """Elements of what a run of attention gives before it is put in its place; a block's count as workspace."""
+    return 0 if how.products and batch.longest <= _PRODUCT_LONGEST else width * batch.run_tokens
+
+
 def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) -> int:
     """What the attention kernel needs beside its result.
 
     Flash kernels: the log-sum-exp of each row and head; on a CPU blocks of scores in each thread. By matrix products:
-    all scores. Heads that are repeated: keys and values once more, as many as queries.
+    the sums of the batch; of a block queries, keys, values, all scores, their sums and the result. Heads that are
+    repeated: keys and values once more, as many as queries.
     """
     run, e = batch.run_tokens, how.element
-    if how.products and shape.kv_heads == shape.heads:
-        rows = run * (3 * shape.queries + 2 * shape.heads)  # queries, values with their ones, sums
-        e = _BFLOAT  # beside layers in int8 too
-        return e * (rows + shape.heads * batch.squares)
+    if how.products:
+        # Longer pairs take less; an estimate that fell there would say that a shorter batch does not fit.
+        length = -(-min(batch.longest, _PRODUCT_LONGEST) // _PRODUCT_STEP) * _PRODUCT_STEP
+        pairs = max(1, min(batch.pairs, _PRODUCT_BLOCK // length))
+        rows = length * (1 << (pairs.bit_length() - 1))
+        block = rows * (2 * shape.queries + 2 * shape.keys + shape.heads * (length + 1))
+        return _FLOAT * shape.heads * batch.rows + _BFLOAT * block  # bfloat16 beside layers in int8 too
     size = _FLOAT * shape.heads * run
     if shape.window is not None and batch.longest > shape.window + 1:
         keys = min(batch.longest, _WINDOW_BLOCK + 2 * shape.window)

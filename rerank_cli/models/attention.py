@@ -3,7 +3,7 @@
 Kinds (a `Plan` names one):
 
 * `runs`: scaled dot product attention of torch, one call for each run of pairs of equal length. Exact, runs anywhere.
-  On a CPU this is torch's flash kernel; nothing is padded and no mask is built.
+  On a CPU this is torch's flash kernel, but for bfloat16 (`product_attention.py`); no mask is built.
 * `varlen`: `torch.nn.attention.varlen`, one kernel for the whole batch. CUDA, compute capability 8.0 and up, fp16 or
   bf16.
 
@@ -24,9 +24,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rerank_cli.models.packed import PackedBatch
+from rerank_cli.models.product_attention import LONGEST, attend_by_products
 
 _BLOCK = 256  # queries of a block of windowed attention
-_PRODUCT_KEYS = 512  # longest pairs for `_by_products`, whose memory grows with the square of the length
 
 
 def attend(
@@ -48,6 +48,10 @@ def attend(
         return _varlen(q, k, v, batch, (-1, 0) if causal else (-1, -1) if window is None else (window, window))
     heads, size = q.shape[1:]
     out = q.new_zeros(q.shape[0], heads * size)
+    if _by_products(q, batch) and not causal and (window is None or batch.longest <= window + 1):
+        scale = size**-0.5 * math.log2(math.e)
+        if attend_by_products(q, k, v, batch, out.unflatten(1, (heads, size)), scale=scale):
+            return out
     for run in batch.runs:
         stop = run.start + run.count * run.length
         # [count, heads, length, head_dim], without a copy
@@ -94,47 +98,17 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tens
     if grouped and q.device.type != "cpu" and not varlen_runs(q.device, q.dtype):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = False
-    short = k.shape[2] <= _PRODUCT_KEYS
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and short and not causal and not grouped:
-        result = _by_products(q, k, v)
-        if result is not None:
-            return result
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
-
-
-def _by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-    """Attention by two matrix products and one exponential, for bfloat16 on a CPU.
-
-    torch's flash kernel multiplies bfloat16 on a CPU no faster than float32 (50 GFLOP/s a core on Zen 4, torch 2.13).
-    Two batched products reach 90, and the softmax shrinks to its exponential: the usual subtraction of the row's
-    maximum is left out. That overflows only for scores over 88, far from what trained models have; None is returned
-    then, and the caller takes the kernel that subtracts. Powers of 2 are cheaper than those of e, whose logarithm goes
-    into the scale. The result is as near to float32 as the flash kernel's (built-in model, 100 pairs: at most 0.054 and
-    0.049 logits off).
-    """
-    count, heads, length, size = q.shape
-    keys = k.shape[2]
-    # Contiguous: the copies cost less than products of views do.
-    scaled = (q * (size**-0.5 * math.log2(math.e))).reshape(count * heads, length, size).contiguous()
-    run_k, run_v = (x.reshape(count * heads, keys, size).contiguous() for x in (k, v))
-    weights = torch.bmm(scaled, run_k.transpose(1, 2)).exp2_()
-    total = weights.sum(-1, keepdim=True)
-    least, most = total.aminmax()
-    if not (float(least) > 0 and math.isfinite(float(most))):
-        return None
-    result = torch.bmm(weights, run_v).div_(total)
-    return result.view(count, heads, length, size)
 
 
 def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor) -> Tensor:
     """Attention of every token over its own pair, as softmax of powers of 2, for the int8 layers of a CPU.
 
-    q, k, v: [T, heads, head_dim], may be views; the scale and log2(e) are in q already. In bfloat16 by two products as
-    in `_by_products`, but divided for the whole batch at once and in float32. Returns `out`, float32
+    q, k, v: [T, heads, head_dim], may be views; the scale and log2(e) are in q already. Returns `out`, float32
     [T, heads * head_dim], whose filler rows stay as they are.
     """
     by_head = out.unflatten(1, q.shape[1:])
-    if q.dtype == torch.bfloat16 and batch.longest <= _PRODUCT_KEYS and _by_powers(q, k, v, batch, by_head):
+    if _by_products(q, batch) and attend_by_products(q, k, v, batch, by_head, scale=1.0):
         return out
     for run in batch.runs:
         stop = run.start + run.count * run.length
@@ -146,27 +120,9 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
     return out
 
 
-def _by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor) -> bool:
-    """Fills `out`, [T, heads, head_dim]; False where a power of 2 overflows or all of a row vanish."""
-    heads, size = q.shape[1:]
-    totals = q.new_ones(q.shape[:2], dtype=torch.float32)
-    for run in batch.runs:
-        stop, shape = run.start + run.count * run.length, (run.count, run.length)
-        run_q, run_k, run_v = (
-            # Contiguous: the copies cost less than the products of views (20 % of the first one).
-            x[run.start : stop].unflatten(0, shape).transpose(1, 2).reshape(-1, run.length, size).contiguous()
-            for x in (q, k, v)
-        )
-        weights = torch.bmm(run_q, run_k.transpose(1, 2)).exp2_()
-        total = weights.sum(-1).view(run.count, heads, run.length)
-        totals[run.start : stop].unflatten(0, shape).copy_(total.transpose(1, 2))
-        result = torch.bmm(weights, run_v).view(run.count, heads, run.length, size)
-        out[run.start : stop].unflatten(0, shape).copy_(result.transpose(1, 2))
-    least, most = totals.aminmax()
-    if not (float(least) > 0 and math.isfinite(float(most))):
-        return False
-    out.div_(totals[:, :, None])
-    return True
+def _by_products(q: Tensor, batch: PackedBatch) -> bool:
+    """Matrix products serve better than torch's kernel."""
+    return q.dtype == torch.bfloat16 and q.device.type == "cpu" and batch.longest <= LONGEST
 
 
 def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

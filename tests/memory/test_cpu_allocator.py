@@ -13,11 +13,15 @@ import torch
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.hardware import usable_cores
-from rerank_cli.memory import BatchSize, MemoryModel, Place, estimate
+from rerank_cli.memory import BatchSize, Execution, MemoryModel, Place, estimate, read_model_shape
+from rerank_cli.memory.peak import _attention_workspace
 from rerank_cli.models import load_model
 from rerank_cli.models.measure import blank_checkpoint, cpu_forward_peak, measure_forward
+from rerank_cli.models.packed import pack
+from rerank_cli.models.product_attention import attend_by_products
+from rerank_cli.models.tracker import StorageTracker
 from rerank_cli.profiles import load_all_profiles
-from tests.memory.conftest import LLAMA_1B, MODERNBERT_BASE, build, checkpoint_of, pairs_of
+from tests.memory.conftest import BERT_L12, LLAMA_1B, MODERNBERT_BASE, build, checkpoint_of, pairs_of
 
 LLAMA_SMALL = {**LLAMA_1B, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
                "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 100}  # fmt: skip
@@ -104,3 +108,17 @@ def test_a_padded_classifier_can_be_followed_without_its_weights() -> None:
     assert followed == pytest.approx(measured, rel=0.1)
     bound = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([60] * 8), Place(precision="fp32"))
     assert bound.forward >= followed
+
+
+@pytest.mark.parametrize("lengths", [[512], [300, 290, 17], [100] * 5, [40] * 30], ids=str)
+@pytest.mark.parametrize("config", [BERT_L12, LLAMA_SMALL], ids=["all-heads", "shared-keys"])
+def test_attention_by_products_takes_what_is_estimated(config: Mapping[str, Any], lengths: list[int]) -> None:
+    shape = read_model_shape(checkpoint_of(config))
+    batch = pack(pairs_of(lengths), device=torch.device("cpu"))
+    rows = len(batch.input_ids)
+    q, out = (torch.randn(rows, shape.heads, shape.head_size).bfloat16() for _ in range(2))
+    k, v = (torch.randn(rows, shape.kv_heads, shape.head_size).bfloat16() for _ in range(2))
+    with torch.no_grad(), StorageTracker([q, k, v, out]) as tracker:
+        assert attend_by_products(q, k, v, batch, out, scale=0.1)
+    estimated = _attention_workspace(shape, BatchSize.of(lengths), Execution(products=True, threads=1))
+    assert estimated == pytest.approx(tracker.peak_bytes, rel=0.03)

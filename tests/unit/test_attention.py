@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.models.attention import attend, attend_first, attention_kind, varlen_runs
 from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.product_attention import attend_by_products, blocks
 from rerank_cli.records import EncodedPair
 
 CPU = torch.device("cpu")
@@ -155,3 +158,37 @@ def test_the_varlen_kernel_is_for_half_precision_on_cuda_alone(device, dtype):
 def test_heads_that_the_varlen_kernel_does_not_take_run_by_runs(head_size, kind):
     assert attention_kind("varlen", head_size) == kind
     assert attention_kind("runs", head_size) == "runs"
+
+
+@pytest.mark.parametrize("lengths", [*MIXES[:-1], [17] * 9, [130, 129, 128, 100, 97, 96, 33, 33, 32, 31, 1]], ids=str)
+def test_products_in_blocks_give_what_one_softmax_gives(lengths):
+    batch = batch_of(lengths)
+    n = batch.tokens
+    q, k, v = (x.to(torch.bfloat16) for x in random_qkv(batch, heads=4, kv_heads=2))
+    # What lies beyond the pairs of a block is never read: here it would be the only thing to be seen.
+    for x in (q, k, v):
+        x[n:] = torch.nan
+    out = torch.full((len(q), 4, SIZE), 7.0)
+    assert attend_by_products(q, k, v, batch, out, scale=SIZE**-0.5 * math.log2(math.e))
+    expected = dense(*(x.float() for x in (q, k, v)), batch)
+    assert (out[:n].flatten(1).double() - expected).abs().max() <= 0.04
+    assert (out[n:] == 7).all(), "filler rows stay"
+
+
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60))
+def test_blocks_hold_every_pair_once_and_in_few_shapes(lengths):
+    runs = batch_of(sorted(lengths, reverse=True)).runs
+    made = list(blocks(runs))
+    place = 0
+    for block in made:
+        assert block.length % 16 == 0
+        assert block.pairs & (block.pairs - 1) == 0
+        assert block.pairs == 1 or block.pairs * block.length <= 256
+        for piece in block.pieces:
+            assert block.length - 16 < piece.length <= block.length
+            assert piece.start == place
+            place += piece.count * piece.length
+    assert place == sum(lengths)
+    shapes = {(pairs, length) for length in range(16, 513, 16) for pairs in (1, 2, 4, 8, 16) if pairs * length <= 256}
+    assert {(block.pairs, block.length) for block in made} <= shapes | {(1, length) for length in range(16, 513, 16)}
+    assert len(shapes) + 32 <= 75  # two products each: what oneDNN's cache has to hold (`runtime.py`)

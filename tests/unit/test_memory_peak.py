@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.memory import BatchSize, Execution, ModelShape, peak
-from rerank_cli.memory.peak import CHUNK, rounded_rows, tower_peak
+from rerank_cli.memory.peak import CHUNK, _attention_workspace, rounded_rows, tower_peak
 from rerank_cli.memory.shape import VisionShape
 
 BERT = ModelShape("bert", "BertForSequenceClassification", 384, 1536, 12, 12, 12, 32, 30522, 512, 2)
@@ -85,11 +85,11 @@ def test_repeated_heads_cost_keys_and_values_as_wide_as_the_queries() -> None:
 
 def test_scores_of_matrix_products_grow_with_the_square_up_to_512_tokens() -> None:
     how = Execution(products=True, threads=2)
-    scores = [peak(BERT, BatchSize.of_runs([(8, n)]), how).attention_workspace for n in (256, 512, 1024)]
-    # Twice the tokens: all else doubles, 12 heads of 16-bit scores quadruple.
-    assert scores[1] - 2 * scores[0] == 2 * 12 * 8 * (512**2 - 2 * 256**2)
-    # From 512 tokens on the kernel keeps no more of them.
-    assert scores[2] - scores[1] == 2 * 8 * 512 * (3 * 384 + 2 * 12)
+    scores = [_attention_workspace(BERT, BatchSize.of_runs([(8, n)]), how) for n in (256, 512, 1024)]
+    # Twice the tokens: all else doubles, 12 heads of 16-bit scores of one pair quadruple.
+    assert scores[1] - 2 * scores[0] == 2 * 12 * (512**2 - 2 * 256**2)
+    # From 512 tokens on the kernel keeps no more of them; a sum of the softmax a token and head is added.
+    assert scores[2] - scores[1] == 4 * 12 * 8 * 512
 
 
 def test_only_the_largest_run_is_attended_to_at_a_time() -> None:
@@ -111,10 +111,18 @@ def test_chunks_and_limits_are_those_of_the_models() -> None:
     from rerank_cli import parts
     from rerank_cli.memory import peak as _  # noqa: F401 (the function hides the module of its name)
     from rerank_cli.memory.estimate import _PART_IMAGES
-    from rerank_cli.memory.peak import _PRODUCT_KEYS, _WINDOW_BLOCK, BATCH_TILES
-    from rerank_cli.models import attention, pointwise, siglip
+    from rerank_cli.memory.peak import (
+        _PRODUCT_BLOCK,
+        _PRODUCT_LONGEST,
+        _PRODUCT_STEP,
+        _WINDOW_BLOCK,
+        BATCH_TILES,
+    )
+    from rerank_cli.models import attention, pointwise, product_attention, siglip
 
-    assert (CHUNK, _PRODUCT_KEYS, _WINDOW_BLOCK) == (pointwise.CHUNK, attention._PRODUCT_KEYS, attention._BLOCK)
+    assert (CHUNK, _WINDOW_BLOCK) == (pointwise.CHUNK, attention._BLOCK)
+    products = (product_attention.LONGEST, product_attention._STEP, product_attention._BLOCK_TOKENS)
+    assert products == (_PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK)
     assert (CHUNK, BATCH_TILES, _PART_IMAGES) == (siglip.CHUNK, siglip.BATCH_TILES, parts._PART_IMAGES)
 
 
