@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rerank_cli.models.linear import Linear
 from rerank_cli.models.packed import PackedBatch
+from rerank_cli.models.product_attention import blocks
 
 
 class FirstTokenAttention:
@@ -33,8 +34,10 @@ class FirstTokenAttention:
         """x: the layer's input, [T, hidden]. Returns the contexts [P, hidden], P as in `PackedBatch.starts`."""
         q = self._query(x[batch.starts]).unflatten(1, (self._heads, -1))
         probes = torch.bmm((q * q.shape[-1] ** -0.5).transpose(0, 1), self._key).transpose(0, 1)
-        # A GPU would rather copy some rows than start kernels for every length.
-        mean = _means_at_once(probes, x, batch) if x.is_cuda else _means_by_runs(probes, x, batch)
+        if x.is_cuda:  # which would rather copy some rows than start kernels for every length
+            mean = _means_at_once(probes, x, batch)
+        else:
+            mean = (_means_by_blocks if x.dtype == torch.bfloat16 else _means_by_runs)(probes, x, batch)
         context = torch.bmm(mean.transpose(0, 1), self._value).transpose(0, 1)
         return context.flatten(1) + self._value_bias
 
@@ -48,6 +51,25 @@ def _means_by_runs(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
         weights = torch.bmm(probes[pair : pair + run.count], tokens.transpose(1, 2)).softmax(-1)
         means[pair : pair + run.count] = torch.bmm(weights, tokens)
         pair += run.count
+    return means
+
+
+def _means_by_blocks(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
+    """The same in products of few shapes, which oneDNN wants in bfloat16 (`product_attention.py`)."""
+    means = torch.zeros_like(probes)
+    pair = 0
+    for block in blocks(batch.runs):
+        tokens = x.new_empty(block.pairs, block.length, x.shape[1])
+        for piece, place in block.placed:
+            rows = x.narrow(0, piece.start, piece.count * piece.length)
+            tokens[place, : piece.length] = rows.unflatten(0, (piece.count, piece.length))
+            tokens[place, piece.length :] = 0
+        stop = pair + block.pairs
+        scores = torch.bmm(probes[pair:stop], tokens.transpose(1, 2))
+        for piece, place in block.placed:
+            scores[place, :, piece.length :] = -torch.inf
+        means[pair:stop] = torch.bmm(scores.softmax(-1), tokens)
+        pair = stop
     return means
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rerank_cli.models.attention import attend_first
-from rerank_cli.models.first_token import FirstTokenAttention, _means_at_once, _means_by_runs
+from rerank_cli.models.first_token import FirstTokenAttention, _means_at_once, _means_by_blocks, _means_by_runs
 from rerank_cli.models.linear import PlainLinear
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.records import EncodedPair
@@ -39,3 +39,16 @@ def test_the_way_of_a_gpu_gives_the_same_means(lengths):
     x = torch.randn(len(batch.input_ids), HIDDEN, generator=generator)
     probes = torch.randn(len(batch.starts), HEADS, HIDDEN, generator=generator)
     assert torch.allclose(_means_at_once(probes, x, batch), _means_by_runs(probes, x, batch), atol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", [*MIXES, [17] * 9, [130, 129, 33, 33, 32, 1]], ids=str)
+def test_in_bfloat16_blocks_give_the_same_means(lengths):
+    generator = torch.Generator().manual_seed(len(lengths))
+    batch = batch_of(lengths)
+    x = torch.randn(len(batch.input_ids), HIDDEN, generator=generator)
+    probes = torch.randn(len(batch.starts), HEADS, HIDDEN, generator=generator)
+    x[batch.tokens :] = torch.nan  # beyond the last pair nothing is read
+    expected = _means_by_runs(probes, x, batch)
+    assert torch.allclose(_means_by_blocks(probes, x, batch), expected, atol=2e-6)
+    rounded = _means_by_blocks(probes.bfloat16(), x.bfloat16(), batch)
+    assert (rounded.float() - expected).abs().mean() <= 0.02
