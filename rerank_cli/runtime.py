@@ -14,7 +14,7 @@ import sys
 # oneDNN compiles a kernel for every number of rows and keeps 1,024 of them: over a long file the process creeps up by
 # 200 MB. `packed.py` rounds the rows, `product_attention.py` the lengths, to some hundred shapes in all; with these
 # caches for them memory stays flat and next to nothing is compiled twice.
-_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512", "LRU_CACHE_CAPACITY": "64"}
+_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "64"}
 # Threads of libgomp that have nothing to do spin for milliseconds before they sleep. Where other work shares the cores
 # they spin against the thread that they wait for: with one of two cores busy a small encoder made 4 to 6 pairs a
 # second, and 12 to 19 with this many turns; alone on the machine it costs 1 to 3 % (Zen 4, libgomp of torch 2.13).

@@ -91,7 +91,7 @@ class BatchSize:
 
 def rounded_rows(count: int) -> int:
     """`count` as `models/packed.py` rounds it up."""
-    step = 1 << max(4, (count - 1).bit_length() - 6)
+    step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
     return -(-count // step) * step
 
 

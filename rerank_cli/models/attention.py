@@ -18,12 +18,13 @@ In `runs` long pairs are cut in blocks of queries that see only the keys in reac
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from rerank_cli.models.packed import PackedBatch
+from rerank_cli.models.packed import PackedBatch, Run
 from rerank_cli.models.product_attention import LONGEST, attend_by_products
 
 _BLOCK = 256  # queries of a block of windowed attention
@@ -48,11 +49,11 @@ def attend(
         return _varlen(q, k, v, batch, (-1, 0) if causal else (-1, -1) if window is None else (window, window))
     heads, size = q.shape[1:]
     out = q.new_zeros(q.shape[0], heads * size)
-    if _by_products(q, batch) and not causal and (window is None or batch.longest <= window + 1):
-        scale = size**-0.5 * math.log2(math.e)
-        if attend_by_products(q, k, v, batch, out.unflatten(1, (heads, size)), scale=scale):
-            return out
-    for run in batch.runs:
+    runs: Sequence[Run] = batch.runs
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not causal:
+        by_head, reach = out.unflatten(1, (heads, size)), LONGEST if window is None else min(LONGEST, window + 1)
+        runs = _after_products(q, k, v, batch, by_head, reach=reach, scale=size**-0.5 * math.log2(math.e))
+    for run in runs:
         stop = run.start + run.count * run.length
         # [count, heads, length, head_dim], without a copy
         run_q, run_k, run_v = (
@@ -108,9 +109,10 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
     [T, heads * head_dim], whose filler rows stay as they are.
     """
     by_head = out.unflatten(1, q.shape[1:])
-    if _by_products(q, batch) and attend_by_products(q, k, v, batch, by_head, scale=1.0):
-        return out
-    for run in batch.runs:
+    runs: Sequence[Run] = batch.runs
+    if q.dtype == torch.bfloat16:
+        runs = _after_products(q, k, v, batch, by_head, reach=LONGEST, scale=1.0)
+    for run in runs:
         stop = run.start + run.count * run.length
         run_q, run_k, run_v = (
             x[run.start : stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for x in (q, k, v)
@@ -120,9 +122,16 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
     return out
 
 
-def _by_products(q: Tensor, batch: PackedBatch) -> bool:
-    """Matrix products serve better than torch's kernel."""
-    return q.dtype == torch.bfloat16 and q.device.type == "cpu" and batch.longest <= LONGEST
+def _after_products(
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor, *, reach: int, scale: float
+) -> list[Run]:
+    """Fill `out`, [T, heads, head_dim], by matrix products for pairs of up to `reach` tokens; returns what is left.
+
+    What a pair is computed by depends on its own length and scores, never on those beside it.
+    """
+    near = [run for run in batch.runs if run.length <= reach]
+    far = [run for run in batch.runs if run.length > reach]
+    return far + attend_by_products(q, k, v, near, out, scale=scale) if near else far
 
 
 def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

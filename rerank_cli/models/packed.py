@@ -98,6 +98,6 @@ def _runs(lengths: Sequence[int]) -> list[Run]:
 
 
 def rounded_rows(count: int) -> int:
-    """`count` rounded up to a multiple of 16 up to 1,024 rows, 32 up to 2,048, 64 up to 4,096, and so on."""
-    step = 1 << max(4, (count - 1).bit_length() - 6)
+    """`count` rounded up to a multiple of 16, 32, ... 256: four sizes between two powers of two, up to 1,024 rows."""
+    step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
     return -(-count // step) * step

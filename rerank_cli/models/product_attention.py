@@ -10,7 +10,8 @@ products of oneDNN reach 200. What is needed to get there:
   some 60 shapes in all, two products each, which its cache holds (`runtime.py`). With a shape for every length a small
   encoder was 4 to 9 % slower. Of a filled up row or column nothing is read: its weights are 0.
 * The softmax shrinks to its exponential: the usual subtraction of the row's maximum is left out. That overflows only
-  for scores over 88, far from what trained models have; the caller is told then, and takes the kernel that subtracts.
+  for scores over 88, far from what trained models have; the caller is told of such runs, and takes the kernel that
+  subtracts.
   Powers of 2 are cheaper than those of e, whose logarithm goes into the scale. The division by the sums comes last, for
   all pairs at once.
 
@@ -27,7 +28,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from rerank_cli.models.packed import PackedBatch, Run
+from rerank_cli.models.packed import Run
 
 LONGEST = 512
 """Tokens of the longest pairs for which this is meant: its memory grows with the square of the length."""
@@ -80,20 +81,22 @@ def _take(waiting: list[Run], pairs: int) -> Iterator[Run]:
         pairs -= count
 
 
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor, *, scale: float) -> bool:
-    """Fill `out`, [T, heads, head_dim] of any float dtype, with attention of every token over its own pair.
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], out: Tensor, *, scale: float) -> list[Run]:
+    """Fill the rows of `runs` in `out`, [T, heads, head_dim] of any float dtype: every token over its own pair.
 
     q: bfloat16 [T, heads, head_dim]; k, v: the same, or with fewer heads. scale: of the scores, as powers of 2 take it.
-    Filler rows stay as they are. Returns False where a power of 2 overflows or all of a row vanish: `out` is worthless.
+    Returns the runs in which a power of 2 overflows or all of a row vanish; their rows are worthless.
     """
     totals = q.new_ones(q.shape[:2], dtype=torch.float32)
-    for block in blocks(batch.runs):
+    for block in blocks(runs):
         _attend_block(block, q, k, v, scale, out, totals)
-    least, most = totals.aminmax()
-    if not (float(least) > 0 and math.isfinite(float(most))):
-        return False
     out.div_(totals[:, :, None])
-    return True
+    return [] if _is_sound(totals) else [run for run in runs if not _is_sound(_by_head(totals[..., None], run))]
+
+
+def _is_sound(totals: Tensor) -> bool:
+    least, most = totals.aminmax()
+    return float(least) > 0 and math.isfinite(float(most))
 
 
 def _attend_block(block: Block, q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, totals: Tensor) -> None:

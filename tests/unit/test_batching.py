@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.engine.batching import plan_batches
 
-LENGTHS = st.lists(st.integers(0, 60), max_size=60)
+LENGTHS = st.lists(st.integers(1, 60), max_size=60)
 BUDGETS = st.integers(1, 150)
 
 
@@ -31,16 +29,28 @@ def test_a_batch_is_within_the_budget_or_a_single_pair(lengths: list[int], budge
 
 
 @given(LENGTHS, BUDGETS, st.booleans())
-def test_no_batch_ends_while_the_next_pair_would_fit(lengths: list[int], budget: int, padded: bool) -> None:
+def test_no_batch_ends_while_a_later_pair_would_fit(lengths: list[int], budget: int, padded: bool) -> None:
     batches = list(plan_batches(lengths, token_budget=budget, padded=padded))
-    for batch, following in pairwise(batches):
-        assert size(lengths, [*batch, following[0]], padded=padded) > budget
+    for number, batch in enumerate(batches):
+        later = [place for following in batches[number + 1 :] for place in following]
+        assert all(size(lengths, [*batch, place], padded=padded) > budget for place in later)
 
 
 @given(LENGTHS, BUDGETS, st.booleans())
 def test_the_longest_come_first_and_equal_lengths_in_input_order(lengths: list[int], budget: int, padded: bool) -> None:
-    places = [place for batch in plan_batches(lengths, token_budget=budget, padded=padded) for place in batch]
-    assert places == sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+    batches = list(plan_batches(lengths, token_budget=budget, padded=padded))
+    for batch in batches:
+        assert batch == sorted(batch, key=lambda place: (-lengths[place], place))
+    firsts = [lengths[batch[0]] for batch in batches]
+    assert firsts == sorted(firsts, reverse=True), "the first batch is the hardest on memory"
+
+
+def test_batches_of_many_pairs_are_full() -> None:
+    lengths = [30 + 7 * (place % 61) for place in range(1000)]
+    batches = list(plan_batches(lengths, token_budget=2048))
+    filled = [size(lengths, batch, padded=False) for batch in batches[:-2]]
+    assert min(filled) >= 2048 - 30
+    assert sum(filled) / len(filled) >= 0.995 * 2048
 
 
 @pytest.mark.parametrize(
