@@ -21,7 +21,8 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem, split_pair
 from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
-from rerank_cli.engine.scorer import InProcess, OnBatch
+from rerank_cli.engine.launch import OnBatch
+from rerank_cli.engine.scorer import InProcess
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
 from rerank_cli.models.embedder import Embedder

@@ -32,7 +32,8 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import Trouble
-from rerank_cli.engine.scorer import OnBatch, Scores
+from rerank_cli.engine.launch import OnBatch
+from rerank_cli.engine.scorer import Scores
 from rerank_cli.engine.worker import (
     Asked,
     Broken,

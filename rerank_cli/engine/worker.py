@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.errors import RerankError
+from rerank_cli.errors import EngineError, RerankError
 from rerank_cli.records import EncodedPair, ImageBlock
 from rerank_cli.runtime import keep_freed_memory, prepare_process
 
@@ -156,8 +156,9 @@ def serve(connection: Connection) -> None:
     while True:
         try:
             answer = _answer(engine, asked.get())
-        except RuntimeError as error:  # torch has no class of its own for what a device does
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        except (RuntimeError, EngineError) as error:  # torch has no class of its own for all that a device does
+            cause = error.__cause__ or error
+            reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
             connection.send(Broken(reason, traceback.format_exc()))
             return
         if answer is not None:

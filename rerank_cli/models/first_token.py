@@ -34,7 +34,7 @@ class FirstTokenAttention:
         q = self._query(x[batch.starts]).unflatten(1, (self._heads, -1))
         probes = torch.bmm((q * q.shape[-1] ** -0.5).transpose(0, 1), self._key).transpose(0, 1)
         # A GPU would rather copy some rows than start kernels for every length.
-        mean = _means_at_once(probes, x, batch) if x.is_cuda else _means_by_runs(probes, x, batch)
+        mean = _means_at_once(probes, x, batch) if x.device.type != "cpu" else _means_by_runs(probes, x, batch)
         context = torch.bmm(mean.transpose(0, 1), self._value).transpose(0, 1)
         return context.flatten(1) + self._value_bias
 

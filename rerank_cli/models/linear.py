@@ -93,7 +93,7 @@ class PlainLinear:
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """See `Linear`."""
-        if x.is_cuda and self._bias is None:
+        if x.device.type != "cpu" and self._bias is None:
             return torch.addmm(residual, x, self._weight.t())  # the sum is part of the product's end
         return F.linear(x, self._weight, self._bias).add_(residual)
 
