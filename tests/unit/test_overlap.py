@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.errors import EngineError, StoppedError
 from rerank_cli.models.transfer import AHEAD, Arriving
@@ -21,6 +22,7 @@ from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 from rerank_cli.stop import Stop
 from tests.conftest import FakeEncoder
+from tests.unit.test_embedding import CHECKPOINT, CountingEmbedder, pair
 from tests.unit.test_fitting import Seeing, Small, with_images
 from tests.unit.test_pipeline import Memory, lists
 from tests.unit.test_scorer import NATIVE, FakeModel, pairs_of
@@ -42,7 +44,8 @@ class Late:
         return self._device.has_done(self._number)
 
     def wait(self) -> torch.Tensor:
-        assert self.is_there(), "the engine reads what has arrived"
+        while not self.is_there():
+            assert not self._device.stopped, "the engine asks before it reads"
         return self._tensor
 
 
@@ -246,6 +249,33 @@ def test_memory_that_others_than_torchs_allocator_miss_cuts_batches_too(fault: E
     scorer = engine(Small(30, fault), Behind())
     assert scorer.score(pairs_of([10] * 10)).tolist() == list(range(10))
     assert scorer.trouble.splits == 2
+
+
+def test_an_embedding_model_has_the_next_batch_while_vectors_are_kept() -> None:
+    device, kept = Behind([0, 0, 0, 1, 0, 1]), []
+    found, expected = (
+        EmbeddingEngine(_embedding_plan(), CHECKPOINT, model=CountingEmbedder(), transfer=transfer)
+        for transfer in (device, None)
+    )
+    pairs = [pair([number, 1], [number + 1, 2]) for number in range(9)]
+    logits = found.score(pairs, on_batch=lambda *told: kept.append(device.given))
+    assert logits.tobytes() == expected.score(pairs).tobytes()
+    assert found.take_fresh() == expected.take_fresh()
+    assert kept[0] == 2
+
+
+def test_a_fault_of_an_embedding_model_names_its_device() -> None:
+    device = Behind()
+    device.fault = ILLEGAL
+    scorer = EmbeddingEngine(_embedding_plan(), CHECKPOINT, model=CountingEmbedder(), transfer=device)
+    with pytest.raises(EngineError, match="illegal memory access"):
+        scorer.score([pair([1], [2])])
+
+
+def _embedding_plan() -> Any:
+    return SimpleNamespace(
+        device="cpu", threads=torch.get_num_threads(), token_budget=6, precision="fp32", attention="runs"
+    )
 
 
 # A run
