@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.worker import ForgetExact, Hand, Unit
 from rerank_cli.errors import EngineError, StoppedError
 from rerank_cli.models.transfer import AHEAD, Arriving
 from rerank_cli.pipeline import Run
@@ -270,6 +271,58 @@ def test_a_fault_of_an_embedding_model_names_its_device() -> None:
     scorer = EmbeddingEngine(_embedding_plan(), CHECKPOINT, model=CountingEmbedder(), transfer=device)
     with pytest.raises(EngineError, match="illegal memory access"):
         scorer.score([pair([1], [2])])
+
+
+# A worker
+
+
+def unit(number: int, *, alone: bool = False) -> Unit:
+    return Unit.of(number, pairs_of([10] * 3), alone=alone)
+
+
+def test_a_worker_begins_a_second_unit_and_answers_in_their_order() -> None:
+    device, told = Behind(), list[Any]()
+    device.stopped = True
+    hand = Hand(engine(FakeModel(), device), told.append)
+    hand.take(unit(1))
+    assert (hand.is_busy, hand.is_full) == (True, False)
+    hand.take(unit(2))
+    hand.go_on()
+    assert (hand.is_full, device.given, told) == (True, 2, [])
+    device.stopped = False
+    while hand.is_busy:
+        hand.go_on()
+    assert [answer.number for answer in told] == [1, 2]
+    assert [answer.logits.tolist() for answer in told] == [[0, 1, 2]] * 2
+
+
+def test_a_unit_that_is_alone_is_begun_after_the_others_and_done_before_the_next() -> None:
+    device, told = Behind(), list[Any]()
+    hand = Hand(engine(FakeModel(), device), told.append)
+    hand.take(unit(1))
+    hand.take(unit(2, alone=True))
+    assert [answer.number for answer in told] == [1, 2]
+    assert not hand.is_busy
+
+
+def test_what_else_a_worker_is_asked_waits_for_its_units() -> None:
+    device, told = Behind(), list[Any]()
+    hand = Hand(engine(FakeModel(), device, exact=Small(1000)), told.append)
+    hand.take(unit(1))
+    hand.take(Unit.of(2, pairs_of([10]), exact=True))
+    hand.take(ForgetExact())
+    assert [answer.number for answer in told] == [1, 2]
+
+
+def test_a_fault_reaches_the_worker_and_no_unit_is_answered() -> None:
+    device, told = Behind(), list[Any]()
+    device.stopped = True
+    hand = Hand(engine(FakeModel(), device), told.append)
+    hand.take(unit(1))
+    device.fault = ILLEGAL
+    with pytest.raises(EngineError):
+        hand.go_on()
+    assert told == []
 
 
 def _embedding_plan() -> Any:
