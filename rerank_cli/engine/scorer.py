@@ -270,14 +270,18 @@ class LocalEngine:
     @torch.inference_mode()
     def _go_on(self) -> None:
         """Hand over what the device has room for, then finish the parts whose logits are there, in their order."""
-        with told(self._plan.device):
-            for part in self._parts:
-                while not part.is_launched and self._transfer.has_room():
-                    part.launch(self._transfer)
-                if not part.is_launched:
-                    break
-            while self._parts and self._parts[0].has_arrived():
-                self._finish(self._parts.popleft())
+        try:
+            with told(self._plan.device):
+                for part in self._parts:
+                    while not part.is_launched and self._transfer.has_room():
+                        part.launch(self._transfer)
+                    if not part.is_launched:
+                        break
+                while self._parts and self._parts[0].has_arrived():
+                    self._finish(self._parts.popleft())
+        except BaseException:
+            self._parts.clear()  # what was interrupted stays so: its steps end here, and would look complete
+            raise
 
     def _finish(self, part: _Part) -> None:
         logits, trouble = part.gathered(), part.trouble

@@ -238,6 +238,22 @@ def test_a_fault_at_a_launch_names_the_device_too() -> None:
         engine(Small(0, fault), Behind()).submit(pairs_of([10]))
 
 
+@pytest.mark.parametrize("device", [None, Behind()], ids=["direct", "behind"])
+def test_a_part_that_is_interrupted_is_forgotten(device: Behind | None) -> None:
+    class Interrupted(FakeModel):
+        def forward(self, pairs: Any) -> torch.Tensor:
+            if len(self.batches) == 1:
+                self.batches.append([])
+                raise KeyboardInterrupt
+            return super().forward(pairs)
+
+    scorer = engine(Interrupted(), device, budget=10)
+    with pytest.raises(KeyboardInterrupt):
+        scorer.score(pairs_of([10] * 4))
+    assert scorer.score(pairs_of([10] * 3)).tolist() == [0, 1, 2]
+    assert scorer.trouble.reruns == 0
+
+
 @pytest.mark.parametrize(
     "fault",
     [
