@@ -145,6 +145,13 @@ def test_a_family_without_products_in_fp8_has_none() -> None:
     assert not ON_A_GPU.fp8(count_weights(read_model_shape(checkpoint), checkpoint))
 
 
+def test_the_arithmetic_knows_the_sizes_of_the_layers() -> None:
+    from rerank_cli.memory import weights
+    from rerank_cli.models import linear, pointwise
+
+    assert (weights._CHUNK, weights._FP8_MULTIPLE) == (pointwise.CHUNK, linear._FP8_MULTIPLE)
+
+
 def test_the_estimate_counts_as_many_waiting_batches_as_the_host_may_be_ahead() -> None:
     assert AHEAD == transfer.AHEAD
     model = by_shape(SMALL)
