@@ -8,7 +8,11 @@ ceiling   products of 8,192 x 8,192 x 8,192 in each precision: what the card rea
 padded    the same pairs and weights through transformers' LlamaModel, padded, without the causal mask, SDPA, sorted by
           length, at its best batch size
 minilm    the built-in model's first six layers over the samples' pairs, tokenising included and beside it
-memory    1 and 30 pairs of 8,192 tokens: the peak beside what mem-estimate says
+launches  1, 8, 32 and 128 pairs of 128 tokens, of both shapes: how long the host takes to launch a forward and the
+          device to run it. Where the host takes longer, launches dominate (`rerank_cli/engine/scorer.py` reckons where)
+overlap   parts of the mixed lengths with 50 ms of other work of the host after each: scored one by one, and with two
+          under way as a run has them
+memory    1 and 30 pairs of 8,192 tokens: the peak beside what mem-estimate says, in bf16 and fp8; and the weights
 
 Operations are those that the real tokens need (2 per weight, and attention), whatever is executed. `--small` runs
 everything with tiny shapes, so that the program can be tried on a CPU; its figures mean nothing.
@@ -17,10 +21,13 @@ everything with tiny shapes, so that the program can be tried on a CPU; its figu
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rerank_cli.runtime import keep_freed_memory, prepare_process
@@ -35,16 +42,18 @@ from benchmarks import full_size  # noqa: E402
 from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding import open_encoder  # noqa: E402
-from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
+from rerank_cli.engine.scorer import LocalEngine, Pending  # noqa: E402
 from rerank_cli.forward_cost import forward_flops  # noqa: E402
 from rerank_cli.memory import BatchSize, Place, estimate, memory_model  # noqa: E402
+from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
 from rerank_cli.ranking import pairs_of  # noqa: E402
 from rerank_cli.records import EncodedPair  # noqa: E402
 from rerank_cli.run_plan import Plan  # noqa: E402
 
 GIB = 2**30
-SECTIONS = ("ceiling", "1b", "padded", "minilm", "memory")
+SECTIONS = ("ceiling", "1b", "padded", "minilm", "launches", "overlap", "memory")
+_OTHER_WORK_SECONDS = 0.05  # ranking, writing and committing a window of 4,096 pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +74,16 @@ class Bench:
     def rate(self, work: Callable[[], object], amount: float) -> float:
         """`amount` a second, of calls that each do so much; the first call warms up."""
         work()
-        self._settle()
+        self.settle()
         began, calls = time.perf_counter(), 0
         while calls < 2 or time.perf_counter() - began < self.seconds:
             work()
             calls += 1
-            self._settle()
+            self.settle()
         return amount * calls / (time.perf_counter() - began)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Wait until the device has nothing to do."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
@@ -102,7 +112,10 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name(options.device)}, CUDA {torch.version.cuda}")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.device, options.seconds, options.small, Path(folder), {})
-        measured = {"ceiling": ceiling, "1b": one_b, "padded": padded, "minilm": minilm, "memory": memory}
+        measured = {
+            "ceiling": ceiling, "1b": one_b, "padded": padded, "minilm": minilm, "launches": launches,
+            "overlap": overlap, "memory": memory,
+        }  # fmt: skip
         for name, measure in measured.items():
             if name not in options.skip:
                 for line in measure(bench):
@@ -180,7 +193,7 @@ def _forward_padded(model: torch.nn.Module, batch: Sequence[np.ndarray], device:
 
 def minilm(bench: Bench) -> Iterator[str]:
     """A small encoder, with and without the host's work."""
-    checkpoint = read_checkpoint(plain_checkpoint(bench.folder / "minilm", layers=6))
+    checkpoint = _minilm(bench)
     texts = read_pairs(SAMPLES, limit=100 if bench.small else 800) * (1 if bench.small else 25)
     encoder = open_encoder(checkpoint, max_tokens=512)
     began = time.perf_counter()
@@ -193,24 +206,126 @@ def minilm(bench: Bench) -> Iterator[str]:
         yield f"{precision}, half of the pairs below {lengths[len(lengths) // 2]} tokens: {rate:,.0f} pairs/s"
 
 
+@torch.inference_mode()
+def launches(bench: Bench) -> Iterator[str]:
+    """Host and device seconds of a forward, by the size of its batch."""
+    for name, checkpoint, precision in (("minilm", _minilm(bench), "fp16"), ("1b", _one_b(bench), "bf16")):
+        plan = bench.plan(precision if bench.is_cuda else "fp32", 65_536)
+        model = load_model(checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention)
+        for count in (1, 8, 32, 128):
+            pairs = _random_pairs(checkpoint, [128 if not bench.small else 8] * count)
+            forward = partial(model.forward, pairs)
+            host = _host_seconds(bench, forward)
+            told = f"{name}, {plan.precision}, {count} pairs: host {host * 1e3:.2f} ms"
+            if bench.is_cuda:
+                device = _device_seconds(forward, bench.device)
+                told += f" for {_kernels_of(forward)} kernels, device {device * 1e3:.2f} ms"
+                told += "; launches dominate" if host > device else ""
+            yield told
+
+
+def _host_seconds(bench: Bench, forward: Callable[[], object]) -> float:
+    """Median seconds until a forward is launched and the device may still compute it."""
+    taken = []
+    for _ in range(3 if bench.small else 30):
+        bench.settle()
+        began = time.perf_counter()
+        forward()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def _device_seconds(forward: Callable[[], object], device: str) -> float:
+    """Median seconds of a forward that waits on the device complete, so that no launch is waited for."""
+    busy = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    taken = []
+    for _ in range(8):
+        for _ in range(20):  # 20 ms and more, in which the host launches all that is timed
+            torch.mm(busy, busy)
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record(torch.cuda.current_stream(device))
+        forward()
+        ended.record(torch.cuda.current_stream(device))
+        ended.synchronize()
+        taken.append(began.elapsed_time(ended) / 1e3)
+    return statistics.median(taken[1:])
+
+
+def _kernels_of(forward: Callable[[], object]) -> int:
+    """What the device was given to run."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        forward()
+        torch.cuda.synchronize()
+    return sum(1 for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+
+
+def overlap(bench: Bench) -> Iterator[str]:
+    """What a run gains by having two parts under way."""
+    checkpoint = _one_b(bench)
+    (mixed,) = (pairs for what, pairs in _workloads(checkpoint, bench).items() if what.startswith("mixed"))
+    size = max(1, len(mixed) // 8)
+    parts = [mixed[start : start + size] for start in range(0, len(mixed), size)]
+    with LocalEngine(bench.plan("bf16" if bench.is_cuda else "fp32", 16_384), checkpoint) as engine:
+
+        def run(depth: int) -> None:
+            under_way: deque[Pending] = deque()
+            waiting = deque(parts)
+            while waiting or under_way:
+                while waiting and len(under_way) < depth:
+                    under_way.append(engine.submit(waiting.popleft()))
+                while under_way[0].scores() is None:
+                    engine.wait(1.0)
+                under_way.popleft()
+                time.sleep(_OTHER_WORK_SECONDS)
+
+        alone, both = (bench.rate(partial(run, depth), len(mixed)) for depth in (1, engine.depth))
+        yield f"one part after the other {alone:,.0f} pairs/s, {engine.depth} under way {both:,.0f} pairs/s"
+
+
 def memory(bench: Bench) -> Iterator[str]:
-    """Peak bytes of long batches beside the estimate."""
+    """Peak bytes of long batches, and of the weights, beside the estimate."""
     checkpoint = _one_b(bench)
     model = memory_model(checkpoint, None)
     assert model is not None, "the shape is known"
-    for pairs in (1, 30):
-        tokens = 64 if bench.small else 8192
-        lengths = [tokens] * pairs
-        precision, attention = ("bf16", "varlen") if bench.is_cuda else ("fp32", "runs")
-        found = measure_forward(
-            checkpoint, lengths, device=bench.device, precision=precision, attention=attention, threads=2
-        )
-        place = Place(cpu=not bench.is_cuda, precision=precision)
-        expected = estimate(model, BatchSize.of(lengths), place)
-        yield (
-            f"{pairs} x {tokens}: forward {found.forward_bytes / GIB:.2f} GiB measured, "
-            f"{expected.forward / GIB:.2f} estimated"
-        )
+    capability = torch.cuda.get_device_capability(bench.device) if bench.is_cuda else None
+    fp8 = [] if capability and capability < (8, 9) else ["fp8"]
+    for precision in ["bf16", *fp8] if bench.is_cuda else ["fp32"]:
+        place = Place(cpu=not bench.is_cuda, precision=precision, capability=capability)
+        if bench.is_cuda:
+            yield _loading(checkpoint, bench, precision, estimate(model, BatchSize.of([8]), place).weights)
+        for pairs in (1, 30):
+            tokens = 64 if bench.small else 8192
+            lengths = [tokens] * pairs
+            found = measure_forward(
+                checkpoint, lengths, device=bench.device, precision=precision,
+                attention="varlen" if bench.is_cuda else "runs", threads=2,
+            )  # fmt: skip
+            expected = estimate(model, BatchSize.of(lengths), place)
+            yield (
+                f"{precision}, {pairs} x {tokens}: forward {found.forward_bytes / GIB:.2f} GiB measured, "
+                f"{expected.forward / GIB:.2f} estimated"
+            )
+
+
+def _loading(checkpoint: Checkpoint, bench: Bench, precision: str, expected: int) -> str:
+    """Bytes that a model holds once it is loaded, and the most that it held meanwhile."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(bench.device)
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    model = load_model(checkpoint, device=bench.device, precision=precision, attention="varlen")
+    held = torch.cuda.memory_allocated(bench.device) - before
+    most = torch.cuda.max_memory_allocated(bench.device) - before
+    del model
+    return (
+        f"{precision}: weights {held / GIB:.3f} GiB measured, {expected / GIB:.3f} estimated; "
+        f"at most {(most - held) / 2**20:.0f} MiB more while they are loaded"
+    )
+
+
+def _minilm(bench: Bench) -> Checkpoint:
+    """The built-in model's first six layers."""
+    folder = bench.folder / "minilm"
+    return read_checkpoint(folder if folder.exists() else plain_checkpoint(folder, layers=6))
 
 
 def _one_b(bench: Bench) -> Checkpoint:
@@ -224,16 +339,19 @@ def _one_b(bench: Bench) -> Checkpoint:
 
 
 def _workloads(checkpoint: Checkpoint, bench: Bench) -> dict[str, list[EncodedPair]]:
-    draw = np.random.default_rng(0)
     count = 20 if bench.small else 2048
-    equal = [512] * count
-    mixed = np.clip(np.exp(draw.normal(np.log(224), 0.46, count)), 16, 512).astype(int).tolist()
+    drawn = np.random.default_rng(0).normal(np.log(224), 0.46, count)
+    mixed = np.clip(np.exp(drawn), 16, 512).astype(int).tolist()
+    return {
+        "512 tokens": _random_pairs(checkpoint, [512] * count),
+        f"mixed lengths, mean {np.mean(mixed):.0f}": _random_pairs(checkpoint, mixed),
+    }
+
+
+def _random_pairs(checkpoint: Checkpoint, lengths: Sequence[int]) -> list[EncodedPair]:
+    draw = np.random.default_rng(1)
     vocabulary = checkpoint.integer("vocab_size")
-
-    def pairs(lengths: Sequence[int]) -> list[EncodedPair]:
-        return [EncodedPair(draw.integers(2, vocabulary, n, dtype=np.int32), n // 4, n) for n in lengths]
-
-    return {"512 tokens": pairs(equal), f"mixed lengths, mean {np.mean(mixed):.0f}": pairs(mixed)}
+    return [EncodedPair(draw.integers(2, vocabulary, n, dtype=np.int32), n // 4, n) for n in lengths]
 
 
 def _flops(checkpoint: Checkpoint, pairs: Sequence[EncodedPair]) -> float:

@@ -246,8 +246,11 @@ def _notes(request: MemoryRequest, question: Question, known: KnownModel) -> lis
         notes.append(
             "int8: the peak is the calibration, with the model in float32; afterwards its layers need a quarter"
         )
+    elif model is not None and place.fp8(model.weights):
+        how = "as the checkpoint stores them" if model.weights.stored.matrices else "rounded when they are loaded"
+        notes.append(f"the layers' products are held in FP8, {how}; embeddings, norms and heads are not")
     elif place.precision in ("fp8", "int8"):
-        notes.append(f"{place.precision}: 8-bit weights are dequantised to 16 bits when they are loaded")
+        notes.append(f"{place.precision}: the weights are held in 16 bits once they are loaded")
     if request.images and model is not None and model.shape.vision is None:
         notes.append(f"--images: {known.name} reads none")
     if place.constants.status == "default":

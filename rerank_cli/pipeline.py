@@ -6,10 +6,11 @@
     logits -> ranks -> sink              the caller's thread
 
 A window is cut by the input and the options alone, and batches never cross windows, so the same run computes the same
-batches. One with many images is encoded and scored in parts (`parts.py`). An engine of several processes has some parts
-under way at a time (`Engine.depth`); they are taken from it in the order of the input. Memory holds four windows and
-those under way, whatever the size of the file: between two stages one that waits and one that is finished and finds no
-room. Pairs with the same texts and image are scored once in a window.
+batches. One with many images is encoded and scored in parts (`parts.py`). An engine of several processes, or on a GPU,
+has some parts under way at a time (`Engine.depth`), and computes while the caller's thread ranks and writes; they are
+taken from it in the order of the input. Memory holds four windows and those under way, whatever the size of the file:
+between two stages one that waits and one that is finished and finds no room. Pairs with the same texts and image are
+scored once in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.

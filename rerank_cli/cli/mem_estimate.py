@@ -289,7 +289,12 @@ def _cells(row: Row, answer: MemoryAnswer) -> dict[str, str]:
             "activations": found.activations,
             "attn": found.attention_workspace,
             "vision": found.vision,
-            "runtime": found.pooled + found.cublas_workspace + found.context + found.slack,
+            "runtime": found.pooled
+            + found.cublas_workspace
+            + found.context
+            + found.slack
+            + found.waiting
+            + found.loading,
             "total": found.total,
         }
     return {

@@ -11,8 +11,9 @@ given the vectors of the windows before (`restore`) and forms the batches that i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import BinaryIO
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,16 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem, split_pair
 from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
-from rerank_cli.engine.scorer import InProcess, OnBatch
+from rerank_cli.engine.launch import OnBatch, told
+from rerank_cli.engine.scorer import InProcess
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
 from rerank_cli.models.embedder import Embedder
+from rerank_cli.models.transfer import Arriving, Transfer, transfer_for
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 
+T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
 _KEY_BYTES = 16
@@ -47,6 +51,7 @@ class EmbeddingEngine(InProcess):
         *,
         model: Embedder | None = None,
         exact: Embedder | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
         if plan.device == "cpu":
             torch.set_num_threads(plan.threads)
@@ -58,6 +63,7 @@ class EmbeddingEngine(InProcess):
         self._model = model or load_embedder(
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
+        self._transfer = transfer or transfer_for(torch.device(plan.device))
         self._store = VectorStore(self._model.dimensions)
         self._fresh: list[bytes] = []
         self.texts = 0
@@ -85,7 +91,8 @@ class EmbeddingEngine(InProcess):
         texts: dict[bytes, EncodedPair] = {}
         for pair, both in zip(pairs, keys, strict=True):
             texts |= dict(zip(both, split_pair(pair), strict=True))
-        failed = self._embed_missing(texts, on_batch)
+        with told(self._plan.device):
+            failed = self._embed_missing(texts, on_batch)
         for place, both in enumerate(keys):
             if problem := next((failed[key] for key in both if key in failed), None):
                 self.trouble.failed[place] = problem
@@ -139,10 +146,13 @@ class EmbeddingEngine(InProcess):
         self._see([texts[key] for key in keys])
         lengths = [len(texts[key].input_ids) for key in keys]
 
-        def embed(batch: list[int]) -> Vectors:
-            return self._numbers([texts[keys[place]] for place in batch])
+        def embed(batch: list[int]) -> Arriving:
+            return self._transfer.to_host(self._model.embed([texts[keys[place]] for place in batch]))
 
-        for batch, vectors in self._batches.run(lengths, embed, self.trouble):
+        # Where the device computes behind the host, it has the next batch while the vectors of this one are kept.
+        ahead = 1 if self._transfer.overlaps else 0
+        for batch, arriving in _behind(self._batches.run(lengths, embed, self.trouble), ahead):
+            vectors = self._numbers([texts[keys[place]] for place in batch], arriving)
             made = {keys[place]: vector for place, vector in zip(batch, vectors, strict=True)}
             self._store.put(made)
             self._fresh += [key + vector.tobytes() for key, vector in made.items()]
@@ -154,9 +164,9 @@ class EmbeddingEngine(InProcess):
         failed, self.trouble.failed = self.trouble.failed, {}
         return {keys[place]: problem for place, problem in failed.items()}
 
-    def _numbers(self, texts: Sequence[EncodedPair]) -> Vectors:
+    def _numbers(self, texts: Sequence[EncodedPair], arriving: Arriving) -> Vectors:
         """The vectors of a batch; those that are not finite come from the model in fp32."""
-        vectors: Vectors = self._model.embed(texts).cpu().numpy()
+        vectors: Vectors = arriving.wait().numpy()
         again: list[int] = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
         if again and self._plan.precision != "fp32":
             self.trouble.reruns += len(again)
@@ -189,6 +199,16 @@ class EmbeddingEngine(InProcess):
         """Drop the model and the vectors."""
         self._store.close()
         del self._model
+
+
+def _behind(items: Iterable[T], number: int) -> Iterator[T]:
+    """Each of `items` when so many more have been made."""
+    made: deque[T] = deque()
+    for item in items:
+        made.append(item)
+        if len(made) > number:
+            yield made.popleft()
+    yield from made
 
 
 def _key(text: EncodedPair) -> bytes:

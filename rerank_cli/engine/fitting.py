@@ -26,8 +26,10 @@ T = TypeVar("T")
 
 _GOOD_BATCHES = 16
 _GROWTH = 1.25
-# What torch's allocator for the CPU says; it has no class of its own. Source: c10/core/impl/alloc_cpu.cpp.
-_CPU_MESSAGE = "can't allocate memory"
+# What is said where memory runs out and torch has no class of its own: by its allocator for the CPU
+# (c10/core/impl/alloc_cpu.cpp), by CUDA where something else than torch's allocator asked for memory (a buffer on the
+# host, the code or the stack of a kernel: cudaErrorMemoryAllocation, after which a device goes on), and by cuBLAS.
+_FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(slots=True)
@@ -123,7 +125,7 @@ def unless_full(compute: Callable[[], T]) -> tuple[T] | None:
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as error:
-        if _CPU_MESSAGE not in str(error):
+        if not any(message in str(error) for message in _FULL):
             raise
     # Out here the exception is gone, and with it the frames that held the batch's memory.
     if torch.cuda.is_available():

@@ -8,7 +8,8 @@ and one waiting.
 
 A process that ends by itself (killed for its memory, a fault of the driver) is started again, and the unit it had in
 hand is given out again in halves, so that what ended it is found: a single pair that has ended `_TRIES` processes has
-no score. Where many end one after another and nothing is scored in between, it is not the pairs, and the run stops. A
+no score. On a GPU a process has begun its second unit too, so at first both are given out again, each to be computed
+alone. Where many end one after another and nothing is scored in between, it is not the pairs, and the run stops. A
 device whose process cannot be started again is left out while there are others.
 """
 
@@ -32,7 +33,8 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import Trouble
-from rerank_cli.engine.scorer import OnBatch, Scores
+from rerank_cli.engine.launch import OnBatch
+from rerank_cli.engine.scorer import Scores
 from rerank_cli.engine.worker import (
     Asked,
     Broken,
@@ -75,13 +77,14 @@ class _Submission:
 class _Work:
     """Some pairs of a submission, by place, that go to one worker.
 
-    tries: how many workers they have ended. exact: to be scored in fp32.
+    tries: how many workers they have ended. exact: to be scored in fp32. alone: with nothing else under way.
     """
 
     submission: _Submission
     places: list[int]
     tries: int = 0
     exact: bool = False
+    alone: bool = False
 
     @property
     def pairs(self) -> list[EncodedPair]:
@@ -89,12 +92,13 @@ class _Work:
 
 
 class _Worker:
-    """One process. place: among the engines. kernels: None until its model is loaded."""
+    """One process. place: among the engines. kernels: None until its model is loaded. overlaps: see `Ready`."""
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, calibration: Mapping[str, Any] | None, place: int) -> None:
         self.plan = plan
         self.place = place
         self.kernels: str | None = None
+        self.overlaps = False
         self.doing: deque[tuple[int, _Work]] = deque()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -255,6 +259,7 @@ class PoolEngine:
             self._finish(worker, message)
         elif isinstance(message, Ready):
             self._kernels = worker.kernels = message.kernels
+            worker.overlaps = message.overlaps
             self.needs_calibration = message.needs_calibration and self.calibration is None
         elif isinstance(message, Calibrated):
             self.calibration = message.calibration
@@ -299,10 +304,13 @@ class PoolEngine:
             raise self._hopeless(reason)
         self._note(f"the process of {where} was lost ({reason}); it is started again")
         if worker.doing:
-            (_, suspect), *rest = worker.doing
+            suspect, *rest = (work for _, work in worker.doing)
             suspect.submission.trouble.deaths += 1
-            again = [work for _, work in rest]
-            self._waiting.extendleft(reversed([*self._less(suspect, reason), *again]))
+            if rest and worker.overlaps and not suspect.alone:
+                again = [replace(work, alone=True) for work in (suspect, *rest)]
+            else:
+                again = [*self._less(suspect, reason), *rest]
+            self._waiting.extendleft(reversed(again))
         self._workers.insert(place, _Worker(worker.plan, self._checkpoint, self.calibration, worker.place))
 
     def _note(self, text: str) -> None:
@@ -345,7 +353,7 @@ class PoolEngine:
             work = self._waiting.popleft()
             self._numbers += 1
             worker.doing.append((self._numbers, work))
-            worker.ask(Unit.of(self._numbers, work.pairs, exact=work.exact))
+            worker.ask(Unit.of(self._numbers, work.pairs, exact=work.exact, alone=work.alone))
 
     def close(self) -> None:
         """End the processes."""

@@ -1,15 +1,32 @@
 """What an engine is, and the plain one: a model on one device in this process.
 
-Inside the loop over batches nothing waits for the device: each batch is one copy to it, its logits stay there, and one
-copy brings the whole window's logits back.
+On a CPU a part of the input is scored when it is submitted. A CUDA device computes behind the host:
+
+    submit   hands batches over, `AHEAD` of them at most (`models/transfer.py`), and returns
+    wait     hands over more as room comes, and looks whether logits have arrived
+    scores   None until those of the whole part are there, and pairs without a finite one are computed again in fp32
+
+so while the host ranks, writes and commits one part, the device computes the next. Nothing here waits for a kernel.
+Batches, their order and so every bit of the logits are the same as if each were waited for.
+
+**No CUDA graphs**, by this reckoning. A kernel costs the host 4 to 5 us to launch. A small batch of MiniLM-L6 is 100
+launches and one of the 1B Llama 271 (`tests/unit/test_launches.py` counts them): 0.5 ms and 1.3 ms. The device needs
+longer than that from some 2,400 tokens of MiniLM-L6 (21 MFLOP each, at 100 TFLOP/s) and 300 of the 1B (2 GFLOP, at
+400). A full batch of 65,536 tokens of the 1B is 3,300 launches, as its MLP goes by chunks: 16 ms beside 330 ms. Batches
+are cut across queries by a budget of tens of thousands of tokens, so a window has at most one that is smaller, its
+last, and that is handed over while the device computes those before it. What is left is a single query through the
+Python API: of 10 passages of 128 tokens a graph would save 0.3 ms, beside tokenising and the call. For that it would
+want inputs at fixed addresses, a graph for every bucket of tokens and pairs, and memory of its own for each.
+`python -m benchmarks.gpu` measures both sides of this on a card (`launches`).
 """
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -19,14 +36,13 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine.batching import plan_batches
-from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, loaded_where_it_fits, unless_full
-from rerank_cli.models import Calibrates, RerankModel, SeesImages, is_native, load_model
+from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
+from rerank_cli.engine.launch import Launched, OnBatch, launched, told
+from rerank_cli.models import Calibrates, RerankModel, is_native, load_model
+from rerank_cli.models.transfer import PAUSE_SECONDS, Arriving, Transfer, transfer_for
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 from rerank_cli.runtime import peak_rss_bytes
-
-OnBatch = Callable[[int, int], None]
-"""Called with (pairs, tokens) when a batch has been handed to the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +118,53 @@ class InProcess(ABC):
         del seconds
 
 
+@dataclass(slots=True)
+class _Part:
+    """Pairs that were submitted together; satisfies `Pending`. steps: hands a batch over each. done: see `scores`."""
+
+    pairs: Sequence[EncodedPair]
+    trouble: Trouble
+    steps: Iterator[Launched]
+    is_launched: bool = False
+    done: Scores | None = None
+    _arriving: list[tuple[list[int], Arriving]] = field(default_factory=list)
+
+    def launch(self, transfer: Transfer | None = None) -> None:
+        """Hand the next batch over and have its logits sent back; transfer: of the device, if it is known."""
+        step = next(self.steps, None)
+        if step is None:
+            self.is_launched = True
+            return
+        places, logits = step
+        self._arriving.append((places, (transfer or transfer_for(logits.device)).to_host(logits)))
+
+    def has_arrived(self) -> bool:
+        """All logits are on the host; those of a device arrive in their order."""
+        return self.is_launched and (not self._arriving or self._arriving[-1][1].is_there())
+
+    def gathered(self) -> npt.NDArray[np.float32]:
+        """The logits, float32 [pairs], in the order of the pairs; NaN where there is none."""
+        logits = np.full(len(self.pairs), np.nan, dtype=np.float32)
+        for places, arriving in self._arriving:
+            logits[places] = arriving.wait().numpy()
+        return logits
+
+    def scores(self) -> Scores | None:
+        """See `Pending`."""
+        return self.done
+
+
+_WAIT_SECONDS = 1.0
 _CALIBRATION_TOKENS = 4096  # 15 to 60 pairs: 2.5 s of one core for the built-in model
 
 
-class LocalEngine(InProcess):
+class LocalEngine:
     """The plan's model in this process. Loads the weights when it is made.
 
-    Satisfies `NeedsCalibration` and `ScoresExactly`.
+    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. trouble: of the last call of `score`.
     """
+
+    peak_bytes: int | None = None
 
     def __init__(
         self,
@@ -118,6 +173,7 @@ class LocalEngine(InProcess):
         *,
         model: RerankModel | None = None,
         exact: RerankModel | None = None,
+        transfer: Transfer | None = None,
     ) -> None:
         if plan.device == "cpu":
             torch.set_num_threads(plan.threads)
@@ -126,6 +182,9 @@ class LocalEngine(InProcess):
         self._model = model or load_model(
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
+        self._transfer = transfer or transfer_for(torch.device(plan.device))
+        self._parts: deque[_Part] = deque()  # those that are not done
+        self.depth = 2 if self._transfer.overlaps else 1
         self._exact = exact  # the same model in fp32, loaded when it is needed
         self._reruns = ""  # where it is, if it is not on the plan's device
         self.trouble = Trouble()
@@ -175,65 +234,71 @@ class LocalEngine(InProcess):
     @torch.inference_mode()
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """See `ScoresExactly`."""
-        return self._score(self._exact_model(), pairs, Trouble(), None)
+        with told(self._plan.device):
+            return self._exactly(pairs)
 
     def forget_exact(self) -> None:
         """See `ScoresExactly`."""
         self._exact = None
 
-    @torch.inference_mode()
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
-        """See `InProcess`."""
-        self.trouble = Trouble()
-        logits = self._score(self._model, pairs, self.trouble, on_batch)
+        """Logits of `pairs`, float32 [len(pairs)], in their order; NaN where there is none."""
+        pending = self.submit(pairs, on_batch=on_batch)
+        while (scores := pending.scores()) is None:
+            self.wait(_WAIT_SECONDS)
+        self.trouble = scores.trouble
+        return scores.logits
+
+    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
+        """See `Engine`; where the device does not overlap with the host, the scores are there when it returns."""
+        trouble = Trouble()
+        part = _Part(pairs, trouble, launched(self._model, pairs, self._batches, trouble, on_batch))
+        self._parts.append(part)
+        self._go_on()
+        return part
+
+    def wait(self, seconds: float) -> None:
+        """See `Engine`. It sleeps between two looks at the device, so signals are heard."""
+        until = time.monotonic() + seconds
+        before = len(self._parts)
+        while self._parts:
+            self._go_on()
+            if len(self._parts) < before or time.monotonic() >= until:
+                return
+            time.sleep(PAUSE_SECONDS)
+
+    @torch.inference_mode()
+    def _go_on(self) -> None:
+        """Hand over what the device has room for, then finish the parts whose logits are there, in their order."""
+        try:
+            with told(self._plan.device):
+                for part in self._parts:
+                    while not part.is_launched and self._transfer.has_room():
+                        part.launch(self._transfer)
+                    if not part.is_launched:
+                        break
+                while self._parts and self._parts[0].has_arrived():
+                    self._finish(self._parts.popleft())
+        except BaseException:
+            self._parts.clear()  # what was interrupted stays so: its steps end here, and would look complete
+            raise
+
+    def _finish(self, part: _Part) -> None:
+        logits, trouble = part.gathered(), part.trouble
         nonfinite: list[int] = np.flatnonzero(~np.isfinite(logits)).tolist()
-        again = [place for place in nonfinite if place not in self.trouble.failed]
+        again = [place for place in nonfinite if place not in trouble.failed]
         if again and self._plan.precision != "fp32":
-            self.trouble.reruns = len(again)
-            # Trouble of its own: where fp32 does not fit, the number that is no number stays.
-            logits[again] = self._score(self._exact_model(), [pairs[place] for place in again], Trouble(), None)
-        return logits
+            trouble.reruns = len(again)
+            logits[again] = self._exactly([part.pairs[place] for place in again])
+        part.done = Scores(logits, trouble)
 
-    def _score(
-        self, model: RerankModel, pairs: Sequence[EncodedPair], trouble: Trouble, on_batch: OnBatch | None
-    ) -> npt.NDArray[np.float32]:
-        logits = np.full(len(pairs), np.nan, dtype=np.float32)
-        if isinstance(model, SeesImages) and not unless_full(partial(model.see, pairs)):
-            return self._score_halves(model, pairs, trouble, on_batch)
-        lengths = [len(pair.input_ids) for pair in pairs]
-        order: list[int] = []
-        parts: list[torch.Tensor] = []
-        for batch, part in self._batches.run(lengths, lambda batch: model.forward([pairs[i] for i in batch]), trouble):
-            parts.append(part)
-            order += batch
-            if on_batch:
-                on_batch(len(batch), sum(lengths[place] for place in batch))
-        if parts:
-            logits[order] = torch.cat(parts).cpu().numpy()
-        return logits
-
-    def _score_halves(
-        self, model: RerankModel, pairs: Sequence[EncodedPair], trouble: Trouble, on_batch: OnBatch | None
-    ) -> npt.NDArray[np.float32]:
-        """`_score` of pairs whose images do not fit all at once: half of the images first, then the others."""
-        trouble.splits += 1
-        images = [pair.block and pair.block.image for pair in pairs]
-        distinct = list(dict.fromkeys(image for image in images if image is not None))
-        assert distinct, "texts need no memory before their batches"
-        first = set(distinct[: len(distinct) // 2])
-        if not first:
-            for place in (place for place, image in enumerate(images) if image is not None):
-                trouble.failed[place] = does_not_fit("the image alone")
-        halves = [
-            [place for place, image in enumerate(images) if image in first],
-            [place for place, image in enumerate(images) if image not in first and place not in trouble.failed],
-        ]
-        logits = np.full(len(pairs), np.nan, dtype=np.float32)
-        for half in halves:
-            own = Trouble()
-            logits[half] = self._score(model, [pairs[place] for place in half], own, on_batch)
-            trouble.add(own, half)
-        return logits
+    def _exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
+        """The logits of the model in fp32. Where that does not fit either, a number that is no number stays."""
+        model, trouble = self._exact_model(), Trouble()
+        part = _Part(pairs, trouble, launched(model, pairs, self._batches, trouble))
+        while not part.is_launched:
+            part.launch()
+        return part.gathered()
 
     def _exact_model(self) -> RerankModel:
         """The model in fp32: on the plan's device if it has room, else on the CPU, where it is slow and as exact."""
@@ -247,7 +312,8 @@ class LocalEngine(InProcess):
         return self._exact
 
     def close(self) -> None:
-        """Drop the model."""
+        """Drop the model and what was not finished."""
+        self._parts.clear()
         del self._model
 
 

@@ -10,6 +10,10 @@
     UseCalibration, ForgetExact   ->    does so
     the end of the socket         ->    leaves at once, whatever it is doing
 
+On a device that computes behind the host, a second unit is begun while the first is computed; they are answered in
+their order. A unit that is `alone` is begun when nothing else is under way, and finished before anything else is begun:
+if the process ends then, it was that unit.
+
 A thread takes what the parent sends, so that the next unit is there when one is done, and the parent never waits for a
 worker to read. Both ends are this program, so they exchange pickled objects. Signals are the parent's business: a
 worker ignores those that a terminal or a service manager sends to the whole group, and ends when its parent does.
@@ -23,7 +27,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -31,21 +36,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.errors import RerankError
+from rerank_cli.errors import EngineError, RerankError
 from rerank_cli.records import EncodedPair, ImageBlock
 from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 if TYPE_CHECKING:
     from rerank_cli.engine.fitting import Trouble
-    from rerank_cli.engine.scorer import LocalEngine
+    from rerank_cli.engine.scorer import LocalEngine, Pending
+
+_LOOK_SECONDS = 0.005  # for the device, before it is looked whether there is another unit
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded."""
+    """The model is loaded. overlaps: two units may be under way at a time."""
 
     kernels: str
     needs_calibration: bool
+    overlaps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class Refused:
 class Unit:
     """Pairs to score. Their token ids lie in one array, which is quicker to send than many.
 
-    ids: int32 [tokens of all pairs]. ends: where each pair ends in it. exact: in fp32.
+    ids: int32 [tokens of all pairs]. ends: where each pair ends in it. exact: in fp32. alone: see the module's head.
     """
 
     number: int
@@ -68,13 +76,15 @@ class Unit:
     second_starts: Sequence[int]
     blocks: Sequence[ImageBlock | None]
     exact: bool = False
+    alone: bool = False
 
     @classmethod
-    def of(cls, number: int, pairs: Sequence[EncodedPair], *, exact: bool = False) -> Unit:
+    def of(cls, number: int, pairs: Sequence[EncodedPair], *, exact: bool = False, alone: bool = False) -> Unit:
         """`pairs` as a unit."""
         ids = np.concatenate([pair.input_ids for pair in pairs])
         ends = np.cumsum([len(pair.input_ids) for pair in pairs])
-        return cls(number, ids, ends, [pair.second_start for pair in pairs], [pair.block for pair in pairs], exact)
+        starts, blocks = [pair.second_start for pair in pairs], [pair.block for pair in pairs]
+        return cls(number, ids, ends, starts, blocks, exact, alone)
 
     def pairs(self) -> list[EncodedPair]:
         """The pairs again, as far as a model reads them."""
@@ -152,23 +162,72 @@ def serve(connection: Connection) -> None:
     except RerankError as error:
         connection.send(Refused(error))
         return
-    connection.send(Ready(engine.kernels, engine.needs_calibration))
+    connection.send(Ready(engine.kernels, engine.needs_calibration, engine.depth > 1))
+    hand = Hand(engine, connection.send)
     while True:
         try:
-            answer = _answer(engine, asked.get())
-        except RuntimeError as error:  # torch has no class of its own for what a device does
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            if hand.is_full or (hand.is_busy and asked.empty()):
+                hand.go_on()
+            else:
+                hand.take(asked.get())
+        except (RuntimeError, EngineError) as error:  # torch has no class of its own for all that a device does
+            cause = error.__cause__ or error
+            reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
             connection.send(Broken(reason, traceback.format_exc()))
             return
-        if answer is not None:
-            connection.send(answer)
 
 
-def _answer(engine: LocalEngine, asked: Asked) -> Scored | Calibrated | None:
+class Hand:
+    """What a worker has to do: units that its engine computes. answer: called with what the parent is told."""
+
+    def __init__(self, engine: LocalEngine, answer: Callable[[Scored | Calibrated], None]) -> None:
+        self._engine = engine
+        self._answer = answer
+        self._under_way: deque[tuple[int, Pending]] = deque()
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is under way."""
+        return bool(self._under_way)
+
+    @property
+    def is_full(self) -> bool:
+        """The engine has as much as it wants."""
+        return len(self._under_way) >= self._engine.depth
+
+    def take(self, asked: Asked) -> None:
+        """Begin with it; what is no plain unit, or is `alone`, is done when this returns, and all before it."""
+        plain = isinstance(asked, Unit) and not asked.exact
+        by_itself = not plain or (isinstance(asked, Unit) and asked.alone)
+        if by_itself:
+            self._finish()
+        if isinstance(asked, Unit) and plain:
+            self._under_way.append((asked.number, self._engine.submit(asked.pairs())))
+        elif (answer := _done(self._engine, asked)) is not None:
+            self._answer(answer)
+        if by_itself:
+            self._finish()
+
+    def go_on(self) -> None:
+        """Let the engine compute, and answer the first unit if its scores are there."""
+        number, pending = self._under_way[0]
+        if (scores := pending.scores()) is None:
+            self._engine.wait(_LOOK_SECONDS)
+            return
+        self._under_way.popleft()
+        self._answer(Scored(number, scores.logits, scores.trouble, self._engine.taken_bytes))
+
+    def _finish(self) -> None:
+        while self._under_way:
+            self.go_on()
+
+
+def _done(engine: LocalEngine, asked: Asked) -> Scored | Calibrated | None:
+    from rerank_cli.engine.fitting import Trouble  # with torch, which is there by now
+
     match asked:
         case Unit():
-            logits = engine.score_exactly(asked.pairs()) if asked.exact else engine.score(asked.pairs())
-            return Scored(asked.number, logits, engine.trouble, engine.taken_bytes)
+            return Scored(asked.number, engine.score_exactly(asked.pairs()), Trouble(), engine.taken_bytes)
         case Calibrate():
             return Calibrated(engine.calibrate(asked.unit.pairs()))
         case UseCalibration():

@@ -4,7 +4,7 @@
     estimate(model, BatchSize.of([512] * 16), Place(precision="fp16")).total
 
     total = engines x (weights + activations + attention workspace + vision + pooled outputs
-                       + cuBLAS workspace + context + allocator slack)
+                       + cuBLAS workspace + context + allocator slack + waiting batches + loading)
 
 weights      each tensor in the precision that it is held in       weights.py
 peak         the most that one forward of our own holds at once    peak.py, from the sizes in shape.py

@@ -11,15 +11,18 @@ multiplied by their number.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.memory.constants import DeviceConstants, cublas_workspace_bytes, device_constants
 from rerank_cli.memory.peak import (
+    AHEAD,
+    BATCH_TILES,
     BatchSize,
     Execution,
     image_embedding_bytes,
+    input_bytes,
     peak,
     pixel_bytes,
     tower_peak,
@@ -30,12 +33,14 @@ from rerank_cli.profiles import Capability, ModelFacts
 
 _FLOAT = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
-"""Bytes of a weight and of an activation once loaded: 8-bit weights are dequantised to 16 bits on a GPU.
+"""Bytes of an activation, and of a weight once loaded: 8-bit weights are dequantised to 16 bits on a GPU.
 
-On a CPU int8 is calibrated in float32 with float32 weights, which are in memory until then: they are its peak.
+Except the weights of products in FP8, which `Place.fp8` tells. On a CPU int8 is calibrated in float32 with float32
+weights, which are in memory until then: they are its peak.
 """
 _PART_IMAGES = 16  # whose vectors are kept at a time (`parts.py`)
 _FLASH_CAPABILITY = (8, 0)
+_FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,16 @@ class Place:
         fused = self.precision == "fp32" or (self.precision == "bf16" and not llama)
         return Execution(element=element, fused=fused, products=self.precision == "bf16", threads=self.cores)
 
+    def fp8(self, weights: Weights) -> bool:
+        """The products are in FP8 there, as `models/llama.py` and `models/linear.py` decide it."""
+        if self.cpu:
+            return self.precision == "fp8" and not weights.stored.matrices
+        if self.capability is not None and self.capability < _FP8_CAPABILITY:
+            return False
+        if weights.stored.matrices:
+            return ELEMENT_BYTES[self.precision] != _FLOAT
+        return self.precision == "fp8" and weights.products.matrices > 0
+
     @property
     def constants(self) -> DeviceConstants:
         """Context and slack of the device."""
@@ -113,6 +128,7 @@ class Estimate:
 
     activations, attention_workspace: at the peak of the forward. vision: image embeddings and pixels, and what the
     tower needs beyond the peak of the language model; the two do not run at once. pooled: what comes out of the layers.
+    waiting: batches that a GPU has and has not begun. loading: what rounding the weights to FP8 needs beyond a forward.
     """
 
     weights: int
@@ -123,6 +139,8 @@ class Estimate:
     cublas_workspace: int
     context: int
     slack: int
+    waiting: int = 0
+    loading: int = 0
     engines: int = 1
 
     @property
@@ -134,18 +152,20 @@ class Estimate:
     def total(self) -> int:
         """Bytes of all engines together."""
         one = self.weights + self.forward + self.cublas_workspace + self.context + self.slack
+        one += self.waiting + self.loading
         return one * self.engines
 
 
 def estimate(model: MemoryModel, batch: BatchSize, place: Place, *, tiles: int = 0) -> Estimate:
     """What `model` needs for `batch` at `place`. tiles: of all images of the batch together."""
-    shape, how, constants = model.shape, place.execution(model.shape), place.constants
+    shape, constants, fp8 = model.shape, place.constants, place.fp8(model.weights)
+    how = replace(place.execution(shape), fp8=fp8)
     moment = peak(shape, batch, how)
     vision = _vision_bytes(shape, tiles, how, beside=moment.total)
     pooled = _FLOAT * batch.pairs * (shape.hidden + 1)
     forward = moment.total + vision + pooled
     return Estimate(
-        weights=model.weights.size_bytes(how.element),
+        weights=model.weights.size_bytes(how.element, fp8=fp8),
         activations=moment.activations,
         attention_workspace=moment.attention_workspace,
         vision=vision,
@@ -153,8 +173,16 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Place, *, tiles: int =
         cublas_workspace=0 if place.cpu else cublas_workspace_bytes(place.capability),
         context=constants.context_bytes,
         slack=constants.slack_bytes + int(constants.slack_share * forward),
+        waiting=0 if place.cpu else _waiting_bytes(shape, batch, tiles),
+        loading=max(0, model.weights.loading_bytes(fp8=fp8) - forward),
         engines=place.engines,
     )
+
+
+def _waiting_bytes(shape: ModelShape, batch: BatchSize, tiles: int) -> int:
+    """Ids of batches, or tiles of images, as many as the host may be ahead."""
+    pixels = pixel_bytes(shape.vision, min(tiles, BATCH_TILES)) if shape.vision else 0
+    return AHEAD * max(input_bytes(batch), pixels)
 
 
 def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int) -> int:

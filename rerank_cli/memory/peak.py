@@ -29,6 +29,8 @@ CHUNK = 2048
 """Rows that Llama's MLP, norms and rotation take at a time (`models/pointwise.py`), and a tower's MLP (`siglip.py`)."""
 BATCH_TILES = 8
 """Tiles that a vision tower sees at a time (`models/siglip.py`)."""
+AHEAD = 8
+"""Batches that the host may be before a GPU (`models/transfer.py`)."""
 _BFLOAT, _FLOAT, _INT64 = 2, 4, 8
 _WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
@@ -101,7 +103,8 @@ class Execution:
 
     element: bytes of an activation. fused: the linear layers apply their activation in place (oneDNN on a CPU).
     repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
-    by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU.
+    by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
+    rounded to FP8.
     """
 
     element: int = 2
@@ -109,6 +112,7 @@ class Execution:
     repeats_heads: bool = False
     products: bool = False
     threads: int = 0
+    fp8: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -128,7 +132,7 @@ def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
     """The largest moment of a forward of `shape` over `batch`."""
     if shape.family == "padded":
         return _padded(shape, batch, how)
-    inputs = 3 * _INT64 * batch.rows + _INT64 * batch.firsts + (_INT64 + 4) * (batch.pairs + 1)
+    inputs = input_bytes(batch)
     workspace = _attention_workspace(shape, batch, how)
     if shape.family == "modernbert":
         attending, others = _modernbert(shape, batch, how)
@@ -137,6 +141,11 @@ def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
     else:
         attending, others = _bert(shape, batch, how)
     return max(Moment(inputs + attending + workspace, workspace), *(Moment(inputs + other, 0) for other in others))
+
+
+def input_bytes(batch: BatchSize) -> int:
+    """What a packed batch is made of before its embeddings (`models/packed.py`)."""
+    return 3 * _INT64 * batch.rows + _INT64 * batch.firsts + (_INT64 + 4) * (batch.pairs + 1)
 
 
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
@@ -165,14 +174,17 @@ def _llama(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, li
     chunk = t if e == _FLOAT else min(t, CHUNK)  # of norms and rotation, which are in float32 whatever the precision
     angles = 3 * _FLOAT * (shape.head_size // 2) * t  # and their cosines and sines
     attending = angles + e * (t * (h + 2 * q + 2 * k) + _result(q, batch, how))
-    mlp = angles + e * t * (2 * h + q) + _chunked_mlp(shape, t, e)  # input, context, x
+    mlp = angles + e * t * (2 * h + q) + _chunked_mlp(shape, t, how)  # input, context, x
     project = angles + e * t * (2 * h + q + 2 * k)  # input, normed, q, k, v
     rotate = project + _FLOAT * q * min(t, CHUNK) * (3 if e != _FLOAT else 2)
+    last_projection = angles + e * t * (2 * h + q + k) + _product_bytes(h, k, t, how)  # input, normed, q, k
+    from_context = angles + e * t * (h + q) + _product_bytes(q, h, t, how)  # input, context
+    products = max(last_projection, from_context)
     norm = angles + e * t * h + _norm_bytes(h, t, chunk, e)
     if not shape.head_norms:
-        return attending, [mlp, rotate, norm]
+        return attending, [mlp, rotate, norm, products]
     head_norms = [_norm_bytes(q, t, chunk, e), e * t * q + _norm_bytes(k, t, chunk, e)]
-    return attending, [mlp, rotate, norm, project + max(head_norms)]
+    return attending, [mlp, rotate, norm, products, project + max(head_norms)]
 
 
 def _norm_bytes(width: int, rows: int, chunk: int, e: int) -> int:
@@ -180,11 +192,26 @@ def _norm_bytes(width: int, rows: int, chunk: int, e: int) -> int:
     return 2 * _FLOAT * width * rows if e == _FLOAT else width * (e * rows + 3 * _FLOAT * chunk)
 
 
-def _chunked_mlp(shape: ModelShape, t: int, e: int) -> int:
-    """What the MLP holds beside x for one chunk: normed rows and two of the wide ones, or what the norm takes."""
-    rows = min(t, CHUNK)
-    wide = e * rows * (shape.hidden + 2 * shape.intermediate)
-    return max(wide, _norm_bytes(shape.hidden, rows, rows, e))
+def _product_bytes(inputs: int, outputs: int, rows: int, how: Execution) -> int:
+    """What a product makes: its result; and in FP8 its input, rounded, with a scale a row.
+
+    Before there is a result, some rows of the input are there in float32, twice.
+    """
+    result = how.element * rows * outputs
+    if not how.fp8:
+        return result
+    return rows * (inputs + _FLOAT) + max(result, 2 * _FLOAT * inputs * min(rows, CHUNK))
+
+
+def _chunked_mlp(shape: ModelShape, t: int, how: Execution) -> int:
+    """What the MLP holds beside x for one chunk: normed rows and two of the wide ones, or what the norm takes.
+
+    In FP8 it can be the last product, beside one of the wide ones.
+    """
+    rows, e, h, i = min(t, CHUNK), how.element, shape.hidden, shape.intermediate
+    wide = e * rows * (h + i) + _product_bytes(h, i, rows, how)
+    down = e * rows * i + _product_bytes(i, h, rows, how)
+    return max(wide, down, _norm_bytes(h, rows, rows, e))
 
 
 def _result(width: int, batch: BatchSize, how: Execution) -> int:

@@ -14,7 +14,8 @@ from rerank_cli.profiles import MemoryTable, show_capability
 MOST_PAIRS = 65536
 """The largest batch that is looked for."""
 _PARTS = (
-    "weights", "activations", "attention_workspace", "vision", "pooled", "cublas_workspace", "context", "slack"
+    "weights", "activations", "attention_workspace", "vision", "pooled", "cublas_workspace", "context", "slack",
+    "waiting", "loading",
 )  # fmt: skip
 
 

@@ -3,18 +3,28 @@
 `models/weights.py` converts every tensor to the run's precision as it reads it; 8-bit weights are dequantised then, so
 an 8-bit checkpoint is no smaller once it is loaded. Heads and Llama's norms stay in float32. What a family does not use
 is not loaded. Without a checkpoint the tensors follow from the shape.
+
+The products of a Llama's layers are the exception, where a device multiplies in FP8 (`models/linear.py`): they take a
+byte a weight, and their scales. With `--precision fp8` each is rounded when it is loaded, with a scale for every row,
+and the matrix in 16 bits is held beside it meanwhile, one at a time. A checkpoint in FP8 brings them as they are, with
+two scales each. Embeddings, biases, norms, heads and vision towers are never in FP8.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.memory.shape import Family, ModelShape
 
 _FLOAT = 4
+_CHUNK = 2048  # rows that are rounded to FP8 at a time (`models/pointwise.py`)
+_FP8_MULTIPLE = 16  # of rows and columns of a matrix that is multiplied in FP8 (`models/linear.py`)
+_FP8 = "F8_E4M3"
+_PRODUCT = re.compile(r"^(?!.*vision_model\.).*layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight$")
 _KEPT_WIDE: dict[Family, re.Pattern[str]] = {
     "bert": re.compile(r"^(bert\.pooler\.dense|classifier)\."),
     "roberta": re.compile(r"^classifier\."),
@@ -32,22 +42,65 @@ _HELD_AS_THEY_ARE = {"I64", "I32", "I16", "BOOL"}
 
 
 @dataclass(frozen=True, slots=True)
+class Products:
+    """Matrices, each [outputs, inputs], that can be held in FP8.
+
+    numbers: in all of them together. rows: their outputs. matrices: how many. rounding: the most bytes that are held
+    beside the model while one of them is rounded: itself in 16 bits, and some of its rows in float32, twice.
+    """
+
+    numbers: int = 0
+    rows: int = 0
+    matrices: int = 0
+    rounding: int = 0
+
+    @classmethod
+    def of(cls, shapes: Iterable[tuple[int, ...]]) -> Products:
+        """Those of `shapes` that the kernel takes."""
+        fitting = [(rows, columns) for rows, columns in shapes if not (rows % _FP8_MULTIPLE or columns % _FP8_MULTIPLE)]
+        return cls(
+            numbers=sum(rows * columns for rows, columns in fitting),
+            rows=sum(rows for rows, _ in fitting),
+            matrices=len(fitting),
+            rounding=max(
+                (columns * (2 * rows + 2 * _FLOAT * min(rows, _CHUNK)) for rows, columns in fitting), default=0
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
-    """Numbers of a model's weights. narrow: held in the precision of the run. wide: in float32 whatever it is."""
+    """Numbers of a model's weights. narrow: held in the precision of the run. wide: in float32 whatever it is.
+
+    products: those of the narrow ones that can be rounded to FP8 when they are loaded. stored: those that are in FP8 in
+    the checkpoint; where there are such, nothing is rounded.
+    """
 
     narrow: int
     wide: int
+    products: Products = Products()
+    stored: Products = Products()
 
-    def size_bytes(self, element: int) -> int:
-        """Bytes with `element` bytes for each narrow one."""
-        return self.narrow * element + self.wide * _FLOAT
+    def size_bytes(self, element: int, *, fp8: bool = False) -> int:
+        """Bytes with `element` bytes for each narrow one. fp8: the device multiplies in FP8 what can be."""
+        size = self.narrow * element + self.wide * _FLOAT
+        if not fp8:
+            return size
+        if self.stored.matrices:
+            return size - self.stored.numbers * (element - 1) + 2 * _FLOAT * self.stored.matrices
+        return size - self.products.numbers * (element - 1) + _FLOAT * self.products.rows
+
+    def loading_bytes(self, *, fp8: bool = False) -> int:
+        """The most bytes that are held beside the model while it is loaded; fp8: as in `size_bytes`."""
+        return self.products.rounding if fp8 and not self.stored.matrices else 0
 
 
 def count_weights(shape: ModelShape, checkpoint: Checkpoint | None) -> Weights:
     """The weights that are loaded: by the headers of the checkpoint, or without one by the shape."""
+    llama = shape.family in ("llama", "vl")
     if checkpoint is None:
         wide = wide_parameters(shape)
-        return Weights(parameters(shape) - wide, wide)
+        return Weights(parameters(shape) - wide, wide, Products.of(_products(shape) if llama else []))
     kept_wide = _KEPT_WIDE.get(shape.family)
     narrow = wide = 0
     for name, info in checkpoint.tensors.items():
@@ -58,7 +111,15 @@ def count_weights(shape: ModelShape, checkpoint: Checkpoint | None) -> Weights:
             wide += size
         else:
             narrow += size
-    return Weights(narrow, wide)
+    products = [info for name, info in checkpoint.tensors.items() if llama and _PRODUCT.search(name)]
+    stored = Products.of(info.shape for info in products if info.dtype == _FP8)
+    return Weights(narrow, wide, Products.of(info.shape for info in products), stored)
+
+
+def _products(shape: ModelShape) -> list[tuple[int, int]]:
+    """The matrices of a Llama's layers, each (outputs, inputs)."""
+    h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
+    return [(q, h), (k, h), (k, h), (h, q), (i, h), (i, h), (h, i)] * shape.layers
 
 
 def parameters(shape: ModelShape) -> int:

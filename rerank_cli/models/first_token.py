@@ -34,7 +34,7 @@ class FirstTokenAttention:
         """x: the layer's input, [T, hidden]. Returns the contexts [P, hidden], P as in `PackedBatch.starts`."""
         q = self._query(x[batch.starts]).unflatten(1, (self._heads, -1))
         probes = torch.bmm((q * q.shape[-1] ** -0.5).transpose(0, 1), self._key).transpose(0, 1)
-        if x.is_cuda:  # which would rather copy some rows than start kernels for every length
+        if x.device.type != "cpu":  # a GPU would rather copy some rows than start kernels for every length
             mean = _means_at_once(probes, x, batch)
         else:
             mean = (_means_by_blocks if x.dtype == torch.bfloat16 else _means_by_runs)(probes, x, batch)

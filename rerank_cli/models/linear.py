@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812 (the name everybody knows)
 from torch import Tensor
 
 from rerank_cli.errors import ModelError
-from rerank_cli.models.pointwise import FP8_MAX, Pointwise, Unfused
+from rerank_cli.models.pointwise import CHUNK, FP8_MAX, Pointwise, Unfused
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 
 _FP8_MULTIPLE = 16  # of rows and columns of a weight, in cuBLAS
@@ -93,7 +93,7 @@ class PlainLinear:
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """See `Linear`."""
-        if x.is_cuda and self._bias is None:
+        if x.device.type != "cpu" and self._bias is None:
             return torch.addmm(residual, x, self._weight.t())  # the sum is part of the product's end
         return F.linear(x, self._weight, self._bias).add_(residual)
 
@@ -147,8 +147,10 @@ class Fp8Linear:
         return self._product(x).add_(residual)
 
     def _product(self, x: Tensor) -> Tensor:
-        # Divided in float32: a quotient in bfloat16 would be rounded twice.
-        quantised = (x.float() / self._input_scale).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        quantised = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+        for rows, values in zip(x.split(CHUNK), quantised.split(CHUNK), strict=True):
+            # Divided in float32: a quotient in bfloat16 would be rounded twice.
+            values.copy_((rows.float() / self._input_scale).clamp_(-FP8_MAX, FP8_MAX))
         y: Tensor = torch._scaled_mm(
             quantised, self._weight, scale_a=self._input_scale, scale_b=self._scale, bias=self._bias, out_dtype=x.dtype
         )

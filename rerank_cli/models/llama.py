@@ -155,6 +155,8 @@ class LlamaTrunk:
         rows = self._pointwise if fp8 else None
         linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype), rows=rows)
         self._frequencies = shape.frequencies.to(device)
+        # Rounded to the dtype of the embeddings, as the reference does; a tensor made in `embed` would be a copy each.
+        self._scale = torch.tensor(shape.embedding_scale, device=device, dtype=dtype)
         self.words = weights.take(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.hidden))
         self._layers = [self._layer(linear, f"{prefix}layers.{i}") for i in range(shape.layers)]
         self._final_norm = self._norm(weights, f"{prefix}norm")
@@ -169,7 +171,7 @@ class LlamaTrunk:
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of tokens [T]."""
         x = F.embedding(input_ids, self.words)
-        return x if self._shape.embedding_scale == 1 else x.mul_(x.new_tensor(self._shape.embedding_scale))
+        return x if self._shape.embedding_scale == 1 else x.mul_(self._scale)
 
     def pooled(self, x: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
         """One vector a pair, float32 [pairs, hidden], from the embeddings `x` [T, hidden] of its tokens.
@@ -288,7 +290,7 @@ def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
 
     Always in the same order, which an indexed sum over all tokens is not on a GPU.
     """
-    if x.is_cuda:
+    if x.device.type != "cpu":
         return _means_by_segments(x, batch)
     return torch.cat(
         [

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rerank_cli.models.transfer import transfer_for
 from rerank_cli.records import EncodedPair
 
 
@@ -70,9 +71,7 @@ def pack(pairs: Sequence[EncodedPair], *, device: torch.device) -> PackedBatch:
     # Everything travels as one buffer: one transfer a batch.
     firsts = np.zeros(rounded_rows(len(pairs)), dtype=np.int64)
     firsts[: len(pairs)] = starts
-    flat = torch.from_numpy(np.concatenate([rows.ravel(), firsts, [0], ends]))
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
+    flat = transfer_for(device).to_device(torch.from_numpy(np.concatenate([rows.ravel(), firsts, [0], ends])))
     width = rows.shape[1]
     sizes = [width, width, width, len(firsts), len(pairs) + 1]
     input_ids, token_types, positions, first_tokens, cumulative = flat.split_with_sizes(sizes)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
+from rerank_cli.models.transfer import transfer_for
 from rerank_cli.quantisation import read_quantisation
 from rerank_cli.records import EncodedPair
 
@@ -56,7 +57,9 @@ class PaddedCrossEncoder:
             ids[row, :length] = pair.input_ids
             mask[row, :length] = 1
             types[row, pair.second_start : length] = 1
-        inputs, attention_mask, token_types = torch.from_numpy(np.stack((ids, mask, types))).to(self._device)
+        inputs, attention_mask, token_types = transfer_for(self._device).to_device(
+            torch.from_numpy(np.stack((ids, mask, types)))
+        )
         more = {"token_type_ids": token_types} if self._typed else {}
         logits: Tensor = self._model(input_ids=inputs, attention_mask=attention_mask, **more).logits
         return logits.float().squeeze(1)

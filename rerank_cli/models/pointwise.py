@@ -86,9 +86,12 @@ class Unfused:
 
     def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Pointwise`."""
-        wide = x.float()
-        scales = (wide.abs().amax(dim=1, keepdim=True) / FP8_MAX).clamp_min_(1e-12)
-        return (wide / scales).clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scales
+        out, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), 1, dtype=torch.float32)
+        for rows, values, scale in zip(x.split(CHUNK), out.split(CHUNK), scales.split(CHUNK), strict=True):
+            wide = rows.float()
+            torch.div(wide.abs().amax(dim=1, keepdim=True), FP8_MAX, out=scale).clamp_min_(1e-12)
+            values.copy_((wide / scale).clamp_(-FP8_MAX, FP8_MAX))
+        return out, scales
 
 
 class Fused:

@@ -32,6 +32,7 @@ from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm
+from rerank_cli.models.transfer import transfer_for
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import Tiles
 
@@ -112,7 +113,8 @@ class VisionTower:
         )
         for start in range(0, len(tiles), BATCH_TILES):
             batch = torch.from_numpy(np.stack(tiles[start : start + BATCH_TILES]))
-            out[start : start + BATCH_TILES] = self._project(self._see(batch.to(self._device)))
+            there = transfer_for(self._device).to_device(batch)
+            out[start : start + BATCH_TILES] = self._project(self._see(there))
         return [part.flatten(0, 1) for part in out.split(sizes)]
 
     def _see(self, tiles: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def test_a_row_for_each_point_of_which_the_parts_make_the_total(ask: Ask) -> Non
     assert points == [(1, 1024), (1, 8192), (30, 1024), (30, 8192)]
     for row in document["rows"]:
         parts = [size for name, size in row.items() if name.endswith("_bytes") and name != "total_bytes"]
-        assert len(parts) == 8
+        assert len(parts) == 10
         assert row["total_bytes"] == 2 * sum(parts)
     assert document["rows"][0]["weights_bytes"] == 2_471_772_160
     assert document["method"] == "closed form"
@@ -213,10 +213,22 @@ def test_images_make_the_larger_of_tower_and_language_model(ask: Ask) -> None:
     assert any("reads none" in note for note in ask("--images", "3")["notes"])
 
 
-def test_8_bit_weights_are_said_to_be_dequantised(ask: Ask) -> None:
+def test_products_in_fp8_halve_their_weights_and_a_note_says_so(ask: Ask) -> None:
     fp8, fp16 = (ask("--model", TEXT, "--precision", precision) for precision in ("fp8", "fp16"))
-    assert [row["total_bytes"] for row in fp8["rows"]] == [row["total_bytes"] for row in fp16["rows"]]
-    assert any("dequantised" in note for note in fp8["notes"])
+    for half, full in zip(fp8["rows"], fp16["rows"], strict=True):
+        assert 0.6 < half["weights_bytes"] / full["weights_bytes"] < 0.61
+        assert half["total_bytes"] < full["total_bytes"]
+    assert any("held in FP8, rounded when they are loaded" in note for note in fp8["notes"])
+    old = ask("--model", TEXT, "--precision", "fp8", "--gpu", "8.6:24GB")
+    assert [row["weights_bytes"] for row in old["rows"]] == [row["weights_bytes"] for row in fp16["rows"]]
+    assert any("held in 16 bits" in note for note in old["notes"])
+
+
+def test_a_checkpoint_in_fp8_is_counted_as_it_is_held(ask: Ask) -> None:
+    checkpoint = str(Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-fp8-open" / "checkpoint")
+    new, old = (ask("--model", checkpoint, "--gpu", gpu) for gpu in ("9.0:80GB", "8.0:80GB"))
+    assert new["rows"][0]["weights_bytes"] < old["rows"][0]["weights_bytes"]
+    assert any("as the checkpoint stores them" in note for note in new["notes"])
 
 
 def test_nvidias_variables_are_heard_below_ours(monkeypatch: pytest.MonkeyPatch, ask: Ask) -> None:

@@ -163,6 +163,24 @@ def test_pairs_that_end_their_process_are_found_and_only_those(hurt: Callable[..
     assert again.trouble.deaths == 0
 
 
+def test_where_two_units_are_under_way_an_innocent_one_is_not_blamed(hurt: Callable[..., None]) -> None:
+    fail = 18
+    hurt(
+        f"if {fail} in unit.ids: raise RuntimeError('device-side assert')",
+        at_start="import rerank_cli.models.transfer as transfer; transfer.Direct.overlaps = True",
+    )
+    pairs = [pair(*range(30, 80)), pair(1, fail, *range(30, 74)), *many(4)]  # the longest goes first, alone in its unit
+    plan = replace(PLAN, token_budget=60, engines=("cpu",))
+    engine = PoolEngine(plan, read_checkpoint(TINY_CHECKPOINT))
+    try:
+        assert engine._workers[0].overlaps
+        scores = finish(engine, engine.submit(pairs))
+    finally:
+        engine.close()
+    assert list(scores.trouble.failed) == [1]
+    assert np.flatnonzero(np.isnan(scores.logits)).tolist() == [1]
+
+
 def test_where_every_pair_ends_its_process_the_run_stops(hurt: Callable[..., None]) -> None:
     hurt("raise RuntimeError('no such kernel')")
     engine = PoolEngine(PLAN, read_checkpoint(TINY_CHECKPOINT), patience=2)
