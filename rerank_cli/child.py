@@ -14,6 +14,7 @@ import os
 import queue
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -28,12 +29,18 @@ _LEAVE_SECONDS = 5.0
 class Child:
     """A process that runs `main` of `module`. environment: variables besides those of this process.
 
-    Raises `OSError` where no process can be had.
+    patience: seconds for which a message that has begun may rest, else sending or receiving it is an `OSError`; so a
+    process that somebody stops in the middle of one stops no other. Raises `OSError` where no process can be had.
     """
 
-    def __init__(self, module: str, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, *, environment: Mapping[str, str] | None = None, patience: float | None = None
+    ) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
+            if patience is not None:
+                for way in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                    ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", int(patience) + 1, 0))
             # -P: nothing is imported from the current folder. Packages are found where this process has found them.
             start = f"import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main()"
             with _blocked_signals():

@@ -8,7 +8,8 @@ When a part is scored its pixels go (`without_pixels`), and the last part brings
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -78,6 +79,30 @@ def encode_parts(window: Window, encoder: Encoder | ReadsImages) -> Iterator[Enc
         last = start + _PART_IMAGES >= len(groups)
         encoded = _encode_by_limits([found[place] for place in members], encoder)
         yield EncodedPart(window, encoded, members, places if last else None)
+
+
+@contextmanager
+def images_ahead(
+    encoder: Encoder | ReadsImages, processes: int, on_note: Callable[[str], None] | None
+) -> Iterator[Encoder | ReadsImages]:
+    """The encoder for one pass over an input, whose images up to so many processes may read ahead."""
+    if isinstance(encoder, ReadsImages):
+        with closing(encoder.images.ahead(processes, on_note)) as images:
+            yield encoder.with_images(images)
+    else:
+        yield encoder
+
+
+def expect_images(window: Window, encoder: Encoder | ReadsImages) -> None:
+    """Let the images of the window be read ahead, in the order in which `encode_parts` asks for them."""
+    if isinstance(encoder, ReadsImages):
+        passages = (passage for item in window.lists for passage in item.passages)
+        encoder.images.expect(list(dict.fromkeys(one.image for one in passages if isinstance(one, ImagePassage))))
+
+
+def image_seconds(encoder: Encoder | ReadsImages) -> float:
+    """What reading images has taken, or waiting for those who do it."""
+    return encoder.images.seconds if isinstance(encoder, ReadsImages) else 0.0
 
 
 def _encode_by_limits(pairs: Sequence[tuple[Limits, str, Passage]], encoder: Encoder | ReadsImages) -> list[Encoded]:

@@ -1,15 +1,15 @@
 """Read, encode, score, rank, write: the one loop, a window of whole queries at a time.
 
     rows -> candidate lists -> windows   thread `read`
-    windows -> token ids                 thread `tokenise`
+    windows -> token ids                 thread `tokenise`; page images in processes ahead of it (`images/ahead.py`)
     token ids -> logits                  the engine: here, or in processes of its own
     logits -> ranks -> sink              the caller's thread
 
 A window is cut by the input and the options alone, and batches never cross windows, so the same run computes the same
 batches. One with many images is encoded and scored in parts (`parts.py`). An engine of several processes has some parts
-under way at a time (`Engine.depth`); they are taken from it in the order of the input. Memory holds four windows and
+under way at a time (`Engine.depth`); they are taken from it in the order of the input. Memory holds five windows and
 those under way, whatever the size of the file: between two stages one that waits and one that is finished and finds no
-room. Pairs with the same texts and image are scored once in a window.
+room, and one whose images are read before its turn. Pairs with the same texts and image are scored once in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
@@ -38,7 +38,10 @@ from rerank_cli.parts import (
     Encoder,
     ScoredPart,
     encode_parts,
+    expect_images,
     image_counts,
+    image_seconds,
+    images_ahead,
     join_parts,
     without_pixels,
 )
@@ -82,7 +85,8 @@ class Run:
     too. on_calibrated: the engine has been calibrated (`_calibrate`). on_ranked: called with the complete rankings of
     each window, before the selection drops anything. on_window: a window is written and counted. on_done: a window that
     `share` leaves out because an earlier process has done it; it is called in the reader's thread, before the first
-    window is done.
+    window is done. image_processes: how many may read page images. on_note: told when one of them is lost, in the
+    thread `tokenise`.
     """
 
     encoder: Encoder
@@ -99,6 +103,8 @@ class Run:
     on_batch: Callable[[int, int], None] | None = None
     on_window: Callable[[Window, Counts], None] | None = None
     on_done: Callable[[Window], None] | None = None
+    on_note: Callable[[str], None] | None = None
+    image_processes: int = 0
     share: Share = field(default_factory=Share)
     stop: Stop = field(default_factory=Stop)
     counts: Counts = field(default_factory=Counts)
@@ -142,16 +148,19 @@ class Run:
             yield window
 
     def _encode(self, windows: Ahead[Window]) -> Iterator[EncodedPart]:
-        with closing(windows):  # a run that stops here stops the reader too
-            for window in windows:
-                began = time.perf_counter()
+        # A run that stops here stops the reader too.
+        with closing(windows), images_ahead(self.encoder, self.image_processes, self.on_note) as encoder:
+            for window in _one_ahead(windows, lambda window: expect_images(window, encoder)):
+                began, of_images = time.perf_counter(), image_seconds(encoder)
                 first = self._first
                 if not self._sample and first and self._must_calibrate():
-                    self._sample = pairs_of(next(encode_parts(first, self.encoder)).encoded)
-                for part in encode_parts(window, self.encoder):
-                    self.timing.tokenise += time.perf_counter() - began
+                    self._sample = pairs_of(next(encode_parts(first, encoder)).encoded)
+                for part in encode_parts(window, encoder):
+                    spent = image_seconds(encoder) - of_images
+                    self.timing.images += spent
+                    self.timing.tokenise += time.perf_counter() - began - spent
                     yield part
-                    began = time.perf_counter()
+                    began, of_images = time.perf_counter(), image_seconds(encoder)
 
     def _computed(self, parts: Ahead[EncodedPart]) -> Iterator[tuple[EncodedPart, ScoredPart]]:
         """The parts with their logits, in order; the engine has as many as it wants, and never waits for another."""
@@ -273,6 +282,26 @@ class Run:
             counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
             counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if a.logit == b.logit)
+
+
+def _one_ahead(windows: Ahead[Window], see: Callable[[Window], None]) -> Iterator[Window]:
+    """`windows`, each seen before its turn: with the one before it, if it is there by then."""
+    seen: Window | None = None
+    fault: Exception | None = None
+    while window := seen or next(windows, None):
+        if window is not seen:
+            see(window)
+        seen = None
+        if windows.is_ready:
+            try:
+                seen = next(windows, None)
+            except Exception as error:  # noqa: BLE001 (it is raised after the window before it)
+                fault = error
+            if seen:
+                see(seen)
+        yield window
+        if fault:
+            raise fault
 
 
 def _in_order(errors: list[RowError]) -> list[RowError]:

@@ -11,6 +11,8 @@ from PIL import Image
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding import Encoded, EncodingProblem, ImageLimits, open_encoder
+from rerank_cli.images import ImageReader
+from rerank_cli.images.ahead import ImagesAhead
 from rerank_cli.parts import EncodedWindow, ScoredPart, encode_parts, image_counts, join_parts, without_pixels
 from rerank_cli.records import CandidateList, EncodedPair, ImageBlock, ImagePassage, ImageSource, Passage, Tiles, Window
 from tests.conftest import json_row
@@ -31,6 +33,10 @@ class PictureEncoder:
 
     def __init__(self) -> None:
         self.calls: list[list[str | bytes]] = []
+        self.images = ImagesAhead(ImageReader(tile_size=2, max_tiles=1))
+
+    def with_images(self, images: ImagesAhead) -> PictureEncoder:
+        raise NotImplementedError
 
     def encode(self, pairs: Sequence[tuple[str, Passage]], limits: object = None) -> list[Encoded]:
         tiles: dict[ImageSource, Tiles] = {}
