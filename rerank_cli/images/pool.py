@@ -170,9 +170,10 @@ class ImagePool:
         waited = time.monotonic() - began
         for worker in [one for one in self._workers if one not in ready and (one.doing or not one.is_ready)]:
             worker.silent += waited
-            if worker.silent > self._patience:
+            limit = self._patience if worker.is_ready else _LEAST_SECONDS
+            if worker.silent > limit:
                 worker.kill()
-                self._replace(worker, f"no answer in {self._patience:.0f} s")
+                self._replace(worker, f"no answer in {limit:.0f} s")
         self._give_out()
 
     def _hear(self, worker: _Worker, message: Heard) -> None:

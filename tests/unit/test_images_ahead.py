@@ -326,14 +326,14 @@ def test_an_image_that_takes_for_ever_has_a_limit(
     hurt: Hurt, pages: list[ImageSource], pools: Callable[..., ImagePool]
 ) -> None:
     hurt("time.sleep(1000 * (name == '03.png'))")
-    pool = pools(2, patience=1.5)
+    pool = pools(2, patience=1.0)
     expected = in_this_process(pages)
     expected[3] = "image-reader-died"
     assert taken(pool, [pool.ask(page) for page in pages]) == expected
 
 
 def test_a_process_that_somebody_stops_is_replaced(pages: list[ImageSource], pools: Callable[..., ImagePool]) -> None:
-    pool = pools(1, patience=1.5)
+    pool = pools(1, patience=1.0)
     numbers = [pool.ask(page) for page in pages]
     first = taken(pool, numbers[:1])
     os.kill(readers_of(os.getpid())[0], signal.SIGSTOP)
