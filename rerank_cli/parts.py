@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.encoding import Encoded, EncodingProblem, ReadsImages
+from rerank_cli.engine.stages import Ahead
 from rerank_cli.records import NO_LIMITS, ImagePassage, ImageSource, Limits, Passage, Window
 
 _PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower batches and text batches that are full
@@ -93,11 +94,30 @@ def images_ahead(
         yield encoder
 
 
-def expect_images(window: Window, encoder: Encoder | ReadsImages) -> None:
+def expect_images(window: Window, encoder: ReadsImages) -> None:
     """Let the images of the window be read ahead, in the order in which `encode_parts` asks for them."""
-    if isinstance(encoder, ReadsImages):
-        passages = (passage for item in window.lists for passage in item.passages)
-        encoder.images.expect(list(dict.fromkeys(one.image for one in passages if isinstance(one, ImagePassage))))
+    passages = (passage for item in window.lists for passage in item.passages)
+    encoder.images.expect(list(dict.fromkeys(one.image for one in passages if isinstance(one, ImagePassage))))
+
+
+def one_ahead(windows: Ahead[Window], encoder: ReadsImages) -> Iterator[Window]:
+    """`windows`, the images of each expected before its turn: with the one before it, if it is there by then."""
+    seen: Window | None = None
+    fault: Exception | None = None
+    while window := seen or next(windows, None):
+        if window is not seen:
+            expect_images(window, encoder)
+        seen = None
+        if windows.is_ready:
+            try:
+                seen = next(windows, None)
+            except Exception as error:  # noqa: BLE001 (it is raised after the window before it)
+                fault = error
+            if seen:
+                expect_images(seen, encoder)
+        yield window
+        if fault:
+            raise fault
 
 
 def image_seconds(encoder: Encoder | ReadsImages) -> float:

@@ -7,9 +7,10 @@
 
 A window is cut by the input and the options alone, and batches never cross windows, so the same run computes the same
 batches. One with many images is encoded and scored in parts (`parts.py`). An engine of several processes has some parts
-under way at a time (`Engine.depth`); they are taken from it in the order of the input. Memory holds five windows and
+under way at a time (`Engine.depth`); they are taken from it in the order of the input. Memory holds four windows and
 those under way, whatever the size of the file: between two stages one that waits and one that is finished and finds no
-room, and one whose images are read before its turn. Pairs with the same texts and image are scored once in a window.
+room; and with images the one whose images are read before its turn. Pairs with the same texts and image are scored once
+in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
@@ -29,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.counts import Counts, ErrorLimit, Timing
+from rerank_cli.encoding import ReadsImages
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.engine.stages import Ahead
 from rerank_cli.formats.shapes import Grouped, Selection
@@ -38,11 +40,11 @@ from rerank_cli.parts import (
     Encoder,
     ScoredPart,
     encode_parts,
-    expect_images,
     image_counts,
     image_seconds,
     images_ahead,
     join_parts,
+    one_ahead,
     without_pixels,
 )
 from rerank_cli.ranking import Pool, pairs_of, pooled, rank_window, select, with_problems
@@ -150,7 +152,7 @@ class Run:
     def _encode(self, windows: Ahead[Window]) -> Iterator[EncodedPart]:
         # A run that stops here stops the reader too.
         with closing(windows), images_ahead(self.encoder, self.image_processes, self.on_note) as encoder:
-            for window in _one_ahead(windows, lambda window: expect_images(window, encoder)):
+            for window in one_ahead(windows, encoder) if isinstance(encoder, ReadsImages) else windows:
                 began, of_images = time.perf_counter(), image_seconds(encoder)
                 first = self._first
                 if not self._sample and first and self._must_calibrate():
@@ -282,26 +284,6 @@ class Run:
             counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
             counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if a.logit == b.logit)
-
-
-def _one_ahead(windows: Ahead[Window], see: Callable[[Window], None]) -> Iterator[Window]:
-    """`windows`, each seen before its turn: with the one before it, if it is there by then."""
-    seen: Window | None = None
-    fault: Exception | None = None
-    while window := seen or next(windows, None):
-        if window is not seen:
-            see(window)
-        seen = None
-        if windows.is_ready:
-            try:
-                seen = next(windows, None)
-            except Exception as error:  # noqa: BLE001 (it is raised after the window before it)
-                fault = error
-            if seen:
-                see(seen)
-        yield window
-        if fault:
-            raise fault
 
 
 def _in_order(errors: list[RowError]) -> list[RowError]:
