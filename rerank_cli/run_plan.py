@@ -30,7 +30,7 @@ from rerank_cli.quantisation import read_quantisation
 # padding, so on a CPU it is small and results come early.
 _CPU_WINDOW_PAIRS = 512
 _CUDA_WINDOW_PAIRS = 4096
-_IMAGE_PROCESSES = 8  # at most: together they read eighty pages of 1700 x 2200 pixels a second, four GPUs' work
+_IMAGE_PROCESSES = 8  # at most: together they read 58 to 80 pages of 1700 x 2200 pixels a second (`benchmarks/`)
 
 
 @dataclass(frozen=True, slots=True)

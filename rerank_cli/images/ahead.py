@@ -1,10 +1,11 @@
 """Images for who encodes pairs: read and cut here when they are asked for, or ahead of that by other processes.
 
-Pillow takes 0.1 s of a core for a page of 1700 x 2200 pixels, a GPU may score twenty pages a second. Threads would
-do, but for an image that ends its process, and for the run's own threads, which wait for the interpreter lock as it is.
-So, once there are images enough, processes do it (`pool.py`): one for every `_IMAGES_A_PROCESS` images that are known,
-up to a number that the plan says. A process takes 0.15 s to start, as long as two images take here; a run with less
-images than that never starts one, and one without images pays nothing.
+Pillow takes 0.1 s of a core for a page of 1700 x 2200 pixels (`benchmarks/page_images.py`), and a GPU may score twenty
+pages a second. The thread that tokenises cannot have threads beside it for that: what Pillow does with its warnings is
+a setting of the whole process, and an image that ends its process would end the run. So, once there are images enough,
+processes do it (`pool.py`): one for every `_IMAGES_A_PROCESS` images that are known, up to a number that the plan says.
+A process takes 0.15 s to start, as long as one or two images take here; a run with fewer images than those never starts
+one, and one without images pays nothing.
 
 What is asked for is the same either way: an image opened (its path, header and size are good), its grid, its tiles.
 `expect` tells what will be asked for. The tiles that are made ahead are those of the first grid that the longest pair

@@ -11,7 +11,7 @@ limits are those of the parent's reader. It imports Pillow and numpy, and starts
 kernel is asked to end it before its parent.
 
 Pixels go through the socket as bytes. They need no shared memory, whose size containers limit (often to 64 MB), and
-which somebody must give back when a process is killed; an image of seven tiles takes 6 ms, a tenth of its decoding.
+which somebody must give back when a process is killed; seven tiles take 9 ms, of both ends together, of about 100.
 """
 
 from __future__ import annotations
