@@ -84,13 +84,15 @@ class Counts:
 class Timing:
     """Seconds that each stage worked; reading and tokenising run beside the others.
 
-    load: of the weights. wait: of the computing thread for a window that is read and tokenised. write: committing too.
+    load: of the weights. wait: of the computing thread for a window that is read and tokenised. images: of the
+    tokenising thread, reading images or waiting for those who do; not in `tokenise`. write: committing too.
     """
 
     load: float = 0.0
     wait: float = 0.0
 
     read: float = 0.0
+    images: float = 0.0
     tokenise: float = 0.0
     compute: float = 0.0
     write: float = 0.0

@@ -8,7 +8,8 @@ When a part is scored its pixels go (`without_pixels`), and the last part brings
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.encoding import Encoded, EncodingProblem, ReadsImages
+from rerank_cli.engine.stages import Ahead
 from rerank_cli.records import NO_LIMITS, ImagePassage, ImageSource, Limits, Passage, Window
 
 _PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower batches and text batches that are full
@@ -78,6 +80,49 @@ def encode_parts(window: Window, encoder: Encoder | ReadsImages) -> Iterator[Enc
         last = start + _PART_IMAGES >= len(groups)
         encoded = _encode_by_limits([found[place] for place in members], encoder)
         yield EncodedPart(window, encoded, members, places if last else None)
+
+
+@contextmanager
+def images_ahead(
+    encoder: Encoder | ReadsImages, processes: int, on_note: Callable[[str], None] | None
+) -> Iterator[Encoder | ReadsImages]:
+    """The encoder for one pass over an input, whose images up to so many processes may read ahead."""
+    if isinstance(encoder, ReadsImages):
+        with closing(encoder.images.ahead(processes, on_note)) as images:
+            yield encoder.with_images(images)
+    else:
+        yield encoder
+
+
+def expect_images(window: Window, encoder: ReadsImages) -> None:
+    """Let the images of the window be read ahead, in the order in which `encode_parts` asks for them."""
+    passages = (passage for item in window.lists for passage in item.passages)
+    encoder.images.expect(list(dict.fromkeys(one.image for one in passages if isinstance(one, ImagePassage))))
+
+
+def one_ahead(windows: Ahead[Window], encoder: ReadsImages) -> Iterator[Window]:
+    """`windows`, the images of each expected before its turn: with the one before it, if it is there by then."""
+    seen: Window | None = None
+    fault: Exception | None = None
+    while window := seen or next(windows, None):
+        if window is not seen:
+            expect_images(window, encoder)
+        seen = None
+        if windows.is_ready:
+            try:
+                seen = next(windows, None)
+            except Exception as error:  # noqa: BLE001 (it is raised after the window before it)
+                fault = error
+            if seen:
+                expect_images(seen, encoder)
+        yield window
+        if fault:
+            raise fault
+
+
+def image_seconds(encoder: Encoder | ReadsImages) -> float:
+    """What reading images has taken, or waiting for those who do it."""
+    return encoder.images.seconds if isinstance(encoder, ReadsImages) else 0.0
 
 
 def _encode_by_limits(pairs: Sequence[tuple[Limits, str, Passage]], encoder: Encoder | ReadsImages) -> list[Encoded]:

@@ -1,7 +1,7 @@
 """Read, encode, score, rank, write: the one loop, a window of whole queries at a time.
 
     rows -> candidate lists -> windows   thread `read`
-    windows -> token ids                 thread `tokenise`
+    windows -> token ids                 thread `tokenise`; page images in processes ahead of it (`images/ahead.py`)
     token ids -> logits                  the engine: here, or in processes of its own
     logits -> ranks -> sink              the caller's thread
 
@@ -9,8 +9,8 @@ A window is cut by the input and the options alone, and batches never cross wind
 batches. One with many images is encoded and scored in parts (`parts.py`). An engine of several processes, or on a GPU,
 has some parts under way at a time (`Engine.depth`), and computes while the caller's thread ranks and writes; they are
 taken from it in the order of the input. Memory holds four windows and those under way, whatever the size of the file:
-between two stages one that waits and one that is finished and finds no room. Pairs with the same texts and image are
-scored once in a window.
+between two stages one that waits and one that is finished and finds no room; and with images the one whose images are
+read before its turn. Pairs with the same texts and image are scored once in a window.
 
 Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
 becomes a `RowError`; in a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.counts import Counts, ErrorLimit, Timing
+from rerank_cli.encoding import ReadsImages
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.engine.stages import Ahead
 from rerank_cli.formats.shapes import Grouped, Selection
@@ -40,7 +41,10 @@ from rerank_cli.parts import (
     ScoredPart,
     encode_parts,
     image_counts,
+    image_seconds,
+    images_ahead,
     join_parts,
+    one_ahead,
     without_pixels,
 )
 from rerank_cli.ranking import Pool, pairs_of, pooled, rank_window, select, with_problems
@@ -83,7 +87,8 @@ class Run:
     too. on_calibrated: the engine has been calibrated (`_calibrate`). on_ranked: called with the complete rankings of
     each window, before the selection drops anything. on_window: a window is written and counted. on_done: a window that
     `share` leaves out because an earlier process has done it; it is called in the reader's thread, before the first
-    window is done.
+    window is done. image_processes: how many may read page images. on_note: told when one of them is lost, in the
+    thread `tokenise`.
     """
 
     encoder: Encoder
@@ -100,6 +105,8 @@ class Run:
     on_batch: Callable[[int, int], None] | None = None
     on_window: Callable[[Window, Counts], None] | None = None
     on_done: Callable[[Window], None] | None = None
+    on_note: Callable[[str], None] | None = None
+    image_processes: int = 0
     share: Share = field(default_factory=Share)
     stop: Stop = field(default_factory=Stop)
     counts: Counts = field(default_factory=Counts)
@@ -143,16 +150,19 @@ class Run:
             yield window
 
     def _encode(self, windows: Ahead[Window]) -> Iterator[EncodedPart]:
-        with closing(windows):  # a run that stops here stops the reader too
-            for window in windows:
-                began = time.perf_counter()
+        # A run that stops here stops the reader too.
+        with closing(windows), images_ahead(self.encoder, self.image_processes, self.on_note) as encoder:
+            for window in one_ahead(windows, encoder) if isinstance(encoder, ReadsImages) else windows:
+                began, of_images = time.perf_counter(), image_seconds(encoder)
                 first = self._first
                 if not self._sample and first and self._must_calibrate():
-                    self._sample = pairs_of(next(encode_parts(first, self.encoder)).encoded)
-                for part in encode_parts(window, self.encoder):
-                    self.timing.tokenise += time.perf_counter() - began
+                    self._sample = pairs_of(next(encode_parts(first, encoder)).encoded)
+                for part in encode_parts(window, encoder):
+                    spent = image_seconds(encoder) - of_images
+                    self.timing.images += spent
+                    self.timing.tokenise += time.perf_counter() - began - spent
                     yield part
-                    began = time.perf_counter()
+                    began, of_images = time.perf_counter(), image_seconds(encoder)
 
     def _computed(self, parts: Ahead[EncodedPart]) -> Iterator[tuple[EncodedPart, ScoredPart]]:
         """The parts with their logits, in order; the engine has as many as it wants, and never waits for another."""

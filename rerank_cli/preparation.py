@@ -114,7 +114,7 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
         template=options.template,
         images=options.images,
     )
-    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder))
+    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder, plan))
     return PreparedModel(checkpoint, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
 
 
@@ -164,10 +164,14 @@ def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Itera
         yield "columns come out as JSON has them: a time or a decimal number as text"
 
 
-def _image_reasons(encoder: TextEncoder) -> list[str]:
+def _image_reasons(encoder: TextEncoder, plan: Plan) -> list[str]:
     if not isinstance(encoder, ReadsImages):
         return []
-    return [f"images in at most {encoder.max_tiles} tiles: {encoder.reason}"]
+    count = plan.image_processes
+    return [
+        f"images in at most {encoder.max_tiles} tiles: {encoder.reason}",
+        f"many images are read ahead by {count} process{'es' * (count > 1)}",
+    ]
 
 
 def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:

@@ -186,7 +186,10 @@ class Reranker:
         with self._lock:
             if self._engine is None:
                 raise UsageError("this Reranker has been closed")
-            run = Run(self._encoder, self._engine, found, on_error, selection, self._options.pool)
+            run = Run(
+                self._encoder, self._engine, found, on_error, selection, self._options.pool,
+                image_processes=self.plan.image_processes,
+            )  # fmt: skip
             run.execute(given.shape.group(read(rows)), window_pairs=self.plan.window_pairs)
             if isinstance(self._engine, EmbeddingEngine):
                 self._engine.take_fresh()  # they are kept for a journal, which is not there

@@ -14,7 +14,7 @@ run only when they are asked for. On a GPU `auto` is fp16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rerank_cli.errors import DoesNotFitError, ModelError
@@ -30,6 +30,7 @@ from rerank_cli.quantisation import read_quantisation
 # padding, so on a CPU it is small and results come early.
 _CPU_WINDOW_PAIRS = 512
 _CUDA_WINDOW_PAIRS = 4096
+_IMAGE_PROCESSES = 8  # at most: together they read 58 to 80 pages of 1700 x 2200 pixels a second (`benchmarks/`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Plan:
 
     device: the first one. engines: the device of each loaded copy of the model; more than one are a process each.
     max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU, for each
-    engine. needed_bytes: of each device, by the memory model; None where it does not know the model.
+    engine. needed_bytes: of each device, by the memory model; None where it does not know the model. image_processes:
+    that may read page images ahead of the scoring.
     """
 
     profile: str
@@ -54,6 +56,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     needed_bytes: int | None = None
     engines: tuple[str, ...] = ()
+    image_processes: int = 0
 
 
 def plan_model(
@@ -119,6 +122,7 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         warnings=tuple(warnings),
         needed_bytes=planned.needed_bytes,
         engines=tuple(engines),
+        image_processes=_image_processes(machine.cpu.cores, engines) if _reads_images(answer.model) else 0,
     )
 
 
@@ -134,6 +138,21 @@ def _computes_fp8(known: KnownModel | None) -> bool:
 
 def _embeds(known: KnownModel | None) -> bool:
     return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).embeds
+
+
+def _reads_images(known: KnownModel | None) -> bool:
+    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).images
+
+
+def _image_processes(cores: int, engines: Sequence[str]) -> int:
+    """Each engine on a GPU keeps a core busy; the others can read images.
+
+    On a CPU the forward has all cores, and takes seconds for a page that is read in a tenth of one: more processes
+    would only take turns with it. One reads as fast as a thread would, and ends alone if an image ends it.
+    """
+    if engines[0] == "cpu":
+        return 1
+    return max(1, min(_IMAGE_PROCESSES, cores - len(engines)))
 
 
 def _devices(number: int) -> str:

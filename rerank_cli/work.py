@@ -162,6 +162,8 @@ class Work:
             on_batch=self._on_batch,
             on_window=self._on_window,
             on_done=self._on_done,
+            on_note=self._watcher.on_note,
+            image_processes=self._plan.image_processes,
             share=Share(self._destination.next_window, shard, shards, lines),
             counts=totals.counts,
             timing=totals.timing,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from tokenizers import Tokenizer
 
@@ -19,6 +19,7 @@ from rerank_cli.encoding.yes_no import answer_ids, taken_for, yes_no_prompt
 from rerank_cli.errors import UsageError
 from rerank_cli.families import family_of
 from rerank_cli.images import MAX_IMAGE_PIXELS, ImageReader
+from rerank_cli.images.ahead import ImagesAhead
 from rerank_cli.max_tokens import model_max_tokens
 from rerank_cli.records import NO_LIMITS, Limits, Passage
 
@@ -65,6 +66,13 @@ class ReadsImages(Protocol):
     @property
     def reason(self) -> str:
         """What said so."""
+
+    @property
+    def images(self) -> ImagesAhead:
+        """Where its images come from."""
+
+    def with_images(self, images: ImagesAhead) -> Self:
+        """The same, with its images from `images`."""
 
     def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids, and tiles, of each (query, passage), in order; limits: what their request says of them."""

@@ -16,8 +16,9 @@ Source: NVIDIA NeMo AutoModel, llama_nemotron_vl/processor.py (process_queries, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -27,6 +28,7 @@ from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Truncation
 from rerank_cli.encoding.prompt import IMAGE, Part, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision import VisionEncoder, VisionPrompts
 from rerank_cli.errors import ModelError
+from rerank_cli.images.ahead import ImagesAhead
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Passage
 
 
@@ -78,6 +80,17 @@ class EmbeddingEncoder:
     def reason(self) -> str:
         """What said so."""
         return self._passages.reason
+
+    @property
+    def images(self) -> ImagesAhead:
+        """Where the images of passages come from."""
+        return self._passages.images
+
+    def with_images(self, images: ImagesAhead) -> Self:
+        """The same, with its images from `images`."""
+        other = copy(self)
+        other._passages = self._passages.with_images(images)
+        return other
 
     def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids, and tiles, of each (query, passage), in order; each distinct one is encoded once."""

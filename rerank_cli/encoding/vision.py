@@ -22,8 +22,9 @@ compare.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -33,10 +34,12 @@ from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids
 from rerank_cli.encoding.prompt import IMAGE, NEMOTRON, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
-from rerank_cli.images import Grid, ImageProblem, ImageReader, OpenImage
-from rerank_cli.records import NO_LIMITS, ImageBlock, ImagePassage, ImageSource, Limits, Passage, Tiles
+from rerank_cli.images import Grid, ImageProblem, ImageReader
+from rerank_cli.images.ahead import ImagesAhead, Page
+from rerank_cli.records import NO_LIMITS, EncodedPair, ImageBlock, ImagePassage, ImageSource, Limits, Passage, Tiles
 
 _PLACEHOLDER = "<image>"  # what the reference code looks for in the prompt
+_FRAME = 2  # tokens around those of an image's tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +84,14 @@ class VisionEncoder:
         options |= {"special_tokens": special_tokens, "truncate": truncate, "where": where}
         self._image = PromptEncoder(tokenizer, prompts.image, **options)
         self._text = PromptEncoder(tokenizer, prompts.text, **options)
-        self._reader = reader
         self._tokens_per_tile = geometry.tokens_per_tile
         self.reason = geometry.max_tiles_reason
         self._as_reference = truncate == "reference"
         self._fewer_tiles = truncate in ("end", "chunk")
         self._acts = special_tokens == "allow"
         self.max_tokens = self._text.max_tokens
+        room = (self._image.image_room - _FRAME) // self._tokens_per_tile
+        self.images = ImagesAhead(reader, squares=max(1, room) if self._fewer_tiles else None)
 
     @property
     def template(self) -> str:
@@ -97,7 +101,13 @@ class VisionEncoder:
     @property
     def max_tiles(self) -> int:
         """Parts that an image is cut in at most."""
-        return self._reader.max_tiles
+        return self.images.max_tiles
+
+    def with_images(self, images: ImagesAhead) -> Self:
+        """The same, with its images from `images`."""
+        other = copy(self)
+        other.images = images
+        return other
 
     def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids of each (query, passage), in order; images are read, and each is cut once in each grid."""
@@ -120,21 +130,30 @@ class VisionEncoder:
         return query, passage.replace(_PLACEHOLDER, "", 1)
 
     def _encode_images(self, pairs: Sequence[tuple[str, ImagePassage]], limits: Limits) -> list[Encoded]:
-        album = _Album(self._reader)
+        album = _Album(self.images)
         results: dict[int, Encoded] = {}
-        opened: list[tuple[int, OpenImage]] = []
+        opened: list[tuple[int, Page]] = []
         for place, (_, passage) in enumerate(pairs):
-            image = album.open(passage.image)
-            if isinstance(image, EncodingProblem):
-                results[place] = image
+            page = album.open(passage.image)
+            if isinstance(page, EncodingProblem):
+                results[place] = page
             else:
-                opened.append((place, image))
-        grids = [self._reader.grid(image) for _, image in opened]
+                opened.append((place, page))
+        grids = [self.images.grid(page) for _, page in opened]
         texts = [(pairs[place][0], pairs[place][1].text) for place, _ in opened]
         found = self._image.encode(texts, limits, images=[self._block(grid) for grid in grids])
-        for (place, image), grid, text, entry in zip(opened, grids, texts, found, strict=True):
-            fitting = self._fitting(image, text, grid, entry, limits)
-            results[place] = self._with_tiles(album, image, text, *fitting, full=grid)
+        fitting = [
+            self._fitting(page, text, grid, entry, limits)
+            for (_, page), grid, text, entry in zip(opened, grids, texts, found, strict=True)
+        ]
+        for (_, page), (entry, grid) in zip(opened, fitting, strict=True):
+            if not isinstance(entry, EncodingProblem):
+                album.want(page, grid)
+        for (place, page), (entry, grid), full in zip(opened, fitting, grids, strict=True):
+            if isinstance(entry, EncodingProblem):
+                results[place] = entry
+            else:
+                results[place] = self._with_tiles(album, page, entry, grid, full=full)
         return [results[place] for place in range(len(pairs))]
 
     def _block(self, grid: Grid) -> Ids:
@@ -143,39 +162,42 @@ class VisionEncoder:
         return np.array([first, *[context] * (grid.tiles * self._tokens_per_tile), last], dtype=np.int32)
 
     def _fitting(
-        self, image: OpenImage, text: tuple[str, str], grid: Grid, entry: Encoded, limits: Limits
+        self, page: Page, text: tuple[str, str], grid: Grid, entry: Encoded, limits: Limits
     ) -> tuple[Encoded, Grid]:
         """`entry`, or that of the next smaller grid in which the pair has room for its query."""
         if self._as_reference and len(self._block(grid)) > self._image.image_room:
             message = f"the image has {len(self._block(grid))} tokens; truncation to {self.max_tokens} would cut it"
             return EncodingProblem("image-cut", message), grid
-        tiles = self._reader.max_tiles
+        tiles = self.images.max_tiles
         while isinstance(entry, EncodingProblem) and self._fewer_tiles and not limits.whole and tiles > 1:
             tiles -= 1
-            smaller = self._reader.grid(image, max_tiles=tiles)
+            smaller = self.images.grid(page, max_tiles=tiles)
             if smaller.tiles < grid.tiles:
                 grid = smaller
                 (entry,) = self._image.encode([text], limits, images=[self._block(grid)])
-        return entry, grid
+        return self._checked(entry, grid), grid
+
+    def _checked(self, entry: Encoded, grid: Grid) -> Encoded:
+        """`entry`, unless a text of it holds what an image's vectors take the place of."""
+        block = self._block(grid)
+        if not isinstance(entry, EncodingProblem):
+            for pair in entry:
+                if np.count_nonzero(pair.input_ids == block[1]) != len(block) - _FRAME:
+                    return EncodingProblem(
+                        "image-token-in-text",
+                        "query or passage hold the token that stands for an image's parts, beside an image",
+                    )
+        return entry
 
     def _with_tiles(
-        self, album: _Album, image: OpenImage, text: tuple[str, str], entry: Encoded, grid: Grid, *, full: Grid
+        self, album: _Album, page: Page, entry: tuple[EncodedPair, ...], grid: Grid, *, full: Grid
     ) -> Encoded:
-        if isinstance(entry, EncodingProblem):
-            return entry
-        block = self._block(grid)
-        for pair in entry:
-            if np.count_nonzero(pair.input_ids == block[1]) != len(block) - 2:
-                return EncodingProblem(
-                    "image-token-in-text",
-                    "query or passage hold the token that stands for an image's parts, beside an image",
-                )
-        tiles = album.cut(image, grid)
+        tiles = album.cut(page, grid)
         if isinstance(tiles, EncodingProblem):
             return tiles
-        start = self._image.image_start + 1
-        digest = f"{grid.cols}x{grid.rows} ".encode() + image.digest
-        place = ImageBlock(start, len(block) - 2, tiles=grid.tiles, full_tiles=full.tiles, image=tiles, digest=digest)
+        start, length = self._image.image_start + 1, grid.tiles * self._tokens_per_tile
+        digest = f"{grid.cols}x{grid.rows} ".encode() + page.digest
+        place = ImageBlock(start, length, tiles=grid.tiles, full_tiles=full.tiles, image=tiles, digest=digest)
         more = (full.tiles - grid.tiles) * self._tokens_per_tile
         return tuple(replace(pair, block=place, tokens=pair.tokens + more) for pair in entry)
 
@@ -183,26 +205,34 @@ class VisionEncoder:
 class _Album:
     """The images of one call: each file is opened once, and each distinct image cut once in each grid."""
 
-    def __init__(self, reader: ImageReader) -> None:
-        self._reader = reader
-        self._opened: dict[ImageSource, OpenImage | EncodingProblem] = {}
+    def __init__(self, images: ImagesAhead) -> None:
+        self._images = images
+        self._opened: dict[ImageSource, Page | EncodingProblem] = {}
+        self._wanted: dict[tuple[bytes, Grid], Page] = {}
         self._cut: dict[tuple[bytes, Grid], Tiles | EncodingProblem] = {}
 
-    def open(self, source: ImageSource) -> OpenImage | EncodingProblem:
+    def open(self, source: ImageSource) -> Page | EncodingProblem:
         """The image of a source, or why there is none."""
         if source not in self._opened:
             try:
-                self._opened[source] = self._reader.open(source)
+                self._opened[source] = self._images.open(source)
             except ImageProblem as problem:
                 self._opened[source] = EncodingProblem(problem.code, str(problem))
         return self._opened[source]
 
-    def cut(self, image: OpenImage, grid: Grid) -> Tiles | EncodingProblem:
-        """The tiles of an image, or why it has none."""
-        key = image.digest, grid
+    def want(self, page: Page, grid: Grid) -> None:
+        """The image will be cut so."""
+        key = page.digest, grid
+        if key not in self._wanted:
+            self._wanted[key] = page
+            self._images.want(page, grid)
+
+    def cut(self, page: Page, grid: Grid) -> Tiles | EncodingProblem:
+        """The tiles of an image that was wanted so, or why it has none."""
+        key = page.digest, grid
         if key not in self._cut:
             try:
-                self._cut[key] = self._reader.cut(image, grid)
+                self._cut[key] = self._images.cut(self._wanted[key], grid)
             except ImageProblem as problem:
                 self._cut[key] = EncodingProblem(problem.code, str(problem))
         return self._cut[key]

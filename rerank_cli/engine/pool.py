@@ -15,21 +15,17 @@ device whose process cannot be started again is left out while there are others.
 
 from __future__ import annotations
 
-import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.child import Child
 from rerank_cli.encoding import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import Trouble
@@ -55,7 +51,6 @@ from rerank_cli.run_plan import Plan
 _TRIES = 3
 _PATIENCE = 40  # ended processes in a row: what it takes to find ten pairs, or those of three large batches
 _AHEAD = 2  # units that a worker has: one in hand and one waiting
-_LEAVE_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -91,7 +86,7 @@ class _Work:
         return [self.submission.pairs[place] for place in self.places]
 
 
-class _Worker:
+class _Worker(Child):
     """One process. place: among the engines. kernels: None until its model is loaded. overlaps: see `Ready`."""
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, calibration: Mapping[str, Any] | None, place: int) -> None:
@@ -100,44 +95,12 @@ class _Worker:
         self.kernels: str | None = None
         self.overlaps = False
         self.doing: deque[tuple[int, _Work]] = deque()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # -P: nothing is imported from the current folder. Packages are found where this process has found them.
-            start = "import sys; sys.path[:] = sys.argv[2:]; from rerank_cli.engine.worker import main; main()"
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", start, str(theirs.fileno()), *sys.path],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # a library that prints must not write into the output
-            )
-        self.connection: Connection[Any, Any] = Connection(ours.detach())
+        super().__init__("rerank_cli.engine.worker")
         self.connection.send((plan, checkpoint, calibration))
 
     def ask(self, asked: Asked) -> None:
-        """Send it something to do; if it has died, `PoolEngine.wait` hears of that."""
-        with suppress(OSError):
-            self.connection.send(asked)
-
-    def end(self) -> str:
-        """The process is over, or will be at once; returns how it ended."""
-        self.connection.close()
-        try:
-            code = self._process.wait(_LEAVE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            code = self._process.wait()
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        return f"ended with exit code {code}"
-
-    def kill(self) -> None:
-        """End it, whatever it does."""
-        self._process.kill()
-
-    def wait(self) -> None:
-        """Wait for its end."""
-        self._process.wait()
+        """Send it something to do."""
+        self.tell(asked)
 
 
 class PoolEngine:

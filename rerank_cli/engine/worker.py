@@ -14,18 +14,11 @@ On a device that computes behind the host, a second unit is begun while the firs
 their order. A unit that is `alone` is begun when nothing else is under way, and finished before anything else is begun:
 if the process ends then, it was that unit.
 
-A thread takes what the parent sends, so that the next unit is there when one is done, and the parent never waits for a
-worker to read. Both ends are this program, so they exchange pickled objects. Signals are the parent's business: a
-worker ignores those that a terminal or a service manager sends to the whole group, and ends when its parent does.
+How the two are joined, and what becomes of signals, is in `child.py`.
 """
 
 from __future__ import annotations
 
-import os
-import queue
-import signal
-import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rerank_cli.child import hear, parent_of_this_process
 from rerank_cli.errors import EngineError, RerankError
 from rerank_cli.records import EncodedPair, ImageBlock
 from rerank_cli.runtime import keep_freed_memory, prepare_process
@@ -147,8 +141,7 @@ def serve(connection: Connection) -> None:
     plan, checkpoint, calibration = connection.recv()
     prepare_process(online=False)
     keep_freed_memory()
-    asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, asked), name="receive", daemon=True).start()
+    asked = hear(connection)
     import torch  # after the settings it reads at import
 
     from rerank_cli.engine.scorer import LocalEngine
@@ -238,20 +231,9 @@ def _done(engine: LocalEngine, asked: Asked) -> Scored | Calibrated | None:
     return None
 
 
-def _receive(connection: Connection, asked: queue.SimpleQueue[Asked]) -> None:
-    try:
-        while True:
-            asked.put(connection.recv())
-    except (EOFError, OSError):
-        os._exit(0)  # the parent has gone, or wants this process to go: nothing here is worth finishing
-
-
 def main() -> None:
-    """Serve the socket whose file descriptor is the first argument."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    """Serve the process that has started this one."""
     try:
-        serve(connection)
+        serve(parent_of_this_process())
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has gone before this process was ready

@@ -65,8 +65,8 @@ def time_section(document: Document) -> dict[str, Any] | None:
         "rows": [(name, _STAGES[name], duration(parts[name]), percent(shares[name])) for name in parts],
         "beside": [
             (words, duration(seconds[name]))
-            for name, words in (("read", "reading"), ("tokenise", "tokenising"))
-            if name in seconds
+            for name, words in (("read", "reading"), ("images", "reading page images"), ("tokenise", "tokenising"))
+            if name in seconds and (seconds[name] or name != "images")
         ],
         "facts": facts,
     }

@@ -98,7 +98,8 @@ def limit(document: Document) -> str | None:
         return None
     name = max(parts, key=lambda name: parts[name])
     share = percent(parts[name] / seconds["wall"])
-    slower = "reading" if seconds.get("read", 0) > seconds.get("tokenise", 0) else "tokenising"
+    before = {"tokenise": "tokenising", "images": "page images", "read": "reading"}
+    slower = before[max(before, key=lambda stage: seconds.get(stage, 0))]
     return {
         "load": f"Loading the model took {share} of the time; a longer input pays it only once.",
         "wait": f"The model waited for {slower} {share} of the time.",

@@ -6,7 +6,8 @@
     cut      an image and a grid                                   ->  tiles, uint8
 
 `ImageReader` is all four with one set of limits. What is wrong with an image is an `ImageProblem`, which costs its row
-and nothing else.
+and nothing else. Who encodes pairs asks `ahead.ImagesAhead`, which has the reader here or in processes (`pool`,
+`worker`); they are not imported by this package itself, so that those processes load little.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 from rerank_cli.images.cut import cut_tiles
 from rerank_cli.images.decode import MAX_IMAGE_PIXELS, OpenImage, make_warnings_of_pillow_errors, open_image
 from rerank_cli.images.source import ImageProblem, read_source
@@ -10,6 +13,18 @@ from rerank_cli.records import ImageSource, Tiles
 
 _BYTES_OF_A_PIXEL = 4  # a file that is larger than its pixels, uncompressed and with alpha, holds something else
 _HEADERS = 2**20
+
+
+class Sized(Protocol):
+    """An image whose size is known."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
 
 
 class ImageReader:
@@ -29,18 +44,26 @@ class ImageReader:
         rgb_first: bool = False,
     ) -> None:
         make_warnings_of_pillow_errors()
+        self.settings: Mapping[str, Any] = {
+            "tile_size": tile_size,
+            "max_tiles": max_tiles,
+            "thumbnail": thumbnail,
+            "max_pixels": max_pixels,
+            "rgb_first": rgb_first,
+        }
+        """What another process makes the same reader of."""
         self._tile_size = tile_size
         self.max_tiles = max_tiles
         self._thumbnail = thumbnail
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         self._rgb_first = rgb_first
 
     def open(self, source: ImageSource) -> OpenImage:
         """The image, its header read; raises `ImageProblem`."""
-        data = read_source(source, max_bytes=_BYTES_OF_A_PIXEL * self._max_pixels + _HEADERS)
-        return open_image(data, max_pixels=self._max_pixels)
+        data = read_source(source, max_bytes=_BYTES_OF_A_PIXEL * self.max_pixels + _HEADERS)
+        return open_image(data, max_pixels=self.max_pixels)
 
-    def grid(self, image: OpenImage, *, max_tiles: int | None = None) -> Grid:
+    def grid(self, image: Sized, *, max_tiles: int | None = None) -> Grid:
         """How the image is cut; max_tiles: in place of the reader's own."""
         return closest_grid(
             image.width,
@@ -49,6 +72,18 @@ class ImageReader:
             tile_size=self._tile_size,
             thumbnail=self._thumbnail,
         )
+
+    def grid_within(self, image: Sized, squares: int | None) -> Grid:
+        """The first grid of at most `squares` squares, thumbnail included, where the image may be cut in fewer tiles.
+
+        squares: None is no limit. Where no grid has so few, it is the smallest one.
+        """
+        grid, tiles = self.grid(image), self.max_tiles
+        while squares is not None and grid.tiles > squares and tiles > 1:
+            tiles -= 1
+            smaller = self.grid(image, max_tiles=tiles)
+            grid = smaller if smaller.tiles < grid.tiles else grid
+        return grid
 
     def cut(self, image: OpenImage, grid: Grid) -> Tiles:
         """The tiles of the image; raises `ImageProblem`."""

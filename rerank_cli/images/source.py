@@ -39,7 +39,7 @@ def read_source(source: ImageSource, *, max_bytes: int) -> bytes:
     elif value[:5].lower() == "data:":
         data = _from_data_uri(value, max_bytes)
     elif _URL.match(value):
-        raise ImageProblem("image-url", f"image `{_shown(value)}`: a URL; nothing is fetched from a network")
+        raise ImageProblem("image-url", f"image `{shown(value)}`: a URL; nothing is fetched from a network")
     else:
         data = _from_path(value, source.root, max_bytes)
     if len(data) > max_bytes:
@@ -52,13 +52,13 @@ def read_source(source: ImageSource, *, max_bytes: int) -> bytes:
 def _from_data_uri(value: str, max_bytes: int) -> bytes:
     head = _DATA_URI.match(value[:200])
     if head is None or not head.group().lower().endswith(";base64,"):
-        raise ImageProblem("bad-data-uri", f"image `{_shown(value)}`: not of the form `data:image/png;base64,...`")
+        raise ImageProblem("bad-data-uri", f"image `{shown(value)}`: not of the form `data:image/png;base64,...`")
     if (len(value) - head.end()) * 3 // 4 > max_bytes + 3:
         raise ImageProblem("image-too-large", f"the image's data URI holds more than {max_bytes:,} bytes")
     try:
         return base64.b64decode(value[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageProblem("bad-data-uri", f"image `{_shown(value)}`: not base64: {error}") from error
+        raise ImageProblem("bad-data-uri", f"image `{shown(value)}`: not base64: {error}") from error
 
 
 def _from_path(value: str, root: str, max_bytes: int) -> bytes:
@@ -66,17 +66,17 @@ def _from_path(value: str, root: str, max_bytes: int) -> bytes:
         top = Path(root).resolve(strict=True)
         path = (top / value).resolve(strict=True)
         if not path.is_relative_to(top):
-            raise ImageProblem("image-outside-root", f"image `{_shown(value)}`: not below the image root {top}")
+            raise ImageProblem("image-outside-root", f"image `{shown(value)}`: not below the image root {top}")
         with closing(_OpenBelow(top, path.relative_to(top).parts)) as opened:
             if not stat.S_ISREG(os.fstat(opened.descriptor).st_mode):
-                raise ImageProblem("image-not-a-file", f"image `{_shown(value)}`: not a regular file")
+                raise ImageProblem("image-not-a-file", f"image `{shown(value)}`: not a regular file")
             with open(opened.descriptor, "rb", closefd=False) as stream:
                 return stream.read(max_bytes + 1)
     except FileNotFoundError as error:
-        raise ImageProblem("image-missing", f"image `{_shown(value)}`: no such file below {root or '.'}") from error
+        raise ImageProblem("image-missing", f"image `{shown(value)}`: no such file below {root or '.'}") from error
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or error
-        raise ImageProblem("image-unreadable", f"image `{_shown(value)}`: {reason}") from error
+        raise ImageProblem("image-unreadable", f"image `{shown(value)}`: {reason}") from error
 
 
 class _OpenBelow:
@@ -100,5 +100,6 @@ class _OpenBelow:
         os.close(self.descriptor)
 
 
-def _shown(value: str) -> str:
+def shown(value: str) -> str:
+    """As much of a path or URI as a message has room for."""
     return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."

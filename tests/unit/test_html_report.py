@@ -245,6 +245,7 @@ def test_what_makes_a_result_worth_less_is_told(parts: dict[str, Any], said: str
         ({"load": 690.0, "compute": 1.0}, "Loading the model took 98.6 %"),
         ({"wait": 690.0, "compute": 1.0}, "The model waited for tokenising 98.6 %"),
         ({"wait": 690.0, "compute": 1.0, "read": 99.0}, "The model waited for reading 98.6 %"),
+        ({"wait": 690.0, "compute": 1.0, "images": 99.0}, "The model waited for page images 98.6 %"),
         ({"write": 690.0, "compute": 1.0}, "Writing took 98.6 %"),
     ],
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,19 @@ from PIL import Image
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding import Encoded, EncodingProblem, ImageLimits, open_encoder
-from rerank_cli.parts import EncodedWindow, ScoredPart, encode_parts, image_counts, join_parts, without_pixels
+from rerank_cli.engine.stages import Ahead
+from rerank_cli.images import ImageReader
+from rerank_cli.images.ahead import ImagesAhead
+from rerank_cli.parts import (
+    EncodedWindow,
+    ScoredPart,
+    encode_parts,
+    expect_images,
+    image_counts,
+    join_parts,
+    one_ahead,
+    without_pixels,
+)
 from rerank_cli.records import CandidateList, EncodedPair, ImageBlock, ImagePassage, ImageSource, Passage, Tiles, Window
 from tests.conftest import json_row
 from tests.unit.images import saved
@@ -31,6 +44,10 @@ class PictureEncoder:
 
     def __init__(self) -> None:
         self.calls: list[list[str | bytes]] = []
+        self.images = ImagesAhead(ImageReader(tile_size=2, max_tiles=1))
+
+    def with_images(self, images: ImagesAhead) -> PictureEncoder:
+        raise NotImplementedError
 
     def encode(self, pairs: Sequence[tuple[str, Passage]], limits: object = None) -> list[Encoded]:
         tiles: dict[ImageSource, Tiles] = {}
@@ -122,6 +139,47 @@ def test_an_image_of_many_pairs_counts_once() -> None:
 def test_a_window_without_pairs_is_one_part() -> None:
     (part,) = encode_parts(window_of(("q", [])), PictureEncoder())
     assert (part.encoded, part.members, part.places) == ([], [], [])
+
+
+class Expected(ImagesAhead):
+    """Keeps what is expected of it. expected: the images, in order."""
+
+    def __init__(self) -> None:
+        super().__init__(ImageReader(tile_size=2, max_tiles=1))
+        self.expected: list[str | bytes] = []
+
+    def expect(self, sources: Sequence[ImageSource]) -> None:
+        self.expected += [source.value for source in sources]
+
+
+def test_images_are_expected_in_the_order_in_which_they_are_asked_for() -> None:
+    encoder = PictureEncoder()
+    encoder.images = expected = Expected()
+    expect_images(WINDOW, encoder)
+    list(encode_parts(WINDOW, encoder))
+    assert expected.expected == [name for call in encoder.calls for name in call]
+
+
+def test_the_images_of_the_next_window_are_expected_before_its_turn() -> None:
+    windows = [window_of(("q", [page(number)])) for number in range(4)]
+    encoder = PictureEncoder()
+    encoder.images = expected = Expected()
+
+    def input_() -> Iterator[Window]:
+        yield from windows
+        raise OSError("the disk")
+
+    ahead = Ahead(input_(), name="read")
+    came: list[Window] = []
+    with pytest.raises(OSError, match="the disk"):  # after all windows before it
+        for window in one_ahead(ahead, encoder):
+            came.append(window)
+            while not ahead.is_ready:
+                time.sleep(0.01)
+            assert expected.expected == [str(number) for number in range(len(expected.expected))]
+            assert len(expected.expected) in (len(came), len(came) + 1)
+    assert came == windows
+    assert len(expected.expected) == len(windows)
 
 
 @pytest.mark.parametrize("count", [16, 17])

@@ -69,6 +69,7 @@ def test_speed_is_what_the_computing_took() -> None:
         "load": 0.0,
         "wait": 0.0,
         "read": 9.0,
+        "images": 0.0,
         "tokenise": 1.0,
         "compute": 1.5,
         "write": 0.1,

@@ -54,6 +54,27 @@ def test_a_run_has_everything_of_the_answer() -> None:
     assert plan.window_pairs > run(Machine(cpu=CPU)).window_pairs
 
 
+@pytest.mark.parametrize(
+    ("gpus", "cores", "model", "processes"),
+    [
+        (0, 6, "nemotron-vl-rerank-open", 1),
+        (1, 1, "nemotron-vl-rerank-open", 1),
+        (1, 6, "nemotron-vl-rerank-open", 5),
+        (1, 64, "nemotron-vl-embed-open", 8),
+        (4, 6, "nemotron-vl-rerank-open", 2),
+        (1, 64, "bert-ce-open", 0),
+    ],
+)
+def test_processes_that_read_images_have_the_cores_that_no_engine_keeps_busy(
+    gpus: int, cores: int, model: str, processes: int
+) -> None:
+    machine = Machine(cpu=replace(CPU, cores=cores), gpus=tuple(gpu(index) for index in range(gpus)))
+    checkpoint = read_checkpoint(PARITY / model / "checkpoint")
+    known = with_checkpoint(find_model(str(PARITY / model / "checkpoint")), checkpoint)
+    planned = plan_model(ProfileRequest(engine_count=1), known, machine)
+    assert plan_run(planned, cuda_devices=gpus).image_processes == processes
+
+
 def test_a_cpu_without_options_runs_fp32_on_all_cores_within_its_caches() -> None:
     plan = run(Machine(cpu=CPU), None)
     assert (plan.profile, plan.kind, plan.device, plan.precision) == ("cpu-fp32", "cpu", "cpu", "fp32")
