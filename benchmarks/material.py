@@ -107,6 +107,9 @@ def llama_checkpoint(folder: Path) -> Path:
     save_file(weights | {"score.weight": torch.randn(1, hidden) / hidden**0.5}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(LLAMA))
     _copy_tokenizer(locate_checkpoint(None), folder)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer["model_max_length"] = LLAMA["max_position_embeddings"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return folder
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.ceiling import product_speed
 from benchmarks.peers.process import Answer, PeerFailedError, PeerProcess, Ready
 from benchmarks.peers.sides import Side, interpreter
 from rerank_cli.checkpoint import Checkpoint
@@ -20,7 +19,6 @@ from rerank_cli.forward_cost import forward_flops
 MIB = 2**20
 TOP = 10
 REFERENCE = "rerank-cli fp32"
-_PRODUCT_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +109,7 @@ class Rounds:
             with self._process(side.module, side.environment, self._settings(side)) as peer:
                 if len(side.batch_sizes) > 1 and measured.batch_size is None:
                     some = self.work.first(2)
-                    peer.score(batch_size=side.batch_sizes[0], first=some)
+                    peer.score(batch_size=side.batch_sizes[0], first=self.work.first(1))
                     tried = {size: self._seconds(peer.score(batch_size=size, first=some)) for size in side.batch_sizes}
                     measured.batch_size = min(tried, key=lambda size: tried[size])
                 elif side.batch_sizes:
@@ -165,6 +163,11 @@ class Rounds:
             if name.startswith("rerank-cli") and ours.failure is None
         }
 
+    def _product_speed(self, precision: str) -> float:
+        hidden, inner = (self.work.checkpoint.integer(name) for name in ("hidden_size", "intermediate_size"))
+        clock = time.process_time if self.cpu_time else time.perf_counter
+        return product_speed(precision, hidden, inner, clock)
+
     def _overlap(self, right: Sequence[float], answer: Answer) -> float:
         """How much of the reference's ten best of a list are among the answer's, the mean over the lists."""
         shares, start = [], 0
@@ -173,36 +176,6 @@ class Rounds:
             shares.append(len(best[0] & best[1]) / len(best[0]))
             start += count
         return round(statistics.mean(shares), 3)
-
-    def _product_speed(self, precision: str) -> float:
-        """Operations a second of this project's product of matrices, of the shape of the model's widest layer."""
-        hidden, inner = (self.work.checkpoint.integer(name) for name in ("hidden_size", "intermediate_size"))
-        clock = time.process_time if self.cpu_time else time.perf_counter
-        product = _product(precision, hidden, inner)
-        with torch.inference_mode():
-            for _ in range(5):
-                product()
-            times = []
-            for _ in range(9):
-                began = clock()
-                for _ in range(10):
-                    product()
-                times.append((clock() - began) / 10)
-        return 2 * _PRODUCT_ROWS * hidden * inner / statistics.median(times)
-
-
-def _product(precision: str, hidden: int, inner: int) -> Callable[[], object]:
-    from rerank_cli.models.int8 import Int8Linear
-    from rerank_cli.models.linear import linear_kind
-
-    if precision == "int8":
-        layer, rows = Int8Linear(torch.randn(inner, hidden), torch.zeros(inner)), torch.zeros(_PRODUCT_ROWS, hidden)
-        whole = rows.byte()
-        return lambda: layer(whole)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    floats = linear_kind(torch.device("cpu"), dtype)(torch.randn(inner, hidden, dtype=dtype), None)
-    x = torch.randn(_PRODUCT_ROWS, hidden, dtype=dtype)
-    return lambda: floats(x)
 
 
 def _best(logits: Sequence[float]) -> list[int]:

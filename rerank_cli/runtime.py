@@ -24,10 +24,10 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
 }
+_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 # glibc's numbers for mallopt(3) and what they are set to: blocks of up to 32 MiB (the most it takes) come from the
 # heap, and the heap's free end goes back to the system only from 256 MiB on.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 _HEAP_BLOCK_BYTES = 32 * 2**20
 _HEAP_FREE_BYTES = 256 * 2**20
 
