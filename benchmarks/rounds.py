@@ -140,9 +140,9 @@ class Rounds:
         figures = {
             "version": measured.ready[-1].version,
             "batch_size": measured.batch_size,
-            "pairs_per_second": _spread([len(self.work.lengths) / one for one in seconds]),
+            "pairs_per_second": spread([len(self.work.lengths) / one for one in seconds]),
             "tokens_per_second": round(tokens / median),
-            "start_seconds": _spread([self._seconds(ready) for ready in measured.ready]),
+            "start_seconds": spread([self._seconds(ready) for ready in measured.ready]),
             "peak_rss_mib": round(statistics.median(one.peak_rss_bytes for one in measured.answers) / MIB),
             "padding": round(1 - answer.real / answer.computed, 3),
             "utilisation": round(flops / median / ceilings[side.precision], 3),
@@ -158,7 +158,7 @@ class Rounds:
     def _ratios(self, found: Mapping[str, Measured], seconds: Sequence[float]) -> dict[str, dict[str, float]]:
         """How many times as fast each of ours is, round by round."""
         return {
-            name: _spread([a / self._seconds(b) for a, b in zip(seconds, ours.answers, strict=True)])
+            name: spread([a / self._seconds(b) for a, b in zip(seconds, ours.answers, strict=True)])
             for name, ours in found.items()
             if name.startswith("rerank-cli") and ours.failure is None
         }
@@ -182,7 +182,8 @@ def _best(logits: Sequence[float]) -> list[int]:
     return sorted(range(len(logits)), key=lambda place: -logits[place])[:TOP]
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
     return {
         "median": float(f"{statistics.median(values):.4g}"),
         "least": float(f"{min(values):.4g}"),

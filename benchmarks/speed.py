@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ import torch
 from benchmarks.material import candidate_lists, llama_checkpoint, machine, plain_checkpoint, read_lists
 from benchmarks.peers.sides import ENVIRONMENTS, LLAMA_SIDES, SIDES
 from benchmarks.rounds import Rounds, Work
+from benchmarks.tables import table
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.encoding import open_encoder
 from rerank_cli.hardware import detect_cpu
@@ -95,37 +95,6 @@ def _work(options: argparse.Namespace, folder: Path) -> Work:
     told += f", {min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(lengths):.0f} in the mean"
     counts = [len(passages) for _, passages in lists]
     return Work(read_checkpoint(path), file, lengths, counts, "pair" if options.shape == "llama" else "list", told)
-
-
-def table(result: Mapping[str, Any]) -> list[str]:
-    """The figures as lines of a table in Markdown; those of sides that failed follow it."""
-    ours = [side["name"] for side in result["sides"] if side["name"].startswith("rerank-cli") and "failure" not in side]
-    heads = ["", "pairs/s", *(f"{name} is" for name in ours), "tokens/s", "start, s", "peak RSS, MiB", "padding"]
-    heads += ["utilisation", "max logit difference", "top-10 overlap"]
-    lines = [_row(heads), _row(["---"] * len(heads))]
-    lines += [_row(_cells(side, ours)) for side in result["sides"] if "failure" not in side]
-    failures = [f"- {side['name']}: {side['failure']}" for side in result["sides"] if "failure" in side]
-    return lines + (["", "Not measured:", "", *failures] if failures else [])
-
-
-def _cells(side: Mapping[str, Any], ours: list[str]) -> list[str]:
-    speed, batch = side["pairs_per_second"], side["batch_size"]
-    return [
-        side["name"] + (f" ({batch})" if side["name"].endswith("best batch") else ""),
-        f"{speed['median']:.2f} [{speed['least']:.2f}..{speed['most']:.2f}]",
-        *("" if name == side["name"] else f"{side['ours_is'][name]['median']:.2f}x" for name in ours),
-        f"{side['tokens_per_second']:,}",
-        f"{side['start_seconds']['median']:.1f}",
-        f"{side['peak_rss_mib']:,}",
-        f"{side['padding']:.0%}",
-        f"{side['utilisation']:.0%}",
-        f"{side['max_logit_difference']:.0e}" if "max_logit_difference" in side else "",
-        f"{side['top10_overlap']:.3f}" if "top10_overlap" in side else "",
-    ]
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
 """How long until the first score: one pair, whole processes, in turn with sentence-transformers on the same checkpoint.
 
-python -m benchmarks.startup [--rounds 5]
+python -m benchmarks.startup [--rounds 5] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.material import machine, plain_checkpoint
+from benchmarks.rounds import spread
+from benchmarks.tables import table
 
 PAIR = {"query": "How many people live in Berlin?", "passage": "Berlin has a population of 3,520,031 inhabitants."}
 THEIRS = """
@@ -29,7 +32,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    options = parser.parse_args()
+    rounds = options.rounds
     with tempfile.TemporaryDirectory() as folder:
         plain = plain_checkpoint(Path(folder) / "plain")
         rows = Path(folder) / "pair.jsonl"
@@ -49,12 +54,22 @@ def main() -> None:
                 subprocess.run(command, check=True, capture_output=True)
                 if turn:  # the first turn warms the file cache
                     times[name].append(time.perf_counter() - began)
-    print(machine())
-    for name, values in times.items():
-        theirs = times["sentence-transformers"]
-        ratio = statistics.median(a / b for a, b in zip(values, theirs, strict=True))
-        spread = f"[{min(values):.2f}..{max(values):.2f}]"
-        print(f"{name:28s} {statistics.median(values):.2f} s {spread}, {ratio:.2f}x its time")
+    result = {
+        "question": "startup",
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "sides": [
+            {"name": name, "seconds": spread(values), "times": spread(_ratios(values, times["sentence-transformers"]))}
+            for name, values in times.items()
+        ],
+    }
+    print(machine(), *table(result), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 if __name__ == "__main__":

@@ -61,7 +61,11 @@ class PeerProcess:
         )
 
     def __enter__(self) -> Self:
-        self.ready = Ready(**self._answer())
+        try:
+            self.ready = Ready(**self._answer())
+        except PeerFailedError:
+            self._stderr.close()
+            raise
         return self
 
     def __exit__(
