@@ -128,7 +128,11 @@ def _growth(result: Result) -> list[str]:
 
 
 def _startup(result: Result) -> list[str]:
-    heads = ["one pair, whole process", "s", "times sentence-transformers"]
+    heads = [
+        "one pair, whole process",
+        "CPU seconds" if result["clock"] == "cpu" else "seconds",
+        "times sentence-transformers",
+    ]
     sides = result["sides"]
     return _lines(heads, [[at["name"], _spread(at["seconds"], "{:.2f}"), _times(at["times"])] for at in sides])
 

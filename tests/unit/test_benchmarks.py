@@ -54,9 +54,10 @@ def test_a_peer_answers_with_its_logits_and_what_they_cost(tmp_path: Path) -> No
 
 
 def test_a_peer_that_breaks_is_told_with_its_last_words(tmp_path: Path) -> None:
+    # Its package is not installed here; where it is, the checkpoint is missing.
     settings = _settings(tmp_path) | {"checkpoint": str(tmp_path)}
-    peer = PeerProcess(Path(sys.executable), "benchmarks.peers.rerank_cli_engine", settings)
-    with pytest.raises(PeerFailedError, match=r"ModelError: .*config\.json"), peer:
+    peer = PeerProcess(Path(sys.executable), "benchmarks.peers.flashrank_lists", settings)
+    with pytest.raises(PeerFailedError, match=r"^(ModuleNotFound|FileNotFound)Error: "), peer:
         pass
 
 
