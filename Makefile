@@ -31,7 +31,7 @@ man: $(VENV)/installed  ## a manual page of the help, out/rerank-cli.1
 	mkdir -p out
 	$(BIN)/python -m rerank_cli.cli.man_page > out/rerank-cli.1
 
-bench-peers: $(PEERS:%=$(PEERS_VENV)/%/installed)  ## environments of the peers, some 6 GB; one that fails is told and left
+bench-peers: $(PEERS:%=$(PEERS_VENV)/%/installed)  ## environments of the peers, some 8 GB; one that fails is told and left
 
 bench-cpu: $(VENV)/installed-bench bench-peers  ## speed beside others on this CPU, start, memory, growth, and plots of them
 	$(BIN)/python -m benchmarks.speed --json $(RESULTS)/speed.json

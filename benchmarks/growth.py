@@ -1,6 +1,6 @@
 """Does the cost grow with the tokens and nothing else? Runs of more pairs, longer lists, longer pairs, more threads.
 
-    python -m benchmarks.growth [--only SECTION ...] [--quick] [--json FILE]
+    python -m benchmarks.growth [--only SECTION ...] [--quick] [--json FILE [--resume]]
 
 pairs        1,000, 10,000 and 100,000 of mixed length
 candidates   10, 100 and 1,000 for a query, as many pairs in all
@@ -17,8 +17,8 @@ Attention grows with the squared length. So of lengths it is told too which shar
 share of the matrix product's speed (measured first, one thread) that all of them make up: that stays level where
 nothing but the operations grows.
 
-With --json a point is written as soon as it is there, and those that the file has are not measured again: a run that
-was ended goes on where it was.
+With --json a point is written as soon as it is there; with --resume those that the file has, of this machine, are not
+measured again.
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], metavar="SECTION")
     parser.add_argument("--quick", action="store_true", help="a fiftieth of the work")
-    parser.add_argument("--json", type=Path, help="write the figures here, and go on from those that are there")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--resume", action="store_true", help="keep the points that the file of --json has")
     options = parser.parse_args()
     print(machine())
-    result = _begun(options.json)
+    result = _begun(options.json if options.resume else None)
     with tempfile.TemporaryDirectory() as folder:
         llama = llama_checkpoint(Path(folder) / "llama")
         torch.set_num_threads(1)

@@ -16,7 +16,7 @@ ENVIRONMENTS = ROOT / ".venv-peers"
 """One virtual environment a file of `requirements/`, of its name; where versions agree, peers share one."""
 
 DEFAULT_BATCH = 32
-_TRIED = (8, 16, 32)
+_TRIED = (4, 8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
