@@ -41,7 +41,8 @@ def _speed(result: Result) -> list[str]:
     failures = [f"- {side['name']}: {side['failure']}" for side in result["sides"] if "failure" in side]
     lines = [*_speeds(measured), "", *_costs(measured)]
     ceilings = ", ".join(f"{name} {value:,.0f}" for name, value in result["gflops_of_products"].items())
-    lines += ["", f"Products of matrices on the spot, Gop/s: {ceilings}."]
+    lines += ["", f"Products of matrices on the spot, Gop/s: {ceilings}.", "", "Versions:", ""]
+    lines += [f"- {versions}" for versions in dict.fromkeys(side["version"] for side in measured)]
     return lines + (["", "Not measured:", "", *failures] if failures else [])
 
 
