@@ -6,7 +6,12 @@ BIN    := $(VENV)/bin
 # Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
 
-.PHONY: demo test lint man bench-cpu bench-gpu bench-commit bench-quality check-gpu torture mutation clean
+# Peers that speed is compared with, each in an environment of its own: their versions do not agree.
+PEERS      := sentence-transformers onnx openvino rerankers flashrank infinity
+PEERS_VENV := .venv-peers
+RESULTS    := benchmarks/results
+
+.PHONY: demo test lint man bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
 
 demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
 	mkdir -p out
@@ -26,14 +31,17 @@ man: $(VENV)/installed  ## a manual page of the help, out/rerank-cli.1
 	mkdir -p out
 	$(BIN)/python -m rerank_cli.cli.man_page > out/rerank-cli.1
 
-bench-cpu: $(VENV)/installed-bench  ## speed beside sentence-transformers on this CPU
-	$(BIN)/python -m benchmarks.speed --layers 6
-	$(BIN)/python -m benchmarks.speed --layers 6 --precision bf16
-	$(BIN)/python -m benchmarks.speed --layers 6 --precision int8
-	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.growth
+bench-peers: $(PEERS:%=$(PEERS_VENV)/%/installed)  ## environments of the peers, some 8 GB; one that fails is told and left
+
+bench-cpu: $(VENV)/installed-bench bench-peers  ## speed beside others on this CPU, start, memory, growth, and plots of them
+	$(BIN)/python -m benchmarks.speed --json $(RESULTS)/speed.json
+	$(BIN)/python -m benchmarks.speed --shape llama --json $(RESULTS)/speed-llama.json
+	$(BIN)/python -m benchmarks.startup --json $(RESULTS)/startup.json
+	$(BIN)/python -m benchmarks.growth --json $(RESULTS)/growth.json
+	$(BIN)/python -m benchmarks.plots
+
+bench-plots: $(VENV)/installed-bench  ## the plots of benchmarks/results/ anew
+	$(BIN)/python -m benchmarks.plots
 
 bench-gpu: $(VENV)/installed-bench  ## how near to a GPU's limit, beside padded transformers
 	$(BIN)/python -m benchmarks.gpu_constants
@@ -79,5 +87,11 @@ $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[bench]"
 	touch $@
 
+$(PEERS_VENV)/%/installed: benchmarks/requirements/%.txt
+	$(PYTHON) -m venv $(@D)
+	# torchvision, which optimum-intel asks for, is built for CUDA and does not load beside torch's CPU build.
+	$(@D)/bin/python -m pip install --quiet -r $< && $(@D)/bin/python -m pip uninstall --quiet --yes torchvision \
+	    && touch $@ || echo "$*: could not be installed; the table will say so"
+
 clean:
-	rm -rf $(VENV) out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
+	rm -rf $(VENV) $(PEERS_VENV) out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

@@ -40,6 +40,7 @@ import torch  # noqa: E402
 
 from benchmarks import full_size  # noqa: E402
 from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs  # noqa: E402
+from benchmarks.padded import llama_of, score_padded  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine, Pending  # noqa: E402
@@ -157,38 +158,17 @@ def one_b(bench: Bench) -> Iterator[str]:
 
 def padded(bench: Bench) -> Iterator[str]:
     """Transformers' own model over the same pairs."""
-    from transformers import LlamaConfig, LlamaModel
-
     checkpoint = _one_b(bench)
-    config = LlamaConfig(**{key: value for key, value in checkpoint.config.items() if key != "architectures"})
-    with torch.device(bench.device):
-        model = LlamaModel(config).to(torch.bfloat16).eval()
+    model = llama_of(checkpoint.config, device=bench.device, dtype=torch.bfloat16)
+    head = torch.zeros(1, checkpoint.integer("hidden_size"), device=bench.device)
     for what, pairs in _workloads(checkpoint, bench).items():
-        ordered = sorted((pair.input_ids for pair in pairs), key=len, reverse=True)
-        rates = {}
-        for size in (16, 32, 64, 128):
-
-            def score(size: int = size, ordered: Sequence[np.ndarray] = ordered) -> None:
-                for start in range(0, len(ordered), size):
-                    _forward_padded(model, ordered[start : start + size], bench.device)
-
-            rates[size] = bench.rate(score, len(pairs))
+        ids = [pair.input_ids for pair in pairs]
+        rates = {
+            size: bench.rate(lambda: score_padded(model, head, ids, batch_size=size), len(pairs))  # noqa: B023 (called at once)
+            for size in (16, 32, 64, 128)
+        }
         best = max(rates, key=lambda size: rates[size])
         yield f"bf16, {what}: {rates[best]:,.0f} pairs/s at its best batch size, {best}"
-
-
-@torch.inference_mode()
-def _forward_padded(model: torch.nn.Module, batch: Sequence[np.ndarray], device: str) -> None:
-    longest = len(batch[0])
-    ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-    for row, one in zip(ids, batch, strict=True):
-        row[: len(one)] = torch.from_numpy(one)
-    lengths = torch.tensor([len(one) for one in batch])
-    ids, lengths = ids.to(device), lengths.to(device)
-    real = torch.arange(longest, device=device) < lengths[:, None]
-    mask = real[:, None, None, :].expand(-1, 1, longest, -1)  # every token sees every real one
-    hidden = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    ((hidden.float() * real[..., None]).sum(1) / lengths[:, None]).cpu()
 
 
 def minilm(bench: Bench) -> Iterator[str]:

@@ -38,6 +38,18 @@ def read_pairs(path: Path, *, limit: int, seed: int = 0) -> list[tuple[str, str]
     return pairs[:limit]
 
 
+def read_lists(path: Path, *, lists: int, candidates: int, seed: int = 0) -> list[tuple[str, list[str]]]:
+    """Some (query, passages) lists of a file, cut to `candidates` each, in shuffled order as a search gives them."""
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    draw = random.Random(seed)
+    chosen = []
+    for row in draw.sample(rows, min(lists, len(rows))):
+        passages = [passage["text"] for passage in (row.get("candidates") or row["passages"])[:candidates]]
+        chosen.append((row["query"], draw.sample(passages, len(passages))))
+    return chosen
+
+
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
@@ -58,9 +70,52 @@ def plain_checkpoint(folder: Path, *, layers: int | None = None, model: str | No
         tensors = {name: weights.take(name, checkpoint.tensors[name].shape) for name in _weights(checkpoint, kept)}
         save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(checkpoint.path / name, folder / name)
+    _copy_tokenizer(checkpoint.path, folder)
     return folder
+
+
+LLAMA = {
+    "architectures": ["LlamaBidirectionalForSequenceClassification"],
+    "model_type": "llama_bidirec",
+    "hidden_act": "silu",
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 8,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+    "vocab_size": 30_522,  # the built-in model's, whose ids it is given
+    "id2label": {"0": "LABEL_0"},
+    "pooling": "avg",
+    "temperature": 1.0,
+}
+
+
+def llama_checkpoint(folder: Path) -> Path:
+    """A small Llama cross-encoder with random weights in float32, and the built-in model's tokenizer."""
+    from safetensors.torch import save_file
+
+    from benchmarks.padded import llama_of
+
+    torch.manual_seed(0)
+    model = llama_of(LLAMA, device="cpu", dtype=torch.float32)
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    hidden = model.config.hidden_size
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights | {"score.weight": torch.randn(1, hidden) / hidden**0.5}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    _copy_tokenizer(locate_checkpoint(None), folder)
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer["model_max_length"] = LLAMA["max_position_embeddings"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
 
 
 def _weights(checkpoint: Checkpoint, layers: int) -> list[str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import sys
+from pathlib import Path
 
 # oneDNN compiles a kernel for every number of rows and keeps 1,024 of them: over a long file the process creeps up by
 # 200 MB. `packed.py` rounds the rows, `product_attention.py` the lengths, to some hundred shapes in all; with these
@@ -26,6 +28,7 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
 }
+_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 # glibc's numbers for mallopt(3) and what they are set to: blocks of up to 32 MiB (the most it takes) come from the
 # heap, and the heap's free end goes back to the system only from 256 MiB on.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -58,6 +61,13 @@ def keep_freed_memory() -> bool:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has had resident."""
+    """The most memory that this program has had resident.
+
+    On Linux from /proc, where it is: getrusage counts there what the process had before it became this program, and a
+    process that a large one started had its parent's memory until then.
+    """
+    status = Path("/proc/self/status")
+    if status.exists() and (line := _PEAK.search(status.read_text(encoding="ascii", errors="replace"))):
+        return int(line[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

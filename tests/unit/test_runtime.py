@@ -65,3 +65,13 @@ def test_idle_threads_sleep_soon_unless_the_user_says_otherwise(given: dict[str,
     command = [sys.executable, "-c", SETTINGS]
     done = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not start with its parent's peak")
+def test_the_peak_of_memory_is_not_that_of_the_parent() -> None:
+    # Both are processes of their own: whatever the tests have taken stays out of it.
+    child = "from rerank_cli.runtime import peak_rss_bytes; print(peak_rss_bytes())"
+    start = f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    parent = f"import subprocess, sys; held = b'x' * 2**28; {start}"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2**28
