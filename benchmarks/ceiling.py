@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from rerank_cli.models.int8 import Int8Linear
-from rerank_cli.models.linear import linear_kind
+from rerank_cli.models.measure import layer_product
 
 _ROWS = 2048  # tokens of a batch on a CPU
 _ROUNDS, _CALLS = 9, 10
@@ -17,7 +16,7 @@ _ROUNDS, _CALLS = 9, 10
 @torch.inference_mode()
 def product_speed(precision: str, hidden: int, inner: int, clock: Callable[[], float]) -> float:
     """Operations a second, of the shape of a layer from `hidden` to `inner` channels; the median of some rounds."""
-    product = _product(precision, hidden, inner)
+    product = layer_product(precision, "cpu", rows=_ROWS, inputs=hidden, outputs=inner)
     for _ in range(_CALLS):
         product()
     times = []
@@ -27,13 +26,3 @@ def product_speed(precision: str, hidden: int, inner: int, clock: Callable[[], f
             product()
         times.append((clock() - began) / _CALLS)
     return 2 * _ROWS * hidden * inner / statistics.median(times)
-
-
-def _product(precision: str, hidden: int, inner: int) -> Callable[[], object]:
-    if precision == "int8":
-        layer, whole = Int8Linear(torch.randn(inner, hidden), torch.zeros(inner)), torch.zeros(_ROWS, hidden).byte()
-        return lambda: layer(whole)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    floats = linear_kind(torch.device("cpu"), dtype)(torch.randn(inner, hidden, dtype=dtype), None)
-    rows = torch.randn(_ROWS, hidden, dtype=dtype)
-    return lambda: floats(rows)

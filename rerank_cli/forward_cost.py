@@ -15,7 +15,9 @@ from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.run_plan import Plan
 
 _MEASURED_SECONDS = 0.1
-_TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.")  # multiply no token: they are looked up in
+_ROWS, _CHANNELS = 2048, 1024  # of the product: as many tokens as a batch on a CPU has
+# Multiply no token: they are looked up in, or meet one vector a pair.
+_TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.|pooler|^classifier|^score\.")
 _TOWER = re.compile(r"(^|\.)(vision_model|mlp1)\.")  # weights that images pass, and text does not
 
 
@@ -43,17 +45,27 @@ def _encoder_flops(part: Checkpoint, names: Sequence[str], *, tokens: int, squar
 
 
 def matrix_speed(plan: Plan) -> float:
-    """Operations a second of a matrix product in the plan's precision on its device, measured for a moment."""
+    """Operations a second of the product of a layer, in the plan's precision on its device, measured for a moment."""
     import torch  # not at the top: a finished run that is started again need not wait for it
 
+    from rerank_cli.models.measure import layer_product
+
     torch.set_num_threads(plan.threads)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}[
-        plan.precision
-    ]
-    a = torch.ones(1024, 1024, dtype=dtype, device=plan.device)
-    torch.mm(a, a)
-    began, rounds = time.perf_counter(), 0
-    while time.perf_counter() - began < _MEASURED_SECONDS or rounds < 3:
-        torch.mm(a, a).sum().item()
-        rounds += 1
-    return 2.0 * 1024**3 * rounds / (time.perf_counter() - began)
+    with torch.inference_mode():
+        product = layer_product(plan.precision, plan.device, rows=_ROWS, inputs=_CHANNELS, outputs=_CHANNELS)
+        product()
+        _settle(plan.device)
+        began, rounds = time.perf_counter(), 0
+        while time.perf_counter() - began < _MEASURED_SECONDS or rounds < 3:
+            product()
+            _settle(plan.device)
+            rounds += 1
+        return 2.0 * _ROWS * _CHANNELS**2 * rounds / (time.perf_counter() - began)
+
+
+def _settle(device: str) -> None:
+    """Wait for what a GPU still computes."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What one forward really takes: the allocator's own figures, to stand beside the estimate.
+"""What a forward really takes: the allocator's own figures, to stand beside the estimate; and the product of a layer.
 
 On a GPU torch counts for itself. On a CPU it does not, but its profiler is told of every allocation and release; what
 is counted is what the forward adds to the loaded model. What libraries allocate past torch is in neither.
@@ -7,7 +7,7 @@ is counted is what the forward adds to the loaded model. What libraries allocate
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.families import family_of
 from rerank_cli.models import RerankModel, load_model
+from rerank_cli.models.int8 import Int8Linear
+from rerank_cli.models.linear import linear_kind
 from rerank_cli.profiles import ModelFacts
 from rerank_cli.records import EncodedPair
 
@@ -37,6 +39,22 @@ class Measured:
     reserved_bytes: int | None = None
     total_bytes: int | None = None
     kernels: str = "not told"
+
+
+def layer_product(precision: str, device: str, *, rows: int, inputs: int, outputs: int) -> Callable[[], object]:
+    """The product of a layer as models compute it in `precision` on `device`, to be called.
+
+    It is 2 * rows * inputs * outputs operations. For FP8 it is that of bf16.
+    """
+    where = torch.device(device)
+    if precision == "int8":
+        rounded = Int8Linear(torch.ones(outputs, inputs), torch.zeros(outputs))
+        whole = torch.zeros(rows, inputs, dtype=torch.uint8)
+        return lambda: rounded(whole)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    layer = linear_kind(where, dtype)(torch.ones(outputs, inputs, dtype=dtype, device=where), None)
+    x = torch.ones(rows, inputs, dtype=dtype, device=where)
+    return lambda: layer(x)
 
 
 def blank_checkpoint(facts: ModelFacts) -> Checkpoint:

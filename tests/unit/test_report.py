@@ -13,6 +13,7 @@ from rerank_cli.destination import json_document
 from rerank_cli.evaluation import Comparison, Evaluation
 from rerank_cli.forward_cost import forward_flops
 from rerank_cli.hardware import Cpu, Machine, describe_machine
+from rerank_cli.models.int8 import int8_hindrance
 from rerank_cli.report import (
     SCHEMA,
     build_report,
@@ -107,6 +108,16 @@ def test_the_use_of_a_device_is_operations_over_the_time_they_took() -> None:
     assert use_of_device(checkpoint, PLAN, Counts(), Timing(), squares=0, alone=True) == {}
     found = use_of_device(checkpoint, PLAN, counts, Timing(compute=40.0), squares=0, alone=False)
     assert found.keys() == {"gflops"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_speed_of_a_product_is_known_in_each_precision_of_a_cpu(precision: str) -> None:
+    if precision == "int8" and (hindrance := int8_hindrance()):
+        pytest.skip(hindrance)
+    counts, timing = Counts(tokens=10**6), Timing(compute=40.0)
+    checkpoint = read_checkpoint(TINY_CHECKPOINT, name="tiny")
+    plan = replace(PLAN, precision=precision)
+    assert use_of_device(checkpoint, plan, counts, timing, squares=0, alone=True)["matrix_gflops"] > 0
 
 
 @pytest.mark.parametrize("needed", [None, 700])
