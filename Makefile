@@ -38,6 +38,8 @@ bench-cpu: $(VENV)/installed-bench bench-peers  ## speed beside others on this C
 	$(BIN)/python -m benchmarks.speed --shape llama --json $(RESULTS)/speed-llama.json
 	$(BIN)/python -m benchmarks.startup --json $(RESULTS)/startup.json
 	$(BIN)/python -m benchmarks.growth --json $(RESULTS)/growth.json
+	$(BIN)/python -m benchmarks.host
+	$(BIN)/python -m benchmarks.page_images
 	$(BIN)/python -m benchmarks.plots
 
 bench-plots: $(VENV)/installed-bench  ## the plots of benchmarks/results/ anew

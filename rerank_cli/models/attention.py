@@ -49,21 +49,18 @@ def attend(
         return _varlen(q, k, v, batch, (-1, 0) if causal else (-1, -1) if window is None else (window, window))
     heads, size = q.shape[1:]
     out = q.new_zeros(q.shape[0], heads * size)
+    by_head = out.unflatten(1, (heads, size))
     runs: Sequence[Run] = batch.runs
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not causal:
-        by_head, reach = out.unflatten(1, (heads, size)), LONGEST if window is None else min(LONGEST, window + 1)
+        reach = LONGEST if window is None else min(LONGEST, window + 1)
         runs = _after_products(q, k, v, batch, by_head, reach=reach, scale=size**-0.5 * math.log2(math.e))
     for run in runs:
-        stop = run.start + run.count * run.length
-        # [count, heads, length, head_dim], without a copy
-        run_q, run_k, run_v = (
-            x[run.start : stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for x in (q, k, v)
-        )
+        run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
         if window is None or run.length <= window + 1:
             result = _attention(run_q, run_k, run_v, causal=causal)
         else:
             result = _windowed(run_q, run_k, run_v, window)
-        out[run.start : stop] = result.transpose(1, 2).reshape(stop - run.start, heads * size)
+        run.heads(by_head).copy_(result)
     return out
 
 
@@ -81,10 +78,7 @@ def attend_first(
     out = q.new_zeros(q.shape[0], heads * size)
     pair = 0
     for run in batch.runs:
-        stop = run.start + run.count * run.length
-        run_k, run_v = (
-            x[run.start : stop].unflatten(0, (run.count, run.length))[:, :reach].transpose(1, 2) for x in (k, v)
-        )
+        run_k, run_v = (run.heads(x)[:, :, :reach] for x in (k, v))
         run_q = q[pair : pair + run.count].unsqueeze(2)
         out[pair : pair + run.count] = _attention(run_q, run_k, run_v).flatten(1)
         pair += run.count
@@ -113,12 +107,8 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
     if q.dtype == torch.bfloat16:
         runs = _after_products(q, k, v, batch, by_head, reach=LONGEST, scale=1.0)
     for run in runs:
-        stop = run.start + run.count * run.length
-        run_q, run_k, run_v = (
-            x[run.start : stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for x in (q, k, v)
-        )
-        result = F.scaled_dot_product_attention(run_q, run_k, run_v, scale=math.log(2))
-        by_head[run.start : stop].unflatten(0, (run.count, run.length)).copy_(result.transpose(1, 2))
+        run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
+        run.heads(by_head).copy_(F.scaled_dot_product_attention(run_q, run_k, run_v, scale=math.log(2)))
     return out
 
 

@@ -47,7 +47,7 @@ def _means_by_runs(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
     means = torch.zeros_like(probes)
     pair = 0
     for run in batch.runs:
-        tokens = x[run.start : run.start + run.count * run.length].unflatten(0, (run.count, run.length))
+        tokens = run.rows(x)
         weights = torch.bmm(probes[pair : pair + run.count], tokens.transpose(1, 2)).softmax(-1)
         means[pair : pair + run.count] = torch.bmm(weights, tokens)
         pair += run.count
@@ -61,8 +61,7 @@ def _means_by_blocks(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
     for block in blocks(batch.runs):
         tokens = x.new_empty(block.pairs, block.length, x.shape[1])
         for piece, place in block.placed:
-            rows = x.narrow(0, piece.start, piece.count * piece.length)
-            tokens[place, : piece.length] = rows.unflatten(0, (piece.count, piece.length))
+            tokens[place, : piece.length] = piece.rows(x)
             tokens[place, piece.length :] = 0
         stop = pair + block.pairs
         scores = torch.bmm(probes[pair:stop], tokens.transpose(1, 2))

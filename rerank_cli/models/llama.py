@@ -292,14 +292,7 @@ def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
     """
     if x.device.type != "cpu":
         return _means_by_segments(x, batch)
-    return torch.cat(
-        [
-            x[run.start : run.start + run.count * run.length]
-            .unflatten(0, (run.count, run.length))
-            .mean(dim=1, dtype=torch.float32)
-            for run in batch.runs
-        ]
-    )
+    return torch.cat([run.rows(x).mean(dim=1, dtype=torch.float32) for run in batch.runs])
 
 
 def _means_by_segments(x: Tensor, batch: PackedBatch) -> Tensor:

@@ -31,6 +31,15 @@ class Run:
     count: int
     length: int
 
+    def rows(self, x: Tensor) -> Tensor:
+        """Their part of `x`, [T, ...], as [count, length, ...]; a view."""
+        rows: Tensor = x.narrow(0, self.start, self.count * self.length).unflatten(0, (self.count, self.length))
+        return rows
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Their part of `x`, [T, heads, ...], as [count, heads, length, ...]; a view."""
+        return self.rows(x).transpose(1, 2)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:

@@ -91,7 +91,7 @@ def attend_by_products(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], out
     for block in blocks(runs):
         _attend_block(block, q, k, v, scale, out, totals)
     out.div_(totals[:, :, None])
-    return [] if _is_sound(totals) else [run for run in runs if not _is_sound(_by_head(totals[..., None], run))]
+    return [] if _is_sound(totals) else [run for run in runs if not _is_sound(run.rows(totals))]
 
 
 def _is_sound(totals: Tensor) -> bool:
@@ -107,7 +107,7 @@ def _attend_block(block: Block, q: Tensor, k: Tensor, v: Tensor, scale: float, o
     block_k, block_v = k.new_empty(shape), v.new_empty(shape)
     for piece, place in block.placed:
         for x, into in ((q, block_q), (k, block_k), (v, block_v)):
-            into[place, :, : piece.length].copy_(_by_head(x, piece))
+            into[place, :, : piece.length].copy_(piece.heads(x))
             into[place, :, piece.length :].zero_()
     if scale != 1.0:
         block_q.mul_(scale)
@@ -120,12 +120,5 @@ def _attend_block(block: Block, q: Tensor, k: Tensor, v: Tensor, scale: float, o
     sums = by_pair.sum(-1)
     result = torch.bmm(weights, block_v.view(-1, block.length, size)).view_as(block_q)
     for piece, place in block.placed:
-        _by_head(out, piece).copy_(result[place, :, : piece.length])
-        _by_head(totals[..., None], piece).copy_(sums[place, :, : piece.length, None])
-
-
-def _by_head(x: Tensor, run: Run) -> Tensor:
-    """The run's part of x, [T, heads, n], as [pairs, heads, length, n]; a view."""
-    rows = x.narrow(0, run.start, run.count * run.length)
-    by_pair: Tensor = rows.unflatten(0, (run.count, run.length))
-    return by_pair.transpose(1, 2)
+        piece.heads(out).copy_(result[place, :, : piece.length])
+        piece.heads(totals).copy_(sums[place, :, : piece.length])
