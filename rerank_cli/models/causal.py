@@ -28,7 +28,8 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding import answer_ids
 from rerank_cli.errors import ModelError
-from rerank_cli.models.llama import LlamaShape, LlamaTrunk, read_llama_shape, read_switch
+from rerank_cli.models.llama import LlamaTrunk
+from rerank_cli.models.llama_config import LlamaShape, read_llama_shape, read_switch
 from rerank_cli.models.packed import pack
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.models.llama import read_pooling
+from rerank_cli.models.llama_config import read_pooling
 from rerank_cli.models.nemotron_vl import VisionLanguageTrunk
 from rerank_cli.models.weights import open_weights
 from rerank_cli.records import EncodedPair

@@ -29,7 +29,8 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.errors import ModelError
-from rerank_cli.models.llama import LlamaTrunk, Placed, Pooling, read_llama_shape, read_pooling, read_temperature
+from rerank_cli.models.llama import LlamaTrunk, Placed
+from rerank_cli.models.llama_config import Pooling, read_llama_shape, read_pooling, read_temperature
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.siglip import VisionTower
 from rerank_cli.models.weights import WeightReader, open_weights

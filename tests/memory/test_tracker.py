@@ -117,7 +117,7 @@ def test_the_norms_of_queries_and_keys_are_counted(dtype: torch.dtype) -> None:
 
 
 def _qwen3(checkpoint: Any) -> Any:
-    from rerank_cli.models.llama import read_llama_shape
+    from rerank_cli.models.llama_config import read_llama_shape
 
     return replace(read_llama_shape(checkpoint), causal=True, head_norms=True)
 
