@@ -45,9 +45,11 @@ bench-cpu: $(VENV)/installed-bench bench-peers  ## speed beside others on this C
 bench-plots: $(VENV)/installed-bench  ## the plots of benchmarks/results/ anew
 	$(BIN)/python -m benchmarks.plots
 
-bench-gpu: $(VENV)/installed-bench  ## how near to a GPU's limit, beside padded transformers
+GPU_PEERS := sentence-transformers vllm
+bench-gpu: $(VENV)/installed-bench $(GPU_PEERS:%=$(PEERS_VENV)/%/installed)  ## how near to a GPU's limit, beside padded transformers and vLLM
 	$(BIN)/python -m benchmarks.gpu_constants
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu_peers
 
 bench-commit: $(VENV)/installed-bench  ## what it costs that a run survives kill -9
 	$(BIN)/python -m benchmarks.commit_cost

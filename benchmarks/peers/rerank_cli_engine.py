@@ -1,4 +1,4 @@
-"""This project: the pipeline's own encoder and engine, a window at a time. Settings: checkpoint, precision."""
+"""This project: the pipeline's own encoder and engine, a window at a time. Settings: checkpoint, precision, device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rerank_cli import __version__  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
-from rerank_cli.hardware import Machine, detect_cpu  # noqa: E402
+from rerank_cli.hardware import Machine, detect_cpu, detect_machine  # noqa: E402
 from rerank_cli.known_model import KnownModel  # noqa: E402
 from rerank_cli.profiles import GenericFacts, ProfileRequest  # noqa: E402
 from rerank_cli.ranking import pairs_of as encoded_pairs  # noqa: E402
@@ -36,7 +36,7 @@ class OurEngine:
 
     def __init__(self, settings: dict[str, Any], tokens: Tokens) -> None:
         checkpoint = read_checkpoint(Path(settings["checkpoint"]))
-        self._plan = _plan(checkpoint, settings["precision"], settings["threads"])
+        self._plan = _plan(checkpoint, settings["precision"], settings["threads"], settings.get("device", "cpu"))
         self._engine = LocalEngine(self._plan, checkpoint)
         self._encoder = None if settings.get("ids") else open_encoder(checkpoint, max_tokens=MAX_TOKENS)
         self._tokens = tokens
@@ -65,11 +65,12 @@ class OurEngine:
         return [EncodedPair(np.array(ids, dtype=np.int32), len(ids), len(ids)) for ids in work[begin:end]]
 
 
-def _plan(checkpoint: Checkpoint, precision: str, threads: int) -> Plan:
+def _plan(checkpoint: Checkpoint, precision: str, threads: int, device: str) -> Plan:
     known = KnownModel(checkpoint.name, GenericFacts(checkpoint.name, MAX_TOKENS), "measured here", checkpoint)
-    machine = Machine(cpu=replace(detect_cpu(), cores=threads))
-    request = ProfileRequest(device="cpu", precision=precision)
-    return plan_run(plan_model(request, known, machine), cuda_devices=0)
+    cpu = replace(detect_cpu(), cores=threads)
+    here = Machine(cpu=cpu) if device == "cpu" else replace(detect_machine(), cpu=cpu)
+    request = ProfileRequest(device=device, precision=precision)
+    return plan_run(plan_model(request, known, here), cuda_devices=torch.cuda.device_count())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """sentence-transformers' CrossEncoder on torch, ONNX Runtime or OpenVINO: sorts all pairs by length, pads each batch.
 
-Settings: checkpoint, precision, threads; backend, and for ONNX and OpenVINO `file`, the model that was exported.
+Settings: checkpoint, precision, threads, device; backend; for ONNX and OpenVINO `file`, the model that was exported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SentenceTransformers:
             settings["checkpoint"],
             max_length=512,
             activation_fn=torch.nn.Identity(),
-            device="cpu",
+            device=settings.get("device", "cpu"),
             backend=backend,
             model_kwargs=wishes,
         )
