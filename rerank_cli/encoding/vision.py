@@ -168,13 +168,11 @@ class VisionEncoder:
         if self._as_reference and len(self._block(grid)) > self._image.image_room:
             message = f"the image has {len(self._block(grid))} tokens; truncation to {self.max_tokens} would cut it"
             return EncodingProblem("image-cut", message), grid
-        tiles = self.images.max_tiles
-        while isinstance(entry, EncodingProblem) and self._fewer_tiles and not limits.whole and tiles > 1:
-            tiles -= 1
-            smaller = self.images.grid(page, max_tiles=tiles)
-            if smaller.tiles < grid.tiles:
-                grid = smaller
+        if isinstance(entry, EncodingProblem) and self._fewer_tiles and not limits.whole:
+            for grid in self.images.smaller_grids(page):
                 (entry,) = self._image.encode([text], limits, images=[self._block(grid)])
+                if not isinstance(entry, EncodingProblem):
+                    break
         return self._checked(entry, grid), grid
 
     def _checked(self, entry: Encoded, grid: Grid) -> Encoded:

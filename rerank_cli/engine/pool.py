@@ -32,7 +32,6 @@ from rerank_cli.engine.fitting import Trouble
 from rerank_cli.engine.launch import OnBatch
 from rerank_cli.engine.scorer import Scores
 from rerank_cli.engine.worker import (
-    Asked,
     Broken,
     Calibrate,
     Calibrated,
@@ -97,10 +96,6 @@ class _Worker(Child):
         self.doing: deque[tuple[int, _Work]] = deque()
         super().__init__("rerank_cli.engine.worker")
         self.connection.send((plan, checkpoint, calibration))
-
-    def ask(self, asked: Asked) -> None:
-        """Send it something to do."""
-        self.tell(asked)
 
 
 class PoolEngine:
@@ -178,7 +173,7 @@ class PoolEngine:
             if self._calibrating is None:
                 self._calibrating = next((worker for worker in self._workers if worker.kernels), None)
                 if self._calibrating is not None:
-                    self._calibrating.ask(Calibrate(Unit.of(0, pairs)))
+                    self._calibrating.tell(Calibrate(Unit.of(0, pairs)))
             self.wait(1.0)
         self.use_calibration(self.calibration)
         return self.calibration
@@ -187,7 +182,7 @@ class PoolEngine:
         """See `NeedsCalibration`."""
         self.calibration, self.needs_calibration = calibration, False
         for worker in self._workers:
-            worker.ask(UseCalibration(calibration))
+            worker.tell(UseCalibration(calibration))
 
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """See `ScoresExactly`; one engine does it, as it loads the model once more for that."""
@@ -203,7 +198,7 @@ class PoolEngine:
     def forget_exact(self) -> None:
         """See `ScoresExactly`."""
         for worker in self._workers:
-            worker.ask(ForgetExact())
+            worker.tell(ForgetExact())
 
     def wait(self, seconds: float) -> None:
         """See `Engine`."""
@@ -316,7 +311,7 @@ class PoolEngine:
             work = self._waiting.popleft()
             self._numbers += 1
             worker.doing.append((self._numbers, work))
-            worker.ask(Unit.of(self._numbers, work.pairs, exact=work.exact, alone=work.alone))
+            worker.tell(Unit.of(self._numbers, work.pairs, exact=work.exact, alone=work.alone))
 
     def close(self) -> None:
         """End the processes."""

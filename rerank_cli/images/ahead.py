@@ -120,9 +120,13 @@ class ImagesAhead:
                     return Page(source, answer)
             return Page(source, self._reader.open(source))
 
-    def grid(self, page: Page, *, max_tiles: int | None = None) -> Grid:
-        """How the image is cut; max_tiles: in place of the reader's own."""
-        return self._reader.grid(page, max_tiles=max_tiles)
+    def grid(self, page: Page) -> Grid:
+        """How the image is cut."""
+        return self._reader.grid(page)
+
+    def smaller_grids(self, page: Page) -> Iterator[Grid]:
+        """See `ImageReader`."""
+        return self._reader.smaller_grids(page)
 
     def want(self, page: Page, grid: Grid) -> None:
         """`page` will be cut so: a process begins, if none has done it. `cut` must follow."""

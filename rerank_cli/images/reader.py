@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from rerank_cli.images.cut import cut_tiles
@@ -73,16 +73,25 @@ class ImageReader:
             thumbnail=self._thumbnail,
         )
 
+    def smaller_grids(self, image: Sized) -> Iterator[Grid]:
+        """Those of fewer and fewer tiles that the image may be cut in, in place of its own."""
+        grid = self.grid(image)
+        for tiles in range(self.max_tiles - 1, 0, -1):
+            smaller = self.grid(image, max_tiles=tiles)
+            if smaller.tiles < grid.tiles:
+                grid = smaller
+                yield grid
+
     def grid_within(self, image: Sized, squares: int | None) -> Grid:
         """The first grid of at most `squares` squares, thumbnail included, where the image may be cut in fewer tiles.
 
         squares: None is no limit. Where no grid has so few, it is the smallest one.
         """
-        grid, tiles = self.grid(image), self.max_tiles
-        while squares is not None and grid.tiles > squares and tiles > 1:
-            tiles -= 1
-            smaller = self.grid(image, max_tiles=tiles)
-            grid = smaller if smaller.tiles < grid.tiles else grid
+        grid = self.grid(image)
+        if squares is not None and grid.tiles > squares:
+            for grid in self.smaller_grids(image):
+                if grid.tiles <= squares:
+                    break
         return grid
 
     def cut(self, image: OpenImage, grid: Grid) -> Tiles:

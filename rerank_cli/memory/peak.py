@@ -26,7 +26,10 @@ from itertools import groupby
 from rerank_cli.memory.shape import ModelShape, VisionShape
 
 CHUNK = 2048
-"""Rows that Llama's MLP, norms and rotation take at a time (`models/pointwise.py`), and a tower's MLP (`siglip.py`)."""
+"""Rows that Llama's MLP, norms and rotation take at a time (`models/pointwise.py`), and a tower's MLP (`siglip.py`).
+
+As many are rounded to FP8 at a time.
+"""
 BATCH_TILES = 8
 """Tiles that a vision tower sees at a time (`models/siglip.py`)."""
 AHEAD = 8

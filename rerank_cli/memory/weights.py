@@ -18,10 +18,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.memory.peak import CHUNK
 from rerank_cli.memory.shape import Family, ModelShape
 
 _FLOAT = 4
-_CHUNK = 2048  # rows that are rounded to FP8 at a time (`models/pointwise.py`)
 _FP8_MULTIPLE = 16  # of rows and columns of a matrix that is multiplied in FP8 (`models/linear.py`)
 _FP8 = "F8_E4M3"
 _PRODUCT = re.compile(r"^(?!.*vision_model\.).*layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight$")
@@ -63,7 +63,7 @@ class Products:
             rows=sum(rows for rows, _ in fitting),
             matrices=len(fitting),
             rounding=max(
-                (columns * (2 * rows + 2 * _FLOAT * min(rows, _CHUNK)) for rows, columns in fitting), default=0
+                (columns * (2 * rows + 2 * _FLOAT * min(rows, CHUNK)) for rows, columns in fitting), default=0
             ),
         )
 

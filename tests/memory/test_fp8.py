@@ -149,7 +149,7 @@ def test_the_arithmetic_knows_the_sizes_of_the_layers() -> None:
     from rerank_cli.memory import weights
     from rerank_cli.models import linear, pointwise
 
-    assert (weights._CHUNK, weights._FP8_MULTIPLE) == (pointwise.CHUNK, linear._FP8_MULTIPLE)
+    assert (weights.CHUNK, weights._FP8_MULTIPLE) == (pointwise.CHUNK, linear._FP8_MULTIPLE)
 
 
 def test_the_estimate_counts_as_many_waiting_batches_as_the_host_may_be_ahead() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from rerank_cli.images import Grid, ImageProblem, ImageReader
 from rerank_cli.images.ahead import ImagesAhead, Page
 from rerank_cli.images.pool import ImagePool
 from rerank_cli.records import ImageSource
+from tests.processes import alive, left_by, wait_until
 from tests.unit.images import data_uri, encoded, hurt_readers, picture, readers_of, saved
 
 READER = ImageReader(tile_size=32, max_tiles=6, max_pixels=200_000)
@@ -115,17 +114,6 @@ def finished(images: ImagesAhead, source: ImageSource) -> tuple[object, ...]:
         return *facts, images.cut(page, grid).pixels.tobytes()
     except ImageProblem as problem:
         return *facts, problem.code, str(problem)
-
-
-def alive(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
 
 
 # What comes out
@@ -373,13 +361,8 @@ sys.stdin.read()
 
 
 def test_processes_end_with_the_one_that_started_them() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-    ) as parent:
-        assert parent.stdout is not None
-        found = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(alive(found)) == 2
-        parent.kill()
+    found = left_by(PARENT)
+    assert len(found) == 2
     wait_until(lambda: not alive(found), "a process outlives its parent")
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +22,7 @@ from rerank_cli.hardware import detect_cpu
 from rerank_cli.records import EncodedPair
 from rerank_cli.run_plan import Plan
 from tests.conftest import TINY_CHECKPOINT
+from tests.processes import alive, left_by, wait_until
 
 PLAN = Plan(
     profile="p", kind="cpu", device="cpu", precision="fp32", max_tokens=64, token_budget=128, window_pairs=512,
@@ -242,18 +240,9 @@ sys.stdin.read()
 
 
 def test_processes_end_with_the_one_that_started_them() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
-    ) as parent:
-        assert parent.stdout is not None
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2
-        assert all(Path(f"/proc/{pid}").exists() for pid in workers)
-        parent.kill()
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline, "a worker outlives its parent"
-        time.sleep(0.05)
+    workers = left_by(PARENT)
+    assert len(workers) == 2
+    wait_until(lambda: not alive(workers), "a worker outlives its parent")
 
 
 @pytest.mark.skipif(not detect_cpu().has_vnni, reason="this CPU does not multiply int8 in hardware (VNNI)")
