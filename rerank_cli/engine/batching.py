@@ -3,7 +3,7 @@
 Longest first: pairs of equal length become neighbours, which attention wants, and the first batch is the hardest on
 memory. Packed models pay for the tokens that are there, so a batch is filled up: where the next pair does not fit, the
 longest one that does is taken. Nearly all batches then have the same number of tokens, and what is filled up to a
-round number of rows (`models/packed.py`) is next to nothing (4.7 % of 11,250 pairs of cranfield before, 0.3 % now).
+round number of rows (`models/packed.py`) is next to nothing (4.7 % of 11,250 pairs of cranfield before, 0.5 % now).
 Padded models pay for the longest pair times the number of pairs. Either way a pair longer than the budget is a batch of
 its own, never pushed back for ever.
 """
