@@ -62,8 +62,8 @@ check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
 
 torture: $(VENV)/installed-torture  ## runs that are killed and hindered at every call, gigabytes, an hour of fuzzing (RERANK_FUZZ_SECONDS); takes hours
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture
-	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_pipeline.py tests/unit/test_checkpoint.py tests/unit/test_jsonl.py
-	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/test_commit.py tests/unit/test_commit_order.py --cov=rerank_cli.commit --cov-branch --cov-fail-under=100
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/job/test_scoring_loop.py tests/unit/checkpoint/test_checkpoint.py tests/unit/formats/test_jsonl.py
+	RERANK_TORTURE=long $(BIN)/python -m pytest tests/unit/journal --cov=rerank_cli.journal --cov-branch --cov-fail-under=100
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/cli/test_hostile.py
 
 mutation: $(VENV)/installed-torture  ## are the tests of the commit module strong: how many changes of its code do they notice

@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.material import machine
 from rerank_cli.cli.options import parse_duration
-from rerank_cli.commit import Files, Fingerprint, Job
-from rerank_cli.job import run_job
-from rerank_cli.job_options import JobOptions
-from rerank_cli.output_names import Names
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.output_names import Names
+from rerank_cli.job.run import run_job
+from rerank_cli.journal import Files, Fingerprint, Job
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "python-docs.jsonl"
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from rerank_cli.runtime import keep_freed_memory, prepare_process
+from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 
 prepare_process(online=False)
 keep_freed_memory()
@@ -42,15 +42,15 @@ from benchmarks import full_size  # noqa: E402
 from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs  # noqa: E402
 from benchmarks.padded import llama_of, score_padded  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
-from rerank_cli.encoding import open_encoder  # noqa: E402
+from rerank_cli.encoding.encoder import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine, Pending  # noqa: E402
-from rerank_cli.forward_cost import forward_flops  # noqa: E402
-from rerank_cli.memory import BatchSize, Place, estimate, memory_model  # noqa: E402
+from rerank_cli.job.ranking import pairs_of  # noqa: E402
 from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
-from rerank_cli.ranking import pairs_of  # noqa: E402
+from rerank_cli.planning.memory import BatchSize, Place, estimate, memory_model  # noqa: E402
+from rerank_cli.planning.run_plan import Plan  # noqa: E402
 from rerank_cli.records import EncodedPair  # noqa: E402
-from rerank_cli.run_plan import Plan  # noqa: E402
+from rerank_cli.report.utilisation import forward_flops  # noqa: E402
 
 GIB = 2**30
 SECTIONS = ("ceiling", "1b", "padded", "minilm", "launches", "overlap", "memory")

@@ -17,17 +17,17 @@ import argparse
 import datetime
 import math
 
-from rerank_cli.runtime import prepare_process
+from rerank_cli.machine.this_process import prepare_process
 
 prepare_process(online=False)
 
 import torch  # noqa: E402 (after the settings that it reads)
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint  # noqa: E402
-from rerank_cli.hardware import detect_machine  # noqa: E402
-from rerank_cli.max_tokens import model_max_tokens  # noqa: E402
-from rerank_cli.memory import BatchSize, MemoryModel, Place, estimate  # noqa: E402
+from rerank_cli.checkpoint.max_tokens import model_max_tokens  # noqa: E402
+from rerank_cli.machine.detect import detect_machine  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
+from rerank_cli.planning.memory import BatchSize, MemoryModel, Place, estimate  # noqa: E402
 
 SLACK_BYTES = 40 * 2**20
 BATCHES = ((1, 512), (8, 512), (64, 256), (128, 128), (256, 512))

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs
 from benchmarks.peers.process import PeerFailedError, PeerProcess
 from benchmarks.peers.sides import ENVIRONMENTS, Side, interpreter
-from rerank_cli.hardware import detect_cpu
+from rerank_cli.machine.cpu import detect_cpu
 
 CANDIDATES = 50
 SIDES = (

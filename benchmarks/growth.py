@@ -43,7 +43,7 @@ import torch
 from benchmarks.ceiling import product_speed
 from benchmarks.material import LLAMA, llama_checkpoint, machine
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.forward_cost import forward_flops
+from rerank_cli.report.utilisation import forward_flops
 
 TINY = Path(__file__).parents[1] / "tests" / "parity" / "bert-ce-open" / "checkpoint"
 WORDS = [f"word{number}" for number in range(2000)]

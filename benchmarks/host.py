@@ -26,16 +26,16 @@ import torch
 
 from benchmarks.material import SAMPLES, machine, read_pairs
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
-from rerank_cli.encoding import open_encoder
+from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import Trouble
 from rerank_cli.engine.scorer import Engine, InProcess, OnBatch
-from rerank_cli.job import Outcome, run_job
-from rerank_cli.job_options import JobOptions
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.output_names import Names
+from rerank_cli.job.run import Outcome, run_job
 from rerank_cli.models.packed import pack
-from rerank_cli.output_names import Names
+from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-from rerank_cli.run_plan import Plan
 
 CANDIDATES = 100
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
-from rerank_cli.hardware import detect_cpu
+from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.models.weights import WeightReader
 
 COLLECTIONS = Path(__file__).parents[2] / "shared" / "collections"

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.material import machine
-from rerank_cli.images import ImageReader
-from rerank_cli.images.ahead import ImagesAhead
+from rerank_cli.encoding.images import ImageReader
+from rerank_cli.encoding.images.ahead import ImagesAhead
 from rerank_cli.records import ImageSource
 
 WORDS = ("two", "roads", "diverged", "in", "a", "yellow", "wood", "and", "sorry", "i", "could", "not", "travel", "both")

@@ -14,7 +14,7 @@ from benchmarks.ceiling import product_speed
 from benchmarks.peers.process import Answer, PeerFailedError, PeerProcess, Ready
 from benchmarks.peers.sides import Side, interpreter
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.forward_cost import forward_flops
+from rerank_cli.report.utilisation import forward_flops
 
 MIB = 2**20
 TOP = 10

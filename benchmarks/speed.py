@@ -35,9 +35,9 @@ from benchmarks.peers.sides import ENVIRONMENTS, LLAMA_SIDES, SIDES
 from benchmarks.rounds import Rounds, Work
 from benchmarks.tables import table
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
-from rerank_cli.encoding import open_encoder
-from rerank_cli.hardware import detect_cpu
-from rerank_cli.ranking import pairs_of
+from rerank_cli.encoding.encoder import open_encoder
+from rerank_cli.job.ranking import pairs_of
+from rerank_cli.machine.cpu import detect_cpu
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ catch once, in `rerank_cli.cli.main`.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any, ClassVar
 
 EXIT_CODES: dict[int, str] = {
@@ -130,3 +131,16 @@ class StoppedError(RerankError):
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # of one instance, not of the class
+
+
+def printable(text: str) -> str:
+    """`text` with control and bidirectional characters shown as escapes instead of acted on."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        _escaped(char) if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn") else char for char in text
+    )
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")

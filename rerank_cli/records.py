@@ -5,10 +5,10 @@
     Gap              a blank line, or a pause of a live input                   formats/jsonl.py
     ImagePassage     a passage with an image, beside or in place of its text    formats/shapes/
     CandidateList    one query with its passages, and the rows they came from   formats/shapes/
-    Window           whole candidate lists that are scored together             pipeline.py
+    Window           whole candidate lists that are scored together             job/scoring_loop.py
     EncodedPair      the token ids of one query-passage pair                    encoding/
-    RankedPassage    place and logit of one passage                             pipeline.py
-    RankedList       the passages of one query in rank order                    pipeline.py
+    RankedPassage    place and logit of one passage                             job/scoring_loop.py
+    RankedList       the passages of one query in rank order                    job/scoring_loop.py
 
 A pair is known from start to end by (candidate list, index of the passage in it), so results may arrive in any order.
 Nothing here imports torch, numpy or pyarrow; `EncodedPair.input_ids` is a numpy array only by name.
@@ -269,3 +269,70 @@ class RankedList:
     source: CandidateList
     ranking: tuple[RankedPassage, ...]
     tokens: int = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a run has done so far.
+
+    rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored. output_rows:
+    rows written. pairs_scored: distinct pairs that a model saw. tokens: what it read of these, after truncation; an
+    embedder reads what several pairs share once. dropped: passages that the user's selection left out. ties: neighbours
+    in rank order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that
+    stand for images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that
+    did not fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
+    computed again in fp32. computed_tokens: `tokens`, and those that only fill batches up; 0 where nobody counts them.
+    engine_deaths: processes that scored pairs, ended by themselves and were started again.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_error: int = 0
+    blank: int = 0
+    output_rows: int = 0
+    lists: int = 0
+    pairs: int = 0
+    pairs_scored: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    chunked: int = 0
+    dropped: int = 0
+    ties: int = 0
+    empty_queries: int = 0
+    empty_passages: int = 0
+    images: int = 0
+    tiles: int = 0
+    image_tokens: int = 0
+    retiled: int = 0
+    out_of_memory_splits: int = 0
+    fp32_reruns: int = 0
+    engine_deaths: int = 0
+    computed_tokens: int = 0
+
+    def add(self, more: Mapping[str, int]) -> None:
+        """Count `more`, by name."""
+        for name, number in more.items():
+            setattr(self, name, getattr(self, name) + number)
+
+    def put(self, whole: Mapping[str, int]) -> None:
+        """Have these numbers, by name, in place of those that were counted."""
+        for name, number in whole.items():
+            setattr(self, name, number)
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds that each stage worked; reading and tokenising run beside the others.
+
+    load: of the weights. wait: of the computing thread for a window that is read and tokenised. images: of the
+    tokenising thread, reading images or waiting for those who do; not in `tokenise`. write: committing too.
+    """
+
+    load: float = 0.0
+    wait: float = 0.0
+
+    read: float = 0.0
+    images: float = 0.0
+    tokenise: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0

@@ -16,19 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 
-from rerank_cli.counts import Counts
-from rerank_cli.destination import open_destination
-from rerank_cli.encoding import Encoded, EncodingProblem
+from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.engine.fitting import Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Selection
-from rerank_cli.output_names import Names
-from rerank_cli.pipeline import Run
+from rerank_cli.job.output import open_destination
+from rerank_cli.job.output_names import Names
+from rerank_cli.job.scoring_loop import Run
+from rerank_cli.job.stop import Stop
 from rerank_cli.records import (
     NO_LIMITS,
     CandidateList,
+    Counts,
     EncodedPair,
     JsonRow,
     Limits,
@@ -37,7 +38,6 @@ from rerank_cli.records import (
     RowError,
     Window,
 )
-from rerank_cli.stop import Stop
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rerank_cli.runtime import keep_freed_memory, prepare_process
+from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 
 prepare_process(online=False)
 keep_freed_memory()
@@ -17,14 +17,15 @@ import torch  # noqa: E402
 from benchmarks.peers.serving import Lists, Tokens, pairs_of, serve  # noqa: E402
 from rerank_cli import __version__  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
-from rerank_cli.encoding import open_encoder  # noqa: E402
+from rerank_cli.encoding.encoder import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
-from rerank_cli.hardware import Machine, detect_cpu, detect_machine  # noqa: E402
-from rerank_cli.known_model import KnownModel  # noqa: E402
-from rerank_cli.profiles import GenericFacts, ProfileRequest  # noqa: E402
-from rerank_cli.ranking import pairs_of as encoded_pairs  # noqa: E402
+from rerank_cli.job.ranking import pairs_of as encoded_pairs  # noqa: E402
+from rerank_cli.machine.cpu import detect_cpu  # noqa: E402
+from rerank_cli.machine.detect import Machine, detect_machine  # noqa: E402
+from rerank_cli.planning.known_model import KnownModel  # noqa: E402
+from rerank_cli.planning.profiles import GenericFacts, ProfileRequest  # noqa: E402
+from rerank_cli.planning.run_plan import Plan, plan_model, plan_run  # noqa: E402
 from rerank_cli.records import EncodedPair  # noqa: E402
-from rerank_cli.run_plan import Plan, plan_model, plan_run  # noqa: E402
 
 MAX_TOKENS = 512
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from rerank_cli.job_options import Command
+from rerank_cli.job.options import Command
 
 _HEARD = ("NIM_PRECISION", "NIM_ENGINE_PRECISION", "NIM_ENGINE_COUNT", "CUDA_VISIBLE_DEVICES")
 

@@ -13,11 +13,10 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rerank_cli.errors import RerankError
-from rerank_cli.printable import printable
+from rerank_cli.errors import RerankError, printable
 
 if TYPE_CHECKING:
-    from rerank_cli.counts import Counts
+    from rerank_cli.records import Counts
 
 _LINE_EVERY_SECONDS = 30.0
 

@@ -13,8 +13,8 @@ from rerank_cli.errors import UsageError
 if TYPE_CHECKING:
     import typer
 
-    from rerank_cli.evaluate_file import EvaluateOptions
-    from rerank_cli.evaluation import Comparison, Evaluation
+    from rerank_cli.evaluation.evaluate import EvaluateOptions
+    from rerank_cli.evaluation.measures import Comparison, Evaluation
     from rerank_cli.records import RowError
 
 _SHOWN_ERRORS = 20
@@ -27,7 +27,7 @@ _USED = {
 
 def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool, quiet: bool) -> None:
     """The measures as a table or a document; as lines of stderr where stdout has the rows."""
-    from rerank_cli.evaluate_file import SCHEMA
+    from rerank_cli.evaluation.evaluate import SCHEMA
 
     if not quiet:
         _warn(evaluation)
@@ -90,7 +90,7 @@ def refuse_what_needs_a_model(context: typer.Context) -> None:
 
 def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -> int:
     """Evaluate a reranked file; returns the exit code."""
-    from rerank_cli.evaluate_file import evaluate_file
+    from rerank_cli.evaluation.evaluate import evaluate_file
 
     told = 0
 

@@ -11,13 +11,12 @@ from rerank_cli.cli import options as opt
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, say
 from rerank_cli.cli.options import ROWS
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
-from rerank_cli.errors import DoesNotFitError, RerankError, UsageError
-from rerank_cli.printable import printable
-from rerank_cli.runtime import prepare_process
+from rerank_cli.errors import DoesNotFitError, RerankError, UsageError, printable
+from rerank_cli.machine.this_process import prepare_process
 
 if TYPE_CHECKING:
-    from rerank_cli.memory.table import Row
-    from rerank_cli.memory_answer import MemoryAnswer
+    from rerank_cli.planning.memory.table import Row
+    from rerank_cli.planning.memory_answer import MemoryAnswer
 
 POINT, ROOM, BESIDE = "point", "room", "beside the estimate"
 _BATCH_SIZES, _LENGTHS = "1,8,16,30", "1024,2048,4096,8192"
@@ -147,8 +146,9 @@ def mem_estimate(
     as_json = wants_json(output_mode)
     prepare_process(online=online)
     # Imported here because --help must not wait for them.
-    from rerank_cli.known_model import find_model
-    from rerank_cli.memory_answer import SCHEMA, MemoryRequest, answer_memory
+    from rerank_cli.engine.memory_tools import MeasuringTools
+    from rerank_cli.planning.known_model import find_model
+    from rerank_cli.planning.memory_answer import SCHEMA, MemoryRequest, answer_memory
 
     try:
         opt.choice("--format", output_mode, ("auto", "text", "json"))
@@ -168,7 +168,7 @@ def mem_estimate(
             compare=compare is not None and bool(opt.choice("--compare", compare, ("nim",))),
             measure=measure,
         )
-        answer = answer_memory(request, find_model(model, revision=revision, online=online))
+        answer = answer_memory(request, find_model(model, revision=revision, online=online), MeasuringTools())
     except RerankError as error:
         if as_json:
             print_json({"schema": SCHEMA, "error": error_to_json(error)})
@@ -196,7 +196,7 @@ class MemEstimateCommand(ReportCommand):
 
     def error_document(self, error: RerankError) -> dict[str, Any]:
         """See `ReportCommand`."""
-        from rerank_cli.memory_answer import SCHEMA
+        from rerank_cli.planning.memory_answer import SCHEMA
 
         return {"schema": SCHEMA, "error": error_to_json(error)}
 

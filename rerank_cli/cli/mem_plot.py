@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_cli.errors import OutputError, UsageError
-from rerank_cli.memory_answer import MemoryAnswer
+from rerank_cli.planning.memory_answer import MemoryAnswer
 
 _GIB = 2**30
 

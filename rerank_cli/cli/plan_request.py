@@ -13,7 +13,7 @@ import typer
 from rerank_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from rerank_cli.profiles import ProfileRequest
+    from rerank_cli.planning.profiles import ProfileRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def read_plan_request(
 
     assume_cuda: as in `ProfileRequest`. A command without an option asks for its default.
     """
-    from rerank_cli.profiles import ProfileRequest, parse_device
+    from rerank_cli.planning.profiles import ProfileRequest, parse_device
 
     environment = os.environ if environment is None else environment
     given, origins = context.params, _origins(context)

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from rerank_cli.machine_plan import MachinePlan, gpu_rows, profile_rows
-from rerank_cli.printable import printable
-from rerank_cli.profiles.plan import listed, show_gib
+from rerank_cli.errors import printable
+from rerank_cli.planning.profile_answer import MachinePlan, gpu_rows, profile_rows
+from rerank_cli.planning.profiles.request import listed, show_gib
 
 _LABEL = 14  # columns of the left side: the longest label and two blanks
 

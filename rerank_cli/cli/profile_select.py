@@ -16,11 +16,11 @@ from rerank_cli.cli.console import forget_stdout, print_json, say
 from rerank_cli.cli.options import SAY
 from rerank_cli.cli.report_command import ReportCommand, wants_json
 from rerank_cli.errors import RerankError, UsageError
-from rerank_cli.runtime import prepare_process
+from rerank_cli.machine.this_process import prepare_process
 
 if TYPE_CHECKING:
-    from rerank_cli.hardware import Machine
-    from rerank_cli.machine_plan import MachinePlan
+    from rerank_cli.machine.detect import Machine
+    from rerank_cli.planning.profile_answer import MachinePlan
 
 MACHINE, CHOICE = "machine", "choice"
 
@@ -89,9 +89,9 @@ def profile_select(
     prepare_process(online=online)
     machine = _MachineInQuestion(gpu or [], fixture)
     from rerank_cli.cli.plan_request import read_plan_request
-    from rerank_cli.known_model import find_model
-    from rerank_cli.machine_plan import MachinePlan, environment_of
-    from rerank_cli.run_plan import plan_model
+    from rerank_cli.planning.known_model import find_model
+    from rerank_cli.planning.profile_answer import MachinePlan, environment_of
+    from rerank_cli.planning.run_plan import plan_model
 
     try:
         opt.choice("--format", output_mode, ("auto", "text", "json"))
@@ -123,7 +123,7 @@ class ProfileSelectCommand(ReportCommand):
 
     def error_document(self, error: RerankError) -> dict[str, Any]:
         """See `ReportCommand`."""
-        from rerank_cli.machine_plan import MachinePlan
+        from rerank_cli.planning.profile_answer import MachinePlan
 
         return MachinePlan(error=error).to_json()
 
@@ -143,13 +143,14 @@ class _MachineInQuestion:
             self._asking.start()
 
     def _ask(self) -> None:
-        from rerank_cli.hardware import detect_machine
+        from rerank_cli.machine.detect import detect_machine
 
         self._found = detect_machine()
 
     def answer(self) -> Machine:
         """The machine; `UsageError` or `InputError` where its description is wrong."""
-        from rerank_cli.hardware import describe_machine, detect_machine, load_machine_fixture
+        from rerank_cli.machine.detect import describe_machine, detect_machine
+        from rerank_cli.machine.fixture import load_machine_fixture
 
         if self._gpus and self._fixture is not None:
             raise UsageError("--gpu and --fixture both describe a machine: name one of them")

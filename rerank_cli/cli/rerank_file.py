@@ -9,7 +9,7 @@ import typer
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.options import ROWS
 from rerank_cli.errors import UsageError
-from rerank_cli.runtime import keep_freed_memory, prepare_process
+from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 
 Inputs = Annotated[
     list[str], typer.Argument(metavar="IN...", help="Files of candidate lists; `-` is stdin.", show_default=False)
@@ -158,13 +158,12 @@ def rerank_file(
     from rerank_cli.cli.evaluation import metrics_of, refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
-    from rerank_cli.counts import ErrorLimit
-    from rerank_cli.encoding import ImageLimits
-    from rerank_cli.evaluate_file import EvaluateOptions
+    from rerank_cli.encoding.encoder import ImageLimits
+    from rerank_cli.evaluation.evaluate import EvaluateOptions
     from rerank_cli.formats.inputs import ReadOptions
     from rerank_cli.formats.shapes import FieldNames, Selection, Texts
-    from rerank_cli.job_options import JobOptions
-    from rerank_cli.output_names import Names
+    from rerank_cli.job.options import ErrorLimit, JobOptions
+    from rerank_cli.job.output_names import Names
 
     metrics = metrics_of(context)
     fields = FieldNames(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.agreement import LEAST_OVERLAP
 from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.cli.options import choice
 from rerank_cli.errors import StoppedError
+from rerank_cli.job.agreement import LEAST_OVERLAP
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.cluster import ClusterOptions
-    from rerank_cli.counts import Counts
-    from rerank_cli.job import Outcome
-    from rerank_cli.job_options import JobOptions
-    from rerank_cli.records import RowError
-    from rerank_cli.run_plan import Plan
+    from rerank_cli.job.options import JobOptions
+    from rerank_cli.job.run import Outcome
+    from rerank_cli.planning.run_plan import Plan
+    from rerank_cli.records import Counts, RowError
 
 _SHOWN_ERRORS = 20  # bad rows that are told one by one where there is no errors file
 
@@ -26,7 +25,7 @@ def run_and_report(
     options: JobOptions, cluster: ClusterOptions | None = None, *, quiet: bool, verbose: bool, output_mode: str
 ) -> int:
     """Run the job, here or on a cluster; returns the exit code."""
-    from rerank_cli.job import Watcher, run_job
+    from rerank_cli.job.run import Watcher, run_job
 
     choice("--format", output_mode, ("auto", "text", "json"))
     told = _ErrorTeller(active=options.names.output == "-" and options.names.errors is None)
@@ -150,7 +149,7 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
     import sys
     from dataclasses import asdict
 
-    from rerank_cli.dry_run import dry_run
+    from rerank_cli.job.dry_run import dry_run
 
     choice("--format", output_mode, ("auto", "text", "json"))
     result = dry_run(options)

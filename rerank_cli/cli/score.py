@@ -9,7 +9,7 @@ import typer
 from rerank_cli.cli import options as opt
 from rerank_cli.cli.options import ROWS
 from rerank_cli.errors import UsageError
-from rerank_cli.runtime import keep_freed_memory, prepare_process
+from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 
 Input = Annotated[
     str, typer.Argument(metavar="IN", help="A file of pairs; `-`, the default, is stdin.", show_default=False)
@@ -87,11 +87,10 @@ def score(
     from rerank_cli.cli.command_line import command_of
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.cli.running import print_dry_run, run_and_report
-    from rerank_cli.counts import ErrorLimit
-    from rerank_cli.encoding import ImageLimits
+    from rerank_cli.encoding.encoder import ImageLimits
     from rerank_cli.formats.shapes import FieldNames, Selection
-    from rerank_cli.job_options import JobOptions
-    from rerank_cli.output_names import Names
+    from rerank_cli.job.options import ErrorLimit, JobOptions
+    from rerank_cli.job.output_names import Names
 
     if lines and query is None:
         raise UsageError("--lines: needs --query", hint="plain lines hold passages only")

@@ -28,12 +28,12 @@ import rerank_cli
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.scorer import Done, Place, Scorer
 from rerank_cli.cluster.tasks import Task
-from rerank_cli.counts import Counts, ErrorLimit
 from rerank_cli.errors import DoesNotFitError, EngineError, InputError, RerankError, StoppedError, UsageError
-from rerank_cli.hardware.cpu import usable_cores
-from rerank_cli.job import Watcher
-from rerank_cli.job_options import JobOptions
-from rerank_cli.stop import Stop
+from rerank_cli.job.options import ErrorLimit, JobOptions
+from rerank_cli.job.run import Watcher
+from rerank_cli.job.stop import Stop
+from rerank_cli.machine.cpu import usable_cores
+from rerank_cli.records import Counts
 
 _CPUS_PER_ENGINE = 4  # of an engine without a GPU
 _TRIES = 5  # actors that a part may lose: pairs that end their process are found before (`engine.pool`)

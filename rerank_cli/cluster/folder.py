@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from rerank_cli.cluster.tasks import Task
-from rerank_cli.commit import Files, Fingerprint, naming, place_file, remove_file, same_output, write_whole
-from rerank_cli.commit.lock import take_lock
-from rerank_cli.destination import json_document
 from rerank_cli.errors import JobChangedError, OutputError
-from rerank_cli.output_names import Names
+from rerank_cli.formats.jsonl import json_document
+from rerank_cli.job.output_names import Names
+from rerank_cli.journal import Files, Fingerprint, naming, place_file, remove_file, same_output, write_whole
+from rerank_cli.journal.lock import take_lock
 
 _SCHEMA = "rerank-cli/tasks/1"
 _AGAIN = "`--restart --overwrite` does it all again"

@@ -12,15 +12,15 @@ import rerank_cli
 from rerank_cli.cluster.actors import Actors, ClusterOptions, Progress, Room, connected, room_for
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
-from rerank_cli.commit import Fingerprint, naming
-from rerank_cli.counts import Counts, Timing
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.inputs import resolve_inputs
-from rerank_cli.identity import fingerprint_of
-from rerank_cli.job import Outcome, Watcher
-from rerank_cli.job_options import JobOptions
-from rerank_cli.preparation import find_known
-from rerank_cli.stop import Stop
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.prepare import find_known
+from rerank_cli.job.run import Outcome, Watcher
+from rerank_cli.job.same_job import fingerprint_of
+from rerank_cli.job.stop import Stop
+from rerank_cli.journal import Fingerprint, naming
+from rerank_cli.records import Counts, Timing
 
 SCHEMA = "rerank-cli/manifest/1"
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import rerank_cli
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.cluster.tasks import Task
 from rerank_cli.engine import open_engine
 from rerank_cli.errors import RerankError
-from rerank_cli.families import family_of
-from rerank_cli.job import Watcher, run_job
-from rerank_cli.job_options import JobOptions
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.run import Watcher, run_job
+from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-from rerank_cli.run_plan import Plan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ class Scorer:
     """The actor's class. It takes plain values and gives plain values."""
 
     def __init__(self) -> None:
-        from rerank_cli.runtime import prepare_process
+        from rerank_cli.machine.this_process import prepare_process
 
         prepare_process(online=False)
         self._engine: PoolEngine | None = None

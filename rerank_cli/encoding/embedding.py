@@ -24,11 +24,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.images.ahead import ImagesAhead
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Truncation
 from rerank_cli.encoding.prompt import IMAGE, Part, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision import VisionEncoder, VisionPrompts
 from rerank_cli.errors import ModelError
-from rerank_cli.images.ahead import ImagesAhead
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Passage
 
 

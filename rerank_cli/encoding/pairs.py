@@ -38,7 +38,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special, without_special_pieces
 from rerank_cli.errors import ModelError, UsageError
-from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
+from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Window
 
 Truncation = Literal["end", "error", "chunk", "reference"]
 SpecialTokens = Literal["neutral", "allow"]
@@ -241,3 +241,15 @@ def _check_template(tokenizer: Tokenizer, template: PairTemplate, where: str) ->
         types = [int(i >= joined.second_start) for i in range(len(joined.input_ids))]
         if joined.input_ids.tolist() != expected.ids or types != expected.type_ids:
             raise ModelError(f"{where}: the tokenizer encodes a pair otherwise than its two texts one by one")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedWindow:
+    """A window with the token ids of its distinct pairs.
+
+    encoded: one entry a distinct pair. places: for each pair of the window, in order, its place in `encoded`.
+    """
+
+    window: Window
+    encoded: list[Encoded]
+    places: list[int]

@@ -30,12 +30,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.images import Grid, ImageProblem, ImageReader
+from rerank_cli.encoding.images.ahead import ImagesAhead, Page
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids
 from rerank_cli.encoding.prompt import IMAGE, NEMOTRON, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
-from rerank_cli.images import Grid, ImageProblem, ImageReader
-from rerank_cli.images.ahead import ImagesAhead, Page
 from rerank_cli.records import NO_LIMITS, EncodedPair, ImageBlock, ImagePassage, ImageSource, Limits, Passage, Tiles
 
 _PLACEHOLDER = "<image>"  # what the reference code looks for in the prompt

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.images import DEFAULT_MAX_TILES
 from rerank_cli.errors import ModelError
-from rerank_cli.images import DEFAULT_MAX_TILES
 
 _T = TypeVar("_T", int, bool)
 

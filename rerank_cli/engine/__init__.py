@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine.protocols import NeedsCalibration, ScoresExactly
-from rerank_cli.families import family_of
-from rerank_cli.run_plan import Plan
+from rerank_cli.planning.run_plan import Plan
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding import EncodingProblem, split_pair
+from rerank_cli.encoding.encoder import EncodingProblem, split_pair
 from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
 from rerank_cli.engine.launch import OnBatch, told
 from rerank_cli.engine.scorer import InProcess
@@ -28,8 +28,8 @@ from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
 from rerank_cli.models.embedder import Embedder
 from rerank_cli.models.transfer import Arriving, Transfer, transfer_for
+from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-from rerank_cli.run_plan import Plan
 
 T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]

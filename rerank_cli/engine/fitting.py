@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from rerank_cli.encoding import EncodingProblem
+from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.models.packed import rounded_rows
 

@@ -25,8 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.child import Child
-from rerank_cli.encoding import EncodingProblem
+from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import Trouble
 from rerank_cli.engine.launch import OnBatch
@@ -43,9 +42,10 @@ from rerank_cli.engine.worker import (
     UseCalibration,
 )
 from rerank_cli.errors import EngineError
+from rerank_cli.machine.child_process import Child
 from rerank_cli.models import is_native
+from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-from rerank_cli.run_plan import Plan
 
 _TRIES = 3
 _PATIENCE = 40  # ended processes in a row: what it takes to find ten pairs, or those of three large batches

@@ -10,14 +10,14 @@ so while the host ranks, writes and commits one part, the device computes the ne
 Batches, their order and so every bit of the logits are the same as if each were waited for.
 
 **No CUDA graphs**, by this reckoning. A kernel costs the host 4 to 5 us to launch. A small batch of MiniLM-L6 is 100
-launches and one of the 1B Llama 271 (`tests/unit/test_launches.py` counts them): 0.5 ms and 1.3 ms. The device needs
-longer than that from some 2,400 tokens of MiniLM-L6 (21 MFLOP each, at 100 TFLOP/s) and 300 of the 1B (2 GFLOP, at
-400). A full batch of 65,536 tokens of the 1B is 3,300 launches, as its MLP goes by chunks: 16 ms beside 330 ms. Batches
-are cut across queries by a budget of tens of thousands of tokens, so a window has at most one that is smaller, its
-last, and that is handed over while the device computes those before it. What is left is a single query through the
+launches and one of the 1B Llama 271 (`tests/unit/models/test_launches.py` counts them): 0.5 ms and 1.3 ms. The device
+needs longer than that from some 2,400 tokens of MiniLM-L6 (21 MFLOP each, at 100 TFLOP/s) and 300 of the 1B (2 GFLOP,
+at 400). A full batch of 65,536 tokens of the 1B is 3,300 launches, as its MLP goes by chunks: 16 ms beside 330 ms.
+Batches are cut across queries by a budget of tens of thousands of tokens, so a window has at most one that is smaller,
+its last, and that is handed over while the device computes those before it. What is left is a single query through the
 Python API: of 10 passages of 128 tokens a graph would save 0.3 ms, beside tokenising and the call. For that it would
-want inputs at fixed addresses, a graph for every bucket of tokens and pairs, and memory of its own for each.
-`python -m benchmarks.gpu` measures both sides of this on a card (`launches`).
+want inputs at fixed addresses, a graph for every bucket of tokens and pairs, and memory of its own for each. `python -m
+benchmarks.gpu` measures both sides of this on a card (`launches`).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
 from rerank_cli.engine.launch import Launched, OnBatch, launched, told
+from rerank_cli.machine.this_process import peak_rss_bytes
 from rerank_cli.models import Calibrates, RerankModel, is_native, load_model
 from rerank_cli.models.transfer import PAUSE_SECONDS, Arriving, Transfer, transfer_for
+from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-from rerank_cli.run_plan import Plan
-from rerank_cli.runtime import peak_rss_bytes
 
 
 @dataclass(frozen=True, slots=True)

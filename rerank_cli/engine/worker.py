@@ -14,7 +14,7 @@ On a device that computes behind the host, a second unit is begun while the firs
 their order. A unit that is `alone` is begun when nothing else is under way, and finished before anything else is begun:
 if the process ends then, it was that unit.
 
-How the two are joined, and what becomes of signals, is in `child.py`.
+How the two are joined, and what becomes of signals, is in `machine/child_process.py`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.child import hear, parent_of_this_process
 from rerank_cli.errors import EngineError, RerankError
+from rerank_cli.machine.child_process import hear, parent_of_this_process
+from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 from rerank_cli.records import EncodedPair, ImageBlock
-from rerank_cli.runtime import keep_freed_memory, prepare_process
 
 if TYPE_CHECKING:
     from rerank_cli.engine.fitting import Trouble

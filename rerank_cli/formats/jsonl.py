@@ -353,3 +353,9 @@ def _encode_exact(value: Any) -> str:
 def _writable(text: str) -> str:
     """`text` with the bytes of a file name that is not UTF-8 written as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def json_document(document: Mapping[str, Any]) -> bytes:
+    """A document, readable by people too; the bytes of a file name that is not UTF-8 stand as `\\udcff`."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")

@@ -2,7 +2,7 @@
 
 `FAMILIES` maps the `architectures` entry of config.json to a native, packed model. Every other
 `*ForSequenceClassification` that transformers itself knows runs through `padded.PaddedCrossEncoder`, which is slower
-and said so. To add a family: one file here, one row in this table and in those that `families.py`
+and said so. To add a family: one file here, one row in this table and in those that `checkpoint/families.py`
 names, one parity test.
 """
 
@@ -14,8 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rerank_cli import families
-from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint import Checkpoint, families
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.causal import YesNoModel

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding import answer_ids
+from rerank_cli.encoding.encoder import answer_ids
 from rerank_cli.errors import ModelError
 from rerank_cli.models.llama import LlamaTrunk
 from rerank_cli.models.llama_config import LlamaShape, read_llama_shape, read_switch

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import ModelError
-from rerank_cli.families import int8_refusal
 from rerank_cli.models.attention import attend_by_powers
 from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.int8 import Grid, Int8Linear, balance, int8_hindrance, multiplies_bf16, split_units, steps

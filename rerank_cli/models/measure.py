@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
-from rerank_cli.families import family_of
 from rerank_cli.models import RerankModel, load_model
 from rerank_cli.models.int8 import Int8Linear
 from rerank_cli.models.linear import linear_kind
-from rerank_cli.profiles import ModelFacts
+from rerank_cli.planning.profiles import ModelFacts
 from rerank_cli.records import EncodedPair
 
 

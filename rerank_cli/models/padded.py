@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.errors import ModelError
 from rerank_cli.models.transfer import transfer_for
-from rerank_cli.quantisation import read_quantisation
 from rerank_cli.records import EncodedPair
 
 

@@ -7,8 +7,8 @@ products of oneDNN reach 200. What is needed to get there:
   less than products of views do.
 * Few shapes. oneDNN compiles a kernel for every shape of a product, half a millisecond each: more than the product of a
   pair of 300 tokens takes. So blocks have lengths that are multiples of 16 and whole powers of 2 of pairs (`blocks`):
-  some 60 shapes in all, two products each, which its cache holds (`runtime.py`). With a shape for every length a small
-  encoder was 4 to 9 % slower. Of a filled up row or column nothing is read: its weights are 0.
+  some 60 shapes in all, two products each, which its cache holds (`machine/this_process.py`). With a shape for every
+  length a small encoder was 4 to 9 % slower. Of a filled up row or column nothing is read: its weights are 0.
 * The softmax shrinks to its exponential: the usual subtraction of the row's maximum is left out. That overflows only
   for scores over 88, far from what trained models have; the caller is told of such runs, and takes the kernel that
   subtracts.

@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint, TensorInfo
+from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.errors import ModelError
-from rerank_cli.quantisation import read_quantisation
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INTEGERS = {"I8": torch.int8, "U8": torch.uint8}

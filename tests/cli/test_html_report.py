@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.cli import main
 from rerank_cli.cli.command_line import quoted
-from rerank_cli.html_report import render_report
+from rerank_cli.report.page import render_report
 from tests.conftest import write_lines
 
 BIN = Path(sys.prefix) / "bin"
@@ -121,5 +121,5 @@ def test_a_shell_reads_back_what_was_quoted(words: list[str]) -> None:
 
 
 def test_nothing_is_imported_for_a_page_that_nobody_asks_for() -> None:
-    code = "import sys, rerank_cli.destination; sys.exit('jinja2' in sys.modules or 'markupsafe' in sys.modules)"
+    code = "import sys, rerank_cli.job.output; sys.exit('jinja2' in sys.modules or 'markupsafe' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rerank_cli import run_plan
 from rerank_cli.cli import main
+from rerank_cli.planning import run_plan
 from tests.conftest import read_lines, write_lines
 from tests.unit.images import encoded, hurt_readers, picture, readers_of, saved
 

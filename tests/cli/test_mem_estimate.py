@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.cli import main
-from rerank_cli.profiles import load_all_profiles, show_capability
+from rerank_cli.planning.profiles import load_all_profiles, show_capability
 
 ROOT = Path(__file__).parents[2]
 TEXT, SMALL, VISION = (

@@ -14,7 +14,7 @@ import pytest
 from rerank_cli.errors import EXIT_CODES
 from rerank_cli.models import FAMILIES
 from rerank_cli.models.embedder import EMBEDDERS
-from rerank_cli.profiles import load_all_profiles, render_support_matrix
+from rerank_cli.planning.profiles import load_all_profiles, render_support_matrix
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
-from rerank_cli.encoding import open_encoder
+from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.engine.pool import PoolEngine
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.models import load_model
@@ -20,8 +20,8 @@ from rerank_cli.models.attention import attend, attend_first, varlen_runs
 from rerank_cli.models.llama import _mean_of_each_pair
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.pointwise import Fused, disagreement, pointwise_for
+from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-from rerank_cli.run_plan import Plan
 
 pytestmark = [
     pytest.mark.gpu,

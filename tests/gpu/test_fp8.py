@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.encoding import open_encoder, split_pair
+from rerank_cli.encoding.encoder import open_encoder, split_pair
 from rerank_cli.models import load_embedder
 from rerank_cli.models.linear import Fp8Linear, fp8_runs
 from rerank_cli.models.weights import Fp8Weight

@@ -17,13 +17,13 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.engine.scorer import LocalEngine
-from rerank_cli.memory import BatchSize, MemoryModel, Place, count_weights, estimate, read_model_shape
 from rerank_cli.models import EMBEDDERS, load_embedder, load_model
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.linear import row_scaled_refusal
 from rerank_cli.models.transfer import Overlapping, transfer_for
+from rerank_cli.planning.memory import BatchSize, MemoryModel, Place, count_weights, estimate, read_model_shape
+from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
-from rerank_cli.run_plan import Plan
 
 pytestmark = [
     pytest.mark.gpu,

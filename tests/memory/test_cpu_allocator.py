@@ -12,15 +12,15 @@ import torch
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
-from rerank_cli.hardware import usable_cores
-from rerank_cli.memory import BatchSize, Execution, MemoryModel, Place, estimate, read_model_shape
-from rerank_cli.memory.peak import _attention_workspace
+from rerank_cli.machine.cpu import usable_cores
 from rerank_cli.models import load_model
 from rerank_cli.models.measure import blank_checkpoint, cpu_forward_peak, measure_forward
 from rerank_cli.models.packed import pack
 from rerank_cli.models.product_attention import attend_by_products
 from rerank_cli.models.tracker import StorageTracker
-from rerank_cli.profiles import load_all_profiles
+from rerank_cli.planning.memory import BatchSize, Execution, MemoryModel, Place, estimate, read_model_shape
+from rerank_cli.planning.memory.peak import _attention_workspace
+from rerank_cli.planning.profiles import load_all_profiles
 from tests.memory.conftest import BERT_L12, LLAMA_1B, MODERNBERT_BASE, build, checkpoint_of, pairs_of
 
 LLAMA_SMALL = {**LLAMA_1B, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,

@@ -13,15 +13,24 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
-from rerank_cli.families import family_of
-from rerank_cli.memory import BatchSize, Execution, MemoryModel, Place, count_weights, estimate, peak, read_model_shape
-from rerank_cli.memory.peak import AHEAD
-from rerank_cli.memory.weights import Products, Weights
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.models import load_model, transfer
 from rerank_cli.models.linear import LinearLoader, PlainLinear, RowScaledFp8Linear
 from rerank_cli.models.pointwise import Unfused
 from rerank_cli.models.tracker import StorageTracker
 from rerank_cli.models.weights import open_weights
+from rerank_cli.planning.memory import (
+    BatchSize,
+    Execution,
+    MemoryModel,
+    Place,
+    count_weights,
+    estimate,
+    peak,
+    read_model_shape,
+)
+from rerank_cli.planning.memory.peak import AHEAD
+from rerank_cli.planning.memory.weight_bytes import Products, Weights
 from tests.memory.conftest import LLAMA_1B, checkpoint_of, pairs_of, weights_of
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -146,8 +155,8 @@ def test_a_family_without_products_in_fp8_has_none() -> None:
 
 
 def test_the_arithmetic_knows_the_sizes_of_the_layers() -> None:
-    from rerank_cli.memory import weights
     from rerank_cli.models import linear, pointwise
+    from rerank_cli.planning.memory import weight_bytes as weights
 
     assert (weights.CHUNK, weights._FP8_MULTIPLE) == (pointwise.CHUNK, linear._FP8_MULTIPLE)
 

@@ -13,9 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rerank_cli.memory import BatchSize, Execution, MemoryModel, Place, count_weights, estimate, peak, read_model_shape
 from rerank_cli.models import SeesImages
 from rerank_cli.models.tracker import StorageTracker
+from rerank_cli.planning.memory import (
+    BatchSize,
+    Execution,
+    MemoryModel,
+    Place,
+    count_weights,
+    estimate,
+    peak,
+    read_model_shape,
+)
 from rerank_cli.records import ImageBlock, Tiles
 from tests.memory.conftest import (
     BERT_L12,

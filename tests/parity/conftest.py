@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from rerank_cli.encoding import ImageLimits
+from rerank_cli.encoding.encoder import ImageLimits
 from rerank_cli.models.siglip import normalised
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Passage
 

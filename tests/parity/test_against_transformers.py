@@ -30,9 +30,9 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.encoding import open_encoder
+from rerank_cli.checkpoint.max_tokens import model_max_tokens
+from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.engine.scorer import LocalEngine
-from rerank_cli.max_tokens import model_max_tokens
 
 TOLERANCE = 1e-5
 PLAN = SimpleNamespace(device="cpu", threads=1, token_budget=4096, precision="fp32", attention="runs")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.hardware import detect_cpu
+from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.models import RerankModel, load_embedder, load_model
 from rerank_cli.models.embedder import Embedder
 from rerank_cli.records import EncodedPair

@@ -16,7 +16,7 @@ import pytest
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.cli import main
-from rerank_cli.encoding import ImageLimits, open_encoder, split_pair
+from rerank_cli.encoding.encoder import ImageLimits, open_encoder, split_pair
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource
 from tests.parity import table
 from tests.parity.conftest import HERE, pixels_sha256, read_jsonl

@@ -12,7 +12,7 @@ import pytest
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.cli import main
-from rerank_cli.encoding import open_encoder
+from rerank_cli.encoding.encoder import open_encoder
 from tests.parity import table
 from tests.parity.conftest import pixels_sha256
 

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 import rerank_cli.encoding as encoding
-import rerank_cli.images.cut as cut
+import rerank_cli.encoding.images.cut as cut
 import rerank_cli.models.siglip as siglip
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
-from rerank_cli.encoding import PairEncoder, open_encoder
+from rerank_cli.encoding.encoder import PairEncoder, open_encoder
 from rerank_cli.encoding.prompt import NEMOTRON
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionPrompts
 from rerank_cli.engine.scorer import LocalEngine

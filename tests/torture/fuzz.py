@@ -100,7 +100,7 @@ def _rows(folder: Path) -> Callable[[bytes], None]:
 
 
 def _image(folder: Path) -> Callable[[bytes], None]:
-    from rerank_cli.images import ImageProblem, ImageReader
+    from rerank_cli.encoding.images import ImageProblem, ImageReader
     from rerank_cli.records import ImageSource
 
     reader = ImageReader(tile_size=32, max_tiles=6, max_pixels=10_000)
@@ -114,13 +114,13 @@ def _image(folder: Path) -> Callable[[bytes], None]:
 
 
 def _config(folder: Path) -> Callable[[bytes], None]:
-    from rerank_cli.encoding import open_encoder
+    from rerank_cli.encoding.encoder import open_encoder
     from rerank_cli.engine import open_engine
     from rerank_cli.errors import RerankError
-    from rerank_cli.hardware import detect_machine
-    from rerank_cli.known_model import find_model
-    from rerank_cli.profiles import ProfileRequest
-    from rerank_cli.run_plan import plan_model, plan_run
+    from rerank_cli.machine.detect import detect_machine
+    from rerank_cli.planning.known_model import find_model
+    from rerank_cli.planning.profiles import ProfileRequest
+    from rerank_cli.planning.run_plan import plan_model, plan_run
 
     machine = detect_machine()
     models, documents = [], []

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rerank_cli.commit import Files
+from rerank_cli.journal import Files
 from tests.conftest import TINY_CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
@@ -178,13 +178,12 @@ class Runs:
 
 
 def _run(asked: Asked, log: Any) -> int:
-    from rerank_cli.counts import ErrorLimit
     from rerank_cli.errors import RerankError
     from rerank_cli.formats.shapes import FieldNames, Selection
-    from rerank_cli.job import Watcher, run_job
-    from rerank_cli.job_options import JobOptions
-    from rerank_cli.output_names import Names
-    from rerank_cli.profiles import ProfileRequest
+    from rerank_cli.job.options import ErrorLimit, JobOptions
+    from rerank_cli.job.output_names import Names
+    from rerank_cli.job.run import Watcher, run_job
+    from rerank_cli.planning.profiles import ProfileRequest
 
     fields = {"model": str(TINY_CHECKPOINT), "checkpoint_every": 0.0, **asked.options}
     made = {"selection": Selection, "error_limit": ErrorLimit, "fields": FieldNames, "request": ProfileRequest}

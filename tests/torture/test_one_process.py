@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rerank_cli.commit import Files
-from rerank_cli.commit.lock import take_lock
 from rerank_cli.errors import LockedError
+from rerank_cli.journal import Files
+from rerank_cli.journal.lock import take_lock
 from tests.conftest import LONG
 from tests.torture.conftest import outputs
 from tests.torture.runs import Asked, Runs

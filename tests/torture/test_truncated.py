@@ -1,6 +1,7 @@
 """Files of a job that lost their tails, or a bit of them: the next run goes back as far as it must and no further.
 
-Every byte of a whole journal is tried in `tests/unit/test_commit.py`; here each byte of the last records, in real runs.
+Every byte of a whole journal is tried in `tests/unit/journal/test_commit.py`; here each byte of the last records, in
+real runs.
 """
 
 from __future__ import annotations

@@ -41,10 +41,10 @@ def data_uri(data: bytes, kind: str = "image/png") -> str:
 
 _HURT = """
 import os, sys
-if "rerank_cli.images.worker" in " ".join(sys.orig_argv):
+if "rerank_cli.encoding.images.reader_worker" in " ".join(sys.orig_argv):
     import time
     {at_start}
-    from rerank_cli.images.reader import ImageReader
+    from rerank_cli.encoding.images.reader import ImageReader
     whole = ImageReader.open
     def opened(reader, source):
         name = str(source.value)

@@ -34,15 +34,7 @@ from rerank_cli.formats.shapes.fields import (
     type_in_words,
     without,
 )
-from rerank_cli.formats.shapes.shape import (
-    Exchange,
-    Kind,
-    RequestShape,
-    Selection,
-    Texts,
-    refuse_field_names,
-    usage_of,
-)
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, Selection, Texts, refuse_field_names, usage_of
 from rerank_cli.records import CandidateList, Limits, RankedList, Row
 
 _MARKS = ("top_n", "return_documents", "max_tokens_per_doc")

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_cli.formats.shapes.fields import FieldNames, row_error
-from rerank_cli.formats.shapes.shape import (
-    ALL_OUTCOMES,
-    Exchange,
-    Grouped,
-    Item,
-    Kind,
-    Selection,
-    Shape,
-)
+from rerank_cli.formats.shapes.shape import ALL_OUTCOMES, Exchange, Grouped, Item, Kind, Selection, Shape
 from rerank_cli.records import CandidateList, RankedList
 
 

@@ -30,15 +30,7 @@ from rerank_cli.formats.shapes.fields import (
     type_in_words,
     without,
 )
-from rerank_cli.formats.shapes.shape import (
-    Exchange,
-    Kind,
-    RequestShape,
-    Selection,
-    Texts,
-    refuse_field_names,
-    usage_of,
-)
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, Selection, Texts, refuse_field_names, usage_of
 from rerank_cli.records import CandidateList, ImagePassage, Limits, Passage, RankedList, Row
 
 _OF_REQUEST = ("model", "query", "passages", "truncate")

@@ -1,0 +1,19 @@
+"""A model's files: what they say about it, before a weight is read."""
+
+from rerank_cli.checkpoint.read import (
+    BUILTIN_MODEL,
+    Checkpoint,
+    TensorInfo,
+    locate_checkpoint,
+    read_checkpoint,
+    read_safetensors_header,
+)
+
+__all__ = [
+    "BUILTIN_MODEL",
+    "Checkpoint",
+    "TensorInfo",
+    "locate_checkpoint",
+    "read_checkpoint",
+    "read_safetensors_header",
+]

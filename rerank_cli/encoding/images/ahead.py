@@ -1,0 +1,170 @@
+"""Images for who encodes pairs: read and cut here when they are asked for, or ahead of that by other processes.
+
+Pillow takes 0.1 s of a core for a page of 1700 x 2200 pixels (`benchmarks/page_images.py`), and a GPU may score twenty
+pages a second. The thread that tokenises cannot have threads beside it for that: what Pillow does with its warnings is
+a setting of the whole process, and an image that ends its process would end the run. So, once there are images enough,
+processes do it (`pool.py`): one for every `_IMAGES_A_PROCESS` images that are known, up to a number that the plan says.
+A process takes 0.15 s to start, as long as one or two images take here; a run with fewer images than those never starts
+one, and one without images pays nothing.
+
+What is asked for is the same either way: an image opened (its path, header and size are good), its grid, its tiles.
+`expect` tells what will be asked for. The tiles that are made ahead are those of the first grid that the longest pair
+has room for; where the words of a pair leave room for fewer, the image is read and cut once more (`want`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rerank_cli.encoding.images.decode import OpenImage
+from rerank_cli.encoding.images.reader import ImageReader
+from rerank_cli.encoding.images.reader_pool import Answer, ImagePool
+from rerank_cli.encoding.images.source import ImageProblem, shown
+from rerank_cli.encoding.images.tiling import Grid
+from rerank_cli.records import ImageSource, Tiles
+
+_IMAGES_A_PROCESS = 4
+
+
+@dataclass(slots=True)
+class Page:
+    """An image whose header is good. digest: as in `OpenImage`. held: its bytes here, or what a process has made of it.
+
+    again: the number of its tiles in another grid.
+    """
+
+    source: ImageSource
+    held: OpenImage | Answer
+    again: int | None = None
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.held.width
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.held.height
+
+    @property
+    def digest(self) -> bytes:
+        """Tells equal files from different ones."""
+        return self.held.digest
+
+
+class ImagesAhead:
+    """The images of one pass over an input, asked for by one thread.
+
+    squares: that the longest pair has room for, None where an image is never cut in fewer than its own. processes: how
+    many may read them; none is in this process. seconds: spent in it, or waiting for them.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        *,
+        squares: int | None = None,
+        processes: int = 0,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._reader = reader
+        self._squares = squares
+        self._processes = processes
+        self._on_note = on_note
+        self._pool: ImagePool | None = None
+        self._known = 0
+        self._expected: deque[ImageSource] = deque()  # while there is no pool
+        self._asked: dict[ImageSource, list[int]] = {}  # of the pool
+        self.seconds = 0.0
+
+    def ahead(self, processes: int, on_note: Callable[[str], None] | None = None) -> ImagesAhead:
+        """The same for one pass, with so many processes; to be closed. on_note: see `ImagePool`."""
+        return ImagesAhead(self._reader, squares=self._squares, processes=processes, on_note=on_note)
+
+    @property
+    def max_tiles(self) -> int:
+        """Parts that an image is cut in at most."""
+        return self._reader.max_tiles
+
+    def expect(self, sources: Sequence[ImageSource]) -> None:
+        """These will be opened, in this order, after those that were expected before."""
+        if not self._processes:
+            return
+        self._known += len(sources)
+        self._expected.extend(sources)
+        if wanted := min(self._processes, self._known // _IMAGES_A_PROCESS):
+            if self._pool is None:
+                self._pool = ImagePool(self._reader, squares=self._squares, on_note=self._on_note)
+            self._pool.grow(wanted)
+            while self._expected:
+                source = self._expected.popleft()
+                self._asked.setdefault(source, []).append(self._pool.ask(source))
+
+    def open(self, source: ImageSource) -> Page:
+        """The image, its header read; raises `ImageProblem`."""
+        with self._timed():
+            if self._pool is None:
+                if source in self._expected:
+                    self._expected.remove(source)
+            else:
+                numbers = self._asked.get(source) or [self._pool.ask(source, at_once=True)]
+                number = numbers.pop(0)
+                if not numbers:
+                    self._asked.pop(source, None)
+                if (answer := self._pool.take(number)) is not None:
+                    return Page(source, answer)
+            return Page(source, self._reader.open(source))
+
+    def grid(self, page: Page) -> Grid:
+        """How the image is cut."""
+        return self._reader.grid(page)
+
+    def smaller_grids(self, page: Page) -> Iterator[Grid]:
+        """See `ImageReader`."""
+        return self._reader.smaller_grids(page)
+
+    def want(self, page: Page, grid: Grid) -> None:
+        """`page` will be cut so: a process begins, if none has done it. `cut` must follow."""
+        if self._pool is None or isinstance(page.held, OpenImage) or page.held.grid == grid:
+            return
+        page.again = self._pool.ask(page.source, grid=grid, at_once=True)
+
+    def cut(self, page: Page, grid: Grid) -> Tiles:
+        """The tiles of the image; raises `ImageProblem`."""
+        with self._timed():
+            held = page.held
+            if page.again is not None:
+                held = self._read_again(page, page.again)
+            if isinstance(held, OpenImage):
+                return self._reader.cut(held, grid)
+            assert held.grid == grid, "another grid is wanted first"
+            if isinstance(held.tiles, ImageProblem):
+                raise held.tiles
+            return held.tiles
+
+    def _read_again(self, page: Page, number: int) -> OpenImage | Answer:
+        assert self._pool is not None, "it has given the number"
+        found: OpenImage | Answer = self._pool.take(number) or self._reader.open(page.source)
+        if found.digest != page.digest:
+            name = f" `{shown(page.source.value)}`" if isinstance(page.source.value, str) else ""
+            raise ImageProblem("image-unreadable", f"image{name}: the file was changed while it was read")
+        page.held, page.again = found, None
+        return found
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.close()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began

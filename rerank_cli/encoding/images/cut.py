@@ -1,0 +1,40 @@
+"""An image cut in tiles, pixel for pixel as the processors of the Llama-Nemotron VL models cut it.
+
+The whole image is resized to the grid, its aspect not kept, by Pillow's bicubic filter, and cut row by row; the
+thumbnail is the whole image resized once more. For the rerankers all this happens in the mode of the file, and each
+tile becomes RGB afterwards; for the embedder the image becomes RGB first (`rgb_first`). That matters: Pillow resizes
+palette and 1-bit images by the nearest pixel, since their numbers are no colours; and it resizes colours with alpha
+premultiplied, so that the colour of transparent pixels does not bleed, and drops alpha then (no background is put
+below). With RGB first, alpha is dropped and the colours of palettes are mixed. Grey and CMYK come out alike either way.
+
+Images smaller than the grid are enlarged: a page of 640 x 420 pixels becomes six tiles and a thumbnail.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from rerank_cli.encoding.images.tiling import Grid
+from rerank_cli.records import Tiles
+
+RESAMPLING = Image.Resampling.BICUBIC
+
+
+def cut_tiles(image: Image.Image, grid: Grid, *, tile_size: int, rgb_first: bool = False) -> Tiles:
+    """The tiles of `image`, row by row, the thumbnail last."""
+    # Only colours that Pillow would add on conversion depend on this, and it warns of them.
+    image.info.pop("transparency", None)
+    image = image.convert("RGB") if rgb_first else image
+    whole = image.resize((tile_size * grid.cols, tile_size * grid.rows), RESAMPLING)
+    parts = [
+        whole.crop((left, top, left + tile_size, top + tile_size))
+        for top in range(0, whole.height, tile_size)
+        for left in range(0, whole.width, tile_size)
+    ]
+    if grid.tiles > len(parts):
+        parts.append(image.resize((tile_size, tile_size), RESAMPLING))
+    pixels = np.empty((len(parts), tile_size, tile_size, 3), dtype=np.uint8)
+    for place, part in enumerate(parts):
+        pixels[place] = np.asarray(part.convert("RGB"))
+    return Tiles(pixels)

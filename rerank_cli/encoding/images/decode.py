@@ -1,0 +1,103 @@
+"""The bytes of a file as an image, after its header has said that it is one that can be borne.
+
+Formats: PNG, JPEG (of several pictures in one file, MPO, the first), WebP and GIF with a single frame. The header is
+read first; the size it tells is held against the limit before a pixel is decoded, since 20 kB of PNG can hold 169
+million of them. Pillow's warnings are errors here, and a file that ends early is not scored by the part that is there.
+
+Modes: 1-bit, grey, palette, RGB, CMYK, and grey, palette or RGB with alpha are scored (`cut.py` says how). 16-bit,
+32-bit and float images are refused: converting them to 8 bits needs a decision on their range, and Pillow clips.
+
+EXIF orientation is not applied, because the models' own processors do not apply it either.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from io import BytesIO
+
+from PIL import Image, UnidentifiedImageError
+
+from rerank_cli.encoding.images.source import ImageProblem
+
+MAX_IMAGE_PIXELS = 40_000_000
+"""The largest image where nothing else is said: an A3 page at 400 dpi has 31 million, and decoded it takes 160 MB."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
+
+_NAMES = "PNG, JPEG, WebP, GIF"
+_FIRST_FRAME_IS_THE_IMAGE = {"MPO"}  # the others are previews and depth maps
+# What Pillow raises for files that are not what they claim to be, its warnings among them.
+_FAULTS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, RuntimeError,
+    struct.error, zlib.error, Warning, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def make_warnings_of_pillow_errors() -> None:
+    """From now on a warning that is raised inside Pillow is an error, in every thread of this process."""
+    warnings.filterwarnings("error", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """An image whose header has been read and found bearable."""
+
+    data: bytes
+    width: int
+    height: int
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Tells equal files from different ones."""
+        return blake2b(self.data, digest_size=16).digest()
+
+    def decode(self) -> Image.Image:
+        """All pixels, in the mode of the file; raises `ImageProblem`."""
+        try:
+            image = _opened(self.data)
+            image.load()
+        except _FAULTS as error:
+            raise ImageProblem("bad-image", f"the image cannot be decoded: {_reason(error)}") from error
+        return image
+
+
+def open_image(data: bytes, *, max_pixels: int) -> OpenImage:
+    """Read the header of an image file; raises `ImageProblem` for what will not be scored."""
+    try:
+        image = _opened(data)
+        frames = 1 if image.format in _FIRST_FRAME_IS_THE_IMAGE else int(getattr(image, "n_frames", 1))
+    except UnidentifiedImageError as error:
+        raise ImageProblem("not-an-image", f"the image is not a file of a known format ({_NAMES})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageProblem("image-too-large", f"the image has more than {max_pixels:,} pixels: {error}") from error
+    except _FAULTS as error:
+        raise ImageProblem("bad-image", f"the image's header cannot be read: {_reason(error)}") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageProblem(
+            "image-too-large",
+            f"the image has {width} x {height} pixels, the limit is {max_pixels:,} (--max-image-pixels)",
+        )
+    if width < 1 or height < 1:
+        raise ImageProblem("bad-image", f"the image has {width} x {height} pixels")
+    if frames > 1:
+        raise ImageProblem("animated-image", f"the image has {frames} frames: which of them is meant?")
+    if image.mode not in MODES:
+        raise ImageProblem(
+            "image-mode", f"the image's pixels are of mode `{image.mode}`, which has no one way to become 8-bit RGB"
+        )
+    return OpenImage(data, width, height)
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data), formats=FORMATS)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,280 @@
+"""Processes that read and cut images, and what becomes of one that ends by itself.
+
+    image -> number -> the process that has least to do -> its size and tiles, under that number
+
+A process has one image in hand and one waiting, and at most `_AHEAD` images are being cut or lie here, cut, before
+somebody takes them: of pages in seven tiles that is 88 MB, beside one image as it was decoded in each process. Images
+that are asked for again in another grid replace tiles that were taken, and go before all others.
+
+A process that ends by itself (killed for its memory, a fault of a decoder) or does not answer is started again. The
+image it had in hand is cut once more, while nothing else is, so that it has all the memory there is; if that ends a
+process too, the image has a problem and its row is a bad one. Where many end one after another and nothing is cut in
+between, it is not the images, and the run stops. Where no process can be started, the caller must do without.
+
+Nothing happens here while nobody waits: what the processes say stays in their sockets, and so do they. A thread of our
+own would change nothing, since who asks is itself a thread that is ahead of the scoring.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+
+from rerank_cli.encoding.images.reader import ImageReader
+from rerank_cli.encoding.images.reader_worker import (
+    ENVIRONMENT,
+    Broken,
+    Cut,
+    Heard,
+    Ready,
+    Unread,
+    Wanted,
+    receive_pixels,
+)
+from rerank_cli.encoding.images.source import ImageProblem
+from rerank_cli.encoding.images.tiling import Grid
+from rerank_cli.errors import EngineError
+from rerank_cli.machine.child_process import Child
+from rerank_cli.records import ImageSource, Tiles
+
+_AHEAD = 16  # images; as many as a part of a window has, so that the next part is there when one is scored
+_IN_HAND = 2  # images that a process has: one in hand and one waiting
+_TRIES = 2
+_DEATHS = 40  # in a row: those of twenty images
+_LEAST_SECONDS = 60.0  # that a process may take to answer; and one more for every million pixels that are allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An image that was read. tiles: or why it has none. grid: they are cut in. digest: as in `OpenImage`."""
+
+    width: int
+    height: int
+    digest: bytes
+    grid: Grid
+    tiles: Tiles | ImageProblem
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """See `Wanted`. tries: how many processes it has ended. at_once: it counts not among those that are ahead."""
+
+    wanted: Wanted
+    tries: int = 0
+    at_once: bool = False
+
+
+class _Worker(Child):
+    """One process. is_ready: it has started. silent: seconds for which its answer has been waited for."""
+
+    def __init__(self, reader: ImageReader, patience: float) -> None:
+        super().__init__("rerank_cli.encoding.images.reader_worker", environment=ENVIRONMENT, patience=patience)
+        self.doing: deque[_Request] = deque()
+        self.is_ready = False
+        self.silent = 0.0
+        self.tell(dict(reader.settings))
+
+
+class ImagePool:
+    """Reads and cuts images in processes, of which `grow` starts some. All calls come from one thread.
+
+    squares: in place of the reader's grid, the next smaller one with so few squares. on_note: told what a user should
+    know, such as a process that has died. patience: seconds that a process may take for an image. deaths: how many may
+    end in a row, with nothing cut in between.
+    """
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        *,
+        squares: int | None = None,
+        on_note: Callable[[str], None] | None = None,
+        patience: float | None = None,
+        deaths: int = _DEATHS,
+    ) -> None:
+        self._reader = reader
+        self._squares = squares
+        self._on_note = on_note
+        self._patience = patience or _LEAST_SECONDS + reader.max_pixels / 1e6
+        self._workers: list[_Worker] = []
+        self._waiting: deque[_Request] = deque()
+        self._answers: dict[int, Answer | ImageProblem] = {}
+        self._ahead: set[int] = set()
+        self._numbers = 0
+        self._deaths = deaths
+        self._deaths_in_a_row = 0
+        self._cannot_start = False
+
+    def grow(self, processes: int) -> None:
+        """Have so many processes, if they can be had."""
+        while len(self._workers) < processes and not self._cannot_start:
+            self._start()
+
+    def ask(self, source: ImageSource, *, grid: Grid | None = None, at_once: bool = False) -> int:
+        """Have an image cut; returns the number to take it by. Every number must be taken.
+
+        grid: in place of the reader's. at_once: before all others, and besides those that may be ahead.
+        """
+        self._numbers += 1
+        request = _Request(Wanted(self._numbers, source, grid, self._squares), at_once=at_once)
+        if at_once:
+            self._waiting.insert(sum(one.at_once for one in self._waiting), request)
+        else:
+            self._waiting.append(request)
+        self._give_out()
+        return self._numbers
+
+    def take(self, number: int) -> Answer | None:
+        """The image, waited for; raises its `ImageProblem`. None where no process can be had for it."""
+        self._prefer(number)
+        while number not in self._answers:
+            if not self._workers:
+                self._give_up(number)
+                return None
+            self._wait()
+        answer = self._answers.pop(number)
+        self._ahead.discard(number)
+        self._give_out()
+        if isinstance(answer, ImageProblem):
+            raise answer
+        return answer
+
+    def _prefer(self, number: int) -> None:
+        """Do it now, if it is not done or in hand: whoever takes things in another order waits for no room."""
+        place = next((place for place, one in enumerate(self._waiting) if one.wanted.number == number), None)
+        if place is not None:
+            request = self._waiting[place]
+            del self._waiting[place]
+            self._waiting.appendleft(replace(request, at_once=True))
+            self._give_out()
+
+    def _give_up(self, number: int) -> None:
+        """There is no process any more: the caller may try, but not what has ended one."""
+        request = next(one for one in self._waiting if one.wanted.number == number)
+        self._waiting.remove(request)
+        if request.tries:
+            raise _died(request.tries, "and none can be started")
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.connection.close()
+            worker.kill()
+        for worker in self._workers:
+            worker.wait()
+        self._workers.clear()
+
+    def _wait(self) -> None:
+        by_connection = {worker.connection: worker for worker in self._workers}
+        began = time.monotonic()
+        ready = [by_connection[one] for one in wait(list(by_connection), 1.0)]  # type: ignore[index]
+        for worker in ready:
+            try:
+                self._hear(worker, worker.connection.recv())
+            except (EOFError, OSError):
+                self._replace(worker, None)
+        waited = time.monotonic() - began
+        for worker in [one for one in self._workers if one not in ready and (one.doing or not one.is_ready)]:
+            worker.silent += waited
+            limit = self._patience if worker.is_ready else _LEAST_SECONDS
+            if worker.silent > limit:
+                worker.kill()
+                self._replace(worker, f"no answer in {limit:.0f} s")
+        self._give_out()
+
+    def _hear(self, worker: _Worker, message: Heard) -> None:
+        worker.silent = 0.0
+        if isinstance(message, Ready):
+            worker.is_ready = True
+        elif isinstance(message, Broken):
+            self._replace(worker, message.reason)
+        else:
+            self._finish(worker, message)
+
+    def _finish(self, worker: _Worker, message: Cut | Unread) -> None:
+        number = message.number
+        assert number == worker.doing[0].wanted.number, "a worker cuts its images in their order"
+        if isinstance(message, Unread):
+            self._answers[number] = ImageProblem(*message.problem)
+        else:
+            tiles = ImageProblem(*message.problem) if message.problem else _tiles(worker, message)
+            self._answers[number] = Answer(message.width, message.height, message.digest, message.grid, tiles)
+        # Only now: the process may end while it sends the pixels.
+        worker.doing.popleft()
+        self._deaths_in_a_row = 0
+
+    def _replace(self, worker: _Worker, reason: str | None) -> None:
+        """Start a process in place of one that has ended, and give out again what it had."""
+        ended = worker.end()
+        reason = reason or ended
+        self._workers.remove(worker)
+        again = list(worker.doing)
+        if not worker.is_ready:
+            self._cannot_start = True
+            self._note(f"a process that reads images ended while it started ({reason}): {self._left}")
+        else:
+            self._deaths_in_a_row += 1
+            if self._deaths_in_a_row > self._deaths:
+                raise EngineError(
+                    f"every process that reads images ends ({reason}), whatever image it is given",
+                    hint="what is finished is kept; run again when the cause is gone",
+                )
+            if again:
+                again[:1] = self._once_more(again[0], reason)
+            if not self._cannot_start:
+                self._start()
+        self._ahead.difference_update(one.wanted.number for one in again)
+        self._waiting.extendleft(reversed(again))
+
+    def _once_more(self, suspect: _Request, reason: str) -> list[_Request]:
+        """What has ended a process, to be tried alone; nothing once it has ended too many."""
+        tries = suspect.tries + 1
+        if tries < _TRIES:
+            self._note(f"a process that reads images was lost ({reason}); its image is tried again alone")
+            return [replace(suspect, tries=tries)]
+        self._answers[suspect.wanted.number] = _died(tries, reason)
+        return []
+
+    def _start(self) -> None:
+        try:
+            self._workers.append(_Worker(self._reader, self._patience))
+        except OSError as error:
+            self._cannot_start = True
+            self._note(f"a process that reads images cannot be started ({error.strerror}): {self._left}")
+
+    @property
+    def _left(self) -> str:
+        count = len(self._workers)
+        return f"{count} of them go on" if count else "images are read without"
+
+    def _note(self, text: str) -> None:
+        if self._on_note:
+            self._on_note(text)
+
+    def _give_out(self) -> None:
+        """Fill the hands of those that have least; what is tried alone waits until nothing else is in hand."""
+        while self._waiting and self._workers:
+            request = self._waiting[0]
+            worker = min(self._workers, key=lambda worker: len(worker.doing))
+            in_hand = [one for each in self._workers for one in each.doing]
+            if any(one.tries for one in in_hand) or (request.tries and in_hand) or len(worker.doing) >= _IN_HAND:
+                return
+            if not request.at_once and not request.tries and len(self._ahead) >= _AHEAD:
+                return
+            self._waiting.popleft()
+            if not request.at_once:
+                self._ahead.add(request.wanted.number)
+            worker.doing.append(request)
+            worker.tell(request.wanted)
+
+
+def _tiles(worker: _Worker, message: Cut) -> Tiles:
+    return Tiles(receive_pixels(worker.connection, message.shape))
+
+
+def _died(tries: int, reason: str) -> ImageProblem:
+    times = f"{tries} processes" if tries > 1 else "the process"
+    return ImageProblem("image-reader-died", f"the image has ended {times} that read it ({reason})")

@@ -1,0 +1,1 @@
+"""Did reranking help: both orders of each list measured on judgements."""

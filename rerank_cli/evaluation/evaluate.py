@@ -1,0 +1,129 @@
+"""`rerank-file --evaluate-only`: how good a file is that was reranked before. No model, no torch, nothing is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.errors import InputError, OutputError, UsageError
+from rerank_cli.evaluation.measures import Evaluation, Evaluator, Orders
+from rerank_cli.evaluation.per_query import per_query_bytes, refuse_per_query_name
+from rerank_cli.evaluation.reranked_file import RerankedFile, passage_names
+from rerank_cli.formats.inputs import STDIN, Input, ReadOptions, resolve_inputs
+from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.shapes import FieldNames
+from rerank_cli.journal import Files, write_file
+from rerank_cli.records import RowError
+
+SCHEMA = "rerank-cli/evaluation/1"
+
+_QUERIES_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """What the user asked for. report, per_query: files that are written, or None."""
+
+    inputs: tuple[str, ...]
+    qrels: str
+    metrics: tuple[str, ...]
+    in_format: str = "auto"
+    shape: str = "auto"
+    fields: FieldNames = field(default_factory=FieldNames)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    report: str | None = None
+    per_query: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileEvaluation:
+    """What was found. rows_error: rows that could not be read. notes: what the user should know."""
+
+    evaluation: Evaluation
+    document: dict[str, Any]
+    rows_error: int
+    notes: tuple[str, ...]
+
+
+def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]) -> FileEvaluation:
+    """Measure both orders of reranked files; raises `InputError` where there is nothing to measure."""
+    inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
+    _refuse_outputs(options, inputs)
+    evaluator = Evaluator(options.qrels, options.metrics)
+    file = RerankedFile(inputs, options.fields, options.read)
+    bad = 0
+
+    def count(error: RowError) -> None:
+        nonlocal bad
+        bad += 1
+        on_error(error)
+
+    seen: list[str] = []
+    orders = _orders(file, evaluator, count)
+    while some := list(islice(orders, _QUERIES_AT_ONCE)):
+        seen = seen or [some[0].query]
+        evaluator.add(some)
+    given_order = file.given.words if file.given else None
+    evaluation = evaluator.finish(given_order)
+    if not evaluation.queries:
+        example = f": the file has `{seen[0]}`, the judgements have `{evaluator.judged_example}`" if seen else ""
+        raise InputError(f"{options.inputs[0]}: no query of {options.qrels} is in it{example}")
+    document = {
+        "schema": SCHEMA,
+        "inputs": list(options.inputs),
+        "qrels": options.qrels,
+        "reranked_order": file.reranked.words if file.reranked else None,
+        **asdict(evaluation),
+        "rows_error": bad,
+        "lists_cut": file.cut,
+    }
+    _write(options, evaluator, document)
+    return FileEvaluation(evaluation, document, bad, tuple(_notes(file)))
+
+
+def _orders(file: RerankedFile, evaluator: Evaluator, on_error: Callable[[RowError], None]) -> Iterator[Orders]:
+    for item in file.lists(evaluator.is_judged, on_error):
+        given = None if item.given is None else passage_names(item.given)
+        yield Orders(item.query, given, passage_names(item.reranked))
+
+
+def _notes(file: RerankedFile) -> Iterator[str]:
+    if file.given is None:
+        yield "nothing in the file says the given order; only the new one is measured"
+    elif file.given.field in ("rank", "score") and not file.differ:
+        yield f"{file.given.words} was taken for the given order, and in every list it is the new one"
+    if file.cut:
+        yield (f"{file.cut:,} lists have fewer passages than were reranked; both orders are measured on what is left")
+
+
+def _refuse_outputs(options: EvaluateOptions, inputs: Sequence[Input]) -> None:
+    """Outputs that exist, lie in no folder, or are one file with another one."""
+    outputs = {"--output": options.report, "--per-query": options.per_query}
+    if options.per_query:
+        refuse_per_query_name(options.per_query)
+    taken = {Path(item.path).resolve() for item in inputs if item.path != STDIN} | {Path(options.qrels).resolve()}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if Path(path).resolve() in taken:
+            raise UsageError(f"{name} {path}: is an input or another output")
+        taken.add(Path(path).resolve())
+        if not Path(path).parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: its folder does not exist")
+        if Path(path).is_dir():
+            raise OutputError(f"{path}: is a folder")
+        if Path(path).exists() and not options.overwrite:
+            raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it")
+
+
+def _write(options: EvaluateOptions, evaluator: Evaluator, document: dict[str, Any]) -> None:
+    if options.per_query:
+        write_file(
+            Path(options.per_query), b"".join(per_query_bytes(evaluator.per_query(), options.per_query)), Files()
+        )
+    if options.report:
+        write_file(Path(options.report), json_document(document), Files())

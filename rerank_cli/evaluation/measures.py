@@ -1,0 +1,286 @@
+"""Did reranking help? The given order and the reranked order, measured on the same judgements.
+
+The measures are ir-measures' own (names as it spells them: `nDCG@10`, `RR@10`, `P@5`, ...); nothing is computed here
+but the two runs, and whether the difference is more than chance (`significance`). A run needs a strictly falling score
+per query, so an order scores by place, and no measure's tie rule can change it. Queries without judgements are counted
+and not averaged; a judged query whose list is empty counts with what the measure gives for nothing found, as it does in
+ir-measures.
+
+A list is measured when it comes, and only the values are kept: two numbers for each judged query and measure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rerank_cli.errors import InputError, UsageError
+from rerank_cli.evaluation.significance import Significance, randomisation_test
+from rerank_cli.formats.shapes import Shape, passage_id
+from rerank_cli.records import RankedList
+
+GIVEN_ORDER = "the order of the input"
+
+_ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
+_KNOWN = "for example nDCG@10, RR@10, P@5"
+
+Values = list[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """The passage ids of one query in both orders, best first; given is None where nobody knows it."""
+
+    query: str
+    given: Sequence[str] | None
+    reranked: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One measure over the judged queries, aggregated as it says (mostly their mean).
+
+    wins, losses: queries where reranking raised or lowered it. undefined: queries that the measure has no value for,
+    which are in none of the numbers. given and what follows from it is None where the given order is not known.
+    """
+
+    metric: str
+    given: float | None
+    reranked: float
+    difference: float | None
+    wins: int | None
+    losses: int | None
+    ties: int | None
+    undefined: int
+    significance: Significance | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All measures of a run.
+
+    queries: judged and ranked; unjudged: ranked, but not in the qrels; repeated: lists of a judged query that has had
+    one before, of which the first counts. given_order: what was taken for it, in words.
+    """
+
+    metrics: tuple[Comparison, ...]
+    queries: int
+    unjudged: int
+    repeated: int = 0
+    given_order: str | None = GIVEN_ORDER
+
+    @classmethod
+    def of_report(cls, found: Mapping[str, Any]) -> Evaluation:
+        """What `asdict` made a document of."""
+        metrics = []
+        for metric in found["metrics"]:
+            test = metric["significance"]
+            metrics.append(Comparison(**{**metric, "significance": Significance(**test) if test else None}))
+        return cls(**{**found, "metrics": tuple(metrics)})
+
+
+@dataclass(frozen=True, slots=True)
+class QueryValue:
+    """One measure of one query; None where it has no value, or the given order is not known."""
+
+    query_id: str
+    metric: str
+    given: float | None
+    reranked: float | None
+    difference: float | None
+
+
+class Evaluator:
+    """Measures orders as they come.
+
+    note: of the orders added last, what `restore` must be told to have them again.
+
+    Raises `UsageError` for a measure that cannot be computed here, and `InputError` for qrels that cannot be read.
+    """
+
+    def __init__(self, qrels: str, metrics: Sequence[str]) -> None:
+        self._measures = list({str(measure): measure for measure in map(_parse_measure, metrics)}.values())
+        self._qrels: dict[str, list[Any]] = {}
+        for qrel in _read_qrels(qrels):
+            self._qrels.setdefault(qrel.query_id, []).append(qrel)
+        self._values: dict[str, tuple[Values | None, Values]] = {}
+        self._unjudged: set[str] = set()
+        self._repeated = 0
+        self.note: list[tuple[str, Values | None, Values | None]] = []
+
+    def is_judged(self, query: str) -> bool:
+        """Whether the qrels say anything of a query."""
+        return query in self._qrels
+
+    @property
+    def judged_example(self) -> str:
+        """The id of one query of the qrels."""
+        return next(iter(self._qrels))
+
+    def add(self, orders: Iterable[Orders]) -> None:
+        """Measure the orders of some queries; those of an unjudged query may be empty."""
+        added, self.note = list(orders), []
+        judged: dict[str, Orders] = {}
+        for item in added:
+            if self.is_judged(item.query) and item.query not in self._values:
+                judged.setdefault(item.query, item)
+        reranked = self._measured({query: item.reranked for query, item in judged.items()})
+        given = self._measured({query: item.given for query, item in judged.items() if item.given is not None})
+        for item in added:
+            self.note.append((item.query, given.get(item.query), reranked.get(item.query)))
+        self.restore(self.note)
+
+    def restore(self, note: Iterable[tuple[str, Values | None, Values | None]]) -> None:
+        """Take what `note` said in an earlier process."""
+        for query, given, reranked in note:
+            if not self.is_judged(query):
+                self._unjudged.add(query)
+            elif query in self._values or reranked is None:
+                self._repeated += 1
+            else:
+                self._values[query] = given, reranked
+
+    def finish(self, given_order: str | None = GIVEN_ORDER) -> Evaluation:
+        """The measures of both orders over the queries that were judged and ranked."""
+        compared = (self._compared(place, measure) for place, measure in enumerate(self._measures))
+        return Evaluation(tuple(compared), len(self._values), len(self._unjudged), self._repeated, given_order)
+
+    def per_query(self) -> Iterable[QueryValue]:
+        """Each measure of each judged query, in the order in which they came."""
+        for query, (given, reranked) in self._values.items():
+            for place, measure in enumerate(self._measures):
+                before, after = given[place] if given else None, reranked[place]
+                difference = None if before is None or after is None else after - before
+                yield QueryValue(query, str(measure), before, after, difference)
+
+    def _compared(self, place: int, measure: Any) -> Comparison:
+        knows_given = all(given is not None for given, _ in self._values.values())
+        pairs: list[tuple[float, float]] = []
+        for given, reranked in self._values.values():
+            after = reranked[place]
+            before = given[place] if knows_given and given is not None else after
+            if before is not None and after is not None:
+                pairs.append((before, after))
+        changes = [after - before for before, after in pairs]
+        given_value = _aggregated(measure, [before for before, _ in pairs])
+        reranked_value = _aggregated(measure, [after for _, after in pairs])
+        return Comparison(
+            metric=str(measure),
+            given=given_value if knows_given else None,
+            reranked=reranked_value,
+            difference=reranked_value - given_value if knows_given else None,
+            wins=sum(change > 0 for change in changes) if knows_given else None,
+            losses=sum(change < 0 for change in changes) if knows_given else None,
+            ties=sum(change == 0 for change in changes) if knows_given else None,
+            undefined=len(self._values) - len(pairs),
+            significance=randomisation_test(changes) if knows_given else None,
+        )
+
+    def _measured(self, orders: Mapping[str, Sequence[str]]) -> dict[str, Values]:
+        """The values of each query, in the order of the measures."""
+        if not orders:
+            return {}
+        try:
+            values = self._calculated(orders)
+        except ArithmeticError:  # some measures divide by the number of something that a query has none of
+            if len(orders) > 1:
+                return {query: self._measured({query: order})[query] for query, order in orders.items()}
+            values = {}
+            for measure in self._measures:
+                values |= self._calculated_or_nothing(orders, measure)
+        return {query: [values.get((str(one), query)) for one in self._measures] for query in orders}
+
+    def _calculated_or_nothing(self, orders: Mapping[str, Sequence[str]], measure: Any) -> dict[Any, float | None]:
+        try:
+            return self._calculated(orders, measure)
+        except ArithmeticError:
+            return {}
+
+    def _calculated(self, orders: Mapping[str, Sequence[str]], *measures: Any) -> dict[Any, float | None]:
+        import ir_measures
+
+        qrels = [qrel for query in orders for qrel in self._qrels[query]]
+        run = [
+            ir_measures.ScoredDoc(query, passage, -float(place))
+            for query, order in orders.items()
+            for place, passage in enumerate(order)
+        ]
+        found = ir_measures.iter_calc(measures or self._measures, qrels, run)
+        values = ((value, float(value.value)) for value in found)
+        return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
+
+
+def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[str], bool]) -> Iterable[Orders]:
+    """Both orders of ranked lists, which must be complete (selection comes after evaluation)."""
+    for item in ranked:
+        if item.source.id is None:
+            row = item.source.rows[0]
+            raise InputError(f"{row.file}:{row.number}: no query id, which --qrels needs", hint=_ID_HINT)
+        query = str(item.source.id)
+        if not is_judged(query):
+            yield Orders(query, (), ())
+            continue
+        names = {entry.index: _passage_name(item, entry.index, shape) for entry in item.ranking}
+        yield Orders(query, [names[index] for index in sorted(names)], [names[one.index] for one in item.ranking])
+
+
+def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
+    passage = passage_id(item, index, shape)
+    if passage is None:
+        row = item.source.row_of(index)
+        raise InputError(f"{row.file}:{row.number}: passage {index} has no id, which --qrels needs")
+    return str(passage)
+
+
+def _aggregated(measure: Any, values: Sequence[float]) -> float:
+    """What ir-measures says of all queries together."""
+    if not values:
+        return 0.0
+    aggregator = measure.aggregator()
+    for value in values:
+        aggregator.add(value)
+    return float(aggregator.result())
+
+
+def _parse_measure(name: str) -> Any:
+    # Imported here: it costs 0.3 s that a run without judgements need not pay.
+    import ir_measures
+
+    try:
+        measure = ir_measures.parse_measure(name)
+        # Some fail only when they compute, for want of a program or of an option; better now than after the run.
+        run = [ir_measures.ScoredDoc("q", "p", 1.0), ir_measures.ScoredDoc("q", "other", 0.0)]
+        list(ir_measures.iter_calc([measure], [ir_measures.Qrel("q", "p", 1)], run))
+    except Exception as error:
+        raise UsageError(f"--metric {name}: cannot be measured: {error}", hint=_nearest(name)) from error
+    return measure
+
+
+def _nearest(name: str) -> str:
+    """Names of measures that are spelled nearly so, for a hint."""
+    import difflib
+
+    from ir_measures.measures import registry
+
+    base, at, cutoff = name.partition("@")
+    by_letters = {known.casefold(): known for known in reversed(registry) if known.isascii()}
+    if base in registry or not (near := difflib.get_close_matches(base.casefold(), by_letters, n=3, cutoff=0.5)):
+        return _KNOWN
+    names = [by_letters[one] for one in near[: 1 if near[0] == base.casefold() else 3]]
+    return "did you mean " + " or ".join(f"{one}{at}{cutoff}" for one in names) + "?"
+
+
+def _read_qrels(path: str) -> list[Any]:
+    import ir_measures
+
+    try:
+        qrels = list(ir_measures.read_trec_qrels(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: not TREC qrels (`query_id 0 passage_id grade`): {error}") from error
+    if not qrels:
+        raise InputError(f"{path}: no judgements")
+    return qrels

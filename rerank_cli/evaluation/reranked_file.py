@@ -1,0 +1,256 @@
+"""The orders in a file that was reranked before, by this program or another; texts are not needed and not read.
+
+What a row may be: a list of passages, one passage (rows of a query stand together), an answer in the form of NIM,
+Cohere or an OpenAI batch file as far as it holds passage ids, or a line of a TREC run. Which orders the passages say is
+decided once, by the fields that all passages of the first list have:
+
+    new order      `rank`, if `index` stands beside it (our own output); else the score of a reranker, highest first;
+                   else the order of the file. A TREC run: by score, equal ones in the order of the lines
+    given order    `index`, the place in the list that was reranked; else the `rank` or the `score` of a first stage;
+                   else the order of the file, if that is not the new order; else nobody knows it
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rerank_cli.errors import InputError
+from rerank_cli.formats.inputs import Input, ReadOptions, read_items
+from rerank_cli.formats.shapes import FieldNames, lookup
+from rerank_cli.formats.shapes.fields import ALIASES, columns_of, first_of, head_of, identity_of, row_error, shown_names
+from rerank_cli.formats.shapes.trec import RunLine, parse_line
+from rerank_cli.records import Gap, Row, RowError
+
+_NEW_SCORES = ("logit", "cosine", "relevance_score", "rerank_score")
+_PLACES = ("rank", "index", "score", *_NEW_SCORES)
+_ANSWERS = ("rankings", "results", "response.body.results", "response.body.rankings")
+_NO_IDS = "an answer has its passages' ids only in `document`; `--out-format list` keeps them"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One way to sort passages. field: None is the order of the file. words: what to call it."""
+
+    field: str | None
+    words: str
+    falling: bool = False
+
+    def sorted(self, passages: Sequence[OrderedPassage]) -> list[OrderedPassage]:
+        """The passages, best first; equal ones as they stand."""
+        if self.field is None:
+            return list(passages)
+        sign = -1 if self.falling else 1
+        return sorted(passages, key=lambda passage: sign * passage.number(self.field))
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedPassage:
+    """A passage with what says its place. where: for messages."""
+
+    id: str | None
+    fields: Mapping[str, Any]
+    where: str
+
+    def has(self, field: str) -> bool:
+        """Whether `field` is a number."""
+        value = self.fields.get(field)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    def number(self, field: str | None) -> float:
+        """The number in `field`; `InputError` where there is none."""
+        if field is None or not self.has(field):
+            raise InputError(f"{self.where} has no number in `{field}`, by which the first list is ordered")
+        return float(self.fields[field])
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedList:
+    """One query with its passages in both orders. given: None where nobody knows it."""
+
+    query: str
+    given: Sequence[OrderedPassage] | None
+    reranked: Sequence[OrderedPassage]
+
+
+class RerankedFile:
+    """The lists of reranked files.
+
+    given, reranked: the orders, once the first list was read. differ: whether they have differed in any list so far.
+    cut: lists that have fewer passages than were reranked.
+    """
+
+    def __init__(self, inputs: Sequence[Input], names: FieldNames, options: ReadOptions) -> None:
+        self._inputs = inputs
+        self._names = names
+        self._options = options
+        runs = [item.path for item in inputs if item.format == "trec"]
+        if runs and len(runs) < len(inputs):
+            raise InputError(f"{runs[0]}: a TREC run among files of other formats", hint="evaluate each on its own")
+        self._is_run = bool(runs)
+        self.given: Order | None = None
+        self.reranked: Order | None = None
+        self.differ = False
+        self.cut = 0
+
+    def lists(self, wanted: Callable[[str], bool], on_error: Callable[[RowError], None]) -> Iterator[OrderedList]:
+        """All lists, one after another; a row that cannot be read is told to `on_error`.
+
+        wanted: whether a query counts. The list of one that does not is empty, whatever it holds.
+        """
+        items = read_items(self._inputs, _Columns(self._names), self._options)
+        for query, passages in self._grouped(items, on_error):
+            if not wanted(query):
+                yield OrderedList(query, (), ())
+                continue
+            if self.reranked is None and passages:
+                self.given, self.reranked = _orders_of(passages, is_run=self._is_run)
+            if not passages or self.reranked is None:
+                yield OrderedList(query, None if self.reranked and not self.given else (), ())
+                continue
+            reranked = self.reranked.sorted(passages)
+            given = self.given.sorted(passages) if self.given else None
+            self.differ = self.differ or given not in (None, reranked)
+            self.cut += _is_cut(passages, self.given)
+            yield OrderedList(query, given, reranked)
+
+    def _grouped(
+        self, items: Iterable[Row | RowError | Gap], on_error: Callable[[RowError], None]
+    ) -> Iterator[tuple[str, list[OrderedPassage]]]:
+        current: tuple[str, list[OrderedPassage]] | None = None
+        finished: set[str] = set()
+        for item in items:
+            if isinstance(item, Gap):
+                continue
+            found = item if isinstance(item, RowError) else self._read(item)
+            if isinstance(found, RowError):
+                on_error(found)
+                continue
+            query, passages, is_whole = found
+            if current is not None and (is_whole or query != current[0]):
+                yield current
+                finished.add(current[0])
+                current = None
+            if is_whole:
+                yield query, passages
+                continue
+            if query in finished:
+                raise InputError(
+                    f"{passages[0].where}: the rows of query `{query}` are not adjacent", hint="sort them by query"
+                )
+            current = (query, current[1] if current else [])
+            current[1].extend(passages)
+        if current is not None:
+            yield current
+
+    def _read(self, row: Row) -> tuple[str, list[OrderedPassage], bool] | RowError:
+        """(query, passages, whether they are all) of a row."""
+        where = f"{row.file}:{row.number}"
+        if self._is_run:
+            line = parse_line(row)
+            if not isinstance(line, RunLine):
+                return line
+            return line.query, [OrderedPassage(line.passage, {"score": line.score}, where)], False
+        fields, names = row.fields, self._names
+        entries = _entries(fields, names)
+        if entries is None:
+            query = first_of(fields, names.group_by, "query_id")
+            passage = OrderedPassage(_text(identity_of(fields, names.id, "passage_id")), fields, where)
+            return _query_id(query, where, fields), [passage], False
+        if not isinstance(entries, (list, tuple)):
+            return row_error(row, "wrong-type", "its passages are not a list", None)
+        query = fields.get("custom_id")  # first: the `id` beside it is that of the answer
+        query = identity_of(fields, names.id, "list_id") if query is None else query
+        passages = []
+        for place, entry in enumerate(entries):
+            own = entry if isinstance(entry, Mapping) else {}
+            passages.append(OrderedPassage(_passage_id(own, fields, names), own, f"{where}: passages[{place}]"))
+        return _query_id(query, where, fields), passages, True
+
+
+def passage_names(passages: Iterable[OrderedPassage]) -> list[str]:
+    """The ids; `InputError` for a passage that has none."""
+    names = []
+    for passage in passages:
+        if passage.id is None:
+            raise InputError(
+                f"{passage.where}: no passage id; it has {shown_names(passage.fields)}", hint=_hint(passage)
+            )
+        names.append(passage.id)
+    return names
+
+
+class _Columns:
+    """The columns that say orders; satisfies `ReadsColumns`."""
+
+    def __init__(self, names: FieldNames) -> None:
+        self._names = names
+
+    def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
+        """See `ReadsColumns`."""
+        mine = self._names
+        ids = [head_of(name) for name in (mine.id, mine.group_by) if name]
+        known = (*ids, *ALIASES["list_id"], *ALIASES["passage_id"], *_PLACES)
+        wanted: dict[str, tuple[str, ...] | None] = dict.fromkeys(name for name in names if name in known)
+        lists = [name for name in columns_of(names, mine.passages, "passages") if name in names]
+        of_passage = [head_of(mine.id)] if mine.id else []
+        return wanted | dict.fromkeys(lists, (*of_passage, *ALIASES["passage_id"], *_PLACES))
+
+
+def _entries(fields: Mapping[str, Any], names: FieldNames) -> Any:
+    """The passages of a row, or of the answer in it; None where the row is a passage."""
+    paths = (names.passages,) if names.passages else (*_ANSWERS, *ALIASES["passages"])
+    found = (lookup(fields, path) for path in paths)
+    return next((value for value in found if value is not None), None)
+
+
+def _passage_id(entry: Mapping[str, Any], fields: Mapping[str, Any], names: FieldNames) -> str | None:
+    """The id that a passage has itself, in its `document`, or in the request that stands beside the answer."""
+    found = identity_of(entry, names.id, "passage_id")
+    if found is None and isinstance(document := entry.get("document"), Mapping):
+        found = identity_of(document, names.id, "passage_id")
+    index, asked = entry.get("index"), first_of(fields, names.passages, "passages")
+    if found is None and isinstance(index, int) and isinstance(asked, (list, tuple)) and 0 <= index < len(asked):
+        asked_for = asked[index]
+        found = identity_of(asked_for, names.id, "passage_id") if isinstance(asked_for, Mapping) else None
+    return _text(found)
+
+
+def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
+    if value is None:
+        hint = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
+        raise InputError(f"{where}: no query id, which --qrels needs; the row has {shown_names(fields)}", hint=hint)
+    return str(value)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _hint(passage: OrderedPassage) -> str:
+    return _NO_IDS if any(passage.has(name) for name in _NEW_SCORES) else "name its field with `--id-field`"
+
+
+def _orders_of(passages: Sequence[OrderedPassage], *, is_run: bool) -> tuple[Order | None, Order]:
+    """The given order, if anything says it, and the new one."""
+    if is_run:
+        return None, Order("score", "the scores of the run", falling=True)
+    in_file = Order(None, "the order of the file")
+    has = {field for field in _PLACES if all(passage.has(field) for passage in passages)}
+    score = next((Order(name, f"`{name}`", falling=True) for name in _NEW_SCORES if name in has), None)
+    rank, first_score = Order("rank", "`rank`"), Order("score", "`score`", falling=True)
+    if "index" in has:
+        return Order("index", "`index`"), rank if "rank" in has else score or in_file
+    of_first_stage = next((order for order in (rank, first_score) if order.field in has), None)
+    if of_first_stage is None and score is not None:
+        of_first_stage = in_file
+    return of_first_stage, score or in_file
+
+
+def _is_cut(passages: Sequence[OrderedPassage], given: Order | None) -> bool:
+    """Whether passages are missing that were reranked, by the places they had."""
+    if given is None or given.field != "index" or not passages:
+        return False
+    return max(passage.number("index") for passage in passages) >= len(passages)

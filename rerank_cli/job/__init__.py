@@ -1,0 +1,1 @@
+"""One run of `score` or `rerank-file`, from its options to its report."""

@@ -1,0 +1,131 @@
+"""What a run with an embedding model keeps beside its rows: the vectors it has computed, and whose they are.
+
+    vectors     each vector with its key, in the order of computing. A run that goes on in another process reads them
+                back, so that a text is embedded once in a run, not once in a process.
+    texts       `--embeddings` only: a JSON line a text, `[kind, text, image, key, mark]`. Each distinct query and each
+                distinct passage is one, in the order in which the input first names it. Passages are the same if text
+                and image are named alike.
+
+Both are members of the job (`commit`): windows append to them. The file that the user asked for is made of them at the
+end.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.records import Passage
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import EmbeddingEngine
+
+_KINDS = ("query", "passage")
+_TEXTS_AT_A_TIME = 256
+
+
+class EmbeddedTexts:
+    """The texts of the windows that are scored; satisfies what `Run.on_scored` asks for with `add`.
+
+    members: names of what `take` gives. Vectors are among them where the run can be continued, texts where they are
+    asked for.
+    """
+
+    def __init__(self, engine: EmbeddingEngine, members: Sequence[str]) -> None:
+        self._engine = engine
+        self._members = members
+        self._lines: list[bytes] = []
+
+    def add(self, window: EncodedWindow) -> None:
+        """Take the texts of a window that were not there before; a pair that has no score has no vectors."""
+        if "texts" not in self._members:
+            return
+        pairs = (pair for item in window.window.lists for pair in item.pairs)
+        for pair, place in zip(pairs, window.places, strict=True):
+            entry = window.encoded[place]
+            if not isinstance(entry, tuple):
+                continue
+            marks = [_mark(kind, side) for kind, side in zip(_KINDS, pair, strict=True)]
+            new = [self._engine.is_new(mark) for mark in marks]
+            if any(new):
+                keys = self._engine.keys(entry[0])
+                self._lines += [
+                    json.dumps([kind, *_named(side), key.hex(), mark.hex()]).encode() + b"\n"
+                    for kind, side, key, mark, is_new in zip(_KINDS, pair, keys, marks, new, strict=True)
+                    if is_new
+                ]
+
+    def take(self) -> dict[str, bytes]:
+        """What the windows since the last call add to each member."""
+        lines, self._lines = self._lines, []
+        found = {"vectors": self._engine.take_fresh(), "texts": b"".join(lines)}
+        return {name: found[name] for name in self._members}
+
+    def restore(self, vectors: Path, texts: Path | None, state: Mapping[str, Any]) -> None:
+        """Know again what an earlier process has taken. state: `EmbeddedTexts.state` of that time."""
+        with vectors.open("rb") as stream:
+            self._engine.restore(stream, **state)
+        if texts:
+            with texts.open("rb") as stream:
+                for *_, mark in map(json.loads, stream):
+                    self._engine.is_new(bytes.fromhex(mark))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """How many texts were embedded in the run, and what the model read of them (`EmbeddingEngine.work`)."""
+        return {"texts": self._engine.texts, "work": dict(self._engine.work)}
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """For the report."""
+        return {
+            "texts": self._engine.texts,
+            "tokens": self._engine.work["tokens"],
+            "dimensions": self._engine.dimensions,
+        }
+
+    def write_file(self, texts: Path, stream: BinaryIO) -> None:
+        """Write the Parquet file of all texts of the run, which lie in the member `texts`."""
+        # Imported here: pyarrow costs 0.2 s that other runs need not pay.
+        from rerank_cli.formats.embeddings import EmbeddingsFile
+
+        file = EmbeddingsFile(stream, self._engine.dimensions)
+        for found in _some_at_a_time(texts):
+            vectors = self._engine.vectors([bytes.fromhex(key) for *_, key, _ in found])
+            for (kind, text, image, *_), vector in zip(found, vectors, strict=True):
+                file.write(kind, text, vector, image=image)
+        file.close()
+
+
+def _some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:
+    if not texts.exists():  # of a run to stdout without windows
+        return
+    with texts.open("rb") as stream:
+        lines = map(json.loads, stream)
+        while found := list(islice(lines, _TEXTS_AT_A_TIME)):
+            yield found
+
+
+def _named(side: Passage) -> tuple[str, str | None]:
+    """The text of one side of a pair, and its image: a path as its row gives it, or the digest of what lies there."""
+    if isinstance(side, str):
+        return side, None
+    value = side.image.value
+    if isinstance(value, str):
+        if value[:5].lower() != "data:":
+            return side.text, value
+        value = base64.b64decode(value.partition(",")[2])  # it has been read as an image
+    return side.text, f"sha256:{hashlib.sha256(value).hexdigest()}"
+
+
+def _mark(kind: str, side: Passage) -> bytes:
+    """Tells one side of a pair from every other that rows name, 16 bytes."""
+    # Of a tuple of strings and bytes, so that no two have the same form.
+    form = (kind, side) if isinstance(side, str) else (kind, side.text, side.image.value, side.image.root)
+    return hashlib.blake2b(ascii(form).encode(), digest_size=16).digest()

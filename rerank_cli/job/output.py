@@ -1,0 +1,380 @@
+"""Where a run's rows, bad rows and report go: files that appear together when all is done, or stdout.
+
+`FileDestination` hands each finished window to a job (`commit`), so a run that stops can be continued, and gives every
+file its name at the end, the output last. Compressed rows are a gzip member or a zstd frame a window, so the output of
+a continued run is that of an undisturbed one. `StdoutDestination` streams rows to stdout; bad rows and the report of
+such a run are kept only where the user names a file for them.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
+
+from rerank_cli.errors import OutputError
+from rerank_cli.formats.compression import compressed
+from rerank_cli.formats.inputs import Input
+from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.shapes import Selection, Shape
+from rerank_cli.formats.sinks import JsonlSink, ParquetSink
+from rerank_cli.job.output_names import STDOUT, Names, output_format, refuse_clashes, refuse_parquet_pipe
+from rerank_cli.job.stop import Stop
+from rerank_cli.journal import (
+    Files,
+    Job,
+    Terms,
+    WorkFile,
+    naming,
+    place_file,
+    remove_file,
+    sha256_of,
+    write_file,
+    write_whole,
+)
+from rerank_cli.records import RowError
+from rerank_cli.report.page import render_report
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BUFFER_BYTES = 2**20
+
+
+class Destination(Protocol):
+    """Where a run writes; a context manager that leaves nothing half-done.
+
+    A run that embeds texts has more members than rows and errors (`embedding_output`). next_window, state, notes,
+    completed: what an earlier process has done of the run, as `commit.Job` has them.
+    """
+
+    sink: JsonlSink | ParquetSink
+    errors: ErrorRows
+    next_window: int
+    state: dict[str, Any] | None
+    notes: list[Any]
+    completed: dict[str, Any] | None
+
+    def __enter__(self) -> Self:
+        """Open what is written to."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take away what was not committed."""
+
+    def end_window(self, window: int, state: Mapping[str, Any], note: Any, more: Mapping[str, bytes]) -> None:
+        """All rows and bad rows of a window are written; `state` and `note` are for a later process.
+
+        more: what the window adds to other members.
+        """
+
+    def path(self, name: str) -> Path:
+        """Where a member lies, with all that windows have added to it, or a file that is not complete yet."""
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """A file of the run, named by `Names.files`, that is written in one go when all windows are done."""
+
+    def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
+        """Finish rows, bad rows and the report `document`; returns the report as it was written."""
+
+    @property
+    def errors_file(self) -> str | None:
+        """The path of the errors file, if the finished run has one."""
+
+
+def open_destination(
+    names: Names,
+    shape: Shape,
+    selection: Selection,
+    *,
+    inputs: Sequence[Input],
+    overwrite: bool,
+    terms: Terms | None = None,
+    members: Sequence[str] = (),
+) -> Destination:
+    """The destination that `names` asks for; refuses what cannot be written before anything is computed.
+
+    terms: how the job of a file is kept; without them nothing is left of a run that stops. members: what windows add to
+    besides rows and errors.
+    """
+    if output_format(names) == "parquet":
+        refuse_parquet_pipe(names)
+    refuse_clashes(names, inputs)
+    terms = terms or Terms()
+    if names.output == STDOUT:
+        _refuse_existing(names, overwrite=overwrite)
+        return StdoutDestination(names, shape, selection, files=terms.files)
+    like = next((item.path for item in inputs if item.format == "parquet"), None)
+    job = Job(Path(names.output), terms, members=("rows", "errors", *members))
+    return FileDestination(names, shape, selection, like=like, overwrite=overwrite, job=job, files=terms.files)
+
+
+class ErrorRows:
+    """Bad rows as lines of a stream. written: whether there are any."""
+
+    def __init__(self, stream: BinaryIO, shape: Shape) -> None:
+        self._stream = stream
+        self._dump = shape.kind.dump_error
+        self.written = False
+
+    def write(self, error: RowError) -> None:
+        """Append one row."""
+        self._stream.write(self._dump(error))
+        self.written = True
+
+
+class FileDestination:
+    """Rows to a file; satisfies `Destination`. A window is held in memory until it is finished."""
+
+    sink: JsonlSink | ParquetSink
+    errors: ErrorRows
+
+    def __init__(
+        self,
+        names: Names,
+        shape: Shape,
+        selection: Selection,
+        *,
+        like: str | None,
+        overwrite: bool,
+        job: Job,
+        files: Files,
+    ) -> None:
+        self._names = names
+        self._shape = shape
+        self._selection = selection
+        self._like = like
+        self._out = Path(names.output)
+        self._overwrite = overwrite
+        self._files = files
+        self._job = job
+        self._rows, self._bad = io.BytesIO(), io.BytesIO()
+        self._has_errors = False
+        if self._out.is_dir():
+            raise OutputError(f"{self._out}: is a folder", hint="name a file in it")
+        if self._out.exists() and not self._out.is_file():
+            raise OutputError(f"{self._out}: is no regular file", hint="`--output -` writes to stdout")
+        if not self._job.folder.exists():
+            self.refuse_existing()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._job)
+            self.next_window, self.state = self._job.next_window, self._job.state
+            self.notes, self.completed = self._job.notes, self._job.completed
+            if self.completed is None:
+                self._open_sink()
+                self.errors = ErrorRows(self._bad, self._shape)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def end_window(self, window: int, state: Mapping[str, Any], note: Any, more: Mapping[str, bytes]) -> None:
+        """See `Destination`."""
+        self._job.add(window, {"rows": self._taken_rows(), "errors": _taken(self._bad), **more}, state, note)
+
+    def path(self, name: str) -> Path:
+        """See `Destination`."""
+        return self._job.path(name)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """See `Destination`."""
+        with naming(self._names.files[name]):
+            file = WorkFile(self._files, self.path(name))
+            try:
+                file.cut(0)
+                with io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream:  # Parquet comes in small pieces
+                    yield stream
+                file.sync()
+            finally:
+                file.close()
+
+    def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
+        """See `Destination`."""
+        job = self._job
+        job.checkpoint()
+        job.append({"rows": self._taken_rows()})  # what belongs to the run as a whole (`score --top-n`)
+        work = "rows"
+        if isinstance(self.sink, ParquetSink):
+            work = "output"
+            with self.writing("output") as file:
+                self.sink.finish(file, stop.check)
+        elif not job.size("rows"):
+            job.append({"rows": compressed(b"", self._names.output)})  # an empty file is no gzip and no zstd file
+        with naming(self._out):
+            for kind in self._names.results:
+                lies = self.path(work if kind == "output" else kind)
+                document |= {kind: _facts(str(self._names.files[kind]), lies)}
+            write_whole(self.path("report"), json_document(document), self._files)
+            if "page" in self._names.files:
+                write_whole(self.path("page"), render_report(document), self._files)
+        stop.is_late()
+        job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
+        self.place()
+        return document
+
+    def place(self) -> None:
+        """Give the files of a completed job their names."""
+        completed = self._job.completed
+        assert completed is not None, "nothing is placed before it is complete"
+        files = self._names.files
+        outdated = [] if completed["errors"] else [files["errors"]]
+        names = {name: path for name, path in files.items() if name != "errors" or completed["errors"]}
+        names[completed["work"]] = names.pop("output")
+        self._job.place(names, outdated=outdated)
+        self._has_errors = completed["errors"]
+
+    @property
+    def errors_file(self) -> str | None:
+        """See `Destination`."""
+        return str(self._names.files["errors"]) if self._has_errors else None
+
+    def _open_sink(self) -> None:
+        if output_format(self._names) == "parquet":
+            self.sink = ParquetSink(
+                self._rows, self._names.output, self._shape, self._selection, earlier=self._open_parts, like=self._like
+            )
+        else:
+            self.sink = JsonlSink(self._rows, self._shape, self._selection)
+
+    def _open_parts(self) -> list[pa.NativeFile]:
+        """The tables so far, those of the running window behind the others."""
+        import pyarrow as pa
+
+        return [pa.OSFile(str(self._job.path("rows"))), pa.BufferReader(self._rows.getvalue())]
+
+    def _taken_rows(self) -> bytes:
+        data = _taken(self._rows)
+        is_table = isinstance(self.sink, ParquetSink)
+        return data if is_table or not data else compressed(data, self._names.output)
+
+    def refuse_existing(self) -> None:
+        """Raise `OutputError` if an output is there and may not be replaced."""
+        _refuse_existing(self._names, overwrite=self._overwrite)
+
+
+class StdoutDestination:
+    """Rows to stdout, flushed after each window; satisfies `Destination`. Nothing is kept for a later process."""
+
+    sink: JsonlSink | ParquetSink
+    errors: ErrorRows
+
+    def __init__(self, names: Names, shape: Shape, selection: Selection, *, files: Files) -> None:
+        self._names = names
+        self._files = files
+        self._shape = shape
+        self.sink = JsonlSink(sys.stdout.buffer, shape, selection, flush=True)
+        self.next_window = 0
+        self.state: dict[str, Any] | None = None
+        self.notes: list[Any] = []
+        self.completed: dict[str, Any] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        # Vectors may be gigabytes: they are written where they will lie.
+        beside = Path(self._names.embeddings).parent if self._names.embeddings else None
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rerank-cli-", dir=beside)))
+        self._bad = self._stack.enter_context(self.path("errors").open("wb"))
+        self.errors = ErrorRows(self._bad, self._shape)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def end_window(self, window: int, state: Mapping[str, Any], note: Any, more: Mapping[str, bytes]) -> None:
+        """See `Destination`."""
+        for name, data in more.items():
+            with self.path(name).open("ab") as member:
+                member.write(data)
+
+    def path(self, name: str) -> Path:
+        """See `Destination`."""
+        return self._folder / name
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """See `Destination`."""
+        with naming(self._names.files[name]), self.path(name).open("wb") as file:
+            yield file
+
+    def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
+        """See `Destination`."""
+        self._bad.close()
+        files = self._names.files
+        for kind in self._names.results:
+            self._place(kind, files[kind])
+        for kind, data in (("report", json_document), ("page", render_report)):
+            if kind in files:
+                self.path(kind).write_bytes(data(document))
+                self._place(kind, files[kind])
+        if (errors := files.get("errors")) is not None:
+            if self.errors.written:
+                self._place("errors", errors)
+            else:
+                remove_file(errors, self._files)  # of an earlier run, whose bad rows are good now
+        return document
+
+    @property
+    def errors_file(self) -> str | None:
+        """See `Destination`."""
+        return self._names.errors if self.errors.written else None
+
+    def _place(self, name: str, final: Path) -> None:
+        with naming(final):
+            place_file(self.path(name), final, self._files)
+
+
+def place_page(names: Names, document: Mapping[str, Any], inputs: Sequence[Input], files: Files) -> None:
+    """The page of a run that had finished before, whose report is `document`, if `names` ask for one."""
+    if (page := names.files.get("page")) is not None:
+        refuse_clashes(names, inputs)
+        write_file(page, render_report(document), files)
+
+
+def _facts(name: str, path: Path) -> dict[str, Any]:
+    """What a report says of an output, which lies at `path` until it gets its name."""
+    found = path.stat()
+    return {"path": name, "sha256": sha256_of(path), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+def _refuse_existing(names: Names, *, overwrite: bool) -> None:
+    for name in names.results:
+        if (path := names.files[name]).exists() and not overwrite:
+            raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
+
+
+class _Appending(io.RawIOBase):
+    """A work file as a stream to write to."""
+
+    def __init__(self, file: WorkFile) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Append `data`."""
+        self._file.append(data)
+        return len(data)
+
+
+def _taken(stream: io.BytesIO) -> bytes:
+    """What a stream holds, which is empty then."""
+    data = stream.getvalue()
+    stream.seek(0)
+    stream.truncate()
+    return data

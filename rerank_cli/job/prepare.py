@@ -1,0 +1,200 @@
+"""What is known of a run before weights are loaded: its model, plan, encoder, inputs and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.quantisation import read_quantisation
+from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
+from rerank_cli.errors import UsageError
+from rerank_cli.formats.inputs import (
+    Input,
+    ReadOptions,
+    input_bytes,
+    open_lists,
+    ordered_by_group,
+    read_items,
+    resolve_inputs,
+)
+from rerank_cli.formats.shapes import Conversion, Item, PairShape, Shape, not_carried, written_as
+from rerank_cli.job.options import JobOptions, refuse_unusable
+from rerank_cli.job.output_names import output_format, output_kind, output_shape
+from rerank_cli.machine.detect import Machine, detect_machine
+from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint
+from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
+from rerank_cli.records import JsonRow, RowError
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """What can be known of a model on this machine before weights are loaded, whatever rows it will read."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    machine: Machine
+    encoder: TextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(PreparedModel):
+    """What can be known of a run before weights are loaded. read: how the rows were asked for."""
+
+    inputs: list[Input]
+    shape: Shape
+    items: Iterator[Item]
+    meter: Meter
+    read: ReadOptions
+
+
+class Meter:
+    """Counts what has been read of the inputs, for progress."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        compressed = any(item.path.endswith((".gz", ".zst")) for item in inputs)
+        tables = any(item.format == "parquet" for item in inputs)
+        self._total = None if compressed or tables else input_bytes(inputs)
+        self._bytes = 0
+
+    def count(self, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, counted as they pass."""
+        for item in items:
+            if isinstance(item, (JsonRow, RowError)):
+                self._bytes += len(item.raw) + 1
+            yield item
+
+    @property
+    def share(self) -> float | None:
+        """How much of the input has been read, 0 to 1."""
+        return min(1.0, self._bytes / self._total) if self._total else None
+
+
+def prepare(options: JobOptions) -> Prepared:
+    """Everything that can be known or refused before weights are loaded."""
+    refuse_unusable(options)
+    return prepare_inputs(
+        options, resolve_inputs(options.inputs, options.in_format, options.shape), find_known(options)
+    )
+
+
+def find_known(options: JobOptions) -> KnownModel:
+    """The model, with its checkpoint."""
+    where: dict[str, Any] = {"revision": options.revision, "online": options.online}
+    known = find_model(options.model, **where, profiles_file=options.profiles_file)
+    if known.checkpoint is not None:
+        return known
+    return with_checkpoint(known, read_checkpoint(locate_checkpoint(options.model, **where), name=options.model))
+
+
+def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
+    """The plan and the encoder of a model that was found before. Imports torch."""
+    import torch  # not at the top: a run that has been done already need not wait for it
+
+    checkpoint = known.checkpoint
+    assert checkpoint is not None, "find_known has read it"
+    machine = detect_machine()
+    answer = plan_model(options.request, known, machine, notes=options.request_notes)
+    plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
+    refuse_unfit(options, checkpoint)
+    encoder = open_encoder(
+        checkpoint,
+        max_tokens=plan.max_tokens,
+        truncate=options.truncate,
+        chunk_overlap=options.chunk_overlap,
+        special_tokens=options.special_tokens,
+        instruction=options.instruction,
+        template=options.template,
+        images=options.images,
+    )
+    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder, plan))
+    return PreparedModel(checkpoint, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
+
+
+def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
+    """`prepare`, with the inputs and the model that were found before. Imports torch."""
+    model = prepare_model(options, known)
+    checkpoint, plan = model.checkpoint, model.plan
+    read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
+    if options.pairs:
+        if run := next((item.path for item in inputs if item.format == "trec"), None):
+            raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
+        shape: Shape = PairShape(options.fields, query=options.query)
+        items = read_items(inputs, shape, read)
+    else:
+        own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
+        items = ordered_by_group(inputs, own, items, read)
+        shape = written_as(own, output_kind(options.names, own.kind))
+        refuse_sigmoids(shape, checkpoint)
+        reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
+        losses = _losses(shape, inputs, options)
+        plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
+    meter = Meter(inputs)
+    return Prepared(checkpoint, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter, read)
+
+
+def score_name(checkpoint: Checkpoint) -> str:
+    """What the model's score is called in the output."""
+    return "cosine" if family_of(checkpoint.architecture).embeds else "logit"
+
+
+def refuse_sigmoids(shape: Shape, checkpoint: Checkpoint) -> None:
+    """`UsageError` for a shape that has sigmoids of logits, and a model that has no logits."""
+    if shape.kind.sigmoids and family_of(checkpoint.architecture).embeds:
+        raise UsageError(
+            f"--out-format {shape.kind.name}: {checkpoint.name} gives a cosine, which is not the logit of a "
+            "probability",
+            hint="`--out-format list` writes the cosine",
+        )
+
+
+def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:
+    """What the output has no place for, in words."""
+    if missing := not_carried(shape, options.selection):
+        yield f"the shape {shape.kind.name} has no place for: {', '.join(missing)}"
+    tables = output_format(options.names) == "parquet" and any(item.format == "parquet" for item in inputs)
+    if tables and isinstance(shape, Conversion):
+        yield "columns come out as JSON has them: a time or a decimal number as text"
+
+
+def _image_reasons(encoder: TextEncoder, plan: Plan) -> list[str]:
+    if not isinstance(encoder, ReadsImages):
+        return []
+    count = plan.image_processes
+    return [
+        f"images in at most {encoder.max_tiles} tiles: {encoder.reason}",
+        f"many images are read ahead by {count} process{'es' * (count > 1)}",
+    ]
+
+
+def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
+    """What else is decided by the files of the model, in words."""
+    import torch
+
+    from rerank_cli.models import DTYPES
+    from rerank_cli.models.linear import fp8_reason
+
+    family = family_of(checkpoint.architecture)
+    if family.embeds:
+        yield "score cosine: the model embeds query and passage, each distinct one once"
+    if family.answers:
+        yield taken_for(checkpoint.architecture)
+    if quantisation := read_quantisation(checkpoint):
+        yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES.get(plan.precision, torch.float32))}"
+
+
+def refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
+    """Options that mean nothing for this command or this kind of model."""
+    if options.pairs and (shape := output_shape(options.names)):
+        raise UsageError(
+            f"--out-format {shape}: `score` gives every row its score", hint="`rerank-file` writes other shapes"
+        )
+    embeds = family_of(checkpoint.architecture).embeds
+    if options.selection.prob and embeds:
+        raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
+    if options.names.embeddings and not embeds:
+        raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
+    if options.names.embeddings and options.truncate == "chunk":
+        raise UsageError("--embeddings: a passage in chunks has several vectors", hint="leave out `--truncate chunk`")

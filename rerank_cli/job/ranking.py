@@ -1,0 +1,124 @@
+"""From encoded pairs to logits to ranks: what is decided of a window once its token ids are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.encoding.encoder import Encoded, EncodingProblem
+from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.formats.shapes import Selection, row_error
+from rerank_cli.records import CandidateList, EncodedPair, RankedList, RankedPassage, RowError
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import ScoresExactly
+Pool = Literal["max", "mean", "first"]
+
+_POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
+    "max": np.max,
+    "mean": np.mean,
+    "first": lambda chunks: chunks[0],
+}
+
+
+def pairs_of(encoded: Sequence[Encoded]) -> list[EncodedPair]:
+    """What a model is given of these: each pair, or each chunk of one, in order."""
+    return [pair for entry in encoded if not isinstance(entry, EncodingProblem) for pair in entry]
+
+
+def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Pool) -> npt.NDArray[np.float32]:
+    """The logit of each of `encoded`, from those of `pairs_of` them; NaN where an entry has a problem.
+
+    A pair in chunks gets its chunks' logits pooled: the best, their mean, or the first chunk's.
+    """
+    combine = _POOLS[pool]
+    found = np.full(len(encoded), np.nan, dtype=np.float32)
+    chunks = np.array([0 if isinstance(entry, EncodingProblem) else len(entry) for entry in encoded], dtype=np.int64)
+    ends = np.cumsum(chunks)
+    whole = chunks == 1
+    found[whole] = logits[ends[whole] - 1]
+    for place in np.flatnonzero(chunks > 1).tolist():
+        found[place] = combine(logits[ends[place] - chunks[place] : ends[place]])
+    return found
+
+
+def score_exactly(encoded: Sequence[Encoded], engine: ScoresExactly, *, pool: Pool) -> npt.NDArray[np.float32]:
+    """The logit of each of `encoded` in fp32, as `pooled` gives it."""
+    return pooled(encoded, engine.score_exactly(pairs_of(encoded)), pool)
+
+
+def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem]) -> list[Encoded]:
+    """`encoded` with a problem for each entry of which a pair has no score. failed: by place among all pairs."""
+    if not failed:
+        return encoded
+    out: list[Encoded] = []
+    begin = 0
+    for entry in encoded:
+        end = begin + (0 if isinstance(entry, EncodingProblem) else len(entry))
+        out.append(next((failed[place] for place in range(begin, end) if place in failed), entry))
+        begin = end
+    return out
+
+
+def rank_window(encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> tuple[list[RankedList], list[RowError]]:
+    """The window's lists in rank order, nothing left out, and the rows that have no score."""
+    ranked: list[RankedList] = []
+    errors: list[RowError] = []
+    begin = 0
+    for item in encoded.window.lists:
+        places = encoded.places[begin : begin + len(item.passages)]
+        begin += len(item.passages)
+        entries = [encoded.encoded[place] for place in places]
+        scores = [_shortest(logits[place]) for place in places]
+        bad = {index: problem for index in range(len(places)) if (problem := _problem(entries[index], scores[index]))}
+        if bad and len(item.rows) == 1:
+            index, problem = next(iter(bad.items()))
+            where = f"passages[{index}]: " if len(item.passages) > 1 else ""
+            errors.append(row_error(item.rows[0], problem.code, f"{where}{problem.message}", item.id))
+            continue
+        errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
+        good = [index for index in range(len(places)) if index not in bad]
+        if good or not item.passages:
+            ranked.append(_rank(item, good, entries, scores))
+    return ranked, errors
+
+
+def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
+    if isinstance(entry, EncodingProblem):
+        return entry
+    if not np.isfinite(score):
+        return EncodingProblem("not-finite", f"the model gave {score} as its score")
+    return None
+
+
+def _rank(item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], scores: Sequence[float]) -> RankedList:
+    """Best logit first, equal logits in input order."""
+    ranking = []
+    read = 0
+    for rank, index in enumerate(sorted(good, key=lambda index: (-scores[index], index)), start=1):
+        chunks = entries[index]
+        assert isinstance(chunks, tuple), "pairs with problems are not ranked"
+        tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
+        read += sum(chunk.kept_tokens for chunk in chunks)
+        block = chunks[0].block
+        tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
+        ranking.append(RankedPassage(rank, index, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles))
+    return RankedList(source=item, ranking=tuple(ranking), tokens=read)
+
+
+def select(ranked: RankedList, selection: Selection) -> RankedList:
+    """What the user and the request want of a ranking; the ranks stay as they were given."""
+    least = -np.inf if selection.threshold is None else selection.threshold
+    kept = (entry for entry in ranked.ranking if entry.logit >= least)
+    wanted = [limit for limit in (selection.top_n, ranked.source.top_n) if limit is not None]
+    return replace(ranked, ranking=tuple(islice(kept, min(wanted, default=None))))
+
+
+def _shortest(logit: np.float32) -> float:
+    """The float that prints with the fewest digits that still name this float32 (9.267, not 9.26700019836)."""
+    return float(str(logit))

@@ -1,0 +1,123 @@
+"""When two runs write the same bytes, and whether a finished run has done so already; without torch.
+
+Every field of the options counts but those that only say how a run goes on: what is added to the options counts from
+its first day. Each stands under the name and with the value that a user types, because the message that refuses another
+job shows both. Paths do not count: files are known by what is in them. Images that rows name are not looked at here:
+there may be millions, and a window that is done does not change with them (`encoding/images/seen.py` looks when a run
+goes on).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import rerank_cli
+from rerank_cli.formats.compression import SUFFIXES
+from rerank_cli.formats.inputs import Input
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.output_names import STDOUT, Names, output_format, output_shape
+from rerank_cli.journal import Fingerprint, same_output
+from rerank_cli.machine.cpu import detect_cpu
+from rerank_cli.machine.detect import Machine
+from rerank_cli.planning.known_model import KnownModel
+from rerank_cli.planning.run_plan import Plan
+
+_NOT_IN_THE_BYTES = {
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
+    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
+}  # fmt: skip
+_TYPED_AS = {
+    "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
+    "fields.text": "--text-field", "fields.id": "--id-field", "fields.image": "--image-field",
+    "images.max_tiles": "--max-input-tiles", "images.max_pixels": "--max-image-pixels",
+    "request.engine_count": "--engines", "request.gpus": "--device cuda:",
+    "selection.score": "score", "request.assume_cuda": "CUDA is assumed",
+}  # fmt: skip
+"""Fields of the options that are not named as their option is, or have none."""
+
+# Words, an estimate, and what a run goes on with as it has begun.
+_NOT_IN_THE_PLAN = {"reasons", "warnings", "needed_bytes", "threads", "token_budget", "image_processes"}
+_LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy", "pyarrow")
+
+
+def fingerprint_of(
+    options: JobOptions,
+    inputs: Sequence[Input],
+    known: KnownModel,
+    plan: Plan | None = None,
+    machine: Machine | None = None,
+) -> Fingerprint:
+    """The fingerprint of a run of files. plan, machine: None where only a finished run is looked for."""
+    assert known.checkpoint is not None, "a run has a checkpoint"
+    files = {f"model file `{path.name}`": path for path in known.checkpoint.files}
+    files |= {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1)}
+    read = {"qrels": options.qrels, "profiles": options.profiles_file, **asdict(options.texts)}
+    for name, path in read.items():
+        if path and Path(path).is_file():  # else reading it says what is wrong
+            files[name] = Path(path)
+    names = options.names
+    versions = {"rerank-cli": rerank_cli.__version__, "python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _LIBRARIES}
+    facts = {
+        **dict(_typed(options)),
+        "input formats": [item.format for item in inputs],
+        "output format": [
+            output_format(names),
+            output_shape(names),
+            SUFFIXES.get(Path(names.output.lower()).suffix, "plain"),
+        ],
+        "--embeddings": _value(names.embeddings is not None),
+        "--per-query": names.per_query and "".join(Path(names.per_query.lower()).suffixes[-2:]),
+        "versions": versions | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
+        "cpu": detect_cpu().name,
+    }
+    planned = {name: value for name, value in (asdict(plan) if plan else {}).items() if name not in _NOT_IN_THE_PLAN}
+    if plan and machine:
+        planned["gpu"] = [one.gpu.name for one in machine.devices if f"cuda:{one.cuda_index}" == plan.device]
+    return Fingerprint(asked=_plain(facts), plan=_plain(planned), files=files)
+
+
+def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | None:
+    """The report of the run that has written the output `names`, if it was this one; else None."""
+    path = names.files.get("report")
+    if names.output == STDOUT or path is None or not path.is_file():
+        return None
+    try:
+        report: dict[str, Any] = json.loads(path.read_bytes())
+        whole = all(same_output(names.files[kind], report[kind]) for kind in names.results)
+        if report["counts"]["rows_error"] and not names.files["errors"].is_file():
+            return None
+        return report if whole and not fingerprint.differs_in_request(report["job"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # of another program, or of a version that did not say these things
+
+
+def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
+    """Each field that decides bytes, as its option is called and its value is typed."""
+    fields = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_THE_BYTES}
+    del fields["request"]["origins"]  # who asked for it
+    fields["pairs"] = "score" if options.pairs else "rerank-file"
+    fields["shard"] = options.shard and "{}/{}".format(*options.shard)
+    for name, value in fields.items():
+        inner = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        for path, part in inner.items():
+            yield _TYPED_AS.get(path, "--" + path.rpartition(".")[2].replace("_", "-")), _value(part)
+
+
+def _value(value: Any) -> Any:
+    """None for what is not given; a flag is given or not."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return {True: "given", False: None}[value] if isinstance(value, bool) else value
+
+
+def _plain(facts: Any) -> Any:
+    """`facts` as they come back from a JSON file."""
+    return json.loads(json.dumps(facts))

@@ -1,0 +1,124 @@
+"""A machine: its GPUs as CUDA numbers them, its CPU, the torch that is installed, and what is wrong between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rerank_cli.machine.cpu import Cpu, detect_cpu, host_memory
+from rerank_cli.machine.cuda_visible import VARIABLE, apply_visibility
+from rerank_cli.machine.gpu import CudaDevice, Gpu, parse_gpu
+from rerank_cli.machine.nvml_answers import clean
+from rerank_cli.machine.nvml_driver import DriverQuestion
+from rerank_cli.machine.torch_build import TorchBuild, detect_torch_build
+
+_TIMEOUT_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What one process can use.
+
+    gpus: all that the driver counts, in its order, the unusable ones included.
+    driver, cuda: versions of the driver, and of CUDA that it can run.
+    reason: why NVML shows no GPU, None where it shows one.
+    order_certain: `cuda_index` is CUDA's own for sure.
+    torch: None where it is not installed, or where the machine was only described.
+    warnings: also those of each GPU, with its number.
+    """
+
+    cpu: Cpu
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    cuda: str | None = None
+    reason: str | None = None
+    torch: TorchBuild | None = None
+    cuda_visible_devices: str | None = None
+    order_certain: bool = True
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[CudaDevice, ...]:
+        """What CUDA shows a process started here, in CUDA's order; empty where work runs on the CPU."""
+        shown = [CudaDevice(gpu) for gpu in self.gpus if gpu.cuda_index is not None]
+        shown += [CudaDevice(gpu, mig) for gpu in self.gpus for mig in gpu.mig_instances if mig.cuda_index is not None]
+        return tuple(sorted(shown, key=lambda device: device.cuda_index or 0))
+
+
+def detect_machine(
+    *,
+    timeout_seconds: float = _TIMEOUT_SECONDS,
+    environment: Mapping[str, str] | None = None,
+    root: Path = Path("/"),
+) -> Machine:
+    """This machine, within about `timeout_seconds` whatever state the driver is in; never fails.
+
+    environment: that of the child and of CUDA (`os.environ`). root: where `proc` and `sys` lie.
+    """
+    environment = os.environ if environment is None else environment
+    question = DriverQuestion(timeout_seconds, environment, root)
+    cpu = detect_cpu(root)
+    torch = detect_torch_build()
+    answer = question.answer(host_memory(root))
+    visible = apply_visibility(answer.gpus, environment)
+    of_gpus = [f"GPU {gpu.index}{_named(gpu)}: {warning}" for gpu in visible.gpus for warning in gpu.warnings]
+    machine = Machine(
+        cpu=cpu,
+        gpus=visible.gpus,
+        driver=answer.driver,
+        cuda=answer.cuda,
+        reason=answer.reason,
+        torch=torch,
+        cuda_visible_devices=None if VARIABLE not in environment else clean(environment[VARIABLE]) or "",
+        order_certain=visible.certain,
+        warnings=(*answer.warnings, *visible.warnings, *of_gpus),
+    )
+    return replace(machine, warnings=(*machine.warnings, *torch_warnings(machine)))
+
+
+def describe_machine(descriptions: Sequence[str], *, root: Path = Path("/")) -> Machine:
+    """A machine with the GPUs that `--gpu` describes and the CPU of this one."""
+    gpus = tuple(parse_gpu(description, index) for index, description in enumerate(descriptions))
+    return Machine(cpu=detect_cpu(root), gpus=gpus)
+
+
+def torch_warnings(machine: Machine) -> list[str]:
+    """What keeps the installed torch from using the GPUs that CUDA shows."""
+    torch, driver_cuda = machine.torch, machine.cuda
+    if not machine.devices:
+        return []
+    if torch is None:
+        return [f"torch is not installed, so the GPU stays idle; {_remedy(driver_cuda)}"]
+    if torch.accelerator != "cuda":
+        build = f"GPU present, but torch {torch.version} is a {_kind(torch)} build and cannot use it"
+        return [f"{build}; {_remedy(driver_cuda)}"]
+    if torch.cuda and driver_cuda and _major(torch.cuda) > _major(driver_cuda):
+        return [
+            f"torch {torch.version} is built for CUDA {torch.cuda}, and the driver runs CUDA {driver_cuda} at most; "
+            f"update the driver, or {_remedy(driver_cuda)}"
+        ]
+    return []
+
+
+def _remedy(driver_cuda: str | None) -> str:
+    """How to get a torch for this driver, which runs every CUDA of its own major version and of older ones."""
+    if driver_cuda and _major(driver_cuda) >= 13:
+        index = "https://download.pytorch.org/whl/cu130"
+        return f"`pip install --force-reinstall torch --index-url {index}` installs a CUDA build"
+    newest = f" for CUDA {driver_cuda} or older" if driver_cuda else ""
+    return f"install a CUDA build of torch{newest}: https://pytorch.org/get-started/locally"
+
+
+def _kind(torch: TorchBuild) -> str:
+    return {"cpu": "CPU", "rocm": "ROCm", "xpu": "XPU"}.get(torch.accelerator, torch.accelerator)
+
+
+def _major(version: str) -> int:
+    head = version.partition(".")[0]
+    return int(head) if head.isdecimal() else 0
+
+
+def _named(gpu: Gpu) -> str:
+    return f" ({gpu.name})" if gpu.name else ""

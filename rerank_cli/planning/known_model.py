@@ -1,0 +1,107 @@
+"""What is known of a model before anything is loaded: its profiles, and its checkpoint where there is one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.checkpoint.max_tokens import model_max_tokens
+from rerank_cli.errors import ModelError
+from rerank_cli.planning.profiles import GenericFacts, ModelProfiles, find_profiles, load_profiles
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model's name, profiles and checkpoint.
+
+    reason: where its profiles come from. checkpoint: None where its profile file is enough.
+    """
+
+    name: str
+    profiles: ModelProfiles | GenericFacts
+    reason: str
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest pair."""
+        facts = self.profiles.model if isinstance(self.profiles, ModelProfiles) else self.profiles
+        return facts.max_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """Name, architecture, and the file of its profiles where there is one."""
+        if isinstance(self.profiles, ModelProfiles):
+            architecture, file = self.profiles.model.architecture, self.profiles.file
+            return {"name": self.name, "architecture": architecture, "profiles": file}
+        return {"name": self.name, "architecture": self.checkpoint and self.checkpoint.architecture, "profiles": None}
+
+
+def find_model(
+    model: str | None, *, revision: str | None = None, online: bool = False, profiles_file: str | None = None
+) -> KnownModel:
+    """The profiles of a model: a checkpoint's folder, an id, or (None) the built-in model.
+
+    An id with a profile file needs no checkpoint, and none is downloaded for it; where the local Hugging Face cache has
+    one, its facts count. online: may download another. profiles_file: takes the place of the shipped profiles. Raises
+    `ModelError` or `ProfileError`.
+    """
+    if profiles_file is not None:
+        given = load_profiles(Path(profiles_file))
+        return KnownModel(model or given.model.id, given, f"profiles of {given.model.id}: {given.file}")
+    if model is not None and not model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        found, why = find_profiles(model)
+        if found is not None:
+            known = KnownModel(model, found, why)
+            cached = _cached_checkpoint(model, revision)
+            return known if cached is None else with_checkpoint(known, cached)
+    checkpoint = read_checkpoint(locate_checkpoint(model, revision=revision, online=online), name=model)
+    found, why = find_profiles(
+        model,
+        architecture=checkpoint.architecture,
+        layers=_whole(checkpoint, "num_hidden_layers"),
+        hidden_size=_whole(checkpoint, "hidden_size"),
+    )
+    generic = GenericFacts(checkpoint.name, model_max_tokens(checkpoint))
+    return with_checkpoint(KnownModel(checkpoint.name, found or generic, why), checkpoint)
+
+
+def with_checkpoint(known: KnownModel, checkpoint: Checkpoint) -> KnownModel:
+    """The model with its checkpoint, whose own limit of tokens the profiles then keep."""
+    profiles, limit = known.profiles, model_max_tokens(checkpoint)
+    if isinstance(profiles, ModelProfiles) and limit < profiles.model.max_tokens:
+        profiles = replace(
+            profiles,
+            model=replace(profiles.model, max_tokens=limit),
+            profiles=tuple(replace(one, max_tokens=min(limit, one.max_tokens)) for one in profiles.profiles),
+        )
+        why = f"{known.reason}; the checkpoint reads at most {limit} tokens"
+        return replace(known, profiles=profiles, reason=why, checkpoint=checkpoint)
+    return replace(known, checkpoint=checkpoint)
+
+
+def _cached_checkpoint(model: str, revision: str | None) -> Checkpoint | None:
+    """The checkpoint of an id in the local Hugging Face cache, if it is there and whole."""
+    # Looked for first because the library that knows the cache costs 0.1 s.
+    if not (_hub_cache() / f"models--{model.replace('/', '--')}").is_dir():
+        return None
+    try:
+        return read_checkpoint(locate_checkpoint(model, revision=revision), name=model)
+    except ModelError:
+        return None  # not whole; the profile file tells what is needed, and a run will say what is missing
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps its files; source: its `constants.py`."""
+    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if given:
+        return Path(given).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{caches}/huggingface").expanduser() / "hub"
+
+
+def _whole(checkpoint: Checkpoint, key: str) -> int | None:
+    value = checkpoint.config.get(key)
+    return value if isinstance(value, int) else None

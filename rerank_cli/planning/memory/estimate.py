@@ -1,0 +1,232 @@
+"""Bytes that a model needs at one point: a batch, a precision, a device.
+
+    estimate(model, batch, on)      every part by itself, and the total
+    need_for(model)                 the same as the choice of a profile asks it
+    largest(fits, limit)            the largest batch or length that still fits
+
+The total never falls when batch, length or engines grow. Every engine is a process of its own, so everything is
+multiplied by their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.planning.memory.constants import DeviceConstants, cublas_workspace_bytes, device_constants
+from rerank_cli.planning.memory.peak import (
+    AHEAD,
+    BATCH_TILES,
+    BatchSize,
+    Execution,
+    image_embedding_bytes,
+    input_bytes,
+    peak,
+    pixel_bytes,
+    tower_peak,
+)
+from rerank_cli.planning.memory.shape import ModelShape, read_model_shape, shape_of_profile
+from rerank_cli.planning.memory.weight_bytes import Weights, count_weights
+from rerank_cli.planning.profiles import Capability, ModelFacts
+
+_FLOAT = 4
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
+"""Bytes of an activation, and of a weight once loaded: 8-bit weights are dequantised to 16 bits on a GPU.
+
+Except the weights of products in FP8, which `Place.fp8` tells. On a CPU int8 is calibrated in float32 with float32
+weights, which are in memory until then: they are its peak.
+"""
+_PART_IMAGES = 16  # whose vectors are kept at a time (`job/image_parts.py`)
+_FLASH_CAPABILITY = (8, 0)
+_FP8_CAPABILITY = (8, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """A model as far as memory goes."""
+
+    shape: ModelShape
+    weights: Weights
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> MemoryModel:
+        """Of a checkpoint's config.json and the headers of its weights."""
+        shape = read_model_shape(checkpoint)
+        return cls(shape, count_weights(shape, checkpoint))
+
+    @classmethod
+    def of_profile(cls, facts: ModelFacts) -> MemoryModel:
+        """Of the shape in a profile file; `ModelError` where there is none."""
+        shape = shape_of_profile(facts)
+        return cls(shape, count_weights(shape, None))
+
+
+def memory_model(checkpoint: Checkpoint | None, facts: ModelFacts | None = None) -> MemoryModel | None:
+    """Of a checkpoint, else of a profile file; None where neither tells the shape."""
+    if checkpoint is not None:
+        return MemoryModel.of_checkpoint(checkpoint)
+    return MemoryModel.of_profile(facts) if facts is not None and facts.language is not None else None
+
+
+class DescribedGpu(Protocol):
+    """What matters of a GPU's kind; its memory does not."""
+
+    @property
+    def sku(self) -> str | None:
+        """The product name with hyphens."""
+
+    @property
+    def compute_capability(self) -> Capability | None:
+        """Major and minor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and how a model runs. cores: threads of a CPU. A capability of None is taken for a recent GPU."""
+
+    cpu: bool = False
+    precision: str = "fp16"
+    sku: str | None = None
+    capability: Capability | None = None
+    cores: int = 1
+    engines: int = 1
+
+    def execution(self, shape: ModelShape) -> Execution:
+        """How the forward runs there, as `models/__init__.py` and `models/attention.py` decide it."""
+        element = ELEMENT_BYTES[self.precision]
+        if not self.cpu:
+            old = self.capability is not None and self.capability < _FLASH_CAPABILITY
+            return Execution(element=element, repeats_heads=old or element == _FLOAT)
+        llama = shape.family in ("llama", "vl")
+        if self.precision == "int8":
+            return Execution(element=_FLOAT, fused=True, products=True, threads=self.cores)
+        # oneDNN's layers take float32 anywhere and bfloat16 where a CPU has it; Llama's take float32 alone.
+        fused = self.precision == "fp32" or (self.precision == "bf16" and not llama)
+        return Execution(element=element, fused=fused, products=self.precision == "bf16", threads=self.cores)
+
+    def fp8(self, weights: Weights) -> bool:
+        """The products are in FP8 there, as `models/llama.py` and `models/linear.py` decide it."""
+        if self.cpu:
+            return self.precision == "fp8" and not weights.stored.matrices
+        if self.capability is not None and self.capability < _FP8_CAPABILITY:
+            return False
+        if weights.stored.matrices:
+            return ELEMENT_BYTES[self.precision] != _FLOAT
+        return self.precision == "fp8" and weights.products.matrices > 0
+
+    @property
+    def constants(self) -> DeviceConstants:
+        """Context and slack of the device."""
+        return device_constants(self.sku, cpu=self.cpu)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes of one engine by what holds them, the engines, and all of it together.
+
+    activations, attention_workspace: at the peak of the forward. vision: image embeddings and pixels, and what the
+    tower needs beyond the peak of the language model; the two do not run at once. pooled: what comes out of the layers.
+    waiting: batches that a GPU has and has not begun. loading: what rounding the weights to FP8 needs beyond a forward.
+    """
+
+    weights: int
+    activations: int
+    attention_workspace: int
+    vision: int
+    pooled: int
+    cublas_workspace: int
+    context: int
+    slack: int
+    waiting: int = 0
+    loading: int = 0
+    engines: int = 1
+
+    @property
+    def forward(self) -> int:
+        """What one forward needs beside the weights."""
+        return self.activations + self.attention_workspace + self.vision + self.pooled
+
+    @property
+    def total(self) -> int:
+        """Bytes of all engines together."""
+        one = self.weights + self.forward + self.cublas_workspace + self.context + self.slack
+        one += self.waiting + self.loading
+        return one * self.engines
+
+
+def estimate(model: MemoryModel, batch: BatchSize, place: Place, *, tiles: int = 0) -> Estimate:
+    """What `model` needs for `batch` at `place`. tiles: of all images of the batch together."""
+    shape, constants, fp8 = model.shape, place.constants, place.fp8(model.weights)
+    how = replace(place.execution(shape), fp8=fp8)
+    moment = peak(shape, batch, how)
+    vision = _vision_bytes(shape, tiles, how, beside=moment.total)
+    pooled = _FLOAT * batch.pairs * (shape.hidden + 1)
+    forward = moment.total + vision + pooled
+    return Estimate(
+        weights=model.weights.size_bytes(how.element, fp8=fp8),
+        activations=moment.activations,
+        attention_workspace=moment.attention_workspace,
+        vision=vision,
+        pooled=pooled,
+        cublas_workspace=0 if place.cpu else cublas_workspace_bytes(place.capability),
+        context=constants.context_bytes,
+        slack=constants.slack_bytes + int(constants.slack_share * forward),
+        waiting=0 if place.cpu else _waiting_bytes(shape, batch, tiles),
+        loading=max(0, model.weights.loading_bytes(fp8=fp8) - forward),
+        engines=place.engines,
+    )
+
+
+def _waiting_bytes(shape: ModelShape, batch: BatchSize, tiles: int) -> int:
+    """Ids of batches, or tiles of images, as many as the host may be ahead."""
+    pixels = pixel_bytes(shape.vision, min(tiles, BATCH_TILES)) if shape.vision else 0
+    return AHEAD * max(input_bytes(batch), pixels)
+
+
+def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int) -> int:
+    """beside: the peak of the language model."""
+    if shape.vision is None or tiles == 0:
+        return 0
+    kept = image_embedding_bytes(shape.vision, shape.hidden, tiles, how)
+    if how.threads:
+        kept += pixel_bytes(shape.vision, tiles)  # a GPU sees a batch of them at a time
+    return kept + max(beside, tower_peak(shape.vision, tiles, how)) - beside
+
+
+def need_for(model: MemoryModel, *, cores: int = 1) -> Callable[..., int]:
+    """The memory model as `profiles.select_profile` asks it; satisfies `profiles.MemoryNeed`.
+
+    A batch of a token budget is taken at its hungriest: pairs of every length, and for a model with vision images in
+    all of its tokens, or as many as the tower sees before the batches of a part. cores: threads of the CPU.
+    """
+
+    def need(gpu: DescribedGpu | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
+        place = Place(
+            cpu=gpu is None,
+            precision=precision,
+            sku=gpu.sku if gpu else None,
+            capability=gpu.compute_capability if gpu else None,
+            cores=cores,
+            engines=engines,
+        )
+        vision = model.shape.vision
+        tiles = 0
+        if vision:
+            tiles = max(max(token_budget, max_tokens) // vision.tokens_per_tile, _PART_IMAGES * vision.tiles())
+        return estimate(model, BatchSize.within(token_budget, max_tokens), place, tiles=tiles).total
+
+    return need
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest whole number up to `limit` that fits, where all smaller ones do; 0 where not even 1 does."""
+    good, bad = 0, 1
+    while bad <= limit and fits(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, limit + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good

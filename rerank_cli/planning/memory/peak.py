@@ -1,0 +1,293 @@
+"""Peak memory of one forward pass of our own models, as closed forms.
+
+A forward is a row of moments; at each some tensors are alive. `peak` is the largest of the few moments that can be it,
+written as what is alive then, so each form can be read beside the code of its family in `rerank_cli/models`. What they
+leave out is smaller everywhere; tests hold them against a tracker of the storages of that very code, within 2 %, and
+against the allocator of a CPU, within 5 %.
+
+All of it is linear in the rows of a batch: attention is computed for each pair without a matrix of length x length
+(two exceptions, see `_attention_workspace`). T below is the number of rows, e the bytes of an element, H the hidden
+size, I the MLP's, Q and K the channels of all query and of all key heads.
+
+    BERT, RoBERTa    2H + 2I, with the activation fused 3H + I | in attention 6H
+    ModernBERT       2H + 3I | in attention 8H | rotation in float32
+    Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
+    SigLIP tower     6H, of 8 tiles at a time
+
+What a pair's own tokens cost besides: 24 bytes of ids, types and positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from rerank_cli.planning.memory.shape import ModelShape, VisionShape
+
+CHUNK = 2048
+"""Rows that Llama's MLP, norms and rotation take at a time (`models/pointwise.py`), and a tower's MLP (`siglip.py`).
+
+As many are rounded to FP8 at a time.
+"""
+BATCH_TILES = 8
+"""Tiles that a vision tower sees at a time (`models/siglip.py`)."""
+AHEAD = 8
+"""Batches that the host may be before a GPU (`models/transfer.py`)."""
+_BFLOAT, _FLOAT, _INT64 = 2, 4, 8
+_WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
+_KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
+_PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK = 512, 16, 256  # of attention by products (`product_attention.py`)
+_IMAGE_CHANNELS = 3
+_RELATIVE_POSITIONS = 512  # of DeBERTa-v3: 256 buckets to either side
+_SHORTEST_PAIR = 8  # tokens; the least that `--max-tokens` takes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSize:
+    """What the peak needs to know of a batch.
+
+    rows, firsts: tokens and pairs after rounding (`models/packed.py`). run_tokens: tokens of the largest run of pairs
+    of equal length. longest: tokens of the longest pair. padded_tokens: the batch as a rectangle.
+    """
+
+    pairs: int
+    tokens: int
+    rows: int
+    firsts: int
+    run_tokens: int
+    longest: int
+    padded_tokens: int
+
+    @classmethod
+    def of(cls, lengths: Iterable[int]) -> BatchSize:
+        """Of pairs of these lengths."""
+        ordered = sorted(lengths, reverse=True)
+        return cls.of_runs([(len(list(group)), length) for length, group in groupby(ordered)])
+
+    @classmethod
+    def of_runs(cls, runs: Sequence[tuple[int, int]]) -> BatchSize:
+        """Of runs of pairs, each (pairs, their length)."""
+        pairs, tokens = sum(count for count, _ in runs), sum(count * length for count, length in runs)
+        return cls(
+            pairs=pairs,
+            tokens=tokens,
+            rows=rounded_rows(tokens),
+            firsts=rounded_rows(pairs),
+            run_tokens=max(count * length for count, length in runs),
+            longest=max(length for _, length in runs),
+            padded_tokens=pairs * max(length for _, length in runs),
+        )
+
+    @classmethod
+    def within(cls, token_budget: int, max_tokens: int) -> BatchSize:
+        """The hungriest batch of a token budget, whatever the lengths of its pairs."""
+        tokens, pairs = max(token_budget, max_tokens), -(-token_budget // _SHORTEST_PAIR)
+        return cls(
+            pairs=pairs,
+            tokens=tokens,
+            rows=rounded_rows(tokens),
+            firsts=rounded_rows(pairs),
+            run_tokens=tokens,
+            longest=max_tokens,
+            padded_tokens=tokens,
+        )
+
+
+def rounded_rows(count: int) -> int:
+    """`count` as `models/packed.py` rounds it up."""
+    step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
+    return -(-count // step) * step
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How the forward runs, as far as memory depends on it.
+
+    element: bytes of an activation. fused: the linear layers apply their activation in place (oneDNN on a CPU).
+    repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
+    by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
+    rounded to FP8.
+    """
+
+    element: int = 2
+    fused: bool = False
+    repeats_heads: bool = False
+    products: bool = False
+    threads: int = 0
+    fp8: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Moment:
+    """Bytes alive at one moment: tensors that the forward's code names, and what attention needs while it runs."""
+
+    total: int
+    attention_workspace: int
+
+    @property
+    def activations(self) -> int:
+        """The tensors alone."""
+        return self.total - self.attention_workspace
+
+
+def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
+    """The largest moment of a forward of `shape` over `batch`."""
+    if shape.family == "padded":
+        return _padded(shape, batch, how)
+    inputs = input_bytes(batch)
+    workspace = _attention_workspace(shape, batch, how)
+    if shape.family == "modernbert":
+        attending, others = _modernbert(shape, batch, how)
+    elif shape.family in ("llama", "vl"):
+        attending, others = _llama(shape, batch, how)
+    else:
+        attending, others = _bert(shape, batch, how)
+    return max(Moment(inputs + attending + workspace, workspace), *(Moment(inputs + other, 0) for other in others))
+
+
+def input_bytes(batch: BatchSize) -> int:
+    """What a packed batch is made of before its embeddings (`models/packed.py`)."""
+    return 3 * _INT64 * batch.rows + _INT64 * batch.firsts + (_INT64 + 4) * (batch.pairs + 1)
+
+
+def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
+    """The moment of attention, and others. A layer keeps its input H to its end; q, k, v are gone before the MLP."""
+    h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
+    attending = e * (5 * h * t + _result(h, batch, how))  # input, q, k, v, context
+    expand = e * t * (2 * h + (i if how.fused else 2 * i))  # input, x; the layer's output and its activation
+    contract = e * t * (3 * h + i)
+    return attending, [expand, contract]
+
+
+def _modernbert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
+    """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
+    h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
+    rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
+    attending = rotations + e * (7 * h * t + _result(h, batch, how))
+    mlp = rotations + e * t * (2 * h + 3 * i)  # input, x; the two halves, the activated one
+    wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
+    rotate = rotations + t * (e * 5 * h + wide + _FLOAT * 6 * h)
+    return attending, [mlp, rotate]
+
+
+def _llama(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
+    """The MLP, the norms and the rotation take `CHUNK` rows at a time."""
+    h, q, k, t, e = shape.hidden, shape.queries, shape.keys, batch.rows, how.element
+    chunk = t if e == _FLOAT else min(t, CHUNK)  # of norms and rotation, which are in float32 whatever the precision
+    angles = 3 * _FLOAT * (shape.head_size // 2) * t  # and their cosines and sines
+    attending = angles + e * (t * (h + 2 * q + 2 * k) + _result(q, batch, how))
+    mlp = angles + e * t * (2 * h + q) + _chunked_mlp(shape, t, how)  # input, context, x
+    project = angles + e * t * (2 * h + q + 2 * k)  # input, normed, q, k, v
+    rotate = project + _FLOAT * q * min(t, CHUNK) * (3 if e != _FLOAT else 2)
+    last_projection = angles + e * t * (2 * h + q + k) + _product_bytes(h, k, t, how)  # input, normed, q, k
+    from_context = angles + e * t * (h + q) + _product_bytes(q, h, t, how)  # input, context
+    products = max(last_projection, from_context)
+    norm = angles + e * t * h + _norm_bytes(h, t, chunk, e)
+    if not shape.head_norms:
+        return attending, [mlp, rotate, norm, products]
+    head_norms = [_norm_bytes(q, t, chunk, e), e * t * q + _norm_bytes(k, t, chunk, e)]
+    return attending, [mlp, rotate, norm, products, project + max(head_norms)]
+
+
+def _norm_bytes(width: int, rows: int, chunk: int, e: int) -> int:
+    """The result of an RMSNorm and what it takes: two more in float32, and the input as float32 where it is not."""
+    return 2 * _FLOAT * width * rows if e == _FLOAT else width * (e * rows + 3 * _FLOAT * chunk)
+
+
+def _product_bytes(inputs: int, outputs: int, rows: int, how: Execution) -> int:
+    """What a product makes: its result; and in FP8 its input, rounded, with a scale a row.
+
+    Before there is a result, some rows of the input are there in float32, twice.
+    """
+    result = how.element * rows * outputs
+    if not how.fp8:
+        return result
+    return rows * (inputs + _FLOAT) + max(result, 2 * _FLOAT * inputs * min(rows, CHUNK))
+
+
+def _chunked_mlp(shape: ModelShape, t: int, how: Execution) -> int:
+    """What the MLP holds beside x for one chunk: normed rows and two of the wide ones, or what the norm takes.
+
+    In FP8 it can be the last product, beside one of the wide ones.
+    """
+    rows, e, h, i = min(t, CHUNK), how.element, shape.hidden, shape.intermediate
+    wide = e * rows * (h + i) + _product_bytes(h, i, rows, how)
+    down = e * rows * i + _product_bytes(i, h, rows, how)
+    return max(wide, down, _norm_bytes(h, rows, rows, e))
+
+
+def _result(width: int, batch: BatchSize, how: Execution) -> int:
+    """Elements of what a run of attention gives before it is put in its place; a block's count as workspace."""
+    return 0 if how.products and batch.longest <= _PRODUCT_LONGEST else width * batch.run_tokens
+
+
+def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) -> int:
+    """What the attention kernel needs beside its result.
+
+    Flash kernels: the log-sum-exp of each row and head; on a CPU blocks of scores in each thread. By matrix products:
+    the sums of the batch; of a block queries, keys, values, all scores, their sums and the result. Heads that are
+    repeated: keys and values once more, as many as queries.
+    """
+    run, e = batch.run_tokens, how.element
+    if how.products:
+        # Longer pairs take less; an estimate that fell there would say that a shorter batch does not fit.
+        length = -(-min(batch.longest, _PRODUCT_LONGEST) // _PRODUCT_STEP) * _PRODUCT_STEP
+        pairs = max(1, min(batch.pairs, _PRODUCT_BLOCK // length))
+        rows = length * (1 << (pairs.bit_length() - 1))
+        block = rows * (2 * shape.queries + 2 * shape.keys + shape.heads * (length + 1))
+        return _FLOAT * shape.heads * batch.rows + _BFLOAT * block  # bfloat16 beside layers in int8 too
+    size = _FLOAT * shape.heads * run
+    if shape.window is not None and batch.longest > shape.window + 1:
+        keys = min(batch.longest, _WINDOW_BLOCK + 2 * shape.window)
+        distances = min(batch.longest, _WINDOW_BLOCK) * keys * (2 * _INT64 + 1)  # and who sees whom
+        size += max(distances, e * shape.queries * run)  # or, after the last block, all blocks together
+    if how.repeats_heads and shape.kv_heads != shape.heads:
+        size += 2 * e * shape.queries * run
+    if how.threads:
+        queries = min(batch.longest, 256 if batch.longest >= 768 else 64 if batch.longest >= 192 else 32)
+        keys = min(batch.longest, _KEY_BLOCK)
+        reduced = e * keys if e != _FLOAT else 0
+        size += how.threads * queries * (_FLOAT * (keys + 2 + shape.head_size) + reduced)
+    return size
+
+
+def _padded(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
+    """A cautious bound for classifiers that transformers runs: padded, with scores of length x length in each layer.
+
+    Four matrices of scores stand for the position-aware attention of DeBERTa, the hungriest of them; 16 hidden rows
+    for its projections, and 4 tables of relative positions. `models/tracker.py` gives the exact figure at the price of
+    loading torch.
+    """
+    t = batch.padded_tokens
+    scores = 4 * how.element * shape.heads * t * batch.longest
+    rows = how.element * t * (16 * shape.hidden + 2 * shape.intermediate) + 4 * _INT64 * t
+    rows += how.element * 4 * _RELATIVE_POSITIONS * shape.hidden
+    return Moment(rows + scores, scores)
+
+
+def tower_peak(vision: VisionShape, tiles: int, how: Execution) -> int:
+    """Peak of the vision tower over `tiles`, `BATCH_TILES` of them at a time, without its results.
+
+    The larger of attention (input, normed, q, k, v, result: 6H of every patch) and an MLP of `CHUNK` patches.
+    """
+    h, i, e = vision.hidden, vision.intermediate, how.element
+    batch = min(tiles, BATCH_TILES)
+    rows = batch * vision.patches
+    chunk = min(rows, CHUNK)
+    attending = e * 6 * h * rows + _FLOAT * vision.heads * rows
+    mlp = e * (2 * h * rows + chunk * (h + (i if how.fused else 2 * i)))
+    contract = e * (2 * h * rows + chunk * (2 * h + i))
+    # As float32, as bfloat16, and as rows of patches in the precision of the tower.
+    pixels = (_FLOAT + 2 + e) * batch * _IMAGE_CHANNELS * vision.image**2
+    return pixel_bytes(vision, batch) + max(attending, mlp, contract, pixels)
+
+
+def pixel_bytes(vision: VisionShape, tiles: int) -> int:
+    """The tiles themselves, which are bytes until their turn comes."""
+    return tiles * _IMAGE_CHANNELS * vision.image**2
+
+
+def image_embedding_bytes(vision: VisionShape, hidden: int, tiles: int, how: Execution) -> int:
+    """What the tower hands to the language model: one vector a token of a tile."""
+    return how.element * tiles * vision.tokens_per_tile * hidden

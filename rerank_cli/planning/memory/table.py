@@ -1,0 +1,136 @@
+"""The points of a question about memory, each with its answer: what `mem-estimate` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rerank_cli.planning.memory.estimate import Estimate, MemoryModel, Place, estimate, largest
+from rerank_cli.planning.memory.peak import BatchSize
+from rerank_cli.planning.memory.published import PublishedMemory, published_memory
+from rerank_cli.planning.profiles import MemoryTable, show_capability
+
+MOST_PAIRS = 65536
+"""The largest batch that is looked for."""
+_PARTS = (
+    "weights", "activations", "attention_workspace", "vision", "pooled", "cublas_workspace", "context", "slack",
+    "waiting", "loading",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A model at a place, over batches.
+
+    model: None where nothing but published values is known of it. lengths: real lengths of pairs, longest first; a
+    batch is then the longest of them, cut at `max_tokens`. images: of a batch, at most one a pair.
+    capacity: bytes that the device has; None where nobody asks.
+    """
+
+    model: MemoryModel | None
+    place: Place
+    tables: tuple[MemoryTable, ...] = ()
+    lengths: tuple[int, ...] | None = None
+    images: int = 0
+    max_input_tiles: int | None = None
+    capacity: int | None = None
+
+    def at(self, batch_size: int, max_tokens: int) -> Row:
+        """The answer at a point."""
+        nim = published_memory(self.tables, batch_size, max_tokens)
+        if self.model is None:
+            return Row(batch_size, max_tokens, nim=nim)
+        vision = self.model.shape.vision
+        tiles = min(self.images, batch_size) * vision.tiles(self.max_input_tiles) if vision else 0
+        found = estimate(self.model, self.batch(batch_size, max_tokens), self.place, tiles=tiles)
+        fits = None if self.capacity is None else found.total <= self.capacity
+        return Row(batch_size, max_tokens, estimate=found, fits=fits, nim=nim)
+
+    def batch(self, batch_size: int, max_tokens: int) -> BatchSize:
+        """The batch of a point."""
+        if self.lengths is None:
+            return BatchSize.of_runs([(batch_size, max_tokens)])
+        return BatchSize.of(min(length, max_tokens) for length in self.lengths[:batch_size])
+
+    def fits(self, batch_size: int, max_tokens: int) -> bool:
+        """The point is within the capacity."""
+        return bool(self.at(batch_size, max_tokens).fits)
+
+    def largest_batch(self, max_tokens: int) -> int:
+        """The most pairs of `max_tokens` that fit; 0 where not even one does."""
+        limit = MOST_PAIRS if self.lengths is None else min(MOST_PAIRS, len(self.lengths))
+        return largest(lambda pairs: self.fits(pairs, max_tokens), limit)
+
+    def longest_pair(self, batch_size: int, limit: int) -> int:
+        """The most tokens, up to `limit`, at which `batch_size` pairs fit; 0 where none do."""
+        return largest(lambda tokens: self.fits(batch_size, tokens), limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One point with its answer. estimate: None where the model's shape is unknown, or where nothing fits."""
+
+    batch_size: int
+    max_tokens: int
+    estimate: Estimate | None = None
+    fits: bool | None = None
+    nim: PublishedMemory | None = None
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def with_forward(self, forward_bytes: int, share: float) -> Row:
+        """The same with a forward that was followed by the tracker; share: what the allocator adds."""
+        if self.estimate is None:
+            return self
+        bound = self.estimate
+        slack = bound.slack - int(share * bound.forward) + int(share * (forward_bytes + bound.pooled))
+        followed = replace(bound, activations=forward_bytes, attention_workspace=0, slack=slack)
+        return replace(self, estimate=followed)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as a document; sizes in bytes."""
+        found = self.estimate
+        return {
+            "batch_size": self.batch_size,
+            "max_tokens": self.max_tokens,
+            **{f"{part}_bytes": found and getattr(found, part) for part in _PARTS},
+            "engine_count": found and found.engines,
+            "total_bytes": found and found.total,
+            "fits": self.fits,
+            "nim": self.nim and published_to_json(self.nim),
+            **({"measured": self.measured} if self.measured else {}),
+        }
+
+
+def published_to_json(found: PublishedMemory) -> dict[str, Any]:
+    """A published or interpolated value with what is known of its certainty."""
+    table = found.table
+    document: dict[str, Any] = {"kind": found.kind, "gib": found.gib, "bytes": found.size_bytes, **_heading(table)}
+    if found.kind == "interpolated" and table.fit is not None:
+        document["worst_gib"] = table.fit.worst_gib
+    return document
+
+
+def table_to_json(table: MemoryTable) -> dict[str, Any]:
+    """A published table as it stands, with its source."""
+    rows = [
+        {"max_batch_size": row.max_batch_size, "max_sequence_length": row.max_sequence_length, "gib": row.gib}
+        for row in table.rows
+    ]
+    source = {"title": table.source.title, "url": table.source.url, "release": table.source.release}
+    return {**_heading(table), "rows": rows, "note": table.note, "source": source}
+
+
+def _heading(table: MemoryTable) -> dict[str, Any]:
+    return {
+        "sku": table.sku,
+        "compute_capability": show_capability(table.compute_capability),
+        "precision": table.precision,
+        "values": table.values,
+        "headings": table.headings,
+    }
+
+
+def unique(values: Sequence[int]) -> list[int]:
+    """Each number once, in its order."""
+    return list(dict.fromkeys(values))

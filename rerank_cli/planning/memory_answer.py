@@ -1,0 +1,272 @@
+"""What `mem-estimate` answers: a model, points, a device; and beside each estimate what is published or measured.
+
+    answer = answer_memory(asked, find_model("nvidia/llama-nemotron-rerank-1b-v2"), MeasuringTools())
+    answer.to_json()
+
+The answer is arithmetic (`memory/`) wherever the model is one of ours. Three things need more than arithmetic: the peak
+of a model that transformers runs, a measured forward, and the token lengths of a file. They load torch or a tokenizer,
+so the command hands them in (`MemoryTools`; the real ones are in `engine/memory_tools.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import DoesNotFitError, ModelError, UsageError
+from rerank_cli.machine.cpu import detect_cpu, usable_cores
+from rerank_cli.machine.detect import describe_machine, detect_machine
+from rerank_cli.machine.gpu import Gpu
+from rerank_cli.planning.known_model import KnownModel
+from rerank_cli.planning.memory import MemoryModel, Place, tables_for
+from rerank_cli.planning.memory.table import Question, Row, table_to_json, unique
+from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
+
+SCHEMA = "rerank-cli/mem-estimate/1"
+BATCH_SIZES, LENGTHS = (1, 8, 16, 30), (1024, 2048, 4096, 8192)
+"""The points of NVIDIA's own tables."""
+_MEASURED_POINT = (1, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRequest:
+    """What is asked; None and `auto` mean "decide".
+
+    gpu: as `--gpu` describes one. capacity: bytes of the device. room: the capacity is needed, so it is looked up on
+    this machine where nothing names it. solve: `batch-size` or `max-tokens`.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_sizes: tuple[int, ...] | None = None
+    max_tokens: tuple[int, ...] | None = None
+    engines: int = 1
+    images: int = 0
+    max_input_tiles: int | None = None
+    from_file: str | None = None
+    gpu: str | None = None
+    capacity: int | None = None
+    room: bool = False
+    solve: str | None = None
+    compare: bool = False
+    measure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryAnswer:
+    """The rows and what they are about.
+
+    method: `closed form`, or `tracker` for a model that transformers runs. file: pairs and lengths of a file.
+    """
+
+    known: KnownModel
+    request: MemoryRequest
+    question: Question
+    rows: tuple[Row, ...]
+    method: str = "closed form"
+    file: dict[str, Any] | None = None
+    published: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def too_large(self) -> tuple[Row, ...]:
+        """The points that do not fit."""
+        return tuple(row for row in self.rows if row.fits is False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document; sizes in bytes."""
+        place, constants = self.question.place, self.question.place.constants
+        capability = place.capability and show_capability(place.capability)
+        return {
+            "schema": SCHEMA,
+            "model": self.known.to_json(),
+            "method": self.method,
+            "precision": place.precision,
+            "device": {
+                "kind": "cpu" if place.cpu else "gpu",
+                "sku": place.sku,
+                "compute_capability": capability,
+                "available_bytes": self.question.capacity,
+            },
+            "constants": {
+                "status": constants.status,
+                "source": constants.source,
+                "date": constants.date.isoformat(),
+            },
+            "file": self.file,
+            "rows": [row.to_json() for row in self.rows],
+            "published": list(self.published),
+            "notes": list(self.notes),
+        }
+
+
+class MemoryTools(Protocol):
+    """What an answer needs beyond arithmetic; each may load torch or a tokenizer."""
+
+    def has_cuda(self) -> bool:
+        """Whether torch finds a CUDA device here."""
+
+    def followed(self, rows: tuple[Row, ...], question: Question, checkpoint: Checkpoint | None) -> tuple[Row, ...]:
+        """The rows of a model that transformers runs, with its forward followed in place of the bound."""
+
+    def measured(self, row: Row, question: Question, known: KnownModel) -> Row:
+        """The row with what a forward at its point really took."""
+
+    def file_lengths(self, path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Tokens of every pair of a file, longest first, and a summary."""
+
+
+def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools) -> MemoryAnswer:
+    """The answer; `DoesNotFitError` where `solve` finds nothing, `UsageError` where the request contradicts itself."""
+    place, capacity = _where(request, tools)
+    model, notes = _memory_model(request, known)
+    question = Question(
+        model=model,
+        place=place,
+        images=request.images,
+        max_input_tiles=request.max_input_tiles,
+        capacity=capacity,
+    )
+    file = None
+    if request.from_file is not None:
+        lengths, file = tools.file_lengths(request.from_file, known)
+        question = replace(question, lengths=lengths)
+    published: tuple[dict[str, Any], ...] = ()
+    if request.compare:
+        question, published, said = _beside(question, known)
+        notes = (*notes, *said)
+    points = _points(request, question, known)
+    rows = tuple(question.at(*point) for point in points)
+    answer = MemoryAnswer(known, request, question, rows, file=file, published=published)
+    if model is not None and model.shape.family == "padded":
+        answer = replace(answer, rows=tools.followed(rows, question, known.checkpoint), method="tracker")
+    if request.measure:
+        answer = replace(answer, rows=(tools.measured(answer.rows[0], question, known),))
+    return replace(answer, notes=(*notes, *_notes(request, question, known)))
+
+
+# The device.
+
+
+def _where(request: MemoryRequest, tools: MemoryTools) -> tuple[Place, int | None]:
+    """Where the model runs, and the bytes that are there."""
+    kind = request.device
+    if kind == "auto" and request.measure:
+        kind = "cuda" if tools.has_cuda() else "cpu"
+    if kind == "cpu":
+        if request.gpu:
+            raise UsageError("--device cpu and --gpu contradict each other")
+        precision = "fp32" if request.precision == "auto" else request.precision
+        capacity = request.capacity
+        if capacity is None and request.room:
+            capacity = detect_cpu().memory_available_bytes
+        return Place(cpu=True, precision=precision, cores=usable_cores(), engines=request.engines), capacity
+    gpu = describe_machine([request.gpu]).gpus[0] if request.gpu else None
+    if gpu is None and request.room and request.capacity is None:
+        gpu = _first_gpu()
+    capacity = request.capacity or (gpu.free_bytes if gpu else None)
+    place = Place(
+        precision="fp16" if request.precision == "auto" else request.precision,
+        sku=gpu.sku if gpu else None,
+        capability=gpu.compute_capability if gpu else None,
+        engines=request.engines,
+    )
+    return place, capacity
+
+
+def _first_gpu() -> Gpu:
+    devices = detect_machine().devices
+    found = devices[0] if devices else None
+    if found is None or found.free_bytes is None:
+        why = "no GPU is found here" if found is None else "the memory of the GPU here cannot be read"
+        raise UsageError(f"{why}: what shall it fit?", hint="name a size (`--vram 24GiB`) or a GPU (`--gpu 8.9:24GB`)")
+    # A MIG instance counts as a GPU of its own.
+    return replace(found.gpu, free_bytes=found.free_bytes, total_bytes=found.total_bytes)
+
+
+# The model.
+
+
+def _memory_model(request: MemoryRequest, known: KnownModel) -> tuple[MemoryModel | None, tuple[str, ...]]:
+    """What the estimate is computed from; None where only published values are known and nothing else is asked for."""
+    if known.checkpoint is not None:
+        return MemoryModel.of_checkpoint(known.checkpoint), ()
+    assert isinstance(known.profiles, ModelProfiles), "a model without a checkpoint has a profile file"
+    try:
+        model = MemoryModel.of_profile(known.profiles.model)
+    except ModelError as error:
+        if not request.compare or request.solve or request.room or request.measure:
+            raise
+        return None, (error.message,)
+    return model, (f"weights follow from the shape in {known.profiles.file}; a checkpoint's headers would be exact",)
+
+
+def _points(request: MemoryRequest, question: Question, known: KnownModel) -> list[tuple[int, int]]:
+    limit = known.max_tokens
+    too_long = [length for length in request.max_tokens or () if length > limit]
+    if too_long:
+        raise UsageError(f"--max-tokens {too_long[0]}: {known.name} reads at most {limit} tokens")
+    if request.measure:
+        sizes, lengths = request.batch_sizes or _MEASURED_POINT[:1], request.max_tokens or (_MEASURED_POINT[1],)
+        if len(sizes) * len(lengths) > 1:
+            raise UsageError("--measure runs one point: give one --batch-size and one --max-tokens")
+    else:
+        sizes = request.batch_sizes or BATCH_SIZES
+        lengths = request.max_tokens or ((limit,) if question.lengths is not None else LENGTHS)
+    lengths = tuple(unique([min(length, limit) for length in lengths]))
+    if request.solve == "batch-size":
+        return [(_found(question.largest_batch(length), question, 1, length), length) for length in lengths]
+    if request.solve == "max-tokens":
+        return [(size, _found(question.longest_pair(size, limit), question, size, 1)) for size in sizes]
+    return [(size, length) for size in unique(sizes) for length in lengths]
+
+
+def _found(number: int, question: Question, batch_size: int, max_tokens: int) -> int:
+    """`number`, unless it says that nothing fits."""
+    if number:
+        return number
+    least = question.at(batch_size, max_tokens).estimate
+    needed = f"{least.total / GIB:.2f} GiB" if least else "unknown"
+    have = f"{(question.capacity or 0) / GIB:.2f} GiB"
+    pairs = f"{batch_size} pair{'s' * (batch_size > 1)} of {max_tokens} token{'s' * (max_tokens > 1)}"
+    raise DoesNotFitError(f"{pairs} need {needed}, there are {have}", hint=None)
+
+
+# What stands beside the estimate.
+
+
+def _beside(question: Question, known: KnownModel) -> tuple[Question, tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """The question with the published tables of its GPU, all of them as documents, and what is to be said of them."""
+    place = question.place
+    if not isinstance(known.profiles, ModelProfiles) or not known.profiles.memory:
+        return question, (), (f"nothing is published for {known.name}",)
+    tables = tables_for(known.profiles, precision=place.precision, capability=place.capability, sku=place.sku)
+    if not tables:
+        return question, (), (f"nothing is published for {known.name} in {place.precision} on such a device",)
+    documents = tuple(table_to_json(table) for table in tables)
+    if place.capability is None and len(tables) > 1:
+        said = "published values differ by GPU: `--gpu` names one, whose values then stand beside the rows"
+        return question, documents, (said,)
+    inferred = sorted({table.headings for table in tables} - {"certain"})
+    said = f"published values are as printed; that they are for this GPU and precision is {', '.join(inferred)}"
+    return replace(question, tables=tables), documents, (said,) if inferred else ()
+
+
+def _notes(request: MemoryRequest, question: Question, known: KnownModel) -> list[str]:
+    notes = []
+    place, model = question.place, question.model
+    if place.precision == "int8" and place.cpu:
+        notes.append(
+            "int8: the peak is the calibration, with the model in float32; afterwards its layers need a quarter"
+        )
+    elif model is not None and place.fp8(model.weights):
+        how = "as the checkpoint stores them" if model.weights.stored.matrices else "rounded when they are loaded"
+        notes.append(f"the layers' products are held in FP8, {how}; embeddings, norms and heads are not")
+    elif place.precision in ("fp8", "int8"):
+        notes.append(f"{place.precision}: the weights are held in 16 bits once they are loaded")
+    if request.images and model is not None and model.shape.vision is None:
+        notes.append(f"--images: {known.name} reads none")
+    if place.constants.status == "default":
+        notes.append(f"context and slack are cautious defaults: {place.constants.source}")
+    return notes

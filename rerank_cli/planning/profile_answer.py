@@ -1,0 +1,383 @@
+"""How a model would run on a machine, with everything that led to it, as one document; loads neither model nor torch.
+
+    planned = plan_machine(request, model, machine)     the plan, or why there is none; never raises for that
+    planned.to_json()                                   what `profile-select` prints
+    environment_of(planned.plan)                        the same plan as RERANK_ variables
+
+The decision is `profiles.select_profile`; this module turns a detected machine into what it asks for, and its answer
+into the document. Three rules of its own:
+
+* GPUs are called by the driver's numbers, those of `nvidia-smi`, in every message and in `devices`. The numbers of CUDA
+  differ where CUDA_VISIBLE_DEVICES hides some; they are `cuda_index`, and `device` has them as `--device` takes them.
+* A torch that cannot use the GPUs is a warning, not a CPU plan, where the request assumes CUDA (`profile-select`): the
+  question is how the model should run here. A run does not assume it and goes to the CPU.
+* A GPU that does not work is warned about. One that CUDA_VISIBLE_DEVICES or MIG leaves out was left out by somebody, so
+  that is only a reason. Where the variable is set, nobody can tell the two apart from what CUDA shows: a reason too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.checkpoint.families import int8_refusal
+from rerank_cli.errors import DoesNotFitError, ModelError, RerankError
+from rerank_cli.machine.cpu import Cpu
+from rerank_cli.machine.cuda_visible import apply_visibility
+from rerank_cli.machine.detect import Machine, torch_warnings
+from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
+from rerank_cli.planning.known_model import KnownModel
+from rerank_cli.planning.profiles import (
+    GpuFacts,
+    MachineFacts,
+    MemoryNeed,
+    NoProfileFitsError,
+    Profile,
+    ProfilePlan,
+    ProfileRequest,
+    Rejection,
+    select_profile,
+    show_capability,
+)
+from rerank_cli.planning.profiles.matching import rules_of
+
+SCHEMA = "rerank-cli/profile-select/1"
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """The answer: a plan, or the error that says why there is none; both with what led to them.
+
+    machine, model: None where the error came before them.
+    """
+
+    machine: Machine | None = None
+    model: KnownModel | None = None
+    plan: ProfilePlan | None = None
+    device: str | None = None
+    reasons: tuple[str, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: RerankError | None = None
+
+    def to_json(self, *, with_profiles: bool = False) -> dict[str, Any]:
+        """The document; every key but `profiles` and `error` is always there."""
+        machine, plan = self.machine, self.plan
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "driver": machine and machine.driver,
+            "cuda": machine and machine.cuda,
+            "gpus": [row for gpu in (machine.gpus if machine else ()) for row in gpu_rows(gpu)],
+            "cpu": machine and _cpu_to_json(machine.cpu),
+            "torch": machine and machine.torch and _fields(machine.torch, "version", "accelerator", "cuda"),
+            "model": self.model and self.model.to_json(),
+            "plan": plan and _plan_to_json(plan, self.device),
+            "reasons": list(self.reasons),
+            "rejected": [_fields(rejection, "profile", "reason") for rejection in self.rejected],
+            "warnings": list(self.warnings),
+        }
+        if with_profiles:
+            document["profiles"] = profile_rows(self)
+        if self.error is not None:
+            document["error"] = {"exit_code": self.error.exit_code, **_fields(self.error, "message", "hint")}
+        return document
+
+
+def plan_machine(
+    request: ProfileRequest,
+    model: KnownModel,
+    machine: Machine,
+    *,
+    need: MemoryNeed | None = None,
+    notes: Iterable[str] = (),
+) -> MachinePlan:
+    """The plan for `request`. Its `gpus` are CUDA's numbers, as `--device` gives them.
+
+    need: the memory model; without one nothing is checked to fit. notes: reasons known before. What cannot be had is
+    the answer's `error`.
+    """
+    machine = _numbered(machine)
+    hindrances = torch_warnings(machine) if machine.torch else []
+    facts, cuda_index = _machine_facts(machine, hindrances, model)
+    reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
+    known = [warning for warning in machine.warnings if warning not in hindrances]  # the choice tells of them
+    answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=_once(known))
+    try:
+        asked = _by_driver_number(request, cuda_index, machine.reason)
+        decision = select_profile(asked, model.profiles, facts, need=need)
+    except NoProfileFitsError as error:
+        warnings = _once((*known, *error.warnings))
+        return replace(answer, rejected=error.rejected, warnings=warnings, error=error)
+    except RerankError as error:
+        return replace(answer, error=error)
+    return replace(
+        answer,
+        plan=decision.plan,
+        device=_device(decision.plan, cuda_index),
+        reasons=(*reasons, *decision.reasons),
+        rejected=decision.rejected,
+        warnings=_once((*known, *decision.warnings)),
+    )
+
+
+def environment_of(answer: MachinePlan, model: str | None = None) -> dict[str, str]:
+    """The plan as the variables that every command reads; `model`: as it was asked for.
+
+    Empty where there is no plan. A folder's path is made absolute, as variables outlive the working directory.
+    """
+    plan = answer.plan
+    if plan is None or answer.device is None:
+        return {}
+    variables = {
+        "RERANK_DEVICE": answer.device,
+        "RERANK_PROFILE": plan.profile,
+        "RERANK_PRECISION": plan.precision,
+        "RERANK_MAX_TOKENS": str(plan.max_tokens),
+        "RERANK_TOKEN_BUDGET": str(plan.token_budget),
+        "RERANK_ENGINES": str(plan.engine_count),
+    }
+    if model is None:
+        return variables
+    folder = Path(model).expanduser()
+    return {"RERANK_MODEL": str(folder.absolute()) if folder.is_dir() else model, **variables}
+
+
+def _numbered(machine: Machine) -> Machine:
+    """A machine described without CUDA's numbers gets those of a process that hides nothing."""
+    if machine.devices or machine.cuda_visible_devices is not None:
+        return machine
+    return replace(machine, gpus=apply_visibility(machine.gpus, {}).gpus)
+
+
+def _machine_facts(
+    machine: Machine, hindrances: Sequence[str], model: KnownModel
+) -> tuple[MachineFacts, dict[GpuFacts, int]]:
+    """What the choice asks of a machine, and CUDA's number of each GPU that CUDA shows.
+
+    hindrances: what keeps torch from using them.
+    """
+    shown = {_device_facts(device): device.cuda_index or 0 for device in machine.devices}
+    sick = [] if machine.cuda_visible_devices is not None else _sick(machine)
+    facts = MachineFacts(
+        gpus=(*shown, *(_whole_facts(gpu, usable=False) for gpu in sick)),
+        host_arch=machine.cpu.architecture or "x86_64",
+        torch_cuda=not hindrances,
+        torch_reason=_hindered(hindrances),
+        cpu_precisions=_cpu_precisions(machine.cpu, model),
+        cpu_lacks={"int8": refusal} if (refusal := _int8_refusal(machine.cpu, model)) else {},
+        cpu_available_bytes=machine.cpu.memory_available_bytes,
+    )
+    return facts, shown
+
+
+def _hindered(hindrances: Sequence[str]) -> str | None:
+    """What keeps torch from the GPUs, and what comes of it."""
+    if not hindrances:
+        return None
+    return f"{hindrances[0].removeprefix('GPU present, but ')}. Until then `score` and `rerank-file` run on the CPU"
+
+
+def _sick(machine: Machine) -> list[Gpu]:
+    """GPUs that do not work, where no variable hides any."""
+    return [gpu for gpu in machine.gpus if gpu.cuda_index is None and not gpu.mig_instances]
+
+
+def _device_facts(device: CudaDevice) -> GpuFacts:
+    if device.mig is None:
+        return _whole_facts(device.gpu, usable=True)
+    return GpuFacts(
+        index=device.gpu.index,
+        uuid=device.uuid,
+        name=device.name,
+        sku=device.sku,
+        compute_capability=device.compute_capability,
+        total_bytes=device.total_bytes,
+        free_bytes=device.free_bytes,
+        mig=True,
+    )
+
+
+def _whole_facts(gpu: Gpu, *, usable: bool) -> GpuFacts:
+    return GpuFacts(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        name=gpu.name,
+        sku=gpu.sku,
+        compute_capability=gpu.compute_capability,
+        total_bytes=gpu.total_bytes,
+        free_bytes=gpu.free_bytes,
+        reason=_why_unread(gpu),
+        usable=usable,
+    )
+
+
+def _cpu_precisions(cpu: Cpu, model: KnownModel) -> tuple[str, ...]:
+    """fp32 is the default: bf16 and int8 are faster, but move logits by up to 0.2 and 0.5."""
+    there = {"bf16": cpu.has_bf16, "fp16": cpu.has_fp16, "int8": _int8_refusal(cpu, model) is None}
+    return ("fp32", *(precision for precision, has in there.items() if has))
+
+
+def _int8_refusal(cpu: Cpu, model: KnownModel) -> str | None:
+    """Why a model does not run in int8 on this CPU; None where it does."""
+    if not cpu.has_vnni:
+        return "int8 needs a CPU that multiplies int8 in hardware (VNNI), this one does not"
+    checkpoint = model.checkpoint
+    if checkpoint is None:
+        return f"only a checkpoint would tell whether {model.name} has int8 layers"
+    try:
+        return int8_refusal(checkpoint.architecture, checkpoint.text("hidden_act", "gelu"))
+    except ModelError as error:  # the model says so itself when it is loaded
+        return error.message
+
+
+def _left_out(machine: Machine) -> list[str]:
+    """The GPUs and MIG instances that nobody can use from here, those with one reason together."""
+    names: dict[str, list[str]] = {}
+    for gpu in machine.gpus:
+        whole_is_told = machine.cuda_visible_devices is None and not gpu.mig_instances  # by a warning
+        if gpu.cuda_index is None and gpu.reason and not whole_is_told:
+            names.setdefault(gpu.reason, []).append(f"GPU {gpu.index}")
+        for mig in gpu.mig_instances:
+            if mig.cuda_index is None and mig.reason:
+                names.setdefault(mig.reason, []).append(f"GPU {gpu.index} MIG {mig.profile or mig.index}")
+    return [f"left out: {', '.join(those)}: {why}" for why, those in names.items()]
+
+
+def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int], why: str | None) -> ProfileRequest:
+    """The request with the driver's numbers of GPUs in place of CUDA's. why: there is none."""
+    if request.gpus is None:
+        return request
+    numbers = {number: gpu.index for gpu, number in cuda_index.items()}
+    unknown = [number for number in request.gpus if number not in numbers]
+    if unknown:
+        there = f"CUDA shows {len(numbers)} device{'s' * (len(numbers) != 1)} here" + (f": {why}" if why else "")
+        raise DoesNotFitError(f"{request.origin('device')} cuda:{unknown[0]}: {there}")
+    return replace(request, gpus=tuple(numbers[number] for number in request.gpus))
+
+
+def _device(plan: ProfilePlan, cuda_index: Mapping[GpuFacts, int]) -> str:
+    """The devices as `--device` takes them."""
+    numbers = sorted(cuda_index[gpu] for gpu in plan.gpus)
+    return f"cuda:{','.join(map(str, numbers))}" if numbers else "cpu"
+
+
+def _once(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+# The document.
+
+
+def gpu_rows(gpu: Gpu) -> list[dict[str, Any]]:
+    """The rows of a GPU: itself, then its MIG instances under its number.
+
+    `mig` is null for an ordinary GPU, `enabled` for one that is divided, and an instance's profile (`3g.40gb`).
+    """
+    whole = {
+        **_row(gpu),
+        "mig": "enabled" if gpu.mig == "enabled" else None,
+        "reason": _why_unread(gpu),
+        "cuda_index": gpu.cuda_index,
+        "pci_bus_id": gpu.pci_bus_id,
+        "memory_source": gpu.memory_source,
+        "other_processes_bytes": gpu.other_processes_bytes,
+        "ecc": gpu.ecc,
+        "throttling": list(gpu.throttling),
+        "virtualization": gpu.virtualization,
+        "unread": dict(gpu.unread),
+    }
+    return [whole, *(_instance_row(gpu, mig, whole) for mig in gpu.mig_instances)]
+
+
+def _instance_row(gpu: Gpu, mig: MigInstance, whole: Mapping[str, Any]) -> dict[str, Any]:
+    device = CudaDevice(gpu, mig)
+    capability = device.compute_capability
+    return {
+        **whole,
+        **_row(mig),
+        "index": gpu.index,
+        "compute_capability": None if capability is None else show_capability(capability),
+        "mig": mig.profile or "instance",
+        "reason": _why_unread(mig),
+        "cuda_index": mig.cuda_index,
+        "memory_source": None if mig.total_bytes is None else "nvml",
+        "other_processes_bytes": None,
+        "unread": dict(mig.unread),
+    }
+
+
+def _row(device: Gpu | MigInstance) -> dict[str, Any]:
+    capability = device.compute_capability
+    row = _fields(device, "index", "uuid", "name", "compute_capability", "total_bytes", "free_bytes")
+    return {**row, "compute_capability": None if capability is None else show_capability(capability)}
+
+
+def _why_unread(device: Gpu | MigInstance) -> str | None:
+    """Why a device cannot be used; else why one of the facts that a plan asks for is missing; else None."""
+    if device.reason:
+        return device.reason
+    unread = dict(device.unread)
+    if device.total_bytes is None and "memory" in unread:
+        unread |= {"total_bytes": unread["memory"]}
+    asked = ("name", "uuid", "compute_capability", "total_bytes", "free_bytes")
+    missing = [f"{name}: {unread[name]}" for name in asked if getattr(device, name) is None and name in unread]
+    return "; ".join(missing) or None
+
+
+def _plan_to_json(plan: ProfilePlan, device: str | None) -> dict[str, Any]:
+    names = ("profile", "kind", "precision", "max_tokens", "engine_count", "token_budget", "attention")
+    return {
+        **_fields(plan, *names),
+        "devices": list(plan.devices),
+        "device": device,
+        "needed_bytes": plan.needed_bytes,
+    }
+
+
+def _cpu_to_json(cpu: Cpu) -> dict[str, Any]:
+    names = ("name", "architecture", "cores", "memory_total_bytes", "memory_available_bytes")
+    flags = ("has_avx2", "has_avx512", "has_bf16", "has_fp16", "has_vnni", "has_amx")
+    return {**_fields(cpu, *names), **{flag.removeprefix("has_"): getattr(cpu, flag) for flag in flags}}
+
+
+def profile_rows(answer: MachinePlan) -> list[dict[str, Any]]:
+    """Every profile of the model, whether it is chosen, and why it is not."""
+    if answer.model is None or answer.machine is None:
+        return []
+    rules = rules_of(answer.model.profiles)
+    on_cpu = [
+        Profile(f"cpu-{precision}", "cpu", precision, rules.max_tokens)
+        for precision in _cpu_precisions(answer.machine.cpu, answer.model)
+    ]
+    return [_profile_row(profile, answer) for profile in (*rules.profiles, *on_cpu)]
+
+
+def _profile_row(profile: Profile, answer: MachinePlan) -> dict[str, Any]:
+    chosen = answer.plan is not None and answer.plan.profile == profile.name
+    return {
+        **_fields(profile, "name", "kind", "precision", "max_tokens"),
+        "compute_capabilities": [show_capability(capability) for capability in profile.compute_capabilities],
+        "skus": list(profile.skus),
+        **_fields(profile, "min_memory_bytes", "disk_bytes", "note", "status"),
+        "source": profile.source and {**_fields(profile.source, "title", "url", "release"),
+                                      "read_on": profile.source.read_on.isoformat()},
+        "chosen": chosen,
+        "reason": None if chosen else _why_not(profile, answer),
+    }  # fmt: skip
+
+
+def _why_not(profile: Profile, answer: MachinePlan) -> str:
+    """What was said against a profile, on every group of GPUs; else how to ask for it."""
+    said = [rejection.reason for rejection in answer.rejected if rejection.profile == profile.name]
+    if not said and answer.error is not None:
+        return answer.error.message
+    asked = "`--device cpu`" if profile.kind == "cpu" else f"`--precision {profile.precision}`"
+    if profile.kind == "cpu" and answer.plan is not None and answer.plan.kind == "cpu":
+        asked = f"`--precision {profile.precision}`"
+    return "; ".join(said) or f"only when it is asked for ({asked})"
+
+
+def _fields(value: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names}

@@ -1,0 +1,91 @@
+"""Profiles: what is published about running a model on some GPUs, and which of them runs it on this machine.
+
+    models = load_all_profiles()                       every `profiles/<model>.toml`, checked
+    found, why = find_profiles("nvidia/...")           the file of one model
+    decision = select_profile(request, found, machine) the plan, its reasons, what was rejected and why
+
+files       the files as values                        schema      their keys and what each value must be
+plan        what goes into the choice and comes out    matching    which profiles are for a GPU, and in which order
+fit         engines and token budget in its memory     selection   the choice itself, a pure function
+
+Nothing here reads the machine, a checkpoint or the environment, or imports more than the standard library.
+"""
+
+from rerank_cli.planning.profiles.matching import POLICIES, REQUIREMENTS
+from rerank_cli.planning.profiles.profile_file import (
+    GB,
+    GIB,
+    Confidence,
+    LanguageShape,
+    MemoryFit,
+    MemoryRow,
+    MemoryTable,
+    ModelFacts,
+    ModelProfiles,
+    Profile,
+    Source,
+    VisionShape,
+    find_profiles,
+    load_all_profiles,
+    load_profiles,
+    parse_profiles,
+    profiles_dir,
+    render_support_matrix,
+    same_sku,
+    show_capability,
+)
+from rerank_cli.planning.profiles.request import (
+    GENERIC_PRECISIONS,
+    Decision,
+    GenericFacts,
+    GpuFacts,
+    MachineFacts,
+    MemoryNeed,
+    NoProfileFitsError,
+    ProfilePlan,
+    ProfileRequest,
+    Rejection,
+    parse_device,
+)
+from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability, parse_capability
+from rerank_cli.planning.profiles.selection import select_profile
+
+__all__ = [
+    "GB",
+    "GENERIC_PRECISIONS",
+    "GIB",
+    "POLICIES",
+    "PRECISION_BITS",
+    "REQUIREMENTS",
+    "Capability",
+    "Confidence",
+    "Decision",
+    "GenericFacts",
+    "GpuFacts",
+    "LanguageShape",
+    "MachineFacts",
+    "MemoryFit",
+    "MemoryNeed",
+    "MemoryRow",
+    "MemoryTable",
+    "ModelFacts",
+    "ModelProfiles",
+    "NoProfileFitsError",
+    "Profile",
+    "ProfilePlan",
+    "ProfileRequest",
+    "Rejection",
+    "Source",
+    "VisionShape",
+    "find_profiles",
+    "load_all_profiles",
+    "load_profiles",
+    "parse_capability",
+    "parse_device",
+    "parse_profiles",
+    "profiles_dir",
+    "render_support_matrix",
+    "same_sku",
+    "select_profile",
+    "show_capability",
+]

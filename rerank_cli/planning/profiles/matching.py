@@ -1,0 +1,245 @@
+"""Which profiles are for a GPU at all, in which order they are tried, and why the others are not.
+
+A profile is rejected for its name or precision (what was asked for), then for the hardware: every reason that applies
+is given, so that a GB10 in an Arm host learns both. Memory is looked at later, in `selection.py`.
+
+Policies (source: NVIDIA's Optimization pages of the 1.x and 2.x releases, whose defaults are opposite): `nim-2x`, fp16
+unless fp8 is asked for; `nim-1x`, the lowest precision first. Where a model's file says that automatic selection does
+not apply (`automatic = false`), no policy goes beyond what stands there without `on_request`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rerank_cli.errors import UsageError
+from rerank_cli.planning.profiles.profile_file import GB, ModelProfiles, Profile, same_sku, show_capability
+from rerank_cli.planning.profiles.request import (
+    GENERIC_PRECISIONS,
+    GenericFacts,
+    GpuFacts,
+    MachineFacts,
+    MemoryNeed,
+    NoProfileFitsError,
+    ProfileRequest,
+    Rejection,
+    listed,
+)
+from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
+
+POLICIES = ("nim-2x", "nim-1x")
+REQUIREMENTS = ("optimized", "fp8")
+
+LEAST_CAPABILITY: Capability = (8, 0)
+"""No optimized profile is for less, and flash attention needs it too."""
+# Where torch's own kernels multiply these (bfloat16: Ampere; float8: Ada and Hopper).
+_PRECISION_NEEDS: dict[str, Capability] = {"bf16": (8, 0), "fp8": (8, 9)}
+_ARM = ("aarch64", "arm64")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """A model's profiles, from its file or made from its checkpoint's facts, in order of preference."""
+
+    model: str
+    max_tokens: int
+    profiles: tuple[Profile, ...]
+    automatic: bool
+    engines: int
+    performance_engines: int
+    performance_min_bytes: int
+
+
+def rules_of(model: ModelProfiles | GenericFacts) -> Rules:
+    """A file's profiles are followed by those that our runtime has beyond the published ones: bf16 and fp32."""
+    if isinstance(model, GenericFacts):
+        return Rules(
+            model=model.model,
+            max_tokens=model.max_tokens,
+            profiles=tuple(_generic(precision, model.max_tokens) for precision in model.precisions),
+            automatic=False,
+            engines=model.engines,
+            performance_engines=model.performance_engines,
+            performance_min_bytes=model.performance_min_bytes,
+        )
+    published = {profile.precision for profile in model.profiles}
+    beyond = [precision for precision in GENERIC_PRECISIONS if precision not in published]
+    return Rules(
+        model=model.model.id,
+        max_tokens=model.model.max_tokens,
+        profiles=(*model.profiles, *(_generic(precision, model.model.max_tokens) for precision in beyond)),
+        automatic=model.selection.automatic,
+        engines=model.engines.default,
+        performance_engines=model.engines.performance,
+        performance_min_bytes=model.engines.performance_min_bytes,
+    )
+
+
+def _generic(precision: str, max_tokens: int) -> Profile:
+    return Profile(f"generic-{precision}", "generic", precision, max_tokens, on_request=True)
+
+
+@dataclass(slots=True)
+class Choice:
+    """The inputs, and what is said on the way.
+
+    failures: by group of GPUs, what spoke against the profiles that were asked for, for the message if none is left.
+    """
+
+    request: ProfileRequest
+    rules: Rules
+    machine: MachineFacts
+    need: MemoryNeed | None
+    reasons: list[str] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    failures: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str | None:
+        """The precision that is asked for; `--require fp8` asks for it too."""
+        if self.request.precision != "auto":
+            return self.request.precision
+        return "fp8" if self.request.require == "fp8" else None
+
+    @property
+    def precision_origin(self) -> str:
+        """What asked for it."""
+        return self.request.origin("precision" if self.request.precision != "auto" else "require")
+
+    def warn(self, text: str) -> None:
+        """Say it once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def fail(self, group: str, why: str) -> None:
+        """Note once what spoke against a profile on a group."""
+        reasons = self.failures.setdefault(group, [])
+        if why not in reasons:
+            reasons.append(why)
+
+    def failure(self) -> str:
+        """All that was noted, group by group."""
+        return "; ".join(f"{group}: {'; '.join(reasons)}" for group, reasons in self.failures.items())
+
+    def refusal(self, message: str, *, hint: str | None = None) -> NoProfileFitsError:
+        """The error to raise, with what was said on the way."""
+        return NoProfileFitsError(message, hint=hint, rejected=self.rejected, warnings=self.warnings)
+
+    def max_tokens(self, profile: Profile) -> int:
+        """The longest pair: as asked, else the profile's."""
+        return self.request.max_tokens or profile.max_tokens
+
+
+def check_request(choice: Choice) -> None:
+    """Raise `UsageError` for what is not known, or contradicts itself or the model."""
+    request = choice.request
+    for name, value, known in (
+        ("precision", request.precision, ("auto", *PRECISION_BITS)),
+        ("policy", request.policy, POLICIES),
+        ("require", request.require or REQUIREMENTS[0], REQUIREMENTS),
+        ("device", request.device, ("auto", "cpu", "cuda")),
+    ):
+        if value not in known:
+            raise UsageError(f"{request.origin(name)} {value}: not known", hint="known are " + ", ".join(known))
+    if request.require == "fp8" and request.precision not in ("auto", "fp8"):
+        raise UsageError(f"{request.origin('precision')} {request.precision}: contradicts `--require fp8`")
+    for name, number in (
+        ("max_tokens", request.max_tokens),
+        ("token_budget", request.token_budget),
+        ("engine_count", request.engine_count),
+    ):
+        if number is not None and number < 1:
+            raise UsageError(f"{request.origin(name)} {number}: must be at least 1")
+    most = choice.rules.max_tokens
+    if request.max_tokens is not None and request.max_tokens > most:
+        asked = f"{request.origin('max_tokens')} {request.max_tokens}"
+        raise UsageError(f"{asked}: {choice.rules.model} reads at most {most} tokens")
+    if request.profile != "auto":
+        _check_profile_name(choice)
+
+
+def _check_profile_name(choice: Choice) -> None:
+    asked = f"{choice.request.origin('profile')} {choice.request.profile}"
+    known = {profile.name: profile.precision for profile in choice.rules.profiles}
+    known |= {f"cpu-{precision}": precision for precision in choice.machine.cpu_precisions}
+    precision = known.get(choice.request.profile)
+    if precision is None:
+        near = difflib.get_close_matches(choice.request.profile, known, n=1)
+        guess = f"did you mean `{near[0]}`? " if near else ""
+        raise UsageError(f"{asked}: not known", hint=f"{guess}known are auto, {listed(known)}")
+    if choice.precision not in (None, precision):
+        raise UsageError(f"{asked}: is {precision}, not {choice.precision}")
+
+
+def in_order(choice: Choice) -> list[Profile]:
+    """Profiles in the order of the policy: as in the file, or (nim-1x) optimized ones of the lowest precision first."""
+    profiles = list(choice.rules.profiles)
+    if choice.request.policy != "nim-1x" or not choice.rules.automatic:
+        return profiles
+    optimized = [profile for profile in profiles if profile.kind == "optimized"]
+    others = [profile for profile in profiles if profile.kind != "optimized"]
+    return sorted(optimized, key=lambda profile: PRECISION_BITS[profile.precision]) + others
+
+
+def not_asked_for(choice: Choice, profile: Profile, precision: str | None) -> str:
+    """Why a profile is not what was asked for; empty where it is. precision: None as the policy says."""
+    request = choice.request
+    if request.profile != "auto":
+        return "" if profile.name == request.profile else f"{request.origin('profile')} {request.profile}"
+    if precision is not None:
+        return "" if profile.precision == precision else f"it is {profile.precision}, not {precision}"
+    if _chosen_unasked(choice, profile):
+        return ""
+    return f"{profile.precision} is chosen only when it is asked for (`--precision {profile.precision}`)"
+
+
+def not_for(choice: Choice, profile: Profile, group: Sequence[GpuFacts]) -> str:
+    """Why a profile is not for these GPUs, memory model aside; empty where it is."""
+    if profile.kind == "optimized":
+        return "; ".join(_why_not_optimized(choice, profile, group[0]))
+    return _why_not_fallback(profile, group) if profile.kind == "fallback" else _why_not_generic(profile, group[0])
+
+
+def _chosen_unasked(choice: Choice, profile: Profile) -> bool:
+    if profile.kind == "generic":
+        return profile.name == choice.rules.profiles[0].name
+    return not profile.on_request or (choice.rules.automatic and choice.request.policy == "nim-1x")
+
+
+def _why_not_optimized(choice: Choice, profile: Profile, gpu: GpuFacts) -> list[str]:
+    capability, sku, least = gpu.compute_capability, gpu.sku or gpu.name, profile.min_memory_bytes
+    reasons = []
+    if capability is not None and capability < LEAST_CAPABILITY:
+        reasons.append(f"compute capability {show_capability(capability)} is below {show_capability(LEAST_CAPABILITY)}")
+    elif profile.compute_capabilities and capability not in profile.compute_capabilities:
+        known = listed(map(show_capability, profile.compute_capabilities))
+        reasons.append(f"compute capability {show_capability(capability)} is not exactly one of {known}")
+    if profile.skus and not any(same_sku(sku, one) for one in profile.skus):
+        reasons.append(f"SKU {sku or 'unknown'} is not one of {listed(profile.skus)}")
+    if gpu.mig:
+        reasons.append("a MIG instance")
+    if choice.machine.host_arch.casefold() in _ARM:
+        reasons.append(f"the host is {choice.machine.host_arch}, optimized profiles are for x86")
+    if least is not None and gpu.total_bytes is not None and gpu.total_bytes < least:
+        reasons.append(f"it needs {least / GB:g} GB")
+    return reasons
+
+
+def _why_not_fallback(profile: Profile, group: Sequence[GpuFacts]) -> str:
+    """The published need, of all equal GPUs together."""
+    known = [gpu.total_bytes for gpu in group if gpu.total_bytes is not None]
+    if profile.min_memory_bytes is None or len(known) < len(group) or sum(known) >= profile.min_memory_bytes:
+        return ""
+    together = " together" if len(group) > 1 else ""
+    return f"it needs {profile.min_memory_bytes / GB:g} GB, {sum(known) / GB:.2f} GB are there{together}"
+
+
+def _why_not_generic(profile: Profile, gpu: GpuFacts) -> str:
+    least, capability = _PRECISION_NEEDS.get(profile.precision), gpu.compute_capability
+    if least is None or (capability is not None and capability >= least):
+        return ""
+    needs = f"{profile.precision} needs compute capability {show_capability(least)}"
+    return f"{needs}, this is {show_capability(capability)}"

@@ -1,0 +1,536 @@
+"""Profiles as data: what is published about running a model on some GPUs, read from TOML and checked.
+
+One file for each model, `profiles/<model>.toml`. To add a GPU, a precision or a published number is to edit a file; no
+code knows a model by name.
+
+    [model]            identity, limit and, where known, the shape, so that planning needs no checkpoint
+    [engines]          loaded copies on a device: by default, and for performance on a large card
+    [selection]        automatic: whether anything but the default precision may be chosen without being asked for
+    [[profile]]        in order of preference, the first that matches wins; exactly one fallback, last
+    [[memory]]         published memory tables, quoted; `values` and `headings` carry their own certainty
+    [sources.<key>]    where it was read; every block names one
+
+An optimized profile matches by compute capability or by SKU, and all of a file by the same, so that a SKU never decides
+where a capability does. Capabilities match exactly. A profile that no machine and no request could ever reach, because
+earlier ones of its precision match all that it does, is an error, so order never surprises.
+
+Memory is published as GB (1e9 bytes) in the fallback table and as GiB in the footprint tables; keys say which. Between
+the rows of a table its `fit` (GiB = weights + a * batch * length + mask * batch * length^2) can be read: a derived
+figure, with its largest miss over the table's own rows, never to be shown as published.
+
+Checks are plain code: every message names file, entry and key. Nothing here imports more than the standard library.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.errors import ProfileError
+from rerank_cli.planning.profiles import schema
+from rerank_cli.planning.profiles.schema import Capability, known_names, read_block, show_value
+
+GB, GIB, KIB = 10**9, 2**30, 2**10
+
+_PACKAGED = Path(__file__).parents[2] / "_profiles"
+_CHECKOUT = Path(__file__).parents[3] / "profiles"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a block was read. release: of the product or document (`2.0.0`, a revision)."""
+
+    key: str
+    title: str
+    url: str
+    release: str
+    read_on: date
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageShape:
+    """The transformer of a model, as config.json would say it."""
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    source: Source
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class VisionShape:
+    """The vision tower. parameters: of the tower with its unused head; connector_parameters: what joins it to the text.
+
+    max_input_tiles: without the thumbnail that an image of more than one tile has.
+    """
+
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    patch_size: int
+    image_size: int
+    tokens_per_tile: int
+    max_input_tiles: int
+    parameters: int
+    connector_parameters: int
+    source: Source
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a model without its checkpoint. language, vision: None where the shape is unknown or absent."""
+
+    id: str
+    aliases: tuple[str, ...]
+    architecture: str
+    max_tokens: int
+    language: LanguageShape | None
+    vision: VisionShape | None
+    source: Source
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Engines of a device: by default, and for performance on a device of at least so much memory."""
+
+    default: int
+    performance: int
+    performance_min_bytes: int
+    source: Source
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRule:
+    """automatic: a profile on request may be chosen by a policy; False: only by being asked for."""
+
+    automatic: bool
+    source: Source
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One validated way to run a model on some GPUs.
+
+    kind: `optimized` matches by `compute_capabilities` or `skus`, `fallback` any GPU; `generic` is never in a file.
+    on_request: not chosen unless its precision is asked for (see `SelectionRule`).
+    min_memory_bytes: published need of the fallback, of one GPU or of equal GPUs together.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    max_tokens: int
+    compute_capabilities: tuple[Capability, ...] = ()
+    skus: tuple[str, ...] = ()
+    on_request: bool = False
+    min_memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    note: str | None = None
+    source: Source | None = None
+    status: str = "certain"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRow:
+    """One published value. Batch size and length are None where the page prints none."""
+
+    max_batch_size: int | None
+    max_sequence_length: int | None
+    gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFit:
+    """The form that reads between the rows of one table. worst_gib: its largest miss over those rows."""
+
+    weights_gib: float
+    kib_per_token: float
+    mask_bytes: float
+    worst_gib: float
+
+    def gib(self, batch_size: int, length: int) -> float:
+        """Memory at a batch size and a length, in GiB."""
+        linear = self.kib_per_token * KIB * batch_size * length
+        mask = self.mask_bytes * batch_size * length**2
+        return self.weights_gib + (linear + mask) / GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How probable an inferred heading is: that the table is of this model, of this GPU, of this precision (0 to 1)."""
+
+    model: float
+    key: float
+    precision: float
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTable:
+    """A published memory table under its heading. sku: None where tables go by compute capability alone.
+
+    values, headings: the certainty of the numbers and of what they are said to be about.
+    """
+
+    sku: str | None
+    compute_capability: Capability
+    precision: str
+    rows: tuple[MemoryRow, ...]
+    fit: MemoryFit | None
+    values: str
+    headings: str
+    confidence: Confidence | None
+    note: str | None
+    source: Source
+
+    def published(self, batch_size: int, length: int) -> MemoryRow | None:
+        """The row printed for exactly this point, or None."""
+        wanted = (batch_size, length)
+        return next((row for row in self.rows if (row.max_batch_size, row.max_sequence_length) == wanted), None)
+
+    def interpolated_gib(self, batch_size: int, length: int) -> float | None:
+        """The fitted form at a point inside the printed ones; None outside them, or without a fit."""
+        points = [(row.max_batch_size or 0, row.max_sequence_length or 0) for row in self.rows]
+        batches, lengths = zip(*points, strict=True)
+        inside = min(batches) <= batch_size <= max(batches) and min(lengths) <= length <= max(lengths)
+        return self.fit.gib(batch_size, length) if self.fit and inside else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfiles:
+    """One file: a model, its profiles in order of preference, its published memory tables."""
+
+    file: str
+    model: ModelFacts
+    engines: Engines
+    selection: SelectionRule
+    profiles: tuple[Profile, ...]
+    memory: tuple[MemoryTable, ...]
+
+    @property
+    def fallback(self) -> Profile:
+        """The last profile: any GPU with room."""
+        return self.profiles[-1]
+
+    def memory_tables(
+        self, *, precision: str, compute_capability: Capability | None, sku: str | None
+    ) -> tuple[MemoryTable, ...]:
+        """The published tables for a GPU: of its SKU where tables go by SKU, else of its exact capability."""
+        return tuple(
+            table
+            for table in self.memory
+            if table.precision == precision
+            and (same_sku(table.sku, sku) if table.sku else table.compute_capability == compute_capability)
+        )
+
+
+def profiles_dir() -> Path:
+    """The folder of the profiles that ship with the program: inside the package, or the checkout's."""
+    return _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+
+def load_profiles(path: Path) -> ModelProfiles:
+    """Read and check one file; `ProfileError` names file, entry and key of whatever is wrong."""
+    try:
+        document = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: TOML, UTF-8, and whole numbers of 4,300 digits
+        raise ProfileError(f"{path}: not TOML: {error}") from error
+    return parse_profiles(document, file=str(path))
+
+
+def load_all_profiles(folder: Path | None = None) -> tuple[ModelProfiles, ...]:
+    """Every file of a folder (the shipped one), by name; `ProfileError` where two describe the same model."""
+    folder = folder or profiles_dir()
+    if not folder.is_dir():
+        raise ProfileError(f"{folder}: no such folder")
+    models = tuple(load_profiles(path) for path in sorted(folder.glob("*.toml")))
+    seen: dict[str, str] = {}
+    for model in models:
+        for name in (model.model.id, *model.model.aliases):
+            if name.casefold() in seen:
+                raise ProfileError(f"{model.file}: model: `{name}` is already in {seen[name.casefold()]}")
+            seen[name.casefold()] = model.file
+    return models
+
+
+def find_profiles(
+    model: str | None,
+    *,
+    architecture: str | None = None,
+    layers: int | None = None,
+    hidden_size: int | None = None,
+    folder: Path | None = None,
+) -> tuple[ModelProfiles | None, str]:
+    """The profiles of a model, or None, and why.
+
+    model: an id, an alias, or a path whose last part is the last part of one. architecture, layers, hidden_size: of its
+    checkpoint, where there is one; they decide: a name whose architecture is another's is not believed, and a
+    checkpoint of the same architecture and shape has the same profiles under any name.
+    """
+    known = load_all_profiles(folder)
+    name = (model or "").rstrip("/").casefold()
+    for found in known:
+        if (name and name in _names(found.model)) or name.rpartition("/")[2] in _short_names(found.model):
+            if architecture in (None, found.model.architecture):
+                return found, f"profiles of {found.model.id}: {found.file}"
+            return None, f"no profiles: {model} is a {architecture}, {found.file} is for {found.model.architecture}"
+    for found in known:
+        shape = found.model.language
+        if shape and (found.model.architecture, shape.layers, shape.hidden_size) == (architecture, layers, hidden_size):
+            return found, f"profiles of {found.model.id}: the same architecture and shape ({found.file})"
+    return None, f"no profiles for {model or 'this model'} in {folder or profiles_dir()}"
+
+
+def _names(model: ModelFacts) -> set[str]:
+    return {name.casefold() for name in (model.id, *model.aliases)}
+
+
+def _short_names(model: ModelFacts) -> set[str]:
+    return {name.rpartition("/")[2] for name in _names(model)}
+
+
+def same_sku(one: str | None, other: str | None) -> bool:
+    """Two spellings of one SKU: NVML's `NVIDIA H100 NVL`, the page's `H100-NVL`, a container's `NVIDIA-H100-NVL`."""
+    return one is not None and other is not None and _plain_sku(one) == _plain_sku(other)
+
+
+def _plain_sku(sku: str) -> str:
+    return "-".join(sku.split()).casefold().removeprefix("nvidia-")
+
+
+def show_capability(capability: Capability | None) -> str:
+    """`9.0`, or `unknown`."""
+    return "unknown" if capability is None else f"{capability[0]}.{capability[1]}"
+
+
+def render_support_matrix(models: Iterable[ModelProfiles]) -> str:
+    """The support matrix as a Markdown table, a row for each profile, in the order of the files."""
+    rows = ["| model | profile | GPUs | precision | max tokens | chosen |", "| --- | --- | --- | --- | --- | --- |"]
+    for found in models:
+        for profile in found.profiles:
+            cells = (
+                f"`{found.model.id}`",
+                f"`{profile.name}`",
+                _matching_gpus(profile),
+                profile.precision,
+                f"{profile.max_tokens}",
+                _when_chosen(profile),
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _matching_gpus(profile: Profile) -> str:
+    if profile.compute_capabilities:
+        return "compute capability " + ", ".join(map(show_capability, profile.compute_capabilities))
+    if profile.skus:
+        return ", ".join(f"`{sku}`" for sku in profile.skus)
+    room = "" if profile.min_memory_bytes is None else f" with {profile.min_memory_bytes / GB:g} GB"
+    return f"any NVIDIA GPU{room}, alone or together with equal ones"
+
+
+def _when_chosen(profile: Profile) -> str:
+    if profile.on_request:
+        return f"with `--precision {profile.precision}`"
+    return "by default" if profile.kind == "optimized" else "where no optimized profile matches"
+
+
+def parse_profiles(document: Mapping[str, Any], *, file: str) -> ModelProfiles:
+    """Check a parsed document and make it plain values; file: how messages call it."""
+    if document.get("schema") != schema.SCHEMA or isinstance(document.get("schema"), bool):
+        raise ProfileError(f"{file}: `schema` must be {schema.SCHEMA}: {show_value(document.get('schema', 'missing'))}")
+    top = read_block(f"{file}: top level", document, schema.TOP)
+    sources = {
+        key: Source(key=key, **read_block(f"{file}: sources.{key}", block, schema.SOURCE))
+        for key, block in top["sources"].items()
+    }
+    reader = _Reader(file, sources)
+    profiles = tuple(reader.profile(number, block) for number, block in enumerate(top["profile"], 1))
+    _check_profiles(file, profiles)
+    groups = enumerate(top.get("memory", []), 1)
+    memory = tuple(table for number, block in groups for table in reader.memory_group(number, block))
+    _check_memory(file, memory)
+    return ModelProfiles(
+        file=file,
+        model=reader.model(top["model"]),
+        engines=reader.engines(top["engines"]),
+        selection=SelectionRule(**reader.read("selection", top["selection"], schema.SELECTION)),
+        profiles=profiles,
+        memory=memory,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Turns the blocks of one file into values; `source` keys become the sources they name."""
+
+    file: str
+    sources: Mapping[str, Source]
+
+    def read(self, entry: str, block: Any, keys: schema.Keys) -> dict[str, Any]:
+        where = f"{self.file}: {entry}"
+        values = read_block(where, block, keys)
+        if "source" in values:
+            key = values["source"]
+            if key not in self.sources:
+                raise ProfileError(
+                    f"{where}: `source` names no [sources.{key}]", hint=known_names(key, list(self.sources), "sources")
+                )
+            values["source"] = self.sources[key]
+        return values
+
+    def model(self, block: Any) -> ModelFacts:
+        values = self.read("model", block, schema.MODEL)
+        language, vision = values.pop("language", None), values.pop("vision", None)
+        if language is not None:
+            language = LanguageShape(**self.read("model.language", language, schema.LANGUAGE))
+        if vision is not None:
+            vision = VisionShape(**self.read("model.vision", vision, schema.VISION))
+        return ModelFacts(aliases=values.pop("aliases", ()), language=language, vision=vision, **values)
+
+    def engines(self, block: Any) -> Engines:
+        values = self.read("engines", block, schema.ENGINES)
+        engines = Engines(performance_min_bytes=_gb_to_bytes(values.pop("performance_min_gb")), **values)
+        if engines.performance < engines.default:
+            raise ProfileError(
+                f"{self.file}: engines: `performance` must not be below `default`: "
+                f"{engines.performance} < {engines.default}"
+            )
+        return engines
+
+    def profile(self, number: int, block: Any) -> Profile:
+        name = block.get("name") if isinstance(block, dict) else None
+        entry = f"profile `{name}`" if isinstance(name, str) and name else f"profile {number}"
+        values = self.read(entry, block, schema.PROFILE)
+        capabilities, skus = values.pop("compute_capability", ()), values.pop("sku", ())
+        keyed = bool(capabilities) + bool(skus)
+        if values["kind"] == "optimized" and keyed != 1:
+            raise ProfileError(f"{self.file}: {entry}: needs `compute_capability` or `sku`, one of the two")
+        if values["kind"] == "fallback" and keyed:
+            unwanted = "compute_capability" if capabilities else "sku"
+            raise ProfileError(f"{self.file}: {entry}: a fallback matches any GPU: remove `{unwanted}`")
+        if values["kind"] == "fallback" and values.get("on_request"):
+            raise ProfileError(f"{self.file}: {entry}: a fallback cannot be `on_request`")
+        for unit, key in (("min_memory_gb", "min_memory_bytes"), ("disk_gb", "disk_bytes")):
+            if unit in values:
+                values[key] = _gb_to_bytes(values.pop(unit))
+        return Profile(compute_capabilities=capabilities, skus=skus, **values)
+
+    def memory_group(self, number: int, block: Any) -> list[MemoryTable]:
+        values = self.read(f"memory {number}", block, schema.MEMORY)
+        tables = values.pop("table")
+        confidence = values.pop("confidence", None)
+        if confidence is not None:
+            confidence = Confidence(**self.read(f"memory {number}: confidence", confidence, schema.CONFIDENCE))
+        elif values["headings"] != "certain":
+            raise ProfileError(f"{self.file}: memory {number}: headings that are not certain need `confidence`")
+        values.setdefault("note", None)
+        return [
+            self._memory_table(f"memory {number}, table {place}", table, {**values, "confidence": confidence})
+            for place, table in enumerate(tables, 1)
+        ]
+
+    def _memory_table(self, entry: str, block: Any, group: dict[str, Any]) -> MemoryTable:
+        values = self.read(entry, block, schema.TABLE)
+        rows = tuple(self._memory_row(f"{entry}, row {number}", row) for number, row in enumerate(values["rows"], 1))
+        fit = values.get("fit")
+        if fit is not None and any(row.max_batch_size is None for row in rows):
+            raise ProfileError(f"{self.file}: {entry}: `fit` needs rows with batch size and length")
+        values.update(
+            rows=rows,
+            fit=None if fit is None else MemoryFit(**self.read(f"{entry}: fit", fit, schema.FIT)),
+            sku=values.get("sku"),
+        )
+        return MemoryTable(**values, **group)
+
+    def _memory_row(self, entry: str, block: Any) -> MemoryRow:
+        values = self.read(entry, block, schema.ROW)
+        batch_size, length = values.get("max_batch_size"), values.get("max_sequence_length")
+        if (batch_size is None) != (length is None):
+            raise ProfileError(
+                f"{self.file}: {entry}: `max_batch_size` and `max_sequence_length` stand together or not at all"
+            )
+        return MemoryRow(max_batch_size=batch_size, max_sequence_length=length, gib=values["gib"])
+
+
+def _check_profiles(file: str, profiles: Sequence[Profile]) -> None:
+    """Unique names, one fallback at the end, one way of matching, none hidden by earlier ones."""
+    names = [profile.name for profile in profiles]
+    for name in names:
+        if names.count(name) > 1:
+            raise ProfileError(f"{file}: profile `{name}`: the name is there twice")
+    fallbacks = [profile.name for profile in profiles if profile.kind == "fallback"]
+    if len(fallbacks) != 1:
+        raise ProfileError(f'{file}: there must be exactly one profile of `kind` "fallback": found {len(fallbacks)}')
+    if profiles[-1].kind != "fallback":
+        raise ProfileError(f"{file}: profile `{fallbacks[0]}`: the fallback must be the last profile")
+    optimized = profiles[:-1]
+    by_sku = next((profile.name for profile in optimized if profile.skus), None)
+    by_capability = next((profile.name for profile in optimized if profile.compute_capabilities), None)
+    if by_sku and by_capability:
+        raise ProfileError(
+            f"{file}: profile `{by_sku}`: `sku` must not decide where `compute_capability` does (`{by_capability}`)",
+            hint="key all optimized profiles of a file by the same",
+        )
+    for place, profile in enumerate(optimized):
+        _check_reachable(file, profile, optimized[:place])
+
+
+def _check_reachable(file: str, profile: Profile, earlier: Sequence[Profile]) -> None:
+    """Earlier profiles of its precision do not match all that it does; one on request hides only another on request."""
+    same_precision = [other for other in earlier if other.precision == profile.precision]
+    hiding = [other for other in same_precision if profile.on_request or not other.on_request]
+    capabilities = {capability for other in hiding for capability in other.compute_capabilities}
+    skus = {_plain_sku(sku) for other in hiding for sku in other.skus}
+    if capabilities.issuperset(profile.compute_capabilities) and skus.issuperset(map(_plain_sku, profile.skus)):
+        names = ", ".join(f"`{other.name}`" for other in hiding)
+        raise ProfileError(f"{file}: profile `{profile.name}`: never chosen, {names} before it match all that it does")
+
+
+def _check_memory(file: str, tables: Sequence[MemoryTable]) -> None:
+    """No heading twice; within one, more pairs or longer ones never need less."""
+    seen = set()
+    for table in tables:
+        of = table.sku or show_capability(table.compute_capability)
+        heading = (_plain_sku(of), table.precision, table.source.key)
+        where = f"{file}: memory of {of} {table.precision}"
+        if heading in seen:
+            raise ProfileError(f"{where}: the heading is there twice")
+        seen.add(heading)
+        _check_rows(where, table.rows)
+
+
+def _check_rows(where: str, rows: Sequence[MemoryRow]) -> None:
+    if len(rows) > 1 and any(row.max_batch_size is None for row in rows):
+        raise ProfileError(f"{where}: several rows need `max_batch_size` and `max_sequence_length`")
+    points = [(row.max_batch_size or 0, row.max_sequence_length or 0, row.gib) for row in rows]
+    for place, (batch_size, length, gib) in enumerate(points):
+        for other_batch_size, other_length, other_gib in points[:place] + points[place + 1 :]:
+            if batch_size > other_batch_size or length > other_length:
+                continue
+            if (batch_size, length) == (other_batch_size, other_length):
+                raise ProfileError(f"{where}: `rows` has batch size {batch_size}, length {length} twice")
+            if gib > other_gib:
+                raise ProfileError(
+                    f"{where}: `gib` falls from {gib} at batch size {batch_size}, length {length} to {other_gib} at "
+                    f"batch size {other_batch_size}, length {other_length}"
+                )
+
+
+def _gb_to_bytes(gigabytes: float) -> int:
+    return round(gigabytes * GB)

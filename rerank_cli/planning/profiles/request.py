@@ -1,0 +1,215 @@
+"""What goes into the choice of a profile and what comes out of it: plain values, no decision.
+
+ProfileRequest    what the user asked for
+GpuFacts          one GPU, or one instance of a MIG GPU
+MachineFacts      the GPUs, the host, and whether torch can use them
+GenericFacts      a model without a profile file
+MemoryNeed        the memory model, as the choice asks it
+ProfilePlan       one way to run the model
+Decision          the plan with its reasons, every rejected profile, and warnings
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rerank_cli.errors import DoesNotFitError, UsageError
+from rerank_cli.planning.profiles.profile_file import GB, GIB, show_capability
+from rerank_cli.planning.profiles.schema import Capability
+
+GENERIC_PRECISIONS = ("fp16", "bf16", "fp32")
+"""What our runtime has on a GPU for any model, the default first."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """One GPU, or one MIG instance, as it was detected or described; what could not be read is None.
+
+    sku: product name with hyphens (`NVIDIA-H100-NVL`); other spellings are understood. mig: a MIG instance, its memory
+    its own. reason: what could not be read, or why the GPU is not usable.
+    """
+
+    index: int
+    uuid: str | None = None
+    name: str | None = None
+    sku: str | None = None
+    compute_capability: Capability | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    mig: bool = False
+    reason: str | None = None
+    usable: bool = True
+
+    @property
+    def available_bytes(self) -> int | None:
+        """Memory that a plan may fill: what is free, or all of it where only that is known."""
+        return self.total_bytes if self.free_bytes is None else self.free_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFacts:
+    """What the plan is for. host_arch: as `platform.machine()`.
+
+    torch_cuda, torch_reason: whether the installed torch can use CUDA; why not, and the remedy.
+    cpu_precisions: what the CPU runs in hardware, the default first; cpu_lacks: why another one is not there.
+    """
+
+    gpus: tuple[GpuFacts, ...] = ()
+    host_arch: str = "x86_64"
+    torch_cuda: bool = True
+    torch_reason: str | None = None
+    cpu_precisions: tuple[str, ...] = ("fp32",)
+    cpu_available_bytes: int | None = None
+    cpu_lacks: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GenericFacts:
+    """A model without a profile file, from its checkpoint. precisions: what its family runs on a GPU, default first."""
+
+    model: str
+    max_tokens: int
+    precisions: tuple[str, ...] = GENERIC_PRECISIONS
+    engines: int = 1
+    performance_engines: int = 2
+    performance_min_bytes: int = 80 * GB
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """What the user asked for; None and `auto` mean "decide".
+
+    device: `auto`, `cpu` or `cuda`; gpus: only these, by index. origins: which option or variable decided a field
+    (`{"precision": "NIM_PRECISION"}`), for the reasons. assume_cuda: plan for the GPUs although this torch cannot use
+    them (the warning stays).
+    """
+
+    precision: str = "auto"
+    device: str = "auto"
+    gpus: tuple[int, ...] | None = None
+    policy: str = "nim-2x"
+    require: str | None = None
+    performance: bool = False
+    profile: str = "auto"
+    max_tokens: int | None = None
+    token_budget: int | None = None
+    engine_count: int | None = None
+    assume_cuda: bool = False
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, name: str) -> str:
+        """What decided a field: the option of its name, unless `origins` says otherwise."""
+        return self.origins.get(name, f"--{name.replace('_', '-')}")
+
+
+def parse_device(text: str, origin: str = "--device") -> tuple[str, tuple[int, ...] | None]:
+    """`device` and `gpus` of a request: `cuda` and (0, 1) of `cuda:0,1`. origin: what messages call it."""
+    kind, colon, numbers = text.partition(":")
+    if kind == "mps":
+        # The models might run there; nobody has compared their logits, and this program does not guess.
+        raise UsageError(f"{origin} {text}: not supported", hint="`--device cpu` runs on Apple silicon too")
+    if not colon:
+        return kind, None
+    if kind != "cuda" or not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", numbers):
+        raise UsageError(f"{origin} {text}: not a device", hint="known are auto, cpu, cuda, cuda:0, cuda:0,1, ...")
+    return kind, tuple(dict.fromkeys(map(int, numbers.split(","))))
+
+
+class MemoryNeed(Protocol):
+    """Bytes that a device must have free for a plan; the memory model answers.
+
+    gpu: None for the CPU; of a GPU its kind may count (capability, SKU), its memory must not. token_budget: the tokens
+    a batch may reach, never below max_tokens. Must not fall when max_tokens, token_budget or engines grow.
+    """
+
+    def __call__(
+        self, gpu: GpuFacts | None, *, precision: str, max_tokens: int, token_budget: int, engines: int
+    ) -> int:
+        """Bytes for all engines of the device together."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilePlan:
+    """One way to run the model on this machine.
+
+    kind: `optimized`, `fallback`, `generic` or `cpu`. engine_count: of each device. needed_bytes: of each device by the
+    memory model, None where nothing was asked of it.
+    """
+
+    profile: str
+    kind: str
+    precision: str
+    max_tokens: int
+    engine_count: int
+    token_budget: int
+    attention: str
+    gpus: tuple[GpuFacts, ...] = ()
+    needed_bytes: int | None = None
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Indices of the GPUs of the chosen group."""
+        return tuple(gpu.index for gpu in self.gpus)
+
+    @property
+    def total_engines(self) -> int:
+        """Engines on all devices together."""
+        return self.engine_count * max(1, len(self.gpus))
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A profile that was not chosen, on which GPUs, and why."""
+
+    profile: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The plan with everything that led to it."""
+
+    plan: ProfilePlan
+    reasons: tuple[str, ...]
+    rejected: tuple[Rejection, ...]
+    warnings: tuple[str, ...]
+
+
+class NoProfileFitsError(DoesNotFitError):
+    """No profile is left; `rejected` and `warnings` are what a `Decision` would have held."""
+
+    def __init__(
+        self, message: str, *, hint: str | None, rejected: Iterable[Rejection], warnings: Iterable[str]
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.rejected = tuple(rejected)
+        self.warnings = tuple(warnings)
+
+
+def show_gpu(gpu: GpuFacts) -> str:
+    """`GPU 0 (NVIDIA L4, 8.9, 22.5 GiB)`."""
+    return f"GPU {gpu.index} ({_show_kind(gpu)})"
+
+
+def show_group(group: Sequence[GpuFacts]) -> str:
+    """`GPUs 0, 1 (NVIDIA L4, 8.9, 22.5 GiB)`."""
+    return f"GPU{'s' * (len(group) > 1)} {listed(gpu.index for gpu in group)} ({_show_kind(group[0])})"
+
+
+def _show_kind(gpu: GpuFacts) -> str:
+    memory = "memory unknown" if gpu.total_bytes is None else show_gib(gpu.total_bytes)
+    return f"{gpu.name or gpu.sku or 'name unknown'}, {show_capability(gpu.compute_capability)}, {memory}"
+
+
+def show_gib(size: int | None) -> str:
+    """Bytes for a message."""
+    return "unknown memory" if size is None else f"{size / GIB:.1f} GiB"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names with commas between them."""
+    return ", ".join(map(str, names))

@@ -1,0 +1,472 @@
+"""Which profile runs a model on this machine, why, and why not the others.
+
+`select_profile` is a pure function of a request, a model's profiles and a machine. It goes so:
+
+1. A CPU plan where the CPU is asked for, no GPU is usable, or torch cannot use one.
+2. Equal GPUs (SKU, compute capability, memory) are a group; an instance of a MIG GPU is a group of its own.
+3. In each group the profiles are tried in their order. One is rejected for its precision, its capability or SKU, the
+   host, or the memory; the first that is left is the group's. A precision that none can give is dropped with a warning
+   (as NVIDIA's runtime does), unless something is required.
+4. Memory (`fit.py`): the token budget falls from the wanted one to that of one longest pair, then engines are
+   given up, then the profile; after that the budget stays at the floor it had fallen to. So more memory of a GPU, or
+   of all equal GPUs that nothing else uses, never gives a smaller budget.
+5. The group with the most engines in all is the plan; of equal ones the optimized, then the larger budget.
+
+Which profiles match, and in which order they are tried, is `matching.py`; the values are in `request.py`.
+
+"Homogeneous GPUs with sufficient aggregate memory" holds for the published need of the fallback alone. An engine of
+ours lives on one GPU, so each GPU must have room by the memory model as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
+from rerank_cli.planning.profiles.matching import (
+    LEAST_CAPABILITY,
+    POLICIES,
+    REQUIREMENTS,
+    Choice,
+    check_request,
+    in_order,
+    not_asked_for,
+    not_for,
+    rules_of,
+)
+from rerank_cli.planning.profiles.profile_file import GB, ModelProfiles, Profile, show_capability
+from rerank_cli.planning.profiles.request import (
+    Decision,
+    GenericFacts,
+    GpuFacts,
+    MachineFacts,
+    MemoryNeed,
+    NoProfileFitsError,
+    ProfilePlan,
+    ProfileRequest,
+    Rejection,
+    listed,
+    show_gib,
+    show_gpu,
+    show_group,
+)
+
+__all__ = [
+    "POLICIES", "REQUIREMENTS", "Decision", "GenericFacts", "GpuFacts", "MachineFacts", "MemoryNeed",
+    "NoProfileFitsError", "ProfilePlan", "ProfileRequest", "Rejection", "select_profile",
+]  # fmt: skip
+
+GPU_TOKEN_BUDGET = 32768
+"""Tokens of a batch on a GPU that has room: enough rows to fill the card (measured on none yet)."""
+CPU_TOKEN_BUDGET = 2048
+"""Tokens of a batch on a CPU: 2,048 to 4,096 measured best on Zen 4, where activations stay in the caches."""
+
+
+def select_profile(
+    request: ProfileRequest,
+    model: ModelProfiles | GenericFacts,
+    machine: MachineFacts,
+    *,
+    need: MemoryNeed | None = None,
+) -> Decision:
+    """The plan for `request` on `machine`.
+
+    need: the memory model; without one nothing is checked to fit. Raises `NoProfileFitsError` where nothing is left or
+    what is required is absent, `UsageError` where the request contradicts itself or the model.
+    """
+    choice = Choice(request, rules_of(model), machine, need)
+    check_request(choice)
+    gpus = _usable_gpus(choice)
+    if not gpus:
+        return _cpu_decision(choice)
+    if choice.precision == "int8":
+        why = "int8 layers are there for CPUs alone"
+        raise choice.refusal(
+            f"{choice.precision_origin} int8: {why}", hint="`--device cpu` runs them; a GPU runs fp16, bf16 or fp32"
+        )
+    candidates = [found for group in _groups(gpus) if (found := _plan_group(choice, group)) is not None]
+    if not candidates:
+        raise _nothing_fits(choice, gpus)
+    return _best(choice, candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """The plan of one group, with its reasons and warnings."""
+
+    plan: ProfilePlan
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def _usable_gpus(choice: Choice) -> list[GpuFacts]:
+    """The GPUs to plan for; none means the CPU, and the last reason says why."""
+    request, machine = choice.request, choice.machine
+    gpus: list[GpuFacts] = []
+    if request.device == "cpu":
+        choice.reasons.append(f"CPU: {request.origin('device')} cpu")
+    elif request.profile.startswith("cpu-"):
+        choice.reasons.append(f"CPU: {request.origin('profile')} {request.profile}")
+    else:
+        gpus = _asked_gpus(choice)
+        if gpus and not machine.torch_cuda:
+            why = machine.torch_reason or "this torch cannot use CUDA"
+            choice.warn(f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} present, but {why}")
+            gpus = gpus if request.assume_cuda else []
+            choice.reasons += [] if gpus else [f"CPU: {why}"]
+        elif not gpus:
+            choice.reasons.append("CPU: no usable GPU")
+    if not gpus:
+        _refuse_cpu(choice)
+    return gpus
+
+
+def _refuse_cpu(choice: Choice) -> None:
+    """Raise where something is asked for that only a GPU has."""
+    request, why = choice.request, choice.reasons[-1].removeprefix("CPU: ")
+    if request.require is not None:
+        raise choice.refusal(f"--require {request.require}: {why}")
+    if request.device == "cuda":
+        raise choice.refusal(f"{request.origin('device')} cuda: {why}")
+    if request.profile != "auto" and not request.profile.startswith("cpu-"):
+        raise choice.refusal(f"{request.origin('profile')} {request.profile}: {why}")
+
+
+def _asked_gpus(choice: Choice) -> list[GpuFacts]:
+    origin, asked = choice.request.origin("device"), choice.request.gpus
+    gpus = []
+    for gpu in choice.machine.gpus:
+        if asked is not None and gpu.index not in asked:
+            choice.reasons.append(f"{show_gpu(gpu)} is left out: {origin}")
+        elif gpu.usable:
+            gpus.append(gpu)
+        else:
+            choice.warn(f"{show_gpu(gpu)} is not usable: {gpu.reason or 'it does not answer'}")
+    missing = sorted(set(asked or ()) - {gpu.index for gpu in gpus})
+    if missing:
+        raise choice.refusal(f"{origin}: no usable GPU {listed(missing)}")
+    return gpus
+
+
+def _groups(gpus: Iterable[GpuFacts]) -> list[tuple[GpuFacts, ...]]:
+    """Equal GPUs together, in the order of their first. A process sees one MIG instance, so each is alone."""
+    groups: dict[object, list[GpuFacts]] = {}
+    for place, gpu in enumerate(gpus):
+        kind = (gpu.sku or gpu.name, gpu.compute_capability, gpu.total_bytes, place if gpu.mig else None)
+        groups.setdefault(kind, []).append(gpu)
+    return [tuple(group) for group in groups.values()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """A walk over the profiles: the first that is left, and why the others are not.
+
+    ceiling: of the budget in a later walk, the floor of a profile that did not fit.
+    """
+
+    found: _Candidate | None
+    turned_down: Mapping[str, str]
+    ceiling: int | None
+
+
+def _plan_group(choice: Choice, group: tuple[GpuFacts, ...]) -> _Candidate | None:
+    """The plan of one group, or None; the profiles that are not chosen go to `rejected`, each once."""
+    asked, request, on = choice.precision, choice.request, show_group(group)
+    precision_of = {profile.name: profile.precision for profile in choice.rules.profiles}
+    walk, warnings = _walk(choice, group, asked), []
+    turned_down = walk.turned_down
+    if walk.found is None and asked is not None and request.require is None and request.profile == "auto":
+        walk = _walk(choice, group, None, ceiling=walk.ceiling)
+        # What spoke against the precision that was asked for says more than that it is not the default.
+        turned_down = {
+            name: turned_down[name] if precision_of[name] == asked else why for name, why in walk.turned_down.items()
+        }
+        if walk.found is not None:
+            warnings.append(
+                f"{on}: {choice.precision_origin} {asked} is not available, "
+                f"{walk.found.plan.precision} is used (profile `{walk.found.plan.profile}`)"
+            )
+    choice.rejected += [
+        Rejection(profile.name, f"{on}: {turned_down[profile.name]}")
+        for profile in choice.rules.profiles
+        if profile.name in turned_down and (profile.kind != "generic" or _of_interest(choice, profile))
+    ]
+    if walk.found is None:
+        return None
+    if group[0].mig and walk.found.plan.kind != "generic":
+        what = f"profile `{walk.found.plan.profile}`, with the instance's own memory"
+        warnings.append(f"{on} is a MIG instance, which NVIDIA does not support for this model: {what}")
+    return replace(walk.found, warnings=(*walk.found.warnings, *warnings))
+
+
+def _of_interest(choice: Choice, profile: Profile) -> bool:
+    """A generic profile of a model that has published ones is, where its precision is asked for."""
+    return choice.rules.profiles[0].kind == "generic" or choice.precision == profile.precision
+
+
+def _walk(choice: Choice, group: tuple[GpuFacts, ...], precision: str | None, *, ceiling: int | None = None) -> _Walk:
+    """Try the profiles in order. precision: only this one, None as the policy says."""
+    found: _Candidate | None = None
+    turned_down: dict[str, str] = {}
+    for profile in in_order(choice):
+        why = f"`{found.plan.profile}` comes first" if found else not_asked_for(choice, profile, precision)
+        if not why:
+            why = not_for(choice, profile, group)
+            if not why:
+                wish = _wish(choice, profile, group[0], ceiling=ceiling)
+                fit = fit_group(wish, [gpu.available_bytes for gpu in group], _need(choice, profile, group[0]))
+                if fit is not None:
+                    found = _candidate(choice, profile, group, wish, *fit, turned_down)
+                    continue
+                why, ceiling = _too_little(choice, profile, group), wish.floor
+            choice.fail(show_group(group), f"`{profile.name}`: {why}")
+        turned_down[profile.name] = why
+    return _Walk(found, turned_down, ceiling)
+
+
+def _wish(choice: Choice, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
+    """What is wanted of a device. ceiling: of the budget, the floor of a profile that did not fit."""
+    request, rules, longest = choice.request, choice.rules, choice.max_tokens(profile)
+    wanted = _wanted_budget(choice, profile, on_cpu=gpu is None)
+    budget = wanted if ceiling is None else min(wanted, ceiling)
+    if gpu is None or request.engine_count is not None:
+        engines = more = request.engine_count or 1
+    else:
+        engines = rules.engines
+        more = max(engines, rules.performance_engines) if _performs(choice, gpu) else engines
+    return Wish(budget=budget, floor=min(budget, longest), engines=engines, more_engines=more)
+
+
+def _wanted_budget(choice: Choice, profile: Profile, *, on_cpu: bool) -> int:
+    default = CPU_TOKEN_BUDGET if on_cpu else max(GPU_TOKEN_BUDGET, choice.max_tokens(profile))
+    return choice.request.token_budget or default
+
+
+def _performs(choice: Choice, gpu: GpuFacts) -> bool:
+    """Performance mode is asked for, on a GPU that is large enough."""
+    return choice.request.performance and (gpu.total_bytes or 0) >= choice.rules.performance_min_bytes
+
+
+def _need(choice: Choice, profile: Profile, gpu: GpuFacts | None) -> Need | None:
+    """The memory model at the point of a profile."""
+    model, longest = choice.need, choice.max_tokens(profile)
+    if model is None:
+        return None
+
+    def need(budget: int, engines: int) -> int:
+        return model(
+            gpu, precision=profile.precision, max_tokens=longest, token_budget=max(budget, longest), engines=engines
+        )
+
+    return need
+
+
+def _too_little(choice: Choice, profile: Profile, group: Sequence[GpuFacts]) -> str:
+    gpu, need = max(group, key=lambda gpu: gpu.available_bytes or 0), _need(choice, profile, group[0])
+    needed = None if need is None else need(1, 1)
+    wanted = f"{profile.precision} needs {show_gib(needed)} at {choice.max_tokens(profile)} tokens"
+    return f"{wanted}, {show_gib(gpu.available_bytes)} are free"
+
+
+def _candidate(
+    choice: Choice,
+    profile: Profile,
+    group: tuple[GpuFacts, ...],
+    wish: Wish,
+    fit: Fit,
+    places: tuple[int, ...],
+    turned_down: Mapping[str, str],
+) -> _Candidate:
+    plan = ProfilePlan(
+        profile=profile.name,
+        kind=profile.kind,
+        precision=profile.precision,
+        max_tokens=choice.max_tokens(profile),
+        engine_count=fit.engines,
+        token_budget=fit.budget,
+        attention=_attention(group[0], profile.precision),
+        gpus=tuple(group[place] for place in places),
+        needed_bytes=fit.needed_bytes,
+    )
+    reasons = [f"profile `{profile.name}` on {show_group(plan.gpus)}: {_why(choice, profile, group[0], turned_down)}"]
+    reasons += _why_limits(choice, profile, fit) + _why_engines(choice, group[0], wish, fit)
+    for gpu in group:
+        if gpu not in plan.gpus:
+            reasons.append(f"{show_gpu(gpu)} is left out: only {show_gib(gpu.available_bytes)} are free")
+    unknown = choice.need is not None and any(gpu.available_bytes is None for gpu in plan.gpus)
+    warnings = (f"{show_group(plan.gpus)}: nothing says that the plan fits",) if unknown else ()
+    return _Candidate(plan, tuple(reasons), warnings)
+
+
+def _why(choice: Choice, profile: Profile, gpu: GpuFacts, turned_down: Mapping[str, str]) -> str:
+    """Why this profile. turned_down: what was said of those before it."""
+    request = choice.request
+    if request.profile != "auto":
+        return f"{request.origin('profile')} {request.profile}"
+    asked = choice.precision == profile.precision
+    if profile.kind == "fallback":
+        optimized = [one.name for one in in_order(choice) if one.kind == "optimized" and one.name in turned_down]
+        same = [name for name in optimized if _precision_of(choice, name) == profile.precision]
+        why = turned_down[(same or optimized)[-1]] if optimized else "the model has none"
+        return f"no optimized profile is left: {why}"
+    if profile.kind == "generic":
+        published = choice.rules.profiles[0].kind != "generic"
+        no_profile = "no published profile has it" if published else f"no profile file for {choice.rules.model}"
+        decided = f"{choice.precision_origin} {profile.precision}" if asked else f"{profile.precision} by default"
+        return f"{decided}, {no_profile}"
+    matched = f"compute capability {show_capability(gpu.compute_capability)}"
+    if profile.skus:
+        matched = f"SKU {gpu.sku or gpu.name}"
+    decided = choice.precision_origin if asked else f"policy {request.policy}"
+    return f"{matched}, {profile.precision} by {decided}"
+
+
+def _precision_of(choice: Choice, name: str) -> str:
+    return next(profile.precision for profile in choice.rules.profiles if profile.name == name)
+
+
+def _why_limits(choice: Choice, profile: Profile, fit: Fit) -> list[str]:
+    request, reasons = choice.request, []
+    if request.max_tokens is None:
+        limit = "the profile" if profile.kind in ("optimized", "fallback") else "what the model reads"
+        reasons.append(f"max tokens {profile.max_tokens}: {limit}")
+    else:
+        says = f"the profile says {profile.max_tokens}"
+        reasons.append(f"max tokens {request.max_tokens}: {request.origin('max_tokens')} ({says})")
+    decided = "the default" if request.token_budget is None else request.origin("token_budget")
+    wanted = _wanted_budget(choice, profile, on_cpu=profile.kind == "cpu")
+    if fit.budget < wanted:
+        decided = f"more does not fit ({wanted} is {decided})"
+    return [*reasons, f"token budget {fit.budget}: {decided}"]
+
+
+def _why_engines(choice: Choice, gpu: GpuFacts | None, wish: Wish, fit: Fit) -> list[str]:
+    request, large = choice.request, f"{choice.rules.performance_min_bytes / GB:g} GB"
+    decided = "the default"
+    if request.engine_count is not None:
+        decided = request.origin("engine_count")
+    elif request.performance and gpu is None:
+        decided = f"{request.origin('performance')} is for GPUs"
+    elif request.performance and gpu is not None and not _performs(choice, gpu):
+        decided = f"{request.origin('performance')} adds engines from {large} on"
+    elif request.performance and fit.engines > wish.engines:
+        decided = f"{request.origin('performance')}, on at least {large}"
+    if fit.engines < wish.engines:
+        decided = f"more do not fit ({wish.engines} is {decided})"
+    elif fit.engines < wish.more_engines:
+        decided = f"{wish.more_engines} do not fit beside this token budget ({request.origin('performance')})"
+    return [f"engines {fit.engines}: {decided}"]
+
+
+def _attention(gpu: GpuFacts, precision: str) -> str:
+    """The varlen kernel needs compute capability 8.0 and 16-bit queries; `runs` goes anywhere."""
+    capability = gpu.compute_capability
+    flash = capability is not None and capability >= LEAST_CAPABILITY and precision != "fp32"
+    return "varlen" if flash else "runs"
+
+
+def _best(choice: Choice, candidates: Sequence[_Candidate]) -> Decision:
+    """The plan of the best group; the others are rejected with what they would have been."""
+    allowed = []
+    for found in candidates:
+        if _meets(choice, found.plan):
+            allowed.append(found)
+        else:
+            missing = f"{show_group(found.plan.gpus)}: --require {choice.request.require}"
+            choice.rejected.append(Rejection(found.plan.profile, missing))
+    if not allowed:
+        raise _required(choice)
+    best = max(allowed, key=lambda found: _rank(choice, found.plan))
+    for found in allowed:
+        if found is not best:
+            _turn_down(choice, found.plan, best.plan)
+    warnings = (*choice.warnings, *best.warnings)
+    return Decision(best.plan, (*choice.reasons, *best.reasons), tuple(choice.rejected), warnings)
+
+
+def _turn_down(choice: Choice, plan: ProfilePlan, best: ProfilePlan) -> None:
+    here, there = (
+        f"{one.total_engines} engine{'s' * (one.total_engines > 1)} in all "
+        f"({one.kind}, {one.precision}, token budget {one.token_budget})"
+        for one in (plan, best)
+    )
+    reason = f"{show_group(plan.gpus)}: {here}; chosen is {show_group(best.gpus)}, {there}"
+    choice.rejected.append(Rejection(plan.profile, reason))
+    if plan.kind == "optimized" and best.kind != "optimized":
+        choice.warn(f"{show_group(plan.gpus)} is idle: it has an optimized profile, but fewer engines in all")
+
+
+def _meets(choice: Choice, plan: ProfilePlan) -> bool:
+    """What is required. A precision that is asked for is there: with `--require` no other is tried."""
+    if choice.request.require == "fp8":
+        return plan.precision == "fp8"
+    if choice.request.require == "optimized":
+        return plan.kind == "optimized"
+    return True
+
+
+def _rank(choice: Choice, plan: ProfilePlan) -> tuple[bool, int, bool, int, int, int]:
+    asked = choice.precision in (None, plan.precision)
+    total = sum(gpu.total_bytes or 0 for gpu in plan.gpus)
+    return asked, plan.total_engines, plan.kind == "optimized", plan.token_budget, total, -plan.devices[0]
+
+
+def _cpu_decision(choice: Choice) -> Decision:
+    machine, named = choice.machine, choice.request.profile.removeprefix("cpu-")
+    asked = named if choice.request.profile.startswith("cpu-") else choice.precision
+    precision, why = machine.cpu_precisions[0], "the default on a CPU"
+    if asked in machine.cpu_precisions:
+        precision, why = asked, choice.request.origin("precision" if choice.precision else "profile")
+    elif asked is not None:
+        why = machine.cpu_lacks.get(asked, f"{asked} is not available on this CPU")
+        choice.warn(f"{choice.precision_origin} {why}, {precision} is used")
+    profile = Profile(f"cpu-{precision}", "cpu", precision, choice.rules.max_tokens)
+    choice.rejected += [Rejection(other.name, f"for GPUs; {choice.reasons[-1]}") for other in choice.rules.profiles]
+    wish, need = _wish(choice, profile, None), _need(choice, profile, None)
+    fit = fit_device(wish, machine.cpu_available_bytes, need)
+    if fit is None:
+        needed = show_gib(None if need is None else need(1, 1))
+        free = f"{show_gib(machine.cpu_available_bytes)} are available"
+        wanted = f"{precision} needs {needed} at {choice.max_tokens(profile)} tokens, {free}"
+        raise choice.refusal(f"`{choice.rules.model}` does not fit in the host's memory: {wanted}")
+    plan = ProfilePlan(
+        profile=profile.name,
+        kind="cpu",
+        precision=precision,
+        max_tokens=choice.max_tokens(profile),
+        engine_count=fit.engines,
+        token_budget=fit.budget,
+        attention="runs",
+        needed_bytes=fit.needed_bytes,
+    )
+    limits = _why_limits(choice, profile, fit) + _why_engines(choice, None, wish, fit)
+    reasons = (*choice.reasons, f"precision {precision}: {why}", *limits)
+    return Decision(plan, reasons, tuple(choice.rejected), tuple(choice.warnings))
+
+
+def _nothing_fits(choice: Choice, gpus: Sequence[GpuFacts]) -> NoProfileFitsError:
+    if choice.request.require is not None:
+        return _required(choice)
+    hint = _shorter(choice, gpus) or "`--device cpu` runs without a GPU"
+    return choice.refusal(f"no profile of `{choice.rules.model}` fits {choice.failure()}", hint=hint)
+
+
+def _required(choice: Choice) -> NoProfileFitsError:
+    why = choice.failure() or "; ".join(rejection.reason for rejection in choice.rejected)
+    return choice.refusal(f"--require {choice.request.require}: no such profile of `{choice.rules.model}` here: {why}")
+
+
+def _shorter(choice: Choice, gpus: Sequence[GpuFacts]) -> str | None:
+    """A hint: the longest power of two of tokens with which a profile has room on the roomiest GPU."""
+    gpu = max(gpus, key=lambda gpu: gpu.available_bytes or 0)
+    longest = choice.request.max_tokens or choice.rules.max_tokens
+    for profile in in_order(choice):
+        if not_asked_for(choice, profile, choice.precision) or not_for(choice, profile, (gpu,)):
+            continue
+        for tokens in (2**power for power in range((longest - 1).bit_length() - 1, 6, -1)):
+            need = _need(choice, replace(profile, max_tokens=tokens), gpu)
+            asked = None if need is None else need(tokens, 1)
+            if asked is not None and gpu.available_bytes is not None and asked <= gpu.available_bytes:
+                return f"`--max-tokens {tokens}` needs {show_gib(asked)}"
+    return None

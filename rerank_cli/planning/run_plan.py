@@ -1,0 +1,159 @@
+"""How a run goes: the answer of `machine_plan`, checked against memory, as the engine wants it.
+
+    answer = plan_model(request, known, machine)        what `profile-select` prints
+    plan = plan_run(answer, cuda_devices=...)           what the engine is given; raises where there is no plan
+
+Both commands of a run and `profile-select` go through `plan_model`, so that one request has one plan. A `Plan` is
+everything the engine must know and nothing it must decide. What this version cannot do of an answer (several engines
+of an embedding model, FP8 of a model without such products) is done as near as it can and warned about.
+
+Precision on a CPU: `auto` is fp32. bf16 is about 1.6 times as fast where the CPU multiplies it in hardware, but moves
+logits by up to 0.2 and makes ties; int8 (`models/int8.py`) is about 2.5 times as fast and moves them by up to 0.5. Both
+run only when they are asked for. On a GPU `auto` is fp16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.quantisation import read_quantisation
+from rerank_cli.errors import DoesNotFitError, ModelError
+from rerank_cli.machine.detect import Machine
+from rerank_cli.planning.known_model import KnownModel
+from rerank_cli.planning.memory import memory_model, need_for
+from rerank_cli.planning.profile_answer import MachinePlan, plan_machine
+from rerank_cli.planning.profiles import MemoryNeed, ModelProfiles, ProfileRequest
+
+# Pairs a window holds: what is tokenised, sorted and committed together. Packed batches need no wide window to avoid
+# padding, so on a CPU it is small and results come early.
+_CPU_WINDOW_PAIRS = 512
+_CUDA_WINDOW_PAIRS = 4096
+_IMAGE_PROCESSES = 8  # at most: together they read 58 to 80 pages of 1700 x 2200 pixels a second (`benchmarks/`)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to run one model on one kind of device, with the reasons.
+
+    device: the first one. engines: the device of each loaded copy of the model; more than one are a process each.
+    max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU, for each
+    engine. needed_bytes: of each device, by the memory model; None where it does not know the model. image_processes:
+    that may read page images ahead of the scoring.
+    """
+
+    profile: str
+    kind: str
+    device: str
+    precision: str
+    max_tokens: int
+    token_budget: int
+    window_pairs: int
+    attention: str
+    threads: int
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    needed_bytes: int | None = None
+    engines: tuple[str, ...] = ()
+    image_processes: int = 0
+
+
+def plan_model(
+    request: ProfileRequest, known: KnownModel, machine: Machine, *, notes: Iterable[str] = ()
+) -> MachinePlan:
+    """The plan for `request`, of which the memory model says that it fits. notes: reasons known before."""
+    need, unchecked = _memory_need(known, cores=machine.cpu.cores)
+    return plan_machine(request, known, machine, need=need, notes=(*notes, *unchecked))
+
+
+def _memory_need(known: KnownModel, *, cores: int) -> tuple[MemoryNeed | None, tuple[str, ...]]:
+    """The memory model of a model, or why there is none."""
+    facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
+    try:
+        model = memory_model(known.checkpoint, facts)
+    except ModelError as error:  # a classifier of transformers whose config.json has keys of its own
+        return None, (f"memory is not checked: {error.message}",)
+    if model is None:
+        return None, (f"memory is not checked: only a checkpoint would tell the shape of {known.name}",)
+    return need_for(model, cores=cores), ()
+
+
+def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
+    """The answer as a run goes; raises its error where it has no plan.
+
+    cuda_devices: devices that this torch can use.
+    """
+    if answer.error is not None:
+        raise answer.error
+    planned, machine, devices = answer.plan, answer.machine, answer.device
+    assert planned is not None and machine is not None and devices is not None, "an answer is a plan or an error"
+    on_cpu = devices == "cpu"
+    each = ["cpu"] if on_cpu else [f"cuda:{number}" for number in devices.removeprefix("cuda:").split(",")]
+    device = each[0]
+    warnings = list(answer.warnings)
+    for name in [] if on_cpu else each:
+        if int(name.removeprefix("cuda:")) >= cuda_devices:
+            raise DoesNotFitError(
+                f"{name}: torch sees {_devices(cuda_devices)}", hint="`--device cpu` runs without a GPU"
+            )
+    if on_cpu and cuda_devices and not machine.devices and planned.kind == "cpu":
+        warnings.append(f"the run is on the CPU although torch sees {_devices(cuda_devices)}: {machine.reason}")
+    engines = each * planned.engine_count  # neighbours in the queue are on different devices
+    if len(engines) > 1 and _embeds(answer.model):
+        warnings.append(f"one engine runs, on {device}: several of an embedding model are not supported yet")
+        engines = [device]
+    precision = planned.precision
+    if precision == "fp8" and (_holds_fp8(answer.model) or not _computes_fp8(answer.model)):
+        precision = "fp16"
+        if not _holds_fp8(answer.model):
+            warnings.append("fp8 is computed in fp16: the model has no such products, nor such weights")
+    return Plan(
+        profile=planned.profile,
+        kind=planned.kind,
+        device=device,
+        precision=precision,
+        max_tokens=planned.max_tokens,
+        token_budget=planned.token_budget,
+        window_pairs=_CPU_WINDOW_PAIRS if on_cpu else _CUDA_WINDOW_PAIRS,
+        attention=planned.attention,
+        threads=max(1, machine.cpu.cores // len(engines)),
+        reasons=answer.reasons,
+        warnings=tuple(warnings),
+        needed_bytes=planned.needed_bytes,
+        engines=tuple(engines),
+        image_processes=_image_processes(machine.cpu.cores, engines) if _reads_images(answer.model) else 0,
+    )
+
+
+def _holds_fp8(known: KnownModel | None) -> bool:
+    """The checkpoint's weights are in FP8: the model multiplies them so where the card can, and says what it does."""
+    return known is not None and known.checkpoint is not None and read_quantisation(known.checkpoint) is not None
+
+
+def _computes_fp8(known: KnownModel | None) -> bool:
+    """Its products can be in FP8 where its weights are in 16 bits."""
+    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).fp8
+
+
+def _embeds(known: KnownModel | None) -> bool:
+    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).embeds
+
+
+def _reads_images(known: KnownModel | None) -> bool:
+    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).images
+
+
+def _image_processes(cores: int, engines: Sequence[str]) -> int:
+    """Each engine on a GPU keeps a core busy; the others can read images.
+
+    On a CPU the forward has all cores, and takes seconds for a page that is read in a tenth of one: more processes
+    would only take turns with it. One reads as fast as a thread would, and ends alone if an image ends it.
+    """
+    if engines[0] == "cpu":
+        return 1
+    return max(1, min(_IMAGE_PROCESSES, cores - len(engines)))
+
+
+def _devices(number: int) -> str:
+    return f"{number} CUDA device{'s' * (number != 1)}"

@@ -1,0 +1,125 @@
+"""The report of a run as one JSON document: what was asked, what was done, by what, and how long it took."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import rerank_cli
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.evaluation.measures import Evaluation
+from rerank_cli.machine.cpu import Cpu
+from rerank_cli.machine.detect import Machine
+from rerank_cli.planning.run_plan import Plan
+from rerank_cli.records import Counts, Timing
+from rerank_cli.report.utilisation import forward_flops, matrix_speed
+
+SCHEMA = "rerank-cli/report/1"
+
+_UTILISATION_FROM = 20.0  # seconds of a run; below, measuring the device would take more than 1 % of them
+
+
+def build_report(
+    *,
+    options: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    plan: Plan,
+    cpu: Cpu,
+    counts: Counts,
+    timing: Timing,
+    seconds: float,
+) -> dict[str, Any]:
+    """The report's document. seconds: wall time of the whole run, loading included."""
+    spent = timing.compute or float("inf")
+    return {
+        "schema": SCHEMA,
+        "version": rerank_cli.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "options": dict(options),
+        "model": {
+            "name": checkpoint.name,
+            "path": str(checkpoint.path),
+            "architecture": checkpoint.architecture,
+            "parameters": checkpoint.parameters,
+            "sha256": checkpoint.sha256,
+        },
+        "plan": asdict(plan),
+        "machine": {
+            "platform": platform.platform(),
+            "cpu": cpu.name,
+            "cores": cpu.cores,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")},
+        },
+        "counts": asdict(counts),
+        "seconds": {"wall": round(seconds, 3), **{name: round(value, 3) for name, value in asdict(timing).items()}},
+        "speed": {
+            "pairs_per_second": round(counts.pairs / spent, 3),
+            "tokens_per_second": round(counts.tokens / spent, 1),
+            **_padding(counts),
+        },
+    }
+
+
+def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as it stands in the report."""
+    return asdict(evaluation)
+
+
+def gpu_facts(machine: Machine) -> dict[str, Any]:
+    """The GPUs that a run could use, and their driver; nothing where there are none."""
+    if not machine.devices:
+        return {}
+    gpus = [
+        {"cuda_index": device.cuda_index, "name": device.name, "total_bytes": device.total_bytes}
+        for device in machine.devices
+    ]
+    return {"driver": machine.driver, "cuda": machine.cuda, "gpus": gpus}
+
+
+def _padding(counts: Counts) -> dict[str, float]:
+    """The share of what was computed that only filled batches up, where the engine has counted it."""
+    if not counts.computed_tokens:
+        return {}
+    return {"padding_share": round(max(0.0, 1 - counts.tokens / counts.computed_tokens), 4)}
+
+
+def use_of_device(
+    checkpoint: Checkpoint, plan: Plan, counts: Counts, timing: Timing, *, squares: int, alone: bool
+) -> dict[str, float]:
+    """Operations a second of the forward passes and, on a CPU, their share of what it reaches in a matrix product.
+
+    A GPU is left out of the second: the product that is measured is too small for it. squares: sum of the squared
+    lengths of the pairs. alone: one process has computed everything; what it reaches says nothing of several.
+    """
+    if not counts.tokens or not timing.compute:
+        return {}
+    flops = forward_flops(checkpoint, tokens=counts.tokens, squares=squares, tiles=counts.tiles)
+    found = {"gflops": round(flops / timing.compute / 1e9, 1)}
+    if alone and plan.device == "cpu" and timing.compute >= _UTILISATION_FROM:
+        reached = matrix_speed(plan)
+        found |= {"matrix_gflops": round(reached / 1e9, 1), "utilisation": round(flops / timing.compute / reached, 3)}
+    return found
+
+
+def memory_of(plan: Plan, *, peak_rss: int, engines: int | None = None) -> dict[str, Any]:
+    """The estimate for the device beside what was measured, where both are known.
+
+    peak_rss: of this process, and of those that did earlier parts of the run. engines: what the processes of several
+    engines have taken of the device.
+    """
+    if engines is not None:
+        measured, by = engines, f"the most that the processes of {len(plan.engines)} engines took, together on a device"
+    elif plan.device == "cpu":
+        measured, by = peak_rss, "the most memory that the process had resident"
+    else:
+        import torch  # it is there by now
+
+        measured, by = torch.cuda.max_memory_reserved(plan.device), "the most that torch's allocator held, no context"
+    known = {"estimated_bytes": plan.needed_bytes, "measured_bytes": measured}
+    found: dict[str, Any] = {name: value for name, value in known.items() if value}
+    return {"device": plan.device, **found, **({"measured": by} if measured else {})}

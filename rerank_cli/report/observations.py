@@ -1,0 +1,161 @@
+"""What a run has seen that its counts do not tell: lengths, scores by rank, speed over time, reasons of bad rows.
+
+Memory is constant, whatever a run reads (`histograms`), and `state` is a few kilobytes: it goes into the journal with
+every commit, and a run that goes on adds to it, so its report is that of the whole. Nothing is stored of a text; of a
+bad row its id and the message, as they are: who shows them escapes them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rerank_cli.encoding.encoder import EncodingProblem
+from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.records import RankedList, RowError
+from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of, whole_numbers
+
+_LAST_RANKS = (1, 2, 3, 5, 10, 20, 50, 100)  # of each group; the last group holds all ranks behind
+_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_EXAMPLES = 3  # of each code
+_CODES = 32  # that are told apart; there are fewer
+_LONGEST_TEXT = 200  # characters of an id or a message
+_LARGEST_ID = 2**63
+_CONTINUED_TIMES = 32  # that are remembered, the last ones
+
+
+class Observations:
+    """Grows with a run; `state` of one process is what the next one begins with.
+
+    squares: sum of the squared lengths of what a model read, for the operations of attention.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
+        self._whole = LengthHistogram(state.get("whole"))
+        self._cut = LengthHistogram(state.get("cut"))
+        self._tokens, self._cut_tokens, self.squares = state.get("tokens", (0, 0, 0))
+        self._scores = SpreadHistograms(len(_LAST_RANKS) + 1, state.get("scores"))
+        self._timeline = Timeline(2, state.get("timeline"))
+        self._batch_ended = 0.0
+        self._continued_at: list[float] = list(state.get("continued_at", ()))
+        self._codes: dict[str, dict[str, Any]] = {
+            code: {**found, "examples": list(found["examples"])} for code, found in state.get("codes", {}).items()
+        }
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `Observations(state)` goes on with, as JSON has it."""
+        return {
+            "whole": self._whole.state,
+            "cut": self._cut.state,
+            "tokens": [self._tokens, self._cut_tokens, self.squares],
+            "scores": self._scores.state,
+            "timeline": self._timeline.state,
+            "continued_at": list(self._continued_at),
+            "codes": {code: {**found, "examples": list(found["examples"])} for code, found in self._codes.items()},
+        }
+
+    def add_continued(self, seconds: float) -> None:
+        """This process goes on where another has stopped, so many seconds of work after the begin."""
+        self._batch_ended = seconds
+        self._continued_at = [*self._continued_at, round(seconds, 3)][-_CONTINUED_TIMES:]
+
+    def begin_scoring(self, seconds: float) -> None:
+        """The model is loaded: the first batch begins now."""
+        self._batch_ended = seconds
+
+    def add_batch(self, seconds: float, pairs: int, tokens: int) -> None:
+        """A batch ends `seconds` after the begin of the run; it began where the one before has ended."""
+        self._timeline.add(self._batch_ended, max(seconds, self._batch_ended), (pairs, tokens))
+        self._batch_ended = max(seconds, self._batch_ended)
+
+    def add_lengths(self, window: EncodedWindow) -> None:
+        """The distinct pairs (chunks count as pairs) of a window."""
+        pairs = [pair for entry in window.encoded if not isinstance(entry, EncodingProblem) for pair in entry]
+        tokens = whole_numbers(pair.tokens for pair in pairs)
+        kept = whole_numbers(pair.kept_tokens for pair in pairs)
+        self._whole.add(tokens[tokens <= kept])
+        self._cut.add(tokens[tokens > kept])
+        self._tokens += int(tokens.sum())
+        self._cut_tokens += int((tokens - kept).clip(0).sum())
+        self.squares += int((kept**2).sum())
+
+    def add_ranked(self, ranked: Sequence[RankedList]) -> None:
+        """The complete rankings of a window."""
+        found = [(entry.rank, entry.logit) for item in ranked for entry in item.ranking]
+        if found:
+            ranks, logits = np.array(found, dtype=np.float64).T
+            self._scores.add(np.searchsorted(_LAST_RANKS, ranks), logits)
+
+    def add_error(self, error: RowError) -> None:
+        """A bad row."""
+        code = error.code if error.code in self._codes or len(self._codes) < _CODES else "other"
+        found = self._codes.setdefault(code, {"rows": 0, "examples": []})
+        found["rows"] += 1
+        if len(found["examples"]) < _EXAMPLES:
+            found["examples"].append(
+                {"file": error.file, "row": error.row, "id": _plain(error.id), "message": _short(error.message)}
+            )
+
+    def document(self, score: str) -> dict[str, Any]:
+        """The parts of a report that are told here; what has no data is left out. score: `logit` or `cosine`."""
+        parts = {
+            "lengths": self._lengths(),
+            "scores": self._scores_by_rank(score),
+            "timeline": self._over_time(),
+            "errors": [{"code": code, **found} for code, found in sorted(self._codes.items(), key=_most_first)],
+        }
+        return {name: part for name, part in parts.items() if part}
+
+    def _lengths(self) -> dict[str, Any] | None:
+        whole, cut = self._whole.bins(), self._cut.bins()
+        bins = {span: whole.get(span, 0) + cut.get(span, 0) for span in sorted(whole.keys() | cut.keys())}
+        if not bins:
+            return None
+        pairs, longest = sum(bins.values()), max(self._whole.longest, self._cut.longest)
+        return {
+            "pairs": pairs,
+            "mean": round(self._tokens / pairs, 1),
+            **{f"p{100 * share:g}": min(longest, bound_of(bins, share)) for share in (0.5, 0.9, 0.99)},
+            "longest": longest,
+            "cut_pairs": self._cut.count,
+            "cut_tokens": self._cut_tokens,
+            "histogram": [
+                {"from": span[0], "to": span[1], "pairs": count, "cut": cut.get(span, 0)}
+                for span, count in bins.items()
+            ],
+        }
+
+    def _scores_by_rank(self, score: str) -> dict[str, Any] | None:
+        by_rank = []
+        for group, begin in enumerate([1, *(last + 1 for last in _LAST_RANKS)]):
+            if summary := self._scores.summary(group, _SHARES):
+                end = _LAST_RANKS[group] if group < len(_LAST_RANKS) else None
+                by_rank.append({"from": begin, "to": end, **summary})
+        return {"score": score, "by_rank": by_rank, "histogram": self._scores.together()} if by_rank else None
+
+    def _over_time(self) -> dict[str, Any] | None:
+        state = self._timeline.state
+        pairs, tokens = ([round(amount, 1) for amount in series] for series in state["series"])
+        found = {"step_seconds": state["step"], "pairs": pairs, "tokens": tokens, "continued_at": self._continued_at}
+        return found if pairs else None
+
+
+def _most_first(entry: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
+    return -entry[1]["rows"], entry[0]
+
+
+def _plain(value: object) -> Any:
+    """An id as JSON has it: a number or a short text."""
+    if value is None or (isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < _LARGEST_ID):
+        return value
+    return _short(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"

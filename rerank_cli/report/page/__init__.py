@@ -1,0 +1,69 @@
+"""The report of a run as one page that a browser shows without asking anybody for anything.
+
+    document (report.py)  ->  verdict, sections, charts  ->  page.html.jinja + page.css  ->  bytes
+
+Only the document is read, so a report of an earlier run, or of an earlier version that said less, becomes a page too:
+what a document has no data for is left out. There is no script. The page's policy allows its own style sheet, by hash,
+and nothing else, so text from a file could do nothing even if it were not escaped. It is, twice: control and
+bidirectional characters by `printable`, markup by Jinja, and charts are built from numbers and Jinja-escaped text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rerank_cli.errors import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_FOLDER = Path(__file__).parent
+
+
+def render_report(document: Mapping[str, Any]) -> bytes:
+    """The page of a report's document; the same bytes for the same document."""
+    # Imported here: Jinja costs 0.1 s that runs without a page need not pay.
+    from rerank_cli.report.page.sections import page_of
+
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    template = _environment().get_template("page.html.jinja")
+    text = template.render(page=page_of(document), style=style, style_hash=digest)
+    return text.encode("utf-8", "backslashreplace")
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"coded": _coded, "ours": Markup, "quoted": shlex.quote}
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """What an expression of the template writes: text made printable; markup of ours (a `str` too) as it is."""
+    return printable(value) if type(value) is str else value
+
+
+def _coded(text: str) -> Markup:
+    """What stands between backticks as code."""
+    from markupsafe import Markup
+
+    parts = enumerate(printable(text).split("`"))
+    return Markup("").join(Markup("<code>{}</code>" if place % 2 else "{}").format(part) for place, part in parts)

@@ -1,0 +1,199 @@
+"""Charts as inline SVG.
+
+Places across are shares of the width, so that a chart is as wide as its place and its text as large as text, on a phone
+and on paper. Colours are classes of the style sheet. Each is `role="img"` with a label that says what it shows; what it
+shows in numbers stands in a table beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from rerank_cli.report.page.wording import short
+
+_HEIGHT, _AXIS, _HEAD = 132, 18, 14
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar from `begin` to `end` of the horizontal axis. marked: the part of `value` that is of the second colour."""
+
+    begin: float
+    end: float
+    value: float
+    title: str
+    marked: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A vertical line across a chart, with a word beside it."""
+
+    at: float
+    title: str
+
+
+def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] = (), seconds: bool = False) -> Markup:
+    """A histogram of counts, or a series over time. unit: of the values, in the plural, at the topmost tick."""
+    begin, end = found[0].begin, max(found[-1].end, *(line.at for line in lines), found[0].begin + 1e-9)
+    scale = ticks(0, max(bar.value for bar in found), least=0 if seconds else 1)
+    top = scale[-1] or 1.0
+    height = {tick: _HEAD + _HEIGHT * (1 - tick / top) for tick in scale}
+    parts = [_element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in height.values()]
+    for bar in found:
+        left, width = _across(bar.begin, begin, end), 100 * (bar.end - bar.begin) / (end - begin)
+        parts += _column(bar, left, width, top)
+    for tick in scale[1:]:
+        named = unit.removesuffix("s") if tick == 1 else unit
+        text = f"{short(tick)} {named}" if tick == top else short(tick)
+        parts.append(_element("text", text, x=0, y=height[tick] - 3, class_="tick"))
+    for line in lines:
+        parts += _mark(line, _across(line.at, begin, end))
+    return _chart(label, _HEAD + _HEIGHT + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
+
+
+def _mark(line: Line, across: float) -> list[Markup]:
+    place: dict[str, str | float] = {"dx": 4, "text_anchor": "start"}
+    if across > 70:
+        place = {"dx": -4, "text_anchor": "end"}
+    x = _percent(across)
+    return [
+        _element("line", x1=x, x2=x, y1=_HEAD, y2=_HEAD + _HEIGHT, class_="limit"),
+        _element("text", line.title, x=x, y=_HEAD + 10, class_="mark", **place),
+    ]
+
+
+def _column(bar: Bar, left: float, width: float, top: float) -> list[Markup]:
+    """A bar as one or two rectangles; the marked part stands above."""
+    plain, marked = _HEIGHT * (bar.value - bar.marked) / top, _HEIGHT * bar.marked / top
+    base = _HEAD + _HEIGHT
+    return [
+        _element("rect", _title(bar.title), x=_percent(left), width=_percent(width), y=y, height=height, class_=kind)
+        for y, height, kind in ((base - plain, plain, "bar"), (base - plain - marked, marked, "bar marked"))
+        if height > 0
+    ]
+
+
+def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:
+    unit, name = _unit_of(end) if seconds else (1.0, "")
+    found = []
+    for tick in ticks(begin / unit, end / unit):
+        across = _across(tick * unit, begin, end)
+        if tick * unit > end + 1e-9:
+            continue
+        anchor = "start" if across < 5 else "end" if across > 95 else "middle"
+        y = _HEAD + _HEIGHT + 13
+        found.append(
+            _element("text", f"{short(tick)}{name}", x=_percent(across), y=y, class_="tick", text_anchor=anchor)
+        )
+    return found
+
+
+def _unit_of(seconds: float) -> tuple[float, str]:
+    """What a time of this length is told in."""
+    return next((found for found in ((1.0, " s"), (60.0, " min")) if seconds <= 150 * found[0]), (3600.0, " h"))
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Five numbers of a distribution: its 5 %, 25 %, 50 %, 75 % and 95 % points."""
+
+    low: float
+    first: float
+    middle: float
+    third: float
+    high: float
+
+
+def spread(found: Spread, begin: float, end: float, *, label: str) -> Markup:
+    """A box from the first to the third quartile on a line from 5 % to 95 %, the median drawn in."""
+    low, first, middle, third, high = (
+        _across(value, begin, end) for value in (found.low, found.first, found.middle, found.third, found.high)
+    )
+    zero = _across(0.0, begin, end)
+    parts = []
+    if 0 < zero < 100:
+        parts.append(_element("line", x1=_percent(zero), x2=_percent(zero), y1=0, y2=18, class_="grid"))
+    parts += [
+        _element("line", x1=_percent(low), x2=_percent(high), y1=9, y2=9, class_="whisker"),
+        _element("rect", x=_percent(first), width=_percent(max(0.3, third - first)), y=3, height=12, class_="bar soft"),
+        _element("line", x1=_percent(middle), x2=_percent(middle), y1=2, y2=16, class_="median"),
+    ]
+    return _chart(label, 18, parts)
+
+
+def stack(parts: Iterable[tuple[str, float]], *, label: str) -> Markup:
+    """One bar cut in parts: (class, share of the width)."""
+    left, found = 0.0, []
+    for kind, share in parts:
+        if share > 0:
+            found.append(
+                _element("rect", x=_percent(100 * left), width=_percent(100 * share), y=0, height=14, class_=kind)
+            )
+        left += share
+    return _chart(label, 14, found)
+
+
+def change(given: float, new: float, end: float, *, label: str) -> Markup:
+    """Two values on a line from 0 to `end`: a ring, and a dot it moved to."""
+    a, b = _across(given, 0, end), _across(new, 0, end)
+    kind = "better" if new >= given else "worse"
+    parts = [
+        _element("line", x1="0", x2="100%", y1=9, y2=9, class_="grid"),
+        _element("line", x1=_percent(a), x2=_percent(b), y1=9, y2=9, class_=f"move {kind}"),
+        _element("circle", cx=_percent(a), cy=9, r=4.5, class_="ring"),
+        _element("circle", cx=_percent(b), cy=9, r=5, class_=f"dot {kind}"),
+    ]
+    return _chart(label, 18, parts)
+
+
+def meter(share: float, kind: str, *, label: str) -> Markup:
+    """A bar on the ground of a whole one."""
+    parts = [
+        _element("rect", x=0, width="100%", y=0, height=12, class_="ground"),
+        _element("rect", x=0, width=_percent(100 * share), y=0, height=12, class_=kind),
+    ]
+    return _chart(label, 12, parts)
+
+
+def ticks(low: float, high: float, *, least: float = 0.0) -> list[float]:
+    """Three to seven round numbers from `low` on; the last one is not below `high`. least: between two of them."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / 4
+    scale = 10.0 ** math.floor(math.log10(rough))
+    step = max(least, next(scale * factor for factor in (1, 2, 2.5, 5, 10) if scale * factor >= rough * (1 - 1e-9)))
+    first = math.ceil(low / step - 1e-9)
+    return [step * place for place in range(first, math.ceil(high / step - 1e-9) + 1)]
+
+
+def _across(value: float, begin: float, end: float) -> float:
+    return min(100.0, max(0.0, 100 * (value - begin) / (end - begin))) if end > begin else 50.0
+
+
+def _percent(value: float) -> str:
+    return f"{value:.3f}%"
+
+
+def _title(text: str) -> Markup:
+    return _element("title", text)
+
+
+def _chart(label: str, height: int, parts: Iterable[Markup]) -> Markup:
+    return _element("svg", *parts, role="img", aria_label=label, width="100%", height=height)
+
+
+def _element(name: str, *children: Markup | str, **attributes: str | float) -> Markup:
+    """An element; text and values of attributes are escaped."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value)) for key, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(children))
+
+
+def _plain(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"

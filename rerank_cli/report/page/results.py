@@ -1,0 +1,191 @@
+"""The sections of a page that tell what came out; each is None where the document has no data for it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from rerank_cli.report.page import charts
+from rerank_cli.report.page.charts import Bar, Line, Spread
+from rerank_cli.report.page.verdict import Document
+from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
+
+_EXACT = 64  # lengths below have bins of their own in a report
+_SHARES = ("p5", "p25", "p50", "p75", "p95")
+_PARTS = (("50 %", "p50"), ("90 %", "p90"), ("99 %", "p99"))
+
+
+def evaluation_section(document: Document) -> dict[str, Any] | None:
+    """Each measure in the given order and the new one."""
+    found = document.get("evaluation")
+    if not found or not found["queries"]:
+        return None
+    queries = plural(found["queries"], "judged query", "judged queries")
+    tests = [row["significance"] for row in found["metrics"] if row.get("significance")]
+    how = sorted({_choices(test) for test in tests})
+    return {
+        "rows": [_measure(row) for row in found["metrics"]],
+        "queries": queries,
+        "given_order": found.get("given_order"),
+        "test": f"p: two-sided paired randomisation test, over {' or '.join(how)}" if how else None,
+    }
+
+
+def _choices(test: Document) -> str:
+    drawn = "" if test["method"] == "exact" else f"{number(test['permutations'])} drawn "
+    return f"{drawn or 'all '}choices of signs"
+
+
+def _measure(row: Document) -> dict[str, Any]:
+    given, new = row.get("given"), row["reranked"]
+    measure: dict[str, Any] = {"metric": row["metric"], "reranked": f"{new:.4f}"}
+    if given is None:
+        return measure
+    end = max(1.0, given, new)
+    counts = [(name, row[key]) for name, key in (("better", "wins"), ("worse", "losses"), ("same", "ties"))]
+    queries = sum(count for _, count in counts) or 1
+    told = ", ".join(f"{number(count)} {name}" for name, count in counts)
+    return measure | {
+        "given": f"{given:.4f}",
+        "change": signed(row["difference"]),
+        "rose": row["difference"] >= 0,
+        "p": p_value(row["significance"]["p_value"]) if row.get("significance") else "",
+        "chart": charts.change(
+            given, new, end, label=f"from {given:.4f} to {new:.4f}, on a line from 0 to {short(end)}"
+        ),
+        "told": told,
+        "stack": charts.stack([(f"part {name}", count / queries) for name, count in counts], label=f"queries: {told}"),
+        "undefined": row.get("undefined") or 0,
+    }
+
+
+def errors_section(document: Document) -> dict[str, Any] | None:
+    """Bad rows by reason, with examples."""
+    bad = document.get("counts", {}).get("rows_error", 0)
+    codes = document.get("errors", [])
+    if not bad:
+        return None
+    if not codes and document.get("first_error"):  # a report that tells no more
+        file, row, message = document["first_error"]
+        codes = [{"code": "first", "rows": 1, "examples": [{"file": file, "row": row, "id": None, "message": message}]}]
+    most = max((found["rows"] for found in codes), default=1)
+    return {
+        "total": plural(bad, "row"),
+        "share": percent(bad / (document["counts"]["rows_in"] or 1)),
+        "file": document.get("errors_file"),
+        "codes": [
+            {
+                "code": found["code"],
+                "rows": number(found["rows"]),
+                "chart": charts.meter(found["rows"] / most, "bar marked", label=plural(found["rows"], "row")),
+                "examples": [{**one, "id": _id(one["id"])} for one in found["examples"]],
+            }
+            for found in codes
+        ],
+    }
+
+
+def _id(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def scores_section(document: Document) -> dict[str, Any] | None:
+    """How the scores at each rank are distributed, and all of them."""
+    found = document.get("scores")
+    if not found:
+        return None
+    name, groups = found["score"], found["by_rank"]
+    low, high = min(group["p5"] for group in groups), max(group["p95"] for group in groups)
+    rows = [
+        {
+            "ranks": _ranks(group),
+            "passages": number(group["count"]),
+            "chart": charts.spread(
+                Spread(*(group[share] for share in _SHARES)),
+                low,
+                high,
+                label=f"ranks {_ranks(group)}: median {short(group['p50'])}",
+            ),
+            "values": [short(group[key]) for key in ("min", *_SHARES, "max")],
+        }
+        for group in groups
+    ]
+    shape = found["histogram"]
+    begin, width, counts = shape["begin"], shape["width"], shape["counts"]
+    edges = [begin + width * place for place in range(len(counts) + 1)]
+    histogram = charts.bars(
+        [
+            Bar(a, b, count, f"{short(a)} to {short(b)}: {plural(count, 'passage')}")
+            for (a, b), count in zip(pairwise(edges), counts, strict=True)
+        ],
+        label=f"distribution of the {name} of {plural(sum(counts), 'passage')}",
+        unit="passages",
+    )
+    return {
+        "title": f"{name.capitalize()} by rank" if len(rows) > 1 else f"{name.capitalize()}s",
+        "rows": rows if len(rows) > 1 else [],
+        "axis": (short(low), short(high)),
+        "histogram": histogram,
+        "all": rows,
+    }
+
+
+def _ranks(group: Document) -> str:
+    begin, end = group["from"], group["to"]
+    if end is None:
+        return f"{number(begin)} and behind"
+    return number(begin) if begin == end else f"{number(begin)}\N{EN DASH}{number(end)}"
+
+
+def lengths_section(document: Document) -> dict[str, Any] | None:
+    """How long pairs were, and how many were cut."""
+    found = document.get("lengths")
+    if not found:
+        return None
+    most = document.get("plan", {}).get("max_tokens", found["longest"])
+    bars = [
+        Bar(begin, end, count, f"{number(begin)} to {number(end - 1)} tokens: {plural(count, 'pair')}", marked)
+        for begin, end, count, marked in _merged(found, most)
+    ]
+    edge = bars[-1].end
+    lines = [Line(most, f"limit {number(most)}")] if found["cut_pairs"] and edge >= most else []
+    facts = [
+        ("mean", f"{number(found['mean'], digits=1)} tokens"),
+        *((f"{share} have at most", plural(found[key], "token")) for share, key in _PARTS),
+        ("longest", plural(found["longest"], "token")),
+    ]
+    if found["cut_pairs"]:
+        facts.append(("cut", f"{plural(found['cut_pairs'], 'pair')}, {plural(found['cut_tokens'], 'token')} lost"))
+    label = f"lengths of {plural(found['pairs'], 'pair')} before anything is cut"
+    return {
+        "chart": charts.bars(bars, label=label, unit="pairs", lines=lines),
+        "facts": facts,
+        "cut": found["cut_pairs"],
+        "begin_of_last": number(bars[-1].begin) if edge <= found["longest"] else None,
+        "rows": [
+            (f"{number(bar.begin)}\N{EN DASH}{number(bar.end - 1)}", number(bar.value), number(bar.marked))
+            for bar in bars
+            if bar.value
+        ],
+    }
+
+
+def _axis_of(found: Document, most: int) -> tuple[int, int]:
+    """(width, number) of the bars: a power of two, as the bins of the report have at the end of the axis.
+
+    Lengths far beyond the limit would leave no room for the others; they are in the last bar.
+    """
+    end = min(found["longest"] + 1, 2 * most)
+    width = max(1, 1 << ((end - 1).bit_length() - 6)) if end > _EXACT else 1
+    return width, -(-end // width)
+
+
+def _merged(found: Document, most: int) -> list[tuple[int, int, int, int]]:
+    """(begin, end, pairs, of these cut) of each bar."""
+    width, count = _axis_of(found, most)
+    sums = [[0, 0] for _ in range(count)]
+    for one in found["histogram"]:
+        place = min(count - 1, one["from"] // width)
+        sums[place][0] += one["pairs"]
+        sums[place][1] += one["cut"]
+    return [(place * width, (place + 1) * width, pairs, cut) for place, (pairs, cut) in enumerate(sums)]

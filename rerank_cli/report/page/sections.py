@@ -1,0 +1,157 @@
+"""A report's document as the page shows it: texts, tables and charts, section by section.
+
+A section without data is None, and the template leaves it out. Whatever came from a file stays a plain text here; it is
+escaped where it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from rerank_cli.report.page.performance import memory_section, throughput_section, time_section
+from rerank_cli.report.page.results import errors_section, evaluation_section, lengths_section, scores_section
+from rerank_cli.report.page.verdict import Document, verdict, warnings
+from rerank_cli.report.page.wording import duration, number, percent, plural, rate, size
+
+_COUNTS = {
+    "rows_in": "rows in", "rows_out": "rows scored", "rows_error": "rows in the errors file", "blank": "blank lines",
+    "output_rows": "rows written", "lists": "lists", "pairs": "pairs",
+    "pairs_scored": "distinct pairs, read once", "tokens": "tokens", "computed_tokens": "tokens with padding",
+    "truncated": "pairs cut to fit", "chunked": "passages in chunks", "dropped": "passages that were not selected",
+    "ties": "neighbours with equal scores", "empty_queries": "empty queries", "empty_passages": "empty passages",
+    "images": "images", "tiles": "tiles of images", "image_tokens": "tokens of images",
+    "retiled": "images in fewer tiles to fit", "out_of_memory_splits": "batches that did not fit in memory",
+    "fp32_reruns": "results computed again in fp32",
+}  # fmt: skip
+
+
+def page_of(document: Document) -> dict[str, Any]:
+    """All that the template writes."""
+    names = [found["path"] for kind in ("output", "embeddings", "per_query") if (found := document.get(kind))]
+    return {
+        "name": PurePath(names[0]).name if names else "standard output",
+        "verdict": verdict(document),
+        "has_bad_rows": bool(document.get("counts", {}).get("rows_error")),
+        "about": list(_about(document)),
+        "warnings": warnings(document),
+        "figures": list(_figures(document)),
+        "evaluation": evaluation_section(document),
+        "errors": errors_section(document),
+        "scores": scores_section(document),
+        "lengths": lengths_section(document),
+        "throughput": throughput_section(document),
+        "time": time_section(document),
+        "memory": memory_section(document),
+        "plan": _plan(document),
+        "repeat": _repeat(document),
+        "files": [
+            {
+                "kind": kind.replace("_", " "),
+                "path": found["path"],
+                "sha256": found["sha256"],
+                "size": size(found["bytes"]),
+            }
+            for kind in ("output", "embeddings", "per_query")
+            if (found := document.get(kind))
+        ],
+        "inputs": list(_inputs(document)),
+        "model": list(_model(document)),
+        "machine": list(_machine(document)),
+        "counts": [
+            (_COUNTS.get(name, name), number(value)) for name, value in document.get("counts", {}).items() if value
+        ],
+        "options": list(_flat(document.get("options", {}))),
+        "version": document.get("version", ""),
+    }
+
+
+def _about(document: Document) -> Iterator[str]:
+    model, plan = document.get("model", {}), document.get("plan", {})
+    if "name" in model:
+        yield model["name"]
+    if "precision" in plan:
+        yield f"{plan['precision']} on {plan['device']}"
+    if "finished" in document:
+        yield document["finished"].replace("T", " ").replace("+00:00", " UTC")
+    if times := document.get("continued"):
+        yield f"continued {plural(times, 'time')}"
+
+
+def _figures(document: Document) -> Iterator[tuple[str, str]]:
+    counts, seconds, speed = (document.get(name, {}) for name in ("counts", "seconds", "speed"))
+    memory = document.get("memory", {})
+    if "rows_in" in counts:
+        yield "rows scored", f"{number(counts['rows_out'])} of {number(counts['rows_in'])}"
+        yield "pairs", number(counts["pairs"])
+    if "wall" in seconds:
+        yield "time", duration(seconds["wall"])
+    if speed.get("pairs_per_second"):
+        yield "speed", rate(speed["pairs_per_second"], "pairs")
+        yield "throughput", rate(speed["tokens_per_second"], "tokens")
+    if "padding_share" in speed:
+        yield "padding", percent(speed["padding_share"])
+    if "utilisation" in speed:
+        yield "utilisation", percent(speed["utilisation"])
+    if peak := memory.get("measured_bytes", document.get("peak_rss_bytes")):
+        yield "peak memory", size(peak)
+
+
+def _plan(document: Document) -> dict[str, Any] | None:
+    plan = document.get("plan")
+    if not plan:
+        return None
+    facts = [
+        (name.replace("_", " "), number(plan[name]) if isinstance(plan[name], int) else str(plan[name]))
+        for name in (
+            "profile", "kind", "device", "precision", "max_tokens", "token_budget", "window_pairs", "attention",
+            "threads", "kernels",
+        )
+        if plan.get(name) is not None
+    ]  # fmt: skip
+    return {"facts": facts, "reasons": list(plan.get("reasons", ()))}
+
+
+def _repeat(document: Document) -> dict[str, str] | None:
+    command: dict[str, str] | None = document.get("command")
+    return command
+
+
+def _inputs(document: Document) -> Iterator[dict[str, str]]:
+    files: Mapping[str, Any] = document.get("job", {}).get("files", {})
+    told = [(name, found) for name, found in files.items() if not name.startswith("model file")]
+    for name, found in told:
+        yield {"kind": name, "path": found["path"], "sha256": found.get("sha256") or "", "size": size(found["bytes"])}
+    if not told:
+        yield from ({"kind": "input", "path": path, "sha256": "", "size": ""} for path in _asked_inputs(document))
+
+
+def _asked_inputs(document: Document) -> Sequence[str]:
+    return ["standard input" if path == "-" else path for path in document.get("options", {}).get("inputs", ())]
+
+
+def _model(document: Document) -> Iterator[tuple[str, str]]:
+    model = document.get("model", {})
+    for name in ("name", "architecture", "parameters", "path", "sha256", "template"):
+        value = model.get(name)
+        if value is not None:
+            yield name, number(value) if isinstance(value, int) else str(value)
+
+
+def _machine(document: Document) -> Iterator[tuple[str, str]]:
+    for name, value in document.get("machine", {}).items():
+        if name != "gpus" and value is not None:
+            yield name, str(value)
+    for gpu in document.get("machine", {}).get("gpus", ()):
+        total = f", {size(gpu['total_bytes'])}" if gpu.get("total_bytes") else ""
+        yield f"cuda:{gpu['cuda_index']}", f"{gpu['name']}{total}"
+
+
+def _flat(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """The options that have a value, by dotted names."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        elif value is not None and value not in ("", [], ()):
+            yield f"{before}{name}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

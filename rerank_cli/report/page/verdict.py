@@ -1,0 +1,116 @@
+"""What matters of a run, in one sentence, and what its reader should know before trusting it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rerank_cli.report.page.wording import NARROW, duration, number, p_value, percent, plural, signed
+
+Document = Mapping[str, Any]
+
+_SIGNIFICANT = 0.05
+
+
+def verdict(document: Document) -> str:
+    """For example `Done: 40 rows, 800 pairs in 8.1 s. nDCG@10 rose from 0.4595 to 0.6886 (+0.2291; ...)`."""
+    counts = document.get("counts", {})
+    bad, rows = counts.get("rows_error", 0), counts.get("rows_in", 0)
+    done = f"Done with {number(bad)} bad {'row' if bad == 1 else 'rows'} of {number(rows)}" if bad else "Done"
+    seconds = document.get("seconds", {}).get("wall")
+    took = f" in {duration(seconds)}" if seconds is not None else ""
+    work = plural(counts.get("pairs", 0), "pair")
+    said = f"{done}: {work}{took}." if bad else f"{done}: {plural(rows, 'row')}, {work}{took}."
+    if not rows:
+        said = "Done: the input has no rows."
+    evaluation = document.get("evaluation", {})
+    measures = evaluation["metrics"][:1] if evaluation.get("queries") else []
+    return " ".join([said, *map(_measured, measures)])
+
+
+def _measured(row: Document) -> str:
+    name, new, given = row["metric"], f"{row['reranked']:.4f}", row.get("given")
+    if given is None:
+        return f"{name} is {new}."
+    change = row["difference"]
+    if abs(change) < 0.00005:
+        return f"{name} stayed at {new}."
+    went = f"{name} {'rose' if change > 0 else 'fell'} from {given:.4f} to {new} ({signed(change)}"
+    if not row.get("significance"):
+        return f"{went})."
+    value = row["significance"]["p_value"]
+    shown = p_value(value) if value < 0.0001 else f"={NARROW}{p_value(value)}"
+    judged = "significant" if value < _SIGNIFICANT else "not to be told from chance"
+    return f"{went}; {judged}, p{NARROW}{shown})."
+
+
+def warnings(document: Document) -> list[str]:
+    """What can make the result worth less than it looks, most serious first."""
+    return [*_of_results(document), *_of_computing(document)]
+
+
+def _of_results(document: Document) -> Iterator[str]:
+    counts, plan = document.get("counts", {}), document.get("plan", {})
+    pairs = counts.get("pairs") or 1
+    evaluation = document.get("evaluation")
+    if evaluation and not evaluation["queries"]:
+        yield "None of the queries has a judgement: is the query id the one of the qrels?"
+    if cut := counts.get("truncated"):
+        most = plan.get("max_tokens")
+        limit = f" to {plural(most, 'token')}" if most else ""
+        share = percent(cut / pairs)
+        yield f"{plural(cut, 'pair')} ({share}) did not fit and were cut{limit}; `--truncate chunk` reads all."
+    if retiled := counts.get("retiled"):
+        yield f"{plural(retiled, 'image')} were cut in fewer tiles, so that the pair fits."
+    if ties := counts.get("ties"):
+        share = percent(ties / pairs)
+        yield f"{plural(ties, 'neighbour')} in rank order ({share}) have the same score; they stand in input order."
+    for name, words in (
+        ("empty_queries", ("query is", "queries are")),
+        ("empty_passages", ("passage is", "passages are")),
+    ):
+        if count := counts.get(name):
+            yield f"{plural(count, *words)} empty, and scored as such."
+    if evaluation and (unjudged := evaluation.get("unjudged")):
+        yield f"{plural(unjudged, 'query', 'queries')} without judgements are left out of the measures."
+    if evaluation and (repeated := evaluation.get("repeated")):
+        yield f"{plural(repeated, 'list')} of a query that had one before are not measured."
+
+
+def _of_computing(document: Document) -> Iterator[str]:
+    counts, plan = document.get("counts", {}), document.get("plan", {})
+    if plan.get("kind") == "fallback":
+        yield f"The fallback profile {plan.get('profile')} ran: none of the optimised ones is for this machine."
+    if reruns := counts.get("fp32_reruns"):
+        precision = plan.get("precision", "the plan's precision")
+        yield f"{plural(reruns, 'result')} in {precision} were no numbers and were computed again in fp32."
+    if splits := counts.get("out_of_memory_splits"):
+        times = plural(splits, "time")
+        yield f"Memory ran out {times} and batches were cut in halves: a lower `--token-budget` avoids it."
+    yield from plan.get("warnings", ())
+
+
+def limit(document: Document) -> str | None:
+    """What the run spent its time on, and so what would make it faster."""
+    seconds = document.get("seconds", {})
+    parts = {name: share for name, share in stages(seconds).items() if name != "rest"}
+    if not parts or not seconds.get("wall"):
+        return None
+    name = max(parts, key=lambda name: parts[name])
+    share = percent(parts[name] / seconds["wall"])
+    before = {"tokenise": "tokenising", "images": "page images", "read": "reading"}
+    slower = before[max(before, key=lambda stage: seconds.get(stage, 0))]
+    return {
+        "load": f"Loading the model took {share} of the time; a longer input pays it only once.",
+        "wait": f"The model waited for {slower} {share} of the time.",
+        "compute": f"Computing took {share} of the time: the model on this device is the limit.",
+        "write": f"Writing took {share} of the time: the disk or the reader of the output is the limit.",
+    }[name]
+
+
+def stages(seconds: Document) -> dict[str, float]:
+    """How the wall time divides: what the computing thread did or waited for, and the rest of it."""
+    parts = {name: seconds[name] for name in ("load", "wait", "compute", "write") if name in seconds}
+    if not parts:
+        return {}
+    return {**parts, "rest": max(0.0, seconds.get("wall", 0.0) - sum(parts.values()))}

@@ -1,0 +1,71 @@
+"""Operations of the forward passes of a run, and what a device reaches in a plain product of matrices.
+
+The first over the time that computing took, beside the second, is how well a device was used. Both are of the shapes of
+weights: a fast kernel that computes less than they say counts as fast.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.vision_config import read_vision_geometry
+from rerank_cli.planning.run_plan import Plan
+
+_MEASURED_SECONDS = 0.1
+_ROWS, _CHANNELS = 2048, 1024  # of the product: as many tokens as a batch on a CPU has
+# Multiply no token: they are looked up in, or meet one vector a pair.
+_TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.|pooler|^classifier|^score\.")
+_TOWER = re.compile(r"(^|\.)(vision_model|mlp1)\.")  # weights that images pass, and text does not
+
+
+def forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int, tiles: int = 0) -> float:
+    """Operations of an encoder: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length.
+
+    A vision tower is such an encoder too, of the patches of its tiles.
+    """
+    towers = [name for name in checkpoint.tensors if _TOWER.search(name)]
+    flops = 0.0
+    if towers:
+        vision = checkpoint.within("vision_config")
+        patches = read_vision_geometry(checkpoint).patches
+        flops = _encoder_flops(vision, towers, tokens=tiles * patches, squares=tiles * patches**2)
+        checkpoint = checkpoint.within("llm_config")
+    others = [name for name in checkpoint.tensors if not _TOWER.search(name)]
+    return flops + _encoder_flops(checkpoint, others, tokens=tokens, squares=squares)
+
+
+def _encoder_flops(part: Checkpoint, names: Sequence[str], *, tokens: int, squares: int) -> float:
+    shapes = [part.tensors[name].shape for name in names if not _TABLES.search(name)]
+    weights = sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
+    layers, hidden = part.integer("num_hidden_layers", 1), part.integer("hidden_size", 1)
+    return 2.0 * weights * tokens + 4.0 * hidden * layers * squares
+
+
+def matrix_speed(plan: Plan) -> float:
+    """Operations a second of the product of a layer, in the plan's precision on its device, measured for a moment."""
+    import torch  # not at the top: a finished run that is started again need not wait for it
+
+    from rerank_cli.models.measure import layer_product
+
+    torch.set_num_threads(plan.threads)
+    with torch.inference_mode():
+        product = layer_product(plan.precision, plan.device, rows=_ROWS, inputs=_CHANNELS, outputs=_CHANNELS)
+        product()
+        _settle(plan.device)
+        began, rounds = time.perf_counter(), 0
+        while time.perf_counter() - began < _MEASURED_SECONDS or rounds < 3:
+            product()
+            _settle(plan.device)
+            rounds += 1
+        return 2.0 * _ROWS * _CHANNELS**2 * rounds / (time.perf_counter() - began)
+
+
+def _settle(device: str) -> None:
+    """Wait for what a GPU still computes."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

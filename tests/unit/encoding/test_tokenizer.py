@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.encoding.pairs import PairEncoder
+from rerank_cli.encoding.tokenizer import (
+    _CLASS_OF_MODEL_TYPE,
+    encode_texts,
+    load_tokenizer,
+    tokenizer_class,
+    without_special_pieces,
+)
+from rerank_cli.errors import ModelError
+from tests.conftest import TINY_CHECKPOINT
+
+SAMPLES = Path(__file__).parents[3] / "samples" / "python-docs.jsonl"
+ODD_PAIRS = [
+    ("", ""),
+    (" \t\n ", "a"),
+    ("Ä É ñ İstanbul ﬁ ①", "東京タワーの高さは? 北京 한국어"),
+    ("👩‍💻🙂", "zero\u200bwidth \u00a0 soft\u00adhyphen \u202e"),
+    ("don't can't I'll", "a\r\nb\tc  d   e"),
+    ("x" * 300, "1234567890" * 20),
+    ("[SEP] </s> <s> [CLS]", "<pad> [MASK] <mask> <unk> [UNK]"),
+    ("[sep]", "▁▁ _ ##ing"),
+]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in SAMPLES.read_text(encoding="utf-8").splitlines()]
+    return [(row["query"], passage["text"]) for row in rows for passage in row["passages"][:3]] + ODD_PAIRS
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(read_checkpoint(path))
+    return caught.value.message
+
+
+def assert_same_as_transformers(path: Path, pairs: list[tuple[str, str]]) -> None:
+    """Ids and token types of every pair are those of `AutoTokenizer`."""
+    tokenizer = load_tokenizer(read_checkpoint(path))
+    encoder = PairEncoder(tokenizer, where="here", max_tokens=100_000, special_tokens="allow")
+    reference = AutoTokenizer.from_pretrained(path)(
+        [query for query, _ in pairs],
+        [passage for _, passage in pairs],
+        return_token_type_ids=True,
+    )
+    for place, encoded in enumerate(encoder.encode(pairs)):
+        (pair,) = encoded
+        assert pair.input_ids.tolist() == reference["input_ids"][place], pairs[place]
+        types = [int(position >= pair.second_start) for position in range(len(pair.input_ids))]
+        assert types == reference["token_type_ids"][place], pairs[place]
+
+
+def ids(path: Path, text: str) -> list[int]:
+    return load_tokenizer(read_checkpoint(path)).encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("family", ["bert", "xlmr", "modernbert", "deberta"])
+def test_pairs_of_real_and_odd_texts_have_the_ids_of_transformers(tiny, texts, family):
+    assert_same_as_transformers(tiny(family), texts)
+
+
+# --- options of the class win over tokenizer.json
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_lower_case": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"strip_accents": False},
+        {"tokenize_chinese_chars": False},
+        {"tokenizer_class": "BertTokenizerFast", "do_lower_case": False},
+        {"do_lower_case": None},
+    ],
+    ids=str,
+)
+def test_the_options_of_bert_are_those_of_tokenizer_config(tiny, texts, options):
+    assert_same_as_transformers(tiny("bert", tokenizer_config=options), texts[::4] + ODD_PAIRS)
+
+
+def test_lower_case_is_a_matter_of_tokenizer_config_in_bert(tiny):
+    lower, cased = tiny("bert"), tiny("bert", tokenizer_config={"do_lower_case": False})
+    assert ids(lower, "Paris") == ids(lower, "paris")
+    assert ids(cased, "Paris") != ids(cased, "paris")
+
+
+@pytest.mark.parametrize("token", ["[MASK]", {"content": "[MASK]", "lstrip": False, "__type": "AddedToken"}], ids=str)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_special_tokens_are_those_of_either_file(tiny, file, token):
+    path = tiny("bert")
+    (path / "special_tokens_map.json").write_text("{}")
+    written = token if file == "tokenizer_config.json" or isinstance(token, str) else {"content": "[MASK]"}
+    (path / file).write_text(json.dumps(json.loads((path / file).read_text()) | {"sep_token": written}))
+    assert_same_as_transformers(path, [("a", "b"), ("", "")])
+    assert load_tokenizer(read_checkpoint(path)).encode("a", "b").tokens == ["[CLS]", "a", "[MASK]", "b", "[MASK]"]
+
+
+def test_the_old_file_of_special_tokens_is_not_heeded_beside_a_new_tokenizer_config(tiny):
+    decoder = {"3": {"content": "[SEP]", "special": True}}
+    path = tiny("bert", tokenizer_config={"added_tokens_decoder": decoder})
+    (path / "special_tokens_map.json").write_text('{"sep_token": "[MASK]"}')
+    assert_same_as_transformers(path, [("a", "b"), ("", "")])
+
+
+@pytest.mark.parametrize("options", [{"add_prefix_space": False}, {"add_prefix_space": True}], ids=str)
+def test_the_options_of_xlm_roberta_are_those_of_tokenizer_config(tiny, texts, options):
+    assert_same_as_transformers(tiny("xlmr", tokenizer_config=options), texts[::4] + ODD_PAIRS)
+
+
+# A trie without any entry: normalises nothing, but is one.
+CHARSMAP = base64.b64encode(struct.pack("<I", 1024) + bytes(1024) + b"\0").decode()
+PRECOMPILED = {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "kept"),
+    [
+        (PRECOMPILED, True),
+        ({"type": "Sequence", "normalizers": [{"type": "NFKC"}, PRECOMPILED]}, True),
+        ({"type": "Sequence", "normalizers": [{"type": "NFKC"}]}, False),
+        ({"type": "NFKC"}, False),
+        (None, False),
+    ],
+    ids=["alone", "in-a-sequence", "none-in-a-sequence", "another", "none"],
+)
+def test_xlm_roberta_keeps_the_character_table_of_sentencepiece_and_nothing_else(tiny, normalizer, kept):
+    path = tiny("xlmr")
+    state = json.loads((path / "tokenizer.json").read_text()) | {"normalizer": normalizer}
+    (path / "tokenizer.json").write_text(json.dumps(state))
+    found = json.loads(load_tokenizer(read_checkpoint(path)).to_str())["normalizer"]
+    assert found == (PRECOMPILED if kept else None)
+    assert found == json.loads(AutoTokenizer.from_pretrained(path).backend_tokenizer.to_str())["normalizer"]
+
+
+@pytest.fixture
+def roberta(tiny, texts) -> Path:
+    """A RoBERTa checkpoint with a byte-level BPE of its own, made from the samples."""
+    path = tiny(
+        "xlmr",
+        config={"architectures": ["RobertaForSequenceClassification"], "model_type": "roberta"},
+        tokenizer_config={"tokenizer_class": "RobertaTokenizer"},
+    )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([passage for _, passage in texts], trainer)
+    tokenizer.save(str(path / "tokenizer.json"))  # without a post-processor: the class brings it
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"add_prefix_space": True}, {"trim_offsets": False}], ids=str)
+def test_roberta_has_the_ids_of_transformers(roberta, texts, options):
+    config = json.loads((roberta / "tokenizer_config.json").read_text()) | options
+    (roberta / "tokenizer_config.json").write_text(json.dumps(config))
+    assert_same_as_transformers(roberta, texts)
+    tokens = load_tokenizer(read_checkpoint(roberta)).encode("a", "b").tokens
+    assert tokens[0] == "<s>"
+    assert tokens[2:4] == ["</s>", "</s>"]
+
+
+# --- which class
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("bert", "ElectraTokenizer"),
+        ("bert", "MPNetTokenizer"),
+        ("xlmr", "CamembertTokenizer"),
+        ("deberta", "DebertaV2Tokenizer"),
+    ],
+)
+def test_a_class_without_a_rule_is_built_by_transformers(tiny, texts, family, name):
+    path = tiny(family, tokenizer_config={"tokenizer_class": name})
+    assert_same_as_transformers(path, texts[::4] + ODD_PAIRS)
+
+
+def test_what_transformers_makes_of_a_class_is_not_the_file(tiny):
+    plain, mpnet = tiny("bert"), tiny("bert", tokenizer_config={"tokenizer_class": "MPNetTokenizer"})
+    encoded = [load_tokenizer(read_checkpoint(path)).encode("a", "b").tokens for path in (plain, mpnet)]
+    assert encoded == [["[CLS]", "a", "[SEP]", "b", "[SEP]"], ["[CLS]", "a", "[SEP]", "[SEP]", "b", "[SEP]"]]
+
+
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer"])
+def test_a_plain_class_is_the_file_as_it_is(tiny, name):
+    path = tiny("bert", tokenizer_config={"tokenizer_class": name, "do_lower_case": False})
+    assert ids(path, "Paris") == ids(path, "paris")
+
+
+def test_a_class_in_config_json_counts_where_tokenizer_config_names_none(tiny):
+    path = tiny("bert", tokenizer_config={"tokenizer_class": None}, config={"tokenizer_class": "XLMRobertaTokenizer"})
+    assert tokenizer_class(read_checkpoint(path)) == "XLMRobertaTokenizer"
+
+
+@pytest.mark.parametrize("model_type", _CLASS_OF_MODEL_TYPE)
+def test_without_a_class_the_type_of_the_model_decides_as_in_transformers(tiny, model_type):
+    path = tiny("bert", tokenizer_config={"tokenizer_class": None}, config={"model_type": model_type})
+    named = tokenizer_class(read_checkpoint(path))
+    assert named == TOKENIZER_MAPPING_NAMES[model_type].removesuffix("Fast")
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "modernbert"}, {"model_type": None}, {"model_type": "my-own"}], ids=str
+)
+def test_a_type_without_a_class_has_the_file_as_it_is(tiny, config):
+    path = tiny("bert", tokenizer_config={"tokenizer_class": None, "do_lower_case": False}, config=config)
+    assert tokenizer_class(read_checkpoint(path)) is None
+    assert ids(path, "Paris") == ids(path, "paris")
+
+
+def test_a_tokenizer_that_transformers_cannot_build_is_refused(tiny):
+    path = tiny("bert", tokenizer_config={"tokenizer_class": "MPNetTokenizer", "added_tokens_decoder": {"3": 5}})
+    assert refusal(path).startswith(f"{path}: transformers cannot load this tokenizer: ")
+
+
+def test_padding_and_truncation_of_the_machine_that_saved_it_are_dropped(tiny):
+    path = tiny("bert")
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(6)
+    tokenizer.save(str(path / "tokenizer.json"))
+    assert len(load_tokenizer(read_checkpoint(path)).encode("a b c", "d e f g h i").ids) == 12
+
+
+def test_code_of_a_tokenizer_in_a_checkpoint_is_never_run(tiny):
+    auto_map = {"AutoTokenizer": [None, "tokenization_mine.MyTokenizer"]}
+    path = tiny("bert", tokenizer_config={"tokenizer_class": "MyTokenizer", "auto_map": auto_map})
+    (path / "tokenization_mine.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('canary').touch()\nclass MyTokenizer: ...\n"
+    )
+    assert ids(path, "a b") == ids(tiny("bert"), "a b")  # transformers takes the file as it is
+    assert not (path / "canary").exists()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"model": {"type": "Magic"}}', b"\xff\xfe"])
+def test_a_file_that_is_no_tokenizer_is_refused(tiny, content):
+    path = tiny("bert")
+    (path / "tokenizer.json").write_bytes(content)
+    assert refusal(path).startswith(f"{path / 'tokenizer.json'}: not a tokenizer: ")
+
+
+def test_a_vocabulary_larger_than_the_models_table_is_refused(tiny):
+    path = tiny("bert", config={"vocab_size": 900})
+    assert refusal(path) == f"{path / 'tokenizer.json'}: 908 tokens, but the model's `vocab_size` is 900"
+
+
+@pytest.mark.parametrize("size", [908, 1000, None, "many"])
+def test_a_vocabulary_that_fits_or_is_not_told_is_fine(tiny, size):
+    assert load_tokenizer(read_checkpoint(tiny("bert", config={"vocab_size": size}))).get_vocab_size() == 908
+
+
+@pytest.mark.parametrize("family", ["bert", "xlmr"])
+def test_a_special_token_that_the_vocabulary_lacks_is_refused_by_name(tiny, family):
+    path = tiny(family, tokenizer_config={"sep_token": "<nothing>", "eos_token": "<nothing>"})
+    (path / "special_tokens_map.json").unlink()
+    assert refusal(path) == f"{path / 'tokenizer_config.json'}: special token `<nothing>` is not in tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("bert", {"strip_accents": "yes"}), ("bert", {"sep_token": {"text": "[SEP]"}}), ("bert", {"sep_token": "a b"})],
+    ids=str,
+)
+def test_an_option_that_makes_no_sense_is_refused(tiny, family, options):
+    path = tiny(family, tokenizer_config=options)
+    (path / "special_tokens_map.json").unlink()
+    assert refusal(path).startswith(f"{path / 'tokenizer_config.json'}: ")
+
+
+# --- text that spells special tokens
+
+
+@pytest.mark.parametrize("family", ["bert", "xlmr", "modernbert", "deberta"])
+def test_a_tokenizer_without_special_pieces_differs_only_where_one_is_spelled(tiny, texts, family):
+    tokenizer = load_tokenizer(read_checkpoint(tiny(family)))
+    plain = without_special_pieces(tokenizer)
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    unknown = special[next(name for name in special if "unk" in name.lower())]
+    for _, text in texts:
+        encoded = plain.encode(text, add_special_tokens=False).ids
+        assert {unknown}.issuperset(set(encoded) & set(special.values()))
+        if not any(name in text for name in special):
+            assert encoded == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_words_of_a_vocabulary_by_name_are_renamed_too():
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "a": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["[UNK]", "[SEP]", "[LATE]"])
+    plain = without_special_pieces(tokenizer)
+    assert tokenizer.encode("a [SEP] [LATE]").ids == [2, 1, 3]
+    assert plain.encode("a [SEP] [LATE] [UNK]").ids == [2, 0, 0, 0]
+
+
+def test_a_vocabulary_without_an_unknown_piece_can_be_copied():
+    tokenizer = Tokenizer(models.Unigram([("a", -1.0), ("<", -2.0), ("s", -2.0), (">", -2.0), ("<s>", 0.0)], None))
+    tokenizer.add_special_tokens(["<s>"])
+    assert tokenizer.encode("a<s>").ids == [0, 4]
+    assert without_special_pieces(tokenizer).encode("a<s>").ids == [0, 1, 2, 3]
+
+
+def test_long_texts_are_encoded_few_at_a_time_and_none_is_lost():
+    tokenizer = load_tokenizer(read_checkpoint(TINY_CHECKPOINT))
+    sizes = []
+
+    class Watched:
+        def encode_batch_fast(self, texts, **options):
+            sizes.append([len(text) for text in texts])
+            return tokenizer.encode_batch_fast(texts, **options)
+
+    texts = ["a " * 600_000, "b", "c " * 300_000, "d " * 400_000, "", "e"]
+    found = [(text, encoding.ids) for text, encoding in encode_texts(Watched(), texts)]
+    assert found == [(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+    assert sizes == [[1_200_000, 1, 600_000], [800_000, 0, 1]]

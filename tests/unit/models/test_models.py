@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.errors import DoesNotFitError, ModelError
+from rerank_cli.models import FAMILIES, is_native, load_model
+from rerank_cli.models.encoder import EncoderCrossEncoder
+from rerank_cli.models.modernbert import ModernBertCrossEncoder
+
+
+def load(path, **more):
+    settings = {"device": "cpu", "precision": "fp32", "attention": "runs"} | more
+    return load_model(read_checkpoint(path), **settings)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("bert", EncoderCrossEncoder), ("xlmr", EncoderCrossEncoder), ("modernbert", ModernBertCrossEncoder)],
+)
+def test_a_checkpoint_gets_the_family_of_its_architecture(tiny, family, kind):
+    path = tiny(family)
+    assert is_native(read_checkpoint(path).architecture)
+    assert type(load(path)) is kind
+
+
+def test_every_other_classifier_of_transformers_is_padded(tiny):
+    path = tiny("deberta")
+    assert not is_native(read_checkpoint(path).architecture)
+    assert type(load(path)).__name__ == "PaddedCrossEncoder"
+
+
+@pytest.mark.parametrize("family", ["bert", "xlmr", "modernbert", "deberta"])
+def test_every_family_tells_its_kernels(tiny, family):
+    assert load(tiny(family)).kernels
+
+
+@pytest.mark.parametrize(
+    "labels", [{"id2label": {"0": "no", "1": "yes"}}, {"id2label": None, "num_labels": 2}, {"id2label": None}]
+)
+@pytest.mark.parametrize("family", ["bert", "deberta"])
+def test_a_classifier_with_two_labels_is_not_a_reranker(tiny, family, labels):
+    path = tiny(family, config=labels)
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    assert caught.value.message == f"{path / 'config.json'}: the model gives 2 labels, a reranker one logit"
+
+
+@pytest.mark.parametrize("architecture", ["JinaForRanking", "BertModel", "LlamaForCausalLM"])
+def test_an_unknown_architecture_is_refused_with_those_that_are_known(tiny, architecture):
+    path = tiny("bert", config={"architectures": [architecture]})
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    assert str(path) in caught.value.message
+    assert f"architecture `{architecture}`" in caught.value.message
+    assert all(name in (caught.value.hint or "") for name in FAMILIES)
+
+
+def test_several_architectures_are_refused(tiny):
+    path = tiny("bert", config={"architectures": ["BertForSequenceClassification", "BertModel"]})
+    with pytest.raises(ModelError, match="must name one class"):
+        load(path)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_where_the_varlen_kernel_does_not_run_the_model_says_that_it_uses_runs(tiny, precision):
+    assert load(tiny("bert"), precision=precision, attention="varlen").kernels.endswith("attention: runs")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_does_not_fit(tiny):
+    with pytest.raises(DoesNotFitError, match=r"--device cuda:0: torch .* sees no CUDA device"):
+        load(tiny("bert"), device="cuda:0")
+
+
+def test_native_families_load_without_transformers(tiny):
+    code = (
+        "import sys, pathlib\n"
+        "from rerank_cli.checkpoint.read import read_checkpoint\n"
+        "from rerank_cli.encoding.encoder import open_encoder\n"
+        "from rerank_cli.models import load_model\n"
+        "for path in sys.argv[1:]:\n"
+        "    checkpoint = read_checkpoint(pathlib.Path(path))\n"
+        "    pairs = open_encoder(checkpoint, max_tokens=64).encode([('a', 'b')])\n"
+        "    load_model(checkpoint, device='cpu', precision='fp32', attention='runs').forward(pairs[0])\n"
+        "sys.exit('transformers' in sys.modules)\n"
+    )
+    paths = [str(tiny(family)) for family in ("bert", "xlmr", "modernbert")]
+    result = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

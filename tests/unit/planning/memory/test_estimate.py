@@ -1,0 +1,237 @@
+"""The sum, what is asked of it, and the constants beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
+from rerank_cli.planning.memory import (
+    BatchSize,
+    Estimate,
+    MemoryModel,
+    Place,
+    cublas_workspace_bytes,
+    device_constants,
+    estimate,
+    largest,
+    memory_model,
+    need_for,
+    published_memory,
+    tables_for,
+)
+from rerank_cli.planning.memory.table import Question
+from rerank_cli.planning.profiles import GpuFacts, load_all_profiles
+
+MIB = 2**20
+PROFILES = {found.model.id.rpartition("/")[2]: found for found in load_all_profiles()}
+BUILTIN = MemoryModel.of_checkpoint(read_checkpoint(locate_checkpoint(None)))
+TEXT = MemoryModel.of_profile(PROFILES["llama-nemotron-rerank-1b-v2"].model)
+VISION = MemoryModel.of_profile(PROFILES["llama-nemotron-rerank-vl-1b-v2"].model)
+DEBERTA = MemoryModel.of_checkpoint(
+    read_checkpoint(Path(__file__).parents[3] / "parity" / "deberta-ce-open" / "checkpoint")
+)
+MODELS = [BUILTIN, TEXT, VISION, DEBERTA]
+H100 = GpuFacts(0, sku="NVIDIA-H100-80GB-HBM3", compute_capability=(9, 0))
+T4 = GpuFacts(0, sku="Tesla-T4", compute_capability=(7, 5))
+NIM = json.loads((Path(__file__).parents[3] / "data" / "nim" / "memory_footprint.json").read_text())["rows"]
+
+
+def test_the_total_is_every_part_times_the_engines() -> None:
+    parts = [item.name for item in fields(Estimate) if item.name != "engines"]
+    one = Estimate(*range(1, len(parts) + 1))
+    assert one.total == sum(range(1, len(parts) + 1))
+    assert Estimate(*range(1, len(parts) + 1), engines=3).total == 3 * one.total
+
+
+@given(
+    model=st.sampled_from(MODELS),
+    place=st.sampled_from(
+        [Place(), Place(capability=(7, 5)), Place(cpu=True, precision="fp32", cores=8), Place(precision="fp8")]
+    ),
+    pairs=st.integers(1, 100),
+    length=st.integers(8, 8000),
+    images=st.integers(0, 30),
+    more=st.tuples(st.integers(0, 20), st.integers(0, 192), st.integers(0, 3)),
+)
+def test_the_estimate_never_falls_when_batch_length_images_or_engines_grow(
+    model: MemoryModel, place: Place, pairs: int, length: int, images: int, more: tuple[int, int, int]
+) -> None:
+    def total(pairs: int, length: int, images: int, engines: int) -> int:
+        there = Place(place.cpu, place.precision, place.sku, place.capability, place.cores, engines)
+        found = Question(model, there, images=images).at(pairs, length).estimate
+        assert found is not None
+        return found.total
+
+    extra_pairs, extra_length, extra = more
+    grown = total(pairs + extra_pairs, length + extra_length, images + extra, 1 + extra)
+    assert grown >= total(pairs, length, images, 1)
+
+
+@given(
+    model=st.sampled_from(MODELS),
+    gpu=st.sampled_from([H100, T4, None]),
+    precision=st.sampled_from(["fp32", "bf16", "fp16", "fp8"]),
+    max_tokens=st.integers(8, 8192),
+    budget=st.integers(1, 65536),
+    more=st.tuples(st.integers(0, 1000), st.integers(0, 5000), st.integers(0, 3)),
+)
+def test_what_a_profile_needs_never_falls(
+    model: MemoryModel,
+    gpu: GpuFacts | None,
+    precision: str,
+    max_tokens: int,
+    budget: int,
+    more: tuple[int, int, int],
+) -> None:
+    need = need_for(model, cores=4)
+    least = need(gpu, precision=precision, max_tokens=max_tokens, token_budget=budget, engines=1)
+    grown = need(
+        gpu, precision=precision, max_tokens=max_tokens + more[0], token_budget=budget + more[1], engines=1 + more[2]
+    )
+    assert grown >= least > 0
+
+
+@given(pairs=st.integers(1, 64), length=st.integers(8, 512))
+def test_what_a_profile_needs_covers_every_batch_of_its_budget(pairs: int, length: int) -> None:
+    needed = need_for(TEXT)(H100, precision="fp16", max_tokens=length, token_budget=pairs * length, engines=1)
+    place = Place(sku=H100.sku, capability=H100.compute_capability)
+    assert needed >= estimate(TEXT, BatchSize.of([length] * pairs), place).total
+
+
+def test_profile_selection_takes_the_memory_model_as_it_is() -> None:
+    from rerank_cli.planning.profiles import MachineFacts, ProfileRequest, select_profile
+
+    profiles = PROFILES["llama-nemotron-rerank-1b-v2"]
+
+    def budget(gigabytes: float) -> int:
+        gpu = GpuFacts(0, compute_capability=(8, 9), total_bytes=round(gigabytes * 10**9))
+        plan = select_profile(ProfileRequest(), profiles, MachineFacts((gpu,)), need=need_for(TEXT)).plan
+        assert plan.needed_bytes is not None
+        assert plan.needed_bytes <= gigabytes * 10**9
+        return plan.token_budget
+
+    assert budget(24) == 32768
+    assert 8192 <= budget(3.7) < budget(24)
+
+
+def test_an_old_gpu_repeats_keys_and_values_and_a_new_one_does_not() -> None:
+    batch = BatchSize.of([8192])
+    old, new = (estimate(TEXT, batch, Place(capability=capability)) for capability in ((7, 5), (8, 0)))
+    assert old.activations + old.attention_workspace > new.activations + new.attention_workspace
+
+
+def test_vision_is_the_larger_of_tower_and_language_model() -> None:
+    long, short = BatchSize.of([8192] * 30), BatchSize.of([64])
+    without = estimate(VISION, long, Place())
+    one_tile = estimate(VISION, long, Place(), tiles=1)
+    # Beside a long batch the tower fits in: embeddings are all that comes to it.
+    assert one_tile.vision == 2 * 256 * 2048
+    assert one_tile.activations == without.activations
+    towering = estimate(VISION, short, Place(), tiles=210)
+    kept, patches = 210 * 2 * 256 * 2048, 8 * 1024
+    tower = patches * (6 * 1152 * 2 + 16 * 4) + 8 * 3 * 512 * 512  # 8 tiles at a time
+    assert towering.activations + towering.attention_workspace + towering.vision == kept + tower
+    on_cpu = estimate(VISION, long, Place(cpu=True), tiles=1)
+    assert on_cpu.vision == one_tile.vision + 3 * 512 * 512  # where the pixels lie in the same memory
+    assert estimate(TEXT, short, Place(), tiles=210).vision == 0
+
+
+def test_an_image_is_at_most_one_a_pair() -> None:
+    def vision(images: int, pairs: int) -> int:
+        found = Question(VISION, Place(), images=images, max_input_tiles=1).at(pairs, 300).estimate
+        assert found is not None
+        return found.vision
+
+    assert vision(images=5, pairs=2) == vision(images=2, pairs=2) > vision(images=1, pairs=2)
+
+
+def test_a_cpu_has_no_cublas_and_a_context_of_its_own() -> None:
+    found = estimate(BUILTIN, BatchSize.of([512]), Place(cpu=True, precision="fp32", cores=2))
+    assert found.cublas_workspace == 0
+    assert found.context == device_constants(None, cpu=True).context_bytes != device_constants(None).context_bytes
+
+
+@pytest.mark.parametrize(
+    ("capability", "size"), [((8, 0), 8320 * 1024), ((8, 9), 8320 * 1024), ((9, 0), 32 * MIB), (None, 32 * MIB)]
+)
+def test_cublas_gets_what_torch_gives_it(capability: tuple[int, int] | None, size: int) -> None:
+    assert cublas_workspace_bytes(capability) == size
+
+
+def test_constants_that_nobody_measured_are_marked() -> None:
+    unknown = device_constants("NVIDIA-L4")
+    assert unknown.status == "default"
+    assert unknown.source
+    assert 300 * MIB <= unknown.context_bytes <= 1024 * MIB
+    assert 0.05 <= unknown.slack_share <= 0.2
+
+
+@given(answer=st.integers(0, 100_000), limit=st.integers(1, 100_000))
+def test_the_largest_that_fits_is_found(answer: int, limit: int) -> None:
+    assert largest(lambda number: number <= answer, limit) == min(answer, limit)
+
+
+def test_solving_gives_the_last_that_fits() -> None:
+    question = Question(TEXT, Place(), capacity=24 * 2**30)
+    pairs, length = question.largest_batch(4096), question.longest_pair(30, 8192)
+    assert question.fits(pairs, 4096)
+    assert not question.fits(pairs + 1, 4096)
+    assert length == 8192
+    tight = Question(TEXT, Place(), capacity=5 * 2**30)
+    length = tight.longest_pair(30, 8192)
+    assert tight.fits(30, length)
+    assert not tight.fits(30, length + 1)
+    assert Question(TEXT, Place(), capacity=2**30).largest_batch(64) == 0
+
+
+def test_real_lengths_make_a_batch_of_the_longest() -> None:
+    question = Question(BUILTIN, Place(), lengths=(500, 400, 30, 20))
+    assert question.batch(2, 512) == BatchSize.of([500, 400])
+    assert question.batch(3, 450) == BatchSize.of([450, 400, 30])
+    assert question.batch(9, 512).pairs == 4
+
+
+@pytest.mark.parametrize("row", NIM, ids=lambda row: f"{row['model'][-9:]}-{row['sku'] or row['compute_capability']}")
+def test_every_published_value_comes_back_exactly(row: dict) -> None:
+    profiles = PROFILES[row["model"].rpartition("/")[2]]
+    capability = tuple(map(int, row["compute_capability"].split(".")))
+    sku = f"NVIDIA-{row['sku']}" if row["sku"] else None
+    tables = tables_for(profiles, precision=row["precision"], capability=capability, sku=sku)
+    found = published_memory(tables, row["max_batch_size"] or 7, row["max_seq_len"] or 777)
+    assert found is not None
+    assert found.gib == row["memory_gib"]
+    assert found.kind == ("published" if row["max_batch_size"] else "published-any")
+
+
+def test_there_are_88_of_them() -> None:
+    assert len(NIM) == 88
+
+
+def test_between_published_points_the_value_is_marked_and_beyond_them_there_is_none() -> None:
+    profiles = PROFILES["llama-nemotron-rerank-500m-v2"]
+    tables = tables_for(profiles, precision="fp16", capability=(8, 9), sku="NVIDIA-L4")
+    between = published_memory(tables, 8, 4096)
+    assert between is not None
+    assert between.kind == "interpolated"
+    assert 2.27 < between.gib < 9.81
+    assert published_memory(tables, 30, 8192) is None
+    assert published_memory((), 1, 8192) is None
+
+
+def test_without_a_gpu_the_tables_of_all_are_found() -> None:
+    profiles = PROFILES["llama-nemotron-rerank-500m-v2"]
+    assert len(tables_for(profiles, precision="fp16", capability=None, sku=None)) == 7
+
+
+def test_a_model_is_known_by_its_checkpoint_or_by_its_profile() -> None:
+    facts = PROFILES["llama-nemotron-rerank-1b-v2"].model
+    assert memory_model(None, facts) == TEXT
+    assert memory_model(read_checkpoint(locate_checkpoint(None)), facts) == BUILTIN
+    assert memory_model(None, PROFILES["llama-nemotron-rerank-500m-v2"].model) is None
+    assert memory_model(None) is None
