@@ -30,7 +30,7 @@ from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups, 
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import STDOUT, Names
-from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit, score_name
+from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
 from rerank_cli.job.ranking import Pool, select
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.windows import Windows
@@ -126,7 +126,7 @@ class Reranker:
         """How the model runs on this machine, with the reasons."""
         for warning in prepared.plan.warnings:
             warnings.warn(warning, stacklevel=2)
-        self._checkpoint, self._encoder = prepared.checkpoint, prepared.encoder
+        self._prepared = prepared
         self._lock = threading.Lock()
         self._engine: Engine | None = open_engine(prepared.plan, prepared.checkpoint)
 
@@ -169,10 +169,10 @@ class Reranker:
         _refuse_wrong(options, RowOptions)
         job = _with_rows(self._options, options)
         refuse_unusable(job)
-        refuse_unfit(job, self._checkpoint)
-        selection = replace(job.selection, score=score_name(self._checkpoint))
+        refuse_unfit(job, self._prepared.checkpoint, self._prepared.family)
+        selection = replace(job.selection, score=self._prepared.score)
         given = given_rows(data, job.fields)
-        refuse_sigmoids(given.shape, self._checkpoint)
+        refuse_sigmoids(given.shape, self._prepared)
         keep = options.get("on_error", "raise") == "keep"
         errors: dict[int, RowError] = {}
         lists: list[RankedList] = []
@@ -182,7 +182,7 @@ class Reranker:
                 raise UsageError("this Reranker has been closed")
             windows = Windows(given.shape.group(read(rows)), max_pairs=self.plan.window_pairs)
             scoring = score_windows(
-                windows, self._encoder, self._engine, pool=self._options.pool,
+                windows, self._prepared.encoder, self._engine, pool=self._options.pool,
                 image_processes=self.plan.image_processes,
             )  # fmt: skip
             with closing(scoring):

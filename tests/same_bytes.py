@@ -285,7 +285,9 @@ def differences(old: Path, new: Path) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / "in"))
+    """All files but the inputs, and what an unfinished job says of processes and times."""
+    own = (path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / "in"))
+    return (path for path in own if path.parent.suffix != ".job" or path.name not in ("journal", "lock"))
 
 
 def _comparable(path: Path, folder: Path) -> Any:
@@ -312,6 +314,8 @@ def _plain_text(text: str, *, is_page: bool = False) -> str:
     """`text` without numbers that tell times, and without the place of a checkout."""
     for place in (os.environ["OLD_TREE"], os.environ["NEW_TREE"]):
         text = text.replace(place, "TREE")
+    text = re.sub(r"TREE/rerank_cli/(\w+/)*builtin/", "TREE/BUILTIN/", text)
+    text = re.sub(r"/(old|new)/work/", "/SIDE/work/", text)
     if is_page:
         return re.sub(r"[\d.,:+T-]+", "0", text)  # charts over time are numbers through and through
     text = re.sub(r"\r[^\n]*", "", text)

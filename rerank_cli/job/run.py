@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
@@ -27,7 +26,7 @@ from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.output_names import STDOUT
 from rerank_cli.job.precision_check import PrecisionCheck
-from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs, score_name
+from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs
 from rerank_cli.job.resume import Resume
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.scoring_loop import score_windows
@@ -113,11 +112,11 @@ def run_job(
         evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
         terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files)
-        members = _members(options, prepared.checkpoint, may_continue=may_continue)
+        members = _members(options, prepared, may_continue=may_continue)
         destination = open_destination(
             names,
             prepared.shape,
-            replace(options.selection, score=score_name(prepared.checkpoint)),
+            replace(options.selection, score=prepared.score),
             inputs=inputs,
             overwrite=options.overwrite,
             terms=terms,
@@ -266,7 +265,7 @@ def _report(
     document["plan"]["kernels"] = engine.kernels
     document["peak_rss_bytes"] = totals.peak_rss
     document["memory"] = reports.memory_of(plan, peak_rss=totals.peak_rss, engines=engine.peak_bytes)
-    document |= totals.observed.document(score_name(prepared.checkpoint))
+    document |= totals.observed.document(prepared.score)
     if command:
         document["command"] = command
     document["continued"] = totals.continued
@@ -297,8 +296,8 @@ def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[I
     return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
 
 
-def _members(options: JobOptions, checkpoint: Checkpoint, *, may_continue: bool) -> tuple[str, ...]:
+def _members(options: JobOptions, prepared: Prepared, *, may_continue: bool) -> tuple[str, ...]:
     """What the windows of this run add to besides rows and errors."""
-    if not family_of(checkpoint.architecture).embeds:
+    if not prepared.family.embeds:
         return ()
     return ("vectors",) * may_continue + ("texts",) * (options.names.embeddings is not None)
