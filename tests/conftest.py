@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -210,10 +211,11 @@ def score_all(
             totals.add(window)
             if on_ranked:
                 on_ranked(window.ranked)
-            with totals.writing():
-                output.write(window)
+            began = time.perf_counter()
+            output.write(window)
+            totals.timing.write += time.perf_counter() - began
             if on_window:
-                on_window(window.window, totals.counts)
+                on_window(window.encoded.window, totals.counts)
             limit.check(totals.counts, last=False)
     limit.check(totals.counts, last=True)
     return totals

@@ -3,7 +3,9 @@
 One list of two pairs is reranked by a tiny model. From the first call of the loop until the run's last rows are
 written, each call of a function of `rerank_cli` is noted, per thread; a change is a call in another file than the call
 before. Not counted: comprehensions and lambdas, which stand where they are called, and the forward pass (`models/`),
-which is the same for every loop. Whoever follows a pair with a finger opens another file so many times.
+which is the same for every loop. Whoever follows a pair with a finger opens another file so many times. A second figure
+counts the calls out of `job/` alone, by who reads the loop and takes encoder, engine, formats, journal and report as
+they are.
 """
 
 # ruff: noqa: T201 (a script)

@@ -140,7 +140,8 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
     meter = Meter(inputs)
     return Prepared(
-        model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter, read
+        model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter,
+        read,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ imported, which is why nothing here imports it at the top.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -187,10 +188,12 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
                     texts.add(window.encoded)
                 if evaluator:
                     evaluator.add(orders_of(window.ranked, prepared.shape, evaluator.is_judged))
-                with totals.writing():
-                    output.write(window)
-                with totals.writing():
-                    resume.commit(window.window, engine, texts)
+                began = time.perf_counter()
+                output.write(window)
+                written = time.perf_counter()
+                totals.timing.write += written - began  # before the commit, which says it to the next process
+                resume.commit(window.encoded.window, engine, texts)
+                totals.timing.write += time.perf_counter() - written
                 if watcher.on_progress:
                     watcher.on_progress(totals.counts, prepared.meter.share)
                 options.error_limit.check(totals.counts, last=False)

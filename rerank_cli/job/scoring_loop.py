@@ -67,11 +67,6 @@ class ScoredWindow:
     errors: list[RowError]  # all bad rows of the window; those of one file in the order of the file
     counts: Mapping[str, int]  # what the engine and the images add to `Counts`, by name
 
-    @property
-    def window(self) -> Window:
-        """The window as it was read."""
-        return self.encoded.window
-
 
 def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
     windows: Windows,

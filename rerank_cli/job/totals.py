@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -69,16 +68,9 @@ class Totals:
         self.timing.load += time.perf_counter() - self._began
         self.observed.begin_scoring(self.seconds)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Inside, time is counted as writing."""
-        began = time.perf_counter()
-        yield
-        self.timing.write += time.perf_counter() - began
-
     def add(self, scored: ScoredWindow) -> None:
         """Count a window and its bad rows; what is written of it is counted by who writes it."""
-        encoded, window, counts = scored.encoded, scored.window, self.counts
+        encoded, window, counts = scored.encoded, scored.encoded.window, self.counts
         counts.add(scored.counts)
         counts.rows_in += window.rows
         counts.rows_error += len(scored.errors)

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rerank_cli.formats.shapes import Selection
-from rerank_cli.formats.sinks import BestSink, JsonlSink, ParquetSink
-from rerank_cli.job.output import ErrorRows
+from rerank_cli.formats.sinks import BestSink
+from rerank_cli.job.output import Destination
 from rerank_cli.job.ranking import select
 from rerank_cli.job.stop import Stop
 from rerank_cli.records import Counts, RowError
 
 if TYPE_CHECKING:
     from rerank_cli.job.scoring_loop import ScoredWindow
-
-
-class Writable(Protocol):
-    """What a window is written to; a `Destination` is one."""
-
-    sink: JsonlSink | ParquetSink
-    errors: ErrorRows
 
 
 class WindowWriter:
@@ -39,7 +32,7 @@ class WindowWriter:
 
     def __init__(
         self,
-        destination: Writable,
+        destination: Destination,
         selection: Selection,
         counts: Counts,
         *,
