@@ -3,9 +3,10 @@
 One list of two pairs is reranked by a tiny model. From the first call of the loop until the run's last rows are
 written, each call of a function of `rerank_cli` is noted, per thread; a change is a call in another file than the call
 before. Not counted: comprehensions and lambdas, which stand where they are called, and the forward pass (`models/`),
-which is the same for every loop. Whoever follows a pair with a finger opens another file so many times. A second figure
-counts the calls out of `job/` alone, by who reads the loop and takes encoder, engine, formats, journal and report as
-they are.
+which is the same for every loop. Whoever follows a pair with a finger opens another file so many times.
+
+The second figure is of somebody who reads the loop alone, and takes encoder, engine, formats, journal and report at
+their word: the calls that a function in `job/` makes into another file.
 """
 
 # ruff: noqa: T201 (a script)
@@ -28,13 +29,13 @@ _LAST = ("WindowWriter.finish", "Work._finish")
 _ROWS = {"query": "two roads", "passages": ["in a yellow wood", "sorry i could not travel both"]}
 
 
-def trace(tree: Path) -> dict[str, list[tuple[str, str]]]:
-    """File and name of each function that is called inside the loop, by thread."""
+def trace(tree: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """File, name and caller's file of each function that is called inside the loop, by thread."""
     sys.path.insert(0, str(tree))
     from rerank_cli.cli import main
 
     root = str(tree / "rerank_cli") + "/"
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
     inside = False
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
@@ -44,10 +45,14 @@ def trace(tree: Path) -> dict[str, list[tuple[str, str]]]:
             return
         inside = (inside or code.co_qualname in _FIRST) and code.co_qualname not in _LAST
         if inside and "<" not in code.co_name and "/models/" not in code.co_filename:
-            call = code.co_filename.removeprefix(root), code.co_qualname
-            # A generator is called anew for each item.
-            if not found[threading.current_thread().name] or found[threading.current_thread().name][-1] != call:
-                found[threading.current_thread().name].append(call)
+            caller = frame.f_back
+            while caller and not caller.f_code.co_filename.startswith(root):
+                caller = caller.f_back
+            before = caller.f_code.co_filename.removeprefix(root) if caller else ""
+            call = code.co_filename.removeprefix(root), code.co_qualname, before
+            calls = found[threading.current_thread().name]
+            if not calls or calls[-1][:2] != call[:2]:  # a generator is called anew for each item
+                calls.append(call)
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in.jsonl")
@@ -64,9 +69,14 @@ def trace(tree: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def changes(calls: list[tuple[str, str]]) -> int:
+def changes(calls: list[tuple[str, str, str]]) -> int:
     """How many of `calls` are in another file than the one before."""
     return sum(before[0] != after[0] for before, after in pairwise(calls))
+
+
+def calls_out(calls: list[tuple[str, str, str]]) -> int:
+    """How many of `calls` are made in `job/` into another file."""
+    return sum(before.startswith("job/") and before != file for file, _, before in calls)
 
 
 def main() -> None:
@@ -77,11 +87,15 @@ def main() -> None:
     given = parser.parse_args()
     found = trace(given.tree.resolve())
     for thread, calls in found.items():
-        print(f"{thread}: {changes(calls)} changes of file in {len(calls)} calls")
+        print(
+            f"{thread}: {changes(calls)} changes of file in {len(calls)} calls; {calls_out(calls)} go out of a file of job/"
+        )
         if given.calls:
-            for before, call in zip([("", ""), *calls], calls, strict=False):
+            for before, call in zip([("", "", ""), *calls], calls, strict=False):
                 print(f"  {'*' if call[0] != before[0] else ' '} {call[0]}: {call[1]}")
-    print(f"{sum(map(changes, found.values()))} changes of file in all")
+    print(
+        f"{sum(map(changes, found.values()))} changes of file; {sum(map(calls_out, found.values()))} calls out of job/"
+    )
 
 
 if __name__ == "__main__":
