@@ -87,9 +87,7 @@ def main() -> None:
     given = parser.parse_args()
     found = trace(given.tree.resolve())
     for thread, calls in found.items():
-        print(
-            f"{thread}: {changes(calls)} changes of file in {len(calls)} calls; {calls_out(calls)} go out of a file of job/"
-        )
+        print(f"{thread}: {changes(calls)} changes of file in {len(calls)} calls, {calls_out(calls)} calls out of job/")
         if given.calls:
             for before, call in zip([("", "", ""), *calls], calls, strict=False):
                 print(f"  {'*' if call[0] != before[0] else ' '} {call[0]}: {call[1]}")
