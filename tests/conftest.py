@@ -22,8 +22,8 @@ from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.job.options import Names
 from rerank_cli.job.output import open_destination
-from rerank_cli.job.output_names import Names
 from rerank_cli.job.scoring_loop import Run
 from rerank_cli.job.stop import Stop
 from rerank_cli.records import (

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rerank_cli.encoding.choices import Pool
 from rerank_cli.engine import ScoresExactly
 from rerank_cli.job.agreement import Agreement
-from rerank_cli.job.ranking import Pool, score_exactly
+from rerank_cli.job.ranking import score_exactly
 
 if TYPE_CHECKING:
     import numpy as np

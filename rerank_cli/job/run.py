@@ -18,9 +18,8 @@ from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator
 from rerank_cli.formats.inputs import Input, can_be_reread, resolve_inputs
-from rerank_cli.job.options import JobOptions, refuse_unusable
+from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import FileDestination, open_destination, place_page
-from rerank_cli.job.output_names import STDOUT
 from rerank_cli.job.prepare import find_known, prepare_inputs, score_name
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.stop import Stop

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoder, ReadsImages
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
@@ -45,7 +46,7 @@ from rerank_cli.job.image_parts import (
     without_pixels,
 )
 from rerank_cli.job.options import ErrorLimit
-from rerank_cli.job.ranking import Pool, pairs_of, pooled, rank_window, select, with_problems
+from rerank_cli.job.ranking import pairs_of, pooled, rank_window, select, with_problems
 from rerank_cli.job.read_ahead import Ahead
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Share, cut_windows

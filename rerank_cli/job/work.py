@@ -21,9 +21,8 @@ from rerank_cli.formats.inputs import count_lines
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.job.kept_vectors import EmbeddedTexts
-from rerank_cli.job.options import JobOptions
+from rerank_cli.job.options import STDOUT, JobOptions
 from rerank_cli.job.output import Destination
-from rerank_cli.job.output_names import STDOUT
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.prepare import Prepared, score_name
 from rerank_cli.job.scoring_loop import Run, Sink

@@ -11,7 +11,6 @@ fit         engines and token budget in its memory     selection   the choice it
 Nothing here reads the machine, a checkpoint or the environment, or imports more than the standard library.
 """
 
-from rerank_cli.planning.profiles.matching import POLICIES, REQUIREMENTS
 from rerank_cli.planning.profiles.profile_file import (
     GB,
     GIB,
@@ -43,9 +42,7 @@ from rerank_cli.planning.profiles.request import (
     MemoryNeed,
     NoProfileFitsError,
     ProfilePlan,
-    ProfileRequest,
     Rejection,
-    parse_device,
 )
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability, parse_capability
 from rerank_cli.planning.profiles.selection import select_profile
@@ -54,9 +51,7 @@ __all__ = [
     "GB",
     "GENERIC_PRECISIONS",
     "GIB",
-    "POLICIES",
     "PRECISION_BITS",
-    "REQUIREMENTS",
     "Capability",
     "Confidence",
     "Decision",
@@ -73,7 +68,6 @@ __all__ = [
     "NoProfileFitsError",
     "Profile",
     "ProfilePlan",
-    "ProfileRequest",
     "Rejection",
     "Source",
     "VisionShape",
@@ -81,7 +75,6 @@ __all__ = [
     "load_all_profiles",
     "load_profiles",
     "parse_capability",
-    "parse_device",
     "parse_profiles",
     "profiles_dir",
     "render_support_matrix",
