@@ -6,8 +6,9 @@ A row says what the option is called, what its values are, what it means, and wh
 (`into`). Its default is that of the field: no command and no row repeats it, and the help shows it. A command names its
 table, `@takes(OPTIONS)`, and has its values by name. The environment variable follows from the name.
 
-Values are checked here, not in the bodies of commands: `Literal` types and `parse` functions, which raise `ValueError`.
-So Typer writes the error, and the shells complete what can be completed.
+Values are checked here, not in the bodies of commands: by `Literal` types, and by `parse` functions, which raise
+`ValueError` with what is wrong and, second, what helps. So every wrong value ends alike, before a command begins, and
+the shells complete what can be completed.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ VARIABLES = (
     "before the default."
 )
 _MOST_COLUMNS, _LEAST_COLUMNS = 100, 40
+_COMPLETED = 60  # columns of an option's help in a shell's list; fish takes a second line for another option
 _TERM = 23  # columns of the left side; a longer term has a line to itself
 
 Record = tuple[str, str]
@@ -44,9 +45,12 @@ class Command(TyperCommand):
         return found
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What a shell offers: no other names of an option."""
+        """What a shell offers: no other names of an option, and of its help what fits a line."""
         hidden = {alias for one in self.declared.values() for alias in one.aliases}
-        return [item for item in super().shell_complete(ctx, incomplete) if item.value not in hidden]
+        found = [item for item in super().shell_complete(ctx, incomplete) if item.value not in hidden]
+        for item in found:
+            item.help = textwrap.shorten(item.help or "", _COMPLETED, placeholder=" ...")
+        return found
 
 
 class Group(TyperGroup):

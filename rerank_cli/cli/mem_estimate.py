@@ -36,7 +36,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
     """`1,8,16` as numbers."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9][0-9]{0,6}", part, re.ASCII) for part in parts):
-        raise ValueError("not whole numbers above 0 with commas between them, for example 1,8,16")
+        raise ValueError("not whole numbers above 0 with commas between them", "for example 1,8,16")
     return tuple(map(int, parts))
 
 
@@ -45,7 +45,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)", text.strip(), re.ASCII)
     size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
     if size < 1:
-        raise ValueError("not a size, for example 24GiB, 80GB (10^9 bytes each) or 81559MiB")
+        raise ValueError("not a size", "for example 24GiB, 80GB (10^9 bytes each) or 81559MiB")
     return size
 
 
@@ -53,7 +53,7 @@ def parse_device(text: str) -> str:
     """The kind of device of `cuda:0`."""
     kind = text.partition(":")[0]
     if kind not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"{text!r} is not one of 'auto', 'cuda', 'cpu'")
+        raise ValueError("not known", "known are auto, cuda, cpu")
     return kind
 
 

@@ -46,7 +46,7 @@ def parse_duration(text: str) -> float:
     """Seconds of `90`, `90s`, `500ms`, `1.5m` or `6h`."""
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise ValueError("not a time, for example 90, 5s, 500ms, 10m or 6h")
+        raise ValueError("not a time", "for example 90, 5s, 500ms, 10m or 6h")
     return float(found[1]) * _SECONDS[found[2]]
 
 
@@ -54,7 +54,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of `i/n`."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError("not a part, for example 1/4, the first of four")
+        raise ValueError("not a part", "for example 1/4, the first of four")
     return int(found[1]), int(found[2])
 
 
@@ -64,7 +64,7 @@ def parse_error_limit(text: str) -> ErrorLimit:
         return ErrorLimit(rows=int(text))
     if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
         return ErrorLimit(share=float(text[:-1]) / 100)
-    raise ValueError("neither a number of rows nor a percentage, for example 100 or 0.5%")
+    raise ValueError("neither a number of rows nor a percentage", "for example 100 or 0.5%")
 
 
 def read_template(name: str) -> str:
@@ -120,7 +120,7 @@ def devices() -> list[str]:
 
 def _one_of(text: str, known: Iterable[str]) -> str:
     if text not in known:
-        raise ValueError(f"{text!r} is not one of {', '.join(map(repr, known))}")
+        raise ValueError("not known", "known are " + ", ".join(known))
     return text
 
 

@@ -49,7 +49,6 @@ _WRONG = {
     "float_parsing": "not a number",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than_equal": "must be at most {le:g}",
-    "value_error": "{error}",
 }
 """What a check of typer's library calls wrong, in words of ours; by its own word for the kind."""
 
@@ -62,7 +61,7 @@ def usage_error(error: typer.TyperException) -> UsageError:
     if name is not None and context is not None and hasattr(error, "possibilities"):
         return UsageError(f"{path}: no option {name}", hint=_for_unknown(name, context))
     if parameter is not None and context is not None and error.__cause__ is not None:
-        return UsageError(_wrong_value(error, parameter, context), hint=f"{path} --help")
+        return _wrong_value(error, parameter, context)
     message: str = error.format_message() if hasattr(error, "format_message") else str(error)
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=f"{path} --help")
 
@@ -87,15 +86,19 @@ def _for_unknown(name: str, context: Any) -> str:
     return f"{context.command_path} --help-all"
 
 
-def _wrong_value(error: Any, parameter: Any, context: Any) -> str:
-    """`--deadline 5x: not a time, for example ...`; the variable in place of the flag, where the value is its."""
+def _wrong_value(error: Any, parameter: Any, context: Any) -> UsageError:
+    """`--deadline 5x: not a time`; the variable in place of the flag, where the value is its."""
     one, source = declared_options(context).get(parameter.name), context.get_parameter_source(parameter.name)
     flag = one.flag if one and one.flag else parameter.opts[0]
     if one and source is not None and source.name == "ENVIRONMENT":
         flag = one.variable
     (first, *_) = error.__cause__.errors() if hasattr(error.__cause__, "errors") else [{}]
-    words = _WRONG.get(first.get("type", ""))
-    what = error.message.rstrip(".") if words is None else words.format(**first.get("ctx", {})).rstrip(".")
-    value = first.get("input")
-    said = "" if value is None or str(value) in what else f" {value}"
-    return f"{flag}{said}: {what}"
+    hint = f"{context.command_path} --help"
+    if choices := parameter.type_descriptor.choices:
+        what, hint = "not known", "known are " + ", ".join(choices)
+    elif first.get("type") == "value_error":
+        what, *hints = first["ctx"]["error"].args  # of a function that parses
+        hint = hints[0] if hints else hint
+    else:
+        what = _WRONG.get(first.get("type", ""), error.message.rstrip(".")).format(**first.get("ctx", {}))
+    return UsageError(f"{flag} {first.get('input', '')}".rstrip() + f": {what}", hint=hint)
