@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from rerank_cli.job.options import JobOptions
+from rerank_cli.job.options import STDOUT, JobOptions
 from rerank_cli.planning.choices import MemoryRequest
 
 GROUPS = (
@@ -99,7 +99,7 @@ def option(
         default = default_of(into)
     elif kind is bool:
         default = False
-    shown = "" if default in (None, False, 0, ()) else f" Default: {_as_typed(default)}."
+    shown = "" if default in (None, False, 0, (), STDOUT) else f" Default: {_as_typed(default)}."
     variables = [variable_of(one) for one in (flag, *aliases)]
     info = typer.Option(
         *([short] if short else []), flag, *aliases, help=help + shown, rich_help_panel=group, show_envvar=False,
@@ -198,9 +198,8 @@ def decided_by(context: typer.Context, name: str) -> str | None:
 
 def _show_all(context: typer.Context, asked: bool) -> None:
     if asked and not context.resilient_parsing:
-        from rerank_cli.cli.help import full_help
-
-        typer.echo(full_help(context))
+        command: Any = context.command
+        typer.echo(command.full_help(context))
         raise typer.Exit
 
 

@@ -38,6 +38,10 @@ class Command(TyperCommand):
         """Write the help of one screen."""
         formatter.write("\n".join(_lines(self, ctx, everything=False)) + "\n")
 
+    def full_help(self, ctx: typer.Context) -> str:
+        """The help with all options, grouped, and the exit codes."""
+        return "\n".join(_lines(self, ctx, everything=True))
+
     @property
     def declared(self) -> dict[str, Option]:
         """Its rows."""
@@ -74,13 +78,6 @@ class Group(TyperGroup):
             f"`{ctx.command_path} COMMAND --help` shows the options of a command.",
         ]  # fmt: skip
         formatter.write("\n".join(lines) + "\n")
-
-
-def full_help(ctx: typer.Context) -> str:
-    """The help of a command with all options, grouped, and its exit codes."""
-    command = ctx.command
-    assert isinstance(command, Command)
-    return "\n".join(_lines(command, ctx, everything=True))
 
 
 def option_groups(command: Command, ctx: typer.Context) -> dict[str, list[Record]]:

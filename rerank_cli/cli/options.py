@@ -79,11 +79,6 @@ def read_template(name: str) -> str:
         raise InputError(f"--template {name}: not UTF-8") from error
 
 
-def parse_in_format(text: str) -> str:
-    """A format that a user can name: `text` is that of `--lines`."""
-    return _one_of(text, in_formats())
-
-
 def parse_out_format(text: str) -> str:
     """A format of files or a shape of rows."""
     return _one_of(text, out_formats())
@@ -212,7 +207,7 @@ SCORING = [
         "tokenizer's own encoding of a pair. Default: the model's.",
     ),
     option(
-        "--in-format", str, group=ROWS, into="in_format", metavar="F", parse=parse_in_format, complete=in_formats,
+        "--in-format", str, group=ROWS, into="in_format", metavar="F", complete=in_formats,
         help="auto, jsonl, parquet, trec or tsv; auto goes by the suffix, then by the content.",
     ),
     option(

@@ -74,7 +74,7 @@ Rerank a file with the built-in model, and say whether it helped:
   rerank-cli rerank-file samples/python-docs.jsonl -o out.jsonl \
       --qrels samples/qrels.txt
 Keep the five best passages of each query, from a stream:
-  zcat lists.jsonl.gz | rerank-cli rerank-file - -o - --top-n 5
+  cat samples/python-docs.jsonl | rerank-cli rerank-file - -o - --top-n 5
 """
 
 

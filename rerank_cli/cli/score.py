@@ -16,7 +16,7 @@ OPTIONS = [
     argument("input", str, metavar="[IN]", default=STDOUT, help="A file of pairs; `-`, the default, is stdin."),
     option(
         "--output", str, group=OUTPUT, short="-o", into="names.output", default=STDOUT, metavar="OUT", basic=True,
-        help="Where the result goes; `-` is stdout.",
+        help="Where the result goes; `-`, the default, is stdout.",
     ),
     option(
         "--embeddings", str, group=OUTPUT, into="names.embeddings", metavar="FILE.parquet",

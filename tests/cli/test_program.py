@@ -159,7 +159,7 @@ def test_a_default_is_that_of_the_job_and_stands_in_the_help(command: str) -> No
             for name in one.into.split("."):
                 value = getattr(value, name)
             assert one.default == value, one.flag
-            if value not in (None, False, 0, ()) and not isinstance(value, float):
+            if value not in (None, False, 0, (), "-") and not isinstance(value, float):
                 shown = " ".join(value) if isinstance(value, tuple) else value
                 assert f"Default: {shown}." in _typed(command)[one.name].help
 
