@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,9 @@ def version(context: typer.Context, *, verbose: bool, **given: Any) -> int:
 
 
 def _facts() -> Iterator[str]:
-    """Nothing here imports a library: versions are read from their metadata, devices from the driver."""
+    """Facts without an import of a library: versions are read from their metadata, devices from the driver."""
+    import platform
+
     from rerank_cli.checkpoint.read import locate_checkpoint
     from rerank_cli.machine.detect import detect_machine
     from rerank_cli.planning.profiles import profiles_dir
@@ -72,6 +72,8 @@ def _facts() -> Iterator[str]:
 
 
 def _version_of(name: str) -> str:
+    from importlib import metadata  # here, because it takes 10 ms of every start
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
