@@ -50,6 +50,7 @@ def test_every_variable_that_the_code_reads_is_in_the_reference() -> None:
     assert {name for name in read if not name.endswith("_")} <= MAKER.OTHER_VARIABLES.keys()
 
 
+@pytest.mark.slow
 def test_the_examples_run_as_they_stand(tmp_path: Path) -> None:
     for name in ("samples", "rerank_cli"):
         (tmp_path / name).symlink_to(ROOT / name)
