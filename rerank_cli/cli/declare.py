@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, get_type_hints
+from dataclasses import MISSING, dataclass
+from typing import Annotated, Any
 
 import typer
 
+from rerank_cli.job import options as job
 from rerank_cli.job.options import STDOUT, JobOptions
 from rerank_cli.planning.choices import MemoryRequest
 
@@ -30,8 +31,6 @@ GROUPS = (
 """Titles in the help, in the order of every command."""
 
 OUTPUT, MODEL, ROWS, SELECTION, LONG, EVALUATION, BAD, RUN, SCALE, CHOICE, MACHINE, POINT, ROOM, BESIDE, SAY = GROUPS
-
-_TYPES: dict[str, Any] = get_type_hints(JobOptions) | {"memory": MemoryRequest}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +121,16 @@ def argument(name: str, kind: Any, *, help: str, metavar: str, default: Any = in
 
 def default_of(path: str) -> Any:
     """The default of a field of `JobOptions`, or of a dataclass in it."""
-    holder: Any = JobOptions
-    *above, last = path.split(".")
-    for name in above:
-        holder = _TYPES[name]
-    field = next(field for field in fields(holder) if field.name == last)
+    above, _, last = path.rpartition(".")
+    field = (_part(above) if above else JobOptions).__dataclass_fields__[last]
     if field.default is not MISSING:
         return field.default
     return None if field.default_factory is MISSING else field.default_factory()
+
+
+def _part(name: str) -> Any:
+    """The dataclass of a field of `JobOptions`; by its annotation, since `get_type_hints` would cost every start."""
+    return MemoryRequest if name == "memory" else getattr(job, JobOptions.__annotations__[name])
 
 
 def takes(
@@ -184,7 +185,7 @@ def fields_of(context: typer.Context) -> dict[str, Any]:
     """The fields of `JobOptions` that the command line sets, dataclasses in it included; all but the request."""
     paths = [one.into for one in declared_options(context).values() if one.into]
     parts = {path.rpartition(".")[0] for path in paths} - {"", "request", "memory"}
-    return values_into(context) | {part: _TYPES[part](**values_into(context, part)) for part in parts}
+    return values_into(context) | {part: _part(part)(**values_into(context, part)) for part in parts}
 
 
 def decided_by(context: typer.Context, name: str) -> str | None:
