@@ -11,6 +11,7 @@ from rerank_cli.checkpoint.families import Family, family_of
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
 from rerank_cli.errors import UsageError
+from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
@@ -60,7 +61,7 @@ class Meter:
     """Counts what has been read of the inputs, for progress."""
 
     def __init__(self, inputs: Sequence[Input]) -> None:
-        compressed = any(item.path.endswith((".gz", ".zst")) for item in inputs)
+        compressed = any(item.path.lower().endswith(tuple(SUFFIXES)) for item in inputs)
         tables = any(item.format == "parquet" for item in inputs)
         self._total = None if compressed or tables else input_bytes(inputs)
         self._bytes = 0
