@@ -317,7 +317,7 @@ def read_template(name: str | None) -> str | None:
     if name is None or name == "none":
         return name
     try:
-        return Path(name).read_text(encoding="utf-8").removesuffix("\n")
+        return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
     except OSError as error:
         raise InputError(f"--template {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -338,7 +338,8 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise UsageError(f"--shard {text}: not a part", hint="for example 1/4, the first of four")
+        hint = "parts count from 1: 1/4 is the first of four, 4/4 the last"
+        raise UsageError(f"--shard {text}: not a part", hint=hint)
     return int(found[1]), int(found[2])
 
 
