@@ -152,7 +152,13 @@ Template = Annotated[
 ]  # fmt: skip
 InFormat = Annotated[
     str,
-    option("--in-format", group=ROWS, metavar="F", help="auto, jsonl, parquet, trec or tsv. Default: by the suffix."),
+    option(
+        "--in-format",
+        group=ROWS,
+        metavar="F",
+        help="auto, jsonl (JSON arrays too), parquet, trec, csv, tsv, tsv-quoted, tsv-plain or top1000 (no header). "
+        "Default: by suffix and content.",
+    ),
 ]
 OutFormat = Annotated[
     str,
