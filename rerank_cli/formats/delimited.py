@@ -39,6 +39,8 @@ _LOOKED_AT_LINES = 200  # to tell whether quotes quote
 _LOOKED_AT_BYTES = 2**18
 _QUOTED_CELL = re.compile(rb'(?:^|\t)"')
 _DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+_APOSTROPHES = "a cell is quoted by apostrophes"
+_IN_APOSTROPHES = re.compile(r"'(?:[^']|'')*''(?:[^']|'')*'", re.DOTALL)
 _SEPARATORS = ",;\t"
 
 
@@ -188,9 +190,9 @@ class _Reader:
 
     def _plain_record(self, line: _Line) -> _Record:
         self.lines.take()
-        cells = line.text.split(self.separator)
-        if self.kind != "tsv-plain" and any(_DOUBLED.fullmatch(cell) for cell in cells):
-            raise self._contradiction(line.number, "a cell is quoted, and quotes in cells before it do not quote")
+        cells = line.text.removeprefix(_MARK).split(self.separator)
+        if self.kind != "tsv-plain" and (found := _quoted_after_all(cells)):
+            raise self._contradiction(line.number, found)
         return _Record(line.number, line.raw, cells, line.ended)
 
     def _quoted_record(self) -> _Record:
@@ -205,7 +207,8 @@ class _Reader:
                 size += len(line.raw)
                 if line.too_long or size > self.max_bytes:
                     raise self._contradiction(taken[0].number, f"a record has more than {self.max_bytes} bytes")
-                yield line.text + ("\n" if line.ended else "")
+                text = line.text + ("\n" if line.ended else "")
+                yield text if len(taken) > 1 else text.removeprefix(_MARK)
 
         try:
             cells = next(csv.reader(feed(), delimiter=self.separator, strict=True))
@@ -214,8 +217,10 @@ class _Reader:
         last = taken[-1]
         raw = b"\n".join(line.raw for line in taken)
         text = raw.decode("utf-8", "surrogateescape")
-        if any(cell[:1] == " " and cell.lstrip(" ").startswith('"') and _quoted(cell) not in text for cell in cells):
-            raise self._contradiction(taken[0].number, "a blank stands before a quote")
+        if any('"' in cell and _quoted(cell) not in text for cell in cells):
+            raise self._contradiction(taken[0].number, "a quote stands in a cell that is not quoted")
+        if any(_IN_APOSTROPHES.fullmatch(cell) and _quoted(cell) not in text for cell in cells):
+            raise self._contradiction(taken[0].number, _APOSTROPHES)
         return _Record(taken[0].number, raw, cells, last.ended)
 
     def _decided(self) -> bool:
@@ -225,14 +230,15 @@ class _Reader:
         width = len(self.columns) or len(texts[0].split("\t"))
         plain = sum(1 for text in texts if len(text.split("\t")) != width)
         quoted = _wrong_when_quoted(texts, width, is_all=is_all)
+        cells = [cell for text in texts for cell in text.split("\t") if cell.startswith('"')]
+        doubled = any(_DOUBLED.fullmatch(cell) for cell in cells)
+        place = next(line.number for line in lines if _QUOTED_CELL.search(line.raw))
+        if quoted is None and (plain or doubled or not lines[-1].ended):
+            raise self._contradiction(place, "quotes stand around cells, and not around all that begin with one")
         if quoted is None or plain < quoted:
             return False
-        if quoted < plain or not self.columns:
+        if quoted < plain or not self.columns or doubled:
             return True
-        cells = [cell for text in texts for cell in text.split("\t") if cell.startswith('"')]
-        if any(_DOUBLED.fullmatch(cell) for cell in cells):
-            return True
-        place = next(line.number for line in lines if _QUOTED_CELL.search(line.raw))
         raise InputError(
             f"{self.file}:{place}: {cells[0][:40]}: the quotes can be part of the text, or stand around it",
             hint="say which: `--in-format tsv-plain` (part of the text) or `--in-format tsv-quoted` (around it)",
@@ -258,7 +264,7 @@ class _Reader:
 
     def _wrong(self, record: _Record) -> tuple[str, str] | None:
         """Why a record is no row, as (code, message)."""
-        cells = [cell.removeprefix(_MARK) if not place else cell for place, cell in enumerate(record.cells)]
+        cells = record.cells
         if record.raw.startswith(b"{") and _is_json(record.raw):
             return "wrong-columns", "the line is JSON, among separated values"
         if cells == self.columns:
@@ -266,6 +272,8 @@ class _Reader:
         if set(cells) == set(self.columns):
             raise self._contradiction(record.number, "a header with other columns stands here")
         if len(cells) != len(self.columns):
+            if self.kind != "tsv-plain" and any(cell.endswith("\\") for cell in cells):
+                raise self._contradiction(record.number, "a backslash stands before a separator or a line end")
             return "wrong-columns", f"{len(cells)} cells, and the header names {len(self.columns)} columns"
         if not record.ended:
             return "no-line-end", "the file ends in this record without a line end, so its last cell may be cut"
@@ -300,6 +308,18 @@ def _wrong_when_quoted(texts: Sequence[str], width: int, *, is_all: bool) -> int
 
 def _quoted(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"'
+
+
+def _quoted_after_all(cells: Sequence[str]) -> str | None:
+    """What says that quotes do quote in a file in which they seemed not to."""
+    for cell in cells:
+        if _DOUBLED.fullmatch(cell):
+            return "a cell is quoted, and quotes in cells before it do not quote"
+        if '\\"' in cell:
+            return "a quote is escaped by a backslash"
+        if _IN_APOSTROPHES.fullmatch(cell):
+            return _APOSTROPHES
+    return None
 
 
 def _not_utf8(record: _Record) -> str | None:

@@ -192,10 +192,10 @@ def _lines_of(item: Input) -> int:
 
         return parquet.row_count(item.path)
     with open_input(item.path) as stream:
-        if item.format == "jsonl" and json_document.is_document(stream.peek(HEAD_BYTES)):
-            rows = json_document.read_rows(stream, file=item.path)
-            return sum(1 for row in rows if not isinstance(row, Gap))
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read1(_COUNTED_BYTES), b"")) + 1
+        is_document, begun = json_document.look_into(stream)
+        if item.format == "jsonl" and is_document:
+            return sum(1 for row in json_document.read_rows(begun, file=item.path) if not isinstance(row, Gap))
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: begun.read1(_COUNTED_BYTES), b"")) + 1
 
 
 def can_be_reread(inputs: Iterable[Input]) -> bool:
@@ -245,8 +245,8 @@ def _text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions) -> 
         return delimited.read_rows(stream, kind=item.format, **how)
     if item.format != "jsonl":
         return jsonl.read_text_lines(stream, **how)
-    read = json_document.read_rows if json_document.is_document(stream.peek(HEAD_BYTES)) else jsonl.read_rows
-    return read(stream, **how)
+    is_document, begun = json_document.look_into(stream)
+    return (json_document.read_rows if is_document else jsonl.read_rows)(begun, **how)
 
 
 def _with_fields(rows: Iterator[JsonRow | RowError | Gap], fields: dict[str, Any]) -> Iterator[Item]:

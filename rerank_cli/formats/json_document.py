@@ -19,7 +19,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
@@ -28,22 +28,62 @@ from rerank_cli.records import Gap, JsonRow, RowError
 _MARK = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _KEPT_BYTES = 1024  # of an element that is too long, for the errors file
+_LOOKED_AT_BYTES = 2**16  # at most, to tell a document from JSON lines
 _QUOTE, _OPEN = ord('"'), b"[{"
 # A string as far as it is there, its closing quote if it is, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{}]', re.DOTALL)
 
 
-def is_document(head: bytes) -> bool:
-    """Whether an input that begins like this is JSON that is no JSON lines."""
+def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
+    """Whether an input that begins like this is JSON that is no JSON lines.
+
+    is_all: no more can be seen. Else None is the answer where more would tell.
+    """
     text = head.removeprefix(_MARK).lstrip(_SPACE)
     first, newline, rest = text.partition(b"\n")
     rest = rest.lstrip(_SPACE)
+    unknown = False if is_all else None
     if first.rstrip(_SPACE) == b"{":
-        return rest.startswith(b'"')
-    if not text.startswith(b"[") or text[1:].lstrip(_SPACE)[:1] not in (b"{", b"]", b""):
-        return False
+        return rest.startswith(b'"') if rest else unknown
+    if not text.startswith(b"["):
+        return False if text not in (b"", _MARK[:1], _MARK[:2]) else unknown
+    inside = text[1:].lstrip(_SPACE)[:1]
+    if inside not in (b"{", b"]"):
+        return False if inside else unknown
     # A line that is an array, among lines that are objects, is one bad row of JSON lines.
-    return not (newline and rest.startswith(b"{") and _is_whole(first))
+    if newline and rest and _is_whole(first):
+        return not rest.startswith(b"{")
+    return True if is_all or (newline and not _is_whole(first)) else None
+
+
+def look_into(stream: io.BufferedIOBase) -> tuple[bool, io.BufferedIOBase]:
+    """Whether a stream is a document, and the stream to read in its place; of a pipe nothing is lost."""
+    head = b""
+    while len(head) < _LOOKED_AT_BYTES and is_document(head, is_all=False) is None:
+        more = stream.read1(_LOOKED_AT_BYTES)
+        if not more:
+            break
+        head += more
+    return bool(is_document(head)), cast("io.BufferedIOBase", _Begun(head, stream))
+
+
+class _Begun:
+    """A stream whose first bytes were read before, and come again."""
+
+    def __init__(self, head: bytes, stream: io.BufferedIOBase) -> None:
+        self._head = head
+        self._stream = stream
+
+    def read1(self, size: int) -> bytes:
+        """As much as is there, at most `size` bytes."""
+        if not self._head:
+            return self._stream.read1(size)
+        head, self._head = self._head[:size], self._head[size:]
+        return head
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for more."""
+        return self._stream.fileno()
 
 
 def _is_whole(line: bytes) -> bool:
