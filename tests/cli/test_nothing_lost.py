@@ -20,9 +20,8 @@ BAD = json.dumps({"query": "road", "passages": "x"}) + "\n"
 
 
 def rerank(folder: Path, path: Path, *more: str) -> int:
-    return main(
-        ["rerank-file", str(path), "-o", str(folder / "out.jsonl"), "-q", "--model", str(TINY_CHECKPOINT), *more]
-    )
+    given = [str(path), "-o", str(folder / "out.jsonl"), "-q", "--model", str(TINY_CHECKPOINT)]
+    return main(["rerank-file", *given, *more])
 
 
 @pytest.fixture
@@ -34,8 +33,8 @@ def older(tmp_path: Path) -> Path:
 
 FOREIGN = {
     "page.jsonl": (
-        b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title>",
-        "HTML page, titled `404 Not Found`",
+        b"<!DOCTYPE html>\n<html><title>404 Not Found</title>",
+        "titled `404 Not Found`",
         "server",
     ),
     "lfs.jsonl": ((FIELD / "s21_lfs.jsonl").read_bytes(), "Git LFS", "git lfs pull"),
