@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
-from rerank_cli.job.image_parts import EncodedPart, ScoredPart, encode_parts, image_counts, join_parts
+from rerank_cli.job.image_parts import EncodedPart, ScoredPart, encode_parts, image_counts, join_parts, without_pixels
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import prepare
 from rerank_cli.job.ranking import rank_window
 from rerank_cli.job.windows import cut_windows
 from rerank_cli.planning.run_plan import Plan
-from rerank_cli.records import Counts, RowError, Window
+from rerank_cli.records import Counts, RowError
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
 
 _SHARE_REACHED = 0.7
@@ -57,11 +57,11 @@ def dry_run(options: JobOptions) -> DryRun:
         counts.pairs += sum(len(item.passages) for item in window.lists)
         times = Counter((item.limits, *pair) for item in window.lists for pair in item.pairs)
         pairs = list(times)
-        parts = list(encode_parts(window, prepared.encoder))
-        bad = [*window.errors, *_unscorable_rows(window, parts)]
-        counts.rows_error += len(bad)
-        first = first or (min(bad, key=lambda error: error.row) if bad else None)
-        for part in parts:
+        scored: list[ScoredPart] = []
+        places: list[int] = []
+        for part in encode_parts(window, prepared.encoder):
+            scored.append(_without_logits(part))
+            places = part.places or places
             counts.pairs_scored += len(part.encoded)
             counts.add(image_counts(part.encoded))
             for place, entry in zip(part.members, part.encoded, strict=True):
@@ -73,6 +73,9 @@ def dry_run(options: JobOptions) -> DryRun:
                 squares += sum(pair.kept_tokens**2 for pair in entry)
                 truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
                 counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
+        bad = [*window.errors, *rank_window(*join_parts(window, scored, places))[1]]
+        counts.rows_error += len(bad)
+        first = first or (min(bad, key=lambda error: error.row) if bad else None)
     counts.tokens, counts.truncated = kept, truncated
     counts.rows_out = counts.rows_in - counts.rows_error
     flops = forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
@@ -84,9 +87,7 @@ def dry_run(options: JobOptions) -> DryRun:
     )  # fmt: skip
 
 
-def _unscorable_rows(window: Window, parts: list[EncodedPart]) -> list[RowError]:
-    """The rows that would be bad although they could be read: those that a run would find, whatever its logits."""
-    places = parts[-1].places
-    assert places is not None, "the last part has the places of all"
-    scored = [ScoredPart(part.members, part.encoded, np.zeros(len(part.encoded), dtype=np.float32)) for part in parts]
-    return rank_window(*join_parts(window, scored, places))[1]
+def _without_logits(part: EncodedPart) -> ScoredPart:
+    """A part as if it had been scored, by which the rows are found that would be bad whatever their logits."""
+    kept = [without_pixels(entry) for entry in part.encoded]
+    return ScoredPart(part.members, kept, np.zeros(len(kept), dtype=np.float32), {})
