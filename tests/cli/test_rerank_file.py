@@ -157,7 +157,7 @@ def test_a_dry_run_counts_and_loads_no_weights(
     assert result["truncated"] == 1
     assert result["tokens"]["p100"] > 512
     assert not (tmp_path / "out.jsonl").exists()
-    assert main([*arguments, "--format", "text"]) == 0
+    assert main([*arguments, "--format", "text"]) == 3
     assert "pairs that would be truncated" in capsys.readouterr().out
 
 
