@@ -346,7 +346,7 @@ def test_the_share_of_a_compressed_input_is_not_known(tmp_path: Path, name: str)
         ({"selection": Selection(threshold=-math.inf)}, UsageError, "--threshold -inf: not a number"),
         ({"pairs": True, "query": "\udcff"}, UsageError, "--query: not UTF-8"),
         ({"shape": "pairs"}, UsageError, "--shape pairs"),
-        ({"in_format": "csv"}, UsageError, "--in-format xlsx"),
+        ({"in_format": "xlsx"}, UsageError, "--in-format xlsx"),
         ({"fields": FieldNames(passages="x.y"), "in_format": "parquet"}, InputError, "is not a Parquet file"),
         ({"qrels": "nowhere"}, InputError, "nowhere: no such file"),
         ({"qrels": "nowhere", "metrics": ("quality",)}, UsageError, "--metric quality"),
