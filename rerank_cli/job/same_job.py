@@ -56,7 +56,7 @@ def fingerprint_of(
 ) -> Fingerprint:
     """The fingerprint of a run of files. plan, machine: None where only a finished run is looked for."""
     assert known.checkpoint is not None, "a run has a checkpoint"
-    files = {f"model file `{path.name}`": path for path in known.checkpoint.files}
+    files = {f"model file `{name}`": path for name, path in known.checkpoint.files.items()}
     files |= {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1)}
     read = {"qrels": options.qrels, "profiles": options.profiles_file, **asdict(options.texts)}
     for name, path in read.items():
