@@ -19,7 +19,8 @@ class Family:
     """How a model reads a query and a passage, and what it gives.
 
     prompted: set into a prompt, not as the tokenizer's own pair. answers: yes or no. embeds: each of the two becomes a
-    vector, the score is their cosine. images: passages may be images. fp8: its products can be in FP8 where its
+    vector, the score is their cosine. headless: a bare encoder, whose head the modules of its checkpoint declare.
+    images: passages may be images. fp8: its products can be in FP8 where its
     weights are in 16 bits. max_tokens: the longest pair (of an embedder, text) on the model card, where the model has
     more positions than it was trained to read.
     """
@@ -27,12 +28,14 @@ class Family:
     prompted: bool = False
     answers: bool = False
     embeds: bool = False
+    headless: bool = False
     images: bool = False
     fp8: bool = False
     max_tokens: int | None = None
 
 
 _PAIR = Family()
+_BARE = Family(headless=True)
 # 8192: the limit on the model cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
 _PROMPT = Family(prompted=True, fp8=True, max_tokens=8192)
 _QUESTION = Family(prompted=True, answers=True, fp8=True, max_tokens=8192)
@@ -45,7 +48,15 @@ FAMILIES: Mapping[str, Family] = {
     "RobertaForSequenceClassification": _PAIR,
     "XLMRobertaForSequenceClassification": _PAIR,
     "CamembertForSequenceClassification": _PAIR,
+    "ElectraForSequenceClassification": _PAIR,
     "ModernBertForSequenceClassification": _PAIR,
+    "NewForSequenceClassification": _PAIR,
+    "BertModel": _BARE,
+    "RobertaModel": _BARE,
+    "XLMRobertaModel": _BARE,
+    "CamembertModel": _BARE,
+    "ElectraModel": _BARE,
+    "ModernBertModel": _BARE,
     "LlamaBidirectionalForSequenceClassification": _PROMPT,
     "LlamaNemotronVLForSequenceClassification": _PAGE,
     "LlamaNemotronVLModel": _PAGE_VECTOR,

@@ -39,7 +39,8 @@ class Checkpoint:
     an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`). processor_config: how a
     vision model's inputs are made, empty for others. declared: how the score is computed, by what else lies there.
     root: the folder that was named, of which `path` is the model's own. part: the object of config.json that `config`
-    is, `` for all. blank: there are no files, only a shape to be measured (`models/measure.py`).
+    is, `` for all. blank: there are no files, only a shape to be measured (`models/measure.py`). label: which of
+    several labels the user wants as the score (`labels.py`).
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Checkpoint:
     root: Path | None = None
     part: str = ""
     blank: bool = False
+    label: int | None = None
 
     @property
     def config_place(self) -> str:
@@ -143,12 +145,6 @@ class Checkpoint:
         if not isinstance(value, str):
             raise ModelError(f"{self.config_place}: `{key}` must be text: {value!r}")
         return value
-
-    @property
-    def num_labels(self) -> int:
-        """How many logits the head gives; a reranker has one."""
-        labels = self.config.get("id2label")
-        return len(labels) if isinstance(labels, dict) else self.integer("num_labels", 2)
 
 
 def locate_checkpoint(model: str | None, *, revision: str | None = None, online: bool = False) -> Path:

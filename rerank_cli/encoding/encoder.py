@@ -14,9 +14,15 @@ from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.embedding import EmbeddingEncoder, embedding_prefixes, embedding_prompts, split_pair
 from rerank_cli.encoding.images import MAX_IMAGE_PIXELS, ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, PairForm, SpecialTokens, Truncation
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
-from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
+from rerank_cli.encoding.tokenizer import (
+    cuts_left,
+    gives_token_types,
+    load_tokenizer,
+    read_tokenizer_file,
+    unknown_id,
+)
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.encoding.yes_no import answer_ids, taken_for, yes_no_prompt
@@ -108,7 +114,8 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
 ) -> TextEncoder:
     """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
 
-    instruction: in place of a yes/no model's own. template: in place of the family's prompt: text with `{query}` and
+    instruction: in place of the prompt that the checkpoint declares, or of a yes/no model's own; an empty one means
+    none. template: in place of the family's prompt: text with `{query}` and
     `{passage}`, or `none` for the tokenizer's own encoding of a pair.
     """
     limit = model_max_tokens(checkpoint)
@@ -116,8 +123,9 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         raise UsageError(f"--max-tokens {max_tokens}: {checkpoint.name} reads at most {limit} tokens")
     where = str(checkpoint.tokenizer_file)
     family = family_of(checkpoint.architecture)
-    if instruction is not None and (not family.answers or template is not None):
-        reason = "--template replaces the whole prompt" if family.answers else f"{checkpoint.name} takes no instruction"
+    takes = family.answers or checkpoint.declared.prompts or instruction == ""
+    if instruction is not None and (not takes or template is not None):
+        reason = "--template replaces the whole prompt" if takes else f"{checkpoint.name} takes no instruction"
         raise UsageError(f"--instruction: {reason}")
     options: dict[str, Any] = {
         "where": where,
@@ -184,11 +192,14 @@ def _open_text_encoder(
     if not family.prompted or template == "none":
         if template not in (None, "none"):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")
-        return PairEncoder(
-            load_tokenizer(checkpoint),
-            where=where,
-            **options,
+        tokenizer = load_tokenizer(checkpoint)
+        form = PairForm(
+            prompt=(checkpoint.declared.prompt or "") if instruction is None else instruction,
+            typed=gives_token_types(checkpoint),
+            cuts_left=cuts_left(checkpoint),
+            unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
         )
+        return PairEncoder(tokenizer, where=where, form=form, **options)
     # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as
     # it is; transformers 5 fails on some of them.
     tokenizer = read_tokenizer_file(checkpoint)

@@ -32,6 +32,8 @@ FAMILIES = {
     "BertForSequenceClassification": "BERT cross-encoders",
     "XLMRobertaForSequenceClassification": "XLM-R cross-encoders",
     "ModernBertForSequenceClassification": "ModernBERT cross-encoders",
+    "ModernBertModel": "ModernBERT with a declared head (ettin)",
+    "NewForSequenceClassification": "gte-multilingual-reranker",
     "DebertaV2ForSequenceClassification": "DeBERTa-v2 cross-encoders",
     "LlamaBidirectionalForSequenceClassification": "Nemotron and AutoModel rerankers",
     "LlamaNemotronVLForSequenceClassification": "Nemotron page-image rerankers",
