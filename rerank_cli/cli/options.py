@@ -140,7 +140,12 @@ SpecialTokens = Annotated[
 ]  # fmt: skip
 Instruction = Annotated[
     str | None,
-    option("--instruction", group=MODEL, metavar="TEXT", help="What a yes/no model is asked, in place of its default."),
+    option(
+        "--instruction",
+        group=MODEL,
+        metavar="TEXT",
+        help="The prompt, in place of the model's own; an empty one means none.",
+    ),
 ]
 Template = Annotated[
     str | None,
@@ -148,6 +153,14 @@ Template = Annotated[
         "--template", group=MODEL, metavar="FILE|none",
         help="A prompt with {query} and {passage} in place of the model's own (one newline at the end of the file does "
         "not count); none: the tokenizer's own encoding of a pair.",
+    ),
+]  # fmt: skip
+TakenAs = Annotated[
+    str | None,
+    option(
+        "--as", group=MODEL, metavar="FAMILY",
+        help="Which reranker a language model is, where its files do not say it: qwen3-reranker, mxbai-rerank-v2 or "
+        "bge-reranker-v2-gemma.",
     ),
 ]  # fmt: skip
 InFormat = Annotated[

@@ -9,7 +9,7 @@ from typing import Any
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.quantisation import read_quantisation
-from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
+from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.inputs import (
     Input,
@@ -84,9 +84,12 @@ def find_known(options: JobOptions) -> KnownModel:
     """The model, with its checkpoint."""
     where: dict[str, Any] = {"revision": options.revision, "online": options.online}
     known = find_model(options.model, **where, profiles_file=options.profiles_file)
-    if known.checkpoint is not None:
+    checkpoint = known.checkpoint
+    if checkpoint is None:
+        checkpoint = read_checkpoint(locate_checkpoint(options.model, **where), name=options.model)
+    elif options.taken_as is None:
         return known
-    return with_checkpoint(known, read_checkpoint(locate_checkpoint(options.model, **where), name=options.model))
+    return with_checkpoint(known, replace(checkpoint, taken_as=options.taken_as))
 
 
 def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
@@ -95,6 +98,7 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
 
     checkpoint = known.checkpoint
     assert checkpoint is not None, "find_known has read it"
+    scoring = decide_scoring(checkpoint, own_template=options.template is not None)  # before memory is thought of
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
@@ -109,8 +113,10 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
         template=options.template,
         images=options.images,
     )
-    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder, plan))
-    return PreparedModel(checkpoint, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
+    told = (scoring.told,) if scoring.told else ()
+    said = (*_model_reasons(checkpoint, plan), *told, f"template {encoder.template!r}", *_image_reasons(encoder, plan))
+    plan = replace(plan, reasons=(*plan.reasons, *said), taken=scoring.told if scoring.taken else "")
+    return PreparedModel(checkpoint, plan, machine, encoder)
 
 
 def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
@@ -179,8 +185,6 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     family = family_of(checkpoint.architecture)
     if family.embeds:
         yield "score cosine: the model embeds query and passage, each distinct one once"
-    if family.answers:
-        yield taken_for(checkpoint.architecture)
     if quantisation := read_quantisation(checkpoint):
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES.get(plan.precision, torch.float32))}"
 

@@ -27,6 +27,13 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen3ForCausalLM": "llama",
     "Qwen2ForCausalLM": "llama",
     "GemmaForCausalLM": "llama",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen3ForSequenceClassification": "llama",
+    "Qwen2ForSequenceClassification": "llama",
+    "GemmaForSequenceClassification": "llama",
+    "LlamaForSequenceClassification": "llama",
+    "MistralForSequenceClassification": "llama",
     "LlamaNemotronVLForSequenceClassification": "vl",
     "LlamaNemotronVLModel": "vl",
 }
@@ -185,7 +192,7 @@ def _read_language(checkpoint: Checkpoint, family: Family, architecture: str) ->
         local = _has_local_layers(checkpoint, layers)
         window = checkpoint.integer("local_attention", 128) // 2 if local else None
         return replace(shape, rotary_kinds=1 + local, window=window)
-    return replace(shape, head_norms=architecture == "Qwen3ForCausalLM")
+    return replace(shape, head_norms=architecture.startswith("Qwen3For"))
 
 
 def _has_local_layers(checkpoint: Checkpoint, layers: int) -> bool:
