@@ -221,6 +221,7 @@ def _open_text_encoder(
             typed=gives_token_types(checkpoint),
             cuts_left=cuts_left(checkpoint),
             unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
+            bare=family.decoder and checkpoint.declared.listed,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
     # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as

@@ -106,13 +106,14 @@ class PairForm:
     """What a checkpoint declares of its pairs beside its tokenizer.
 
     prompt: what stands before the query's text. typed: the model is told token types. cuts_left: a text that is too
-    long loses its begin. unknown: the id of the unknown token.
+    long loses its begin. unknown: the id of the unknown token. bare: nothing may stand around and between the texts.
     """
 
     prompt: str = ""
     typed: bool = True
     cuts_left: bool = False
     unknown: int | None = None
+    bare: bool = False
 
 
 class PairEncoder:
@@ -134,7 +135,7 @@ class PairEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._form = form or PairForm()
-        self._template = _read_template(tokenizer, where)
+        self._template = _read_template(tokenizer, where, bare=self._form.bare)
         if not self._form.typed:
             self._template = replace(self._template, typed=False)
         self._lead, self._prefix = _NO_IDS, self._form.prompt
@@ -183,10 +184,14 @@ class PairEncoder:
         """Made when a text first needs it: for a vocabulary of 250,000 pieces it takes more than a second."""
         return without_special_pieces(self._tokenizer)
 
-    def _encode_pair(self, query: Ids, passage: Ids, limits: Limits) -> Encoded:
+    def _encode_pair(  # noqa: PLR0911 (a mode of truncation each)
+        self, query: Ids, passage: Ids, limits: Limits
+    ) -> Encoded:
         tokens = self._template.size + len(query) + len(passage)
         passage = passage[: limits.passage_tokens]
         size = self._template.size + len(query) + len(passage)
+        if size == 0:
+            return EncodingProblem("empty-pair", "query and passage have no token, and nothing stands around them")
         if size <= self.max_tokens:
             return (self._join(query, passage, tokens=tokens),)
         if limits.whole or self._truncate == "error":
@@ -265,7 +270,7 @@ def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     ) - frozenset(unknown)
 
 
-def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:
+def _read_template(tokenizer: Tokenizer, where: str, *, bare: bool) -> PairTemplate:
     """What the tokenizer puts around the texts of a pair, verified on pairs that differ in length."""
     encoding = tokenizer.encode("a", "b")
     parts = encoding.sequence_ids
@@ -284,10 +289,11 @@ def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:
         first_type_of_between=types[after_first:second].count(0),
         typed=types[-1] == 1,
     )
-    if template.size == 0:
+    if template.size == 0 and not bare:
         raise ModelError(
             f"{where}: the tokenizer puts no special tokens around a pair",
-            hint="its post-processor is missing; save it again from the original tokenizer",
+            hint="its post-processor is missing: save it again from the original tokenizer; a language model needs a "
+            "prompt: `--template`",
         )
     _check_template(tokenizer, template, where)
     return template

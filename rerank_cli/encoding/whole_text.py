@@ -195,15 +195,15 @@ class WholeTextEncoder:
         if isinstance(ids, EncodingProblem):
             return ids
         around = self.max_tokens - self._room
+        if len(ids) + around == 0:
+            return EncodingProblem("empty-pair", "the template has no token for an empty query and an empty passage")
         tokens = len(ids) + around
         if limits.passage_tokens is not None:
-            ends = self._passage_ends(passage)
-            if len(ends) > limits.passage_tokens:
-                passage = passage[: int(ends[limits.passage_tokens - 1])] if limits.passage_tokens else ""
-                shorter = self._ids(query, passage)
-                if isinstance(shorter, EncodingProblem):
-                    return shorter
-                ids = shorter
+            passage = self._shorten(passage, limits.passage_tokens)
+            shorter = self._ids(query, passage)
+            if isinstance(shorter, EncodingProblem):
+                return shorter
+            ids = shorter
         size = len(ids) + around
         if size > self.max_tokens and (limits.whole or self._truncate == "error"):
             return EncodingProblem("too-long", f"the pair has {size} tokens, the limit is {self.max_tokens}")
@@ -215,6 +215,13 @@ class WholeTextEncoder:
             cut = self._cut_passage(query, passage, len(ids) - self._room)
             return cut if isinstance(cut, EncodingProblem) else (self._join(cut, tokens=tokens),)
         return self._chunks(query, passage)
+
+    def _shorten(self, passage: str, most: int) -> str:
+        """What is left of a passage of which a request wants `most` tokens."""
+        ends = self._passage_ends(passage)
+        if len(ends) <= most:
+            return passage
+        return passage[: int(ends[most - 1])] if most else ""
 
     def _cut_as_reference(self, ids: Ids) -> Ids:
         if len(ids) < self._room:
