@@ -109,14 +109,15 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
     chunk_overlap: int = 64,
     special_tokens: SpecialTokens = "neutral",
     instruction: str | None = None,
+    max_unknown: float | None = None,
     template: str | None = None,
     images: ImageLimits | None = None,
 ) -> TextEncoder:
     """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
 
     instruction: in place of the prompt that the checkpoint declares, or of a yes/no model's own; an empty one means
-    none. template: in place of the family's prompt: text with `{query}` and
-    `{passage}`, or `none` for the tokenizer's own encoding of a pair.
+    none. max_unknown: the largest share of unknown tokens of a pair that is scored. template: in place of the family's
+    prompt: text with `{query}` and `{passage}`, or `none` for the tokenizer's own encoding of a pair.
     """
     limit = model_max_tokens(checkpoint)
     if max_tokens > limit:
@@ -148,7 +149,7 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         return _open_vision_encoder(checkpoint, tokenizer, NEMOTRON_RERANK, images, **options)
     if images.max_tiles is not None:
         raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
-    return _open_text_encoder(checkpoint, instruction, template, **options)
+    return _open_text_encoder(checkpoint, instruction, template, max_unknown, **options)
 
 
 def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **options: Any) -> EmbeddingEncoder:
@@ -183,7 +184,13 @@ def _open_vision_encoder(
 
 
 def _open_text_encoder(
-    checkpoint: Checkpoint, instruction: str | None, template: str | None, *, where: str, **options: Any
+    checkpoint: Checkpoint,
+    instruction: str | None,
+    template: str | None,
+    max_unknown: float | None,
+    *,
+    where: str,
+    **options: Any,
 ) -> TextEncoder:
     """options: of `PairEncoder` and `PromptEncoder`."""
     family = family_of(checkpoint.architecture)
@@ -198,6 +205,7 @@ def _open_text_encoder(
             typed=gives_token_types(checkpoint),
             cuts_left=cuts_left(checkpoint),
             unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
+            max_unknown=max_unknown,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
     # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as

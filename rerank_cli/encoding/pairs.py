@@ -106,13 +106,15 @@ class PairForm:
     """What a checkpoint declares of its pairs beside its tokenizer.
 
     prompt: what stands before the query's text. typed: the model is told token types. cuts_left: a text that is too
-    long loses its begin. unknown: the id of the unknown token.
+    long loses its begin. unknown: the id of the unknown token. max_unknown: the largest share of it in the texts of a
+    pair that is scored, from the user.
     """
 
     prompt: str = ""
     typed: bool = True
     cuts_left: bool = False
     unknown: int | None = None
+    max_unknown: float | None = None
 
 
 class PairEncoder:
@@ -169,7 +171,8 @@ class PairEncoder:
         queries = ids
         if len(self._lead):
             queries = {query: np.concatenate((self._lead, ids[query])) for query, _ in pairs}
-        return [self._encode_pair(queries[query], ids[passage], limits) for query, passage in pairs]
+        encoded = [self._encode_pair(queries[query], ids[passage], limits) for query, passage in pairs]
+        return encoded if self._form.max_unknown is None else [self._unless_unread(entry) for entry in encoded]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
         for text, encoding in encode_texts(self._tokenizer, texts):
@@ -213,6 +216,21 @@ class PairEncoder:
 
     def _join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
         return self._template.join(query, passage, tokens=tokens, unknown=self._form.unknown)
+
+    def _unless_unread(self, entry: Encoded) -> Encoded:
+        """The entry, or a problem where too many of its tokens are unknown."""
+        if isinstance(entry, EncodingProblem):
+            return entry
+        unknown, read = sum(pair.unknown for pair in entry), sum(pair.text_tokens for pair in entry)
+        most = self._form.max_unknown
+        if most is None or unknown <= most * read:
+            return entry
+        share = f"{100 * unknown / read:.3g} %"
+        return EncodingProblem(
+            "unknown-tokens",
+            f"{unknown} of the pair's {read} tokens ({share}) are unknown to the model, --max-unknown allows "
+            f"{100 * most:g} %",
+        )
 
     def _cut(self, ids: Ids, kept: int) -> Ids:
         """The tokens of a text that stay where `kept` of them do."""

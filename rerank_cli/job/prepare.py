@@ -8,6 +8,7 @@ from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.labels import check_labels, read_score
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
 from rerank_cli.errors import UsageError
@@ -84,9 +85,11 @@ def find_known(options: JobOptions) -> KnownModel:
     """The model, with its checkpoint."""
     where: dict[str, Any] = {"revision": options.revision, "online": options.online}
     known = find_model(options.model, **where, profiles_file=options.profiles_file)
-    if known.checkpoint is not None:
-        return known
-    return with_checkpoint(known, read_checkpoint(locate_checkpoint(options.model, **where), name=options.model))
+    checkpoint = known.checkpoint
+    if checkpoint is None:
+        checkpoint = read_checkpoint(locate_checkpoint(options.model, **where), name=options.model)
+        known = with_checkpoint(known, checkpoint)
+    return replace(known, checkpoint=replace(checkpoint, label=options.label))
 
 
 def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
@@ -95,6 +98,7 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
 
     checkpoint = known.checkpoint
     assert checkpoint is not None, "find_known has read it"
+    check_labels(checkpoint)
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
@@ -106,6 +110,7 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
         chunk_overlap=options.chunk_overlap,
         special_tokens=options.special_tokens,
         instruction=options.instruction,
+        max_unknown=options.max_unknown,
         template=options.template,
         images=options.images,
     )
@@ -181,6 +186,8 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
         yield "score cosine: the model embeds query and passage, each distinct one once"
     if family.answers:
         yield taken_for(checkpoint.architecture)
+    if not (family.embeds or family.answers or family.headless) and (score := read_score(checkpoint)).labels > 1:
+        yield f"score {score}, of {score.labels} labels"
     if quantisation := read_quantisation(checkpoint):
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES.get(plan.precision, torch.float32))}"
 
