@@ -217,6 +217,11 @@ class EncodedPair:
         return len(self.input_ids)
 
     @property
+    def text_tokens(self) -> int:
+        """Those of the two texts, after truncation."""
+        return len(self.input_ids) - self.template
+
+    @property
     def truncated(self) -> bool:
         """Some tokens were cut."""
         return self.tokens > len(self.input_ids)

@@ -50,10 +50,15 @@ def refuse_modules(root: Path, config: Mapping[str, Any], declared: Declaration)
     """Modules that give a vector where the model is no embedder of ours, or a score that is not this model's."""
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
+    family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
+    if family is not None and family.headless and not declared.modules:
+        raise ModelError(
+            f"{root / 'config.json'}: an embedding model: {architecture} has no head, and no modules.json declares one",
+            hint="a reranker is needed, for example a ...ForSequenceClassification",
+        )
     if not declared.listed or not isinstance(architecture, str):
         return
     place = root / "modules.json"
-    family = FAMILIES.get(architecture)
     if declared.embeds:
         if family is None or not family.embeds:
             chain = ", ".join(type(module).__name__ for module in declared.modules)

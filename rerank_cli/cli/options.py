@@ -141,12 +141,16 @@ SpecialTokens = Annotated[
 Instruction = Annotated[
     str | None,
     option(
-        "--instruction",
-        group=MODEL,
-        metavar="TEXT",
-        help="The prompt, in place of the model's own; an empty one means none.",
+        "--instruction", group=MODEL, metavar="TEXT", help="Stands in place of the model's own prompt; empty: none."
     ),
 ]
+Label = Annotated[
+    int | None,
+    option(
+        "--label", group=MODEL, metavar="N", min=0,
+        help="Which label of a classifier is the score, from 0. Default: the one label; of two, 1 less 0.",
+    ),
+]  # fmt: skip
 Template = Annotated[
     str | None,
     option(
@@ -254,6 +258,13 @@ MaxErrors = Annotated[
     str | None,
     option("--max-errors", group=BAD, metavar="N|P%", help="Stop with exit code 7 when more rows than this are bad."),
 ]
+MaxUnknown = Annotated[
+    str | None,
+    option(
+        "--max-unknown", group=BAD, metavar="P%",
+        help="A pair of whose tokens more than this are unknown to the model is a bad row.",
+    ),
+]  # fmt: skip
 OnError = Annotated[
     str,
     option("--on-error", group=BAD, metavar="MODE", help="collect, or fail at the first bad row. Default: collect."),
@@ -323,6 +334,15 @@ def needed(flag: str, value: str | None) -> str:
     if value is None:
         raise UsageError(f"missing option {flag}", hint="rerank-cli rerank-file --help")
     return value
+
+
+def parse_share(flag: str, text: str | None) -> float | None:
+    """The share of `5%` or `0.5%`, 0 to 1; None for None."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+(\.\d+)?%", text) or float(text[:-1]) > 100:
+        raise UsageError(f"{flag} {text}: not a percentage", hint="for example 5% or 0.5%")
+    return float(text[:-1]) / 100
 
 
 def read_template(name: str | None) -> str | None:

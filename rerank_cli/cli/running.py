@@ -144,6 +144,12 @@ def _summarise(outcome: Outcome, output: str) -> None:
     for text, number in notes.items():
         if number:
             say(f"note: {number:,} {text}")
+    if (unknown := report.get("unknown_tokens")) and (unread := unknown["pairs_over_5_percent"]):
+        say(
+            f"warning: of {unread:,} pairs more than 5 % of the tokens are unknown to the model "
+            f"({100 * unknown['share']:.2g} % of all): it cannot read them, and their scores mean little; "
+            "`--max-unknown 5%` makes them bad rows"
+        )
 
 
 def print_dry_run(options: JobOptions, output_mode: str) -> int:

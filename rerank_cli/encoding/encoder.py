@@ -27,7 +27,7 @@ from rerank_cli.encoding.tokenizer import (
 )
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
 from rerank_cli.encoding.vision_config import read_vision_geometry
-from rerank_cli.encoding.whole_text import UserTemplate, WholeTextEncoder
+from rerank_cli.encoding.whole_text import TextTemplate, UserTemplate, WholeTextEncoder
 from rerank_cli.encoding.yes_no import recipe_prompt
 from rerank_cli.errors import UsageError
 from rerank_cli.records import NO_LIMITS, Limits, Passage
@@ -113,14 +113,15 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
     chunk_overlap: int = 64,
     special_tokens: SpecialTokens = "neutral",
     instruction: str | None = None,
+    max_unknown: float | None = None,
     template: str | None = None,
     images: ImageLimits | None = None,
 ) -> TextEncoder:
     """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
 
     instruction: in place of the prompt that the checkpoint declares, or of a yes/no model's own; an empty one means
-    none. template: in place of the family's prompt: text with `{query}` and
-    `{passage}`, or `none` for the tokenizer's own encoding of a pair.
+    none. max_unknown: the largest share of unknown tokens of a pair that is scored. template: in place of the family's
+    prompt: text with `{query}` and `{passage}`, or `none` for the tokenizer's own encoding of a pair.
     """
     limit = model_max_tokens(checkpoint)
     if max_tokens > limit:
@@ -153,7 +154,7 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         return _open_vision_encoder(checkpoint, tokenizer, NEMOTRON_RERANK, images, **options)
     if images.max_tiles is not None:
         raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
-    return _open_text_encoder(checkpoint, scoring, instruction, template, **options)
+    return _open_text_encoder(checkpoint, scoring, instruction, template, max_unknown, **options)
 
 
 def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **options: Any) -> EmbeddingEncoder:
@@ -192,6 +193,7 @@ def _open_text_encoder(
     scoring: Scoring,
     instruction: str | None,
     template: str | None,
+    max_unknown: float | None,
     *,
     where: str,
     **options: Any,
@@ -203,17 +205,11 @@ def _open_text_encoder(
     if template not in (None, "none"):
         if not (family.prompted or family.decoder or scoring.template):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")
-        return WholeTextEncoder(
-            _read_decoder_tokenizer(checkpoint),
-            UserTemplate(template),
-            where=where,
-            wrapped=not family.decoder,
-            cuts_left=cuts_left(checkpoint),
-            **options,
+        return _open_whole_text(
+            checkpoint, UserTemplate(template), max_unknown, where=where, wrapped=not family.decoder, **options
         )
     if scoring.template is not None:
-        tokenizer = _read_decoder_tokenizer(checkpoint) if family.decoder else load_tokenizer(checkpoint)
-        return WholeTextEncoder(tokenizer, scoring.template, where=where, cuts_left=cuts_left(checkpoint), **options)
+        return _open_whole_text(checkpoint, scoring.template, max_unknown, where=where, **options)
     if scoring.recipe is None and (not family.prompted or family.decoder or template == "none"):
         tokenizer = _read_decoder_tokenizer(checkpoint) if family.decoder else load_tokenizer(checkpoint)
         form = PairForm(
@@ -221,6 +217,7 @@ def _open_text_encoder(
             typed=gives_token_types(checkpoint),
             cuts_left=cuts_left(checkpoint),
             unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
+            max_unknown=max_unknown,
             bare=family.decoder and checkpoint.declared.listed,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
@@ -234,6 +231,24 @@ def _open_text_encoder(
         tokenizer,
         prompt,
         where=where,
+        **options,
+    )
+
+
+def _open_whole_text(
+    checkpoint: Checkpoint, template: TextTemplate, max_unknown: float | None, *, where: str, **options: Any
+) -> WholeTextEncoder:
+    """options: of `WholeTextEncoder`."""
+    family = family_of(checkpoint.architecture)
+    as_it_is = family.decoder or family.prompted
+    tokenizer = _read_decoder_tokenizer(checkpoint) if as_it_is else load_tokenizer(checkpoint)
+    return WholeTextEncoder(
+        tokenizer,
+        template,
+        where=where,
+        cuts_left=cuts_left(checkpoint),
+        unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
+        max_unknown=max_unknown,
         **options,
     )
 

@@ -106,13 +106,15 @@ class PairForm:
     """What a checkpoint declares of its pairs beside its tokenizer.
 
     prompt: what stands before the query's text. typed: the model is told token types. cuts_left: a text that is too
-    long loses its begin. unknown: the id of the unknown token. bare: nothing may stand around and between the texts.
+    long loses its begin. unknown: the id of the unknown token. max_unknown: the largest share of it in the texts of a
+    pair that is scored, from the user. bare: nothing may stand around and between the texts.
     """
 
     prompt: str = ""
     typed: bool = True
     cuts_left: bool = False
     unknown: int | None = None
+    max_unknown: float | None = None
     bare: bool = False
 
 
@@ -170,7 +172,8 @@ class PairEncoder:
         queries = ids
         if len(self._lead):
             queries = {query: np.concatenate((self._lead, ids[query])) for query, _ in pairs}
-        return [self._encode_pair(queries[query], ids[passage], limits) for query, passage in pairs]
+        encoded = [self._encode_pair(queries[query], ids[passage], limits) for query, passage in pairs]
+        return [unless_unread(entry, self._form.max_unknown) for entry in encoded]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
         for text, encoding in encode_texts(self._tokenizer, texts):
@@ -222,6 +225,21 @@ class PairEncoder:
     def _cut(self, ids: Ids, kept: int) -> Ids:
         """The tokens of a text that stay where `kept` of them do."""
         return ids[len(ids) - kept :] if self._form.cuts_left else ids[:kept]
+
+
+def unless_unread(entry: Encoded, most: float | None) -> Encoded:
+    """The entry, or a problem where the share of unknown tokens is above `most`."""
+    if isinstance(entry, EncodingProblem) or most is None:
+        return entry
+    unknown, read = sum(pair.unknown for pair in entry), sum(pair.text_tokens for pair in entry)
+    if unknown <= most * read:
+        return entry
+    share = f"{100 * unknown / read:.3g} %"
+    return EncodingProblem(
+        "unknown-tokens",
+        f"{unknown} of the pair's {read} tokens ({share}) are unknown to the model, --max-unknown allows "
+        f"{100 * most:g} %",
+    )
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -37,7 +37,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from rerank_cli.encoding.chat_template import TemplateFailedError
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation, unless_unread
 from rerank_cli.encoding.prompt import Slot, read_wrapping
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
@@ -76,7 +76,8 @@ class WholeTextEncoder:
     """Encodes pairs for one checkpoint that reads a template; makes no use of the weights.
 
     max_tokens: the longest text after truncation. where: names the tokenizer in messages. wrapped: the tokenizer puts
-    its own special tokens around the text. cuts_left: truncation takes tokens from the begin.
+    its own special tokens around the text. cuts_left: truncation takes tokens from the begin. unknown: the
+    id of the unknown token. max_unknown: the largest share of it in the texts of a pair that is scored.
     """
 
     def __init__(  # noqa: PLR0913 (one argument an option)
@@ -91,6 +92,8 @@ class WholeTextEncoder:
         special_tokens: SpecialTokens = "neutral",
         wrapped: bool = False,
         cuts_left: bool = False,
+        unknown: int | None = None,
+        max_unknown: float | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
@@ -101,6 +104,7 @@ class WholeTextEncoder:
         self._truncate = truncate
         self._chunk_overlap = chunk_overlap
         self._cuts_left = cuts_left
+        self._unknown, self._max_unknown = unknown, max_unknown
         self._special: re.Pattern[str] | None = None
         if special_tokens == "neutral":
             own = template.render("", "")
@@ -133,7 +137,9 @@ class WholeTextEncoder:
             if isinstance(text, EncodingProblem):
                 encoded.append(text)
             else:
-                encoded.append(self._encode_pair(query, passage, None if text is None else ids[text], limits))
+                found_ids = None if text is None else ids[text]
+                entry = self._encode_pair(query, passage, found_ids, limits)
+                encoded.append(unless_unread(entry, self._max_unknown))
         return encoded
 
     def _check_room(self) -> None:
@@ -185,7 +191,19 @@ class WholeTextEncoder:
     def _join(self, ids: Ids, *, tokens: int | None = None) -> EncodedPair:
         """tokens: length before truncation, where that is another."""
         whole = np.concatenate((self._before, ids, self._after))
-        return EncodedPair(input_ids=whole, second_start=len(whole), tokens=len(whole) if tokens is None else tokens)
+        return EncodedPair(
+            input_ids=whole,
+            second_start=len(whole),
+            tokens=len(whole) if tokens is None else tokens,
+            template=min(self._template_size, len(whole)),
+            unknown=0 if self._unknown is None else int(np.count_nonzero(ids == self._unknown)),
+        )
+
+    @cached_property
+    def _template_size(self) -> int:
+        """How many tokens stand around two empty texts."""
+        ids = self._ids("", "")
+        return self.max_tokens - self._room + (0 if isinstance(ids, EncodingProblem) else len(ids))
 
     def _encode_pair(  # noqa: PLR0911 (a mode of truncation each)
         self, query: str, passage: str, ids: Ids | EncodingProblem | None, limits: Limits

@@ -52,8 +52,9 @@ class Command:
 class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
-    request_notes: variables that `request` did not hear. template: its text, or `none`. taken_as: the family of
-    rerankers that the model is, where its files do not say it. shard: (i, n), the i-th of n
+    request_notes: variables that `request` did not hear. max_unknown: the largest share of unknown tokens of a pair.
+    template: its text, or `none`. taken_as: the family of rerankers that the model is, where its files do not say it.
+    shard: (i, n), the i-th of n
     parts. checkpoint_every, lock_wait, deadline: seconds. check_precision: pairs scored in fp32 too. command: for the
     report; None without one.
     """
@@ -78,6 +79,8 @@ class JobOptions:
     special_tokens: SpecialTokens = "neutral"
     images: ImageLimits = field(default_factory=ImageLimits)
     instruction: str | None = None
+    label: int | None = None
+    max_unknown: float | None = None
     template: str | None = None
     taken_as: str | None = None
     selection: Selection = field(default_factory=Selection)

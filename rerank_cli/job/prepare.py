@@ -8,6 +8,8 @@ from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.labels import check_labels, read_score
+from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
@@ -25,6 +27,7 @@ from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
 from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint
+from rerank_cli.planning.profiles import GenericFacts
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 from rerank_cli.records import JsonRow, RowError
 
@@ -87,9 +90,11 @@ def find_known(options: JobOptions) -> KnownModel:
     checkpoint = known.checkpoint
     if checkpoint is None:
         checkpoint = read_checkpoint(locate_checkpoint(options.model, **where), name=options.model)
-    elif options.taken_as is None:
-        return known
-    return with_checkpoint(known, replace(checkpoint, taken_as=options.taken_as))
+        known = with_checkpoint(known, checkpoint)
+    checkpoint = replace(checkpoint, label=options.label, taken_as=options.taken_as)
+    if options.taken_as and isinstance(known.profiles, GenericFacts):  # a family of rerankers has a limit of its own
+        known = replace(known, profiles=replace(known.profiles, max_tokens=model_max_tokens(checkpoint)))
+    return replace(known, checkpoint=checkpoint)
 
 
 def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
@@ -98,7 +103,9 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
 
     checkpoint = known.checkpoint
     assert checkpoint is not None, "find_known has read it"
-    scoring = decide_scoring(checkpoint, own_template=options.template is not None)  # before memory is thought of
+    # Before memory is thought of.
+    scoring = decide_scoring(checkpoint, own_template=options.template is not None)
+    check_labels(checkpoint)
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
@@ -110,6 +117,7 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
         chunk_overlap=options.chunk_overlap,
         special_tokens=options.special_tokens,
         instruction=options.instruction,
+        max_unknown=options.max_unknown,
         template=options.template,
         images=options.images,
     )
@@ -185,6 +193,8 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     family = family_of(checkpoint.architecture)
     if family.embeds:
         yield "score cosine: the model embeds query and passage, each distinct one once"
+    if not (family.embeds or family.answers or family.headless) and (score := read_score(checkpoint)).labels > 1:
+        yield f"score {score}, of {score.labels} labels"
     if quantisation := read_quantisation(checkpoint):
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES.get(plan.precision, torch.float32))}"
 

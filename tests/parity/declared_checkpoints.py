@@ -128,23 +128,8 @@ def _declare(
     module: dict[str, Any] = {"transformer_task": task}
     if chat or draw.random() < 0.7:
         module |= {"modality_config": modality, "module_output_name": module_output}
-    if draw.random() < 0.5:
-        module["max_seq_length"] = draw.choice([24, 64, 200])
-    if draw.random() < 0.3:
-        module["do_lower_case"] = True
-    if draw.random() < 0.3:
-        module["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
-    prompts = {f"p{number}": text for number, text in enumerate(draw.sample(_PROMPTS, 2))} | {"none": ""}
-    shared = {
-        "model_type": "CrossEncoder",
-        "prompts": prompts,
-        "default_prompt_name": draw.choice([None, *prompts]),
-        "activation_fn": draw.choice(["torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"]),
-    }
-    if draw.random() < 0.3:
-        edited = json.loads((folder / "tokenizer_config.json").read_text())
-        edited["truncation_side"] = "left"
-        (folder / "tokenizer_config.json").write_text(json.dumps(edited))
+    module |= _limits(draw)
+    shared = _shared(folder, draw)
     chain: list[tuple[str, dict[str, Any]]] = []
     if kind == "logit":
         false = draw.choice([None, draw.randrange(vocabulary)])
@@ -165,6 +150,32 @@ def _declare(
     (folder / "sentence_bert_config.json").write_text(json.dumps(module))
     (folder / "config_sentence_transformers.json").write_text(json.dumps(shared))
     told |= {"chain": [name for name, _ in chain], "module": module, "shared": shared}
+
+
+def _limits(draw: random.Random) -> dict[str, Any]:
+    module: dict[str, Any] = {}
+    if draw.random() < 0.5:
+        module["max_seq_length"] = draw.choice([24, 64, 200])
+    if draw.random() < 0.3:
+        module["do_lower_case"] = True
+    if draw.random() < 0.3:
+        module["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
+    return module
+
+
+def _shared(folder: Path, draw: random.Random) -> dict[str, Any]:
+    prompts = {f"p{number}": text for number, text in enumerate(draw.sample(_PROMPTS, 2))} | {"none": ""}
+    shared: dict[str, Any] = {
+        "model_type": "CrossEncoder",
+        "prompts": prompts,
+        "default_prompt_name": draw.choice([None, *prompts]),
+        "activation_fn": draw.choice(["torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"]),
+    }
+    if draw.random() < 0.3:
+        edited = json.loads((folder / "tokenizer_config.json").read_text())
+        edited["truncation_side"] = "left"
+        (folder / "tokenizer_config.json").write_text(json.dumps(edited))
+    return shared
 
 
 def _head(draw: random.Random, hidden: int) -> list[tuple[str, dict[str, Any]]]:
