@@ -50,7 +50,7 @@ def test_a_classifier_with_two_labels_is_not_a_reranker(tiny, family, labels):
     assert caught.value.message == f"{path / 'config.json'}: the model gives 2 labels, a reranker one logit"
 
 
-@pytest.mark.parametrize("architecture", ["JinaForRanking", "BertModel", "LlamaForCausalLM"])
+@pytest.mark.parametrize("architecture", ["JinaForRanking", "BertLMHeadModel", "LlamaModel"])
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(tiny, architecture):
     path = tiny("bert", config={"architectures": [architecture]})
     with pytest.raises(ModelError) as caught:
