@@ -30,9 +30,13 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
     if said == [None] and checkpoint.declared.max_tokens is not None:
         said = [_limit(checkpoint.declared.max_tokens)]
     elif said == [None]:
-        said = [family.max_tokens, _limit(checkpoint.tokenizer_config.get("model_max_length"))]
+        # The card's limit is that of a family of rerankers: what declares its own score is not taken for one.
+        own = family.decoder and (checkpoint.declared.listed or checkpoint.declared.chat_template is not None)
+        card = None if own and checkpoint.taken_as is None else family.max_tokens
+        said = [card, _limit(checkpoint.tokenizer_config.get("model_max_length"))]
     language = checkpoint.within("llm_config") if family.images else checkpoint
-    limits = [limit for limit in (*said, _positions(language, checkpoint.architecture)) if limit is not None]
+    said += [_positions(language, checkpoint.architecture), _window(checkpoint) if family.decoder else None]
+    limits = [limit for limit in said if limit is not None]
     return min(limits) if limits else 512
 
 
@@ -49,3 +53,9 @@ def _positions(checkpoint: Checkpoint, architecture: str) -> int | None:
     if _OFFSET_POSITIONS.search(architecture):
         offset = checkpoint.integer("pad_token_id", 1) + 1
     return _limit(checkpoint.integer("max_position_embeddings") - offset)
+
+
+def _window(checkpoint: Checkpoint) -> int | None:
+    """Tokens up to which the attention of a Mistral with a sliding window is that of one without."""
+    mistral = checkpoint.architecture.startswith("Mistral")
+    return _limit(checkpoint.config.get("sliding_window")) if mistral else None

@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rerank_cli.checkpoint.declared import UNDECLARED, Declaration, read_declaration
+from rerank_cli.checkpoint.declared import UNDECLARED, Declaration, find_model_folder, read_declaration
 from rerank_cli.checkpoint.json_file import read_json_file
+from rerank_cli.checkpoint.refusals import refuse_architecture, refuse_code, refuse_modules, refuse_weights
 from rerank_cli.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from rerank_cli.errors import ModelError
 
@@ -38,9 +39,10 @@ class Checkpoint:
     name: what the user called it; config, tokenizer_config: the JSON files as they are, but that the special tokens of
     an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`). processor_config: how a
     vision model's inputs are made, empty for others. declared: how the score is computed, by what else lies there.
-    root: the folder that was named, of which `path` is the model's own. part: the object of config.json that `config`
-    is, `` for all. blank: there are no files, only a shape to be measured (`models/measure.py`). label: which of
-    several labels the user wants as the score (`labels.py`).
+    root: the folder that was named, of which `path` is the model's own. taken_as: the family of rerankers that the user
+    says it is (`recipes.py`). part: the object of config.json that `config` is, `` for all. blank: there are no files,
+    only a shape to be measured (`models/measure.py`). label: which of several labels the user wants as the score
+    (`labels.py`).
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Checkpoint:
     processor_config: Mapping[str, Any] = field(default_factory=dict)
     declared: Declaration = UNDECLARED
     root: Path | None = None
+    taken_as: str | None = None
     part: str = ""
     blank: bool = False
     label: int | None = None
@@ -188,13 +191,18 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
 
     Raises `ModelError` for whatever is missing, unsafe or contradicts itself.
     """
-    root, declared = path, read_declaration(path)
-    path = root / declared.model_folder
+    root = path
+    refuse_weights(root)
+    path = root / find_model_folder(root)
     if not (path / "config.json").is_file():
         raise ModelError(
             f"{path}: no config.json", hint="a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
         )
     config = read_json_file(path / "config.json")
+    refuse_architecture(path, config)
+    declared = read_declaration(root)
+    refuse_modules(root, config, declared)
+    refuse_code(path, config, declared)
     tokenizer_config = _read_tokenizer_config(path)
     processor = path / "processor_config.json"
     if not (path / "tokenizer.json").is_file():

@@ -159,6 +159,14 @@ Template = Annotated[
         "not count); none: the tokenizer's own encoding of a pair.",
     ),
 ]  # fmt: skip
+TakenAs = Annotated[
+    str | None,
+    option(
+        "--as", group=MODEL, metavar="FAMILY",
+        help="Which reranker a language model is, where its files do not say it: qwen3-reranker, mxbai-rerank-v2 or "
+        "bge-reranker-v2-gemma.",
+    ),
+]  # fmt: skip
 InFormat = Annotated[
     str,
     option("--in-format", group=ROWS, metavar="F", help="auto, jsonl, parquet, trec or tsv. Default: by the suffix."),

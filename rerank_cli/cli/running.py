@@ -69,6 +69,8 @@ def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool)
         say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
         for reason in plan.reasons:
             say(f"plan: {reason}")
+    if plan.taken:
+        say(plan.taken)  # with `--quiet` too: a wrong guess gives scores that mean nothing
     if not quiet:
         for warning in plan.warnings:
             say(f"warning: {warning}")
@@ -159,6 +161,8 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
 
     choice("--format", output_mode, ("auto", "text", "json"))
     result = dry_run(options)
+    if result.plan.taken:
+        say(result.plan.taken)
     for warning in result.plan.warnings:
         say(f"warning: {warning}")
     if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):

@@ -107,7 +107,7 @@ class PairForm:
 
     prompt: what stands before the query's text. typed: the model is told token types. cuts_left: a text that is too
     long loses its begin. unknown: the id of the unknown token. max_unknown: the largest share of it in the texts of a
-    pair that is scored, from the user.
+    pair that is scored, from the user. bare: nothing may stand around and between the texts.
     """
 
     prompt: str = ""
@@ -115,6 +115,7 @@ class PairForm:
     cuts_left: bool = False
     unknown: int | None = None
     max_unknown: float | None = None
+    bare: bool = False
 
 
 class PairEncoder:
@@ -136,7 +137,7 @@ class PairEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._form = form or PairForm()
-        self._template = _read_template(tokenizer, where)
+        self._template = _read_template(tokenizer, where, bare=self._form.bare)
         if not self._form.typed:
             self._template = replace(self._template, typed=False)
         self._lead, self._prefix = _NO_IDS, self._form.prompt
@@ -172,7 +173,7 @@ class PairEncoder:
         if len(self._lead):
             queries = {query: np.concatenate((self._lead, ids[query])) for query, _ in pairs}
         encoded = [self._encode_pair(queries[query], ids[passage], limits) for query, passage in pairs]
-        return encoded if self._form.max_unknown is None else [self._unless_unread(entry) for entry in encoded]
+        return [unless_unread(entry, self._form.max_unknown) for entry in encoded]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
         for text, encoding in encode_texts(self._tokenizer, texts):
@@ -186,10 +187,14 @@ class PairEncoder:
         """Made when a text first needs it: for a vocabulary of 250,000 pieces it takes more than a second."""
         return without_special_pieces(self._tokenizer)
 
-    def _encode_pair(self, query: Ids, passage: Ids, limits: Limits) -> Encoded:
+    def _encode_pair(  # noqa: PLR0911 (a mode of truncation each)
+        self, query: Ids, passage: Ids, limits: Limits
+    ) -> Encoded:
         tokens = self._template.size + len(query) + len(passage)
         passage = passage[: limits.passage_tokens]
         size = self._template.size + len(query) + len(passage)
+        if size == 0:
+            return EncodingProblem("empty-pair", "query and passage have no token, and nothing stands around them")
         if size <= self.max_tokens:
             return (self._join(query, passage, tokens=tokens),)
         if limits.whole or self._truncate == "error":
@@ -217,24 +222,24 @@ class PairEncoder:
     def _join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
         return self._template.join(query, passage, tokens=tokens, unknown=self._form.unknown)
 
-    def _unless_unread(self, entry: Encoded) -> Encoded:
-        """The entry, or a problem where too many of its tokens are unknown."""
-        if isinstance(entry, EncodingProblem):
-            return entry
-        unknown, read = sum(pair.unknown for pair in entry), sum(pair.text_tokens for pair in entry)
-        most = self._form.max_unknown
-        if most is None or unknown <= most * read:
-            return entry
-        share = f"{100 * unknown / read:.3g} %"
-        return EncodingProblem(
-            "unknown-tokens",
-            f"{unknown} of the pair's {read} tokens ({share}) are unknown to the model, --max-unknown allows "
-            f"{100 * most:g} %",
-        )
-
     def _cut(self, ids: Ids, kept: int) -> Ids:
         """The tokens of a text that stay where `kept` of them do."""
         return ids[len(ids) - kept :] if self._form.cuts_left else ids[:kept]
+
+
+def unless_unread(entry: Encoded, most: float | None) -> Encoded:
+    """The entry, or a problem where the share of unknown tokens is above `most`."""
+    if isinstance(entry, EncodingProblem) or most is None:
+        return entry
+    unknown, read = sum(pair.unknown for pair in entry), sum(pair.text_tokens for pair in entry)
+    if unknown <= most * read:
+        return entry
+    share = f"{100 * unknown / read:.3g} %"
+    return EncodingProblem(
+        "unknown-tokens",
+        f"{unknown} of the pair's {read} tokens ({share}) are unknown to the model, --max-unknown allows "
+        f"{100 * most:g} %",
+    )
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -283,7 +288,7 @@ def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     ) - frozenset(unknown)
 
 
-def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:
+def _read_template(tokenizer: Tokenizer, where: str, *, bare: bool) -> PairTemplate:
     """What the tokenizer puts around the texts of a pair, verified on pairs that differ in length."""
     encoding = tokenizer.encode("a", "b")
     parts = encoding.sequence_ids
@@ -302,10 +307,11 @@ def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:
         first_type_of_between=types[after_first:second].count(0),
         typed=types[-1] == 1,
     )
-    if template.size == 0:
+    if template.size == 0 and not bare:
         raise ModelError(
             f"{where}: the tokenizer puts no special tokens around a pair",
-            hint="its post-processor is missing; save it again from the original tokenizer",
+            hint="its post-processor is missing: save it again from the original tokenizer; a language model needs a "
+            "prompt: `--template`",
         )
     _check_template(tokenizer, template, where)
     return template

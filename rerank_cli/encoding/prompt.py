@@ -155,7 +155,7 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._prompt = prompt
-        self._before, self._after = _read_wrapping(tokenizer, where) if prompt.wrapped else (_NOTHING, _NOTHING)
+        self._before, self._after = read_wrapping(tokenizer, where) if prompt.wrapped else (_NOTHING, _NOTHING)
         self._constant: dict[int, Ids] = {}
         for place, part in enumerate(prompt.parts):
             if not any(isinstance(piece, Slot) for piece in part):
@@ -337,7 +337,7 @@ class PromptEncoder:
             stop = min(stop, len(ends)) - excess
 
 
-def _read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
+def read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
     """The special tokens that the tokenizer puts before and after a text, verified on texts that differ."""
     found: tuple[list[int], list[int]] | None = None
     for text in ("a", "how many? ", "Ä 東京 1"):

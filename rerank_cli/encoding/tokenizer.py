@@ -68,7 +68,7 @@ def _as_declared(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if checkpoint.declared.lower_case:
-        _lower_case(tokenizer)
+        lower_case(tokenizer)
     return tokenizer
 
 
@@ -133,7 +133,7 @@ def unknown_id(tokenizer: Tokenizer, config: Mapping[str, Any]) -> int | None:
     return next((number for number in ids if number is not None), None)
 
 
-def _lower_case(tokenizer: Tokenizer) -> None:
+def lower_case(tokenizer: Tokenizer) -> None:
     """Make texts lower-case before all else that the tokenizer does to them; accents stay if it leaves them.
 
     Source: `do_lower_case` in sentence-transformers' Transformer module, which does no more where a step of the

@@ -53,7 +53,8 @@ class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
     request_notes: variables that `request` did not hear. max_unknown: the largest share of unknown tokens of a pair.
-    template: its text, or `none`. shard: (i, n), the i-th of n
+    template: its text, or `none`. taken_as: the family of rerankers that the model is, where its files do not say it.
+    shard: (i, n), the i-th of n
     parts. checkpoint_every, lock_wait, deadline: seconds. check_precision: pairs scored in fp32 too. command: for the
     report; None without one.
     """
@@ -81,6 +82,7 @@ class JobOptions:
     label: int | None = None
     max_unknown: float | None = None
     template: str | None = None
+    taken_as: str | None = None
     selection: Selection = field(default_factory=Selection)
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     overwrite: bool = False

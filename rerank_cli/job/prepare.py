@@ -9,8 +9,9 @@ from typing import Any
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.labels import check_labels, read_score
+from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.checkpoint.quantisation import read_quantisation
-from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
+from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.inputs import (
     Input,
@@ -26,6 +27,7 @@ from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
 from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint
+from rerank_cli.planning.profiles import GenericFacts
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 from rerank_cli.records import JsonRow, RowError
 
@@ -89,7 +91,10 @@ def find_known(options: JobOptions) -> KnownModel:
     if checkpoint is None:
         checkpoint = read_checkpoint(locate_checkpoint(options.model, **where), name=options.model)
         known = with_checkpoint(known, checkpoint)
-    return replace(known, checkpoint=replace(checkpoint, label=options.label))
+    checkpoint = replace(checkpoint, label=options.label, taken_as=options.taken_as)
+    if options.taken_as and isinstance(known.profiles, GenericFacts):  # a family of rerankers has a limit of its own
+        known = replace(known, profiles=replace(known.profiles, max_tokens=model_max_tokens(checkpoint)))
+    return replace(known, checkpoint=checkpoint)
 
 
 def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
@@ -98,6 +103,8 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
 
     checkpoint = known.checkpoint
     assert checkpoint is not None, "find_known has read it"
+    # Before memory is thought of.
+    scoring = decide_scoring(checkpoint, own_template=options.template is not None)
     check_labels(checkpoint)
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
@@ -114,8 +121,10 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
         template=options.template,
         images=options.images,
     )
-    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder, plan))
-    return PreparedModel(checkpoint, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
+    told = (scoring.told,) if scoring.told else ()
+    said = (*_model_reasons(checkpoint, plan), *told, f"template {encoder.template!r}", *_image_reasons(encoder, plan))
+    plan = replace(plan, reasons=(*plan.reasons, *said), taken=scoring.told if scoring.taken else "")
+    return PreparedModel(checkpoint, plan, machine, encoder)
 
 
 def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
@@ -184,8 +193,6 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
     family = family_of(checkpoint.architecture)
     if family.embeds:
         yield "score cosine: the model embeds query and passage, each distinct one once"
-    if family.answers:
-        yield taken_for(checkpoint.architecture)
     if not (family.embeds or family.answers or family.headless) and (score := read_score(checkpoint)).labels > 1:
         yield f"score {score}, of {score.labels} labels"
     if quantisation := read_quantisation(checkpoint):

@@ -18,7 +18,7 @@ from rerank_cli.checkpoint import Checkpoint, families
 from rerank_cli.checkpoint.labels import check_labels
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
-from rerank_cli.models.causal import YesNoModel
+from rerank_cli.models.causal import CausalReranker
 from rerank_cli.models.embedder import EMBEDDERS, Embedder
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
 from rerank_cli.models.gte import GteCrossEncoder
@@ -68,7 +68,7 @@ FAMILIES: dict[str, Callable[..., RerankModel]] = {
     "NewForSequenceClassification": GteCrossEncoder,
     "LlamaBidirectionalForSequenceClassification": LlamaCrossEncoder,
     "LlamaNemotronVLForSequenceClassification": LlamaNemotronVLCrossEncoder,
-    **{name: YesNoModel for name, family in families.FAMILIES.items() if family.answers},
+    **{name: CausalReranker for name, family in families.FAMILIES.items() if family.decoder},
 }
 """Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
 

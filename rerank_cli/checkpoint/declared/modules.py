@@ -78,6 +78,12 @@ class Config:
 _HINT = "what is declared here changes the score, and another score is never given: use sentence-transformers for it"
 
 
+def read_model_folder(root: Path) -> str:
+    """The folder of the first module, which is the model."""
+    entries = read_json_list(root / "modules.json")
+    return _entry(root / "modules.json", entries[0])["path"] if entries else ""
+
+
 def read_modules(root: Path) -> tuple[str, tuple[Module, ...], tuple[str, ...]]:
     """The model's own folder, the modules behind it, and the files that say so; all folders below `root`."""
     place = root / "modules.json"

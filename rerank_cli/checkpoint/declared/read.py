@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rerank_cli.checkpoint.declared.modules import Config, read_modules
+from rerank_cli.checkpoint.declared.modules import Config, read_model_folder, read_modules
 from rerank_cli.checkpoint.declared.transformer import Task, TransformerConfig, read_transformer_config
 from rerank_cli.checkpoint.declared.values import Declaration, MessageFormat, Module
 from rerank_cli.checkpoint.json_file import read_json_file
@@ -47,6 +47,11 @@ def read_declaration(root: Path) -> Declaration:
         template_variables=transformer.template_variables,
         files=(*files, *([shared.name] if shared.is_file() else []), *named, *_template_files(root, folder)),
     )
+
+
+def find_model_folder(root: Path) -> str:
+    """The folder of config.json, tokenizer and weights, below the checkpoint's."""
+    return read_model_folder(root) if (root / "modules.json").is_file() else ""
 
 
 def _template_files(root: Path, folder: str) -> tuple[str, ...]:

@@ -63,6 +63,13 @@ FAMILIES: Mapping[str, Family] = {
     "Qwen3ForCausalLM": "llama",
     "Qwen2ForCausalLM": "llama",
     "GemmaForCausalLM": "llama",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen3ForSequenceClassification": "llama",
+    "Qwen2ForSequenceClassification": "llama",
+    "GemmaForSequenceClassification": "llama",
+    "LlamaForSequenceClassification": "llama",
+    "MistralForSequenceClassification": "llama",
     "LlamaNemotronVLForSequenceClassification": "vl",
     "LlamaNemotronVLModel": "vl",
 }
@@ -230,7 +237,7 @@ def _read_language(checkpoint: Checkpoint, family: Family, architecture: str) ->
         return replace(shape, rotary_kinds=1 + local, window=window)
     if family == "gte":
         return replace(shape, rotary_kinds=1, types=checkpoint.integer("type_vocab_size", 1))
-    return replace(shape, head_norms=architecture == "Qwen3ForCausalLM")
+    return replace(shape, head_norms=architecture.startswith("Qwen3For"))
 
 
 def _read_padded(checkpoint: Checkpoint, architecture: str) -> ModelShape:

@@ -127,7 +127,7 @@ def parameters(shape: ModelShape) -> int:
     """Weights that a model of this shape loads."""
     h, i, layers = shape.hidden, shape.intermediate, shape.layers
     if shape.family in ("llama", "vl"):
-        qwen = shape.architecture == "Qwen2ForCausalLM"
+        qwen = shape.architecture.startswith("Qwen2For")
         attention = 2 * h * shape.queries + 2 * h * shape.keys + (shape.queries + 2 * shape.keys) * qwen
         vision = shape.vision.parameters if shape.vision else 0
         return shape.vocabulary * h + layers * (attention + 3 * h * i) + vision + wide_parameters(shape)
