@@ -23,9 +23,9 @@ class Family:
     prompted: set into a prompt, not as the tokenizer's own pair. decoder: a causal language model, whose files say what
     pairs are written in (`encoding/scoring.py`). answers: its score is a logit of its vocabulary. embeds: each of the
     two becomes a vector, the score is their cosine. headless: a bare encoder, whose head the modules of its checkpoint
-    declare. images: passages may be images. fp8: its products can be in FP8 where its
-    weights are in 16 bits. max_tokens: the longest pair (of an embedder, text) on the model card, where the model has
-    more positions than it was trained to read.
+    declare. images: passages may be images. fp8: its products can be in FP8 where its weights are in 16 bits.
+    max_tokens: the longest pair (of an embedder, text) on the model card, where the model has more positions than it
+    was trained to read.
     """
 
     prompted: bool = False

@@ -267,6 +267,7 @@ def _as_roberta(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
 
 _RULES: dict[str, Callable[[Tokenizer, Mapping[str, Any]], None]] = {
     "BertTokenizer": _as_bert,
+    "ElectraTokenizer": _as_bert,
     "XLMRobertaTokenizer": _as_xlm_roberta,
     "RobertaTokenizer": _as_roberta,
 }

@@ -110,8 +110,7 @@ class GteCrossEncoder:
         turned = rotation(batch.positions, self._frequencies)
         x = self._embed(batch)
         for layer in self._layers[:-1]:
-            context = self._attend(layer, x, batch, turned)
-            x = self._run_mlp(layer, layer.attention_norm(layer.attention_out.add(context, x)))
+            x = self._run_mlp(layer, self._add_attention(layer, self._attend(layer, x, batch, turned), x))
         return self._head.of_first_tokens(self._run_last_layer(self._layers[-1], x, batch, turned), batch)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
@@ -135,11 +134,18 @@ class GteCrossEncoder:
         """The last layer's output at the first token of each pair, [P, hidden]."""
         q, k, v = self._project(layer, x, turned)
         context = attend_first(q[batch.starts], k, v, batch, kind=self._attention)
-        return self._run_mlp(layer, layer.attention_norm(layer.attention_out.add(context, x[batch.starts])))
+        return self._run_mlp(layer, self._add_attention(layer, context, x[batch.starts]))
+
+    def _add_attention(self, layer: _Layer, context: Tensor, x: Tensor) -> Tensor:
+        return layer.attention_norm(layer.attention_out.add(context, x))
 
     def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+        return layer.out_norm(self._add_mlp(layer, x))
+
+    def _add_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+        # A function of its own, so that the wide halves are gone before the norm needs room.
         up, gate = layer.gated(x).chunk(2, dim=-1)
-        return layer.out_norm(layer.contract.add(self._activate(gate).mul_(up), x))
+        return layer.contract.add(self._activate(gate).mul_(up), x)
 
     def _norm(self, weights: WeightReader, name: str) -> LayerNorm:
         size = (self._shape.hidden,)

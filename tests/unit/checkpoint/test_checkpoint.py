@@ -142,24 +142,6 @@ def test_the_digest_does_not_change_with_a_read_me_or_with_the_place(folder, tmp
 # --- values of config.json
 
 
-@pytest.mark.parametrize(
-    ("more", "labels"),
-    [
-        ({"num_labels": 1}, 1),
-        ({"num_labels": 3}, 3),
-        ({"id2label": {"0": "LABEL_0"}, "num_labels": 3}, 1),
-        ({"id2label": {"0": "no", "1": "yes"}}, 2),
-    ],
-)
-def test_the_labels_are_counted_by_their_names_first(folder, more, labels):
-    assert with_config(folder, **more).num_labels == labels
-
-
-def test_a_model_that_says_nothing_of_labels_has_two_as_in_transformers(folder):
-    (folder / "config.json").write_text("{}")
-    assert read_checkpoint(folder).num_labels == 2
-
-
 @pytest.mark.parametrize("value", [None, "12", 1.5, True, [1]])
 def test_a_size_that_is_no_whole_number_is_refused_with_its_key(folder, value):
     checkpoint = with_config(folder, hidden_size=value)

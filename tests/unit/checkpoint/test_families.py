@@ -42,6 +42,10 @@ def test_the_classifiers_of_transformers_are_known() -> None:
     assert frozenset(found) == CLASSIFIERS
 
 
+def test_a_bare_encoder_has_no_head_of_its_own() -> None:
+    assert named(headless=True) == {name for name in families.FAMILIES if name.endswith("Model")} - named(embeds=True)
+
+
 def test_what_reads_images_has_a_tower_in_the_memory_model() -> None:
     assert named(images=True) == {name for name, family in shape.FAMILIES.items() if family == "vl"}
 

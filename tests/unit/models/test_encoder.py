@@ -28,7 +28,7 @@ def pair(*ids: int, second: int = 1) -> EncodedPair:
 
 
 def test_every_family_has_the_prefix_of_its_weights():
-    assert set(PREFIXES.values()) == {"bert", "roberta"}
+    assert set(PREFIXES.values()) == {"bert", "roberta", "electra"}
 
 
 def test_a_batch_gives_one_float32_logit_a_pair(tiny):
