@@ -41,6 +41,22 @@ FAMILIES = {
     "Qwen3ForCausalLM": "Qwen3-Reranker",
     "Qwen2ForCausalLM": "mxbai-rerank v2",
     "GemmaForCausalLM": "bge-reranker-v2-gemma",
+    "Qwen3ForSequenceClassification": "Qwen3 classifiers",
+    "LlamaForSequenceClassification": "Llama classifiers",
+}
+# What a checkpoint declares decides more than its architecture.
+DECLARED = {
+    "zerank2-open": "one LogitScore, roles in a chat template (zerank-2)",
+    "qwen3-st-open": "Qwen3-Reranker with a LogitScore and a default prompt",
+    "ctxl-open": "document before query, one LogitScore (ctxl-rerank)",
+    "qwen3-seqcls-open": "Qwen3 classifier with a chat template and a default prompt",
+    "llama-seqcls-st-open": "Llama classifier of plain pairs",
+    "bert-prompt-open": "BERT with a default prompt",
+    "bert-types-open": "BERT without token types",
+    "bert-stcfg-open": "BERT with a limit and lower-casing of its own",
+    "bert-left-open": "BERT that is cut on the left",
+    "jina-v2-open": "jina-reranker-v2 (flash XLM-R)",
+    "monobert-2label-open": "monoBERT (two labels)",
 }
 
 
@@ -66,7 +82,7 @@ def render() -> str:
         architecture, row = _architecture(name), _facts(name)
         cases = f"{row['cases']}, {row['images']} with images" if row["images"] else f"{row['cases']}"
         lines.append(
-            f"| {FAMILIES[architecture]}{row['more']} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
+            f"| {DECLARED.get(name, FAMILIES[architecture])}{row['more']} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
             f"{_number(row['tolerance'])} | {_number(worst[name])} |"
         )
     return "\n".join(lines)
