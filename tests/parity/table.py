@@ -41,6 +41,8 @@ FAMILIES = {
     "Qwen3ForCausalLM": "Qwen3-Reranker",
     "Qwen2ForCausalLM": "mxbai-rerank v2",
     "GemmaForCausalLM": "bge-reranker-v2-gemma",
+    "Qwen3ForSequenceClassification": "Qwen3 classifiers",
+    "LlamaForSequenceClassification": "Llama classifiers",
 }
 
 
@@ -66,7 +68,7 @@ def render() -> str:
         architecture, row = _architecture(name), _facts(name)
         cases = f"{row['cases']}, {row['images']} with images" if row["images"] else f"{row['cases']}"
         lines.append(
-            f"| {FAMILIES[architecture]}{row['more']} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
+            f"| {row['family']}{row['more']} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
             f"{_number(row['tolerance'])} | {_number(worst[name])} |"
         )
     return "\n".join(lines)
@@ -81,8 +83,21 @@ def _facts(name: str) -> dict[str, Any]:
     from tests.parity.test_embedding_golden import TOLERANCE
 
     cases = read_jsonl(HERE / name / "cases.jsonl")
-    facts = {"cases": len(cases), "images": sum(1 for case in cases if case.get("image"))}
-    more = ", FP8" if (HERE / name / "checkpoint" / "hf_quant_config.json").exists() else ""
+    declared = read_checkpoint(HERE / name / "checkpoint").declared
+    family = "Language models with declared answers" if declared.logit_score else FAMILIES[_architecture(name)]
+    facts: dict[str, Any] = {
+        "family": family,
+        "cases": len(cases),
+        "images": sum(1 for case in cases if case.get("image")),
+    }
+    more = (
+        ""
+        if declared.logit_score
+        else ", as declared"
+        if declared.prompt or declared.max_tokens or declared.lower_case
+        else ""
+    )
+    more = ", FP8" if (HERE / name / "checkpoint" / "hf_quant_config.json").exists() else more
     if name in GOLDENS:
         return facts | {"tolerance": GOLDENS[name].tolerance, "what": "logit", "more": more}
     return facts | {"tolerance": TOLERANCE, "what": "vector", "more": more}
