@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
+from rerank_cli.checkpoint.similarity import check_embedder
 from rerank_cli.encoding.embedding import EmbeddingEncoder, embedding_prefixes, embedding_prompts, split_pair
 from rerank_cli.encoding.images import MAX_IMAGE_PIXELS, ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead
@@ -159,8 +160,9 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
 
 def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **options: Any) -> EmbeddingEncoder:
     """options: of `PromptEncoder`."""
+    check_embedder(checkpoint)
     query, passage = embedding_prefixes(checkpoint)
-    tokenizer = read_tokenizer_file(checkpoint)
+    tokenizer = _read_decoder_tokenizer(checkpoint)
     # The passages first: an image's markers are looked up before special tokens become text.
     passages = _open_vision_encoder(checkpoint, tokenizer, embedding_prompts(passage), images, **options)
     return EmbeddingEncoder(tokenizer, query, passages, **options)

@@ -26,7 +26,6 @@ Tokens in the template's own constant parts act in any case.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,38 +101,6 @@ class Prompt:
 
 NEMOTRON = Prompt(parts=(("question:", Slot.QUERY, " \n \n passage:", Slot.PASSAGE),), wrapped=True)
 """Source: NVIDIA NeMo AutoModel, CrossEncoderCollator; NeMo-Retriever; vLLM's nemotron-rerank.jinja."""
-
-
-def parse_template(text: str, tokenizer: Tokenizer, *, wrapped: bool) -> Prompt:
-    """The prompt of a user's template: text with `{query}` and `{passage}`, each once; all else stands as it is.
-
-    Special tokens written in the template act; the texts between them, and what follows the passage, are parts.
-    """
-    for slot in Slot:
-        found = text.count(slot.value)
-        if found != 1:
-            raise UsageError(f"--template: `{slot.value}` must stand in the template once, not {found} times")
-    special = sorted(
-        (re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values() if token.special),
-        key=len,
-        reverse=True,
-    )
-    segments = re.split(f"({'|'.join(special)})", text) if special else [text]
-    return Prompt(parts=tuple(part for segment in segments for part in _parts(segment)), wrapped=wrapped)
-
-
-def _parts(segment: str) -> Iterator[Part]:
-    """The parts of a text without special tokens: up to the passage, and the rest."""
-    slots = {slot.value: slot for slot in Slot}
-    part: list[str | Slot] = []
-    for piece in re.split(r"(\{query\}|\{passage\})", segment):
-        if piece:
-            part.append(slots.get(piece, piece))
-        if piece == Slot.PASSAGE.value:
-            yield tuple(part)
-            part = []
-    if part:
-        yield tuple(part)
 
 
 class PromptEncoder:

@@ -11,6 +11,7 @@ from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.labels import check_labels, read_score
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.checkpoint.quantisation import read_quantisation
+from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.inputs import (
@@ -151,16 +152,16 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
 
 def score_name(checkpoint: Checkpoint) -> str:
     """What the model's score is called in the output."""
-    return "cosine" if family_of(checkpoint.architecture).embeds else "logit"
+    return similarity_of(checkpoint) if family_of(checkpoint.architecture).embeds else "logit"
 
 
 def refuse_sigmoids(shape: Shape, checkpoint: Checkpoint) -> None:
     """`UsageError` for a shape that has sigmoids of logits, and a model that has no logits."""
     if shape.kind.sigmoids and family_of(checkpoint.architecture).embeds:
         raise UsageError(
-            f"--out-format {shape.kind.name}: {checkpoint.name} gives a cosine, which is not the logit of a "
-            "probability",
-            hint="`--out-format list` writes the cosine",
+            f"--out-format {shape.kind.name}: {checkpoint.name} gives a {similarity_of(checkpoint)}, which is not "
+            "the logit of a probability",
+            hint=f"`--out-format list` writes the {similarity_of(checkpoint)}",
         )
 
 
@@ -192,7 +193,7 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
 
     family = family_of(checkpoint.architecture)
     if family.embeds:
-        yield "score cosine: the model embeds query and passage, each distinct one once"
+        yield f"score {similarity_of(checkpoint)}: the model embeds query and passage, each distinct one once"
     if not (family.embeds or family.answers or family.headless) and (score := read_score(checkpoint)).labels > 1:
         yield f"score {score}, of {score.labels} labels"
     if quantisation := read_quantisation(checkpoint):
@@ -207,7 +208,9 @@ def refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
         )
     embeds = family_of(checkpoint.architecture).embeds
     if options.selection.prob and embeds:
-        raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
+        raise UsageError(
+            f"--prob: {checkpoint.name} gives a {similarity_of(checkpoint)}, not the logit of a probability"
+        )
     if options.names.embeddings and not embeds:
         raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
     if options.names.embeddings and options.truncate == "chunk":

@@ -99,7 +99,7 @@ def test_two_labels_give_their_difference_and_a_label_that_is_chosen_its_logit(t
         assert torch.allclose(found, load(one).forward(pairs), atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["JinaForRanking", "BertForMaskedLM", "LlamaForCausalLM"])
+@pytest.mark.parametrize("architecture", ["JinaForRanking", "BertLMHeadModel", "LlamaModel"])
 def test_an_unknown_architecture_is_refused_with_those_that_are_known(tiny, architecture):
     path = tiny("bert", config={"architectures": [architecture]})
     with pytest.raises(ModelError) as caught:
