@@ -81,9 +81,9 @@ def render() -> str:
     for name in sorted(worst, key=lambda name: (list(FAMILIES).index(_architecture(name)), name)):
         architecture, row = _architecture(name), _facts(name)
         cases = f"{row['cases']}, {row['images']} with images" if row["images"] else f"{row['cases']}"
-        title = DECLARED.get(name, FAMILIES[architecture])
+        family = DECLARED.get(name, FAMILIES[architecture]) + row["more"]
         lines.append(
-            f"| {title}{row['more']} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
+            f"| {family} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
             f"{_number(row['tolerance'])} | {_number(worst[name])} |"
         )
     return "\n".join(lines)
