@@ -23,9 +23,8 @@ from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
 from rerank_cli.formats.inputs import Input, can_be_reread, count_lines, resolve_inputs
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_texts
-from rerank_cli.job.options import JobOptions, refuse_unusable
+from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
-from rerank_cli.job.output_names import STDOUT
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs
 from rerank_cli.job.resume import Resume
