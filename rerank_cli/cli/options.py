@@ -67,6 +67,20 @@ def parse_error_limit(text: str) -> ErrorLimit:
     raise ValueError("neither a number of rows nor a percentage", "for example 100 or 0.5%")
 
 
+def parse_share(text: str) -> float:
+    """The share that `5%` names."""
+    if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+        return float(text[:-1]) / 100
+    raise ValueError("not a percentage", "for example 5%")
+
+
+def families() -> list[str]:
+    """What `--as` takes."""
+    from rerank_cli.checkpoint.recipes import RECIPES
+
+    return list(RECIPES)
+
+
 def read_template(name: str) -> str:
     """The text of a template's file; `none` as it is."""
     if name == "none":
@@ -199,7 +213,16 @@ SCORING = [
     ),
     option(
         "--instruction", str, group=MODEL, into="instruction", metavar="TEXT",
-        help="The question that a yes/no model answers. Default: the model's.",
+        help="Stands in place of the model's own prompt; an empty one: none.",
+    ),
+    option(
+        "--as", str, group=MODEL, name="taken_as", into="taken_as", metavar="FAMILY", complete=families,
+        help="Which reranker a language model is, where its files do not say it: qwen3-reranker, mxbai-rerank-v2 or "
+        "bge-reranker-v2-gemma.",
+    ),
+    option(
+        "--label", int, group=MODEL, into="label", metavar="N", min=0,
+        help="Which label of a classifier is the score, from 0. Default: the one label; of two, 1 less 0.",
     ),
     option(
         "--template", str, group=MODEL, into="template", metavar="FILE|none", parse=read_template,
@@ -267,6 +290,10 @@ SCORING = [
     option(
         "--max-errors", str, group=BAD, metavar="N|P%", parse=parse_error_limit,
         help="Stop with exit code 7 when more rows than this are bad.",
+    ),
+    option(
+        "--max-unknown", float, group=BAD, into="max_unknown", metavar="P%", parse=parse_share,
+        help="A pair with a larger share of tokens that the model does not know is a bad row.",
     ),
     option(
         "--on-error", OnError, group=BAD, default="collect", metavar="MODE",

@@ -124,8 +124,13 @@ class JobOptions:
     special_tokens: SpecialTokens = "neutral"
     images: ImageLimits = field(default_factory=ImageLimits)
     instruction: str | None = None
+    label: int | None = None
+    max_unknown: float | None = None
+    """The largest share of unknown tokens of a pair that is scored."""
     template: str | None = None
     """The text of a template, or `none`."""
+    taken_as: str | None = None
+    """The family of rerankers that the model is, where its files do not say it."""
     selection: Selection = field(default_factory=Selection)
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     overwrite: bool = False

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint, families
+from rerank_cli.checkpoint.labels import check_labels
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
-from rerank_cli.models.causal import YesNoModel
+from rerank_cli.models.causal import CausalReranker
 from rerank_cli.models.embedder import EMBEDDERS, Embedder
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
+from rerank_cli.models.gte import GteCrossEncoder
 from rerank_cli.models.int8_encoder import Int8Encoder
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
@@ -62,9 +64,11 @@ class Calibrates(Protocol):
 FAMILIES: dict[str, Callable[..., RerankModel]] = {
     **dict.fromkeys(PREFIXES, EncoderCrossEncoder),
     "ModernBertForSequenceClassification": ModernBertCrossEncoder,
+    "ModernBertModel": ModernBertCrossEncoder,
+    "NewForSequenceClassification": GteCrossEncoder,
     "LlamaBidirectionalForSequenceClassification": LlamaCrossEncoder,
     "LlamaNemotronVLForSequenceClassification": LlamaNemotronVLCrossEncoder,
-    **{name: YesNoModel for name, family in families.FAMILIES.items() if family.answers},
+    **{name: CausalReranker for name, family in families.FAMILIES.items() if family.decoder},
 }
 """Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
 
@@ -89,10 +93,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
             f"{checkpoint.path / 'config.json'}: architecture `{architecture}` is not a reranker that is known",
             hint=f"known are {', '.join(sorted([*FAMILIES, *EMBEDDERS]))} and the sequence classifiers of transformers",
         )
-    if not families.family_of(architecture).answers and checkpoint.num_labels != 1:
-        raise ModelError(
-            f"{checkpoint.path / 'config.json'}: the model gives {checkpoint.num_labels} labels, a reranker one logit"
-        )
+    check_labels(checkpoint)
     if precision == "int8":
         return Int8Encoder(checkpoint, **_placed(device, "fp32", attention))
     family = FAMILIES.get(architecture)

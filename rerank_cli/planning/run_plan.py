@@ -41,7 +41,7 @@ class Plan:
     device: the first one. engines: the device of each loaded copy of the model; more than one are a process each.
     max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU, for each
     engine. needed_bytes: of each device, by the memory model; None where it does not know the model. image_processes:
-    that may read page images ahead of the scoring.
+    that may read page images ahead of the scoring. taken: what the model was taken for, where its files do not say it.
     """
 
     profile: str
@@ -58,6 +58,7 @@ class Plan:
     needed_bytes: int | None = None
     engines: tuple[str, ...] = ()
     image_processes: int = 0
+    taken: str = ""
 
 
 def plan_model(
