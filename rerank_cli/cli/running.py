@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.evaluation import print_evaluation
-from rerank_cli.cli.options import choice
 from rerank_cli.errors import StoppedError
-from rerank_cli.job.agreement import LEAST_OVERLAP
+from rerank_cli.job.precision_check import LEAST_OVERLAP
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
@@ -27,7 +26,6 @@ def run_and_report(
     """Run the job, here or on a cluster; returns the exit code."""
     from rerank_cli.job.run import Watcher, run_job
 
-    choice("--format", output_mode, ("auto", "text", "json"))
     told = _ErrorTeller(active=options.names.output == "-" and options.names.errors is None)
 
     with Progress(quiet=quiet) as progress:
@@ -159,7 +157,6 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
 
     from rerank_cli.job.dry_run import dry_run
 
-    choice("--format", output_mode, ("auto", "text", "json"))
     result = dry_run(options)
     if result.plan.taken:
         say(result.plan.taken)

@@ -37,7 +37,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from rerank_cli.encoding.chat_template import TemplateFailedError
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation, unless_unread
+from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, unless_unread
 from rerank_cli.encoding.prompt import Slot, read_wrapping
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
@@ -88,7 +89,7 @@ class WholeTextEncoder:
         where: str,
         max_tokens: int,
         truncate: Truncation = "end",
-        chunk_overlap: int = 64,
+        chunk_overlap: int = CHUNK_OVERLAP,
         special_tokens: SpecialTokens = "neutral",
         wrapped: bool = False,
         cuts_left: bool = False,

@@ -23,6 +23,7 @@ from typing import Literal
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import jsonl, tsv
+from rerank_cli.formats.choices import MAX_LINE_BYTES
 from rerank_cli.formats.compression import open_input, text_suffix
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
@@ -74,7 +75,7 @@ class ReadOptions:
     the start of the first input, and how many are read from there, bad ones included, blank lines not.
     """
 
-    max_line_bytes: int = jsonl.MAX_LINE_BYTES
+    max_line_bytes: int = MAX_LINE_BYTES
     live: bool = False
     skip: int = 0
     limit: int | None = None

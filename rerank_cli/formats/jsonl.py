@@ -30,14 +30,12 @@ from json.encoder import encode_basestring
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from rerank_cli.formats.choices import MAX_LINE_BYTES
 from rerank_cli.records import Gap, JsonRow, RowError
 
 if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterable, Iterator, Mapping
-
-MAX_LINE_BYTES = 64 * 2**20
-"""The longest line that is read, unless the user says otherwise."""
 
 MAX_NESTING = 200
 """How deep objects and arrays may stand in each other."""

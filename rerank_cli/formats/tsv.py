@@ -11,11 +11,12 @@ from collections.abc import Iterator
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
+from rerank_cli.formats.choices import MAX_LINE_BYTES
 from rerank_cli.records import Gap, JsonRow, RowError
 
 
 def read_rows(
-    stream: io.BufferedIOBase, *, file: str, max_line_bytes: int = jsonl.MAX_LINE_BYTES, live: bool = False
+    stream: io.BufferedIOBase, *, file: str, max_line_bytes: int = MAX_LINE_BYTES, live: bool = False
 ) -> Iterator[JsonRow | RowError | Gap]:
     """The rows below the header; `InputError` for a header that names no columns. Otherwise as `jsonl.read_rows`."""
     columns: list[str] | None = None

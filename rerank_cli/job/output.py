@@ -23,7 +23,8 @@ from rerank_cli.formats.inputs import Input
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
-from rerank_cli.job.output_names import STDOUT, Names, output_format, refuse_clashes, refuse_parquet_pipe
+from rerank_cli.job.options import STDOUT, Names
+from rerank_cli.job.output_names import output_format, refuse_clashes, refuse_parquet_pipe
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import (
     Files,

@@ -65,7 +65,7 @@ def test_a_checkpoint_tells_its_facts_without_reading_weights(folder):
     assert checkpoint.architecture == "BertForSequenceClassification"
     assert checkpoint.tokenizer_config == {"model_max_length": 8}
     assert checkpoint.weight_files == [folder / "model.safetensors"]
-    assert (checkpoint.parameters, checkpoint.weight_bytes) == (2, 8)
+    assert checkpoint.parameters == 2
     assert checkpoint.tensors["w"].shape == (2,)
 
 
@@ -81,7 +81,7 @@ def test_scales_and_zero_points_are_no_parameters(folder):
     }
     (folder / "model.safetensors").write_bytes(safetensors(header, bytes(7)))
     checkpoint = read_checkpoint(folder)
-    assert (checkpoint.parameters, checkpoint.weight_bytes) == (2, 7)
+    assert checkpoint.parameters == 2
 
 
 def test_metadata_in_the_header_is_no_tensor(folder):
