@@ -54,7 +54,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of `i/n`."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError("not a part", "for example 1/4, the first of four")
+        raise ValueError("not a part", "parts count from 1: 1/4 is the first of four, 4/4 the last")
     return int(found[1]), int(found[2])
 
 
@@ -86,7 +86,7 @@ def read_template(name: str) -> str:
     if name == "none":
         return name
     try:
-        return Path(name).read_text(encoding="utf-8").removesuffix("\n")
+        return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
     except OSError as error:
         raise InputError(f"--template {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -231,7 +231,8 @@ SCORING = [
     ),
     option(
         "--in-format", str, group=ROWS, into="in_format", metavar="F", complete=in_formats,
-        help="auto, jsonl, parquet, trec or tsv; auto goes by the suffix, then by the content.",
+        help="jsonl (JSON arrays too), parquet, trec, csv, tsv, tsv-quoted, tsv-plain, top1000 (no header) or auto: by "
+        "the suffix, then by the content.",
     ),
     option(
         "--query-field", str, group=ROWS, into="fields.query", metavar="PATH", basic=True,

@@ -26,10 +26,14 @@ _RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run 
 
 @dataclass(frozen=True, slots=True)
 class ErrorLimit:
-    """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None)."""
+    """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None).
+
+    all: a run in which not one row can be scored is no failure either: a part, where only the whole can tell.
+    """
 
     rows: int | None = None
     share: float | None = None
+    all: bool = False
 
     def check(self, counts: Counts, *, last: bool) -> None:
         """Raise `TooManyBadRowsError` if `counts` is over the limit."""

@@ -20,9 +20,10 @@ def output_format(names: Names) -> str:
     if names.out_format in ("jsonl", "parquet"):
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
-    if found == "tsv":
+    if found in ("csv", "tsv"):
         raise UsageError(
-            f"--output {names.output}: rows are not written as TSV", hint="end the name in .jsonl or .parquet"
+            f"--output {names.output}: rows are not written as {found.upper()}",
+            hint="end the name in .jsonl or .parquet",
         )
     if found == "trec" or (found is None and names.out_format in SHAPES):
         return "jsonl"
@@ -67,9 +68,18 @@ def refuse_parquet_pipe(names: Names) -> None:
         raise UsageError("--output -: Parquet cannot be written to a pipe", hint="give the name of a file")
 
 
+def _refuse_inside(names: Names, folders: set[str]) -> None:
+    """An output in a folder of inputs would be read as one of them the next time."""
+    for folder in folders:
+        inside = (path for path in names.files.values() if path.resolve().is_relative_to(Path(folder).resolve()))
+        if (path := next(inside, None)) is not None:
+            raise UsageError(f"{path}: lies in {folder}, whose files are the input", hint="write to another folder")
+
+
 def refuse_clashes(names: Names, inputs: Sequence[Input]) -> None:
     """Two outputs in one file, an output that is an input, or one in no folder."""
     taken = [Path(item.path) for item in inputs if item.path != STDIN]
+    _refuse_inside(names, {item.folder for item in inputs if item.folder is not None})
     for kind, path in reversed(names.files.items()):
         if not path.parent.is_dir():
             raise OutputError(f"{path}: cannot be written: its folder does not exist")

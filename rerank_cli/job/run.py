@@ -33,6 +33,7 @@ from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.windows import Share, Windows
+from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms
 from rerank_cli.planning.run_plan import Plan
@@ -197,6 +198,7 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
                     watcher.on_progress(totals.counts, prepared.meter.share)
                 options.error_limit.check(totals.counts, last=False)
         options.error_limit.check(totals.counts, last=True)
+        refuse_worse(totals, destination, options)
         output.finish()
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()

@@ -67,7 +67,9 @@ def fingerprint_of(
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     facts = {
         **dict(_typed(options)),
-        "input formats": [item.format for item in inputs],
+        "input formats": [
+            [item.format, *map(list, item.partition)] if item.partition else item.format for item in inputs
+        ],
         "output format": [
             output_format(names),
             output_shape(names),
