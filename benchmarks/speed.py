@@ -5,8 +5,7 @@
 
 minilm    the built-in model's first layers as a BERT checkpoint, beside sentence-transformers (torch, ONNX, OpenVINO),
           rerankers, FlashRank's way and infinity; texts go in, tokenising is timed
-ettin     10 layers of 384 of ModernBERT with a head in modules, random weights, beside sentence-transformers; texts go
-          in
+ettin     10 layers of 384 of ModernBERT, a head in modules, random weights, beside sentence-transformers; texts go in
 qwen3     a Qwen3 classifier, 8 layers of 512, 8 heads over 4, random weights, likewise
 llama     8 layers of 512, 8 heads over 4, random weights, bidirectional, beside padded transformers; token ids go in
 
