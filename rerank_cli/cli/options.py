@@ -10,6 +10,8 @@ import typer
 
 from rerank_cli.errors import InputError, UsageError
 
+_TEMPLATE_BYTES = 2**20
+
 MODEL, ROWS, SELECTION, LONG, BAD, RUN, SCALE, SAY = (
     "model", "rows and fields", "selection", "long passages", "bad rows", "run", "scale", "messages"
 )  # fmt: skip
@@ -317,7 +319,11 @@ def read_template(name: str | None) -> str | None:
     if name is None or name == "none":
         return name
     try:
-        return Path(name).read_text(encoding="utf-8").removesuffix("\n")
+        with Path(name).open("rb") as stream:  # no more of it: /dev/zero has no end
+            data = stream.read(_TEMPLATE_BYTES + 1)
+        if len(data) > _TEMPLATE_BYTES:
+            raise InputError(f"--template {name}: more than {_TEMPLATE_BYTES:,} bytes, which no prompt has")
+        return data.decode().removesuffix("\n")
     except OSError as error:
         raise InputError(f"--template {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:

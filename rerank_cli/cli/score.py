@@ -116,6 +116,7 @@ def score(
         images=ImageLimits(max_tiles=max_input_tiles, max_pixels=max_image_pixels),
         instruction=instruction,
         template=opt.read_template(template),
+        template_file=None if template == "none" else template,
         selection=Selection(top_n=top_n, threshold=threshold, prob=prob),
         error_limit=ErrorLimit(rows=rows, share=share),
         overwrite=overwrite,

@@ -52,9 +52,9 @@ class Command:
 class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
-    request_notes: variables that `request` did not hear. template: its text, or `none`. shard: (i, n), the i-th of n
-    parts. checkpoint_every, lock_wait, deadline: seconds. check_precision: pairs scored in fp32 too. command: for the
-    report; None without one.
+    request_notes: variables that `request` did not hear. template: its text, or `none`; template_file: where it was
+    read. shard: (i, n), the i-th of n parts. checkpoint_every, lock_wait, deadline: seconds. check_precision: pairs
+    scored in fp32 too. command: for the report; None without one.
     """
 
     inputs: tuple[str, ...]
@@ -78,6 +78,7 @@ class JobOptions:
     images: ImageLimits = field(default_factory=ImageLimits)
     instruction: str | None = None
     template: str | None = None
+    template_file: str | None = None
     selection: Selection = field(default_factory=Selection)
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     overwrite: bool = False

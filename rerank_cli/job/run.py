@@ -9,7 +9,9 @@ run that has been done already is recognised before torch is imported, which is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +19,17 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator
-from rerank_cli.formats.inputs import Input, can_be_reread, resolve_inputs
+from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output import FileDestination, open_destination, place_page
 from rerank_cli.job.output_names import STDOUT
 from rerank_cli.job.prepare import find_known, prepare_inputs, score_name
+from rerank_cli.job.run_paths import RunPaths, files_of_folder, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.stop import Stop
+from rerank_cli.job.watched_images import WatchedImages
 from rerank_cli.job.work import OpensEngine, Watcher, Work
-from rerank_cli.journal import Files, Job, Terms
+from rerank_cli.journal import Files, Job, Terms, Watch
 from rerank_cli.records import Counts
 
 __all__ = ["OpensEngine", "Outcome", "Watcher", "run_job"]
@@ -60,21 +64,30 @@ def run_job(
     files: how the output is written. stop: how the run is stopped from outside, besides signals and its deadline.
     """
     watcher, stop, files = watcher or Watcher(), stop or Stop(), files or Files()
+    began = time.time_ns()
     with stop.listening(options.deadline):
         refuse_unusable(options)
-        inputs, known = resolve_inputs(options.inputs, options.in_format, options.shape), find_known(options)
-        names = options.names
+        inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
+        names, watch = options.names, Watch()
+        watch.look(paths_read(options, inputs))
+        watch.look(files_of_folder(options.model))
+        known = find_known(options)
+        assert known.checkpoint is not None, "find_known has read it"
+        watch.only(paths_read(options, inputs) | model_files(known.checkpoint))
+        paths = RunPaths(names, paths_read(options, inputs), model=known.checkpoint.path, overwrite=options.overwrite)
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
         if asked and not Job.folder_of(names.output).exists() and (done := finished_report(names, asked)):
-            return _done_before(done, options, inputs, files)
+            return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
         prepared = prepare_inputs(options, inputs, known)
         stop.check()
         evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
-        terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files)
+        if fingerprint:
+            watch.known = fingerprint.sha256
+        terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files, watch=watch)
         members = _members(options, prepared.checkpoint, may_continue=may_continue)
         destination = open_destination(
             names,
@@ -84,18 +97,20 @@ def run_job(
             overwrite=options.overwrite,
             terms=terms,
             members=members,
+            paths=paths,
         )
         with destination:
             if isinstance(destination, FileDestination):
                 if destination.completed is not None:
-                    stop.is_late()
-                    destination.place()
-                    return _done_before(destination.completed["report"], options, inputs, files)
+                    destination.place(stop)
+                    return _done_before(destination.completed["report"], options, paths, files)
                 # Again: another process may have finished while this one waited for the lock.
                 if asked and (done := finished_report(names, asked)):
-                    return _done_before(done, options, inputs, files)
+                    return _done_before(done, options, paths, files)
                 destination.refuse_existing()
-            work = Work(options, prepared, destination, evaluator, watcher, stop)
+            with reading_journal(names.output):
+                images = WatchedImages(paths, began_ns=began if may_continue else None)
+                work = Work(options, prepared, destination, evaluator, watcher, stop, images)
             finished = work.run(fingerprint, members, open_engine)
             totals = finished.totals
             return Outcome(
@@ -103,9 +118,9 @@ def run_job(
             )
 
 
-def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[Input], files: Files) -> Outcome:
+def _done_before(report: dict[str, Any], options: JobOptions, paths: RunPaths, files: Files) -> Outcome:
     """What a run did that had finished before, with the page that is asked for now."""
-    place_page(options.names, report, inputs, files)
+    place_page(options.names, report, paths, files)
     evaluation = None
     if found := report.get("evaluation"):
         evaluation = Evaluation.of_report(found)
@@ -113,6 +128,15 @@ def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[I
     errors = str(options.names.files["errors"]) if counts.rows_error else None
     first = report["first_error"]
     return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
+
+
+@contextmanager
+def reading_journal(out: str) -> Iterator[None]:
+    """A journal that says what this program never wrote is another program's, whatever its checksums."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise Job.changed(out, "its journal was not written by this version of the program") from error
 
 
 def _members(options: JobOptions, checkpoint: Checkpoint, *, may_continue: bool) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from rerank_cli.job.prepare import Prepared, score_name
 from rerank_cli.job.scoring_loop import Run, Sink
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
+from rerank_cli.job.watched_images import WatchedImages
 from rerank_cli.job.windows import Share
 from rerank_cli.journal import Fingerprint, Job
 from rerank_cli.planning.run_plan import Plan
@@ -95,8 +96,10 @@ class Work:
         evaluator: Evaluator | None,
         watcher: Watcher,
         stop: Stop,
+        images: WatchedImages | None = None,
     ) -> None:
         self._options = options
+        self._watched = images or WatchedImages()
         self._prepared = prepared
         self._destination = destination
         self._evaluator = evaluator
@@ -136,7 +139,7 @@ class Work:
             run = self._pass_over_input(engine)
             totals.begin_scoring()
             window_pairs = _SCORE_WINDOW_PAIRS if options.pairs else self._plan.window_pairs
-            run.execute(prepared.shape.group(prepared.items), window_pairs=window_pairs)
+            run.execute(self._watched.look(prepared.shape.group(prepared.items)), window_pairs=window_pairs)
             evaluation = self._finish()
             document = self._report(engine, evaluation, fingerprint)
             document = self._destination.commit(document, self._stop)
@@ -237,6 +240,7 @@ class Work:
             self._evaluator.add(orders_of(ranked, self._prepared.shape, self._evaluator.is_judged))
 
     def _on_done(self, window: Window) -> None:
+        self._watched.finish(window)
         self._images.add(window)
         state = self._destination.state
         if state and window.number == self._destination.next_window - 1 and self._images.digest != state["images"]:
@@ -245,6 +249,7 @@ class Work:
             self._best.restore(window, note)
 
     def _on_window(self, window: Window, counts: Counts) -> None:
+        self._watched.finish(window)
         self._images.add(window)
         state = {
             **self._totals.state,

@@ -79,8 +79,14 @@ class Hindered(Files):
     def close(self, descriptor: int) -> None:
         self._call("close", lambda: super(Hindered, self).close(descriptor))
 
+    def create(self, path: Path) -> int:
+        return self._call("create", lambda: super(Hindered, self).create(path))
+
     def rename(self, old: Path, new: Path) -> None:
         self._call("rename", lambda: super(Hindered, self).rename(old, new))
+
+    def place(self, old: Path, new: Path) -> None:
+        self._call("place", lambda: super(Hindered, self).place(old, new))
 
     def unlink(self, path: Path) -> None:
         self._call("unlink", lambda: super(Hindered, self).unlink(path))
