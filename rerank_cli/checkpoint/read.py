@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,9 @@ BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
 
 _BUILTIN_DIR = Path(__file__).parent / "builtin"
 _MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library itself
+_MAX_JSON_BYTES = 100 * 2**20
+_MAX_LAYERS = 10_000  # ten times the deepest models; each layer is built one by one, so 10^9 of them never end
+_LAYER_COUNT = re.compile(r"(?:num_|n_)?(?:\w+_)?layers?|depth")
 _MAX_DIMENSIONS = 64  # of a tensor, in torch
 _OUT_OF_RANGE = 2**63  # of a number of config.json: sizes are 64 bits wide, and nothing else comes near
 _ELEMENT_BITS = {
@@ -210,6 +214,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             f"{path}: no config.json", hint="a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
         )
     config = _read_json(path / "config.json")
+    _refuse_endless(path / "config.json", config)
     tokenizer_config = _read_tokenizer_config(path)
     processor = path / "processor_config.json"
     if not (path / "tokenizer.json").is_file():
@@ -237,6 +242,15 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     )
 
 
+def _refuse_endless(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a number of layers that no model has, at any depth of a configuration."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_endless(path, value)
+        elif isinstance(value, int) and value > _MAX_LAYERS and _LAYER_COUNT.fullmatch(key):
+            raise ModelError(f"{path}: `{key}` is {value}: at most {_MAX_LAYERS:,} layers are built")
+
+
 def _read_tokenizer_config(path: Path) -> dict[str, Any]:
     """tokenizer_config.json, with special_tokens_map.json over it where transformers still heeds that file.
 
@@ -249,7 +263,11 @@ def _read_tokenizer_config(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        with path.open("rb") as stream:
+            data = stream.read(_MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
+            raise ModelError(f"{path}: more than {_MAX_JSON_BYTES:,} bytes, which no configuration has")
+        value = json.loads(data)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -21,6 +21,7 @@ from rerank_cli.cli.quick import QuickCommand, QuickGroup
 from rerank_cli.cli.rerank_file import rerank_file
 from rerank_cli.cli.score import score
 from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
+from rerank_cli.machine.patience import limit_patience
 
 app = typer.Typer(
     cls=QuickGroup,
@@ -117,6 +118,7 @@ def entry_point() -> None:
     ending = _Ending()
     atexit.register(ending)
     signal.signal(signal.SIGTERM, _on_sigterm)
+    limit_patience()
     ending.code = main()
     sys.exit(ending.code)
 

@@ -11,6 +11,7 @@ from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
 from rerank_cli.evaluation.per_query import refuse_per_query_name
 from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Selection, Texts
+from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.job.output_names import Names
 from rerank_cli.job.ranking import Pool
 from rerank_cli.planning.profiles import ProfileRequest
@@ -98,6 +99,21 @@ class JobOptions:
 
 def refuse_unusable(options: JobOptions) -> None:
     """Values that parse and mean nothing, which would otherwise be found out when the run ends."""
+    refuse_too_large(
+        {
+            "--top-n": options.selection.top_n, "--limit": options.limit, "--skip": options.skip,
+            "--max-line-bytes": options.max_line_bytes, "--max-errors": options.error_limit.rows,
+        },
+        MOST_ROWS,
+    )  # fmt: skip
+    refuse_too_large(
+        {
+            "--max-tokens": options.request.max_tokens, "--token-budget": options.request.token_budget,
+            "--chunk-overlap": options.chunk_overlap, "--check-precision": options.check_precision,
+        },
+        MOST_TOKENS,
+    )  # fmt: skip
+    refuse_too_many_engines(options.request.engine_count)
     threshold = options.selection.threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: not a number to compare with")

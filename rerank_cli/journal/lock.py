@@ -63,7 +63,9 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
             if mine and _is_found_at(descriptor, path):
                 who = _who()
                 files.truncate(descriptor, 0)
-                files.write(descriptor, who)
+                left = who
+                while left:
+                    left = left[files.write(descriptor, left) :]
                 return Lock(path, descriptor, who)
             holder = "" if mine else _read(descriptor)
         except BaseException:
