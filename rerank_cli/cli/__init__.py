@@ -71,12 +71,11 @@ def _exit_code(error: BaseException) -> int:
     """Say what went wrong, and the exit code for it."""
     match error:
         case StoppedError():
-            say("\n".join([error.message, *_notes(error)]))
+            _say_lines(error.message, *_notes(error))
             code = error.exit_code
         case RerankError():
             say_error(error)
-            for note in _notes(error):
-                say(f"note: {note}")
+            _say_lines(*(f"note: {note}" for note in _notes(error)))
             code = error.exit_code
         case typer.TyperException():
             context = getattr(error, "ctx", None)
@@ -97,11 +96,16 @@ def _exit_code(error: BaseException) -> int:
             code = OutputError.exit_code
         case Exception():
             say("error: unexpected fault of the program; please report it with the lines below")
-            say("".join(traceback.format_exception(error)))
+            _say_lines(*"".join(traceback.format_exception(error)).splitlines())
             code = 1
         case _:
             raise error
     return code
+
+
+def _say_lines(*lines: str) -> None:
+    for line in lines:
+        say(line)
 
 
 def _notes(error: BaseException) -> list[str]:

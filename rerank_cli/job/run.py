@@ -73,8 +73,9 @@ def run_job(
         watch.look(files_of_folder(options.model))
         known = find_known(options)
         assert known.checkpoint is not None, "find_known has read it"
-        watch.only(paths_read(options, inputs) | model_files(known.checkpoint))
-        paths = RunPaths(names, paths_read(options, inputs), model=known.checkpoint.path, overwrite=options.overwrite)
+        read = paths_read(options, inputs) | model_files(known.checkpoint)
+        watch.only(read)
+        paths = RunPaths(names, read, model=known.checkpoint.path, overwrite=options.overwrite)
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
         if asked and not Job.folder_of(names.output).exists() and (done := finished_report(names, asked)):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -129,11 +130,10 @@ class RunPaths:
             raise OutputError(f"{path}: is a folder", hint="name a file in it")
         with naming(path):
             _lstat(path.with_name(f"{path.name}{_PART_SUFFIX}"))  # says that a name is too long
-        if is_special(path):
-            if not os.access(path, os.W_OK):
+            if not is_special(path):
+                tempfile.TemporaryFile(dir=folder).close()  # what a mode does not tell: a mount, an attribute, /proc
+            elif not os.access(path, os.W_OK):
                 raise OutputError(f"{path}: cannot be written: no permission")
-        elif not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(f"{path}: cannot be written: the folder `{folder}` is not writable")
 
     def _refuse_read(self, kind: str, path: Path, model: Path | None) -> None:
         if is_special(path):
