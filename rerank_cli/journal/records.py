@@ -84,7 +84,8 @@ def _is_record(record: Any) -> bool:
             spans = all(_is_span(span) for span in members.values())
             return spans and all(isinstance(note, list) and len(note) == 2 for note in notes) and _has_hashes(record)
         case {"kind": "complete", "run": dict()}:
-            return _has_hashes(record) and all(map(_is_seal, record.get("files", {}).values()))
+            files = record.get("files", {})
+            return _has_hashes(record) and isinstance(files, dict) and all(map(_is_seal, files.values()))
     return False
 
 

@@ -22,8 +22,8 @@ from rerank_cli.planning.profiles import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines
 
 FREE = {
-    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
-    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels",
+    "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command", "template_file",
 }  # fmt: skip
 CHANGED: dict[str, Any] = {
     "pairs": True, "query": "q", "in_format": "jsonl", "shape": "list", "request": ProfileRequest(max_tokens=9),
