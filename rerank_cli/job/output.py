@@ -19,14 +19,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from rerank_cli.errors import OutputError
-from rerank_cli.formats.compression import compressed
+from rerank_cli.errors import InputError, OutputError
+from rerank_cli.formats.compression import compressed, open_input
 from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
-from rerank_cli.job.output_names import STDOUT, Names, output_format, refuse_parquet_pipe
-from rerank_cli.job.run_paths import RunPaths
+from rerank_cli.job.options import STDOUT, Names
+from rerank_cli.job.output_names import output_format, refuse_parquet_pipe
+from rerank_cli.job.run_paths import RunPaths, folders_of
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import (
     Files,
@@ -87,6 +88,16 @@ class Destination(Protocol):
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
         """Finish rows, bad rows and the report `document`; returns the report as it was written."""
+
+    def give_up(self) -> str | None:
+        """End a run that has no row: only its bad rows are kept. Returns the path of the errors file, if there is one.
+
+        An older output stays, with its report.
+        """
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether there is an older output that is not empty."""
 
     @property
     def errors_file(self) -> str | None:
@@ -250,6 +261,18 @@ class FileDestination:
         modified = self.path(work).stat().st_mtime_ns
         return {"path": str(self._names.files[kind]), "sha256": sha256, "bytes": size, "modified_ns": modified}
 
+    def give_up(self) -> str | None:
+        """See `Destination`."""
+        self._has_errors = self._job.size("errors") > 0
+        names = {"errors": self._names.files["errors"]} if self._has_errors else {}
+        self._job.give_up(names, may_replace=self._paths.may_replace)
+        return self.errors_file
+
+    @property
+    def holds_rows(self) -> bool:
+        """See `Destination`."""
+        return self._out.is_file() and _holds_rows(self._out)
+
     @property
     def errors_file(self) -> str | None:
         """See `Destination`."""
@@ -353,6 +376,18 @@ class StdoutDestination:
                 remove_file(errors, self._files)  # of an earlier run, whose bad rows are good now
         return document
 
+    def give_up(self) -> str | None:
+        """See `Destination`."""
+        self._bad.close()
+        if self.errors.written and (errors := self._names.files.get("errors")) is not None:
+            self._place("errors", errors)
+        return self.errors_file
+
+    @property
+    def holds_rows(self) -> bool:
+        """See `Destination`."""
+        return False
+
     @property
     def errors_file(self) -> str | None:
         """See `Destination`."""
@@ -369,7 +404,21 @@ class StdoutDestination:
 def paths_of(names: Names, inputs: Sequence[Input], *, overwrite: bool) -> RunPaths:
     """The paths of a run that reads inputs alone."""
     read = {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
-    return RunPaths(names, read, overwrite=overwrite)
+    return RunPaths(names, read, folders=folders_of(inputs), overwrite=overwrite)
+
+
+def _holds_rows(path: Path) -> bool:
+    """Whether an output has content; one that cannot be read is not known to be empty."""
+    try:
+        with path.open("rb") as raw:
+            if raw.read(4) == b"PAR1":
+                from rerank_cli.formats import parquet
+
+                return parquet.row_count(str(path)) > 0
+        with open_input(str(path)) as stream:
+            return stream.read(1) != b""
+    except (OSError, InputError):
+        return True
 
 
 def place_page(names: Names, document: Mapping[str, Any], paths: RunPaths, files: Files) -> None:

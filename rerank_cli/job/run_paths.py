@@ -24,8 +24,7 @@ from pathlib import Path
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import OutputError, UsageError
 from rerank_cli.formats.inputs import STDIN, Input
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import STDOUT, Names
+from rerank_cli.job.options import STDOUT, JobOptions, Names
 from rerank_cli.journal import Job, is_special, naming
 from rerank_cli.journal.placing import open_special
 
@@ -48,7 +47,7 @@ def paths_read(options: JobOptions, inputs: Sequence[Input]) -> dict[str, Path]:
     found = {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     others = {
         "--queries": options.texts.queries, "--corpus": options.texts.corpus, "--qrels": options.qrels,
-        "--profile": options.profiles_file, "--template": options.template_file,
+        "--profile": options.profiles_file, "--template": getattr(options.template, "path", None),
     }  # fmt: skip
     return found | {name: Path(path) for name, path in others.items() if path}
 
@@ -65,6 +64,11 @@ def files_of_folder(model: str | None) -> dict[str, Path]:
     return {f"model file `{path.name}`": path for path in sorted(folder.iterdir()) if path.is_file()}
 
 
+def folders_of(inputs: Sequence[Input]) -> set[str]:
+    """The folders whose files are inputs."""
+    return {item.folder for item in inputs if item.folder is not None}
+
+
 class RunPaths:
     """The paths of one run. names: what it writes; read: what it reads, by what each is called.
 
@@ -73,7 +77,13 @@ class RunPaths:
     """
 
     def __init__(
-        self, names: Names, read: Mapping[str, Path], *, model: Path | None = None, overwrite: bool = False
+        self,
+        names: Names,
+        read: Mapping[str, Path],
+        *,
+        folders: Iterable[str] = (),
+        model: Path | None = None,
+        overwrite: bool = False,
     ) -> None:
         self._names = names
         self._overwrite = overwrite
@@ -83,6 +93,7 @@ class RunPaths:
         for kind, path in reversed(names.files.items()):
             self._refuse_unwritable(kind, path)
             self._refuse_read(kind, path, model)
+        self._refuse_inside(folders)
         self._refuse_twice()
         self._refuse_work_folder(read)
         if names.output == STDOUT:
@@ -145,6 +156,15 @@ class RunPaths:
             raise UsageError(f"{path}: would replace a file of the model in {model}", hint="write to another file")
         if _is_image(path):
             raise UsageError(f"{path}: is an image ({_OPTIONS[kind]})", hint="write to another file")
+
+    def _refuse_inside(self, folders: Iterable[str]) -> None:
+        """An output in a folder of inputs would be read as one of them the next time."""
+        for folder in folders:
+            for path in self._names.files.values():
+                if path.resolve().is_relative_to(Path(folder).resolve()):
+                    raise UsageError(
+                        f"{path}: lies in {folder}, whose files are the input", hint="write to another folder"
+                    )
 
     def _refuse_twice(self) -> None:
         seen: set[Identity] = set()

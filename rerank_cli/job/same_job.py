@@ -21,8 +21,8 @@ from typing import Any
 import rerank_cli
 from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import Input
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import STDOUT, Names, output_format, output_shape
+from rerank_cli.job.options import STDOUT, JobOptions, Names
+from rerank_cli.job.output_names import output_format, output_shape
 from rerank_cli.job.run_paths import model_files
 from rerank_cli.journal import Fingerprint, same_output
 from rerank_cli.machine.cpu import detect_cpu
@@ -31,7 +31,7 @@ from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.run_plan import Plan
 
 _NOT_IN_THE_BYTES = {
-    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "template_file", "profiles_file",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file",
     "qrels", "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
 _TYPED_AS = {
@@ -68,7 +68,9 @@ def fingerprint_of(
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     facts = {
         **dict(_typed(options)),
-        "input formats": [item.format for item in inputs],
+        "input formats": [
+            [item.format, *map(list, item.partition)] if item.partition else item.format for item in inputs
+        ],
         "output format": [
             output_format(names),
             output_shape(names),

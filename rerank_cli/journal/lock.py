@@ -11,6 +11,7 @@ the one that is found there, and still has that name in it. Whoever has lost it 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,11 +21,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rerank_cli.errors import LockedError
+from rerank_cli.errors import LockedError, OutputError
 from rerank_cli.journal.files import Files, changed, opened_as_own, refuse_lost_name
 
 _POLL_SECONDS = 0.05
 _WHO_BYTES = 4096
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # each is what some network file system says
 
 
 class Lock:
@@ -59,7 +61,7 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
         except FileNotFoundError:  # the process before us has just taken the folder away
             continue
         try:
-            mine = _try(descriptor)
+            mine = _try(descriptor, path)
             if mine and _is_found_at(descriptor, path):
                 who = _who()
                 files.truncate(descriptor, 0)
@@ -91,11 +93,18 @@ def is_lock(data: bytes) -> bool:
     return isinstance(who, dict) and {"pid", "host"} <= who.keys()
 
 
-def _try(descriptor: int) -> bool:
+def _try(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise OutputError(
+            f"{path}: cannot be locked: the file system has no locks ({os.strerror(error.errno)})",
+            hint="write to a file system that has them (a local disk, NFS with its lock service), and copy from there",
+        ) from error
     return True
 
 

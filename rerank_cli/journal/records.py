@@ -72,7 +72,7 @@ def _decode(line: bytes, *, after: str) -> tuple[str, dict[str, Any]] | None:
 def _is_record(record: Any) -> bool:
     """Whether a record has the fields of its kind; what a header of another version holds is its own affair."""
     match record:
-        case {"kind": "job", "format": int()}:
+        case {"kind": "job", "format": int()} | {"kind": "bad input"}:
             return True
         case {
             "kind": "commit",

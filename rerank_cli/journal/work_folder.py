@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from rerank_cli.errors import JobChangedError, RerankError
+from rerank_cli.errors import InputError, JobChangedError, RerankError, TooManyBadRowsError
 from rerank_cli.journal.files import Files, WorkFile, changed, naming
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import Lock, take_lock
@@ -29,6 +29,7 @@ _FORMAT = 2  # of the journal; another number is another program's job
 _READ_BYTES = 2**20
 _HASH_SECONDS = 1.0  # that the first commit waits for
 _MADE_AT_THE_END = ("output", "report", "page", "embeddings", "per_query")
+_BAD_INPUT = "bad input"  # the kind of a record
 _RESTART = "`--restart` starts over; the former command, on the former input, goes on"
 
 
@@ -107,8 +108,10 @@ class Job:
             )
             stack.callback(self._lock.release)
             entries = [] if self._terms.restart else read_journal(self.path("journal"))
-            if len(entries) > 1:  # a header alone has nothing to lose
-                self._refuse_other(entries)
+            if len(entries) > 1 and (found := self._differences(entries)):  # a header alone has nothing to lose
+                if entries[-1].record["kind"] != _BAD_INPUT:
+                    raise self.changed(self.out, found)
+                entries, self._hashes = [], {}
             if entries and entries[-1].record["kind"] == "complete" and self._is_still_complete(entries[-1].record):
                 self.completed = entries[-1].record["run"]
             else:
@@ -123,6 +126,8 @@ class Job:
             if not self._placed and self.completed is None and not self._is_lost:
                 with suppress(RerankError):
                     self.checkpoint()
+                    if isinstance(error, (TooManyBadRowsError, InputError)):
+                        self._note_bad_input()
             if self._is_lost:
                 return
             if self._placed or not self.is_kept:
@@ -254,6 +259,13 @@ class Job:
                 self._files.sync_folder(folder)
         self._placed = True
 
+    def give_up(self, names: Mapping[str, Path], *, may_replace: MayReplace = any_file) -> None:
+        """Give some members (name -> final path) their names; all else of the job goes, as it is worth nothing."""
+        with naming(self.out):
+            for name in names:
+                self._members[name].sync()
+        self.place(names, may_replace=may_replace)
+
     def size(self, member: str) -> int:
         """Bytes of a member so far."""
         return self._members[member].size
@@ -295,7 +307,14 @@ class Job:
         if seal and not seal.is_untouched(self.path(name)):
             raise changed(self.path(name), "it was touched while it got its name")
 
-    def _refuse_other(self, entries: Sequence[Entry]) -> None:
+    def _note_bad_input(self) -> None:
+        """Record that the input ended this run: with another one there is nothing to go on with."""
+        if self.is_kept and not self._broken:
+            with naming(self.out):
+                self._write([{"kind": _BAD_INPUT}])
+
+    def _differences(self, entries: Sequence[Entry]) -> str:
+        """What this run has in other ways than the one that was begun, in words."""
         header, mine = entries[0].record, self._terms.fingerprint
         if header.get("format") != _FORMAT:
             found = ["it was written by another version of this program"]
@@ -304,13 +323,11 @@ class Job:
         else:
             for entry in entries:
                 self._hashes |= entry.record.get("hashes", {})
-            found = self._differences(mine, header)
-        if found:
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-            what = "; ".join(found[:3]) + more
-            raise self.changed(self.out, what)
+            found = self._differences_of(mine, header)
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        return "; ".join(found[:3]) + more
 
-    def _differences(self, mine: Fingerprint, header: Mapping[str, Any]) -> list[str]:
+    def _differences_of(self, mine: Fingerprint, header: Mapping[str, Any]) -> list[str]:
         try:
             known = header["fingerprint"]
             files = {name: facts | {"sha256": self._hashes.get(name)} for name, facts in known["files"].items()}

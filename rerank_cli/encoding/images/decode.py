@@ -24,9 +24,6 @@ from PIL import Image, UnidentifiedImageError
 
 from rerank_cli.encoding.images.source import ImageProblem
 
-MAX_IMAGE_PIXELS = 40_000_000
-"""The largest image where nothing else is said: an A3 page at 400 dpi has 31 million, and decoded it takes 160 MB."""
-
 MAX_IMAGE_SIDE = 65_535
 """The longest side, which is what a JPEG can have: to resize a side takes 4 weights of 8 bytes for each of its pixels,
 and 39,000,000 x 1 pixels took 1.2 GB beside the image."""

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
-    FieldNames,
     RowProblem,
     identity_of,
     list_of,
@@ -34,7 +34,7 @@ from rerank_cli.formats.shapes.fields import (
     type_in_words,
     without,
 )
-from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, Selection, Texts, refuse_field_names, usage_of
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names, usage_of
 from rerank_cli.records import CandidateList, Limits, RankedList, Row
 
 _MARKS = ("top_n", "return_documents", "max_tokens_per_doc")

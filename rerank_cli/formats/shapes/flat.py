@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
-    FieldNames,
     columns_of,
     first_of,
     head_of,
@@ -28,17 +28,7 @@ from rerank_cli.formats.shapes.fields import (
     without,
     written,
 )
-from rerank_cli.formats.shapes.shape import (
-    Exchange,
-    Grouped,
-    Item,
-    Kind,
-    Selection,
-    Texts,
-    candidates,
-    own_fields,
-    scored,
-)
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, candidates, own_fields, scored
 from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RankedList, Row, RowError
 
 

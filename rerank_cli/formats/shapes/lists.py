@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rerank_cli.errors import UsageError
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
-    FieldNames,
     columns_of,
     head_of,
     id_columns_of,
@@ -27,17 +27,7 @@ from rerank_cli.formats.shapes.fields import (
     with_value,
     without,
 )
-from rerank_cli.formats.shapes.shape import (
-    Exchange,
-    Grouped,
-    Item,
-    Kind,
-    Selection,
-    Texts,
-    group_rows,
-    own_fields,
-    scored,
-)
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, group_rows, own_fields, scored
 from rerank_cli.records import CandidateList, RankedList, Row
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
+from rerank_cli.formats.choices import FieldNames
 from rerank_cli.formats.shapes.cohere import COHERE
-from rerank_cli.formats.shapes.fields import FieldNames
 from rerank_cli.formats.shapes.flat import FLAT, has_passage
 from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
