@@ -380,7 +380,7 @@ class StdoutDestination:
         """See `Destination`."""
         self._bad.close()
         if self.errors.written and (errors := self._names.files.get("errors")) is not None:
-            self._place("errors", errors)
+            self._place("errors", errors, Stop())
         return self.errors_file
 
     @property
