@@ -8,6 +8,8 @@ from typing import Any
 
 from rerank_cli.errors import ModelError
 
+_MAX_BYTES = 100 * 2**20
+
 
 def read_json_file(path: Path) -> dict[str, Any]:
     """The JSON object in a file; `ModelError` naming the file where it holds anything else."""
@@ -27,7 +29,11 @@ def read_json_list(path: Path) -> list[Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        with path.open("rb") as stream:
+            data = stream.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ModelError(f"{path}: more than {_MAX_BYTES:,} bytes, which no configuration has")
+        return json.loads(data)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,6 +28,8 @@ BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
 """The model inside the package, used when none is named."""
 
 _BUILTIN_DIR = Path(__file__).parent / "builtin"
+_MAX_LAYERS = 10_000  # ten times the deepest models; each layer is built one by one, so 10^9 of them never end
+_LAYER_COUNT = re.compile(r"(?:num_|n_)?(?:\w+_)?layers?|depth")
 _OUT_OF_RANGE = 2**63  # of a number of config.json: sizes are 64 bits wide, and nothing else comes near
 _COMPANIONS = (".scale", ".zero", ".weight_scale", ".input_scale", ".k_scale", ".v_scale")  # of 8-bit tensors
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
@@ -194,6 +197,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             f"{path}: no config.json", hint="a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
         )
     config = read_json_file(path / "config.json")
+    _refuse_endless(path / "config.json", config)
     refuse_architecture(path, config)
     declared = read_declaration(root)
     refuse_modules(root, config, declared)
@@ -238,6 +242,15 @@ def _module_tensors(root: Path, file: Path) -> dict[str, TensorInfo]:
         )
     found = read_safetensors_header(root / file)
     return {f"{file.parent.as_posix()}/{name}": replace(info, stored_name=name) for name, info in found.items()}
+
+
+def _refuse_endless(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a number of layers that no model has, at any depth of a configuration."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_endless(path, value)
+        elif isinstance(value, int) and value > _MAX_LAYERS and _LAYER_COUNT.fullmatch(key):
+            raise ModelError(f"{path}: `{key}` is {value}: at most {_MAX_LAYERS:,} layers are built")
 
 
 def _read_tokenizer_config(path: Path) -> dict[str, Any]:

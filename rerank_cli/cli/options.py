@@ -26,11 +26,13 @@ from rerank_cli.cli.declare import (
 )
 from rerank_cli.encoding.choices import Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError
-from rerank_cli.job.options import ErrorLimit
+from rerank_cli.job.options import ErrorLimit, TemplateText
 from rerank_cli.planning.choices import Precision
 
 OnError = Literal["collect", "fail"]
 Format = Literal["auto", "text", "json"]
+
+_TEMPLATE_BYTES = 2**20
 
 OF_RUNS = {3, 7, 8, 9, 10, 11}
 """Exit codes that only a run of rows can have."""
@@ -86,7 +88,11 @@ def read_template(name: str) -> str:
     if name == "none":
         return name
     try:
-        return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
+        with Path(name).open("rb") as stream:  # no more of it: /dev/zero has no end
+            data = stream.read(_TEMPLATE_BYTES + 1)
+        if len(data) > _TEMPLATE_BYTES:
+            raise InputError(f"--template {name}: more than {_TEMPLATE_BYTES:,} bytes, which no prompt has")
+        return TemplateText(data.decode("utf-8-sig").removesuffix("\n"), name)
     except OSError as error:
         raise InputError(f"--template {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 from tokenizers import Tokenizer
@@ -53,6 +53,9 @@ __all__ = [
     "open_encoder",
     "split_pair",
 ]
+
+
+_REASON_CHARACTERS = 200
 
 
 class Encoder(Protocol):
@@ -260,10 +263,33 @@ def encode_pairs(
 ) -> list[Encoded]:
     """An image that is given to a model of texts is a problem of its pair, also where there is a text beside it."""
     if isinstance(encoder, ReadsImages):
-        return encoder.encode(pairs, limits)
+        return _encoded(encoder.encode, pairs, limits)
     texts = [(query, passage) for query, passage in pairs if isinstance(passage, str)]
-    encoded = iter(encoder.encode(texts, limits))
+    encoded = iter(_encoded(encoder.encode, texts, limits))
     unread = EncodingProblem(
         "image-not-read", "the passage has an image, and the model reads text only (`--image-field none` leaves it out)"
     )
     return [next(encoded) if isinstance(passage, str) else unread for _, passage in pairs]
+
+
+def _encoded(encode: Callable[[Any, Limits], list[Encoded]], pairs: Sequence[Any], limits: Limits) -> list[Encoded]:
+    """What `encode` gives for the pairs; one on which the tokenizer itself fails is a problem of its own.
+
+    A regular expression that meets its library's limit on one text panics, and takes all texts of the call with it:
+    the pairs are halved until it is alone.
+    """
+    try:
+        return encode(pairs, limits)
+    except BaseException as error:
+        if not _is_of_tokenizer(error):
+            raise
+        reason = str(error).partition("\n")[0][:_REASON_CHARACTERS]
+    if len(pairs) == 1:
+        return [EncodingProblem("tokenizer-failed", f"the tokenizer fails on a text of the pair: {reason}")]
+    middle = len(pairs) // 2
+    return [*_encoded(encode, pairs[:middle], limits), *_encoded(encode, pairs[middle:], limits)]
+
+
+def _is_of_tokenizer(error: BaseException) -> bool:
+    """Whether the tokenizers library failed: a panic, which is no `Exception`, or a plain `Exception`."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"

@@ -26,6 +26,7 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.normaliser import refuse_exploding
 from rerank_cli.errors import ModelError
 
 _ENCODED_CHARACTERS = 2**21  # at a time: 125 MB of encodings (English words, tokenizers 0.23)
@@ -60,6 +61,8 @@ def _open_file(checkpoint: Checkpoint) -> Tokenizer:
     except Exception as error:
         raise ModelError(f"{checkpoint.tokenizer_file}: not a tokenizer: {error}") from error
     _check_vocabulary(tokenizer, checkpoint)
+    if tokenizer.normalizer is not None:
+        refuse_exploding(json.loads(tokenizer.normalizer.__getstate__()), checkpoint)
     return tokenizer
 
 

@@ -23,6 +23,7 @@ from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import Input
 from rerank_cli.job.options import STDOUT, JobOptions, Names
 from rerank_cli.job.output_names import output_format, output_shape
+from rerank_cli.job.run_paths import model_files
 from rerank_cli.journal import Fingerprint, same_output
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.machine.detect import Machine
@@ -30,8 +31,8 @@ from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.run_plan import Plan
 
 _NOT_IN_THE_BYTES = {
-    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
-    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file",
+    "qrels", "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
 _TYPED_AS = {
     "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
@@ -56,7 +57,7 @@ def fingerprint_of(
 ) -> Fingerprint:
     """The fingerprint of a run of files. plan, machine: None where only a finished run is looked for."""
     assert known.checkpoint is not None, "a run has a checkpoint"
-    files = {f"model file `{name}`": path for name, path in known.checkpoint.files.items()}
+    files = model_files(known.checkpoint)
     files |= {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1)}
     read = {"qrels": options.qrels, "profiles": options.profiles_file, **asdict(options.texts)}
     for name, path in read.items():
