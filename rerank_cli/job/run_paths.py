@@ -8,11 +8,13 @@ other spellings are the same path. Refused are, each by name:
 * two outputs in one file, an output in the work folder of the run, an input out of it;
 * standard output that goes into a file that is read (`>> in.jsonl`);
 * a folder that is not there or cannot be written to, a name that is too long, a pipe that nobody reads;
-* files that are there, without `--overwrite`. With it, only those that were there when the run began are replaced.
+* files that are there, without `--overwrite` (but for the errors file of a run that gave no output). With it, only those
+  that were there when the run began are replaced.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -38,6 +40,9 @@ _MODEL_FILES = {
 }  # fmt: skip
 _IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 _PART_SUFFIX = ".12345678.part"  # of a copy beside a final name (`journal/placing.py`)
+
+_KEYS_OF_BAD_ROWS = {"file", "row", "id", "error"}
+_FIRST_LINE_BYTES = 2**20
 
 Identity = tuple[int, int] | str
 
@@ -101,19 +106,31 @@ class RunPaths:
                 if what := self._read.get(identity):
                     raise UsageError(f"--output -: standard output is appended to a file that is read ({what})")
         self._there = {path: _lstat(path) for path in names.files.values()}
+        self._leftovers = self._find_leftovers()
         self.pipes: dict[Path, int] = {}
         """Descriptors of the pipes and devices that are written to, while `open_pipes` is entered."""
 
     def refuse_existing(self) -> None:
         """`OutputError` if a file is there and may not be replaced."""
         for path in self._names.files.values():
-            if os.path.lexists(path) and not is_special(path) and not self._overwrite:
+            there = os.path.lexists(path) and not is_special(path)
+            if there and not self._overwrite and path not in self._leftovers:
                 raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
+
+    def _find_leftovers(self) -> set[Path]:
+        """The errors file, under its default name, of an earlier run that could score no row and so left no output.
+
+        The command that a user has put right would be refused for it, though `--overwrite` guards outputs.
+        """
+        errors = self._names.files.get("errors")
+        if errors is None or self._names.errors is not None or os.path.lexists(self._names.files["output"]):
+            return set()
+        return {errors} if _is_errors_file(errors) else set()
 
     def may_replace(self, path: Path, found: os.stat_result) -> bool:
         """Whether a file goes for one of the run: with `--overwrite`, if it was there as it is when the run began."""
         before = self._there.get(path)
-        return self._overwrite and before is not None and _same(before, found)
+        return (self._overwrite or path in self._leftovers) and before is not None and _same(before, found)
 
     def refuse_image(self, path: Path, found: os.stat_result) -> None:
         """`UsageError` if an image that a row names is a file that the run will replace."""
@@ -192,6 +209,18 @@ class RunPaths:
         for path in read.values():
             if path.resolve().is_relative_to(work):
                 raise UsageError(f"{path}: is read, and lies in {self._work}, the work folder of this run")
+
+
+def _is_errors_file(path: Path) -> bool:
+    """Whether a regular file begins with a bad row as rerank-cli writes it."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as stream:
+            row = json.loads(stream.readline(_FIRST_LINE_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and row.keys() >= _KEYS_OF_BAD_ROWS
 
 
 def _identity(path: Path) -> Identity:

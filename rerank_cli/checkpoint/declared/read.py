@@ -16,6 +16,8 @@ _FLAT_MODEL_TYPES = {"apertus", "deepseek_v3", "gpt_oss", "seed_oss"}
 # Signs of a template whose contents are lists of parts.
 _STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
 
+_MAX_TEMPLATE_BYTES = 2**24
+
 
 def read_declaration(root: Path) -> Declaration:
     """What the folder `root` declares; `ModelError` naming the key that changes a score and is not known."""
@@ -63,7 +65,11 @@ def _read_template(folder: Path) -> tuple[str, str | None]:
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
-            return str(file), file.read_text(encoding="utf-8")
+            with file.open("rb") as stream:
+                data = stream.read(_MAX_TEMPLATE_BYTES + 1)
+            if len(data) > _MAX_TEMPLATE_BYTES:
+                raise ModelError(f"{file}: more than {_MAX_TEMPLATE_BYTES:,} bytes, which no template has")
+            return str(file), data.decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"{file}: {error}") from error
     config = folder / "tokenizer_config.json"
