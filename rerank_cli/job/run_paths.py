@@ -8,8 +8,8 @@ other spellings are the same path. Refused are, each by name:
 * two outputs in one file, an output in the work folder of the run, an input out of it;
 * standard output that goes into a file that is read (`>> in.jsonl`);
 * a folder that is not there or cannot be written to, a name that is too long, a pipe that nobody reads;
-* files that are there, without `--overwrite` (but for the errors file of a run that gave no output). With it, only those
-  that were there when the run began are replaced.
+* files that are there, without `--overwrite` (but for the errors file of a run that gave no output). With it, only
+  those that were there when the run began are replaced.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def test_a_folder_without_permission_is_an_output_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "out_format", "message"),
     [
-        ("out.csv", "auto", "the suffix tells no format"),
+        ("out.xlsx", "auto", "the suffix tells no format"),
         ("out", "auto", "the suffix tells no format"),
         ("out.gz", "auto", "the suffix tells no format"),
         ("out.jsonl", "csv", "--out-format csv: not known"),

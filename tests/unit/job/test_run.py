@@ -350,7 +350,7 @@ def test_the_share_of_a_compressed_input_is_not_known(tmp_path: Path, name: str)
         ({"fields": FieldNames(passages="x.y"), "in_format": "parquet"}, InputError, "is not a Parquet file"),
         ({"qrels": "nowhere"}, InputError, "nowhere: no such file"),
         ({"qrels": "nowhere", "metrics": ("quality",)}, UsageError, "--metric quality"),
-        ({"out": "out.csv"}, UsageError, "the suffix tells no format"),
+        ({"out": "out.xlsx"}, UsageError, "the suffix tells no format"),
         ({"out": "lists.jsonl", "overwrite": True}, UsageError, "would replace an input"),
         ({"out": "older.jsonl"}, OutputError, "older.jsonl: exists"),
         ({"out": "no/out.jsonl"}, OutputError, "its folder does not exist"),
