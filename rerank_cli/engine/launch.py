@@ -17,6 +17,7 @@ from torch import Tensor
 from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, unless_full
 from rerank_cli.errors import EngineError
 from rerank_cli.models import RerankModel, SeesImages
+from rerank_cli.models.transfer import current
 from rerank_cli.records import EncodedPair
 
 OnBatch = Callable[[int, int], None]
@@ -79,9 +80,10 @@ def _in_halves(
 
 @contextmanager
 def told(device: str) -> Iterator[None]:
-    """Inside, a fault of the device is an `EngineError` that names it."""
+    """Inside, `device` is the current one, and a fault of it is an `EngineError` that names it."""
     try:
-        yield
+        with current(torch.device(device)):
+            yield
     except RuntimeError as error:
         if not isinstance(error, torch.AcceleratorError) and not any(word in str(error) for word in _FAULTS):
             raise

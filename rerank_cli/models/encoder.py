@@ -162,6 +162,7 @@ class EncoderCrossEncoder:
             weights.take(f"{name}.value.weight", (hidden, hidden)),
             weights.take(f"{name}.value.bias", (hidden,)),
             heads=self._shape.heads,
+            kind=self._attention,
         )
         weights.take(f"{name}.key.bias", (hidden,))  # checked and left: it moves all scores of a query alike
         return attention

@@ -121,6 +121,9 @@ class OneDnnLinear:
         return y
 
 
+_TRIED = 128  # rows and columns of the weight that a product in FP8 is tried with
+
+
 class Fp8Linear:
     """A linear layer whose product is in FP8; satisfies `Linear`.
 
@@ -152,7 +155,13 @@ class Fp8Linear:
             # Divided in float32: a quotient in bfloat16 would be rounded twice.
             values.copy_((rows.float() / self._input_scale).clamp_(-FP8_MAX, FP8_MAX))
         y: Tensor = torch._scaled_mm(
-            quantised, self._weight, scale_a=self._input_scale, scale_b=self._scale, bias=self._bias, out_dtype=x.dtype
+            quantised,
+            self._weight,
+            scale_a=self._input_scale,
+            scale_b=self._scale,
+            bias=self._bias,
+            out_dtype=x.dtype,
+            use_fast_accum=True,
         )
         return y
 
@@ -185,7 +194,7 @@ class RowScaledFp8Linear:
     def _product(self, x: Tensor) -> Tensor:
         values, scales = self._by.quantise_rows(x)
         y: Tensor = torch._scaled_mm(
-            values, self._weight, scale_a=scales, scale_b=self._scales, out_dtype=torch.bfloat16
+            values, self._weight, scale_a=scales, scale_b=self._scales, out_dtype=torch.bfloat16, use_fast_accum=True
         )
         return y if self._bias is None else y.add_(self._bias)
 
@@ -195,11 +204,12 @@ def row_scaled_refusal(device: torch.device) -> str | None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         return "needs compute capability 8.9"
     try:
-        one = torch.ones(16, 16, device=device, dtype=torch.bfloat16)
-        found = RowScaledFp8Linear(one, None, by=Unfused())(one)
+        # No smaller than the blocks of any kernel, so that the kernel of real layers is tried.
+        weight = torch.ones(_TRIED, _TRIED, device=device, dtype=torch.bfloat16)
+        found = RowScaledFp8Linear(weight, None, by=Unfused())(weight[: _TRIED // 2])
     except (RuntimeError, NotImplementedError) as error:
         return f"torch._scaled_mm does not take a scale a row here: {str(error).partition(chr(10))[0]}"
-    return None if bool((found == 16).all()) else "torch._scaled_mm computes something else here"
+    return None if bool((found == _TRIED).all()) else "torch._scaled_mm computes something else here"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from rerank_cli.planning.memory.peak import (
     input_bytes,
     peak,
     pixel_bytes,
+    takes_varlen,
     tower_peak,
 )
 from rerank_cli.planning.memory.shape import ModelShape, read_model_shape, shape_of_profile
@@ -98,7 +99,8 @@ class Place:
         element = ELEMENT_BYTES[self.precision]
         if not self.cpu:
             old = self.capability is not None and self.capability < _FLASH_CAPABILITY
-            return Execution(element=element, repeats_heads=old or element == _FLOAT)
+            flash = not old and element != _FLOAT
+            return Execution(element=element, repeats_heads=not flash, varlen=flash and takes_varlen(shape.head_size))
         llama = shape.family in ("llama", "vl")
         if self.precision == "int8":
             return Execution(element=_FLOAT, fused=True, products=True, threads=self.cores)
