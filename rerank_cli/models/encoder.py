@@ -25,7 +25,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attention_kind
 from rerank_cli.models.first_token import FirstTokenAttention
-from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.linear import HeadLinear, Linear, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader, open_weights
@@ -184,7 +184,7 @@ class EncoderCrossEncoder:
 
     def _head(self, weights: WeightReader, name: str, outputs: int, then: str | None) -> Linear:
         """A layer of the head: float32 whatever the model's dtype, because bf16 logits tie."""
-        return PlainLinear(
+        return HeadLinear(
             weights.take(f"{name}.weight", (outputs, self._shape.hidden), dtype=torch.float32),
             weights.take(f"{name}.bias", (outputs,), dtype=torch.float32),
             then=then,

@@ -20,7 +20,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
-from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.linear import HeadLinear, Linear, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader, open_weights
@@ -181,7 +181,7 @@ class ModernBertCrossEncoder:
 
 def _head(weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool, then: str | None = None) -> Linear:
     """A layer of the head: float32 whatever the model's dtype, because bf16 logits tie."""
-    return PlainLinear(
+    return HeadLinear(
         weights.take(f"{name}.weight", shape, dtype=torch.float32),
         weights.take(f"{name}.bias", shape[:1], dtype=torch.float32) if bias else None,
         then=then,

@@ -47,7 +47,9 @@ def needs_varlen(precision: str) -> None:
 
 
 def engine(path: Path, *, precision: str, attention: str, device: str = "cuda:0") -> LocalEngine:
-    plan = SimpleNamespace(device=device, threads=2, token_budget=16384, precision=precision, attention=attention)
+    plan = SimpleNamespace(
+        device=device, threads=2, lanes=1, token_budget=16384, precision=precision, attention=attention
+    )
     return LocalEngine(plan, read_checkpoint(path))
 
 
