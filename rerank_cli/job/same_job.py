@@ -44,7 +44,9 @@ _TYPED_AS = {
 """Fields of the options that are not named as their option is, or have none."""
 
 # Words, an estimate, and what a run goes on with as it has begun.
-_NOT_IN_THE_PLAN = {"reasons", "warnings", "needed_bytes", "threads", "token_budget", "image_processes", "taken"}
+_NOT_IN_THE_PLAN = {
+    "reasons", "warnings", "needed_bytes", "threads", "lanes", "token_budget", "image_processes", "taken",
+}  # fmt: skip
 _LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy", "pyarrow")
 
 

@@ -26,6 +26,7 @@ from rerank_cli.models.int8_encoder import Int8Encoder
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
 from rerank_cli.models.nemotron_vl import LlamaNemotronVLCrossEncoder
+from rerank_cli.models.transfer import current
 from rerank_cli.records import EncodedPair
 
 
@@ -102,14 +103,16 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
         from rerank_cli.models.padded import PaddedCrossEncoder
 
         family = PaddedCrossEncoder
-    return family(checkpoint, **_placed(device, precision, attention), **_quantised(checkpoint, precision))
+    placed = _placed(device, precision, attention)
+    with current(placed["device"]):
+        return family(checkpoint, **placed, **_quantised(checkpoint, precision))
 
 
 def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> Embedder:
     """Load an embedding model (its architecture is in `EMBEDDERS`); else as `load_model`."""
-    return EMBEDDERS[checkpoint.architecture](
-        checkpoint, **_placed(device, precision, attention), **_quantised(checkpoint, precision)
-    )
+    placed = _placed(device, precision, attention)
+    with current(placed["device"]):
+        return EMBEDDERS[checkpoint.architecture](checkpoint, **placed, **_quantised(checkpoint, precision))
 
 
 def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
@@ -117,6 +120,10 @@ def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
     where, dtype = torch.device(device), DTYPES[precision]
     if where.type == "cuda" and not torch.cuda.is_available():
         raise DoesNotFitError(f"--device {device}: torch {torch.__version__} sees no CUDA device")
+    if where.type == "cuda":
+        # torch asks cuDNN first on Hopper and later, and cuDNN makes a plan for every new shape of a batch, 0.4 s each
+        # (modelscope/FunASR#3704). Here nearly every batch has a shape of its own.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if attention == "varlen" and not varlen_runs(where, dtype):
         attention = "runs"
     return {"device": where, "dtype": dtype, "attention": attention}

@@ -221,7 +221,7 @@ class EncoderCrossEncoder:
     def _first_token_attention(self, weights: WeightReader, name: str) -> FirstTokenAttention:
         (q, k, v), (q_bias, _, v_bias) = (part.chunk(3) for part in self._projections(weights, name))
         # The bias of the keys moves all scores of a query alike.
-        return FirstTokenAttention(self._kind(q, q_bias), k, v, v_bias, heads=self._shape.heads)
+        return FirstTokenAttention(self._kind(q, q_bias), k, v, v_bias, heads=self._shape.heads, kind=self._attention)
 
     def _rest(self, weights: WeightReader, name: str) -> _Rest:
         hidden, inner, names = self._shape.hidden, self._shape.intermediate, self._names

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.labels import read_score
-from rerank_cli.models.linear import Linear, PlainLinear
+from rerank_cli.models.linear import HeadLinear, Linear
 from rerank_cli.models.packed import PackedBatch
 from rerank_cli.models.pooling import pool
 from rerank_cli.models.weights import WeightReader
@@ -60,7 +60,7 @@ def dense(
     weights: WeightReader, name: str, inputs: int, outputs: int, *, bias: bool = True, then: str | None = None
 ) -> Linear:
     """The linear layer `name` of a head, with the activation `then` (a key of `linear.ACTIVATIONS`)."""
-    return PlainLinear(
+    return HeadLinear(
         weights.take(f"{name}.weight", (outputs, inputs), dtype=torch.float32),
         weights.take(f"{name}.bias", (outputs,), dtype=torch.float32) if bias else None,
         then=then,
@@ -75,4 +75,4 @@ def score_layer(weights: WeightReader, checkpoint: Checkpoint, name: str, inputs
     kept, kept_bias = weight[score.plus], bias[score.plus]
     if score.minus is not None:
         kept, kept_bias = kept - weight[score.minus], kept_bias - bias[score.minus]
-    return PlainLinear(kept[None], kept_bias[None])
+    return HeadLinear(kept[None], kept_bias[None])

@@ -31,7 +31,7 @@ from rerank_cli.models.norms import LayerNorm
 from rerank_cli.records import EncodedPair
 from tests.parity import test_embedding_golden as embedding
 
-PLAN = SimpleNamespace(device="cpu", threads=1, token_budget=2048, precision="fp32", attention="runs")
+PLAN = SimpleNamespace(device="cpu", threads=1, lanes=1, token_budget=2048, precision="fp32", attention="runs")
 
 Encode = Callable[[PairEncoder, str, str], EncodedPair]
 

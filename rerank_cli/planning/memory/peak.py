@@ -100,6 +100,14 @@ def rounded_rows(count: int) -> int:
     return -(-count // step) * step
 
 
+def takes_varlen(head_size: int) -> bool:
+    """Whether the varlen kernel takes heads of this size.
+
+    Source: torch's mha_varlen_fwd (aten, flash attention) takes a multiple of 8 channels, at most 256.
+    """
+    return head_size % 8 == 0 and head_size <= 256
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """How the forward runs, as far as memory depends on it.
@@ -107,7 +115,7 @@ class Execution:
     element: bytes of an activation. fused: the linear layers apply their activation in place (oneDNN on a CPU).
     repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
     by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
-    rounded to FP8.
+    rounded to FP8. varlen: attention of the whole batch is one kernel.
     """
 
     element: int = 2
@@ -116,6 +124,7 @@ class Execution:
     products: bool = False
     threads: int = 0
     fp8: bool = False
+    varlen: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -150,7 +159,7 @@ def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 
 def input_bytes(batch: BatchSize) -> int:
     """What a packed batch is made of before its embeddings (`models/packed.py`)."""
-    return 3 * _INT64 * batch.rows + _INT64 * batch.firsts + (_INT64 + 4) * (batch.pairs + 1)
+    return 3 * _INT64 * batch.rows + _INT64 * batch.firsts + (_INT64 + 4) * (batch.pairs + 2)
 
 
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
@@ -231,7 +240,12 @@ def _chunked_mlp(shape: ModelShape, t: int, how: Execution) -> int:
 
 
 def _result(width: int, batch: BatchSize, how: Execution) -> int:
-    """Elements of what a run of attention gives before it is put in its place; a block's count as workspace."""
+    """Elements of what a run of attention gives before it is put in its place; a block's count as workspace.
+
+    What the varlen kernel gives is the context itself.
+    """
+    if how.varlen:
+        return 0
     return 0 if how.products and batch.longest <= _PRODUCT_LONGEST else width * batch.run_tokens
 
 
@@ -250,6 +264,8 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
         rows = length * (1 << (pairs.bit_length() - 1))
         block = rows * (2 * shape.queries + 2 * shape.keys + shape.heads * (length + 1))
         return _FLOAT * shape.heads * batch.rows + _BFLOAT * block  # bfloat16 beside layers in int8 too
+    if how.varlen:
+        return _FLOAT * shape.heads * batch.rows
     size = _FLOAT * shape.heads * run
     if shape.window is not None and batch.longest > shape.window + 1:
         keys = min(batch.longest, _WINDOW_BLOCK + 2 * shape.window)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.engine.launch import told
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models import FAMILIES, is_native, load_model
 from rerank_cli.models.encoder import EncoderCrossEncoder
@@ -118,6 +119,41 @@ def test_several_architectures_are_refused(tiny):
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_where_the_varlen_kernel_does_not_run_the_model_says_that_it_uses_runs(tiny, precision):
     assert load(tiny("bert"), precision=precision, attention="varlen").kernels.endswith("attention: runs")
+
+
+def test_a_model_on_cuda_keeps_sdpa_from_cudnn_and_has_its_device_current(tiny, monkeypatch):
+    # cuDNN makes a plan for every new shape. Triton starts on the current device, whichever the tensors are on.
+    entered = []
+
+    class Entered:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.append(None)
+
+    def family(checkpoint, *, device, dtype, attention):
+        assert entered == [torch.device("cuda:1")]
+        return "loaded"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", Entered)
+    monkeypatch.setitem(FAMILIES, "BertForSequenceClassification", family)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert load(tiny("bert"), device="cuda:1") == "loaded"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        with told("cuda:1"):
+            assert entered == [torch.device("cuda:1"), None, torch.device("cuda:1")]
+        with told("cpu"):
+            assert len(entered) == 4
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
