@@ -49,7 +49,9 @@ def dry_run(options: JobOptions) -> DryRun:
     kept = squares = truncated = unscorable = 0
     for window in cut_windows(prepared.shape.group(prepared.items), max_pairs=prepared.plan.window_pairs):
         counts.rows_in += window.rows
-        counts.rows_error += len(window.errors)
+        bad = sum(error.passage is None for error in window.errors)
+        counts.rows_error += bad
+        counts.passages_error += len(window.errors) - bad
         counts.blank += window.blank
         counts.lists += len(window.lists)
         counts.pairs += sum(len(item.passages) for item in window.lists)

@@ -110,7 +110,7 @@ def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[I
     if found := report.get("evaluation"):
         evaluation = Evaluation.of_report(found)
     counts = Counts(**report["counts"])
-    errors = str(options.names.files["errors"]) if counts.rows_error else None
+    errors = str(options.names.files["errors"]) if counts.in_errors_file else None
     first = report["first_error"]
     return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
 

@@ -263,9 +263,10 @@ class Run:
         errors: Sequence[RowError],
     ) -> None:
         window, counts = encoded.window, self.counts
-        bad = len(window.errors) + len(errors)
+        bad = sum(error.passage is None for error in (*window.errors, *errors))
         counts.rows_in += window.rows
         counts.rows_error += bad
+        counts.passages_error += len(window.errors) + len(errors) - bad
         counts.rows_out += window.rows - bad
         counts.blank += window.blank
         counts.lists += len(ranked)

@@ -288,7 +288,7 @@ class Work:
             document["command"] = command
         document["continued"] = totals.continued
         document["first_error"] = totals.first_error
-        if totals.counts.rows_error and (errors := self._options.names.files.get("errors")):
+        if totals.counts.in_errors_file and (errors := self._options.names.files.get("errors")):
             document["errors_file"] = str(errors)
         if self._texts:  # the lengths are those of pairs, and texts are what is read
             document["embedded"] = self._texts.facts

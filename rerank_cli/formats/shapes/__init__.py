@@ -7,6 +7,7 @@
     openai-batch   a request of an OpenAI batch file a row     openai_batch.py
     trec           a line of a TREC run                        trec.py
     pair           one pair a row, in input order (`score`)    pair.py
+    rank_llm, ...  what other programs write                   known.py (a table), known_shape.py (what reads it)
 
 A shape reads only the fields it needs and leaves the row's own mapping alone; what comes back is a copy with our fields
 put in, or the response that the API would give, with the fields that it does not know. `registry.SHAPES` lists them;
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
 from rerank_cli.formats.shapes.fields import FieldNames, lookup, row_error
+from rerank_cli.formats.shapes.first_look import first_look, no_shape, reading_of, sample
 from rerank_cli.formats.shapes.flat import FlatShape, group_key
+from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
-from rerank_cli.formats.shapes.registry import SHAPES, detect_shape, kind_of, recognise
+from rerank_cli.formats.shapes.registry import READABLE, SHAPES, detect_shape, kind_of, recognise
 from rerank_cli.formats.shapes.shape import (
     NO_TEXTS,
     Exchange,
@@ -39,6 +42,7 @@ from rerank_cli.records import RankedList
 __all__ = [
     "NO_TEXTS",
     "PASSAGES",
+    "READABLE",
     "SHAPES",
     "Conversion",
     "Exchange",
@@ -50,20 +54,25 @@ __all__ = [
     "Kind",
     "ListShape",
     "PairShape",
+    "PathShape",
     "ReadsColumns",
     "Selection",
     "Shape",
     "Texts",
     "TrecShape",
     "detect_shape",
+    "first_look",
     "group_key",
     "kind_of",
     "looks_like_run",
     "lookup",
+    "no_shape",
     "not_carried",
     "passage_id",
+    "reading_of",
     "recognise",
     "row_error",
+    "sample",
     "written_as",
 ]
 
