@@ -168,8 +168,9 @@ QueryField = Annotated[
 TextField = Annotated[
     str | None,
     option(
-        "--text-field", group=ROWS, metavar="PATH",
-        help="Field of a passage's text. Default: text in a list; passage, document, text or doc in a flat row.",
+        "--text-field", group=ROWS, metavar="PATH[,PATH]",
+        help="Field of a passage's text; several are joined by a blank (title,text). Default: text in a list; passage, "
+        "document, text or doc in a flat row.",
     ),
 ]  # fmt: skip
 ImageField = Annotated[

@@ -18,8 +18,9 @@ Shape = Annotated[
     str,
     opt.option(
         "--shape", group=ROWS, metavar="SHAPE",
-        help="auto, list (a list a row), flat (a pair a row), nim, cohere or openai-batch (a request a row), or trec. "
-        "Default: by the first rows.",
+        help="auto, list (a list a row), flat (a pair a row), nim, cohere or openai-batch (a request a row), trec, or "
+        "what another program writes: rank_llm, anserini, dpr, elasticsearch, vespa, qdrant, haystack, langchain, "
+        "llamaindex, ragas, phoenix, msmarco, mteb, beir, ... Default: by the first rows.",
     ),
 ]  # fmt: skip
 Queries = Annotated[
@@ -38,6 +39,14 @@ PassagesField = Annotated[
     opt.option(
         "--passages-field", group=ROWS, metavar="PATH",
         help="Field of the list of passages. Default: passages, candidates, documents or docs.",
+    ),
+]  # fmt: skip
+Siblings = Annotated[
+    str | None,
+    opt.option(
+        "--siblings", group=ROWS, metavar="PATH,...|none",
+        help="Lists beside the passages that are in step with them and come back in the same order. Default: those "
+        "that are as long in all of the first rows.",
     ),
 ]  # fmt: skip
 GroupBy = Annotated[
@@ -107,6 +116,7 @@ def rerank_file(
     image_root: opt.ImageRoot = None,
     id_field: opt.IdField = None,
     group_by: GroupBy = None,
+    siblings: Siblings = None,
     max_line_bytes: opt.MaxLineBytes = 64 * 2**20,
     top_n: opt.TopN = None,
     threshold: opt.Threshold = None,
@@ -174,6 +184,7 @@ def rerank_file(
         group_by=group_by,
         image=image_field,
         image_root=image_root,
+        siblings=siblings,
     )
     if evaluate_only:
         refuse_what_needs_a_model(context)

@@ -36,12 +36,12 @@ from rerank_cli.formats.shapes import (
     Shape,
     Texts,
     detect_shape,
-    first_look,
     kind_of,
     looks_like_run,
     no_shape,
     recognise,
     sample,
+    settle_shape,
 )
 from rerank_cli.records import Gap, JsonRow, RowError
 
@@ -240,7 +240,7 @@ def open_lists(
     if texts != NO_TEXTS and not (found and (found.texts or found.name == "trec")):
         raise _no_ids()
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
-    decided = first_look(decided, sample(seen) or seen_of_table)
+    decided = settle_shape(decided, sample(seen) or seen_of_table)
     return decided, _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
 
 
@@ -256,11 +256,11 @@ def _open_named(
         raise _no_ids()
     named = _open_shape(kind, inputs, names, texts)
     if inputs and inputs[0].format == "parquet":
-        named = first_look(named, _first_rows_of_table(inputs[0].path))
+        named = settle_shape(named, _first_rows_of_table(inputs[0].path))
         return named, read_items(inputs, named, options)
     items = read_items(inputs, named, options)
     first = list(islice(items, _SHAPE_ROWS))
-    return first_look(named, sample(first)), chain(first, items)
+    return settle_shape(named, sample(first)), chain(first, items)
 
 
 def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: Texts) -> Shape:

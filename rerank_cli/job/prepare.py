@@ -20,7 +20,7 @@ from rerank_cli.formats.inputs import (
     read_items,
     resolve_inputs,
 )
-from rerank_cli.formats.shapes import Conversion, Item, PairShape, Shape, not_carried, written_as
+from rerank_cli.formats.shapes import Conversion, FlatShape, Item, ListShape, PairShape, Shape, not_carried, written_as
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
@@ -41,13 +41,14 @@ class PreparedModel:
 
 @dataclass(frozen=True, slots=True)
 class Prepared(PreparedModel):
-    """What can be known of a run before weights are loaded. read: how the rows were asked for."""
+    """What can be known of a run before weights are loaded. read: how the rows were asked for. told: of its shape."""
 
     inputs: list[Input]
     shape: Shape
     items: Iterator[Item]
     meter: Meter
     read: ReadOptions
+    told: tuple[str, ...] = ()
 
 
 class Meter:
@@ -123,16 +124,22 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
             raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
         shape: Shape = PairShape(options.fields, query=options.query)
         items = read_items(inputs, shape, read)
+        own = shape
     else:
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
         items = ordered_by_group(inputs, own, items, read)
         shape = written_as(own, output_kind(options.names, own.kind))
         refuse_sigmoids(shape, checkpoint)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
+        if isinstance(own, (ListShape, FlatShape)) and own.reading:
+            reason += f"; read: {own.reading}"
         losses = _losses(shape, inputs, options)
         plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
     meter = Meter(inputs)
-    return Prepared(checkpoint, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter, read)
+    told = own.told if isinstance(own, (ListShape, FlatShape)) else ()
+    return Prepared(
+        checkpoint, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter, read, told
+    )
 
 
 def score_name(checkpoint: Checkpoint) -> str:

@@ -124,6 +124,8 @@ class Work:
         options.error_limit.check(totals.counts, last=False)  # of an earlier process, which has stopped for it
         if self._watcher.on_start:
             self._watcher.on_start(prepared.checkpoint, self._plan)
+        for told in prepared.told:
+            self._note(f"note: {told}")
         with ExitStack() as stack:
             if fingerprint:
                 fingerprint.start()

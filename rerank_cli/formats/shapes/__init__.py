@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
 from rerank_cli.formats.shapes.fields import FieldNames, lookup, row_error
-from rerank_cli.formats.shapes.first_look import first_look, no_shape, reading_of, sample
 from rerank_cli.formats.shapes.flat import FlatShape, group_key
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.registry import READABLE, SHAPES, detect_shape, kind_of, recognise
+from rerank_cli.formats.shapes.settle import no_shape, reading_of, sample, settle_shape
 from rerank_cli.formats.shapes.shape import (
     NO_TEXTS,
     Exchange,
@@ -61,7 +61,6 @@ __all__ = [
     "Texts",
     "TrecShape",
     "detect_shape",
-    "first_look",
     "group_key",
     "kind_of",
     "looks_like_run",
@@ -73,6 +72,7 @@ __all__ = [
     "recognise",
     "row_error",
     "sample",
+    "settle_shape",
     "written_as",
 ]
 

@@ -87,6 +87,7 @@ class FlatShape:
     kind: ClassVar[Kind] = FLAT
     names: FieldNames
     told: tuple[str, ...] = ()
+    reading: str = ""
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`. A group that comes back after another one has begun is a `RowError` for each of its rows."""

@@ -92,11 +92,15 @@ LIST = Kind("list", _recognise, _open, _write, tables=True)
 
 @dataclass(frozen=True, slots=True)
 class ListShape:
-    """One query and its passages a row. siblings: paths of the lists that are in step. told: see `first_look`."""
+    """One query and its passages a row.
+
+    siblings: paths of the lists that are in step. told, reading: see `settle_shape`.
+    """
 
     names: FieldNames
     siblings: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    reading: str = ""
 
     @property
     def kind(self) -> Kind:

@@ -28,13 +28,16 @@ _OURS = ("rank", "logit", "cosine", "index")
 _SHOWN = 8
 
 
-def first_look(shape: Shape, rows: Sequence[Row]) -> Shape:
-    """`shape` with what its first rows say of it in `told` and `siblings`; `InputError` where they leave it open."""
+def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
+    """`shape` with what its first rows say of it: `siblings`, `told` (once, to the user), `reading` (what is read).
+
+    `InputError` where they leave open which lists are in step.
+    """
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
-        return replace(shape, told=tuple(_told_of_lists(shape, rows)))
+        return replace(shape, told=tuple(_told_of_lists(shape, rows)), reading=_in_words(reading_of(shape, rows)))
     if isinstance(shape, FlatShape):
-        return replace(shape, told=tuple(_told_of_rows(shape, rows)))
+        return replace(shape, told=tuple(_told_of_rows(shape, rows)), reading=_in_words(reading_of(shape, rows)))
     return shape
 
 
