@@ -17,6 +17,7 @@ from rerank_cli.formats.shapes.known_shape import ALL_NAMES, KINDS
 from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
+from rerank_cli.formats.shapes.settle import no_shape, suggested
 from rerank_cli.formats.shapes.shape import NO_TEXTS, Item, Kind, ReadsRows
 from rerank_cli.formats.shapes.trec import TREC
 from rerank_cli.records import Gap, JsonRow, Passage
@@ -102,6 +103,8 @@ def _one_reading(possible: Mapping[str, int], rows: Sequence[JsonRow], names: Fi
         return best
     readings = {name: [_read(READABLE[name], row, names) for row in rows] for name in sure if not READABLE[name].texts}
     best = next((READABLE[name] for name, found in readings.items() if any(found)), best)
+    if readings and not any(map(any, readings.values())) and suggested(rows[0].fields, names):
+        raise no_shape(f"{rows[0].file}:{rows[0].number}", rows[0].fields, names)
     for name, found in readings.items():
         for row, ours, theirs in zip(rows, readings[best.name], found, strict=True):
             if ours is not None and theirs is not None and ours != theirs:

@@ -15,10 +15,11 @@ from typing import Any
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.shapes.fields import ALIASES, FieldNames, RowProblem, lookup, paths_of, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
+from rerank_cli.formats.shapes.known import KNOWN
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import ListShape, as_list
 from rerank_cli.formats.shapes.shape import OWN_PREFIX, Item, Shape, is_own_output
-from rerank_cli.records import Gap, Row, RowError
+from rerank_cli.records import Gap, JsonRow, Row, RowError
 
 _BELONGS = re.compile(
     r"(^|[_.-])(ids?|pids?|docids?|docnos?|uris?|urls?|scores?|ranks?|titles?|texts?|labels?|sources?|distances?|"
@@ -209,16 +210,36 @@ def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames) -> InputE
 
 
 def suggested(fields: Mapping[str, Any], names: FieldNames) -> list[str]:
-    """Options that would read a row; none where it shows no query, or nothing that could be a passage."""
+    """Options that would read a row; none where nothing is found that does."""
+    options = _guessed(fields, names)
+    pairs = zip(options[::2], options[1::2], strict=True)
+    asked = replace(names, **{_FIELDS[option]: value for option, value in pairs if option in _FIELDS})
+    shape: ListShape | FlatShape = FlatShape(asked) if asked.passages is None else ListShape(asked)
+    if "--shape" in options:
+        shape = PathShape(asked, known=next(one for one in KNOWN if one.name == "msmarco"))
+    try:
+        return options if options and shape.read(JsonRow("", 0, fields, b"")) else []
+    except RowProblem:
+        return []
+
+
+_FIELDS = {"--query-field": "query", "--passages-field": "passages", "--text-field": "text", "--id-field": "id"}
+
+
+def _guessed(fields: Mapping[str, Any], names: FieldNames) -> list[str]:
     leaves = dict(_leaves(fields))
     texts = {path: value for path, value in leaves.items() if isinstance(value, str) and value}
     lists = {path: value for path, value in leaves.items() if isinstance(value, (list, tuple)) and value}
     query = names.query or _likeliest(texts, _QUERIES)
     best: tuple[int, str, str, list[str]] | None = None
     for path, value in lists.items():
+        head, _, last = path.rpartition(".")
+        holder = lookup(fields, head) if head else None
         first = next((one for one in value if one is not None), None)
         if isinstance(first, str):
             found: tuple[int, str, str, list[str]] = (len(first), path, "", [])
+            if isinstance(holder, Mapping) and all(isinstance(one, list) for one in holder.values()):
+                found = (len(first), head, f"{_IN_STEP}{last}", [])
         elif isinstance(first, Mapping):
             inner = {at: one for at, one in _leaves(first) if isinstance(_one(one), str) and _one(one)}
             text = _likeliest({at: _one(one) for at, one in inner.items()}, _PASSAGES)
@@ -235,6 +256,8 @@ def suggested(fields: Mapping[str, Any], names: FieldNames) -> list[str]:
     if best is not None:
         _, path, of_passage, ids = best
         asked += ["--passages-field", path]
+        if of_passage.startswith(_IN_STEP):  # an object of lists in step, which one shape of the table is
+            return ["--shape", "msmarco", *asked, "--text-field", of_passage.removeprefix(_IN_STEP)]
         asked += ["--text-field", names.text or of_passage] if of_passage and of_passage != "text" else []
         known = (*ALIASES["passage_id"],)
         return asked + (["--id-field", ids[0]] if ids and ids[0] not in known else [])
@@ -243,6 +266,7 @@ def suggested(fields: Mapping[str, Any], names: FieldNames) -> list[str]:
     return [*asked, "--text-field", text] if text else []
 
 
+_IN_STEP = "lists in step: "
 _QUERIES = ("query", "question", "q", "user_input", "input", "search", "prompt", "claim", "topic", "title")
 _PASSAGES = (
     "text", "passage", "contents", "content", "body", "document", "doc", "segment", "chunk", "abstract", "snippet",
