@@ -4,6 +4,7 @@
     flat           one pair a row, grouped by query            flat.py
     nim            a request of NVIDIA's Reranking NIM a row   nim.py
     cohere         a `/rerank` body a row                      cohere.py
+    tei            a `/rerank` body of Text Embeddings Inference a row   tei.py
     openai-batch   a request of an OpenAI batch file a row     openai_batch.py
     trec           a line of a TREC run                        trec.py
     pair           one pair a row, in input order (`score`)    pair.py

@@ -19,10 +19,11 @@ from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
 from rerank_cli.formats.shapes.settle import no_shape, suggested
 from rerank_cli.formats.shapes.shape import NO_TEXTS, Item, Kind, ReadsRows
+from rerank_cli.formats.shapes.tei import TEI
 from rerank_cli.formats.shapes.trec import TREC
 from rerank_cli.records import Gap, JsonRow, Passage
 
-SHAPES: dict[str, Kind] = {kind.name: kind for kind in (LIST, FLAT, NIM, COHERE, OPENAI_BATCH, TREC)}
+SHAPES: dict[str, Kind] = {kind.name: kind for kind in (LIST, FLAT, NIM, COHERE, TEI, OPENAI_BATCH, TREC)}
 """The shapes that rows can be read and written in, by name."""
 
 READABLE: dict[str, Kind] = {**SHAPES, **ALL_NAMES}
