@@ -8,7 +8,8 @@ The output holds the requests that were answered, in the order of the input; the
 same form with their status code, and beside it what every errors file has (`file`, `row`, `raw`). Ids are made of the
 `custom_id`, so that the same batch gives the same bytes. A `/v1/rerank` body is read and answered as the shape `cohere`
 does. `/v1/score` is vLLM's: one text against one or many, or as many against each other, under each of the names that
-vLLM has for them; `score` is the sigmoid of the logit (the logit itself where the request asks for it), and the data stand in the order of the input.
+vLLM has for them; `score` is the sigmoid of the logit (the logit itself where the request asks for it), and the data
+stand in the order of the input.
 
 Sources: OpenAI's Batch API reference; vLLM's documentation of its score and rerank APIs.
 """

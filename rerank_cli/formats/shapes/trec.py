@@ -7,7 +7,8 @@ the lines, which may say more than their ids (by which trec_eval goes). The outp
 decimals, made to fall strictly: where two logits are equal, or differ by less than the six decimals show, the lower
 rank gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their ids, so "next
 lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 that is 0.000002). So
-no evaluator can see another order than the run's own.
+no evaluator can see another order than the run's own. Of passages with the same id (chunks of a document) the run has
+the best one.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ def _open(names: FieldNames, texts: Texts) -> TrecShape:
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
-    scores = falling_scores(entry.logit for entry in ranked.ranking)
-    for place, (entry, score) in enumerate(zip(ranked.ranking, scores, strict=True), 1):
+    best = list({exchange.ids[entry.index]: entry for entry in reversed(ranked.ranking)}.values())[::-1]
+    scores = falling_scores(entry.logit for entry in best)
+    for place, (entry, score) in enumerate(zip(best, scores, strict=True), 1):
         yield {
             "query_id": exchange.id, "q0": "Q0", "passage_id": exchange.ids[entry.index],
             "rank": place, "score": score, "tag": TAG,
@@ -105,7 +107,6 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
     """An id is what stands between blanks in a run, and evaluators tell passages apart by it."""
     if exchange.id is None:
         return "no-query-id", "the row has no query id, which a TREC run needs"
-    seen = set()
     for index, identity in enumerate((exchange.id, *exchange.ids)):
         name = "the query" if index == 0 else f"passages[{index - 1}]"
         if identity is None:
@@ -113,10 +114,6 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
         text = str(identity)
         if not text or len(text.split()) != 1 or text != text.strip():
             return "unfit-id", f"the id of {name} is empty or has white space in it, which a TREC run cannot carry"
-        if index and text in seen:
-            return "repeated-passage", f"{name} has the id of an earlier passage"
-        if index:
-            seen.add(text)
     return None
 
 
