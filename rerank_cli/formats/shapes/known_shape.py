@@ -382,7 +382,7 @@ def _has(fields: Mapping[str, Any], mark: str) -> bool:
 def _has_below(value: Any, mark: str) -> bool:
     value = as_list(value)
     if isinstance(value, (list, tuple)) and not mark.partition(".")[0].isdecimal():
-        value = next((one for one in value if one is not None), None)
+        return any(_has_below(one, mark) for one in value)
     if isinstance(value, (list, tuple)):
         value = {str(place): one for place, one in enumerate(value)}
     return isinstance(value, Mapping) and _has(value, mark)

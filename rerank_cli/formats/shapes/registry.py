@@ -67,10 +67,14 @@ def recognise(rows: Iterator[Item], seen: list[Item], names: FieldNames, *, stop
         seen.append(row)
         if isinstance(row, JsonRow) and (found := _possible(row.fields, names)):
             problems.append(row)
-            left = {name: max(sure, found[name]) for name, sure in possible.items() if name in found}
-            if not left:
-                raise _mixture(first or row, row, names)
-            first, possible = first or row, left
+            # A row that no shape claims (its texts are null) takes away no shape that another row claims.
+            if first is None or _SURE in found.values() or _SURE not in possible.values():
+                if _SURE not in possible.values() and _SURE in found.values():
+                    possible = found
+                left = {name: max(sure, found[name]) for name, sure in possible.items() if name in found}
+                if not left:
+                    raise _mixture(first or row, row, names)
+                first, possible = first or row, left
         size += 0 if isinstance(row, Gap) else len(row.raw)
         if (row is Gap.IDLE and first is not None) or len(seen) >= most or size >= _FIRST_BYTES:
             break
@@ -104,7 +108,8 @@ def _one_reading(possible: Mapping[str, int], rows: Sequence[JsonRow], names: Fi
         return best
     readings = {name: [_read(READABLE[name], row, names) for row in rows] for name in sure if not READABLE[name].texts}
     best = next((READABLE[name] for name, found in readings.items() if any(found)), best)
-    if readings and not any(map(any, readings.values())) and suggested(rows[0].fields, names):
+    own = readings.keys() <= {"list", "flat", *KINDS}  # a request says by its shape where its fields are
+    if own and readings and not any(map(any, readings.values())) and suggested(rows[0].fields, names):
         raise no_shape(f"{rows[0].file}:{rows[0].number}", rows[0].fields, names)
     for name, found in readings.items():
         for row, ours, theirs in zip(rows, readings[best.name], found, strict=True):
