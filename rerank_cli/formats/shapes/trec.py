@@ -26,7 +26,7 @@ from rerank_cli.formats.shapes.fields import FieldNames, row_error
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, Selection, Texts, refuse_field_names
 from rerank_cli.formats.text_index import TextFile, open_texts
-from rerank_cli.records import CandidateList, Gap, RankedList, Row, RowError
+from rerank_cli.records import CandidateList, Gap, RankedList, RankedPassage, Row, RowError
 
 TAG = "rerank-cli"
 _COLUMNS = 6
@@ -94,9 +94,11 @@ def _open(names: FieldNames, texts: Texts) -> TrecShape:
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
-    best = list({exchange.ids[entry.index]: entry for entry in reversed(ranked.ranking)}.values())[::-1]
-    scores = falling_scores(entry.logit for entry in best)
-    for place, (entry, score) in enumerate(zip(best, scores, strict=True), 1):
+    best: dict[object, RankedPassage] = {}
+    for entry in ranked.ranking:
+        best.setdefault(str(exchange.ids[entry.index]), entry)
+    scores = falling_scores(entry.logit for entry in best.values())
+    for place, (entry, score) in enumerate(zip(best.values(), scores, strict=True), 1):
         yield {
             "query_id": exchange.id, "q0": "Q0", "passage_id": exchange.ids[entry.index],
             "rank": place, "score": score, "tag": TAG,
