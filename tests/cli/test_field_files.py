@@ -1,4 +1,4 @@
-"""Files as people have them, through the command line: each is read, or refused with a command that works as printed."""
+"""Files as people have them, by the command line: each is read, or refused with a command that works as printed."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_titles_are_told_and_joined_when_asked(field: Field) -> None:
     assert "have a `title`, which is not read: `--text-field title,text` reads it" in field.talk
     joined = field("s06_dpr.jsonl", "--text-field", "title,text")
     assert "not read" not in field.talk
-    flat = [{**row, "passages": row.pop("ctxs"), "query": row["question"]} for row in map(dict, joined)]
+    flat = [{"query": row["question"], "passages": [dict(one) for one in row["ctxs"]]} for row in joined]
     for row in flat:
         for passage in row["passages"]:
             passage["text"] = f"{passage['title']} {passage['text']}"
