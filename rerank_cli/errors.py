@@ -39,7 +39,7 @@ EXIT_CODES: dict[int, str] = {
     141: "SIGPIPE: the reader of stdout went away",
     143: "SIGTERM; run again to continue",
 }
-"""What each exit code of the program means; README repeats this table and a test compares them."""
+"""What each exit code of the program means; docs/reference/exit-codes.md repeats the table, and a test compares."""
 
 
 class RerankError(Exception):

@@ -3,9 +3,9 @@
     with Reranker("BAAI/bge-reranker-base") as reranker:
         best = reranker.rerank(frame, top_n=5)
 
-It is the way of `rerank-file` with other ends: the model is found and planned by `preparation.prepare_model`, the
-engine is `open_engine`'s, and `pipeline.Run` does the rest, so ranks and logits are those of the command line, bit for
-bit where the same rows come in the same order. What the rows are is `formats/in_memory.py`'s.
+`rerank-file` with other ends: `job/prepare.py` finds the model and plans, `engine.open_engine` loads it, and
+`job/scoring_loop.py` scores. So ranks and logits are those of the command line, bit for bit where the same rows come in
+the same order. `formats/in_memory.py` turns rows of a program into those of a file and back.
 
 Options have the names of the command line's with `_` for `-`. Unlike there no environment variable is heard, and the
 environment of the process stays as it is; nothing is downloaded unless `online` is given.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +30,10 @@ from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups, 
 from rerank_cli.formats.shapes import FieldNames, Selection
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import STDOUT, Names
-from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit, score_name
-from rerank_cli.job.ranking import Pool
-from rerank_cli.job.scoring_loop import Run
+from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
+from rerank_cli.job.ranking import Pool, select
+from rerank_cli.job.scoring_loop import score_windows
+from rerank_cli.job.windows import Windows
 from rerank_cli.planning.profiles import ProfileRequest, parse_device
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import RankedList, RowError
@@ -124,7 +126,7 @@ class Reranker:
         """How the model runs on this machine, with the reasons."""
         for warning in prepared.plan.warnings:
             warnings.warn(warning, stacklevel=2)
-        self._checkpoint, self._encoder = prepared.checkpoint, prepared.encoder
+        self._prepared = prepared
         self._lock = threading.Lock()
         self._engine: Engine | None = open_engine(prepared.plan, prepared.checkpoint)
 
@@ -167,33 +169,37 @@ class Reranker:
         _refuse_wrong(options, RowOptions)
         job = _with_rows(self._options, options)
         refuse_unusable(job)
-        refuse_unfit(job, self._checkpoint)
-        selection = replace(job.selection, score=score_name(self._checkpoint))
+        refuse_unfit(job, self._prepared.checkpoint, self._prepared.family)
+        selection = replace(job.selection, score=self._prepared.score)
         given = given_rows(data, job.fields)
-        refuse_sigmoids(given.shape, self._checkpoint)
+        refuse_sigmoids(given.shape, self._prepared)
         keep = options.get("on_error", "raise") == "keep"
         errors: dict[int, RowError] = {}
-
-        def on_error(error: RowError) -> None:
-            if not keep:
-                raise InputError(
-                    f"row {error.row}: {error.message}", hint='`on_error="keep"` returns such rows without a score'
-                )
-            errors[error.row] = error
-
+        lists: list[RankedList] = []
         rows = in_groups(given, given.rows())
-        found = _Found()
         with self._lock:
             if self._engine is None:
                 raise UsageError("this Reranker has been closed")
-            run = Run(
-                self._encoder, self._engine, found, on_error, selection, self._options.pool,
+            windows = Windows(given.shape.group(read(rows)), max_pairs=self.plan.window_pairs)
+            scoring = score_windows(
+                windows, self._prepared.encoder, self._engine, pool=self._options.pool,
                 image_processes=self.plan.image_processes,
             )  # fmt: skip
-            run.execute(given.shape.group(read(rows)), window_pairs=self.plan.window_pairs)
+            with closing(scoring):
+                for window in scoring:
+                    lists += [select(item, selection) for item in window.ranked]
+                    for error in window.errors:
+                        if not keep:
+                            raise InputError(
+                                f"row {error.row}: {error.message}",
+                                hint='`on_error="keep"` returns such rows without a score',
+                            )
+                        errors[error.row] = error
             if isinstance(self._engine, EmbeddingEngine):
                 self._engine.take_fresh()  # they are kept for a journal, which is not there
-        return answer(given, rows, Ranked(found.lists, errors), selection, keep=keep)
+        # A list with a bad passage is kept as it was, with the reason: a frame has no errors file for the passage.
+        whole = [one for one in lists if len(one.source.rows) > 1 or one.source.rows[0].number not in errors]
+        return answer(given, rows, Ranked(whole, errors), selection, keep=keep)
 
 
 @overload
@@ -219,18 +225,6 @@ def rerank(data: Any, model: str | Path | None = None, **options: Unpack[Options
     of_rows = {name: value for name, value in options.items() if name in RowOptions.__annotations__}
     with Reranker(model, **cast(ModelOptions, of_model)) as reranker:
         return reranker.rerank(data, **cast(RowOptions, of_rows))
-
-
-class _Found:
-    """Keeps the lists of a run; satisfies `Sink`."""
-
-    def __init__(self) -> None:
-        self.lists: list[RankedList] = []
-
-    def write(self, ranked: Sequence[RankedList]) -> int:
-        """See `Sink`."""
-        self.lists += ranked
-        return sum(len(one.ranking) for one in ranked)
 
 
 def _refuse_wrong(options: Mapping[str, Any], known: type) -> None:

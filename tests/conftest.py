@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,15 @@ from rerank_cli.engine.fitting import Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts
-from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.formats.shapes import FieldNames, Grouped, Selection
+from rerank_cli.job.options import ErrorLimit
 from rerank_cli.job.output import open_destination
 from rerank_cli.job.output_names import Names
-from rerank_cli.job.scoring_loop import Run
+from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
+from rerank_cli.job.totals import Totals
+from rerank_cli.job.windows import Windows
+from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.records import (
     NO_LIMITS,
     CandidateList,
@@ -177,6 +184,43 @@ class TableFile:
             self.parts.write_file(file)
 
 
+def score_all(
+    items: Iterable[Grouped],
+    *,
+    sink: Any,
+    on_error: Callable[[RowError], object],
+    window_pairs: int = 4,
+    encoder: Any = None,
+    engine: Any = None,
+    selection: Selection | None = None,
+    error_limit: ErrorLimit | None = None,
+    on_ranked: Callable[[Sequence[RankedList]], object] | None = None,
+    on_window: Callable[[Window, Counts], object] | None = None,
+    **options: Any,
+) -> Totals:
+    """The loop of a run in memory, as `job/run.py` has it. on_ranked: told of complete rankings."""
+    totals, limit = Totals(), error_limit or ErrorLimit()
+    written: Any = SimpleNamespace(sink=sink, errors=SimpleNamespace(write=on_error))
+    output = WindowWriter(written, selection or Selection(), totals.counts)
+    scoring = score_windows(
+        Windows(items, max_pairs=window_pairs), encoder or FakeEncoder(), engine or FakeEngine(),
+        timing=totals.timing, **options,
+    )  # fmt: skip
+    with closing(scoring), options.get("stop", Stop()).held():
+        for window in scoring:
+            totals.add(window)
+            if on_ranked:
+                on_ranked(window.ranked)
+            began = time.perf_counter()
+            output.write(window)
+            totals.timing.write += time.perf_counter() - began
+            if on_window:
+                on_window(window.encoded.window, totals.counts)
+            limit.check(totals.counts, last=False)
+    limit.check(totals.counts, last=True)
+    return totals
+
+
 @dataclass
 class FileRun:
     """What a run from files to files left."""
@@ -205,23 +249,19 @@ def run_files(
     found, items = open_lists(resolved, names or FieldNames(), read, shape)
     items = ordered_by_group(resolved, found, items, read)
     with open_destination(Names(str(out)), found, selection, inputs=resolved, overwrite=overwrite) as destination:
-
-        def end_window(window: Window, counts: Counts) -> None:
-            destination.end_window(window.number, {}, None, {})
-
-        run = Run(
-            encoder or FakeEncoder(),
-            FakeEngine(),
-            destination.sink,
-            destination.errors.write,
-            selection,
-            on_window=end_window,
+        totals = score_all(
+            found.group(items),
+            window_pairs=window_pairs,
+            encoder=encoder,
+            sink=destination.sink,
+            on_error=destination.errors.write,
+            selection=selection,
+            on_window=lambda window, counts: destination.end_window(window.number, {}, None, {}),
         )
-        run.execute(found.group(items), window_pairs=window_pairs)
         destination.commit({}, Stop())
         errors = destination.errors_file
     rows = pq.read_table(out).to_pylist() if out.suffix == ".parquet" else read_lines(out)
-    return FileRun(run.counts, out, rows, read_lines(errors) if errors else [])
+    return FileRun(totals.counts, out, rows, read_lines(errors) if errors else [])
 
 
 def told(error: RowError | dict[str, Any]) -> tuple[int, str]:

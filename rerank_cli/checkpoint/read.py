@@ -106,11 +106,6 @@ class Checkpoint:
         return sum(math.prod(tensor.shape) for name, tensor in self.tensors.items() if not name.endswith(_COMPANIONS))
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of all tensors as they are stored."""
-        return sum(tensor.size_bytes for tensor in self.tensors.values())
-
-    @property
     def files(self) -> list[Path]:
         """The files that decide a score: configuration, tokenizer, weights."""
         beside = [

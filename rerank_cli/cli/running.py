@@ -8,7 +8,7 @@ from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_ta
 from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.cli.options import choice
 from rerank_cli.errors import StoppedError
-from rerank_cli.job.agreement import LEAST_OVERLAP
+from rerank_cli.job.precision_check import LEAST_OVERLAP
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint

@@ -9,8 +9,8 @@ and one waiting.
 A process that ends by itself (killed for its memory, a fault of the driver) is started again, and the unit it had in
 hand is given out again in halves, so that what ended it is found: a single pair that has ended `_TRIES` processes has
 no score. On a GPU a process has begun its second unit too, so at first both are given out again, each to be computed
-alone. Where many end one after another and nothing is scored in between, it is not the pairs, and the run stops. A
-device whose process cannot be started again is left out while there are others.
+alone. A device whose process cannot be started again is left out while there are others.
+`machine/supervised_pool.py` has what this pool shares with that of the image readers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from rerank_cli.engine.worker import (
     UseCalibration,
 )
 from rerank_cli.errors import EngineError
-from rerank_cli.machine.child_process import Child
+from rerank_cli.machine.supervised_pool import SupervisedPool, Worker
 from rerank_cli.models import is_native
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
@@ -85,24 +84,23 @@ class _Work:
         return [self.submission.pairs[place] for place in self.places]
 
 
-class _Worker(Child):
-    """One process. place: among the engines. kernels: None until its model is loaded. overlaps: see `Ready`."""
+class _Worker(Worker):
+    """One process. place: among the engines. kernels: empty until its model is loaded. overlaps: see `Ready`."""
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, calibration: Mapping[str, Any] | None, place: int) -> None:
         self.plan = plan
         self.place = place
-        self.kernels: str | None = None
+        self.kernels = ""
         self.overlaps = False
         self.doing: deque[tuple[int, _Work]] = deque()
         super().__init__("rerank_cli.engine.worker")
         self.connection.send((plan, checkpoint, calibration))
 
 
-class PoolEngine:
+class PoolEngine(SupervisedPool[_Worker]):
     """The plan's engines, each in a process of its own. Loads the models when it is made.
 
-    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. on_note: told what a user should know, such as a process
-    that has died. patience: how many may end in a row, with nothing scored in between.
+    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. on_note, patience: see `SupervisedPool`.
     """
 
     def __init__(
@@ -114,31 +112,26 @@ class PoolEngine:
         on_note: Callable[[str], None] | None = None,
         patience: int = _PATIENCE,
     ) -> None:
+        super().__init__(("scores", "pairs it is"), deaths=patience, on_note=on_note)
         self._checkpoint = checkpoint
         self.calibration = calibration
         self.needs_calibration = False
         self._calibrating: _Worker | None = None
         self._budget = plan.token_budget
         self._padded = not is_native(checkpoint.architecture)
-        self._on_note = on_note
-        self._patience = patience
-        self._waiting: deque[_Work] = deque()
         self._numbers = 0
-        self._deaths_in_a_row = 0
         self._peaks: dict[tuple[str, int], int] = {}  # by device and place of a worker
-        self._trace: str | None = None  # of the last fault that a process could tell
         self._kernels = ""
         self._engines = len(plan.engines)
-        self._workers: list[_Worker] = []
         self.depth = len(plan.engines) + 1
         try:
             for place, device in enumerate(plan.engines):
                 own = replace(plan, device=device, engines=(device,))
                 self._workers.append(_Worker(own, checkpoint, calibration, place))
-            while not all(worker.kernels for worker in self._workers):
+            while not all(worker.is_ready for worker in self._workers):
                 self.wait(1.0)
         except BaseException:
-            self._kill()
+            self.close()
             raise
 
     @property
@@ -171,7 +164,7 @@ class PoolEngine:
         """See `NeedsCalibration`: one engine looks at the pairs, and the others are told what it has seen."""
         while self.calibration is None:
             if self._calibrating is None:
-                self._calibrating = next((worker for worker in self._workers if worker.kernels), None)
+                self._calibrating = next((worker for worker in self._workers if worker.is_ready), None)
                 if self._calibrating is not None:
                     self._calibrating.tell(Calibrate(Unit.of(0, pairs)))
             self.wait(1.0)
@@ -202,14 +195,7 @@ class PoolEngine:
 
     def wait(self, seconds: float) -> None:
         """See `Engine`."""
-        by_connection = {worker.connection: worker for worker in self._workers}
-        for ready in wait(list(by_connection), seconds):
-            worker = by_connection[ready]  # type: ignore[index]  # what was waited for
-            try:
-                message = worker.connection.recv()
-            except (EOFError, OSError):
-                message = None
-            self._hear(worker, message)
+        self._listen(seconds)
         self._give_out()
 
     def _hear(self, worker: _Worker, message: Any) -> None:
@@ -217,7 +203,7 @@ class PoolEngine:
             self._finish(worker, message)
         elif isinstance(message, Ready):
             self._kernels = worker.kernels = message.kernels
-            worker.overlaps = message.overlaps
+            worker.overlaps, worker.is_ready = message.overlaps, True
             self.needs_calibration = message.needs_calibration and self.calibration is None
         elif isinstance(message, Calibrated):
             self.calibration = message.calibration
@@ -241,25 +227,21 @@ class PoolEngine:
 
     def _replace(self, worker: _Worker, broken: Broken | None) -> None:
         """Start a process in place of one that has ended, and give out again what it had."""
-        ended = worker.end()
         if worker is self._calibrating:
             self._calibrating = None  # another one is asked
-        reason = broken.reason if broken else ended
         self._trace = broken.trace if broken else None
         place = self._workers.index(worker)
-        del self._workers[place]
+        reason = self._take_out(worker, broken.reason if broken else None)
         where = f"an engine on {worker.plan.device}"
-        if worker.kernels is None:
+        if not worker.is_ready:
             if not self._workers:
                 raise EngineError(
                     f"the process of {where} ended while it loaded the model: {reason}",
                     hint="`rerank-cli mem-estimate` says what it needs",
                 )
-            self._note(f"the process of {where} ended while it loaded the model ({reason}): {self._left}")
+            left = f"{len(self._workers)} of {self._engines} engines go on"
+            self._note(f"the process of {where} ended while it loaded the model ({reason}): {left}")
             return
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > self._patience:
-            raise self._hopeless(reason)
         self._note(f"the process of {where} was lost ({reason}); it is started again")
         if worker.doing:
             suspect, *rest = (work for _, work in worker.doing)
@@ -270,23 +252,6 @@ class PoolEngine:
                 again = [*self._less(suspect, reason), *rest]
             self._waiting.extendleft(reversed(again))
         self._workers.insert(place, _Worker(worker.plan, self._checkpoint, self.calibration, worker.place))
-
-    def _note(self, text: str) -> None:
-        if self._on_note:
-            self._on_note(text)
-
-    @property
-    def _left(self) -> str:
-        return f"{len(self._workers)} of {self._engines} engines go on"
-
-    def _hopeless(self, reason: str) -> EngineError:
-        error = EngineError(
-            f"every process that scores ends ({reason}), whatever pairs it is given",
-            hint="what is finished is kept; run again when the cause is gone",
-        )
-        if self._trace:
-            error.add_note(self._trace)
-        return error
 
     def _less(self, suspect: _Work, reason: str) -> list[_Work]:
         """What has ended a process, in halves; a single pair as it is, until it has ended too many."""
@@ -304,7 +269,7 @@ class PoolEngine:
     def _give_out(self) -> None:
         """Fill the hands of those that have least."""
         while self._waiting:
-            free = [worker for worker in self._workers if worker.kernels and len(worker.doing) < _AHEAD]
+            free = [worker for worker in self._workers if worker.is_ready and len(worker.doing) < _AHEAD]
             if not free:
                 return
             worker = min(free, key=lambda worker: len(worker.doing))
@@ -312,16 +277,3 @@ class PoolEngine:
             self._numbers += 1
             worker.doing.append((self._numbers, work))
             worker.tell(Unit.of(self._numbers, work.pairs, exact=work.exact, alone=work.alone))
-
-    def close(self) -> None:
-        """End the processes."""
-        for worker in self._workers:
-            worker.connection.close()
-        self._kill()
-
-    def _kill(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-        for worker in self._workers:
-            worker.wait()
-        self._workers.clear()

@@ -8,7 +8,7 @@ When a part is scored its pixels go (`without_pixels`), and the last part brings
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
@@ -39,11 +39,12 @@ class EncodedPart:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPart:
-    """The logits of an `EncodedPart`, and its entries without pixels."""
+    """An `EncodedPart` that is scored."""
 
-    members: list[int]
-    encoded: list[Encoded]
+    members: list[int]  # places of its pairs among the window's distinct ones
+    encoded: list[Encoded]  # without pixels
     logits: npt.NDArray[np.float32]
+    counts: Mapping[str, int]  # what it adds to `Counts`, by name
 
 
 def encode_parts(window: Window, encoder: Encoder | ReadsImages) -> Iterator[EncodedPart]:

@@ -6,7 +6,7 @@
                 distinct passage is one, in the order in which the input first names it. Passages are the same if text
                 and image are named alike.
 
-Both are members of the job (`commit`): windows append to them. The file that the user asked for is made of them at the
+Both are members of the job (`journal`): windows append to them. The file that the user asked for is made of them at the
 end.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,17 +24,18 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.records import Passage
 
 if TYPE_CHECKING:
-    from rerank_cli.engine import EmbeddingEngine
+    from rerank_cli.engine import EmbeddingEngine, Engine
 
 _KINDS = ("query", "passage")
 _TEXTS_AT_A_TIME = 256
 
 
 class EmbeddedTexts:
-    """The texts of the windows that are scored; satisfies what `Run.on_scored` asks for with `add`.
+    """The texts of the windows that are scored.
 
-    members: names of what `take` gives. Vectors are among them where the run can be continued, texts where they are
-    asked for.
+    Args:
+        engine: Computes the vectors, and knows which texts are new.
+        members: Names of what `take` gives: vectors where the run can be continued, texts where they are asked for.
     """
 
     def __init__(self, engine: EmbeddingEngine, members: Sequence[str]) -> None:
@@ -101,6 +102,27 @@ class EmbeddedTexts:
             for (kind, text, image, *_), vector in zip(found, vectors, strict=True):
                 file.write(kind, text, vector, image=image)
         file.close()
+
+
+def open_texts(
+    engine: Engine, members: Sequence[str], path: Callable[[str], Path], state: Mapping[str, Any] | None
+) -> EmbeddedTexts | None:
+    """What a run with `engine` keeps, with what an earlier process has kept; None of a model that embeds nothing.
+
+    Args:
+        engine: Of the run.
+        members: See `EmbeddedTexts`.
+        path: Where a member lies.
+        state: The run's state after an earlier process.
+    """
+    from rerank_cli.engine.embedding import EmbeddingEngine  # torch is there by now
+
+    if not isinstance(engine, EmbeddingEngine):
+        return None
+    texts = EmbeddedTexts(engine, members)
+    if state is not None:
+        texts.restore(path("vectors"), path("texts") if "texts" in members else None, state["embedded"])
+    return texts
 
 
 def _some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:

@@ -1,92 +1,193 @@
-"""What a run in another precision than fp32 does besides scoring: it calibrates, and it may compare itself with fp32.
+"""What a run in another precision than fp32 does besides scoring: it calibrates, and may compare itself with fp32.
 
-Both look at the first windows of the input, so a run that goes on has done them: the calibration is a note of the first
-window that was committed, the comparison is part of the state.
+`--check-precision` compares the first pairs of the run:
+
+    max |logit difference|    over all pairs that were compared
+    Kendall's tau             tau-b of the two orders of a list, mean over lists
+    top-10 overlap            share of a list's ten best that are the ten best in fp32 too, mean over lists
+
+Whole lists are compared (of a list of over 1,000 passages the first 1,000), until there are as many pairs as were asked
+for. Pairs in lists of one (rows of `score`) are taken as one list a window.
+
+Calibration and comparison look at the first windows of the input, so a run that goes on has done them: the calibration
+is a note of the first window that was committed, the comparison is a few sums in the state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.engine import ScoresExactly
-from rerank_cli.job.agreement import Agreement
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.encoding.encoder import Encoded
+from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.engine import NeedsCalibration, ScoresExactly
 from rerank_cli.job.ranking import Pool, score_exactly
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from rerank_cli.encoding.pairs import EncodedWindow
     from rerank_cli.engine import Engine
 
+LEAST_OVERLAP = 0.95
+"""A run with a smaller overlap warns: one of twenty of the best passages is another."""
+_TOP = 10
+_LONGEST = 1000  # passages of a list: tau compares each with each
 _FEW_PAIRS = 8  # to calibrate on: with 4 of one list logits were off by 0.1 in the mean, with 1 by 0.7
+
+Logits = npt.NDArray[np.float32]
 
 
 class PrecisionCheck:
     """The calibration of a run and its comparison with fp32.
 
-    wanted: pairs to compare, None for no comparison. state, notes: of an earlier process. on_note: told what a user
-    should know. calibration: what an engine is opened with.
+    Args:
+        wanted: How many pairs to compare; None for no comparison.
+        pool: Joins the logits of the chunks of a pair.
+        state: The run's state after an earlier process.
+        notes: What an earlier process has noted, with the number of the window.
+        on_note: Told what a user should know.
     """
 
     def __init__(
         self,
         wanted: int | None,
-        *,
+        pool: Pool,
         state: Mapping[str, Any] | None,
-        notes: list[Mapping[str, Any]],
+        notes: Sequence[tuple[int, Mapping[str, Any]]],
         on_note: Callable[[str], None],
     ) -> None:
+        self._pool = pool
         self._on_note = on_note
         self._agreement = Agreement(wanted) if wanted else None
         if state and state["agreement"]:
-            self._agreement = Agreement.restored(state["agreement"])
+            self._agreement = Agreement(**state["agreement"])
         self.calibration: Mapping[str, Any] | None = next(
-            (note["calibration"] for note in reversed(notes) if "calibration" in note), None
+            (note["calibration"] for _, note in reversed(notes) if "calibration" in note), None
         )
-        self._new: Mapping[str, Any] | None = None  # until it is in the journal
+        """What an engine is opened with, so that a run ends as it began."""
 
     @property
     def state(self) -> dict[str, Any]:
         """See `Totals.state`."""
-        return {"agreement": self._agreement.state if self._agreement else None}
+        return {"agreement": asdict(self._agreement) if self._agreement else None}
 
-    def take_note(self) -> dict[str, Any]:
-        """What this window adds to the journal: a new calibration, once, as it is as large as a thousand rows."""
-        new, self._new = self._new, None
-        return {"calibration": new} if new else {}
+    def begin(self, engine: Engine, precision: str) -> None:
+        """The engine is loaded: give the comparison up where there is nothing to compare."""
+        if self._agreement is None or self._agreement.complete:
+            return
+        exact = isinstance(engine, ScoresExactly)
+        if not exact or precision == "fp32":
+            self._agreement = None
+            why = "the run is in fp32" if exact else "the model gives no logits"
+            self._on_note(f"--check-precision: nothing to compare, {why}")
 
-    def on_calibrated(self, calibration: Mapping[str, Any]) -> None:
-        """The engine has looked at its first pairs."""
-        self._new = calibration
-        if calibration["pairs"] < _FEW_PAIRS:
-            self._on_note(
-                f"warning: int8 is calibrated on the first {calibration['pairs']} pairs alone; scores of others may be "
-                "off by more than 1 (`--check-precision 100` measures it)"
-            )
-
-    def comparison(
-        self, engine: Engine, precision: str, pool: Pool
-    ) -> Callable[[EncodedWindow, npt.NDArray[np.float32]], None] | None:
-        """What is done with the logits of a window; None where there is nothing to compare."""
+    def add(self, encoded: EncodedWindow, logits: Logits, engine: Engine) -> None:
+        """Compare a window, while pairs are wanted. logits: of its distinct pairs."""
         agreement = self._agreement
         if agreement is None or agreement.complete:
-            return None
-        exact = engine if isinstance(engine, ScoresExactly) else None
-        if exact is None or precision == "fp32":
-            self._agreement = None
-            why = "the model gives no logits" if exact is None else "the run is in fp32"
-            self._on_note(f"--check-precision: nothing to compare, {why}")
-            return None
+            return
+        assert isinstance(engine, ScoresExactly), "`begin` has looked"
+        agreement.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
+        if agreement.pairs >= agreement.wanted:
+            engine.forget_exact()
 
-        def compare(encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> None:
-            agreement.add(encoded, logits, lambda some: score_exactly(some, exact, pool=pool))
-            if agreement.complete:
-                exact.forget_exact()
-
-        return compare
+    def take_note(self, engine: Engine) -> dict[str, Any]:
+        """What a window adds to the journal: a new calibration, once, as it is as large as a thousand rows."""
+        if self.calibration or not isinstance(engine, NeedsCalibration) or engine.calibration is None:
+            return {}
+        self.calibration = engine.calibration
+        if self.calibration["pairs"] < _FEW_PAIRS:
+            self._on_note(
+                f"warning: int8 is calibrated on the first {self.calibration['pairs']} pairs alone; scores of others "
+                "may be off by more than 1 (`--check-precision 100` measures it)"
+            )
+        return {"calibration": self.calibration}
 
     def document(self) -> dict[str, Any]:
         """For the report."""
         return {"precision_check": self._agreement.to_json()} if self._agreement else {}
+
+
+@dataclass(slots=True)
+class Agreement:
+    """What was compared so far, as a few sums."""
+
+    wanted: int  # pairs
+    pairs: int = 0
+    lists: int = 0
+    largest: float = 0.0  # difference of two logits
+    taus: float = 0.0  # sum over `lists`
+    overlaps: float = 0.0  # likewise
+
+    @property
+    def complete(self) -> bool:
+        """There are as many pairs as were wanted."""
+        return self.pairs >= self.wanted
+
+    def add(self, encoded: EncodedWindow, logits: Logits, exact: Callable[[list[Encoded]], Logits]) -> None:
+        """Compare lists of a window. logits: of its distinct pairs; exact: the same in fp32 for some of them."""
+        chosen: list[list[int]] = []
+        room = self.wanted - self.pairs
+        for places in _lists(encoded):
+            if room <= 0:
+                break
+            usable = [place for place in dict.fromkeys(places) if np.isfinite(logits[place])][:_LONGEST]
+            chosen += [usable] * bool(usable)
+            room -= len(usable)
+        members = list(dict.fromkeys(place for places in chosen for place in places))
+        if not members:
+            return
+        found = dict(zip(members, exact([encoded.encoded[place] for place in members]), strict=True))
+        for places in chosen:
+            self._compare(logits[places], np.array([found[place] for place in places], dtype=np.float32))
+
+    def _compare(self, reduced: Logits, exact: Logits) -> None:
+        both = np.isfinite(exact)
+        reduced, exact = reduced[both], exact[both]
+        self.pairs += len(both)
+        if not len(exact):
+            return
+        self.lists += 1
+        self.largest = max(self.largest, float(np.abs(reduced - exact).max()))
+        self.taus += kendall_tau(reduced, exact)
+        self.overlaps += top_overlap(reduced, exact)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report; None for what no list was there for."""
+        lists = self.lists or None
+        return {
+            "pairs": self.pairs,
+            "lists": self.lists,
+            "max_logit_difference": self.largest if lists else None,
+            "kendall_tau": self.taus / lists if lists else None,
+            "top10_overlap": self.overlaps / lists if lists else None,
+        }
+
+
+def _lists(encoded: EncodedWindow) -> Iterator[list[int]]:
+    """The places of each list's pairs among the distinct ones; those of lists of one together."""
+    begin, single = 0, []
+    for item in encoded.window.lists:
+        places = encoded.places[begin : begin + len(item.passages)]
+        begin += len(item.passages)
+        if len(places) > 1:
+            yield places
+        else:
+            single += places
+    if single:
+        yield single
+
+
+def kendall_tau(a: Logits, b: Logits) -> float:
+    """Kendall's tau-b of two sets of scores of the same things; 1 where either does not order them at all."""
+    signs = [np.sign(x[:, None] - x[None, :]) for x in (a, b)]
+    untied = float(np.sqrt((signs[0] != 0).sum(dtype=np.float64) * (signs[1] != 0).sum(dtype=np.float64)))
+    return float((signs[0] * signs[1]).sum(dtype=np.float64)) / untied if untied else 1.0
+
+
+def top_overlap(a: Logits, b: Logits) -> float:
+    """Share of the best ten by `a` that are among the best ten by `b`; of equal ones the first count."""
+    best = [set(np.argsort(-x, kind="stable")[:_TOP].tolist()) for x in (a, b)]
+    return len(best[0] & best[1]) / len(best[1])

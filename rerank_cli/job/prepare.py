@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
-from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.families import Family, family_of
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
 from rerank_cli.errors import UsageError
@@ -34,21 +34,27 @@ class PreparedModel:
     """What can be known of a model on this machine before weights are loaded, whatever rows it will read."""
 
     checkpoint: Checkpoint
+    family: Family
     plan: Plan
     machine: Machine
     encoder: TextEncoder
 
+    @property
+    def score(self) -> str:
+        """What the model's score is called in the output."""
+        return "cosine" if self.family.embeds else "logit"
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared(PreparedModel):
-    """What can be known of a run before weights are loaded. read: how the rows were asked for. told: of its shape."""
+    """What can be known of a run before weights are loaded."""
 
     inputs: list[Input]
     shape: Shape
     items: Iterator[Item]
     meter: Meter
-    read: ReadOptions
-    told: tuple[str, ...] = ()
+    read: ReadOptions  # how the rows were asked for
+    told: tuple[str, ...] = ()  # of the shape of the rows, once
 
 
 class Meter:
@@ -96,10 +102,11 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
 
     checkpoint = known.checkpoint
     assert checkpoint is not None, "find_known has read it"
+    family = family_of(checkpoint.architecture)
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
-    refuse_unfit(options, checkpoint)
+    refuse_unfit(options, checkpoint, family)
     encoder = open_encoder(
         checkpoint,
         max_tokens=plan.max_tokens,
@@ -110,14 +117,14 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
         template=options.template,
         images=options.images,
     )
-    said = (*_model_reasons(checkpoint, plan), f"template {encoder.template!r}", *_image_reasons(encoder, plan))
-    return PreparedModel(checkpoint, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
+    said = (*_model_reasons(checkpoint, family, plan), f"template {encoder.template!r}", *_image_reasons(encoder, plan))
+    return PreparedModel(checkpoint, family, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
 
 
 def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
     """`prepare`, with the inputs and the model that were found before. Imports torch."""
     model = prepare_model(options, known)
-    checkpoint, plan = model.checkpoint, model.plan
+    plan = model.plan
     read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
     if options.pairs:
         if run := next((item.path for item in inputs if item.format == "trec"), None):
@@ -129,7 +136,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
         items = ordered_by_group(inputs, own, items, read)
         shape = written_as(own, output_kind(options.names, own.kind))
-        refuse_sigmoids(shape, checkpoint)
+        refuse_sigmoids(shape, model)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
         if isinstance(own, (ListShape, FlatShape)) and own.reading:
             reason += f"; read: {own.reading}"
@@ -138,20 +145,16 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     meter = Meter(inputs)
     told = own.told if isinstance(own, (ListShape, FlatShape)) else ()
     return Prepared(
-        checkpoint, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter, read, told
-    )
+        model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter,
+        read, told,
+    )  # fmt: skip
 
 
-def score_name(checkpoint: Checkpoint) -> str:
-    """What the model's score is called in the output."""
-    return "cosine" if family_of(checkpoint.architecture).embeds else "logit"
-
-
-def refuse_sigmoids(shape: Shape, checkpoint: Checkpoint) -> None:
+def refuse_sigmoids(shape: Shape, model: PreparedModel) -> None:
     """`UsageError` for a shape that has sigmoids of logits, and a model that has no logits."""
-    if shape.kind.sigmoids and family_of(checkpoint.architecture).embeds:
+    if shape.kind.sigmoids and model.family.embeds:
         raise UsageError(
-            f"--out-format {shape.kind.name}: {checkpoint.name} gives a cosine, which is not the logit of a "
+            f"--out-format {shape.kind.name}: {model.checkpoint.name} gives a cosine, which is not the logit of a "
             "probability",
             hint="`--out-format list` writes the cosine",
         )
@@ -176,14 +179,13 @@ def _image_reasons(encoder: TextEncoder, plan: Plan) -> list[str]:
     ]
 
 
-def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
+def _model_reasons(checkpoint: Checkpoint, family: Family, plan: Plan) -> Iterator[str]:
     """What else is decided by the files of the model, in words."""
     import torch
 
     from rerank_cli.models import DTYPES
     from rerank_cli.models.linear import fp8_reason
 
-    family = family_of(checkpoint.architecture)
     if family.embeds:
         yield "score cosine: the model embeds query and passage, each distinct one once"
     if family.answers:
@@ -192,16 +194,15 @@ def _model_reasons(checkpoint: Checkpoint, plan: Plan) -> Iterator[str]:
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES.get(plan.precision, torch.float32))}"
 
 
-def refuse_unfit(options: JobOptions, checkpoint: Checkpoint) -> None:
+def refuse_unfit(options: JobOptions, checkpoint: Checkpoint, family: Family) -> None:
     """Options that mean nothing for this command or this kind of model."""
     if options.pairs and (shape := output_shape(options.names)):
         raise UsageError(
             f"--out-format {shape}: `score` gives every row its score", hint="`rerank-file` writes other shapes"
         )
-    embeds = family_of(checkpoint.architecture).embeds
-    if options.selection.prob and embeds:
+    if options.selection.prob and family.embeds:
         raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
-    if options.names.embeddings and not embeds:
+    if options.names.embeddings and not family.embeds:
         raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
     if options.names.embeddings and options.truncate == "chunk":
         raise UsageError("--embeddings: a passage in chunks has several vectors", hint="leave out `--truncate chunk`")

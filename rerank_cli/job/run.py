@@ -1,50 +1,88 @@
 """A run from options to report: what `score` and `rerank-file` call.
 
-    options -> checkpoint -> plan -> destination -> work -> report
+    options -> checkpoint -> plan -> destination -> engine -> windows -> report
 
 Everything that can be refused is refused before weights are loaded: the inputs, the output's name, the model's files,
-the plan, an unfinished job that is another one. Then the reader starts, and only then the model loads (`work.py`). A
-run that has been done already is recognised before torch is imported, which is why nothing here imports it at the top.
+the plan, an unfinished job that is another one. A run that has been done already is recognised before torch is
+imported, which is why nothing here imports it at the top.
+
+`_score_all` is the loop over windows; `resume.py` says what goes from one process of a run to the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine import open_engine
-from rerank_cli.evaluation.measures import Evaluation, Evaluator
-from rerank_cli.formats.inputs import Input, can_be_reread, resolve_inputs
+from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
+from rerank_cli.evaluation.per_query import per_query_bytes
+from rerank_cli.formats.inputs import Input, can_be_reread, count_lines, resolve_inputs
+from rerank_cli.job.kept_vectors import EmbeddedTexts, open_texts
 from rerank_cli.job.options import JobOptions, refuse_unusable
-from rerank_cli.job.output import FileDestination, open_destination, place_page
+from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.output_names import STDOUT
-from rerank_cli.job.prepare import find_known, prepare_inputs, score_name
+from rerank_cli.job.precision_check import PrecisionCheck
+from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs
+from rerank_cli.job.resume import Resume
 from rerank_cli.job.same_job import fingerprint_of, finished_report
+from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
-from rerank_cli.job.work import OpensEngine, Watcher, Work
-from rerank_cli.journal import Files, Job, Terms
-from rerank_cli.records import Counts
+from rerank_cli.job.totals import Totals
+from rerank_cli.job.windows import Share, Windows
+from rerank_cli.job.write_window import WindowWriter
+from rerank_cli.journal import Files, Fingerprint, Job, Terms
+from rerank_cli.planning.run_plan import Plan
+from rerank_cli.records import Counts, RowError
+from rerank_cli.report import document as reports
 
-__all__ = ["OpensEngine", "Outcome", "Watcher", "run_job"]
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
+
+_SCORE_WINDOW_PAIRS = 64  # `score` streams: a window is what a reader at the other end of a pipe waits for
+_HASH_SECONDS = 1.0  # how long a finished run waits to know all files by their content; later it can look at them again
+
+
+@dataclass(slots=True)
+class Watcher:
+    """What a run tells while it goes on; each hook may be None."""
+
+    on_start: Callable[[Checkpoint, Plan], None] | None = None  # the plan, before weights are loaded
+    on_note: Callable[[str], None] | None = None  # something the user should know
+    on_error: Callable[[RowError], None] | None = None  # each bad row of this process
+    on_batch: Callable[[int, int], None] | None = None  # pairs and tokens, when the device has got them
+    on_progress: Callable[[Counts, float | None], None] | None = None
+    """After each window: the counts, and the share of the input that was read (None from a pipe)."""
+
+
+class OpensEngine(Protocol):
+    """How a run gets its engine; `engine.open_engine` is one."""
+
+    def __call__(
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        calibration: Mapping[str, Any] | None,
+        *,
+        on_note: Callable[[str], None] | None,
+    ) -> Engine:
+        """An engine for the plan, which the run closes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished run did.
-
-    errors: path of the errors file, if there is one. first_error: the first bad row, as file, row and message.
-    was_done: an earlier run had finished, and this one did nothing.
-    """
+    """What a finished run did."""
 
     counts: Counts
     report: dict[str, Any]
     evaluation: Evaluation | None
-    errors: str | None
-    first_error: tuple[str, int, str] | None
-    was_done: bool = False
+    errors: str | None  # path of the errors file, if there is one
+    first_error: tuple[str, int, str] | None  # the first bad row: file, row and message
+    was_done: bool = False  # an earlier run had finished, and this one did nothing
 
 
 def run_job(
@@ -75,11 +113,11 @@ def run_job(
         evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
         terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files)
-        members = _members(options, prepared.checkpoint, may_continue=may_continue)
+        members = _members(options, prepared, may_continue=may_continue)
         destination = open_destination(
             names,
             prepared.shape,
-            replace(options.selection, score=score_name(prepared.checkpoint)),
+            replace(options.selection, score=prepared.score),
             inputs=inputs,
             overwrite=options.overwrite,
             terms=terms,
@@ -95,12 +133,160 @@ def run_job(
                 if asked and (done := finished_report(names, asked)):
                     return _done_before(done, options, inputs, files)
                 destination.refuse_existing()
-            work = Work(options, prepared, destination, evaluator, watcher, stop)
-            finished = work.run(fingerprint, members, open_engine)
-            totals = finished.totals
-            return Outcome(
-                totals.counts, finished.report, finished.evaluation, destination.errors_file, totals.first_error
-            )
+            return _score_all(
+                options, prepared, destination, fingerprint=fingerprint, members=members, evaluator=evaluator,
+                watcher=watcher, stop=stop, open_engine=open_engine,
+            )  # fmt: skip
+
+
+def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
+    options: JobOptions,
+    prepared: Prepared,
+    destination: Destination,
+    *,
+    fingerprint: Fingerprint | None,
+    members: Sequence[str],
+    evaluator: Evaluator | None,
+    watcher: Watcher,
+    stop: Stop,
+    open_engine: OpensEngine,
+) -> Outcome:
+    """Load the model, score what no earlier process has, and leave rows, bad rows and the report."""
+    note = watcher.on_note or (lambda text: None)
+    totals = Totals(destination.state)
+    precision = PrecisionCheck(options.check_precision, options.pool, destination.state, destination.notes, note)
+    output = WindowWriter(
+        destination, options.selection, totals.counts, whole=options.pairs, on_error=watcher.on_error,
+        released=stop if options.names.output == STDOUT else None,
+    )  # fmt: skip
+    resume = Resume(destination, options.names.output, prepared.plan, totals, precision, evaluator, output.best)
+    plan = resume.begin(note)
+    options.error_limit.check(totals.counts, last=False)  # of an earlier process, which has stopped for it
+    if watcher.on_start:
+        watcher.on_start(prepared.checkpoint, plan)
+    for told in prepared.told:
+        note(f"note: {told}")
+    with ExitStack() as stack:
+        if fingerprint:
+            fingerprint.start()
+            stack.callback(fingerprint.stop)
+        engine = open_engine(plan, prepared.checkpoint, precision.calibration, on_note=watcher.on_note)
+        stack.callback(engine.close)
+        stop.check()
+        texts = open_texts(engine, members, destination.path, destination.state)
+        precision.begin(engine, plan.precision)
+        windows = _windows(options, prepared, plan)
+        totals.begin_scoring()
+        resume.pass_over(windows)
+        scoring = score_windows(
+            windows, prepared.encoder, engine, pool=options.pool, image_processes=plan.image_processes,
+            stop=stop, timing=totals.timing, on_batch=_counted_batches(totals, watcher), on_note=watcher.on_note,
+        )  # fmt: skip
+        with closing(scoring), stop.held():
+            for window in scoring:
+                totals.add(window)
+                precision.add(window.encoded, window.logits, engine)
+                if texts:
+                    texts.add(window.encoded)
+                if evaluator:
+                    evaluator.add(orders_of(window.ranked, prepared.shape, evaluator.is_judged))
+                began = time.perf_counter()
+                output.write(window)
+                written = time.perf_counter()
+                totals.timing.write += written - began  # before the commit, which says it to the next process
+                resume.commit(window.encoded.window, engine, texts)
+                totals.timing.write += time.perf_counter() - written
+                if watcher.on_progress:
+                    watcher.on_progress(totals.counts, prepared.meter.share)
+                options.error_limit.check(totals.counts, last=False)
+        options.error_limit.check(totals.counts, last=True)
+        output.finish()
+        evaluation = _write_whole(options, destination, totals, evaluator, texts)
+        document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
+        if evaluation:
+            document["evaluation"] = reports.evaluation_report(evaluation)
+        if fingerprint:
+            fingerprint.wait(_HASH_SECONDS)
+            document["job"] = fingerprint.document()
+        document = destination.commit(document, stop)
+    return Outcome(totals.counts, document, evaluation, destination.errors_file, totals.first_error)
+
+
+def _counted_batches(totals: Totals, watcher: Watcher) -> Callable[[int, int], None]:
+    def on_batch(pairs: int, tokens: int) -> None:
+        totals.observed.add_batch(totals.seconds, pairs, tokens)
+        if watcher.on_batch:
+            watcher.on_batch(pairs, tokens)
+
+    return on_batch
+
+
+def _write_whole(
+    options: JobOptions,
+    destination: Destination,
+    totals: Totals,
+    evaluator: Evaluator | None,
+    texts: EmbeddedTexts | None,
+) -> Evaluation | None:
+    """Write what belongs to the run as a whole, and evaluate it."""
+    if texts:  # pairs share texts and images, and each was read once
+        totals.counts.put(texts.state["work"])
+        if options.names.embeddings:
+            with destination.writing("embeddings") as file:
+                texts.write_file(destination.path("texts"), file)
+    if evaluator is None:
+        return None
+    evaluation = evaluator.finish()
+    if options.names.per_query:
+        with destination.writing("per_query") as file:
+            file.writelines(per_query_bytes(evaluator.per_query(), options.names.per_query))
+    return evaluation
+
+
+def _windows(options: JobOptions, prepared: Prepared, plan: Plan) -> Windows:
+    """The windows of the run's share of the input."""
+    shard, shards = options.shard or (1, 1)
+    lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
+    max_pairs = _SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
+    return Windows(prepared.shape.group(prepared.items), max_pairs=max_pairs, share=Share(shard, shards, lines))
+
+
+def _report(
+    options: JobOptions, prepared: Prepared, plan: Plan, totals: Totals, engine: Engine, texts: EmbeddedTexts | None
+) -> dict[str, Any]:
+    asked = asdict(options)
+    command = asked.pop("command")
+    document = reports.build_report(
+        options=asked,
+        checkpoint=prepared.checkpoint,
+        plan=plan,
+        cpu=prepared.machine.cpu,
+        counts=totals.counts,
+        timing=totals.timing,
+        seconds=totals.seconds,
+    )
+    document["machine"] |= reports.gpu_facts(prepared.machine)
+    document["model"]["template"] = prepared.encoder.template
+    document["plan"]["kernels"] = engine.kernels
+    document["peak_rss_bytes"] = totals.peak_rss
+    document["memory"] = reports.memory_of(plan, peak_rss=totals.peak_rss, engines=engine.peak_bytes)
+    document |= totals.observed.document(prepared.score)
+    if command:
+        document["command"] = command
+    document["continued"] = totals.continued
+    document["first_error"] = totals.first_error
+    if totals.counts.in_errors_file and (errors := options.names.files.get("errors")):
+        document["errors_file"] = str(errors)
+    if texts:  # the lengths are those of pairs, and texts are what is read
+        document["embedded"] = texts.facts
+    else:
+        from rerank_cli.engine.scorer import LocalEngine  # torch is there by now
+
+        document["speed"] |= reports.use_of_device(
+            prepared.checkpoint, plan, totals.counts, totals.timing,
+            squares=totals.observed.squares, alone=isinstance(engine, LocalEngine),
+        )  # fmt: skip
+    return document
 
 
 def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[Input], files: Files) -> Outcome:
@@ -115,8 +301,8 @@ def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[I
     return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
 
 
-def _members(options: JobOptions, checkpoint: Checkpoint, *, may_continue: bool) -> tuple[str, ...]:
+def _members(options: JobOptions, prepared: Prepared, *, may_continue: bool) -> tuple[str, ...]:
     """What the windows of this run add to besides rows and errors."""
-    if not family_of(checkpoint.architecture).embeds:
+    if not prepared.family.embeds:
         return ()
     return ("vectors",) * may_continue + ("texts",) * (options.names.embeddings is not None)

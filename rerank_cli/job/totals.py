@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from rerank_cli.machine.this_process import peak_rss_bytes
-from rerank_cli.records import Counts, RowError, Timing
+from rerank_cli.records import Counts, Timing
 from rerank_cli.report.observations import Observations
+
+if TYPE_CHECKING:
+    from rerank_cli.job.scoring_loop import ScoredWindow
 
 
 class Totals:
@@ -28,7 +32,13 @@ class Totals:
         self._seconds_before = 0.0
         self._peak_rss_before = 0
         if state is not None:
-            self._take_over(state)
+            self.counts, self.timing = Counts(**state["counts"]), Timing(**state["timing"])
+            self.observed = Observations(state["observed"])
+            self._seconds_before = state["seconds"]
+            self.observed.add_continued(self._seconds_before)
+            self.continued = state["continued"] + 1
+            self.first_error = tuple(state["first_error"]) if state["first_error"] else None
+            self._peak_rss_before = state["peak_rss_bytes"]
 
     @property
     def state(self) -> dict[str, Any]:
@@ -58,16 +68,28 @@ class Totals:
         self.timing.load += time.perf_counter() - self._began
         self.observed.begin_scoring(self.seconds)
 
-    def add_error(self, error: RowError) -> None:
-        """A bad row of this process."""
-        self.first_error = self.first_error or (error.file, error.row, error.message)
-        self.observed.add_error(error)
-
-    def _take_over(self, state: Mapping[str, Any]) -> None:
-        self.counts, self.timing = Counts(**state["counts"]), Timing(**state["timing"])
-        self.observed = Observations(state["observed"])
-        self._seconds_before = state["seconds"]
-        self.observed.add_continued(self._seconds_before)
-        self.continued = state["continued"] + 1
-        self.first_error = tuple(state["first_error"]) if state["first_error"] else None
-        self._peak_rss_before = state["peak_rss_bytes"]
+    def add(self, scored: ScoredWindow) -> None:
+        """Count a window and its bad rows; what is written of it is counted by who writes it."""
+        encoded, window, counts = scored.encoded, scored.encoded.window, self.counts
+        counts.add(scored.counts)
+        counts.rows_in += window.rows
+        bad = sum(error.passage is None for error in scored.errors)
+        counts.rows_error += bad
+        counts.passages_error += len(scored.errors) - bad
+        counts.rows_out += window.rows - bad
+        counts.blank += window.blank
+        counts.lists += len(scored.ranked)
+        counts.pairs += len(encoded.places)
+        counts.pairs_scored += len(encoded.encoded)
+        counts.chunked += sum(1 for entry in encoded.encoded if isinstance(entry, tuple) and len(entry) > 1)
+        counts.empty_queries += sum(1 for item in window.lists if not all(item.queries or [item.query]))
+        counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)
+        for item in scored.ranked:
+            counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
+            counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
+            counts.ties += sum(1 for a, b in pairwise(item.ranking) if a.logit == b.logit)
+        self.observed.add_lengths(encoded)
+        self.observed.add_ranked(scored.ranked)
+        for error in scored.errors:
+            self.first_error = self.first_error or (error.file, error.row, error.message)
+            self.observed.add_error(error)

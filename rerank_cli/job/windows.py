@@ -1,13 +1,14 @@
-"""Rows cut into windows of whole queries, by the input and the options alone, and which of them a run does.
+"""Rows cut into windows of whole queries, and which of the windows a run does.
 
-Which window a row is in does not depend on the part of a run: all windows are cut, and those that an earlier process
-has committed or that another shard does go no further.
+The input and the options alone decide which window a row is in: a shard cuts all windows up to its own last one, and
+drops those of other shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from rerank_cli.formats.shapes import Grouped
 from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RowError, Window
@@ -18,29 +19,51 @@ _IMAGE_WEIGHT = 8  # pairs that one with an image counts as in a window: 1,800 t
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Which windows of an input a run does: share `shard` (from 1) of `shards`, of these the ones from `first` on.
+    """Which windows of an input a run does. The shares are neighbouring and together they are all windows."""
 
-    lines: rows and blank lines of the input, as far as it is known; it decides how even the shares are, nothing else.
-    A window is in the share that its first line is in, so the shares are neighbouring and cover all windows.
-    """
-
-    first: int = 0
-    shard: int = 1
+    shard: int = 1  # from 1
     shards: int = 1
-    lines: int = 1
+    lines: int = 1  # rows and blank lines of the input, as far as known: how even the shares are, nothing else
 
-    def of(self, windows: Iterable[Window], on_done: Callable[[Window], None] | None = None) -> Iterator[Window]:
-        """The windows to do. on_done: told of each one of the share before `first`."""
+    def of(self, windows: Iterable[Window]) -> Iterator[Window]:
+        """The windows of the share: each is in the one that its first line is in."""
         line = 0
         for window in windows:
             shard = 1 + min(self.shards - 1, line * self.shards // max(1, self.lines))
             line += window.rows + window.blank
             if shard > self.shard:
                 return
-            if shard == self.shard and window.number >= self.first:
+            if shard == self.shard:
                 yield window
-            elif shard == self.shard and on_done:
-                on_done(window)
+
+
+class Windows:
+    """The windows of a share, one after the other.
+
+    Args:
+        items: What the input holds.
+        max_pairs: See `cut_windows`.
+        share: Which windows of the input these are.
+    """
+
+    def __init__(self, items: Iterable[Grouped], *, max_pairs: int, share: Share | None = None) -> None:
+        self.keep_first = True
+        """Somebody may still ask for `first`."""
+        self.first: Window | None = None
+        """The first window of the whole input that has lists, once it is read."""
+        self._own = (share or Share()).of(self._seen(cut_windows(items, max_pairs=max_pairs)))
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Window:
+        return next(self._own)
+
+    def _seen(self, windows: Iterator[Window]) -> Iterator[Window]:
+        for window in windows:
+            if self.keep_first and self.first is None and window.lists:
+                self.first = window
+            yield window
 
 
 def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:

@@ -31,12 +31,6 @@ def machine_to_json(machine: Machine) -> dict[str, Any]:
     return {"schema": SCHEMA, **_to_json(machine)}
 
 
-def gpu_to_json(gpu: Gpu) -> dict[str, Any]:
-    """One GPU as it stands in the document."""
-    document: dict[str, Any] = _to_json(gpu)
-    return document
-
-
 def load_machine_fixture(path: str | Path) -> Machine:
     """The machine in a file that `machine_to_json` wrote, or that somebody wrote by hand; `InputError` otherwise."""
     try:

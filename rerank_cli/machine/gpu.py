@@ -92,11 +92,6 @@ class Gpu:
         return sku_of(self.name)
 
     @property
-    def is_vgpu(self) -> bool:
-        """A share of a GPU that a hypervisor hands to this virtual machine."""
-        return self.virtualization == "vgpu"
-
-    @property
     def other_processes_bytes(self) -> int | None:
         """Memory that other processes hold, None where the driver does not tell for one of them."""
         sizes = [process.used_bytes for process in self.processes]

@@ -1,11 +1,11 @@
-"""README's table of model families and how near each comes to its authors' own code, made from the golden folders.
+"""The table of model families, with the largest difference from their authors' code, made from the goldens.
 
     python -m tests.parity.table            prints the table
     python -m tests.parity.table --record   measures anew, through the command line, and writes worst.json
-    python -m tests.parity.table --write    puts the table into README.md
+    python -m tests.parity.table --write    puts the table into the page
 
 worst.json holds, for each golden, the largest difference of any case, alone or in one batch, rounded up to one digit.
-The parity tests fail where a difference grows to ten times that, and a test compares README with this table.
+The parity tests fail where a difference grows to ten times that, and a test compares the page with this table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from rerank_cli.checkpoint import read_checkpoint
 
 HERE = Path(__file__).parent
-README = HERE.parents[1] / "README.md"
+PAGE = HERE.parents[1] / "docs" / "reference" / "models.md"
 RECORD = HERE / "worst.json"
 BEGIN, END = (
     "<!-- parity: begin (made by `python -m tests.parity.table --write`; a test compares) -->",
@@ -121,8 +121,8 @@ def main(arguments: list[str]) -> None:
     if "--record" in arguments:
         RECORD.write_text(json.dumps(measure(), indent=2) + "\n")
     if "--write" in arguments:
-        before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{render()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
     print(render())  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""README's table of families is the one that the golden folders give, and the recorded differences are true."""
+"""The documented table of families is the one that the golden folders give, and the recorded differences are true."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def test_no_recorded_difference_is_beyond_the_tolerance():
     assert all(table.recorded()[name] <= golden.tolerance for name, golden in GOLDENS.items())
 
 
-def test_readme_has_the_table():
-    shown = table.README.read_text(encoding="utf-8").split(table.BEGIN)[1].split(table.END)[0]
+def test_the_page_has_the_table():
+    shown = table.PAGE.read_text(encoding="utf-8").split(table.BEGIN)[1].split(table.END)[0]
     assert shown.strip() == table.render(), "write it by `python -m tests.parity.table --write`"
 
 

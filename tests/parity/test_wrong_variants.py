@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-import rerank_cli.encoding as encoding
+import rerank_cli.encoding.encoder as encoding
 import rerank_cli.encoding.images.cut as cut
 import rerank_cli.models.siglip as siglip
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint

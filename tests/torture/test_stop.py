@@ -71,7 +71,7 @@ def test_a_deadline_ends_the_run_and_the_next_one_goes_on(tmp_path: Path, runs: 
 
 HOLDS = """
 import signal, sys, time
-from rerank_cli.stop import Stop
+from rerank_cli.job.stop import Stop
 signal.signal(signal.SIGINT, signal.default_int_handler)
 stop = Stop()
 with stop.listening(), stop.held():

@@ -70,6 +70,6 @@ def readers_of(pid: int) -> list[int]:
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in children.read_text().split():
             with suppress(OSError):
-                if b"images.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"images.reader_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.append(int(child))
     return found

@@ -8,11 +8,10 @@ that are asked for again in another grid replace tiles that were taken, and go b
 
 A process that ends by itself (killed for its memory, a fault of a decoder) or does not answer is started again. The
 image it had in hand is cut once more, while nothing else is, so that it has all the memory there is; if that ends a
-process too, the image has a problem and its row is a bad one. Where many end one after another and nothing is cut in
-between, it is not the images, and the run stops. Where no process can be started, the caller must do without.
+process too, the image has a problem and its row is a bad one. Where no process can be started, the caller must do
+without. `machine/supervised_pool.py` has what this pool shares with that of the engines.
 
-Nothing happens here while nobody waits: what the processes say stays in their sockets, and so do they. A thread of our
-own would change nothing, since who asks is itself a thread that is ahead of the scoring.
+A thread that listens all the time would change nothing, since who asks is itself a thread that is ahead of the scoring.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing.connection import wait
 
 from rerank_cli.encoding.images.reader import ImageReader
 from rerank_cli.encoding.images.reader_worker import (
     ENVIRONMENT,
-    Broken,
     Cut,
     Heard,
     Ready,
@@ -36,8 +33,7 @@ from rerank_cli.encoding.images.reader_worker import (
 )
 from rerank_cli.encoding.images.source import ImageProblem
 from rerank_cli.encoding.images.tiling import Grid
-from rerank_cli.errors import EngineError
-from rerank_cli.machine.child_process import Child
+from rerank_cli.machine.supervised_pool import SupervisedPool, Worker
 from rerank_cli.records import ImageSource, Tiles
 
 _AHEAD = 16  # images; as many as a part of a window has, so that the next part is there when one is scored
@@ -67,23 +63,21 @@ class _Request:
     at_once: bool = False
 
 
-class _Worker(Child):
-    """One process. is_ready: it has started. silent: seconds for which its answer has been waited for."""
+class _Worker(Worker):
+    """One process. silent: seconds for which its answer has been waited for."""
 
     def __init__(self, reader: ImageReader, patience: float) -> None:
         super().__init__("rerank_cli.encoding.images.reader_worker", environment=ENVIRONMENT, patience=patience)
         self.doing: deque[_Request] = deque()
-        self.is_ready = False
         self.silent = 0.0
         self.tell(dict(reader.settings))
 
 
-class ImagePool:
-    """Reads and cuts images in processes, of which `grow` starts some. All calls come from one thread.
+class ImagePool(SupervisedPool[_Worker]):
+    """Reads and cuts images in processes, of which `grow` starts some.
 
-    squares: in place of the reader's grid, the next smaller one with so few squares. on_note: told what a user should
-    know, such as a process that has died. patience: seconds that a process may take for an image. deaths: how many may
-    end in a row, with nothing cut in between.
+    squares: in place of the reader's grid, the next smaller one with so few squares. patience: seconds that a process
+    may take for an image. on_note, deaths: see `SupervisedPool`.
     """
 
     def __init__(
@@ -95,17 +89,13 @@ class ImagePool:
         patience: float | None = None,
         deaths: int = _DEATHS,
     ) -> None:
+        super().__init__(("reads images", "image it is"), deaths=deaths, on_note=on_note)
         self._reader = reader
         self._squares = squares
-        self._on_note = on_note
         self._patience = patience or _LEAST_SECONDS + reader.max_pixels / 1e6
-        self._workers: list[_Worker] = []
-        self._waiting: deque[_Request] = deque()
         self._answers: dict[int, Answer | ImageProblem] = {}
         self._ahead: set[int] = set()
         self._numbers = 0
-        self._deaths = deaths
-        self._deaths_in_a_row = 0
         self._cannot_start = False
 
     def grow(self, processes: int) -> None:
@@ -158,24 +148,9 @@ class ImagePool:
         if request.tries:
             raise _died(request.tries, "and none can be started")
 
-    def close(self) -> None:
-        """End the processes."""
-        for worker in self._workers:
-            worker.connection.close()
-            worker.kill()
-        for worker in self._workers:
-            worker.wait()
-        self._workers.clear()
-
     def _wait(self) -> None:
-        by_connection = {worker.connection: worker for worker in self._workers}
         began = time.monotonic()
-        ready = [by_connection[one] for one in wait(list(by_connection), 1.0)]  # type: ignore[index]
-        for worker in ready:
-            try:
-                self._hear(worker, worker.connection.recv())
-            except (EOFError, OSError):
-                self._replace(worker, None)
+        ready = self._listen(1.0)
         waited = time.monotonic() - began
         for worker in [one for one in self._workers if one not in ready and (one.doing or not one.is_ready)]:
             worker.silent += waited
@@ -185,14 +160,17 @@ class ImagePool:
                 self._replace(worker, f"no answer in {limit:.0f} s")
         self._give_out()
 
-    def _hear(self, worker: _Worker, message: Heard) -> None:
+    def _hear(self, worker: _Worker, message: Heard | None) -> None:
         worker.silent = 0.0
         if isinstance(message, Ready):
             worker.is_ready = True
-        elif isinstance(message, Broken):
-            self._replace(worker, message.reason)
+        elif isinstance(message, (Cut, Unread)):
+            try:
+                self._finish(worker, message)
+            except (EOFError, OSError):  # it has ended while it sent pixels
+                self._replace(worker, None)
         else:
-            self._finish(worker, message)
+            self._replace(worker, message.reason if message else None)
 
     def _finish(self, worker: _Worker, message: Cut | Unread) -> None:
         number = message.number
@@ -208,20 +186,12 @@ class ImagePool:
 
     def _replace(self, worker: _Worker, reason: str | None) -> None:
         """Start a process in place of one that has ended, and give out again what it had."""
-        ended = worker.end()
-        reason = reason or ended
-        self._workers.remove(worker)
+        reason = self._take_out(worker, reason)
         again = list(worker.doing)
         if not worker.is_ready:
             self._cannot_start = True
             self._note(f"a process that reads images ended while it started ({reason}): {self._left}")
         else:
-            self._deaths_in_a_row += 1
-            if self._deaths_in_a_row > self._deaths:
-                raise EngineError(
-                    f"every process that reads images ends ({reason}), whatever image it is given",
-                    hint="what is finished is kept; run again when the cause is gone",
-                )
             if again:
                 again[:1] = self._once_more(again[0], reason)
             if not self._cannot_start:
@@ -249,10 +219,6 @@ class ImagePool:
     def _left(self) -> str:
         count = len(self._workers)
         return f"{count} of them go on" if count else "images are read without"
-
-    def _note(self, text: str) -> None:
-        if self._on_note:
-            self._on_note(text)
 
     def _give_out(self) -> None:
         """Fill the hands of those that have least; what is tried alone waits until nothing else is in hand."""

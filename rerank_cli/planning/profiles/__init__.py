@@ -15,7 +15,6 @@ from rerank_cli.planning.profiles.matching import POLICIES, REQUIREMENTS
 from rerank_cli.planning.profiles.profile_file import (
     GB,
     GIB,
-    Confidence,
     LanguageShape,
     MemoryFit,
     MemoryRow,
@@ -58,7 +57,6 @@ __all__ = [
     "PRECISION_BITS",
     "REQUIREMENTS",
     "Capability",
-    "Confidence",
     "Decision",
     "GenericFacts",
     "GpuFacts",

@@ -170,15 +170,6 @@ class MemoryFit:
 
 
 @dataclass(frozen=True, slots=True)
-class Confidence:
-    """How probable an inferred heading is: that the table is of this model, of this GPU, of this precision (0 to 1)."""
-
-    model: float
-    key: float
-    precision: float
-
-
-@dataclass(frozen=True, slots=True)
 class MemoryTable:
     """A published memory table under its heading. sku: None where tables go by compute capability alone.
 
@@ -192,7 +183,6 @@ class MemoryTable:
     fit: MemoryFit | None
     values: str
     headings: str
-    confidence: Confidence | None
     note: str | None
     source: Source
 
@@ -219,11 +209,6 @@ class ModelProfiles:
     selection: SelectionRule
     profiles: tuple[Profile, ...]
     memory: tuple[MemoryTable, ...]
-
-    @property
-    def fallback(self) -> Profile:
-        """The last profile: any GPU with room."""
-        return self.profiles[-1]
 
     def memory_tables(
         self, *, precision: str, compute_capability: Capability | None, sku: str | None
@@ -436,12 +421,12 @@ class _Reader:
         tables = values.pop("table")
         confidence = values.pop("confidence", None)
         if confidence is not None:
-            confidence = Confidence(**self.read(f"memory {number}: confidence", confidence, schema.CONFIDENCE))
+            self.read(f"memory {number}: confidence", confidence, schema.CONFIDENCE)
         elif values["headings"] != "certain":
             raise ProfileError(f"{self.file}: memory {number}: headings that are not certain need `confidence`")
         values.setdefault("note", None)
         return [
-            self._memory_table(f"memory {number}, table {place}", table, {**values, "confidence": confidence})
+            self._memory_table(f"memory {number}, table {place}", table, values)
             for place, table in enumerate(tables, 1)
         ]
 

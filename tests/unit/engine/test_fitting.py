@@ -253,8 +253,7 @@ def test_a_vector_of_no_numbers_is_computed_again_in_fp32() -> None:
 def test_a_row_without_memory_is_a_bad_row_and_the_report_counts_the_trouble() -> None:
     from rerank_cli.encoding.encoder import EncodingProblem
     from rerank_cli.formats.shapes import FieldNames, PairShape
-    from rerank_cli.job.scoring_loop import Run
-    from tests.conftest import FakeEncoder, FakeEngine, json_rows
+    from tests.conftest import FakeEngine, json_rows, score_all
 
     class Troubled(FakeEngine):
         def score(self, pairs: Any, **options: Any) -> Any:
@@ -265,11 +264,11 @@ def test_a_row_without_memory_is_a_bad_row_and_the_report_counts_the_trouble() -
     written: list[Any] = []
     errors: list[Any] = []
     sink: Any = SimpleNamespace(write=lambda ranked: written.extend(ranked) or len(ranked))
-    run = Run(FakeEncoder(), Troubled(), sink, errors.append)
-    run.execute(PairShape(FieldNames()).group(rows), window_pairs=10)
+    items = PairShape(FieldNames()).group(rows)
+    found = score_all(items, window_pairs=10, engine=Troubled(), sink=sink, on_error=errors.append)
     assert [(error.row, error.code) for error in errors] == [(2, "out-of-memory")]
     assert [item.source.rows[0].number for item in written if isinstance(item.source, CandidateList)] == [1, 3]
-    assert (run.counts.out_of_memory_splits, run.counts.fp32_reruns) == (3, 2)
+    assert (found.counts.out_of_memory_splits, found.counts.fp32_reruns) == (3, 2)
 
 
 def test_a_model_without_room_on_its_device_is_loaded_on_the_cpu_and_it_is_said() -> None:

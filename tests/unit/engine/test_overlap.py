@@ -17,12 +17,11 @@ from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.engine.worker import ForgetExact, Hand, Unit
 from rerank_cli.errors import EngineError, StoppedError
-from rerank_cli.job.scoring_loop import Run
 from rerank_cli.job.stop import Stop
 from rerank_cli.models.transfer import AHEAD, Arriving
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-from tests.conftest import FakeEncoder
+from tests.conftest import score_all
 from tests.unit.encoding.test_embedding import CHECKPOINT, CountingEmbedder, pair
 from tests.unit.engine.test_fitting import Seeing, Small, with_images
 from tests.unit.engine.test_scorer import NATIVE, FakeModel, pairs_of
@@ -350,10 +349,10 @@ def _embedding_plan() -> Any:
 # A run
 
 
-def run_of(device: Behind, memory: Any, **more: Any) -> Run:
+def score_on(device: Behind | None, memory: Any, items: Any, **more: Any) -> None:
     # The logit of a pair is its first token, the query's only word, so all lists have logits of their own.
     scorer = engine(FakeModel(), device, budget=4)
-    return Run(encoder=FakeEncoder(), engine=scorer, sink=memory, on_error=memory.errors.append, **more)
+    score_all(iter(items), engine=scorer, sink=memory, on_error=memory.errors.append, **more)
 
 
 @settings(max_examples=15, deadline=None)
@@ -361,10 +360,8 @@ def run_of(device: Behind, memory: Any, **more: Any) -> Run:
 def test_a_run_over_a_device_that_is_behind_writes_what_one_that_is_not_writes(pace: list[int]) -> None:
     items = [item for number in range(9) for item in lists(["a b", "c", "d e f"], query=f"query{number}")]
     found, expected = Memory(), Memory()
-    run_of(Behind(pace), found).execute(iter(items), window_pairs=6)
-    sound = run_of(Behind(), expected)
-    sound.engine = engine(FakeModel(), None, budget=4)
-    sound.execute(iter(items), window_pairs=6)
+    score_on(Behind(pace), found, items, window_pairs=6)
+    score_on(None, expected, items, window_pairs=6)
     assert found.ranked == expected.ranked
     assert found.windows == expected.windows
 
@@ -392,7 +389,7 @@ def test_while_a_window_is_written_the_device_has_the_next() -> None:
 
     items = [item for number in range(40) for item in lists(["a b c"], query=f"query{number}")]
     memory = Watching()
-    run_of(device, memory).execute(iter(items), window_pairs=4)
+    score_on(device, memory, items)
     assert len(memory.under_way) == 10
     assert max(memory.under_way) > 0
 
@@ -400,7 +397,7 @@ def test_while_a_window_is_written_the_device_has_the_next() -> None:
 def test_a_deadline_is_heard_while_the_device_is_waited_for() -> None:
     device, stop = Behind(), Stop()
     device.stopped = True
-    run = run_of(device, Memory(), stop=stop)
+    memory = Memory()
     with pytest.raises(StoppedError, match="deadline"), stop.listening(0.2):
-        run.execute(iter(lists(["a"])), window_pairs=4)
-    assert run.counts.pairs == 0
+        score_on(device, memory, lists(["a"]), stop=stop)
+    assert memory.windows == []

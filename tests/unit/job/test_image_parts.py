@@ -97,7 +97,7 @@ def scored(encoder: PictureEncoder) -> tuple[EncodedWindow, list[float]]:
     done = []
     for part in encode_parts(WINDOW, encoder):
         logits = np.array([logit_of(entry) for entry in part.encoded], dtype=np.float32)
-        done.append(ScoredPart(part.members, [without_pixels(entry) for entry in part.encoded], logits))
+        done.append(ScoredPart(part.members, [without_pixels(entry) for entry in part.encoded], logits, {}))
         if part.places is not None:
             whole, together = join_parts(part.window, done, part.places)
     return whole, together.tolist()

@@ -319,11 +319,11 @@ def test_a_run_to_stdout_that_fails_leaves_no_temporary_file(
 
 PROGRAM = """
 import resource, signal, sys
-from rerank_cli.output_names import Names
-from rerank_cli.destination import open_destination
+from rerank_cli.job.output_names import Names
+from rerank_cli.job.output import open_destination
 from rerank_cli.formats.shapes import FieldNames, PairShape, Selection
 from rerank_cli.records import JsonRow, RankedList, RankedPassage
-from rerank_cli.stop import Stop
+from rerank_cli.job.stop import Stop
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 shape = PairShape(FieldNames())

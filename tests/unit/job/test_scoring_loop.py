@@ -20,10 +20,10 @@ from rerank_cli.formats.shapes import FieldNames, FlatShape, Grouped, ListShape,
 from rerank_cli.job.image_parts import encode_parts
 from rerank_cli.job.options import ErrorLimit
 from rerank_cli.job.ranking import pairs_of, pooled, rank_window, select
-from rerank_cli.job.scoring_loop import Run
+from rerank_cli.job.totals import Totals
 from rerank_cli.job.windows import cut_windows
 from rerank_cli.records import CandidateList, Counts, EncodedPair, Gap, RankedList, RowError, Window
-from tests.conftest import LONG, FakeEncoder, FakeEngine, json_rows, ranked_of, run_files, told, write_lines
+from tests.conftest import LONG, FakeEncoder, FakeEngine, json_rows, ranked_of, run_files, score_all, told, write_lines
 
 BAD = RowError("in.jsonl", 9, None, "bad-json", "not JSON", b"{")
 
@@ -60,12 +60,9 @@ class Memory:
         return len(ranked)
 
 
-def execute(items: Sequence[Grouped], *, window_pairs: int = 4, **options: Any) -> tuple[Run, Memory]:
-    memory = Memory()
-    options = {"encoder": FakeEncoder(), "engine": FakeEngine(), "sink": memory, **options}
-    run = Run(on_error=memory.errors.append, **options)
-    run.execute(iter(items), window_pairs=window_pairs)
-    return run, memory
+def execute(items: Sequence[Grouped], **options: Any) -> tuple[Totals, Memory]:
+    memory = options.pop("sink", None) or Memory()
+    return score_all(iter(items), sink=memory, on_error=memory.errors.append, **options), memory
 
 
 # Windows
@@ -338,11 +335,10 @@ def test_a_fault_in_any_stage_ends_the_run_and_its_threads(where: str) -> None:
                 raise StageError
 
     broken = {where: Broken()} if where != "items" else {}
-    options: dict[str, Any] = {"encoder": FakeEncoder(), "engine": FakeEngine(), "sink": Memory(), **broken}
-    run = Run(on_error=lambda error: None, **options)
+    options: dict[str, Any] = {"sink": Memory(), **broken}
     before = set(threading.enumerate())
     with pytest.raises(StageError) as caught:
-        run.execute(items(), window_pairs=2)
+        score_all(items(), window_pairs=2, on_error=lambda error: None, **options)
     # The exception still holds all of its frames, so no generator of them is closed by being forgotten.
     threads = set(threading.enumerate()) - before
     for thread in threads:

@@ -324,8 +324,8 @@ def test_the_jetson_says_what_its_thin_nvml_cannot_tell(detect: Detect) -> None:
 
 
 def test_a_vgpu_is_known_as_one(detect: Detect) -> None:
-    assert detect("vGPU").gpus[0].is_vgpu
-    assert not detect("1xH100").gpus[0].is_vgpu
+    assert detect("vGPU").gpus[0].virtualization == "vgpu"
+    assert detect("1xH100").gpus[0].virtualization != "vgpu"
 
 
 def test_an_old_driver_is_asked_by_the_old_names(detect: Detect, tmp_path: Path) -> None:

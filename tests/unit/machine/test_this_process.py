@@ -11,7 +11,7 @@ import pytest
 # Names of `struct mallinfo2` in glibc's malloc.h, all of them size_t.
 BLOCKS = """
 import ctypes, json, sys
-from rerank_cli.runtime import keep_freed_memory
+from rerank_cli.machine.this_process import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
@@ -44,7 +44,7 @@ def test_the_memory_of_a_batch_serves_the_next_one(mode: str, mapped: int) -> No
 
 SETTINGS = """
 import os
-from rerank_cli.runtime import prepare_process
+from rerank_cli.machine.this_process import prepare_process
 prepare_process(online=False)
 print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
 """

@@ -1,4 +1,4 @@
-"""The recipes of README for cron and systemd: their options exist, and each exit code ends as they say."""
+"""The recipes for cron and systemd: their options exist, and each exit code ends as they say."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import typer.main
 from rerank_cli.cli import app
 from rerank_cli.errors import EXIT_CODES
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "pipes-and-cron.md").read_text(encoding="utf-8")
 NO_FAILURES = {0, 3, 9, 11}
 
 
 def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 
 
 def _script() -> str:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from rerank_cli.encoding.pairs import EncodedWindow
-from rerank_cli.job.agreement import Agreement, kendall_tau, top_overlap
+from rerank_cli.job.precision_check import Agreement, kendall_tau, top_overlap
 from rerank_cli.records import CandidateList, EncodedPair, Window
 
 
@@ -102,7 +103,7 @@ def test_nothing_to_compare_is_no_agreement():
 def test_its_state_goes_on_where_it_was():
     found = Agreement(wanted=5)
     found.add(encoded(3), logits(1, 2, 3.25), exactly(1, 2, 3)[0])
-    again = Agreement.restored(json.loads(json.dumps(found.state)))
+    again = Agreement(**json.loads(json.dumps(asdict(found))))
     for one in (found, again):
         one.add(encoded(3), logits(3, 2, 1), exactly(1, 2, 3)[0])
     assert again.to_json() == found.to_json()

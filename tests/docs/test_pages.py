@@ -1,4 +1,4 @@
-"""README says what is true: its commands run, its tables agree with the code."""
+"""README and docs/ say what is true: their commands run, their tables agree with the code, their links lead on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,14 +16,31 @@ from rerank_cli.errors import EXIT_CODES
 from rerank_cli.models import FAMILIES
 from rerank_cli.models.embedder import EMBEDDERS
 from rerank_cli.planning.profiles import load_all_profiles, render_support_matrix
+from tests.docs import house
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
 BIN = Path(sys.prefix) / "bin"
 
 
-def _command_blocks() -> list[str]:
-    return re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def _blocks(pattern: str) -> list[Any]:
+    """What the pattern finds on each page, under the page's name; each once."""
+    found: dict[Any, Any] = {}
+    for page in PAGES:
+        for block in re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+            values = (block,) if isinstance(block, str) else block
+            found.setdefault(block, pytest.param(*values, id=f"{page.relative_to(ROOT)}-{len(found)}"))
+    return list(found.values())
+
+
+def _command_blocks() -> list[Any]:
+    return _blocks(r"^```sh\n(.*?)^```")
+
+
+def _runs(block: Any) -> bool:
+    return "make " not in block.values[0]
 
 
 @pytest.fixture
@@ -41,8 +59,8 @@ def _run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("block", [block for block in _command_blocks() if "make " not in block])
-def test_every_command_of_readme_runs(block: str, checkout: Path) -> None:
+@pytest.mark.parametrize("block", list(filter(_runs, _command_blocks())))
+def test_every_command_runs(block: str, checkout: Path) -> None:
     if "--engine ray" in block:
         pytest.importorskip("ray", reason="Ray is not installed")
     done = _run(block, checkout)
@@ -55,7 +73,8 @@ def test_every_command_of_readme_runs(block: str, checkout: Path) -> None:
 
 
 def test_the_recipe_for_slurm_does_its_part_and_asks_to_go_on_when_the_time_is_up(checkout: Path) -> None:
-    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n#SBATCH.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    page = (ROOT / "docs" / "guides" / "many-machines.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n#SBATCH.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     tools = checkout / "tools"
     tools.mkdir()
     (tools / "scontrol").write_text('#!/bin/sh\necho "$@" > asked\n')
@@ -68,12 +87,12 @@ def test_the_recipe_for_slurm_does_its_part_and_asks_to_go_on_when_the_time_is_u
     assert (checkout / "part-1.jsonl").stat().st_size > 0
 
 
-def _python_blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def _python_blocks() -> list[Any]:
+    return _blocks(r"^```python\n(.*?)^```")
 
 
 def test_readme_has_an_example_in_python() -> None:
-    assert any("Reranker" in block for block in _python_blocks())
+    assert "```python\nfrom rerank_cli import Reranker" in README
 
 
 @pytest.mark.parametrize("block", _python_blocks())
@@ -84,14 +103,12 @@ def test_every_example_in_python_runs_and_prints(block: str, checkout: Path) -> 
     assert "query" in done.stdout
 
 
-def _outputs() -> list[tuple[str, str]]:
+def _outputs() -> list[Any]:
     """Commands with the output that is shown below them."""
-    shown = r"^```sh\n([^`]*?)^```\n\n```text\n(.*?)^```"
-    pairs = re.findall(shown, README, flags=re.DOTALL | re.MULTILINE)
-    return [(command, output) for command, output in pairs if "make " not in command]
+    return list(filter(_runs, _blocks(r"^```sh\n([^`]*?)^```\n\n```text\n(.*?)^```")))
 
 
-@pytest.mark.parametrize(("command", "output"), _outputs(), ids=[command[:40] for command, _ in _outputs()])
+@pytest.mark.parametrize(("command", "output"), _outputs())
 def test_a_shown_output_is_what_the_command_prints(command: str, output: str, checkout: Path) -> None:
     done = _run(command, checkout)
     printed = "\n".join(line.rstrip() for line in done.stdout.splitlines())
@@ -99,17 +116,17 @@ def test_a_shown_output_is_what_the_command_prints(command: str, output: str, ch
 
 
 def test_outputs_of_the_commands_that_load_no_model_are_shown() -> None:
-    shown = {" ".join(command.split()[1:3]) for command, _ in _outputs()}
+    shown = {" ".join(block.values[0].split()[1:3]) for block in _outputs()}
     assert {"profile-select --model", "mem-estimate --model", "rerank-file --evaluate-only"} == shown
 
 
 def test_the_support_matrix_is_that_of_the_profiles() -> None:
-    table = README.split("<!-- support matrix: begin (a test compares this table with profiles/) -->\n")[1]
+    table = MODELS.split("<!-- support matrix: begin (a test compares this table with profiles/) -->\n")[1]
     assert table.split("<!-- support matrix: end -->")[0] == render_support_matrix(load_all_profiles())
 
 
 def test_the_two_commands_stand_first_and_call_what_the_makefile_and_ci_have() -> None:
-    first, second = _command_blocks()[:2]
+    first, second = (block.values[0] for block in _command_blocks()[:2])
     assert first.startswith("make demo")
     assert second.startswith("make test")
     assert "make test" in (ROOT / ".ci" / "run").read_text()
@@ -129,17 +146,42 @@ def test_make_demo_reranks_the_samples_and_shows_the_table_that_readme_shows(che
 
 
 def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
-    table = README.split("<!-- exit codes: begin")[1].split("<!-- exit codes: end")[0]
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    table = page.split("<!-- exit codes: begin")[1].split("<!-- exit codes: end")[0]
     assert dict(re.findall(r"^\| (\d+) \| (.*) \|$", table, flags=re.MULTILINE)) == {
         str(code): meaning for code, meaning in EXIT_CODES.items()
     }
 
 
-def test_every_native_architecture_is_in_readme() -> None:
+def test_every_native_architecture_is_documented() -> None:
     for architecture in (*FAMILIES, *EMBEDDERS):
-        assert f"`{architecture}`" in README
+        assert f"`{architecture}`" in MODELS
 
 
-def test_every_path_that_readme_names_exists() -> None:
-    for path in re.findall(r"`((?:rerank_cli|samples|benchmarks|tests)/[\w./-]*)`", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_and_link_of_a_page_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:rerank_cli|samples|benchmarks|docs|profiles)/[\w./-]*)`", text):
         assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", text):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)#([\w-]+)\)", text):
+        if not link.startswith("https://"):
+            target = (page.parent / link).read_text(encoding="utf-8") if link else text
+            headings = re.findall(r"^#+ (.*)$", target, flags=re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{link}#{anchor}"
+
+
+def test_readme_is_for_newcomers() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert page.name == "index.md" or str(page.relative_to(ROOT / "docs")) in index, page
+
+
+def test_contributing_shows_the_house_as_it_is() -> None:
+    assert house.BEGIN + house.render() + house.END in house.PAGE.read_text(encoding="utf-8")

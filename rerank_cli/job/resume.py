@@ -1,0 +1,105 @@
+"""What one process of a run leaves for the next: a state with every window, and notes of single windows.
+
+A run that goes on reads its input again and scores from the first window that is not committed. What is not in the rows
+comes from the journal:
+
+    state   the numbers so far (`Totals`), the comparison with fp32, the digest of the images of finished rows, the
+            texts that an embedding model has read, threads and token budget (of the last commit alone)
+    notes   the values for `--qrels`, the best rows of `score --top-n`, the calibration of an int8 model (all of them)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rerank_cli.encoding.images.seen import SeenImages
+from rerank_cli.evaluation.measures import Evaluator
+from rerank_cli.formats.sinks import BestSink
+from rerank_cli.job.kept_vectors import EmbeddedTexts
+from rerank_cli.job.output import Destination
+from rerank_cli.job.precision_check import PrecisionCheck
+from rerank_cli.job.totals import Totals
+from rerank_cli.job.windows import Windows
+from rerank_cli.journal import Job
+from rerank_cli.planning.run_plan import Plan
+from rerank_cli.records import Window
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
+
+
+class Resume:
+    """Takes a run over from an earlier process, and commits windows for a later one.
+
+    Args:
+        destination: Knows what an earlier process has left, and gets what this one leaves.
+        output: What the user calls the output.
+        plan: Made for this process.
+        totals, precision, evaluator, best: What grows with the windows; None where the run has none of it.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        output: str,
+        plan: Plan,
+        totals: Totals,
+        precision: PrecisionCheck,
+        evaluator: Evaluator | None,
+        best: BestSink | None,
+    ) -> None:
+        self._destination, self._output, self._plan = destination, output, plan
+        self._totals, self._precision, self._evaluator, self._best = totals, precision, evaluator, best
+        self._images = SeenImages()
+
+    def begin(self, on_note: Callable[[str], None]) -> Plan:
+        """Take over what is left, and say so; returns the plan that the run has begun with."""
+        if (state := self._destination.state) is not None:
+            # Both can move the last digit of a logit, and depend on what else the machine does: a run ends as it began.
+            self._plan = replace(self._plan, threads=state["threads"], token_budget=state["token_budget"])
+            if self._best:
+                self._best.dropped = state["dropped"]
+            for _, note in self._destination.notes:
+                if "values" in note and self._evaluator:
+                    self._evaluator.restore(note["values"])
+            on_note(
+                f"goes on after {self._totals.counts.rows_in:,} rows (window {self._destination.next_window}), "
+                "which an earlier process has finished"
+            )
+        return self._plan
+
+    def pass_over(self, windows: Windows) -> None:
+        """Read the windows that an earlier process has finished; raises `JobChangedError` if their images changed."""
+        state, last = self._destination.state, self._destination.next_window - 1
+        if state is None:
+            return
+        notes = {window: note["best"] for window, note in self._destination.notes if "best" in note}
+        for window in windows:
+            self._images.add(window)
+            if self._best and window.number in notes:
+                self._best.restore(window, notes[window.number])
+            if window.number == last:
+                if self._images.digest != state["images"]:
+                    raise Job.changed(self._output, "an image file of its finished rows was changed")
+                return
+
+    def commit(self, window: Window, engine: Engine, texts: EmbeddedTexts | None) -> None:
+        """Hand a window that is written to the destination, with what a later process must know."""
+        self._images.add(window)
+        state = {
+            **self._totals.state,
+            **self._precision.state,
+            "images": self._images.digest,
+            "threads": self._plan.threads,
+            "token_budget": self._plan.token_budget,
+            "embedded": texts.state if texts else None,
+            "dropped": self._best.dropped if self._best else 0,
+        }
+        note: dict[str, Any] = self._precision.take_note(engine)
+        if self._evaluator and self._evaluator.note:
+            note["values"] = self._evaluator.note
+        if self._best and self._best.note:
+            note["best"] = self._best.note
+        self._destination.end_window(window.number, state, note or None, texts.take() if texts else {})

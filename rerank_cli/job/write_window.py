@@ -1,0 +1,68 @@
+"""Which rows of a scored window are written, and where: to the destination's sink, bad rows to its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rerank_cli.formats.shapes import Selection
+from rerank_cli.formats.sinks import BestSink
+from rerank_cli.job.output import Destination
+from rerank_cli.job.ranking import select
+from rerank_cli.job.stop import Stop
+from rerank_cli.records import Counts, RowError
+
+if TYPE_CHECKING:
+    from rerank_cli.job.scoring_loop import ScoredWindow
+
+
+class WindowWriter:
+    """Writes what the selection keeps of each window, and counts it.
+
+    Args:
+        destination: Where rows and bad rows go.
+        selection: What is kept of each list, or with `whole` of the whole run (`score --top-n`).
+        counts: Grow by what is written.
+        whole: Keep the best rows until the end.
+        released: The `Stop` of a run to a pipe. Its reader may be busy or asleep, and a request does not wait for it.
+        on_error: Told of each bad row.
+    """
+
+    def __init__(
+        self,
+        destination: Destination,
+        selection: Selection,
+        counts: Counts,
+        *,
+        whole: bool = False,
+        released: Stop | None = None,
+        on_error: Callable[[RowError], None] | None = None,
+    ) -> None:
+        self._destination, self._counts, self._on_error = destination, counts, on_error
+        self.best: BestSink | None = None
+        """Keeps the best rows of the whole run."""
+        if whole and selection.top_n is not None:
+            self.best = BestSink(destination.sink, top_n=selection.top_n)
+        self._selection = replace(selection, top_n=None) if whole else selection
+        self._released = None if self.best else released
+
+    def write(self, window: ScoredWindow) -> None:
+        """Write a window: its rows, then its bad rows."""
+        kept = [select(item, self._selection) for item in window.ranked]
+        self._counts.dropped += sum(
+            len(item.ranking) - len(less.ranking) for item, less in zip(window.ranked, kept, strict=True)
+        )
+        with self._released.released() if self._released else nullcontext():
+            self._counts.output_rows += (self.best or self._destination.sink).write(kept)
+        for error in window.errors:
+            self._destination.errors.write(error)
+            if self._on_error:
+                self._on_error(error)
+
+    def finish(self) -> None:
+        """Write the best rows of the whole run, if they were kept."""
+        if self.best:
+            self._counts.output_rows += self.best.finish()
+            self._counts.dropped += self.best.dropped
