@@ -138,10 +138,9 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         shape = written_as(own, output_kind(options.names, own.kind))
         refuse_sigmoids(shape, model)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
-        if isinstance(own, (ListShape, FlatShape)) and own.reading:
-            reason += f"; read: {own.reading}"
+        read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
-        plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
+        plan = replace(plan, reasons=(*plan.reasons, reason, *read_as), warnings=(*plan.warnings, *losses))
     meter = Meter(inputs)
     told = own.told if isinstance(own, (ListShape, FlatShape)) else ()
     return Prepared(
