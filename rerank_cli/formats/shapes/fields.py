@@ -162,9 +162,16 @@ def one_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
     """
     if path is not None:
         return lookup(fields, path)
+    found = None
+    for name in ALIASES[kind]:
+        value = fields.get(name)
+        if value is not None:
+            if found is not None and value != found:
+                break
+            found = value
+    else:
+        return found
     held = [name for name in ALIASES[kind] if fields.get(name) is not None]
-    if len(held) < 2:
-        return fields[held[0]] if held else None
     fit = [name for name in held if _fits(fields[name], kind)]
     for name in fit[1:]:
         if fields[name] != fields[fit[0]]:

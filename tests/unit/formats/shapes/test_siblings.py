@@ -184,3 +184,21 @@ def test_what_this_program_wrote_is_replaced(tmp_path: Path, suffix: str) -> Non
     first = run_files([path], tmp_path / f"one.{suffix}")
     again = run_files([str(first.out)], tmp_path / f"two.{suffix}")
     assert [set(one) for one in again.rows[0]["passages"]] == [set(one) for one in first.rows[0]["passages"]]
+
+
+def test_lists_in_step_stay_so_in_the_forms_of_a_python_program() -> None:
+    import pandas as pd
+
+    from rerank_cli.formats.in_memory import given_rows
+    from rerank_cli.formats.shapes import Selection
+    from rerank_cli.records import CandidateList
+    from tests.conftest import ranked_of
+
+    row = {"query": QUERY, "docs": TEXTS, "doc_ids": ["a", "b", "c"]}
+    for data in ([row], pd.DataFrame([row]), pa.Table.from_pylist([row])):
+        given = given_rows(data, FieldNames())
+        (found,) = given.shape.group(given.rows())
+        assert isinstance(found, CandidateList)
+        answer = given.answer([ranked_of(found, 1.0, 2.0, 0.0)], None, Selection())
+        ids = answer[0]["doc_ids"] if isinstance(answer, list) else next(iter(answer["doc_ids"]))
+        assert (ids.as_py() if isinstance(ids, pa.ListScalar) else ids) == ["b", "a", "c"]
