@@ -11,7 +11,10 @@ PEERS      := sentence-transformers onnx openvino rerankers flashrank infinity
 PEERS_VENV := .venv-peers
 RESULTS    := benchmarks/results
 
-.PHONY: demo test lint man bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
+.PHONY: help demo test lint docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
+
+help:  ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whether it helped
 	mkdir -p out
@@ -21,15 +24,14 @@ demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whe
 test: $(VENV)/installed-dev lint  ## all checks and tests
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev  ## ruff, mypy and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-man: $(VENV)/installed  ## a manual page of the help, out/rerank-cli.1
-	mkdir -p out
-	$(BIN)/python -m rerank_cli.cli.man_page > out/rerank-cli.1
+docs: $(VENV)/installed  ## the pages of docs/reference/ that are made of the code
+	$(BIN)/python docs/make_reference.py
 
 bench-peers: $(PEERS:%=$(PEERS_VENV)/%/installed)  ## environments of the peers, some 8 GB; one that fails is told and left
 
@@ -80,11 +82,11 @@ $(VENV)/installed: $(VENV)/python pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser]"
 	touch $@
 
 $(VENV)/installed-torture: $(VENV)/installed-dev
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,torture]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,torture]"
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed
@@ -97,5 +99,5 @@ $(PEERS_VENV)/%/installed: benchmarks/requirements/%.txt
 	$(@D)/bin/python -m pip install --quiet -r $< && $(@D)/bin/python -m pip uninstall --quiet --yes torchvision \
 	    && touch $@ || echo "$*: could not be installed; the table will say so"
 
-clean:
+clean:  ## remove what was made
 	rm -rf $(VENV) $(PEERS_VENV) out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

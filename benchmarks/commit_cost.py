@@ -20,8 +20,7 @@ from typing import Any
 
 from benchmarks.material import machine
 from rerank_cli.cli.options import parse_duration
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import run_job
 from rerank_cli.journal import Files, Fingerprint, Job
 

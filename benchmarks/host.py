@@ -30,8 +30,7 @@ from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import Trouble
 from rerank_cli.engine.scorer import Engine, InProcess, OnBatch
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, run_job
 from rerank_cli.models.packed import pack
 from rerank_cli.planning.run_plan import Plan

@@ -22,19 +22,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, cast, get_args, overload
 
-from rerank_cli.encoding.encoder import ImageLimits, SpecialTokens, Truncation
+from rerank_cli.encoding.choices import ImageLimits, Pool, SpecialTokens, Truncation
 from rerank_cli.engine import open_engine
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups, read
 from rerank_cli.formats.shapes import FieldNames, Selection
-from rerank_cli.job.options import JobOptions, refuse_unusable
-from rerank_cli.job.output_names import STDOUT, Names
+from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_unusable
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
-from rerank_cli.job.ranking import Pool, select
+from rerank_cli.job.ranking import select
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.windows import Windows
-from rerank_cli.planning.profiles import ProfileRequest, parse_device
+from rerank_cli.planning.choices import ProfileRequest, parse_device
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import RankedList, RowError
 

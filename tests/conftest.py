@@ -25,9 +25,8 @@ from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import FieldNames, Grouped, Selection
-from rerank_cli.job.options import ErrorLimit
+from rerank_cli.job.options import ErrorLimit, Names
 from rerank_cli.job.output import open_destination
-from rerank_cli.job.output_names import Names
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals

@@ -22,8 +22,9 @@ from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
 from rerank_cli.job.ranking import pairs_of as encoded_pairs  # noqa: E402
 from rerank_cli.machine.cpu import detect_cpu  # noqa: E402
 from rerank_cli.machine.detect import Machine, detect_machine  # noqa: E402
+from rerank_cli.planning.choices import ProfileRequest  # noqa: E402
 from rerank_cli.planning.known_model import KnownModel  # noqa: E402
-from rerank_cli.planning.profiles import GenericFacts, ProfileRequest  # noqa: E402
+from rerank_cli.planning.profiles import GenericFacts  # noqa: E402
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run  # noqa: E402
 from rerank_cli.records import EncodedPair  # noqa: E402
 

@@ -20,19 +20,21 @@ from rerank_cli.cli.profile_select import ProfileSelectCommand, profile_select
 from rerank_cli.cli.quick import QuickCommand, QuickGroup
 from rerank_cli.cli.rerank_file import rerank_file
 from rerank_cli.cli.score import score
+from rerank_cli.cli.usage import usage_error
+from rerank_cli.cli.version import version
 from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
 
 app = typer.Typer(
     cls=QuickGroup,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=QuickCommand)(score)
 app.command(cls=QuickCommand)(rerank_file)
 app.command(cls=ProfileSelectCommand)(profile_select)
 app.command(cls=MemEstimateCommand)(mem_estimate)
+app.command(cls=QuickCommand)(version)
 
 
 class _Terminated(BaseException):
@@ -48,7 +50,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _program(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Rerank candidate passages with a cross-encoder: files in, files out, offline, unattended."""
@@ -57,6 +59,8 @@ def _program(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     try:
         # obj: what was given, for the report; parsing eats the list.
         result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
@@ -79,10 +83,7 @@ def _exit_code(error: BaseException, given: Sequence[str]) -> int:
                 say(f"note: {note}")
             code = error.exit_code
         case typer.TyperException():
-            context = getattr(error, "ctx", None)
-            message = error.format_message() if hasattr(error, "format_message") else str(error)
-            hint = f"{context.command_path if context else 'rerank-cli'} --help"
-            say_error(UsageError(message, hint=hint))
+            say_error(usage_error(error))
             code = UsageError.exit_code
         case KeyboardInterrupt() | typer.Abort():
             code = 130

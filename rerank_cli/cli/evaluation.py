@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rerank_cli.cli.console import print_json, print_table, say
+from rerank_cli.cli.declare import decided_by, declared_options
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import InputError, UsageError
 
@@ -79,22 +80,18 @@ def _p_value(row: Comparison) -> str:
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def metrics_of(context: typer.Context) -> tuple[str, ...]:
-    """The measures that are asked for; `UsageError` where they would be measured against nothing."""
-    source = context.get_parameter_source("metric")
-    if context.params["qrels"] is None and source is not None and source.name == "COMMANDLINE":
+def refuse_metrics_without_qrels(context: typer.Context) -> None:
+    """`UsageError` for measures on the command line that would be measured against nothing."""
+    if context.params["qrels"] is None and decided_by(context, "metric") == "--metric":
         raise UsageError("--metric: nothing is measured without judgements", hint="name them with `--qrels`")
-    return tuple(context.params["metric"] or ["nDCG@10"])
 
 
 def refuse_what_needs_a_model(context: typer.Context) -> None:
     """`UsageError` for options on the command line that `--evaluate-only` would not hear."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in _USED and source is not None and source.name == "COMMANDLINE":
-            option = next(p.opts[0] for p in context.command.params if p.name == name)
+    for name, one in declared_options(context).items():
+        if name not in _USED and decided_by(context, name) == one.flag:
             raise UsageError(
-                f"{option}: nothing is scored with --evaluate-only", hint="leave it out; `-o` names the report"
+                f"{one.flag}: nothing is scored with --evaluate-only", hint="leave it out; `-o` names the report"
             )
 
 

@@ -1,62 +1,161 @@
-"""Help as plain text: one sentence, examples that run, options in groups, exit codes last.
+"""Help as plain text: `--help` on one screen with what most people need, `--help-all` with everything in groups.
 
-Typer's own help draws boxes, which break in narrow terminals, in pipes and in man pages.
+    a sentence · examples with a sentence each · arguments · options · exit codes
+
+Typer's own help draws boxes, which break in narrow terminals and in pipes. Its wrapping cuts words, and options at
+their hyphens; the wrapping here cuts neither.
 """
 
 from __future__ import annotations
 
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from rerank_cli.errors import EXIT_CODES
+from rerank_cli.cli.console import say
+from rerank_cli.cli.declare import GROUPS, Option
+from rerank_cli.errors import EXIT_CODES, UsageError
 
-VARIABLES = "Every option has an environment variable RERANK_<OPTION>; order: flag, environment, default."
+VARIABLES = (
+    "Every option has an environment variable: RERANK_TOP_N for --top-n. A flag comes before its variable, a variable "
+    "before the default."
+)
+_MOST_COLUMNS, _LEAST_COLUMNS = 100, 40
+_COMPLETED = 60  # columns of an option's help in a shell's list; fish takes a second line for another option
+_TERM = 23  # columns of the left side; a longer term has a line to itself
+
+Record = tuple[str, str]
 
 
 class Command(TyperCommand):
-    """A subcommand: its docstring is the sentence and the examples, `rich_help_panel` names an option's group."""
+    """A subcommand that was declared with `takes`."""
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # typer hides its types
-        """Write the help."""
-        self.format_usage(ctx, formatter)
-        formatter.write_paragraph()
-        formatter.write(without_marks(self.help))
-        for name, records in self.option_groups(ctx).items():
-            with formatter.section(name):
-                formatter.write_dl(records)
-        with formatter.section("Exit codes"):
-            formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
-        formatter.write_paragraph()
-        formatter.write(f"{VARIABLES}\n")
+        """Write the help of one screen."""
+        formatter.write("\n".join(_lines(self, ctx, everything=False)) + "\n")
 
-    def option_groups(self, ctx: typer.Context) -> dict[str, list[tuple[str, str]]]:
-        """The options with their help, by the title of their group; those without a group come last."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                groups.setdefault(getattr(parameter, "rich_help_panel", None) or "other", []).append(record)
-        return {name.capitalize(): groups[name] for name in sorted(groups, key=lambda name: name == "other")}
+    def full_help(self, ctx: typer.Context) -> str:
+        """The help with all options, grouped, and the exit codes."""
+        return "\n".join(_lines(self, ctx, everything=True))
+
+    @property
+    def declared(self) -> dict[str, Option]:
+        """Its rows."""
+        found: dict[str, Option] = getattr(self.callback, "declared", {})
+        return found
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What a shell offers: no other names of an option, and of its help what fits a line."""
+        hidden = {alias for one in self.declared.values() for alias in one.aliases}
+        found = [item for item in super().shell_complete(ctx, incomplete) if item.value not in hidden]
+        for item in found:
+            item.help = textwrap.shorten(item.help or "", _COMPLETED, placeholder=" ...")
+        return found
 
 
 class Group(TyperGroup):
     """The program: its sentence and its subcommands."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse `args`; without any, show the help and end as for a wrong usage."""
+        if not args and not ctx.resilient_parsing:
+            say(ctx.get_help())
+            raise typer.Exit(UsageError.exit_code)
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # typer hides its types
         """Write the help."""
-        self.format_usage(ctx, formatter)
-        formatter.write_paragraph()
-        formatter.write(without_marks(self.help))
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str(90)) for name, command in commands if command])
-        with formatter.section("Options"):
-            records = [parameter.get_help_record(ctx) for parameter in self.get_params(ctx)]
-            formatter.write_dl([record for record in records if record])
+        about = [(name, command.get_short_help_str(200)) for name, command in commands if command]
+        options = [record for item in self.get_params(ctx) if (record := item.get_help_record(ctx))]
+        lines = [
+            f"Usage: {ctx.command_path} COMMAND [OPTIONS] [ARGUMENTS]", "", *_paragraph(self.help or ""),
+            *_section("Commands", about), *_section("Options", options), "",
+            f"`{ctx.command_path} COMMAND --help` shows the options of a command.",
+        ]  # fmt: skip
+        formatter.write("\n".join(lines) + "\n")
 
 
-def without_marks(text: str | None) -> str:
-    r"""Help text without click's `\b`, which marks lines that must not be rewrapped; nothing is rewrapped here."""
-    return (text or "").replace("\b\n", "").strip() + "\n"
+def option_groups(command: Command, ctx: typer.Context) -> dict[str, list[Record]]:
+    """All options with their help, by the title of their group; those of every command come last."""
+    groups: dict[str, list[Record]] = {}
+    for parameter in command.get_params(ctx):
+        if parameter.param_type_name == "option":
+            one = command.declared.get(parameter.name)
+            groups.setdefault(one.group if one else "help", []).append(_record(parameter, one))
+    order = [*GROUPS, "help"]
+    return {title.capitalize(): groups[title] for title in sorted(groups, key=order.index)}
+
+
+def arguments(command: Command, ctx: typer.Context) -> list[Record]:
+    """The arguments with their help."""
+    found: list[Any] = [one for one in command.get_params(ctx) if one.param_type_name == "argument"]
+    return [(one.metavar, one.help) for one in found]
+
+
+def _lines(command: Command, ctx: typer.Context, *, everything: bool) -> Iterator[str]:
+    callback: Any = command.callback
+    taken = arguments(command, ctx)
+    yield " ".join(["Usage:", ctx.command_path, *(metavar for metavar, _ in taken), "[OPTIONS]"])
+    yield from ("", *_paragraph(command.help or ""), "", *callback.examples.strip("\n").splitlines())
+    if taken:
+        yield from _section("Arguments", taken)
+    if not everything:
+        yield from _section("Options", _basic(command, ctx))
+        yield from ("", *_paragraph(f"Exit codes: 0 done, {_some(callback.exit_codes)}; --help-all has all."))
+        return
+    for title, records in option_groups(command, ctx).items():
+        yield from _section(title, records)
+    codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items() if code in callback.exit_codes]
+    yield from (*_section("Exit codes", codes), "", *_paragraph(VARIABLES))
+
+
+def _basic(command: Command, ctx: typer.Context) -> list[Record]:
+    """The options that most people need, in the order of their groups."""
+    found = []
+    for parameter in command.get_params(ctx):
+        one = command.declared.get(parameter.name)
+        if parameter.param_type_name == "option" and (one is None or one.basic):
+            found.append(_record(parameter, one))
+    return found
+
+
+def _record(parameter: Any, one: Option | None) -> Record:
+    hidden = one.aliases if one else ()
+    names = ", ".join(sorted((name for name in parameter.opts if name not in hidden), key=len))
+    metavar = "" if parameter.is_flag else f" {parameter.metavar or parameter.name.upper()}"
+    return names + metavar, parameter.help or ""
+
+
+def _some(codes: Iterable[int]) -> str:
+    words = {2: "usage", 3: "some rows are bad", 4: "files", 5: "model", 6: "does not fit", 9: "deadline"}
+    return ", ".join(f"{code} {word}" for code, word in words.items() if code in codes)
+
+
+# Wrapping.
+
+
+def _section(title: str, records: Iterable[Record]) -> Iterator[str]:
+    yield from ("", f"{title}:")
+    for term, meaning in records:
+        head = f"  {term}"
+        if len(head) >= _TERM:
+            yield head
+            head = ""
+        yield from _wrapped(head.ljust(_TERM), meaning) or [head]
+
+
+def _paragraph(text: str) -> list[str]:
+    return _wrapped("", " ".join(text.split()))
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    columns = max(_LEAST_COLUMNS, min(_MOST_COLUMNS, shutil.get_terminal_size().columns)) - 1
+    return textwrap.wrap(
+        text, columns, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip

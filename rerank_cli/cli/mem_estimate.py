@@ -2,173 +2,155 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from rerank_cli.cli import options as opt
+import typer
+
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, say
-from rerank_cli.cli.options import ROWS
+from rerank_cli.cli.declare import BESIDE, MODEL, POINT, ROOM, ROWS, option, takes, values_into
+from rerank_cli.cli.options import OF_RUNS, ONE_MODEL, devices
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
-from rerank_cli.errors import DoesNotFitError, RerankError, UsageError, printable
+from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError, printable
 from rerank_cli.machine.this_process import prepare_process
+from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 
 if TYPE_CHECKING:
+    from rerank_cli.cli.plan_request import Asked
     from rerank_cli.planning.memory.table import Row
     from rerank_cli.planning.memory_answer import MemoryAnswer
 
-POINT, ROOM, BESIDE = "point", "room", "beside the estimate"
-_BATCH_SIZES, _LENGTHS = "1,8,16,30", "1024,2048,4096,8192"
+Solve = Literal["batch-size", "max-tokens"]
+Published = Literal["nim"]
 _UNITS = {"B": 1} | {
     f"{prefix}{infix}B": base**power
     for power, prefix in enumerate("KMGT", start=1)
     for infix, base in (("", 1000), ("i", 1024))
 }
 
-Device = Annotated[
-    str,
-    opt.option(
-        "--device", group=POINT, metavar="DEVICE",
-        help="cuda, what a GPU needs, or cpu. Default: auto (cuda; with --measure what this torch can use).",
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """`1,8,16` as numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[1-9][0-9]{0,6}", part, re.ASCII) for part in parts):
+        raise ValueError("not whole numbers above 0 with commas between them", "for example 1,8,16")
+    return tuple(map(int, parts))
+
+
+def parse_bytes(text: str) -> int:
+    """`24GiB` in bytes."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)", text.strip(), re.ASCII)
+    size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise ValueError("not a size", "for example 24GiB, 80GB (10^9 bytes each) or 81559MiB")
+    return size
+
+
+def parse_device(text: str) -> str:
+    """The kind of device of `cuda:0`."""
+    kind = text.partition(":")[0]
+    if kind not in ("auto", "cuda", "cpu"):
+        raise ValueError("not known", "known are auto, cuda, cpu")
+    return kind
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+OPTIONS = [
+    *ONE_MODEL,
+    option(
+        "--device", str, group=MODEL, into="memory.device", metavar="DEVICE", parse=parse_device, complete=devices,
+        help="cuda, what a GPU needs, or cpu; auto is cuda, with --measure what this torch can use.",
     ),
-]  # fmt: skip
-Precision = Annotated[
-    str,
-    opt.option(
-        "--precision", group=POINT, metavar="P",
-        help="auto, fp32, bf16, fp16, fp8 or int8. Default: NIM_PRECISION or NIM_ENGINE_PRECISION, else auto (fp16 on "
-        "a GPU, fp32 on a CPU).",
+    option(
+        "--batch-size", str, group=POINT, into="memory.batch_sizes", metavar="N,...", parse=parse_numbers, basic=True,
+        help=f"Pairs of a batch. Default: {_listed(BATCH_SIZES)}.",
     ),
-]  # fmt: skip
-BatchSizes = Annotated[
-    str | None,
-    opt.option("--batch-size", group=POINT, metavar="N,...", help=f"Pairs of a batch. Default: {_BATCH_SIZES}."),
-]
-Lengths = Annotated[
-    str | None,
-    opt.option(
-        "--max-tokens", group=POINT, metavar="N,...",
-        help=f"Tokens of a pair. Default: {_LENGTHS}, up to what the model can read.",
+    option(
+        "--max-tokens", str, group=POINT, into="memory.max_tokens", metavar="N,...", parse=parse_numbers, basic=True,
+        help=f"Tokens of a pair. Default: {_listed(LENGTHS)}, up to what the model can read.",
     ),
-]  # fmt: skip
-EngineCount = Annotated[
-    int | None,
-    opt.option(
-        "--engine-count", group=POINT, metavar="N", min=1,
-        help="Loaded copies of the model on the device. Default: NIM_ENGINE_COUNT, else 1.",
+    option(
+        "--images", int, group=POINT, into="memory.images", metavar="N", min=0, help="Pairs of a batch with an image."
     ),
-]  # fmt: skip
-Images = Annotated[
-    int,
-    opt.option("--images", group=POINT, metavar="N", min=0, help="Pairs of a batch that have an image. Default: 0."),
-]
-Tiles = Annotated[
-    int | None,
-    opt.option("--max-input-tiles", group=POINT, metavar="N", min=1, help="Tiles of an image, without its thumbnail."),
-]
-FromFile = Annotated[
-    str | None,
-    opt.option(
-        "--from-file", group=ROWS, metavar="IN",
+    option(
+        "--max-input-tiles", int, group=POINT, into="memory.max_input_tiles", metavar="N", min=1,
+        help="Tiles of an image, without its thumbnail.",
+    ),
+    option(
+        "--from-file", str, group=ROWS, into="memory.from_file", metavar="IN", basic=True,
         help="The lengths of the pairs in this file: a batch is the longest of them, cut at --max-tokens.",
     ),
-]  # fmt: skip
-GpuOption = Annotated[
-    str | None,
-    opt.option("--gpu", group=ROOM, metavar="CC:MEM[:NAME]", help="The GPU, for example 8.9:24GB:NVIDIA-L4."),
-]
-Vram = Annotated[
-    str | None, opt.option("--vram", group=ROOM, metavar="SIZE", help="Memory of the device, for example 24GiB.")
-]
-Fits = Annotated[
-    bool,
-    opt.option(
-        "--fits", group=ROOM,
+    option(
+        "--gpu", str, group=ROOM, into="memory.gpu", metavar="CC:MEM[:NAME]", basic=True,
+        help="The GPU, for example 8.9:24GB:NVIDIA-L4.",
+    ),
+    option(
+        "--vram", int, group=ROOM, into="memory.capacity", metavar="SIZE", parse=parse_bytes, basic=True,
+        help="Memory of the device, for example 24GiB.",
+    ),
+    option(
+        "--fits", bool, group=ROOM, basic=True,
         help="Exit with 6 where a point does not fit --vram, --gpu, or what is free on the first device here.",
     ),
-]  # fmt: skip
-Solve = Annotated[
-    str | None,
-    opt.option(
-        "--solve", group=ROOM, metavar="WHAT",
+    option(
+        "--solve", Solve, group=ROOM, into="memory.solve", metavar="WHAT", basic=True,
         help="batch-size or max-tokens: the largest that fits, for each of the other.",
     ),
-]  # fmt: skip
-Compare = Annotated[
-    str | None,
-    opt.option("--compare", group=BESIDE, metavar="NAME", help="nim: the published value, never blended in."),
-]
-Measure = Annotated[
-    bool,
-    opt.option(
-        "--measure",
-        group=BESIDE,
+    option(
+        "--compare", Published, group=BESIDE, metavar="NAME", help="nim: the published value, never blended in."
+    ),
+    option(
+        "--measure", bool, group=BESIDE, into="memory.measure",
         help="Run one point, with zeros for weights that are not here, and print what it took.",
     ),
-]
-Plot = Annotated[
-    str | None,
-    opt.option(
-        "--plot", group=BESIDE, metavar="FILE", help="Draw memory against batch size, a line a length: .png or .html."
+    option(
+        "--plot", str, group=BESIDE, metavar="FILE",
+        help="Draw memory against batch size, a line a length: .png or .html.",
     ),
-]
+]  # fmt: skip
+
+EXAMPLES = r"""
+What does the built-in model need?
+  rerank-cli mem-estimate
+What is the largest batch that fits 24 GiB?
+  rerank-cli mem-estimate --model nvidia/llama-nemotron-rerank-1b-v2 \
+      --vram 24GiB --solve batch-size
+What do the pairs of my own file need?
+  rerank-cli mem-estimate --from-file samples/python-docs.jsonl --batch-size 64
+"""
 
 
+@takes(OPTIONS, examples=EXAMPLES, exit_codes=set(EXIT_CODES) - OF_RUNS)
 def mem_estimate(
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    online: opt.Online = False,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: BatchSizes = None,
-    max_tokens: Lengths = None,
-    engine_count: EngineCount = None,
-    images: Images = 0,
-    max_input_tiles: Tiles = None,
-    from_file: FromFile = None,
-    gpu: GpuOption = None,
-    vram: Vram = None,
-    fits: Fits = False,
-    solve: Solve = None,
-    compare: Compare = None,
-    measure: Measure = False,
-    plot: Plot = None,
-    output_mode: opt.OutputMode = "auto",
+    context: typer.Context, *, model: str | None, fits: bool, plot: str | None, output_mode: str, **given: Any
 ) -> int:
-    """Say how much memory a model needs, before anything is loaded.
-
-    \b
-    rerank-cli mem-estimate
-    rerank-cli mem-estimate --model nvidia/llama-nemotron-rerank-1b-v2 --vram 24GiB --solve batch-size
-    rerank-cli mem-estimate --from-file samples/python-docs.jsonl --batch-size 64
-    """
+    """Say how much memory a model needs, before anything is loaded."""
     as_json = wants_json(output_mode)
-    prepare_process(online=online)
+    prepare_process(online=given["online"])
     # Imported here because --help must not wait for them.
+    from rerank_cli.cli.plan_request import read_asked
     from rerank_cli.engine.memory_tools import MeasuringTools
     from rerank_cli.planning.known_model import find_model
-    from rerank_cli.planning.memory_answer import SCHEMA, MemoryRequest, answer_memory
+    from rerank_cli.planning.memory_answer import SCHEMA, answer_memory
 
     try:
-        opt.choice("--format", output_mode, ("auto", "text", "json"))
+        asked = read_asked(context)
         request = MemoryRequest(
-            device=opt.choice("--device", device.partition(":")[0], ("auto", "cuda", "cpu")),
-            precision=_precision(precision),
-            batch_sizes=_numbers("--batch-size", batch_size),
-            max_tokens=_numbers("--max-tokens", max_tokens),
-            engines=engine_count or _nim_engine_count(),
-            images=images,
-            max_input_tiles=max_input_tiles,
-            from_file=from_file,
-            gpu=gpu,
-            capacity=None if vram is None else _bytes("--vram", vram),
-            room=fits or solve is not None,
-            solve=None if solve is None else opt.choice("--solve", solve, ("batch-size", "max-tokens")),
-            compare=compare is not None and bool(opt.choice("--compare", compare, ("nim",))),
-            measure=measure,
+            **values_into(context, "memory"),
+            precision=asked.values["precision"],
+            **({"engines": engines} if (engines := asked.values["engine_count"]) else {}),
+            room=fits or given["solve"] is not None,
+            compare=given["compare"] is not None,
         )
-        answer = answer_memory(request, find_model(model, revision=revision, online=online), MeasuringTools())
+        known = find_model(model, revision=given["revision"], online=given["online"])
+        answer = answer_memory(request, known, MeasuringTools())
+        answer = replace(answer, notes=(*answer.notes, *_decisions(asked), *asked.notes))
     except RerankError as error:
         if as_json:
             print_json({"schema": SCHEMA, "error": error_to_json(error)})
@@ -201,44 +183,17 @@ class MemEstimateCommand(ReportCommand):
         return {"schema": SCHEMA, "error": error_to_json(error)}
 
 
-# Options.
+# What decided.
 
 
-def _precision(given: str) -> str:
-    """The precision that is asked for; NVIDIA's variables are heard below ours."""
-    if given == "auto":
-        nim = (os.environ.get(name, "").strip() for name in ("NIM_PRECISION", "NIM_ENGINE_PRECISION"))
-        given = next(filter(None, nim), "auto").casefold()
-    known: str = opt.choice("--precision", given, ("auto", "fp32", "bf16", "fp16", "fp8", "int8"))
-    return known
-
-
-def _nim_engine_count() -> int:
-    text = os.environ.get("NIM_ENGINE_COUNT", "").strip() or "1"
-    if not re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII):
-        raise UsageError(f"NIM_ENGINE_COUNT {text}: not a whole number above 0")
-    return int(text)
-
-
-def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
-    """`1,8,16` as numbers."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"[1-9][0-9]{0,6}", part, re.ASCII) for part in parts):
-        raise UsageError(
-            f"{flag} {text}: not whole numbers above 0 with commas between them", hint="for example 1,8,16"
-        )
-    return tuple(map(int, parts))
-
-
-def _bytes(flag: str, text: str) -> int:
-    """`24GiB` in bytes."""
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)", text.strip(), re.ASCII)
-    size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if size < 1:
-        raise UsageError(f"{flag} {text}: not a size", hint="for example 24GiB, 80GB (10^9 bytes each) or 81559MiB")
-    return size
+def _decisions(asked: Asked) -> list[str]:
+    """The variables that decided something, which nobody sees on the command line."""
+    names = {"precision": "precision", "engine_count": "engines"}
+    return [
+        f"{names[field]} {asked.values[field]}: {origin}"
+        for field, origin in asked.origins.items()
+        if field in names and not origin.startswith("--")
+    ]
 
 
 # Output.

@@ -1,4 +1,8 @@
-"""Options and variables into one request for a plan: what `profile-select` and the commands of a run share."""
+"""Options and variables into one request for a plan: the one place where NVIDIA's variables are read.
+
+The order is the same in every command: flag, RERANK_ variable, NIM_ variable, default. `auto` on the command line is a
+choice as any other, so it wins over a variable.
+"""
 
 from __future__ import annotations
 
@@ -6,94 +10,91 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, get_args
 
 import typer
 
+from rerank_cli.cli.declare import decided_by, declared_options, values_into
 from rerank_cli.errors import UsageError
+from rerank_cli.planning.choices import Precision, ProfileRequest, parse_device
 
-if TYPE_CHECKING:
-    from rerank_cli.planning.profiles import ProfileRequest
+_NIM = {"precision": ("NIM_PRECISION", "NIM_ENGINE_PRECISION"), "engine_count": ("NIM_ENGINE_COUNT",)}
+"""NVIDIA's variables by the field that they decide; its pages disagree on the name of the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What options and variables ask of a plan, by the field of `ProfileRequest`."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+    """What decided a field: an option or a variable."""
+    notes: tuple[str, ...]
+    """Variables that were not used, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What is asked for. notes: variables that were not heard. profiles_file: of `--profile FILE.toml`."""
+    """A request, and what came with it."""
 
     request: ProfileRequest
     notes: tuple[str, ...]
     profiles_file: str | None
+    """Of `--profile FILE.toml`."""
 
 
-_DECIDING = {
-    **{name: name for name in ("device", "precision", "policy", "require", "performance", "profile")},
-    **{name: name for name in ("max_tokens", "token_budget")},
-    "engines": "engine_count",
-}
-"""Parameters and the fields of the request that they decide."""
-
-
-def _origins(context: typer.Context) -> dict[str, str]:
-    """What decided each field of the request that somebody decided: an option or a variable of ours."""
-    origins = {}
-    for name, field in _DECIDING.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "ENVIRONMENT":
-            origins[field] = f"RERANK_{name.upper()}"
-        elif source is not None and source.name == "COMMANDLINE":
-            origins[field] = f"--{name.replace('_', '-')}"
-    return origins
+def read_asked(context: typer.Context, environment: Mapping[str, str] | None = None) -> Asked:
+    """What a command's options and its environment (`os.environ`) ask of a plan."""
+    environment = os.environ if environment is None else environment
+    values = values_into(context, "request")
+    origins, notes = _origins(context), []
+    for field, variables in _NIM.items():
+        for name in variables:
+            text = environment.get(name, "").strip()
+            if text and field in origins:
+                notes.append(f"{name}={text} is not used: {origins[field]} comes before it")
+            elif text:
+                origins[field], values[field] = name, _READ[field](name, text)
+    return Asked(values, origins, tuple(notes))
 
 
 def read_plan_request(
     context: typer.Context, *, assume_cuda: bool = False, environment: Mapping[str, str] | None = None
 ) -> PlanRequest:
-    """What a command's options and its environment (`os.environ`) ask for; NVIDIA's variables come after ours.
-
-    assume_cuda: as in `ProfileRequest`. A command without an option asks for its default.
-    """
-    from rerank_cli.planning.profiles import ProfileRequest, parse_device
-
-    environment = os.environ if environment is None else environment
-    given, origins = context.params, _origins(context)
-    notes: list[str] = []
-    precision, engines = given["precision"], given["engines"]
-    nim = _of_nim("precision", ("NIM_PRECISION", "NIM_ENGINE_PRECISION"), origins, environment, notes)
-    if nim is not None:
-        precision = nim.casefold()
-    nim = _of_nim("engine_count", ("NIM_ENGINE_COUNT",), origins, environment, notes)
-    if nim is not None:
-        if not re.fullmatch(r"[1-9][0-9]{0,3}", nim):
-            raise UsageError(f"NIM_ENGINE_COUNT {nim}: not a whole number above 0")
-        engines = int(nim)
-    device, gpus = parse_device(given["device"], origins.get("device", "--device"))
-    file = given["profile"] if given["profile"].endswith(".toml") else None
+    """The request for a plan that `read_asked` makes. assume_cuda: as in `ProfileRequest`."""
+    asked = read_asked(context, environment)
+    values = dict(asked.values)
+    device, gpus = parse_device(values.pop("device"), asked.origins.get("device", "--device"))
+    profile = values.pop("profile")
+    file = profile if profile.endswith(".toml") else None
     request = ProfileRequest(
-        precision=precision,
-        device=device,
-        gpus=gpus,
-        profile=given["profile"] if file is None else "auto",
-        max_tokens=given["max_tokens"],
-        token_budget=given["token_budget"],
-        engine_count=engines,
-        assume_cuda=assume_cuda,
-        origins={"engine_count": "--engines", **origins},
-        **{name: given[name] for name in ("policy", "require", "performance") if name in given},
-    )
-    return PlanRequest(request, tuple(notes), file)
+        device=device, gpus=gpus, profile="auto" if file else profile, assume_cuda=assume_cuda,
+        origins={"engine_count": "--engines", **asked.origins}, **values,
+    )  # fmt: skip
+    return PlanRequest(request, asked.notes, file)
 
 
-def _of_nim(
-    field: str, names: tuple[str, ...], origins: dict[str, str], environment: Mapping[str, str], notes: list[str]
-) -> str | None:
-    """The first of NVIDIA's variables that is set, unless something before it decided; the others are noted."""
-    chosen = None
-    for name in names:
-        value = environment.get(name, "").strip()
-        if not value:
-            continue
-        if field in origins:
-            notes.append(f"{name}={value} is not used: {origins[field]} comes before it")
-        else:
-            origins[field], chosen = name, value
-    return chosen
+def _origins(context: typer.Context) -> dict[str, str]:
+    """What decided each field of the request that somebody decided: an option or a variable of ours."""
+    found = {}
+    for name, one in declared_options(context).items():
+        above, _, field = (one.into or "").rpartition(".")
+        if above == "request" and (decided := decided_by(context, name)):
+            found[field] = decided
+    return found
+
+
+def _read_precision(name: str, text: str) -> str:
+    known = get_args(Precision)
+    if text.casefold() not in known:
+        raise UsageError(f"{name} {text}: not known", hint="known are " + ", ".join(known))
+    return text.casefold()
+
+
+def _read_engine_count(name: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII):
+        raise UsageError(f"{name} {text}: not a whole number above 0")
+    return int(text)
+
+
+_READ = {"precision": _read_precision, "engine_count": _read_engine_count}

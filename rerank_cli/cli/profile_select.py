@@ -7,98 +7,83 @@ import shlex
 import sys
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rerank_cli.cli import options as opt
 from rerank_cli.cli.console import forget_stdout, print_json, say
-from rerank_cli.cli.options import SAY
+from rerank_cli.cli.declare import CHOICE, MACHINE, SAY, option, takes
+from rerank_cli.cli.options import OF_RUNS, PLANNED
 from rerank_cli.cli.report_command import ReportCommand, wants_json
-from rerank_cli.errors import RerankError, UsageError
+from rerank_cli.errors import EXIT_CODES, RerankError, UsageError
 from rerank_cli.machine.this_process import prepare_process
+from rerank_cli.planning.choices import Policy, Requirement
 
 if TYPE_CHECKING:
     from rerank_cli.machine.detect import Machine
     from rerank_cli.planning.profile_answer import MachinePlan
 
-MACHINE, CHOICE = "machine", "choice"
-
-Policy = Annotated[
-    str,
-    opt.option(
-        "--policy", group=CHOICE, metavar="NAME",
-        help="What auto means: nim-2x, fp16 (fp8 only when asked for); nim-1x, the lowest precision. Default: nim-2x.",
+OPTIONS = [
+    *PLANNED,
+    option(
+        "--policy", Policy, group=CHOICE, into="request.policy", metavar="NAME",
+        help="What auto means: nim-2x, fp16, and fp8 only when asked for; nim-1x, the lowest precision.",
+    ),
+    option(
+        "--require", Requirement, group=CHOICE, into="request.require", metavar="WHAT",
+        help="optimized or fp8: exit with 6 where that is not to be had.",
+    ),
+    option(
+        "--performance", bool, group=CHOICE, into="request.performance",
+        help="More engines on a GPU of at least 80 GB.",
+    ),
+    option(
+        "--gpu", list[str], group=MACHINE, metavar="CC:MEM[:NAME]", basic=True,
+        help="Plan for this GPU, for example 9.0:80GiB:NVIDIA-H100-80GB-HBM3; may be given several times.",
+    ),
+    option(
+        "--fixture", str, group=MACHINE, metavar="FILE", help="Plan for the machine that this JSON file describes."
+    ),
+    option(
+        "--list", bool, group=SAY, name="list_profiles", basic=True,
+        help="All profiles of the model, and why one is not chosen.",
+    ),
+    option("--explain", bool, group=SAY, basic=True, help="In text, also every reason and rejected profile."),
+    option(
+        "--env", bool, group=SAY, basic=True,
+        help="Print the plan as `export RERANK_...` lines for a shell, nothing else.",
     ),
 ]  # fmt: skip
-Require = Annotated[
-    str | None,
-    opt.option(
-        "--require", group=CHOICE, metavar="WHAT", help="optimized or fp8: exit with 6 where that is not to be had."
-    ),
-]
-Performance = Annotated[
-    bool, opt.option("--performance", group=CHOICE, help="More engines on a GPU of at least 80 GB.")
-]
-Gpus = Annotated[
-    list[str] | None,
-    opt.option(
-        "--gpu", group=MACHINE, metavar="CC:MEM[:NAME]",
-        help="Plan for this GPU instead of asking the driver, for example 9.0:80GiB:NVIDIA-H100-80GB-HBM3; repeatable.",
-    ),
-]  # fmt: skip
-Fixture = Annotated[
-    str | None,
-    opt.option("--fixture", group=MACHINE, metavar="FILE", help="Plan for the machine that this JSON file describes."),
-]
-List = Annotated[bool, opt.option("--list", group=SAY, help="All profiles of the model, and why one is not chosen.")]
-Explain = Annotated[bool, opt.option("--explain", group=SAY, help="In text, also every reason and rejected profile.")]
-Env = Annotated[
-    bool, opt.option("--env", group=SAY, help="Print the plan as `export RERANK_...` lines for a shell, nothing else.")
-]
+
+EXAMPLES = r"""
+How would the built-in model run on this machine?
+  rerank-cli profile-select
+How would another one run on another GPU, and why?
+  rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 \
+      --gpu 8.9:24GB:NVIDIA-L4 --explain
+Let every command of this shell run by the plan:
+  eval "$(rerank-cli profile-select --env)"
+"""
 
 
+@takes(OPTIONS, examples=EXAMPLES, exit_codes=set(EXIT_CODES) - OF_RUNS)
 def profile_select(
-    context: typer.Context,
-    model: opt.Model = None,
-    revision: opt.Revision = None,
-    online: opt.Online = False,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    policy: Policy = "nim-2x",
-    require: Require = None,
-    performance: Performance = False,
-    profile: opt.ProfileName = "auto",
-    engines: opt.Engines = None,
-    max_tokens: opt.MaxTokens = None,
-    token_budget: opt.TokenBudget = None,
-    gpu: Gpus = None,
-    fixture: Fixture = None,
-    list_profiles: List = False,
-    explain: Explain = False,
-    env: Env = False,
-    output_mode: opt.OutputMode = "auto",
+    context: typer.Context, *, model: str | None, gpu: list[str] | None, env: bool, list_profiles: bool, **given: Any
 ) -> int:
-    """Say how a model would run on this machine, and why, before anything is loaded.
-
-    \b
-    rerank-cli profile-select
-    rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 --gpu 8.9:24GB:NVIDIA-L4 --explain
-    eval "$(rerank-cli profile-select --env)"
-    """
+    """Say how a model would run on this machine, and why, before anything is loaded."""
+    online, output_mode = given["online"], given["output_mode"]
     prepare_process(online=online)
-    machine = _MachineInQuestion(gpu or [], fixture)
+    machine = _MachineInQuestion(gpu or [], given["fixture"])
     from rerank_cli.cli.plan_request import read_plan_request
     from rerank_cli.planning.known_model import find_model
     from rerank_cli.planning.profile_answer import MachinePlan, environment_of
     from rerank_cli.planning.run_plan import plan_model
 
     try:
-        opt.choice("--format", output_mode, ("auto", "text", "json"))
         if env and list_profiles:
             raise UsageError("--env and --list print different things: name one of them")
         asked = read_plan_request(context, assume_cuda=True)
-        known = find_model(model, revision=revision, online=online, profiles_file=asked.profiles_file)
+        known = find_model(model, revision=given["revision"], online=online, profiles_file=asked.profiles_file)
         answer = plan_model(asked.request, known, machine.answer(), notes=asked.notes)
     except RerankError as error:
         answer = MachinePlan(error=error)
@@ -108,7 +93,7 @@ def profile_select(
         elif wants_json(output_mode):
             print_json(_without_surrogates(answer.to_json(with_profiles=list_profiles)))
         else:
-            _print_text(answer, list_profiles=list_profiles, explain=explain)
+            _print_text(answer, list_profiles=list_profiles, explain=given["explain"])
         sys.stdout.flush()
     except BrokenPipeError:
         forget_stdout()  # here, because click gives it another exit code before main() sees it

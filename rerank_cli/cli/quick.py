@@ -11,7 +11,8 @@ slot that it fills lazily is filled before it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal, get_args, get_origin
 
 from rerank_cli.cli.help import Command, Group
 
@@ -45,17 +46,23 @@ def _without_validators(parameters: Iterable[Any]) -> list[Any]:
 
 
 class _TextsAsTheyAre:
-    """Stands in for a validator until one is needed."""
+    """Stands in for a validator until one is needed: for a value that is wrong, typer writes the error."""
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         """`value` as its parameter wants it."""
         several = param.multiple or param.nargs == -1
         if value is None:
             return () if several else None
-        wanted = param.type_descriptor.annotation
-        if type(value) is wanted:  # a text where a text is wanted, or a default
+        if value is param.default:
             return value
-        if wanted == list[str] and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
+        descriptor = param.type_descriptor
+        wanted, parse = descriptor.annotation, descriptor.parameter_info.parser
+        if parse is not None:
+            with suppress(ValueError):
+                return parse(value)
+        elif type(value) is wanted or (get_origin(wanted) is Literal and value in get_args(wanted)):
+            return value
+        elif wanted == list[str] and isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value):
             return list(value)
         param._runtime_param = None
         return param.get_runtime_param().coerce(value, param=param, ctx=ctx)

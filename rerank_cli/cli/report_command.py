@@ -11,7 +11,8 @@ import typer
 
 from rerank_cli.cli.console import print_json
 from rerank_cli.cli.quick import QuickCommand
-from rerank_cli.errors import RerankError, UsageError
+from rerank_cli.cli.usage import usage_error
+from rerank_cli.errors import RerankError
 
 
 class ReportCommand(QuickCommand):
@@ -26,11 +27,10 @@ class ReportCommand(QuickCommand):
         given = list(args)  # parsing eats them
         try:
             return super().make_context(info_name, args, parent, **extra)
-        except typer.TyperException as error:
+        except (typer.TyperException, RerankError) as error:
             if wants_json(_format_of(given)):
-                told = getattr(error, "format_message", error.__str__)()
-                usage = UsageError(told, hint=f"rerank-cli {info_name} --help")
-                print_json(self.error_document(usage))
+                told = error if isinstance(error, RerankError) else usage_error(error)
+                print_json(self.error_document(told))
                 sys.stdout.flush()
             raise
 

@@ -23,7 +23,7 @@ from typing import Any
 from rerank_cli.cluster.tasks import Task
 from rerank_cli.errors import JobChangedError, OutputError
 from rerank_cli.formats.jsonl import json_document
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import Names
 from rerank_cli.journal import Files, Fingerprint, naming, place_file, remove_file, same_output, write_whole
 from rerank_cli.journal.lock import take_lock
 

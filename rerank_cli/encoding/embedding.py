@@ -24,8 +24,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.choices import Truncation
 from rerank_cli.encoding.images.ahead import ImagesAhead
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Truncation
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem
 from rerank_cli.encoding.prompt import IMAGE, Part, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision import VisionEncoder, VisionPrompts
 from rerank_cli.errors import ModelError

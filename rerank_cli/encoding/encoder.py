@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 from tokenizers import Tokenizer
@@ -11,10 +10,11 @@ from tokenizers import Tokenizer
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
+from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, SpecialTokens, Truncation
 from rerank_cli.encoding.embedding import EmbeddingEncoder, embedding_prefixes, embedding_prompts, split_pair
-from rerank_cli.encoding.images import MAX_IMAGE_PIXELS, ImageReader
+from rerank_cli.encoding.images import ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, SpecialTokens, Truncation
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
 from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
@@ -87,20 +87,12 @@ class ReadsImages(Protocol):
         """The token ids, and tiles, of each (query, passage), in order; limits: what their request says of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What the user allows of images. max_tiles: parts of an image, None for what the checkpoint says."""
-
-    max_tiles: int | None = None
-    max_pixels: int = MAX_IMAGE_PIXELS
-
-
 def open_encoder(  # noqa: PLR0913 (one argument an option)
     checkpoint: Checkpoint,
     *,
     max_tokens: int,
     truncate: Truncation = "end",
-    chunk_overlap: int = 64,
+    chunk_overlap: int = CHUNK_OVERLAP,
     special_tokens: SpecialTokens = "neutral",
     instruction: str | None = None,
     template: str | None = None,

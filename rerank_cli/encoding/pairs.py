@@ -30,18 +30,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special, without_special_pieces
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Window
 
-Truncation = Literal["end", "error", "chunk", "reference"]
-SpecialTokens = Literal["neutral", "allow"]
 Ids = npt.NDArray[np.int32]
 
 
@@ -100,7 +98,7 @@ class PairEncoder:
         where: str,
         max_tokens: int,
         truncate: Truncation = "end",
-        chunk_overlap: int = 64,
+        chunk_overlap: int = CHUNK_OVERLAP,
         special_tokens: SpecialTokens = "neutral",
     ) -> None:
         self._tokenizer = tokenizer

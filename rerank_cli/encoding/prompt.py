@@ -35,7 +35,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, SpecialTokens, Truncation
+from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
@@ -150,7 +151,7 @@ class PromptEncoder:
         where: str,
         max_tokens: int,
         truncate: Truncation = "end",
-        chunk_overlap: int = 64,
+        chunk_overlap: int = CHUNK_OVERLAP,
         special_tokens: SpecialTokens = "neutral",
     ) -> None:
         self._tokenizer = tokenizer

@@ -1,21 +1,26 @@
-"""What the user asked of a run, whichever command was used."""
+"""What the user asks of a run, with every default: the one place where they stand.
+
+The command line (`cli/options.py` declares the options, `cli/job_request.py` makes these values of them), `Reranker`
+and the tests all start here, so this module imports nothing that is slow to load: `--help` reads the defaults from it.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rerank_cli.encoding.encoder import ImageLimits, SpecialTokens, Truncation
+from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
-from rerank_cli.evaluation.per_query import refuse_per_query_name
-from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
-from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Selection, Texts
-from rerank_cli.job.output_names import Names
-from rerank_cli.job.ranking import Pool
-from rerank_cli.planning.profiles import ProfileRequest
-from rerank_cli.records import Counts
+from rerank_cli.formats.choices import MAX_LINE_BYTES, NO_TEXTS, FieldNames, Selection, Texts
+from rerank_cli.planning.choices import ProfileRequest
 
+if TYPE_CHECKING:
+    from rerank_cli.records import Counts
+
+STDOUT = "-"
+PAGE_SUFFIXES = (".html", ".htm")
 _RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run for a bad first line
 
 
@@ -23,12 +28,15 @@ _RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run 
 class ErrorLimit:
     """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None).
 
+    all: a run in which not one row can be scored is no failure either: a part, where only the whole can tell.
+
     Bad passages of lists that are ranked without them count too: each against `rows`, and against `share` as part of
     all passages.
     """
 
     rows: int | None = None
     share: float | None = None
+    all: bool = False
 
     def check(self, counts: Counts, *, last: bool) -> None:
         """Raise `TooManyBadRowsError` if `counts` is over the limit."""
@@ -61,54 +69,101 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What the user calls the outputs of a run; None is the default: beside `output`, or nowhere for stdout.
+
+    report: of the JSON document, or of a page (`.html`), beside which the document has its default name.
+    """
+
+    output: str
+    errors: str | None = None
+    report: str | None = None
+    out_format: str = "auto"
+    embeddings: str | None = None
+    per_query: str | None = None
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The kinds of files that are what a run is for; they are not replaced unasked."""
+        return tuple(name for name in ("output", "embeddings", "per_query") if name in self.files)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files by what they hold, the output last; stdout is none."""
+        beside = "" if self.output == STDOUT else self.output
+        page = self.report if self.report and Path(self.report).suffix.lower() in PAGE_SUFFIXES else None
+        paths = {
+            "errors": self.errors or (beside and f"{beside}.errors.jsonl"),
+            "report": (self.report if page is None else None) or (beside and f"{beside}.report.json"),
+            "page": page,
+            "embeddings": self.embeddings,
+            "per_query": self.per_query,
+            "output": beside,
+        }
+        return {kind: Path(path) for kind, path in paths.items() if path}
+
+
+@dataclass(frozen=True, slots=True)
 class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
-    request_notes: variables that `request` did not hear. template: its text, or `none`. shard: (i, n), the i-th of n
-    parts. checkpoint_every, lock_wait, deadline: seconds. check_precision: pairs scored in fp32 too. command: for the
-    report; None without one.
+    A field of its own or of a dataclass in it is the default of the option that `cli/options.py` declares for it.
     """
 
     inputs: tuple[str, ...]
+    """Files, folders (`--engine ray`) or `-`."""
     names: Names
-    pairs: bool = False  # score: one pair a row, input order
+    pairs: bool = False
+    """`score`: one pair a row, input order."""
     query: str | None = None
+    """One query for all rows."""
     in_format: str = "auto"
     shape: str = "auto"
     texts: Texts = NO_TEXTS
     fields: FieldNames = field(default_factory=FieldNames)
     model: str | None = None
+    """A folder or a Hugging Face id; None is the built-in model."""
     revision: str | None = None
     online: bool = False
     request: ProfileRequest = field(default_factory=ProfileRequest)
     request_notes: tuple[str, ...] = ()
+    """Variables that `request` did not use."""
     profiles_file: str | None = None
     truncate: Truncation = "end"
-    chunk_overlap: int = 64
+    chunk_overlap: int = CHUNK_OVERLAP
     pool: Pool = "max"
     special_tokens: SpecialTokens = "neutral"
     images: ImageLimits = field(default_factory=ImageLimits)
     instruction: str | None = None
     template: str | None = None
+    """The text of a template, or `none`."""
     selection: Selection = field(default_factory=Selection)
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     overwrite: bool = False
     restart: bool = False
     checkpoint_every: float = 5.0
+    """Seconds, as `lock_wait` and `deadline`."""
     lock_wait: float = 0.0
     deadline: float | None = None
     shard: tuple[int, int] | None = None
+    """(i, n): the i-th of n parts."""
     skip: int = 0
     limit: int | None = None
-    max_line_bytes: int = 64 * 2**20
+    max_line_bytes: int = MAX_LINE_BYTES
     qrels: str | None = None
     metrics: tuple[str, ...] = ("nDCG@10",)
     command: Command | None = None
+    """The command line, for the report."""
     check_precision: int | None = None
+    """Pairs that are scored in fp32 too."""
 
 
 def refuse_unusable(options: JobOptions) -> None:
-    """Values that parse and mean nothing, which would otherwise be found out when the run ends."""
+    """Refuse values that parse and mean nothing, before the run starts."""
+    # Imported here: they are slow to load, and the command line reads the defaults above before it knows of a run.
+    from rerank_cli.evaluation.per_query import refuse_per_query_name
+    from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
+
     threshold = options.selection.threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: not a number to compare with")

@@ -17,13 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from rerank_cli.errors import OutputError
-from rerank_cli.formats.compression import compressed
+from rerank_cli.errors import InputError, OutputError
+from rerank_cli.formats.compression import compressed, open_input
 from rerank_cli.formats.inputs import Input
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
-from rerank_cli.job.output_names import STDOUT, Names, output_format, refuse_clashes, refuse_parquet_pipe
+from rerank_cli.job.options import STDOUT, Names
+from rerank_cli.job.output_names import output_format, refuse_clashes, refuse_parquet_pipe
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import (
     Files,
@@ -82,6 +83,16 @@ class Destination(Protocol):
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
         """Finish rows, bad rows and the report `document`; returns the report as it was written."""
+
+    def give_up(self) -> str | None:
+        """End a run that has no row: only its bad rows are kept. Returns the path of the errors file, if there is one.
+
+        An older output stays, with its report.
+        """
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether there is an older output that is not empty."""
 
     @property
     def errors_file(self) -> str | None:
@@ -235,6 +246,17 @@ class FileDestination:
         self._job.place(names, outdated=outdated)
         self._has_errors = completed["errors"]
 
+    def give_up(self) -> str | None:
+        """See `Destination`."""
+        self._has_errors = self._job.size("errors") > 0
+        self._job.give_up({"errors": self._names.files["errors"]} if self._has_errors else {})
+        return self.errors_file
+
+    @property
+    def holds_rows(self) -> bool:
+        """See `Destination`."""
+        return self._out.is_file() and _holds_rows(self._out)
+
     @property
     def errors_file(self) -> str | None:
         """See `Destination`."""
@@ -327,6 +349,18 @@ class StdoutDestination:
                 remove_file(errors, self._files)  # of an earlier run, whose bad rows are good now
         return document
 
+    def give_up(self) -> str | None:
+        """See `Destination`."""
+        self._bad.close()
+        if self.errors.written and (errors := self._names.files.get("errors")) is not None:
+            self._place("errors", errors)
+        return self.errors_file
+
+    @property
+    def holds_rows(self) -> bool:
+        """See `Destination`."""
+        return False
+
     @property
     def errors_file(self) -> str | None:
         """See `Destination`."""
@@ -335,6 +369,20 @@ class StdoutDestination:
     def _place(self, name: str, final: Path) -> None:
         with naming(final):
             place_file(self.path(name), final, self._files)
+
+
+def _holds_rows(path: Path) -> bool:
+    """Whether an output has content; one that cannot be read is not known to be empty."""
+    try:
+        with path.open("rb") as raw:
+            if raw.read(4) == b"PAR1":
+                from rerank_cli.formats import parquet
+
+                return parquet.row_count(str(path)) > 0
+        with open_input(str(path)) as stream:
+            return stream.read(1) != b""
+    except (OSError, InputError):
+        return True
 
 
 def place_page(names: Names, document: Mapping[str, Any], inputs: Sequence[Input], files: Files) -> None:

@@ -1,53 +1,15 @@
-"""What the outputs of a run are called, their format, and which names are refused before anything is computed."""
+"""The format and shape of a run's output, and the names that are refused before anything is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_cli.errors import OutputError, UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
 from rerank_cli.formats.inputs import FORMATS, STDIN, Input
 from rerank_cli.formats.shapes import SHAPES, Kind
-
-STDOUT = "-"
-PAGE_SUFFIXES = (".html", ".htm")
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What the user calls the outputs of a run; None is the default: beside `output`, or nowhere for stdout.
-
-    report: of the JSON document, or of a page (`.html`), beside which the document has its default name.
-    """
-
-    output: str
-    errors: str | None = None
-    report: str | None = None
-    out_format: str = "auto"
-    embeddings: str | None = None
-    per_query: str | None = None
-
-    @property
-    def results(self) -> tuple[str, ...]:
-        """The kinds of files that are what a run is for; they are not replaced unasked."""
-        return tuple(name for name in ("output", "embeddings", "per_query") if name in self.files)
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """The files by what they hold, the output last; stdout is none."""
-        beside = "" if self.output == STDOUT else self.output
-        page = self.report if self.report and Path(self.report).suffix.lower() in PAGE_SUFFIXES else None
-        paths = {
-            "errors": self.errors or (beside and f"{beside}.errors.jsonl"),
-            "report": (self.report if page is None else None) or (beside and f"{beside}.report.json"),
-            "page": page,
-            "embeddings": self.embeddings,
-            "per_query": self.per_query,
-            "output": beside,
-        }
-        return {kind: Path(path) for kind, path in paths.items() if path}
+from rerank_cli.job.options import STDOUT, Names
 
 
 def output_format(names: Names) -> str:
@@ -58,9 +20,10 @@ def output_format(names: Names) -> str:
     if names.out_format in ("jsonl", "parquet"):
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
-    if found == "tsv":
+    if found in ("csv", "tsv"):
         raise UsageError(
-            f"--output {names.output}: rows are not written as TSV", hint="end the name in .jsonl or .parquet"
+            f"--output {names.output}: rows are not written as {found.upper()}",
+            hint="end the name in .jsonl or .parquet",
         )
     if found == "trec" or (found is None and names.out_format in SHAPES):
         return "jsonl"
@@ -105,9 +68,18 @@ def refuse_parquet_pipe(names: Names) -> None:
         raise UsageError("--output -: Parquet cannot be written to a pipe", hint="give the name of a file")
 
 
+def _refuse_inside(names: Names, folders: set[str]) -> None:
+    """An output in a folder of inputs would be read as one of them the next time."""
+    for folder in folders:
+        inside = (path for path in names.files.values() if path.resolve().is_relative_to(Path(folder).resolve()))
+        if (path := next(inside, None)) is not None:
+            raise UsageError(f"{path}: lies in {folder}, whose files are the input", hint="write to another folder")
+
+
 def refuse_clashes(names: Names, inputs: Sequence[Input]) -> None:
     """Two outputs in one file, an output that is an input, or one in no folder."""
     taken = [Path(item.path) for item in inputs if item.path != STDIN]
+    _refuse_inside(names, {item.folder for item in inputs if item.folder is not None})
     for kind, path in reversed(names.files.items()):
         if not path.parent.is_dir():
             raise OutputError(f"{path}: cannot be written: its folder does not exist")

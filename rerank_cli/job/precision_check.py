@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoded
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine import NeedsCalibration, ScoresExactly
-from rerank_cli.job.ranking import Pool, score_exactly
+from rerank_cli.job.ranking import score_exactly
 
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine

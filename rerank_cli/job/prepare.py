@@ -11,13 +11,14 @@ from rerank_cli.checkpoint.families import Family, family_of
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
 from rerank_cli.errors import UsageError
+from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
     input_bytes,
     open_lists,
+    open_pairs,
     ordered_by_group,
-    read_items,
     resolve_inputs,
 )
 from rerank_cli.formats.shapes import Conversion, FlatShape, Item, ListShape, PairShape, Shape, not_carried, written_as
@@ -61,8 +62,8 @@ class Meter:
     """Counts what has been read of the inputs, for progress."""
 
     def __init__(self, inputs: Sequence[Input]) -> None:
-        compressed = any(item.path.endswith((".gz", ".zst")) for item in inputs)
-        tables = any(item.format == "parquet" for item in inputs)
+        compressed = any(item.path.lower().endswith(tuple(SUFFIXES)) for item in inputs)
+        tables = any(item.format not in ("jsonl", "text", "trec") for item in inputs)
         self._total = None if compressed or tables else input_bytes(inputs)
         self._bytes = 0
 
@@ -130,7 +131,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         if run := next((item.path for item in inputs if item.format == "trec"), None):
             raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
         shape: Shape = PairShape(options.fields, query=options.query)
-        items = read_items(inputs, shape, read)
+        items = open_pairs(inputs, shape, read)
         own = shape
     else:
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.formats.shapes import Selection, row_error
@@ -17,7 +18,6 @@ from rerank_cli.records import CandidateList, EncodedPair, RankedList, RankedPas
 
 if TYPE_CHECKING:
     from rerank_cli.engine import ScoresExactly
-Pool = Literal["max", "mean", "first"]
 
 _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
     "max": np.max,

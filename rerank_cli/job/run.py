@@ -23,9 +23,8 @@ from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
 from rerank_cli.formats.inputs import Input, can_be_reread, count_lines, resolve_inputs
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_texts
-from rerank_cli.job.options import JobOptions, refuse_unusable
+from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
-from rerank_cli.job.output_names import STDOUT
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs
 from rerank_cli.job.resume import Resume
@@ -34,6 +33,7 @@ from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.windows import Share, Windows
+from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms
 from rerank_cli.planning.run_plan import Plan
@@ -162,10 +162,7 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
     resume = Resume(destination, options.names.output, prepared.plan, totals, precision, evaluator, output.best)
     plan = resume.begin(note)
     options.error_limit.check(totals.counts, last=False)  # of an earlier process, which has stopped for it
-    if watcher.on_start:
-        watcher.on_start(prepared.checkpoint, plan)
-    for told in prepared.told:
-        note(f"note: {told}")
+    _tell_start(watcher, prepared, plan)
     with ExitStack() as stack:
         if fingerprint:
             fingerprint.start()
@@ -200,6 +197,7 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
                     watcher.on_progress(totals.counts, prepared.meter.share)
                 options.error_limit.check(totals.counts, last=False)
         options.error_limit.check(totals.counts, last=True)
+        refuse_worse(totals, destination, options)
         output.finish()
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
@@ -210,6 +208,14 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
             document["job"] = fingerprint.document()
         document = destination.commit(document, stop)
     return Outcome(totals.counts, document, evaluation, destination.errors_file, totals.first_error)
+
+
+def _tell_start(watcher: Watcher, prepared: Prepared, plan: Plan) -> None:
+    if watcher.on_start:
+        watcher.on_start(prepared.checkpoint, plan)
+    if watcher.on_note:
+        for told in prepared.told:
+            watcher.on_note(f"note: {told}")
 
 
 def _counted_batches(totals: Totals, watcher: Watcher) -> Callable[[int, int], None]:

@@ -21,8 +21,8 @@ from typing import Any
 import rerank_cli
 from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import Input
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import STDOUT, Names, output_format, output_shape
+from rerank_cli.job.options import STDOUT, JobOptions, Names
+from rerank_cli.job.output_names import output_format, output_shape
 from rerank_cli.journal import Fingerprint, same_output
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.machine.detect import Machine
@@ -67,7 +67,9 @@ def fingerprint_of(
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     facts = {
         **dict(_typed(options)),
-        "input formats": [item.format for item in inputs],
+        "input formats": [
+            [item.format, *map(list, item.partition)] if item.partition else item.format for item in inputs
+        ],
         "output format": [
             output_format(names),
             output_shape(names),

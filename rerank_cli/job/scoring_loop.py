@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy.typing as npt
 
+from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoder, ReadsImages
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
@@ -43,7 +44,7 @@ from rerank_cli.job.image_parts import (
     one_ahead,
     without_pixels,
 )
-from rerank_cli.job.ranking import Pool, pairs_of, pooled, rank_window, with_problems
+from rerank_cli.job.ranking import pairs_of, pooled, rank_window, with_problems
 from rerank_cli.job.read_ahead import Ahead
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Windows

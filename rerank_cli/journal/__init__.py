@@ -23,6 +23,9 @@ The states of a job, and what moves it to the next one:
 A commit is: append the bytes, fsync the files that grew, append one record to the journal, fsync the journal. What is
 behind the last record does not belong to the run, whatever it is, and the next process cuts it off; what is before it
 is on disk.
+A run that is ended by its input (too many bad rows, a fault in it) says so in a last record, `bad input`. With the same
+input the next run goes on behind the last commit; with another one there is nothing to go on with, and it starts over.
+
 `complete` is written when all files of the run are on disk; the renames after it (errors, report, vectors, OUT last,
 then an fsync of their folders) can be repeated: a work file that is gone has its name already.
 

@@ -7,6 +7,7 @@ a file that nobody finds any more; it sees this by the inode and tries again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,10 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rerank_cli.errors import LockedError
+from rerank_cli.errors import LockedError, OutputError
 from rerank_cli.journal.files import Files
 
 _POLL_SECONDS = 0.05
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # each is what some network file system says
 
 
 def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callable[[], float] = time.monotonic) -> int:
@@ -34,7 +36,7 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
         except FileNotFoundError:  # the process before us has just taken the folder away
             continue
         try:
-            mine = _try(descriptor)
+            mine = _try(descriptor, path)
             if mine and _is_found_at(descriptor, path):
                 files.truncate(descriptor, 0)
                 files.write(descriptor, _who().encode())
@@ -54,11 +56,18 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
         time.sleep(_POLL_SECONDS)
 
 
-def _try(descriptor: int) -> bool:
+def _try(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise OutputError(
+            f"{path}: cannot be locked: the file system has no locks ({os.strerror(error.errno)})",
+            hint="write to a file system that has them (a local disk, NFS with its lock service), and copy from there",
+        ) from error
     return True
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from rerank_cli.errors import JobChangedError, OutputError, RerankError
+from rerank_cli.errors import InputError, JobChangedError, OutputError, RerankError, TooManyBadRowsError
 from rerank_cli.journal.files import Files, WorkFile, naming
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import take_lock
@@ -23,6 +23,7 @@ _FORMAT = 2  # of the journal; another number is another program's job
 _READ_BYTES = 2**20
 _HASH_SECONDS = 1.0  # that the first commit waits for
 _MADE_AT_THE_END = ("output", "report", "page", "embeddings", "per_query")
+_BAD_INPUT = "bad input"  # the kind of a record
 _RESTART = "`--restart` starts over; the former command, on the former input, goes on"
 
 
@@ -95,8 +96,10 @@ class Job:
             )
             stack.callback(os.close, lock)
             entries = [] if self._terms.restart else read_journal(self.path("journal"))
-            if len(entries) > 1:  # a header alone has nothing to lose
-                self._refuse_other(entries)
+            if len(entries) > 1 and (found := self._differences(entries)):  # a header alone has nothing to lose
+                if entries[-1].record["kind"] != _BAD_INPUT:
+                    raise self.changed(self.out, found)
+                entries, self._hashes = [], {}
             if entries and entries[-1].record["kind"] == "complete":
                 self.completed = entries[-1].record["run"]
             else:
@@ -111,6 +114,8 @@ class Job:
             if not self._placed and self.completed is None:
                 with suppress(OutputError):
                     self.checkpoint()
+                    if isinstance(error, (TooManyBadRowsError, InputError)):
+                        self._note_bad_input()
             if self._placed or not self.is_kept:
                 with suppress(OSError):
                     self._remove()
@@ -177,13 +182,27 @@ class Job:
                 self._files.sync_folder(folder)
         self._placed = True
 
+    def give_up(self, names: Mapping[str, Path]) -> None:
+        """Give some members (name -> final path) their names; all else of the job goes, as it is worth nothing."""
+        with naming(self.out):
+            for name in names:
+                self._members[name].sync()
+        self.place(names)
+
     def size(self, member: str) -> int:
         """Bytes of a member so far."""
         return self._members[member].size
 
     # Inside
 
-    def _refuse_other(self, entries: Sequence[Entry]) -> None:
+    def _note_bad_input(self) -> None:
+        """Record that the input ended this run: with another one there is nothing to go on with."""
+        if self.is_kept and not self._broken:
+            with naming(self.out):
+                self._write([{"kind": _BAD_INPUT}])
+
+    def _differences(self, entries: Sequence[Entry]) -> str:
+        """What this run has in other ways than the one that was begun, in words."""
         header, mine = entries[0].record, self._terms.fingerprint
         if header.get("format") != _FORMAT:
             found = ["it was written by another version of this program"]
@@ -195,10 +214,8 @@ class Job:
             known = header["fingerprint"]
             files = {name: facts | {"sha256": self._hashes.get(name)} for name, facts in known["files"].items()}
             found = mine.differences(known | {"files": files})
-        if found:
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-            what = "; ".join(found[:3]) + more
-            raise self.changed(self.out, what)
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        return "; ".join(found[:3]) + more
 
     def _open_files(self, stack: ExitStack, entries: Sequence[Entry]) -> None:
         for name in _MADE_AT_THE_END:
@@ -229,7 +246,7 @@ class Job:
         with ExitStack() as stack:
             streams = {name: stack.enter_context(file.path.open("rb")) for name, file in self._members.items()}
             for entry in entries:
-                if entry.record["kind"] == "job":
+                if entry.record["kind"] in ("job", _BAD_INPUT):
                     continue
                 if not all(_holds(streams[name], *span) for name, span in entry.record["members"].items()):
                     break

@@ -18,39 +18,14 @@ from rerank_cli.errors import DoesNotFitError, ModelError, UsageError
 from rerank_cli.machine.cpu import detect_cpu, usable_cores
 from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
+from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Place, tables_for
 from rerank_cli.planning.memory.table import Question, Row, table_to_json, unique
 from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
 
 SCHEMA = "rerank-cli/mem-estimate/1"
-BATCH_SIZES, LENGTHS = (1, 8, 16, 30), (1024, 2048, 4096, 8192)
-"""The points of NVIDIA's own tables."""
 _MEASURED_POINT = (1, 512)
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryRequest:
-    """What is asked; None and `auto` mean "decide".
-
-    gpu: as `--gpu` describes one. capacity: bytes of the device. room: the capacity is needed, so it is looked up on
-    this machine where nothing names it. solve: `batch-size` or `max-tokens`.
-    """
-
-    device: str = "auto"
-    precision: str = "auto"
-    batch_sizes: tuple[int, ...] | None = None
-    max_tokens: tuple[int, ...] | None = None
-    engines: int = 1
-    images: int = 0
-    max_input_tiles: int | None = None
-    from_file: str | None = None
-    gpu: str | None = None
-    capacity: int | None = None
-    room: bool = False
-    solve: str | None = None
-    compare: bool = False
-    measure: bool = False
 
 
 @dataclass(frozen=True, slots=True)

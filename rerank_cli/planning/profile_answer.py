@@ -28,6 +28,7 @@ from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.cuda_visible import apply_visibility
 from rerank_cli.machine.detect import Machine, torch_warnings
 from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.profiles import (
     GpuFacts,
@@ -36,7 +37,6 @@ from rerank_cli.planning.profiles import (
     NoProfileFitsError,
     Profile,
     ProfilePlan,
-    ProfileRequest,
     Rejection,
     select_profile,
     show_capability,

@@ -21,10 +21,11 @@ from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.machine.detect import Machine
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import memory_model, need_for
 from rerank_cli.planning.profile_answer import MachinePlan, plan_machine
-from rerank_cli.planning.profiles import MemoryNeed, ModelProfiles, ProfileRequest
+from rerank_cli.planning.profiles import MemoryNeed, ModelProfiles
 
 # Pairs a window holds: what is tokenised, sorted and committed together. Packed batches need no wide window to avoid
 # padding, so on a CPU it is small and results come early.

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import rerank_cli
 from rerank_cli import __version__
 from rerank_cli.cli import app, main
+from rerank_cli.cli.declare import GROUPS, Option
 from rerank_cli.errors import EXIT_CODES
+from rerank_cli.job.options import JobOptions, Names
 
-COMMANDS = ["score", "rerank-file"]
+SCORES = ["score", "rerank-file"]
+COMMANDS = [*SCORES, "profile-select", "mem-estimate"]
+
+
+def declared(command: str) -> dict[str, Option]:
+    import typer.main
+
+    found: dict[str, Option] = typer.main.get_command(app).commands[command].callback.declared
+    return found
 
 
 def test_help_and_version_import_neither_torch_nor_any_other_heavy_library() -> None:
@@ -35,33 +49,125 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"rerank-cli {__version__}\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_examples_first_and_exit_codes_last(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
-    text = capsys.readouterr().out
-    example, options, codes = text.index("\nrerank-cli "), text.index("Model:"), text.index("Exit codes:")
-    assert example < options < codes
-    for code, meaning in EXIT_CODES.items():
-        assert f"{code}" in text[codes:]
-        assert meaning.split()[0] in text[codes:]
-
-
-def _options(command: str) -> list:
+def _typed(command: str) -> dict:
     import typer.main
 
-    group = typer.main.get_command(app)
-    return [parameter for parameter in group.commands[command].params if parameter.param_type_name == "option"]
+    return {one.name: one for one in typer.main.get_command(app).commands[command].params}
+
+
+def _shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_screen_with_examples_arguments_and_options_in_this_order(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = _shown(capsys, command, "-h")
+    lines = text.splitlines()
+    assert len(lines) <= 40
+    assert all(len(line) < 80 for line in lines)
+    order = ["Usage: ", "\n  rerank-cli ", "\nArguments:", "\nOptions:", "\nExit codes: 0 done"]
+    places = [text.index(part) for part in order if part in text or part != "\nArguments:"]
+    assert places == sorted(places)
+    assert text == _shown(capsys, command, "--help")
+    assert text == _shown(capsys, "help", command)
+
+
+def test_what_most_people_need_of_rerank_file_is_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    text = _shown(capsys, "rerank-file", "-h")
+    needed = ["IN...", "-o, --output", "--model", "--top-n", "--query-field", "--passages-field", "--text-field"]
+    for name in [*needed, "--precision", "--dry-run", "--qrels", "--report", "--help-all"]:
+        assert f"\n  {name}" in text
+    assert 12 <= len(re.findall(r"^  (?:-.|--)", text, flags=re.MULTILINE)) <= 18
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "110"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_all_help_has_every_option_in_groups_of_one_order_and_breaks_no_word(
+    command: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    text = _shown(capsys, command, "--help-all")
+    words = set(text.split())
+    for one in declared(command).values():
+        if one.flag:
+            assert re.search(rf"^  (-\w, )?{one.flag}\b", text, flags=re.MULTILINE), one.flag
+        assert set(_typed(command)[one.name].help.split()) <= words
+        assert not any(re.search(rf"{alias}\b", text) for alias in one.aliases)
+    titles = [title.lower() for title in re.findall(r"^(\w[\w ]*):$", text, flags=re.MULTILINE)]
+    groups = [title for title in titles if title in GROUPS]
+    assert groups == sorted(groups, key=GROUPS.index)
+    assert titles[-2:] == ["help", "exit codes"]
+    codes = {int(code) for code in re.findall(r"^  (\d+) ", text, flags=re.MULTILINE)}
+    assert codes == set(EXIT_CODES) - (set() if command in SCORES else {3, 7, 8, 9, 10, 11})
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["-h"]])
+def test_the_program_alone_shows_its_help_as_lines(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(arguments)
+    captured = capsys.readouterr()
+    assert code == (0 if arguments else 2)
+    text = captured.out if arguments else captured.err
+    assert text.startswith("Usage: rerank-cli COMMAND")
+    assert "\\n" not in text
+    assert "error" not in text
+    for command in COMMANDS:
+        assert f"\n  {command} " in text
+
+
+def test_verbose_version_says_what_a_bug_report_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RERANK_TOP_N", "3")
+    assert _shown(capsys, "version") == f"rerank-cli {__version__}\n" == _shown(capsys, "-V")
+    text = _shown(capsys, "version", "--verbose")
+    facts = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert facts["torch"] == metadata.version("torch")
+    assert facts["transformers"] == metadata.version("transformers")
+    assert facts["RERANK_TOP_N"] == "3"
+    assert {"python", "cpu", "gpus", "package", "profiles", "model", "cache"} <= facts.keys()
+    assert Path(facts["package"]) == Path(rerank_cli.__file__).parent
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "version"])
 def test_every_option_has_help_a_group_and_its_environment_variable(command: str) -> None:
-    for parameter in _options(command):
-        if parameter.name == "help":
-            continue
-        assert parameter.help, parameter.name
-        assert parameter.rich_help_panel, parameter.name
-        long_name = next(name for name in parameter.opts if name.startswith("--"))
-        assert parameter.envvar == "RERANK_" + long_name.lstrip("-").upper().replace("-", "_")
+    for one in declared(command).values():
+        parameter = _typed(command)[one.name]
+        assert parameter.help, one.name
+        if one.flag:
+            assert one.group in GROUPS
+            variables = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar
+            assert variables[0] == "RERANK_" + one.flag.lstrip("-").upper().replace("-", "_")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_value_of_a_choice_is_in_its_help(command: str) -> None:
+    for name, parameter in _typed(command).items():
+        for value in parameter.type_descriptor.choices or ():
+            assert re.search(rf"\b{value}\b", parameter.help), name
+
+
+@pytest.mark.parametrize("command", SCORES)
+def test_a_default_is_that_of_the_job_and_stands_in_the_help(command: str) -> None:
+    job = JobOptions(inputs=(), names=Names("out.jsonl"))
+    for one in declared(command).values():
+        if one.into and one.flag != "--output":
+            value: Any = job
+            for name in one.into.split("."):
+                value = getattr(value, name)
+            assert one.default == value, one.flag
+            if value not in (None, False, 0, (), "-") and not isinstance(value, float):
+                shown = " ".join(value) if isinstance(value, tuple) else value
+                assert f"Default: {shown}." in _typed(command)[one.name].help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_one_name_is_one_thing_in_every_command(command: str) -> None:
+    names = {"--engines", "--precision", "--model", "--revision", "--online", "--device", "--format"}
+    assert names <= {one.flag for one in declared(command).values()}
 
 
 def test_an_environment_variable_is_a_default_and_a_flag_wins_over_it(
@@ -85,7 +191,25 @@ def test_an_environment_variable_is_a_default_and_a_flag_wins_over_it(
         (["rerank-file", "in.jsonl"], 2, "--output"),
         (["score", "--lines"], 2, "--query"),
         (["score", "-", "--truncate", "middle"], 2, "end, error, chunk, reference"),
-        (["score", "-", "--max-errors", "some"], 2, "0.5%"),
+        (["score", "-", "--max-errors", "some"], 2, "--max-errors some: neither a number of rows nor a percentage"),
+        (["score", "-", "--max-errors", "101%"], 2, "0.5%"),
+        (["score", "-", "--deadline", "5x"], 2, "--deadline 5x: not a time"),
+        (["score", "-", "--shard", "3/2"], 2, "--shard 3/2: not a part"),
+        (["score", "-", "--top-n", "0"], 2, "--top-n 0: must be at least 1"),
+        (["score", "-", "--top-n", "many"], 2, "--top-n many: not a whole number"),
+        (["score", "-", "--threshold", "a"], 2, "--threshold a: not a number"),
+        (["score", "-", "--in-format", "xml"], 2, "jsonl, parquet"),
+        (["score", "-", "--out-format", "xml"], 2, "openai-batch"),
+        (["score", "-", "--pool", "sum"], 2, "max, mean, first"),
+        (["score", "-", "--format", "yaml"], 2, "auto, text, json"),
+        (["rerank-file", "{rows}", "--shape", "tree"], 2, "flat"),
+        (["rerank-file", "{rows}", "--engine", "spark"], 2, "local, ray"),
+        (["rerank-file", "{rows}", "--batch-size", "8"], 2, "`--token-budget N`"),
+        (["rerank-file", "{rows}", "--query", "q"], 2, "rerank-cli score --query Q"),
+        (["rerank-file", "{rows}", "--top-k", "5"], 2, "here it is `--top-n`"),
+        (["rerank-file", "{rows}", "--treshold", "5"], 2, "did you mean `--threshold`"),
+        (["score", "--qrels", "q.txt"], 2, "it is an option of `rerank-file`"),
+        (["scroe"], 2, "Did you mean 'score'"),
         (["score", "missing.jsonl"], 4, "missing.jsonl: no such file"),
         (["score", "{rows}", "--model", "/nowhere/at/all"], 5, "/nowhere/at/all"),
         (["score", "{rows}", "--model", "someone/not-cached"], 5, "--online"),
@@ -142,14 +266,43 @@ def test_rich_markup_in_a_table_cell_is_printed_as_it_stands(capsys: pytest.Capt
     assert "\x1b" not in shown
 
 
-@pytest.mark.parametrize(
-    ("words", "completed"), [("rerank-cli rer", "rerank-file"), ("rerank-cli score --thr", "--threshold")]
-)
-def test_the_shell_can_complete_commands_and_options(words: str, completed: str) -> None:
-    asked = {"_RERANK_CLI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+def _completed(shell: str, words: str) -> list[str]:
+    """What a shell's own script is answered, as it calls the program."""
+    count = str(len(words.split()) - (not words.endswith(" ")))
+    asked = {
+        "bash": {"COMP_WORDS": words, "COMP_CWORD": count},
+        "zsh": {"_TYPER_COMPLETE_ARGS": words},
+        "fish": {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }[shell]
+    environment = {**os.environ, **asked, "_RERANK_CLI_COMPLETE": f"complete_{shell}"}
     command = [str(Path(sys.executable).parent / "rerank-cli")]
-    done = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [completed]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    if shell == "zsh":
+        return [value.replace("\\\\:", ":") for value in re.findall(r'"([^"]*)"(?::"[^"]*")?', done.stdout)]
+    return [line.partition("\t")[0] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("rerank-cli rer", {"rerank-file"}),
+        ("rerank-cli score --thr", {"--threshold"}),
+        ("rerank-cli mem-estimate --engine", {"--engines"}),
+        ("rerank-cli score --truncate ", {"end", "error", "chunk", "reference"}),
+        ("rerank-cli score --pool m", {"max", "mean"}),
+        ("rerank-cli rerank-file in.jsonl --precision f", {"fp32", "fp16", "fp8"}),
+        ("rerank-cli rerank-file --out-format p", {"parquet"}),
+        ("rerank-cli rerank-file --shape n", {"nim"}),
+        ("rerank-cli score --device c", {"cpu", "cuda", "cuda:0"}),
+        ("rerank-cli score --deadline 5x --on-error ", {"collect", "fail"}),
+        ("rerank-cli profile-select --policy ", {"nim-2x", "nim-1x"}),
+        ("rerank-cli mem-estimate --solve ", {"batch-size", "max-tokens"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_values(shell: str, words: str, completed: set[str]) -> None:
+    assert set(_completed(shell, words)) == completed
 
 
 def test_completion_can_be_shown_without_being_installed(monkeypatch: pytest.MonkeyPatch) -> None:

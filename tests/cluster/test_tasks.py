@@ -14,10 +14,9 @@ from rerank_cli.cluster.actors import Room, room_for
 from rerank_cli.cluster.ray_run import refuse_unusable_on_cluster
 from rerank_cli.errors import DoesNotFitError, InputError, JobChangedError, LockedError, OutputError, UsageError
 from rerank_cli.formats.shapes import Texts
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.journal import Fingerprint
-from rerank_cli.planning.profiles import ProfileRequest
+from rerank_cli.planning.choices import ProfileRequest
 from tests.conftest import write_lines, write_table
 
 

@@ -118,8 +118,8 @@ def _config(folder: Path) -> Callable[[bytes], None]:
     from rerank_cli.engine import open_engine
     from rerank_cli.errors import RerankError
     from rerank_cli.machine.detect import detect_machine
+    from rerank_cli.planning.choices import ProfileRequest
     from rerank_cli.planning.known_model import find_model
-    from rerank_cli.planning.profiles import ProfileRequest
     from rerank_cli.planning.run_plan import plan_model, plan_run
 
     machine = detect_machine()

@@ -180,10 +180,9 @@ class Runs:
 def _run(asked: Asked, log: Any) -> int:
     from rerank_cli.errors import RerankError
     from rerank_cli.formats.shapes import FieldNames, Selection
-    from rerank_cli.job.options import ErrorLimit, JobOptions
-    from rerank_cli.job.output_names import Names
+    from rerank_cli.job.options import ErrorLimit, JobOptions, Names
     from rerank_cli.job.run import Watcher, run_job
-    from rerank_cli.planning.profiles import ProfileRequest
+    from rerank_cli.planning.choices import ProfileRequest
 
     fields = {"model": str(TINY_CHECKPOINT), "checkpoint_every": 0.0, **asked.options}
     made = {"selection": Selection, "error_limit": ErrorLimit, "fields": FieldNames, "request": ProfileRequest}

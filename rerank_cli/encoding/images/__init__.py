@@ -12,7 +12,8 @@ and nothing else. Who encodes pairs asks `ahead.ImagesAhead`, which has the read
 
 from __future__ import annotations
 
-from rerank_cli.encoding.images.decode import MAX_IMAGE_PIXELS, OpenImage
+from rerank_cli.encoding.choices import MAX_IMAGE_PIXELS
+from rerank_cli.encoding.images.decode import OpenImage
 from rerank_cli.encoding.images.reader import ImageReader
 from rerank_cli.encoding.images.source import ImageProblem
 from rerank_cli.encoding.images.tiling import DEFAULT_MAX_TILES, Grid, closest_grid

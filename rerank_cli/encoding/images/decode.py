@@ -24,9 +24,6 @@ from PIL import Image, UnidentifiedImageError
 
 from rerank_cli.encoding.images.source import ImageProblem
 
-MAX_IMAGE_PIXELS = 40_000_000
-"""The largest image where nothing else is said: an A3 page at 400 dpi has 31 million, and decoded it takes 160 MB."""
-
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
 

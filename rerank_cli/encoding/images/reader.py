@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from rerank_cli.encoding.choices import MAX_IMAGE_PIXELS
 from rerank_cli.encoding.images.cut import cut_tiles
-from rerank_cli.encoding.images.decode import MAX_IMAGE_PIXELS, OpenImage, make_warnings_of_pillow_errors, open_image
+from rerank_cli.encoding.images.decode import OpenImage, make_warnings_of_pillow_errors, open_image
 from rerank_cli.encoding.images.source import ImageProblem, read_source
 from rerank_cli.encoding.images.tiling import Grid, closest_grid
 from rerank_cli.records import ImageSource, Tiles

@@ -18,25 +18,16 @@ exception: the rows around it are scored.
 
 from __future__ import annotations
 
+from rerank_cli.formats.choices import NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
-from rerank_cli.formats.shapes.fields import FieldNames, lookup, row_error
+from rerank_cli.formats.shapes.fields import lookup, row_error
 from rerank_cli.formats.shapes.flat import FlatShape, group_key
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.registry import READABLE, SHAPES, detect_shape, kind_of, recognise
 from rerank_cli.formats.shapes.settle import no_shape, reading_of, sample, settle_shape
-from rerank_cli.formats.shapes.shape import (
-    NO_TEXTS,
-    Exchange,
-    Grouped,
-    Item,
-    Kind,
-    ReadsColumns,
-    Selection,
-    Shape,
-    Texts,
-)
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
 from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
 from rerank_cli.records import RankedList
 

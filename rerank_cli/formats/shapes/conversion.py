@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rerank_cli.formats.shapes.fields import FieldNames, row_error
-from rerank_cli.formats.shapes.shape import ALL_OUTCOMES, Exchange, Grouped, Item, Kind, Selection, Shape
+from rerank_cli.formats.choices import FieldNames, Selection
+from rerank_cli.formats.shapes.fields import row_error
+from rerank_cli.formats.shapes.shape import ALL_OUTCOMES, Exchange, Grouped, Item, Kind, Shape
 from rerank_cli.records import CandidateList, RankedList
 
 

@@ -18,12 +18,12 @@ that is not read is an error, never ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rerank_cli.formats import jsonl
+from rerank_cli.formats.choices import NO_IMAGES, FieldNames
 from rerank_cli.formats.jsonl import ExactFloat
 from rerank_cli.records import ImagePassage, ImageSource, Passage, Row, RowError
 
@@ -46,48 +46,6 @@ OPTIONS = {
 _ROLES = {
     "query": "the query", "passages": "the list of passages", "passage": "the passage", "query_id": "the query's id"
 }  # fmt: skip
-
-NO_IMAGES = "none"
-"""In place of a path to the image: what stands in `image` is no image of the passage."""
-
-
-@dataclass(frozen=True, slots=True)
-class FieldNames:
-    """Dotted paths that the user gave; None means the aliases.
-
-    text: one path, or several with commas between them, whose texts are joined by a blank.
-    id: of a row and of a passage; where the one or the other has nothing there, its aliases are tried.
-    siblings: lists beside that of the passages that are in step with it, with commas between them; `none`: there are
-    none; None: as far as the first rows show it.
-    image: of a passage; `none` where passages have no images, whatever the row says. image_root: the folder that paths
-    of images start from; None for that of the input file.
-    """
-
-    query: str | None = None
-    passages: str | None = None
-    text: str | None = None
-    id: str | None = None
-    group_by: str | None = None
-    image: str | None = None
-    image_root: str | None = None
-    siblings: str | None = None
-
-    @property
-    def image_path(self) -> str:
-        """Where the image of a passage is."""
-        return self.image or "image"
-
-    @property
-    def of_rows(self) -> tuple[str, ...]:
-        """The options that name fields of our own shapes; the requests of other programs have theirs by definition."""
-        options = {
-            "--query-field": self.query,
-            "--passages-field": self.passages,
-            "--text-field": self.text,
-            "--image-field": None if self.image == NO_IMAGES else self.image,
-            "--group-by": self.group_by,
-        }
-        return tuple(option for option, value in options.items() if value is not None)
 
 
 class RowProblem(Exception):  # noqa: N818 (never leaves this package)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar
 
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
-    FieldNames,
     RowProblem,
     columns_of,
     first_of,
@@ -38,8 +38,6 @@ from rerank_cli.formats.shapes.shape import (
     Grouped,
     Item,
     Kind,
-    Selection,
-    Texts,
     candidates,
     is_own_output,
     own_fields,

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rerank_cli.errors import UsageError
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
-    FieldNames,
     RowProblem,
     head_of,
     image_of,
@@ -37,8 +37,6 @@ from rerank_cli.formats.shapes.lists import LIST, ListShape, as_list, has_rank, 
 from rerank_cli.formats.shapes.shape import (
     Exchange,
     Kind,
-    Selection,
-    Texts,
     is_own_output,
     kept_under_prefix,
     own_fields,

@@ -16,9 +16,9 @@ from functools import partial
 from typing import Any
 
 from rerank_cli.formats import jsonl
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
-    FieldNames,
     RowProblem,
     columns_of,
     head_of,
@@ -42,8 +42,6 @@ from rerank_cli.formats.shapes.shape import (
     Grouped,
     Item,
     Kind,
-    Selection,
-    Texts,
     candidates,
     is_own_output,
     own_fields,

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
-    FieldNames,
     RowProblem,
     identity_of,
     list_of,
@@ -31,7 +31,7 @@ from rerank_cli.formats.shapes.fields import (
     without,
 )
 from rerank_cli.formats.shapes.request_keys import refuse_unfollowed
-from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, Selection, Texts, refuse_field_names, usage_of
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names, usage_of
 from rerank_cli.records import CandidateList, ImagePassage, Limits, Passage, RankedList, Row
 
 _OF_REQUEST = ("model", "query", "passages", "truncate")

@@ -22,8 +22,9 @@ from hashlib import blake2b
 from typing import Any, ClassVar
 
 from rerank_cli.formats import jsonl
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes import cohere
-from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, own_passage, row_error, type_in_words, without
+from rerank_cli.formats.shapes.fields import RowProblem, own_passage, row_error, type_in_words, without
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.request_keys import limits_of, refuse_unfollowed, wants_logits
 from rerank_cli.formats.shapes.shape import (
@@ -32,8 +33,6 @@ from rerank_cli.formats.shapes.shape import (
     Item,
     Kind,
     RequestShape,
-    Selection,
-    Texts,
     group_rows,
     refuse_field_names,
     usage_of,

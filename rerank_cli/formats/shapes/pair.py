@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rerank_cli.formats.shapes.fields import FieldNames, columns_of, id_columns_of, identity_of, passage_columns_of
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.shapes.fields import columns_of, id_columns_of, identity_of, passage_columns_of
 from rerank_cli.formats.shapes.flat import FLAT, FlatShape, read_pair
-from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, Selection, Texts, group_rows, scored
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, group_rows, scored
 from rerank_cli.records import CandidateList, RankedList, Row
 
 

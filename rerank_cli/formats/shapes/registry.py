@@ -10,15 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
+from rerank_cli.formats.choices import NO_TEXTS, FieldNames
 from rerank_cli.formats.shapes.cohere import COHERE
-from rerank_cli.formats.shapes.fields import FieldNames, RowProblem
+from rerank_cli.formats.shapes.fields import RowProblem
 from rerank_cli.formats.shapes.flat import FLAT, has_passage
 from rerank_cli.formats.shapes.known_shape import ALL_NAMES, KINDS
 from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
 from rerank_cli.formats.shapes.settle import no_shape, suggested
-from rerank_cli.formats.shapes.shape import NO_TEXTS, Item, Kind, ReadsRows
+from rerank_cli.formats.shapes.shape import Item, Kind, ReadsRows
 from rerank_cli.formats.shapes.tei import TEI
 from rerank_cli.formats.shapes.trec import TREC
 from rerank_cli.records import Gap, JsonRow, Passage

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats.shapes.fields import ALIASES, FieldNames, RowProblem, lookup, paths_of, shown_names
+from rerank_cli.formats.choices import FieldNames
+from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, lookup, paths_of, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known import KNOWN
 from rerank_cli.formats.shapes.known_shape import PathShape

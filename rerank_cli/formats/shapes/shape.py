@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from rerank_cli.errors import UsageError
 from rerank_cli.formats import jsonl
-from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, identity_of, row_error
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.shapes.fields import RowProblem, identity_of, row_error
 from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError
 
 _OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens", "tiles", "kept_tiles"})
@@ -33,20 +34,6 @@ ALL_OUTCOMES: frozenset[Outcome] = frozenset(("logits", "marks of truncation", "
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which scored passages come back, and with what.
-
-    top_n: the first n of each list; threshold: only logits of at least this; prob: adds `prob`, the sigmoid of the
-    logit. score: what the model's score is called in the output.
-    """
-
-    top_n: int | None = None
-    threshold: float | None = None
-    prob: bool = False
-    score: str = "logit"
-
-
-@dataclass(frozen=True, slots=True)
 class Exchange:
     """A candidate list in no shape.
 
@@ -60,17 +47,6 @@ class Exchange:
     fields: Mapping[str, Any]
     passages: Sequence[Mapping[str, Any]]
     ids: Sequence[object]
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """The files with the texts of rows that hold ids only."""
-
-    queries: str | None = None
-    corpus: str | None = None
-
-
-NO_TEXTS = Texts()
 
 
 @dataclass(frozen=True, slots=True)

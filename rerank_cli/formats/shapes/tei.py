@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rerank_cli.formats.shapes.fields import FieldNames, RowProblem, list_of, required, text_of, without
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.shapes.fields import RowProblem, list_of, required, text_of, without
 from rerank_cli.formats.shapes.request_keys import STEERS, limits_of, refuse_unfollowed, switch, wants_logits
-from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, Selection, Texts, refuse_field_names
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names
 from rerank_cli.records import CandidateList, RankedList, Row
 
 _OF_REQUEST = ("query", "texts", *STEERS, "results")

@@ -22,9 +22,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rerank_cli.errors import UsageError
-from rerank_cli.formats.shapes.fields import FieldNames, row_error
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.shapes.fields import row_error
 from rerank_cli.formats.shapes.flat import digest_of
-from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, Selection, Texts, refuse_field_names
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, refuse_field_names
 from rerank_cli.formats.text_index import TextFile, open_texts
 from rerank_cli.records import CandidateList, Gap, RankedList, RankedPassage, Row, RowError
 

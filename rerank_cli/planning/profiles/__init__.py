@@ -11,7 +11,6 @@ fit         engines and token budget in its memory     selection   the choice it
 Nothing here reads the machine, a checkpoint or the environment, or imports more than the standard library.
 """
 
-from rerank_cli.planning.profiles.matching import POLICIES, REQUIREMENTS
 from rerank_cli.planning.profiles.profile_file import (
     GB,
     GIB,
@@ -42,9 +41,7 @@ from rerank_cli.planning.profiles.request import (
     MemoryNeed,
     NoProfileFitsError,
     ProfilePlan,
-    ProfileRequest,
     Rejection,
-    parse_device,
 )
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability, parse_capability
 from rerank_cli.planning.profiles.selection import select_profile
@@ -53,9 +50,7 @@ __all__ = [
     "GB",
     "GENERIC_PRECISIONS",
     "GIB",
-    "POLICIES",
     "PRECISION_BITS",
-    "REQUIREMENTS",
     "Capability",
     "Decision",
     "GenericFacts",
@@ -71,7 +66,6 @@ __all__ = [
     "NoProfileFitsError",
     "Profile",
     "ProfilePlan",
-    "ProfileRequest",
     "Rejection",
     "Source",
     "VisionShape",
@@ -79,7 +73,6 @@ __all__ = [
     "load_all_profiles",
     "load_profiles",
     "parse_capability",
-    "parse_device",
     "parse_profiles",
     "profiles_dir",
     "render_support_matrix",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rerank_cli.errors import UsageError
+from rerank_cli.planning.choices import POLICIES, REQUIREMENTS, ProfileRequest
 from rerank_cli.planning.profiles.profile_file import GB, ModelProfiles, Profile, same_sku, show_capability
 from rerank_cli.planning.profiles.request import (
     GENERIC_PRECISIONS,
@@ -23,14 +24,10 @@ from rerank_cli.planning.profiles.request import (
     MachineFacts,
     MemoryNeed,
     NoProfileFitsError,
-    ProfileRequest,
     Rejection,
     listed,
 )
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
-
-POLICIES = ("nim-2x", "nim-1x")
-REQUIREMENTS = ("optimized", "fp8")
 
 LEAST_CAPABILITY: Capability = (8, 0)
 """No optimized profile is for less, and flash attention needs it too."""

@@ -1,6 +1,5 @@
 """What goes into the choice of a profile and what comes out of it: plain values, no decision.
 
-ProfileRequest    what the user asked for
 GpuFacts          one GPU, or one instance of a MIG GPU
 MachineFacts      the GPUs, the host, and whether torch can use them
 GenericFacts      a model without a profile file
@@ -11,12 +10,11 @@ Decision          the plan with its reasons, every rejected profile, and warning
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rerank_cli.errors import DoesNotFitError, UsageError
+from rerank_cli.errors import DoesNotFitError
 from rerank_cli.planning.profiles.profile_file import GB, GIB, show_capability
 from rerank_cli.planning.profiles.schema import Capability
 
@@ -76,46 +74,6 @@ class GenericFacts:
     engines: int = 1
     performance_engines: int = 2
     performance_min_bytes: int = 80 * GB
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileRequest:
-    """What the user asked for; None and `auto` mean "decide".
-
-    device: `auto`, `cpu` or `cuda`; gpus: only these, by index. origins: which option or variable decided a field
-    (`{"precision": "NIM_PRECISION"}`), for the reasons. assume_cuda: plan for the GPUs although this torch cannot use
-    them (the warning stays).
-    """
-
-    precision: str = "auto"
-    device: str = "auto"
-    gpus: tuple[int, ...] | None = None
-    policy: str = "nim-2x"
-    require: str | None = None
-    performance: bool = False
-    profile: str = "auto"
-    max_tokens: int | None = None
-    token_budget: int | None = None
-    engine_count: int | None = None
-    assume_cuda: bool = False
-    origins: Mapping[str, str] = field(default_factory=dict)
-
-    def origin(self, name: str) -> str:
-        """What decided a field: the option of its name, unless `origins` says otherwise."""
-        return self.origins.get(name, f"--{name.replace('_', '-')}")
-
-
-def parse_device(text: str, origin: str = "--device") -> tuple[str, tuple[int, ...] | None]:
-    """`device` and `gpus` of a request: `cuda` and (0, 1) of `cuda:0,1`. origin: what messages call it."""
-    kind, colon, numbers = text.partition(":")
-    if kind == "mps":
-        # The models might run there; nobody has compared their logits, and this program does not guess.
-        raise UsageError(f"{origin} {text}: not supported", hint="`--device cpu` runs on Apple silicon too")
-    if not colon:
-        return kind, None
-    if kind != "cuda" or not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", numbers):
-        raise UsageError(f"{origin} {text}: not a device", hint="known are auto, cpu, cuda, cuda:0, cuda:0,1, ...")
-    return kind, tuple(dict.fromkeys(map(int, numbers.split(","))))
 
 
 class MemoryNeed(Protocol):

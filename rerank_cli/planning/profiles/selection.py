@@ -23,11 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
 from rerank_cli.planning.profiles.matching import (
     LEAST_CAPABILITY,
-    POLICIES,
-    REQUIREMENTS,
     Choice,
     check_request,
     in_order,
@@ -44,7 +43,6 @@ from rerank_cli.planning.profiles.request import (
     MemoryNeed,
     NoProfileFitsError,
     ProfilePlan,
-    ProfileRequest,
     Rejection,
     listed,
     show_gib,
@@ -53,8 +51,8 @@ from rerank_cli.planning.profiles.request import (
 )
 
 __all__ = [
-    "POLICIES", "REQUIREMENTS", "Decision", "GenericFacts", "GpuFacts", "MachineFacts", "MemoryNeed",
-    "NoProfileFitsError", "ProfilePlan", "ProfileRequest", "Rejection", "select_profile",
+    "Decision", "GenericFacts", "GpuFacts", "MachineFacts", "MemoryNeed",
+    "NoProfileFitsError", "ProfilePlan", "Rejection", "select_profile",
 ]  # fmt: skip
 
 GPU_TOKEN_BUDGET = 32768

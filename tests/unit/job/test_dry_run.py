@@ -7,10 +7,9 @@ import pytest
 
 from rerank_cli.checkpoint import Checkpoint, TensorInfo
 from rerank_cli.job.dry_run import dry_run
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import run_job
-from rerank_cli.planning.profiles import ProfileRequest
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.report.utilisation import forward_flops
 from tests.conftest import TINY_CHECKPOINT, write_lines
 

@@ -17,8 +17,8 @@ import pytest
 from rerank_cli.errors import OutputError, RerankError, UsageError
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import FieldNames, PairShape, Selection
+from rerank_cli.job.options import Names
 from rerank_cli.job.output import Destination, FileDestination, StdoutDestination, open_destination
-from rerank_cli.job.output_names import Names
 from rerank_cli.job.stop import Stop
 from rerank_cli.records import CandidateList, RankedList, RowError
 from tests.conftest import json_row, ranked_of, read_lines, write_lines, write_table
@@ -319,7 +319,7 @@ def test_a_run_to_stdout_that_fails_leaves_no_temporary_file(
 
 PROGRAM = """
 import resource, signal, sys
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import Names
 from rerank_cli.job.output import open_destination
 from rerank_cli.formats.shapes import FieldNames, PairShape, Selection
 from rerank_cli.records import JsonRow, RankedList, RankedPassage

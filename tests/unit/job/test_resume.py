@@ -13,8 +13,7 @@ import pytest
 
 from rerank_cli.errors import JobChangedError, OutputError, StoppedError
 from rerank_cli.formats.shapes import FieldNames, Selection, Texts
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, Watcher, run_job
 from rerank_cli.job.stop import Stop
 from rerank_cli.records import Counts

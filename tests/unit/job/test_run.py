@@ -15,8 +15,7 @@ import pytest
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.errors import InputError, OutputError, RerankError, TooManyBadRowsError, UsageError
 from rerank_cli.formats.shapes import FieldNames, Selection
-from rerank_cli.job.options import ErrorLimit, JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import ErrorLimit, JobOptions, Names
 from rerank_cli.job.run import Outcome, Watcher, run_job
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError

@@ -13,12 +13,11 @@ import typer
 from rerank_cli.cli import app
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import Selection
-from rerank_cli.job.options import Command, ErrorLimit, JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import Command, ErrorLimit, JobOptions, Names
 from rerank_cli.job.prepare import find_known
 from rerank_cli.job.run import run_job
 from rerank_cli.job.same_job import fingerprint_of, finished_report
-from rerank_cli.planning.profiles import ProfileRequest
+from rerank_cli.planning.choices import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines
 
 FREE = {

@@ -13,9 +13,10 @@ from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.machine.gpu import Gpu, MigInstance
 from rerank_cli.machine.torch_build import TorchBuild
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import find_model
 from rerank_cli.planning.profile_answer import MachinePlan, environment_of, plan_machine
-from rerank_cli.planning.profiles import ModelProfiles, ProfileRequest
+from rerank_cli.planning.profiles import ModelProfiles
 
 ONE_B = "nvidia/llama-nemotron-rerank-1b-v2"
 PARITY = Path(__file__).parents[2] / "parity"

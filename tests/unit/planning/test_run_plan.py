@@ -20,9 +20,9 @@ from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.torch_build import TorchBuild
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import find_model, with_checkpoint
 from rerank_cli.planning.profile_answer import MachinePlan, profile_rows
-from rerank_cli.planning.profiles import ProfileRequest
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 
 ONE_B, SMALL = (f"nvidia/llama-nemotron-rerank-{size}-v2" for size in ("1b", "500m"))

@@ -10,8 +10,7 @@ import pytest
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.errors import StoppedError
-from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Watcher, run_job
 from rerank_cli.job.stop import Stop
 from rerank_cli.records import CandidateList, EncodedPair, RowError, Window

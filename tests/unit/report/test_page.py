@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import OutputError, printable
-from rerank_cli.job.options import Command, JobOptions
-from rerank_cli.job.output_names import Names
+from rerank_cli.job.options import Command, JobOptions, Names
 from rerank_cli.job.run import run_job
 from rerank_cli.journal import Files
 from rerank_cli.report.page import render_report

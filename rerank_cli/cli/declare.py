@@ -1,0 +1,241 @@
+"""How an option is declared: once, as a row of a table, for every command that has it.
+
+    option("--top-n", int, group=SELECTION, into="selection.top_n", metavar="N", min=1, help="Keep the N best.")
+
+A row says what the option is called, what its values are, what it means, and which field of `JobOptions` it sets
+(`into`). Its default is that of the field: no command and no row repeats it, and the help shows it. A command names its
+table, `@takes(OPTIONS)`, and has its values by name. The environment variable follows from the name.
+
+Values are checked here, not in the bodies of commands: by `Literal` types, and by `parse` functions, which raise
+`ValueError` with what is wrong and, second, what helps. So every wrong value ends alike, before a command begins, and
+the shells complete what can be completed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from rerank_cli.job import options as job
+from rerank_cli.job.options import STDOUT, JobOptions
+from rerank_cli.planning.choices import MemoryRequest
+
+GROUPS = (
+    "output", "model", "rows and fields", "selection", "long passages", "evaluation", "bad rows", "run", "scale",
+    "choice", "machine", "point", "room", "beside the estimate", "messages",
+)  # fmt: skip
+"""Titles in the help, in the order of every command."""
+
+OUTPUT, MODEL, ROWS, SELECTION, LONG, EVALUATION, BAD, RUN, SCALE, CHOICE, MACHINE, POINT, ROOM, BESIDE, SAY = GROUPS
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A row. typed: what Typer is told."""
+
+    name: str
+    """Of the parameter: `top_n`."""
+    flag: str
+    typed: Any
+    default: Any
+    group: str
+    into: str | None
+    """Path of the field that it sets: `selection.top_n`."""
+    basic: bool
+    """It stands in `--help`; the others stand in `--help-all` alone."""
+    aliases: tuple[str, ...]
+    """Names that are understood, and shown nowhere."""
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return variable_of(self.flag)
+
+
+def variable_of(flag: str) -> str:
+    """`RERANK_TOP_N` of `--top-n`."""
+    return "RERANK_" + flag.lstrip("-").upper().replace("-", "_")
+
+
+def option(
+    flag: str,
+    kind: Any,
+    *,
+    group: str,
+    help: str,
+    name: str | None = None,
+    short: str | None = None,
+    aliases: Sequence[str] = (),
+    into: str | None = None,
+    default: Any = None,
+    basic: bool = False,
+    parse: Callable[[str], Any] | None = None,
+    complete: Callable[[], Iterable[str]] | None = None,
+    **settings: Any,
+) -> Option:
+    """A row for `flag`.
+
+    Args:
+        flag: Its name on the command line.
+        kind: Type of its values.
+        group: One of `GROUPS`.
+        help: One sentence for people; the default is added.
+        name: Of the parameter, where that of the flag is taken.
+        short: Its name of one letter.
+        aliases: Other names, which the help does not show.
+        into: Path of the field of `JobOptions` that it sets, which has its default.
+        default: That of an option that sets no field.
+        basic: Whether it stands in `--help`.
+        parse: Makes the value of the text; raises `ValueError`.
+        complete: What a shell offers, where the type does not say it.
+        settings: Others of `typer.Option`: metavar, min, max.
+    """
+    if into and default is None:
+        default = default_of(into)
+    elif kind is bool:
+        default = False
+    shown = "" if default in (None, False, 0, (), STDOUT) else f" Default: {_as_typed(default)}."
+    variables = [variable_of(one) for one in (flag, *aliases)]
+    info = typer.Option(
+        *([short] if short else []), flag, *aliases, help=help + shown, rich_help_panel=group, show_envvar=False,
+        show_default=False, envvar=variables if aliases else variables[0],
+        parser=None if parse is None else _texts_alone(parse),
+        autocompletion=None if complete is None else _completer(complete), **settings,
+    )  # fmt: skip
+    optional = kind if default is not None else kind | None
+    return Option(
+        name or flag.lstrip("-").replace("-", "_"), flag, Annotated[optional, info], default, group, into, basic,
+        tuple(aliases),
+    )  # fmt: skip
+
+
+def argument(name: str, kind: Any, *, help: str, metavar: str, default: Any = inspect.Parameter.empty) -> Option:
+    """An argument: what stands on the command line without a name."""
+    info = typer.Argument(metavar=metavar, help=help, show_default=False)
+    return Option(name, "", Annotated[kind, info], default, "", None, True, ())
+
+
+def default_of(path: str) -> Any:
+    """The default of a field of `JobOptions`, or of a dataclass in it."""
+    above, _, last = path.rpartition(".")
+    field = (_part(above) if above else JobOptions).__dataclass_fields__[last]
+    if field.default is not MISSING:
+        return field.default
+    return None if field.default_factory is MISSING else field.default_factory()
+
+
+def _part(name: str) -> Any:
+    """The dataclass of a field of `JobOptions`; by its annotation, since `get_type_hints` would cost every start."""
+    return MemoryRequest if name == "memory" else getattr(job, JobOptions.__annotations__[name])
+
+
+def takes(
+    options: Sequence[Option], *, examples: str = "", exit_codes: Iterable[int] = ()
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make a command of a function that is given its context and the values by name.
+
+    Args:
+        options: What it takes, arguments first.
+        examples: Lines that stand first in its help.
+        exit_codes: How it can end.
+    """
+    ordered = sorted(options, key=lambda one: GROUPS.index(one.group) if one.group else -1)
+
+    def make(function: Callable[..., int]) -> Callable[..., int]:
+        def command(context: typer.Context, **given: Any) -> int:
+            given.pop("help_all", None)
+            return function(context, **given)
+
+        parameters = [inspect.Parameter("context", _KEYWORD, annotation=typer.Context)]
+        parameters += [
+            inspect.Parameter(one.name, _KEYWORD, annotation=one.typed, default=one.default) for one in ordered
+        ]
+        parameters.append(inspect.Parameter("help_all", _KEYWORD, annotation=_HELP_ALL, default=False))
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.declared = {one.name: one for one in ordered}  # type: ignore[attr-defined]
+        command.examples, command.exit_codes = examples, tuple(exit_codes)  # type: ignore[attr-defined]
+        return command
+
+    return make
+
+
+def declared_options(context: typer.Context) -> dict[str, Option]:
+    """The rows of the command that runs, by the name of their parameter."""
+    found: dict[str, Option] = getattr(context.command.callback, "declared", {})
+    return found
+
+
+def values_into(context: typer.Context, part: str = "") -> dict[str, Any]:
+    """What the command line sets, by the name of the field.
+
+    Args:
+        context: Of the command that runs.
+        part: The field of `JobOptions` whose fields are meant; its own where none is named.
+    """
+    paths = {one.into: context.params[one.name] for one in declared_options(context).values() if one.into}
+    return {last: value for path, value in paths.items() for above, _, last in [path.rpartition(".")] if above == part}
+
+
+def fields_of(context: typer.Context) -> dict[str, Any]:
+    """The fields of `JobOptions` that the command line sets, dataclasses in it included; all but the request."""
+    paths = [one.into for one in declared_options(context).values() if one.into]
+    parts = {path.rpartition(".")[0] for path in paths} - {"", "request", "memory"}
+    return values_into(context) | {part: _part(part)(**values_into(context, part)) for part in parts}
+
+
+def decided_by(context: typer.Context, name: str) -> str | None:
+    """What set a parameter: its flag or its variable; None for a default."""
+    source = context.get_parameter_source(name)
+    one = declared_options(context)[name]
+    if source is None or source.name not in ("COMMANDLINE", "ENVIRONMENT"):
+        return None
+    return one.flag if source.name == "COMMANDLINE" else one.variable
+
+
+def _show_all(context: typer.Context, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        command: Any = context.command
+        typer.echo(command.full_help(context))
+        raise typer.Exit
+
+
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+_HELP_ALL = Annotated[
+    bool,
+    typer.Option(
+        "--help-all",
+        is_eager=True,
+        expose_value=False,
+        callback=_show_all,
+        help="All options, in groups, and exit codes.",
+    ),
+]
+
+
+def _as_typed(value: Any) -> str:
+    """A default as a user would type it; seconds have their unit."""
+    if isinstance(value, float):
+        return f"{value:g}s"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _texts_alone(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """`parse` for texts; a default is parsed already."""
+
+    def parsed(value: Any) -> Any:
+        return parse(value) if isinstance(value, str) else value
+
+    parsed.__name__ = parse.__name__
+    return parsed
+
+
+def _completer(complete: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    def completions(incomplete: str) -> list[str]:
+        return [value for value in complete() if value.startswith(incomplete)]
+
+    return completions

@@ -1,0 +1,30 @@
+"""Parsed parameters into `JobOptions`: what `score` and `rerank-file` do before anything else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import typer
+
+from rerank_cli.cli.command_line import command_of
+from rerank_cli.cli.declare import fields_of
+from rerank_cli.cli.plan_request import read_plan_request
+from rerank_cli.job.options import ErrorLimit, JobOptions
+
+
+def read_job_options(context: typer.Context, **more: Any) -> JobOptions:
+    """What the options of a command ask of a run.
+
+    Args:
+        context: Of the command that runs.
+        more: Fields that are no option's.
+    """
+    given, asked = context.params, read_plan_request(context)
+    fields = fields_of(context) | {
+        "request": asked.request, "request_notes": asked.notes, "profiles_file": asked.profiles_file,
+        "error_limit": ErrorLimit(rows=0) if given["on_error"] == "fail" else given["max_errors"] or ErrorLimit(),
+        "command": command_of(context),
+    }  # fmt: skip
+    options = JobOptions(**(fields | more))
+    return replace(options, metrics=tuple(options.metrics))

@@ -1,0 +1,84 @@
+"""`rerank-cli version`, and what a bug report needs of a machine with `--verbose`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rerank_cli import __version__
+from rerank_cli.cli.declare import SAY, option, takes
+from rerank_cli.errors import printable
+
+_LIBRARIES = (
+    "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "pandas", "pillow", "ir-measures",
+    "typer", "rich", "nvidia-ml-py", "ray",
+)  # fmt: skip
+_VARIABLES = ("RERANK_", "NIM_", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_", "OMP_", "PYTORCH_", "TORCH_")
+
+OPTIONS = [
+    option(
+        "--verbose", bool, group=SAY, short="-v", basic=True,
+        help="Also libraries, devices, folders and variables: what a bug report needs.",
+    ),
+]  # fmt: skip
+
+EXAMPLES = r"""
+What a bug report should hold:
+  rerank-cli version --verbose
+"""
+
+
+@takes(OPTIONS, examples=EXAMPLES, exit_codes=(0, 1, 2, 130, 141, 143))
+def version(context: typer.Context, *, verbose: bool, **given: Any) -> int:
+    """Print the version, and on request what it runs with."""
+    lines = list(_facts()) if verbose else []
+    sys.stdout.write("\n".join([f"rerank-cli {__version__}", *map(printable, lines)]) + "\n")
+    return 0
+
+
+def _facts() -> Iterator[str]:
+    """Facts without an import of a library: versions are read from their metadata, devices from the driver."""
+    import platform
+
+    from rerank_cli.checkpoint.read import locate_checkpoint
+    from rerank_cli.machine.detect import detect_machine
+    from rerank_cli.planning.profiles import profiles_dir
+
+    yield _fact("python", f"{platform.python_version()} ({sys.executable})")
+    yield _fact("system", platform.platform())
+    for name in _LIBRARIES:
+        yield _fact(name, _version_of(name))
+    machine = detect_machine()
+    if machine.torch:
+        yield _fact("torch's build", f"{machine.torch.accelerator} {machine.torch.cuda or ''}".strip())
+    yield _fact("cpu", f"{machine.cpu.name}, {machine.cpu.cores} cores")
+    yield _fact("driver", f"{machine.driver}, CUDA {machine.cuda}" if machine.driver else "none")
+    for gpu in machine.gpus:
+        yield _fact(f"gpu {gpu.index}", f"{gpu.name}, {gpu.total_bytes or 0:,} bytes")
+    if machine.reason:
+        yield _fact("gpus", f"none: {machine.reason}")
+    yield _fact("package", str(Path(__file__).parents[1]))
+    yield _fact("profiles", str(profiles_dir()))
+    yield _fact("model", f"{locate_checkpoint(None)} (built in)")
+    yield _fact("cache", os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    for name in sorted(os.environ):
+        if name.startswith(_VARIABLES):
+            yield _fact(name, os.environ[name])
+
+
+def _version_of(name: str) -> str:
+    from importlib import metadata  # here, because it takes 10 ms of every start
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _fact(name: str, value: str) -> str:
+    return f"{name:<14}  {value}"
