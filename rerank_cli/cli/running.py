@@ -193,8 +193,8 @@ def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
         raise nothing_scored(counts.rows_in, result.first_error, None)
     if result.first_error:
         file, row, message = result.first_error
-        say(f"{counts.rows_error} of {counts.rows_in} rows cannot be scored; the first is {file}:{row}: {message}")
-    return 3 if counts.rows_error else 0
+        say(f"{_bad_in_words(counts)} cannot be scored; the first is {file}:{row}: {message}")
+    return 3 if counts.in_errors_file else 0
 
 
 def _image_facts(counts: Counts) -> dict[str, str]:

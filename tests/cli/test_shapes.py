@@ -378,6 +378,6 @@ def test_score_takes_pairs_only(tmp_path: Path, tiny_model: str, capsys: pytest.
 
 def test_a_dry_run_counts_what_a_request_forbids_to_cut(rerank: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [nim("a", LONG), nim("a", LONG, truncate="END")]
-    rerank(list(rows), "--dry-run", "--format", "json", "--max-tokens", "64")
+    rerank(list(rows), "--dry-run", "--format", "json", "--max-tokens", "64", code=3)
     told = json.loads(capsys.readouterr().out)
     assert (told["counts"]["pairs"], told["unscorable"], told["truncated"]) == (4, 1, 1)
