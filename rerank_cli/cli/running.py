@@ -68,6 +68,8 @@ def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool)
         say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
         for reason in plan.reasons:
             say(f"plan: {reason}")
+    if plan.taken:
+        say(plan.taken)  # with `--quiet` too: a wrong guess gives scores that mean nothing
     if not quiet:
         for warning in plan.warnings:
             say(f"warning: {warning}")
@@ -150,6 +152,12 @@ def _summarise(outcome: Outcome, output: str) -> None:
     for text, number in notes.items():
         if number:
             say(f"note: {number:,} {text}")
+    if (unknown := report.get("unknown_tokens")) and (unread := unknown["pairs_over_5_percent"]):
+        say(
+            f"warning: of {unread:,} pairs more than 5 % of the tokens are unknown to the model "
+            f"({100 * unknown['share']:.2g} % of all): it cannot read them, and their scores mean little; "
+            "`--max-unknown 5%` makes them bad rows"
+        )
 
 
 def print_dry_run(options: JobOptions, output_mode: str) -> int:
@@ -160,6 +168,8 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
     from rerank_cli.job.dry_run import dry_run
 
     result = dry_run(options)
+    if result.plan.taken:
+        say(result.plan.taken)
     for warning in result.plan.warnings:
         say(f"warning: {warning}")
     if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):

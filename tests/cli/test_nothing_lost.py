@@ -126,3 +126,21 @@ def test_a_pipe_that_goes_on_is_answered_at_once() -> None:
             assert json.loads(process.stdout.readline())["n"] == number
         process.stdin.close()
     assert process.returncode == 0
+
+
+def test_the_command_that_is_put_right_is_not_refused_for_the_errors_file_of_the_wrong_one(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"query": "road", "passages": [{"body": "two roads"}, {"body": "a wood"}]}) + "\n")
+    errors = tmp_path / "out.jsonl.errors.jsonl"
+    errors.write_text('{"file": "rows.jsonl", "row": 1, "id": null, "error": {"code": "missing-field"}, "raw": "{}"}\n')
+    assert rerank(tmp_path, source, "--text-field", "body") == 0
+    assert not errors.exists()
+
+
+def test_a_file_of_the_user_with_the_name_of_an_errors_file_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(GOOD)
+    errors = tmp_path / "out.jsonl.errors.jsonl"
+    errors.write_text('{"mine": 1}\n')
+    assert rerank(tmp_path, source) == 4
+    assert errors.read_text() == '{"mine": 1}\n'
