@@ -11,7 +11,7 @@ PEERS      := sentence-transformers onnx openvino rerankers flashrank infinity
 PEERS_VENV := .venv-peers
 RESULTS    := benchmarks/results
 
-.PHONY: help demo test lint docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
+.PHONY: floor test-floor help demo test lint docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ lint: $(VENV)/installed-dev  ## ruff, mypy and the order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+floor: .venv-floor/installed  ## an environment with the oldest torch and transformers that are allowed
+
+test-floor: floor  ## launches, kernels and attention with them
+	.venv-floor/bin/python -m pytest -q tests/unit/models/test_launches.py tests/unit/models/test_pointwise.py \
+	    tests/unit/models/test_attention.py tests/unit/models/test_linear.py tests/unit/models/test_fp8.py
 
 docs: $(VENV)/installed  ## the pages of docs/reference/ that are made of the code
 	$(BIN)/python docs/make_reference.py
@@ -93,6 +99,12 @@ $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[bench]"
 	touch $@
 
+FLOOR := torch==2.11.0 transformers==5.17.0
+.venv-floor/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet $(FLOOR) --editable . pytest hypothesis pytest-cov
+	touch $@
+
 $(PEERS_VENV)/%/installed: benchmarks/requirements/%.txt
 	$(PYTHON) -m venv $(@D)
 	# torchvision, which optimum-intel asks for, is built for CUDA and does not load beside torch's CPU build.
@@ -100,4 +112,4 @@ $(PEERS_VENV)/%/installed: benchmarks/requirements/%.txt
 	    && touch $@ || echo "$*: could not be installed; the table will say so"
 
 clean:  ## remove what was made
-	rm -rf $(VENV) $(PEERS_VENV) out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
+	rm -rf $(VENV) $(PEERS_VENV) .venv-floor out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
