@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ class Window:
     errors: tuple[RowError, ...]
     rows: int
     blank: int
+    share: float | None = field(default=None, compare=False)  # of the input that is read with it, if that is known
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -38,6 +38,7 @@ _ZSTD_SKIPPABLE_MAGICS = tuple(bytes([0x50 | low, 0x2A, 0x4D, 0x18]) for low in 
 _MAGICS = {_GZIP_MAGIC: "gzip", _ZSTD_MAGIC: "zstd"} | dict.fromkeys(_ZSTD_SKIPPABLE_MAGICS, "zstd")
 
 _READ_BYTES = 64 * 1024
+_STEPS, _LEAST_STEP_BYTES = 256, 512  # of a compressed file
 _GZIP_LEVEL = 6  # the default of gzip(1); the standard library's 9 costs several times as much for a few per cent
 
 
@@ -53,7 +54,7 @@ def open_input(path: str) -> io.BufferedReader:
     except InputError:
         source.close()
         raise
-    return io.BufferedReader(_Input(path, source, compression), _READ_BYTES)
+    return io.BufferedReader(Content(path, source, compression), _READ_BYTES)
 
 
 def open_output(raw: BinaryIO, name: str) -> BinaryIO:
@@ -151,6 +152,14 @@ class _Source(io.RawIOBase):
         self._stream = stream
         self._head = b""
         self._keep_open = keep_open
+        self._step: int | None = None
+        self.taken = 0
+        """Bytes that were read."""
+
+    def read_in_steps(self) -> None:
+        """Give out a file in some hundred pieces at least: `taken` then tells how far its reader is."""
+        with contextlib.suppress(OSError):  # a stream of memory has no descriptor
+            self._step = max(_LEAST_STEP_BYTES, os.fstat(self.fileno()).st_size // _STEPS)
 
     def read_head(self) -> bytes:
         """As many bytes as tell the compression, to be read again; no more, because a live line may be that short."""
@@ -171,11 +180,13 @@ class _Source(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with what one read of the operating system gives."""
-        if not self._head:
-            return self._stream.readinto1(buffer)
-        count = min(len(buffer), len(self._head))
-        buffer[:count] = self._head[:count]
-        self._head = self._head[count:]
+        if self._head:
+            count = min(len(buffer), len(self._head))
+            buffer[:count] = self._head[:count]
+            self._head = self._head[count:]
+        else:
+            count = self._stream.readinto1(memoryview(buffer)[: self._step])
+        self.taken += count
         return count
 
     def close(self) -> None:
@@ -185,7 +196,7 @@ class _Source(io.RawIOBase):
         super().close()
 
 
-class _Input(io.RawIOBase):
+class Content(io.RawIOBase):
     """The content of a source; every failure to read it is an `InputError` with the place."""
 
     def __init__(self, path: str, source: _Source, compression: str | None) -> None:
@@ -195,6 +206,23 @@ class _Input(io.RawIOBase):
         self._fill = _content_reader(source, compression)
         self._position = 0
         self._fault: InputError | None = None
+        if compression:
+            source.read_in_steps()
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its bytes on disk are fewer than these."""
+        return self._kind != "file"
+
+    @property
+    def done(self) -> int:
+        """Bytes of content that were read."""
+        return self._position
+
+    @property
+    def taken(self) -> int:
+        """Bytes on disk that this took."""
+        return self._source.taken
 
     def readable(self) -> bool:
         """Always."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,8 @@ from typing import Literal
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import jsonl, tsv
 from rerank_cli.formats.choices import MAX_LINE_BYTES
-from rerank_cli.formats.compression import open_input, text_suffix
+from rerank_cli.formats.compression import SUFFIXES, open_input, text_suffix
+from rerank_cli.formats.position import Position
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
     SHAPES,
@@ -57,6 +58,7 @@ _SPOOL_ROWS = 10_000
 _SHAPE_ROWS = 100  # rows without a shape after which no further file is looked at
 _HEAD_BYTES = 4096  # that are looked at to tell the format of a file
 _COUNTED_BYTES = 2**18
+_COUNTED_FILE_BYTES = 2**26  # of a file whose lines are counted while a user waits: 0.1 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,15 @@ class ReadOptions:
     """Which rows are read, and how.
 
     max_line_bytes: the longest line. live: a pause of a pipe is told (`Gap.IDLE`). skip, limit: the rows left out at
-    the start of the first input, and how many are read from there, bad ones included, blank lines not.
+    the start of the first input, and how many are read from there, bad ones included, blank lines not. position: learns
+    how far reading is.
     """
 
     max_line_bytes: int = MAX_LINE_BYTES
     live: bool = False
     skip: int = 0
     limit: int | None = None
+    position: Position | None = None
 
     @property
     def stop(self) -> int | None:
@@ -132,10 +136,21 @@ def _format_of_content(path: str) -> Format:
     return "trec" if looks_like_run(head.partition(b"\n")[0].decode(errors="replace")) else "jsonl"
 
 
-def input_bytes(inputs: Iterable[Input]) -> int | None:
-    """Bytes of all inputs on disk, or None where one is a pipe."""
-    sizes = [Path(item.path).stat().st_size for item in inputs if item.path != STDIN and Path(item.path).is_file()]
-    return sum(sizes) if len(sizes) == len(list(inputs)) else None
+def count_rows(inputs: Sequence[Input], options: ReadOptions) -> int | None:
+    """How many rows `read_items` gives of files, blank lines not counted; None where counting them would take long."""
+    rows = 0
+    for item in inputs:
+        if item.path == STDIN or not (path := Path(item.path)).is_file():
+            return None
+        if item.format == "parquet":
+            rows += _lines_of(item)
+            continue
+        if path.stat().st_size > (_COUNTED_FILE_BYTES >> 3 * item.path.lower().endswith(tuple(SUFFIXES))):
+            return None
+        with open_input(item.path) as stream:
+            rows += sum(1 for line in stream if not line.isspace())
+    rows = max(0, rows - options.skip)
+    return rows if options.limit is None else min(rows, options.limit)
 
 
 def count_lines(inputs: Sequence[Input], options: ReadOptions) -> int:
@@ -177,6 +192,8 @@ def _sliced(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
         number += not isinstance(item, Gap)
         if isinstance(item, Gap) or number > options.skip:
             yield item
+        elif options.position:
+            options.position.skip(item)
 
 
 def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
@@ -186,12 +203,15 @@ def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> 
 
         assert shape is not None, "the shape of a table is known from its columns"
         if columns := _columns_of(item.path):
+            if options.position:
+                options.position.table(item.path, parquet.row_count(item.path))
             yield from parquet.read_rows(item.path, shape.columns(columns))
         return
     read = {"jsonl": jsonl.read_rows, "tsv": tsv.read_rows}.get(item.format, jsonl.read_text_lines)
     live = options.live and item.path == STDIN
     with open_input(item.path) as stream:
-        yield from read(stream, file=item.path, max_line_bytes=options.max_line_bytes, live=live)
+        items = read(stream, file=item.path, max_line_bytes=options.max_line_bytes, live=live)
+        yield from options.position.text(item.path, stream, items) if options.position else items
 
 
 def _columns_of(path: str) -> list[str]:
@@ -272,7 +292,8 @@ def ordered_by_group(
     """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
     if not isinstance(shape, Groups) or not can_be_reread(inputs):
         return items
-    if not _is_scattered(islice(_keys(inputs, shape, options), options.skip, options.stop)):
+    keys = _keys(inputs, shape, replace(options, position=None))  # a look ahead is no progress
+    if not _is_scattered(islice(keys, options.skip, options.stop)):
         return items
     formats = {item.format for item in inputs}
     if "parquet" not in formats and len(formats) == 1:
@@ -377,4 +398,6 @@ def _gather_table(path: str, shape: FlatShape, options: ReadOptions) -> Iterator
     numbers = [groups.setdefault(key, len(groups)) for key in keys]
     order = sorted(places, key=lambda place: numbers[place - options.skip])
     columns = shape.columns(parquet.column_names(path))
+    if options.position:
+        options.position.table(path, parquet.row_count(path))
     yield from parquet.read_rows_in_order(path, columns, order, max_bytes=_MAX_GATHERED_PARQUET_BYTES)

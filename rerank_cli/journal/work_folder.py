@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from rerank_cli.errors import JobChangedError, OutputError, RerankError
+from rerank_cli.errors import JobChangedError, OutputError, RerankError, StoppedError
 from rerank_cli.journal.files import Files, WorkFile, naming
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import take_lock
@@ -114,7 +114,7 @@ class Job:
             if self._placed or not self.is_kept:
                 with suppress(OSError):
                     self._remove()
-            elif isinstance(error, RerankError) and not isinstance(error, JobChangedError):
+            elif isinstance(error, RerankError) and not isinstance(error, (JobChangedError, StoppedError)):
                 error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
         finally:
             self._stack.close()
