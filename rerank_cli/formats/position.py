@@ -1,12 +1,13 @@
 """How far the rows that were handed on are in the inputs, as a share of all their content.
 
 Readers are ahead of what they hand on: by a buffer, by two windows, or by the whole file where the rows of a query had
-to be brought together first. So the content of the rows that were handed on is counted, and divided by that of all
-inputs:
+to be brought together first. So the bytes of the rows that were handed on are counted, and divided by those of all
+rows:
 
-    a plain file       its bytes
-    a compressed file  what was decompressed so far, times its bytes over those that this took
-    a Parquet file     its bytes, spread evenly over the rows that its footer counts
+    a text file     the bytes of the rows that were read of it, times its size over the bytes on disk that these took:
+                    so CSV and JSON documents count as what their rows are, and compressed files by their offset.
+                    Decompression is ahead by some 64 KiB: the content of a small file is counted first
+    a Parquet file  its size, spread evenly over the rows that its footer counts
 
 With `--limit` the rows are counted too, and the larger of both shares holds. A pipe has no size, hence no share, unless
 there is a limit.
@@ -16,18 +17,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerank_cli.formats.compression import SUFFIXES, Content
+from rerank_cli.errors import InputError
+from rerank_cli.formats.compression import Content, open_input
 from rerank_cli.records import Gap, JsonRow, RowError
 
 if TYPE_CHECKING:
-    from rerank_cli.formats.inputs import Input
     from rerank_cli.formats.shapes import Item
 
-_USUAL_RATIO = 4.0  # of content to compressed bytes, for a file that nothing is known of yet
+_COUNTED_BYTES = 2**21  # of a compressed file whose content is counted first: some 50 ms
+_CHUNK_BYTES = 2**18
 
 
 @dataclass(slots=True)
@@ -35,35 +38,37 @@ class _File:
     """One input."""
 
     size: int | None  # on disk; None for a pipe
-    compressed: bool
     row_bytes: float | None = None  # of a Parquet file
-    content: Content | None = None  # while it is read
-    found: int | None = None  # content of a text file that was read to its end
+    content: Content | None = None  # of a text file, once it is read
+    total: int | None = None  # bytes of `content`, if they were counted
+    read: float = 0.0  # bytes of its rows so far
+    is_read: bool = False  # to its end
 
     def expected(self, ratio: float) -> float | None:
-        """The content of the whole file, as far as can be told now; ratio: of other compressed files."""
-        if self.found is not None:
-            return self.found
+        """The bytes of all rows, as far as can be told now; ratio: of rows to size in the files that were read."""
+        if self.is_read:
+            return self.read
         if self.size is None:
             return None
-        if self.content is not None and self.compressed:
-            done, taken = self.content.done, self.content.taken
-            return done * self.size / taken if taken else self.size * ratio
-        return self.size * ratio if self.compressed else self.size
+        if self.row_bytes is not None:
+            return self.size
+        if self.content is None or not self.read:
+            return self.size * ratio
+        if self.total is not None:
+            return self.read * self.total / self.content.done
+        return self.read * self.size / self.content.taken
 
 
 class Position:
     """How much of the inputs has been handed on. All but `share` is for the thread that reads.
 
     Args:
-        inputs: In the order in which they are read.
+        paths: Of the inputs.
         limit: How many rows are read at most.
     """
 
-    def __init__(self, inputs: Sequence[Input], limit: int | None = None) -> None:
-        self._files = {
-            item.path: _File(_size_of(item), item.path.lower().endswith(tuple(SUFFIXES))) for item in inputs
-        }
+    def __init__(self, paths: Sequence[str], limit: int | None = None) -> None:
+        self._files = {path: _File(_size_of(Path(path))) for path in paths}
         self._limit = limit
         self._passed = 0.0
         self._skipped = 0.0
@@ -77,12 +82,17 @@ class Position:
     def text(self, path: str, stream: io.BufferedReader, items: Iterator[Item]) -> Iterator[Item]:
         """`items`, which are read from `stream`, the content of a text file."""
         content, file = stream.raw, self._files.get(path)
-        if file is None or not isinstance(content, Content):
+        if file is None or not isinstance(content, Content):  # stdin, of which nothing can be told
             yield from items
             return
-        file.content, file.compressed = content, content.is_compressed
-        yield from items
-        file.found = content.done
+        file.content, file.read, file.is_read = content, 0.0, False  # it may have been begun before, for a look
+        if content.is_compressed and file.size is not None and file.size <= _COUNTED_BYTES:
+            with suppress(InputError), open_input(path) as again:  # what is wrong with it the reader says
+                file.total = sum(map(len, iter(lambda: again.read(_CHUNK_BYTES), b"")))
+        for item in items:
+            file.read += self._content_of(item)
+            yield item
+        file.is_read = True
 
     def skip(self, item: Item) -> None:
         """A row was read and is none of those that were asked for."""
@@ -105,9 +115,9 @@ class Position:
 
     def _share_of_content(self) -> float | None:
         files = self._files.values()
-        read = [file for file in files if file.compressed and file.content is not None and file.content.taken]
-        taken = sum(file.content.taken for file in read if file.content)
-        ratio = sum(file.content.done for file in read if file.content) / taken if taken else _USUAL_RATIO
+        texts = [file for file in files if file.content is not None and file.read]
+        taken = sum(file.content.taken for file in texts if file.content)
+        ratio = sum(file.read for file in texts) / taken if taken else 1.0
         total = 0.0
         for file in files:
             content = file.expected(ratio)
@@ -126,6 +136,5 @@ class Position:
         return len(item.raw) + 1.0 if isinstance(item, (JsonRow, RowError)) else 0.0
 
 
-def _size_of(item: Input) -> int | None:
-    path = Path(item.path)
+def _size_of(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_ALMOST = 0.999  # the most that a run is before its last window is written
+_ALMOST = 0.999
 
 
 class Progress:
@@ -74,7 +74,18 @@ class Progress:
             self._tokens = max(self._tokens, self._base[0])
         self._grow(share)
 
+    def end_part(self, pairs: int, share: float, rows: int) -> None:
+        """Another machine has finished a part; all numbers are those of the run so far."""
+        self.pairs = pairs
+        self.kept_rows, self.kept_share = rows, share
+        self._grow(share)
+
     # Asked by who shows it
+
+    @property
+    def share_under_way(self) -> float | None:
+        """`share`, which is less than all as long as anybody asks: names have still to be given."""
+        return None if self.share is None else min(self.share, _ALMOST)
 
     @property
     def seconds(self) -> float:
@@ -130,7 +141,6 @@ class Progress:
     def _grow(self, share: float | None) -> None:
         if share is None:
             return
-        share = min(share, _ALMOST)
         if self.share is None or share > self.share:
             self.share = share
             if self._scoring_since is not None:

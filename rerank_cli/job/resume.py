@@ -46,7 +46,7 @@ class Resume:
         progress: Begins where the earlier process has ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what grows with the windows)
         self,
         destination: Destination,
         output: str,
@@ -69,7 +69,12 @@ class Resume:
         """
         if (state := self._destination.state) is not None:
             # Both can move the last digit of a logit, and depend on what else the machine does: a run ends as it began.
-            self._plan = replace(self._plan, threads=state["threads"], token_budget=state["token_budget"])
+            self._plan = replace(
+                self._plan,
+                threads=state["threads"],
+                lanes=state.get("lanes", 1),
+                token_budget=state["token_budget"],
+            )
             if self._best:
                 self._best.dropped = state["dropped"]
             for _, note in self._destination.notes:
@@ -104,6 +109,7 @@ class Resume:
             **self._precision.state,
             "images": self._images.digest,
             "threads": self._plan.threads,
+            "lanes": self._plan.lanes,
             "token_budget": self._plan.token_budget,
             "embedded": texts.state if texts else None,
             "dropped": self._best.dropped if self._best else 0,
