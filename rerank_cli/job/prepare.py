@@ -23,7 +23,7 @@ from rerank_cli.formats.inputs import (
     resolve_inputs,
 )
 from rerank_cli.formats.position import Position
-from rerank_cli.formats.shapes import Conversion, Item, PairShape, Shape, not_carried, written_as
+from rerank_cli.formats.shapes import Conversion, FlatShape, Item, ListShape, PairShape, Shape, not_carried, written_as
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
@@ -57,6 +57,7 @@ class Prepared(PreparedModel):
     items: Iterator[Item]
     position: Position  # how far reading is
     read: ReadOptions  # how the rows were asked for
+    told: tuple[str, ...] = ()  # of the shape of the rows, once
 
 
 def prepare(options: JobOptions) -> Prepared:
@@ -126,17 +127,20 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
             raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
         shape: Shape = PairShape(options.fields, query=options.query)
         items = open_pairs(inputs, shape, read)
+        own = shape
     else:
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
         items = ordered_by_group(inputs, own, items, read)
         shape = written_as(own, output_kind(options.names, own.kind))
         refuse_sigmoids(shape, model)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
+        read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
-        plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
+        plan = replace(plan, reasons=(*plan.reasons, reason, *read_as), warnings=(*plan.warnings, *losses))
+    told = own.told if isinstance(own, (ListShape, FlatShape)) else ()
     return Prepared(
         model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, position.count(items),
-        position, read,
+        position, read, told,
     )  # fmt: skip
 
 

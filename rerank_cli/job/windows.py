@@ -89,7 +89,7 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
     blank = pairs = size = number = 0
 
     def close() -> Window:
-        rows = sum(len(item.rows) for item in lists) + len(errors)
+        rows = sum(len(item.rows) for item in lists) + sum(error.passage is None for error in errors)
         return Window(number=number, lists=tuple(lists), errors=tuple(errors), rows=rows, blank=blank)
 
     for item in items:
