@@ -174,6 +174,7 @@ class Window:
     errors: tuple[RowError, ...]
     rows: int
     blank: int
+    share: float | None = field(default=None, compare=False)  # of the input that is read with it, if that is known
 
 
 @dataclass(frozen=True, slots=True, eq=False)

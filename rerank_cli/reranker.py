@@ -1,7 +1,9 @@
 """Rerank from Python: the rows of a program in place of those of a file.
 
-    with Reranker("BAAI/bge-reranker-base") as reranker:
-        best = reranker.rerank(frame, top_n=5)
+    reranker = Reranker("BAAI/bge-reranker-base")
+    reranker.rerank("a query", ["a passage", "another"])    # dicts in rank order
+    reranker.score([("a query", "a passage")])              # logits in the order given
+    reranker.rerank(frame, top_n=5)                         # a frame for a frame
 
 `rerank-file` with other ends: `job/prepare.py` finds the model and plans, `engine.open_engine` loads it, and
 `job/scoring_loop.py` scores. So ranks and logits are those of the command line, bit for bit where the same rows come in
@@ -13,11 +15,13 @@ environment of the process stays as it is; nothing is downloaded unless `online`
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, cast, get_args, overload
@@ -25,11 +29,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, cast, g
 from rerank_cli.encoding.choices import ImageLimits, Pool, SpecialTokens, Truncation
 from rerank_cli.engine import open_engine
 from rerank_cli.engine.embedding import EmbeddingEngine
-from rerank_cli.errors import InputError, UsageError
+from rerank_cli.errors import InputError, RerankError, UsageError
 from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups, read
-from rerank_cli.formats.shapes import FieldNames, Selection
+from rerank_cli.formats.shapes import FieldNames, Item, Selection
 from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_unusable
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
+from rerank_cli.job.progress import Progress as RunProgress
 from rerank_cli.job.ranking import select
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.windows import Windows
@@ -40,6 +45,8 @@ from rerank_cli.records import RankedList, RowError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
     import pyarrow as pa
 
@@ -78,6 +85,7 @@ class RowOptions(TypedDict, total=False):
 
     on_error: `raise` (the default) is an `InputError` for a row that cannot be scored, with its number, from 1; `keep`
     returns it without rank and score, with the reason in `rerank_error`. image_root: by default the current folder.
+    progress: shows a bar meanwhile.
     """
 
     query_field: str | None
@@ -91,6 +99,7 @@ class RowOptions(TypedDict, total=False):
     threshold: float | None
     prob: bool
     on_error: OnError
+    progress: bool
 
 
 class Options(ModelOptions, RowOptions, total=False):
@@ -123,15 +132,20 @@ class Reranker:
 
     def __init__(self, model: str | Path | None = None, **options: Unpack[ModelOptions]) -> None:
         _refuse_wrong(options, ModelOptions)
+        self._engine: Engine | None = None
+        with _in_python_words():
+            self._load(model, options)
+
+    def _load(self, model: str | Path | None, options: ModelOptions) -> None:
         self._options = _job_options(model, options)
         prepared = prepare_model(self._options, find_known(self._options))
         self.plan: Plan = prepared.plan
         """How the model runs on this machine, with the reasons."""
         for warning in prepared.plan.warnings:
-            warnings.warn(warning, stacklevel=2)
+            warnings.warn(warning, stacklevel=3)
         self._prepared = prepared
         self._lock = threading.Lock()
-        self._engine: Engine | None = open_engine(prepared.plan, prepared.checkpoint)
+        self._engine = open_engine(prepared.plan, prepared.checkpoint)
 
     def __enter__(self) -> Self:
         return self
@@ -141,12 +155,22 @@ class Reranker:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        plan, closed = self.plan, ", closed" if self._engine is None else ""
+        name = self._options.model or "built-in model"
+        return (
+            f"<Reranker {name}: {plan.precision} on {plan.device}, at most {plan.max_tokens:,} tokens a pair{closed}>"
+        )
+
     def close(self) -> None:
         """Give back the memory of the model; `rerank` cannot be called any more."""
         with self._lock:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+
+    @overload
+    def rerank(self, data: str, passages: Iterable[Any], **options: Unpack[RowOptions]) -> list[dict[str, Any]]: ...
 
     @overload
     def rerank(self, data: pd.DataFrame, **options: Unpack[RowOptions]) -> pd.DataFrame: ...
@@ -159,8 +183,11 @@ class Reranker:
     @overload
     def rerank(self, data: pa.Table, **options: Unpack[RowOptions]) -> pa.Table: ...
 
-    def rerank(self, data: Any, **options: Unpack[RowOptions]) -> Any:
-        """The rows of `data` in rank order, in the form they came in.
+    def rerank(self, data: Any, passages: Iterable[Any] | None = None, **options: Unpack[RowOptions]) -> Any:
+        """The passages of a query in rank order, or the rows of `data` in rank order, in the form they came in.
+
+        `rerank(query, passages)` gives a list of dicts, one a passage: its `text` (or its own fields), `rank`, `logit`
+        and `index`.
 
         A pair a row (a column of queries, a column of passages): the rows of each query together, queries in order of
         first appearance, with the columns `rank`, `logit` and `index` (the place among the rows of its query, from 0).
@@ -170,6 +197,48 @@ class Reranker:
         An embedding model gives a `cosine` in place of the `logit`.
         """
         _refuse_wrong(options, RowOptions)
+        with _in_python_words():
+            if isinstance(data, str):
+                if passages is None:
+                    raise UsageError("a query without passages", hint='`rerank("query", ["a passage", "another"])`')
+                if isinstance(passages, (str, bytes)):
+                    raise UsageError("passages: one text, and not a list of them", hint="`rerank(query, [passage])`")
+                found = self._rerank([(data, _listed(passages))], options)
+                return found[0]["passages"] if found else []
+            if passages is not None:
+                raise UsageError("passages: are for a query that is a text; rows hold their own")
+            return self._rerank(data, options)
+
+    def rank(self, query: str, passages: Iterable[Any], **options: Unpack[RowOptions]) -> list[dict[str, Any]]:
+        """`rerank` of one query, by the name that cross-encoders have for it."""
+        return self.rerank(query, passages, **options)
+
+    @overload
+    def score(self, pairs: tuple[str, str], *, progress: bool = False) -> float: ...
+
+    @overload
+    def score(self, pairs: Iterable[Sequence[Any]], *, progress: bool = False) -> npt.NDArray[np.float32]: ...
+
+    def score(self, pairs: Any, *, progress: bool = False) -> Any:
+        """Logits of (query, passage) pairs, float32, in their order; a number for a single pair."""
+        with _in_python_words():
+            if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
+                return float(self._score([pairs], progress=progress)[0])
+            given = list(pairs)
+            for number, pair in enumerate(given, 1):
+                if isinstance(pair, str) or len(pair) != 2:
+                    raise UsageError(
+                        f"pair {number}: not a query and a passage", hint='`score([("query", "passage"), ...])`'
+                    )
+            return self._score(given, progress=progress)
+
+    def _score(self, pairs: Sequence[Sequence[Any]], *, progress: bool) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        found = self._rerank([(query, [passage]) for query, passage in pairs], {"progress": progress})
+        return np.array([row["passages"][0][self._prepared.score] for row in found], dtype=np.float32)
+
+    def _rerank(self, data: Any, options: RowOptions) -> Any:
         job = _with_rows(self._options, options)
         refuse_unusable(job)
         refuse_unfit(job, self._prepared.checkpoint, self._prepared.family)
@@ -183,12 +252,15 @@ class Reranker:
         with self._lock:
             if self._engine is None:
                 raise UsageError("this Reranker has been closed")
-            windows = Windows(given.shape.group(read(rows)), max_pairs=self.plan.window_pairs)
+            taken = _Counted(read(rows), len(rows))
+            windows = Windows(given.shape.group(taken), max_pairs=self.plan.window_pairs, position=lambda: taken.share)
+            shown = _Bar() if options.get("progress") else None
             scoring = score_windows(
                 windows, self._prepared.encoder, self._engine, pool=self._options.pool,
-                image_processes=self.plan.image_processes,
+                image_processes=self.plan.image_processes, on_submit=shown.submit if shown else None,
+                on_batch=shown.add_batch if shown else None,
             )  # fmt: skip
-            with closing(scoring):
+            with shown or nullcontext(), closing(scoring):
                 for window in scoring:
                     lists += [select(item, selection) for item in window.ranked]
                     for error in window.errors:
@@ -230,12 +302,101 @@ def rerank(data: Any, model: str | Path | None = None, **options: Unpack[Options
         return reranker.rerank(data, **cast(RowOptions, of_rows))
 
 
+_OPTION = re.compile(r"--([a-z][a-z-]+)(?:[ =]([^\s`,;]+))?")
+
+
+@contextmanager
+def _in_python_words() -> Iterator[None]:
+    """Inside, an error names options as Python does (`top_n=3`, not `--top-n 3`) and notes its hint."""
+    try:
+        yield
+    except RerankError as error:
+        error.message = _OPTION.sub(_as_argument, error.message)
+        error.hint = error.hint and _OPTION.sub(_as_argument, error.hint)
+        error.args = (error.message,)
+        if error.hint:
+            error.add_note(f"hint: {error.hint}")  # which a traceback shows
+        raise
+
+
+def _as_argument(found: re.Match[str]) -> str:
+    name, value = found[1].replace("-", "_"), found[2]
+    if name not in Options.__annotations__:
+        return found[0]
+    if value is None:
+        return f"{name}=True" if name in ("online", "prob") else name
+    return f"{name}={value}" if value.isdecimal() else f'{name}="{value}"'
+
+
+def _listed(passages: Iterable[Any]) -> list[Any]:
+    """Passages of a list, an array or a column."""
+    for method in ("to_pylist", "to_list", "tolist"):  # Arrow, pandas and polars, numpy
+        if listed := getattr(passages, method, None):
+            return list(listed())
+    return list(passages)
+
+
+class _Counted:
+    """Rows, counted as they are taken."""
+
+    def __init__(self, rows: Iterable[Item], total: int) -> None:
+        self._rows, self._total, self._taken = iter(rows), total, 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Item:
+        item = next(self._rows)
+        self._taken += 1
+        return item
+
+    @property
+    def share(self) -> float:
+        """How many of all rows were taken."""
+        return self._taken / max(1, self._total)
+
+
+class _Bar:
+    """A bar while rows are reranked, in a terminal and in a notebook."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._progress = RunProgress()
+        self._bar = Progress(
+            TextColumn("{task.fields[pairs]:,} pairs"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._task = self._bar.add_task("", total=1.0, pairs=0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def submit(self, tokens: int, share: float | None) -> None:
+        """See `score_windows`."""
+        self._progress.submit(tokens, share)
+
+    def add_batch(self, pairs: int, tokens: int) -> None:
+        """See `score_windows`."""
+        self._progress.add_batch(pairs, tokens)
+        self._bar.update(self._task, completed=self._progress.share or 0.0, pairs=self._progress.pairs)
+
+
 def _refuse_wrong(options: Mapping[str, Any], known: type) -> None:
     """Options that the types would have refused, for programs that are not checked."""
     names = list(getattr(known, "__annotations__"))  # noqa: B009 (mypy does not know it of a type)
     for name, value in options.items():
         if name not in names:
-            raise TypeError(f"unknown option `{name}`; known are {', '.join(names)}")
+            near = get_close_matches(name.replace("top_k", "top_n"), names, n=1)
+            meant = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(names)}"
+            raise TypeError(f"unknown option `{name}`{meant}")
         if name in _CHOICES and value not in _CHOICES[name]:
             raise UsageError(f"{name} {value!r}: not known", hint="known are " + ", ".join(_CHOICES[name]))
         if name in _LEAST and value is not None and value < _LEAST[name]:

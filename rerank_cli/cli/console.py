@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rerank_cli.errors import RerankError, printable
 
 if TYPE_CHECKING:
-    from rerank_cli.records import Counts
+    from rerank_cli.job.progress import Progress
 
 _LINE_EVERY_SECONDS = 30.0
 
@@ -61,55 +62,93 @@ def forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class Progress:
-    """How far a run is: a bar on a terminal, a plain line every 30 s elsewhere, nothing when quiet."""
+class ProgressDisplay:
+    """Shows the progress of a run: a bar on a terminal, a plain line every 30 s elsewhere, nothing when quiet.
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+    Both are drawn by a thread of their own: the clock goes on while a batch is computed.
+    """
+
+    def __init__(self, progress: Progress, *, quiet: bool) -> None:
+        self._progress = progress
         self._quiet = quiet
-        self._began = self._said = time.monotonic()
-        self._pairs = 0
-        self._share: float | None = None
+        self._bar: Any = None
+        self._ended = threading.Event()
+        self._lines = threading.Thread(target=self._say_now_and_then, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.fields[pairs]:,} pairs"),
-                BarColumn(),
-                TextColumn("{task.fields[speed]:,.1f} pairs/s"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=Console(file=sys.stderr),
-                transient=True,
-            )
-            self._task = self._bar.add_task("", total=None, pairs=0, speed=0.0)
+        if self._quiet:
+            return self
+        if sys.stderr.isatty():
+            self._bar = _bar_of(self._progress)
             self._bar.start()
+        else:
+            self._lines.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._bar is not None:
             self._bar.stop()
 
-    def on_batch(self, pairs: int, tokens: int) -> None:
-        """A batch was handed to the device."""
-        self._pairs += pairs
-        now = time.monotonic()
-        speed = self._pairs / max(now - self._began, 1e-9)
-        if self._bar is not None:
-            self._bar.update(self._task, pairs=self._pairs, speed=speed)
-        elif not self._quiet and now - self._said >= _LINE_EVERY_SECONDS:
-            self._said = now
-            share = "" if self._share is None else f", {100 * self._share:.0f} % of the input read"
-            say(f"{self._pairs:,} pairs, {speed:,.1f} pairs/s{share}")
+    def _say_now_and_then(self) -> None:
+        while not self._ended.wait(_LINE_EVERY_SECONDS):
+            if self._progress.pairs:
+                say(progress_line(self._progress))
 
-    def on_progress(self, counts: Counts, share: float | None) -> None:
-        """A window is finished."""
-        self._share = share
-        if self._bar is not None and share:
-            self._bar.update(self._task, total=1.0, completed=share)
+
+def progress_line(progress: Progress) -> str:
+    """How far a run is: `1,200 pairs in 30 s (40.0 pairs/s), 12 %, about 4 min left`."""
+    from rerank_cli.job.progress import about, percent
+
+    text = f"{progress.pairs:,} pairs in {progress.seconds:,.0f} s ({progress.pairs_per_second:,.1f} pairs/s)"
+    if (share := progress.share_under_way) is not None:
+        text += f", {percent(share)}"
+    left = progress.clock_left
+    return text if left is None else f"{text}, {about(left)} left"
+
+
+def _bar_of(progress: Progress) -> Any:
+    """A bar that asks `progress` each time it is drawn."""
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, Task, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    from rerank_cli.job.progress import about, percent
+
+    class Words(ProgressColumn):
+        """Some words on how far the run is."""
+
+        def __init__(self, words: Callable[[], str]) -> None:
+            super().__init__()
+            self._words = words
+
+        def render(self, task: Task) -> Text:
+            return Text(self._words())
+
+    class Line(BarColumn):
+        """The bar at the share that is finished."""
+
+        def render(self, task: Task) -> Any:
+            share = progress.share_under_way
+            task.total, task.completed = None if share is None else 1.0, share or 0.0
+            return super().render(task)
+
+    def left() -> str:
+        seconds = progress.clock_left
+        return "" if seconds is None else f"{about(seconds)} left"
+
+    bar = Bar(
+        Words(lambda: f"{progress.pairs:,} pairs"),
+        Line(bar_width=20),
+        Words(lambda: "" if (share := progress.share_under_way) is None else percent(share)),
+        Words(lambda: f"{progress.pairs_per_second:,.1f} pairs/s"),
+        TimeElapsedColumn(),
+        Words(left),
+        console=Console(file=sys.stderr),
+        transient=True,
+    )
+    bar.add_task("", total=None)
+    return bar

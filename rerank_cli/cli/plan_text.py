@@ -11,6 +11,17 @@ from rerank_cli.errors import printable
 from rerank_cli.planning.profile_answer import MachinePlan, gpu_rows, profile_rows
 from rerank_cli.planning.profiles.request import listed, show_gib
 
+_WORDS = {
+    "optimized": "the profile was made for this very GPU, and is the fastest that is known for it.",
+    "fallback": "the profile runs on any GPU with enough memory, and is not tuned for this one.",
+    "generic": "no profile file names this model; precision and sizes follow from its files and the machine.",
+    "cpu": "the model runs on the processor.",
+    "max tokens": "the longest pair, query and passage together; what is longer is cut as `--truncate` says.",
+    "engines": "copies of the model that are loaded at a time, each on one device.",
+    "token budget": "the tokens that one batch may hold. A larger one needs more memory and keeps a GPU busier.",
+    "varlen": "pairs of different lengths lie in a batch one behind the other, with no padding between them.",
+    "sdpa": "torch's own attention; pairs of one length are computed together, so there is no padding.",
+}
 _LABEL = 14  # columns of the left side: the longest label and two blanks
 
 
@@ -24,6 +35,10 @@ def plan_lines(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> It
         yield from ("", "profiles")
         for row in profile_rows(answer):
             yield from _profile_lines(row)
+    if explain and answer.plan is not None:
+        yield from ("", "words")
+        for word in _words_of(answer):
+            yield from _item(f"{word}: ", _WORDS[word])
     if explain and answer.reasons:
         yield from ("", "reasons")
         for reason in answer.reasons:
@@ -33,6 +48,14 @@ def plan_lines(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> It
         width = max(len(rejection.profile) for rejection in answer.rejected)
         for rejection in answer.rejected:
             yield from _item(rejection.profile.ljust(width + 2), rejection.reason)
+
+
+def _words_of(answer: MachinePlan) -> Iterator[str]:
+    """The words of the plan that not everybody knows."""
+    plan = answer.plan
+    if plan is not None:
+        said = (plan.kind, "max tokens", "engines", "token budget", *plan.attention.split())
+        yield from (word for word in dict.fromkeys(said) if word in _WORDS)
 
 
 def _machine_lines(answer: MachinePlan) -> Iterator[str]:

@@ -20,7 +20,9 @@ from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.planning.choices import Policy, Requirement
 
 if TYPE_CHECKING:
+    from rerank_cli.cli.plan_request import PlanRequest
     from rerank_cli.machine.detect import Machine
+    from rerank_cli.planning.known_model import KnownModel
     from rerank_cli.planning.profile_answer import MachinePlan
 
 OPTIONS = [
@@ -38,8 +40,9 @@ OPTIONS = [
         help="More engines on a GPU of at least 80 GB.",
     ),
     option(
-        "--gpu", list[str], group=MACHINE, metavar="CC:MEM[:NAME]", basic=True,
-        help="Plan for this GPU, for example 9.0:80GiB:NVIDIA-H100-80GB-HBM3; may be given several times.",
+        "--gpu", list[str], group=MACHINE, metavar="NAME", basic=True,
+        help="Plan for this GPU: L4, H100, RTX-4090, or 9.0:80GiB[:NAME]; may be given several times. "
+        "all compares the cards that are known by name.",
     ),
     option(
         "--fixture", str, group=MACHINE, metavar="FILE", help="Plan for the machine that this JSON file describes."
@@ -60,7 +63,9 @@ How would the built-in model run on this machine?
   rerank-cli profile-select
 How would another one run on another GPU, and why?
   rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 \
-      --gpu 8.9:24GB:NVIDIA-L4 --explain
+      --gpu L4 --explain
+Which card does it need?
+  rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 --gpu all
 Let every command of this shell run by the plan:
   eval "$(rerank-cli profile-select --env)"
 """
@@ -82,8 +87,13 @@ def profile_select(
     try:
         if env and list_profiles:
             raise UsageError("--env and --list print different things: name one of them")
-        asked = read_plan_request(context, assume_cuda=True)
+        # What is exported must run here: with a torch that cannot use the GPU that is the CPU's plan.
+        asked = read_plan_request(context, assume_cuda=not env or bool(gpu))
         known = find_model(model, revision=given["revision"], online=online, profiles_file=asked.profiles_file)
+        if gpu == ["all"]:
+            if env or list_profiles or given["fixture"]:
+                raise UsageError("--gpu all: compares cards, which --env, --list and --fixture have no place for")
+            return _compare_cards(asked, known, output_mode)
         answer = plan_model(asked.request, known, machine.answer(), notes=asked.notes)
     except RerankError as error:
         answer = MachinePlan(error=error)
@@ -93,7 +103,7 @@ def profile_select(
         elif wants_json(output_mode):
             print_json(_without_surrogates(answer.to_json(with_profiles=list_profiles)))
         else:
-            _print_text(answer, list_profiles=list_profiles, explain=given["explain"])
+            _print_text(answer, model, list_profiles=list_profiles, explain=given["explain"])
         sys.stdout.flush()
     except BrokenPipeError:
         forget_stdout()  # here, because click gives it another exit code before main() sees it
@@ -148,6 +158,65 @@ class _MachineInQuestion:
         return self._found or detect_machine()
 
 
+def _compare_cards(asked: PlanRequest, known: KnownModel, output_mode: str) -> int:
+    """Print what each card that is known by name would do; returns 6 if the model fits none."""
+    from rerank_cli.machine.detect import describe_machine
+    from rerank_cli.machine.gpu_names import CARDS
+    from rerank_cli.planning.run_plan import plan_model
+
+    found: list[dict[str, Any]] = []
+    for card in CARDS:
+        facts: dict[str, Any] = {"name": card.name, "total_bytes": card.total_bytes, "fits": False}
+        try:
+            answer = plan_model(asked.request, known, describe_machine([card.name]), notes=asked.notes)
+        except RerankError as error:
+            found.append(facts | {"reason": error.message})
+            continue
+        plan = answer.plan
+        if plan is None or plan.kind == "cpu":
+            reasons = [one.reason for one in answer.rejected] or list(answer.reasons)
+            found.append(facts | {"reason": answer.error.message if answer.error else reasons[-1] if reasons else ""})
+            continue
+        found.append(
+            facts
+            | {
+                "fits": True, "profile": plan.profile, "precision": plan.precision, "max_tokens": plan.max_tokens,
+                "token_budget": plan.token_budget, "needed_bytes": plan.needed_bytes,
+            }
+        )  # fmt: skip
+    if wants_json(output_mode):
+        print_json({"schema": "rerank-cli/cards/1", "model": known.name, "cards": found})
+    else:
+        _print_cards(known.name, found)
+    return 0 if any(card["fits"] for card in found) else 6
+
+
+def _print_cards(model: str, cards: list[dict[str, Any]]) -> None:
+    from rerank_cli.cli.console import print_table
+    from rerank_cli.planning.profiles.request import show_gib
+
+    rows = [
+        [
+            card["name"],
+            show_gib(card["total_bytes"]),
+            *(
+                [
+                    show_gib(card["needed_bytes"]),
+                    card["profile"],
+                    f"{card['max_tokens']:,}",
+                    f"{card['token_budget']:,}",
+                ]
+                if card["fits"]
+                else ["does not fit", "", "", ""]
+            ),
+        ]
+        for card in cards
+    ]
+    columns = ["GPU", "memory", "needed", "profile", "max tokens", "token budget"]
+    print_table(columns, rows, title=model)
+    say("the largest batch for one of them: rerank-cli mem-estimate --solve batch-size --gpu NAME")
+
+
 # Output.
 
 
@@ -173,10 +242,18 @@ def _say_warnings(answer: MachinePlan) -> None:
         say(f"warning: {warning}")
 
 
-def _print_text(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> None:
+def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, explain: bool) -> None:
     from rerank_cli.cli.plan_text import plan_lines
 
     for line in plan_lines(answer, list_profiles=list_profiles, explain=explain):
         sys.stdout.write(line + "\n")
+    if answer.plan is not None:
+        sys.stdout.write(f"\nnext: {_next_command(answer, model)}\n")
     sys.stdout.flush()
     _say_warnings(answer)
+
+
+def _next_command(answer: MachinePlan, model: str | None) -> str:
+    """What runs by this plan, on a file of the user's."""
+    chosen = "" if model is None else f" --model {shlex.quote(model)}"
+    return f"rerank-cli rerank-file YOUR-FILE.jsonl -o OUT.jsonl{chosen}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
+from rerank_cli.cli.console import ProgressDisplay, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.errors import StoppedError, nothing_scored
 from rerank_cli.job.precision_check import LEAST_OVERLAP
@@ -25,17 +25,18 @@ def run_and_report(
     options: JobOptions, cluster: ClusterOptions | None = None, *, quiet: bool, verbose: bool, output_mode: str
 ) -> int:
     """Run the job, here or on a cluster; returns the exit code."""
+    from rerank_cli.job.progress import Progress
     from rerank_cli.job.run import Watcher, run_job
 
     told = _ErrorTeller(active=options.names.output == "-" and options.names.errors is None)
 
-    with Progress(quiet=quiet) as progress:
+    progress = Progress()
+    with ProgressDisplay(progress, quiet=quiet):
         watcher = Watcher(
             on_start=lambda checkpoint, plan: _say_plan(checkpoint, plan, quiet=quiet, verbose=verbose),
             on_note=None if quiet else say,
             on_error=told.tell,
-            on_batch=progress.on_batch,
-            on_progress=progress.on_progress,
+            progress=progress,
         )
         try:
             if cluster:

@@ -192,10 +192,13 @@ class Actors:
         self._actors: list[_Actor] = []
         self._said: set[str] = set()
         self._progress = Progress()
+        self._parts = 0
 
     def do(self, tasks: Sequence[Task]) -> Progress:
         """All tasks; raises the first error of one when the others are through."""
         try:
+            self._parts = len(tasks)
+            self._watcher.progress.submit(0, None)
             self._start(min(self._room.engines, len(tasks)))
             self._do(tasks)
         finally:
@@ -326,6 +329,7 @@ class Actors:
         assert done.report is not None, "a part is done or it is not"
         self._progress.add(task, done.report)
         counts = self._progress.counts
+        self._watcher.progress.end_part(counts.pairs, len(self._progress.reports) / max(1, self._parts), counts.rows_in)
         self._options.error_limit.check(counts, last=False)
         if self._watcher.on_progress:
             self._watcher.on_progress(counts, None)

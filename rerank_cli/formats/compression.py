@@ -22,6 +22,7 @@ import gzip
 import io
 import lzma
 import os
+import stat
 import sys
 import zlib
 from pathlib import Path, PurePath
@@ -50,6 +51,7 @@ _LARGEST_WINDOW_LOG = 31  # of zstd: 2 GiB, the most that the format's own tool 
 _XZ_PADDING = 4  # xz streams may be followed by zero bytes in multiples of this
 
 _READ_BYTES = 64 * 1024
+_STEPS, _LEAST_STEP_BYTES = 1024, 512  # of a file
 _GZIP_LEVEL = 6  # the default of gzip(1); the standard library's 9 costs several times as much for a few per cent
 
 
@@ -65,7 +67,7 @@ def open_input(path: str) -> io.BufferedReader:
     except InputError:
         source.close()
         raise
-    return io.BufferedReader(_Input(path, source, compression), _READ_BYTES)
+    return io.BufferedReader(Content(path, source, compression), _READ_BYTES)
 
 
 def open_output(raw: BinaryIO, name: str) -> BinaryIO:
@@ -168,6 +170,23 @@ class _Source(io.RawIOBase):
         self._stream = stream
         self._head = b""
         self._keep_open = keep_open
+        self._step: int | None = None
+        self.taken = 0
+        """Bytes that were read."""
+
+    def read_in_steps(self) -> int | None:
+        """Give a small file out in many pieces, so that `taken` tells how far its reader is.
+
+        Returns how many bytes of content to ask for at a time, for the same reason; None for as many as there are.
+        """
+        try:
+            found = os.fstat(self.fileno())
+        except OSError:  # a stream of memory has no descriptor
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        self._step = max(_LEAST_STEP_BYTES, found.st_size // _STEPS)
+        return self._step
 
     def read_head(self) -> bytes:
         """As many bytes as tell the compression, to be read again; no more, because a live line may be that short."""
@@ -188,11 +207,13 @@ class _Source(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` with what one read of the operating system gives."""
-        if not self._head:
-            return self._stream.readinto1(buffer)
-        count = min(len(buffer), len(self._head))
-        buffer[:count] = self._head[:count]
-        self._head = self._head[count:]
+        if self._head:
+            count = min(len(buffer), len(self._head))
+            buffer[:count] = self._head[:count]
+            self._head = self._head[count:]
+        else:
+            count = self._stream.readinto1(memoryview(buffer)[: self._step])
+        self.taken += count
         return count
 
     def close(self) -> None:
@@ -202,7 +223,7 @@ class _Source(io.RawIOBase):
         super().close()
 
 
-class _Input(io.RawIOBase):
+class Content(io.RawIOBase):
     """The content of a source; every failure to read it is an `InputError` with the place."""
 
     def __init__(self, path: str, source: _Source, compression: str | None) -> None:
@@ -212,6 +233,22 @@ class _Input(io.RawIOBase):
         self._fill, self._faults = _content_reader(source, compression)
         self._position = 0
         self._fault: InputError | None = None
+        self._most = source.read_in_steps()
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its bytes on disk are others than these."""
+        return self._kind != "file"
+
+    @property
+    def done(self) -> int:
+        """Bytes of content that were read."""
+        return self._position
+
+    @property
+    def taken(self) -> int:
+        """Bytes on disk that this took."""
+        return self._source.taken
 
     def readable(self) -> bool:
         """Always."""
@@ -226,7 +263,7 @@ class _Input(io.RawIOBase):
         if self._fault is not None:  # after a fault zstd goes on with bytes that mean nothing
             raise self._fault
         try:
-            count = self._fill(buffer)
+            count = self._fill(memoryview(buffer)[: self._most])
         except self._faults as error:
             self._fault = _input_error(self._path, self._kind, self._position, error)
             raise self._fault from error

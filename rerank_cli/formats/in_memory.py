@@ -2,6 +2,8 @@
 
     pandas.DataFrame    a row a list, or a pair a row     comes back as a data frame
     pyarrow.Table       likewise                          comes back as a table
+    an Arrow C stream   likewise                          polars and datasets come back as they came, others (a
+                                                          relation of DuckDB, a record batch) as a table
     iterable of rows    dicts, or (query, passages)       comes back as a list of dicts
 
 The columns that a shape reads become rows as a file gives them, and the shapes and the Arrow code of the files make the
@@ -76,12 +78,47 @@ def given_rows(data: object, names: FieldNames) -> Given:
         return _Frame(data, names)
     if arrow is not None and isinstance(data, arrow.Table):
         return _Table(data, names)
+    if (stream := _stream_of(data)) is not None:
+        return _Stream(stream, type(data), names)
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        lazy = hasattr(data, "collect")
         raise UsageError(
             f"{type(data).__name__}: not rows that can be reranked",
-            hint="give a DataFrame, a pyarrow.Table or a list of rows, such as `[(query, passages)]`",
+            hint="`.collect()` gives its rows"
+            if lazy
+            else "give a query and its passages, a data frame, an Arrow table or a list of rows, such as "
+            "`[(query, passages)]`",
         )
     return _Rows(data, names)
+
+
+def _stream_of(data: object) -> pa.Table | None:
+    """The table of an object that speaks the Arrow C stream interface (PyCapsule); None for another one."""
+    import_arrow = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+    is_dataset = type(data).__module__.startswith("datasets.") and hasattr(data, "with_format")
+    if not import_arrow and not is_dataset:
+        return None
+    import pyarrow as pa
+
+    table = data.with_format("arrow")[:] if is_dataset else pa.table(data)  # type: ignore[attr-defined]
+    schema = pa.schema([field.with_type(_without_views(field.type)) for field in table.schema])
+    return table.cast(schema.with_metadata(table.schema.metadata))
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """The type with plain strings in place of views, which Arrow's kernels cannot take from."""
+    import pyarrow as pa
+
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        of = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return of(kind.value_field.with_type(_without_views(kind.value_type)))
+    return kind
 
 
 def read(rows: Iterable[Row]) -> Iterator[Item]:
@@ -156,6 +193,30 @@ def _shape_of(columns: Sequence[str], names: FieldNames) -> Shape:
     return kind.open(names, NO_TEXTS)
 
 
+_SOMETIMES = ("truncated", "tokens", "kept_tokens")  # what a scored passage says only if it is true
+
+
+def _without_empty(table: pa.Table, given: Sequence[str]) -> pa.Table:
+    """The table without what no row has to say; given: columns that are the user's."""
+    import pyarrow as pa
+
+    for name in _SOMETIMES:
+        if name in table.column_names and name not in given and table[name].null_count == len(table):
+            table = table.drop_columns([name])
+    for place, field in enumerate(table.schema):
+        kind = field.type
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+            continue
+        passages = pa.chunked_array([chunk.flatten() for chunk in table[place].chunks], kind.value_type)
+        inner = pa.Table.from_struct_array(passages)
+        kept = [one for one in kind.value_type if one.name not in _SOMETIMES or inner[one.name].null_count < len(inner)]
+        if "rank" in inner.column_names and len(kept) < kind.value_type.num_fields:
+            of = pa.list_ if pa.types.is_list(kind) else pa.large_list
+            fewer = of(kind.value_field.with_type(pa.struct(kept)))
+            table = table.set_column(place, field.with_type(fewer), table[place].cast(fewer))
+    return table
+
+
 class _Frame:
     """A pandas.DataFrame."""
 
@@ -188,7 +249,7 @@ class _Frame:
         places = [(one.source.row_of(entry.index).number, entry) for one in ranked for entry in one.ranking]
         scores = score_table([entry for _, entry in places], score=selection.score, prob=selection.prob)
         nullable = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
-        ours = scores.to_pandas(types_mapper=nullable.get)
+        ours = _without_empty(scores, ()).to_pandas(types_mapper=nullable.get)
         if reasons is not None:
             ours[ERROR] = pd.array([reasons.get(number) for number, _ in places], dtype="string")
         found = self._frame.iloc[[number - 1 for number, _ in places]]
@@ -264,12 +325,31 @@ class _Table:
             table = empty_table(self._table.schema, self.shape, selection)
         else:
             table = ranked_table(self.shape, ranked, selection)
+        table = _without_empty(table, self._table.column_names)
         if reasons is None:
             return table
         numbers = [row.number for one in ranked for row in _rows_of(one, self.shape)]
         if ERROR in table.column_names:
             table = table.drop_columns([ERROR])
         return table.append_column(ERROR, pa.array([reasons.get(number) for number in numbers], pa.string()))
+
+
+class _Stream(_Table):
+    """What came through the Arrow C stream interface."""
+
+    def __init__(self, table: pa.Table, came_as: type, names: FieldNames) -> None:
+        super().__init__(table, names)
+        self._came_as = came_as
+
+    def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
+        """See `Given`."""
+        table = super().answer(ranked, reasons, selection)
+        library = self._came_as.__module__.partition(".")[0]
+        if library == "polars":
+            return sys.modules["polars"].from_arrow(table)
+        if library == "datasets":
+            return self._came_as(table)
+        return table
 
 
 def _readable(rows: Iterable[Row | RowError]) -> Iterator[Row]:

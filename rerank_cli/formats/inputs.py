@@ -18,7 +18,7 @@ import io
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,11 @@ from typing import Any, Literal
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import delimited, json_document, jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
-from rerank_cli.formats.compression import open_input, text_suffix
+from rerank_cli.formats.compression import SUFFIXES, open_input, text_suffix
 from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign, separated
 from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows
 from rerank_cli.formats.parts import Partition, find_parts, one_format
+from rerank_cli.formats.position import Position
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
     SHAPES,
@@ -71,6 +72,7 @@ _SPOOL_ROWS = 10_000
 _TABLE_SAMPLE = 20  # rows of a table that are looked at for its shape
 _SPACE = b" \t\r\n"
 _COUNTED_BYTES = 2**18
+_COUNTED_FILE_BYTES = 2**26  # of a file whose lines are counted while a user waits: 0.1 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,15 @@ class ReadOptions:
     """Which rows are read, and how.
 
     max_line_bytes: the longest line. live: a pause of a pipe is told (`Gap.IDLE`). skip, limit: the rows left out at
-    the start of the first input, and how many are read from there, bad ones included, blank lines not.
+    the start of the first input, and how many are read from there, bad ones included, blank lines not. position: learns
+    how far reading is.
     """
 
     max_line_bytes: int = MAX_LINE_BYTES
     live: bool = False
     skip: int = 0
     limit: int | None = None
+    position: Position | None = None
 
     @property
     def stop(self) -> int | None:
@@ -179,10 +183,29 @@ def _is_object(line: bytes) -> bool:
     return isinstance(jsonl.parse_row(line.rstrip(b"\r"), file="", number=1), JsonRow)
 
 
-def input_bytes(inputs: Iterable[Input]) -> int | None:
-    """Bytes of all inputs on disk, or None where one is a pipe."""
-    sizes = [Path(item.path).stat().st_size for item in inputs if item.path != STDIN and Path(item.path).is_file()]
-    return sum(sizes) if len(sizes) == len(list(inputs)) else None
+def count_rows(inputs: Sequence[Input], options: ReadOptions) -> int | None:
+    """How many rows `read_items` gives of files, blank lines not counted; None where counting them would take long."""
+    rows = 0
+    for item in inputs:
+        if item.path == STDIN or not (path := Path(item.path)).is_file():
+            return None
+        if item.format == "parquet":
+            rows += _lines_of(item)
+            continue
+        with open_input(item.path) as stream:
+            is_lines = item.format in ("text", "trec") or (
+                item.format == "jsonl" and not json_document.look_into(stream)[0]
+            )
+        is_plain = is_lines and not item.path.lower().endswith(tuple(SUFFIXES))
+        if path.stat().st_size > (_COUNTED_FILE_BYTES if is_plain else _COUNTED_FILE_BYTES // 8):
+            return None
+        with open_input(item.path) as stream:
+            if is_lines:
+                rows += sum(1 for line in stream if not line.isspace())
+            else:
+                rows += sum(1 for row in _text_rows(item, stream, options) if not isinstance(row, Gap))
+    rows = max(0, rows - options.skip)
+    return rows if options.limit is None else min(rows, options.limit)
 
 
 def count_lines(inputs: Sequence[Input], options: ReadOptions) -> int:
@@ -227,6 +250,8 @@ def _sliced(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
         number += not isinstance(item, Gap)
         if isinstance(item, Gap) or number > options.skip:
             yield item
+        elif options.position:
+            options.position.skip(item)
 
 
 def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
@@ -236,11 +261,14 @@ def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> 
 
         assert shape is not None, "the shape of a table is known from its columns"
         if columns := _columns_of(item):
+            if options.position:
+                options.position.table(item.path, parquet.row_count(item.path))
             yield from parquet.read_rows(item.path, shape.columns(columns), item.partition)
         return
     with open_input(item.path) as stream:
-        rows = _text_rows(item, stream, options)
-        yield from _with_fields(rows, dict(item.partition)) if item.partition else rows
+        rows: Iterator[Item] = _text_rows(item, stream, options)
+        rows = _with_fields(rows, dict(item.partition)) if item.partition else rows
+        yield from options.position.text(item.path, stream, rows) if options.position else rows
 
 
 def _text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions) -> Iterator[JsonRow | RowError | Gap]:
@@ -254,7 +282,7 @@ def _text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions) -> 
     return (json_document.read_rows if is_document else jsonl.read_rows)(begun, **how)
 
 
-def _with_fields(rows: Iterator[JsonRow | RowError | Gap], fields: dict[str, Any]) -> Iterator[Item]:
+def _with_fields(rows: Iterator[Item], fields: dict[str, Any]) -> Iterator[Item]:
     """The rows with the fields of their file's path, where they have none of this name."""
     for row in rows:
         if isinstance(row, JsonRow):
@@ -389,7 +417,8 @@ def ordered_by_group(
     """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
     if not isinstance(shape, Groups) or not can_be_reread(inputs):
         return items
-    if not _is_scattered(islice(_keys(inputs, shape, options), options.skip, options.stop)):
+    keys = _keys(inputs, shape, replace(options, position=None))  # a look ahead is no progress
+    if not _is_scattered(islice(keys, options.skip, options.stop)):
         return items
     formats = {item.format for item in inputs}
     if "parquet" not in formats and len(formats) == 1:
@@ -493,6 +522,8 @@ def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterat
     keys = islice(_table_keys(item, shape), options.skip, options.stop)
     numbers = [groups.setdefault(key, len(groups)) for key in keys]
     order = sorted(places, key=lambda place: numbers[place - options.skip])
+    if options.position:
+        options.position.table(item.path, parquet.row_count(item.path))
     columns = shape.columns(_columns_of(item))
     most = _MAX_GATHERED_PARQUET_BYTES
     yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)

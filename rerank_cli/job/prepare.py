@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,15 @@ from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
-from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
-    input_bytes,
     open_lists,
     open_pairs,
     ordered_by_group,
     resolve_inputs,
 )
+from rerank_cli.formats.position import Position
 from rerank_cli.formats.shapes import Conversion, FlatShape, Item, ListShape, PairShape, Shape, not_carried, written_as
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
@@ -31,7 +30,6 @@ from rerank_cli.machine.detect import Machine, detect_machine
 from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint
 from rerank_cli.planning.profiles import GenericFacts
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
-from rerank_cli.records import JsonRow, RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +55,9 @@ class Prepared(PreparedModel):
     inputs: list[Input]
     shape: Shape
     items: Iterator[Item]
-    meter: Meter
+    position: Position  # how far reading is
     read: ReadOptions  # how the rows were asked for
     told: tuple[str, ...] = ()  # of the shape of the rows, once
-
-
-class Meter:
-    """Counts what has been read of the inputs, for progress."""
-
-    def __init__(self, inputs: Sequence[Input]) -> None:
-        compressed = any(item.path.lower().endswith(tuple(SUFFIXES)) for item in inputs)
-        tables = any(item.format not in ("jsonl", "text", "trec") for item in inputs)
-        self._total = None if compressed or tables else input_bytes(inputs)
-        self._bytes = 0
-
-    def count(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, counted as they pass."""
-        for item in items:
-            if isinstance(item, (JsonRow, RowError)):
-                self._bytes += len(item.raw) + 1
-            yield item
-
-    @property
-    def share(self) -> float | None:
-        """How much of the input has been read, 0 to 1."""
-        return min(1.0, self._bytes / self._total) if self._total else None
 
 
 def prepare(options: JobOptions) -> Prepared:
@@ -142,7 +118,10 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     """`prepare`, with the inputs and the model that were found before. Imports torch."""
     model = prepare_model(options, known)
     plan = model.plan
-    read = ReadOptions(options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit)
+    position = Position([item.path for item in inputs], options.limit)
+    read = ReadOptions(
+        options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit, position=position
+    )
     if options.pairs:
         if run := next((item.path for item in inputs if item.format == "trec"), None):
             raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
@@ -158,11 +137,10 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
         plan = replace(plan, reasons=(*plan.reasons, reason, *read_as), warnings=(*plan.warnings, *losses))
-    meter = Meter(inputs)
     told = own.told if isinstance(own, (ListShape, FlatShape)) else ()
     return Prepared(
-        model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter,
-        read, told,
+        model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, position.count(items),
+        position, read, told,
     )  # fmt: skip
 
 

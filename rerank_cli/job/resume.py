@@ -4,22 +4,27 @@ A run that goes on reads its input again and scores from the first window that i
 comes from the journal:
 
     state   the numbers so far (`Totals`), the comparison with fp32, the digest of the images of finished rows, the
-            texts that an embedding model has read, threads and token budget (of the last commit alone)
+            texts that an embedding model has read, threads and token budget, how far the run is and its rate (of the
+            last commit alone)
     notes   the values for `--qrels`, the best rows of `score --top-n`, the calibration of an int8 model (all of them)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rerank_cli.encoding.images.seen import SeenImages
+from rerank_cli.errors import StoppedError
 from rerank_cli.evaluation.measures import Evaluator
+from rerank_cli.formats.inputs import Input, ReadOptions, count_rows
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.job.kept_vectors import EmbeddedTexts
 from rerank_cli.job.output import Destination
 from rerank_cli.job.precision_check import PrecisionCheck
+from rerank_cli.job.progress import Progress, about, rows_of
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.windows import Windows
 from rerank_cli.journal import Job
@@ -38,9 +43,10 @@ class Resume:
         output: What the user calls the output.
         plan: Made for this process.
         totals, precision, evaluator, best: What grows with the windows; None where the run has none of it.
+        progress: Begins where the earlier process has ended.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what grows with the windows)
         self,
         destination: Destination,
         output: str,
@@ -49,13 +55,18 @@ class Resume:
         precision: PrecisionCheck,
         evaluator: Evaluator | None,
         best: BestSink | None,
+        progress: Progress,
     ) -> None:
         self._destination, self._output, self._plan = destination, output, plan
         self._totals, self._precision, self._evaluator, self._best = totals, precision, evaluator, best
         self._images = SeenImages()
+        self._progress = progress
 
-    def begin(self, on_note: Callable[[str], None]) -> Plan:
-        """Take over what is left, and say so; returns the plan that the run has begun with."""
+    def begin(self, on_note: Callable[[str], None], count: Callable[[], int | None]) -> Plan:
+        """Take over what is left, and say so; returns the plan that the run has begun with.
+
+        count: counts the rows of the run, if that is soon done.
+        """
         if (state := self._destination.state) is not None:
             # Both can move the last digit of a logit, and depend on what else the machine does: a run ends as it began.
             self._plan = replace(
@@ -69,10 +80,9 @@ class Resume:
             for _, note in self._destination.notes:
                 if "values" in note and self._evaluator:
                     self._evaluator.restore(note["values"])
-            on_note(
-                f"goes on after {self._totals.counts.rows_in:,} rows (window {self._destination.next_window}), "
-                "which an earlier process has finished"
-            )
+            said = state.get("progress") or {}
+            self._progress.begin_at(said.get("share"), self._totals.counts.rows_in)
+            on_note(_said_before(self._totals.counts.rows_in, count(), said))
         return self._plan
 
     def pass_over(self, windows: Windows) -> None:
@@ -93,6 +103,7 @@ class Resume:
     def commit(self, window: Window, engine: Engine, texts: EmbeddedTexts | None) -> None:
         """Hand a window that is written to the destination, with what a later process must know."""
         self._images.add(window)
+        self._progress.end_window(window.share, self._totals.counts.rows_in)
         state = {
             **self._totals.state,
             **self._precision.state,
@@ -102,6 +113,7 @@ class Resume:
             "token_budget": self._plan.token_budget,
             "embedded": texts.state if texts else None,
             "dropped": self._best.dropped if self._best else 0,
+            "progress": self._progress.state(),
         }
         note: dict[str, Any] = self._precision.take_note(engine)
         if self._evaluator and self._evaluator.note:
@@ -109,3 +121,41 @@ class Resume:
         if self._best and self._best.note:
             note["best"] = self._best.note
         self._destination.end_window(window.number, state, note or None, texts.take() if texts else {})
+
+
+def _said_before(rows: int, total: int | None, said: Mapping[str, Any]) -> str:
+    """What an earlier process has done; said: `Progress.state` of it."""
+    text = f"goes on after {rows_of(rows, total, said.get('share'))}, which an earlier process has finished"
+    if speed := said.get("pairs_per_second"):
+        text += f" at {speed:,.1f} pairs/s"
+    left = said.get("seconds_left")
+    return text if left is None else f"{text}; {about(left)} is left"
+
+
+@contextmanager
+def say_stopped(
+    progress: Progress, inputs: Sequence[Input], read: ReadOptions, shard: object, *, kept: bool
+) -> Iterator[None]:
+    """Inside, a run that is stopped says what is kept of it and how long the rest takes.
+
+    Args:
+        progress: Of the run.
+        inputs: Read it.
+        read: As `inputs`.
+        shard: Set where the run does a share of the input, whose rows are not counted.
+        kept: A later process may go on.
+    """
+    try:
+        yield
+    except StoppedError as error:
+        if not kept:
+            error.add_note(f"stopped: {progress.kept_rows:,} rows are done; the next run starts over")
+        elif not progress.kept_rows:
+            error.add_note("stopped: no row is finished yet; run the same command again")
+        else:
+            total = count_rows(inputs, read) if shard is None else None
+            left = progress.seconds_after(progress.kept_share)
+            rest = "" if left is None else f"{about(left)} is left; "
+            rows = rows_of(progress.kept_rows, total, progress.kept_share)
+            error.add_note(f"stopped: {rows} are kept; {rest}run the same command again")
+        raise

@@ -14,20 +14,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
-from rerank_cli.formats.inputs import can_be_reread, count_lines, resolve_inputs
+from rerank_cli.formats.inputs import can_be_reread, count_lines, count_rows, resolve_inputs
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs
-from rerank_cli.job.resume import Resume
+from rerank_cli.job.progress import Progress
+from rerank_cli.job.resume import Resume, say_stopped
 from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.scoring_loop import score_windows
@@ -58,7 +59,8 @@ class Watcher:
     on_error: Callable[[RowError], None] | None = None  # each bad row of this process
     on_batch: Callable[[int, int], None] | None = None  # pairs and tokens, when the device has got them
     on_progress: Callable[[Counts, float | None], None] | None = None
-    """After each window: the counts, and the share of the input that was read (None from a pipe)."""
+    """After each window: the counts, and the share of the run that is finished (None from a pipe)."""
+    progress: Progress = field(default_factory=Progress)  # may be asked from any thread
 
 
 class OpensEngine(Protocol):
@@ -138,7 +140,7 @@ def run_job(
             members=members,
             paths=paths,
         )
-        with destination:
+        with say_stopped(watcher.progress, inputs, prepared.read, options.shard, kept=may_continue), destination:
             if isinstance(destination, FileDestination):
                 if destination.completed is not None:
                     destination.place(stop)
@@ -176,9 +178,11 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         destination, options.selection, totals.counts, whole=options.pairs, on_error=watcher.on_error,
         released=stop if options.names.output == STDOUT else None,
     )  # fmt: skip
-    resume = Resume(destination, options.names.output, prepared.plan, totals, precision, evaluator, output.best)
+    resume = Resume(
+        destination, options.names.output, prepared.plan, totals, precision, evaluator, output.best, watcher.progress
+    )
     with reading_journal(options.names.output):
-        plan = resume.begin(note)
+        plan = resume.begin(note, lambda: count_rows(prepared.inputs, prepared.read) if options.shard is None else None)
     options.error_limit.check(totals.counts, last=False)  # of an earlier process, which has stopped for it
     _tell_start(watcher, prepared, plan)
     with ExitStack() as stack:
@@ -195,7 +199,8 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         resume.pass_over(windows)
         scoring = score_windows(
             windows, prepared.encoder, engine, pool=options.pool, image_processes=plan.image_processes,
-            stop=stop, timing=totals.timing, on_batch=_counted_batches(totals, watcher), on_note=watcher.on_note,
+            stop=stop, timing=totals.timing, on_submit=watcher.progress.submit,
+            on_batch=_counted_batches(totals, watcher), on_note=watcher.on_note,
         )  # fmt: skip
         with closing(scoring), stop.held():
             for window in scoring:
@@ -213,7 +218,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
                 resume.commit(window.encoded.window, engine, texts)
                 totals.timing.write += time.perf_counter() - written
                 if watcher.on_progress:
-                    watcher.on_progress(totals.counts, prepared.meter.share)
+                    watcher.on_progress(totals.counts, watcher.progress.share)
                 options.error_limit.check(totals.counts, last=False)
         options.error_limit.check(totals.counts, last=True)
         refuse_worse(totals, destination, options)
@@ -240,6 +245,7 @@ def _tell_start(watcher: Watcher, prepared: Prepared, plan: Plan) -> None:
 def _counted_batches(totals: Totals, watcher: Watcher) -> Callable[[int, int], None]:
     def on_batch(pairs: int, tokens: int) -> None:
         totals.observed.add_batch(totals.seconds, pairs, tokens)
+        watcher.progress.add_batch(pairs, tokens)
         if watcher.on_batch:
             watcher.on_batch(pairs, tokens)
 
@@ -274,8 +280,9 @@ def _windows(options: JobOptions, prepared: Prepared, plan: Plan, images: Watche
     lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
     max_pairs = _SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
     return Windows(
-        images.look(prepared.shape.group(prepared.items)), max_pairs=max_pairs, share=Share(shard, shards, lines)
-    )
+        images.look(prepared.shape.group(prepared.items)), max_pairs=max_pairs, share=Share(shard, shards, lines),
+        position=lambda: prepared.position.share,
+    )  # fmt: skip
 
 
 def _report(

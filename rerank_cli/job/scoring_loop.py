@@ -78,6 +78,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
     image_processes: int = 0,
     stop: Stop | None = None,
     timing: Timing | None = None,
+    on_submit: Callable[[int, float | None], None] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Generator[ScoredWindow]:
@@ -91,6 +92,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
         image_processes: How many processes may read page images.
         stop: Asked after each batch and while nothing comes. The caller holds it where it must not interrupt.
         timing: Grows by what each stage takes.
+        on_submit: Told the tokens that the engine gets, and the share of the input when they are done.
         on_batch: Told the pairs and tokens of each batch that the device gets.
         on_note: Told when a process that reads images is lost, in the thread `tokenise`.
     """
@@ -101,7 +103,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
             on_batch(pairs, tokens)
         stop.check()
 
-    stages = _Stages(windows, encoder, engine, pool, image_processes, stop, timing, batch_done, on_note)
+    stages = _Stages(windows, encoder, engine, pool, image_processes, stop, timing, on_submit, batch_done, on_note)
     done: list[ScoredPart] = []
     with closing(Ahead(stages.encode(), name="tokenise", check=stop.check)) as parts:
         for part, scored in stages.compute(parts):
@@ -136,9 +138,11 @@ class _Stages:
     image_processes: int
     stop: Stop
     timing: Timing
+    on_submit: Callable[[int, float | None], None] | None
     on_batch: Callable[[int, int], None]
     on_note: Callable[[str], None] | None
     sample: list[EncodedPair] = field(default_factory=list)  # of the first window, for an engine to be calibrated
+    share: float = 0.0  # of the input, when all parts that the engine was given are done
 
     def read(self) -> Iterator[Window]:
         """The windows, timed; runs in the thread `read`."""
@@ -209,8 +213,21 @@ class _Stages:
             assert isinstance(self.engine, NeedsCalibration), "else it need not be calibrated"
             self.engine.calibrate(sample)
             self.windows.keep_first, self.windows.first, self.sample = False, None, []
+        if self.on_submit:
+            self.on_submit(sum(len(pair.input_ids) for pair in pairs), self.share_after(part))
         with self.stop.released():
             return _UnderWay(part, pairs, self.engine.submit(pairs, on_batch=self.on_batch))
+
+    def share_after(self, part: EncodedPart) -> float | None:
+        """The share of the input that is done with `part`; a part of a window is its share of what is left of it."""
+        until = part.window.share
+        if until is None:
+            return None
+        if part.places is None:  # more parts of the window come; how many is not known
+            pairs = sum(len(item.passages) for item in part.window.lists)
+            until = self.share + (until - self.share) * len(part.members) / max(len(part.members), pairs)
+        self.share = until
+        return until
 
     @property
     def must_calibrate(self) -> bool:

@@ -6,8 +6,8 @@ drops those of other shards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Self
 
 from rerank_cli.formats.shapes import Grouped
@@ -36,6 +36,10 @@ class Share:
             if shard == self.shard:
                 yield window
 
+    def within(self, read: float | None) -> float | None:
+        """How much of this share is read when so much of the input is."""
+        return None if read is None else min(1.0, max(0.0, read * self.shards - (self.shard - 1)))
+
 
 class Windows:
     """The windows of a share, one after the other.
@@ -44,14 +48,26 @@ class Windows:
         items: What the input holds.
         max_pairs: See `cut_windows`.
         share: Which windows of the input these are.
+        position: How far reading is, as a share of the input.
     """
 
-    def __init__(self, items: Iterable[Grouped], *, max_pairs: int, share: Share | None = None) -> None:
+    def __init__(
+        self,
+        items: Iterable[Grouped],
+        *,
+        max_pairs: int,
+        share: Share | None = None,
+        position: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self.keep_first = True
         """Somebody may still ask for `first`."""
         self.first: Window | None = None
         """The first window of the whole input that has lists, once it is read."""
-        self._own = (share or Share()).of(self._seen(cut_windows(items, max_pairs=max_pairs)))
+        share = share or Share()
+        windows = (
+            replace(window, share=share.within(position())) for window in cut_windows(items, max_pairs=max_pairs)
+        )
+        self._own = share.of(self._seen(windows))
 
     def __iter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from rerank_cli.errors import InputError, JobChangedError, RerankError, TooManyBadRowsError
+from rerank_cli.errors import InputError, JobChangedError, RerankError, StoppedError, TooManyBadRowsError
 from rerank_cli.journal.files import Files, WorkFile, changed, naming
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import Lock, take_lock
@@ -25,6 +25,7 @@ from rerank_cli.journal.watch import Watch
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest  # typeshed's name of it
 
+_SAY_IT_THEMSELVES = (JobChangedError, StoppedError)  # what is kept
 _FORMAT = 2  # of the journal; another number is another program's job
 _READ_BYTES = 2**20
 _HASH_SECONDS = 1.0  # that the first commit waits for
@@ -133,7 +134,7 @@ class Job:
             if self._placed or not self.is_kept:
                 with suppress(OSError):
                     self._remove()
-            elif isinstance(error, RerankError) and not isinstance(error, JobChangedError) and self._is_there:
+            elif isinstance(error, RerankError) and not isinstance(error, _SAY_IT_THEMSELVES) and self._is_there:
                 error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
         finally:
             self._stack.close()

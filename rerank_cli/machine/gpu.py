@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from rerank_cli.errors import UsageError
+from rerank_cli.machine.gpu_names import CARDS, find_card
 
 NVML = "nvml"
 HOST_MEMORY = "host MemAvailable"
@@ -150,10 +152,20 @@ def sku_of(name: str | None) -> str | None:
 
 
 def parse_gpu(text: str, index: int = 0) -> Gpu:
-    """The GPU that `--gpu CAPABILITY:MEMORY[:NAME]` describes: empty, and CUDA device `index`.
+    """The GPU that `--gpu NAME` or `--gpu CAPABILITY:MEMORY[:NAME]` describes: empty, and CUDA device `index`.
 
     GB is 10^9 bytes and GiB 2^30. The name may hold blanks, or hyphens in their place.
     """
+    if (card := find_card(text)) is not None:
+        return _described(index, card.full_name, card.compute_capability, card.total_bytes)
+    if re.match(r"\s*[A-Za-z][^:]*$", text):
+        names = {name.casefold(): name for name in (card.name for card in CARDS)}
+        near = [names[name] for name in get_close_matches(text.strip().casefold(), names, n=3)]
+        known = ", ".join(near or [card.name for card in CARDS])
+        raise UsageError(
+            f"--gpu {text}: no card of this name is known",
+            hint=f"{'did you mean' if near else 'known are'} {known}{'?' * bool(near)} Others: {_EXAMPLE}",
+        )
     capability, _, rest = text.strip().partition(":")
     memory, _, name = rest.partition(":")
     parts = _CAPABILITY.fullmatch(capability.strip())
@@ -166,10 +178,14 @@ def parse_gpu(text: str, index: int = 0) -> Gpu:
     total = round(float(size[1]) * _UNITS[size[2]])
     if total <= 0:
         raise UsageError(f"--gpu {text}: a GPU without memory runs nothing", hint=_EXAMPLE)
+    return _described(index, name.strip() or None, (int(parts[1]), int(parts[2])), total)
+
+
+def _described(index: int, name: str | None, capability: tuple[int, int], total: int) -> Gpu:
     return Gpu(
         index=index,
-        name=name.strip() or None,
-        compute_capability=(int(parts[1]), int(parts[2])),
+        name=name,
+        compute_capability=capability,
         total_bytes=total,
         free_bytes=total,
         memory_source=DESCRIBED,

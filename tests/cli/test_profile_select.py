@@ -8,12 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rerank_cli.cli import main
+from rerank_cli.machine.detect import describe_machine
+from rerank_cli.machine.fixture import machine_to_json
+from rerank_cli.machine.torch_build import TorchBuild
 
 FAKE = Path(__file__).parents[1] / "fake_nvml"
 MACHINES = sorted(path.stem for path in (FAKE / "machines").glob("*.ini"))
@@ -369,7 +373,12 @@ def test_the_text_has_machine_and_plan_and_on_request_the_reasons(select: Any) -
         assert line in short.splitlines()
     assert "reasons" not in short
     long = select(*asked, "--explain")[1]
-    assert long.startswith(short)
+    plan, _, last = short.rpartition("\nnext: ")
+    assert long.startswith(plan)
+    assert last == f"rerank-cli rerank-file YOUR-FILE.jsonl -o OUT.jsonl --model {ONE_B}\n"
+    assert long.endswith(last)
+    assert "token budget: the tokens that one batch may hold" in long
+    assert "varlen: pairs of different lengths" in long
     assert "rejected\n  optimized-fp8" in long
     listed = select(*asked, "--list")[1]
     assert "* optimized-fp16" in listed
@@ -406,3 +415,23 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     with os.fdopen(write, "wb") as out:
         done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, env=environment(), check=False)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_env_exports_what_runs_here_and_not_what_another_torch_could(select: Any, tmp_path: Path) -> None:
+    fixture = tmp_path / "machine.json"
+    machine = replace(describe_machine(["L4"]), driver="570.86", torch=TorchBuild("2.13.0+cpu", "cpu"))
+    fixture.write_text(json.dumps(machine_to_json(machine)))
+    asked = ("--model", ONE_B, "--fixture", str(fixture))
+    code, out, err = select(*asked, "--env")
+    assert (code, "export RERANK_DEVICE=cpu" in out) == (0, True), (out, err)
+    assert json.loads(select(*asked, "--format", "json")[1])["plan"]["devices"] == [0]
+
+
+def test_cards_are_known_by_name_and_compared(select: Any) -> None:
+    code, out, _ = select("--model", ONE_B, "--gpu", "all", "--format", "json")
+    cards = {card["name"]: card for card in json.loads(out)["cards"]}
+    assert code == 0
+    assert cards["H100"]["fits"]
+    assert cards["H100"]["profile"] == "optimized-fp16"
+    assert cards["T4"]["max_tokens"] < cards["L4"]["max_tokens"]
+    assert "RTX-4090" in select("--model", ONE_B, "--gpu", "all", "--format", "text")[1]

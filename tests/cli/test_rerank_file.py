@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,7 +97,13 @@ def test_a_signal_ends_the_run_and_the_next_one_goes_on(
         run.send_signal(number)
         assert run.wait(timeout=300) == code
         assert run.stderr is not None
-        assert f"stopped by {number.name}\nwhat is finished is kept in {out}.job" in run.stderr.read().decode()
+        said = run.stderr.read().decode().splitlines()
+        assert said[-2] == f"stopped by {number.name}"
+        assert re.fullmatch(
+            r"stopped: \d+ of 12 rows \(\d+ %\) are kept; (about|less than) \d+ \w+ is left; "
+            "run the same command again",
+            said[-1],
+        )
     assert sorted(path.name for path in lists.parent.iterdir()) == ["lists.jsonl", "out.jsonl.job"]
     assert main([*arguments, "-q"]) == 0
     assert len(_rows(out)) == 12

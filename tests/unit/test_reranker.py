@@ -259,7 +259,7 @@ def test_no_rows_are_no_rows(reranker: Reranker, form: Any) -> None:
     found = reranker.rerank(pa.Table.from_pylist(_BAD).slice(0, 0) if form is not pd.DataFrame else form(_BAD).head(0))
     names = found.column_names if isinstance(found, pa.Table) else list(found.columns)
     assert len(found) == 0
-    assert names == ["query", "passage", "rank", "logit", "index", "truncated", "tokens", "kept_tokens"]
+    assert names == ["query", "passage", "rank", "logit", "index"]
 
 
 def test_a_selection_that_keeps_nothing_gives_no_rows(reranker: Reranker) -> None:
@@ -304,7 +304,7 @@ def test_rerank_takes_the_options_of_both() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"top_k": 3}, TypeError, "unknown option `top_k`; known are .*top_n"),
+        ({"top_k": 3}, TypeError, "unknown option `top_k`; did you mean `top_n`"),
         ({"truncate": "start"}, UsageError, "truncate 'start'"),
         ({"top_n": 0}, UsageError, "top_n 0: must be at least 1"),
         ({"threshold": float("nan")}, UsageError, "threshold"),
@@ -339,3 +339,80 @@ def test_the_package_is_imported_without_torch_and_has_only_its_names() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "rerank_cli.reranker.Reranker" in done.stdout
+
+
+# In a notebook
+
+
+def test_a_query_and_its_passages_are_enough(reranker: Reranker) -> None:
+    found = reranker.rerank("query", ["a", "b"])
+    assert [passage["rank"] for passage in found] == [1, 2]
+    assert found == reranker.rank("query", ["a", "b"]) == reranker.rerank([("query", ["a", "b"])])[0]["passages"]
+    assert reranker.rerank("query", np.array(["a", "b"]), top_n=1) == found[:1]
+    assert reranker.rerank("query", pd.Series(["a", "b"])) == reranker.rerank("query", pa.array(["a", "b"])) == found
+    with_ids = reranker.rerank("query", [{"text": "a", "id": 7}, {"text": "b", "id": 8}])
+    assert {passage["id"] for passage in with_ids} == {7, 8}
+    assert reranker.rerank("query", []) == []
+
+
+def test_scores_come_in_the_order_of_the_pairs(reranker: Reranker) -> None:
+    pairs = [("query", "b"), ("other", "a"), ("query", "a"), ("query", "b")]
+    found = reranker.score(pairs)
+    assert found.dtype == np.float32
+    logits = {passage["text"]: passage["logit"] for passage in reranker.rerank("query", ["a", "b"])}
+    assert found[[2, 0]].tolist() == pytest.approx([logits["a"], logits["b"]], abs=1e-5)
+    assert found[0] == found[3]
+    assert reranker.score(("query", "b")) == pytest.approx(logits["b"], abs=1e-5)
+    with pytest.raises(UsageError, match="pair 2: not a query and a passage"):
+        reranker.score([("a", "b"), ("a", "b", "c")])  # type: ignore[list-item]
+
+
+def test_what_it_is_can_be_read(reranker: Reranker) -> None:
+    assert repr(reranker).startswith(f"<Reranker {TINY_CHECKPOINT}: fp32 on cpu, at most 512 tokens")
+
+
+@pytest.mark.parametrize("rows", ["lists", "pairs"])
+def test_an_arrow_stream_comes_back_as_what_it_came_as(reranker: Reranker, rows: str) -> None:
+    import duckdb
+    import polars as pl
+
+    data = (
+        {"query": ["q", "q"], "passage": ["a", "b"]} if rows == "pairs" else {"query": ["q"], "passages": [["a", "b"]]}
+    )
+    wanted = reranker.rerank(pa.table(data)).to_pylist()
+    frame = pl.DataFrame(data)
+    found = reranker.rerank(frame)
+    assert isinstance(found, pl.DataFrame)
+    assert found.to_dicts() == wanted
+    relation = duckdb.sql("SELECT * FROM frame")
+    assert reranker.rerank(relation).to_pylist() == wanted
+    assert reranker.rerank(pa.table(data).to_batches()[0]).to_pylist() == wanted
+    with pytest.raises(UsageError, match="LazyFrame") as caught:
+        reranker.rerank(frame.lazy())
+    assert caught.value.hint == "`.collect()` gives its rows"
+
+
+def test_a_column_that_says_something_of_one_row_is_there(reranker: Reranker) -> None:
+    long = {"query": ["q", "q"], "passage": ["a", "b " * 600]}
+    assert "truncated" in reranker.rerank(pa.table(long)).column_names
+    assert "truncated" in reranker.rerank(pd.DataFrame(long)).columns
+    lists = reranker.rerank(pa.table({"query": ["q"], "passages": [long["passage"]]}))
+    assert sorted(passage["truncated"] is True for passage in lists["passages"].to_pylist()[0]) == [False, True]
+
+
+def test_hints_name_arguments_and_stand_in_the_traceback(reranker: Reranker) -> None:
+    with pytest.raises(TypeError, match="unknown option `topn`; did you mean `top_n`"):
+        reranker.rerank("q", ["a"], topn=1)  # type: ignore[call-overload]
+    with pytest.raises(ModelError) as caught:
+        Reranker("nobody/has-this")
+    assert "--" not in f"{caught.value}{caught.value.hint}"
+    assert caught.value.__notes__ == [f"hint: {caught.value.hint}"]
+    with pytest.raises(UsageError, match="a query without passages"):
+        reranker.rerank("q")
+
+
+def test_a_bar_is_shown_when_it_is_wanted(reranker: Reranker, capsys: pytest.CaptureFixture[str]) -> None:
+    reranker.rerank("q", ["a", "b"])
+    assert capsys.readouterr() == ("", "")
+    reranker.rerank("q", ["a", "b"], progress=True)
+    assert "2 pairs" in capsys.readouterr().out

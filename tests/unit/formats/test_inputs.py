@@ -20,7 +20,7 @@ from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
-    input_bytes,
+    count_rows,
     open_lists,
     ordered_by_group,
     read_items,
@@ -146,13 +146,15 @@ def test_a_pipe_without_a_suffix_loses_no_byte_to_a_look_at_it(tmp_path: Path) -
         assert numbers(opened([pipe])[1]) == [1, 2, 3]
 
 
-def test_the_size_of_the_inputs_is_known_unless_one_is_a_pipe(tmp_path: Path) -> None:
-    first, second = write_lines(tmp_path / "a.jsonl", [PAIR]), write_lines(tmp_path / "b.jsonl", [PAIR, PAIR])
-    size = Path(first).stat().st_size
-    assert input_bytes(resolve_inputs([first, second])) == 3 * size
-    assert input_bytes(resolve_inputs([first, "-"])) is None
+def test_rows_are_counted_without_blank_lines_unless_one_input_is_a_pipe(tmp_path: Path) -> None:
+    first, second = write_lines(tmp_path / "a.jsonl", [PAIR]), write_lines(tmp_path / "b.jsonl", [PAIR, b"", PAIR])
+    both = resolve_inputs([first, second])
+    assert count_rows(both, ReadOptions()) == 3
+    assert count_rows(both, ReadOptions(skip=1)) == 2
+    assert count_rows(both, ReadOptions(skip=1, limit=1)) == 1
+    assert count_rows(resolve_inputs([first, "-"]), ReadOptions()) is None
     os.mkfifo(tmp_path / "pipe")
-    assert input_bytes(resolve_inputs([str(tmp_path / "pipe")])) is None
+    assert count_rows(resolve_inputs([str(tmp_path / "pipe")]), ReadOptions()) is None
 
 
 # The shape

@@ -302,3 +302,19 @@ def test_a_fixture_that_cannot_be_read_is_an_input_error(content: bytes | None, 
     with pytest.raises(InputError) as caught:
         load_machine_fixture(path)
     assert caught.value.message.startswith(f"{path}: ") and wanted in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["L4", "l4", "nvidia-l4", "NVIDIA L4", "RTX-4090", "rtx 4090", "H100", "A10G"])
+def test_a_card_is_known_by_the_name_that_people_say(text: str) -> None:
+    found = parse_gpu(text)
+    assert found.name is not None
+    assert text.casefold().replace("-", " ").removeprefix("nvidia ") in found.name.casefold()
+    assert found.total_bytes
+    assert found.compute_capability is not None
+    assert found.compute_capability >= (8, 0)
+
+
+def test_a_name_that_is_like_one_is_asked_back() -> None:
+    with pytest.raises(UsageError, match="--gpu RTX-4091: no card of this name") as caught:
+        parse_gpu("RTX-4091")
+    assert "did you mean RTX-4090" in (caught.value.hint or "")

@@ -1,0 +1,208 @@
+"""What a terminal shows of a run while it goes on, of a real one (pty), against what the run did."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import write_lines, write_table
+
+ROOT = Path(__file__).parents[2]
+UNITS = {"s": 1, "min": 60, "h": 3600}
+SHOWN = re.compile(
+    r"([\d,]+) pairs\s.*?(\d+) %\s+([\d,.]+) pairs/s\s+(\d+):(\d\d):(\d\d)(?:\s+about (\d+) (s|min|h) left)?"
+)
+
+
+@dataclass
+class Look:
+    """The bar, once it was drawn."""
+
+    at: float
+    pairs: int
+    percent: int
+    speed: float
+    elapsed: float
+    left: float | None
+
+
+@dataclass
+class Watched:
+    """A run on a terminal."""
+
+    looks: list[Look]
+    said: str
+    code: int
+    ended: float
+
+
+def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, stop_at: int | None = None) -> Watched:
+    """Run on a terminal of 100 columns; stop_at: the percentage at which Ctrl-C is pressed."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "tests.cli.slow_run", f"{seconds_per_token}", f"{batch}", *arguments]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=env, start_new_session=True
+    )
+    os.close(theirs)
+    looks, said = [], ""
+    while True:
+        ready, _, _ = select.select([ours], [], [], 60)
+        assert ready, "a bar is drawn ten times a second"
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not data:
+            break
+        text, at = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", data.decode(errors="replace")), time.monotonic()
+        said += text
+        if found := list(SHOWN.finditer(text)):
+            looks.append(_look(found[-1], at))
+            if stop_at is not None and looks[-1].percent >= stop_at:
+                process.send_signal(signal.SIGINT)
+                stop_at = None
+    code = process.wait(60)
+    os.close(ours)
+    return Watched(looks, said, code, time.monotonic())
+
+
+def _look(found: re.Match[str], at: float) -> Look:
+    pairs, percent, speed, hours, minutes, seconds, left, unit = found.groups()
+    elapsed = 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+    return Look(
+        at, int(pairs.replace(",", "")), int(percent), float(speed.replace(",", "")), elapsed,
+        None if left is None else int(left) * UNITS[unit],
+    )  # fmt: skip
+
+
+def rows(count: int = 60, passages: int = 10) -> list[dict[str, Any]]:
+    """Lists of passages that differ in length, in no order."""
+    return [
+        {
+            "query": f"query {number}",
+            "passages": [f"{number} {n} " + "word " * (number * 7 + n * 3) for n in range(passages)],
+        }
+        if number % 3
+        else {"query": f"query {number}", "passages": [f"{number} {n} " + "word " * (n * 5) for n in range(passages)]}
+        for number in (value * 17 % 40 for value in range(count))
+    ]
+
+
+def check(run: Watched, *, begins_at: int = 0) -> None:
+    """What must hold of every bar: no end before the end, and an estimate that is true from a tenth on."""
+    looks = run.looks
+    assert len(looks) > 20, run.said
+    assert looks[0].percent >= begins_at - 3  # of bytes, where rows were told
+    assert all(look.percent < 100 for look in looks)
+    assert all(one.percent <= next_.percent for one, next_ in pairwise(looks))
+    assert {look.elapsed for look in looks} >= set(range(int(looks[0].elapsed), int(looks[-1].elapsed)))
+    began = next(look.at for look in looks if look.pairs)
+    took = run.ended - began
+    for look in looks:
+        if look.left is not None and look.left >= 2 and look.percent - begins_at >= 0.1 * (100 - begins_at) + 1:
+            # Shown in whole seconds, and the end of the process is no part of the work.
+            assert abs(look.at + look.left - run.ended) <= 0.15 * took + 1.5, (look, took)
+
+
+def write_input(folder: Path, kind: str) -> list[str]:
+    """The same rows in files of a kind."""
+    found = rows()
+    if kind == "parquet":
+        return [write_table(folder / "in.parquet", found, row_group_size=7)]
+    if kind == "many":
+        return [write_lines(folder / f"in{n}.jsonl", found[n::4]) for n in range(4)]
+    path = write_lines(folder / "in.jsonl", found)
+    if kind == "gzip":
+        (folder / "in.jsonl.gz").write_bytes(gzip.compress(Path(path).read_bytes()))
+        return [f"{path}.gz"]
+    if kind == "zstd":
+        import pyarrow as pa
+
+        with pa.OSFile(f"{path}.zst", "wb") as raw, pa.CompressedOutputStream(raw, "zstd") as stream:
+            stream.write(Path(path).read_bytes())
+        return [f"{path}.zst"]
+    return [path]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "gzip", "zstd", "parquet", "many"])
+def test_the_bar_is_true(tmp_path: Path, tiny_model: str, kind: str) -> None:
+    inputs = write_input(tmp_path, kind)
+    run = watch(
+        ["rerank-file", *inputs, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model],
+        seconds_per_token=2e-4,
+    )
+    assert run.code == 0, run.said
+    check(run)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_says_what_is_kept_and_the_next_begins_there(tmp_path: Path, tiny_model: str) -> None:
+    (source,) = [
+        write_lines(
+            tmp_path / "in.jsonl", [{"query": f"q{n}", "passage": f"a {n} " + "b " * (n % 50)} for n in range(640)]
+        )
+    ]
+    command = ["score", source, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model, "--checkpoint-every", "0"]
+    first = watch(command, seconds_per_token=6e-4, stop_at=45)
+    assert first.code == 130
+    last = first.said.strip().splitlines()[-1].strip()
+    found = re.fullmatch(
+        r"stopped: (\d+) of 640 rows \((\d+) %\) are kept; about \d+ s is left; run the same command again",
+        last,
+    )
+    assert found, first.said
+    kept, percent = map(int, found.groups())
+    assert kept % 64 == 0
+    assert percent == round(100 * kept / 640)
+    second = watch(command, seconds_per_token=6e-4)
+    assert second.code == 0, second.said
+    assert f"goes on after {kept} of 640 rows ({percent} %), which an earlier process has finished at " in second.said
+    check(second, begins_at=percent)
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 640
+
+
+@pytest.mark.slow
+def test_a_limit_is_the_end(tmp_path: Path, tiny_model: str) -> None:
+    (source,) = write_input(tmp_path, "jsonl")
+    run = watch(
+        ["rerank-file", source, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model, "--limit", "30"],
+        seconds_per_token=4e-4,
+    )
+    assert run.code == 0, run.said
+    check(run)
+
+
+@pytest.mark.slow
+def test_a_log_says_the_same_every_half_minute(tmp_path: Path, tiny_model: str) -> None:
+    (source,) = write_input(tmp_path, "jsonl")
+    command = [sys.executable, "-m", "tests.cli.slow_run", "9e-4", "8"]
+    done = subprocess.run(
+        [*command, "rerank-file", source, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = re.search(
+        r"([\d,]+) pairs in (\d+) s \(([\d,.]+) pairs/s\), (\d+) %, about (\d+) (s|min) left", done.stderr
+    )
+    assert found, done.stderr
+    pairs, seconds, speed = int(found[1].replace(",", "")), int(found[2]), float(found[3])
+    assert speed == pytest.approx(pairs / seconds, rel=0.03)
+    report = json.loads((tmp_path / "out.jsonl.report.json").read_text())
+    assert report["speed"]["pairs_per_second"] == pytest.approx(
+        report["counts"]["pairs"] / report["seconds"]["wall"], rel=0.01
+    )
