@@ -101,7 +101,7 @@ class Evaluator:
     """
 
     def __init__(self, qrels: str, metrics: Sequence[str]) -> None:
-        self._measures = list({str(measure): measure for measure in map(_parse_measure, metrics)}.values())
+        self._measures = list({str(measure): measure for measure in map(parse_measure, metrics)}.values())
         self._qrels: dict[str, list[Any]] = {}
         for qrel in _read_qrels(qrels):
             self._qrels.setdefault(qrel.query_id, []).append(qrel)
@@ -244,7 +244,8 @@ def _aggregated(measure: Any, values: Sequence[float]) -> float:
     return float(aggregator.result())
 
 
-def _parse_measure(name: str) -> Any:
+def parse_measure(name: str) -> Any:
+    """The measure of ir-measures with this name; `UsageError` where there is none, or it cannot be computed here."""
     # Imported here: it costs 0.3 s that a run without judgements need not pay.
     import ir_measures
 

@@ -1,0 +1,132 @@
+"""Judgements from a file: TREC's qrels, and those of BEIR with their header.
+
+    11 0 a1 1                        query, iteration, passage, grade; blanks or tabs between them
+    query-id<TAB>corpus-id<TAB>score a header, then query, passage, grade
+    {"query-id": ..., "corpus-id": ..., "score": ...}   a judgement a line as an object
+
+Byte order marks, carriage returns and compression do not matter. Ids are compared as texts, and a number that is whole
+is written without a fraction (`id_text`): 1.0 in a table is 1 in the qrels, and `007` is not 7.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rerank_cli.errors import InputError
+from rerank_cli.formats.compression import open_input
+
+_QUERY_NAMES = ("query-id", "query_id", "qid", "query", "topic", "topic_id", "topicid")
+_PASSAGE_NAMES = (
+    "corpus-id", "corpus_id", "doc_id", "docid", "docno", "doc-id", "passage_id", "pid", "document_id", "doc",
+)  # fmt: skip
+_GRADE_NAMES = ("score", "relevance", "rel", "grade", "label", "relevancy")
+_FORM = "a line has `query 0 passage grade`, or below a header `query-id corpus-id score`"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How well a passage answers a query, as somebody has judged it."""
+
+    query_id: str
+    doc_id: str
+    relevance: int
+
+
+def id_text(value: object) -> str:
+    """An id as it is compared: a number that is whole without its fraction."""
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return str(value)
+
+
+def read_qrels(path: str) -> dict[str, dict[str, int]]:
+    """Grades by query and passage; `InputError` that names the line and what a line must be."""
+    grades: dict[str, dict[str, int]] = {}
+    for number, one in _judgements(path):
+        of_query = grades.setdefault(one.query_id, {})
+        if of_query.setdefault(one.doc_id, one.relevance) != one.relevance:
+            raise InputError(
+                f"{path}:{number}: passage `{one.doc_id}` of query `{one.query_id}` is judged twice, and otherwise"
+            )
+    if not grades:
+        raise InputError(f"{path}: no judgements", hint=_FORM)
+    return grades
+
+
+def _judgements(path: str) -> Iterator[tuple[int, Judgement]]:
+    places: tuple[int, int, int] | None = None
+    with open_input(path) as stream:
+        try:
+            for number, raw in enumerate(stream, 1):
+                where = f"{path}:{number}"
+                line = _decoded(raw, where).strip()
+                if not line:
+                    continue
+                if line.startswith("{"):
+                    yield number, _of_object(line, where)
+                    continue
+                cells = [cell.strip().strip('"') for cell in line.split("\t")] if "\t" in line else line.split()
+                cells = line.split() if len(cells) < 3 else cells
+                if places is None:
+                    places, is_header = _places(cells)
+                    if is_header:
+                        continue
+                yield number, _of_cells(cells, places, where)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8-sig").removesuffix("\x1a")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8", hint="`iconv -t utf-8` makes it so") from error
+
+
+def _places(cells: list[str]) -> tuple[tuple[int, int, int], bool]:
+    """Where query, passage and grade stand, and whether this line is a header that says so."""
+    names = [cell.lower() for cell in cells]
+    found = tuple(
+        next((names.index(name) for name in known if name in names), -1)
+        for known in (_QUERY_NAMES, _PASSAGE_NAMES, _GRADE_NAMES)
+    )
+    if -1 not in found and _grade(cells[found[2]]) is None:
+        return (found[0], found[1], found[2]), True
+    return ((0, 1, 2) if len(cells) == 3 else (0, 2, 3)), False
+
+
+def _of_cells(cells: list[str], places: tuple[int, int, int], where: str) -> Judgement:
+    if len(cells) <= max(places) or len(cells) > 4:
+        raise InputError(f"{where}: {len(cells)} columns, which are no judgement", hint=_FORM)
+    query, passage, grade = (cells[place] for place in places)
+    value = _grade(grade)
+    if value is None:
+        raise InputError(f"{where}: the grade is `{grade}`, not a whole number", hint=_FORM)
+    return Judgement(query, passage, value)
+
+
+def _of_object(line: str, where: str) -> Judgement:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}", hint=_FORM) from error
+    values = [
+        next((fields[name] for name in known if fields.get(name) is not None), None)
+        for known in (_QUERY_NAMES, _PASSAGE_NAMES, _GRADE_NAMES)
+    ]
+    grade = _grade(str(values[2]))
+    if values[0] is None or values[1] is None or grade is None:
+        raise InputError(f"{where}: no judgement: {', '.join(f'`{name}`' for name in fields)}", hint=_FORM)
+    return Judgement(id_text(values[0]), id_text(values[1]), grade)
+
+
+def _grade(text: str) -> int | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return int(value) if math.isfinite(value) and value == int(value) else None
