@@ -5,7 +5,8 @@
 Runs a model (the built-in one by default; a larger one shows the allocator's rounding better) over a few batches in the
 precision of a plan, and prints the lines to paste. All is read from the driver and torch's allocator:
 
-context_bytes    what the device lost to this process before the first tensor, less what its allocator holds
+context_bytes    what the device lost to this process before the first tensor, less what its allocator holds. The
+                 driver is asked before and after: CUDA's own total lacks the driver's reserve (half a GiB of an H100)
 slack_share      the largest share, over the batches, by which reserved memory at the peak exceeds allocated memory,
                  beyond `slack_bytes`
 slack_bytes      two begun segments of 20 MiB, as torch's allocator makes them for tensors of 1 to 10 MiB
@@ -57,8 +58,7 @@ def context_bytes(device: str) -> int:
     used_before = _used_by_driver(index)
     torch.ones(8, device=device).matmul(torch.ones(8, 8, device=device))  # wakes cuBLAS too
     torch.cuda.synchronize(device)
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free - used_before - torch.cuda.memory_reserved(device)
+    return _used_by_driver(index) - used_before - torch.cuda.memory_reserved(device)
 
 
 def _used_by_driver(cuda_index: int) -> int:
@@ -66,7 +66,7 @@ def _used_by_driver(cuda_index: int) -> int:
     for device in detect_machine().devices:
         if device.cuda_index == cuda_index and device.total_bytes is not None and device.free_bytes is not None:
             return device.total_bytes - device.free_bytes
-    return 0
+    raise SystemExit(f"NVML does not tell the memory of CUDA device {cuda_index}")
 
 
 def slack_share(checkpoint: Checkpoint, device: str) -> float:

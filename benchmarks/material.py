@@ -113,6 +113,77 @@ def llama_checkpoint(folder: Path) -> Path:
     return folder
 
 
+ETTIN = {
+    "architectures": ["ModernBertModel"], "model_type": "modernbert", "hidden_size": 384, "intermediate_size": 576,
+    "num_hidden_layers": 10, "num_attention_heads": 6, "local_attention": 128, "global_attn_every_n_layers": 3,
+    "max_position_embeddings": 8192, "vocab_size": 30_522, "pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102,
+    "bos_token_id": 101, "eos_token_id": 102,
+}  # fmt: skip
+QWEN3 = {
+    "architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3", "hidden_size": 512,
+    "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "head_dim": 64, "max_position_embeddings": 8192, "vocab_size": 30_522, "pad_token_id": 0, "num_labels": 1,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+_TYPES = "sentence_transformers.models."
+
+
+def ettin_checkpoint(folder: Path) -> Path:
+    """An ettin of 10 layers of 384 with random weights: a bare ModernBERT, and its head in modules."""
+    from safetensors.torch import save_file
+    from transformers import AutoModel, ModernBertConfig
+
+    torch.manual_seed(0)
+    AutoModel.from_config(ModernBertConfig(**ETTIN)).save_pretrained(folder)
+    hidden = 384
+    pooling = {"embedding_dimension": hidden, "pooling_mode": "cls"}
+    dense = {"in_features": hidden, "out_features": hidden, "bias": False}
+    dense["activation_function"] = "torch.nn.modules.activation.GELU"
+    last = {"in_features": hidden, "out_features": 1, "bias": True, "module_output_name": "scores"}
+    last["activation_function"] = "torch.nn.modules.linear.Identity"
+    modules = [
+        ("Pooling", pooling, {}),
+        ("Dense", dense, {"linear.weight": torch.randn(hidden, hidden) / hidden**0.5}),
+        ("LayerNorm", {"dimension": hidden}, {"norm.weight": torch.ones(hidden), "norm.bias": torch.zeros(hidden)}),
+        ("Dense", last, {"linear.weight": torch.randn(1, hidden) / hidden**0.5, "linear.bias": torch.zeros(1)}),
+    ]
+    for number, (kind, config, tensors) in enumerate(modules, 1):
+        place = folder / f"{number}_{kind}"
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps(config))
+        if tensors:
+            save_file(tensors, place / "model.safetensors")
+    _declare(folder, [kind for kind, _, _ in modules])
+    return folder
+
+
+def qwen3_checkpoint(folder: Path) -> Path:
+    """A Qwen3 classifier of 8 layers of 512 with random weights, which reads plain pairs."""
+    from transformers import AutoModelForSequenceClassification, Qwen3Config
+
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(Qwen3Config(**QWEN3)).save_pretrained(folder)
+    _declare(folder, [])
+    return folder
+
+
+def _declare(folder: Path, kinds: list[str]) -> None:
+    """The files that say how the model in `folder` is scored, and the built-in model's tokenizer."""
+    rows = [{"idx": 0, "name": "0", "path": "", "type": f"{_TYPES}Transformer"}]
+    rows += [
+        {"idx": number, "name": str(number), "path": f"{number}_{kind}", "type": _TYPES + kind}
+        for number, kind in enumerate(kinds, 1)
+    ]
+    (folder / "modules.json").write_text(json.dumps(rows))
+    task = "feature-extraction" if kinds else "sequence-classification"
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"transformer_task": task}))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "CrossEncoder"}))
+    _copy_tokenizer(locate_checkpoint(None), folder)
+    names = {"model_input_names": ["input_ids", "attention_mask"], "model_max_length": 512}
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text()) | names
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+
+
 def _copy_tokenizer(source: Path, folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source / name, folder / name)

@@ -1,10 +1,12 @@
 """How fast beside others: the same checkpoint and the same candidate lists, each side in a process of its own.
 
-    python -m benchmarks.speed [--shape minilm|llama] [--layers 6] [--lists 4] [--candidates 50] [--rounds 3]
-                               [--cpu-time] [--only WORD ...] [--environments DIR] [--json FILE]
+    python -m benchmarks.speed [--shape minilm|llama|ettin|qwen3] [--layers 6] [--lists 4] [--candidates 50]
+                               [--rounds 3] [--cpu-time] [--only WORD ...] [--environments DIR] [--json FILE]
 
 minilm    the built-in model's first layers as a BERT checkpoint, beside sentence-transformers (torch, ONNX, OpenVINO),
           rerankers, FlashRank's way and infinity; texts go in, tokenising is timed
+ettin     10 layers of 384 of ModernBERT, a head in modules, random weights, beside sentence-transformers; texts go in
+qwen3     a Qwen3 classifier, 8 layers of 512, 8 heads over 4, random weights, likewise
 llama     8 layers of 512, 8 heads over 4, random weights, bidirectional, beside padded transformers; token ids go in
 
 A side's process is started anew in each round, scores one list to warm up and then all of them; the sides take turns.
@@ -30,8 +32,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.material import candidate_lists, llama_checkpoint, machine, plain_checkpoint, read_lists
-from benchmarks.peers.sides import ENVIRONMENTS, LLAMA_SIDES, SIDES
+from benchmarks.material import (
+    candidate_lists,
+    ettin_checkpoint,
+    llama_checkpoint,
+    machine,
+    plain_checkpoint,
+    qwen3_checkpoint,
+    read_lists,
+)
+from benchmarks.peers.sides import DECLARED_SIDES, ENVIRONMENTS, LLAMA_SIDES, SIDES
 from benchmarks.rounds import Rounds, Work
 from benchmarks.tables import table
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
@@ -47,7 +57,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     sides = [
         side
-        for side in (SIDES if options.shape == "minilm" else LLAMA_SIDES)
+        for side in {"minilm": SIDES, "llama": LLAMA_SIDES}.get(options.shape, DECLARED_SIDES)
         if not options.only or any(word in side.name for word in options.only)
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -63,7 +73,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("minilm", "llama"), default="minilm")
+    parser.add_argument("--shape", choices=("minilm", "llama", "ettin", "qwen3"), default="minilm")
     parser.add_argument("--layers", type=int, default=6, help="layers of the built-in model that are kept")
     parser.add_argument("--lists", type=int, default=4)
     parser.add_argument("--candidates", type=int, default=50, help="passages of a list")
@@ -85,6 +95,10 @@ def _work(options: argparse.Namespace, folder: Path) -> Work:
     content: list[Any]
     if options.shape == "llama":
         path, content, told = llama_checkpoint(folder / "checkpoint"), ids, "Llama, 8 layers of 512"
+    elif options.shape == "ettin":
+        path, content, told = ettin_checkpoint(folder / "checkpoint"), lists, "ettin, 10 layers of 384"
+    elif options.shape == "qwen3":
+        path, content, told = qwen3_checkpoint(folder / "checkpoint"), lists, "Qwen3 classifier, 8 layers of 512"
     else:
         path, content = plain_checkpoint(folder / "checkpoint", layers=options.layers), lists
         told = f"MiniLM, {options.layers} layers of 384"

@@ -9,6 +9,7 @@
     ├── ModelError              5  model: unknown, unsafe, incomplete
     ├── DoesNotFitError         6  the required precision or memory is not there
     ├── TooManyBadRowsError     7  stopped by --max-errors or --on-error fail
+    ├── NothingScoredError     10  rows were read and not one could be scored
     ├── JobChangedError         8  the unfinished job on disk would have written other bytes
     ├── LockedError            11  another process works on this output
     └── StoppedError     9 130 143  a deadline or a signal; what is finished is kept
@@ -27,12 +28,13 @@ EXIT_CODES: dict[int, str] = {
     1: "unexpected fault of the program",
     2: "usage",
     3: "finished, and some rows are in the errors file",
-    4: "input or output: missing, unreadable, disk full",
+    4: "input or output: missing, unreadable, empty or of another format, disk full; an older output was kept",
     5: "model: unknown, unsafe, incomplete",
     6: "does not fit, or the required profile is absent",
     7: "stopped by --max-errors",
     8: "the unfinished job on disk was started with another input, model or option",
     9: "deadline reached; run again to continue",
+    10: "rows were read and not one could be scored; an older output was kept, the errors file is there",
     11: "another process works on this output",
     130: "SIGINT; run again to continue",
     141: "SIGPIPE: the reader of stdout went away",
@@ -113,6 +115,12 @@ class TooManyBadRowsError(RerankError):
     exit_code = 7
 
 
+class NothingScoredError(RerankError):
+    """Rows were read, and not one could be scored."""
+
+    exit_code = 10
+
+
 class JobChangedError(RerankError):
     """The unfinished job on disk was started with another input, model or option."""
 
@@ -131,6 +139,17 @@ class StoppedError(RerankError):
     def __init__(self, message: str, *, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # of one instance, not of the class
+
+
+def nothing_scored(rows: int, first: tuple[str, int, str] | None, errors: str | None) -> NothingScoredError:
+    """The failure of a run of so many bad rows and no good one. first: the first, as file, row and message."""
+    where, row, reason = first or ("the input", 1, "it cannot be scored")
+    of_all = "the one row that was read" if rows == 1 else f"not one of {rows:,} rows"
+    could = "could not be scored" if rows == 1 else "could be scored"
+    return NothingScoredError(
+        f"{where}:{row}: {reason}; {of_all} {could}",
+        hint=f"the bad rows are in {errors}; an older output was kept" if errors else None,
+    )
 
 
 def printable(text: str) -> str:

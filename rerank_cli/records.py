@@ -201,17 +201,25 @@ class EncodedPair:
     second_start: where token type 1 begins; `len(input_ids)` where the model has a single type.
     tokens: length before truncation.
     block: where its image stands, if it has one.
+    template: how many of the ids stand around the texts. unknown: how many stand for what the vocabulary lacks.
     """
 
     input_ids: npt.NDArray[np.int32]
     second_start: int
     tokens: int
     block: ImageBlock | None = None
+    template: int = 0
+    unknown: int = 0
 
     @property
     def kept_tokens(self) -> int:
         """Length after truncation."""
         return len(self.input_ids)
+
+    @property
+    def text_tokens(self) -> int:
+        """Those of the two texts, after truncation."""
+        return len(self.input_ids) - self.template
 
     @property
     def truncated(self) -> bool:

@@ -65,6 +65,8 @@ class ModelOptions(TypedDict, total=False):
     max_image_pixels: int
     special_tokens: SpecialTokens
     instruction: str | None
+    label: int | None
+    max_unknown: float | None
     template: str | Path | None
     truncate: Truncation
     chunk_overlap: int
@@ -102,7 +104,9 @@ _CHOICES = {
     "special_tokens": get_args(SpecialTokens), "truncate": get_args(Truncation), "pool": get_args(Pool),
     "on_error": get_args(OnError),
 }  # fmt: skip
-_OF_ENCODER = ("special_tokens", "instruction", "truncate", "chunk_overlap", "pool", "revision", "online")
+_OF_ENCODER = (
+    "special_tokens", "instruction", "label", "max_unknown", "truncate", "chunk_overlap", "pool", "revision", "online"
+)  # fmt: skip
 _OF_REQUEST = ("precision", "max_tokens", "token_budget")
 _OF_SELECTION = ("top_n", "threshold", "prob")
 

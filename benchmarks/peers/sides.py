@@ -81,6 +81,19 @@ SIDES = (
     Side("FlashRank int8", "flashrank_lists", "int8", "flashrank", prepare=_ONNX_EXPORT),
     Side("infinity fp32", "infinity_engine", "fp32", "infinity"),
 )
+
+
+def _in_this_environment(name: str, precision: str, batch_sizes: tuple[int, ...]) -> Side:
+    return Side(name, _CROSS_ENCODER, precision, None, batch_sizes, {"backend": "torch"})
+
+
+DECLARED_SIDES = (
+    _ours("fp32"),
+    _ours("bf16"),
+    _in_this_environment("sentence-transformers fp32, batch 32", "fp32", (DEFAULT_BATCH,)),
+    _in_this_environment("sentence-transformers fp32, best batch", "fp32", _TRIED),
+    _in_this_environment("sentence-transformers bf16, best batch", "bf16", _TRIED),
+)
 LLAMA_SIDES = (
     _ours("fp32", ids=True),
     _ours("bf16", ids=True),

@@ -3,11 +3,10 @@
 from rerank_cli.checkpoint.read import (
     BUILTIN_MODEL,
     Checkpoint,
-    TensorInfo,
     locate_checkpoint,
     read_checkpoint,
-    read_safetensors_header,
 )
+from rerank_cli.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 
 __all__ = [
     "BUILTIN_MODEL",

@@ -4,51 +4,35 @@ A checkpoint is a folder with `config.json`, `tokenizer.json`, `tokenizer_config
 file, or shards listed by `*.safetensors.index.json`. What a model is follows from `architectures` in config.json, never
 from a name.
 
-The header of a safetensors file is 8 bytes of length and a JSON object; both are checked here against the size of the
-file, so a header that lies is refused before anything maps the file. Pickle weights (`.bin`, `.pt`) are never read.
+Pickle weights (`.bin`, `.pt`) are never read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import struct
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from rerank_cli.checkpoint.declared import UNDECLARED, Declaration, find_model_folder, read_declaration
+from rerank_cli.checkpoint.json_file import read_json_file
+from rerank_cli.checkpoint.refusals import refuse_architecture, refuse_code, refuse_modules, refuse_weights
+from rerank_cli.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from rerank_cli.errors import ModelError
 
 BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
 """The model inside the package, used when none is named."""
 
 _BUILTIN_DIR = Path(__file__).parent / "builtin"
-_MAX_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors library itself
-_MAX_DIMENSIONS = 64  # of a tensor, in torch
+_MAX_LAYERS = 10_000  # ten times the deepest models; each layer is built one by one, so 10^9 of them never end
+_LAYER_COUNT = re.compile(r"(?:num_|n_)?(?:\w+_)?layers?|depth")
 _OUT_OF_RANGE = 2**63  # of a number of config.json: sizes are 64 bits wide, and nothing else comes near
-_ELEMENT_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
-}  # fmt: skip
 _COMPANIONS = (".scale", ".zero", ".weight_scale", ".input_scale", ".k_scale", ".v_scale")  # of 8-bit tensors
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor of a checkpoint: where it lies and its shape, not its values.
-
-    dtype: as safetensors spells it (`F32`). offset: where its bytes begin in the file.
-    """
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -57,8 +41,11 @@ class Checkpoint:
 
     name: what the user called it; config, tokenizer_config: the JSON files as they are, but that the special tokens of
     an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`). processor_config: how a
-    vision model's inputs are made, empty for others. part: the object of config.json that `config` is, `` for all.
-    blank: there are no files, only a shape to be measured (`models/measure.py`).
+    vision model's inputs are made, empty for others. declared: how the score is computed, by what else lies there.
+    root: the folder that was named, of which `path` is the model's own. taken_as: the family of rerankers that the user
+    says it is (`recipes.py`). part: the object of config.json that `config` is, `` for all. blank: there are no files,
+    only a shape to be measured (`models/measure.py`). label: which of several labels the user wants as the score
+    (`labels.py`).
     """
 
     path: Path
@@ -67,8 +54,12 @@ class Checkpoint:
     tokenizer_config: Mapping[str, Any]
     tensors: Mapping[str, TensorInfo]
     processor_config: Mapping[str, Any] = field(default_factory=dict)
+    declared: Declaration = UNDECLARED
+    root: Path | None = None
+    taken_as: str | None = None
     part: str = ""
     blank: bool = False
+    label: int | None = None
 
     @property
     def config_place(self) -> str:
@@ -106,8 +97,9 @@ class Checkpoint:
         return sum(math.prod(tensor.shape) for name, tensor in self.tensors.items() if not name.endswith(_COMPANIONS))
 
     @property
-    def files(self) -> list[Path]:
-        """The files that decide a score: configuration, tokenizer, weights."""
+    def files(self) -> Mapping[str, Path]:
+        """The files that decide a score, by their names in the folder: configuration, tokenizer, weights, modules."""
+        root = self.root or self.path
         beside = [
             self.path / "config.json",
             self.tokenizer_file,
@@ -116,21 +108,23 @@ class Checkpoint:
             self.path / "processor_config.json",
             self.path / "hf_quant_config.json",
         ]
-        return [*(path for path in beside if path.exists()), *self.weight_files]
+        declared = [root / name for name in self.declared.files]
+        found = [*(path for path in beside if path.exists()), *self.weight_files, *declared]
+        return {str(path.relative_to(root)): path for path in dict.fromkeys(found)}
 
     @cached_property
     def sha256(self) -> str:
         """One digest over the files that decide a score, by name and content."""
         digest = hashlib.sha256()
-        for path in self.files:
+        for name, path in self.files.items():
             with path.open("rb") as stream:
-                digest.update(f"{path.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+                digest.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
         return digest.hexdigest()
 
     def read_json(self, name: str) -> Mapping[str, Any]:
         """The JSON object in the file `name` of the folder; empty where there is no such file."""
         path = self.path / name
-        return _read_json(path) if path.exists() else {}
+        return read_json_file(path) if path.exists() else {}
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number of config.json; `ModelError` where it is missing (and has no default) or is something else."""
@@ -152,12 +146,6 @@ class Checkpoint:
         if not isinstance(value, str):
             raise ModelError(f"{self.config_place}: `{key}` must be text: {value!r}")
         return value
-
-    @property
-    def num_labels(self) -> int:
-        """How many logits the head gives; a reranker has one."""
-        labels = self.config.get("id2label")
-        return len(labels) if isinstance(labels, dict) else self.integer("num_labels", 2)
 
 
 def locate_checkpoint(model: str | None, *, revision: str | None = None, online: bool = False) -> Path:
@@ -184,7 +172,8 @@ def _locate_in_hub_cache(model: str, *, revision: str | None, online: bool) -> P
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    # `*` reaches into folders too: each module of sentence-transformers has one.
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(model, revision=revision, local_files_only=not online, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
@@ -200,11 +189,19 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
 
     Raises `ModelError` for whatever is missing, unsafe or contradicts itself.
     """
+    root = path
+    refuse_weights(root)
+    path = root / find_model_folder(root)
     if not (path / "config.json").is_file():
         raise ModelError(
             f"{path}: no config.json", hint="a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
         )
-    config = _read_json(path / "config.json")
+    config = read_json_file(path / "config.json")
+    _refuse_endless(path / "config.json", config)
+    refuse_architecture(path, config)
+    declared = read_declaration(root)
+    refuse_modules(root, config, declared)
+    refuse_code(path, config, declared)
     tokenizer_config = _read_tokenizer_config(path)
     processor = path / "processor_config.json"
     if not (path / "tokenizer.json").is_file():
@@ -222,14 +219,38 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         if doubled:
             raise ModelError(f"{file}: tensors that another shard holds too: {_some(doubled)}")
         tensors.update(found)
+    for file in declared.module_weights:
+        tensors |= _module_tensors(root, file)
     return Checkpoint(
         path=path,
-        name=name or path.name,
+        name=name or root.name,
         config=config,
         tokenizer_config=tokenizer_config,
         tensors=tensors,
-        processor_config=_read_json(processor) if processor.is_file() else {},
+        processor_config=read_json_file(processor) if processor.is_file() else {},
+        declared=declared,
+        root=root,
     )
+
+
+def _module_tensors(root: Path, file: Path) -> dict[str, TensorInfo]:
+    """The tensors of a module's weight file, under the name of its folder: `2_Dense/linear.weight`."""
+    if not (root / file).is_file():
+        raise ModelError(
+            f"{root / file}: missing, and modules.json names a module with weights there; pickle is not read",
+            hint="convert its weights with safetensors",
+        )
+    found = read_safetensors_header(root / file)
+    return {f"{file.parent.as_posix()}/{name}": replace(info, stored_name=name) for name, info in found.items()}
+
+
+def _refuse_endless(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a number of layers that no model has, at any depth of a configuration."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_endless(path, value)
+        elif isinstance(value, int) and value > _MAX_LAYERS and _LAYER_COUNT.fullmatch(key):
+            raise ModelError(f"{path}: `{key}` is {value}: at most {_MAX_LAYERS:,} layers are built")
 
 
 def _read_tokenizer_config(path: Path) -> dict[str, Any]:
@@ -237,21 +258,9 @@ def _read_tokenizer_config(path: Path) -> dict[str, Any]:
 
     Source: transformers 5.23, PreTrainedTokenizerBase._from_pretrained: only where there is no `added_tokens_decoder`.
     """
-    config = _read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    config = read_json_file(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
     old = path / "special_tokens_map.json"
-    return config | _read_json(old) if "added_tokens_decoder" not in config and old.exists() else config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: not a JSON object")
-    return value
+    return config | read_json_file(old) if "added_tokens_decoder" not in config and old.exists() else config
 
 
 def _weight_files(path: Path) -> dict[Path, list[str]]:
@@ -277,7 +286,7 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
 
 
 def _sharded_files(index: Path) -> dict[Path, list[str]]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json_file(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: no `weight_map`")
     files: dict[Path, list[str]] = {}
@@ -289,56 +298,6 @@ def _sharded_files(index: Path) -> dict[Path, list[str]]:
         if not file.is_file():
             raise ModelError(f"{file}: this shard is missing (named by {index.name})")
     return files
-
-
-def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a safetensors file by name, after checking that the header agrees with the file."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            prefix = stream.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise ModelError(f"{path}: not a safetensors file: header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not a safetensors file: {error}") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{path}: not a safetensors file: the header is not an object")
-    header.pop("__metadata__", None)
-    tensors = {name: _tensor_info(path, name, entry, begins=8 + length) for name, entry in header.items()}
-    _check_layout(path, header, data_bytes=size - 8 - length)
-    return tensors
-
-
-def _tensor_info(path: Path, name: str, entry: Any, *, begins: int) -> TensorInfo:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        # Within 64 bits, and not many: a product of huge numbers must not take hours to be found wrong.
-        whole = len(shape) <= _MAX_DIMENSIONS and all(
-            type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)
-        )
-    except (KeyError, TypeError, ValueError):
-        raise ModelError(f"{path}: the header's entry of `{name}` is malformed") from None
-    if not isinstance(dtype, str) or dtype not in _ELEMENT_BITS:
-        raise ModelError(f"{path}: `{name}` has an unknown type: {dtype!r}")
-    if not whole or end - begin != math.prod(shape) * _ELEMENT_BITS[dtype] // 8:
-        raise ModelError(f"{path}: `{name}` has shape {list(shape)} of {dtype}, but its bytes are {begin}..{end}")
-    return TensorInfo(file=path, dtype=dtype, shape=shape, offset=begins + begin, size_bytes=end - begin)
-
-
-def _check_layout(path: Path, header: Mapping[str, Any], *, data_bytes: int) -> None:
-    """The tensors fill the data part without gap or overlap (what the format demands)."""
-    position = 0
-    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        begin, end = entry["data_offsets"]
-        if begin != position:
-            raise ModelError(f"{path}: `{name}` begins at byte {begin} of the data, not at {position}")
-        position = end
-    if position != data_bytes:
-        raise ModelError(f"{path}: the header describes {position} bytes of data, the file has {data_bytes}")
 
 
 def _some(names: list[str], limit: int = 5) -> str:

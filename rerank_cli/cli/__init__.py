@@ -24,6 +24,7 @@ from rerank_cli.cli.score import score
 from rerank_cli.cli.usage import usage_error
 from rerank_cli.cli.version import version
 from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
+from rerank_cli.machine.patience import limit_patience
 
 app = typer.Typer(
     cls=QuickGroup,
@@ -76,12 +77,11 @@ def _exit_code(error: BaseException) -> int:
     """Say what went wrong, and the exit code for it."""
     match error:
         case StoppedError():
-            say("\n".join([error.message, *_notes(error)]))
+            _say_lines(error.message, *_notes(error))
             code = error.exit_code
         case RerankError():
             say_error(error)
-            for note in _notes(error):
-                say(f"note: {note}")
+            _say_lines(*(f"note: {note}" for note in _notes(error)))
             code = error.exit_code
         case typer.TyperException():
             say_error(usage_error(error))
@@ -99,11 +99,16 @@ def _exit_code(error: BaseException) -> int:
             code = OutputError.exit_code
         case Exception():
             say("error: unexpected fault of the program; please report it with the lines below")
-            say("".join(traceback.format_exception(error)))
+            _say_lines(*"".join(traceback.format_exception(error)).splitlines())
             code = 1
         case _:
             raise error
     return code
+
+
+def _say_lines(*lines: str) -> None:
+    for line in lines:
+        say(line)
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -120,6 +125,7 @@ def entry_point() -> None:
     ending = _Ending()
     atexit.register(ending)
     signal.signal(signal.SIGTERM, _on_sigterm)
+    limit_patience()
     ending.code = main()
     sys.exit(ending.code)
 

@@ -22,16 +22,16 @@ _LINE_EVERY_SECONDS = 30.0
 
 
 def say(text: str) -> None:
-    """One line to stderr; line breaks that are ours stay, everything else is made printable."""
-    sys.stderr.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
+    """One line to stderr, made printable: a line break in it is one of a file's name or of data."""
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
 
 
 def say_error(error: RerankError) -> None:
     """An error and its hint."""
-    say(f"error: {printable(error.message)}")
+    say(f"error: {error.message}")
     if error.hint:
-        say(f"hint: {printable(error.hint)}")
+        say(f"hint: {error.hint}")
 
 
 def print_json(document: Any) -> None:

@@ -26,11 +26,13 @@ from rerank_cli.cli.declare import (
 )
 from rerank_cli.encoding.choices import Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError
-from rerank_cli.job.options import ErrorLimit
+from rerank_cli.job.options import ErrorLimit, TemplateText
 from rerank_cli.planning.choices import Precision
 
 OnError = Literal["collect", "fail"]
 Format = Literal["auto", "text", "json"]
+
+_TEMPLATE_BYTES = 2**20
 
 OF_RUNS = {3, 7, 8, 9, 10, 11}
 """Exit codes that only a run of rows can have."""
@@ -54,7 +56,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of `i/n`."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError("not a part", "for example 1/4, the first of four")
+        raise ValueError("not a part", "parts count from 1: 1/4 is the first of four, 4/4 the last")
     return int(found[1]), int(found[2])
 
 
@@ -67,12 +69,30 @@ def parse_error_limit(text: str) -> ErrorLimit:
     raise ValueError("neither a number of rows nor a percentage", "for example 100 or 0.5%")
 
 
+def parse_share(text: str) -> float:
+    """The share that `5%` names."""
+    if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+        return float(text[:-1]) / 100
+    raise ValueError("not a percentage", "for example 5%")
+
+
+def families() -> list[str]:
+    """What `--as` takes."""
+    from rerank_cli.checkpoint.recipes import RECIPES
+
+    return list(RECIPES)
+
+
 def read_template(name: str) -> str:
     """The text of a template's file; `none` as it is."""
     if name == "none":
         return name
     try:
-        return Path(name).read_text(encoding="utf-8").removesuffix("\n")
+        with Path(name).open("rb") as stream:  # no more of it: /dev/zero has no end
+            data = stream.read(_TEMPLATE_BYTES + 1)
+        if len(data) > _TEMPLATE_BYTES:
+            raise InputError(f"--template {name}: more than {_TEMPLATE_BYTES:,} bytes, which no prompt has")
+        return TemplateText(data.decode("utf-8-sig").removesuffix("\n"), name)
     except OSError as error:
         raise InputError(f"--template {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -199,7 +219,16 @@ SCORING = [
     ),
     option(
         "--instruction", str, group=MODEL, into="instruction", metavar="TEXT",
-        help="The question that a yes/no model answers. Default: the model's.",
+        help="Stands in place of the model's own prompt; an empty one: none.",
+    ),
+    option(
+        "--as", str, group=MODEL, name="taken_as", into="taken_as", metavar="FAMILY", complete=families,
+        help="Which reranker a language model is, where its files do not say it: qwen3-reranker, mxbai-rerank-v2 or "
+        "bge-reranker-v2-gemma.",
+    ),
+    option(
+        "--label", int, group=MODEL, into="label", metavar="N", min=0,
+        help="Which label of a classifier is the score, from 0. Default: the one label; of two, 1 less 0.",
     ),
     option(
         "--template", str, group=MODEL, into="template", metavar="FILE|none", parse=read_template,
@@ -208,7 +237,8 @@ SCORING = [
     ),
     option(
         "--in-format", str, group=ROWS, into="in_format", metavar="F", complete=in_formats,
-        help="auto, jsonl, parquet, trec or tsv; auto goes by the suffix, then by the content.",
+        help="jsonl (JSON arrays too), parquet, trec, csv, tsv, tsv-quoted, tsv-plain, top1000 (no header) or auto: by "
+        "the suffix, then by the content.",
     ),
     option(
         "--query-field", str, group=ROWS, into="fields.query", metavar="PATH", basic=True,
@@ -266,6 +296,10 @@ SCORING = [
     option(
         "--max-errors", str, group=BAD, metavar="N|P%", parse=parse_error_limit,
         help="Stop with exit code 7 when more rows than this are bad.",
+    ),
+    option(
+        "--max-unknown", float, group=BAD, into="max_unknown", metavar="P%", parse=parse_share,
+        help="A pair with a larger share of tokens that the model does not know is a bad row.",
     ),
     option(
         "--on-error", OnError, group=BAD, default="collect", metavar="MODE",

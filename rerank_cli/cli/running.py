@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_cli.cli.console import Progress, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.evaluation import print_evaluation
-from rerank_cli.errors import StoppedError
+from rerank_cli.errors import StoppedError, nothing_scored
 from rerank_cli.job.precision_check import LEAST_OVERLAP
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.cluster import ClusterOptions
+    from rerank_cli.job.dry_run import DryRun
     from rerank_cli.job.options import JobOptions
     from rerank_cli.job.run import Outcome
     from rerank_cli.planning.run_plan import Plan
@@ -67,6 +68,8 @@ def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool)
         say(f"model {checkpoint.name}: {checkpoint.architecture}, {checkpoint.parameters:,} parameters")
         for reason in plan.reasons:
             say(f"plan: {reason}")
+    if plan.taken:
+        say(plan.taken)  # with `--quiet` too: a wrong guess gives scores that mean nothing
     if not quiet:
         for warning in plan.warnings:
             say(f"warning: {warning}")
@@ -140,6 +143,12 @@ def _summarise(outcome: Outcome, output: str) -> None:
     for text, number in notes.items():
         if number:
             say(f"note: {number:,} {text}")
+    if (unknown := report.get("unknown_tokens")) and (unread := unknown["pairs_over_5_percent"]):
+        say(
+            f"warning: of {unread:,} pairs more than 5 % of the tokens are unknown to the model "
+            f"({100 * unknown['share']:.2g} % of all): it cannot read them, and their scores mean little; "
+            "`--max-unknown 5%` makes them bad rows"
+        )
 
 
 def print_dry_run(options: JobOptions, output_mode: str) -> int:
@@ -150,11 +159,13 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
     from rerank_cli.job.dry_run import dry_run
 
     result = dry_run(options)
+    if result.plan.taken:
+        say(result.plan.taken)
     for warning in result.plan.warnings:
         say(f"warning: {warning}")
     if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
         print_json({"schema": "rerank-cli/dry-run/1", **asdict(result)})
-        return 0
+        return _dry_exit_code(result, options)
     counts = result.counts
     facts: dict[str, Any] = {
         "rows": f"{counts.rows_in:,}",
@@ -171,7 +182,19 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
         "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
     }
     print_table(["dry run", ""], [[name, value] for name, value in facts.items()])
-    return 0
+    return _dry_exit_code(result, options)
+
+
+def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
+    """The exit code that the run would have, as far as its rows decide it."""
+    counts = result.counts
+    options.error_limit.check(counts, last=True)
+    if counts.rows_in and not counts.rows_out:
+        raise nothing_scored(counts.rows_in, result.first_error, None)
+    if result.first_error:
+        file, row, message = result.first_error
+        say(f"{counts.rows_error} of {counts.rows_in} rows cannot be scored; the first is {file}:{row}: {message}")
+    return 3 if counts.rows_error else 0
 
 
 def _image_facts(counts: Counts) -> dict[str, str]:

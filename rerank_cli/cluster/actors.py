@@ -300,7 +300,7 @@ class Actors:
             names=self._folder.names(task, self._options.names.out_format),
             shard=shard,
             request=replace(self._options.request, engine_count=1),
-            error_limit=ErrorLimit(),  # of all parts together: `_finish`
+            error_limit=ErrorLimit(all=True),  # of all parts together: `_finish`
             overwrite=False,
             restart=False,
             deadline=None,

@@ -13,7 +13,6 @@ the same command goes on in it. One that holds anything else is refused.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from rerank_cli.errors import JobChangedError, OutputError
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.job.options import Names
 from rerank_cli.journal import Files, Fingerprint, naming, place_file, remove_file, same_output, write_whole
-from rerank_cli.journal.lock import take_lock
+from rerank_cli.journal.lock import Lock, take_lock
 
 _SCHEMA = "rerank-cli/tasks/1"
 _AGAIN = "`--restart --overwrite` does it all again"
@@ -39,7 +38,7 @@ class OutputFolder:
         self._beside = self.path / "_rerank"
         self._lock_wait = lock_wait
         self._files = Files()
-        self._lock = -1
+        self._lock: Lock
 
     def __enter__(self) -> OutputFolder:
         if self.path.exists() and not self.path.is_dir():
@@ -52,7 +51,7 @@ class OutputFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        self._lock.release()
 
     def names(self, task: Task, out_format: str) -> Names:
         """What the files of a part are called."""

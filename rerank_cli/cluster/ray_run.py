@@ -12,7 +12,7 @@ import rerank_cli
 from rerank_cli.cluster.actors import Actors, ClusterOptions, Progress, Room, connected, room_for
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
-from rerank_cli.errors import UsageError
+from rerank_cli.errors import UsageError, nothing_scored
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import find_known
@@ -58,6 +58,8 @@ def run_on_ray(
             fingerprint.wait(_HASH_SECONDS)
             manifest = _manifest(progress, folder, tasks, fingerprint, room, time.perf_counter() - began)
             stop.is_late()
+            if progress.counts.rows_in and not progress.counts.rows_out:
+                raise nothing_scored(progress.counts.rows_in, manifest["first_error"], str(folder.path / "_rerank"))
             folder.finish(manifest)
             return _outcome(manifest, folder, was_done=False)
 

@@ -8,13 +8,14 @@ continued on a cluster of another size does the same parts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
 from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, count_lines, resolve_inputs
+from rerank_cli.formats.parts import data_files
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.output_names import output_format
 
@@ -42,7 +43,12 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
         if path == STDIN:
             raise UsageError("-: the engines of a cluster read files", hint="give files or folders")
         place = Path(path)
-        inside = list(_within(place)) if place.is_dir() else [place]
+        inside = list(data_files(place, _is_data)) if place.is_dir() else [place]
+        if any("=" in part for file in inside for part in file.relative_to(place).parts[:-1]):
+            raise UsageError(
+                f"{path}: has folders named `key=value`, whose fields the engines of a cluster do not see",
+                hint="name the folders in it, or leave out `--engine ray`",
+            )
         if not inside:
             known = ", ".join(FORMATS)
             raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
@@ -72,11 +78,8 @@ def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines:
     )
 
 
-def _within(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and text_suffix(path.name) in FORMATS:
-            yield path
+def _is_data(name: str) -> bool:
+    return text_suffix(name) in FORMATS
 
 
 def _stem(path: Path) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.similarity import declared_prefixes
 from rerank_cli.encoding.choices import Truncation
 from rerank_cli.encoding.images.ahead import ImagesAhead
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem
@@ -139,7 +140,9 @@ def split_pair(pair: EncodedPair) -> tuple[EncodedPair, EncodedPair]:
 
 
 def embedding_prefixes(checkpoint: Checkpoint) -> tuple[str, str]:
-    """What the checkpoint puts before a query and before a passage, from its processor_config.json or config.json."""
+    """What stands before a query and before a passage, from prompts by role, processor_config.json or config.json."""
+    if (declared := declared_prefixes(checkpoint)) is not None:
+        return declared
     sources = (checkpoint.processor_config, checkpoint.config)
     found = []
     for key, default in (("query_prefix", "query:"), ("passage_prefix", "passage:")):

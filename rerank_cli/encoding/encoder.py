@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, runtime_checkable
 
 from tokenizers import Tokenizer
@@ -10,16 +10,26 @@ from tokenizers import Tokenizer
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
+from rerank_cli.checkpoint.similarity import check_embedder
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, SpecialTokens, Truncation
 from rerank_cli.encoding.embedding import EmbeddingEncoder, embedding_prefixes, embedding_prompts, split_pair
 from rerank_cli.encoding.images import ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder
-from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, parse_template
-from rerank_cli.encoding.tokenizer import load_tokenizer, read_tokenizer_file
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, PairForm
+from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder
+from rerank_cli.encoding.scoring import Scoring, answer_ids, decide_scoring
+from rerank_cli.encoding.tokenizer import (
+    cuts_left,
+    gives_token_types,
+    load_tokenizer,
+    lower_case,
+    read_tokenizer_file,
+    unknown_id,
+)
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
 from rerank_cli.encoding.vision_config import read_vision_geometry
-from rerank_cli.encoding.yes_no import answer_ids, taken_for, yes_no_prompt
+from rerank_cli.encoding.whole_text import TextTemplate, UserTemplate, WholeTextEncoder
+from rerank_cli.encoding.yes_no import recipe_prompt
 from rerank_cli.errors import UsageError
 from rerank_cli.records import NO_LIMITS, Limits, Passage
 
@@ -36,12 +46,16 @@ __all__ = [
     "TextEncoder",
     "Truncation",
     "VisionEncoder",
+    "WholeTextEncoder",
     "answer_ids",
+    "decide_scoring",
     "encode_pairs",
     "open_encoder",
     "split_pair",
-    "taken_for",
 ]
+
+
+_REASON_CHARACTERS = 200
 
 
 class Encoder(Protocol):
@@ -95,21 +109,25 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
     chunk_overlap: int = CHUNK_OVERLAP,
     special_tokens: SpecialTokens = "neutral",
     instruction: str | None = None,
+    max_unknown: float | None = None,
     template: str | None = None,
     images: ImageLimits | None = None,
 ) -> TextEncoder:
     """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
 
-    instruction: in place of a yes/no model's own. template: in place of the family's prompt: text with `{query}` and
-    `{passage}`, or `none` for the tokenizer's own encoding of a pair.
+    instruction: in place of the prompt that the checkpoint declares, or of a yes/no model's own; an empty one means
+    none. max_unknown: the largest share of unknown tokens of a pair that is scored. template: in place of the family's
+    prompt: text with `{query}` and `{passage}`, or `none` for the tokenizer's own encoding of a pair.
     """
     limit = model_max_tokens(checkpoint)
     if max_tokens > limit:
         raise UsageError(f"--max-tokens {max_tokens}: {checkpoint.name} reads at most {limit} tokens")
     where = str(checkpoint.tokenizer_file)
     family = family_of(checkpoint.architecture)
-    if instruction is not None and (not family.answers or template is not None):
-        reason = "--template replaces the whole prompt" if family.answers else f"{checkpoint.name} takes no instruction"
+    scoring = decide_scoring(checkpoint, instruction=instruction, own_template=template is not None)
+    takes = scoring.recipe or scoring.template or checkpoint.declared.prompts or instruction == ""
+    if instruction is not None and (not takes or template is not None):
+        reason = "--template replaces the whole prompt" if takes else f"{checkpoint.name} takes no instruction"
         raise UsageError(f"--instruction: {reason}")
     options: dict[str, Any] = {
         "where": where,
@@ -132,13 +150,14 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         return _open_vision_encoder(checkpoint, tokenizer, NEMOTRON_RERANK, images, **options)
     if images.max_tiles is not None:
         raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
-    return _open_text_encoder(checkpoint, instruction, template, **options)
+    return _open_text_encoder(checkpoint, scoring, instruction, template, max_unknown, **options)
 
 
 def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **options: Any) -> EmbeddingEncoder:
     """options: of `PromptEncoder`."""
+    check_embedder(checkpoint)
     query, passage = embedding_prefixes(checkpoint)
-    tokenizer = read_tokenizer_file(checkpoint)
+    tokenizer = _read_decoder_tokenizer(checkpoint)
     # The passages first: an image's markers are looked up before special tokens become text.
     passages = _open_vision_encoder(checkpoint, tokenizer, embedding_prompts(passage), images, **options)
     return EmbeddingEncoder(tokenizer, query, passages, **options)
@@ -167,28 +186,44 @@ def _open_vision_encoder(
 
 
 def _open_text_encoder(
-    checkpoint: Checkpoint, instruction: str | None, template: str | None, *, where: str, **options: Any
+    checkpoint: Checkpoint,
+    scoring: Scoring,
+    instruction: str | None,
+    template: str | None,
+    max_unknown: float | None,
+    *,
+    where: str,
+    **options: Any,
 ) -> TextEncoder:
     """options: of `PairEncoder` and `PromptEncoder`."""
     family = family_of(checkpoint.architecture)
     if template == "none" and family.answers:
         raise UsageError(f"--template none: {checkpoint.name} answers a prompt")
-    if not family.prompted or template == "none":
-        if template not in (None, "none"):
+    if template not in (None, "none"):
+        if not (family.prompted or family.decoder or scoring.template):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")
-        return PairEncoder(
-            load_tokenizer(checkpoint),
-            where=where,
-            **options,
+        return _open_whole_text(
+            checkpoint, UserTemplate(template), max_unknown, where=where, wrapped=not family.decoder, **options
         )
+    if scoring.template is not None:
+        return _open_whole_text(checkpoint, scoring.template, max_unknown, where=where, **options)
+    if scoring.recipe is None and (not family.prompted or family.decoder or template == "none"):
+        tokenizer = _read_decoder_tokenizer(checkpoint) if family.decoder else load_tokenizer(checkpoint)
+        form = PairForm(
+            prompt=(checkpoint.declared.prompt or "") if instruction is None else instruction,
+            typed=gives_token_types(checkpoint),
+            cuts_left=cuts_left(checkpoint),
+            unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
+            max_unknown=max_unknown,
+            bare=family.decoder and checkpoint.declared.listed,
+        )
+        return PairEncoder(tokenizer, where=where, form=form, **options)
     # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as
     # it is; transformers 5 fails on some of them.
     tokenizer = read_tokenizer_file(checkpoint)
     prompt: Prompt = NEMOTRON
-    if template is not None:
-        prompt = parse_template(template, tokenizer, wrapped=not family.answers)
-    elif family.answers:
-        prompt = yes_no_prompt(checkpoint, tokenizer, instruction)
+    if scoring.recipe is not None:
+        prompt = recipe_prompt(checkpoint, scoring.recipe, tokenizer, instruction)
     return PromptEncoder(
         tokenizer,
         prompt,
@@ -197,15 +232,64 @@ def _open_text_encoder(
     )
 
 
+def _open_whole_text(
+    checkpoint: Checkpoint, template: TextTemplate, max_unknown: float | None, *, where: str, **options: Any
+) -> WholeTextEncoder:
+    """options: of `WholeTextEncoder`."""
+    family = family_of(checkpoint.architecture)
+    as_it_is = family.decoder or family.prompted
+    tokenizer = _read_decoder_tokenizer(checkpoint) if as_it_is else load_tokenizer(checkpoint)
+    return WholeTextEncoder(
+        tokenizer,
+        template,
+        where=where,
+        cuts_left=cuts_left(checkpoint),
+        unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
+        max_unknown=max_unknown,
+        **options,
+    )
+
+
+def _read_decoder_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The file as it is (see `_open_text_encoder`), and lower-casing where it is declared."""
+    tokenizer = read_tokenizer_file(checkpoint)
+    if checkpoint.declared.lower_case:
+        lower_case(tokenizer)
+    return tokenizer
+
+
 def encode_pairs(
     pairs: Sequence[tuple[str, Passage]], encoder: Encoder | ReadsImages, limits: Limits = NO_LIMITS
 ) -> list[Encoded]:
     """An image that is given to a model of texts is a problem of its pair, also where there is a text beside it."""
     if isinstance(encoder, ReadsImages):
-        return encoder.encode(pairs, limits)
+        return _encoded(encoder.encode, pairs, limits)
     texts = [(query, passage) for query, passage in pairs if isinstance(passage, str)]
-    encoded = iter(encoder.encode(texts, limits))
+    encoded = iter(_encoded(encoder.encode, texts, limits))
     unread = EncodingProblem(
         "image-not-read", "the passage has an image, and the model reads text only (`--image-field none` leaves it out)"
     )
     return [next(encoded) if isinstance(passage, str) else unread for _, passage in pairs]
+
+
+def _encoded(encode: Callable[[Any, Limits], list[Encoded]], pairs: Sequence[Any], limits: Limits) -> list[Encoded]:
+    """What `encode` gives for the pairs; one on which the tokenizer itself fails is a problem of its own.
+
+    A regular expression that meets its library's limit on one text panics, and takes all texts of the call with it:
+    the pairs are halved until it is alone.
+    """
+    try:
+        return encode(pairs, limits)
+    except BaseException as error:
+        if not _is_of_tokenizer(error):
+            raise
+        reason = str(error).partition("\n")[0][:_REASON_CHARACTERS]
+    if len(pairs) == 1:
+        return [EncodingProblem("tokenizer-failed", f"the tokenizer fails on a text of the pair: {reason}")]
+    middle = len(pairs) // 2
+    return [*_encoded(encode, pairs[:middle], limits), *_encoded(encode, pairs[middle:], limits)]
+
+
+def _is_of_tokenizer(error: BaseException) -> bool:
+    """Whether the tokenizers library failed: a panic, which is no `Exception`, or a plain `Exception`."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"

@@ -10,7 +10,7 @@ tokenizer by letting it encode a pair, and checked on further pairs when the enc
 **Truncation is ours.** The tokenizers library cuts the longer of the two texts (`longest_first`), which can cut the
 query. Modes here:
 
-    end        the passage is cut from the right; query and template stay whole
+    end        the passage is cut, from the right unless the checkpoint says otherwise; query and template stay whole
     error      a pair over the limit cannot be scored
     chunk      the passage is cut in overlapping pieces, each read with the whole query; the pieces' logits are pooled
     later
@@ -22,13 +22,20 @@ A query that leaves no room for its passage is a problem of the pair in every mo
 is HTML too. So are tokens of the template that their file does not mark as special (`mark_special`, the rule of
 `prompt.py`). `special_tokens="allow"` gives the reference behaviour.
 
-Token types are taken from the tokenizer's own encoding: a wrapper that forgets them shifts logits by more than 1.
+Token types are taken from the tokenizer's own encoding: a wrapper that forgets them shifts logits by more than 1. Where
+the checkpoint says that its model is not told them, they are all 0.
+
+**What else a checkpoint declares** is in `PairForm`: a prompt that stands before the query's text, and which end of a
+text is cut. The cut side holds for every mode that cuts tokens away; requests that ask for so many tokens of a passage
+get its first ones.
+
+**Unknown tokens are counted** in each pair: a model that cannot read the language of a text still gives it a logit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +48,7 @@ from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Window
 
 Ids = npt.NDArray[np.int32]
+_NO_IDS: Ids = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +86,34 @@ class PairTemplate:
         """Number of special tokens of a pair."""
         return len(self.before) + len(self.between) + len(self.after)
 
-    def join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
-        """The pair's ids; tokens: its length before truncation."""
+    def join(self, query: Ids, passage: Ids, *, tokens: int, unknown: int | None = None) -> EncodedPair:
+        """The pair's ids; tokens: its length before truncation. unknown: the id that is counted."""
         ids = np.concatenate((self.before, query, self.between, passage, self.after))
         second = len(self.before) + len(query) + self.first_type_of_between
-        return EncodedPair(input_ids=ids, second_start=second if self.typed else len(ids), tokens=tokens)
+        return EncodedPair(
+            input_ids=ids,
+            second_start=second if self.typed else len(ids),
+            tokens=tokens,
+            template=self.size,
+            unknown=0 if unknown is None else int(np.count_nonzero(ids == unknown)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairForm:
+    """What a checkpoint declares of its pairs beside its tokenizer.
+
+    prompt: what stands before the query's text. typed: the model is told token types. cuts_left: a text that is too
+    long loses its begin. unknown: the id of the unknown token. max_unknown: the largest share of it in the texts of a
+    pair that is scored, from the user. bare: nothing may stand around and between the texts.
+    """
+
+    prompt: str = ""
+    typed: bool = True
+    cuts_left: bool = False
+    unknown: int | None = None
+    max_unknown: float | None = None
+    bare: bool = False
 
 
 class PairEncoder:
@@ -100,10 +131,16 @@ class PairEncoder:
         truncate: Truncation = "end",
         chunk_overlap: int = CHUNK_OVERLAP,
         special_tokens: SpecialTokens = "neutral",
+        form: PairForm | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self._template = _read_template(tokenizer, where)
+        self._form = form or PairForm()
+        self._template = _read_template(tokenizer, where, bare=self._form.bare)
+        if not self._form.typed:
+            self._template = replace(self._template, typed=False)
+        self._lead, self._prefix = _NO_IDS, self._form.prompt
         if special_tokens == "neutral":
+            self._lead, self._prefix = _split_prompt(tokenizer, self._form.prompt, where)
             around = {tokenizer.id_to_token(number) for number in self._template.ids}
             mark_special(tokenizer, around.__contains__)
         self._tokenizer.encode_special_tokens = special_tokens == "neutral"
@@ -122,13 +159,19 @@ class PairEncoder:
             "".join(self._tokenizer.id_to_token(number) or "" for number in ids.tolist())
             for ids in (self._template.before, self._template.between, self._template.after)
         )
-        return f"{before}{{query}}{between}{{passage}}{after}"
+        return f"{before}{self._form.prompt}{{query}}{between}{{passage}}{after}"
 
     def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
         """The token ids of each (query, passage), in order; each distinct text is tokenised once."""
+        if self._prefix:
+            pairs = [(self._prefix + query, passage) for query, passage in pairs]
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         ids = dict(zip(texts, self._tokenise(texts), strict=True))
-        return [self._encode_pair(ids[query], ids[passage], limits) for query, passage in pairs]
+        queries = ids
+        if len(self._lead):
+            queries = {query: np.concatenate((self._lead, ids[query])) for query, _ in pairs}
+        encoded = [self._encode_pair(queries[query], ids[passage], limits) for query, passage in pairs]
+        return [unless_unread(entry, self._form.max_unknown) for entry in encoded]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
         for text, encoding in encode_texts(self._tokenizer, texts):
@@ -142,17 +185,21 @@ class PairEncoder:
         """Made when a text first needs it: for a vocabulary of 250,000 pieces it takes more than a second."""
         return without_special_pieces(self._tokenizer)
 
-    def _encode_pair(self, query: Ids, passage: Ids, limits: Limits) -> Encoded:
+    def _encode_pair(  # noqa: PLR0911 (a mode of truncation each)
+        self, query: Ids, passage: Ids, limits: Limits
+    ) -> Encoded:
         tokens = self._template.size + len(query) + len(passage)
         passage = passage[: limits.passage_tokens]
         size = self._template.size + len(query) + len(passage)
+        if size == 0:
+            return EncodingProblem("empty-pair", "query and passage have no token, and nothing stands around them")
         if size <= self.max_tokens:
-            return (self._template.join(query, passage, tokens=tokens),)
+            return (self._join(query, passage, tokens=tokens),)
         if limits.whole or self._truncate == "error":
             return EncodingProblem("too-long", f"the pair has {size} tokens, the limit is {self.max_tokens}")
         if self._truncate == "reference":
             kept_query, kept_passage = longest_first(len(query), len(passage), self._room)
-            return (self._template.join(query[:kept_query], passage[:kept_passage], tokens=tokens),)
+            return (self._join(self._cut(query, kept_query), self._cut(passage, kept_passage), tokens=tokens),)
         room = self._room - len(query)
         if room < 1:
             return EncodingProblem(
@@ -160,7 +207,7 @@ class PairEncoder:
                 f"the query alone has {len(query)} tokens: no room for its passage in a limit of {self.max_tokens}",
             )
         if self._truncate == "end":
-            return (self._template.join(query, passage[:room], tokens=tokens),)
+            return (self._join(query, self._cut(passage, room), tokens=tokens),)
         return tuple(self._chunks(query, passage, room))
 
     def _chunks(self, query: Ids, passage: Ids, room: int) -> Iterator[EncodedPair]:
@@ -168,7 +215,29 @@ class PairEncoder:
         step = room - min(self._chunk_overlap, room // 2)
         for begin in range(0, max(1, len(passage) - room + step), step):
             piece = passage[begin : begin + room]
-            yield self._template.join(query, piece, tokens=self._template.size + len(query) + len(piece))
+            yield self._join(query, piece, tokens=self._template.size + len(query) + len(piece))
+
+    def _join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
+        return self._template.join(query, passage, tokens=tokens, unknown=self._form.unknown)
+
+    def _cut(self, ids: Ids, kept: int) -> Ids:
+        """The tokens of a text that stay where `kept` of them do."""
+        return ids[len(ids) - kept :] if self._form.cuts_left else ids[:kept]
+
+
+def unless_unread(entry: Encoded, most: float | None) -> Encoded:
+    """The entry, or a problem where the share of unknown tokens is above `most`."""
+    if isinstance(entry, EncodingProblem) or most is None:
+        return entry
+    unknown, read = sum(pair.unknown for pair in entry), sum(pair.text_tokens for pair in entry)
+    if unknown <= most * read:
+        return entry
+    share = f"{100 * unknown / read:.3g} %"
+    return EncodingProblem(
+        "unknown-tokens",
+        f"{unknown} of the pair's {read} tokens ({share}) are unknown to the model, --max-unknown allows "
+        f"{100 * most:g} %",
+    )
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -186,6 +255,26 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (short, long) if first <= second else (long, short)
 
 
+def _split_prompt(tokenizer: Tokenizer, prompt: str, where: str) -> tuple[Ids, str]:
+    """The ids of a prompt up to its last special token, and its text behind: that is tokenised with the query.
+
+    Special tokens of a prompt act although those of texts do not.
+    """
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    end = max((prompt.rfind(token) + len(token) for token in special if token in prompt), default=0)
+    if end == 0:
+        return _NO_IDS, prompt
+    lead, rest = tokenizer.encode(prompt[:end], add_special_tokens=False).ids, prompt[end:]
+    for text in ("a", " b", "Ä 東京"):
+        apart = [*lead, *tokenizer.encode(rest + text, add_special_tokens=False).ids]
+        if apart != tokenizer.encode(prompt + text, add_special_tokens=False).ids:
+            raise ModelError(
+                f"{where}: the prompt {prompt!r} cannot be cut behind its special token",
+                hint="`--special-tokens allow` reads prompt and query as one text",
+            )
+    return np.array(lead, dtype=np.int32), rest
+
+
 def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     """Special tokens that this tokenizer finds in a plain text although it was told not to look for them."""
     # The unknown token stands for characters that are not in the vocabulary: one such character tells its id.
@@ -197,7 +286,7 @@ def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
     ) - frozenset(unknown)
 
 
-def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:
+def _read_template(tokenizer: Tokenizer, where: str, *, bare: bool) -> PairTemplate:
     """What the tokenizer puts around the texts of a pair, verified on pairs that differ in length."""
     encoding = tokenizer.encode("a", "b")
     parts = encoding.sequence_ids
@@ -216,10 +305,11 @@ def _read_template(tokenizer: Tokenizer, where: str) -> PairTemplate:
         first_type_of_between=types[after_first:second].count(0),
         typed=types[-1] == 1,
     )
-    if template.size == 0:
+    if template.size == 0 and not bare:
         raise ModelError(
             f"{where}: the tokenizer puts no special tokens around a pair",
-            hint="its post-processor is missing; save it again from the original tokenizer",
+            hint="its post-processor is missing: save it again from the original tokenizer; a language model needs a "
+            "prompt: `--template`",
         )
     _check_template(tokenizer, template, where)
     return template

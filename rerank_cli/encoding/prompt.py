@@ -26,7 +26,6 @@ Tokens in the template's own constant parts act in any case.
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,38 +104,6 @@ NEMOTRON = Prompt(parts=(("question:", Slot.QUERY, " \n \n passage:", Slot.PASSA
 """Source: NVIDIA NeMo AutoModel, CrossEncoderCollator; NeMo-Retriever; vLLM's nemotron-rerank.jinja."""
 
 
-def parse_template(text: str, tokenizer: Tokenizer, *, wrapped: bool) -> Prompt:
-    """The prompt of a user's template: text with `{query}` and `{passage}`, each once; all else stands as it is.
-
-    Special tokens written in the template act; the texts between them, and what follows the passage, are parts.
-    """
-    for slot in Slot:
-        found = text.count(slot.value)
-        if found != 1:
-            raise UsageError(f"--template: `{slot.value}` must stand in the template once, not {found} times")
-    special = sorted(
-        (re.escape(token.content) for token in tokenizer.get_added_tokens_decoder().values() if token.special),
-        key=len,
-        reverse=True,
-    )
-    segments = re.split(f"({'|'.join(special)})", text) if special else [text]
-    return Prompt(parts=tuple(part for segment in segments for part in _parts(segment)), wrapped=wrapped)
-
-
-def _parts(segment: str) -> Iterator[Part]:
-    """The parts of a text without special tokens: up to the passage, and the rest."""
-    slots = {slot.value: slot for slot in Slot}
-    part: list[str | Slot] = []
-    for piece in re.split(r"(\{query\}|\{passage\})", segment):
-        if piece:
-            part.append(slots.get(piece, piece))
-        if piece == Slot.PASSAGE.value:
-            yield tuple(part)
-            part = []
-    if part:
-        yield tuple(part)
-
-
 class PromptEncoder:
     """Encodes pairs for one checkpoint that reads a prompt; makes no use of the weights.
 
@@ -156,7 +123,7 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._prompt = prompt
-        self._before, self._after = _read_wrapping(tokenizer, where) if prompt.wrapped else (_NOTHING, _NOTHING)
+        self._before, self._after = read_wrapping(tokenizer, where) if prompt.wrapped else (_NOTHING, _NOTHING)
         self._constant: dict[int, Ids] = {}
         for place, part in enumerate(prompt.parts):
             if not any(isinstance(piece, Slot) for piece in part):
@@ -338,7 +305,7 @@ class PromptEncoder:
             stop = min(stop, len(ends)) - excess
 
 
-def _read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
+def read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
     """The special tokens that the tokenizer puts before and after a text, verified on texts that differ."""
     found: tuple[list[int], list[int]] | None = None
     for text in ("a", "how many? ", "Ä 東京 1"):

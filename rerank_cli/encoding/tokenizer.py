@@ -7,6 +7,10 @@ through that, so the same rules stand here for the classes of the packed familie
 backend transformers builds otherwise (`DebertaV2Tokenizer`, ...) transformers itself is asked; the plain classes are
 the file as it is.
 
+What stands around a pair is never transformers' word for those: its version 5 gives a DeBERTa two `[SEP]` between the
+texts, where 4 and the training had one, and an ALBERT no token types (huggingface/transformers#48128). So the template
+is that of tokenizer.json, where the file has one.
+
 Source: transformers 5.23, tokenization_bert.py, tokenization_xlm_roberta.py, tokenization_roberta.py and
 tokenization_utils_tokenizers.py; the parity tests compare token ids.
 """
@@ -22,10 +26,16 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.encoding.normaliser import refuse_exploding
 from rerank_cli.errors import ModelError
 
 _ENCODED_CHARACTERS = 2**21  # at a time: 125 MB of encodings (English words, tokenizers 0.23)
 _CONTROL = re.compile(r"<\|.*\|>")
+# Classes whose models have no token types, or are not told them.
+_WITHOUT_TYPES = {
+    "BarthezTokenizer", "BartTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "LongformerTokenizer",
+    "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer",
+}  # fmt: skip
 _PLAIN = {"PreTrainedTokenizer", "TokenizersBackend", "PreTrainedTokenizerBase"}
 # What transformers takes where a checkpoint names no class; types that are not here are the file as it is.
 _CLASS_OF_MODEL_TYPE = {
@@ -42,20 +52,32 @@ _CLASS_OF_MODEL_TYPE = {
 
 def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer as tokenizer.json has it, without padding and truncation."""
+    return _as_declared(_open_file(checkpoint), checkpoint)
+
+
+def _open_file(checkpoint: Checkpoint) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
     except Exception as error:
         raise ModelError(f"{checkpoint.tokenizer_file}: not a tokenizer: {error}") from error
     _check_vocabulary(tokenizer, checkpoint)
+    if tokenizer.normalizer is not None:
+        refuse_exploding(json.loads(tokenizer.normalizer.__getstate__()), checkpoint)
+    return tokenizer
+
+
+def _as_declared(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
     # Some published files carry the padding and truncation of the machine that saved them.
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if checkpoint.declared.lower_case:
+        lower_case(tokenizer)
     return tokenizer
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The checkpoint's tokenizer, without padding and truncation."""
-    tokenizer = read_tokenizer_file(checkpoint)
+    tokenizer = _open_file(checkpoint)
     name = tokenizer_class(checkpoint)
     if name in _RULES:
         try:
@@ -63,10 +85,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         except (TypeError, ValueError, KeyError) as error:
             raise ModelError(f"{checkpoint.path / 'tokenizer_config.json'}: {error}") from error
     elif name is not None and name not in _PLAIN:
+        template = tokenizer.post_processor
         tokenizer = _backend_of_transformers(checkpoint)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+        if template is not None and _surrounds_pairs(template):
+            tokenizer.post_processor = template
+    return _as_declared(tokenizer, checkpoint)
 
 
 def tokenizer_class(checkpoint: Checkpoint) -> str | None:
@@ -75,6 +98,56 @@ def tokenizer_class(checkpoint: Checkpoint) -> str | None:
     if isinstance(named, str):
         return named.removesuffix("Fast")
     return _CLASS_OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")))
+
+
+def gives_token_types(checkpoint: Checkpoint) -> bool:
+    """The model is told which tokens are the passage's, if the tokenizer's template tells them apart.
+
+    tokenizer_config.json says so in `model_input_names`; without it the class decides. A class of no family keeps the
+    types of its template: models were trained so, whatever transformers 5 does.
+    """
+    names = checkpoint.tokenizer_config.get("model_input_names")
+    if names is None:
+        return tokenizer_class(checkpoint) not in _WITHOUT_TYPES
+    if not isinstance(names, list):
+        raise ModelError(
+            f"{checkpoint.path / 'tokenizer_config.json'}: `model_input_names` must be a list of names: {names!r}"
+        )
+    return "token_type_ids" in names
+
+
+def cuts_left(checkpoint: Checkpoint) -> bool:
+    """A text that is too long loses its begin (`truncation_side` in tokenizer_config.json)."""
+    side = checkpoint.tokenizer_config.get("truncation_side") or "right"
+    if side not in ("left", "right"):
+        raise ModelError(
+            f"{checkpoint.path / 'tokenizer_config.json'}: `truncation_side` must be left or right: {side!r}"
+        )
+    return bool(side == "left")
+
+
+def unknown_id(tokenizer: Tokenizer, config: Mapping[str, Any]) -> int | None:
+    """The token that stands for what is not in the vocabulary; None where every text has tokens of its own.
+
+    config: tokenizer_config.json. A tokenizer of bytes may name such a token; it never comes up.
+    """
+    named = (_token(config, "unk_token", ""), getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
+    ids = (tokenizer.token_to_id(name) for name in named if name)
+    return next((number for number in ids if number is not None), None)
+
+
+def lower_case(tokenizer: Tokenizer) -> None:
+    """Make texts lower-case before all else that the tokenizer does to them; accents stay if it leaves them.
+
+    Source: `do_lower_case` in sentence-transformers' Transformer module, which does no more where a step of the
+    normaliser is `Lowercase` already.
+    """
+    state = json.loads(tokenizer.normalizer.__getstate__()) if tokenizer.normalizer else {}
+    own = state.get("normalizers", [state])
+    if any(step.get("type") == "Lowercase" for step in own):
+        return
+    after = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *after])
 
 
 def mark_special(tokenizer: Tokenizer, acts: Callable[[str], bool]) -> None:
@@ -197,9 +270,17 @@ def _as_roberta(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
 
 _RULES: dict[str, Callable[[Tokenizer, Mapping[str, Any]], None]] = {
     "BertTokenizer": _as_bert,
+    "ElectraTokenizer": _as_bert,
     "XLMRobertaTokenizer": _as_xlm_roberta,
     "RobertaTokenizer": _as_roberta,
 }
+
+
+def _surrounds_pairs(template: processors.PostProcessor) -> bool:
+    """A post-processor of tokenizer.json sets special tokens around texts, or is a row of some that do."""
+    state = json.loads(template.__getstate__())
+    steps = state.get("processors", [state])
+    return any(step.get("type") in ("TemplateProcessing", "BertProcessing", "RobertaProcessing") for step in steps)
 
 
 def _backend_of_transformers(checkpoint: Checkpoint) -> Tokenizer:

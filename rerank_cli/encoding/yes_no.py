@@ -1,14 +1,11 @@
 """Prompts and answers of language models that rerank by the word they would say next.
 
-    architecture       trained as                   the logit is
+    a language model   trained as                   the logit is
     Qwen3ForCausalLM   Qwen3-Reranker               l["yes"] - l["no"] at the last position
     Qwen2ForCausalLM   mxbai-rerank v2              l["1"] - l["0"]
     GemmaForCausalLM   bge-reranker-v2-gemma        l["Yes"]
 
-The architecture names the template. A chat model of the same architecture cannot be told from these by its files: their
-config.json and tokenizers are those of the chat models that they were made of, and a model's name proves nothing. So
-the plan says what a checkpoint is taken for (`taken_for`), and the template in force is printed and stored in the
-report.
+Which of these a checkpoint is, if any: `scoring.py`. The template in force is printed and stored in the report.
 
 Reference truncation: Qwen3 cuts its body (instruction, query, passage) to the limit less prefix and suffix. The limit
 of the other two is for query and passage alone, with the template on top: the query is cut to three quarters of it, the
@@ -27,9 +24,9 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.recipes import Recipe
 from rerank_cli.encoding.pairs import Ids
 from rerank_cli.encoding.prompt import Prompt, Slot
-from rerank_cli.encoding.tokenizer import read_tokenizer_file
 from rerank_cli.errors import ModelError
 
 _QWEN3_PREFIX = (
@@ -119,51 +116,19 @@ def _token(value: Any) -> str | None:
 
 
 _PROMPTS: dict[str, Callable[[str | None, Tokenizer, dict[str, Any]], Prompt]] = {
-    "Qwen3ForCausalLM": _qwen3,
-    "Qwen2ForCausalLM": _mxbai,
-    "GemmaForCausalLM": _gemma,
-}
-_ANSWERS: dict[str, tuple[str, ...]] = {
-    "Qwen3ForCausalLM": ("yes", "no"),
-    "Qwen2ForCausalLM": ("1", "0"),
-    "GemmaForCausalLM": ("Yes",),
-}
-_TRAINED_AS = {
-    "Qwen3ForCausalLM": "Qwen3-Reranker",
-    "Qwen2ForCausalLM": "mxbai-rerank v2",
-    "GemmaForCausalLM": "bge-reranker-v2-gemma",
+    "qwen3-reranker": _qwen3,
+    "mxbai-rerank-v2": _mxbai,
+    "bge-reranker-v2-gemma": _gemma,
 }
 
 
-def taken_for(architecture: str) -> str:
-    """Which reranker a language model is taken for, with what that rests on."""
-    return (
-        f"taken for a {_TRAINED_AS[architecture]}: {architecture} is all that tells; a chat model of this architecture "
-        "looks the same and its logits would mean nothing"
-    )
-
-
-def yes_no_prompt(checkpoint: Checkpoint, tokenizer: Tokenizer, instruction: str | None = None) -> Prompt:
-    """The prompt that the checkpoint's family was trained with. instruction: in place of the family's own."""
-    prompt = _PROMPTS[checkpoint.architecture](instruction, tokenizer, dict(checkpoint.tokenizer_config))
+def recipe_prompt(checkpoint: Checkpoint, recipe: Recipe, tokenizer: Tokenizer, instruction: str | None) -> Prompt:
+    """The prompt that a family of rerankers was trained with. instruction: in place of the family's own."""
+    prompt = _PROMPTS[recipe.name](instruction, tokenizer, dict(checkpoint.tokenizer_config))
     for mark in ("<|im_start|>", "<|im_end|>"):
         if mark in prompt.text and tokenizer.token_to_id(mark) is None:
             raise ModelError(
-                f"{checkpoint.tokenizer_file}: no token `{mark}`, which the prompt of {checkpoint.architecture} needs",
-                hint="a reranker of this architecture has the tokenizer of its chat model",
+                f"{checkpoint.tokenizer_file}: no token `{mark}`, which the prompt of {recipe.title} needs",
+                hint="such a reranker has the tokenizer of its chat model",
             )
     return prompt
-
-
-def answer_ids(checkpoint: Checkpoint) -> list[int]:
-    """Token ids of the answers: yes and no, or yes alone. The logit is their difference, or the logit of yes."""
-    tokenizer = read_tokenizer_file(checkpoint)
-    found = []
-    for answer in _ANSWERS[checkpoint.architecture]:
-        ids = tokenizer.encode(answer, add_special_tokens=False).ids
-        if not ids:
-            raise ModelError(f"{checkpoint.tokenizer_file}: the answer `{answer}` has no token")
-        found.append(ids[0])
-    if len(set(found)) < len(found):
-        raise ModelError(f"{checkpoint.tokenizer_file}: the answers begin with the same token")
-    return found

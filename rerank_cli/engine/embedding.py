@@ -1,4 +1,4 @@
-"""An embedding model as a place where pairs are scored: the cosine of the query's vector and the passage's.
+"""An embedding model as a place where pairs are scored: the cosine of two vectors, or the dot that is declared.
 
 Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept by what was
 read, token ids and the image among them. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with
@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import EncodingProblem, split_pair
 from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
 from rerank_cli.engine.launch import OnBatch, told
@@ -56,6 +57,7 @@ class EmbeddingEngine(InProcess):
         if plan.device == "cpu":
             torch.set_num_threads(plan.threads)
         self._plan, self._checkpoint = plan, checkpoint
+        self._similarity = similarity_of(checkpoint)
         self._batches = FittingBatches(plan.token_budget)
         self._exact = exact  # the same model in fp32, loaded when it is needed
         self._reruns = ""  # where it is, if it is not on the plan's device
@@ -85,7 +87,7 @@ class EmbeddingEngine(InProcess):
         return self._work
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
-        """The cosine of each pair, float32 [len(pairs)]; NaN where a vector is zero."""
+        """The cosine (or dot product) of each pair, float32 [len(pairs)]; NaN where a vector of a cosine is zero."""
         self.trouble = Trouble()
         keys = [self.keys(pair) for pair in pairs]
         texts: dict[bytes, EncodedPair] = {}
@@ -96,22 +98,23 @@ class EmbeddingEngine(InProcess):
         for place, both in enumerate(keys):
             if problem := next((failed[key] for key in both if key in failed), None):
                 self.trouble.failed[place] = problem
-        cosines = np.full(len(pairs), np.nan, dtype=np.float32)
+        scores = np.full(len(pairs), np.nan, dtype=np.float32)
         scored = [place for place in range(len(pairs)) if place not in self.trouble.failed]
         if scored:
-            cosines[scored] = self._cosines([keys[place] for place in scored])
+            scores[scored] = self._similarities([keys[place] for place in scored])
         if on_batch and pairs:
             on_batch(len(pairs), 0)
-        return cosines
+        return scores
 
-    def _cosines(self, keys: Sequence[Sequence[bytes]]) -> npt.NDArray[np.float32]:
+    def _similarities(self, keys: Sequence[Sequence[bytes]]) -> npt.NDArray[np.float32]:
         places = {key: place for place, key in enumerate(dict.fromkeys(key for both in keys for key in both))}
         sides = np.array([[places[key] for key in both] for both in keys], dtype=np.int64)
         vectors = self._store.get(list(places))
         with np.errstate(invalid="ignore"):  # 0 / 0 of a vector of zeros, and what is no number already
-            directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-            cosines: npt.NDArray[np.float32] = np.einsum("ij,ij->i", directions[sides[:, 0]], directions[sides[:, 1]])
-        return cosines
+            if self._similarity == "cosine":
+                vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            scores: npt.NDArray[np.float32] = np.einsum("ij,ij->i", vectors[sides[:, 0]], vectors[sides[:, 1]])
+        return scores
 
     def keys(self, pair: EncodedPair) -> list[bytes]:
         """What the vectors of a scored pair's query and passage are kept under."""

@@ -11,6 +11,7 @@ only equal to another one within the tolerance of batching.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
+from rerank_cli.engine.lanes import Lanes
 from rerank_cli.models.packed import rounded_rows
 
 T = TypeVar("T")
@@ -66,21 +68,54 @@ class FittingBatches:
         self.tokens = token_budget
 
     def run(
-        self, lengths: Sequence[int], compute: Callable[[list[int]], T], trouble: Trouble
+        self,
+        lengths: Sequence[int],
+        compute: Callable[[list[int]], T],
+        trouble: Trouble,
+        lanes: Lanes | None = None,
     ) -> Iterator[tuple[list[int], T]]:
         """Each batch of places in `lengths` with what `compute` makes of it.
 
-        A place that does not fit alone comes in none of them, and is told in `trouble`.
+        A place that does not fit alone comes in none of them, and is told in `trouble`. lanes: where batches are
+        computed side by side, if they are enough; those after one that did not fit have all cores each.
         """
         waiting = list(plan_batches(lengths, token_budget=self.tokens, padded=self._padded))
         waiting.reverse()
-        while waiting:
-            batch = waiting.pop()
+        side = lanes if lanes and len(waiting) >= lanes.least else None
+        under_way: deque[tuple[list[int], Callable[[], T], Callable[[], bool]]] = deque()
+        try:
+            yield from self._run(lengths, compute, trouble, waiting, under_way, side)
+        finally:
+            for _, _, cancel in under_way:
+                cancel()
+
+    def _run(
+        self,
+        lengths: Sequence[int],
+        compute: Callable[[list[int]], T],
+        trouble: Trouble,
+        waiting: list[list[int]],
+        under_way: deque[tuple[list[int], Callable[[], T], Callable[[], bool]]],
+        side: Lanes | None,
+    ) -> Iterator[tuple[list[int], T]]:
+        while waiting or under_way:
+            while waiting and len(under_way) <= (side.count if side else 0):
+                batch = waiting.pop()
+                if len(batch) > 1 and self._size(batch, lengths) > self.tokens:
+                    waiting += _halves(batch)
+                    continue
+                if side:
+                    started = side.start(partial(compute, batch))
+                    under_way.append((batch, started.result, started.cancel))
+                else:
+                    under_way.append((batch, partial(compute, batch), lambda: True))
+            batch, result, _ = under_way.popleft()
             size = self._size(batch, lengths)
-            if len(batch) > 1 and size > self.tokens:
-                waiting += _halves(batch)
+            made = unless_full(result)
+            if made is None and side:
+                side = None  # another lane has what this one lacked: once more, by itself
+                waiting.append(batch)
                 continue
-            made = unless_full(partial(compute, batch))
             if made is not None:
                 self._grow()
                 trouble.computed += size if self._padded else rounded_rows(size)

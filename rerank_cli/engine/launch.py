@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from rerank_cli.engine.fitting import FittingBatches, Trouble, does_not_fit, unless_full
+from rerank_cli.engine.lanes import Lanes
 from rerank_cli.errors import EngineError
 from rerank_cli.models import RerankModel, SeesImages
+from rerank_cli.models.transfer import current
 from rerank_cli.records import EncodedPair
 
 OnBatch = Callable[[int, int], None]
@@ -35,16 +37,18 @@ def launched(
     batches: FittingBatches,
     trouble: Trouble,
     on_batch: OnBatch | None = None,
+    lanes: Lanes | None = None,
 ) -> Iterator[Launched]:
     """Hand over a batch with each step, until all of `pairs` are; what has no logit is told in `trouble`.
 
-    To be stepped in inference mode: a mode that this set would last from one step to the next.
+    lanes: see `FittingBatches.run`. To be stepped in inference mode: a mode that this set would last from one step to
+    the next.
     """
     if isinstance(model, SeesImages) and not unless_full(partial(model.see, pairs)):
-        yield from _in_halves(model, pairs, batches, trouble, on_batch)
+        yield from _in_halves(model, pairs, batches, trouble, on_batch, lanes)
         return
     lengths = [len(pair.input_ids) for pair in pairs]
-    for batch, logits in batches.run(lengths, lambda batch: model.forward([pairs[i] for i in batch]), trouble):
+    for batch, logits in batches.run(lengths, lambda batch: model.forward([pairs[i] for i in batch]), trouble, lanes):
         if on_batch:
             on_batch(len(batch), sum(lengths[place] for place in batch))
         yield batch, logits
@@ -56,6 +60,7 @@ def _in_halves(
     batches: FittingBatches,
     trouble: Trouble,
     on_batch: OnBatch | None,
+    lanes: Lanes | None,
 ) -> Iterator[Launched]:
     """`launched` of pairs whose images do not fit all at once: half of the images first, then the others."""
     trouble.splits += 1
@@ -72,16 +77,17 @@ def _in_halves(
     ]
     for half in halves:
         own = Trouble()
-        for batch, logits in launched(model, [pairs[place] for place in half], batches, own, on_batch):
+        for batch, logits in launched(model, [pairs[place] for place in half], batches, own, on_batch, lanes):
             yield [half[place] for place in batch], logits
         trouble.add(own, half)
 
 
 @contextmanager
 def told(device: str) -> Iterator[None]:
-    """Inside, a fault of the device is an `EngineError` that names it."""
+    """Inside, `device` is the current one, and a fault of it is an `EngineError` that names it."""
     try:
-        yield
+        with current(torch.device(device)):
+            yield
     except RuntimeError as error:
         if not isinstance(error, torch.AcceleratorError) and not any(word in str(error) for word in _FAULTS):
             raise

@@ -1,6 +1,7 @@
 """What an engine is, and the plain one: a model on one device in this process.
 
-On a CPU a part of the input is scored when it is submitted. A CUDA device computes behind the host:
+On a CPU a part of the input is scored when it is submitted, by a batch a core (`lanes.py`). A CUDA
+device computes behind the host:
 
     submit   hands batches over, `AHEAD` of them at most (`models/transfer.py`), and returns
     wait     hands over more as room comes, and looks whether logits have arrived
@@ -37,6 +38,7 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
+from rerank_cli.engine.lanes import Lanes
 from rerank_cli.engine.launch import Launched, OnBatch, launched, told
 from rerank_cli.machine.this_process import peak_rss_bytes
 from rerank_cli.models import Calibrates, RerankModel, is_native, load_model
@@ -185,6 +187,7 @@ class LocalEngine:
         self._transfer = transfer or transfer_for(torch.device(plan.device))
         self._parts: deque[_Part] = deque()  # those that are not done
         self.depth = 2 if self._transfer.overlaps else 1
+        self._lanes = _lanes(plan)
         self._exact = exact  # the same model in fp32, loaded when it is needed
         self._reruns = ""  # where it is, if it is not on the plan's device
         self.trouble = Trouble()
@@ -252,7 +255,7 @@ class LocalEngine:
     def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
         """See `Engine`; where the device does not overlap with the host, the scores are there when it returns."""
         trouble = Trouble()
-        part = _Part(pairs, trouble, launched(self._model, pairs, self._batches, trouble, on_batch))
+        part = _Part(pairs, trouble, launched(self._model, pairs, self._batches, trouble, on_batch, self._lanes))
         self._parts.append(part)
         self._go_on()
         return part
@@ -314,7 +317,17 @@ class LocalEngine:
     def close(self) -> None:
         """Drop the model and what was not finished."""
         self._parts.clear()
+        if self._lanes:
+            self._lanes.close()
         del self._model
+
+
+def _lanes(plan: Plan) -> Lanes | None:
+    if plan.lanes < 2:
+        return None
+    return Lanes(
+        plan.lanes, threads=plan.threads // plan.lanes, least=1 if plan.precision in ("bf16", "int8") else None
+    )
 
 
 def _spread(pairs: Sequence[EncodedPair], tokens: int) -> list[EncodedPair]:

@@ -1,4 +1,4 @@
-"""The values of each query as a file: TSV with a header, or JSON lines, either also `.gz` or `.zst`.
+"""The values of each query as a file: TSV with a header, or JSON lines, either also compressed.
 
     query_id  metric  given  reranked  difference
 
@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from itertools import islice
+from pathlib import Path
 
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation.measures import QueryValue
-from rerank_cli.formats.compression import compressed, text_suffix
+from rerank_cli.formats.compression import SUFFIXES, compressed, text_suffix
 
 _ROWS_AT_ONCE = 10_000
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -33,7 +34,7 @@ def per_query_bytes(values: Iterable[QueryValue], path: str) -> Iterator[bytes]:
     is_tsv = text_suffix(path) == ".tsv"
     if is_tsv:
         yield compressed(("\t".join(_COLUMNS) + "\n").encode(), path)
-    elif path.endswith((".gz", ".zst")):
+    elif Path(path.lower()).suffix in SUFFIXES:
         yield compressed(b"", path)  # an empty file is no gzip and no zstd file
     rows = iter(values)
     line = _tsv_line if is_tsv else _json_line

@@ -24,7 +24,7 @@ from rerank_cli.formats.shapes.fields import ALIASES, columns_of, first_of, head
 from rerank_cli.formats.shapes.trec import RunLine, parse_line
 from rerank_cli.records import Gap, Row, RowError
 
-_NEW_SCORES = ("logit", "cosine", "relevance_score", "rerank_score")
+_NEW_SCORES = ("logit", "cosine", "dot", "relevance_score", "rerank_score")
 _PLACES = ("rank", "index", "score", *_NEW_SCORES)
 _ANSWERS = ("rankings", "results", "response.body.results", "response.body.rankings")
 _NO_IDS = "an answer has its passages' ids only in `document`; `--out-format list` keeps them"

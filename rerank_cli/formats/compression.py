@@ -1,41 +1,53 @@
-"""Inputs and outputs that may be compressed with gzip or zstd.
+"""Inputs and outputs that may be compressed with gzip, bzip2, xz or zstd.
 
 An input is recognised by its first bytes, so a wrong or missing suffix does no harm. The suffix decides only where the
 content cannot: a file named `.gz` or `.zst` that ends within those first bytes was cut, and is not an empty input.
 
-gzip is read by the standard library and zstd by pyarrow, which is imported when the first zstd stream is opened. Both
-read members (gzip) and frames (zstd, skippable ones too) that follow each other as one stream, and both notice one that
-was cut. A stream that turns out to be cut or corrupt raises `InputError` when reading reaches the fault; the content
-before it has been handed out by then, except for what was decompressed in the same step (at most 64 KiB).
+gzip, bzip2 and xz are read by the standard library. zstd is read by `backports.zstd`, which is the module that Python
+3.14 has in its standard library: with windows of up to 2 GiB (`zstd --ultra --long=31`), where pyarrow stops at 128
+MiB. A stream needs as much memory as its window. Members, streams and frames (skippable ones too) that follow each
+other are read as one; a cut one and bytes behind the last one are faults. A fault raises `InputError` when reading
+reaches it; the content before it has been handed out by then, except for what was decompressed in the same step (at
+most 64 KiB).
 
 Input that is not compressed is never read ahead: one read asks the operating system once, so a line is handed out as
-soon as it was written. Decompression waits for blocks, zstd until 64 KiB of content are there.
+soon as it was written. Decompression waits for blocks.
 """
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import os
 import sys
 import zlib
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from rerank_cli.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 """What a suffix stands for: compression of an output, and a hint for an input."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # RFC 8878, 3.1.2: a skippable frame starts with any of 16 numbers; pzstd writes one before each frame.
 _ZSTD_SKIPPABLE_MAGICS = tuple(bytes([0x50 | low, 0x2A, 0x4D, 0x18]) for low in range(16))
-_MAGICS = {_GZIP_MAGIC: "gzip", _ZSTD_MAGIC: "zstd"} | dict.fromkeys(_ZSTD_SKIPPABLE_MAGICS, "zstd")
+_BZIP2_MAGICS = tuple(b"BZh%d" % level for level in range(1, 10))
+_XZ_MAGIC = b"\xfd7zXZ\x00"
+_MAGICS = (
+    {_GZIP_MAGIC: "gzip", _XZ_MAGIC: "xz", _ZSTD_MAGIC: "zstd"}
+    | dict.fromkeys(_BZIP2_MAGICS, "bzip2")
+    | dict.fromkeys(_ZSTD_SKIPPABLE_MAGICS, "zstd")
+)
+_LARGEST_WINDOW_LOG = 31  # of zstd: 2 GiB, the most that the format's own tool writes
+_XZ_PADDING = 4  # xz streams may be followed by zero bytes in multiples of this
 
 _READ_BYTES = 64 * 1024
 _GZIP_LEVEL = 6  # the default of gzip(1); the standard library's 9 costs several times as much for a few per cent
@@ -59,8 +71,9 @@ def open_input(path: str) -> io.BufferedReader:
 def open_output(raw: BinaryIO, name: str) -> BinaryIO:
     """A stream that compresses into `raw` as the suffix of `name` says; `raw` itself for any other suffix.
 
-    `close` ends the compressed data and leaves `raw` open, `flush` brings all that was written into `raw` and flushes
-    it. The same content gives the same bytes: there is no time and no file name in them.
+    `close` ends the compressed data and leaves `raw` open. `flush` brings all that was written into `raw` and flushes
+    it; bzip2 and xz cannot do that before the end. The same content gives the same bytes: there is no time and no file
+    name in them.
 
     raw: a buffered writer (what `open(..., "wb")` gives); an unbuffered one may write less than it was given.
     """
@@ -68,6 +81,10 @@ def open_output(raw: BinaryIO, name: str) -> BinaryIO:
         case "gzip":
             compressed = gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0)
             return cast("BinaryIO", compressed)
+        case "bzip2":
+            return cast("BinaryIO", bz2.BZ2File(raw, "wb"))
+        case "xz":
+            return cast("BinaryIO", lzma.LZMAFile(raw, "wb"))
         case "zstd":
             return cast("BinaryIO", _ZstdOutput(raw))
         case _:
@@ -115,7 +132,7 @@ def _open_file(path: str) -> io.BufferedIOBase:
 
 
 def _recognise(path: str, source: _Source) -> str | None:
-    """`gzip`, `zstd`, or None for content that is not compressed."""
+    """The compression by its name in `SUFFIXES`, or None for content that is not compressed."""
     try:
         head = source.read_head()
     except OSError as error:
@@ -192,7 +209,7 @@ class _Input(io.RawIOBase):
         self._path = path
         self._source = source
         self._kind = compression or "file"
-        self._fill = _content_reader(source, compression)
+        self._fill, self._faults = _content_reader(source, compression)
         self._position = 0
         self._fault: InputError | None = None
 
@@ -210,7 +227,7 @@ class _Input(io.RawIOBase):
             raise self._fault
         try:
             count = self._fill(buffer)
-        except (OSError, EOFError, zlib.error) as error:
+        except self._faults as error:
             self._fault = _input_error(self._path, self._kind, self._position, error)
             raise self._fault from error
         self._position += count
@@ -222,18 +239,92 @@ class _Input(io.RawIOBase):
         super().close()
 
 
-def _content_reader(source: _Source, compression: str | None) -> Callable[[Any], int]:
-    """A function that fills a buffer with decompressed content and returns how much it was; 0 is the end."""
+_Faults = tuple[type[BaseException], ...]
+
+
+def _content_reader(source: _Source, compression: str | None) -> tuple[Callable[[Any], int], _Faults]:
+    """A function that fills a buffer with content and returns how much it was (0 is the end), and what it may raise."""
     match compression:
         case "gzip":
-            return gzip.GzipFile(fileobj=source, mode="rb").readinto1
+            return gzip.GzipFile(fileobj=source, mode="rb").readinto1, (OSError, EOFError, zlib.error)
+        case "bzip2":
+            return _Streams(source, bz2.BZ2Decompressor).readinto, (OSError, EOFError)
+        case "xz":
+            streams = _Streams(source, lzma.LZMADecompressor, padding=_XZ_PADDING)
+            return streams.readinto, (OSError, EOFError, lzma.LZMAError)
         case "zstd":
-            import pyarrow
+            # Imported here: few inputs need it.
+            if sys.version_info >= (3, 14):
+                from compression import zstd
+            else:
+                from backports import zstd
 
-            stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(source, mode="r"), "zstd")
-            return cast("Callable[[Any], int]", stream.readinto)
+            largest = {int(zstd.DecompressionParameter.window_log_max): _LARGEST_WINDOW_LOG}
+            frames = _Streams(source, lambda: zstd.ZstdDecompressor(options=largest))
+            return frames.readinto, (OSError, EOFError, zstd.ZstdError)
         case _:
-            return source.readinto
+            return source.readinto, (OSError,)
+
+
+class _Decompressor(Protocol):
+    """What the standard library's decompressors have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Streams:
+    """Compressed streams that follow each other, as one content.
+
+    The file objects of the standard library take what they cannot read behind a stream for no data; here it is a fault.
+    padding: zero bytes that may stand behind a stream, in multiples of this; 0 for none.
+    """
+
+    def __init__(self, source: _Source, begin: Callable[[], _Decompressor], *, padding: int = 0) -> None:
+        self._source = source
+        self._begin = begin
+        self._padding = padding
+        self._stream: _Decompressor | None = None
+        self._left = b""
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from one step; 0 is the end."""
+        while True:
+            if self._stream is None:
+                self._left = self._behind_padding(self._left or self._source.read(_READ_BYTES) or b"")
+                if not self._left:
+                    return 0
+                self._stream = self._begin()
+            data = self._left
+            if not data and self._stream.needs_input:
+                data = self._source.read(_READ_BYTES) or b""
+                if not data:
+                    raise EOFError("the file ends before its last stream does")
+            self._left = b""
+            content = self._stream.decompress(data, len(buffer))
+            if self._stream.eof:
+                self._left, self._stream = self._stream.unused_data, None
+            if content:
+                buffer[: len(content)] = content
+                return len(content)
+
+    def _behind_padding(self, data: bytes) -> bytes:
+        zeros = 0
+        while self._padding and data and not data.strip(b"\x00"):
+            zeros += len(data)
+            data = self._source.read(_READ_BYTES) or b""
+        if self._padding:
+            rest = data.lstrip(b"\x00")
+            zeros += len(data) - len(rest)
+            if zeros % self._padding:
+                raise EOFError(f"{zeros} zero bytes stand behind a stream, which is no padding")
+            return rest
+        return data
 
 
 class _ZstdOutput(io.BufferedIOBase):

@@ -1,9 +1,10 @@
 """The inputs of a run as one stream of rows, whatever each file's format.
 
-The format follows the suffix (`.jsonl .ndjson .json`, `.tsv`, `.parquet`, `.trec .run`, each text format also `.gz
-.zst`),
-`--in-format` wins over it, and a file without a known suffix is looked at. The row shape is that of the first rows that
-have one (`shapes.recognise`); a TREC run is a format and a shape in one.
+An input is a file, a folder or a pattern (`parts.py`). The format follows the suffix (`.jsonl .ndjson .json`, `.csv`,
+`.tsv`, `.parquet`, `.trec .run`, each text format also compressed) and `--in-format` wins over it. A file without a
+known suffix is looked at, and so is any other as far as its content says for certain that the suffix is wrong
+(`content.py`): Parquet is Parquet, and a file of a format that is not read is refused before anything is done. The row
+shape is that of the first rows that have one (`shapes.recognise`); a TREC run is a format and a shape in one.
 
 Flat rows and run lines of a query need not be adjacent in a file: `ordered_by_group` looks at the group keys first (a
 second pass over the keys costs a few microseconds a row, scoring costs milliseconds) and only where a query comes back
@@ -13,18 +14,22 @@ stays flat. From a pipe nothing can be read twice: there a query that comes back
 
 from __future__ import annotations
 
+import io
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats import jsonl, tsv
+from rerank_cli.formats import delimited, json_document, jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
 from rerank_cli.formats.compression import open_input, text_suffix
+from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign, separated
+from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows
+from rerank_cli.formats.parts import Partition, find_parts, one_format
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
     SHAPES,
@@ -43,28 +48,38 @@ from rerank_cli.formats.shapes import (
 )
 from rerank_cli.records import Gap, JsonRow, RowError
 
-Format = Literal["jsonl", "parquet", "text", "trec", "tsv"]
+Format = Literal["jsonl", "parquet", "text", "trec", "csv", "tsv", "tsv-plain", "tsv-quoted", "top1000"]
 
 FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".trec": "trec", ".run": "trec",
-    ".tsv": "tsv",
+    ".csv": "csv", ".tsv": "tsv",
 }  # fmt: skip
 """Formats by suffix; `text` is plain lines and never guessed."""
+
+IN_FORMATS: tuple[Format, ...] = ("jsonl", "parquet", "trec", "csv", "tsv", "tsv-plain", "tsv-quoted", "top1000")
+"""What `--in-format` may say, besides `auto`."""
+
+SEPARATED = ("csv", "tsv", "tsv-plain", "tsv-quoted", "top1000")
+"""Formats of `delimited.py`."""
 
 STDIN = "-"
 _MAX_GATHERED_PARQUET_BYTES = 2**30
 _SPOOL_ROWS = 10_000
-_SHAPE_ROWS = 100  # rows without a shape after which no further file is looked at
-_HEAD_BYTES = 4096  # that are looked at to tell the format of a file
+_SPACE = b" \t\r\n"
 _COUNTED_BYTES = 2**18
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input of a run. path: as the user gave it, `-` for stdin."""
+    """One file of a run. path: as the user gave it, `-` for stdin.
+
+    folder: the folder that the user named in its place; partition: the fields that its path gives each row.
+    """
 
     path: str
     format: Format
+    folder: str | None = None
+    partition: Partition = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +105,7 @@ def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "
     """The inputs with their formats; `InputError` for a file that is not there. shape: what `--shape` says."""
     if shape == "trec" and in_format == "auto":
         in_format = "trec"
-    inputs = [Input(path=path, format=_format_of(path, in_format)) for path in paths]
+    inputs = [item for path in paths for item in _files_of(path, in_format)]
     if sum(1 for item in inputs if item.path == STDIN) > 1:
         raise UsageError("stdin (`-`) can be given once")
     for item in inputs:
@@ -101,35 +116,63 @@ def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "
     return inputs
 
 
+def _files_of(path: str, in_format: str) -> list[Input]:
+    """The files of one name that the user gave."""
+    if path == STDIN:
+        return [Input(path, _format_of(path, in_format))]
+    parts = find_parts(path, lambda name: text_suffix(name) in FORMATS)
+    inputs = [Input(part.path, _format_of(part.path, in_format), part.folder, part.partition) for part in parts]
+    if inputs[0].folder is not None:
+        one_format(path, (item.format for item in inputs))
+    return inputs
+
+
 def _format_of(path: str, in_format: str) -> Format:
+    # Not of a pipe such as `<(...)`, of which a look would take the first bytes.
+    head = _head(path) if path != STDIN and Path(path).is_file() else None
     if in_format != "auto":
-        known: dict[str, Format] = {
-            "jsonl": "jsonl", "parquet": "parquet", "text": "text", "trec": "trec", "tsv": "tsv"
-        }  # fmt: skip
+        known: dict[str, Format] = {name: name for name in ("text", *IN_FORMATS)}
         if in_format not in known:
-            hint = "known are auto, jsonl, parquet, trec, tsv"
+            hint = "known are auto, " + ", ".join(IN_FORMATS)
             if in_format in SHAPES:
                 hint = f"`--shape {in_format}` says what the rows are"
             raise UsageError(f"--in-format {in_format}: not known", hint=hint)
+        if head and known[in_format] != "text":
+            refuse_foreign(head, path)
         return known[in_format]
-    if path == STDIN:
-        return "jsonl"
-    suffix = text_suffix(path)
-    if suffix in FORMATS:
-        return FORMATS[suffix]
-    # Not of a pipe such as `<(...)`, of which a look would take the first bytes.
-    return _format_of_content(path) if Path(path).is_file() else "jsonl"
+    by_suffix = FORMATS.get(text_suffix(path))
+    if not head:
+        return by_suffix or "jsonl"
+    refuse_foreign(head, path)
+    return _format_of_content(head, by_suffix)
 
 
-def _format_of_content(path: str) -> Format:
+def _head(path: str) -> bytes | None:
+    """The first bytes of a file, unpacked; None where they cannot be read, which the reader will say."""
     try:
-        with Path(path).open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-    except OSError:
-        return "jsonl"  # the reader says what is wrong with it
-    if head.startswith(b"PAR1"):
+        with open_input(path) as stream:
+            return stream.read(HEAD_BYTES)
+    except InputError:
+        return None
+
+
+def _format_of_content(head: bytes, by_suffix: Format | None) -> Format:
+    """What the first bytes say, where the suffix says nothing or certainly something wrong."""
+    if head.startswith(PARQUET_MAGIC):
         return "parquet"
-    return "trec" if looks_like_run(head.partition(b"\n")[0].decode(errors="replace")) else "jsonl"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    first = text.partition(b"\n")[0]
+    if by_suffix in ("csv", "tsv", "trec") and (json_document.is_document(head) or _is_object(first)):
+        return "jsonl"
+    if by_suffix in (None, "tsv") and is_top1000(head):
+        return "top1000"
+    if by_suffix is not None:
+        return by_suffix
+    return "trec" if looks_like_run(first.decode(errors="replace")) else separated(head) or "jsonl"
+
+
+def _is_object(line: bytes) -> bool:
+    return isinstance(jsonl.parse_row(line.rstrip(b"\r"), file="", number=1), JsonRow)
 
 
 def input_bytes(inputs: Iterable[Input]) -> int | None:
@@ -150,7 +193,10 @@ def _lines_of(item: Input) -> int:
 
         return parquet.row_count(item.path)
     with open_input(item.path) as stream:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read1(_COUNTED_BYTES), b"")) + 1
+        is_document, begun = json_document.look_into(stream)
+        if item.format == "jsonl" and is_document:
+            return sum(1 for row in json_document.read_rows(begun, file=item.path) if not isinstance(row, Gap))
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: begun.read1(_COUNTED_BYTES), b"")) + 1
 
 
 def can_be_reread(inputs: Iterable[Input]) -> bool:
@@ -185,20 +231,46 @@ def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> 
         from rerank_cli.formats import parquet
 
         assert shape is not None, "the shape of a table is known from its columns"
-        if columns := _columns_of(item.path):
-            yield from parquet.read_rows(item.path, shape.columns(columns))
+        if columns := _columns_of(item):
+            yield from parquet.read_rows(item.path, shape.columns(columns), item.partition)
         return
-    read = {"jsonl": jsonl.read_rows, "tsv": tsv.read_rows}.get(item.format, jsonl.read_text_lines)
-    live = options.live and item.path == STDIN
     with open_input(item.path) as stream:
-        yield from read(stream, file=item.path, max_line_bytes=options.max_line_bytes, live=live)
+        rows = _text_rows(item, stream, options)
+        yield from _with_fields(rows, dict(item.partition)) if item.partition else rows
 
 
-def _columns_of(path: str) -> list[str]:
+def _text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions) -> Iterator[JsonRow | RowError | Gap]:
+    how: dict[str, Any] = {"file": item.path, "max_line_bytes": options.max_line_bytes}
+    how["live"] = options.live and item.path == STDIN
+    if item.format in SEPARATED:
+        return delimited.read_rows(stream, kind=item.format, **how)
+    if item.format != "jsonl":
+        return jsonl.read_text_lines(stream, **how)
+    is_document, begun = json_document.look_into(stream)
+    return (json_document.read_rows if is_document else jsonl.read_rows)(begun, **how)
+
+
+def _with_fields(rows: Iterator[JsonRow | RowError | Gap], fields: dict[str, Any]) -> Iterator[Item]:
+    """The rows with the fields of their file's path, where they have none of this name."""
+    for row in rows:
+        if isinstance(row, JsonRow):
+            whole = {**row.fields, **{name: value for name, value in fields.items() if name not in row.fields}}
+            yield JsonRow(row.file, row.number, whole, jsonl.dump_row(whole).rstrip(b"\n"))
+        else:
+            yield row
+
+
+def _columns_of(item: Input) -> list[str]:
     """The columns of a Parquet file; none where an empty run has left it."""
     from rerank_cli.formats import parquet
 
-    return parquet.column_names(path)
+    return parquet.column_names(item.path, item.partition)
+
+
+def open_pairs(inputs: Sequence[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
+    """The rows of all inputs for `score`, after a look at the first; a pipe is looked at when it is read."""
+    items = read_items(inputs, shape, options)
+    return look_at(items, shape) if can_be_reread(inputs) else look_later(items, shape)
 
 
 def open_lists(
@@ -220,7 +292,14 @@ def open_lists(
         if bool(runs) != (kind.name == "trec"):
             raise UsageError(f"--shape {shape}: {inputs[0].path} is read as {inputs[0].format}")
         named = _open_shape(kind, inputs, names, texts)
-        return named, read_items(inputs, named, options)
+        return named, look_at(read_items(inputs, named, options), named)
+    return _open_by_first_rows(inputs, names, options, texts)
+
+
+def _open_by_first_rows(
+    inputs: Sequence[Input], names: FieldNames, options: ReadOptions, texts: Texts
+) -> tuple[Shape, Iterator[Item]]:
+    """`open_lists` where nobody has said the shape."""
     seen: list[Item] = []
     rows: Iterator[Item] = iter(())
     found: Kind | None = None
@@ -228,18 +307,22 @@ def open_lists(
     for place, item in enumerate(inputs):
         if item.format == "parquet":
             later = inputs[place:]
-            found = _shape_of_columns(item.path, names)
+            found = _shape_of_columns(item, names)
         else:
             later = inputs[place + 1 :]
             rows = chain(rows, _read_one(item, None, options))
             found = recognise(rows, seen, names, stop=options.stop)
-        if found or len(seen) >= _SHAPE_ROWS:
+        if found or len(seen) >= FIRST_ROWS:
             break
     good = next((row for row in seen if isinstance(row, JsonRow)), None)
     if found is None and good is not None:
         raise _no_shape(f"{good.file}:{good.number}", good.fields)
+    bad = [row for row in seen if isinstance(row, RowError)]
+    if found is None and bad:
+        raise no_rows(bad[0], len(bad))
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
-    return decided, _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
+    items = _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
+    return decided, look_at(items, decided)
 
 
 def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: Texts) -> Shape:
@@ -249,12 +332,12 @@ def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: T
     return kind.open(names, texts)
 
 
-def _shape_of_columns(path: str, names: FieldNames) -> Kind | None:
+def _shape_of_columns(item: Input, names: FieldNames) -> Kind | None:
     """The shape of a table; None for one without columns."""
-    columns = _columns_of(path)
+    columns = _columns_of(item)
     kind = detect_shape(columns, names)
     if kind is None and columns:
-        raise _no_shape(path, columns)
+        raise _no_shape(item.path, columns)
     return kind
 
 
@@ -278,7 +361,7 @@ def ordered_by_group(
     if "parquet" not in formats and len(formats) == 1:
         return _gather_lines(inputs, shape, options)
     if len(inputs) == 1 and isinstance(shape, FlatShape):
-        return _gather_table(inputs[0].path, shape, options)
+        return _gather_table(inputs[0], shape, options)
     raise InputError(
         f"{inputs[0].path}: the rows of a query are scattered over files that are not all JSON lines",
         hint="sort the rows by query first, or give each file on its own",
@@ -289,7 +372,7 @@ def _keys(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Itera
     """The format and the group of each row; None for a row that cannot be read."""
     for item in inputs:
         if item.format == "parquet" and isinstance(shape, FlatShape):
-            for key in _table_keys(item.path, shape):
+            for key in _table_keys(item, shape):
                 yield item.format, key
         else:
             for row in _read_one(item, shape, options):
@@ -297,13 +380,13 @@ def _keys(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Itera
                     yield (item.format, shape.group_key(row.fields)) if isinstance(row, JsonRow) else None
 
 
-def _table_keys(path: str, shape: FlatShape) -> Iterator[int]:
+def _table_keys(item: Input, shape: FlatShape) -> Iterator[int]:
     """The group of each row of a table; only the columns that decide it are read."""
     from rerank_cli.formats import parquet
 
-    if columns := _columns_of(path):
+    if columns := _columns_of(item):
         wanted = shape.key_columns(columns)
-        for values in zip(*(parquet.iter_column(path, name) for name in wanted), strict=True):
+        for values in zip(*(parquet.iter_column(item.path, name, item.partition) for name in wanted), strict=True):
             yield shape.group_key(dict(zip(wanted, values, strict=True)))
 
 
@@ -324,7 +407,7 @@ def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
 
 def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
     """Rows ordered by (first appearance of their group, place), through a temporary SQLite file."""
-    parse = jsonl.parse_row if inputs[0].format in ("jsonl", "tsv") else jsonl.parse_text_line
+    parse = jsonl.parse_row if inputs[0].format in ("jsonl", *SEPARATED) else jsonl.parse_text_line
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
         # Not bound to one thread: a run that stops may close this generator from another one than reads it.
         spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
@@ -367,14 +450,15 @@ def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: Groups, opt
     spool.execute("COMMIT")
 
 
-def _gather_table(path: str, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
+def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
     """Rows of one Parquet file ordered by first appearance of their group; the file is taken into memory."""
     from rerank_cli.formats import parquet
 
     groups: dict[int, int] = {}
-    places = range(parquet.row_count(path))[options.skip : options.stop]
-    keys = islice(_table_keys(path, shape), options.skip, options.stop)
+    places = range(parquet.row_count(item.path))[options.skip : options.stop]
+    keys = islice(_table_keys(item, shape), options.skip, options.stop)
     numbers = [groups.setdefault(key, len(groups)) for key in keys]
     order = sorted(places, key=lambda place: numbers[place - options.skip])
-    columns = shape.columns(parquet.column_names(path))
-    yield from parquet.read_rows_in_order(path, columns, order, max_bytes=_MAX_GATHERED_PARQUET_BYTES)
+    columns = shape.columns(_columns_of(item))
+    most = _MAX_GATHERED_PARQUET_BYTES
+    yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)

@@ -4,7 +4,8 @@ A bad line never ends a run: it becomes a `RowError` with its number and bytes, 
 row is lost, changed or written unreadably without a word, the reader is stricter than `json.loads`:
 
 * Lines end at `\n` only. `str.splitlines` would also cut at U+2028 and other characters that JSON strings may hold. A
-  `\r` before the `\n`, and a byte order mark at the start of the file, are not part of a line.
+  `\r` before the `\n`, and a byte order mark at the start of the file, are not part of a line. Before an object a mark
+  is none at any line: files that each begin with one were put together.
 * A key that stands twice in an object is an error, at any depth: the last one would win silently.
 * Numbers stay as they were written. Where Python would write one differently (`1.10`, `1e5`, `-0`, more digits than a
   float or an int can take), the value is an `ExactFloat`, which knows its text.
@@ -128,9 +129,15 @@ class _LineError(Exception):
         self.message = message
 
 
-class _LongLine(NamedTuple):
+class LongLine(NamedTuple):
+    """A line over the limit: its first bytes, and its size."""
+
     head: bytes
     size: int
+
+
+class UnendedLine(bytes):
+    """The last line of an input that does not end with a newline."""
 
 
 def _read(
@@ -142,16 +149,17 @@ def _read(
     live: bool,
 ) -> Iterator[JsonRow | RowError | Gap]:
     number = 0
-    for line in _split_lines(stream, max_line_bytes=max_line_bytes, live=live):
+    for line in split_lines(stream, max_line_bytes=max_line_bytes, live=live):
         if isinstance(line, Gap):
             yield line
             continue
         number += 1
-        if isinstance(line, _LongLine):
+        if isinstance(line, LongLine):
             message = f"line of {line.size} bytes; at most {max_line_bytes} are read"
             yield RowError(file, number, None, "line-too-long", message, line.head)
             continue
-        raw = (line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line).removesuffix(b"\r")
+        marked = line.startswith(_BYTE_ORDER_MARK) and (number == 1 or parse is _parse_object)
+        raw = (line.removeprefix(_BYTE_ORDER_MARK) if marked else line).removesuffix(b"\r")
         if not raw or raw.isspace():
             yield Gap.BLANK
             continue
@@ -167,11 +175,11 @@ def _row_or_error(
         return RowError(file, number, None, error.code, error.message, raw)
 
 
-def _split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -> Iterator[bytes | _LongLine | Gap]:
+def split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -> Iterator[bytes | LongLine | Gap]:
     """The lines without their newline; holds one chunk and the line that has begun, up to `max_line_bytes`."""
     held = bytearray()  # a bytearray, because a list of parts costs 40 bytes for each write of a slow pipe
     size = 0  # of the line that has begun, of which `held` is the start or all
-    for chunk in _chunks(stream, live=live):
+    for chunk in chunks(stream, live=live):
         if isinstance(chunk, Gap):
             yield chunk
             continue
@@ -183,17 +191,17 @@ def _split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) 
                 line = bytes(held)
                 held.clear()
             size += len(part)
-            yield line if size <= max_line_bytes else _LongLine(line[:_KEPT_BYTES], size)
+            yield line if size <= max_line_bytes else LongLine(line[:_KEPT_BYTES], size)
             size = 0
         held += begun
         size += len(begun)
         if size > max_line_bytes:
             del held[_KEPT_BYTES:]
     if size:
-        yield bytes(held) if size <= max_line_bytes else _LongLine(bytes(held), size)
+        yield UnendedLine(held) if size <= max_line_bytes else LongLine(bytes(held), size)
 
 
-def _chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
+def chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
     """What each read gives, with `Gap.IDLE` before a read that would wait, if a line has ended since the last one."""
     poll = _poll_of(stream) if live else None
     ended = False

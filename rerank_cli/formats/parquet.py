@@ -24,6 +24,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -48,6 +49,7 @@ from rerank_cli.formats.arrow_types import (
     storable,
     widen_schema,
 )
+from rerank_cli.formats.parts import Partition
 from rerank_cli.records import RowError
 
 BATCH_BYTES = 16 * 2**20
@@ -91,15 +93,15 @@ class ArrowRow:
 # Reading
 
 
-def read_schema(path: str) -> pa.Schema:
-    """Columns, types and metadata of a file."""
+def read_schema(path: str, partition: Partition = ()) -> pa.Schema:
+    """Columns, types and metadata of a file. partition: columns that the folders of its path add."""
     with _opened(path) as file:
-        return file.schema_arrow
+        return _with_columns(file.schema_arrow, partition)
 
 
-def column_names(path: str) -> list[str]:
+def column_names(path: str, partition: Partition = ()) -> list[str]:
     """The top-level columns of a file."""
-    return list(read_schema(path).names)
+    return list(read_schema(path, partition).names)
 
 
 def row_count(path: str) -> int:
@@ -108,25 +110,34 @@ def row_count(path: str) -> int:
         return int(file.metadata.num_rows)
 
 
-def read_rows(path: str, columns: Mapping[str, tuple[str, ...] | None]) -> Iterator[ArrowRow | RowError]:
+def read_rows(
+    path: str, columns: Mapping[str, tuple[str, ...] | None], partition: Partition = ()
+) -> Iterator[ArrowRow | RowError]:
     """The rows of a file in order.
 
     columns: the top-level columns wanted in `ArrowRow.fields`, each with the names of the struct fields wanted (of a
-    struct, or of a list of structs; a name that the structs lack is left out) or None for the whole value.
+    struct, or of a list of structs; a name that the structs lack is left out) or None for the whole value. partition:
+    columns that the folders of its path add, where the file has none of this name.
 
     A row with wanted text that is not UTF-8 is a RowError. Raises InputError when it meets a fault of the file: rows
     before it have been yielded.
     """
     with _opened(path) as file:
-        wanted = _Wanted.of(file.schema_arrow, columns, path)
+        wanted = _Wanted.of(_with_columns(file.schema_arrow, partition), columns, path)
         before = 0
         for batch in _batches(file, path, None):
+            batch = _with_values(batch, partition)
             yield from wanted.rows(batch, before, range(batch.num_rows))
             before += batch.num_rows
 
 
 def read_rows_in_order(
-    path: str, columns: Mapping[str, tuple[str, ...] | None], order: Sequence[int], *, max_bytes: int
+    path: str,
+    columns: Mapping[str, tuple[str, ...] | None],
+    order: Sequence[int],
+    *,
+    max_bytes: int,
+    partition: Partition = (),
 ) -> Iterator[ArrowRow | RowError]:
     """The rows at the places `order` (from 0) in that order, otherwise as `read_rows`.
 
@@ -136,8 +147,9 @@ def read_rows_in_order(
     starts = [0]
     taken = 0
     with _opened(path) as file:
-        wanted = _Wanted.of(file.schema_arrow, columns, path)
+        wanted = _Wanted.of(_with_columns(file.schema_arrow, partition), columns, path)
         for batch in _batches(file, path, None):
+            batch = _with_values(batch, partition)
             taken += batch.nbytes if not batches else batch.nbytes - _shared_bytes(batch, batches[-1])
             if taken > max_bytes:
                 raise InputError(
@@ -153,15 +165,34 @@ def read_rows_in_order(
         )
 
 
-def iter_column(path: str, name: str) -> Iterator[Any]:
+def iter_column(path: str, name: str, partition: Partition = ()) -> Iterator[Any]:
     """The values of one column, for each row in order; only that column is read.
 
     The same values as `ArrowRow.fields` holds, but text that is not UTF-8 comes with U+FFFD.
     """
     with _opened(path) as file:
+        of_path = dict(partition)
+        if name in of_path and name not in file.schema_arrow.names:
+            yield from repeat(of_path[name], file.metadata.num_rows)
+            return
         _find(file.schema_arrow, name, path)
         for batch in _batches(file, path, [name]):
             yield from _scanned(batch.column(_find(batch.schema, name, path)))
+
+
+def _with_columns(schema: pa.Schema, partition: Partition) -> pa.Schema:
+    for name, value in partition:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, pa.scalar(value).type))
+    return schema
+
+
+def _with_values(batch: pa.RecordBatch, partition: Partition) -> pa.RecordBatch:
+    """`batch` with the columns that its path adds."""
+    for name, value in partition:
+        if name not in batch.schema.names:
+            batch = batch.append_column(name, pa.repeat(pa.scalar(value), batch.num_rows))
+    return batch
 
 
 def table_rows(

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
-from rerank_cli.job.image_parts import encode_parts, image_counts
+from rerank_cli.job.image_parts import EncodedPart, ScoredPart, encode_parts, image_counts, join_parts, without_pixels
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import prepare
+from rerank_cli.job.ranking import rank_window
 from rerank_cli.job.windows import cut_windows
 from rerank_cli.planning.run_plan import Plan
-from rerank_cli.records import Counts
+from rerank_cli.records import Counts, RowError
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
 
 _SHARE_REACHED = 0.7
@@ -28,7 +29,7 @@ class DryRun:
     """What a run would do.
 
     tokens: length of each distinct pair before truncation, as percentiles. unscorable: distinct pairs that have no
-    logit. seconds: a rough estimate.
+    logit. seconds: a rough estimate. first_error: the first bad row, as file, row and message.
     """
 
     counts: Counts
@@ -39,6 +40,7 @@ class DryRun:
     plan: Plan
     seconds: float
     gflops: float
+    first_error: tuple[str, int, str] | None = None
 
 
 def dry_run(options: JobOptions) -> DryRun:
@@ -47,15 +49,19 @@ def dry_run(options: JobOptions) -> DryRun:
     counts = Counts()
     lengths: list[int] = []
     kept = squares = truncated = unscorable = 0
+    first: RowError | None = None
     for window in cut_windows(prepared.shape.group(prepared.items), max_pairs=prepared.plan.window_pairs):
         counts.rows_in += window.rows
-        counts.rows_error += len(window.errors)
         counts.blank += window.blank
         counts.lists += len(window.lists)
         counts.pairs += sum(len(item.passages) for item in window.lists)
         times = Counter((item.limits, *pair) for item in window.lists for pair in item.pairs)
         pairs = list(times)
+        scored: list[ScoredPart] = []
+        places: list[int] = []
         for part in encode_parts(window, prepared.encoder):
+            scored.append(_without_logits(part))
+            places = part.places or places
             counts.pairs_scored += len(part.encoded)
             counts.add(image_counts(part.encoded))
             for place, entry in zip(part.members, part.encoded, strict=True):
@@ -67,10 +73,21 @@ def dry_run(options: JobOptions) -> DryRun:
                 squares += sum(pair.kept_tokens**2 for pair in entry)
                 truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
                 counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
+        bad = [*window.errors, *rank_window(*join_parts(window, scored, places))[1]]
+        counts.rows_error += len(bad)
+        first = first or (min(bad, key=lambda error: error.row) if bad else None)
     counts.tokens, counts.truncated = kept, truncated
+    counts.rows_out = counts.rows_in - counts.rows_error
     flops = forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
     speed = matrix_speed(prepared.plan) * max(1, len(prepared.plan.engines))
     percentiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 10, 50, 90, 99, 100)} if lengths else {}
     return DryRun(
-        counts, percentiles, kept, truncated, unscorable, prepared.plan, flops / (_SHARE_REACHED * speed), speed / 1e9
-    )
+        counts, percentiles, kept, truncated, unscorable, prepared.plan, flops / (_SHARE_REACHED * speed), speed / 1e9,
+        (first.file, first.row, first.message) if first else None,
+    )  # fmt: skip
+
+
+def _without_logits(part: EncodedPart) -> ScoredPart:
+    """A part as if it had been scored, by which the rows are found that would be bad whatever their logits."""
+    kept = [without_pixels(entry) for entry in part.encoded]
+    return ScoredPart(part.members, kept, np.zeros(len(kept), dtype=np.float32), {})

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
 from rerank_cli.formats.choices import MAX_LINE_BYTES, NO_TEXTS, FieldNames, Selection, Texts
+from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.planning.choices import ProfileRequest
 
 if TYPE_CHECKING:
@@ -26,10 +27,14 @@ _RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run 
 
 @dataclass(frozen=True, slots=True)
 class ErrorLimit:
-    """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None)."""
+    """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None).
+
+    all: a run in which not one row can be scored is no failure either: a part, where only the whole can tell.
+    """
 
     rows: int | None = None
     share: float | None = None
+    all: bool = False
 
     def check(self, counts: Counts, *, last: bool) -> None:
         """Raise `TooManyBadRowsError` if `counts` is over the limit."""
@@ -43,6 +48,18 @@ class ErrorLimit:
                     f"{counts.rows_error} of {counts.rows_in} rows failed ({share}), "
                     f"--max-errors allows {100 * self.share:g} %"
                 )
+
+
+class TemplateText(str):
+    """The text of a template, with the path of its file."""
+
+    def __new__(cls, text: str, path: str) -> Self:
+        """The text that was read from `path`."""
+        made = super().__new__(cls, text)
+        made.path = path
+        return made
+
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +137,13 @@ class JobOptions:
     special_tokens: SpecialTokens = "neutral"
     images: ImageLimits = field(default_factory=ImageLimits)
     instruction: str | None = None
+    label: int | None = None
+    max_unknown: float | None = None
+    """The largest share of unknown tokens of a pair that is scored."""
     template: str | None = None
-    """The text of a template, or `none`."""
+    """The text of a template (`TemplateText`, where it was a file), or `none`."""
+    taken_as: str | None = None
+    """The family of rerankers that the model is, where its files do not say it."""
     selection: Selection = field(default_factory=Selection)
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     overwrite: bool = False
@@ -149,6 +171,21 @@ def refuse_unusable(options: JobOptions) -> None:
     from rerank_cli.evaluation.per_query import refuse_per_query_name
     from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 
+    refuse_too_large(
+        {
+            "--top-n": options.selection.top_n, "--limit": options.limit, "--skip": options.skip,
+            "--max-line-bytes": options.max_line_bytes, "--max-errors": options.error_limit.rows,
+        },
+        MOST_ROWS,
+    )  # fmt: skip
+    refuse_too_large(
+        {
+            "--max-tokens": options.request.max_tokens, "--token-budget": options.request.token_budget,
+            "--chunk-overlap": options.chunk_overlap, "--check-precision": options.check_precision,
+        },
+        MOST_TOKENS,
+    )  # fmt: skip
+    refuse_too_many_engines(options.request.engine_count)
     threshold = options.selection.threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: not a number to compare with")

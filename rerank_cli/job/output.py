@@ -9,34 +9,38 @@ such a run are kept only where the user names a file for them.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
-from rerank_cli.errors import OutputError
-from rerank_cli.formats.compression import compressed
-from rerank_cli.formats.inputs import Input
+from rerank_cli.errors import InputError, OutputError
+from rerank_cli.formats.compression import compressed, open_input
+from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
 from rerank_cli.job.options import STDOUT, Names
-from rerank_cli.job.output_names import output_format, refuse_clashes, refuse_parquet_pipe
+from rerank_cli.job.output_names import output_format, refuse_parquet_pipe
+from rerank_cli.job.run_paths import RunPaths, folders_of
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import (
     Files,
     Job,
     Terms,
+    Watch,
     WorkFile,
+    feed,
+    is_special,
     naming,
     place_file,
     remove_file,
-    sha256_of,
     write_file,
-    write_whole,
 )
 from rerank_cli.records import RowError
 from rerank_cli.report.page import render_report
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BUFFER_BYTES = 2**20
+_LOOK_SECONDS = 1.0  # between two looks at what a run to stdout reads
 
 
 class Destination(Protocol):
@@ -84,12 +89,22 @@ class Destination(Protocol):
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
         """Finish rows, bad rows and the report `document`; returns the report as it was written."""
 
+    def give_up(self) -> str | None:
+        """End a run that has no row: only its bad rows are kept. Returns the path of the errors file, if there is one.
+
+        An older output stays, with its report.
+        """
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether there is an older output that is not empty."""
+
     @property
     def errors_file(self) -> str | None:
         """The path of the errors file, if the finished run has one."""
 
 
-def open_destination(
+def open_destination(  # noqa: PLR0913 (what a run has decided by then)
     names: Names,
     shape: Shape,
     selection: Selection,
@@ -98,22 +113,23 @@ def open_destination(
     overwrite: bool,
     terms: Terms | None = None,
     members: Sequence[str] = (),
+    paths: RunPaths | None = None,
 ) -> Destination:
     """The destination that `names` asks for; refuses what cannot be written before anything is computed.
 
     terms: how the job of a file is kept; without them nothing is left of a run that stops. members: what windows add to
-    besides rows and errors.
+    besides rows and errors. paths: all that the run reads and writes; by default it reads `inputs` alone.
     """
     if output_format(names) == "parquet":
         refuse_parquet_pipe(names)
-    refuse_clashes(names, inputs)
+    paths = paths or paths_of(names, inputs, overwrite=overwrite)
     terms = terms or Terms()
     if names.output == STDOUT:
-        _refuse_existing(names, overwrite=overwrite)
-        return StdoutDestination(names, shape, selection, files=terms.files)
+        paths.refuse_existing()
+        return StdoutDestination(names, shape, selection, files=terms.files, paths=paths, watch=terms.watch)
     like = next((item.path for item in inputs if item.format == "parquet"), None)
     job = Job(Path(names.output), terms, members=("rows", "errors", *members))
-    return FileDestination(names, shape, selection, like=like, overwrite=overwrite, job=job, files=terms.files)
+    return FileDestination(names, shape, selection, like=like, paths=paths, job=job, files=terms.files)
 
 
 class ErrorRows:
@@ -143,7 +159,7 @@ class FileDestination:
         selection: Selection,
         *,
         like: str | None,
-        overwrite: bool,
+        paths: RunPaths,
         job: Job,
         files: Files,
     ) -> None:
@@ -152,7 +168,7 @@ class FileDestination:
         self._selection = selection
         self._like = like
         self._out = Path(names.output)
-        self._overwrite = overwrite
+        self._paths = paths
         self._files = files
         self._job = job
         self._rows, self._bad = io.BytesIO(), io.BytesIO()
@@ -166,6 +182,7 @@ class FileDestination:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            self._paths.open_pipes(stack)
             stack.enter_context(self._job)
             self.next_window, self.state = self._job.next_window, self._job.state
             self.notes, self.completed = self._job.notes, self._job.completed
@@ -191,15 +208,12 @@ class FileDestination:
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """See `Destination`."""
-        with naming(self._names.files[name]):
-            file = WorkFile(self._files, self.path(name))
-            try:
-                file.cut(0)
-                with io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream:  # Parquet comes in small pieces
-                    yield stream
-                file.sync()
-            finally:
-                file.close()
+        with (
+            naming(self._names.files[name]),
+            self._job.writing(name) as file,
+            io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream,  # Parquet comes in small pieces
+        ):
+            yield stream
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
         """See `Destination`."""
@@ -215,26 +229,49 @@ class FileDestination:
             job.append({"rows": compressed(b"", self._names.output)})  # an empty file is no gzip and no zstd file
         with naming(self._out):
             for kind in self._names.results:
-                lies = self.path(work if kind == "output" else kind)
-                document |= {kind: _facts(str(self._names.files[kind]), lies)}
-            write_whole(self.path("report"), json_document(document), self._files)
+                document |= {kind: self._facts(kind, work if kind == "output" else kind)}
+            self._write_whole("report", json_document(document))
             if "page" in self._names.files:
-                write_whole(self.path("page"), render_report(document), self._files)
-        stop.is_late()
-        job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
-        self.place()
+                self._write_whole("page", render_report(document))
+        with stop.held():
+            job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
+        self.place(stop)
         return document
 
-    def place(self) -> None:
-        """Give the files of a completed job their names."""
+    def place(self, stop: Stop) -> None:
+        """Give the files of a completed job their names; until the first has it, a request to stop is heard."""
         completed = self._job.completed
         assert completed is not None, "nothing is placed before it is complete"
         files = self._names.files
         outdated = [] if completed["errors"] else [files["errors"]]
         names = {name: path for name, path in files.items() if name != "errors" or completed["errors"]}
         names[completed["work"]] = names.pop("output")
-        self._job.place(names, outdated=outdated)
+        self._job.feed(names, self._paths.pipes, stop.check)
+        stop.is_late()
+        self._job.place(names, outdated=outdated, may_replace=self._paths.may_replace)
         self._has_errors = completed["errors"]
+
+    def _write_whole(self, name: str, data: bytes) -> None:
+        with self._job.writing(name) as file:
+            file.append(data)
+
+    def _facts(self, kind: str, work: str) -> dict[str, Any]:
+        """What a report says of an output, which lies in a work file until it gets its name."""
+        size, sha256 = self._job.seal(work)
+        modified = self.path(work).stat().st_mtime_ns
+        return {"path": str(self._names.files[kind]), "sha256": sha256, "bytes": size, "modified_ns": modified}
+
+    def give_up(self) -> str | None:
+        """See `Destination`."""
+        self._has_errors = self._job.size("errors") > 0
+        names = {"errors": self._names.files["errors"]} if self._has_errors else {}
+        self._job.give_up(names, may_replace=self._paths.may_replace)
+        return self.errors_file
+
+    @property
+    def holds_rows(self) -> bool:
+        """See `Destination`."""
+        return self._out.is_file() and _holds_rows(self._out)
 
     @property
     def errors_file(self) -> str | None:
@@ -262,7 +299,7 @@ class FileDestination:
 
     def refuse_existing(self) -> None:
         """Raise `OutputError` if an output is there and may not be replaced."""
-        _refuse_existing(self._names, overwrite=self._overwrite)
+        self._paths.refuse_existing()
 
 
 class StdoutDestination:
@@ -271,8 +308,13 @@ class StdoutDestination:
     sink: JsonlSink | ParquetSink
     errors: ErrorRows
 
-    def __init__(self, names: Names, shape: Shape, selection: Selection, *, files: Files) -> None:
+    def __init__(
+        self, names: Names, shape: Shape, selection: Selection, *, files: Files, paths: RunPaths, watch: Watch
+    ) -> None:
         self._names = names
+        self._paths = paths
+        self._watch = watch
+        self._looked = time.monotonic()
         self._files = files
         self._shape = shape
         self.sink = JsonlSink(sys.stdout.buffer, shape, selection, flush=True)
@@ -285,8 +327,9 @@ class StdoutDestination:
     def __enter__(self) -> Self:
         # Vectors may be gigabytes: they are written where they will lie.
         beside = Path(self._names.embeddings).parent if self._names.embeddings else None
+        self._paths.open_pipes(self._stack)
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rerank-cli-", dir=beside)))
-        self._bad = self._stack.enter_context(self.path("errors").open("wb"))
+        self._bad = self._stack.enter_context(io.BufferedWriter(_Named(self.path("errors"), "wb")))
         self.errors = ErrorRows(self._bad, self._shape)
         return self
 
@@ -298,8 +341,11 @@ class StdoutDestination:
     def end_window(self, window: int, state: Mapping[str, Any], note: Any, more: Mapping[str, bytes]) -> None:
         """See `Destination`."""
         for name, data in more.items():
-            with self.path(name).open("ab") as member:
+            with naming(self.path(name)), self.path(name).open("ab") as member:
                 member.write(data)
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._watch.check()
+            self._looked = time.monotonic()
 
     def path(self, name: str) -> Path:
         """See `Destination`."""
@@ -313,48 +359,74 @@ class StdoutDestination:
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
         """See `Destination`."""
+        self._watch.check()
         self._bad.close()
         files = self._names.files
         for kind in self._names.results:
-            self._place(kind, files[kind])
+            self._place(kind, files[kind], stop)
         for kind, data in (("report", json_document), ("page", render_report)):
             if kind in files:
-                self.path(kind).write_bytes(data(document))
-                self._place(kind, files[kind])
+                with naming(self.path(kind)):
+                    self.path(kind).write_bytes(data(document))
+                self._place(kind, files[kind], stop)
         if (errors := files.get("errors")) is not None:
             if self.errors.written:
-                self._place("errors", errors)
-            else:
+                self._place("errors", errors, stop)
+            elif errors.is_file() and self._paths.may_replace(errors, errors.lstat()):
                 remove_file(errors, self._files)  # of an earlier run, whose bad rows are good now
         return document
+
+    def give_up(self) -> str | None:
+        """See `Destination`."""
+        self._bad.close()
+        if self.errors.written and (errors := self._names.files.get("errors")) is not None:
+            self._place("errors", errors, Stop())
+        return self.errors_file
+
+    @property
+    def holds_rows(self) -> bool:
+        """See `Destination`."""
+        return False
 
     @property
     def errors_file(self) -> str | None:
         """See `Destination`."""
         return self._names.errors if self.errors.written else None
 
-    def _place(self, name: str, final: Path) -> None:
+    def _place(self, name: str, final: Path, stop: Stop) -> None:
         with naming(final):
-            place_file(self.path(name), final, self._files)
+            if is_special(final):
+                feed(self.path(name), final, self._paths.pipes.get(final), stop.check)
+            else:
+                place_file(self.path(name), final, self._files, may_replace=self._paths.may_replace)
 
 
-def place_page(names: Names, document: Mapping[str, Any], inputs: Sequence[Input], files: Files) -> None:
+def paths_of(names: Names, inputs: Sequence[Input], *, overwrite: bool) -> RunPaths:
+    """The paths of a run that reads inputs alone."""
+    read = {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
+    return RunPaths(names, read, folders=folders_of(inputs), overwrite=overwrite)
+
+
+def _holds_rows(path: Path) -> bool:
+    """Whether an output has content; one that cannot be read is not known to be empty."""
+    try:
+        with path.open("rb") as raw:
+            if raw.read(4) == b"PAR1":
+                from rerank_cli.formats import parquet
+
+                return parquet.row_count(str(path)) > 0
+        with open_input(str(path)) as stream:
+            return stream.read(1) != b""
+    except (OSError, InputError):
+        return True
+
+
+def place_page(names: Names, document: Mapping[str, Any], paths: RunPaths, files: Files) -> None:
     """The page of a run that had finished before, whose report is `document`, if `names` ask for one."""
     if (page := names.files.get("page")) is not None:
-        refuse_clashes(names, inputs)
-        write_file(page, render_report(document), files)
-
-
-def _facts(name: str, path: Path) -> dict[str, Any]:
-    """What a report says of an output, which lies at `path` until it gets its name."""
-    found = path.stat()
-    return {"path": name, "sha256": sha256_of(path), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
-
-
-def _refuse_existing(names: Names, *, overwrite: bool) -> None:
-    for name in names.results:
-        if (path := names.files[name]).exists() and not overwrite:
-            raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
+        if page.exists() and not is_special(page) and not paths.may_replace(page, page.lstat()):
+            raise OutputError(f"{page}: exists", hint="`--overwrite` replaces it")
+        write_file(page, render_report(document), files, may_replace=paths.may_replace)
 
 
 class _Appending(io.RawIOBase):
@@ -371,6 +443,15 @@ class _Appending(io.RawIOBase):
         """Append `data`."""
         self._file.append(data)
         return len(data)
+
+
+class _Named(io.FileIO):
+    """A file whose faults name it."""
+
+    def write(self, data: Any) -> int:
+        """Write what the file takes of `data`."""
+        with naming(Path(os.fsdecode(self.name))):
+            return super().write(data)
 
 
 def _taken(stream: io.BytesIO) -> bytes:

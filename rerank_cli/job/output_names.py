@@ -1,13 +1,12 @@
-"""The format and shape of a run's output, and the names that are refused before anything is computed."""
+"""The format and shape of a run's output; `run_paths.py` says which names are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from rerank_cli.errors import OutputError, UsageError
+from rerank_cli.errors import UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
-from rerank_cli.formats.inputs import FORMATS, STDIN, Input
+from rerank_cli.formats.inputs import FORMATS
 from rerank_cli.formats.shapes import SHAPES, Kind
 from rerank_cli.job.options import STDOUT, Names
 
@@ -20,9 +19,10 @@ def output_format(names: Names) -> str:
     if names.out_format in ("jsonl", "parquet"):
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
-    if found == "tsv":
+    if found in ("csv", "tsv"):
         raise UsageError(
-            f"--output {names.output}: rows are not written as TSV", hint="end the name in .jsonl or .parquet"
+            f"--output {names.output}: rows are not written as {found.upper()}",
+            hint="end the name in .jsonl or .parquet",
         )
     if found == "trec" or (found is None and names.out_format in SHAPES):
         return "jsonl"
@@ -65,22 +65,3 @@ def refuse_parquet_pipe(names: Names) -> None:
     """Parquet is written back and forth, which a pipe cannot."""
     if names.output == STDOUT:
         raise UsageError("--output -: Parquet cannot be written to a pipe", hint="give the name of a file")
-
-
-def refuse_clashes(names: Names, inputs: Sequence[Input]) -> None:
-    """Two outputs in one file, an output that is an input, or one in no folder."""
-    taken = [Path(item.path) for item in inputs if item.path != STDIN]
-    for kind, path in reversed(names.files.items()):
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: cannot be written: its folder does not exist")
-        if kind != "output" and path.is_dir():
-            raise OutputError(f"{path}: is a folder")
-        if path.is_file() and any(other.is_file() and path.samefile(other) for other in taken):
-            raise UsageError(f"{path}: would replace an input", hint="write to another file")
-    written = [path.resolve() for path in names.files.values() if path.is_file() or not path.exists()]
-    twice = next((path for path in written if written.count(path) > 1), None)
-    if twice is not None:
-        raise UsageError(
-            f"{twice}: two outputs in one file",
-            hint="--output, --errors, --report, --embeddings and --per-query differ",
-        )

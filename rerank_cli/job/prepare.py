@@ -8,16 +8,20 @@ from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import Family, family_of
+from rerank_cli.checkpoint.labels import check_labels, read_score
+from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.checkpoint.quantisation import read_quantisation
-from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder, taken_for
+from rerank_cli.checkpoint.similarity import similarity_of
+from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
+from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
     input_bytes,
     open_lists,
+    open_pairs,
     ordered_by_group,
-    read_items,
     resolve_inputs,
 )
 from rerank_cli.formats.shapes import Conversion, Item, PairShape, Shape, not_carried, written_as
@@ -25,6 +29,7 @@ from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
 from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint
+from rerank_cli.planning.profiles import GenericFacts
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 from rerank_cli.records import JsonRow, RowError
 
@@ -42,7 +47,7 @@ class PreparedModel:
     @property
     def score(self) -> str:
         """What the model's score is called in the output."""
-        return "cosine" if self.family.embeds else "logit"
+        return similarity_of(self.checkpoint) if self.family.embeds else "logit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +65,8 @@ class Meter:
     """Counts what has been read of the inputs, for progress."""
 
     def __init__(self, inputs: Sequence[Input]) -> None:
-        compressed = any(item.path.endswith((".gz", ".zst")) for item in inputs)
-        tables = any(item.format == "parquet" for item in inputs)
+        compressed = any(item.path.lower().endswith(tuple(SUFFIXES)) for item in inputs)
+        tables = any(item.format not in ("jsonl", "text", "trec") for item in inputs)
         self._total = None if compressed or tables else input_bytes(inputs)
         self._bytes = 0
 
@@ -90,9 +95,14 @@ def find_known(options: JobOptions) -> KnownModel:
     """The model, with its checkpoint."""
     where: dict[str, Any] = {"revision": options.revision, "online": options.online}
     known = find_model(options.model, **where, profiles_file=options.profiles_file)
-    if known.checkpoint is not None:
-        return known
-    return with_checkpoint(known, read_checkpoint(locate_checkpoint(options.model, **where), name=options.model))
+    checkpoint = known.checkpoint
+    if checkpoint is None:
+        checkpoint = read_checkpoint(locate_checkpoint(options.model, **where), name=options.model)
+        known = with_checkpoint(known, checkpoint)
+    checkpoint = replace(checkpoint, label=options.label, taken_as=options.taken_as)
+    if options.taken_as and isinstance(known.profiles, GenericFacts):  # a family of rerankers has a limit of its own
+        known = replace(known, profiles=replace(known.profiles, max_tokens=model_max_tokens(checkpoint)))
+    return replace(known, checkpoint=checkpoint)
 
 
 def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
@@ -102,6 +112,9 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
     checkpoint = known.checkpoint
     assert checkpoint is not None, "find_known has read it"
     family = family_of(checkpoint.architecture)
+    # Before memory is thought of.
+    scoring = decide_scoring(checkpoint, own_template=options.template is not None)
+    check_labels(checkpoint)
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
@@ -113,11 +126,15 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
         chunk_overlap=options.chunk_overlap,
         special_tokens=options.special_tokens,
         instruction=options.instruction,
+        max_unknown=options.max_unknown,
         template=options.template,
         images=options.images,
     )
-    said = (*_model_reasons(checkpoint, family, plan), f"template {encoder.template!r}", *_image_reasons(encoder, plan))
-    return PreparedModel(checkpoint, family, replace(plan, reasons=(*plan.reasons, *said)), machine, encoder)
+    told = (scoring.told,) if scoring.told else ()
+    own = (*_model_reasons(checkpoint, family, plan), *told)
+    said = (*own, f"template {encoder.template!r}", *_image_reasons(encoder, plan))
+    plan = replace(plan, reasons=(*plan.reasons, *said), taken=scoring.told if scoring.taken else "")
+    return PreparedModel(checkpoint, family, plan, machine, encoder)
 
 
 def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
@@ -129,7 +146,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         if run := next((item.path for item in inputs if item.format == "trec"), None):
             raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
         shape: Shape = PairShape(options.fields, query=options.query)
-        items = read_items(inputs, shape, read)
+        items = open_pairs(inputs, shape, read)
     else:
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
         items = ordered_by_group(inputs, own, items, read)
@@ -149,9 +166,9 @@ def refuse_sigmoids(shape: Shape, model: PreparedModel) -> None:
     """`UsageError` for a shape that has sigmoids of logits, and a model that has no logits."""
     if shape.kind.sigmoids and model.family.embeds:
         raise UsageError(
-            f"--out-format {shape.kind.name}: {model.checkpoint.name} gives a cosine, which is not the logit of a "
-            "probability",
-            hint="`--out-format list` writes the cosine",
+            f"--out-format {shape.kind.name}: {model.checkpoint.name} gives a {model.score}, which is not the logit of "
+            "a probability",
+            hint=f"`--out-format list` writes the {model.score}",
         )
 
 
@@ -182,9 +199,9 @@ def _model_reasons(checkpoint: Checkpoint, family: Family, plan: Plan) -> Iterat
     from rerank_cli.models.linear import fp8_reason
 
     if family.embeds:
-        yield "score cosine: the model embeds query and passage, each distinct one once"
-    if family.answers:
-        yield taken_for(checkpoint.architecture)
+        yield f"score {similarity_of(checkpoint)}: the model embeds query and passage, each distinct one once"
+    if not (family.embeds or family.answers or family.headless) and (score := read_score(checkpoint)).labels > 1:
+        yield f"score {score}, of {score.labels} labels"
     if quantisation := read_quantisation(checkpoint):
         yield f"{quantisation}: {fp8_reason(torch.device(plan.device), DTYPES.get(plan.precision, torch.float32))}"
 
@@ -196,7 +213,9 @@ def refuse_unfit(options: JobOptions, checkpoint: Checkpoint, family: Family) ->
             f"--out-format {shape}: `score` gives every row its score", hint="`rerank-file` writes other shapes"
         )
     if options.selection.prob and family.embeds:
-        raise UsageError(f"--prob: {checkpoint.name} gives a cosine, which is not the logit of a probability")
+        raise UsageError(
+            f"--prob: {checkpoint.name} gives a {similarity_of(checkpoint)}, not the logit of a probability"
+        )
     if options.names.embeddings and not family.embeds:
         raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
     if options.names.embeddings and options.truncate == "chunk":

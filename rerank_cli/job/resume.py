@@ -58,7 +58,12 @@ class Resume:
         """Take over what is left, and say so; returns the plan that the run has begun with."""
         if (state := self._destination.state) is not None:
             # Both can move the last digit of a logit, and depend on what else the machine does: a run ends as it began.
-            self._plan = replace(self._plan, threads=state["threads"], token_budget=state["token_budget"])
+            self._plan = replace(
+                self._plan,
+                threads=state["threads"],
+                lanes=state.get("lanes", 1),
+                token_budget=state["token_budget"],
+            )
             if self._best:
                 self._best.dropped = state["dropped"]
             for _, note in self._destination.notes:
@@ -93,6 +98,7 @@ class Resume:
             **self._precision.state,
             "images": self._images.digest,
             "threads": self._plan.threads,
+            "lanes": self._plan.lanes,
             "token_budget": self._plan.token_budget,
             "embedded": texts.state if texts else None,
             "dropped": self._best.dropped if self._best else 0,

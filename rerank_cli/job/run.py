@@ -12,8 +12,8 @@ imported, which is why nothing here imports it at the top.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,20 +21,23 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
-from rerank_cli.formats.inputs import Input, can_be_reread, count_lines, resolve_inputs
+from rerank_cli.formats.inputs import can_be_reread, count_lines, resolve_inputs
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs
 from rerank_cli.job.resume import Resume
+from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
+from rerank_cli.job.watched_images import WatchedImages
 from rerank_cli.job.windows import Share, Windows
+from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
-from rerank_cli.journal import Files, Fingerprint, Job, Terms
+from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report import document as reports
@@ -97,21 +100,33 @@ def run_job(
     files: how the output is written. stop: how the run is stopped from outside, besides signals and its deadline.
     """
     watcher, stop, files = watcher or Watcher(), stop or Stop(), files or Files()
+    began = time.time_ns()
     with stop.listening(options.deadline):
         refuse_unusable(options)
-        inputs, known = resolve_inputs(options.inputs, options.in_format, options.shape), find_known(options)
-        names = options.names
+        inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
+        names, watch = options.names, Watch()
+        watch.look(paths_read(options, inputs))
+        watch.look(files_of_folder(options.model))
+        known = find_known(options)
+        assert known.checkpoint is not None, "find_known has read it"
+        read = paths_read(options, inputs) | model_files(known.checkpoint)
+        watch.only(read)
+        paths = RunPaths(
+            names, read, folders=folders_of(inputs), model=known.checkpoint.path, overwrite=options.overwrite
+        )
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
         if asked and not Job.folder_of(names.output).exists() and (done := finished_report(names, asked)):
-            return _done_before(done, options, inputs, files)
+            return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
         prepared = prepare_inputs(options, inputs, known)
         stop.check()
         evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
-        terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files)
+        if fingerprint:
+            watch.known = fingerprint.sha256
+        terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files, watch=watch)
         members = _members(options, prepared, may_continue=may_continue)
         destination = open_destination(
             names,
@@ -121,24 +136,25 @@ def run_job(
             overwrite=options.overwrite,
             terms=terms,
             members=members,
+            paths=paths,
         )
         with destination:
             if isinstance(destination, FileDestination):
                 if destination.completed is not None:
-                    stop.is_late()
-                    destination.place()
-                    return _done_before(destination.completed["report"], options, inputs, files)
+                    destination.place(stop)
+                    return _done_before(destination.completed["report"], options, paths, files)
                 # Again: another process may have finished while this one waited for the lock.
                 if asked and (done := finished_report(names, asked)):
-                    return _done_before(done, options, inputs, files)
+                    return _done_before(done, options, paths, files)
                 destination.refuse_existing()
             return _score_all(
                 options, prepared, destination, fingerprint=fingerprint, members=members, evaluator=evaluator,
                 watcher=watcher, stop=stop, open_engine=open_engine,
+                images=WatchedImages(paths, began_ns=began if may_continue else None),
             )  # fmt: skip
 
 
-def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
+def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stages of a run one after another)
     options: JobOptions,
     prepared: Prepared,
     destination: Destination,
@@ -149,17 +165,20 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
     watcher: Watcher,
     stop: Stop,
     open_engine: OpensEngine,
+    images: WatchedImages,
 ) -> Outcome:
     """Load the model, score what no earlier process has, and leave rows, bad rows and the report."""
     note = watcher.on_note or (lambda text: None)
-    totals = Totals(destination.state)
+    with reading_journal(options.names.output):
+        totals = Totals(destination.state)
     precision = PrecisionCheck(options.check_precision, options.pool, destination.state, destination.notes, note)
     output = WindowWriter(
         destination, options.selection, totals.counts, whole=options.pairs, on_error=watcher.on_error,
         released=stop if options.names.output == STDOUT else None,
     )  # fmt: skip
     resume = Resume(destination, options.names.output, prepared.plan, totals, precision, evaluator, output.best)
-    plan = resume.begin(note)
+    with reading_journal(options.names.output):
+        plan = resume.begin(note)
     options.error_limit.check(totals.counts, last=False)  # of an earlier process, which has stopped for it
     if watcher.on_start:
         watcher.on_start(prepared.checkpoint, plan)
@@ -172,7 +191,7 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
         stop.check()
         texts = open_texts(engine, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
-        windows = _windows(options, prepared, plan)
+        windows = _windows(options, prepared, plan, images)
         totals.begin_scoring()
         resume.pass_over(windows)
         scoring = score_windows(
@@ -191,12 +210,14 @@ def _score_all(  # noqa: PLR0913 (what `run_job` has prepared)
                 output.write(window)
                 written = time.perf_counter()
                 totals.timing.write += written - began  # before the commit, which says it to the next process
+                images.finish(window.encoded.window)
                 resume.commit(window.encoded.window, engine, texts)
                 totals.timing.write += time.perf_counter() - written
                 if watcher.on_progress:
                     watcher.on_progress(totals.counts, prepared.meter.share)
                 options.error_limit.check(totals.counts, last=False)
         options.error_limit.check(totals.counts, last=True)
+        refuse_worse(totals, destination, options)
         output.finish()
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
@@ -240,12 +261,14 @@ def _write_whole(
     return evaluation
 
 
-def _windows(options: JobOptions, prepared: Prepared, plan: Plan) -> Windows:
+def _windows(options: JobOptions, prepared: Prepared, plan: Plan, images: WatchedImages) -> Windows:
     """The windows of the run's share of the input."""
     shard, shards = options.shard or (1, 1)
     lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
     max_pairs = _SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
-    return Windows(prepared.shape.group(prepared.items), max_pairs=max_pairs, share=Share(shard, shards, lines))
+    return Windows(
+        images.look(prepared.shape.group(prepared.items)), max_pairs=max_pairs, share=Share(shard, shards, lines)
+    )
 
 
 def _report(
@@ -286,9 +309,9 @@ def _report(
     return document
 
 
-def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[Input], files: Files) -> Outcome:
+def _done_before(report: dict[str, Any], options: JobOptions, paths: RunPaths, files: Files) -> Outcome:
     """What a run did that had finished before, with the page that is asked for now."""
-    place_page(options.names, report, inputs, files)
+    place_page(options.names, report, paths, files)
     evaluation = None
     if found := report.get("evaluation"):
         evaluation = Evaluation.of_report(found)
@@ -296,6 +319,15 @@ def _done_before(report: dict[str, Any], options: JobOptions, inputs: Sequence[I
     errors = str(options.names.files["errors"]) if counts.rows_error else None
     first = report["first_error"]
     return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
+
+
+@contextmanager
+def reading_journal(out: str) -> Iterator[None]:
+    """A journal that says what this program never wrote is another program's, whatever its checksums."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise Job.changed(out, "its journal was not written by this version of the program") from error
 
 
 def _members(options: JobOptions, prepared: Prepared, *, may_continue: bool) -> tuple[str, ...]:

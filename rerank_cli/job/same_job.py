@@ -23,6 +23,7 @@ from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import Input
 from rerank_cli.job.options import STDOUT, JobOptions, Names
 from rerank_cli.job.output_names import output_format, output_shape
+from rerank_cli.job.run_paths import model_files
 from rerank_cli.journal import Fingerprint, same_output
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.machine.detect import Machine
@@ -30,20 +31,22 @@ from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.run_plan import Plan
 
 _NOT_IN_THE_BYTES = {
-    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
-    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file",
+    "qrels", "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
 _TYPED_AS = {
     "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
     "fields.text": "--text-field", "fields.id": "--id-field", "fields.image": "--image-field",
     "images.max_tiles": "--max-input-tiles", "images.max_pixels": "--max-image-pixels",
-    "request.engine_count": "--engines", "request.gpus": "--device cuda:",
+    "taken_as": "--as", "request.engine_count": "--engines", "request.gpus": "--device cuda:",
     "selection.score": "score", "request.assume_cuda": "CUDA is assumed",
 }  # fmt: skip
 """Fields of the options that are not named as their option is, or have none."""
 
 # Words, an estimate, and what a run goes on with as it has begun.
-_NOT_IN_THE_PLAN = {"reasons", "warnings", "needed_bytes", "threads", "token_budget", "image_processes"}
+_NOT_IN_THE_PLAN = {
+    "reasons", "warnings", "needed_bytes", "threads", "lanes", "token_budget", "image_processes", "taken",
+}  # fmt: skip
 _LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy", "pyarrow")
 
 
@@ -56,7 +59,7 @@ def fingerprint_of(
 ) -> Fingerprint:
     """The fingerprint of a run of files. plan, machine: None where only a finished run is looked for."""
     assert known.checkpoint is not None, "a run has a checkpoint"
-    files = {f"model file `{path.name}`": path for path in known.checkpoint.files}
+    files = model_files(known.checkpoint)
     files |= {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1)}
     read = {"qrels": options.qrels, "profiles": options.profiles_file, **asdict(options.texts)}
     for name, path in read.items():
@@ -67,7 +70,9 @@ def fingerprint_of(
     versions |= {name: metadata.version(name) for name in _LIBRARIES}
     facts = {
         **dict(_typed(options)),
-        "input formats": [item.format for item in inputs],
+        "input formats": [
+            [item.format, *map(list, item.partition)] if item.partition else item.format for item in inputs
+        ],
         "output format": [
             output_format(names),
             output_shape(names),

@@ -2,17 +2,29 @@
 
 Tests put a `Files` in its place that fails, or kills the process, at its n-th call. Nothing else in the program writes
 to an output, so what holds for each of these calls holds for a run.
+
+No call follows a link: what is opened here lies in a folder of ours, and a link in it was put there by somebody else.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import hashlib
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from rerank_cli.errors import OutputError
+
+_APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # what file systems say that cannot do it
+_READ_BYTES = 2**20
 
 
 class Files:
@@ -24,7 +36,11 @@ class Files:
 
     def open(self, path: Path) -> int:
         """A descriptor to read, append to and cut `path`, which is made if it is not there."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        return os.open(path, _APPENDING, 0o666)
+
+    def create(self, path: Path) -> int:
+        """A descriptor as `open` gives it, of a file that was not there."""
+        return os.open(path, _APPENDING | os.O_EXCL, 0o666)
 
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
         """Append; returns how many bytes were taken."""
@@ -46,6 +62,15 @@ class Files:
         """Give `old` the name `new`, in place of what has it."""
         old.rename(new)
 
+    def place(self, old: Path, new: Path) -> None:
+        """Give `old` the name `new`, which nothing has; `FileExistsError` where something has it."""
+        try:
+            _rename_without_replacing(old, new)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            _link_and_unlink(old, new)
+
     def unlink(self, path: Path) -> None:
         """Remove a name, if it is there."""
         path.unlink(missing_ok=True)
@@ -63,14 +88,52 @@ class Files:
             os.close(descriptor)
 
 
-class WorkFile:
-    """An append-only file of a run; made if it is not there. size: its bytes, with what was appended here."""
+def _rename_without_replacing(old: Path, new: Path) -> None:
+    renameat2 = _renameat2()
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(new))
+    if renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(new))
 
-    def __init__(self, files: Files, path: Path) -> None:
+
+@cache
+def _renameat2() -> Callable[..., int] | None:
+    """The call of the C library (glibc 2.28); None where it has none."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return call
+
+
+def _link_and_unlink(old: Path, new: Path) -> None:
+    """As a rename that refuses, where the file system has none (NFS); a plain one where it has no links (FAT)."""
+    try:
+        new.hardlink_to(old)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new)) from error
+        old.rename(new)
+    else:
+        old.unlink()
+
+
+class WorkFile:
+    """An append-only file of a run; made if it is not there. size: its bytes, with what was appended here.
+
+    digest: the running SHA-256 of these bytes; None where they are not known. is_new: refuse a file that is there.
+    """
+
+    def __init__(self, files: Files, path: Path, *, is_new: bool = False) -> None:
         self._files = files
-        self._descriptor = files.open(path)
+        self._descriptor = opened_as_own(files, path, is_new=is_new)
         self.path = path
         self.size = os.fstat(self._descriptor).st_size
+        self.digest = None if self.size else hashlib.sha256()
         self._on_disk = False
 
     def append(self, data: bytes) -> None:
@@ -78,6 +141,8 @@ class WorkFile:
         left = memoryview(data)
         while left:
             written = self._files.write(self._descriptor, left)
+            if self.digest:
+                self.digest.update(left[:written])
             self.size += written
             self._on_disk = False
             left = left[written:]
@@ -87,6 +152,7 @@ class WorkFile:
         if size != self.size:
             self._files.truncate(self._descriptor, size)
             self.size = size
+            self.digest = None if size else hashlib.sha256()
 
     def sync(self) -> None:
         """Return when all bytes are on disk; nothing is done where nothing was appended since the last time."""
@@ -94,9 +160,74 @@ class WorkFile:
             self._files.fsync(self._descriptor)
             self._on_disk = True
 
+    def check(self) -> None:
+        """`OutputError` if the file is no longer the one that has its name, or has other bytes than were appended."""
+        found = os.fstat(self._descriptor)
+        refuse_lost_name(self.path, found)
+        if found.st_size != self.size:
+            raise changed(self.path, f"it has {found.st_size} bytes, {self.size} were written")
+
+    def seal(self) -> tuple[int, str]:
+        """Size and SHA-256 of what was written; read where that is not known."""
+        if self.digest is None:
+            self.digest = hashlib.sha256()
+            place = 0
+            while data := os.pread(self._descriptor, _READ_BYTES, place):
+                self.digest.update(data)
+                place += len(data)
+        return self.size, self.digest.hexdigest()
+
     def close(self) -> None:
         """Close; what was written stays."""
         self._files.close(self._descriptor)
+
+
+def opened_as_own(files: Files, path: Path, *, is_new: bool = False) -> int:
+    """A descriptor of `path` as `Files.open` gives it.
+
+    Raises `OutputError` for what a run has not made: a link, a file that has a second name, a pipe, a device, or one of
+    another owner than its folder.
+    """
+    try:
+        descriptor = files.create(path) if is_new else files.open(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _not_ours(path, "is a link") from error
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise _not_ours(path, "is no regular file")
+        if found.st_nlink > 1:
+            raise _not_ours(path, "has a second name (a hard link)")
+        if not is_new and found.st_uid != path.parent.stat().st_uid:
+            raise _not_ours(path, "belongs to another user than its folder")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def refuse_lost_name(path: Path, found: os.stat_result) -> None:
+    """`OutputError` if `path` is not the open file of which `found` tells."""
+    try:
+        named = path.lstat()
+    except OSError as error:
+        raise changed(path, "it is gone") from error
+    if not os.path.samestat(named, found):
+        raise changed(path, "another file has its name")
+
+
+def changed(path: Path, how: str, *, restart: bool = False) -> OutputError:
+    """What is said of a file that something else than its run has changed. restart: going on is of no use."""
+    hint = "keep other programs away from it, and run the same command again: it goes on from what is whole"
+    if restart:
+        hint = "`--restart` starts over"
+    return OutputError(f"{path}: was changed by something else than this run: {how}", hint=hint)
+
+
+def _not_ours(path: Path, what: str) -> OutputError:
+    return OutputError(f"{path}: {what}, and was not made by this program", hint="move it away, or name another output")
 
 
 @contextmanager

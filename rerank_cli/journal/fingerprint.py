@@ -66,6 +66,10 @@ class Fingerprint:
         """The SHA-256 of the files that are hashed by now, in hex."""
         return dict(self._hashes)
 
+    def sha256(self, path: Path) -> str | None:
+        """The SHA-256 of one of the files as it was when the run began, if it is known by now."""
+        return next((self._hashes.get(name) for name, known in self._files.items() if known == path), None)
+
     def document(self) -> dict[str, Any]:
         """All that is known by now, for a journal or a report."""
         files = {

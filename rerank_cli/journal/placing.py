@@ -1,34 +1,98 @@
-"""Finished work files get the names that the user gave them. Every step can be repeated after a crash."""
+"""Finished work files get the names that the user gave them. Every step can be repeated after a crash.
+
+A name that something has is taken from it only where `may_replace` says so of that very file: what came into being
+during the run, by another hand, is never replaced. A file that replaces another one has its owner, group and mode, as
+far as the user may give them.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
-from contextlib import suppress
+import secrets
+import select
+import stat
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from rerank_cli.errors import OutputError
 from rerank_cli.journal.files import Files, WorkFile, naming
 
 _COPIED_BYTES = 2**20
+_FED_BYTES = 2**16
+_POLL_MILLISECONDS = 200
+_READER_SECONDS = 3.0  # that a shell may take to start the reader of a pipe beside us
+_ACCESS_LIST = "system.posix_acl_access"
+
+MayReplace = Callable[[Path, os.stat_result], bool]
 
 
-def place_file(work: Path, final: Path, files: Files) -> None:
+def any_file(_path: Path, _found: os.stat_result) -> bool:
+    """Whatever has the name may be replaced."""
+    return True
+
+
+def place_file(work: Path, final: Path, files: Files, *, may_replace: MayReplace = any_file) -> None:
     """Give `work` the name `final`; what is no regular file, such as /dev/null, stays and takes the content.
 
     Where `final` lies on another file system (`--errors`, `--report`) a copy is made beside it first.
     """
-    if final.exists() and not final.is_file():
-        with work.open("rb") as source, final.open("wb") as target:
-            shutil.copyfileobj(source, target)
+    if is_special(final):
+        feed(work, final)
         files.unlink(work)
         return
     try:
-        files.rename(work, final)
+        _rename(work, final, files, may_replace)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy_and_rename(work, final, files)
+        _copy_and_rename(work, final, files, may_replace)
+
+
+def is_special(path: Path) -> bool:
+    """Whether `path` is there and no regular file: a pipe or a device."""
+    return path.exists() and not path.is_file()
+
+
+def feed(work: Path, final: Path, descriptor: int | None = None, check: Callable[[], None] = lambda: None) -> None:
+    """Write the content of `work` into a pipe or a device; never waits without calling `check` in between.
+
+    descriptor: of `final`, where it is open. Raises `OutputError` for a pipe that nobody reads.
+    """
+    with ExitStack() as stack:
+        if descriptor is None:
+            descriptor = open_special(final)
+            stack.callback(os.close, descriptor)
+        with work.open("rb") as source:
+            while data := source.read(_FED_BYTES):
+                _feed_all(descriptor, memoryview(data), check)
+
+
+def open_special(path: Path) -> int:
+    """A descriptor to write into a pipe or a device; a pipe must have its reader within a moment."""
+    deadline = time.monotonic() + _READER_SECONDS
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > deadline:
+                raise OutputError(f"{path}: a pipe that nobody reads", hint="start its reader first") from error
+        time.sleep(_POLL_MILLISECONDS / 4000)
+
+
+def _feed_all(descriptor: int, left: memoryview, check: Callable[[], None]) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    while left:
+        check()
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:
+            poll.poll(_POLL_MILLISECONDS)
 
 
 def remove_file(path: Path, files: Files) -> None:
@@ -48,22 +112,65 @@ def write_whole(path: Path, data: bytes, files: Files) -> None:
         target.close()
 
 
-def write_file(final: Path, data: bytes, files: Files) -> None:
+def write_file(final: Path, data: bytes, files: Files, *, may_replace: MayReplace = any_file) -> None:
     """Write a file that appears whole under its name or not at all."""
-    part = final.with_name(f"{final.name}.{os.getpid()}.part")
+    part = _part_of(final)
     with naming(final):
         try:
             write_whole(part, data, files)
-            place_file(part, final, files)
+            place_file(part, final, files, may_replace=may_replace)
         finally:
             with suppress(OSError):
                 files.unlink(part)
 
 
-def _copy_and_rename(work: Path, final: Path, files: Files) -> None:
-    part = final.with_name(f"{final.name}.{os.getpid()}.part")
+def _part_of(final: Path) -> Path:
+    """A name beside `final` that nothing has."""
+    return final.with_name(f"{final.name}.{secrets.token_hex(4)}.part")
+
+
+def _rename(work: Path, final: Path, files: Files, may_replace: MayReplace) -> None:
     try:
-        target = WorkFile(files, part)
+        found = final.lstat()
+    except FileNotFoundError:
+        found = None
+    if found is not None and os.path.samestat(found, work.lstat()):
+        files.unlink(work)  # it has both names since a crash
+        return
+    if found is not None and not may_replace(final, found):
+        raise _made_by_others(final)
+    try:
+        if found is None:
+            files.place(work, final)
+        else:
+            _keep_owner_and_mode(work, final)
+            files.rename(work, final)
+    except FileExistsError as error:
+        raise _made_by_others(final) from error
+
+
+def _keep_owner_and_mode(work: Path, final: Path) -> None:
+    """Give `work` the owner, the mode and the access list of the file that it replaces."""
+    old, new = final.stat() if final.exists() else final.lstat(), work.lstat()
+    if not stat.S_ISREG(old.st_mode):  # a link to nothing
+        return
+    for owner, group in ((old.st_uid, old.st_gid), (-1, old.st_gid)):
+        if (new.st_uid if owner < 0 else owner, group) == (new.st_uid, new.st_gid):
+            break
+        try:
+            os.chown(work, owner, group, follow_symlinks=False)
+            break
+        except PermissionError:
+            continue  # only root gives files away
+    work.chmod(stat.S_IMODE(old.st_mode) & 0o777)
+    with suppress(OSError):
+        os.setxattr(work, _ACCESS_LIST, os.getxattr(final, _ACCESS_LIST))
+
+
+def _copy_and_rename(work: Path, final: Path, files: Files, may_replace: MayReplace) -> None:
+    part = _part_of(final)
+    try:
+        target = WorkFile(files, part, is_new=True)
         try:
             with work.open("rb") as source:
                 while data := source.read(_COPIED_BYTES):
@@ -71,9 +178,16 @@ def _copy_and_rename(work: Path, final: Path, files: Files) -> None:
             target.sync()
         finally:
             target.close()
-        files.rename(part, final)
+        _rename(part, final, files, may_replace)
     except BaseException:
         with suppress(OSError):
             files.unlink(part)
         raise
     files.unlink(work)
+
+
+def _made_by_others(final: Path) -> OutputError:
+    return OutputError(
+        f"{final}: was made or changed by something else during the run, and is not replaced",
+        hint="move it away, or pass `--overwrite`: the same command then only gives the finished files their names",
+    )

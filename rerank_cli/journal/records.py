@@ -2,6 +2,9 @@
 
 A line is a JSON array of a checksum and a record. The checksum is the first half of a SHA-256 over the checksum before
 and the record's text, so a line that was torn, changed, moved or left out ends the journal.
+
+Anybody can compute such a checksum, so a record that is whole need not be one of ours: one without the fields of its
+kind ends the journal too.
 """
 
 from __future__ import annotations
@@ -38,10 +41,9 @@ def encode(records: Iterable[Mapping[str, Any]], *, after: str) -> tuple[bytes, 
 
 def read_journal(path: Path) -> list[Entry]:
     """The records of a journal up to the first that is not whole; none where there is no file."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not path.is_file():  # a pipe would be waited for
         return []
+    data = path.read_bytes()
     entries: list[Entry] = []
     check, begin = "", 0
     while (end := data.find(b"\n", begin)) >= 0:
@@ -60,8 +62,50 @@ def _decode(line: bytes, *, after: str) -> tuple[str, dict[str, Any]] | None:
     check = _check(after, text)
     if line != _OPEN + check.encode() + _MIDDLE + text + _CLOSE:
         return None
-    record: dict[str, Any] = json.loads(text)
-    return check, record
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return (check, record) if _is_record(record) else None
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a record has the fields of its kind; what a header of another version holds is its own affair."""
+    match record:
+        case {"kind": "job", "format": int()} | {"kind": "bad input"}:
+            return True
+        case {
+            "kind": "commit",
+            "windows": [int(), int()],
+            "members": dict(members),
+            "state": dict(),
+            "notes": list(notes),
+        }:
+            spans = all(_is_span(span) for span in members.values())
+            return spans and all(isinstance(note, list) and len(note) == 2 for note in notes) and _has_hashes(record)
+        case {"kind": "complete", "run": dict()}:
+            files = record.get("files", {})
+            return _has_hashes(record) and isinstance(files, dict) and all(map(_is_seal, files.values()))
+    return False
+
+
+def _is_span(span: Any) -> bool:
+    match span:
+        case [int(begin), int(end), str()]:
+            return 0 <= begin <= end
+    return False
+
+
+def _is_seal(seal: Any) -> bool:
+    match seal:
+        case [int(), str()]:
+            return True
+    return False
+
+
+def _has_hashes(record: dict[str, Any]) -> bool:
+    hashes = record.get("hashes", {})
+    return isinstance(hashes, dict) and all(isinstance(value, str) for value in hashes.values())
 
 
 def _check(after: str, text: bytes) -> str:

@@ -5,24 +5,31 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from rerank_cli.errors import JobChangedError, OutputError, RerankError
-from rerank_cli.journal.files import Files, WorkFile, naming
+from rerank_cli.errors import InputError, JobChangedError, RerankError, TooManyBadRowsError
+from rerank_cli.journal.files import Files, WorkFile, changed, naming
 from rerank_cli.journal.fingerprint import Fingerprint
-from rerank_cli.journal.lock import take_lock
-from rerank_cli.journal.placing import place_file, remove_file
+from rerank_cli.journal.lock import Lock, take_lock
+from rerank_cli.journal.own_folder import refuse_foreign
+from rerank_cli.journal.placing import MayReplace, any_file, feed, is_special, place_file, remove_file
 from rerank_cli.journal.records import Entry, encode, read_journal
+from rerank_cli.journal.seal import Seal
+from rerank_cli.journal.watch import Watch
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest  # typeshed's name of it
 
 _FORMAT = 2  # of the journal; another number is another program's job
 _READ_BYTES = 2**20
 _HASH_SECONDS = 1.0  # that the first commit waits for
 _MADE_AT_THE_END = ("output", "report", "page", "embeddings", "per_query")
+_BAD_INPUT = "bad input"  # the kind of a record
 _RESTART = "`--restart` starts over; the former command, on the former input, goes on"
 
 
@@ -32,6 +39,7 @@ class Terms:
 
     fingerprint: what a job on disk must agree with to be continued; None for an input that cannot be read again, whose
     job goes away with a run that stops. restart: a job on disk is thrown away. checkpoint_every, lock_wait: seconds.
+    watch: looks at each commit whether what the run reads is as it was.
     """
 
     fingerprint: Fingerprint | None = None
@@ -40,6 +48,7 @@ class Terms:
     lock_wait: float = 0.0
     files: Files = field(default_factory=Files)
     clock: Callable[[], float] = time.monotonic
+    watch: Watch = field(default_factory=Watch)
 
 
 class Job:
@@ -65,8 +74,13 @@ class Job:
         self._names = tuple(members)
         self._members: dict[str, WorkFile] = {}
         self._journal: WorkFile
+        self._lock: Lock
+        self._is_lost = False  # the folder may be another run's
+        self._made: dict[str, tuple[int, str]] = {}  # size and SHA-256 of files that are no members
+        self._seals: dict[str, Seal] | None = None  # of a completed job; None where its journal has none
         self._check = ""  # of the last record in the journal
         self._hashes: dict[str, str] = {}  # of the files, as far as the journal knows them
+        self._verified_bytes: dict[str, Digest] = {}  # of the members, up to the last good commit
         self._commit = _Commit(0, dict.fromkeys(members, 0))
         self._committed_at = -float("inf")
         self._placed = False
@@ -88,16 +102,17 @@ class Job:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, naming(self.out):
-            if self.folder.exists() and not self.folder.is_dir():
-                raise OutputError(f"{self.folder}: is no folder, and the work on this output needs that name")
-            lock = take_lock(
+            refuse_foreign(self.folder)
+            self._lock = take_lock(
                 self.path("lock"), out=self.out, wait=self._terms.lock_wait, files=self._files, clock=self._terms.clock
             )
-            stack.callback(os.close, lock)
+            stack.callback(self._lock.release)
             entries = [] if self._terms.restart else read_journal(self.path("journal"))
-            if len(entries) > 1:  # a header alone has nothing to lose
-                self._refuse_other(entries)
-            if entries and entries[-1].record["kind"] == "complete":
+            if len(entries) > 1 and (found := self._differences(entries)):  # a header alone has nothing to lose
+                if entries[-1].record["kind"] != _BAD_INPUT:
+                    raise self.changed(self.out, found)
+                entries, self._hashes = [], {}
+            if entries and entries[-1].record["kind"] == "complete" and self._is_still_complete(entries[-1].record):
                 self.completed = entries[-1].record["run"]
             else:
                 self._open_files(stack, entries)
@@ -108,13 +123,17 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not self._placed and self.completed is None:
-                with suppress(OutputError):
+            if not self._placed and self.completed is None and not self._is_lost:
+                with suppress(RerankError):
                     self.checkpoint()
+                    if isinstance(error, (TooManyBadRowsError, InputError)):
+                        self._note_bad_input()
+            if self._is_lost:
+                return
             if self._placed or not self.is_kept:
                 with suppress(OSError):
                     self._remove()
-            elif isinstance(error, RerankError) and not isinstance(error, JobChangedError):
+            elif isinstance(error, RerankError) and not isinstance(error, JobChangedError) and self._is_there:
                 error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
         finally:
             self._stack.close()
@@ -124,10 +143,15 @@ class Job:
         """Whether the folder stays for a later run."""
         return self._terms.fingerprint is not None and (self.completed is not None or self.state is not None)
 
+    @property
+    def _is_there(self) -> bool:
+        return self.path("journal").is_file()
+
     # Windows
 
     def add(self, window: int, data: Mapping[str, bytes], state: Mapping[str, Any], note: Any = None) -> None:
         """A window is finished: its bytes by member, and what it says of the run so far. Commits when it is time."""
+        self._refuse_lost_lock()
         self.append(data)
         self._commit.add(window, data, state, note)
         self.next_window = window + 1
@@ -146,36 +170,101 @@ class Job:
         if commit.state is None or self._terms.fingerprint is None or self._broken:
             return
         with naming(self.out):
+            self.refuse_other_hands()
             self._cut(commit.ends)  # what an interrupted `append` has left
             self._write([commit.record()])
         self.state = dict(commit.state)
         self._commit = _Commit(commit.next_window, commit.ends)
         self._committed_at = self._terms.clock()
 
+    def refuse_other_hands(self) -> None:
+        """Raise if something else than this run has changed its files or what it reads; nothing is written then."""
+        self._refuse_lost_lock()
+        broken, self._broken = self._broken, True
+        for file in (*self._members.values(), self._journal):
+            file.check()
+        self._terms.watch.check()
+        self._broken = broken
+
+    def _refuse_lost_lock(self) -> None:
+        lost, self._is_lost = self._is_lost, True
+        self._lock.check()
+        self._is_lost = lost
+
     # The end
+
+    def writing(self, name: str) -> AbstractContextManager[WorkFile]:
+        """A file of the run that is no member, empty; it is on disk when the block ends."""
+        return self._writing(name)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[WorkFile]:
+        file = WorkFile(self._files, self.path(name))
+        try:
+            file.cut(0)
+            yield file
+            file.sync()
+            self._made[name] = file.seal()
+        finally:
+            file.close()
+
+    def seal(self, name: str) -> tuple[int, str]:
+        """Size and SHA-256 of all that was written to a file of the run."""
+        return self._members[name].seal() if name in self._members else self._made[name]
 
     def complete(self, run: Mapping[str, Any]) -> None:
         """All windows are done and all files written: from here on only names are given. run: kept as `completed`."""
         with naming(self.out):
-            self._write([{"kind": "complete", "run": run}])
+            self.refuse_other_hands()
+            files = {name: self.seal(name) for name in (*self._members, *self._made)}
+            self._write([{"kind": "complete", "run": run, "files": files}])
+        self._seals = {name: Seal(*seal) for name, seal in files.items()}
         self.completed = dict(run)
 
-    def place(self, names: Mapping[str, Path], *, outdated: Sequence[Path] = ()) -> None:
+    def feed(self, names: Mapping[str, Path], pipes: Mapping[Path, int], check: Callable[[], None]) -> None:
+        """Write those work files whose final paths are pipes or devices into them.
+
+        pipes: descriptors of those that are open. check: called while a reader waits.
+        """
+        self._refuse_lost_lock()
+        for name, path in names.items():
+            if is_special(path) and self.path(name).exists():
+                with naming(path):
+                    self._refuse_unsealed(name, path)
+                    feed(self.path(name), path, pipes.get(path), check)
+                    self._files.unlink(self.path(name))
+
+    def place(
+        self, names: Mapping[str, Path], *, outdated: Sequence[Path] = (), may_replace: MayReplace = any_file
+    ) -> None:
         """Give the work files (work name -> final path) their names, in the order given; then the folder goes.
 
-        outdated: files of an earlier run that this one has not.
+        outdated: files of an earlier run that this one has not. may_replace: whether what has a final path goes.
         """
-        for path in outdated:
-            with naming(path):
-                remove_file(path, self._files)
+        self._refuse_lost_lock()
         for name, path in names.items():
             with naming(path):
-                if self.path(name).exists():  # else it has its name from before a crash
-                    place_file(self.path(name), path, self._files)
+                self._refuse_unsealed(name, path)
+        for path in outdated:
+            with naming(path):
+                if path.is_file() and may_replace(path, path.lstat()):
+                    remove_file(path, self._files)
+        for name, path in names.items():
+            with naming(path):
+                if os.path.lexists(self.path(name)):  # else it has its name from before a crash
+                    self._refuse_touched(name)
+                    place_file(self.path(name), path, self._files, may_replace=may_replace)
         for folder in {path.parent for path in names.values()}:
             with naming(self.out):
                 self._files.sync_folder(folder)
         self._placed = True
+
+    def give_up(self, names: Mapping[str, Path], *, may_replace: MayReplace = any_file) -> None:
+        """Give some members (name -> final path) their names; all else of the job goes, as it is worth nothing."""
+        with naming(self.out):
+            for name in names:
+                self._members[name].sync()
+        self.place(names, may_replace=may_replace)
 
     def size(self, member: str) -> int:
         """Bytes of a member so far."""
@@ -183,7 +272,49 @@ class Job:
 
     # Inside
 
-    def _refuse_other(self, entries: Sequence[Entry]) -> None:
+    def _is_still_complete(self, record: Mapping[str, Any]) -> bool:
+        """Whether only names are left to give; False where a file that has none yet was damaged.
+
+        Then the run goes on behind its last good commit. It cannot where others of its files have their names by now.
+        """
+        if (files := record.get("files")) is None:
+            return True  # of the version before
+        self._seals = {name: Seal(*seal) for name, seal in files.items()}
+        here = {name for name in self._seals if os.path.lexists(self.path(name))}
+        damaged = next((name for name in here if not self._seals[name].is_of(self.path(name))), None)
+        if damaged is None:
+            return True
+        if here != self._seals.keys():
+            raise changed(self.path(damaged), "its bytes are others than when the run was complete", restart=True)
+        self._seals = None
+        return False
+
+    def _refuse_unsealed(self, name: str, path: Path) -> None:
+        """`OutputError` if a work file, or the file with its final path where it has that by now, has other bytes."""
+        seal = self._seals and self._seals.get(name)
+        if not seal:
+            return
+        work = self.path(name)
+        if os.path.lexists(work):
+            if not seal.is_of(work):
+                raise changed(work, "its bytes are not those that were written")
+        elif not is_special(path) and not seal.is_of(path):
+            raise changed(work, f"it is gone, and {path} is not what it was", restart=True)
+
+    def _refuse_touched(self, name: str) -> None:
+        """`OutputError` if a work file was changed since its bytes were looked at."""
+        seal = self._seals and self._seals.get(name)
+        if seal and not seal.is_untouched(self.path(name)):
+            raise changed(self.path(name), "it was touched while it got its name")
+
+    def _note_bad_input(self) -> None:
+        """Record that the input ended this run: with another one there is nothing to go on with."""
+        if self.is_kept and not self._broken:
+            with naming(self.out):
+                self._write([{"kind": _BAD_INPUT}])
+
+    def _differences(self, entries: Sequence[Entry]) -> str:
+        """What this run has in other ways than the one that was begun, in words."""
         header, mine = entries[0].record, self._terms.fingerprint
         if header.get("format") != _FORMAT:
             found = ["it was written by another version of this program"]
@@ -192,13 +323,17 @@ class Job:
         else:
             for entry in entries:
                 self._hashes |= entry.record.get("hashes", {})
+            found = self._differences_of(mine, header)
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        return "; ".join(found[:3]) + more
+
+    def _differences_of(self, mine: Fingerprint, header: Mapping[str, Any]) -> list[str]:
+        try:
             known = header["fingerprint"]
             files = {name: facts | {"sha256": self._hashes.get(name)} for name, facts in known["files"].items()}
-            found = mine.differences(known | {"files": files})
-        if found:
-            more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-            what = "; ".join(found[:3]) + more
-            raise self.changed(self.out, what)
+            return mine.differences(known | {"files": files})
+        except (KeyError, TypeError, AttributeError):
+            return ["its journal was not written by this program"]
 
     def _open_files(self, stack: ExitStack, entries: Sequence[Entry]) -> None:
         for name in _MADE_AT_THE_END:
@@ -213,6 +348,8 @@ class Job:
             self._commit = _Commit(self.next_window, ends)
         self._journal.cut(good.end if good else 0)
         self._cut(self._commit.ends)
+        for name, file in self._members.items():
+            file.digest = self._verified_bytes[name]
 
     def _cut(self, ends: Mapping[str, int]) -> None:
         for name, end in ends.items():
@@ -226,15 +363,25 @@ class Job:
     def _verified(self, entries: Sequence[Entry]) -> Entry | None:
         """The last commit whose bytes, and those of all before it, are on disk as they were written."""
         good = None
+        windows, ends = 0, dict.fromkeys(self._names, 0)
+        digests = {name: hashlib.sha256() for name in self._names}
         with ExitStack() as stack:
             streams = {name: stack.enter_context(file.path.open("rb")) for name, file in self._members.items()}
             for entry in entries:
-                if entry.record["kind"] == "job":
+                record = entry.record
+                if record["kind"] != "commit":
                     continue
-                if not all(_holds(streams[name], *span) for name, span in entry.record["members"].items()):
+                begins = {name: span[0] for name, span in record["members"].items()}
+                if record["windows"][0] != windows or begins != ends:
+                    break  # whole, and not a commit that follows the one before it
+                more = {name: _next_digest(streams[name], digests[name], *s) for name, s in record["members"].items()}
+                if None in more.values():
                     break
-                self.notes += entry.record["notes"]
+                digests = {name: digest for name, digest in more.items() if digest}
+                windows, ends = record["windows"][1], {name: span[1] for name, span in record["members"].items()}
+                self.notes += record["notes"]
                 good = entry
+        self._verified_bytes = digests
         return good
 
     def _write(self, records: list[dict[str, Any]]) -> None:
@@ -305,11 +452,15 @@ class _Commit:
         }
 
 
-def _holds(stream: BinaryIO, begin: int, end: int, sha256: str) -> bool:
-    """Whether the next bytes of a stream that is at `begin` are, up to `end`, those of the digest."""
-    digest = hashlib.sha256()
+def _next_digest(stream: BinaryIO, before: Digest, begin: int, end: int, sha256: str) -> Digest | None:
+    """The digest of a stream up to `end`, where `before` is that up to `begin`; None if the bytes between are others.
+
+    sha256: of these bytes.
+    """
+    whole, digest = before.copy(), hashlib.sha256()
     left = end - begin
     while data := stream.read(min(left, _READ_BYTES)):
         digest.update(data)
+        whole.update(data)
         left -= len(data)
-    return digest.hexdigest() == sha256
+    return whole if digest.hexdigest() == sha256 else None

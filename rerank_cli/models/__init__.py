@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint, families
+from rerank_cli.checkpoint.labels import check_labels
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
-from rerank_cli.models.causal import YesNoModel
+from rerank_cli.models.causal import CausalReranker
 from rerank_cli.models.embedder import EMBEDDERS, Embedder
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
+from rerank_cli.models.gte import GteCrossEncoder
 from rerank_cli.models.int8_encoder import Int8Encoder
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
 from rerank_cli.models.nemotron_vl import LlamaNemotronVLCrossEncoder
+from rerank_cli.models.transfer import current
 from rerank_cli.records import EncodedPair
 
 
@@ -62,9 +65,11 @@ class Calibrates(Protocol):
 FAMILIES: dict[str, Callable[..., RerankModel]] = {
     **dict.fromkeys(PREFIXES, EncoderCrossEncoder),
     "ModernBertForSequenceClassification": ModernBertCrossEncoder,
+    "ModernBertModel": ModernBertCrossEncoder,
+    "NewForSequenceClassification": GteCrossEncoder,
     "LlamaBidirectionalForSequenceClassification": LlamaCrossEncoder,
     "LlamaNemotronVLForSequenceClassification": LlamaNemotronVLCrossEncoder,
-    **{name: YesNoModel for name, family in families.FAMILIES.items() if family.answers},
+    **{name: CausalReranker for name, family in families.FAMILIES.items() if family.decoder},
 }
 """Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
 
@@ -89,10 +94,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
             f"{checkpoint.path / 'config.json'}: architecture `{architecture}` is not a reranker that is known",
             hint=f"known are {', '.join(sorted([*FAMILIES, *EMBEDDERS]))} and the sequence classifiers of transformers",
         )
-    if not families.family_of(architecture).answers and checkpoint.num_labels != 1:
-        raise ModelError(
-            f"{checkpoint.path / 'config.json'}: the model gives {checkpoint.num_labels} labels, a reranker one logit"
-        )
+    check_labels(checkpoint)
     if precision == "int8":
         return Int8Encoder(checkpoint, **_placed(device, "fp32", attention))
     family = FAMILIES.get(architecture)
@@ -101,14 +103,16 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
         from rerank_cli.models.padded import PaddedCrossEncoder
 
         family = PaddedCrossEncoder
-    return family(checkpoint, **_placed(device, precision, attention), **_quantised(checkpoint, precision))
+    placed = _placed(device, precision, attention)
+    with current(placed["device"]):
+        return family(checkpoint, **placed, **_quantised(checkpoint, precision))
 
 
 def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> Embedder:
     """Load an embedding model (its architecture is in `EMBEDDERS`); else as `load_model`."""
-    return EMBEDDERS[checkpoint.architecture](
-        checkpoint, **_placed(device, precision, attention), **_quantised(checkpoint, precision)
-    )
+    placed = _placed(device, precision, attention)
+    with current(placed["device"]):
+        return EMBEDDERS[checkpoint.architecture](checkpoint, **placed, **_quantised(checkpoint, precision))
 
 
 def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
@@ -116,6 +120,10 @@ def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
     where, dtype = torch.device(device), DTYPES[precision]
     if where.type == "cuda" and not torch.cuda.is_available():
         raise DoesNotFitError(f"--device {device}: torch {torch.__version__} sees no CUDA device")
+    if where.type == "cuda":
+        # torch asks cuDNN first on Hopper and later, and cuDNN makes a plan for every new shape of a batch, 0.4 s each
+        # (modelscope/FunASR#3704). Here nearly every batch has a shape of its own.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if attention == "varlen" and not varlen_runs(where, dtype):
         attention = "runs"
     return {"device": where, "dtype": dtype, "attention": attention}

@@ -4,8 +4,8 @@ Kinds (a `Plan` names one):
 
 * `runs`: scaled dot product attention of torch, one call for each run of pairs of equal length. Exact, runs anywhere.
   On a CPU this is torch's flash kernel, but for bfloat16 (`product_attention.py`); no mask is built.
-* `varlen`: `torch.nn.attention.varlen`, one kernel for the whole batch. CUDA, compute capability 8.0 and up, fp16 or
-  bf16.
+* `varlen`: the kernel of `torch.nn.attention.varlen`, one launch for the whole batch. CUDA, compute capability 8.0 and
+  up, fp16 or bf16.
 
 Keys and values may have fewer heads than queries, each for a group of neighbouring query heads (GQA). The kernels take
 them as they are, except where torch would leave its fast ones for that (see `_attention`): there they are repeated, a
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from rerank_cli.models.packed import PackedBatch, Run
 from rerank_cli.models.product_attention import LONGEST, attend_by_products
+from rerank_cli.planning.memory import takes_varlen
 
 _BLOCK = 256  # queries of a block of windowed attention
 
@@ -43,7 +44,7 @@ def attend(
     """Attention of every token over the tokens of its own pair.
 
     q, k, v: [T, heads, head_dim], may be views. causal: over the tokens up to itself; then without a window.
-    Returns [T, heads * head_dim]; filler rows hold zeros.
+    Returns [T, heads * head_dim]; filler rows hold finite numbers that nobody reads.
     """
     if kind == "varlen":
         return _varlen(q, k, v, batch, (-1, 0) if causal else (-1, -1) if window is None else (window, window))
@@ -141,48 +142,46 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, reach: tuple[int, int]) -> Tensor:
-    """reach: how many tokens to the left and to the right a token sees; -1 is all."""
-    # Imported here: the module exists only in builds that bring the kernel.
-    from torch.nn.attention.varlen import varlen_attn
+    """reach: how many tokens to the left and to the right a token sees; -1 is all.
 
-    out = q.new_zeros(q.shape)
-    n = batch.tokens
-    result = varlen_attn(
-        q[:n],
-        k[:n],
-        v[:n],
-        batch.cumulative,
-        batch.cumulative,
-        batch.longest,
-        batch.longest,
-        window_size=reach,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    assert isinstance(result, Tensor), "no auxiliary output was asked for"
-    out[:n] = result
-    return out.flatten(1)
+    The filler is a sequence of its own: the kernel writes every row, and nothing need be cleared or copied.
+    """
+    longest = max(batch.longest, len(q) - batch.tokens)
+    return _varlen_kernel(q, k, v, (batch.sequences, batch.sequences), (longest, longest), reach).flatten(1)
 
 
 def _varlen_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
     """One query a pair, all pairs in one kernel."""
-    from torch.nn.attention.varlen import varlen_attn
-
     out = q.new_zeros(q.shape)
     pairs, n = len(batch.lengths), batch.tokens
     each = torch.arange(pairs + 1, dtype=torch.int32, device=q.device)
-    gqa = q.shape[1] != k.shape[1]
-    result = varlen_attn(q[:pairs], k[:n], v[:n], each, batch.cumulative, 1, batch.longest, enable_gqa=gqa)
-    assert isinstance(result, Tensor), "no auxiliary output was asked for"
-    out[:pairs] = result
+    out[:pairs] = _varlen_kernel(q[:pairs], k[:n], v[:n], (each, batch.cumulative), (1, batch.longest), (-1, -1))
     return out.flatten(1)
 
 
-def attention_kind(asked: str, head_size: int) -> str:
-    """`asked`, or `runs` where the varlen kernel does not take heads of this size.
+def _varlen_kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cumulative: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    reach: tuple[int, int],
+) -> Tensor:
+    """The operator under `torch.nn.attention.varlen`. cumulative, longest: of the queries and of the keys.
 
-    Source: torch's mha_varlen_fwd (aten, flash attention) takes a multiple of 8 channels, at most 256.
+    That function takes fewer heads of keys only when told so (`enable_gqa`), which torch 2.11 does not know; the
+    operator takes them by itself and is the same from 2.11 on. It also saves the function's own kernel for its state.
     """
-    return "runs" if head_size % 8 or head_size > 256 else asked
+    result: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, *cumulative, *longest, 0.0, reach == (-1, 0),
+        return_debug_mask=False, window_size_left=reach[0], window_size_right=reach[1],
+    )[0]  # fmt: skip
+    return result
+
+
+def attention_kind(asked: str, head_size: int) -> str:
+    """`asked`, or `runs` where the varlen kernel does not take heads of this size."""
+    return asked if takes_varlen(head_size) else "runs"
 
 
 def varlen_runs(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,18 +1,22 @@
-"""Language models that rerank by their next word, packed: Qwen3-Reranker, mxbai-rerank v2, bge-reranker-v2-gemma.
+"""Causal language models that rerank, packed: by logits of their vocabulary, or by a score row of their own.
 
-The three are causal and Llama's close kin:
+They are Llama and its close kin:
 
-    Qwen3ForCausalLM    normalises each head's queries and keys
-    Qwen2ForCausalLM    has biases in the projections to queries, keys and values
-    GemmaForCausalLM    scales its embeddings by the root of their size, adds 1 to the weights of its norms, gelu
+    Llama, Mistral   as they are
+    Qwen3            normalises each head's queries and keys
+    Qwen2            has biases in the projections to queries, keys and values
+    Gemma            scales its embeddings by the root of their size, adds 1 to the weights of its norms, gelu
 
-so they run through `LlamaTrunk`, with the last layer computed for the last token alone. Of the vocabulary only the rows
-of the answers are multiplied, in float32. What is asked and what counts as an answer: `encoding/yes_no.py`.
+so they run through `LlamaTrunk`, with the last layer computed for the last token alone. Of a `...ForCausalLM`'s
+vocabulary only the rows of the answers are multiplied, in float32; which these are: `encoding/scoring.py`. A
+`...ForSequenceClassification` has one row in the place of their difference. It reads the last token that is not its
+padding token, by the id: a text that ends in this token is scored before it, here as in transformers.
 
 Gemma's `gelu` is taken as config.json has it, as the reference code of bge-reranker-v2-gemma does on transformers 4;
 transformers 5 takes it for the tanh approximation, and logits of the golden cases move by up to 6e-4.
 
-Source of the maths: transformers' modeling_qwen3.py, modeling_qwen2.py and modeling_gemma.py, against which the tests
+Source of the maths: transformers' modeling_qwen3.py, modeling_qwen2.py, modeling_llama.py,
+modeling_mistral.py and modeling_gemma.py, against which the tests
 compare.
 """
 
@@ -22,10 +26,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.labels import read_score
+from rerank_cli.checkpoint.recipes import trunk_of
 from rerank_cli.encoding.encoder import answer_ids
 from rerank_cli.errors import ModelError
 from rerank_cli.models.llama import LlamaTrunk
@@ -35,32 +42,40 @@ from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 
-class YesNoModel:
-    """A language model whose answer is the logit; satisfies `RerankModel`."""
+class CausalReranker:
+    """A language model whose score is its vector of the last token times one row; satisfies `RerankModel`."""
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
     ) -> None:
         self._device = device
         shape = _read_shape(checkpoint)
-        answers = answer_ids(checkpoint)
-        if max(answers) >= shape.vocabulary:
-            raise ModelError(
-                f"{checkpoint.tokenizer_file}: the answer's token {max(answers)} is beyond the model's `vocab_size` "
-                f"{shape.vocabulary}"
-            )
+        answers = _read_answers(checkpoint, shape) if checkpoint.architecture.endswith("ForCausalLM") else []
+        self._padding = None if answers else _padding_id(checkpoint)
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._trunk = LlamaTrunk(
                 weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention, fp8=fp8
             )
-            words = self._trunk.words
-            if _is_tied(checkpoint, weights):
-                weights.ignore(r"^lm_head\.weight$")
+            if answers:
+                self._direction = self._read_direction(checkpoint, weights, shape, answers)
             else:
-                words = weights.take("lm_head.weight", (shape.vocabulary, shape.hidden))
+                score = read_score(checkpoint)
+                rows = weights.take("score.weight", (score.labels, shape.hidden), dtype=torch.float32)
+                self._direction = rows[score.plus] if score.minus is None else rows[score.plus] - rows[score.minus]
+                weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further
             weights.finish()
+
+    def _read_direction(
+        self, checkpoint: Checkpoint, weights: WeightReader, shape: LlamaShape, answers: list[int]
+    ) -> Tensor:
+        words = self._trunk.words
+        # transformers does not tie two tables of a checkpoint that differ, whatever config.json says.
+        if _is_tied(checkpoint, weights) and not (checkpoint.declared.listed and weights.has("lm_head.weight")):
+            weights.ignore(r"^lm_head\.weight$")
+        else:
+            words = weights.take("lm_head.weight", (shape.vocabulary, shape.hidden))
         rows = words[answers].float()
-        self._direction = rows[0] - rows[1] if len(answers) == 2 else rows[0]
+        return rows[0] - rows[1] if len(answers) == 2 else rows[0]
 
     @property
     def kernels(self) -> str:
@@ -69,8 +84,38 @@ class YesNoModel:
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
+        if self._padding is not None:
+            pairs = [_without_padding(pair, self._padding) for pair in pairs]
         batch = pack(pairs, device=self._device)
         return self._trunk.pooled(self._trunk.embed(batch.input_ids), batch, "last") @ self._direction
+
+
+def _read_answers(checkpoint: Checkpoint, shape: LlamaShape) -> list[int]:
+    if checkpoint.blank:
+        return [0]
+    answers = answer_ids(checkpoint)
+    if max(answers) >= shape.vocabulary:
+        raise ModelError(
+            f"{(checkpoint.declared.listed and checkpoint.root) or checkpoint.tokenizer_file}: the answer's token "
+            f"{max(answers)} is beyond the model's `vocab_size` {shape.vocabulary}"
+        )
+    return answers
+
+
+def _padding_id(checkpoint: Checkpoint) -> int | None:
+    """The id that a classifier skips at the end; the default is that of transformers' classes."""
+    default = 0 if checkpoint.architecture.startswith("Gemma") else None
+    value = checkpoint.config.get("pad_token_id", default)
+    return None if value is None else checkpoint.integer("pad_token_id", default)
+
+
+def _without_padding(pair: EncodedPair, padding: int) -> EncodedPair:
+    """The pair up to its last token that is not `padding`: what stands behind it cannot be seen from there."""
+    if pair.input_ids[-1] != padding:
+        return pair
+    other = np.flatnonzero(pair.input_ids != padding)
+    kept = int(other[-1]) + 1 if len(other) else 1
+    return replace(pair, input_ids=pair.input_ids[:kept], second_start=min(pair.second_start, kept))
 
 
 def _is_tied(checkpoint: Checkpoint, weights: WeightReader) -> bool:
@@ -87,11 +132,11 @@ def _read_shape(checkpoint: Checkpoint) -> LlamaShape:
             raise ModelError(f"{where}: `{key}` is not supported for {checkpoint.architecture}")
     if set(checkpoint.config.get("layer_types") or ["full_attention"]) != {"full_attention"}:
         raise ModelError(f"{where}: `layer_types` other than `full_attention` are not supported")
-    gemma = checkpoint.architecture == "GemmaForCausalLM"
-    shape = read_llama_shape(checkpoint, activation_default="gelu_pytorch_tanh" if gemma else "silu")
+    kind = trunk_of(checkpoint.architecture)
+    shape = read_llama_shape(checkpoint, activation_default="gelu_pytorch_tanh" if kind == "Gemma" else "silu")
     shape = replace(shape, causal=True)
-    if gemma:
+    if kind == "Gemma":
         return replace(shape, norm_offset=1.0, embedding_scale=math.sqrt(shape.hidden))
-    if checkpoint.architecture == "Qwen2ForCausalLM":
+    if kind == "Qwen2":
         return replace(shape, qkv_bias=True, out_bias=False)
-    return replace(shape, head_norms=True)
+    return replace(shape, head_norms=kind == "Qwen3")

@@ -1,8 +1,9 @@
 """Texts and images to vectors: `LlamaNemotronVLModel`, the Nemotron page-image embedder.
 
 It is the trunk of the VL rerankers (`nemotron_vl.py`) without a head: the vector of a text, of an image or of both is
-the mean of the last hidden states of all its tokens, in float32, as the model gives it: not normalised. Names of
-weights have no `model.` before them, or one where the model was saved as a part of another.
+the mean of the last hidden states of all its tokens, in float32, as the model gives it: not normalised. Where there is
+a modules.json its Pooling takes the place of the mean, and its Normalize is done. Names of weights have no `model.`
+before them, or one where the model was saved as a part of another.
 
 Source: NVIDIA NeMo AutoModel, llama_nemotron_vl/model.py.
 """
@@ -10,12 +11,15 @@ Source: NVIDIA NeMo AutoModel, llama_nemotron_vl/model.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.similarity import declared_pooling, normalises
 from rerank_cli.models.llama_config import read_pooling
 from rerank_cli.models.nemotron_vl import VisionLanguageTrunk
 from rerank_cli.models.weights import open_weights
@@ -44,7 +48,12 @@ class NemotronEmbedder:
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
     ) -> None:
-        pooling = read_pooling(checkpoint, "avg")
+        declared = declared_pooling(checkpoint)
+        named = (
+            checkpoint if declared is None else replace(checkpoint, config={**checkpoint.config, "pooling": declared})
+        )
+        pooling = read_pooling(named, "avg")
+        self._normalises = normalises(checkpoint)
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             prefix = "model." if weights.has("model.language_model.norm.weight") else ""
             self._trunk = VisionLanguageTrunk(
@@ -71,7 +80,8 @@ class NemotronEmbedder:
 
     def embed(self, texts: Sequence[EncodedPair]) -> Tensor:
         """A vector for each text, float32 [len(texts), dimensions], on the model's device."""
-        return self._trunk.pooled(texts)
+        vectors = self._trunk.pooled(texts)
+        return F.normalize(vectors, dim=1) if self._normalises else vectors
 
 
 EMBEDDERS: dict[str, Callable[..., Embedder]] = {"LlamaNemotronVLModel": NemotronEmbedder}

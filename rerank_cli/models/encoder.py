@@ -1,20 +1,28 @@
-"""BERT, RoBERTa and XLM-R cross-encoders, packed.
+"""BERT, RoBERTa, XLM-R and ELECTRA cross-encoders, packed.
 
-One forward for the three: embeddings (word + position + type) -> LayerNorm -> post-norm layers -> head over [CLS].
-They differ in the prefix of the weights' names, in how positions are counted, and in the head:
+One forward for all: embeddings (word + position + type) -> LayerNorm -> post-norm layers -> head. They differ in the
+prefix of the weights' names, in how positions are counted, and in the head (`head.py`):
 
     BertForSequenceClassification          bert.*         positions 0, 1, ...           tanh pooler, then classifier
     RobertaForSequenceClassification       roberta.*      pad_token_id + 1 + ..., and   classifier.dense, tanh,
     XLMRobertaForSequenceClassification    roberta.*      padding ids are not counted   classifier.out_proj
+    ElectraForSequenceClassification       electra.*      as BERT                       the same with gelu
+    BertModel, XLMRobertaModel, ...        no prefix      as their classifiers          declared by modules.json
 
-The last layer is computed for [CLS] alone, since the head reads nothing else (`first_token.py`). The result is the
-same; a sixth of a 6-layer model's work falls away.
+XLM-R is also published under the names of its flash implementation (jina-reranker-v2, without `model_type`): the same
+model, with query, key and value in one matrix. What else of that line computes otherwise (rotary positions, LoRA
+adapters, pooled embeddings) is refused.
 
-Source of the maths: transformers' modeling_bert.py and modeling_xlm_roberta.py, against which the tests compare.
+Where the head reads [CLS] alone, the last layer is computed for it alone (`first_token.py`). The result is the same; a
+sixth of a 6-layer model's work falls away.
+
+Source of the maths: transformers' modeling_bert.py, modeling_xlm_roberta.py and modeling_electra.py, against which the
+tests compare; of the flash names: its authors' conversion script and transformers' conversion_mapping.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +30,13 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attention_kind
 from rerank_cli.models.first_token import FirstTokenAttention
-from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.head import Head, dense, score_layer
+from rerank_cli.models.linear import Linear, activation, linear_kind
+from rerank_cli.models.module_head import prefix_of_names, read_module_head
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader, open_weights
@@ -36,8 +47,53 @@ PREFIXES = {
     "RobertaForSequenceClassification": "roberta",
     "XLMRobertaForSequenceClassification": "roberta",
     "CamembertForSequenceClassification": "roberta",
+    "ElectraForSequenceClassification": "electra",
+    "BertModel": "bert",
+    "RobertaModel": "roberta",
+    "XLMRobertaModel": "roberta",
+    "CamembertModel": "roberta",
+    "ElectraModel": "electra",
 }
-"""Prefix of the weights' names by architecture."""
+"""Prefix of the weights' names by architecture; a bare encoder may go without."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What a model's weights are called, behind the prefix; of a layer, behind its number.
+
+    qkv: query, key and value; one name where they stand in one matrix, in that order.
+    """
+
+    embedding_norm: str
+    layers: str
+    qkv: tuple[str, ...]
+    attention_out: str
+    attention_norm: str
+    expand: str
+    contract: str
+    out_norm: str
+
+
+_OWN = _Names(
+    embedding_norm="embeddings.LayerNorm",
+    layers="encoder.layer",
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    attention_out="attention.output.dense",
+    attention_norm="attention.output.LayerNorm",
+    expand="intermediate.dense",
+    contract="output.dense",
+    out_norm="output.LayerNorm",
+)
+_FLASH = _Names(
+    embedding_norm="emb_ln",
+    layers="encoder.layers",
+    qkv=("mixer.Wqkv",),
+    attention_out="mixer.out_proj",
+    attention_norm="norm1",
+    expand="mlp.fc1",
+    contract="mlp.fc2",
+    out_norm="norm2",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +120,7 @@ class _Shape:
     """Sizes of the model, from config.json."""
 
     hidden: int
+    embedding: int
     layers: int
     heads: int
     intermediate: int
@@ -87,44 +144,47 @@ class EncoderCrossEncoder:
         kind = linear_kind(device, dtype)
         self._kind: Callable[..., Linear] = kind
         self.kernels = f"linear layers: {kind.kernel}; attention: {self._attention}"
-        self._prefix = prefix = PREFIXES[checkpoint.architecture]
-        self._padding_id = None if prefix == "bert" else checkpoint.integer("pad_token_id", 1)
+        self._kind_of_names = PREFIXES[checkpoint.architecture]
+        self._padding_id = checkpoint.integer("pad_token_id", 1) if self._kind_of_names == "roberta" else None
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            table = f"{prefix}.embeddings"
-            self._words = weights.take(f"{table}.word_embeddings.weight", (shape.vocabulary, shape.hidden))
-            self._positions = weights.take(f"{table}.position_embeddings.weight", (shape.positions, shape.hidden))
-            self._types = weights.take(f"{table}.token_type_embeddings.weight", (shape.types, shape.hidden))
-            self._embedding_norm = self._norm(weights, f"{table}.LayerNorm")
+            self._prefix = prefix_of_names(checkpoint, self._kind_of_names)
+            self._names = self._read_names(weights, checkpoint)
+            self._head = self._read_head(weights, checkpoint)
+            table = f"{self._prefix}embeddings"
+            self._words = weights.take(f"{table}.word_embeddings.weight", (shape.vocabulary, shape.embedding))
+            self._positions = weights.take(f"{table}.position_embeddings.weight", (shape.positions, shape.embedding))
+            self._types = weights.take(f"{table}.token_type_embeddings.weight", (shape.types, shape.embedding))
+            self._embedding_norm = self._norm(weights, f"{self._prefix}{self._names.embedding_norm}", shape.embedding)
+            self._widen: Linear | None = None
+            if shape.embedding != shape.hidden:
+                widen = f"{self._prefix}embeddings_project"
+                self._widen = self._linear(weights, widen, shape.embedding, shape.hidden)
             names = [self.layer_name(number) for number in range(shape.layers)]
-            self._attentions = [self._qkv(weights, name) for name in names[:-1]]
-            self._last_attention = self._first_token_attention(weights, names[-1])
+            whole, last = (names[:-1], names[-1]) if self._head.first_token_only else (names, None)
+            self._attentions = [self._qkv(weights, name) for name in whole]
+            self._last_attention = self._first_token_attention(weights, last) if last else None
             self._rests = [self._rest(weights, name) for name in names]
-            dense, out = (
-                ("bert.pooler.dense", "classifier") if prefix == "bert" else ("classifier.dense", "classifier.out_proj")
-            )
-            self._head_dense = self._head(weights, dense, shape.hidden, "tanh")
-            self._head_out = self._head(weights, out, 1, None)
-            if prefix != "bert":
-                weights.ignore(r"^roberta\.pooler\.")  # RoBERTa's classifier has a head of its own
             weights.finish()
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
         x = self._embed(batch)
-        for qkv, rest in zip(self._attentions, self._rests[:-1], strict=True):
+        for qkv, rest in zip(self._attentions, self._rests, strict=False):
             x = rest.add_mlp(rest.add_attention(self._attend(qkv, x, batch), x))
         return self._finish(x, batch)
 
     def _finish(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        """The last layer and the head. x: the last layer's input, [T, hidden]. Returns the logits."""
+        """The head, and before it the last layer where that is for the first tokens. x: [T, hidden]."""
+        if self._last_attention is None:
+            return self._head.of_tokens(x, batch)
         last = self._rests[-1]
         first = last.add_mlp(last.add_attention(self._last_attention(x, batch), x[batch.starts]))
-        return self._head_out(self._head_dense(first[: len(batch.lengths)].float())).squeeze(1)
+        return self._head.of_first_tokens(first, batch)
 
     def layer_name(self, number: int) -> str:
         """What the names of a layer's weights begin with."""
-        return f"{self._prefix}.encoder.layer.{number}"
+        return f"{self._prefix}{self._names.layers}.{number}"
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         positions = batch.positions
@@ -133,47 +193,44 @@ class EncoderCrossEncoder:
         else:
             positions = _roberta_positions(batch, self._padding_id)
             types = self._types[0]
-        return self._embedding_norm(self._words[batch.input_ids] + types + self._positions[positions])
+        x = self._embedding_norm(self._words[batch.input_ids] + types + self._positions[positions])
+        return x if self._widen is None else self._widen(x)
 
     def _attend(self, qkv: Linear, x: Tensor, batch: PackedBatch) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         q, k, v = qkv(x).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
         return attend(q, k, v, batch, kind=self._attention)
 
-    def _norm(self, weights: WeightReader, name: str) -> LayerNorm:
-        size = (self._shape.hidden,)
-        return LayerNorm(weights.take(f"{name}.weight", size), weights.take(f"{name}.bias", size), self._shape.epsilon)
+    def _norm(self, weights: WeightReader, name: str, size: int | None = None) -> LayerNorm:
+        shape = (size or self._shape.hidden,)
+        weight, bias = (weights.take(f"{name}.{part}", shape) for part in ("weight", "bias"))
+        return LayerNorm(weight, bias, self._shape.epsilon)
 
     def _qkv(self, weights: WeightReader, name: str) -> Linear:
         """Query, key and value side by side."""
-        hidden = self._shape.hidden
-        projections = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
-        return self._kind(
-            torch.cat([weights.take(f"{part}.weight", (hidden, hidden)) for part in projections]),
-            torch.cat([weights.take(f"{part}.bias", (hidden,)) for part in projections]),
-        )
+        return self._kind(*self._projections(weights, name))
+
+    def _projections(self, weights: WeightReader, name: str) -> tuple[Tensor, Tensor]:
+        """Weight [3 * hidden, hidden] and bias of query, key and value."""
+        hidden, parts = self._shape.hidden, self._names.qkv
+        rows = 3 * hidden // len(parts)
+        found = [weights.take(f"{name}.{part}.weight", (rows, hidden)) for part in parts]
+        biases = [weights.take(f"{name}.{part}.bias", (rows,)) for part in parts]
+        return (torch.cat(found), torch.cat(biases)) if len(parts) > 1 else (found[0], biases[0])
 
     def _first_token_attention(self, weights: WeightReader, name: str) -> FirstTokenAttention:
-        hidden = self._shape.hidden
-        name = f"{name}.attention.self"
-        attention = FirstTokenAttention(
-            self._linear(weights, f"{name}.query", hidden, hidden),
-            weights.take(f"{name}.key.weight", (hidden, hidden)),
-            weights.take(f"{name}.value.weight", (hidden, hidden)),
-            weights.take(f"{name}.value.bias", (hidden,)),
-            heads=self._shape.heads,
-        )
-        weights.take(f"{name}.key.bias", (hidden,))  # checked and left: it moves all scores of a query alike
-        return attention
+        (q, k, v), (q_bias, _, v_bias) = (part.chunk(3) for part in self._projections(weights, name))
+        # The bias of the keys moves all scores of a query alike.
+        return FirstTokenAttention(self._kind(q, q_bias), k, v, v_bias, heads=self._shape.heads, kind=self._attention)
 
     def _rest(self, weights: WeightReader, name: str) -> _Rest:
-        hidden, inner = self._shape.hidden, self._shape.intermediate
+        hidden, inner, names = self._shape.hidden, self._shape.intermediate, self._names
         return _Rest(
-            attention_out=self._linear(weights, f"{name}.attention.output.dense", hidden, hidden),
-            attention_norm=self._norm(weights, f"{name}.attention.output.LayerNorm"),
-            expand=self._linear(weights, f"{name}.intermediate.dense", hidden, inner, self._shape.activation),
-            contract=self._linear(weights, f"{name}.output.dense", inner, hidden),
-            out_norm=self._norm(weights, f"{name}.output.LayerNorm"),
+            attention_out=self._linear(weights, f"{name}.{names.attention_out}", hidden, hidden),
+            attention_norm=self._norm(weights, f"{name}.{names.attention_norm}"),
+            expand=self._linear(weights, f"{name}.{names.expand}", hidden, inner, self._shape.activation),
+            contract=self._linear(weights, f"{name}.{names.contract}", inner, hidden),
+            out_norm=self._norm(weights, f"{name}.{names.out_norm}"),
         )
 
     def _linear(self, weights: WeightReader, name: str, inputs: int, outputs: int, then: str | None = None) -> Linear:
@@ -181,13 +238,32 @@ class EncoderCrossEncoder:
             weights.take(f"{name}.weight", (outputs, inputs)), weights.take(f"{name}.bias", (outputs,)), then=then
         )
 
-    def _head(self, weights: WeightReader, name: str, outputs: int, then: str | None) -> Linear:
-        """A layer of the head: float32 whatever the model's dtype, because bf16 logits tie."""
-        return PlainLinear(
-            weights.take(f"{name}.weight", (outputs, self._shape.hidden), dtype=torch.float32),
-            weights.take(f"{name}.bias", (outputs,), dtype=torch.float32),
-            then=then,
-        )
+    def _read_names(self, weights: WeightReader, checkpoint: Checkpoint) -> _Names:
+        if not weights.has(f"{self._prefix}emb_ln.weight") or self._kind_of_names != "roberta":
+            return _OWN
+        for key in ("emb_pooler", "lora_adaptations"):
+            if checkpoint.config.get(key):
+                raise ModelError(
+                    f"{checkpoint.config_place}: `{key}` is set: another model of the jina line, which is not supported"
+                )
+        return _FLASH
+
+    def _read_head(self, weights: WeightReader, checkpoint: Checkpoint) -> Head:
+        hidden, kind = self._shape.hidden, self._kind_of_names
+        if family_of(checkpoint.architecture).headless:
+            weights.ignore(rf"^{re.escape(self._prefix)}pooler\.")  # the modules pool themselves
+            return read_module_head(weights, checkpoint, hidden)
+        if kind == "bert":
+            inner, out, then = "bert.pooler.dense", "classifier", "tanh"
+        else:
+            # RoBERTa's and ELECTRA's classifiers have a pooler of their own.
+            weights.ignore(r"^(roberta|electra)\.pooler\.")
+            inner, out, then = "classifier.dense", "classifier.out_proj", "gelu" if kind == "electra" else "tanh"
+        layers = dense(weights, inner, hidden, hidden, then=then), score_layer(weights, checkpoint, out, hidden)
+        return Head(("cls",), layers)
+
+
+_NARROW = {"ElectraForSequenceClassification", "ElectraModel"}  # their embeddings may be narrower than their layers
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:
@@ -198,10 +274,17 @@ def _read_shape(checkpoint: Checkpoint) -> _Shape:
         raise ModelError(f"{where}: position_embedding_type `{position_type}` is not supported")
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise ModelError(f"{where}: a decoder is not a cross-encoder (`is_decoder`, `add_cross_attention`)")
+    if adapted := next((name for name in checkpoint.tensors if ".parametrizations." in name), None):
+        raise ModelError(
+            f"{checkpoint.path}: a LoRA adapter in the weights (`{adapted}`)",
+            hint="merge it first (`merge_and_unload`)",
+        )
     name = checkpoint.text("hidden_act", "gelu")
     activation(name, where=where)
+    hidden = checkpoint.integer("hidden_size")
     shape = _Shape(
-        hidden=checkpoint.integer("hidden_size"),
+        hidden=hidden,
+        embedding=checkpoint.integer("embedding_size", hidden) if checkpoint.architecture in _NARROW else hidden,
         layers=checkpoint.integer("num_hidden_layers"),
         heads=checkpoint.integer("num_attention_heads"),
         intermediate=checkpoint.integer("intermediate_size"),

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NotRequired, TypedDict
 
 import torch
@@ -50,6 +51,7 @@ from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
 _SEGMENT_TOKENS = 4 * CHUNK  # whose float32 copy is made at a time
+_LONG_TOKENS = 256  # of a pair whose mean is worth a kernel for its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,20 +259,26 @@ def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
 
     Always in the same order, which an indexed sum over all tokens is not on a GPU.
     """
-    if x.device.type != "cpu":
-        return _means_by_segments(x, batch)
-    return torch.cat([run.rows(x).mean(dim=1, dtype=torch.float32) for run in batch.runs])
+    if x.device.type == "cpu":
+        return torch.cat([run.rows(x).mean(dim=1, dtype=torch.float32) for run in batch.runs])
+    # `segment_reduce` has a thread for each channel of a pair, which goes through the tokens one by one.
+    long = list(takewhile(lambda run: run.length >= _LONG_TOKENS, batch.runs))
+    means = [run.rows(x).mean(dim=1, dtype=torch.float32) for run in long]
+    return torch.cat([*means, *_means_by_segments(x, batch, first=sum(run.count for run in long))])
 
 
-def _means_by_segments(x: Tensor, batch: PackedBatch) -> Tensor:
-    """The same by one reduction for some thousand tokens: a GPU would rather not start a kernel for every length."""
-    means = x.new_empty(len(batch.lengths), x.shape[1], dtype=torch.float32)
-    first = start = tokens = 0
-    for place, length in enumerate((*batch.lengths, None)):
-        if length is None or (tokens and tokens + length > _SEGMENT_TOKENS):
+def _means_by_segments(x: Tensor, batch: PackedBatch, *, first: int) -> list[Tensor]:
+    """The means of all pairs but the `first` longest, by one reduction for some thousand tokens.
+
+    A GPU would rather not start a kernel for every length.
+    """
+    means = []
+    start, tokens = sum(batch.lengths[:first]), 0
+    for place, length in enumerate((*batch.lengths[first:], None), start=first):
+        if tokens and (length is None or tokens + length > _SEGMENT_TOKENS):
             lengths = batch.cumulative[first : place + 1].diff().long()
             rows = x[start : start + tokens].float()
-            means[first:place] = torch.segment_reduce(rows, "mean", lengths=lengths, axis=0, unsafe=True)
+            means.append(torch.segment_reduce(rows, "mean", lengths=lengths, axis=0, unsafe=True))
             first, start, tokens = place, start + tokens, 0
         tokens += length or 0
     return means

@@ -1,10 +1,12 @@
 """ModernBERT cross-encoders, packed.
 
 Pre-norm layers without biases, rotary positions, a gated MLP, and attention that is global in every third layer and
-reaches `local_attention / 2` tokens to either side in the others. The head pools [CLS] or the mean of all tokens
-(`classifier_pooling`), and goes on in float32 whatever the precision of the layers.
+reaches `local_attention / 2` tokens to either side in the others.
 
-With [CLS] pooling the last layer is computed for that token alone (see `encoder.py`).
+    ModernBertForSequenceClassification   model.*      the head of the class: [CLS] or the mean (`classifier_pooling`)
+    ModernBertModel                       no prefix    the head that the checkpoint's modules declare (ettin)
+
+Where the head reads [CLS] alone the last layer is computed for that token alone (see `encoder.py`).
 
 Source of the maths: transformers' modeling_modernbert.py, against which the tests compare.
 """
@@ -18,11 +20,15 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
-from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.head import Head, dense, score_layer
+from rerank_cli.models.linear import Linear, activation, linear_kind
+from rerank_cli.models.module_head import prefix_of_names, read_module_head
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.rotary import rotary_frequencies, rotate, rotation
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
@@ -91,59 +97,64 @@ class ModernBertCrossEncoder:
         self._kind = linear_kind(device, dtype)
         self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            hidden = shape.hidden
-            self._words = weights.take("model.embeddings.tok_embeddings.weight", (shape.vocabulary, hidden))
-            self._embedding_norm = self._norm(weights, "model.embeddings.norm")
+            self._prefix = prefix = prefix_of_names(checkpoint, "model")
+            words = f"{prefix}embeddings.tok_embeddings.weight"
+            self._words = weights.take(words, (shape.vocabulary, shape.hidden))
+            self._embedding_norm = self._norm(weights, f"{prefix}embeddings.norm")
             self._layers = [self._layer(weights, i, kind) for i, kind in enumerate(shape.layers)]
-            self._final_norm = self._norm(weights, "model.final_norm")
-            self._head_dense = _head(
-                weights, "head.dense", (hidden, hidden), bias=shape.biases.classifier, then=shape.head_activation
-            )
-            self._head_norm = self._norm(weights, "head.norm", dtype=torch.float32)
-            self._head_out = _head(weights, "classifier", (1, hidden), bias=True)
+            self._final_norm = self._norm(weights, f"{prefix}final_norm")
+            self._head = self._read_head(weights, checkpoint)
             weights.finish()
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
         rotations = {
-            kind: _rotation(batch.positions, theta, self._shape.head_size)
+            kind: rotation(batch.positions, rotary_frequencies(theta, self._shape.head_size, self._device))
             for kind, theta in self._shape.theta.items()
             if kind in self._shape.layers
         }
         x = self._embedding_norm(self._words[batch.input_ids])
-        first_only = self._shape.pooling == "cls"
+        first_only = self._head.first_token_only
         for layer in self._layers[:-1] if first_only else self._layers:
             x = self._run_layer(layer, x, batch, rotations[layer.kind])
         if first_only:
             last = self._layers[-1]
             first = self._run_last_layer(last, x, batch, rotations[last.kind])
-            pooled = self._final_norm(first[: len(pairs)]).float()
-        else:
-            pooled = _mean_of_each_pair(self._final_norm(x), batch)
-        return self._head_out(self._head_norm(self._head_dense(pooled))).squeeze(1)
+            return self._head.of_first_tokens(self._final_norm(first), batch)
+        return self._head.of_tokens(self._final_norm(x), batch)
+
+    def _read_head(self, weights: WeightReader, checkpoint: Checkpoint) -> Head:
+        shape = self._shape
+        if family_of(checkpoint.architecture).headless:
+            return read_module_head(weights, checkpoint, shape.hidden)
+        inner = dense(
+            weights, "head.dense", shape.hidden, shape.hidden, bias=shape.biases.classifier, then=shape.head_activation
+        )
+        norm = self._norm(weights, "head.norm", dtype=torch.float32)
+        return Head((shape.pooling,), [inner, norm, score_layer(weights, checkpoint, "classifier", shape.hidden)])
 
     def _window(self, layer: _Layer) -> int | None:
         return self._shape.window if layer.kind == _LOCAL else None
 
-    def _project(self, layer: _Layer, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: _Layer, x: Tensor, turned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, heads, head_size]."""
         normed = layer.attention_norm(x) if layer.attention_norm else x
         qkv = layer.qkv(normed).unflatten(1, (3, self._shape.heads, -1))
-        rotated = _rotate(qkv[:, :2], rotation)
+        rotated = rotate(qkv[:, :2], turned)
         return rotated[:, 0], rotated[:, 1], qkv[:, 2]
 
-    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
-        return self._run_mlp(layer, layer.attention_out.add(self._attend(layer, x, batch, rotation), x))
+    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, turned: Tensor) -> Tensor:
+        return self._run_mlp(layer, layer.attention_out.add(self._attend(layer, x, batch, turned), x))
 
-    def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
+    def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, turned: Tensor) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
-        q, k, v = self._project(layer, x, rotation)
+        q, k, v = self._project(layer, x, turned)
         return attend(q, k, v, batch, kind=self._attention, window=self._window(layer))
 
-    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Tensor) -> Tensor:
+    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, turned: Tensor) -> Tensor:
         """The last layer's output at the first token of each pair, [P, hidden]."""
-        q, k, v = self._project(layer, x, rotation)
+        q, k, v = self._project(layer, x, turned)
         context = attend_first(q[batch.starts], k, v, batch, kind=self._attention, window=self._window(layer))
         return self._run_mlp(layer, layer.attention_out.add(context, x[batch.starts]))
 
@@ -162,7 +173,7 @@ class ModernBertCrossEncoder:
     def _layer(self, weights: WeightReader, index: int, kind: str) -> _Layer:
         hidden, inner = self._shape.hidden, self._shape.intermediate
         biases = self._shape.biases
-        name = f"model.layers.{index}"
+        name = f"{self._prefix}layers.{index}"
         return _Layer(
             attention_norm=self._norm(weights, f"{name}.attn_norm") if index else None,
             qkv=self._linear(weights, f"{name}.attn.Wqkv", (3 * hidden, hidden), bias=biases.attention),
@@ -177,39 +188,6 @@ class ModernBertCrossEncoder:
         return self._kind(
             weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]) if bias else None
         )
-
-
-def _head(weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool, then: str | None = None) -> Linear:
-    """A layer of the head: float32 whatever the model's dtype, because bf16 logits tie."""
-    return PlainLinear(
-        weights.take(f"{name}.weight", shape, dtype=torch.float32),
-        weights.take(f"{name}.bias", shape[:1], dtype=torch.float32) if bias else None,
-        then=then,
-    )
-
-
-def _mean_of_each_pair(x: Tensor, batch: PackedBatch) -> Tensor:
-    """Mean over the tokens of each pair, float32 [pairs, hidden]; [T, hidden] in."""
-    lengths = batch.cumulative.diff()
-    pair_of_token = torch.repeat_interleave(lengths, output_size=batch.tokens)
-    sums = torch.zeros(len(batch.lengths), x.shape[1], device=x.device)
-    return sums.index_add_(0, pair_of_token, x[: batch.tokens].float()) / lengths[:, None]
-
-
-def _rotation(positions: Tensor, theta: float, head_size: int) -> Tensor:
-    """Cosines and sines of the rotary angles, float32 [2, T, 1, 1, head_size]."""
-    exponents = torch.arange(0, head_size, 2, device=positions.device).float() / head_size
-    # As the reference rounds it: at position 8,000 another order of operations turns angles by half a thousandth.
-    angles = positions.float()[:, None] * (1.0 / theta**exponents)
-    angles = torch.cat((angles, angles), dim=1)
-    return torch.stack((angles.cos(), angles.sin()))[:, :, None, None, :]
-
-
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """x: [T, 2, heads, head_size] (query and key). Rotated in float32, returned in the dtype of `x`."""
-    wide = x.float()
-    left, right = wide.chunk(2, dim=-1)
-    return (wide * rotation[0] + torch.cat((-right, left), dim=-1) * rotation[1]).to(x.dtype)
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:

@@ -47,7 +47,8 @@ class PackedBatch:
 
     input_ids, token_types: int64 [T]; positions: int64 [T], from 0 in each pair.
     starts: int64 [P], the first token of each pair, then zeros up to the rounded P.
-    cumulative: int32 [pairs + 1], as varlen kernels want it.
+    cumulative: int32 [pairs + 1], as varlen kernels want it. sequences: the same with the filler as one sequence more,
+    int32 [pairs + 2].
     lengths: tokens of each pair, on the host. tokens: their sum; T - tokens is filler.
     """
 
@@ -56,6 +57,7 @@ class PackedBatch:
     positions: Tensor
     starts: Tensor
     cumulative: Tensor
+    sequences: Tensor
     lengths: tuple[int, ...]
     runs: tuple[Run, ...]
     tokens: int
@@ -80,16 +82,18 @@ def pack(pairs: Sequence[EncodedPair], *, device: torch.device) -> PackedBatch:
     # Everything travels as one buffer: one transfer a batch.
     firsts = np.zeros(rounded_rows(len(pairs)), dtype=np.int64)
     firsts[: len(pairs)] = starts
-    flat = transfer_for(device).to_device(torch.from_numpy(np.concatenate([rows.ravel(), firsts, [0], ends])))
     width = rows.shape[1]
-    sizes = [width, width, width, len(firsts), len(pairs) + 1]
-    input_ids, token_types, positions, first_tokens, cumulative = flat.split_with_sizes(sizes)
+    flat = transfer_for(device).to_device(torch.from_numpy(np.concatenate([rows.ravel(), firsts, [0], ends, [width]])))
+    sizes = [width, width, width, len(firsts), len(pairs) + 2]
+    input_ids, token_types, positions, first_tokens, bounds = flat.split_with_sizes(sizes)
+    sequences = bounds.to(torch.int32)
     return PackedBatch(
         input_ids=input_ids,
         token_types=token_types,
         positions=positions,
         starts=first_tokens,
-        cumulative=cumulative.to(torch.int32),
+        cumulative=sequences[:-1],
+        sequences=sequences,
         lengths=tuple(lengths.tolist()),
         runs=tuple(_runs(lengths.tolist())),
         tokens=tokens,

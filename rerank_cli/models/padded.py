@@ -1,4 +1,4 @@
-"""Every other cross-encoder that transformers knows by itself (DeBERTa-v2, MPNet, ELECTRA, ...): its own code, padded.
+"""Every other cross-encoder that transformers knows by itself (DeBERTa-v2, MPNet, ALBERT, ...): its own code, padded.
 
 The fallback for architectures without a packed module. The class is looked up by the `architectures` entry among
 transformers' sequence classifiers; code that lies in the checkpoint is never imported. Batches are padded to their
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.labels import read_score
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.errors import ModelError
 from rerank_cli.models.transfer import transfer_for
@@ -42,6 +43,7 @@ class PaddedCrossEncoder:
         if not isinstance(config.pad_token_id, int):
             raise ModelError(f"{checkpoint.path / 'config.json'}: no `pad_token_id`, which a padded batch needs")
         self._padding_id = config.pad_token_id
+        self._score = read_score(checkpoint)
         self._typed = (getattr(config, "type_vocab_size", None) or 0) > 1 and (
             "token_type_ids" in inspect.signature(self._model.forward).parameters
         )
@@ -62,7 +64,9 @@ class PaddedCrossEncoder:
         )
         more = {"token_type_ids": token_types} if self._typed else {}
         logits: Tensor = self._model(input_ids=inputs, attention_mask=attention_mask, **more).logits
-        return logits.float().squeeze(1)
+        logits = logits.float()
+        score = logits[:, self._score.plus]
+        return score if self._score.minus is None else score - logits[:, self._score.minus]
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -81,6 +85,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"{checkpoint.path}: transformers cannot read this config.json: {_first_line(error)}"
         ) from error
+    config.num_labels = read_score(checkpoint).labels  # where config.json tells none, the head's rows do
     model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if model_class is None or model_class.__name__ != architecture:
         raise ModelError(

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import ClassVar, Protocol
 
@@ -153,6 +155,20 @@ class Overlapping:
         buffer = torch.empty(there.shape, dtype=there.dtype, pin_memory=True)
         buffer.copy_(there, non_blocking=True)
         return _Pinned(buffer, compute.record_event())
+
+
+@contextmanager
+def current(device: torch.device) -> Iterator[None]:
+    """Inside, what names no device of its own is on `device`.
+
+    Triton starts its kernels there, and pinned memory, streams and events wake the GPU that they are asked of: without
+    this a model on the second GPU would fail or take half a GiB of the first.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
 
 
 @cache

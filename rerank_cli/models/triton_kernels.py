@@ -86,6 +86,8 @@ def _quantise_kernel(x, out, scales, size, BLOCK: tl.constexpr):  # noqa: N803
     inside = channels < size
     values = tl.load(x + row * size + channels, mask=inside, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(values), 0) / _FP8_MAX, _LEAST_SCALE)
+    # Maxima leave out what is no number. It must not come out as one: its row is then none at all.
+    scale = tl.where(tl.max(tl.where(values != values, 1, 0), 0) > 0, float("nan"), scale)
     values = tl.minimum(tl.maximum(values / scale, -_FP8_MAX), _FP8_MAX)
     tl.store(out + row * size + channels, values.to(out.dtype.element_ty), mask=inside)
     tl.store(scales + row, scale)

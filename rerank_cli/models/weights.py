@@ -149,7 +149,7 @@ class WeightReader:
 
     def _mapped(self, name: str, info: TensorInfo) -> Tensor:
         self._taken.add(name)
-        tensor: Tensor = self._files[info.file].get_tensor(name)
+        tensor: Tensor = self._files[info.file].get_tensor(info.stored_name or name)
         return tensor
 
     def _read(self, name: str, info: TensorInfo) -> Tensor:

@@ -25,12 +25,14 @@ from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import memory_model, need_for
 from rerank_cli.planning.profile_answer import MachinePlan, plan_machine
-from rerank_cli.planning.profiles import MemoryNeed, ModelProfiles
+from rerank_cli.planning.profiles import MemoryNeed, ModelProfiles, ProfilePlan
 
 # Pairs a window holds: what is tokenised, sorted and committed together. Packed batches need no wide window to avoid
 # padding, so on a CPU it is small and results come early.
 _CPU_WINDOW_PAIRS = 512
 _CUDA_WINDOW_PAIRS = 4096
+MOST_LANES = 8
+"""Of an engine on a CPU. Each holds Python's lock for some 4 % of its time with a small model."""
 _IMAGE_PROCESSES = 8  # at most: together they read 58 to 80 pages of 1700 x 2200 pixels a second (`benchmarks/`)
 
 
@@ -41,7 +43,9 @@ class Plan:
     device: the first one. engines: the device of each loaded copy of the model; more than one are a process each.
     max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU, for each
     engine. needed_bytes: of each device, by the memory model; None where it does not know the model. image_processes:
-    that may read page images ahead of the scoring.
+    that may read page images ahead of the scoring. taken: what the model was taken for, where its files do not say it.
+    lanes: batches that an engine on a CPU computes side by side, each with its part of the threads
+    (`engine/lanes.py`).
     """
 
     profile: str
@@ -58,6 +62,8 @@ class Plan:
     needed_bytes: int | None = None
     engines: tuple[str, ...] = ()
     image_processes: int = 0
+    taken: str = ""
+    lanes: int = 1
 
 
 def plan_model(
@@ -109,6 +115,8 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         precision = "fp16"
         if not _holds_fp8(answer.model):
             warnings.append("fp8 is computed in fp16: the model has no such products, nor such weights")
+    threads = max(1, machine.cpu.cores // len(engines))
+    lanes, needed = _lanes(answer, planned, threads) if on_cpu else (1, planned.needed_bytes)
     return Plan(
         profile=planned.profile,
         kind=planned.kind,
@@ -118,13 +126,42 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         token_budget=planned.token_budget,
         window_pairs=_CPU_WINDOW_PAIRS if on_cpu else _CUDA_WINDOW_PAIRS,
         attention=planned.attention,
-        threads=max(1, machine.cpu.cores // len(engines)),
+        threads=threads,
         reasons=answer.reasons,
         warnings=tuple(warnings),
-        needed_bytes=planned.needed_bytes,
+        needed_bytes=needed,
         engines=tuple(engines),
         image_processes=_image_processes(machine.cpu.cores, engines) if _reads_images(answer.model) else 0,
+        lanes=lanes,
     )
+
+
+def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int, int | None]:
+    """Lanes of each engine on a CPU, as many as its memory allows, and the bytes of all engines then.
+
+    The token budget stays that of one lane, and with it every batch: lanes change no output. A model that transformers
+    runs, and an embedding model, have one.
+    """
+    known, machine = answer.model, answer.machine
+    checkpoint = known.checkpoint if known else None
+    if checkpoint is None or machine is None or _embeds(known) or planned.needed_bytes is None:
+        return 1, planned.needed_bytes
+    model = memory_model(checkpoint)
+    if model is None or model.shape.family == "padded":
+        return 1, planned.needed_bytes
+    free = machine.cpu.memory_available_bytes
+    for lanes in range(min(threads, MOST_LANES), 1, -1):
+        need = need_for(model, cores=machine.cpu.cores, lanes=lanes)
+        needed = need(
+            None,
+            precision=planned.precision,
+            max_tokens=planned.max_tokens,
+            token_budget=max(planned.token_budget, planned.max_tokens),
+            engines=planned.engine_count,
+        )
+        if free is None or needed <= free:
+            return lanes, needed
+    return 1, planned.needed_bytes
 
 
 def _holds_fp8(known: KnownModel | None) -> bool:

@@ -149,7 +149,7 @@ def test_a_dry_run_counts_and_loads_no_weights(
     source = tmp_path / "in.jsonl"
     source.write_text('{"query": "a", "passages": ["b", "b", "' + "c d " * 600 + '"]}\n{"query": 1}\n')
     arguments = ["rerank-file", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", str(model), "--dry-run"]
-    assert main([*arguments, "--format", "json"]) == 0
+    assert main([*arguments, "--format", "json"]) == 3  # as the run would
     result = json.loads(capsys.readouterr().out)
     assert result["schema"] == "rerank-cli/dry-run/1"
     counts = result["counts"]
@@ -157,7 +157,7 @@ def test_a_dry_run_counts_and_loads_no_weights(
     assert result["truncated"] == 1
     assert result["tokens"]["p100"] > 512
     assert not (tmp_path / "out.jsonl").exists()
-    assert main([*arguments, "--format", "text"]) == 0
+    assert main([*arguments, "--format", "text"]) == 3
     assert "pairs that would be truncated" in capsys.readouterr().out
 
 

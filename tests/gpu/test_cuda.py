@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.pointwise import Fused, disagreement, pointwise_for
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
+from tests.parity.wide import ENCODERS, wide_cases
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,7 +32,7 @@ pytestmark = [
 
 PARITY = Path(__file__).parents[1] / "parity"
 SAMPLES = Path(__file__).parents[2] / "samples" / "python-docs.jsonl"
-PACKED = ["bert-ce-open", "xlmr-ce-open", "modernbert-ce-open", "llama-rerank-open"]
+PACKED = [*ENCODERS, "llama-rerank-open"]
 CUDA = torch.device("cuda", 0)
 
 # Of a logit, absolute; these logits lie within +-10. fp32 is the goldens' own tolerance, for which TF32 must be off (it
@@ -45,7 +47,9 @@ def needs_varlen(precision: str) -> None:
 
 
 def engine(path: Path, *, precision: str, attention: str, device: str = "cuda:0") -> LocalEngine:
-    plan = SimpleNamespace(device=device, threads=2, token_budget=16384, precision=precision, attention=attention)
+    plan = SimpleNamespace(
+        device=device, threads=2, lanes=1, token_budget=16384, precision=precision, attention=attention
+    )
     return LocalEngine(plan, read_checkpoint(path))
 
 
@@ -77,9 +81,15 @@ def sample_pairs() -> list[EncodedPair]:
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("attention", ["runs", "varlen"])
-def test_a_golden_has_its_logits_on_the_device(name, precision, attention):
-    pairs, expected = golden_cases(name)
-    with engine(PARITY / name / "checkpoint", precision=precision, attention=attention) as opened:
+def test_a_golden_has_its_logits_on_the_device(name, precision, attention, tmp_path_factory):
+    # The encoders with heads that the varlen kernel takes: with their own they would never meet it.
+    path = PARITY / name / "checkpoint"
+    if name in ENCODERS:
+        path, pairs, expected = wide_cases(name, tmp_path_factory.getbasetemp())
+    else:
+        pairs, expected = golden_cases(name)
+    with engine(path, precision=precision, attention=attention) as opened:
+        assert opened.kernels.endswith("runs" if precision == "fp32" else attention)
         together = opened.score(pairs)
         alone = np.concatenate([opened.score([pair]) for pair in pairs])
     assert np.abs(together - expected).max() <= TOLERANCE[precision]
@@ -141,7 +151,7 @@ def test_the_kinds_of_attention_agree(precision, options, lengths):
     runs = attend(q, k, v, batch, kind="runs", **options)
     assert (varlen.float() - exact).abs().max() <= 2e-2
     assert (runs.float() - exact).abs().max() <= 2e-2
-    assert not varlen[batch.tokens :].any()
+    assert varlen[batch.tokens :].isfinite().all()
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -155,7 +165,7 @@ def test_the_first_tokens_alone_get_what_they_get_among_all(window):
 
 def test_a_batch_travels_in_one_transfer():
     pairs = [EncodedPair(input_ids=np.arange(1, n, dtype=np.int32), second_start=1, tokens=n - 1) for n in (9, 5)]
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         pack(pairs, device=CUDA)
         torch.cuda.synchronize()
     copies = [event for event in profile.events() if "Memcpy HtoD" in event.name]
@@ -168,7 +178,8 @@ def test_scoring_does_not_wait_for_the_device_between_batches(sample_pairs):
         before = torch.cuda.get_sync_debug_mode()
         batches = []
         try:
-            torch.cuda.set_sync_debug_mode("error")
+            with warnings.catch_warnings(action="ignore"):  # that it is a prototype
+                torch.cuda.set_sync_debug_mode("error")
             with torch.inference_mode():
                 batches = [opened._model.forward(sample_pairs[begin : begin + 20]) for begin in range(0, 100, 20)]
         finally:
@@ -214,10 +225,12 @@ def test_weights_of_16_bits_are_multiplied_in_fp8():
     with engine(path, precision="fp8", attention="varlen") as opened:
         assert "FP8, a scale a row" in opened.kernels
         found = opened.score(pairs)
-    on_cpu = load_model(read_checkpoint(path), device="cpu", precision="fp8", attention="runs")
+    # Beside bf16 and not beside FP8 of a CPU, which torch 2.11 does not have with a scale a row.
+    on_cpu = load_model(read_checkpoint(path), device="cpu", precision="bf16", attention="runs")
     with torch.inference_mode():
-        expected = on_cpu.forward(sorted(pairs, key=lambda pair: -len(pair.input_ids))).numpy()
-    assert np.abs(np.sort(found) - np.sort(expected)).max() <= 0.1 * np.abs(expected).max()
+        expected = np.concatenate([on_cpu.forward([pair]).numpy() for pair in pairs])
+    assert np.abs(found - expected).max() <= 0.15 * np.abs(expected).max()
+    assert not np.array_equal(found, expected)
 
 
 def test_two_engines_on_the_card_have_the_logits_of_one(sample_pairs):

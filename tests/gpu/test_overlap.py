@@ -213,7 +213,7 @@ class Faulty:
         beyond = torch.full((len(pairs),), 7, device="cuda:0")
         return torch.zeros(3, device="cuda:0")[beyond]
 
-plan = SimpleNamespace(device="cuda:0", threads=1, token_budget=64, precision="fp32", attention="runs")
+plan = SimpleNamespace(device="cuda:0", threads=1, lanes=1, token_budget=64, precision="fp32", attention="runs")
 scorer = LocalEngine(plan, SimpleNamespace(architecture="BertForSequenceClassification"), model=Faulty())
 try:
     scorer.score([EncodedPair(np.ones(8, dtype=np.int32), 2, 8)] * 40)

@@ -70,6 +70,18 @@ MODERNBERT_BASE: dict[str, Any] = {
     "classifier_pooling": "mean",
     "id2label": {"0": "x"},
 }
+GTE_BASE: dict[str, Any] = {
+    "architectures": ["NewForSequenceClassification"],
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "vocab_size": 250048,
+    "type_vocab_size": 1,
+    "rope_theta": 20000,
+    "rope_scaling": {"type": "ntk", "factor": 8.0},
+    "id2label": {"0": "x"},
+}
 QWEN3_SMALL: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "hidden_size": 1024,

@@ -28,6 +28,7 @@ from rerank_cli.planning.memory import (
 from rerank_cli.records import ImageBlock, Tiles
 from tests.memory.conftest import (
     BERT_L12,
+    GTE_BASE,
     LLAMA_1B,
     MODERNBERT_BASE,
     QWEN3_SMALL,
@@ -40,6 +41,7 @@ from tests.memory.conftest import (
 )
 
 SHAPES = {"llama-1b": LLAMA_1B, "bert-l12": BERT_L12, "xlmr-large": XLMR_LARGE, "modernbert-base": MODERNBERT_BASE}
+SHAPES["gte-base"] = GTE_BASE
 # The peak is the same from the second layer on (ModernBERT: from the first local one on); fewer layers, quicker tests.
 FEW = {"num_hidden_layers": 2}
 FEW_OF = {"modernbert-base": {"num_hidden_layers": 4}}

@@ -26,7 +26,7 @@ SAMPLES = HERE.parents[1] / "samples"
 
 @dataclass(frozen=True)
 class Group:
-    max_tokens: int
+    max_tokens: int | None  # None: no limit but the checkpoint's own
     instruction: str | None
     max_tiles: int | None
     folder: Path
@@ -37,7 +37,7 @@ class Group:
         more = () if self.instruction is None else ("--instruction", self.instruction)
         if self.max_tiles is not None:
             more = (*more, "--max-input-tiles", str(self.max_tiles), "--image-root", str(self.folder))
-        return ("--max-tokens", str(self.max_tokens), *more)
+        return more if self.max_tokens is None else ("--max-tokens", str(self.max_tokens), *more)
 
     @property
     def images(self) -> ImageLimits:
@@ -64,7 +64,7 @@ class Golden:
     @property
     def groups(self) -> list[Group]:
         """The cases that one run can score: those of one limit, one instruction and one number of tiles."""
-        groups: dict[tuple[int, str | None, int | None], Group] = {}
+        groups: dict[tuple[int | None, str | None, int | None], Group] = {}
         for case in self.cases:
             key = case["max_length"], case.get("instruction"), case.get("max_input_tiles")
             groups.setdefault(key, Group(*key, folder=self.checkpoint.parent, cases=[])).cases.append(case)

@@ -32,6 +32,8 @@ FAMILIES = {
     "BertForSequenceClassification": "BERT cross-encoders",
     "XLMRobertaForSequenceClassification": "XLM-R cross-encoders",
     "ModernBertForSequenceClassification": "ModernBERT cross-encoders",
+    "ModernBertModel": "ModernBERT with a declared head (ettin)",
+    "NewForSequenceClassification": "gte-multilingual-reranker",
     "DebertaV2ForSequenceClassification": "DeBERTa-v2 cross-encoders",
     "LlamaBidirectionalForSequenceClassification": "Nemotron and AutoModel rerankers",
     "LlamaNemotronVLForSequenceClassification": "Nemotron page-image rerankers",
@@ -39,6 +41,22 @@ FAMILIES = {
     "Qwen3ForCausalLM": "Qwen3-Reranker",
     "Qwen2ForCausalLM": "mxbai-rerank v2",
     "GemmaForCausalLM": "bge-reranker-v2-gemma",
+    "Qwen3ForSequenceClassification": "Qwen3 classifiers",
+    "LlamaForSequenceClassification": "Llama classifiers",
+}
+# What a checkpoint declares decides more than its architecture.
+DECLARED = {
+    "zerank2-open": "one LogitScore, roles in a chat template (zerank-2)",
+    "qwen3-st-open": "Qwen3-Reranker with a LogitScore and a default prompt",
+    "ctxl-open": "document before query, one LogitScore (ctxl-rerank)",
+    "qwen3-seqcls-open": "Qwen3 classifier with a chat template and a default prompt",
+    "llama-seqcls-st-open": "Llama classifier of plain pairs",
+    "bert-prompt-open": "BERT with a default prompt",
+    "bert-types-open": "BERT without token types",
+    "bert-stcfg-open": "BERT with a limit and lower-casing of its own",
+    "bert-left-open": "BERT that is cut on the left",
+    "jina-v2-open": "jina-reranker-v2 (flash XLM-R)",
+    "monobert-2label-open": "monoBERT (two labels)",
 }
 
 
@@ -63,8 +81,9 @@ def render() -> str:
     for name in sorted(worst, key=lambda name: (list(FAMILIES).index(_architecture(name)), name)):
         architecture, row = _architecture(name), _facts(name)
         cases = f"{row['cases']}, {row['images']} with images" if row["images"] else f"{row['cases']}"
+        family = DECLARED.get(name, FAMILIES[architecture]) + row["more"]
         lines.append(
-            f"| {FAMILIES[architecture]}{row['more']} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
+            f"| {family} | `{architecture}` | `{name}` | {cases} | {row['what']} | "
             f"{_number(row['tolerance'])} | {_number(worst[name])} |"
         )
     return "\n".join(lines)

@@ -35,7 +35,7 @@ from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.engine.scorer import LocalEngine
 
 TOLERANCE = 1e-5
-PLAN = SimpleNamespace(device="cpu", threads=1, token_budget=4096, precision="fp32", attention="runs")
+PLAN = SimpleNamespace(device="cpu", threads=1, lanes=1, token_budget=4096, precision="fp32", attention="runs")
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,18 @@ import rerank_cli.encoding.encoder as encoding
 import rerank_cli.encoding.images.cut as cut
 import rerank_cli.models.siglip as siglip
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
+from rerank_cli.checkpoint.declared import Pooling
+from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.encoder import PairEncoder, open_encoder
 from rerank_cli.encoding.prompt import NEMOTRON
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionPrompts
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.models import RerankModel, load_embedder, load_model
+from rerank_cli.models.norms import LayerNorm
 from rerank_cli.records import EncodedPair
 from tests.parity import test_embedding_golden as embedding
 
-PLAN = SimpleNamespace(device="cpu", threads=1, token_budget=2048, precision="fp32", attention="runs")
+PLAN = SimpleNamespace(device="cpu", threads=1, lanes=1, token_budget=2048, precision="fp32", attention="runs")
 
 Encode = Callable[[PairEncoder, str, str], EncodedPair]
 
@@ -70,6 +73,62 @@ def with_config(**other: Any) -> Callable[[Checkpoint], Checkpoint]:
 
 def with_language(**other: Any) -> Callable[[Checkpoint], Checkpoint]:
     return lambda checkpoint: with_config(llm_config={**checkpoint.config["llm_config"], **other})(checkpoint)
+
+
+def with_tokenizer(**other: Any) -> Callable[[Checkpoint], Checkpoint]:
+    return lambda checkpoint: dataclasses.replace(checkpoint, tokenizer_config={**checkpoint.tokenizer_config, **other})
+
+
+def with_declared(**other: Any) -> Callable[[Checkpoint], Checkpoint]:
+    return lambda checkpoint: dataclasses.replace(
+        checkpoint, declared=dataclasses.replace(checkpoint.declared, **other)
+    )
+
+
+def with_label(label: int) -> Callable[[Checkpoint], Checkpoint]:
+    return lambda checkpoint: dataclasses.replace(checkpoint, label=label)
+
+
+def with_modules(change: Callable[[Any], Any]) -> Callable[[Checkpoint], Checkpoint]:
+    def changed(checkpoint: Checkpoint) -> Checkpoint:
+        return with_declared(modules=tuple(change(module) for module in checkpoint.declared.modules))(checkpoint)
+
+    return changed
+
+
+def with_tanh(module: Any) -> Any:
+    return dataclasses.replace(module, activation="Tanh") if getattr(module, "activation", "") == "GELU" else module
+
+
+def with_mean(module: Any) -> Any:
+    return dataclasses.replace(module, modes=("mean",)) if isinstance(module, Pooling) else module
+
+
+def without_norm_bias(model: RerankModel) -> None:
+    for place, layer in enumerate(model._head._layers):
+        if isinstance(layer, LayerNorm):
+            layers = list(model._head._layers)
+            layers[place] = dataclasses.replace(layer, bias=torch.zeros_like(layer.bias))
+            model._head._layers = tuple(layers)
+
+
+def with_key_and_value_exchanged(model: RerankModel) -> None:
+    last = model._last_attention
+    last._key, last._value = last._value.transpose(1, 2), last._key.transpose(1, 2)
+
+
+def with_gate_and_up_exchanged(model: RerankModel) -> None:
+    for layer in model._layers:
+        gated = layer.gated
+
+        def exchanged(x: torch.Tensor, gated: Any = gated) -> torch.Tensor:
+            return torch.cat(gated(x).chunk(2, dim=-1)[::-1], dim=-1)
+
+        model._layers[model._layers.index(layer)] = dataclasses.replace(layer, gated=exchanged)
+
+
+def without_the_division(model: RerankModel) -> None:
+    model._frequencies = model._frequencies * model._shape.scaling ** (2 / model._shape.head_size)
 
 
 def with_processor(**other: Any) -> Callable[[Checkpoint], Checkpoint]:
@@ -123,10 +182,11 @@ def off(golden, *, encode: Encode = as_pair, change=unchanged, spoil=as_loaded) 
         for group in golden.groups:
             encoder = open_encoder(
                 checkpoint,
-                max_tokens=group.max_tokens,
+                max_tokens=group.max_tokens or model_max_tokens(checkpoint),
                 truncate="reference",
                 special_tokens="allow",
                 images=group.images,
+                instruction=group.instruction,
             )
             logits = engine.score([encode(encoder, *pair) for pair in group.pairs])
             expected = [golden.expected[case["id"]]["logit"] for case in group.cases]
@@ -156,6 +216,10 @@ BERT, XLMR, MODERNBERT, DEBERTA, LLAMA, VL, EMBEDDER = (
     "bert-ce-open", "xlmr-ce-open", "modernbert-ce-open", "deberta-ce-open", "llama-rerank-open",
     "nemotron-vl-rerank-open", "nemotron-vl-embed-open",
 )  # fmt: skip
+JINA, GTE, MONOBERT, ETTIN, PROMPT, TYPES, LIMIT, LEFT = (
+    "jina-v2-open", "gte-multilingual-open", "monobert-2label-open", "ettin-open", "bert-prompt-open",
+    "bert-types-open", "bert-stcfg-open", "bert-left-open",
+)  # fmt: skip
 SWAPPED_THETA = {"global_rope_theta": 10_000.0, "local_rope_theta": 160_000.0}
 WRONG = [
     *(
@@ -179,6 +243,21 @@ WRONG = [
     (MODERNBERT, "tanh-gelu", {"change": with_config(hidden_activation="gelu_new")}),
     (MODERNBERT, "tanh-gelu-in-the-head", {"change": with_config(classifier_activation="gelu_new")}),
     (MODERNBERT, "every-second-layer-global", {"change": with_config(global_attn_every_n_layers=2)}),
+    *((name, "swapped", {"encode": swapped}) for name in (JINA, GTE, MONOBERT, ETTIN)),
+    (JINA, "padding-id", {"change": with_config(pad_token_id=0)}),
+    (JINA, "key-and-value-exchanged", {"spoil": with_key_and_value_exchanged}),
+    (GTE, "ntk-ignored", {"change": with_config(rope_scaling=None)}),
+    (GTE, "ntk-not-divided", {"spoil": without_the_division}),
+    (GTE, "gate-and-up-exchanged", {"spoil": with_gate_and_up_exchanged}),
+    (GTE, "tanh-gelu", {"change": with_config(hidden_act="gelu_new")}),
+    (MONOBERT, "label-1-alone", {"change": with_label(1)}),
+    (MONOBERT, "label-0-alone", {"change": with_label(0)}),
+    (ETTIN, "norm-without-bias", {"spoil": without_norm_bias}),
+    (ETTIN, "mean-pooling", {"change": with_modules(with_mean)}),
+    (ETTIN, "tanh", {"change": with_modules(with_tanh)}),
+    (PROMPT, "no-prompt", {"change": with_declared(prompt=None)}),
+    (TYPES, "types", {"change": with_tokenizer(model_input_names=["input_ids", "token_type_ids"])}),
+    (LIMIT, "not-lower-cased", {"change": with_declared(lower_case=False)}),
     (LLAMA, "swapped", {"encode": swapped}),
     (LLAMA, "without_first_token", {"encode": without_first_token}),
     (LLAMA, "causal-mask", {"change": with_config(is_causal=True)}),
@@ -209,7 +288,9 @@ WRONG_CODE = [
 ]
 
 
-@pytest.mark.parametrize("name", [BERT, XLMR, MODERNBERT, DEBERTA, LLAMA, VL])
+@pytest.mark.parametrize(
+    "name", [BERT, XLMR, MODERNBERT, DEBERTA, LLAMA, VL, JINA, GTE, MONOBERT, ETTIN, PROMPT, TYPES, LIMIT, LEFT]
+)
 def test_the_product_itself_is_within_the_tolerance(goldens, name):
     assert off(goldens[name]) == 0
 
@@ -221,6 +302,14 @@ def test_the_embedder_itself_is_within_the_tolerance():
 @pytest.mark.parametrize(("name", "wrong", "variant"), WRONG, ids=[f"{name}-{wrong}" for name, wrong, _ in WRONG])
 def test_a_wrong_variant_is_seen(goldens, name, wrong, variant):
     assert (off_vectors(**variant) if name == EMBEDDER else off(goldens[name], **variant)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "cases"),
+    [(LIMIT, with_declared(max_tokens=None), 2), (LEFT, with_tokenizer(truncation_side="right"), 3)],
+)
+def test_a_limit_and_a_side_are_seen_in_the_cases_that_are_cut(goldens, name, change, cases):
+    assert off(goldens[name], change=change) == cases
 
 
 @pytest.mark.parametrize(("wrong", "module", "name", "value"), WRONG_CODE, ids=[row[0] for row in WRONG_CODE])

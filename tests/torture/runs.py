@@ -33,10 +33,11 @@ class Hindered(Files):
     """Files whose n-th call, counted from 1 over all kinds, meets a fault.
 
     fault: `before` or `after` kills the process there, `half` kills it after half of a write; the name of an error
-    raises it in place of the call.
+    raises it in place of the call. hand: what a second hand does before it, and to which file (`meddle`).
     """
 
-    def __init__(self, at: int, fault: str, count_file: str | None) -> None:
+    def __init__(self, at: int, fault: str, count_file: str | None, hand: tuple[str, str] | None = None) -> None:
+        self._hand = hand
         self._at = at
         self._fault = fault
         self._calls = 0
@@ -47,6 +48,9 @@ class Hindered(Files):
         if self._count_file:
             Path(self._count_file).write_text(str(self._calls))
         if self._calls != self._at:
+            return do()
+        if self._hand:
+            meddle(*self._hand)
             return do()
         if self._fault == "before":
             _kill()
@@ -79,8 +83,14 @@ class Hindered(Files):
     def close(self, descriptor: int) -> None:
         self._call("close", lambda: super(Hindered, self).close(descriptor))
 
+    def create(self, path: Path) -> int:
+        return self._call("create", lambda: super(Hindered, self).create(path))
+
     def rename(self, old: Path, new: Path) -> None:
         self._call("rename", lambda: super(Hindered, self).rename(old, new))
+
+    def place(self, old: Path, new: Path) -> None:
+        self._call("place", lambda: super(Hindered, self).place(old, new))
 
     def unlink(self, path: Path) -> None:
         self._call("unlink", lambda: super(Hindered, self).unlink(path))
@@ -90,6 +100,44 @@ class Hindered(Files):
 
     def sync_folder(self, path: Path) -> None:
         self._call("sync_folder", lambda: super(Hindered, self).sync_folder(path))
+
+
+def meddle(what: str, which: str) -> None:  # noqa: C901 (a table)
+    """What a second hand may do to a file; nothing where the file is not there."""
+    path = Path(which)
+    if what == "make" and not path.exists():
+        path.write_bytes(b"by another hand\n")
+    if what == "make" or not path.exists():
+        return
+    match what:
+        case "delete":
+            path.unlink()
+        case "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        case "append":
+            with path.open("ab") as stream:
+                stream.write(b"by another hand\n")
+        case "overwrite":
+            with path.open("r+b") as stream:
+                stream.seek(path.stat().st_size // 2)
+                stream.write(b"#")
+        case "replace":
+            other = path.with_name(f"{path.name}.other")
+            other.write_bytes(path.read_bytes()[::-1])
+            other.replace(path)
+        case "copy":
+            other = path.with_name(f"{path.name}.other")
+            other.write_bytes(path.read_bytes())
+            other.replace(path)
+        case "chmod":
+            path.chmod(0o600)
+        case "link":
+            path.with_name(f"{path.name}.other").hardlink_to(path)
+        case "rename":
+            path.rename(path.with_name(f"{path.name}.other"))
+
+
+HANDS = ("delete", "cut", "append", "overwrite", "replace", "copy", "chmod", "link", "rename")
 
 
 def on_one_core() -> None:
@@ -105,7 +153,7 @@ def _kill() -> None:
 class Asked:
     """A run: the fields of `JobOptions`, nested ones as plain values, and what happens to it.
 
-    at, fault: see `Hindered`. after, signal: seconds after which a signal is sent.
+    at, fault, hand: see `Hindered`. after, signal: seconds after which a signal is sent.
     """
 
     inputs: tuple[str, ...]
@@ -116,6 +164,7 @@ class Asked:
     after: float | None = None
     signal: int = signal.SIGKILL
     count_file: str | None = None
+    hand: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +241,7 @@ def _run(asked: Asked, log: Any) -> int:
             fields[name] = tuple(fields[name])
     names = Names(asked.output, **fields.pop("names", {}))
     options = JobOptions(inputs=tuple(asked.inputs), names=names, **fields)
-    files = Hindered(asked.at, asked.fault, asked.count_file) if asked.at else Files()
+    files = Hindered(asked.at, asked.fault, asked.count_file, asked.hand) if asked.at else Files()
     try:
         outcome = run_job(options, Watcher(on_note=lambda text: log.write(text + "\n")), files=files)
     except RerankError as error:

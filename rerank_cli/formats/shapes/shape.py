@@ -19,7 +19,7 @@ from rerank_cli.formats.shapes.fields import RowProblem, identity_of, row_error
 from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError
 
 _OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens", "tiles", "kept_tiles"})
-_SCORES = frozenset({"logit", "cosine"})
+_SCORES = frozenset({"logit", "cosine", "dot"})
 
 Item = Row | RowError | Gap
 Grouped = CandidateList | RowError | Gap

@@ -39,6 +39,9 @@ def looks_like_run(line: str) -> bool:
     return _LINE.match(line) is not None
 
 
+_BLANKS = re.compile(r"[ \t\n\r\f\v]+")  # those of C, which trec_eval cuts at: a no-break space is part of an id
+
+
 @dataclass(frozen=True, slots=True)
 class RunLine:
     """A line of a run."""
@@ -48,9 +51,13 @@ class RunLine:
     score: float
 
 
+def _columns(line: str) -> list[str]:
+    return [column for column in _BLANKS.split(line) if column]
+
+
 def parse_line(row: Row) -> RunLine | RowError:
     """The line that `row` holds as its one field."""
-    columns = str(row.fields["passage"]).split()
+    columns = _columns(str(row.fields["passage"]))
     if len(columns) != _COLUMNS:
         message = f"a line of a run has 6 columns (query Q0 passage rank score tag), this one has {len(columns)}"
         return row_error(row, "bad-run-line", message, columns[0] if columns else None)
@@ -112,7 +119,7 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
         if identity is None:
             return "no-passage-id", f"{name} has no id, which a TREC run needs"
         text = str(identity)
-        if not text or len(text.split()) != 1 or text != text.strip():
+        if not text or _BLANKS.search(text):
             return "unfit-id", f"the id of {name} is empty or has white space in it, which a TREC run cannot carry"
         if index and text in seen:
             return "repeated-passage", f"{name} has the id of an earlier passage"
@@ -201,7 +208,7 @@ class TrecShape:
 
     def group_key(self, fields: Mapping[str, Any]) -> int:
         """What decides the query of a line."""
-        return digest_of((str(fields["passage"]).split(maxsplit=1) or [""])[0])
+        return digest_of((_columns(str(fields["passage"])) or [""])[0])
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`."""

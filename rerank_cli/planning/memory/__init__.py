@@ -27,7 +27,7 @@ from rerank_cli.planning.memory.estimate import (
     memory_model,
     need_for,
 )
-from rerank_cli.planning.memory.peak import BatchSize, Execution, Moment, peak
+from rerank_cli.planning.memory.peak import BatchSize, Execution, Moment, peak, takes_varlen
 from rerank_cli.planning.memory.published import PublishedMemory, published_memory, tables_for
 from rerank_cli.planning.memory.shape import ModelShape, VisionShape, read_model_shape, shape_of_profile
 from rerank_cli.planning.memory.weight_bytes import Weights, count_weights, parameters
@@ -58,4 +58,5 @@ __all__ = [
     "read_model_shape",
     "shape_of_profile",
     "tables_for",
+    "takes_varlen",
 ]

@@ -25,6 +25,7 @@ from rerank_cli.planning.memory.peak import (
     input_bytes,
     peak,
     pixel_bytes,
+    takes_varlen,
     tower_peak,
 )
 from rerank_cli.planning.memory.shape import ModelShape, read_model_shape, shape_of_profile
@@ -84,7 +85,11 @@ class DescribedGpu(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and how a model runs. cores: threads of a CPU. A capability of None is taken for a recent GPU."""
+    """Where and how a model runs.
+
+    cores: threads of a CPU. A capability of None is taken for a recent GPU. lanes: batches that an engine computes side
+    by side.
+    """
 
     cpu: bool = False
     precision: str = "fp16"
@@ -92,13 +97,15 @@ class Place:
     capability: Capability | None = None
     cores: int = 1
     engines: int = 1
+    lanes: int = 1
 
     def execution(self, shape: ModelShape) -> Execution:
         """How the forward runs there, as `models/__init__.py` and `models/attention.py` decide it."""
         element = ELEMENT_BYTES[self.precision]
         if not self.cpu:
             old = self.capability is not None and self.capability < _FLASH_CAPABILITY
-            return Execution(element=element, repeats_heads=old or element == _FLOAT)
+            flash = not old and element != _FLOAT
+            return Execution(element=element, repeats_heads=not flash, varlen=flash and takes_varlen(shape.head_size))
         llama = shape.family in ("llama", "vl")
         if self.precision == "int8":
             return Execution(element=_FLOAT, fused=True, products=True, threads=self.cores)
@@ -129,6 +136,7 @@ class Estimate:
     activations, attention_workspace: at the peak of the forward. vision: image embeddings and pixels, and what the
     tower needs beyond the peak of the language model; the two do not run at once. pooled: what comes out of the layers.
     waiting: batches that a GPU has and has not begun. loading: what rounding the weights to FP8 needs beyond a forward.
+    lanes: forwards at a time. Images are seen by one tower for all of them, and counted with each: a cautious figure.
     """
 
     weights: int
@@ -142,6 +150,7 @@ class Estimate:
     waiting: int = 0
     loading: int = 0
     engines: int = 1
+    lanes: int = 1
 
     @property
     def forward(self) -> int:
@@ -151,7 +160,7 @@ class Estimate:
     @property
     def total(self) -> int:
         """Bytes of all engines together."""
-        one = self.weights + self.forward + self.cublas_workspace + self.context + self.slack
+        one = self.weights + self.lanes * self.forward + self.cublas_workspace + self.context + self.slack
         one += self.waiting + self.loading
         return one * self.engines
 
@@ -172,10 +181,11 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Place, *, tiles: int =
         pooled=pooled,
         cublas_workspace=0 if place.cpu else cublas_workspace_bytes(place.capability),
         context=constants.context_bytes,
-        slack=constants.slack_bytes + int(constants.slack_share * forward),
+        slack=constants.slack_bytes + int(constants.slack_share * forward * place.lanes),
         waiting=0 if place.cpu else _waiting_bytes(shape, batch, tiles),
         loading=max(0, model.weights.loading_bytes(fp8=fp8) - forward),
         engines=place.engines,
+        lanes=place.lanes,
     )
 
 
@@ -195,11 +205,12 @@ def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int)
     return kept + max(beside, tower_peak(shape.vision, tiles, how)) - beside
 
 
-def need_for(model: MemoryModel, *, cores: int = 1) -> Callable[..., int]:
+def need_for(model: MemoryModel, *, cores: int = 1, lanes: int = 1) -> Callable[..., int]:
     """The memory model as `profiles.select_profile` asks it; satisfies `profiles.MemoryNeed`.
 
     A batch of a token budget is taken at its hungriest: pairs of every length, and for a model with vision images in
     all of its tokens, or as many as the tower sees before the batches of a part. cores: threads of the CPU.
+    lanes: of each engine.
     """
 
     def need(gpu: DescribedGpu | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
@@ -210,6 +221,7 @@ def need_for(model: MemoryModel, *, cores: int = 1) -> Callable[..., int]:
             capability=gpu.compute_capability if gpu else None,
             cores=cores,
             engines=engines,
+            lanes=lanes,
         )
         vision = model.shape.vision
         tiles = 0

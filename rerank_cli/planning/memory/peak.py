@@ -11,6 +11,7 @@ size, I the MLP's, Q and K the channels of all query and of all key heads.
 
     BERT, RoBERTa    2H + 2I, with the activation fused 3H + I | in attention 6H
     ModernBERT       2H + 3I | in attention 8H | rotation in float32
+    GTE              3H + 3I | in attention 8H | rotation in float32
     Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
     SigLIP tower     6H, of 8 tiles at a time
 
@@ -39,7 +40,6 @@ _WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attenti
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
 _PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK = 512, 16, 256  # of attention by products (`product_attention.py`)
 _IMAGE_CHANNELS = 3
-_RELATIVE_POSITIONS = 512  # of DeBERTa-v3: 256 buckets to either side
 _SHORTEST_PAIR = 8  # tokens; the least that `--max-tokens` takes
 
 
@@ -100,6 +100,14 @@ def rounded_rows(count: int) -> int:
     return -(-count // step) * step
 
 
+def takes_varlen(head_size: int) -> bool:
+    """Whether the varlen kernel takes heads of this size.
+
+    Source: torch's mha_varlen_fwd (aten, flash attention) takes a multiple of 8 channels, at most 256.
+    """
+    return head_size % 8 == 0 and head_size <= 256
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """How the forward runs, as far as memory depends on it.
@@ -107,7 +115,7 @@ class Execution:
     element: bytes of an activation. fused: the linear layers apply their activation in place (oneDNN on a CPU).
     repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
     by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
-    rounded to FP8.
+    rounded to FP8. varlen: attention of the whole batch is one kernel.
     """
 
     element: int = 2
@@ -116,6 +124,7 @@ class Execution:
     products: bool = False
     threads: int = 0
     fp8: bool = False
+    varlen: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -139,6 +148,8 @@ def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
     workspace = _attention_workspace(shape, batch, how)
     if shape.family == "modernbert":
         attending, others = _modernbert(shape, batch, how)
+    elif shape.family == "gte":
+        attending, others = _gte(shape, batch, how)
     elif shape.family in ("llama", "vl"):
         attending, others = _llama(shape, batch, how)
     else:
@@ -148,7 +159,7 @@ def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 
 def input_bytes(batch: BatchSize) -> int:
     """What a packed batch is made of before its embeddings (`models/packed.py`)."""
-    return 3 * _INT64 * batch.rows + _INT64 * batch.firsts + (_INT64 + 4) * (batch.pairs + 1)
+    return 3 * _INT64 * batch.rows + _INT64 * batch.firsts + (_INT64 + 4) * (batch.pairs + 2)
 
 
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
@@ -168,6 +179,17 @@ def _modernbert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[in
     mlp = rotations + e * t * (2 * h + 3 * i)  # input, x; the two halves, the activated one
     wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
     rotate = rotations + t * (e * 5 * h + wide + _FLOAT * 6 * h)
+    return attending, [mlp, rotate]
+
+
+def _gte(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
+    """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
+    h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
+    rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
+    attending = rotations + e * (7 * h * t + _result(h, batch, how))
+    mlp = rotations + e * t * (3 * h + 3 * i)  # input, x, the layer's output; the two halves, the activated one
+    wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
+    rotate = rotations + t * (e * 4 * h + wide + _FLOAT * 6 * h)
     return attending, [mlp, rotate]
 
 
@@ -218,7 +240,12 @@ def _chunked_mlp(shape: ModelShape, t: int, how: Execution) -> int:
 
 
 def _result(width: int, batch: BatchSize, how: Execution) -> int:
-    """Elements of what a run of attention gives before it is put in its place; a block's count as workspace."""
+    """Elements of what a run of attention gives before it is put in its place; a block's count as workspace.
+
+    What the varlen kernel gives is the context itself.
+    """
+    if how.varlen:
+        return 0
     return 0 if how.products and batch.longest <= _PRODUCT_LONGEST else width * batch.run_tokens
 
 
@@ -237,6 +264,8 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
         rows = length * (1 << (pairs.bit_length() - 1))
         block = rows * (2 * shape.queries + 2 * shape.keys + shape.heads * (length + 1))
         return _FLOAT * shape.heads * batch.rows + _BFLOAT * block  # bfloat16 beside layers in int8 too
+    if how.varlen:
+        return _FLOAT * shape.heads * batch.rows
     size = _FLOAT * shape.heads * run
     if shape.window is not None and batch.longest > shape.window + 1:
         keys = min(batch.longest, _WINDOW_BLOCK + 2 * shape.window)
@@ -253,17 +282,28 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
 
 
 def _padded(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
-    """A cautious bound for classifiers that transformers runs: padded, with scores of length x length in each layer.
+    """A cautious bound for classifiers that transformers runs, padded; `ModelShape.padded_attention` says which.
 
-    Four matrices of scores stand for the position-aware attention of DeBERTa, the hungriest of them; 16 hidden rows
-    for its projections, and 4 tables of relative positions. `models/tracker.py` gives the exact figure at the price of
-    loading torch.
+    Each keeps 4 hidden rows and up to 3 of its MLP's, one more where the activation is not one operator. Attention:
+
+        fused       no scores; the mask of padding, length x length, as booleans and in the precision
+        scores      three matrices of length x length a head: the scores, with the mask, their softmax
+        positions   six of them (DeBERTa, and all that is not known), a matrix of scores against the relative positions
+                    (twice the length where there are not so many), and the tables of these, twice a pair
+
+    `models/tracker.py` gives the exact figure at the price of loading torch, and tests hold the two together.
     """
-    t = batch.padded_tokens
-    scores = 4 * how.element * shape.heads * t * batch.longest
-    rows = how.element * t * (16 * shape.hidden + 2 * shape.intermediate) + 4 * _INT64 * t
-    rows += how.element * 4 * _RELATIVE_POSITIONS * shape.hidden
-    return Moment(rows + scores, scores)
+    t, h, e, length = batch.padded_tokens, shape.hidden, how.element, batch.longest
+    rows = e * t * max(10 * h, 4 * h + (3 + shape.wide_activation) * shape.intermediate) + 4 * _INT64 * t
+    if shape.padded_attention == "fused":
+        return Moment(rows + (e + 1) * t * length, (e + 1) * t * length)
+    if shape.padded_attention == "scores":
+        scores = 3 * e * shape.heads * t * length
+        return Moment(rows + scores, scores)
+    relative = shape.relative_positions or 2 * length
+    scores = e * shape.heads * t * (6 * length + relative)
+    tables = (2 * batch.pairs + 8) * e * relative * h
+    return Moment(rows + scores + tables, scores)
 
 
 def tower_peak(vision: VisionShape, tiles: int, how: Execution) -> int:

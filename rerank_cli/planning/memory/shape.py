@@ -14,19 +14,62 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.planning.profiles import ModelFacts
 
-Family = Literal["bert", "roberta", "modernbert", "llama", "vl", "padded"]
+Family = Literal["bert", "roberta", "modernbert", "gte", "llama", "vl", "padded"]
 """Whose forward runs: the packed ones, the vision-language model, or any other classifier, padded by transformers."""
+
+PaddedAttention = Literal["fused", "scores", "positions"]
+"""How a classifier that transformers runs attends: by a fused kernel, by a matrix of scores, or by several of them."""
+
+# Encoders whose attention transformers 5 leaves to torch's fused kernels, and those that make one matrix of scores; all
+# others are taken for the hungriest. A test asks transformers.
+_FUSED = {
+    "AlbertForSequenceClassification", "Data2VecTextForSequenceClassification", "DistilBertForSequenceClassification",
+    "ErnieForSequenceClassification", "EuroBertForSequenceClassification", "GteForSequenceClassification",
+    "NomicBertForSequenceClassification", "RoCBertForSequenceClassification",
+    "RobertaPreLayerNormForSequenceClassification", "XLMRobertaXLForSequenceClassification",
+    "XmodForSequenceClassification",
+}  # fmt: skip
+_SCORES = {
+    "ConvBertForSequenceClassification", "MPNetForSequenceClassification",
+    "MegatronBertForSequenceClassification", "RemBertForSequenceClassification", "RoFormerForSequenceClassification",
+}  # fmt: skip
+_COMPOSED = {"gelu_new", "gelu_fast", "gelu_10", "quick_gelu", "mish"}  # activations of several operators
+_COMPOSED_BY_DEFAULT = {"AlbertForSequenceClassification"}
+# What other families than BERT's call their sizes; source: `attribute_map` of transformers' configurations.
+_SYNONYMS = {
+    "hidden_size": ("dim", "d_model", "n_embd", "emb_dim"),
+    "num_attention_heads": ("n_heads", "n_head", "num_heads", "encoder_attention_heads"),
+    "num_hidden_layers": ("n_layers", "n_layer", "num_layers", "encoder_layers"),
+    "intermediate_size": ("hidden_dim", "d_inner", "d_ff", "n_inner", "encoder_ffn_dim"),
+    "max_position_embeddings": ("n_positions", "max_seq_len"),
+}
+_FOUR_TIMES = 4  # the hidden size: an MLP's, where config.json does not tell it
 
 FAMILIES: Mapping[str, Family] = {
     "BertForSequenceClassification": "bert",
     "RobertaForSequenceClassification": "roberta",
     "XLMRobertaForSequenceClassification": "roberta",
     "CamembertForSequenceClassification": "roberta",
+    "ElectraForSequenceClassification": "bert",
     "ModernBertForSequenceClassification": "modernbert",
+    "NewForSequenceClassification": "gte",
+    "BertModel": "bert",
+    "RobertaModel": "roberta",
+    "XLMRobertaModel": "roberta",
+    "CamembertModel": "roberta",
+    "ElectraModel": "bert",
+    "ModernBertModel": "modernbert",
     "LlamaBidirectionalForSequenceClassification": "llama",
     "Qwen3ForCausalLM": "llama",
     "Qwen2ForCausalLM": "llama",
     "GemmaForCausalLM": "llama",
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen3ForSequenceClassification": "llama",
+    "Qwen2ForSequenceClassification": "llama",
+    "GemmaForSequenceClassification": "llama",
+    "LlamaForSequenceClassification": "llama",
+    "MistralForSequenceClassification": "llama",
     "LlamaNemotronVLForSequenceClassification": "vl",
     "LlamaNemotronVLModel": "vl",
 }
@@ -72,7 +115,9 @@ class ModelShape:
     """Sizes of a model, in the words of `rerank_cli/models`.
 
     rotary_kinds: how many tables of rotary angles a ModernBERT keeps. window: tokens that its local layers reach to
-    either side, None where no layer is local. head_norms: queries and keys are normalised (Qwen3).
+    either side, None where no layer is local. head_norms: queries and keys are normalised (Qwen3). Of a model that
+    transformers runs: how it attends, how many relative positions it reads whole for each pair, and whether
+    the activation of its MLP is made of several operators.
     """
 
     family: Family
@@ -89,6 +134,9 @@ class ModelShape:
     rotary_kinds: int = 0
     window: int | None = None
     head_norms: bool = False
+    padded_attention: PaddedAttention = "positions"
+    relative_positions: int = 0
+    wide_activation: bool = False
     vision: VisionShape | None = None
 
     @property
@@ -106,6 +154,8 @@ def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
     """The sizes of a checkpoint; `ModelError` naming the key that config.json lacks."""
     architecture = checkpoint.architecture
     family = FAMILIES.get(architecture, "padded")
+    if family == "padded":
+        return _read_padded(checkpoint, architecture)
     if family != "vl":
         return _read_language(checkpoint, family, architecture)
     text = replace(checkpoint, config=_block(checkpoint, "llm_config"))
@@ -177,7 +227,7 @@ def _read_language(checkpoint: Checkpoint, family: Family, architecture: str) ->
         head_size=checkpoint.integer("head_dim") if "head_dim" in given else hidden // heads,
         vocabulary=checkpoint.integer("vocab_size"),
     )
-    if family in ("bert", "roberta", "padded"):
+    if family in ("bert", "roberta"):
         keys = ("max_position_embeddings", "type_vocab_size")
         positions, types = (checkpoint.integer(key) if key in given else 0 for key in keys)
         return replace(shape, positions=positions, types=types)
@@ -185,7 +235,52 @@ def _read_language(checkpoint: Checkpoint, family: Family, architecture: str) ->
         local = _has_local_layers(checkpoint, layers)
         window = checkpoint.integer("local_attention", 128) // 2 if local else None
         return replace(shape, rotary_kinds=1 + local, window=window)
-    return replace(shape, head_norms=architecture == "Qwen3ForCausalLM")
+    if family == "gte":
+        return replace(shape, rotary_kinds=1, types=checkpoint.integer("type_vocab_size", 1))
+    return replace(shape, head_norms=architecture.startswith("Qwen3For"))
+
+
+def _read_padded(checkpoint: Checkpoint, architecture: str) -> ModelShape:
+    """The sizes of a model that transformers runs, whatever its family calls them."""
+    config = dict(checkpoint.config)
+    for name, others in _SYNONYMS.items():
+        found = next((config[other] for other in others if config.get(other) is not None), None)
+        if config.get(name) is None and found is not None:
+            config[name] = found
+    blocks = config.get("block_sizes")  # Funnel's layers
+    if config.get("num_hidden_layers") is None and isinstance(blocks, list):
+        config["num_hidden_layers"] = sum(block for block in blocks if isinstance(block, int))
+    if config.get("intermediate_size") is None and isinstance(config.get("hidden_size"), int):
+        config["intermediate_size"] = _FOUR_TIMES * config["hidden_size"]
+    named = replace(checkpoint, config=config)
+    shape = _read_language(named, "padded", architecture)
+    positions, types = (
+        named.integer(key) if config.get(key) is not None else 0
+        for key in ("max_position_embeddings", "type_vocab_size")
+    )
+    attention: PaddedAttention = "positions"
+    if architecture in _FUSED or architecture in _SCORES:
+        attention = "fused" if architecture in _FUSED else "scores"
+    composed = named.text("hidden_act", "gelu_new" if architecture in _COMPOSED_BY_DEFAULT else "gelu") in _COMPOSED
+    return replace(
+        shape,
+        positions=positions,
+        types=types,
+        padded_attention=attention,
+        relative_positions=_relative_positions(named),
+        wide_activation=composed,
+    )
+
+
+def _relative_positions(checkpoint: Checkpoint) -> int:
+    """Rows of DeBERTa-v2's table of relative positions, which it reads whole for every pair; 0 for all others."""
+    if checkpoint.architecture != "DebertaV2ForSequenceClassification":
+        return 0
+    for key in ("position_buckets", "max_relative_positions", "max_position_embeddings"):
+        value = checkpoint.config.get(key)
+        if type(value) is int and value > 0:
+            return 2 * value
+    return 0
 
 
 def _has_local_layers(checkpoint: Checkpoint, layers: int) -> bool:

@@ -26,16 +26,17 @@ _FP8_MULTIPLE = 16  # of rows and columns of a matrix that is multiplied in FP8 
 _FP8 = "F8_E4M3"
 _PRODUCT = re.compile(r"^(?!.*vision_model\.).*layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight$")
 _KEPT_WIDE: dict[Family, re.Pattern[str]] = {
-    "bert": re.compile(r"^(bert\.pooler\.dense|classifier)\."),
-    "roberta": re.compile(r"^classifier\."),
-    "modernbert": re.compile(r"^(head|classifier)\."),
+    "bert": re.compile(r"^(bert\.pooler\.dense|classifier)\.|/"),
+    "roberta": re.compile(r"^classifier\.|/"),
+    "modernbert": re.compile(r"^(head|classifier)\.|/"),
+    "gte": re.compile(r"^(new\.pooler\.dense|classifier)\."),
     "llama": re.compile(r"norm\.weight$|^score\."),
     "vl": re.compile(r"language_model\..*norm\.weight$|^score\."),
 }
-"""Weights in float32 whatever the precision."""
+"""Weights in float32 whatever the precision; those with a `/` are of modules in folders of their own."""
 _NOT_LOADED = re.compile(
     r"(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq|num_batches_tracked)$"
-    r"|^lm_head\.weight$|^roberta\.pooler\.|vision_model\.head\."
+    r"|^lm_head\.weight$|^(roberta\.|electra\.)?pooler\.|vision_model\.head\."
     r"|\.(scale|zero|weight_scale|input_scale|k_scale|v_scale)$"
 )
 _HELD_AS_THEY_ARE = {"I64", "I32", "I16", "BOOL"}
@@ -126,10 +127,13 @@ def parameters(shape: ModelShape) -> int:
     """Weights that a model of this shape loads."""
     h, i, layers = shape.hidden, shape.intermediate, shape.layers
     if shape.family in ("llama", "vl"):
-        qwen = shape.architecture == "Qwen2ForCausalLM"
+        qwen = shape.architecture.startswith("Qwen2For")
         attention = 2 * h * shape.queries + 2 * h * shape.keys + (shape.queries + 2 * shape.keys) * qwen
         vision = shape.vision.parameters if shape.vision else 0
         return shape.vocabulary * h + layers * (attention + 3 * h * i) + vision + wide_parameters(shape)
+    if shape.family == "gte":
+        table = (shape.vocabulary + shape.types + 2) * h
+        return table + layers * (4 * (h + 1) * h + 3 * h * i + 5 * h) + wide_parameters(shape)
     if shape.family == "modernbert":
         return shape.vocabulary * h + layers * (4 * h * h + 3 * h * i + 2 * h) + h + wide_parameters(shape)
     tables = (shape.vocabulary + shape.positions + shape.types + 2) * h

@@ -230,7 +230,7 @@ def profiles_dir() -> Path:
 def load_profiles(path: Path) -> ModelProfiles:
     """Read and check one file; `ProfileError` names file, entry and key of whatever is wrong."""
     try:
-        document = tomllib.loads(path.read_bytes().decode("utf-8"))
+        document = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # ValueError: TOML, UTF-8, and whole numbers of 4,300 digits

@@ -106,7 +106,7 @@ def _plan(document: Document) -> dict[str, Any] | None:
         (name.replace("_", " "), number(plan[name]) if isinstance(plan[name], int) else str(plan[name]))
         for name in (
             "profile", "kind", "device", "precision", "max_tokens", "token_budget", "window_pairs", "attention",
-            "threads", "kernels",
+            "threads", "lanes", "kernels",
         )
         if plan.get(name) is not None
     ]  # fmt: skip

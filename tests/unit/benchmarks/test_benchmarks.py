@@ -64,3 +64,35 @@ def test_a_peer_that_breaks_is_told_with_its_last_words(tmp_path: Path) -> None:
 def test_a_peer_that_is_not_installed_is_told(tmp_path: Path) -> None:
     with pytest.raises(PeerFailedError, match=r"not installed: .*make bench-peers"):
         PeerProcess(tmp_path / "python", "benchmarks.peers.infinity_engine", _settings(tmp_path))
+
+
+def test_the_context_of_a_gpu_is_measured_by_one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    # CUDA's total lacks what the driver reserves: an H100 of 81,559 MiB has some 79.1 GiB. Taken from NVML's figure, a
+    # context of 520 MiB came out as next to nothing.
+    import torch
+
+    from benchmarks import gpu_constants
+
+    reserve, context, held = 600 << 20, 520 << 20, 20 << 20
+    total, used = 81_559 << 20, [reserve, reserve + context + held]
+
+    class Device:
+        cuda_index, total_bytes = 0, total
+
+        def __init__(self) -> None:
+            self.free_bytes = total - used.pop(0)
+
+    class Machine:
+        def __init__(self) -> None:
+            self.devices = [Device()]
+
+    class Anything:
+        def matmul(self, other: object) -> None:
+            """Wake cuBLAS."""
+
+    monkeypatch.setattr(gpu_constants, "detect_machine", Machine)
+    monkeypatch.setattr(torch, "ones", lambda *_, device: Anything())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (total - reserve - context - held, total - reserve))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: held)
+    assert gpu_constants.context_bytes("cuda:0") == context

@@ -65,7 +65,7 @@ def test_a_checkpoint_tells_its_facts_without_reading_weights(folder):
     assert checkpoint.architecture == "BertForSequenceClassification"
     assert checkpoint.tokenizer_config == {"model_max_length": 8}
     assert checkpoint.weight_files == [folder / "model.safetensors"]
-    assert (checkpoint.parameters, checkpoint.weight_bytes) == (2, 8)
+    assert checkpoint.parameters == 2
     assert checkpoint.tensors["w"].shape == (2,)
 
 
@@ -81,7 +81,7 @@ def test_scales_and_zero_points_are_no_parameters(folder):
     }
     (folder / "model.safetensors").write_bytes(safetensors(header, bytes(7)))
     checkpoint = read_checkpoint(folder)
-    assert (checkpoint.parameters, checkpoint.weight_bytes) == (2, 7)
+    assert checkpoint.parameters == 2
 
 
 def test_metadata_in_the_header_is_no_tensor(folder):
@@ -140,24 +140,6 @@ def test_the_digest_does_not_change_with_a_read_me_or_with_the_place(folder, tmp
 
 
 # --- values of config.json
-
-
-@pytest.mark.parametrize(
-    ("more", "labels"),
-    [
-        ({"num_labels": 1}, 1),
-        ({"num_labels": 3}, 3),
-        ({"id2label": {"0": "LABEL_0"}, "num_labels": 3}, 1),
-        ({"id2label": {"0": "no", "1": "yes"}}, 2),
-    ],
-)
-def test_the_labels_are_counted_by_their_names_first(folder, more, labels):
-    assert with_config(folder, **more).num_labels == labels
-
-
-def test_a_model_that_says_nothing_of_labels_has_two_as_in_transformers(folder):
-    (folder / "config.json").write_text("{}")
-    assert read_checkpoint(folder).num_labels == 2
 
 
 @pytest.mark.parametrize("value", [None, "12", 1.5, True, [1]])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from rerank_cli import models
 from rerank_cli.checkpoint import families
 from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.recipes import RECIPES
+from rerank_cli.checkpoint.transformers_classifiers import CLASSIFIERS
 from rerank_cli.encoding import yes_no
 from rerank_cli.planning.memory import shape
+
+DECODERS, HEADS = ("Qwen3", "Qwen2", "Llama", "Mistral", "Gemma"), ("CausalLM", "SequenceClassification")
 
 
 def named(**facts: bool) -> set[str]:
@@ -26,8 +31,19 @@ def test_what_embeds_is_loaded_as_an_embedder_and_nothing_else_is() -> None:
 
 
 def test_what_answers_has_a_prompt_and_answers() -> None:
-    assert named(answers=True) == set(yes_no._PROMPTS) == set(yes_no._ANSWERS) == set(yes_no._TRAINED_AS)
-    assert named(answers=True, prompted=False) == set()
+    assert set(yes_no._PROMPTS) == set(RECIPES)
+    assert {f"{recipe.trunk}ForCausalLM" for recipe in RECIPES.values()} <= named(answers=True, decoder=True)
+    assert named(answers=True, decoder=False) == set()
+    assert named(decoder=True) == {f"{kind}For{head}" for kind in DECODERS for head in HEADS}
+
+
+def test_the_classifiers_of_transformers_are_known() -> None:
+    found = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
+    assert frozenset(found) == CLASSIFIERS
+
+
+def test_a_bare_encoder_has_no_head_of_its_own() -> None:
+    assert named(headless=True) == {name for name in families.FAMILIES if name.endswith("Model")} - named(embeds=True)
 
 
 def test_what_reads_images_has_a_tower_in_the_memory_model() -> None:

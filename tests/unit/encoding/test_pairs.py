@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.encoding.pairs import EncodingProblem, PairEncoder, longest_first
+from rerank_cli.encoding.encoder import open_encoder
+from rerank_cli.encoding.pairs import EncodingProblem, PairEncoder, PairForm, longest_first
 from rerank_cli.encoding.tokenizer import load_tokenizer
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import EncodedPair
 
+PARITY = Path(__file__).parents[2] / "parity"
 TYPED = {"single": "[C] $A [S]", "pair": "[C]:0 $A:0 [S]:0 $B:1 [S]:1"}
 UNTYPED = {"single": "[C] $A [S]", "pair": "[C]:0 $A:0 [S]:0 [S]:0 $B:0 [S]:0"}
 
@@ -344,3 +347,73 @@ def test_unknown_characters_stay_the_unknown_token(tiny):
     tokenizer = load_tokenizer(read_checkpoint(tiny("xlmr")))
     pair = only(PairEncoder(tokenizer, where="here", max_tokens=90).encode([("\U0001f9ff", "</s> \U0001f9ff")])[0])
     assert pair.input_ids.tolist().count(tokenizer.token_to_id("<unk>")) == 2
+
+
+# --- what a checkpoint declares
+
+
+def formed(path, **options):
+    checkpoint = read_checkpoint(path)
+    more = {"truncate": "reference", "special_tokens": "allow"} | options
+    return open_encoder(checkpoint, **{"max_tokens": 40} | more)
+
+
+@pytest.mark.parametrize("special_tokens", ["allow", "neutral"])
+def test_a_prompt_stands_before_the_query_and_its_special_tokens_act(tiny, special_tokens):
+    path = tiny("bert")
+    tokenizer = load_tokenizer(read_checkpoint(path))
+    for prompt in ("ask: ", "[MASK] ", "a [SEP] b: ", "[SEP]"):
+        expected = tokenizer.encode(f"{prompt}who?", "me").ids
+        encoder = PairEncoder(
+            load_tokenizer(read_checkpoint(path)), where="here", max_tokens=100, special_tokens=special_tokens,
+            form=PairForm(prompt=prompt),
+        )  # fmt: skip
+        assert only(encoder.encode([("who?", "me")])[0]).input_ids.tolist() == expected
+        assert f"{prompt}{{query}}" in encoder.template
+        query = only(encoder.encode([("[SEP]", "me")])[0]).input_ids.tolist()
+        same = tokenizer.encode(f"{prompt}[SEP]", "me").ids
+        assert (query == same) is (special_tokens == "allow"), prompt
+
+
+def test_an_instruction_takes_the_place_of_a_declared_prompt_and_an_empty_one_means_none():
+    path = PARITY / "bert-prompt-open" / "checkpoint"
+    template = {instruction: formed(path, instruction=instruction).template for instruction in (None, "", "find: ")}
+    assert template == {
+        None: "[CLS]search_query: {query}[SEP]{passage}[SEP]",
+        "": "[CLS]{query}[SEP]{passage}[SEP]",
+        "find: ": "[CLS]find: {query}[SEP]{passage}[SEP]",
+    }
+
+
+def test_a_model_without_prompts_takes_no_instruction_but_the_empty_one(tiny):
+    assert formed(tiny("bert"), instruction="").template == "[CLS]{query}[SEP]{passage}[SEP]"
+    with pytest.raises(UsageError, match=r"--instruction: .* takes no instruction"):
+        formed(tiny("bert"), instruction="find: ")
+
+
+@pytest.mark.parametrize("truncate", ["end", "reference"])
+def test_the_declared_side_of_a_text_is_cut(tiny, truncate):
+    whole = only(formed(tiny("bert"), max_tokens=500).encode([("a b", "c d e " * 30)])[0]).input_ids.tolist()
+    kept = {
+        side: only(
+            formed(tiny("bert", tokenizer_config={"truncation_side": side}), truncate=truncate).encode(
+                [("a b", "c d e " * 30)]
+            )[0]
+        ).input_ids.tolist()
+        for side in ("left", "right")
+    }
+    assert all(len(ids) == 40 for ids in kept.values())
+    assert kept["right"][:-1] == whole[:39]
+    assert kept["left"][-20:] == whole[-20:]
+    assert kept["left"][:4] == whole[:4]  # the query is short, and longest first
+
+
+def test_unknown_tokens_are_counted_and_too_many_are_a_problem(tiny):
+    path, pairs = tiny("bert"), [("a b", "c d"), ("a \U00013000", "\u16a0 \ua4d0"), ("", "")]
+    found = [only(entry) for entry in formed(path).encode(pairs)]
+    assert [(pair.unknown, pair.text_tokens) for pair in found] == [(0, 4), (3, 4), (0, 0)]
+    strict = formed(path, max_unknown=0.5).encode(pairs)
+    assert [isinstance(entry, EncodingProblem) for entry in strict] == [False, True, False]
+    assert strict[1].code == "unknown-tokens"
+    assert "3 of the pair's 4 tokens (75 %) are unknown to the model, --max-unknown allows 50 %" in strict[1].message
+    assert not any(isinstance(entry, EncodingProblem) for entry in formed(path, max_unknown=0.75).encode(pairs))

@@ -15,7 +15,8 @@ from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.cli import main
 from rerank_cli.encoding.encoder import EncodingProblem, open_encoder
-from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, Slot, parse_template
+from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder, Slot
+from rerank_cli.encoding.whole_text import UserTemplate, WholeTextEncoder
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import EncodedPair
 
@@ -37,9 +38,9 @@ words = st.lists(
 ).map("".join)
 
 
-def encoder(*, max_tokens: int = 512, **options: Any) -> PromptEncoder:
+def encoder(*, max_tokens: int = 512, **options: Any) -> PromptEncoder | WholeTextEncoder:
     opened = open_encoder(read_checkpoint(LLAMA), max_tokens=max_tokens, **options)
-    assert isinstance(opened, PromptEncoder)
+    assert isinstance(opened, (PromptEncoder, WholeTextEncoder))
     return opened
 
 
@@ -214,29 +215,10 @@ def test_a_tokenizer_without_bos_is_taken_as_it_is(tmp_path):
     assert pair.input_ids.tolist() == whole("q", "p")[1:]
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("Q:{query}\nP:{passage}", (("Q:", Slot.QUERY, "\nP:", Slot.PASSAGE),)),
-        ("{query}{passage} end", ((Slot.QUERY, Slot.PASSAGE), (" end",))),
-        ("{passage} for {query}?", ((Slot.PASSAGE,), (" for ", Slot.QUERY, "?"))),
-        (
-            "<|eot_id|>Q {query}<|eot_id|>P {passage}<|eot_id|>",
-            (("<|eot_id|>",), ("Q ", Slot.QUERY), ("<|eot_id|>",), ("P ", Slot.PASSAGE), ("<|eot_id|>",)),
-        ),
-        ("{other} {{query}} {passage}", (("{other} {", Slot.QUERY, "} ", Slot.PASSAGE),)),
-    ],
-)
-def test_a_template_is_parts_between_special_tokens_and_behind_the_passage(text, parts):
-    prompt = parse_template(text, TOKENIZER, wrapped=True)
-    assert prompt.parts == parts
-    assert prompt.text == text
-
-
 @pytest.mark.parametrize("text", ["", "{query}", "{passage}", "{query}{query}{passage}", "{query}{passage}{passage}"])
 def test_a_template_without_each_slot_once_is_refused(text):
     with pytest.raises(UsageError, match="must stand in the template once"):
-        parse_template(text, TOKENIZER, wrapped=True)
+        UserTemplate(text)
 
 
 def test_what_stands_behind_the_passage_is_never_cut():

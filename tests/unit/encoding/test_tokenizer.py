@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
@@ -14,9 +14,12 @@ from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding.pairs import PairEncoder
 from rerank_cli.encoding.tokenizer import (
     _CLASS_OF_MODEL_TYPE,
+    cuts_left,
     encode_texts,
+    gives_token_types,
     load_tokenizer,
     tokenizer_class,
+    unknown_id,
     without_special_pieces,
 )
 from rerank_cli.errors import ModelError
@@ -183,7 +186,6 @@ def test_roberta_has_the_ids_of_transformers(roberta, texts, options):
     ("family", "name"),
     [
         ("bert", "ElectraTokenizer"),
-        ("bert", "MPNetTokenizer"),
         ("xlmr", "CamembertTokenizer"),
         ("deberta", "DebertaV2Tokenizer"),
     ],
@@ -193,10 +195,84 @@ def test_a_class_without_a_rule_is_built_by_transformers(tiny, texts, family, na
     assert_same_as_transformers(path, texts[::4] + ODD_PAIRS)
 
 
-def test_what_transformers_makes_of_a_class_is_not_the_file(tiny):
-    plain, mpnet = tiny("bert"), tiny("bert", tokenizer_config={"tokenizer_class": "MPNetTokenizer"})
-    encoded = [load_tokenizer(read_checkpoint(path)).encode("a", "b").tokens for path in (plain, mpnet)]
-    assert encoded == [["[CLS]", "a", "[SEP]", "b", "[SEP]"], ["[CLS]", "a", "[SEP]", "[SEP]", "b", "[SEP]"]]
+@pytest.mark.parametrize("name", ["DebertaTokenizer", "AlbertTokenizer", "MPNetTokenizer"])
+def test_the_template_of_a_pair_is_the_files_whatever_transformers_makes_of_the_class(tiny, name):
+    # Version 5 gives DeBERTa two [SEP] between the texts and takes ALBERT's token types away.
+    source = "deberta" if name == "AlbertTokenizer" else "modernbert" if name == "DebertaTokenizer" else "bert"
+    path = tiny(source, tokenizer_config={"tokenizer_class": name, "tokenizer_type": None})
+    _with_template(path)
+    found = load_tokenizer(read_checkpoint(path)).encode("a", "b")
+    special = [token for token, inside in zip(found.tokens, found.sequence_ids, strict=True) if inside is None]
+    assert special == ["[CLS]", "[SEP]", "[SEP]"]
+    assert found.type_ids[0] == 0
+    assert found.type_ids[-1] == 1
+
+
+def test_a_file_without_a_template_gets_that_of_its_class(tiny):
+    path = tiny("bert", tokenizer_config={"tokenizer_class": "MPNetTokenizer"})
+    state = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps({**state, "post_processor": None}))
+    tokens = load_tokenizer(read_checkpoint(path)).encode("a", "b").tokens
+    assert tokens == ["[CLS]", "a", "[SEP]", "[SEP]", "b", "[SEP]"]
+
+
+def _with_template(path: Path) -> None:
+    """Let the file say [CLS] A [SEP] B [SEP] with types 0 and 1, as it was saved by transformers 4."""
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+# --- what tokenizer_config.json says beside the class
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [
+        ({}, True),
+        ({"model_input_names": ["input_ids", "attention_mask"]}, False),
+        ({"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}, True),
+        ({"tokenizer_class": "DistilBertTokenizer"}, False),
+        ({"tokenizer_class": "RobertaTokenizerFast"}, False),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, True),
+        ({"tokenizer_class": "DistilBertTokenizer", "model_input_names": ["input_ids", "token_type_ids"]}, True),
+    ],
+)
+def test_token_types_are_given_as_declared_or_as_the_class_does(tiny, config, given):
+    checkpoint = read_checkpoint(tiny("bert", tokenizer_config=config))
+    assert gives_token_types(checkpoint) is given
+
+
+@pytest.mark.parametrize(("side", "left"), [(None, False), ("right", False), ("left", True)])
+def test_the_side_that_is_cut_is_the_declared_one(tiny, side, left):
+    assert cuts_left(read_checkpoint(tiny("bert", tokenizer_config={"truncation_side": side}))) is left
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"truncation_side": "both"}, "`truncation_side` must be left or right: 'both'"),
+        ({"model_input_names": "input_ids"}, "`model_input_names` must be a list of names: 'input_ids'"),
+    ],
+)
+def test_a_declaration_that_cannot_be_obeyed_is_refused(tiny, config, message):
+    checkpoint = read_checkpoint(tiny("bert", tokenizer_config=config))
+    with pytest.raises(ModelError, match=message):
+        cuts_left(checkpoint)
+        gives_token_types(checkpoint)
+
+
+@pytest.mark.parametrize(("family", "unknown"), [("bert", "[UNK]"), ("xlmr", "<unk>"), ("deberta", "[UNK]")])
+def test_the_unknown_token_is_what_a_foreign_letter_becomes(tiny, family, unknown):
+    checkpoint = read_checkpoint(tiny(family))
+    tokenizer = load_tokenizer(checkpoint)
+    number = unknown_id(tokenizer, checkpoint.tokenizer_config)
+    assert number == tokenizer.token_to_id(unknown)
+    assert number in tokenizer.encode("\U00013000", add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend", "PreTrainedTokenizer"])

@@ -215,10 +215,13 @@ def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "taken"), [("qwen3-reranker", "Qwen3-Reranker"), ("bge-gemma", "bge-reranker-v2-gemma")]
 )
-def test_the_plan_says_that_a_chat_model_could_not_be_told_apart(name, taken, tmp_path, capsys):
+@pytest.mark.parametrize("quiet", ["--quiet", "--verbose"])
+def test_what_a_language_model_was_taken_for_is_always_told_and_reported(quiet, name, taken, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"query": "a", "passage": "b"}\n')
-    assert main(["score", str(rows), "-v", "--model", str(FOLDERS[name] / "checkpoint")]) == 0
-    told = capsys.readouterr().err
-    assert f"plan: taken for a {taken}: " in told
-    assert "a chat model of this architecture looks the same" in told
+    out = tmp_path / "out.jsonl"
+    assert main(["score", str(rows), "-o", str(out), quiet, "--model", str(FOLDERS[name] / "checkpoint")]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith(f"taken for a {taken}: ") for line in told) == 1
+    report = json.loads((tmp_path / "out.jsonl.report.json").read_text())
+    assert report["plan"]["taken"].startswith(f"taken for a {taken}: ")

@@ -53,7 +53,12 @@ def engine(
     model: Any, *, budget: int = 100, precision: str = "fp16", checkpoint: Any = NATIVE, **more: Any
 ) -> LocalEngine:
     plan: Any = SimpleNamespace(
-        device="cpu", threads=torch.get_num_threads(), token_budget=budget, precision=precision, attention="runs"
+        device="cpu",
+        threads=torch.get_num_threads(),
+        lanes=1,
+        token_budget=budget,
+        precision=precision,
+        attention="runs",
     )
     return LocalEngine(plan, checkpoint, model=model, **more)
 
@@ -219,7 +224,9 @@ class SmallEmbedder(CountingEmbedder):
 
 
 def embedding_engine(**more: Any) -> EmbeddingEngine:
-    plan: Any = SimpleNamespace(device="cpu", threads=torch.get_num_threads(), token_budget=50, precision="fp16")
+    plan: Any = SimpleNamespace(
+        device="cpu", threads=torch.get_num_threads(), lanes=1, token_budget=50, precision="fp16"
+    )
     return EmbeddingEngine(plan, CHECKPOINT, **more)
 
 

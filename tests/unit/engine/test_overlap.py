@@ -90,7 +90,12 @@ def engine(
     model: Any, device: Behind | None, *, budget: int = 100, precision: str = "fp16", **more: Any
 ) -> LocalEngine:
     plan: Any = SimpleNamespace(
-        device="cpu", threads=torch.get_num_threads(), token_budget=budget, precision=precision, attention="runs"
+        device="cpu",
+        threads=torch.get_num_threads(),
+        lanes=1,
+        token_budget=budget,
+        precision=precision,
+        attention="runs",
     )
     return LocalEngine(plan, NATIVE, model=model, transfer=device, **more)  # type: ignore[arg-type]
 
@@ -342,7 +347,7 @@ def test_a_fault_reaches_the_worker_and_no_unit_is_answered() -> None:
 
 def _embedding_plan() -> Any:
     return SimpleNamespace(
-        device="cpu", threads=torch.get_num_threads(), token_budget=6, precision="fp32", attention="runs"
+        device="cpu", threads=torch.get_num_threads(), lanes=1, token_budget=6, precision="fp32", attention="runs"
     )
 
 

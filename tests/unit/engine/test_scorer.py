@@ -34,7 +34,12 @@ PADDED = SimpleNamespace(architecture="DebertaV2ForSequenceClassification")
 
 def engine(model, *, token_budget: int = 100, checkpoint=NATIVE) -> LocalEngine:
     plan = SimpleNamespace(
-        device="cpu", threads=torch.get_num_threads(), token_budget=token_budget, precision="fp32", attention="runs"
+        device="cpu",
+        threads=torch.get_num_threads(),
+        lanes=1,
+        token_budget=token_budget,
+        precision="fp32",
+        attention="runs",
     )
     return LocalEngine(plan, checkpoint, model=model)
 
@@ -105,7 +110,7 @@ def test_a_closed_engine_has_given_its_model_back():
 def test_an_engine_of_a_plan_loads_the_checkpoint_and_takes_its_threads(tiny, family, told):
     before = torch.get_num_threads()
     plan = SimpleNamespace(
-        device="cpu", threads=1, token_budget=64, precision="fp32", attention="runs", engines=("cpu",)
+        device="cpu", threads=1, lanes=1, token_budget=64, precision="fp32", attention="runs", engines=("cpu",)
     )
     try:
         opened = open_engine(plan, read_checkpoint(tiny(family)))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import random
 import subprocess
@@ -10,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import backports.zstd
 import pyarrow
 import pytest
 
@@ -27,7 +30,9 @@ def zstd(content: bytes) -> bytes:
     return sink.getvalue()
 
 
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstd}
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd,
+}  # fmt: skip
 
 
 @pytest.fixture(params=COMPRESSORS)
@@ -120,7 +125,16 @@ def test_a_short_file_that_only_starts_like_a_compressed_one_is_plain(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.gz", b""), ("a.gz", b"\x1f"), ("A.ZST", b""), ("a.zst", b"(\xb5/"), ("a.zst", b"P*M")]
+    ("name", "content"),
+    [
+        ("a.gz", b""),
+        ("a.gz", b"\x1f"),
+        ("A.ZST", b""),
+        ("a.zst", b"(\xb5/"),
+        ("a.zst", b"P*M"),
+        ("a.bz2", b"BZ"),
+        ("a.xz", b"\xfd7z"),
+    ],
 )
 def test_a_file_named_compressed_that_ends_in_its_first_bytes_was_cut(
     tmp_path: Path, name: str, content: bytes
@@ -184,6 +198,7 @@ def test_garbage_after_the_end_is_an_error(tmp_path: Path, compress: Callable[[b
 
 def test_the_error_comes_again_when_reading_goes_on(tmp_path: Path) -> None:
     with open_input(written(tmp_path / "a.zst", zstd(b"x\n") + b"garbage" * 100)) as stream:
+        assert stream.read1(100) == b"x\n"
         for _ in range(3):
             with pytest.raises(InputError, match="zstd data is cut or corrupt at byte"):
                 stream.read1(100)
@@ -327,7 +342,15 @@ def decompress_zstd(path: Path) -> bytes:
         return bytes(stream.read())
 
 
-@pytest.mark.parametrize(("name", "decompress"), [("a.jsonl.gz", decompress_gzip), ("a.ZST", decompress_zstd)])
+@pytest.mark.parametrize(
+    ("name", "decompress"),
+    [
+        ("a.jsonl.gz", decompress_gzip),
+        ("a.ZST", decompress_zstd),
+        ("a.bz2", lambda path: bz2.decompress(path.read_bytes())),
+        ("a.xz", lambda path: lzma.decompress(path.read_bytes())),
+    ],
+)
 def test_others_can_read_what_was_written(tmp_path: Path, name: str, decompress: Callable[[Path], bytes]) -> None:
     path = tmp_path / name
     with path.open("wb") as raw:
@@ -404,7 +427,9 @@ def test_a_full_disk_is_an_error_of_the_system(name: str) -> None:
         ("a.jsonl.gz", ".jsonl"),
         ("dir.d/a.JSONL.ZST", ".jsonl"),
         ("a.parquet", ".parquet"),
-        ("a.tar.xz", ".xz"),
+        ("a.tar.xz", ".tar"),
+        ("a.json.BZ2", ".json"),
+        ("a.csv.lz4", ".lz4"),
         ("dir.jsonl/a.gz", ""),
         ("a", ""),
         ("-", ""),
@@ -414,8 +439,27 @@ def test_the_suffix_of_the_text_ignores_the_compression(name: str, suffix: str) 
     assert text_suffix(name) == suffix
 
 
-def test_pyarrow_is_imported_only_for_zstd(tmp_path: Path) -> None:
-    plain, packed = written(tmp_path / "a", ROWS), written(tmp_path / "b.gz", gzip.compress(ROWS))
+def test_zero_bytes_behind_xz_are_padding_in_multiples_of_four(tmp_path: Path) -> None:
+    whole = lzma.compress(ROWS) + bytes(8) + lzma.compress(b"x") + bytes(70_000)
+    assert read(written(tmp_path / "a.xz", whole)) == ROWS + b"x"
+    content, error = read_until_fault(written(tmp_path / "b.xz", lzma.compress(ROWS) + bytes(3)))
+    assert content == ROWS
+    assert "xz data is cut or corrupt" in error.message
+
+
+def test_zstd_with_a_window_of_two_gib_is_read(tmp_path: Path) -> None:
+    level = {
+        backports.zstd.CompressionParameter.window_log: 31,
+        backports.zstd.CompressionParameter.compression_level: 1,
+    }
+    whole = backports.zstd.compress(ROWS, options=level)
+    frame = backports.zstd.ZstdCompressor(options=level)
+    streamed = frame.compress(ROWS) + frame.flush()  # the size of the content is not in it, so the window counts
+    assert read(written(tmp_path / "a.zst", whole + streamed)) == ROWS * 2
+
+
+def test_reading_imports_no_pyarrow(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    plain, packed = written(tmp_path / "a", ROWS), written(tmp_path / "b", compress(ROWS))
     program = (
         "import sys\n"
         "from rerank_cli.formats.compression import open_input\n"

@@ -113,14 +113,14 @@ def test_the_users_format_wins(tmp_path: Path) -> None:
     path = write_table(tmp_path / "a.jsonl", [PAIR])
     assert [item.format for item in resolve_inputs([path], "parquet")] == ["parquet"]
     assert [item.format for item in resolve_inputs([path, "-"], "text")] == ["text", "text"]
-    with pytest.raises(UsageError, match="--in-format csv: not known"):
-        resolve_inputs([path], "csv")
+    with pytest.raises(UsageError, match="--in-format xlsx: not known"):
+        resolve_inputs([path], "xlsx")
 
 
 def test_a_missing_file_and_a_folder_are_told_in_words(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.jsonl: no such file"):
         resolve_inputs([str(tmp_path / "nowhere.jsonl")])
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match="no file in the folder has the suffix of a format: it is empty"):
         opened([str(tmp_path)])
 
 
@@ -180,10 +180,17 @@ def test_an_empty_first_file_leaves_the_decision_to_the_next(tmp_path: Path) -> 
     assert numbers(items) == [Gap.BLANK, 2, 1, 2]
 
 
-@pytest.mark.parametrize("lines", [[], [b"", b" "], [b"{"] * 3, [b"["] * 150])
-def test_a_file_without_good_rows_has_any_shape(tmp_path: Path, lines: list[bytes]) -> None:
+@pytest.mark.parametrize("lines", [[], [b"", b" "]])
+def test_a_file_without_rows_has_any_shape(tmp_path: Path, lines: list[bytes]) -> None:
     path = write_lines(tmp_path / "a.jsonl", lines)
     assert len(opened([path])[1]) == len(lines)
+
+
+@pytest.mark.parametrize("lines", [[b"{"] * 3, [b"["] * 150, [b"{"] * 100 + [b'{"query": "q", "passage": "p"}']])
+def test_a_file_whose_first_rows_have_no_shape_is_refused(tmp_path: Path, lines: list[bytes]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    with pytest.raises(InputError, match=r"a\.jsonl:1: .*none of its first (3|100) rows is one.*nothing was replaced"):
+        opened([path])
 
 
 def test_a_table_without_columns_and_rows_is_empty(tmp_path: Path) -> None:

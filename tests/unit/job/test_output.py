@@ -245,7 +245,7 @@ def test_a_folder_without_permission_is_an_output_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "out_format", "message"),
     [
-        ("out.csv", "auto", "the suffix tells no format"),
+        ("out.xlsx", "auto", "the suffix tells no format"),
         ("out", "auto", "the suffix tells no format"),
         ("out.gz", "auto", "the suffix tells no format"),
         ("out.jsonl", "csv", "--out-format csv: not known"),
@@ -294,7 +294,9 @@ def test_with_stdout_the_files_that_are_named_are_written(tmp_path: Path) -> Non
     assert run(opened("-", errors=errors, report=report), bad=True) == str(errors)
     assert [error["row"] for error in read_lines(errors)] == [3]
     assert json.loads(report.read_text()) == {"schema": "x"}
-    assert run(opened("-", errors=errors)) is None
+    with pytest.raises(OutputError, match="errors: exists"):
+        opened("-", errors=errors)
+    assert run(opened("-", errors=errors, overwrite=True)) is None
     assert names(tmp_path) == ["report"]
 
 

@@ -13,20 +13,23 @@ import typer
 from rerank_cli.cli import app
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import Selection
+from rerank_cli.job import same_job
 from rerank_cli.job.options import Command, ErrorLimit, JobOptions, Names
 from rerank_cli.job.prepare import find_known
 from rerank_cli.job.run import run_job
 from rerank_cli.job.same_job import fingerprint_of, finished_report
+from rerank_cli.journal import Fingerprint
 from rerank_cli.planning.choices import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines
 
 FREE = {
-    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "error_limit",
-    "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels",
+    "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
 CHANGED: dict[str, Any] = {
     "pairs": True, "query": "q", "in_format": "jsonl", "shape": "list", "request": ProfileRequest(max_tokens=9),
     "truncate": "error", "chunk_overlap": 1, "pool": "mean", "special_tokens": "allow", "instruction": "i",
+    "label": 0, "max_unknown": 0.05, "taken_as": "qwen3-reranker",
     "template": "none", "selection": Selection(top_n=1), "shard": (1, 2), "skip": 1, "limit": 1, "max_line_bytes": 9,
     "metrics": ("RR",), "check_precision": 9,
 }  # fmt: skip
@@ -122,3 +125,22 @@ def test_a_run_is_done_while_its_files_are_what_they_were(options: JobOptions, t
 def test_a_run_to_stdout_is_never_done(options: JobOptions) -> None:
     fingerprint = fingerprint_of(options, resolve_inputs(options.inputs, "auto"), find_known(options))
     assert finished_report(Names("-"), fingerprint) is None
+
+
+def test_another_transformers_which_padded_scores_and_some_tokenizers_depend_on_is_another_job(
+    options: JobOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, version = asked(options), same_job.metadata.version
+    monkeypatch.setattr(same_job.metadata, "version", lambda name: "4.57" if name == "transformers" else version(name))
+    after = asked(options)
+    assert after["versions"]["transformers"] == "4.57"
+    assert {name for name in after if after[name] != before[name]} == {"versions"}
+
+
+def test_an_option_that_is_not_given_leaves_a_job_of_before_its_time_what_it_was(options: JobOptions) -> None:
+    older = asked(options)
+    for name in ("--label", "--max-unknown"):
+        del older[name]
+    assert not Fingerprint(asked=asked(options), plan={}, files={}).differs_in_request({"asked": older, "files": {}})
+    other = asked(replace(options, max_unknown=0.05))
+    assert Fingerprint(asked=other, plan={}, files={}).differs_in_request({"asked": older, "files": {}})

@@ -235,6 +235,10 @@ class Failing(Files):
         self.fail("rename")
         super().rename(old, new)
 
+    def place(self, old: Path, new: Path) -> None:
+        self.fail("place")
+        super().place(old, new)
+
     def unlink(self, path: Path) -> None:
         self.fail("unlink")
         super().unlink(path)
@@ -262,7 +266,7 @@ def test_after_an_fsync_that_failed_nothing_more_is_committed(tmp_path: Path) ->
 
 
 def test_names_can_be_given_by_the_next_process(tmp_path: Path) -> None:
-    with pytest.raises(OutputError), job(tmp_path, files=Failing("rename", at=2)) as opened:
+    with pytest.raises(OutputError), job(tmp_path, files=Failing("place", at=2)) as opened:
         finish(opened)
     assert not (tmp_path / "out.jsonl").exists()
     with job(tmp_path) as again:
@@ -328,14 +332,14 @@ def test_a_lock_of_a_folder_that_went_away_is_taken_again(tmp_path: Path) -> Non
     lock = take_lock(tmp_path / "out.job" / "lock", out=tmp_path / "out", wait=0, files=files)
     assert files.opened == 3
     assert json.loads((tmp_path / "out.job" / "lock").read_bytes())["pid"] == os.getpid()
-    os.close(lock)
+    lock.release()
 
 
 def test_a_lock_that_cannot_be_written_is_given_back(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with pytest.raises(OSError, match="No space"):
         take_lock(path, out=tmp_path, wait=0, files=Failing("write", errno.ENOSPC))
-    os.close(take_lock(path, out=tmp_path, wait=0, files=Files()))
+    take_lock(path, out=tmp_path, wait=0, files=Files()).release()
 
 
 def test_a_holder_that_has_not_said_who_it_is_is_still_one(tmp_path: Path) -> None:
@@ -343,7 +347,7 @@ def test_a_holder_that_has_not_said_who_it_is_is_still_one(tmp_path: Path) -> No
     (tmp_path / "lock").write_bytes(b"")
     with pytest.raises(LockedError, match=r"another process works on this output$"):
         take_lock(tmp_path / "lock", out=tmp_path, wait=0, files=Files())
-    os.close(holder)
+    holder.release()
 
 
 def test_a_process_that_waits_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
@@ -357,10 +361,10 @@ def test_a_process_that_waits_gets_the_lock_when_it_is_free(tmp_path: Path) -> N
     def clock() -> float:
         now = next(looks)
         if now == 2:
-            os.close(holder)
+            holder.release()
         return now
 
-    os.close(take_lock(tmp_path / "lock", out=tmp_path, wait=5, files=Files(), clock=clock))
+    take_lock(tmp_path / "lock", out=tmp_path, wait=5, files=Files(), clock=clock).release()
     assert next(looks) == 3
 
 
@@ -370,13 +374,13 @@ def test_a_process_that_waits_gets_the_lock_when_it_is_free(tmp_path: Path) -> N
 def test_a_journal_ends_where_a_record_is_not_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     assert journals.read_journal(path) == []
-    data, check = journals.encode([{"n": 1}, {"n": 2}], after="")
-    more, _ = journals.encode([{"n": 3}], after=check)
+    data, check = journals.encode([{"kind": "job", "format": 1}, {"kind": "job", "format": 2}], after="")
+    more, _ = journals.encode([{"kind": "job", "format": 3}], after=check)
     path.write_bytes(data + more)
-    assert [entry.record["n"] for entry in journals.read_journal(path)] == [1, 2, 3]
+    assert [entry.record["format"] for entry in journals.read_journal(path)] == [1, 2, 3]
     lines = (data + more).splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[2])
-    assert [entry.record["n"] for entry in journals.read_journal(path)] == [1], "none may be missing in between"
+    assert [entry.record["format"] for entry in journals.read_journal(path)] == [1], "none may be missing in between"
 
 
 # The fingerprint
@@ -481,6 +485,11 @@ class OtherDisk(Files):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         super().rename(old, new)
 
+    def place(self, old: Path, new: Path) -> None:
+        if old.parent != new.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        super().place(old, new)
+
 
 def test_a_file_on_another_disk_is_copied_beside_its_name_first(tmp_path: Path) -> None:
     work, final = tmp_path / "job" / "rows", tmp_path / "out"
@@ -509,7 +518,7 @@ def test_a_copy_that_fails_leaves_the_name_as_it_was(tmp_path: Path) -> None:
 def test_a_rename_that_fails_for_another_reason_fails(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(b"rows")
     with pytest.raises(OSError, match="Input/output"):
-        place_file(tmp_path / "rows", tmp_path / "out", Failing("rename"))
+        place_file(tmp_path / "rows", tmp_path / "out", Failing("place"))
 
 
 def test_what_is_no_regular_file_takes_the_content_and_stays(tmp_path: Path) -> None:

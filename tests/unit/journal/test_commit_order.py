@@ -32,7 +32,7 @@ class Recording(Files):
 
     def _name(self, which: Path | int) -> str:
         path = Path(f"/proc/self/fd/{which}").readlink() if isinstance(which, int) else which
-        return str(path.relative_to(self._folder))
+        return re.sub(r"\.[0-9a-f]{8}\.part$", ".part", str(path.relative_to(self._folder)))
 
     def take(self) -> list[str]:
         """The calls since the last time."""
@@ -63,9 +63,17 @@ class Recording(Files):
         self.calls.append(f"close {self._name(descriptor)}")
         super().close(descriptor)
 
+    def create(self, path: Path) -> int:
+        self.calls.append(f"create {self._name(path)}")
+        return super().create(path)
+
     def rename(self, old: Path, new: Path) -> None:
         self.calls.append(f"rename {self._name(old)} {self._name(new)}")
         super().rename(old, new)
+
+    def place(self, old: Path, new: Path) -> None:
+        self.calls.append(f"place {self._name(old)} {self._name(new)}")
+        super().place(old, new)
 
     def unlink(self, path: Path) -> None:
         self.calls.append(f"unlink {self._name(path)}")
@@ -105,7 +113,7 @@ def add(opened: Job, window: int) -> None:
 
 LOCKED = [
     "mkdir out.job", "open out.job/lock", "truncate out.job/lock 0",
-    f"write out.job/lock {len(json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}))}",
+    f"write out.job/lock {len(json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'run': 16 * 'f'}))}",
 ]  # fmt: skip
 MADE_ANEW = ["output", "report", "page", "embeddings", "per_query"]
 OPENED = [
@@ -151,7 +159,7 @@ def test_every_call_of_a_job_in_its_order(tmp_path: Path) -> None:
         names = {"errors": tmp_path / "below" / "errors", "report": tmp_path / "report", "rows": tmp_path / "out"}
         opened.place(names, outdated=[tmp_path / "outdated", tmp_path / "none"])
         calls = files.take()
-        assert calls[:3] == ["unlink outdated", "rename out.job/errors below/errors", "rename out.job/rows out"]
+        assert calls[:3] == ["unlink outdated", "place out.job/errors below/errors", "place out.job/rows out"]
         assert sorted(calls[3:]) == ["sync_folder .", "sync_folder below"]
     assert files.take()[: len(REMOVED)] == REMOVED
     assert (tmp_path / "out").read_bytes() == b"row 0\nrow 1\nlast\n"
@@ -208,7 +216,9 @@ def test_the_journal_byte_by_byte(tmp_path: Path) -> None:
         add(opened, 2)
         opened.complete({"rows": 3})
         lines = opened.path("journal").read_bytes().splitlines()
-        assert json.loads(opened.path("lock").read_bytes()) == {"pid": os.getpid(), "host": socket.gethostname()}
+        who = json.loads(opened.path("lock").read_bytes())
+        assert len(bytes.fromhex(who.pop("run"))) == 8
+        assert who == {"pid": os.getpid(), "host": socket.gethostname()}
     digest = {data: hashlib.sha256(data).hexdigest() for data in (b"", b"bad\n", b"row 0\n", b"row 1\n", b"row 2\n")}
     source = tmp_path / "in.jsonl"
     found = source.stat()
@@ -227,7 +237,8 @@ def test_the_journal_byte_by_byte(tmp_path: Path) -> None:
             "hashes": {"input 1": hashlib.sha256(b"input").hexdigest()}},
         {"kind": "commit", "windows": [2, 3], "members": {
             "rows": [12, 18, digest[b"row 2\n"]], "errors": [4, 4, digest[b""]]}, "state": {"n": 2}, "notes": []},
-        {"kind": "complete", "run": {"rows": 3}},
+        {"kind": "complete", "run": {"rows": 3}, "files": {
+            "rows": [18, hashlib.sha256(b"row 0\nrow 1\nrow 2\n").hexdigest()], "errors": [4, digest[b"bad\n"]]}},
     ]  # fmt: skip
     check = ""
     assert len(lines) == len(records)
@@ -267,29 +278,36 @@ class OtherDisk(Recording):
     fails = ""
 
     def rename(self, old: Path, new: Path) -> None:
+        self._refuse(old, new)
+        super().rename(old, new)
+
+    def place(self, old: Path, new: Path) -> None:
+        self._refuse(old, new)
+        super().place(old, new)
+
+    def _refuse(self, old: Path, new: Path) -> None:
         if old.parent != new.parent:
             self.calls.append("EXDEV")
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         if self.fails == "rename":
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        super().rename(old, new)
 
 
 def test_a_copy_to_another_disk_is_on_disk_before_it_gets_the_name(tmp_path: Path) -> None:
-    work, part = tmp_path / "job" / "rows", f"out.{os.getpid()}.part"
+    work, part = tmp_path / "job" / "rows", "out.part"
     work.parent.mkdir()
     work.write_bytes(b"x" * (2**20 + 3))
     files = OtherDisk(tmp_path)
     place_file(work, tmp_path / "out", files)
     assert files.take() == [
-        "EXDEV", f"open {part}", f"write {part} {2**20}", f"write {part} 3", f"fsync {part}", f"close {part}",
-        f"rename {part} out", "unlink job/rows",
+        "EXDEV", f"create {part}", f"write {part} {2**20}", f"write {part} 3", f"fsync {part}", f"close {part}",
+        f"place {part} out", "unlink job/rows",
     ]  # fmt: skip
     assert (tmp_path / "out").read_bytes() == b"x" * (2**20 + 3)
 
 
 def test_a_copy_that_gets_no_name_is_taken_away_and_the_work_stays(tmp_path: Path) -> None:
-    work, part = tmp_path / "job" / "rows", f"out.{os.getpid()}.part"
+    work, part = tmp_path / "job" / "rows", "out.part"
     work.parent.mkdir()
     work.write_bytes(b"rows")
     files = OtherDisk(tmp_path)
@@ -308,7 +326,7 @@ def test_a_whole_file_is_cut_written_and_brought_to_disk(tmp_path: Path) -> None
 
 
 def test_a_file_of_its_own_gets_its_name_when_it_is_on_disk(tmp_path: Path) -> None:
-    part, files = f"page.{os.getpid()}.part", OtherDisk(tmp_path)
+    part, files = "page.part", OtherDisk(tmp_path)
     (tmp_path / "page").write_bytes(b"old")
     write_file(tmp_path / "page", b"whole", files)
     assert files.take() == [
@@ -349,7 +367,7 @@ def test_a_locked_output_is_said_in_full(tmp_path: Path) -> None:
     holder = take_lock(tmp_path / "lock", out=tmp_path / "out", wait=0, files=Files())
     with pytest.raises(LockedError) as caught:
         take_lock(tmp_path / "lock", out=tmp_path / "out", wait=0, files=Files())
-    os.close(holder)
+    holder.release()
     who = f"process {os.getpid()} on {socket.gethostname()}"
     assert caught.value.message == f"{tmp_path / 'out'}: another process works on this output: {who}"
     assert caught.value.hint == "wait for it, or pass `--lock-wait SECONDS`"
@@ -484,8 +502,8 @@ class Failing(Recording):
         super().fsync(descriptor)
         self._fail()
 
-    def rename(self, old: Path, new: Path) -> None:
-        super().rename(old, new)
+    def place(self, old: Path, new: Path) -> None:
+        super().place(old, new)
         self._fail()
 
     def unlink(self, path: Path) -> None:
@@ -503,8 +521,8 @@ class Failing(Recording):
         ("fsync out.job/rows", "out"),
         ("fsync out.job/journal", "out"),
         ("unlink outdated", "outdated"),
-        ("rename out.job/errors errors", "errors"),
-        ("rename out.job/rows out", "out"),
+        ("place out.job/errors errors", "errors"),
+        ("place out.job/rows out", "out"),
         ("sync_folder .", "out"),
     ],
 )

@@ -192,3 +192,75 @@ def test_blocks_hold_every_pair_once_and_in_few_shapes(lengths):
     shapes = {(pairs, length) for length in range(16, 513, 16) for pairs in (1, 2, 4, 8, 16) if pairs * length <= 256}
     assert {(block.pairs, block.length) for block in made} <= shapes | {(1, length) for length in range(16, 513, 16)}
     assert len(shapes) + 32 <= 75  # two products each: what oneDNN's cache has to hold (`runtime.py`)
+
+
+def as_the_kernel_does(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    dropout: float,
+    causal: bool,
+    *,
+    return_debug_mask: bool,
+    window_size_left: int,
+    window_size_right: int,
+) -> tuple[torch.Tensor]:
+    """`aten::_flash_attention_forward` over sequences; a query that is shorter than its keys is their end."""
+    assert (dropout, return_debug_mask) == (0.0, False)
+    assert queries.dtype == keys.dtype == torch.int32
+    assert queries.diff().max() <= longest_query
+    assert keys.diff().max() <= longest_key
+    assert (queries[-1], keys[-1]) == (len(q), len(k))
+    out = torch.full_like(q, torch.nan)  # what no sequence covers stays undefined
+    for begin, end, first, last in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
+        at = torch.arange(end - begin)[:, None] + (last - first) - (end - begin)
+        distance = at - torch.arange(last - first)
+        seen = torch.ones_like(distance, dtype=torch.bool)
+        if window_size_left >= 0:
+            seen &= distance <= window_size_left
+        if window_size_right >= 0 or causal:
+            seen &= -distance <= (0 if causal else window_size_right)
+        one_q, one_k, one_v = (
+            x[a:b].transpose(0, 1) for x, a, b in ((q, begin, end), (k, first, last), (v, first, last))
+        )
+        one_k, one_v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=0) for x in (one_k, one_v))
+        weights = (one_q @ one_k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+        out[begin:end] = (weights @ one_v).transpose(0, 1)
+    return (out,)
+
+
+class Kernels:
+    """Stands for `torch.ops.aten`."""
+
+    _flash_attention_forward = staticmethod(as_the_kernel_does)
+
+
+@pytest.fixture
+def varlen_kernel(monkeypatch):
+    monkeypatch.setattr(torch.ops, "aten", Kernels())
+
+
+@pytest.mark.usefixtures("varlen_kernel")
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"causal": True}], ids=str)
+@pytest.mark.parametrize("kv_heads", [2, 1])
+@pytest.mark.parametrize("lengths", [*MIXES, [16], [8, 8]], ids=str)  # the last two are full: nothing fills up
+def test_the_sequences_that_the_varlen_kernel_is_told_are_the_pairs(lengths, kv_heads, options):
+    batch = batch_of(lengths)
+    q, k, v = random_qkv(batch, kv_heads=kv_heads)
+    found = attend(q, k, v, batch, kind="varlen", **options)
+    assert found.isfinite().all()  # the filler too: it goes through every layer
+    assert torch.allclose(found[: batch.tokens].double(), dense(q, k, v, batch, **options), atol=2e-6)
+
+
+@pytest.mark.usefixtures("varlen_kernel")
+@pytest.mark.parametrize("kv_heads", [2, 1])
+@pytest.mark.parametrize("lengths", MIXES, ids=str)
+def test_first_tokens_see_their_own_pair_in_the_varlen_kernel(lengths, kv_heads):
+    batch = batch_of(lengths)
+    q, k, v = random_qkv(batch, kv_heads=kv_heads)
+    found = attend_first(q[batch.starts], k, v, batch, kind="varlen")[: len(lengths)]
+    assert torch.allclose(found, attend_first(q[batch.starts], k, v, batch)[: len(lengths)], atol=2e-6)

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.errors import ModelError
 from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder, _roberta_positions
 from rerank_cli.models.packed import pack
@@ -28,7 +34,7 @@ def pair(*ids: int, second: int = 1) -> EncodedPair:
 
 
 def test_every_family_has_the_prefix_of_its_weights():
-    assert set(PREFIXES.values()) == {"bert", "roberta"}
+    assert set(PREFIXES.values()) == {"bert", "roberta", "electra"}
 
 
 def test_a_batch_gives_one_float32_logit_a_pair(tiny):
@@ -154,3 +160,67 @@ def test_nothing_of_one_batch_stays_for_the_next(tiny):
     first = model.forward(one)
     model.forward(other)
     assert torch.equal(model.forward(one), first)
+
+
+# --- XLM-R under the names of its flash implementation
+
+JINA = Path(__file__).parents[2] / "parity" / "jina-v2-open" / "checkpoint"
+
+
+def jina(tmp_path, *, weights=lambda tensors: None, **config) -> Path:
+    folder = Path(shutil.copytree(JINA, tmp_path / "jina"))
+    facts = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(facts))
+    tensors = load_file(folder / "model.safetensors")
+    weights(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"emb_pooler": "mean"}, "`emb_pooler` is set"),
+        ({"lora_adaptations": ["retrieval.query"]}, "`lora_adaptations` is set"),
+        ({"position_embedding_type": "rotary"}, "position_embedding_type `rotary` is not supported"),
+    ],
+)
+def test_another_model_of_the_jina_line_is_refused(tmp_path, config, why):
+    assert why in refusal(jina(tmp_path, **config))
+
+
+def test_an_adapter_within_the_weights_is_named(tmp_path):
+    name = "roberta.embeddings.word_embeddings.parametrizations.weight.0.lora_A"
+    message = refusal(jina(tmp_path, weights=lambda tensors: tensors.update({name: torch.ones(2)})))
+    assert "LoRA adapter" in message
+    assert name in message
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "xlm-roberta"}])
+def test_positions_behind_the_padding_id_follow_from_the_architecture(tmp_path, config):
+    # 1026 rows hold 1024 tokens; a pair of them must find a row for each.
+    path = jina(tmp_path, **config)
+    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "XLMRobertaTokenizer"}))
+    checkpoint = read_checkpoint(path)
+    assert model_max_tokens(checkpoint) == 1024
+    assert load(path).forward([pair(0, *[5] * 1022, 2)]).isfinite().all()
+
+
+def test_a_narrow_electra_widens_its_embeddings(tiny):
+    def as_electra(tensors):
+        for name in list(tensors):
+            tensors[name.replace("bert.", "electra.", 1)] = tensors.pop(name)
+        for table in ("word", "position", "token_type"):
+            key = f"electra.embeddings.{table}_embeddings.weight"
+            tensors[key] = tensors[key][:, :20].contiguous()
+        for part in ("weight", "bias"):
+            key = f"electra.embeddings.LayerNorm.{part}"
+            tensors[key] = tensors[key][:20].contiguous()
+            tensors[f"classifier.dense.{part}"] = tensors.pop(f"electra.pooler.dense.{part}")
+            tensors[f"classifier.out_proj.{part}"] = tensors.pop(f"classifier.{part}")
+        tensors["electra.embeddings_project.weight"] = torch.randn(48, 20)
+        tensors["electra.embeddings_project.bias"] = torch.randn(48)
+
+    electra = {"architectures": ["ElectraForSequenceClassification"], "embedding_size": 20, "model_type": "electra"}
+    logits = load(tiny("bert", config=electra, weights=as_electra)).forward([pair(2, 30, 3, 40, 3, second=3)])
+    assert logits.isfinite().all()

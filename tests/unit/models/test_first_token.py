@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from rerank_cli.models.attention import attend_first
-from rerank_cli.models.first_token import FirstTokenAttention, _means_at_once, _means_by_blocks, _means_by_runs
+from rerank_cli.models.first_token import (
+    FirstTokenAttention,
+    _means_by_blocks,
+    _means_by_rectangles,
+    _means_by_runs,
+    rectangles,
+)
 from rerank_cli.models.linear import PlainLinear
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.records import EncodedPair
@@ -38,7 +44,7 @@ def test_the_way_of_a_gpu_gives_the_same_means(lengths):
     batch = batch_of(lengths)
     x = torch.randn(len(batch.input_ids), HIDDEN, generator=generator)
     probes = torch.randn(len(batch.starts), HEADS, HIDDEN, generator=generator)
-    assert torch.allclose(_means_at_once(probes, x, batch), _means_by_runs(probes, x, batch), atol=2e-6)
+    assert torch.allclose(_means_by_rectangles(probes, x, batch), _means_by_runs(probes, x, batch), atol=2e-6)
 
 
 @pytest.mark.parametrize("lengths", [*MIXES, [17] * 9, [130, 129, 33, 33, 32, 1]], ids=str)
@@ -52,3 +58,11 @@ def test_in_bfloat16_blocks_give_the_same_means(lengths):
     assert torch.allclose(_means_by_blocks(probes, x, batch), expected, atol=2e-6)
     rounded = _means_by_blocks(probes.bfloat16(), x.bfloat16(), batch)
     assert (rounded.float() - expected).abs().mean() <= 0.02
+
+
+@pytest.mark.parametrize("lengths", [*MIXES, [8192] + [8] * 3072, [512, 400, 256, 255, 100]], ids=str)
+def test_rectangles_cover_every_pair_once_and_hold_at_most_two_copies_of_the_tokens(lengths):
+    lengths = sorted(lengths, reverse=True)
+    parts = list(rectangles(lengths))
+    assert [place for begin, end in parts for place in range(begin, end)] == list(range(len(lengths)))
+    assert sum(lengths[begin] * (end - begin) for begin, end in parts) <= 2 * sum(lengths)

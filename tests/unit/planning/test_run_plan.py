@@ -278,8 +278,8 @@ def test_a_model_in_the_cache_is_weighed_by_its_own_headers(tmp_path: Path) -> N
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("0" * 40)
     script = (
-        f"from rerank_cli.planning.known_model import find_model\nprint(find_model({ONE_B!r}).checkpoint.weight_bytes)"
+        f"from rerank_cli.planning.known_model import find_model\nprint(find_model({ONE_B!r}).checkpoint.parameters)"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == read_checkpoint(PARITY / "llama-rerank-open" / "checkpoint").weight_bytes
+    assert int(done.stdout) == read_checkpoint(PARITY / "llama-rerank-open" / "checkpoint").parameters

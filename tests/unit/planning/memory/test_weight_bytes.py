@@ -15,7 +15,12 @@ from rerank_cli.planning.memory import count_weights, parameters, read_model_sha
 from rerank_cli.planning.profiles import load_all_profiles
 
 PARITY = Path(__file__).parents[3] / "parity"
-PACKED = sorted(path.parent.name for path in PARITY.glob("*/checkpoint") if not path.parent.name.startswith("deberta"))
+# A shape without a checkpoint knows of one label and no head in modules.
+PACKED = sorted(
+    path.parent.name
+    for path in PARITY.glob("*/checkpoint")
+    if not path.parent.name.startswith(("deberta", "ettin", "monobert"))
+)
 MODELS = {found.model.id.rpartition("/")[2]: found.model for found in load_all_profiles()}
 VL: dict[str, Any] = {
     "architectures": ["LlamaNemotronVLForSequenceClassification"],

@@ -11,13 +11,13 @@ import pytest
 
 from rerank_cli.cli import main
 from rerank_cli.errors import InputError
-from rerank_cli.formats.tsv import read_rows
+from rerank_cli.formats.delimited import read_rows
 from rerank_cli.records import Gap, JsonRow, RowError
 from tests.conftest import TINY_CHECKPOINT, read_lines
 
 
 def read(data: bytes) -> list[object]:
-    return list(read_rows(io.BytesIO(data), file="in.tsv"))
+    return list(read_rows(io.BytesIO(data), file="in.tsv", kind="tsv"))
 
 
 def test_rows_have_the_names_of_the_header_and_the_numbers_of_their_lines() -> None:

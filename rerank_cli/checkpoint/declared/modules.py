@@ -1,0 +1,220 @@
+"""modules.json, and the config.json in the folder of each module behind the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, cast, get_args
+
+from rerank_cli.checkpoint.declared.values import Dense, LayerNorm, LogitScore, Module, Normalize, Pooling, PoolingMode
+from rerank_cli.checkpoint.json_file import read_json_file, read_json_list
+from rerank_cli.errors import ModelError
+
+_VECTOR, _SCORES = "sentence_embedding", "scores"
+_POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
+# In the order in which several of them are joined.
+_OLD_POOLING_KEYS: dict[str, PoolingMode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# Modules of torch that are made without arguments and act on each number by itself.
+_ACTIVATIONS = {
+    "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish",
+    "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink",
+}  # fmt: skip
+
+
+class Config:
+    """The config.json of a module (or another JSON object), whose keys are asked for one by one.
+
+    place: the file, for messages. `finish` refuses keys that nobody asked for.
+    """
+
+    def __init__(self, place: str, values: Mapping[str, Any]) -> None:
+        self.place = place
+        self._left = dict(values)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of `key`."""
+        return self._left.pop(key, default)
+
+    def whole(self, key: str, *names: str, least: int = 0) -> int:
+        """A whole number under `key` or one of its other `names`."""
+        found = [self._left.pop(name) for name in (key, *names) if name in self._left]
+        if not found or type(found[0]) is not int or not least <= found[0] < 2**63:
+            self.refuse(key, f"must be a whole number from {least}: {found[0] if found else 'missing'}")
+        return cast("int", found[0])
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """A boolean under `key`."""
+        value = self._left.pop(key, default)
+        if type(value) is not bool:
+            self.refuse(key, f"must be true or false: {value!r}")
+        return cast("bool", value)
+
+    def only(self, key: str, *known: Any, default: Any) -> Any:
+        """The value of `key`, which must be one of `known`."""
+        value = self._left.pop(key, default)
+        # `1 == True`, and neither is the other here.
+        if not any(type(value) is type(one) and value == one for one in known):
+            self.refuse(key, f"is {value!r}; known is {' or '.join(repr(one) for one in known)}")
+        return value
+
+    def refuse(self, key: str, what: str) -> None:
+        """`ModelError` naming the key."""
+        raise ModelError(f"{self.place}: `{key}` {what}", hint=_HINT)
+
+    def finish(self) -> None:
+        """Refuse keys that nobody took: they may change the score."""
+        if self._left:
+            names = ", ".join(f"`{name}`" for name in sorted(self._left))
+            raise ModelError(f"{self.place}: {names} {'are' if len(self._left) > 1 else 'is'} not known", hint=_HINT)
+
+
+_HINT = "what is declared here changes the score, and another score is never given: use sentence-transformers for it"
+
+
+def read_model_folder(root: Path) -> str:
+    """The folder of the first module, which is the model."""
+    entries = read_json_list(root / "modules.json")
+    return _entry(root / "modules.json", entries[0])["path"] if entries else ""
+
+
+def read_modules(root: Path) -> tuple[str, tuple[Module, ...], tuple[str, ...]]:
+    """The model's own folder, the modules behind it, and the files that say so; all folders below `root`."""
+    place = root / "modules.json"
+    entries = [_entry(place, entry) for entry in read_json_list(place)]
+    if not entries:
+        raise ModelError(f"{place}: no module")
+    names = [entry["name"] for entry in entries]
+    if len(set(names)) < len(names):
+        raise ModelError(f"{place}: two modules have the same `name`")
+    classes = [_class(place, entry["type"]) for entry in entries]
+    if classes[0] != "Transformer":
+        raise ModelError(f"{place}: the first module is `{classes[0]}`, and only `Transformer` is known there")
+    files = ["modules.json"]
+    modules: list[Module] = []
+    for name, entry in zip(classes[1:], entries[1:], strict=True):
+        if name not in _READERS:
+            raise ModelError(f"{place}: the module `{name}` is not known", hint=_HINT)
+        config = root / entry["path"] / "config.json"
+        if config.is_file():
+            files.append(str(PurePosixPath(entry["path"], "config.json")))
+        elif name != "Normalize":
+            raise ModelError(f"{config}: missing, and modules.json names a {name} there")
+        values = Config(str(config), read_json_file(config) if config.is_file() else {})
+        modules.append(_READERS[name](values, entry["path"]))
+        values.finish()
+    _check_chain(place, modules)
+    return entries[0]["path"], tuple(modules), tuple(files)
+
+
+def _entry(place: Path, entry: Any) -> dict[str, str]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        raise ModelError(f"{place}: a module must be an object with `type`: {entry!r}")
+    path = entry.get("path", "")
+    if not isinstance(path, str) or PurePosixPath(path).is_absolute() or "\\" in path or ":" in path:
+        raise ModelError(f"{place}: `path` must be a folder of the checkpoint: {path!r}")
+    if ".." in PurePosixPath(path).parts:
+        raise ModelError(f"{place}: `path` leaves the checkpoint: {path!r}")
+    normal = "" if path in ("", ".", "./") else str(PurePosixPath(path))
+    return {"name": str(entry.get("name", entry.get("idx"))), "path": normal, "type": entry["type"]}
+
+
+def _class(place: Path, dotted: str) -> str:
+    """The class's own name; the package that it lies in has changed, and the class has not."""
+    if not dotted.startswith("sentence_transformers."):
+        raise ModelError(
+            f"{place}: the module `{dotted}` is code of the checkpoint, which is never run",
+            hint="code of a checkpoint says how it is scored: use the library that it was made for",
+        )
+    return dotted.rpartition(".")[2]
+
+
+def _pooling(config: Config, folder: str) -> Module:
+    for key in ("embedding_dimension", "word_embedding_dimension"):
+        config.take(key)
+    old = {mode: config.take(key) for key, mode in _OLD_POOLING_KEYS.items()}
+    modes = config.take("pooling_mode") or [mode for mode, value in old.items() if value] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or any(mode not in _POOLING_MODES for mode in modes):
+        config.refuse("pooling_mode", f"is {modes!r}; known are {', '.join(_POOLING_MODES)}")
+    config.only("include_prompt", True, default=True)
+    return Pooling(tuple(modes))
+
+
+def _dense(config: Config, folder: str) -> Module:
+    activation = config.take("activation_function", "torch.nn.modules.activation.Tanh")
+    name = activation.rpartition(".")[2] if isinstance(activation, str) else None
+    if not name or name not in _ACTIVATIONS or not str(activation).startswith("torch.nn."):
+        config.refuse("activation_function", f"is {activation!r}; known are {', '.join(sorted(_ACTIVATIONS))} of torch")
+    reads = config.only("module_input_name", _VECTOR, default=_VECTOR)
+    writes = config.take("module_output_name")
+    writes = reads if writes is None else writes
+    if writes not in (_VECTOR, _SCORES):
+        config.refuse("module_output_name", f"is {writes!r}; known is {_VECTOR!r} or {_SCORES!r}")
+    dense = Dense(
+        folder=folder,
+        inputs=config.whole("in_features", least=1),
+        outputs=config.whole("out_features", least=1),
+        bias=config.flag("bias", default=True),
+        activation=str(name),
+        residual=config.flag("use_residual", default=False),
+        scores=writes == _SCORES,
+    )
+    if dense.scores and dense.outputs != 1:
+        config.refuse("out_features", f"is {dense.outputs}: a reranker gives one score")
+    return dense
+
+
+def _layer_norm(config: Config, folder: str) -> Module:
+    return LayerNorm(folder=folder, size=config.whole("dimension", least=1))
+
+
+def _normalize(config: Config, folder: str) -> Module:
+    config.only("module_input_name", _VECTOR, default=_VECTOR)
+    config.only("module_output_name", _VECTOR, None, default=None)
+    return Normalize()
+
+
+def _logit_score(config: Config, folder: str) -> Module:
+    config.only("module_input_name", "causal_logits", default="causal_logits")
+    true_id, false_id = config.whole("true_token_id"), config.take("false_token_id")
+    if false_id is not None and (type(false_id) is not int or not 0 <= false_id < 2**63):
+        config.refuse("false_token_id", f"must be a whole number from 0, or null: {false_id!r}")
+    return LogitScore(true_id, false_id)
+
+
+_READERS: dict[str, Callable[[Config, str], Module]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Normalize": _normalize,
+    "LogitScore": _logit_score,
+}
+
+
+def _check_chain(place: Path, modules: Sequence[Module]) -> None:
+    """Refuse an order in which the modules give no score and no vector."""
+    kinds = [type(module).__name__ for module in modules]
+    scoring = [number for number, module in enumerate(modules) if isinstance(module, Dense) and module.scores]
+    known = (
+        not modules
+        or kinds == ["LogitScore"]
+        or (
+            kinds[0] == "Pooling"
+            and not {"Pooling", "LogitScore"} & set(kinds[1:])
+            and scoring in ([], [len(kinds) - 1])
+        )
+    )
+    if not known:
+        chain = ", ".join(["Transformer", *kinds])
+        raise ModelError(
+            f"{place}: modules in this order give no score that is known: {chain}",
+            hint="known are Transformer alone, before a LogitScore, or before Pooling and a head whose last Dense "
+            "writes `scores`",
+        )

@@ -1,0 +1,146 @@
+"""All that a checkpoint declares, from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rerank_cli.checkpoint.declared.modules import Config, read_model_folder, read_modules
+from rerank_cli.checkpoint.declared.transformer import Task, TransformerConfig, read_transformer_config
+from rerank_cli.checkpoint.declared.values import Declaration, MessageFormat, Module
+from rerank_cli.checkpoint.json_file import read_json_file
+from rerank_cli.errors import ModelError
+
+_FLAT_MODEL_TYPES = {"apertus", "deepseek_v3", "gpt_oss", "seed_oss"}
+# Signs of a template whose contents are lists of parts.
+_STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
+
+_MAX_TEMPLATE_BYTES = 2**24
+
+
+def read_declaration(root: Path) -> Declaration:
+    """What the folder `root` declares; `ModelError` naming the key that changes a score and is not known."""
+    if not (root / "modules.json").is_file():
+        place, template = _read_template(root)
+        form = None if template is None else _guess_format(template, root)
+        files = _template_files(root, "")
+        return Declaration(message_format=form, chat_template=template, chat_template_place=place, files=files)
+    folder, modules, files = read_modules(root)
+    model = root / folder
+    transformer = read_transformer_config(model)
+    _check_task(model, transformer, modules)
+    place, template = _read_template(model)
+    shared = root / "config_sentence_transformers.json"
+    prompts, prompt, similarity = _read_shared(shared, modules)
+    named = [str(PurePosixPath(folder, transformer.file))] if transformer.file else []
+    return Declaration(
+        listed=True,
+        modules=modules,
+        model_folder=folder,
+        max_tokens=transformer.max_tokens,
+        lower_case=transformer.lower_case,
+        prompts=prompts,
+        prompt=prompt,
+        similarity=similarity,
+        message_format=_message_format(transformer, template, model),
+        chat_template=template,
+        chat_template_place=place,
+        template_variables=transformer.template_variables,
+        files=(*files, *([shared.name] if shared.is_file() else []), *named, *_template_files(root, folder)),
+    )
+
+
+def find_model_folder(root: Path) -> str:
+    """The folder of config.json, tokenizer and weights, below the checkpoint's."""
+    return read_model_folder(root) if (root / "modules.json").is_file() else ""
+
+
+def _template_files(root: Path, folder: str) -> tuple[str, ...]:
+    return tuple(str(PurePosixPath(folder, path.name)) for path in sorted((root / folder).glob("*.jinja")))
+
+
+def _read_template(folder: Path) -> tuple[str, str | None]:
+    """Where the chat template stands, and its text; None where there is none."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            with file.open("rb") as stream:
+                data = stream.read(_MAX_TEMPLATE_BYTES + 1)
+            if len(data) > _MAX_TEMPLATE_BYTES:
+                raise ModelError(f"{file}: more than {_MAX_TEMPLATE_BYTES:,} bytes, which no template has")
+            return str(file), data.decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"{file}: {error}") from error
+    config = folder / "tokenizer_config.json"
+    value: Any = read_json_file(config).get("chat_template") if config.is_file() else None
+    place = f"{config}: `chat_template`"
+    if isinstance(value, list):
+        named = {one.get("name"): one.get("template") for one in value if isinstance(one, dict)}
+        value = named.get("default")
+        if value is None:
+            raise ModelError(f"{place}: none of the templates is called `default`: {sorted(map(str, named))}")
+    if value is not None and not isinstance(value, str):
+        raise ModelError(f"{place}: must be text: {value!r}")
+    return place, value
+
+
+def _message_format(transformer: TransformerConfig, template: str | None, model: Path) -> MessageFormat | None:
+    form = transformer.message_format
+    if form is None:
+        return None
+    if template is None:
+        raise ModelError(
+            f"{model / str(transformer.file)}: `modality_config` has `message`, and there is no chat template",
+            hint="chat_template.jinja belongs to it",
+        )
+    if form == "auto":
+        return _guess_format(template, model)
+    return "flat" if form == "flat" else "structured"
+
+
+def _guess_format(template: str, model: Path) -> MessageFormat:
+    """As sentence-transformers does where nothing says it."""
+    config = model / "config.json"
+    model_type = read_json_file(config).get("model_type") if config.is_file() else None
+    flat = model_type in _FLAT_MODEL_TYPES or not any(sign in template for sign in _STRUCTURED)
+    return "flat" if flat and template else "structured"
+
+
+def _check_task(model: Path, transformer: TransformerConfig, modules: tuple[Module, ...]) -> None:
+    """Refuse a task that opens another model than the modules behind it read."""
+    kind = type(modules[0]).__name__ if modules else None
+    wanted: dict[str | None, Task] = {
+        None: "sequence-classification",
+        "LogitScore": "text-generation",
+        "Pooling": "feature-extraction",
+    }
+    # Nothing said means feature-extraction, with which sentence-transformers fails on the others.
+    if transformer.task not in (None, wanted[kind]):
+        raise ModelError(
+            f"{model / str(transformer.file)}: `transformer_task` is {transformer.task!r}, and modules.json "
+            f"{'names no module behind the model' if kind is None else f'lets a {kind} follow'}: "
+            f"{wanted[kind]!r} belongs to that"
+        )
+
+
+def _read_shared(file: Path, modules: tuple[Module, ...]) -> tuple[Mapping[str, str], str | None, str | None]:
+    """Prompts, the default one and the similarity of config_sentence_transformers.json."""
+    values = Config(str(file), read_json_file(file) if file.is_file() else {})
+    embeds = Declaration(modules=modules).embeds
+    model_type = values.take("model_type", "SentenceTransformer")
+    if model_type != "CrossEncoder" and not embeds:
+        raise ModelError(
+            f"{file}: `model_type` is {model_type!r}, which makes it an embedding model, and its modules give a score",
+            hint='where it is a reranker, `"model_type": "CrossEncoder"` belongs there',
+        )
+    values.only("truncate_dim", None, default=None)
+    similarity = values.only("similarity_fn_name", "cosine", "dot", "euclidean", "manhattan", None, default=None)
+    given = values.take("prompts") or {}
+    if not isinstance(given, dict) or not all(isinstance(text, (str, type(None))) for text in given.values()):
+        values.refuse("prompts", f"must be an object of texts: {given!r}")
+    prompts = {name: text or "" for name, text in given.items()}
+    default = values.take("default_prompt_name")
+    if default is not None and default not in prompts:
+        values.refuse("default_prompt_name", f"is {default!r}, and `prompts` has {sorted(prompts)}")
+    return prompts, (prompts[default] or None) if default is not None else None, similarity

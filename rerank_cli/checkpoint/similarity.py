@@ -1,0 +1,73 @@
+"""What an embedding model declares of its vectors: how they are made, and how two of them become a score."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.declared import Normalize, Pooling
+from rerank_cli.errors import ModelError
+
+Similarity = Literal["cosine", "dot"]
+_SIMILARITIES: tuple[Similarity, ...] = ("cosine", "dot")
+_POOLINGS = {"mean": "avg", "cls": "cls", "lasttoken": "last"}
+_ROLES = {"query": ("query",), "passage": ("document", "passage", "corpus")}
+
+
+def similarity_of(checkpoint: Checkpoint) -> Similarity:
+    """`similarity_fn_name`, which is `cosine` where it is not given; `ModelError` for one that is not computed."""
+    named = checkpoint.declared.similarity or "cosine"
+    for known in _SIMILARITIES:
+        if named == known:
+            return known
+    raise ModelError(
+        f"{checkpoint.root}/config_sentence_transformers.json: `similarity_fn_name` is {named!r}",
+        hint="known are cosine and dot",
+    )
+
+
+def check_embedder(checkpoint: Checkpoint) -> None:
+    """`ModelError` for modules and prompts of an embedder that would give other vectors than are computed."""
+    declared = checkpoint.declared
+    similarity_of(checkpoint)
+    if not declared.listed:
+        return
+    declared_pooling(checkpoint)
+    others = [type(one).__name__ for one in declared.modules if not isinstance(one, (Pooling, Normalize))]
+    if others:
+        raise ModelError(f"{checkpoint.root}/modules.json: {', '.join(others)} of an embedding model is not computed")
+    if declared.message_format is not None:
+        raise ModelError(
+            f"{checkpoint.root}: `modality_config.message`: this embedding model reads texts behind a prefix, and no "
+            "chat template"
+        )
+
+
+def declared_pooling(checkpoint: Checkpoint) -> str | None:
+    """How tokens become a vector, as config.json would name it; None where modules.json does not say."""
+    pooling = checkpoint.declared.pooling
+    if pooling is None:
+        return None
+    if len(pooling.modes) != 1 or pooling.modes[0] not in _POOLINGS:
+        raise ModelError(
+            f"{checkpoint.root}/modules.json: `pooling_mode` {', '.join(pooling.modes)} is not computed for "
+            f"{checkpoint.architecture}; known are {', '.join(_POOLINGS)}"
+        )
+    return _POOLINGS[pooling.modes[0]]
+
+
+def normalises(checkpoint: Checkpoint) -> bool:
+    """Vectors are brought to length 1."""
+    return any(isinstance(module, Normalize) for module in checkpoint.declared.modules)
+
+
+def declared_prefixes(checkpoint: Checkpoint) -> tuple[str, str] | None:
+    """What stands before a query and before a passage, by the prompts' roles; None where there are no prompts."""
+    declared = checkpoint.declared
+    if not declared.listed or not declared.prompts:
+        return None
+    query, passage = (
+        next((declared.prompts[name] for name in names if name in declared.prompts), declared.prompt or "")
+        for names in _ROLES.values()
+    )
+    return query, passage

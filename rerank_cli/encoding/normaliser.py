@@ -1,0 +1,57 @@
+"""Normalisers that make a text longer and longer, refused before they see one.
+
+Twenty replacements of one character by two, each of what the one before it has made, turn a word into a million; forty
+end no run and leave no memory, and the library cannot be interrupted. So the replacements of a tokenizer.json are
+tried, one after another, on a text that has every printable ASCII character and every pattern in it. Published
+normalisers make it longer by some per cent.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tokenizers import Regex, normalizers
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+
+_MOST_TIMES = 16  # longer than what was tried: a passage of 5 MB stays below 100
+_SEED_CHARACTERS = 2**16
+_PATTERN_CHARACTERS = 64
+
+
+def refuse_exploding(state: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """`ModelError` for a normaliser that makes texts many times longer. state: as tokenizer.json has it."""
+    parts = list(_replacements(state))
+    patterns = (pattern for part in parts for pattern in _texts_of(part))
+    seed = text = "\n".join([string.printable, *(one[:_PATTERN_CHARACTERS] for one in patterns)])[:_SEED_CHARACTERS]
+    for part in parts:
+        text = _opened(part).normalize_str(text)
+        if len(text) > _MOST_TIMES * len(seed):
+            raise ModelError(
+                f"{checkpoint.tokenizer_file}: its normaliser makes a text {len(text) / len(seed):.0f} times longer "
+                f"after `{json.dumps(part['pattern'], ensure_ascii=False)[:_PATTERN_CHARACTERS]}`: "
+                f"at most {_MOST_TIMES} times is borne"
+            )
+
+
+def _replacements(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if state["type"] == "Sequence":
+        for part in state["normalizers"]:
+            yield from _replacements(part)
+    elif state["type"] == "Replace":
+        yield state
+
+
+def _texts_of(part: Mapping[str, Any]) -> Iterator[str]:
+    if "String" in part["pattern"]:
+        yield part["pattern"]["String"]
+    yield part["content"]
+
+
+def _opened(part: Mapping[str, Any]) -> normalizers.Replace:
+    pattern = part["pattern"]
+    return normalizers.Replace(pattern["String"] if "String" in pattern else Regex(pattern["Regex"]), part["content"])

@@ -1,0 +1,173 @@
+"""How the pairs of one checkpoint are scored: by its chat template, by its family's recipe, or as plain pairs.
+
+    modules.json is there            what it declares: a chat template with roles, or plain pairs; never anything else
+    `--as FAMILY`                    the prompt and the answers of that family of rerankers
+    a template that carries a pair   the template; a language model answers with its tokens `yes` and `no`
+    a language model, no template    the recipe of the one family that is made of it, and the run says so
+    any other chat template          refused: a chat model looks like this, and its logits would mean nothing
+
+Nothing is scored on a guess: where the files leave two readings open, the run is refused and the message names the
+option that decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.declared import LogitScore
+from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.recipes import RECIPES, Recipe, recipe_of, trunk_of
+from rerank_cli.encoding.chat_template import ChatTemplate, read_chat_template
+from rerank_cli.encoding.tokenizer import read_tokenizer_file
+from rerank_cli.errors import ModelError, UsageError
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What pairs are written in, and which tokens answer.
+
+    template: of the checkpoint. recipe: of a family of rerankers, where there is no template. answers: of a language
+    model: the token whose logit is the score, and the one whose logit is taken off; None for the recipe's words. told:
+    what was decided, in words; empty where nothing was to be decided. taken: the files do not say it.
+    """
+
+    template: ChatTemplate | None = None
+    recipe: Recipe | None = None
+    answers: LogitScore | None = None
+    told: str = ""
+    taken: bool = False
+
+
+def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, own_template: bool = False) -> Scoring:
+    """The only reading of a checkpoint's files, or `ModelError`; `UsageError` for a `--as` that does not fit them.
+
+    instruction: of the user, in place of the checkpoint's prompt. own_template: pairs are written in the user's own.
+    """
+    named = _named_recipe(checkpoint)
+    family = family_of(checkpoint.architecture)
+    if family.embeds or (family.prompted and not family.decoder):
+        return Scoring()  # these have one prompt, whatever their tokenizer's chat template was made for
+    template = None if own_template or named else read_chat_template(checkpoint, instruction)
+    if checkpoint.declared.listed:
+        return _declared(checkpoint, template)
+    if named is not None:
+        return Scoring(recipe=named, told=f"scored as {named.title}: `--as {named.name}` says so", taken=True)
+    if family.answers:
+        return _undeclared_language_model(checkpoint, template)
+    if template is None:
+        return Scoring()
+    if failure := template.failure():
+        raise ModelError(
+            f"{template.place}: the chat template carries no pair of query and passage: {failure}",
+            hint=_template_hint(checkpoint),
+        )
+    return Scoring(template=template, told="pairs are written in the checkpoint's chat template")
+
+
+def _template_hint(checkpoint: Checkpoint) -> str:
+    recipe = recipe_of(checkpoint.architecture) if family_of(checkpoint.architecture).decoder else None
+    named = f"`--as {recipe.name}` takes the prompt of {recipe.title}; " if recipe else ""
+    return f"{named}`--template` gives another one: text with {{query}} and {{passage}}"
+
+
+def _named_recipe(checkpoint: Checkpoint) -> Recipe | None:
+    """What `--as` names."""
+    name = checkpoint.taken_as
+    if name is None:
+        return None
+    if name not in RECIPES:
+        raise UsageError(f"--as {name}: no family of rerankers has this name", hint=f"known are {', '.join(RECIPES)}")
+    recipe = RECIPES[name]
+    if checkpoint.declared.listed:
+        raise UsageError(f"--as {name}: {checkpoint.name} declares in modules.json how it is scored")
+    family = family_of(checkpoint.architecture)
+    if not family.decoder or recipe.trunk != trunk_of(checkpoint.architecture):
+        raise UsageError(
+            f"--as {name}: a {recipe.title} is a {recipe.trunk}ForCausalLM, {checkpoint.name} is a "
+            f"{checkpoint.architecture}"
+        )
+    return recipe
+
+
+def _declared(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
+    if template is not None and (failure := template.failure()):
+        raise ModelError(
+            f"{template.place}: the chat template carries no pair of query and passage, and modules.json wants pairs "
+            f"written in it: {failure}"
+        )
+    return Scoring(template=template, answers=checkpoint.declared.logit_score, told="scored as modules.json declares")
+
+
+def _undeclared_language_model(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
+    recipe = recipe_of(checkpoint.architecture)
+    if checkpoint.declared.chat_template is None:
+        if recipe is None:
+            raise ModelError(
+                f"{checkpoint.path}: a language model ({checkpoint.architecture}), and no file says how it reranks",
+                hint="modules.json, with a LogitScore, and a chat template with the roles query and document say it",
+            )
+        return Scoring(recipe=recipe, told=_taken_for(checkpoint, recipe), taken=True)
+    if template is None:  # the user's own is used: the answers are still to be known
+        template = read_chat_template(checkpoint)
+    assert template is not None, "a checkpoint without modules.json uses the chat template that it has"
+    failure = template.failure()
+    if failure is None and template.takes_any_role:
+        failure = "it writes messages of any role"
+    if failure is not None:
+        raise ModelError(
+            f"{template.place}: a chat model, by its chat template, which was not made for a query and a passage: "
+            f"{failure}",
+            hint=(
+                f"if it is a {recipe.title}, say which family it is: `--as {recipe.name}`"
+                if recipe
+                else f"no family of rerankers is known for {checkpoint.architecture}"
+            ),
+        )
+    answers = _words(checkpoint)
+    if answers is None:
+        raise ModelError(
+            f"{template.place}: the chat template carries a query and a passage, and the tokenizer has no tokens `yes` "
+            "and `no`: which tokens answer is not declared",
+            hint="modules.json, with a LogitScore, says it",
+        )
+    return Scoring(
+        template=template,
+        answers=answers,
+        told="taken for a reranker by its chat template, which has a query and a document; the score is the logit of "
+        "`yes` less that of `no`, since no LogitScore is declared",
+        taken=True,
+    )
+
+
+def _words(checkpoint: Checkpoint) -> LogitScore | None:
+    """The tokens `yes` and `no`, as sentence-transformers takes them where nothing is declared."""
+    tokenizer = read_tokenizer_file(checkpoint)
+    yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
+    return None if yes is None or no is None else LogitScore(yes, no)
+
+
+def _taken_for(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    return (
+        f"taken for a {recipe.title}: {checkpoint.architecture} without a chat template is all that tells; "
+        f"`--as {recipe.name}` says the same"
+    )
+
+
+def answer_ids(checkpoint: Checkpoint) -> list[int]:
+    """Token ids of a language model's answers: yes and no, or yes alone. The logit is their difference, or the one."""
+    scoring = decide_scoring(checkpoint)
+    if scoring.answers is not None:
+        return [number for number in (scoring.answers.true_id, scoring.answers.false_id) if number is not None]
+    if scoring.recipe is None:
+        raise ModelError(f"{checkpoint.path}: a language model, and modules.json declares no LogitScore")
+    tokenizer = read_tokenizer_file(checkpoint)
+    found = []
+    for answer in scoring.recipe.answers:
+        ids = tokenizer.encode(answer, add_special_tokens=False).ids
+        if not ids:
+            raise ModelError(f"{checkpoint.tokenizer_file}: the answer `{answer}` has no token")
+        found.append(ids[0])
+    if len(set(found)) < len(found):
+        raise ModelError(f"{checkpoint.tokenizer_file}: the answers begin with the same token")
+    return found

@@ -1,0 +1,349 @@
+"""Separated values: CSV and TSV, a header with the names of the columns, then a row a record.
+
+    csv           commas (or semicolons or tabs, if these alone split the header); quoted as RFC 4180 has it
+    tsv-quoted    tabs, quoted in the same way: pandas, Python's csv.writer, Excel
+    tsv-plain     tabs; a quote is a character like others: MS MARCO and most files of the field
+    tsv           one of the two, by the first cells that begin with a quote
+    top1000       tsv without a header: query id, passage id, query, passage, as MS MARCO's `top1000.*.tsv` have it
+
+Quoted records are read by Python's csv module in its strict mode; a cell may hold the separator, quotes and newlines,
+and comes back exactly as it was written. All cells are text. Rows go on as JSON objects, which is what the output and
+the errors file hold of them; their number is that of the line they begin at.
+
+Nothing is guessed. A TSV file in which both readings fit is refused with both commands, and a file that contradicts
+itself ends the run where it does: a quote where none may stand, a second header with other columns. A row that has
+other columns, repeats the header (files that were put together) or is JSON is a bad row, and so is a last record
+without a line end: nobody can tell whether its last cell was cut.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rerank_cli.errors import InputError
+from rerank_cli.formats import jsonl
+from rerank_cli.formats.choices import MAX_LINE_BYTES
+from rerank_cli.records import Gap, JsonRow, RowError
+
+TOP1000 = ("query_id", "passage_id", "query", "passage")
+"""The columns of MS MARCO's candidate files, which have no header."""
+
+_MARK = "\ufeff"
+_LOOKED_AT_LINES = 200  # to tell whether quotes quote
+_LOOKED_AT_BYTES = 2**18
+_QUOTED_CELL = re.compile(rb'(?:^|\t)"')
+_DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+_APOSTROPHES = "a cell is quoted by apostrophes"
+_IN_APOSTROPHES = re.compile(r"'(?:[^']|'')*''(?:[^']|'')*'", re.DOTALL)
+_SEPARATORS = ",;\t"
+
+
+def read_rows(
+    stream: io.BufferedIOBase,
+    *,
+    file: str,
+    kind: str = "csv",
+    max_line_bytes: int = MAX_LINE_BYTES,
+    live: bool = False,
+) -> Iterator[JsonRow | RowError | Gap]:
+    """The rows below the header; `InputError` for a header that names no columns. Otherwise as `jsonl.read_rows`.
+
+    kind: one of the names in the module's text.
+    """
+    # For the whole process, because the module has no other way; a cell that is longer than a line may be is refused.
+    csv.field_size_limit(max(csv.field_size_limit(), max_line_bytes))
+    lines = _Lines(stream, max_line_bytes=max_line_bytes, live=live)
+    yield from _Reader(file, lines, kind, max_line_bytes).rows()
+
+
+class _Line(NamedTuple):
+    """A line of the file, its newline left out. ended: it had one."""
+
+    number: int
+    raw: bytes
+    ended: bool
+    too_long: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.raw.decode("utf-8", "surrogateescape")
+
+    @property
+    def is_blank(self) -> bool:
+        return not self.raw.strip()
+
+
+class _Lines:
+    """The lines of an input, of which some may be looked at before they are taken."""
+
+    def __init__(self, stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -> None:
+        self._lines = jsonl.split_lines(stream, max_line_bytes=max_line_bytes, live=live)
+        self._ahead: deque[_Line | Gap] = deque()
+        self._number = 0
+
+    def peek(self) -> _Line | Gap | None:
+        """The next line; None at the end."""
+        if not self._ahead and (line := self._read()) is not None:
+            self._ahead.append(line)
+        return self._ahead[0] if self._ahead else None
+
+    def take(self) -> _Line | Gap | None:
+        """The next line, which is gone then."""
+        return self._ahead.popleft() if self._ahead else self._read()
+
+    def look(self, lines: int, size: int) -> tuple[list[_Line], bool]:
+        """The next lines, which stay, up to a pause of a live input; and whether these are all there are."""
+        while len(self._ahead) < lines and size > 0:
+            if self._ahead and isinstance(self._ahead[-1], Gap):
+                return [line for line in self._ahead if isinstance(line, _Line)], False
+            line = self._read()
+            if line is None:
+                return [line for line in self._ahead if isinstance(line, _Line)], True
+            self._ahead.append(line)
+            size -= 0 if isinstance(line, Gap) else len(line.raw)
+        return [line for line in self._ahead if isinstance(line, _Line)], False
+
+    def _read(self) -> _Line | Gap | None:
+        line = next(self._lines, None)
+        if line is None or isinstance(line, Gap):
+            return line
+        self._number += 1
+        if isinstance(line, jsonl.LongLine):
+            return _Line(self._number, line.head, True, too_long=line.size)
+        if self._number == 1:
+            line = type(line)(line.removeprefix(_MARK.encode()))
+        ended = not isinstance(line, jsonl.UnendedLine)
+        return _Line(self._number, bytes(line).removesuffix(b"\r"), ended)
+
+
+@dataclass(slots=True)
+class _Record:
+    """A record: its lines as they stand, and its cells. number: of its first line."""
+
+    number: int
+    raw: bytes
+    cells: list[str]
+    ended: bool
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One pass over a file. quoted: whether quotes quote; None as long as nobody knows."""
+
+    file: str
+    lines: _Lines
+    kind: str
+    max_bytes: int
+    separator: str = "\t"
+    quoted: bool | None = None
+    columns: list[str] = field(default_factory=list)
+
+    def rows(self) -> Iterator[JsonRow | RowError | Gap]:
+        self.quoted = {"csv": True, "tsv-quoted": True, "tsv-plain": False}.get(self.kind)
+        if self.kind == "top1000":
+            self.columns = list(TOP1000)
+        for record in self._records():
+            if isinstance(record, _Record):
+                if self.columns:
+                    yield self._row(record)
+                else:
+                    self.columns = self._header(record)
+            elif isinstance(record, RowError) and not self.columns:
+                raise InputError(f"{self.file}:{record.row}: the header cannot be read: {record.message}")
+            else:
+                yield record
+
+    def _records(self) -> Iterator[_Record | RowError | Gap]:
+        while (line := self.lines.peek()) is not None:
+            if isinstance(line, Gap):
+                self.lines.take()
+                yield line
+            elif line.is_blank:
+                self.lines.take()
+                yield Gap.BLANK
+            elif line.too_long:
+                self.lines.take()
+                message = f"line of {line.too_long} bytes; at most {self.max_bytes} are read"
+                yield RowError(self.file, line.number, None, "line-too-long", message, line.raw)
+            else:
+                if not self.columns:
+                    self._begin(line)
+                if self.quoted is None and _QUOTED_CELL.search(line.raw):
+                    self.quoted = self._decided()
+                record = self._quoted_record() if self.quoted else self._plain_record(line)
+                broken = _not_utf8(record)
+                yield RowError(self.file, record.number, None, "bad-utf8", broken, record.raw) if broken else record
+
+    def _begin(self, header: _Line) -> None:
+        """What separates the cells, by the header."""
+        usual = "," if self.kind == "csv" else "\t"
+        splits = [mark for mark in _SEPARATORS if len(_cells(header.text, mark) or ()) > 1]
+        self.separator = usual if usual in splits or len(splits) != 1 else splits[0]
+        if self.separator != "\t":
+            self.quoted = True
+
+    def _plain_record(self, line: _Line) -> _Record:
+        self.lines.take()
+        cells = line.text.removeprefix(_MARK).split(self.separator)
+        if self.kind != "tsv-plain" and (found := _quoted_after_all(cells)):
+            raise self._contradiction(line.number, found)
+        return _Record(line.number, line.raw, cells, line.ended)
+
+    def _quoted_record(self) -> _Record:
+        taken: list[_Line] = []
+
+        def feed() -> Iterator[str]:
+            size = 0
+            while (line := self.lines.take()) is not None:
+                if isinstance(line, Gap):
+                    continue
+                taken.append(line)
+                size += len(line.raw)
+                if line.too_long or size > self.max_bytes:
+                    raise self._contradiction(taken[0].number, f"a record has more than {self.max_bytes} bytes")
+                text = line.text + ("\n" if line.ended else "")
+                yield text if len(taken) > 1 else text.removeprefix(_MARK)
+
+        try:
+            cells = next(csv.reader(feed(), delimiter=self.separator, strict=True))
+        except csv.Error as error:
+            raise self._contradiction(taken[0].number, _in_words(error)) from error
+        last = taken[-1]
+        raw = b"\n".join(line.raw for line in taken)
+        text = raw.decode("utf-8", "surrogateescape")
+        if any('"' in cell and _quoted(cell) not in text for cell in cells):
+            raise self._contradiction(taken[0].number, "a quote stands in a cell that is not quoted")
+        if any(_IN_APOSTROPHES.fullmatch(cell) and _quoted(cell) not in text for cell in cells):
+            raise self._contradiction(taken[0].number, _APOSTROPHES)
+        return _Record(taken[0].number, raw, cells, last.ended)
+
+    def _decided(self) -> bool:
+        """Whether quotes quote, by the next lines; `InputError` where both readings fit."""
+        lines, is_all = self.lines.look(_LOOKED_AT_LINES, _LOOKED_AT_BYTES)
+        texts = [line.text for line in lines if not line.is_blank]
+        width = len(self.columns) or len(texts[0].split("\t"))
+        plain = sum(1 for text in texts if len(text.split("\t")) != width)
+        quoted = _wrong_when_quoted(texts, width, is_all=is_all)
+        cells = [cell for text in texts for cell in text.split("\t") if cell.startswith('"')]
+        doubled = any(_DOUBLED.fullmatch(cell) for cell in cells)
+        place = next(line.number for line in lines if _QUOTED_CELL.search(line.raw))
+        if quoted is None and (plain or doubled or not lines[-1].ended):
+            raise self._contradiction(place, "quotes stand around cells, and not around all that begin with one")
+        if quoted is None or plain < quoted:
+            return False
+        if quoted < plain or not self.columns or doubled:
+            return True
+        raise InputError(
+            f"{self.file}:{place}: {cells[0][:40]}: the quotes can be part of the text, or stand around it",
+            hint="say which: `--in-format tsv-plain` (part of the text) or `--in-format tsv-quoted` (around it)",
+        )
+
+    def _header(self, record: _Record) -> list[str]:
+        where, cells = f"{self.file}:{record.number}", record.cells
+        twice = next((name for name in cells if cells.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{where}: the header names `{twice}` twice")
+        if not cells[0] and len(cells) > 1:
+            cells = ["Unnamed: 0", *cells[1:]]  # the index that pandas has written; it calls it so when it reads
+        if not all(cells):
+            raise InputError(f"{where}: the header has a column without a name")
+        return cells
+
+    def _row(self, record: _Record) -> JsonRow | RowError:
+        found = self._wrong(record)
+        if found is not None:
+            return RowError(self.file, record.number, None, *found, record.raw)
+        fields = dict(zip(self.columns, record.cells, strict=True))
+        return JsonRow(self.file, record.number, fields, jsonl.dump_row(fields).rstrip(b"\n"))
+
+    def _wrong(self, record: _Record) -> tuple[str, str] | None:
+        """Why a record is no row, as (code, message)."""
+        cells = record.cells
+        if record.raw.startswith(b"{") and _is_json(record.raw):
+            return "wrong-columns", "the line is JSON, among separated values"
+        if cells == self.columns:
+            return "repeated-header", "the header stands here again: files were put together"
+        if set(cells) == set(self.columns):
+            raise self._contradiction(record.number, "a header with other columns stands here")
+        if len(cells) != len(self.columns):
+            if self.kind != "tsv-plain" and any(cell.endswith("\\") for cell in cells):
+                raise self._contradiction(record.number, "a backslash stands before a separator or a line end")
+            return "wrong-columns", f"{len(cells)} cells, and the header names {len(self.columns)} columns"
+        if not record.ended:
+            return "no-line-end", "the file ends in this record without a line end, so its last cell may be cut"
+        return None
+
+    def _contradiction(self, number: int, what: str) -> InputError:
+        hint = None if self.kind in ("csv", "tsv-plain") else "`--in-format tsv-plain` takes quotes as text"
+        return InputError(f"{self.file}:{number}: the file contradicts itself: {what}", hint=hint)
+
+
+def _cells(text: str, separator: str) -> Sequence[str] | None:
+    """The cells of a line; None where it is no whole record."""
+    try:
+        return next(csv.reader([text], delimiter=separator, strict=True), None)
+    except csv.Error:
+        return None
+
+
+def _wrong_when_quoted(texts: Sequence[str], width: int, *, is_all: bool) -> int | None:
+    """How many records have other columns if quotes quote; None where they cannot. is_all: the file ends with them."""
+    wrong = 0
+    reader = csv.reader((f"{text}\n" for text in texts), delimiter="\t", strict=True)
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            return wrong if "unexpected end" in str(error) and not is_all else None
+        if cells is None:
+            return wrong
+        wrong += len(cells) != width
+
+
+def _quoted(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
+
+
+def _quoted_after_all(cells: Sequence[str]) -> str | None:
+    """What says that quotes do quote in a file in which they seemed not to."""
+    for cell in cells:
+        if _DOUBLED.fullmatch(cell):
+            return "a cell is quoted, and quotes in cells before it do not quote"
+        if '\\"' in cell:
+            return "a quote is escaped by a backslash"
+        if _IN_APOSTROPHES.fullmatch(cell):
+            return _APOSTROPHES
+    return None
+
+
+def _not_utf8(record: _Record) -> str | None:
+    """What is wrong with the record's bytes."""
+    try:
+        record.raw.decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8: byte 0x{record.raw[error.start]:02x} at offset {error.start} of the record"
+    return None
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _in_words(error: csv.Error) -> str:
+    text = str(error)
+    if "unexpected end" in text:
+        return "a quoted cell that begins here has no end"
+    if "new-line character" in text:
+        return "a carriage return stands in a cell without quotes"
+    return "a quoted cell goes on behind its closing quote" if "expected after" in text else text

@@ -1,0 +1,88 @@
+"""A look at the first rows, before anything is opened for writing: a file without a row of the shape ends the run here.
+
+The look ends at the first row that has the shape, so most files cost one row. It goes on through 100 rows at most, and
+never waits: where a live input pauses, what it has is scored. No row that was looked at is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from rerank_cli.errors import InputError
+from rerank_cli.formats.compression import open_input
+from rerank_cli.formats.content import HEAD_BYTES, Description, described
+from rerank_cli.formats.shapes import Item, Shape
+from rerank_cli.records import CandidateList, Gap, RowError
+
+FIRST_ROWS = 100
+"""How many rows are looked at."""
+
+_OF_ANOTHER_SHAPE = ("missing-field", "bad-run-line")
+_NULL = "(null)"  # what a message says of a field that stands in the row without a value: the row has the shape
+
+
+def look_at(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
+    """`items`, all of them; `InputError` where rows come first and none has the shape."""
+    seen: list[Item] = []
+    first: RowError | None = None
+    rows = 0
+    for item in items:
+        seen.append(item)
+        if item is Gap.IDLE:
+            break
+        if item is Gap.BLANK:
+            continue
+        rows += 1
+        error = _error_of(item, shape)
+        if error is None:
+            break
+        first = first or error
+        if rows == FIRST_ROWS:
+            raise no_rows(first, rows)
+    else:
+        if first is not None:
+            raise no_rows(first, rows)
+    return chain(seen, items)
+
+
+def look_later(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
+    """The same of an input that is read later, so that nobody waits for its first row before."""
+    yield from look_at(items, shape)
+
+
+def _error_of(item: Item, shape: Shape) -> RowError | None:
+    """Why a row has another shape; None for one that has this one, whether it can be scored or not."""
+    if isinstance(item, RowError):
+        return item
+    errors = []
+    for found in shape.group([item]):
+        if isinstance(found, CandidateList):
+            return None
+        if isinstance(found, RowError):
+            errors.append(found)
+    other = (error for error in errors if error.code in _OF_ANOTHER_SHAPE and _NULL not in error.message)
+    return next(other, None)
+
+
+def no_rows(first: RowError, rows: int) -> InputError:
+    """The failure of a file in which no row was found. first: the first that was none."""
+    looks = _looks_like(first)
+    count = "its only row is none" if rows == 1 else f"none of its first {rows} rows is one"
+    like = f", and it looks like {looks.words}" if looks.words != "JSON lines" else ""
+    return InputError(
+        f"{first.file}:{first.row}: {first.message} ({count}{like}); nothing was replaced", hint=looks.hint
+    )
+
+
+def _looks_like(first: RowError) -> Description:
+    """What the file of a bad row looks like; of a pipe only the row is left."""
+    head = first.raw
+    if Path(first.file).is_file():
+        try:
+            with open_input(first.file) as stream:
+                head = stream.read(HEAD_BYTES)
+        except InputError:
+            head = first.raw
+    return described(head, first.file)

@@ -1,0 +1,108 @@
+"""Files that are one input: a folder of parts, or a pattern.
+
+Folders are read as Spark, Dask and polars write them: all parts below, by name (numbers in names count as numbers, so
+`9.part` stands before `10.part`), without hidden files and names that begin with `_` (`_SUCCESS`). Folders named
+`key=value` give each row below the field `key`, as Hive has it: a number if all values of the key in this input are
+whole numbers, null for `__HIVE_DEFAULT_PARTITION__`.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from rerank_cli.errors import InputError
+
+Partition = tuple[tuple[str, str | int | None], ...]
+
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_PART_NAME = re.compile(r"part-.*|.*\.part", re.IGNORECASE)  # Hadoop, Dask: no suffix tells the format
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A file of an input. folder: the folder that the user named, if it was one; partition: the fields of its path."""
+
+    path: str
+    folder: str | None = None
+    partition: Partition = ()
+
+
+def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+    """The files that `path` stands for: itself, those in a folder, or those that a pattern matches.
+
+    is_data: whether the name of a file in a folder has the suffix of a format.
+    """
+    if Path(path).is_dir():
+        return _of_folder(path, is_data)
+    if not glob.has_magic(path) or Path(path).exists():
+        return [Part(path)]
+    matches = sorted(glob.glob(path, recursive=True), key=natural)  # noqa: PTH207 (a path may be absolute)
+    found = [part for match in matches if not _is_hidden(Path(match).name) for part in find_parts(match, is_data)]
+    if not found:
+        raise InputError(f"{path}: no file matches")
+    return found
+
+
+def data_files(folder: Path, is_data: Callable[[str], bool]) -> Iterator[Path]:
+    """The files below a folder that hold data, in the order of their names."""
+    for path in sorted(folder.rglob("*"), key=lambda path: natural(str(path))):
+        hidden = any(map(_is_hidden, path.relative_to(folder).parts))
+        if not hidden and path.is_file() and (is_data(path.name) or _PART_NAME.fullmatch(path.name)):
+            yield path
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names with the numbers in them as numbers."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+
+
+def _of_folder(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+    folder = Path(path)
+    files = list(data_files(folder, is_data))
+    if not files:
+        inside = sorted(entry.name for entry in folder.iterdir())[:5]
+        has = f"it has {', '.join(f'`{name}`' for name in inside)}" if inside else "it is empty"
+        raise InputError(f"{path}: no file in the folder has the suffix of a format: {has}")
+    keys = [_keys(file.relative_to(folder).parts[:-1]) for file in files]
+    if len({tuple(name for name, _ in found) for found in keys}) > 1:
+        raise InputError(f"{path}: its files lie in folders with different keys (`key=value`)", hint="name one of them")
+    whole = {name: all(_is_number(dict(found)[name]) for found in keys) for name, _ in keys[0]}
+    return [
+        Part(str(file), path, tuple((name, _value(value, number=whole[name])) for name, value in found))
+        for file, found in zip(files, keys, strict=True)
+    ]
+
+
+def _keys(folders: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = (name.partition("=") for name in folders if "=" in name)
+    return [(unquote(key), unquote(value)) for key, _, value in pairs]
+
+
+def _is_number(value: str) -> bool:
+    return value == _NULL or _WHOLE_NUMBER.fullmatch(value) is not None
+
+
+def _value(value: str, *, number: bool) -> str | int | None:
+    if value == _NULL:
+        return None
+    return int(value) if number else value
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def one_format(path: str, formats: Iterable[str]) -> None:
+    """`InputError` for a folder whose files have several formats, of which some may be no data."""
+    found = sorted(set(formats))
+    if len(found) > 1:
+        raise InputError(
+            f"{path}: the folder has files of several formats: {', '.join(found)}",
+            hint=f"name those that are meant: '{Path(path) / '*'}.{found[0]}'",
+        )

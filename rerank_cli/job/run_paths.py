@@ -1,0 +1,267 @@
+"""Every path that a run reads and writes, known in one place before anything is opened.
+
+A path is what it leads to: device and inode where there is a file, the real path where there is none yet, so links and
+other spellings are the same path. Refused are, each by name:
+
+* a file that is written over one that is read (inputs, texts, judgements, template, profiles, model, standard input),
+  or into the folder of the model under a name that a model reads; an image, which may be one that a row names;
+* two outputs in one file, an output in the work folder of the run, an input out of it;
+* standard output that goes into a file that is read (`>> in.jsonl`);
+* a folder that is not there or cannot be written to, a name that is too long, a pipe that nobody reads;
+* files that are there, without `--overwrite` (but for the errors file of a run that gave no output). With it, only
+  those that were there when the run began are replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import OutputError, UsageError
+from rerank_cli.formats.inputs import STDIN, Input
+from rerank_cli.job.options import STDOUT, JobOptions, Names
+from rerank_cli.journal import Job, is_special, naming
+from rerank_cli.journal.placing import open_special
+
+_OPTIONS = {
+    "output": "--output", "errors": "--errors", "report": "--report", "page": "--report", "embeddings": "--embeddings",
+    "per_query": "--per-query",
+}  # fmt: skip
+_MODEL_FILES = {
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "processor_config.json",
+    "preprocessor_config.json", "hf_quant_config.json", "vocab.txt", "tokenizer.model", "chat_template.jinja",
+}  # fmt: skip
+_IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF")
+_PART_SUFFIX = ".12345678.part"  # of a copy beside a final name (`journal/placing.py`)
+
+_KEYS_OF_BAD_ROWS = {"file", "row", "id", "error"}
+_FIRST_LINE_BYTES = 2**20
+
+Identity = tuple[int, int] | str
+
+
+def paths_read(options: JobOptions, inputs: Sequence[Input]) -> dict[str, Path]:
+    """The files that a run reads besides its model, by what they are called in messages."""
+    found = {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
+    others = {
+        "--queries": options.texts.queries, "--corpus": options.texts.corpus, "--qrels": options.qrels,
+        "--profile": options.profiles_file, "--template": getattr(options.template, "path", None),
+    }  # fmt: skip
+    return found | {name: Path(path) for name, path in others.items() if path}
+
+
+def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The files of a model, by what they are called in messages."""
+    return {f"model file `{name}`": path for name, path in checkpoint.files.items()}
+
+
+def files_of_folder(model: str | None) -> dict[str, Path]:
+    """The files of a model that is a folder, before any of them is read; none for the others."""
+    if model is None or not (folder := Path(model).expanduser()).is_dir():
+        return {}
+    return {f"model file `{path.name}`": path for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def folders_of(inputs: Sequence[Input]) -> set[str]:
+    """The folders whose files are inputs."""
+    return {item.folder for item in inputs if item.folder is not None}
+
+
+class RunPaths:
+    """The paths of one run. names: what it writes; read: what it reads, by what each is called.
+
+    model: the folder of the checkpoint. overwrite: what is there may be replaced. Raises `UsageError` or `OutputError`
+    for what is refused.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        read: Mapping[str, Path],
+        *,
+        folders: Iterable[str] = (),
+        model: Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self._names = names
+        self._overwrite = overwrite
+        self._work = None if names.output == STDOUT else Job.folder_of(names.output)
+        self._read = {_identity(path): f"{name}, {path}" for name, path in read.items()}
+        self._read |= dict.fromkeys(_identity_of_stream(sys.stdin), "standard input")
+        for kind, path in reversed(names.files.items()):
+            self._refuse_unwritable(kind, path)
+            self._refuse_read(kind, path, model)
+        self._refuse_inside(folders)
+        self._refuse_twice()
+        self._refuse_work_folder(read)
+        if names.output == STDOUT:
+            for identity in _identity_of_stream(sys.stdout):
+                if what := self._read.get(identity):
+                    raise UsageError(f"--output -: standard output is appended to a file that is read ({what})")
+        self._there = {path: _lstat(path) for path in names.files.values()}
+        self._leftovers = self._find_leftovers()
+        self.pipes: dict[Path, int] = {}
+        """Descriptors of the pipes and devices that are written to, while `open_pipes` is entered."""
+
+    def refuse_existing(self) -> None:
+        """`OutputError` if a file is there and may not be replaced."""
+        for path in self._names.files.values():
+            there = os.path.lexists(path) and not is_special(path)
+            if there and not self._overwrite and path not in self._leftovers:
+                raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
+
+    def _find_leftovers(self) -> set[Path]:
+        """The errors file, under its default name, of an earlier run that could score no row and so left no output.
+
+        The command that a user has put right would be refused for it, though `--overwrite` guards outputs.
+        """
+        errors = self._names.files.get("errors")
+        if errors is None or self._names.errors is not None or os.path.lexists(self._names.files["output"]):
+            return set()
+        return {errors} if _is_errors_file(errors) else set()
+
+    def may_replace(self, path: Path, found: os.stat_result) -> bool:
+        """Whether a file goes for one of the run: with `--overwrite`, if it was there as it is when the run began."""
+        before = self._there.get(path)
+        return (self._overwrite or path in self._leftovers) and before is not None and _same(before, found)
+
+    def refuse_image(self, path: Path, found: os.stat_result) -> None:
+        """`UsageError` if an image that a row names is a file that the run will replace."""
+        for written in self._names.files.values():
+            if (there := self._there[written]) and os.path.samestat(there, found):
+                raise UsageError(
+                    f"{written}: would replace an image that the run reads ({path})", hint="write to another file"
+                )
+
+    def open_pipes(self, stack: ExitStack) -> None:
+        """Open what is a pipe or a device: a pipe that nobody reads is refused before anything is computed."""
+        for path in self._names.files.values():
+            if is_special(path) and path not in self.pipes:
+                with naming(path):
+                    self.pipes[path] = open_special(path)
+                stack.callback(os.close, self.pipes[path])
+
+    def _refuse_unwritable(self, kind: str, path: Path) -> None:
+        folder = path.parent
+        if not folder.is_dir():
+            raise OutputError(
+                f"{path}: cannot be written: its folder does not exist", hint=f"make the folder `{folder}` first"
+            )
+        if kind != "output" and path.is_dir():
+            raise OutputError(f"{path}: is a folder", hint="name a file in it")
+        with naming(path):
+            _lstat(path.with_name(f"{path.name}{_PART_SUFFIX}"))  # says that a name is too long
+            if not is_special(path):
+                tempfile.TemporaryFile(dir=folder).close()  # what a mode does not tell: a mount, an attribute, /proc
+            elif not os.access(path, os.W_OK):
+                raise OutputError(f"{path}: cannot be written: no permission")
+
+    def _refuse_read(self, kind: str, path: Path, model: Path | None) -> None:
+        if is_special(path):
+            return
+        if what := self._read.get(_identity(path)):
+            replaced = "an input" if what.startswith("input") else f"a file that the run reads ({what})"
+            raise UsageError(f"{path}: would replace {replaced}", hint="write to another file")
+        if model is not None and _is_of_model(path, model):
+            raise UsageError(f"{path}: would replace a file of the model in {model}", hint="write to another file")
+        if _is_image(path):
+            raise UsageError(f"{path}: is an image ({_OPTIONS[kind]})", hint="write to another file")
+
+    def _refuse_inside(self, folders: Iterable[str]) -> None:
+        """An output in a folder of inputs would be read as one of them the next time."""
+        for folder in folders:
+            for path in self._names.files.values():
+                if path.resolve().is_relative_to(Path(folder).resolve()):
+                    raise UsageError(
+                        f"{path}: lies in {folder}, whose files are the input", hint="write to another folder"
+                    )
+
+    def _refuse_twice(self) -> None:
+        seen: set[Identity] = set()
+        for path in self._names.files.values():
+            if is_special(path):
+                continue
+            identity = _identity(path)
+            if identity in seen:
+                raise UsageError(
+                    f"{path.resolve()}: two outputs in one file",
+                    hint="--output, --errors, --report, --embeddings and --per-query differ",
+                )
+            seen.add(identity)
+
+    def _refuse_work_folder(self, read: Mapping[str, Path]) -> None:
+        if self._work is None:
+            return
+        work = self._work.resolve()
+        for kind, path in self._names.files.items():
+            if path.resolve().is_relative_to(work):
+                raise UsageError(
+                    f"{_OPTIONS[kind]} {path}: lies in {self._work}, the work folder of this run",
+                    hint="name another file",
+                )
+        for path in read.values():
+            if path.resolve().is_relative_to(work):
+                raise UsageError(f"{path}: is read, and lies in {self._work}, the work folder of this run")
+
+
+def _is_errors_file(path: Path) -> bool:
+    """Whether a regular file begins with a bad row as rerank-cli writes it."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as stream:
+            row = json.loads(stream.readline(_FIRST_LINE_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and row.keys() >= _KEYS_OF_BAD_ROWS
+
+
+def _identity(path: Path) -> Identity:
+    """What a path leads to."""
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path.resolve())
+    return found.st_dev, found.st_ino
+
+
+def _identity_of_stream(stream: object) -> Iterable[Identity]:
+    """That of a standard stream, where it is a regular file."""
+    with suppress(OSError, ValueError, AttributeError):
+        found = os.fstat(stream.fileno())  # type: ignore[attr-defined]
+        if stat.S_ISREG(found.st_mode):
+            yield found.st_dev, found.st_ino
+
+
+def _is_of_model(path: Path, model: Path) -> bool:
+    """Whether a name lies in a model's folder, and is there already or is one that models have."""
+    if _identity(path.parent) != _identity(model):
+        return path.is_file() and path.resolve().is_relative_to(model.resolve())
+    return path.is_file() or path.name in _MODEL_FILES or path.name.endswith((".safetensors", ".index.json"))
+
+
+def _is_image(path: Path) -> bool:
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as stream:
+                head = stream.read(12)
+            return head.startswith(_IMAGE_MAGICS) and (head[:4] != b"RIFF" or head[8:] == b"WEBP")
+    return False
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _same(before: os.stat_result, now: os.stat_result) -> bool:
+    return os.path.samestat(before, now) and (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns)

@@ -1,0 +1,33 @@
+"""A good output is never replaced by a worse one in silence: what a run without a single row leaves.
+
+    rows in, none scored    exit code 10: the errors file gets its name, nothing else does
+    no row in               exit code 4 if that would put nothing in the place of something; else an empty output
+
+Both leave no work folder behind, so the next run, on whatever input, begins anew.
+"""
+
+from __future__ import annotations
+
+from rerank_cli.errors import InputError, nothing_scored
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.output import Destination
+from rerank_cli.job.totals import Totals
+
+
+def refuse_worse(totals: Totals, destination: Destination, options: JobOptions) -> None:
+    """Raise where all windows are done and the output would hold nothing; the older output stays."""
+    counts, out = totals.counts, options.names.output
+    if counts.rows_in and not counts.rows_out and not options.error_limit.all:
+        errors = destination.give_up()
+        raise nothing_scored(counts.rows_in, totals.first_error, errors)
+    if not counts.rows_in and destination.holds_rows:
+        destination.give_up()
+        what = "has no row" if not options.shard else f"has no row in part {options.shard[0]}/{options.shard[1]}"
+        raise InputError(
+            f"{_named(options.inputs)}: {what}, and {out} holds the rows of an earlier run, which were kept",
+            hint=f"if an empty output is right, take {out} away first",
+        )
+
+
+def _named(inputs: tuple[str, ...]) -> str:
+    return inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more"

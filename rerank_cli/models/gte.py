@@ -1,0 +1,221 @@
+"""gte-multilingual-reranker (`NewForSequenceClassification`), packed, under the names that it is published with.
+
+Post-norm layers like BERT's, without a table of positions: rotary ones in every layer, a gated MLP, and BERT's head.
+
+    new.embeddings.{word,token_type}_embeddings, new.embeddings.LayerNorm
+    new.encoder.layer.N.attention.qkv_proj, .o_proj      with biases; query, key, value
+    new.encoder.layer.N.attn_ln
+    new.encoder.layer.N.mlp.up_gate_proj                 without a bias; the rows of `up`, then those of `gate`
+    new.encoder.layer.N.mlp.down_proj                    with a bias: down(up * act(gate))
+    new.encoder.layer.N.mlp_ln
+    new.pooler.dense, classifier                         tanh on the first token
+
+`rope_scaling: {"type": "ntk", "factor": f}` is fixed NTK, at every length: with d channels a head,
+inv_freq[i] = (theta * f) ** (-2i / d) / f ** (2 / d). What the authors' code can do besides (`mixed_b`, scaled scores,
+RMS norms, a table of positions) is refused.
+
+Source of the maths: the authors' modeling.py and transformers' modeling_gte.py, which agree within 3e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
+from rerank_cli.models.attention import attend, attend_first, attention_kind
+from rerank_cli.models.head import Head, dense, score_layer
+from rerank_cli.models.linear import Linear, activation, linear_kind
+from rerank_cli.models.norms import LayerNorm
+from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.rotary import rotary_frequencies, rotate, rotation
+from rerank_cli.models.weights import WeightReader, open_weights
+from rerank_cli.records import EncodedPair
+
+# Keys of config.json whose other values are other models, with the value that each has where it is missing.
+_FIXED = {
+    "position_embedding_type": "rope",
+    "layer_norm_type": "layer_norm",
+    "pack_qkv": True,
+    "logn_attention_scale": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One post-norm layer; `gated` gives the two halves of the MLP, up and gate, side by side."""
+
+    qkv: Linear
+    attention_out: Linear
+    attention_norm: LayerNorm
+    gated: Linear
+    contract: Linear
+    out_norm: LayerNorm
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Sizes of the model, from config.json. scaling: the factor of the fixed NTK, 1 without."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    types: int
+    epsilon: float
+    activation: str
+    theta: float
+    scaling: float
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.hidden // self.heads
+
+
+class GteCrossEncoder:
+    """A gte-multilingual-reranker in eval mode; satisfies `RerankModel`.
+
+    kernels: which implementations run, in words, for the report.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str) -> None:
+        self._device = device
+        self._shape = shape = _read_shape(checkpoint)
+        self._attention = attention_kind(attention, shape.head_size)
+        self._activate: Callable[[Tensor], Tensor] = activation(shape.activation, where=checkpoint.config_place)
+        self._kind = linear_kind(device, dtype)
+        self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
+        self._frequencies = _frequencies(shape, device)
+        hidden = shape.hidden
+        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
+            self._words = weights.take("new.embeddings.word_embeddings.weight", (shape.vocabulary, hidden))
+            self._types: Tensor | None = None
+            if shape.types:
+                self._types = weights.take("new.embeddings.token_type_embeddings.weight", (shape.types, hidden))
+            self._embedding_norm = self._norm(weights, "new.embeddings.LayerNorm")
+            self._layers = [self._layer(weights, f"new.encoder.layer.{i}") for i in range(shape.layers)]
+            pooler = dense(weights, "new.pooler.dense", hidden, hidden, then="tanh")
+            self._head = Head(("cls",), [pooler, score_layer(weights, checkpoint, "classifier", hidden)])
+            weights.finish()
+
+    def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Logits of a batch, float32 [len(pairs)], on the model's device."""
+        batch = pack(pairs, device=self._device)
+        turned = rotation(batch.positions, self._frequencies)
+        x = self._embed(batch)
+        for layer in self._layers[:-1]:
+            x = self._run_mlp(layer, self._add_attention(layer, self._attend(layer, x, batch, turned), x))
+        return self._head.of_first_tokens(self._run_last_layer(self._layers[-1], x, batch, turned), batch)
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
+        x = self._words[batch.input_ids]
+        if self._types is not None:  # a model with one type takes it for all tokens
+            x = x + (self._types[batch.token_types] if len(self._types) > 1 else self._types[0])
+        return self._embedding_norm(x)
+
+    def _project(self, layer: _Layer, x: Tensor, turned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key (both rotated) and value, each [T, heads, head_size]."""
+        qkv = layer.qkv(x).unflatten(1, (3, self._shape.heads, -1))
+        rotated = rotate(qkv[:, :2], turned)
+        return rotated[:, 0], rotated[:, 1], qkv[:, 2]
+
+    def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, turned: Tensor) -> Tensor:
+        # A function of its own, so that queries, keys and values are gone before the MLP needs room.
+        q, k, v = self._project(layer, x, turned)
+        return attend(q, k, v, batch, kind=self._attention)
+
+    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, turned: Tensor) -> Tensor:
+        """The last layer's output at the first token of each pair, [P, hidden]."""
+        q, k, v = self._project(layer, x, turned)
+        context = attend_first(q[batch.starts], k, v, batch, kind=self._attention)
+        return self._run_mlp(layer, self._add_attention(layer, context, x[batch.starts]))
+
+    def _add_attention(self, layer: _Layer, context: Tensor, x: Tensor) -> Tensor:
+        return layer.attention_norm(layer.attention_out.add(context, x))
+
+    def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+        return layer.out_norm(self._add_mlp(layer, x))
+
+    def _add_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+        # A function of its own, so that the wide halves are gone before the norm needs room.
+        up, gate = layer.gated(x).chunk(2, dim=-1)
+        return layer.contract.add(self._activate(gate).mul_(up), x)
+
+    def _norm(self, weights: WeightReader, name: str) -> LayerNorm:
+        size = (self._shape.hidden,)
+        return LayerNorm(weights.take(f"{name}.weight", size), weights.take(f"{name}.bias", size), self._shape.epsilon)
+
+    def _layer(self, weights: WeightReader, name: str) -> _Layer:
+        hidden, inner = self._shape.hidden, self._shape.intermediate
+        return _Layer(
+            qkv=self._linear(weights, f"{name}.attention.qkv_proj", (3 * hidden, hidden)),
+            attention_out=self._linear(weights, f"{name}.attention.o_proj", (hidden, hidden)),
+            attention_norm=self._norm(weights, f"{name}.attn_ln"),
+            gated=self._linear(weights, f"{name}.mlp.up_gate_proj", (2 * inner, hidden), bias=False),
+            contract=self._linear(weights, f"{name}.mlp.down_proj", (hidden, inner)),
+            out_norm=self._norm(weights, f"{name}.mlp_ln"),
+        )
+
+    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool = True) -> Linear:
+        return self._kind(
+            weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]) if bias else None
+        )
+
+
+def _frequencies(shape: _Shape, device: torch.device) -> Tensor:
+    """Radians a token of each pair of channels, float32 [head_size / 2], with the fixed NTK scaling."""
+    plain = rotary_frequencies(shape.theta * shape.scaling, shape.head_size, device)
+    return plain / float(shape.scaling ** (2 / shape.head_size))
+
+
+def _read_shape(checkpoint: Checkpoint) -> _Shape:
+    where, config = checkpoint.config_place, checkpoint.config
+    for key, value in _FIXED.items():
+        found = config.get(key, value)
+        if found != value:
+            raise ModelError(f"{where}: `{key}` is {found!r}: such a model of this line is not supported")
+    if config.get("rope_parameters") is not None:
+        raise ModelError(f"{where}: `rope_parameters` is not known for NewForSequenceClassification")
+    name = checkpoint.text("hidden_act", "gelu")
+    activation(name, where=where)
+    shape = _Shape(
+        hidden=checkpoint.integer("hidden_size"),
+        layers=checkpoint.integer("num_hidden_layers"),
+        heads=checkpoint.integer("num_attention_heads"),
+        intermediate=checkpoint.integer("intermediate_size"),
+        vocabulary=checkpoint.integer("vocab_size"),
+        types=checkpoint.integer("type_vocab_size", 1),
+        epsilon=checkpoint.number("layer_norm_eps", 1e-12),
+        activation=name,
+        theta=checkpoint.number("rope_theta", 10_000.0),
+        scaling=_read_scaling(checkpoint),
+    )
+    fits = shape.layers > 0 and shape.heads > 0 and shape.hidden % (2 * shape.heads) == 0 and shape.theta > 0
+    if not fits:
+        raise ModelError(
+            f"{where}: {shape.layers} layers, hidden size {shape.hidden}, {shape.heads} heads, rope_theta "
+            f"{shape.theta} do not fit together"
+        )
+    return shape
+
+
+def _read_scaling(checkpoint: Checkpoint) -> float:
+    """The factor of `rope_scaling`; 1 where there is none."""
+    scaling = checkpoint.config.get("rope_scaling")
+    if scaling is None:
+        return 1.0
+    known = isinstance(scaling, dict) and scaling.get("type") == "ntk" and scaling.get("mixed_b") is None
+    factor = scaling.get("factor") if known else None
+    known = known and scaling.keys() <= {"type", "rope_type", "factor", "mixed_b"}
+    if not known or isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 0:
+        raise ModelError(
+            f"{checkpoint.config_place}: `rope_scaling` is not known for NewForSequenceClassification: {scaling!r}",
+            hint='known is {"type": "ntk", "factor": F}, without `mixed_b`',
+        )
+    return float(factor)

@@ -1,0 +1,106 @@
+"""The head of a bare encoder, as the modules of its checkpoint declare it (`checkpoint/declared`).
+
+Pooling, and then any row of Dense, LayerNorm and Normalize, of which the last Dense gives the score. Each module is a
+layer of the head; which they are, in which order, and with which activations, biases and residuals, is read and not
+known beforehand.
+
+Source of the maths: sentence-transformers 6.2, base/modules/dense.py and normalize.py, and
+sentence_transformer/modules/layer_norm.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.declared import Dense, LayerNorm, Module, Normalize
+from rerank_cli.checkpoint.families import family_of
+from rerank_cli.errors import ModelError
+from rerank_cli.models.head import Head, dense
+from rerank_cli.models.linear import Linear
+from rerank_cli.models.norms import LayerNorm as Norm
+from rerank_cli.models.weights import WeightReader
+
+_EPSILON = 1e-5  # torch's default, which the module keeps
+_LEAST_LENGTH = 1e-12  # that a vector is divided by
+
+
+def prefix_of_names(checkpoint: Checkpoint, base: str) -> str:
+    """What the names of an encoder's weights begin with: `base.`, which those of a bare encoder may go without."""
+    bare = family_of(checkpoint.architecture).headless
+    return "" if bare and not any(name.startswith(f"{base}.") for name in checkpoint.tensors) else f"{base}."
+
+
+def read_module_head(weights: WeightReader, checkpoint: Checkpoint, hidden: int) -> Head:
+    """The head of a checkpoint whose modules give a score; `ModelError` where they do not fit together.
+
+    hidden: channels of a token.
+    """
+    declared = checkpoint.declared
+    if declared.pooling is None or not declared.head:
+        raise ModelError(
+            f"{checkpoint.path}: {checkpoint.architecture} has no head, and no modules.json declares one: it is an "
+            "embedding model, or a model that is still to be trained",
+            hint="a reranker has `...ForSequenceClassification` in config.json, or modules that end in scores",
+        )
+    size = hidden * len(declared.pooling.modes)
+    layers: list[Callable[[Tensor], Tensor]] = []
+    for module in declared.head:
+        layer, size = _layer(weights, checkpoint, module, size)
+        layers.append(layer)
+    return Head(declared.pooling.modes, layers)
+
+
+def _layer(
+    weights: WeightReader, checkpoint: Checkpoint, module: Module, size: int
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A module as a layer for vectors of `size` channels, and how many its own have."""
+    if isinstance(module, Normalize):
+        return partial(F.normalize, dim=1, eps=_LEAST_LENGTH), size
+    assert isinstance(module, (Dense, LayerNorm)), "the reader of modules.json has checked the chain"
+    wanted = module.inputs if isinstance(module, Dense) else module.size
+    if wanted != size:
+        raise ModelError(
+            f"{checkpoint.path / module.folder / 'config.json'}: the module takes {wanted} channels, and what stands "
+            f"before it gives {size}"
+        )
+    if isinstance(module, LayerNorm):
+        weight, bias = (
+            weights.take(f"{module.folder}/norm.{part}", (size,), dtype=torch.float32) for part in ("weight", "bias")
+        )
+        return Norm(weight, bias, _EPSILON), size
+    linear = dense(weights, f"{module.folder}/linear", size, module.outputs, bias=module.bias)
+    residual: Callable[[Tensor], Tensor] | None = None
+    if module.residual:
+        residual = _same if size == module.outputs else _residual(weights, module)
+    return partial(_dense, linear=linear, then=_activation(module.activation), residual=residual), module.outputs
+
+
+def _residual(weights: WeightReader, module: Dense) -> Linear:
+    return dense(weights, f"{module.folder}/residual", module.inputs, module.outputs, bias=False)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    """An activation by the name of its class in torch.nn; the reader of modules.json knows which there may be."""
+    kind: Callable[[], Callable[[Tensor], Tensor]] = getattr(torch.nn, name)
+    return kind()
+
+
+def _dense(
+    x: Tensor,
+    *,
+    linear: Linear,
+    then: Callable[[Tensor], Tensor],
+    residual: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    y = then(linear(x))
+    return y if residual is None else y + residual(x)

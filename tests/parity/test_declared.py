@@ -1,0 +1,56 @@
+"""Random checkpoints that declare how they are scored, against sentence-transformers: its score, or a refusal.
+
+Never another score with exit code 0. `RERANK_CLI_DECLARED=400` makes more of them than the forty of a common run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from rerank_cli.cli import main
+from tests.parity.declared_checkpoints import PAIRS, make_checkpoint
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+COUNT = int(os.environ.get("RERANK_CLI_DECLARED", "40"))
+TOLERANCE = 1e-4
+_REFUSED = 5
+
+
+def expected(folder: Path) -> list[float]:
+    model = sentence_transformers.CrossEncoder(str(folder), device="cpu", local_files_only=True)
+    logits = model.predict(PAIRS, batch_size=3, activation_fn=torch.nn.Identity(), convert_to_numpy=True)
+    return [float(logit) for logit in logits.reshape(len(PAIRS))]
+
+
+def scored(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[float], str]:
+    """Exit code, logits, and what was said."""
+    source, target = folder.parent / "pairs.jsonl", folder.parent / "scored.jsonl"
+    source.write_text("".join(json.dumps({"query": q, "passage": p}) + "\n" for q, p in PAIRS))
+    target.unlink(missing_ok=True)
+    arguments = ["--precision", "fp32", "--truncate", "reference", "--special-tokens", "allow", "--overwrite"]
+    code = main(["score", str(source), "-o", str(target), "--model", str(folder), "--quiet", *arguments])
+    said = capsys.readouterr().err
+    logits = [json.loads(line)["logit"] for line in target.read_text().splitlines()] if code == 0 else []
+    return code, logits, said
+
+
+@pytest.mark.parametrize("seed", range(COUNT))
+def test_a_declared_checkpoint_has_the_score_of_its_library_or_is_refused_by_name(seed, tmp_path, capsys):
+    folder = tmp_path / "checkpoint"
+    told = make_checkpoint(folder, seed)
+    code, logits, said = scored(folder, capsys)
+    if code == _REFUSED:
+        assert "unknown" in told, (said, told)
+        assert "is not known" in said or "nothing is known" in said
+        return
+    assert code == 0, (said, told)
+    assert "unknown" not in told or told["unknown"] == "module", told
+    wanted = expected(folder)
+    worst = max(abs(one - other) for one, other in zip(logits, wanted, strict=True))
+    assert worst <= TOLERANCE, (worst, told, [*zip(logits, wanted, strict=True)])

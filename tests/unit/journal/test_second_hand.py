@@ -1,0 +1,327 @@
+"""What a job, a lock and a watch say when another hand has been at their files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rerank_cli.errors import InputError, OutputError
+from rerank_cli.journal import Files, Watch, WorkFile, place_file, write_file
+from rerank_cli.journal import files as file_calls
+from rerank_cli.journal.files import opened_as_own
+from rerank_cli.journal.fingerprint import sha256_of
+from rerank_cli.journal.lock import take_lock
+from rerank_cli.journal.own_folder import refuse_foreign
+from rerank_cli.journal.placing import feed
+from rerank_cli.journal.records import encode, read_journal
+from tests.unit.journal.test_commit import WHOLE, add, finish, job
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as stream:
+        stream.write(b"more")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda path: os.truncate(path, 3), r"it has \d+ bytes, \d+ were written"),
+    "appended to": (append, r"it has \d+ bytes, \d+ were written"),
+    "replaced": (replace, "another file has its name"),
+    "gone": (Path.unlink, "it is gone"),
+}
+
+
+@pytest.mark.parametrize("name", ["rows", "errors", "journal", "lock"])
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_file_of_the_job_that_was_changed_ends_it_and_the_next_run_goes_on(
+    tmp_path: Path, name: str, how: str
+) -> None:
+    change, said = CHANGES[how]
+    with pytest.raises(OutputError) as caught, job(tmp_path) as opened:
+        add(opened, range(3))
+        change(opened.path(name))
+        add(opened, [3])
+    where = "another run has taken it" if name == "lock" and how in ("cut", "appended to") else said
+    assert f"{opened.path(name)}: was changed by something else than this run" in caught.value.message
+    caught.match(where)
+    with job(tmp_path) as again:
+        assert finish(again) == WHOLE
+
+
+@pytest.mark.parametrize("name", ["rows", "errors"])
+def test_bytes_that_were_overwritten_get_no_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="its bytes are not those that were written"), job(tmp_path) as opened:
+        add(opened, range(4))
+        with opened.path(name).open("r+b") as stream:
+            stream.write(b"#")
+        finish(opened)
+    assert not opened.out.exists()
+    with job(tmp_path) as again:
+        assert again.completed is None
+        assert finish(again) == WHOLE
+
+
+def test_a_complete_job_whose_file_is_gone_says_so(tmp_path: Path) -> None:
+    with job(tmp_path) as opened:
+        add(opened, range(4))
+        opened.complete({"errors": True})
+        opened.path("rows").unlink()
+        names = {"errors": tmp_path / "out.errors", "rows": opened.out}
+        with pytest.raises(OutputError, match=r"rows: was changed .* it is gone, and .*out.jsonl is not what it was"):
+            opened.place(names)
+    with pytest.raises(OutputError, match="its bytes are others than when the run was complete"):
+        opened.path("errors").write_bytes(b"other")
+        with job(tmp_path):
+            pass
+
+
+def test_a_complete_job_of_the_version_before_is_placed(tmp_path: Path) -> None:
+    with job(tmp_path) as opened:
+        add(opened, range(4))
+        opened.complete({"errors": True})
+    records = [entry.record for entry in read_journal(opened.path("journal"))]
+    del records[-1]["files"]
+    opened.path("journal").write_bytes(encode(records, after="")[0])
+    with job(tmp_path) as again:
+        again.place({"errors": tmp_path / "out.errors", "rows": opened.out})
+    assert (tmp_path / "out.errors").read_bytes() + opened.out.read_bytes() == WHOLE
+
+
+def test_what_came_during_the_run_is_not_replaced(tmp_path: Path) -> None:
+    work, final = tmp_path / "rows", tmp_path / "out"
+    work.write_bytes(b"rows")
+    final.write_bytes(b"mine")
+    with pytest.raises(OutputError, match="was made or changed by something else during the run"):
+        place_file(work, final, Files(), may_replace=lambda path, found: False)
+    assert (work.read_bytes(), final.read_bytes()) == (b"rows", b"mine")
+
+    class Racing(Files):
+        def place(self, old: Path, new: Path) -> None:
+            new.write_bytes(b"just now")
+            super().place(old, new)
+
+    final.unlink()
+    with pytest.raises(OutputError, match="was made or changed by something else"):
+        place_file(work, final, Racing())
+    assert final.read_bytes() == b"just now"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_without_such_a_rename_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuses(*_: object) -> int:
+        file_calls.ctypes.set_errno(number)
+        return -1
+
+    work, final = tmp_path / "rows", tmp_path / "out"
+    work.write_bytes(b"rows")
+    monkeypatch.setattr(file_calls, "_renameat2", lambda: refuses)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="Input/output"):
+            Files().place(work, final)
+        return
+    Files().place(work, final)
+    assert (work.exists(), final.read_bytes()) == (False, b"rows")
+    work.write_bytes(b"other")
+    with pytest.raises(FileExistsError):
+        Files().place(work, final)
+    monkeypatch.setattr(file_calls, "_renameat2", lambda: None)
+    monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    with pytest.raises(FileExistsError):
+        Files().place(work, final)
+    final.unlink()
+    Files().place(work, final)
+    assert final.read_bytes() == b"other"
+    monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    final.rename(work)
+    with pytest.raises(OSError, match="broken"):
+        Files().place(work, final)
+
+
+def test_a_file_with_both_names_since_a_crash_loses_one(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(b"rows")
+    (tmp_path / "out").hardlink_to(tmp_path / "rows")
+    place_file(tmp_path / "rows", tmp_path / "out", Files(), may_replace=lambda path, found: False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_nothing_is_replaced_where_it_may_be(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nothing")
+    write_file(tmp_path / "out", b"rows", Files())
+    assert (tmp_path / "out").read_bytes() == b"rows"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_pipe_whose_reader_pauses_is_fed_in_time(tmp_path: Path) -> None:
+    work, pipe = tmp_path / "rows", tmp_path / "pipe"
+    work.write_bytes(b"x" * 2**18)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    taken = bytearray()
+    looks = iter(range(1000))
+
+    def check() -> None:
+        if next(looks) > 6:  # by then the pipe is full, and the writer has waited
+            taken.extend(os.read(reader, 2**18))
+
+    feed(work, pipe, check=check)
+    os.set_blocking(reader, True)
+    while len(taken) < 2**18:
+        taken.extend(os.read(reader, 2**18))
+    os.close(reader)
+    assert len(taken) == 2**18
+
+
+def test_a_new_file_is_new(tmp_path: Path) -> None:
+    (tmp_path / "part").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        WorkFile(Files(), tmp_path / "part", is_new=True)
+    (tmp_path / "rows").write_bytes(b"rows")
+    file = WorkFile(Files(), tmp_path / "rows")
+    assert file.seal() == (4, sha256_of(tmp_path / "rows"))
+    file.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_owner_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(b"rows")
+    os.chown(tmp_path / "rows", 12345, 12345)
+    with pytest.raises(OutputError, match="belongs to another user than its folder"):
+        opened_as_own(Files(), tmp_path / "rows")
+
+
+def test_a_lock_in_a_missing_or_linked_folder_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="lock: is a link"):
+        take_lock(tmp_path / "lock", out=tmp_path, wait=0, files=Files())
+    assert not (tmp_path / "victim").exists()
+
+
+FOLDERS: dict[str, tuple[dict[str, bytes], bool]] = {
+    "empty": ({}, True),
+    "an empty lock alone": ({"lock": b""}, True),
+    "an empty lock and empty files": ({"lock": b"", "rows": b""}, True),
+    "an empty lock beside a journal": ({"lock": b"", "journal": b"", "rows": b"x"}, True),
+    "a lock": ({"lock": b'{"pid": 1, "host": "h"}', "more": b"x"}, True),
+    "a journal": ({"journal": b'["00", {"kind":"job"}]'}, True),
+    "rows": ({"rows": b"x"}, False),
+    "a lock of a door": ({"lock": b"x"}, False),
+    "a list for a lock": ({"lock": b"[]"}, False),
+    "an empty lock and a diary": ({"lock": b"", "diary": b"x"}, False),
+    "many": ({f"file {number}": b"" for number in range(9)}, False),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_work_folder_is_known_by_what_is_in_it(tmp_path: Path, name: str) -> None:
+    content, is_ours = FOLDERS[name]
+    folder = tmp_path / "out.job"
+    refuse_foreign(folder)  # it is not there
+    folder.mkdir()
+    for file, data in content.items():
+        (folder / file).write_bytes(data)
+    if is_ours:
+        refuse_foreign(folder)
+    else:
+        with pytest.raises(OutputError, match="is no work folder of this program"):
+            refuse_foreign(folder)
+
+
+def test_a_link_or_a_file_is_no_work_folder(tmp_path: Path) -> None:
+    (tmp_path / "out.job").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="is a link, and"):
+        refuse_foreign(tmp_path / "out.job")
+
+
+def test_a_mount_that_tells_another_owner_of_all_files_is_borne(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.job").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    refuse_foreign(tmp_path / "out.job")  # new files belong to whom the folder does
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError("read-only")))
+    with pytest.raises(OutputError, match="belongs to another user"):
+        refuse_foreign(tmp_path / "out.job")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {}, [], {"kind": "other"}, {"kind": "job"}, {"kind": "commit", "windows": [0, 1]},
+        {"kind": "commit", "windows": [0, 1], "members": {"rows": [0, "x", ""]}, "state": {}, "notes": []},
+        {"kind": "commit", "windows": [0, 1], "members": {"rows": [4, 2, ""]}, "state": {}, "notes": []},
+        {"kind": "commit", "windows": [0, 1], "members": {}, "state": {}, "notes": [1]},
+        {"kind": "commit", "windows": [0, 1], "members": {}, "state": {}, "notes": [], "hashes": {"a": 1}},
+        {"kind": "complete", "run": {}, "files": []}, {"kind": "complete", "run": {}, "files": {"rows": [1]}},
+    ],
+)  # fmt: skip
+def test_a_record_without_the_fields_of_its_kind_ends_the_journal(tmp_path: Path, record: object) -> None:
+    (tmp_path / "journal").write_bytes(encode([{"kind": "job", "format": 2}, record], after="")[0])  # type: ignore[list-item]
+    assert [entry.record for entry in read_journal(tmp_path / "journal")] == [{"kind": "job", "format": 2}]
+
+
+# What is read
+
+
+def watched(path: Path, known: str | None = None) -> Watch:
+    watch = Watch(lambda _: known)
+    watch.look({"input 1": path, "none": path.with_name("none"), "folder": path.parent})
+    watch.check()
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Path.unlink, "it is gone"),
+        (replace, "another file has its name"),
+        (append, "it had 5 bytes, has 9"),
+        (lambda path: os.utime(path, (5, 5)), "it was written to"),
+        (lambda path: path.chmod(0o600), "its content or its mode was changed"),
+    ],
+)
+def test_a_change_of_what_is_read_is_told(tmp_path: Path, change: Callable[[Path], None], said: str) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("input")
+    watch = watched(path)
+    change(path)
+    with pytest.raises(InputError) as caught:
+        watch.check()
+    assert caught.value.message == f"{path}: was changed while it was read (input 1): {said}"
+
+
+def test_another_mode_or_name_of_the_same_bytes_is_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("input")
+    watch = watched(path, sha256_of(path))
+    path.chmod(0o600)
+    watch.check()
+    (tmp_path / "backup").hardlink_to(path)
+    watch.look({"input 2": path})
+    watch.check()
+    watch.only({})
+    path.unlink()
+    watch.check()
+
+
+def test_what_was_read_behind_a_change_is_not_kept(tmp_path: Path) -> None:
+    watch = watched(Path(tmp_path / "in.jsonl"))
+    read = tmp_path / "read"
+    read.write_text("first")
+    watch.look({"input 1": read})
+    with pytest.raises(InputError), job(tmp_path, watch=watch) as opened:
+        add(opened, range(2))
+        read.write_text("second")
+        add(opened, [2])
+    with job(tmp_path) as again:
+        assert again.next_window == 2
