@@ -161,7 +161,10 @@ def test_files_that_disagree_are_refused(embedder):
 
 
 def reader(folder: Path, tensors: dict[str, torch.Tensor], *, quantised: bool = True) -> WeightReader:
-    config = {"architectures": ["LlamaBidirectionalForSequenceClassification"], **({"quantization_config": MODELOPT} if quantised else {})}
+    config = {
+        "architectures": ["LlamaBidirectionalForSequenceClassification"],
+        **({"quantization_config": MODELOPT} if quantised else {}),
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text("{}")
     save_file(tensors, folder / "model.safetensors")
