@@ -129,6 +129,7 @@ class CandidateList:
     rows: the one row that held the whole list, or one row for each passage (flat shapes), in input order.
     id: the query's id if the input has one, for messages and evaluation.
     limits, top_n: what the request asks for itself. queries: one for each passage, where they differ.
+    whole: of which this is the head that is scored (`--depth`); the other passages keep their place.
     """
 
     query: str
@@ -138,6 +139,7 @@ class CandidateList:
     limits: Limits = NO_LIMITS
     top_n: int | None = None
     queries: tuple[str, ...] = ()
+    whole: CandidateList | None = None
 
     @property
     def pairs(self) -> list[tuple[str, Passage]]:
@@ -257,6 +259,11 @@ class RankedPassage:
     def retiled(self) -> bool:
         """Its image was cut in fewer tiles than it would have had, so that the pair fits."""
         return self.tiles > self.kept_tiles
+
+    @property
+    def is_scored(self) -> bool:
+        """A model has seen it: it does not stand below `--depth`."""
+        return not math.isnan(self.logit)
 
     @property
     def probability(self) -> float:

@@ -104,6 +104,7 @@ def _notes(document: dict[str, Any]) -> list[str]:
         for key, text in (
             ("missing_queries", "judged queries are missing, and count as nothing found"),
             ("unjudged_queries", "queries have no judgement and are left out"),
+            ("lists_cut", "lists have fewer passages than were reranked; both orders are measured on what is left"),
             ("repeated_lists", "lists of a query that had one before are left out"),
             ("repeated_passages", "passages have an id that stands before them in their list; the first one counts"),
         ):

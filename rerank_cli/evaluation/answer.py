@@ -129,6 +129,7 @@ def _judged(
                 "missing_queries": len(known) - len(system.lists),
                 "unjudged_queries": system.unjudged,
                 "repeated_lists": system.repeated,
+                "lists_cut": system.cut,
                 "repeated_passages": system.repeated_passages,
                 "measures": measures,
                 "limits": limits_of(system, list(known), before, grades),

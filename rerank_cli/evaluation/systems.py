@@ -68,6 +68,8 @@ class System:
     repeated_passages: int = 0
     rows_error: int = 0
     has_scores: bool = False
+    cut: int = 0
+    """Lists with fewer passages than were reranked."""
 
 
 class Measurer:
@@ -144,6 +146,7 @@ def read_system(
             _measure(system, measurer, grades, some)
         for query, _, _, ranked in some:
             system.lists[query] = ranked
+    system.cut = file.cut
     system.new_order = file.reranked.words if file.reranked else ""
     system.given_order = file.given.words if file.given else None
     if grades and not system.lists:

@@ -96,6 +96,8 @@ def _top_measure(measure: Any, system: System, grades: Grades) -> tuple[list[str
     base, cutoff = _parts(measure)
     if base not in KNOWN or (base == "P" and cutoff is None):
         return f"depth and blend are chosen by one of {', '.join(KNOWN)}, and {measure} is none"
+    if system.cut:
+        return f"{system.cut:,} lists have fewer passages than were reranked: rerank without `--top-n`"
     if not system.has_scores:
         return "the file has no scores of its new order"
     queries = [query for query, ranked in system.lists.items() if ranked.places is not None and len(ranked.ids)]

@@ -7,7 +7,7 @@ drops those of other shards.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from rerank_cli.formats.shapes import Grouped
@@ -64,6 +64,15 @@ class Windows:
             if self.keep_first and self.first is None and window.lists:
                 self.first = window
             yield window
+
+
+def heads_of(items: Iterable[Grouped], depth: int | None) -> Iterator[Grouped]:
+    """`items` with the first `depth` passages of each list alone, which are those that are scored."""
+    for item in items:
+        if depth is None or not isinstance(item, CandidateList) or len(item.passages) <= depth:
+            yield item
+        else:
+            yield replace(item, passages=item.passages[:depth], queries=item.queries[:depth], whole=item)
 
 
 def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:

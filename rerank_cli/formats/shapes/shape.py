@@ -163,16 +163,16 @@ def own_fields(row: Row) -> Mapping[str, Any]:
 
 def scored(own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
     """A copy of a row or passage with our fields as its last; what an earlier run said of its own score is left out."""
-    ours: dict[str, Any] = {selection.score: entry.logit}
+    ours: dict[str, Any] = {selection.score: entry.logit} if entry.is_scored else {}
     if ranks:
         ours = {"rank": entry.rank, **ours, "index": entry.index}
-    if selection.prob:
+    if selection.prob and entry.is_scored:
         ours["prob"] = entry.probability
     if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
     if entry.retiled:
         ours |= {"tiles": entry.tiles, "kept_tiles": entry.kept_tiles}
-    replaced = set(ours)
+    replaced = {*ours, selection.score}
     if not _SCORES.isdisjoint(own):
         replaced |= _OF_A_SCORE | ({"prob"} if selection.score == "logit" else set())
     return {name: value for name, value in own.items() if name not in replaced} | ours
