@@ -21,6 +21,7 @@ catch once, in `rerank_cli.cli.main`.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 EXIT_CODES: dict[int, str] = {
@@ -48,14 +49,16 @@ class RerankError(Exception):
 
     message: `<where>: <what is wrong>: <the value>`, lower case, no full stop.
     hint: what to do about it.
+    commands: options, each set of which would make the same command work; the command line prints it whole.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, commands: Sequence[Sequence[str]] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.commands = commands
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a process tells another one of it; a subclass may ask for other arguments than it keeps."""

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -59,9 +59,11 @@ class JsonRow:
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """A row that cannot be scored, as it goes to the errors file.
+    """A row that cannot be scored, as it goes to the errors file; or one passage of a list that is ranked without it.
 
     code: a stable word for programs (`bad-json`, `missing-field`, ...); message: a sentence for people.
+    passage: the place of the passage in its list, from 0; None where the whole row is bad. passage_id: its id. `raw` is
+    then the passage alone.
     """
 
     file: str
@@ -70,6 +72,8 @@ class RowError:
     code: str
     message: str
     raw: bytes
+    passage: int | None = None
+    passage_id: object = None
 
 
 class Gap(enum.Enum):
@@ -129,6 +133,9 @@ class CandidateList:
     rows: the one row that held the whole list, or one row for each passage (flat shapes), in input order.
     id: the query's id if the input has one, for messages and evaluation.
     limits, top_n: what the request asks for itself. queries: one for each passage, where they differ.
+    places: where each of `passages` stands in the list of its row, if some of that list cannot be scored; else empty.
+    passage_error: how a passage that has no score is told, by (place, code, message); None where one makes its whole
+    list bad, as in a request.
     whole: of which this is the head that is scored (`--depth`); the other passages keep their place.
     """
 
@@ -139,6 +146,8 @@ class CandidateList:
     limits: Limits = NO_LIMITS
     top_n: int | None = None
     queries: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
+    passage_error: Callable[[int, str, str], RowError] | None = field(default=None, compare=False)
     whole: CandidateList | None = None
 
     @property
@@ -146,9 +155,13 @@ class CandidateList:
         """(query, passage) of each passage."""
         return list(zip(self.queries or [self.query] * len(self.passages), self.passages, strict=True))
 
-    def row_of(self, index: int) -> Row:
-        """The row that passage `index` came from."""
-        return self.rows[index if len(self.rows) == len(self.passages) else 0]
+    def place_of(self, index: int) -> int:
+        """The place in the list of its row of `passages[index]`."""
+        return self.places[index] if self.places else index
+
+    def row_of(self, place: int) -> Row:
+        """The row that the passage at this place came from."""
+        return self.rows[place if len(self.rows) > 1 else 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,19 +303,22 @@ class RankedList:
 class Counts:
     """What a run has done so far.
 
-    rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored. output_rows:
-    rows written. pairs_scored: distinct pairs that a model saw. tokens: what it read of these, after truncation; an
-    embedder reads what several pairs share once. dropped: passages that the user's selection left out. ties: neighbours
-    in rank order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that
-    stand for images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that
-    did not fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
-    computed again in fp32. computed_tokens: `tokens`, and those that only fill batches up; 0 where nobody counts them.
+    rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored; a list
+    is, if one of its passages is. passages_error: passages that cannot be scored, of lists that are ranked without
+    them: they are in the errors file and in none of the numbers of rows. output_rows: rows written. pairs_scored:
+    distinct pairs that a model saw. tokens: what it read of these, after truncation; an embedder reads what several
+    pairs share once. dropped: passages that the user's selection left out. ties: neighbours in rank order with
+    equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for images;
+    retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not fit and
+    were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were computed
+    again in fp32. computed_tokens: `tokens`, and those that only fill batches up; 0 where nobody counts them.
     engine_deaths: processes that scored pairs, ended by themselves and were started again.
     """
 
     rows_in: int = 0
     rows_out: int = 0
     rows_error: int = 0
+    passages_error: int = 0
     blank: int = 0
     output_rows: int = 0
     lists: int = 0
@@ -323,6 +339,11 @@ class Counts:
     fp32_reruns: int = 0
     engine_deaths: int = 0
     computed_tokens: int = 0
+
+    @property
+    def in_errors_file(self) -> int:
+        """Bad rows, and bad passages of rows that are not."""
+        return self.rows_error + self.passages_error
 
     def add(self, more: Mapping[str, int]) -> None:
         """Count `more`, by name."""

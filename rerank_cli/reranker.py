@@ -200,7 +200,9 @@ class Reranker:
                         errors[error.row] = error
             if isinstance(self._engine, EmbeddingEngine):
                 self._engine.take_fresh()  # they are kept for a journal, which is not there
-        return answer(given, rows, Ranked(lists, errors), selection, keep=keep)
+        # A list with a bad passage is kept as it was, with the reason: a frame has no errors file for the passage.
+        whole = [one for one in lists if len(one.source.rows) > 1 or one.source.rows[0].number not in errors]
+        return answer(given, rows, Ranked(whole, errors), selection, keep=keep)
 
 
 @overload

@@ -69,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (the one place where every failure becomes an exit code)
-        return _exit_code(error)
+        return _exit_code(error, given)
     return result if isinstance(result, int) else 0
 
 
-def _exit_code(error: BaseException) -> int:
+def _exit_code(error: BaseException, given: Sequence[str]) -> int:
     """Say what went wrong, and the exit code for it."""
     match error:
         case StoppedError():
@@ -81,6 +81,7 @@ def _exit_code(error: BaseException) -> int:
             code = error.exit_code
         case RerankError():
             say_error(error)
+            _say_commands(error, given)
             _say_lines(*(f"note: {note}" for note in _notes(error)))
             code = error.exit_code
         case typer.TyperException():
@@ -104,6 +105,17 @@ def _exit_code(error: BaseException) -> int:
         case _:
             raise error
     return code
+
+
+def _say_commands(error: RerankError, given: Sequence[str]) -> None:
+    """The commands that would work, each whole and on a line of its own."""
+    if not error.commands:
+        return
+    from rerank_cli.cli.command_line import with_options
+
+    say("try:" if len(error.commands) == 1 else "try one of:")
+    for options in error.commands:
+        say(f"    {with_options(given, options)}")
 
 
 def _say_lines(*lines: str) -> None:

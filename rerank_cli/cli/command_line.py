@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -22,6 +23,19 @@ def command_of(context: typer.Context) -> Command | None:
     variables = {name: value for name, value in os.environ.items() if name.startswith("RERANK_") or name in _HEARD}
     words = [f"{name}={quoted(variables[name])}" for name in sorted(variables)]
     return Command(" ".join([*words, "rerank-cli", *map(quoted, arguments)]), str(Path.cwd()))
+
+
+def with_options(arguments: Sequence[str], options: Sequence[str]) -> str:
+    """The command of these arguments with these options (name, value, ...) in place of what it says of them."""
+    names, kept = set(options[::2]), []
+    words = iter(arguments)
+    for word in words:
+        if word in names:
+            next(words, None)
+        elif word.partition("=")[0] not in names:
+            kept.append(word)
+    end = kept.index("--") if "--" in kept else len(kept)
+    return " ".join(["rerank-cli", *map(quoted, [*kept[:end], *options, *kept[end:]])])
 
 
 def quoted(word: str) -> str:

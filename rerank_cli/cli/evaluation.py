@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rerank_cli.cli.console import print_json, print_table, say
 from rerank_cli.cli.declare import decided_by, declared_options
 from rerank_cli.cli.report_command import wants_json
-from rerank_cli.errors import UsageError
+from rerank_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     import typer
@@ -30,6 +30,9 @@ def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: boo
     """The measures as a table or a document; as lines of stderr where stdout has the rows."""
     from rerank_cli.evaluation.evaluate import SCHEMA
 
+    if evaluation.problem:
+        hint = "the rows are written; `--evaluate-only` measures them with the right ids, without scoring them again"
+        raise InputError(evaluation.problem, hint=hint)
     if not quiet:
         _warn(evaluation)
     if not to_stdout:
@@ -45,6 +48,13 @@ def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: boo
 def _warn(evaluation: Evaluation) -> None:
     if not evaluation.queries:
         say("warning: none of the queries has a judgement; is the query id the one of the qrels?")
+    if evaluation.note:
+        say(f"warning: {evaluation.note}")
+    if evaluation.repeated_passages:
+        say(
+            f"note: {evaluation.repeated_passages:,} passages have an id that stands before them in their list; "
+            "the first one counts"
+        )
     if evaluation.repeated:
         say(f"warning: {evaluation.repeated:,} lists of a query that had one before are not measured")
 

@@ -125,14 +125,16 @@ def in_formats() -> list[str]:
 
 def out_formats() -> list[str]:
     """What `--out-format` takes."""
-    return ["auto", "jsonl", "parquet", *shapes()[1:]]
+    from rerank_cli.formats.shapes import SHAPES
+
+    return ["auto", "jsonl", "parquet", *SHAPES]
 
 
 def shapes() -> list[str]:
     """What `--shape` takes."""
-    from rerank_cli.formats.shapes import SHAPES
+    from rerank_cli.formats.shapes import READABLE
 
-    return ["auto", *SHAPES]
+    return ["auto", *READABLE]
 
 
 def devices() -> list[str]:
@@ -252,8 +254,9 @@ SCORING = [
         help="Field of the query. Default: query.",
     ),
     option(
-        "--text-field", str, group=ROWS, into="fields.text", metavar="PATH", basic=True,
-        help="Field of a passage's text. Default: text; in a flat row passage, document, text or doc.",
+        "--text-field", str, group=ROWS, into="fields.text", metavar="PATH[,PATH]", basic=True,
+        help="Field of a passage's text, or several joined by a blank: title,text. Default: text; in a flat row "
+        "passage, document, text or doc.",
     ),
     option(
         "--image-field", str, group=ROWS, into="fields.image", metavar="PATH|none",

@@ -26,8 +26,8 @@ OPTIONS = [
     ),
     option(
         "--shape", str, group=ROWS, into="shape", metavar="SHAPE", parse=parse_shape, complete=shapes,
-        help="list: a list a row; flat: a pair a row; nim, cohere, openai-batch: a request a row; trec: a run. auto "
-        "goes by the first rows.",
+        help="list: a list a row; flat: a pair a row; nim, cohere, tei, openai-batch: a request a row; trec: a run; or "
+        "the program that wrote it: rank_llm, dpr, elasticsearch, haystack, ... auto goes by the first rows.",
     ),
     option(
         "--queries", str, group=ROWS, into="texts.queries", metavar="FILE",
@@ -40,6 +40,11 @@ OPTIONS = [
     option(
         "--passages-field", str, group=ROWS, into="fields.passages", metavar="PATH", basic=True,
         help="Field of the passages. Default: passages, candidates, documents or docs.",
+    ),
+    option(
+        "--siblings", str, group=ROWS, into="fields.siblings", metavar="PATH,...|none",
+        help="Lists beside the passages that come back in the same order. Default: those that are as long in all of "
+        "the first rows.",
     ),
     option(
         "--group-by", str, group=ROWS, into="fields.group_by", metavar="PATH",

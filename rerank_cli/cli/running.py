@@ -55,7 +55,7 @@ def run_and_report(
     if not quiet:
         tell = _say_nothing_to_do if outcome.was_done else _summarise
         tell(outcome, options.names.output)
-    failed = outcome.counts.rows_error > 0 and not outcome.was_done
+    failed = outcome.counts.in_errors_file > 0 and not outcome.was_done
     if failed:
         told.close(outcome)
     if outcome.evaluation is not None:
@@ -110,16 +110,25 @@ class _ErrorTeller:
 
     def close(self, outcome: Outcome) -> None:
         """The last line about bad rows."""
-        count = outcome.counts.rows_error
+        count = outcome.counts.in_errors_file
         if self._active:
             left = f"; {count - _SHOWN_ERRORS} not shown, `--errors FILE` keeps all" if count > _SHOWN_ERRORS else ""
-            say(f"{count} of {outcome.counts.rows_in} rows could not be scored{left}")
+            say(f"{_bad_in_words(outcome.counts)} could not be scored{left}")
         elif first := outcome.first_error:
             file, row, message = first
             say(
-                f"{count} of {outcome.counts.rows_in} rows could not be scored and are in {outcome.errors}; "
+                f"{_bad_in_words(outcome.counts)} could not be scored and are in {outcome.errors}; "
                 f"the first is {file}:{row}: {message}"
             )
+
+
+def _bad_in_words(counts: Counts) -> str:
+    """Bad rows, and bad passages of lists that were ranked without them."""
+    passages = f"{counts.passages_error} passages of lists that are ranked without them"
+    if not counts.rows_error and counts.passages_error:
+        return passages
+    rows = f"{counts.rows_error} of {counts.rows_in} rows"
+    return f"{rows} and {passages}" if counts.passages_error else rows
 
 
 def _summarise(outcome: Outcome, output: str) -> None:
@@ -170,6 +179,7 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
     facts: dict[str, Any] = {
         "rows": f"{counts.rows_in:,}",
         "bad rows": f"{counts.rows_error:,}",
+        **({"bad passages": f"{counts.passages_error:,}"} if counts.passages_error else {}),
         "lists": f"{counts.lists:,}",
         "pairs": f"{counts.pairs:,}",
         "pairs to score": f"{counts.pairs_scored:,}",
@@ -193,8 +203,8 @@ def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
         raise nothing_scored(counts.rows_in, result.first_error, None)
     if result.first_error:
         file, row, message = result.first_error
-        say(f"{counts.rows_error} of {counts.rows_in} rows cannot be scored; the first is {file}:{row}: {message}")
-    return 3 if counts.rows_error else 0
+        say(f"{_bad_in_words(counts)} cannot be scored; the first is {file}:{row}: {message}")
+    return 3 if counts.in_errors_file else 0
 
 
 def _image_facts(counts: Counts) -> dict[str, str]:

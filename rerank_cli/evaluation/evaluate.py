@@ -21,6 +21,7 @@ from rerank_cli.records import RowError
 SCHEMA = "rerank-cli/evaluation/1"
 
 _QUERIES_AT_ONCE = 100
+_IDS = "`--id-field` names the field of the passages' ids"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]
     if not evaluation.queries:
         example = f": the file has `{seen[0]}`, the judgements have `{evaluator.judged_example}`" if seen else ""
         raise InputError(f"{options.inputs[0]}: no query of {options.qrels} is in it{example}")
+    if evaluation.problem:
+        raise InputError(f"{options.inputs[0]}: {evaluation.problem}", hint=_IDS)
     document = {
         "schema": SCHEMA,
         "inputs": list(options.inputs),

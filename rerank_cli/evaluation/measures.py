@@ -6,6 +6,10 @@ per query, so an order scores by place, and no measure's tie rule can change it.
 and not averaged; a judged query whose list is empty counts with what the measure gives for nothing found, as it does in
 ir-measures.
 
+An id that stands several times in a list (chunks of a document) counts at its first place, as a retriever of documents
+would answer; repeats are counted. Where no list holds a judged passage, the ids of file and qrels do not meet, and
+there is nothing that could be measured: `Evaluation.problem` says so, with an id of each side.
+
 A list is measured when it comes, and only the values are kept: two numbers for each judged query and measure.
 """
 
@@ -17,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
+from rerank_cli.evaluation.qrels import id_text, read_qrels
 from rerank_cli.evaluation.significance import Significance, randomisation_test
 from rerank_cli.formats.shapes import Shape, passage_id
 from rerank_cli.records import RankedList
@@ -26,16 +31,25 @@ GIVEN_ORDER = "the order of the input"
 _ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
 _KNOWN = "for example nDCG@10, RR@10, P@5"
 
+_FEW = 0.2  # of the judged queries with a judged passage in their list: fewer are rarely meant
+
 Values = list[float | None]
+Noted = tuple[Any, ...]
+"""What a later process must know of the orders of a query: its id, the values of both, how many ids were repeated,
+whether a judged passage was met, and the first id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """The passage ids of one query in both orders, best first; given is None where nobody knows it."""
+    """The passage ids of one query in both orders, best first; given is None where nobody knows it.
+
+    repeated: how many ids that had stood before were left out.
+    """
 
     query: str
     given: Sequence[str] | None
     reranked: Sequence[str]
+    repeated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +76,9 @@ class Evaluation:
     """All measures of a run.
 
     queries: judged and ranked; unjudged: ranked, but not in the qrels; repeated: lists of a judged query that has had
-    one before, of which the first counts. given_order: what was taken for it, in words.
+    one before, of which the first counts. given_order: what was taken for it, in words. repeated_passages: ids that
+    had stood in their list before. met: judged queries in whose list a judged passage stands. problem: why nothing
+    could be measured. note: that few lists hold a judged passage.
     """
 
     metrics: tuple[Comparison, ...]
@@ -70,6 +86,10 @@ class Evaluation:
     unjudged: int
     repeated: int = 0
     given_order: str | None = GIVEN_ORDER
+    repeated_passages: int = 0
+    met: int | None = None
+    problem: str | None = None
+    note: str | None = None
 
     @classmethod
     def of_report(cls, found: Mapping[str, Any]) -> Evaluation:
@@ -102,13 +122,14 @@ class Evaluator:
 
     def __init__(self, qrels: str, metrics: Sequence[str]) -> None:
         self._measures = list({str(measure): measure for measure in map(parse_measure, metrics)}.values())
-        self._qrels: dict[str, list[Any]] = {}
-        for qrel in _read_qrels(qrels):
-            self._qrels.setdefault(qrel.query_id, []).append(qrel)
+        self._file = qrels
+        self._qrels = read_qrels(qrels)
         self._values: dict[str, tuple[Values | None, Values]] = {}
         self._unjudged: set[str] = set()
-        self._repeated = 0
-        self.note: list[tuple[str, Values | None, Values | None]] = []
+        self._repeated = self._repeated_passages = self._met = 0
+        self._example: tuple[str, str] | None = None
+        self._example_query: str | None = None
+        self.note: list[Noted] = []
 
     def is_judged(self, query: str) -> bool:
         """Whether the qrels say anything of a query."""
@@ -121,7 +142,7 @@ class Evaluator:
 
     def add(self, orders: Iterable[Orders]) -> None:
         """Measure the orders of some queries; those of an unjudged query may be empty."""
-        added, self.note = list(orders), []
+        added, self.note = [_each_once(item) for item in orders], []
         judged: dict[str, Orders] = {}
         for item in added:
             if self.is_judged(item.query) and item.query not in self._values:
@@ -129,23 +150,56 @@ class Evaluator:
         reranked = self._measured({query: item.reranked for query, item in judged.items()})
         given = self._measured({query: item.given for query, item in judged.items() if item.given is not None})
         for item in added:
-            self.note.append((item.query, given.get(item.query), reranked.get(item.query)))
+            met = not self._qrels.get(item.query, {}).keys().isdisjoint(item.reranked)
+            example = next(iter(item.reranked), None)
+            self.note.append((item.query, given.get(item.query), reranked.get(item.query), item.repeated, met, example))
         self.restore(self.note)
 
-    def restore(self, note: Iterable[tuple[str, Values | None, Values | None]]) -> None:
+    def restore(self, note: Iterable[Noted]) -> None:
         """Take what `note` said in an earlier process."""
-        for query, given, reranked in note:
+        for query, given, reranked, *more in note:
+            repeated, met, example = more or (0, True, None)  # of a version that did not note them
             if not self.is_judged(query):
                 self._unjudged.add(query)
+                self._example_query = self._example_query or query
             elif query in self._values or reranked is None:
                 self._repeated += 1
             else:
                 self._values[query] = given, reranked
+                self._repeated_passages += repeated
+                self._met += met
+                if example is not None:
+                    self._example = self._example or (query, example)
 
     def finish(self, given_order: str | None = GIVEN_ORDER) -> Evaluation:
         """The measures of both orders over the queries that were judged and ranked."""
         compared = (self._compared(place, measure) for place, measure in enumerate(self._measures))
-        return Evaluation(tuple(compared), len(self._values), len(self._unjudged), self._repeated, given_order)
+        return Evaluation(
+            tuple(compared), len(self._values), len(self._unjudged), self._repeated, given_order,
+            self._repeated_passages, self._met, self._problem(), self._note_of_few(),
+        )  # fmt: skip
+
+    def _problem(self) -> str | None:
+        """Why nothing was measured; None where something was, or nothing was ranked."""
+        if not self._values and self._example_query is not None:
+            return (
+                f"no query of {self._file} was ranked: the input has `{self._example_query}`, the judgements have "
+                f"`{self.judged_example}`"
+            )
+        if self._met or self._example is None:
+            return None
+        query, passage = self._example
+        return (
+            f"no list holds a passage that {self._file} judges: query `{query}` has `{passage}`, the judgements have "
+            f"`{next(iter(self._qrels[query]))}`"
+        )
+
+    def _note_of_few(self) -> str | None:
+        count = len(self._values)
+        if not self._met or self._met >= _FEW * count:
+            return None
+        of_all = f"only {self._met:,} of {count:,} judged queries"
+        return f"{of_all} have a judged passage in their list: are the ids the same?"
 
     def per_query(self) -> Iterable[QueryValue]:
         """Each measure of each judged query, in the order in which they came."""
@@ -201,7 +255,9 @@ class Evaluator:
     def _calculated(self, orders: Mapping[str, Sequence[str]], *measures: Any) -> dict[Any, float | None]:
         import ir_measures
 
-        qrels = [qrel for query in orders for qrel in self._qrels[query]]
+        qrels = [
+            ir_measures.Qrel(query, passage, grade) for query in orders for passage, grade in self._qrels[query].items()
+        ]
         run = [
             ir_measures.ScoredDoc(query, passage, -float(place))
             for query, order in orders.items()
@@ -218,7 +274,7 @@ def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[s
         if item.source.id is None:
             row = item.source.rows[0]
             raise InputError(f"{row.file}:{row.number}: no query id, which --qrels needs", hint=_ID_HINT)
-        query = str(item.source.id)
+        query = id_text(item.source.id)
         if not is_judged(query):
             yield Orders(query, (), ())
             continue
@@ -231,7 +287,14 @@ def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
     if passage is None:
         row = item.source.row_of(index)
         raise InputError(f"{row.file}:{row.number}: passage {index} has no id, which --qrels needs")
-    return str(passage)
+    return id_text(passage)
+
+
+def _each_once(orders: Orders) -> Orders:
+    """Orders in which each passage stands at its first place alone."""
+    reranked = list(dict.fromkeys(orders.reranked))
+    given = None if orders.given is None else list(dict.fromkeys(orders.given))
+    return Orders(orders.query, given, reranked, len(orders.reranked) - len(reranked))
 
 
 def _aggregated(measure: Any, values: Sequence[float]) -> float:
@@ -271,17 +334,3 @@ def _nearest(name: str) -> str:
         return _KNOWN
     names = [by_letters[one] for one in near[: 1 if near[0] == base.casefold() else 3]]
     return "did you mean " + " or ".join(f"{one}{at}{cutoff}" for one in names) + "?"
-
-
-def _read_qrels(path: str) -> list[Any]:
-    import ir_measures
-
-    try:
-        qrels = list(ir_measures.read_trec_qrels(path))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not TREC qrels (`query_id 0 passage_id grade`): {error}") from error
-    if not qrels:
-        raise InputError(f"{path}: no judgements")
-    return qrels

@@ -15,12 +15,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rerank_cli.errors import InputError
+from rerank_cli.evaluation.qrels import id_text
 from rerank_cli.formats.inputs import Input, ReadOptions, read_items
-from rerank_cli.formats.shapes import FieldNames, lookup
-from rerank_cli.formats.shapes.fields import ALIASES, columns_of, first_of, head_of, identity_of, row_error, shown_names
+from rerank_cli.formats.shapes import FieldNames, PathShape, lookup
+from rerank_cli.formats.shapes.fields import (
+    ALIASES,
+    RowProblem,
+    columns_of,
+    first_of,
+    head_of,
+    identity_of,
+    row_error,
+    shown_names,
+)
+from rerank_cli.formats.shapes.known import KNOWN
+from rerank_cli.formats.shapes.known_shape import fits
+from rerank_cli.formats.shapes.lists import LIST
 from rerank_cli.formats.shapes.trec import RunLine, parse_line
 from rerank_cli.records import Gap, Row, RowError
 
@@ -55,15 +68,15 @@ class OrderedPassage:
     where: str
 
     def has(self, field: str) -> bool:
-        """Whether `field` is a number."""
-        value = self.fields.get(field)
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        """Whether `field` is a number, or a text that says one."""
+        return _number(self.fields.get(field)) is not None
 
     def number(self, field: str | None) -> float:
         """The number in `field`; `InputError` where there is none."""
-        if field is None or not self.has(field):
+        found = None if field is None else _number(self.fields.get(field))
+        if found is None:
             raise InputError(f"{self.where} has no number in `{field}`, by which the first list is ordered")
-        return float(self.fields[field])
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +103,7 @@ class RerankedFile:
         if runs and len(runs) < len(inputs):
             raise InputError(f"{runs[0]}: a TREC run among files of other formats", hint="evaluate each on its own")
         self._is_run = bool(runs)
+        self._known: PathShape | Literal[False] | None = None
         self.given: Order | None = None
         self.reranked: Order | None = None
         self.differ = False
@@ -154,6 +168,10 @@ class RerankedFile:
                 return line
             return line.query, [OrderedPassage(line.passage, {"score": line.score}, where)], False
         fields, names = row.fields, self._names
+        if self._known is None:
+            self._known = _known_shape(fields, names) or False
+        if self._known:
+            return _read_known(row, self._known)
         entries = _entries(fields, names)
         if entries is None:
             query = first_of(fields, names.group_by, "query_id")
@@ -192,7 +210,7 @@ class _Columns:
         """See `ReadsColumns`."""
         mine = self._names
         ids = [head_of(name) for name in (mine.id, mine.group_by) if name]
-        known = (*ids, *ALIASES["list_id"], *ALIASES["passage_id"], *_PLACES)
+        known = (*ids, "query", *ALIASES["list_id"], *ALIASES["passage_id"], *_PLACES)
         wanted: dict[str, tuple[str, ...] | None] = dict.fromkeys(name for name in names if name in known)
         lists = [name for name in columns_of(names, mine.passages, "passages") if name in names]
         of_passage = [head_of(mine.id)] if mine.id else []
@@ -222,11 +240,48 @@ def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
     if value is None:
         hint = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
         raise InputError(f"{where}: no query id, which --qrels needs; the row has {shown_names(fields)}", hint=hint)
-    return str(value)
+    return id_text(value)
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else id_text(value)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _known_shape(fields: Mapping[str, Any], names: FieldNames) -> PathShape | None:
+    """The known shape that a row has, where it is none of the plain ones."""
+    if _entries(fields, names) is not None and LIST.recognise(fields, names) == 2:
+        return None
+    found = next((one for one in KNOWN if one.layout != "rows" and fits(one, fields, names)), None)
+    return None if found is None else PathShape(names, known=found)
+
+
+def _read_known(row: Row, shape: PathShape) -> tuple[str, list[OrderedPassage], bool] | RowError:
+    where = f"{row.file}:{row.number}"
+    try:
+        path, entries = shape.passages_of(row)
+    except RowProblem as problem:
+        return row_error(row, problem.code, str(problem), None)
+    held = lookup(row.fields, path) if path else row.fields
+    passages = []
+    for place, entry in enumerate(entries):
+        own = dict(entry) if isinstance(entry, Mapping) else {}
+        if shape.in_columns and isinstance(held, Mapping):
+            of_ours = {name: held[name] for name in _PLACES if isinstance(held.get(name), list)}
+            own |= {name: values[place] for name, values in of_ours.items() if len(values) == len(entries)}
+        score = next((lookup(own, at) for at in shape.known.score if _number(lookup(own, at)) is not None), None)
+        own = own if score is None else {"score": score, **own}
+        passages.append(OrderedPassage(_text(shape.own_id(entry)), own, f"{where}: {path}[{place}]"))
+    return _query_id(shape.identity(row.fields), where, row.fields), passages, True
 
 
 def _hint(passage: OrderedPassage) -> str:

@@ -6,7 +6,13 @@ back as they were. Python sees one number for each passage: where it lies.
     list shape    the passages column is rebuilt: its values are taken in rank order and get our fields; its nulls stay
     flat shape    the rows are taken in rank order and get our columns
 
-Fields of the user's with the names of ours are replaced, and ours come last. A passage that was text becomes a struct.
+    lists in step the values of each list are taken in rank order, and ours stand beside them as lists
+
+The passages may lie in structs. Lists beside them that are in step are taken in the same order. A list that is written
+as a JSON text is the one thing that Python reads.
+
+Ours come last. Fields of the user's with the names of ours stay under another (`kept_name`); only where a table has all
+of ours with our types, it was written by this program, and they are replaced. A passage that was text becomes a struct.
 In the list shape the fields of a struct that could be null become nullable: the struct itself no longer is null.
 """
 
@@ -17,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -30,20 +36,29 @@ from rerank_cli.formats.arrow_types import (
     is_list,
     list_parts,
     make_list,
+    make_struct,
     scored_fields,
     widen_schema,
 )
 from rerank_cli.formats.parquet import ArrowRow
+from rerank_cli.formats.shapes.shape import kept_name
 from rerank_cli.records import RankedList, RankedPassage
 
 
 def rank_lists(
-    ranked: Sequence[RankedList], *, passages: str, text: str, score: str = "logit", prob: bool = False
+    ranked: Sequence[RankedList],
+    *,
+    passages: str,
+    text: str,
+    siblings: Sequence[str] = (),
+    score: str = "logit",
+    prob: bool = False,
 ) -> pa.Table:
     """A row for each list, as it was but with the passages of `ranking` in that order (list shape).
 
-    passages: the column with the lists of strings or of structs; a null list has no passages and stays null.
-    text: the field that a string passage becomes; score: the field of the logit; prob: add its sigmoid.
+    passages: the column with the lists of strings or of structs, or its path in structs; a null list has no
+    passages and stays null. siblings: the lists that are in step with it. text: the field that a string passage
+    becomes; score: the field of the logit; prob: add its sigmoid.
 
     Each `source.rows` is one ArrowRow. Without lists the table has no columns. Raises InputError if rows come from
     files whose columns do not fit together.
@@ -52,17 +67,56 @@ def rank_lists(
         return pa.table({})
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
-    place = column_at(table.schema, passages)
-    if place is None or not is_list(table.schema.field(place).type):
-        raise InputError(f"{rows[0].file}: column `{passages}` is not a column of lists")
     scores = _Scores(score, prob=prob, tiles=_any_retiled(ranked))
-    chunks = []
-    done = 0
-    for chunk in table.column(place).chunks:
-        chunks.append(_ranked_chunk(chunk, ranked[done : done + len(chunk)], text, scores))
-        done += len(chunk)
-    field = table.schema.field(place).with_type(chunks[0].type)
-    return table.set_column(place, field, pa.chunked_array(chunks, field.type))
+
+    def rank(lists: pa.Array, some: Sequence[RankedList]) -> pa.Array:
+        if not is_list(lists.type):
+            raise InputError(f"{rows[0].file}: column `{passages}` is not a column of lists")
+        return _ranked_chunk(lists, some, text, scores)
+
+    table = _changed(table, passages, ranked, rank, rows[0].file)
+    for sibling in siblings:
+        table = _changed(table, sibling, ranked, _taken_lists, rows[0].file)
+    return table
+
+
+def rank_columns(
+    ranked: Sequence[RankedList],
+    *,
+    container: str,
+    in_step: Sequence[str],
+    score: str = "logit",
+    prob: bool = False,
+) -> pa.Table:
+    """A row for each list, as it was but with its lists in step in rank order, and ours beside them.
+
+    container: the path of the struct that holds the lists; empty where they are columns. in_step: their names.
+    Otherwise as `rank_lists`.
+    """
+    if not ranked:
+        return pa.table({})
+    rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
+    table = _gather(rows)
+    scores = _Scores(score, prob=prob, tiles=_any_retiled(ranked))
+    if container:
+        return _changed(table, container, ranked, lambda held, some: _ranked_struct(held, some, scores), rows[0].file)
+    for name in in_step:
+        table = _changed(table, name, ranked, _taken_lists, rows[0].file)
+    kept = _kept([(field, column) for field, column in zip(table.schema, table.columns, strict=True)], scores)
+    ours = scores.lists(ranked)
+    schema = pa.schema([*(f for f, _ in kept), *(f for f, _ in ours)], table.schema.metadata)
+    return pa.Table.from_arrays([*(c for _, c in kept), *(c for _, c in ours)], schema=schema)
+
+
+def replace_texts(ranked: Sequence[RankedList], column: str, texts: Sequence[object]) -> pa.Table:
+    """A row for each list, as it was but with these texts in a column: lists that are written as JSON."""
+    rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
+    table = _gather(rows)
+    place = column_at(table.schema, column)
+    assert place is not None, "its values were read"
+    field = table.schema.field(place)
+    plain = pa.large_string() if pa.types.is_large_string(field.type) else pa.string()
+    return table.set_column(place, field.with_type(plain), pa.array(texts, plain))
 
 
 def rank_rows(
@@ -83,8 +137,7 @@ def rank_rows(
     scores = _Scores(score, prob=prob, ranks=ranks, tiles=_any_retiled(ranked))
     fields = scores.fields
     columns = scores.columns([place for one in ranked for place in one.ranking])
-    ours = {field.name for field in fields}
-    kept = [pair for pair in zip(table.schema, table.columns, strict=True) if pair[0].name not in ours]
+    kept = _kept(list(zip(table.schema, table.columns, strict=True)), scores)
     schema = pa.schema([*(field for field, _ in kept), *fields], table.schema.metadata)
     return pa.Table.from_arrays([*(column for _, column in kept), *columns], schema=schema)
 
@@ -179,6 +232,88 @@ def _with_wide_index(field: pa.Field) -> pa.Field:
 
 # Passages
 
+_Change = Callable[[pa.Array, Sequence[RankedList]], pa.Array]
+
+
+def _changed(table: pa.Table, path: str, ranked: Sequence[RankedList], change: _Change, file: str) -> pa.Table:
+    """`table` with what stands at a path changed, chunk by chunk."""
+    head, _, rest = (path, "", "") if column_at(table.schema, path) is not None else path.partition(".")
+    place = column_at(table.schema, head)
+    if place is None:
+        raise InputError(f"{file}: column `{head}` is missing")
+    chunks = []
+    done = 0
+    for chunk in table.column(place).chunks:
+        chunks.append(_changed_below(chunk, rest, ranked[done : done + len(chunk)], change, f"{file}: column `{path}`"))
+        done += len(chunk)
+    field = table.schema.field(place).with_type(chunks[0].type)
+    return table.set_column(place, field, pa.chunked_array(chunks, field.type))
+
+
+def _changed_below(array: pa.Array, path: str, ranked: Sequence[RankedList], change: _Change, where: str) -> pa.Array:
+    if not path:
+        return change(array, ranked)
+    fields = child_fields(array.type) if pa.types.is_struct(array.type) else []
+    names = [field.name for field in fields]
+    head, _, rest = (path, "", "") if path in names else path.partition(".")
+    if head not in names:
+        raise InputError(f"{where} is not a column of lists")
+    children = array.flatten()
+    place = names.index(head)
+    children[place] = _changed_below(children[place], rest, ranked, change, where)
+    fields[place] = fields[place].with_type(children[place].type).with_nullable(True)
+    return make_struct(children, [field.with_nullable(True) for field in fields], array)
+
+
+def _taken_lists(lists: pa.Array, ranked: Sequence[RankedList]) -> pa.Array:
+    """Lists in step, in the order of the rankings; a null list stays null."""
+    if not is_list(lists.type):
+        return lists
+    offsets, values = list_parts(lists)
+    valid = lists.is_valid().to_pylist()
+    starts = offsets.to_pylist()
+    lie, ends = [], [0]
+    for start, good, one in zip(starts, valid, ranked, strict=False):
+        lie += [start + place.index for place in one.ranking] if good else []
+        ends.append(len(lie))
+    taken = values.take(pa.array(lie, pa.int64()))
+    item = lists.type.value_field
+    data_type = pa.large_list(item) if pa.types.is_large_list(lists.type) else pa.list_(item)
+    return make_list(pa.array(ends, pa.int64()), taken, data_type, lists)
+
+
+def _ranked_struct(held: pa.Array, ranked: Sequence[RankedList], scores: _Scores) -> pa.Array:
+    """A struct whose lists are in step, in rank order, with ours beside them."""
+    fields = child_fields(held.type)
+    columns = [_taken_lists(child, ranked) for child in held.flatten()]
+    changed = [field.with_type(column.type).with_nullable(True) for field, column in zip(fields, columns, strict=True)]
+    kept = _kept(list(zip(changed, columns, strict=True)), scores)
+    ours = scores.lists(ranked)
+    both = [*kept, *ours]
+    return make_struct([column for _, column in both], [field for field, _ in both], held)
+
+
+def _kept(fields: list[tuple[pa.Field, Any]], scores: _Scores) -> list[tuple[pa.Field, Any]]:
+    """The fields of the user's, none with a name of ours; those that this program has written before are gone."""
+    ours = {field.name: field.type for field in scores.fields}
+    names = [field.name for field, _ in fields]
+    theirs = {field.name: field.type for field, _ in fields if field.name in ours}
+    always = {field.name for field in scored_fields(scores.score, ranks=scores.ranks)}
+    if (
+        scores.ranks
+        and always <= theirs.keys()
+        and all(ours[name] in (kind, _item(kind)) for name, kind in theirs.items())
+    ):
+        return [pair for pair in fields if pair[0].name not in ours]
+    return [
+        (field.with_name(kept_name(field.name, {*names, *ours})), column) if field.name in ours else (field, column)
+        for field, column in fields
+    ]
+
+
+def _item(data_type: pa.DataType) -> pa.DataType:
+    return data_type.value_type if is_list(data_type) else data_type
+
 
 def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scores: _Scores) -> pa.Array:
     offsets, values = list_parts(lists)
@@ -187,7 +322,7 @@ def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scor
     lie = [start + place.index for start, one in zip(starts, ranked, strict=False) for place in one.ranking]
     taken = values.take(pa.array(lie, pa.int64()))
     item = lists.type.value_field
-    kept = _passage_fields(taken, item, text, {field.name for field in scores.fields})
+    kept = _kept(_passage_fields(taken, item, text), scores)
     fields = [*(field for field, _ in kept), *scores.fields]
     structs = pa.StructArray.from_arrays([*(array for _, array in kept), *scores.columns(places)], fields=fields)
     item = item.with_type(structs.type)
@@ -196,14 +331,13 @@ def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scor
     return make_list(pa.array(list(ends), pa.int64()), structs, data_type, lists)
 
 
-def _passage_fields(values: pa.Array, item: pa.Field, text: str, ours: set[str]) -> list[tuple[pa.Field, pa.Array]]:
-    """The fields of the user's passages that stay."""
+def _passage_fields(values: pa.Array, item: pa.Field, text: str) -> list[tuple[pa.Field, pa.Array]]:
+    """The fields of the user's passages."""
     if not pa.types.is_struct(values.type):
         return [(pa.field(text, values.type, nullable=item.nullable), values)]
     return [
         (field.with_nullable(field.nullable or item.nullable), array)
         for field, array in zip(child_fields(values.type), values.flatten(), strict=True)
-        if field.name not in ours
     ]
 
 
@@ -222,6 +356,13 @@ class _Scores:
     @property
     def fields(self) -> list[pa.Field]:
         return scored_fields(self.score, prob=self.prob, ranks=self.ranks, tiles=self.tiles)
+
+    def lists(self, ranked: Sequence[RankedList]) -> list[tuple[pa.Field, pa.Array]]:
+        """A column of lists for each of `fields`, one list for each of `ranked`."""
+        columns = self.columns([place for one in ranked for place in one.ranking])
+        ends = pa.array(list(accumulate((len(one.ranking) for one in ranked), initial=0)), pa.int32())
+        lists = [pa.ListArray.from_arrays(ends, column) for column in columns]
+        return [(pa.field(field.name, one.type), one) for field, one in zip(self.fields, lists, strict=True)]
 
     def columns(self, places: Sequence[RankedPassage]) -> list[pa.Array]:
         """One column for each of `fields`; null where a passage has no score (rank 0)."""

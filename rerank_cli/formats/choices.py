@@ -15,7 +15,10 @@ NO_IMAGES = "none"
 class FieldNames:
     """Dotted paths that the user gave; None means the aliases.
 
+    text: one path, or several with commas between them, whose texts are joined by a blank.
     id: of a row and of a passage; where the one or the other has nothing there, its aliases are tried.
+    siblings: lists beside that of the passages that are in step with it, with commas between them; `none`: there are
+    none; None: as far as the first rows show it.
     image: of a passage; `none` where passages have no images, whatever the row says. image_root: the folder that paths
     of images start from; None for that of the input file.
     """
@@ -27,6 +30,7 @@ class FieldNames:
     group_by: str | None = None
     image: str | None = None
     image_root: str | None = None
+    siblings: str | None = None
 
     @property
     def image_path(self) -> str:

@@ -32,6 +32,7 @@ from rerank_cli.formats.shapes import (
     lookup,
     recognise,
     row_error,
+    settle_shape,
 )
 from rerank_cli.formats.shapes.fields import ALIASES
 from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Row, RowError
@@ -44,6 +45,7 @@ ERROR = "rerank_error"
 """The column or field of the reason why a kept row has no score."""
 
 _NAME = "rows"
+_FIRST_ROWS = 100  # that are looked at for lists in step
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,9 @@ class _Frame:
     def __init__(self, frame: pd.DataFrame, names: FieldNames) -> None:
         self._frame = frame
         self._columns = [name for name in frame.columns if isinstance(name, str)]
-        self.shape = _shape_of(self._columns, names)
+        shape = _shape_of(self._columns, names)
+        once = [name for name in self._columns if self._columns.count(name) == 1]
+        self.shape = settle_shape(shape, _rows_of_frame(frame.head(_FIRST_ROWS), once))
 
     def rows(self) -> list[Row]:
         """See `Given`."""
@@ -170,9 +174,7 @@ class _Frame:
                 found = ", ".join(f"`{column}`" for column in self._columns) or "no columns"
                 times = "occurs several times" if name in self._columns else "is missing"
                 raise InputError(f"column `{name}` {times}; the frame has {found}")
-        columns = [[_plain(value) for value in self._frame[name].tolist()] for name in read]
-        fields: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else [()] * len(self._frame)
-        return [JsonRow(_NAME, n, dict(zip(read, values, strict=True)), b"") for n, values in enumerate(fields, 1)]
+        return list(_rows_of_frame(self._frame, list(read)))
 
     def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
         """See `Given`."""
@@ -206,9 +208,24 @@ class _Frame:
             for number, one in zip(numbers, ranked, strict=True)
         ]
         found[path] = pd.Series(scored, index=found.index, dtype=object)
+        for sibling in self.shape.siblings if isinstance(self.shape, ListShape) else ():
+            ours = [
+                None if (values := lookup(one.source.rows[0].fields, sibling)) is None
+                else [values[entry.index] for entry in one.ranking]
+                for one in ranked
+            ]  # fmt: skip
+            if sibling in found.columns:
+                found[sibling] = pd.Series(ours, index=found.index, dtype=object)
         if reasons is not None:
             found[ERROR] = pd.array([reasons.get(number) for number in numbers], dtype="string")
         return found
+
+
+def _rows_of_frame(frame: pd.DataFrame, names: Sequence[str]) -> list[JsonRow]:
+    """The rows of a frame, with these of its columns."""
+    columns = [[_plain(value) for value in frame[name].tolist()] for name in names]
+    fields: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else [()] * len(frame)
+    return [JsonRow(_NAME, n, dict(zip(names, values, strict=True)), b"") for n, values in enumerate(fields, 1)]
 
 
 def _plain(value: Any) -> Any:
@@ -223,8 +240,13 @@ class _Table:
     """A pyarrow.Table."""
 
     def __init__(self, table: pa.Table, names: FieldNames) -> None:
+        from rerank_cli.formats.parquet import table_rows
+
         self._table = table
-        self.shape = _shape_of(table.column_names, names)
+        once = [name for name in table.column_names if table.column_names.count(name) == 1]
+        some = table_rows(table.slice(0, _FIRST_ROWS), dict.fromkeys(once), _NAME)
+        first = [JsonRow(row.file, row.number, row.fields, b"") for row in some if not isinstance(row, RowError)]
+        self.shape = settle_shape(_shape_of(table.column_names, names), first)
 
     def rows(self) -> list[Row]:
         """See `Given`."""
@@ -271,7 +293,7 @@ class _Rows:
         self._rows: list[Row] = [_row(number, value) for number, value in enumerate(data, 1)]
         seen: list[Item] = []
         if kind := recognise(iter(self._rows), seen, names):
-            self.shape = kind.open(names, NO_TEXTS)
+            self.shape = settle_shape(kind.open(names, NO_TEXTS), self._rows[:_FIRST_ROWS])
         elif self._rows:
             self.shape = _shape_of(list(self._rows[0].fields), names)
         else:

@@ -44,7 +44,10 @@ from rerank_cli.formats.shapes import (
     detect_shape,
     kind_of,
     looks_like_run,
+    no_shape,
     recognise,
+    sample,
+    settle_shape,
 )
 from rerank_cli.records import Gap, JsonRow, RowError
 
@@ -65,6 +68,7 @@ SEPARATED = ("csv", "tsv", "tsv-plain", "tsv-quoted", "top1000")
 STDIN = "-"
 _MAX_GATHERED_PARQUET_BYTES = 2**30
 _SPOOL_ROWS = 10_000
+_TABLE_SAMPLE = 20  # rows of a table that are looked at for its shape
 _SPACE = b" \t\r\n"
 _COUNTED_BYTES = 2**18
 
@@ -285,14 +289,8 @@ def open_lists(
         raise InputError(f"{runs[0]}: a TREC run among files of other formats", hint="give each an own run")
     if runs and shape == "auto":
         shape = "trec"
-    if not runs and texts != NO_TEXTS:
-        raise UsageError("--queries, --corpus: the texts of a TREC run, and no input is one", hint="`--shape trec`")
     if shape != "auto":
-        kind = kind_of(shape, "--shape")
-        if bool(runs) != (kind.name == "trec"):
-            raise UsageError(f"--shape {shape}: {inputs[0].path} is read as {inputs[0].format}")
-        named = _open_shape(kind, inputs, names, texts)
-        return named, look_at(read_items(inputs, named, options), named)
+        return _open_named(inputs, names, options, shape, texts)
     return _open_by_first_rows(inputs, names, options, texts)
 
 
@@ -304,10 +302,12 @@ def _open_by_first_rows(
     rows: Iterator[Item] = iter(())
     found: Kind | None = None
     later: Sequence[Input] = ()
+    seen_of_table: list[JsonRow] = []
     for place, item in enumerate(inputs):
         if item.format == "parquet":
             later = inputs[place:]
-            found = _shape_of_columns(item, names)
+            seen_of_table = _first_rows_of_table(item)
+            found = _shape_of_table(item, seen_of_table, names)
         else:
             later = inputs[place + 1 :]
             rows = chain(rows, _read_one(item, None, options))
@@ -316,13 +316,36 @@ def _open_by_first_rows(
             break
     good = next((row for row in seen if isinstance(row, JsonRow)), None)
     if found is None and good is not None:
-        raise _no_shape(f"{good.file}:{good.number}", good.fields)
+        raise no_shape(f"{good.file}:{good.number}", good.fields, names)
     bad = [row for row in seen if isinstance(row, RowError)]
     if found is None and bad:
         raise no_rows(bad[0], len(bad))
+    if texts != NO_TEXTS and not (found and (found.texts or found.name == "trec")):
+        raise _no_ids()
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
+    decided = settle_shape(decided, sample(seen) or seen_of_table)
     items = _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
     return decided, look_at(items, decided)
+
+
+def _open_named(
+    inputs: Sequence[Input], names: FieldNames, options: ReadOptions, shape: str, texts: Texts
+) -> tuple[Shape, Iterator[Item]]:
+    """`open_lists` where `--shape` says the shape."""
+    kind = kind_of(shape, "--shape")
+    runs = any(item.format == "trec" for item in inputs)
+    if runs != (kind.name == "trec"):
+        raise UsageError(f"--shape {shape}: {inputs[0].path} is read as {inputs[0].format}")
+    if not kind.texts and not runs and texts != NO_TEXTS:
+        raise _no_ids()
+    named = _open_shape(kind, inputs, names, texts)
+    if inputs and inputs[0].format == "parquet":
+        named = settle_shape(named, _first_rows_of_table(inputs[0]))
+        return named, look_at(read_items(inputs, named, options), named)
+    items = read_items(inputs, named, options)
+    first = list(islice(items, FIRST_ROWS))
+    named = settle_shape(named, sample(first))
+    return named, look_at(chain(first, items), named)
 
 
 def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: Texts) -> Shape:
@@ -332,21 +355,32 @@ def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: T
     return kind.open(names, texts)
 
 
-def _shape_of_columns(item: Input, names: FieldNames) -> Kind | None:
-    """The shape of a table; None for one without columns."""
+def _no_ids() -> UsageError:
+    return UsageError(
+        "--queries, --corpus: the texts of rows that hold ids, and the input has its texts itself",
+        hint="`--shape trec`, `--shape mteb` and `--shape beir` are rows of ids",
+    )
+
+
+def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> Kind | None:
+    """The shape of a table, by its first rows or else its columns; None for one without columns."""
     columns = _columns_of(item)
-    kind = detect_shape(columns, names)
+    found = recognise(iter(rows), [], names)
+    kind = found if found is not None and found.tables else detect_shape(columns, names)
     if kind is None and columns:
-        raise _no_shape(item.path, columns)
+        raise no_shape(item.path, rows[0].fields if rows else dict.fromkeys(columns, ...), names)
     return kind
 
 
-def _no_shape(where: str, fields: Iterable[str]) -> InputError:
-    shown = ", ".join(f"`{name}`" for name in list(fields)[:8]) or "no fields"
-    return InputError(
-        f"{where}: neither a list of passages nor a passage: the row has {shown}",
-        hint="name the field with `--passages-field` (a list) or `--text-field` (one passage a row)",
-    )
+def _first_rows_of_table(item: Input) -> list[JsonRow]:
+    """The first rows with all columns whose name is theirs alone."""
+    from rerank_cli.formats import parquet
+
+    columns = _columns_of(item)
+    once = [name for name in columns if columns.count(name) == 1]
+    wanted = dict.fromkeys(once)
+    rows = islice(parquet.read_rows(item.path, wanted, item.partition), _TABLE_SAMPLE) if columns else iter(())
+    return [JsonRow(row.file, row.number, row.fields, b"") for row in rows if not isinstance(row, RowError)]
 
 
 def ordered_by_group(

@@ -99,6 +99,19 @@ def dump_row(fields: Mapping[str, Any]) -> bytes:
     return b"{" + b", ".join([_dump_field(name, value) for name, value in fields.items()]) + b"}\n"
 
 
+def dump_value(value: Any) -> str:
+    """A value as JSON text, as `dump_row` writes it; raises as it does."""
+    return _encode_exact(value) if _has_exact((value,)) else _ENCODER.encode(value)
+
+
+def parse_value(text: str) -> Any:
+    """The value of a JSON text that stands in a field, numbers as they were written; `ValueError` where it is none."""
+    try:
+        return _DECODER.decode(text)
+    except (json.JSONDecodeError, RecursionError, _LineError) as error:
+        raise ValueError(str(error)) from error
+
+
 def error_row(error: RowError) -> bytes:
     """The line of the errors file."""
     return dump_row(error_fields(error))
@@ -115,6 +128,7 @@ def error_fields(error: RowError) -> dict[str, Any]:
         "file": _writable(error.file),
         "row": error.row,
         "id": error.id,
+        **({} if error.passage is None else {"index": error.passage, "passage_id": error.passage_id}),
         "error": {"code": error.code, "message": _writable(error.message)},
         **raw,
     }

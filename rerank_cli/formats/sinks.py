@@ -11,12 +11,12 @@ Rows that come out in another shape than they came in are written by that shape'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rerank_cli.formats.shapes import PASSAGES, Conversion, FlatShape, ListShape, Selection, Shape
+from rerank_cli.formats.shapes import PASSAGES, Conversion, FlatShape, ListShape, PathShape, Selection, Shape, lookup
 from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Window
 
 if TYPE_CHECKING:
@@ -196,8 +196,16 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
 
     ours: dict[str, Any] = {"score": selection.score, "prob": selection.prob}
     if isinstance(shape, ListShape):
-        passages = shape.passages_path(ranked[0].source.rows[0].fields)
-        return arrow_ranking.rank_lists(ranked, passages=passages, text="text", **ours)
+        fields = ranked[0].source.rows[0].fields
+        passages = shape.passages_path(fields)
+        if isinstance(shape, PathShape) and shape.in_columns:
+            held = lookup(fields, passages) if passages else fields
+            in_step = shape.columns_in_step(held) if isinstance(held, Mapping) else ()
+            return arrow_ranking.rank_columns(ranked, container=passages, in_step=in_step, **ours)
+        if isinstance(lookup(fields, passages), str):
+            texts = [lookup(row, passages) for row in _rendered(shape, ranked, selection)]
+            return arrow_ranking.replace_texts(ranked, passages, texts)
+        return arrow_ranking.rank_lists(ranked, passages=passages, text="text", siblings=shape.siblings, **ours)
     return arrow_ranking.rank_rows(ranked, **ours, ranks=isinstance(shape, FlatShape))
 
 
@@ -210,6 +218,8 @@ def empty_table(schema: pa.Schema, shape: Shape, selection: Selection) -> pa.Tab
 
     nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
     row = ArrowRow("", 1, dict.fromkeys(schema.names, ()), nulls, 0)
+    if isinstance(shape, PathShape):
+        return schema.empty_table()
     if isinstance(shape, ListShape):
         place = schema.get_field_index(shape.passages_path(row.fields)) if schema.names else -1
         if place < 0 or not is_list(schema.field(place).type):
@@ -223,8 +233,10 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
 
     rows = to_json_rows(ranked_table(shape, ranked, selection))
     for row in rows:
-        scored = row[shape.passages_path(row)] if isinstance(shape, ListShape) else [row]
-        for passage in scored or ():
+        scored: Any = lookup(row, shape.passages_path(row)) if isinstance(shape, ListShape) else [row]
+        if isinstance(shape, PathShape) and shape.in_columns:
+            scored = _lists_told(row, shape)
+        for passage in scored if isinstance(scored, list) else ():
             if passage.get("truncated") is None:
                 for name in _TRUNCATION:
                     passage.pop(name, None)
@@ -232,3 +244,14 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
                 for name in _TILES:
                     passage.pop(name, None)
     return rows
+
+
+def _lists_told(row: dict[str, Any], shape: PathShape) -> list[dict[str, Any]]:
+    """The object with the lists in step, without the lists of ours that tell nothing."""
+    path = shape.passages_path(row)
+    held = lookup(row, path) if path else row
+    if isinstance(held, dict):
+        for name in (*_TRUNCATION, *_TILES):
+            if name in held and not any(held[name] or ()):
+                del held[name]
+    return []

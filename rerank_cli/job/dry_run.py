@@ -75,7 +75,9 @@ def dry_run(options: JobOptions) -> DryRun:
                 truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
                 counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
         bad = [*window.errors, *rank_window(*join_parts(window, scored, places))[1]]
-        counts.rows_error += len(bad)
+        rows = sum(error.passage is None for error in bad)
+        counts.rows_error += rows
+        counts.passages_error += len(bad) - rows
         first = first or (min(bad, key=lambda error: error.row) if bad else None)
     counts.tokens, counts.truncated = kept, truncated
     counts.rows_out = counts.rows_in - counts.rows_error

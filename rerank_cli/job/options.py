@@ -31,6 +31,9 @@ class ErrorLimit:
     """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None).
 
     all: a run in which not one row can be scored is no failure either: a part, where only the whole can tell.
+
+    Bad passages of lists that are ranked without them count too: each against `rows`, and against `share` as part of
+    all passages.
     """
 
     rows: int | None = None
@@ -39,14 +42,22 @@ class ErrorLimit:
 
     def check(self, counts: Counts, *, last: bool) -> None:
         """Raise `TooManyBadRowsError` if `counts` is over the limit."""
-        if self.rows is not None and counts.rows_error > self.rows:
-            raise TooManyBadRowsError(f"{counts.rows_error} rows failed, --max-errors allows {self.rows}")
+        if self.rows is not None and counts.rows_error + counts.passages_error > self.rows:
+            passages = f" and {counts.passages_error} passages" if counts.passages_error else ""
+            raise TooManyBadRowsError(f"{counts.rows_error} rows{passages} failed, --max-errors allows {self.rows}")
         if self.share is not None and (last or counts.rows_in >= _RATE_IS_MEANINGFUL_FROM):
             allowed = self.share * counts.rows_in
             if counts.rows_error > allowed:
                 share = f"{100 * counts.rows_error / counts.rows_in:.3g} %"
                 raise TooManyBadRowsError(
                     f"{counts.rows_error} of {counts.rows_in} rows failed ({share}), "
+                    f"--max-errors allows {100 * self.share:g} %"
+                )
+            whole = counts.pairs + counts.passages_error
+            if counts.passages_error > self.share * whole:
+                share = f"{100 * counts.passages_error / whole:.3g} %"
+                raise TooManyBadRowsError(
+                    f"{counts.passages_error} of {whole} passages failed ({share}), "
                     f"--max-errors allows {100 * self.share:g} %"
                 )
 

@@ -24,7 +24,7 @@ from rerank_cli.formats.inputs import (
     ordered_by_group,
     resolve_inputs,
 )
-from rerank_cli.formats.shapes import Conversion, Item, PairShape, Shape, not_carried, written_as
+from rerank_cli.formats.shapes import Conversion, FlatShape, Item, ListShape, PairShape, Shape, not_carried, written_as
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
@@ -59,6 +59,7 @@ class Prepared(PreparedModel):
     items: Iterator[Item]
     meter: Meter
     read: ReadOptions  # how the rows were asked for
+    told: tuple[str, ...] = ()  # of the shape of the rows, once
 
 
 class Meter:
@@ -147,6 +148,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
             raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
         shape: Shape = PairShape(options.fields, query=options.query)
         items = open_pairs(inputs, shape, read)
+        own = shape
     else:
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
         items = ordered_by_group(inputs, own, items, read)
@@ -154,12 +156,14 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         refuse_sigmoids(shape, model)
         refuse_scores_in_order(shape, options)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
+        read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
-        plan = replace(plan, reasons=(*plan.reasons, reason), warnings=(*plan.warnings, *losses))
+        plan = replace(plan, reasons=(*plan.reasons, reason, *read_as), warnings=(*plan.warnings, *losses))
     meter = Meter(inputs)
+    told = own.told if isinstance(own, (ListShape, FlatShape)) else ()
     return Prepared(
         model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, meter.count(items), meter,
-        read,
+        read, told,
     )  # fmt: skip
 
 

@@ -80,11 +80,14 @@ def rank_window(
         scores = [_shortest(logits[place]) for place in places]
         bad = {index: problem for index in range(len(places)) if (problem := _problem(entries[index], scores[index]))}
         if bad and len(item.rows) == 1:
-            index, problem = next(iter(bad.items()))
-            where = f"passages[{index}]: " if len(item.passages) > 1 else ""
-            errors.append(row_error(item.rows[0], problem.code, f"{where}{problem.message}", item.id))
-            continue
-        errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
+            if item.passage_error is None or len(bad) == len(item.passages):
+                index, problem = next(iter(bad.items()))
+                where = f"passages[{item.place_of(index)}]: " if len(item.passages) > 1 else ""
+                errors.append(row_error(item.rows[0], problem.code, f"{where}{problem.message}", item.id))
+                continue
+            errors += [item.passage_error(item.place_of(i), one.code, one.message) for i, one in bad.items()]
+        else:
+            errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
         good = [index for index in range(len(places)) if index not in bad]
         if good or not item.passages or item.whole:
             ranked.append(_rank(item, good, entries, scores, blend))
@@ -117,10 +120,11 @@ def _rank(
         read += sum(chunk.kept_tokens for chunk in chunks)
         block = chunks[0].block
         tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
-        ranking.append(RankedPassage(rank, index, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles))
+        place = item.place_of(index)
+        ranking.append(RankedPassage(rank, place, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles))
     whole = item.whole or item
     for index in range(len(item.passages), len(whole.passages)):
-        ranking.append(RankedPassage(len(ranking) + 1, index, np.nan, 0, 0))
+        ranking.append(RankedPassage(len(ranking) + 1, whole.place_of(index), np.nan, 0, 0))
     return RankedList(source=whole, ranking=tuple(ranking), tokens=read)
 
 

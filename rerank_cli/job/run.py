@@ -180,8 +180,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
     with reading_journal(options.names.output):
         plan = resume.begin(note)
     options.error_limit.check(totals.counts, last=False)  # of an earlier process, which has stopped for it
-    if watcher.on_start:
-        watcher.on_start(prepared.checkpoint, plan)
+    _tell_start(watcher, prepared, plan)
     with ExitStack() as stack:
         if fingerprint:
             fingerprint.start()
@@ -229,6 +228,14 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
             document["job"] = fingerprint.document()
         document = destination.commit(document, stop)
     return Outcome(totals.counts, document, evaluation, destination.errors_file, totals.first_error)
+
+
+def _tell_start(watcher: Watcher, prepared: Prepared, plan: Plan) -> None:
+    if watcher.on_start:
+        watcher.on_start(prepared.checkpoint, plan)
+    if watcher.on_note:
+        for told in prepared.told:
+            watcher.on_note(f"note: {told}")
 
 
 def _counted_batches(totals: Totals, watcher: Watcher) -> Callable[[int, int], None]:
@@ -298,7 +305,7 @@ def _report(
         document["command"] = command
     document["continued"] = totals.continued
     document["first_error"] = totals.first_error
-    if totals.counts.rows_error and (errors := options.names.files.get("errors")):
+    if totals.counts.in_errors_file and (errors := options.names.files.get("errors")):
         document["errors_file"] = str(errors)
     if texts:  # the lengths are those of pairs, and texts are what is read
         document["embedded"] = texts.facts
@@ -319,7 +326,7 @@ def _done_before(report: dict[str, Any], options: JobOptions, paths: RunPaths, f
     if found := report.get("evaluation"):
         evaluation = Evaluation.of_report(found)
     counts = Counts(**report["counts"])
-    errors = str(options.names.files["errors"]) if counts.rows_error else None
+    errors = str(options.names.files["errors"]) if counts.in_errors_file else None
     first = report["first_error"]
     return Outcome(counts, report, evaluation, errors, tuple(first) if first else None, was_done=True)
 

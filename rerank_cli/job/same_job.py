@@ -97,7 +97,8 @@ def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | 
     try:
         report: dict[str, Any] = json.loads(path.read_bytes())
         whole = all(same_output(names.files[kind], report[kind]) for kind in names.results)
-        if report["counts"]["rows_error"] and not names.files["errors"].is_file():
+        bad = any(report["counts"].get(name) for name in ("rows_error", "passages_error"))
+        if bad and not names.files["errors"].is_file():
             return None
         return report if whole and not fingerprint.differs_in_request(report["job"]) else None
     except (OSError, ValueError, KeyError, TypeError):

@@ -73,8 +73,10 @@ class Totals:
         encoded, window, counts = scored.encoded, scored.encoded.window, self.counts
         counts.add(scored.counts)
         counts.rows_in += window.rows
-        counts.rows_error += len(scored.errors)
-        counts.rows_out += window.rows - len(scored.errors)
+        bad = sum(error.passage is None for error in scored.errors)
+        counts.rows_error += bad
+        counts.passages_error += len(scored.errors) - bad
+        counts.rows_out += window.rows - bad
         counts.blank += window.blank
         counts.lists += len(scored.ranked)
         counts.pairs += len(encoded.places)

@@ -72,7 +72,13 @@ def heads_of(items: Iterable[Grouped], depth: int | None) -> Iterator[Grouped]:
         if depth is None or not isinstance(item, CandidateList) or len(item.passages) <= depth:
             yield item
         else:
-            yield replace(item, passages=item.passages[:depth], queries=item.queries[:depth], whole=item)
+            yield replace(
+                item,
+                passages=item.passages[:depth],
+                queries=item.queries[:depth],
+                places=item.places[:depth],
+                whole=item,
+            )
 
 
 def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:
@@ -82,7 +88,7 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
     blank = pairs = size = number = 0
 
     def close() -> Window:
-        rows = sum(len(item.rows) for item in lists) + len(errors)
+        rows = sum(len(item.rows) for item in lists) + sum(error.passage is None for error in errors)
         return Window(number=number, lists=tuple(lists), errors=tuple(errors), rows=rows, blank=blank)
 
     for item in items:

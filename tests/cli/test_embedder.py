@@ -79,7 +79,7 @@ def test_the_report_tells_how_many_texts_were_embedded(rows, tmp_path):
 
 def test_prob_is_refused(rows, capsys):
     assert score(rows, "--prob") == 2
-    assert "gives a cosine, which is not the logit of a probability" in capsys.readouterr().err
+    assert "gives a cosine, not the logit of a probability" in capsys.readouterr().err
 
 
 def test_the_threshold_is_one_of_the_cosine(rows, tmp_path):

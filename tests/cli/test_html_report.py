@@ -89,8 +89,9 @@ def test_a_page_that_would_replace_something_else_is_refused(folder: Path, page:
 
 def test_a_run_that_is_stopped_leaves_an_older_page_as_it_was(folder: Path) -> None:
     (folder / "run.html").write_text("older")
-    write_lines(folder / "bad.jsonl", [b"{"])
-    assert main(["score", "bad.jsonl", "-o", "out.jsonl", "--report", "run.html", "--on-error", "fail", "-q"]) == 7
+    write_lines(folder / "bad.jsonl", [b'{"query": "a", "passage": "b"}', b"{"])
+    given = ["score", "bad.jsonl", "-o", "out.jsonl", "--report", "run.html", "--on-error", "fail", "--overwrite", "-q"]
+    assert main(given) == 7
     assert (folder / "run.html").read_text() == "older"
 
 
@@ -104,6 +105,8 @@ def test_the_command_of_a_report_does_the_run_again(folder: Path, monkeypatch: p
     assert "RERANK_TOP_N=1" in command["line"]
     assert command["line"].isprintable()
     (folder / "out.jsonl").rename("first.jsonl")
+    (folder / "out.jsonl.report.json").unlink()
+    (folder / "run.html").unlink()
     for variable in ("RERANK_TOP_N", "RERANK_MODEL"):
         monkeypatch.delenv(variable)
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}

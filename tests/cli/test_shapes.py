@@ -345,11 +345,11 @@ def test_a_mixture_of_shapes_is_refused_with_the_row(rerank: Rerank, capsys: pyt
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--shape", "nom"], "known are auto, list, flat, nim, cohere, openai-batch, trec"),
-        (["--out-format", "tsv"], "known are auto, jsonl, parquet, list, flat, nim, cohere, openai-batch, trec"),
+        (["--shape", "nom"], "known are auto, list, flat, nim, cohere, tei, openai-batch, trec"),
+        (["--out-format", "tsv"], "known are auto, jsonl, parquet, list, flat, nim, cohere, tei, openai-batch, trec"),
         (["--in-format", "cohere"], "`--shape cohere` says what the rows are"),
         (["--shape", "trec"], "--queries and --corpus are needed"),
-        (["--corpus", "x"], "no input is one"),
+        (["--corpus", "x"], "the input has its texts itself"),
         (["--shape", "nim", "--text-field", "body"], "--text-field: the fields of the shape nim have fixed names"),
         (
             ["--out-format", "cohere", "--model", str(PARITY / "nemotron-vl-embed-open" / "checkpoint")],
@@ -378,6 +378,6 @@ def test_score_takes_pairs_only(tmp_path: Path, tiny_model: str, capsys: pytest.
 
 def test_a_dry_run_counts_what_a_request_forbids_to_cut(rerank: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [nim("a", LONG), nim("a", LONG, truncate="END")]
-    rerank(list(rows), "--dry-run", "--format", "json", "--max-tokens", "64")
+    rerank(list(rows), "--dry-run", "--format", "json", "--max-tokens", "64", code=3)
     told = json.loads(capsys.readouterr().out)
     assert (told["counts"]["pairs"], told["unscorable"], told["truncated"]) == (4, 1, 1)

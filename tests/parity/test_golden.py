@@ -103,7 +103,7 @@ def test_a_query_that_fills_the_limit_is_a_bad_row_where_the_query_is_never_cut(
     (group,) = (group for group in golden.groups if group.max_tokens == 64)
     source = tmp_path / "case.jsonl"
     source.write_text(json.dumps(group.cases[0]) + "\n")
-    assert main(["score", str(source), "--model", str(golden.checkpoint), "--max-tokens", "64"]) == 3
+    assert main(["score", str(source), "--model", str(golden.checkpoint), "--max-tokens", "64"]) == 10
     out, err = capsys.readouterr()
     assert out == ""
     assert "query-too-long" in err

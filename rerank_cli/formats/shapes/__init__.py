@@ -4,9 +4,11 @@
     flat           one pair a row, grouped by query            flat.py
     nim            a request of NVIDIA's Reranking NIM a row   nim.py
     cohere         a `/rerank` body a row                      cohere.py
+    tei            a `/rerank` body of Text Embeddings Inference a row   tei.py
     openai-batch   a request of an OpenAI batch file a row     openai_batch.py
     trec           a line of a TREC run                        trec.py
     pair           one pair a row, in input order (`score`)    pair.py
+    rank_llm, ...  what other programs write                   known.py (a table), known_shape.py (what reads it)
 
 A shape reads only the fields it needs and leaves the row's own mapping alone; what comes back is a copy with our fields
 put in, or the response that the API would give, with the fields that it does not know. `registry.SHAPES` lists them;
@@ -20,9 +22,11 @@ from rerank_cli.formats.choices import NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
 from rerank_cli.formats.shapes.fields import lookup, row_error
 from rerank_cli.formats.shapes.flat import FlatShape, group_key
+from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
-from rerank_cli.formats.shapes.registry import SHAPES, detect_shape, kind_of, recognise
+from rerank_cli.formats.shapes.registry import READABLE, SHAPES, detect_shape, kind_of, recognise
+from rerank_cli.formats.shapes.settle import no_shape, reading_of, sample, settle_shape
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
 from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
 from rerank_cli.records import RankedList
@@ -30,6 +34,7 @@ from rerank_cli.records import RankedList
 __all__ = [
     "NO_TEXTS",
     "PASSAGES",
+    "READABLE",
     "SHAPES",
     "Conversion",
     "Exchange",
@@ -41,6 +46,7 @@ __all__ = [
     "Kind",
     "ListShape",
     "PairShape",
+    "PathShape",
     "ReadsColumns",
     "Selection",
     "Shape",
@@ -51,10 +57,14 @@ __all__ = [
     "kind_of",
     "looks_like_run",
     "lookup",
+    "no_shape",
     "not_carried",
     "passage_id",
+    "reading_of",
     "recognise",
     "row_error",
+    "sample",
+    "settle_shape",
     "written_as",
 ]
 

@@ -9,10 +9,11 @@ documents, as in vLLM.
 A document is a string, or an object with `text`, `image` or both. `truncation` of false makes a pair that is too long
 an error, as at Jina.
 `max_tokens_per_doc` counts tokens of the run's model; without it there is no limit but the model's (Cohere's own
-default is 4096). What would change the scores and cannot be followed makes the request an error row; `model`, `user`
-and their like are not followed. Fields that the APIs do not know come back with the response.
+default is 4096). `raw_scores` (infinity) and `use_activation: false` (vLLM) ask for logits. What each key does is in
+`request_keys.py`: one that would change the scores and cannot be followed makes the request an error row. Fields that
+the APIs do not know come back with the response.
 
-Sources: the API references of Cohere (v1 and v2), Jina and vLLM.
+Sources: the API references of Cohere (v1 and v2), Jina, vLLM, infinity and Voyage.
 """
 
 from __future__ import annotations
@@ -26,22 +27,25 @@ from rerank_cli.formats.shapes.fields import (
     RowProblem,
     identity_of,
     list_of,
-    number_of,
     own_passage,
     passage_of,
     required,
     text_of,
-    type_in_words,
     without,
 )
+from rerank_cli.formats.shapes.request_keys import (
+    MARKS,
+    STEERS,
+    limits_of,
+    most_results,
+    refuse_unfollowed,
+    switch,
+    wants_logits,
+)
 from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names, usage_of
-from rerank_cli.records import CandidateList, Limits, RankedList, Row
+from rerank_cli.records import CandidateList, RankedList, Row
 
-_MARKS = ("top_n", "return_documents", "max_tokens_per_doc")
-_UNFOLLOWED = ("rank_fields", "max_chunks_per_doc", "truncate_prompt_tokens", "max_tokens_per_query", "instruction")
-_OF_REQUEST = (
-    "model", "query", "documents", *_MARKS, *_UNFOLLOWED, "priority", "user", "truncation", "use_activation",
-)  # fmt: skip
+_OF_REQUEST = ("query", "documents", *STEERS)
 
 
 def read_body(fields: Mapping[str, Any], row: Row, identity: object, names: FieldNames) -> CandidateList:
@@ -50,31 +54,20 @@ def read_body(fields: Mapping[str, Any], row: Row, identity: object, names: Fiel
         if fields.get(name) is None:
             raise RowProblem("missing-field", f"field `{name}` is missing")
     refuse_unfollowed(fields)
-    for name in ("return_documents", "truncation"):
-        if not isinstance(fields.get(name), (bool, type(None))):
-            raise RowProblem("bad-value", f"`{name}` is {type_in_words(fields[name])}, not true or false")
+    switch(fields, "return_documents")
+    wants_logits(fields)
     found = tuple(
         passage_of(document, f"documents[{index}]", names, row)
         for index, document in enumerate(list_of(fields["documents"], "documents"))
     )
-    most = number_of(fields, "max_tokens_per_doc", least=1)
     return CandidateList(
         query=_query(fields["query"]),
         passages=found,
         rows=(row,),
         id=identity,
-        limits=Limits(whole=fields.get("truncation") is False, passage_tokens=most),
-        top_n=number_of(fields, "top_n", least=0) or None,
+        limits=limits_of(fields),
+        top_n=most_results(fields),
     )
-
-
-def refuse_unfollowed(fields: Mapping[str, Any]) -> None:
-    """Raise `RowProblem` for what would change the scores and is not done here."""
-    for name in _UNFOLLOWED:
-        if fields.get(name) is not None:
-            raise RowProblem("not-supported", f"`{name}` cannot be followed, and would change the scores")
-    if fields.get("use_activation") is False:
-        raise RowProblem("not-supported", "`use_activation` is false, and the scores are always sigmoids")
 
 
 def _query(value: object) -> str:
@@ -89,8 +82,10 @@ def _query(value: object) -> str:
 def respond(fields: Mapping[str, Any], ranked: RankedList) -> dict[str, Any]:
     """The response to the request with this body."""
     results = []
+    raw = wants_logits(fields)
     for entry in ranked.ranking:
-        result: dict[str, Any] = {"index": entry.index, "relevance_score": entry.probability}
+        score = entry.logit if raw else entry.probability
+        result: dict[str, Any] = {"index": entry.index, "relevance_score": score}
         if fields.get("return_documents"):
             document = fields["documents"][entry.index]
             result["document"] = {"text": document} if isinstance(document, str) else document
@@ -112,7 +107,7 @@ def rest_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
     if names.of_rows or "documents" not in fields or "query" not in fields:
         return 0
-    return 2 if any(mark in fields for mark in _MARKS) else 1
+    return 2 if any(mark in fields for mark in MARKS) else 1
 
 
 def _open(names: FieldNames, texts: Texts) -> CohereShape:

@@ -1,5 +1,13 @@
 """Fields of a row by name: dotted paths that the user gave, or the aliases of the field's common spellings.
 
+A path goes through objects by name, through lists by place (`hits.0.text`), and through a text that is JSON as if it
+were what it says. A field whose very name holds the dots wins.
+
+Two aliases of one role that are both in a row and differ make it a bad row: nobody knows which one the user means.
+
+Titles have one rule in every shape: what is scored is what `--text-field` names, several fields joined by a blank as
+BEIR joins them (`title,text`). Without the option a title is not read.
+
 `passage_of` is the one place where a passage's own value becomes what is scored; every shape reads passages by it.
 
 A passage may have an image: a path, a `data:` URI, the bytes of a file, or the object of a Hugging Face data set that
@@ -10,9 +18,11 @@ that is not read is an error, never ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import NO_IMAGES, FieldNames
 from rerank_cli.formats.jsonl import ExactFloat
 from rerank_cli.records import ImagePassage, ImageSource, Passage, Row, RowError
@@ -21,19 +31,43 @@ ALIASES = {
     "query": ("query",),
     "passages": ("passages", "candidates", "documents", "docs"),
     "passage": ("passage", "document", "text", "doc"),
-    "query_id": ("query_id", "qid"),
-    "list_id": ("query_id", "qid", "id"),
-    "passage_id": ("passage_id", "doc_id", "docid", "pid", "id", "_id"),
+    "query_id": ("query_id", "qid", "query-id"),
+    "list_id": ("query_id", "qid", "query-id", "id"),
+    "passage_id": ("passage_id", "doc_id", "docid", "pid", "docno", "id", "_id"),
 }
 """Names that are tried, in order, where the user names no field."""
 
+OPTIONS = {
+    "query": "--query-field", "passages": "--passages-field", "passage": "--text-field", "query_id": "--group-by",
+    "list_id": "--id-field", "passage_id": "--id-field",
+}  # fmt: skip
+"""What names the field of a role."""
+
+_ROLES = {
+    "query": "the query", "passages": "the list of passages", "passage": "the passage", "query_id": "the query's id"
+}  # fmt: skip
+
 
 class RowProblem(Exception):  # noqa: N818 (never leaves this package)
-    """A row lacks the shape. code: a stable word for programs; the message is a sentence for people."""
+    """A row lacks the shape. code: a stable word for programs; the message is a sentence for people.
 
-    def __init__(self, code: str, message: str) -> None:
+    commands: options, each set of which would say what is meant.
+    """
+
+    def __init__(self, code: str, message: str, commands: Sequence[Sequence[str]] = ()) -> None:
         super().__init__(message)
         self.code = code
+        self.commands = commands
+
+
+def two_fields(where: str, names: Sequence[str], role: str, option: str) -> RowProblem:
+    """The problem of a row in which two fields could have one role."""
+    message = f"`{names[0]}` and `{names[1]}` could both be {role}, and they differ: "
+    return RowProblem(
+        "two-fields",
+        f"{where}{message}say `{option} {names[0]}` or `{option} {names[1]}`",
+        [[option, name] for name in names],
+    )
 
 
 def row_error(row: Row, code: str, message: str, identity: object) -> RowError:
@@ -47,8 +81,29 @@ def lookup(fields: Mapping[str, Any], path: str) -> Any:
     if path in fields:
         return fields[path]
     head, _, rest = path.partition(".")
-    inner = fields.get(head)
-    return lookup(inner, rest) if rest and isinstance(inner, Mapping) else None
+    return _below(fields.get(head), rest) if rest else None
+
+
+def _below(inner: object, path: str) -> Any:
+    """The value at a path that goes on below `inner`."""
+    if isinstance(inner, Mapping):
+        return lookup(inner, path)
+    if isinstance(inner, (list, tuple)):
+        head, _, rest = path.partition(".")
+        found = inner[int(head)] if head.isdecimal() and int(head) < len(inner) else None
+        return _below(found, rest) if rest else found
+    opened = opened_json(inner)
+    return None if opened is None else _below(opened, path)
+
+
+def opened_json(value: object) -> Any:
+    """The list or object that a text says in JSON; None where it is no such text."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        return jsonl.parse_value(value)
+    except ValueError:
+        return None
 
 
 def first_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
@@ -56,6 +111,38 @@ def first_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
     if path is not None:
         return lookup(fields, path)
     return next((fields[name] for name in ALIASES[kind] if fields.get(name) is not None), None)
+
+
+def one_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
+    """As `first_of`; raises `RowProblem` where two aliases could be meant and differ.
+
+    An alias that holds nothing, or what cannot have the role (a number is no passage), is not meant.
+    """
+    if path is not None:
+        return lookup(fields, path)
+    found = None
+    for name in ALIASES[kind]:
+        value = fields.get(name)
+        if value is not None:
+            if found is not None and value != found:
+                break
+            found = value
+    else:
+        return found
+    held = [name for name in ALIASES[kind] if fields.get(name) is not None]
+    fit = [name for name in held if _fits(fields[name], kind)]
+    for name in fit[1:]:
+        if fields[name] != fields[fit[0]]:
+            raise two_fields("", (fit[0], name), _ROLES[kind], OPTIONS[kind])
+    return fields[(fit or held)[0]]
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind == "passages":
+        return isinstance(value, (list, tuple, Mapping)) or opened_json(value) is not None
+    if kind == "passage":
+        return isinstance(value, (str, Mapping, list)) and bool(value)
+    return not isinstance(value, (list, dict)) and value != ""
 
 
 def identity_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
@@ -68,18 +155,26 @@ def name_of(fields: Mapping[str, Any], path: str | None, kind: str) -> str | Non
     """The top-level field that `first_of` reads whole; None where there is none or only a part of one is read."""
     if path is not None:
         return path if path in fields else None
-    return next((name for name in ALIASES[kind] if fields.get(name) is not None), None)
+    return name_in_row(fields, None, kind) if any(fields.get(name) is not None for name in ALIASES[kind]) else None
 
 
 def required(row: Row, path: str | None, kind: str, option: str) -> Any:
-    """As `first_of`; raises `RowProblem` where there is nothing. option: what names the field."""
-    value = first_of(row.fields, path, kind)
+    """As `one_of`; raises `RowProblem` where there is nothing. option: what names the field."""
+    value = one_of(row.fields, path, kind)
     if value is None:
         hint = "" if path else f"; name it by {option}"
         raise RowProblem(
             "missing-field", f"field `{path or kind}` is missing; the row has {shown_names(row.fields)}{hint}"
         )
     return value
+
+
+def name_in_row(fields: Mapping[str, Any], path: str | None, kind: str) -> str:
+    """The field that `one_of` reads, by the name that it has in the row."""
+    if path is not None:
+        return path
+    held = [name for name in ALIASES[kind] if fields.get(name) is not None]
+    return next((name for name in held if _fits(fields[name], kind)), held[0] if held else kind)
 
 
 def text_of(value: object, where: str) -> str:
@@ -106,18 +201,52 @@ def number_of(fields: Mapping[str, Any], name: str, *, least: int) -> int | None
     return value
 
 
-def passage_of(passage: object, where: str, names: FieldNames, row: Row) -> Passage:
-    """What is scored of a passage that is a string or an object; raises `RowProblem`."""
+def passage_of(passage: object, where: str, names: FieldNames, row: Row, option: str = "") -> Passage:
+    """What is scored of a passage that is a string or an object; raises `RowProblem`. option: names its text."""
     if isinstance(passage, str):
         return passage
     if not isinstance(passage, Mapping):
         raise RowProblem("wrong-type", f"{where} is {type_in_words(passage)}, not a text or an object")
-    path = names.text or "text"
-    text, image = lookup(passage, path), image_of(passage, names, row, f"{where}.")
-    if text is None and image is None:
-        raise RowProblem("missing-field", f"{where} has no `{path}`: it has {shown_names(passage)}")
-    found = "" if text is None else text_of(text, f"{where}.{path}")
-    return ImagePassage(found, image) if image else found
+    if names.text is None and names.image is None and type(passage.get("text")) is str and "image" not in passage:
+        text: str = passage["text"]  # most of all passages: no more than this may be done for each
+        return text
+    if names.text is None:
+        found = passage.get("text")
+        found = None if found is None else text_of(found, f"{where}.text")
+    else:
+        found = joined_text(passage, names.text, where)
+    image = image_of(passage, names, row, f"{where}.")
+    if found is None and image is None:
+        hint = f"; name it by {option}" if option and not names.text else ""
+        shown = shown_names(passage)
+        raise RowProblem("missing-field", f"{where} has no `{names.text or 'text'}`: it has {shown}{hint}")
+    return ImagePassage(found or "", image) if image else found or ""
+
+
+@cache
+def paths_of(text: str) -> tuple[str, ...]:
+    """The fields that `--text-field` names."""
+    return tuple(filter(None, (path.strip() for path in text.split(","))))
+
+
+def joined_text(fields: Mapping[str, Any], text: str, where: str = "") -> str | None:
+    """The texts at these paths, joined by a blank as BEIR joins title and text; None where there is nothing at any."""
+    before = f"{where}." if where else ""
+    paths = (text,) if text in fields else paths_of(text)
+    if len(paths) == 1:
+        found = lookup(fields, paths[0])
+        return None if found is None else text_of(_alone(found), f"{before}{paths[0]}")
+    found = [(path, value) for path in paths if (value := lookup(fields, path)) is not None]
+    if not found:
+        return None
+    return " ".join(text_of(_alone(value), f"{before}{path}") for path, value in found).strip()
+
+
+def _alone(value: object) -> object:
+    """The one text of a list of one, as search engines answer."""
+    if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], str):
+        return value[0]
+    return value
 
 
 def image_of(fields: Mapping[str, Any], names: FieldNames, row: Row, where: str = "") -> ImageSource | None:
@@ -163,11 +292,22 @@ def shown_names(fields: Mapping[str, Any], limit: int = 8) -> str:
 
 
 def with_value(fields: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy of `fields` with the value at a dotted path replaced; only the objects on the way are copied."""
+    """A copy of `fields` with the value at a dotted path replaced; only what is on the way is copied."""
     if path in fields:
         return {**fields, path: value}
     head, _, rest = path.partition(".")
-    return {**fields, head: with_value(fields[head], rest, value)}
+    return {**fields, head: _with_below(fields[head], rest, value)}
+
+
+def _with_below(inner: Any, path: str, value: Any) -> Any:
+    if isinstance(inner, Mapping):
+        return with_value(inner, path, value)
+    if isinstance(inner, (list, tuple)):
+        head, _, rest = path.partition(".")
+        copy = list(inner)
+        copy[int(head)] = _with_below(copy[int(head)], rest, value) if rest else value
+        return copy
+    return jsonl.dump_value(_with_below(opened_json(inner), path, value))
 
 
 def without(fields: Mapping[str, Any], *names: str | None) -> dict[str, Any]:
@@ -178,7 +318,8 @@ def without(fields: Mapping[str, Any], *names: str | None) -> dict[str, Any]:
 def columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:
     """The top-level columns of a path or of all aliases; where none is there the first, so that the reader names it."""
     if path is not None:
-        return [path if path in names else head_of(path)]
+        paths = (path,) if path in names else paths_of(path)
+        return list(dict.fromkeys(one if one in names else head_of(one) for one in paths))
     return [name for name in ALIASES[kind] if name in names] or [ALIASES[kind][0]]
 
 

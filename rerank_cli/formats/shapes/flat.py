@@ -13,22 +13,36 @@ from typing import Any, ClassVar
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
+    RowProblem,
     columns_of,
     first_of,
     head_of,
     id_columns_of,
     identity_of,
     image_of,
+    joined_text,
+    name_in_row,
     name_of,
+    one_of,
     own_passage,
     passage_columns_of,
     required,
     row_error,
+    shown_names,
     text_of,
     without,
     written,
 )
-from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, candidates, own_fields, scored
+from rerank_cli.formats.shapes.shape import (
+    Exchange,
+    Grouped,
+    Item,
+    Kind,
+    candidates,
+    is_own_output,
+    own_fields,
+    scored,
+)
 from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RankedList, Row, RowError
 
 
@@ -70,6 +84,8 @@ class FlatShape:
 
     kind: ClassVar[Kind] = FLAT
     names: FieldNames
+    told: tuple[str, ...] = ()
+    reading: str = ""
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`. A group that comes back after another one has begun is a `RowError` for each of its rows."""
@@ -108,6 +124,8 @@ class FlatShape:
         pair = read_pair(row, self.names, query=None, identity=self.identity(row.fields))
         if self.names.group_by is not None:
             required(row, self.names.group_by, "query_id", "--group-by")
+        else:
+            one_of(row.fields, None, "query_id")
         return pair
 
     def identity(self, fields: Mapping[str, Any]) -> object:
@@ -125,9 +143,10 @@ class FlatShape:
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
+        rows = ranked.source.rows
+        again = is_own_output([row.fields for row in rows]) if "rank" in rows[0].fields else False
         for entry in ranked.ranking:
-            own = ranked.source.rows[entry.index].fields
-            yield scored(own, entry, selection)
+            yield scored(rows[entry.index].fields, entry, selection, again=again)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
@@ -183,14 +202,27 @@ def digest_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "big")
 
 
+def flat_text(fields: Mapping[str, Any], names: FieldNames) -> str | None:
+    """The text of a row's passage; None where it has none."""
+    if names.text is not None:
+        return joined_text(fields, names.text)
+    found = one_of(fields, None, "passage")
+    if found is None or type(found) is str:
+        return found
+    name = name_in_row(fields, None, "passage")
+    if isinstance(found, Mapping):
+        hint = f"it has {shown_names(found)}; name its text by --text-field {name}.NAME"
+        raise RowProblem("wrong-type", f"`{name}` is an object, not text: {hint}")
+    return text_of(found, name)
+
+
 def read_pair(row: Row, names: FieldNames, *, query: str | None, identity: object) -> CandidateList:
     """The pair in `row`, with the user's one query if there is one; raises `RowProblem`."""
     if query is None:
-        query = text_of(required(row, names.query, "query", "--query-field"), "query")
+        query = text_of(required(row, names.query, "query", "--query-field"), names.query or "query")
     image = image_of(row.fields, names, row)
-    found = first_of(row.fields, names.text, "passage")
+    found = flat_text(row.fields, names)
     if found is None and image is None:
         required(row, names.text, "passage", "--text-field")
-    text = "" if found is None else text_of(found, "passage")
-    passage = ImagePassage(text, image) if image else text
+    passage = ImagePassage(found or "", image) if image else found or ""
     return CandidateList(query=query, passages=(passage,), rows=(row,), id=identity)

@@ -30,6 +30,7 @@ from rerank_cli.formats.shapes.fields import (
     type_in_words,
     without,
 )
+from rerank_cli.formats.shapes.request_keys import refuse_unfollowed
 from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names, usage_of
 from rerank_cli.records import CandidateList, ImagePassage, Limits, Passage, RankedList, Row
 
@@ -67,6 +68,7 @@ class NimShape(RequestShape):
             raise RowProblem("wrong-type", f"field `query` is {type_in_words(query)}, not an object with `text`")
         if query.get("image") is not None:
             raise RowProblem("not-supported", "`query.image`: a query is text")
+        refuse_unfollowed(row.fields)
         truncate = row.fields.get("truncate") or "NONE"
         if truncate not in ("NONE", "END"):
             raise RowProblem("bad-value", f"`truncate` is {_shown(truncate)}, not `NONE` or `END`")

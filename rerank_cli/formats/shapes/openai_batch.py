@@ -8,7 +8,8 @@ The output holds the requests that were answered, in the order of the input; the
 same form with their status code, and beside it what every errors file has (`file`, `row`, `raw`). Ids are made of the
 `custom_id`, so that the same batch gives the same bytes. A `/v1/rerank` body is read and answered as the shape `cohere`
 does. `/v1/score` is vLLM's: one text against one or many, or as many against each other, under each of the names that
-vLLM has for them; `score` is the sigmoid of the logit, and the data stand in the order of the input.
+vLLM has for them; `score` is the sigmoid of the logit (the logit itself where the request asks for it), and the data
+stand in the order of the input.
 
 Sources: OpenAI's Batch API reference; vLLM's documentation of its score and rerank APIs.
 """
@@ -25,6 +26,7 @@ from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes import cohere
 from rerank_cli.formats.shapes.fields import RowProblem, own_passage, row_error, type_in_words, without
 from rerank_cli.formats.shapes.flat import digest_of
+from rerank_cli.formats.shapes.request_keys import limits_of, refuse_unfollowed, wants_logits
 from rerank_cli.formats.shapes.shape import (
     Exchange,
     Grouped,
@@ -137,7 +139,7 @@ class OpenaiBatchShape(RequestShape):
         fields = ranked.source.rows[0].fields
         body = fields["body"]
         if _endpoint(fields) == "score":
-            yield _answer(fields["custom_id"], _scores(ranked))
+            yield _answer(fields["custom_id"], _scores(ranked, raw=wants_logits(body)))
         else:
             yield _answer(fields["custom_id"], {**cohere.rest_of(body), **cohere.respond(body, ranked)})
 
@@ -169,7 +171,8 @@ def _endpoint(fields: Mapping[str, Any]) -> str:
 
 
 def _read_score(body: Mapping[str, Any], row: Row, identity: object) -> CandidateList:
-    cohere.refuse_unfollowed(body)
+    refuse_unfollowed(body)
+    wants_logits(body)
     names = next((pair for pair in _SCORED_TEXTS if pair[0] in body and pair[1] in body), _SCORED_TEXTS[0])
     first, second = (_texts(body.get(name), f"body.{name}") for name in names)
     if len(first) not in (1, len(second)):
@@ -177,7 +180,7 @@ def _read_score(body: Mapping[str, Any], row: Row, identity: object) -> Candidat
             "bad-value", f"`{names[0]}` has {len(first)} texts and `{names[1]}` {len(second)}: one, or as many"
         )
     queries = first if len(first) > 1 else ()
-    return CandidateList(first[0], second, (row,), identity, queries=queries)
+    return CandidateList(first[0], second, (row,), identity, limits=limits_of(body), queries=queries)
 
 
 def _texts(value: object, where: str) -> tuple[str, ...]:
@@ -187,9 +190,9 @@ def _texts(value: object, where: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _scores(ranked: RankedList) -> dict[str, Any]:
+def _scores(ranked: RankedList, *, raw: bool) -> dict[str, Any]:
     data = [
-        {"index": entry.index, "object": "score", "score": entry.probability}
+        {"index": entry.index, "object": "score", "score": entry.logit if raw else entry.probability}
         for entry in sorted(ranked.ranking, key=lambda entry: entry.index)
     ]
     return {"object": "list", "data": data, "usage": usage_of(ranked)}

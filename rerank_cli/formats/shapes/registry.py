@@ -1,26 +1,34 @@
 """All shapes, and how the shape of a file is told by its first rows.
 
-A new shape is a file beside this one and a row in `SHAPES`.
+A new shape is an entry in the table of `known.py`; one that writes its own form is a file beside this one and a row in
+`SHAPES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats.choices import FieldNames
+from rerank_cli.formats.choices import NO_TEXTS, FieldNames
 from rerank_cli.formats.shapes.cohere import COHERE
+from rerank_cli.formats.shapes.fields import RowProblem
 from rerank_cli.formats.shapes.flat import FLAT, has_passage
+from rerank_cli.formats.shapes.known_shape import ALL_NAMES, KINDS
 from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
-from rerank_cli.formats.shapes.shape import Item, Kind
+from rerank_cli.formats.shapes.settle import no_shape, suggested
+from rerank_cli.formats.shapes.shape import Item, Kind, ReadsRows
+from rerank_cli.formats.shapes.tei import TEI
 from rerank_cli.formats.shapes.trec import TREC
-from rerank_cli.records import Gap, JsonRow
+from rerank_cli.records import Gap, JsonRow, Passage
 
-SHAPES: dict[str, Kind] = {kind.name: kind for kind in (LIST, FLAT, NIM, COHERE, OPENAI_BATCH, TREC)}
-"""By name."""
+SHAPES: dict[str, Kind] = {kind.name: kind for kind in (LIST, FLAT, NIM, COHERE, TEI, OPENAI_BATCH, TREC)}
+"""The shapes that rows can be read and written in, by name."""
+
+READABLE: dict[str, Kind] = {**SHAPES, **ALL_NAMES}
+"""All that `--shape` knows: the known shapes come back as they are, and are no output of other rows."""
 
 _FIRST_ROWS = 100
 _FIRST_BYTES = 32 * 2**20
@@ -29,9 +37,10 @@ _SURE = 2
 
 def kind_of(name: str, option: str) -> Kind:
     """The shape with this name; `UsageError` naming `option` where there is none."""
-    if name not in SHAPES:
-        raise UsageError(f"{option} {name}: not known", hint="known are auto, " + ", ".join(SHAPES))
-    return SHAPES[name]
+    known = SHAPES if option == "--out-format" else READABLE
+    if name not in known:
+        raise UsageError(f"{option} {name}: not known", hint="known are auto, " + ", ".join(known))
+    return known[name]
 
 
 def detect_shape(columns: Iterable[str], names: FieldNames) -> Kind | None:
@@ -52,31 +61,92 @@ def recognise(rows: Iterator[Item], seen: list[Item], names: FieldNames, *, stop
     if most < 1:
         return None
     first: JsonRow | None = None
-    possible = dict.fromkeys(SHAPES, 0)
+    problems: list[JsonRow] = []
+    possible = dict.fromkeys((*SHAPES, *KINDS), 0)
     size = 0
     for row in rows:
         seen.append(row)
         if isinstance(row, JsonRow) and (found := _possible(row.fields, names)):
-            left = {name: max(sure, found[name]) for name, sure in possible.items() if name in found}
-            if not left:
-                raise _mixture(first or row, row, names)
-            first, possible = first or row, left
+            problems.append(row)
+            # A row that no shape claims (its texts are null) takes away no shape that another row claims.
+            if first is None or _SURE in found.values() or _SURE not in possible.values():
+                if _SURE not in possible.values() and _SURE in found.values():
+                    possible = found
+                left = {name: max(sure, found[name]) for name, sure in possible.items() if name in found}
+                if not left:
+                    raise _mixture(first or row, row, names)
+                first, possible = first or row, left
         size += 0 if isinstance(row, Gap) else len(row.raw)
         if (row is Gap.IDLE and first is not None) or len(seen) >= most or size >= _FIRST_BYTES:
             break
     if first is None:
         return None
-    return _best(possible)
+    return _one_reading(possible, problems, names)
 
 
 def _possible(fields: Mapping[str, Any], names: FieldNames) -> dict[str, int]:
-    found = {name: kind.recognise(fields, names) for name, kind in SHAPES.items()}
+    found = {name: kind.recognise(fields, names) for name, kind in (*SHAPES.items(), *KINDS.items())}
     return {name: sure for name, sure in found.items() if sure}
 
 
 def _best(possible: Mapping[str, int]) -> Kind:
     """Of several shapes one that some row claims for itself; the latest row of the registry knows most."""
-    return SHAPES[max(possible, key=lambda name: (possible[name] == _SURE, list(SHAPES).index(name)))]
+    return READABLE[_in_order(possible)[0]]
+
+
+def _in_order(possible: Mapping[str, int]) -> list[str]:
+    """The shapes that could be meant, best first; known ones only where no row claims to be of an earlier kind."""
+    rank = {name: place for place, name in enumerate(reversed(SHAPES))}
+    rank |= {name: len(rank) + place for place, name in enumerate(KINDS)}
+    return sorted(possible, key=lambda name: (possible[name] != _SURE, rank[name]))
+
+
+def _one_reading(possible: Mapping[str, int], rows: Sequence[JsonRow], names: FieldNames) -> Kind:
+    """The shape that the rows have; `InputError` where two read different texts, or one finds two fields for a role."""
+    sure = [name for name in _in_order(possible) if possible[name] == _SURE]
+    best = _best(possible)
+    if best.texts or best.name == "trec":
+        return best
+    readings = {name: [_read(READABLE[name], row, names) for row in rows] for name in sure if not READABLE[name].texts}
+    best = next((READABLE[name] for name, found in readings.items() if any(found)), best)
+    own = readings.keys() <= {"list", "flat", *KINDS}  # a request says by its shape where its fields are
+    if own and readings and not any(map(any, readings.values())) and suggested(rows[0].fields, names):
+        raise no_shape(f"{rows[0].file}:{rows[0].number}", rows[0].fields, names)
+    for name, found in readings.items():
+        for row, ours, theirs in zip(rows, readings[best.name], found, strict=True):
+            if ours is not None and theirs is not None and ours != theirs:
+                raise InputError(
+                    f"{row.file}:{row.number}: two readings are possible, as {best.name} and as {name}: "
+                    f"{_difference(ours, theirs)}",
+                    hint="say which one is meant",
+                    commands=[["--shape", best.name], ["--shape", name]],
+                )
+    return best
+
+
+def _read(kind: Kind, row: JsonRow, names: FieldNames) -> tuple[str, tuple[Passage, ...]] | None:
+    """Query and passages that a shape reads in a row; None where it cannot read it."""
+    shape = kind.open(names, NO_TEXTS)
+    try:
+        found = shape.read(row) if isinstance(shape, ReadsRows) else None
+    except RowProblem as problem:
+        if problem.commands:
+            raise InputError(
+                f"{row.file}:{row.number}: {problem}", hint="say which one is meant", commands=problem.commands
+            ) from problem
+        return None
+    return None if found is None else (found.query, found.passages)
+
+
+def _difference(ours: tuple[str, tuple[Passage, ...]], theirs: tuple[str, tuple[Passage, ...]]) -> str:
+    pairs = [("query", ours[0], theirs[0]), ("passage", *(next(iter(one[1]), "") for one in (ours, theirs)))]
+    what, one, two = next((pair for pair in pairs if pair[1] != pair[2]), pairs[-1])
+    return f"the {what} is {_excerpt(one)} or {_excerpt(two)}"
+
+
+def _excerpt(text: Passage) -> str:
+    shown = text if isinstance(text, str) else text.text
+    return f"`{shown[:40]}`" + ("..." if len(shown) > 40 else "")
 
 
 def _mixture(first: JsonRow, other: JsonRow, names: FieldNames) -> InputError:

@@ -7,10 +7,11 @@ shape is written in it. The lists of other shapes come as `Exchange`, which is w
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rerank_cli.errors import UsageError
 from rerank_cli.formats import jsonl
@@ -55,8 +56,9 @@ class Kind:
     recognise: whether a row with these fields is of this shape: 0 no, 1 it could be, 2 it says so itself. open: the
     shape for an input. write: a ranked list of another shape in this one. has: what its inputs hold; carries: what
     survives in its output. tables: it can be read from and written to Parquet. refuse: why a list of another shape
-    cannot be written in this one, as (code, message); None where any can. dump, dump_error: the line of a row, and of a
-    bad row. sigmoids: its scores are sigmoids of logits, so a model without logits has none.
+    cannot be written in this one, as (code, message); None where any can. dump, dump_error: the line of a row, and
+    of a bad row. texts: its rows hold ids, whose texts are in `Texts`. sigmoids: its scores are sigmoids of logits,
+    so a model without logits has none.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Kind:
     has: frozenset[Content] = ALL_CONTENT
     carries: frozenset[Content | Outcome] = ALL_CONTENT | ALL_OUTCOMES
     tables: bool = False
+    texts: bool = False
     sigmoids: bool = False
     refuse: Callable[[Exchange], tuple[str, str] | None] | None = None
     dump: Callable[[Mapping[str, Any]], bytes] = jsonl.dump_row
@@ -104,6 +107,14 @@ class Shape(Protocol):
 
     def exchange(self, source: CandidateList) -> Exchange:
         """A list that `group` made, for another shape."""
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """A shape that reads a row by itself."""
+
+    def read(self, row: Row) -> CandidateList:
+        """The list in `row`, or the one passage of it; raises `RowProblem`."""
 
 
 class RowShape(Protocol):
@@ -145,6 +156,14 @@ def group_rows(shape: RowShape, items: Iterable[Item]) -> Iterator[Grouped]:
         yield item if isinstance(item, (RowError, Gap)) else candidates(shape, item)
 
 
+def passage_error(
+    row: Row, identity: object, place: int, passage_id: object, raw: bytes, code: str, message: str
+) -> RowError:
+    """The error of one passage, whose list is ranked without it."""
+    shown, own = (value if isinstance(value, (str, int, float)) else None for value in (identity, passage_id))
+    return RowError(row.file, row.number, shown, code, message, raw, place, own)
+
+
 def candidates(shape: RowShape, row: Row) -> CandidateList | RowError:
     """The list in `row`, or why there is none."""
     try:
@@ -161,21 +180,71 @@ def own_fields(row: Row) -> Mapping[str, Any]:
     return fields
 
 
-def scored(own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
-    """A copy of a row or passage with our fields as its last; what an earlier run said of its own score is left out."""
-    ours: dict[str, Any] = {selection.score: entry.logit} if entry.is_scored else {}
+def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
+    """Our fields of a passage."""
+    ours: dict[str, Any] = {selection.score: entry.logit if entry.is_scored else None}
     if ranks:
         ours = {"rank": entry.rank, **ours, "index": entry.index}
-    if selection.prob and entry.is_scored:
-        ours["prob"] = entry.probability
+    if selection.prob:
+        ours["prob"] = entry.probability if entry.is_scored else None
     if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
     if entry.retiled:
         ours |= {"tiles": entry.tiles, "kept_tiles": entry.kept_tiles}
-    replaced = {*ours, selection.score}
-    if not _SCORES.isdisjoint(own):
-        replaced |= _OF_A_SCORE | ({"prob"} if selection.score == "logit" else set())
-    return {name: value for name, value in own.items() if name not in replaced} | ours
+    return ours
+
+
+def scored(
+    own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True, again: bool = False
+) -> dict[str, Any]:
+    """A copy of a row or passage with our fields as its last.
+
+    Its own fields of the same names stay, under `OWN_PREFIX` and their name. again: they are those of an earlier run of
+    this program (`is_own_output`), which are replaced.
+    """
+    ours = scores_of(entry, selection, ranks=ranks)
+    if again:
+        replaced = ours.keys() | _OF_A_SCORE | _SCORES | {"rank", "index", "prob"}
+        return {name: value for name, value in own.items() if name not in replaced} | ours
+    if ours.keys().isdisjoint(own):
+        return {**own, **ours}
+    return kept_under_prefix(own, ours) | ours
+
+
+OWN_PREFIX = "input_"
+"""Before the name of a field of the user's whose name we need."""
+
+
+def kept_under_prefix(own: Mapping[str, Any], ours: Collection[str]) -> dict[str, Any]:
+    """A copy of `own` in which no field has a name of `ours`: such a one gets prefixes until its name is free."""
+    names = {name: kept_name(name, {*own, *ours}) if name in ours else name for name in own}
+    return {names[name]: value for name, value in own.items()}
+
+
+def kept_name(name: str, taken: Collection[str]) -> str:
+    """The name under which a field of the user's stays."""
+    name = OWN_PREFIX + name
+    while name in taken:
+        name = OWN_PREFIX + name
+    return name
+
+
+def is_own_output(items: Sequence[object]) -> bool:
+    """Whether these passages (or rows of a query) are what a run of this program has written.
+
+    They say it all together: ranks from 1 in their order, scores that do not rise, and places in a list that differ.
+    """
+    places: set[object] = set()
+    last = math.inf
+    for rank, item in enumerate(items, 1):
+        if not isinstance(item, Mapping) or type(item.get("rank")) is not int or item["rank"] != rank:
+            return False
+        score, place = item.get("logit", item.get("cosine")), item.get("index")
+        if not isinstance(score, (int, float)) or type(place) is not int or place < 0 or not score <= last:
+            return False
+        last = score
+        places.add(place)
+    return len(places) == len(items) > 0
 
 
 def usage_of(ranked: RankedList) -> dict[str, int]:

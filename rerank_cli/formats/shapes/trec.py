@@ -7,7 +7,8 @@ the lines, which may say more than their ids (by which trec_eval goes). The outp
 decimals, made to fall strictly: where two logits are equal, or differ by less than the six decimals show, the lower
 rank gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their ids, so "next
 lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 that is 0.000002). So
-no evaluator can see another order than the run's own.
+no evaluator can see another order than the run's own. Of passages with the same id (chunks of a document) the run has
+the best one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rerank_cli.formats.shapes.fields import row_error
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, refuse_field_names
 from rerank_cli.formats.text_index import TextFile, open_texts
-from rerank_cli.records import CandidateList, Gap, RankedList, Row, RowError
+from rerank_cli.records import CandidateList, Gap, RankedList, RankedPassage, Row, RowError
 
 TAG = "rerank-cli"
 _COLUMNS = 6
@@ -101,8 +102,11 @@ def _open(names: FieldNames, texts: Texts) -> TrecShape:
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
-    scores = falling_scores(entry.logit for entry in ranked.ranking)
-    for place, (entry, score) in enumerate(zip(ranked.ranking, scores, strict=True), 1):
+    best: dict[object, RankedPassage] = {}
+    for entry in ranked.ranking:
+        best.setdefault(str(exchange.ids[entry.index]), entry)
+    scores = falling_scores(entry.logit for entry in best.values())
+    for place, (entry, score) in enumerate(zip(best.values(), scores, strict=True), 1):
         yield {
             "query_id": exchange.id, "q0": "Q0", "passage_id": exchange.ids[entry.index],
             "rank": place, "score": score, "tag": TAG,
@@ -113,7 +117,6 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
     """An id is what stands between blanks in a run, and evaluators tell passages apart by it."""
     if exchange.id is None:
         return "no-query-id", "the row has no query id, which a TREC run needs"
-    seen = set()
     for index, identity in enumerate((exchange.id, *exchange.ids)):
         name = "the query" if index == 0 else f"passages[{index - 1}]"
         if identity is None:
@@ -121,10 +124,6 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
         text = str(identity)
         if not text or _BLANKS.search(text):
             return "unfit-id", f"the id of {name} is empty or has white space in it, which a TREC run cannot carry"
-        if index and text in seen:
-            return "repeated-passage", f"{name} has the id of an earlier passage"
-        if index:
-            seen.add(text)
     return None
 
 

@@ -16,7 +16,8 @@ from rerank_cli.report.page.verdict import Document, verdict, warnings
 from rerank_cli.report.page.wording import duration, number, percent, plural, rate, size
 
 _COUNTS = {
-    "rows_in": "rows in", "rows_out": "rows scored", "rows_error": "rows in the errors file", "blank": "blank lines",
+    "rows_in": "rows in", "rows_out": "rows scored", "rows_error": "rows in the errors file",
+    "passages_error": "passages in the errors file", "blank": "blank lines",
     "output_rows": "rows written", "lists": "lists", "pairs": "pairs",
     "pairs_scored": "distinct pairs, read once", "tokens": "tokens", "computed_tokens": "tokens with padding",
     "truncated": "pairs cut to fit", "chunked": "passages in chunks", "dropped": "passages that were not selected",
@@ -33,7 +34,7 @@ def page_of(document: Document) -> dict[str, Any]:
     return {
         "name": PurePath(names[0]).name if names else "standard output",
         "verdict": verdict(document),
-        "has_bad_rows": bool(document.get("counts", {}).get("rows_error")),
+        "has_bad_rows": any(document.get("counts", {}).get(name) for name in ("rows_error", "passages_error")),
         "about": list(_about(document)),
         "warnings": warnings(document),
         "figures": list(_figures(document)),

@@ -154,18 +154,28 @@ def test_a_measure_that_cannot_be_computed_is_refused_before_the_run(qrels: str,
     assert caught.value.message.startswith(f"--metric {metric}: cannot be measured: ")
 
 
-@pytest.mark.parametrize("content", [b"q1 0 a\n", b"q1 0 a good\n", b"\xff 0 a 1\n", b"q1 0 a 1 more\n"])
-def test_a_file_that_holds_no_qrels_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"q1 0 a\n", "the grade is `a`, not a whole number"),
+        (b"q1 0 a good\n", "the grade is `good`, not a whole number"),
+        (b"\xff 0 a 1\n", "not UTF-8"),
+        (b"q1 0 a 1 more\n", "5 columns, which are no judgement"),
+        (b"q1\n", "1 columns, which are no judgement"),
+        (b"<html>\n", "1 columns, which are no judgement"),
+    ],
+)
+def test_a_file_that_holds_no_qrels_is_refused_with_its_line(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "qrels"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"qrels: not TREC qrels \(`query_id 0 passage_id grade`\): "):
+    with pytest.raises(InputError, match=f"qrels:1: {reason}"):
         RunEvaluator(str(path), ["P@1"], LISTS)
 
 
 def test_missing_and_empty_qrels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: no such file"):
         RunEvaluator(str(tmp_path / "nowhere"), ["P@1"], LISTS)
-    with pytest.raises(InputError, match="not TREC qrels"):
+    with pytest.raises(InputError, match="is a directory"):
         RunEvaluator(str(tmp_path), ["P@1"], LISTS)
     (tmp_path / "empty").touch()
     with pytest.raises(InputError, match="empty: no judgements"):
@@ -201,7 +211,7 @@ def test_what_a_process_notes_is_all_that_the_next_one_needs(qrels: str) -> None
 def test_a_note_holds_values_and_no_list(qrels: str) -> None:
     evaluator = RunEvaluator(qrels, ["P@1", "R@2"], LISTS)
     evaluator.rank([ranked("q1", [f"p{n}" for n in range(500)], *map(float, range(500))), ranked("q3", "z", 1.0)])
-    assert evaluator.note == [("q1", [0.0, 0.0], [0.0, 0.0]), ("q3", None, None)]
+    assert evaluator.note == [("q1", [0.0, 0.0], [0.0, 0.0], 0, False, "p499"), ("q3", None, None, 0, False, None)]
 
 
 def test_each_query_has_its_values_and_their_difference(qrels: str) -> None:

@@ -244,7 +244,13 @@ def test_lists_are_ranked_as_plain_python_ranks_them(data: st.DataObject) -> Non
         one = lists[at]
         result = ranked_list([rows[at]], data.draw(rankings(len(one or []))), len(one or []))
         ranked.append(result)
-        best = [{"text": (one or [])[place.index], **scored(place)} for place in result.ranking]
+        own = {"input_rank": "old"} if as_struct else {}  # a field of the user's that has a name of ours
+        texts_of = [None if text is None else own for text in one or []]
+        best = [
+            {"text": (one or [])[place.index], **({"input_rank": None} | (texts_of[place.index] or {}) if own else {}),
+             **scored(place)}
+            for place in result.ranking
+        ]  # fmt: skip
         expected.append({"id": at, "passages": None if one is None else best})
     table = rank_lists(ranked, passages="passages", text="text")
     assert table.to_pylist() == expected
@@ -267,10 +273,11 @@ def test_rows_are_ranked_as_plain_python_ranks_them(data: st.DataObject) -> None
         members = [at for at, other in enumerate(group_of) if other == group]
         result = ranked_list([rows[at] for at in members], data.draw(rankings(len(members))))
         ranked.append(result)
-        expected += [{"passage": values[members[place.index]], **scored(place)} for place in result.ranking]
+        old = {"input_index": "old"}  # a column of the user's that has a name of ours
+        expected += [{"passage": values[members[place.index]], **old, **scored(place)} for place in result.ranking]
     table = rank_rows(ranked)
     assert table.to_pylist() == expected
-    assert table.schema.names == ["passage", *OURS]
+    assert table.schema.names == ["passage", "input_index", *OURS]
 
 
 def test_a_fixed_size_list_becomes_a_list_and_its_nulls_stay() -> None:

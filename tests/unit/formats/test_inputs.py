@@ -454,7 +454,7 @@ NULL_IDS = [
     {"query_id": None, "qid": None, "query": "q1", "passage": "a"},
     {"query_id": None, "qid": 5, "query": "q2", "passage": "b"},
     {"query_id": None, "qid": None, "query": "q1", "passage": "c"},
-    {"query_id": 7, "qid": 5, "query": "q3", "passage": "d"},
+    {"query_id": 7, "qid": 7, "query": "q3", "passage": "d"},
     {"query_id": None, "qid": 5, "query": "q2", "passage": "e"},
 ]
 

@@ -191,19 +191,25 @@ def test_a_logit_is_written_with_the_fewest_digits_that_name_it() -> None:
 
 @pytest.mark.parametrize(("logit", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
 def test_a_logit_that_is_no_number_is_an_error_and_never_a_rank(logit: float, shown: str) -> None:
-    (good,), (error,) = ranked(lists(["a", "b"], ["c"]), 1.0, logit, 2.0)
-    assert (good.source.id, told(error), error.id) == (1, (1, "not-finite"), 0)
+    (first, second), (error,) = ranked(lists(["a", "b"], ["c"]), 1.0, logit, 2.0)
+    assert (ranking(first), ranking(second)) == ([(1, 0, 1.0)], [(1, 0, 2.0)])
+    assert (told(error), error.id, error.passage) == ((1, "not-finite"), 0, 1)
     assert error.message == f"passages[1]: the model gave {shown} as its score"
     ((rest,), (error,)) = ranked([group("a", "b", "c")], 1.0, logit, 2.0)
     assert ranking(rest) == [(1, 2, 2.0), (2, 0, 1.0)]
     assert (told(error), error.id, error.message) == ((2, "not-finite"), "g", f"the model gave {shown} as its score")
 
 
-def test_one_bad_passage_makes_its_whole_list_one_error_with_the_first_problem() -> None:
+def test_bad_passages_are_errors_of_their_own_and_all_together_make_the_list_one() -> None:
     problem = EncodingProblem("too-long", "600 tokens")
-    good, errors = ranked(lists(["a", "b", "c"]), 1.0, 1.0, np.nan, entries=[pair(), problem, pair()])
-    assert good == []
-    assert [(told(error), error.message) for error in errors] == [((1, "too-long"), "passages[1]: 600 tokens")]
+    (good,), errors = ranked(lists(["a", "b", "c"]), 1.0, 1.0, np.nan, entries=[pair(), problem, pair()])
+    assert ranking(good) == [(1, 0, 1.0)]
+    assert [(error.passage, error.message) for error in errors] == [
+        (1, "passages[1]: 600 tokens"),
+        (2, "passages[2]: the model gave nan as its score"),
+    ]
+    none, (error,) = ranked(lists(["a", "b"]), np.nan, 1.0, entries=[pair(), problem])
+    assert (none, error.passage, error.message) == ([], None, "passages[0]: the model gave nan as its score")
     _, (error,) = ranked(lists(["a"]), 1.0, entries=[problem])
     assert error.message == "600 tokens"
 
@@ -408,7 +414,7 @@ BROKEN_LINES = st.sampled_from(
         b'{"query": null, "passages": [], "passage": "a"}',
         b'{"query": "q", "passages": "a", "passage": ["a"]}',
         b'{"query": "q", "passages": [{"image": "a.png"}], "passage": null}',
-        b'{"query": "q", "passages": ["a", 7], "passage": 7}',
+        b'{"query": "q", "passages": [7], "passage": 7}',
     ]
 )  # fmt: skip
 BLANK_LINES = st.sampled_from([b"", b" ", b"\t\r"])
@@ -435,7 +441,8 @@ def run_mixed(
         [path], folder / f"out.{suffix}", shape=shape, window_pairs=window_pairs, read=ReadOptions(max_line_bytes=1500),
         overwrite=True,
     )  # fmt: skip
-    return done, [row["n"] for row in done.rows], [error["row"] for error in done.errors]
+    bad_rows = [error["row"] for error in done.errors if "index" not in error]
+    return done, [row["n"] for row in done.rows], bad_rows
 
 
 @settings(
@@ -450,16 +457,18 @@ def test_every_row_of_lists_is_in_the_output_or_in_the_errors(
     assert sorted(out + errors) == [n for n, line in enumerate(lines, 1) if isinstance(line, dict) or line.strip()]
     assert out == sorted(out), "the output keeps the order of the input"
     bad = {"nan", "inf", "unscorable"}
-    assert out == [
-        n
+    good = {
+        n: [place for place, text in enumerate(line["passages"]) if not bad & set(text.split())]
         for n, line in enumerate(lines, 1)
-        if isinstance(line, dict) and not any(bad & set(text.split()) for text in line["passages"])
-    ]
+        if isinstance(line, dict)
+    }
+    assert out == [n for n, places in good.items() if places or not lines[n - 1]["passages"]]
     check_counts(done.counts, len(out), len(errors), blank)
+    assert done.counts.passages_error == sum(len(lines[n - 1]["passages"]) - len(good[n]) for n in out)
     for row in done.rows:
         given = lines[row["n"] - 1]
-        assert sorted(p["index"] for p in row["passages"]) == list(range(len(given["passages"])))
-        assert [p["rank"] for p in row["passages"]] == list(range(1, len(given["passages"]) + 1))
+        assert sorted(p["index"] for p in row["passages"]) == good[row["n"]]
+        assert [p["rank"] for p in row["passages"]] == list(range(1, len(good[row["n"]]) + 1))
         assert all(p["text"] == given["passages"][p["index"]] for p in row["passages"])
         assert all(p["logit"] == len(set(p["text"].split()) & set(row["query"].split())) for p in row["passages"])
 

@@ -95,6 +95,20 @@ def test_what_a_request_asks_of_long_documents_is_followed() -> None:
     assert not good({**VLLM, "truncation": True}).limits.whole
 
 
+@pytest.mark.parametrize("asks", [{"raw_scores": True}, {"use_activation": False}, {"activation": False}])
+def test_a_request_for_raw_scores_gets_logits(asks: dict[str, bool]) -> None:
+    results = answer({**VLLM, **asks}, 0.5, -40.0)["results"]
+    assert [result["relevance_score"] for result in results] == [0.5, -40.0]
+
+
+def test_top_k_and_truncate_are_followed_as_the_apis_mean_them() -> None:
+    assert len(answer({**VLLM, "top_k": 1}, 0.0, 1.0)["results"]) == 1
+    assert good({**VLLM, "truncate": "NONE"}).limits.whole
+    assert good({**VLLM, "truncate": False}).limits.whole
+    assert not good({**VLLM, "truncate": "END"}).limits.whole
+    assert good({**VLLM, "truncate_prompt_tokens": -1, "truncation_side": "right"}).passages == ("Brazil", "Paris")
+
+
 def test_a_document_may_be_an_image() -> None:
     found = good(
         {**VLLM, "query": {"text": "q"}, "documents": [{"image": "data:image/png;base64,AA=="}, {"text": "t"}]}
@@ -125,7 +139,10 @@ def test_unknown_fields_come_back_and_steering_fields_do_not() -> None:
         ({"max_tokens_per_doc": 0}, "bad-value", "`max_tokens_per_doc` is `0`, not a whole number from 1"),
         ({"return_documents": "yes"}, "bad-value", "`return_documents` is text, not true or false"),
         ({"rank_fields": ["title"]}, "not-supported", "`rank_fields` cannot be followed, and would change the scores"),
-        ({"use_activation": False}, "not-supported", "`use_activation` is false, and the scores are always sigmoids"),
+        ({"raw_scores": True, "use_activation": True}, "bad-value", "`raw_scores` and `use_activation` contradict"),
+        ({"top_k": 3}, "bad-value", "`top_n` and `top_k` differ"),
+        ({"truncate": "START"}, "bad-value", "`truncate` is `START`, not NONE, END, true or false"),
+        ({"instruction": "x"}, "not-supported", "`instruction` cannot be followed, and would change the scores"),
     ],
 )
 def test_a_bad_body_is_an_error_row(fields: dict[str, Any], code: str, message: str) -> None:

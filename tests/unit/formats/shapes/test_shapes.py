@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_cli.errors import UsageError
 from rerank_cli.formats.jsonl import ExactFloat, dump_row, parse_row
 from rerank_cli.formats.shapes import (
     FieldNames,
@@ -65,11 +64,34 @@ def test_a_list_is_found_under_each_of_its_names(name: str) -> None:
     assert (found.query, found.passages, len(found.rows)) == ("q", ("a", "b"), 1)
 
 
-def test_the_first_name_that_holds_something_wins() -> None:
-    row = {"query": "q", "documents": ["second"], "passages": None, "candidates": ["first"]}
+def test_a_name_that_holds_something_wins_over_one_that_does_not() -> None:
+    row = {"query": "q", "documents": 3, "passages": None, "candidates": ["first"]}
     shape = ListShape(NO_NAMES)
     assert list_of(shape, row).passages == ("first",)
     assert back(shape, row, 1.0)["candidates"][0]["text"] == "first"
+
+
+def test_two_names_of_the_list_that_differ_are_refused_with_the_option() -> None:
+    row = {"query": "q", "documents": ["second"], "candidates": ["first"]}
+    error = error_of(ListShape(NO_NAMES), row)
+    assert (error.code, error.message) == (
+        "two-fields",
+        "`candidates` and `documents` could both be the list of passages, and they differ: "
+        "say `--passages-field candidates` or `--passages-field documents`",
+    )
+    assert list_of(ListShape(FieldNames(passages="documents")), row).passages == ("second",)
+    assert list_of(ListShape(NO_NAMES), {**row, "documents": ["first"]}).passages == ("first",)
+
+
+@pytest.mark.parametrize("shape", [FlatShape(NO_NAMES), PairShape(NO_NAMES)])
+def test_two_names_of_the_passage_that_differ_are_refused_with_the_option(shape: Shape) -> None:
+    row = {"query": "q", "document": "kettle-manual.pdf", "text": "Pour vinegar in."}
+    error = error_of(shape, row)
+    assert error.code == "two-fields"
+    assert "`document` and `text`" in error.message
+    assert "--text-field document" in error.message
+    assert list_of(shape, {**row, "document": "Pour vinegar in."}).passages == ("Pour vinegar in.",)
+    assert list_of(shape, {**row, "document": ""}).passages == ("Pour vinegar in.",)
 
 
 def test_fields_are_found_at_dotted_paths_and_at_names_with_dots() -> None:
@@ -117,14 +139,14 @@ def test_lists_of_none_and_of_one_passage_are_lists(passages: list[Any]) -> None
         ({"query": "q"}, "missing-field", "field `passages` is missing; the row has `query`; name it by --passages-f"),
         ({"query": "q", "passages": "a"}, "wrong-type", "field `passages` is text, not a list"),
         ({"query": "q", "passages": {"0": "a"}}, "wrong-type", "field `passages` is an object, not a list"),
-        ({"query": "q", "passages": ["a", 3]}, "wrong-type", "passages[1] is a number, not a text or an object"),
+        ({"query": "q", "passages": [3]}, "wrong-type", "passages[0] is a number, not a text or an object"),
         ({"query": "q", "passages": [None]}, "wrong-type", "passages[0] is null, not a text or an object"),
         ({"query": "q", "passages": [["a"]]}, "wrong-type", "passages[0] is a list, not a text or an object"),
-        ({"query": "q", "passages": ["a", {}]}, "missing-field", "passages[1] has no `text`: it has no fields"),
+        ({"query": "q", "passages": [{}, None]}, "missing-field", "passages[0] has no `text`: it has no fields"),
         (
             {"query": "q", "passages": [{"id": 1, "text": None}]},
             "missing-field",
-            "passages[0] has no `text`: it has `id`, `text` (null)",
+            "passages[0] has no `text`: it has `id`, `text` (null); name it by --text-field",
         ),
         (
             {"query": "q", "passages": [{"image": 7}]},
@@ -207,7 +229,8 @@ def test_rendering_leaves_the_input_row_alone() -> None:
     names = FieldNames(query="body.query", passages="body.hits")
     rendered = back(ListShape(names), row, 3.0)
     assert row == before
-    assert rendered == {"body": {**before["body"], "hits": [scored("a", 3.0)]}, "x": [1]}  # type: ignore[dict-item]
+    hit = {"text": "a", "input_logit": 1, **scored("a", 3.0)}
+    assert rendered == {"body": {**before["body"], "hits": [hit]}, "x": [1]}  # type: ignore[dict-item]
 
 
 def scored(text: str, logit: float) -> dict[str, Any]:
@@ -229,7 +252,7 @@ def test_an_empty_list_comes_back_as_it_is() -> None:
 
 
 def test_what_an_earlier_run_added_is_replaced() -> None:
-    earlier = {"rank": 9, "logit": -3.0, "index": 4, "prob": 0.1, "truncated": True, "tokens": 700, "kept_tokens": 512}
+    earlier = {"rank": 1, "logit": -3.0, "index": 4, "prob": 0.1, "truncated": True, "tokens": 700, "kept_tokens": 512}
     row = {"query": "q", "passages": [{**earlier, "text": "a", "id": 1}]}
     assert back(ListShape(NO_NAMES), row, 1.0)["passages"] == [
         {"text": "a", "id": 1, "rank": 1, "logit": 1.0, "index": 0},
@@ -386,7 +409,8 @@ def test_the_rows_of_a_group_come_back_in_rank_order() -> None:
         ("c", 2, 2.0, 2, "c"),
         ("a", 3, 1.0, 0, "a"),
     ]
-    assert list(rendered[0]) == ["query_id", "query", "passage", "n", "rank", "logit", "index"]
+    assert list(rendered[0]) == ["query_id", "query", "passage", "n", "input_rank", "rank", "logit", "index"]
+    assert rendered[0]["input_rank"] == 5
 
 
 # Pairs
@@ -437,7 +461,7 @@ def test_the_fields_tell_the_shape(fields: list[str], names: FieldNames, shape: 
     assert (found and found.name) == shape
 
 
-PASSAGE_IDS = ("passage_id", "doc_id", "docid", "pid", "id", "_id")
+PASSAGE_IDS = ("passage_id", "doc_id", "docid", "pid", "docno", "id", "_id")
 OF_A_PASSAGE = ("text", "image", *PASSAGE_IDS)
 
 
@@ -458,7 +482,7 @@ OF_A_PASSAGE = ("text", "image", *PASSAGE_IDS)
         (
             ListShape(FieldNames(query="m.q", passages="hits", text="s.body", id="m.no")),
             ["m", "hits", "id"],
-            {"m": None, "id": None, "hits": ("s", "m", "image", *PASSAGE_IDS)},
+            {"m": None, "id": None, "hits": ("s.body", "s", "m.no", "m", "image", *PASSAGE_IDS)},
         ),
         (
             FlatShape(NO_NAMES),
@@ -474,10 +498,9 @@ def test_a_shape_reads_only_its_columns(shape: Shape, columns: list[str], wanted
     assert dict(shape.columns(columns)) == wanted
 
 
-def test_a_nested_list_of_a_table_is_refused() -> None:
+def test_of_a_list_in_a_struct_the_whole_column_is_read() -> None:
     shape = ListShape(FieldNames(passages="body.hits"))
-    with pytest.raises(UsageError, match=r"^--passages-field body\.hits: in Parquet the list of passages is a column"):
-        shape.columns(["query", "body"])
+    assert shape.columns(["query", "body"]) == {"query": None, "body": None}
     assert "body.hits" in shape.columns(["query", "body.hits"])
 
 

@@ -134,7 +134,7 @@ def test_a_run_without_its_texts_is_refused(trec: Trec) -> None:
 def test_texts_without_a_run_are_refused(trec: Trec, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"query": "q", "passages": []}\n')
     inputs = resolve_inputs([str(tmp_path / "a.jsonl")])
-    with pytest.raises(UsageError, match="the texts of a TREC run, and no input is one"):
+    with pytest.raises(UsageError, match="the texts of rows that hold ids, and the input has its texts itself"):
         open_lists(inputs, FieldNames(), ReadOptions(), "auto", Texts(trec.queries, trec.corpus))
     with pytest.raises(UsageError, match=r"--shape trec: .*a.jsonl is read as jsonl"):
         open_lists(inputs, FieldNames(), ReadOptions(), "trec")
@@ -199,6 +199,13 @@ def test_a_list_with_ids_can_be_written_as_a_run() -> None:
     )
 
 
+def test_of_passages_with_the_same_id_a_run_has_the_best() -> None:
+    chunks = [{"id": one, "text": one} for one in "abaca"]
+    assert written({"qid": 5, "query": "q", "passages": chunks}) == (
+        "5 Q0 a 1 0.000000 rerank-cli\n5 Q0 b 2 -1.000000 rerank-cli\n5 Q0 c 3 -3.000000 rerank-cli\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "code", "message"),
     [
@@ -207,7 +214,6 @@ def test_a_list_with_ids_can_be_written_as_a_run() -> None:
         ({"id": "q 1", "passages": []}, "unfit-id", "the id of the query is empty or has white space in it"),
         ({"id": "q", "passages": [{"id": "a\nb", "text": ""}]}, "unfit-id", "the id of passages[0] is empty or has wh"),
         ({"id": "q", "passages": [{"id": "", "text": ""}]}, "unfit-id", "the id of passages[0] is empty or has white"),
-        ({"id": "q", "passages": [{"id": "a", "text": ""}] * 2}, "repeated-passage", "passages[1] has the id of an ea"),
     ],
 )
 def test_a_list_that_a_run_cannot_hold_is_an_error_row(row: dict[str, Any], code: str, message: str) -> None:

@@ -1,0 +1,88 @@
+"""`tei`: the body of a `/rerank` request of Text Embeddings Inference a line, and its response.
+
+    {"query": ..., "texts": [...], "raw_scores"?: true, "return_text"?: true, "truncate"?: true}
+    {..., "results": [{"index": 0, "score": 0.97, "text"?: ...}, ...]}
+
+The server answers with the bare list; here it stands in `results`, so that the fields that the API does not know come
+back beside it. `score` is the sigmoid of the logit, or the logit where `raw_scores` asks for it. Without `truncate` a
+pair that is too long is an error, as there.
+
+Source: the OpenAPI document of Text Embeddings Inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.shapes.fields import RowProblem, list_of, required, text_of, without
+from rerank_cli.formats.shapes.request_keys import STEERS, limits_of, refuse_unfollowed, switch, wants_logits
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names
+from rerank_cli.records import CandidateList, RankedList, Row
+
+_OF_REQUEST = ("query", "texts", *STEERS, "results")
+
+
+def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
+    return 2 if not names.of_rows and isinstance(fields.get("texts"), list) and "query" in fields else 0
+
+
+def _open(names: FieldNames, texts: Texts) -> TeiShape:
+    refuse_field_names("tei", names)
+    return TeiShape(names)
+
+
+def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    results = [{"index": entry.index, "score": entry.probability} for entry in ranked.ranking]
+    yield {**without(exchange.fields, "results"), "results": results}
+
+
+TEI = Kind("tei", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TeiShape(RequestShape):
+    """One `/rerank` body of Text Embeddings Inference a row."""
+
+    @property
+    def kind(self) -> Kind:
+        """See `Shape`."""
+        return TEI
+
+    def read(self, row: Row) -> CandidateList:
+        """The request in `row`; raises `RowProblem`."""
+        fields = row.fields
+        query = text_of(required(row, "query", "query", ""), "query")
+        texts = list_of(required(row, "texts", "texts", ""), "texts")
+        refuse_unfollowed(fields)
+        switch(fields, "return_text")
+        wants_logits(fields)
+        for place, text in enumerate(texts):
+            if not isinstance(text, str):
+                text_of(text, f"texts[{place}]")
+        if not texts:
+            raise RowProblem("bad-value", "`texts` is empty")
+        limits = limits_of(fields, whole=True)
+        return CandidateList(query, tuple(texts), (row,), self.identity(fields), limits=limits)
+
+    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+        """See `Shape`."""
+        fields = ranked.source.rows[0].fields
+        raw, back = wants_logits(fields), switch(fields, "return_text")
+        results = []
+        for entry in ranked.ranking:
+            result: dict[str, Any] = {"index": entry.index, "score": entry.logit if raw else entry.probability}
+            results.append({**result, "text": fields["texts"][entry.index]} if back else result)
+        yield {**without(fields, *_OF_REQUEST), "results": results}
+
+    def passage_id(self, source: CandidateList, index: int) -> object:
+        """See `Shape`. Texts have none."""
+        return None
+
+    def exchange(self, source: CandidateList) -> Exchange:
+        """See `Shape`."""
+        rest = without(source.rows[0].fields, *_OF_REQUEST)
+        passages = [{"text": text} for text in source.passages]
+        return Exchange(source.id, source.query, rest, passages, (None,) * len(passages))
