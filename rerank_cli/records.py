@@ -136,6 +136,7 @@ class CandidateList:
     places: where each of `passages` stands in the list of its row, if some of that list cannot be scored; else empty.
     passage_error: how a passage that has no score is told, by (place, code, message); None where one makes its whole
     list bad, as in a request.
+    whole: of which this is the head that is scored (`--depth`); the other passages keep their place.
     """
 
     query: str
@@ -147,6 +148,7 @@ class CandidateList:
     queries: tuple[str, ...] = ()
     places: tuple[int, ...] = ()
     passage_error: Callable[[int, str, str], RowError] | None = field(default=None, compare=False)
+    whole: CandidateList | None = None
 
     @property
     def pairs(self) -> list[tuple[str, Passage]]:
@@ -271,6 +273,11 @@ class RankedPassage:
     def retiled(self) -> bool:
         """Its image was cut in fewer tiles than it would have had, so that the pair fits."""
         return self.tiles > self.kept_tiles
+
+    @property
+    def is_scored(self) -> bool:
+        """A model has seen it: it does not stand below `--depth`."""
+        return not math.isnan(self.logit)
 
     @property
     def probability(self) -> float:

@@ -15,6 +15,7 @@ import typer
 
 from rerank_cli import __version__
 from rerank_cli.cli.console import forget_stdout, say, say_error
+from rerank_cli.cli.evaluate import evaluate
 from rerank_cli.cli.mem_estimate import MemEstimateCommand, mem_estimate
 from rerank_cli.cli.profile_select import ProfileSelectCommand, profile_select
 from rerank_cli.cli.quick import QuickCommand, QuickGroup
@@ -35,6 +36,7 @@ app.command(cls=QuickCommand)(score)
 app.command(cls=QuickCommand)(rerank_file)
 app.command(cls=ProfileSelectCommand)(profile_select)
 app.command(cls=MemEstimateCommand)(mem_estimate)
+app.command(cls=QuickCommand)(evaluate)
 app.command(cls=QuickCommand)(version)
 
 

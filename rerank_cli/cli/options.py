@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from rerank_cli.cli.declare import (
     BAD,
@@ -102,6 +102,13 @@ def read_template(name: str) -> str:
 def parse_out_format(text: str) -> str:
     """A format of files or a shape of rows."""
     return _one_of(text, out_formats())
+
+
+def parse_blend_of(text: str) -> Any:
+    """The blend that `rrf:0.5` or `z:0.3` names."""
+    from rerank_cli.evaluation.blend import parse_blend  # with numpy, which a start without the option need not load
+
+    return parse_blend(text)
 
 
 def parse_shape(text: str) -> str:

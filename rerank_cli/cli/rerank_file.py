@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, SCALE, argument, option, takes
-from rerank_cli.cli.options import JUDGED, SCORING, parse_shape, shapes
+from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, SCALE, SELECTION, argument, option, takes
+from rerank_cli.cli.options import JUDGED, SCORING, parse_blend_of, parse_shape, shapes
 from rerank_cli.errors import EXIT_CODES, UsageError
 from rerank_cli.job.options import STDOUT
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
@@ -49,6 +49,15 @@ OPTIONS = [
     option(
         "--group-by", str, group=ROWS, into="fields.group_by", metavar="PATH",
         help="Field that tells which flat rows belong together. Default: query_id, else the query's text.",
+    ),
+    option(
+        "--depth", int, group=SELECTION, into="depth", metavar="N", min=1,
+        help="Score the first N candidates of a list alone; those below keep their place. Default: all.",
+    ),
+    option(
+        "--blend", str, group=SELECTION, into="blend", metavar="rrf:W|z:W", parse=parse_blend_of,
+        help="Join the scores with the given order, which has the weight W from 0 to 1: by reciprocal ranks or by "
+        "z-scores. `rerank-cli evaluate` says what helps. Default: the scores alone.",
     ),
     option(
         "--engine", EngineKind, group=SCALE, default="local", metavar="KIND",
@@ -106,6 +115,9 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if given["engine"] == "ray":
         from rerank_cli.cluster import ClusterOptions
 
+        for flag in ("depth", "blend"):
+            if given[flag] is not None:
+                raise UsageError(f"--{flag}: cannot be had with `--engine ray`", hint="leave out `--engine`")
         if given["dry_run"]:
             raise UsageError("--dry-run: cannot be had with `--engine ray`", hint="leave out `--engine`")
         cluster = ClusterOptions(*(given[name] for name in ("ray_address", "engines", *_OF_ENGINES)))

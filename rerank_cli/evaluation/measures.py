@@ -121,7 +121,7 @@ class Evaluator:
     """
 
     def __init__(self, qrels: str, metrics: Sequence[str]) -> None:
-        self._measures = list({str(measure): measure for measure in map(_parse_measure, metrics)}.values())
+        self._measures = list({str(measure): measure for measure in map(parse_measure, metrics)}.values())
         self._file = qrels
         self._qrels = read_qrels(qrels)
         self._values: dict[str, tuple[Values | None, Values]] = {}
@@ -307,7 +307,8 @@ def _aggregated(measure: Any, values: Sequence[float]) -> float:
     return float(aggregator.result())
 
 
-def _parse_measure(name: str) -> Any:
+def parse_measure(name: str) -> Any:
+    """The measure of ir-measures with this name; `UsageError` where there is none, or it cannot be computed here."""
     # Imported here: it costs 0.3 s that a run without judgements need not pay.
     import ir_measures
 

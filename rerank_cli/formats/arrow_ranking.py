@@ -368,9 +368,9 @@ class _Scores:
         """One column for each of `fields`; null where a passage has no score (rank 0)."""
         values: dict[str, Callable[[RankedPassage], object]] = {
             "rank": lambda place: place.rank,
-            self.score: lambda place: place.logit,
+            self.score: lambda place: place.logit if place.is_scored else None,
             "index": lambda place: place.index,
-            "prob": lambda place: sigmoid(place.logit),
+            "prob": lambda place: sigmoid(place.logit) if place.is_scored else None,
             "truncated": lambda place: True if place.truncated else None,
             "tokens": lambda place: place.tokens if place.truncated else None,
             "kept_tokens": lambda place: place.kept_tokens if place.truncated else None,

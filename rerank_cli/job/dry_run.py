@@ -16,7 +16,7 @@ from rerank_cli.job.image_parts import EncodedPart, ScoredPart, encode_parts, im
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import prepare
 from rerank_cli.job.ranking import rank_window
-from rerank_cli.job.windows import cut_windows
+from rerank_cli.job.windows import cut_windows, heads_of
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
@@ -50,7 +50,8 @@ def dry_run(options: JobOptions) -> DryRun:
     lengths: list[int] = []
     kept = squares = truncated = unscorable = 0
     first: RowError | None = None
-    for window in cut_windows(prepared.shape.group(prepared.items), max_pairs=prepared.plan.window_pairs):
+    lists = heads_of(prepared.shape.group(prepared.items), options.depth)
+    for window in cut_windows(lists, max_pairs=prepared.plan.window_pairs):
         counts.rows_in += window.rows
         counts.blank += window.blank
         counts.lists += len(window.lists)

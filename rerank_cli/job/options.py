@@ -18,6 +18,7 @@ from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refu
 from rerank_cli.planning.choices import ProfileRequest
 
 if TYPE_CHECKING:
+    from rerank_cli.evaluation.blend import Blend
     from rerank_cli.records import Counts
 
 STDOUT = "-"
@@ -172,6 +173,10 @@ class JobOptions:
     metrics: tuple[str, ...] = ("nDCG@10",)
     command: Command | None = None
     """The command line, for the report."""
+    depth: int | None = None
+    """Candidates of a list that are scored, from its start; the others keep their place. None: all."""
+    blend: Blend | None = None
+    """How the scores are joined with the given order."""
     check_precision: int | None = None
     """Pairs that are scored in fp32 too."""
 

@@ -133,6 +133,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         items = ordered_by_group(inputs, own, items, read)
         shape = written_as(own, output_kind(options.names, own.kind))
         refuse_sigmoids(shape, model)
+        refuse_scores_in_order(shape, options)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
         read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
@@ -152,6 +153,16 @@ def refuse_sigmoids(shape: Shape, model: PreparedModel) -> None:
             "a probability",
             hint=f"`--out-format list` writes the {model.score}",
         )
+
+
+def refuse_scores_in_order(shape: Shape, options: JobOptions) -> None:
+    """`UsageError` for a shape whose order is that of its scores, where the order is another one."""
+    for flag, value in (("--depth", options.depth), ("--blend", options.blend)):
+        if value is not None and shape.kind.name not in ("list", "flat"):
+            raise UsageError(
+                f"{flag}: rows of the shape {shape.kind.name} are in the order of their scores, and this order is not",
+                hint="`--out-format list` has a rank beside the score",
+            )
 
 
 def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.evaluation.blend import Blend, best_first
 from rerank_cli.formats.shapes import Selection, row_error
 from rerank_cli.records import CandidateList, EncodedPair, RankedList, RankedPassage, RowError
 
@@ -65,7 +66,9 @@ def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem])
     return out
 
 
-def rank_window(encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> tuple[list[RankedList], list[RowError]]:
+def rank_window(
+    encoded: EncodedWindow, logits: npt.NDArray[np.float32], blend: Blend | None = None
+) -> tuple[list[RankedList], list[RowError]]:
     """The window's lists in rank order, nothing left out, and the rows that have no score."""
     ranked: list[RankedList] = []
     errors: list[RowError] = []
@@ -86,8 +89,8 @@ def rank_window(encoded: EncodedWindow, logits: npt.NDArray[np.float32]) -> tupl
         else:
             errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
         good = [index for index in range(len(places)) if index not in bad]
-        if good or not item.passages:
-            ranked.append(_rank(item, good, entries, scores))
+        if good or not item.passages or item.whole:
+            ranked.append(_rank(item, good, entries, scores, blend))
     return ranked, errors
 
 
@@ -99,11 +102,18 @@ def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
     return None
 
 
-def _rank(item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], scores: Sequence[float]) -> RankedList:
-    """Best logit first, equal logits in input order."""
+def _rank(
+    item: CandidateList,
+    good: Sequence[int],
+    entries: Sequence[Encoded],
+    scores: Sequence[float],
+    blend: Blend | None,
+) -> RankedList:
+    """Best logit first, or what it is blended to; equal ones in input order. Passages that are not scored follow."""
     ranking = []
     read = 0
-    for rank, index in enumerate(sorted(good, key=lambda index: (-scores[index], index)), start=1):
+    values = np.array([scores[index] for index in good], dtype=np.float64)
+    for rank, index in enumerate((good[place] for place in best_first(values, blend=blend).tolist()), start=1):
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"
         tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
@@ -112,13 +122,16 @@ def _rank(item: CandidateList, good: Sequence[int], entries: Sequence[Encoded], 
         tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
         place = item.place_of(index)
         ranking.append(RankedPassage(rank, place, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles))
-    return RankedList(source=item, ranking=tuple(ranking), tokens=read)
+    whole = item.whole or item
+    for index in range(len(item.passages), len(whole.passages)):
+        ranking.append(RankedPassage(len(ranking) + 1, whole.place_of(index), np.nan, 0, 0))
+    return RankedList(source=whole, ranking=tuple(ranking), tokens=read)
 
 
 def select(ranked: RankedList, selection: Selection) -> RankedList:
     """What the user and the request want of a ranking; the ranks stay as they were given."""
-    least = -np.inf if selection.threshold is None else selection.threshold
-    kept = (entry for entry in ranked.ranking if entry.logit >= least)
+    least = selection.threshold
+    kept = (entry for entry in ranked.ranking if least is None or entry.logit >= least)
     wanted = [limit for limit in (selection.top_n, ranked.source.top_n) if limit is not None]
     return replace(ranked, ranking=tuple(islice(kept, min(wanted, default=None))))
 

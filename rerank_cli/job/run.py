@@ -35,7 +35,7 @@ from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.watched_images import WatchedImages
-from rerank_cli.job.windows import Share, Windows
+from rerank_cli.job.windows import Share, Windows, heads_of
 from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
@@ -198,7 +198,8 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         totals.begin_scoring()
         resume.pass_over(windows)
         scoring = score_windows(
-            windows, prepared.encoder, engine, pool=options.pool, image_processes=plan.image_processes,
+            windows, prepared.encoder, engine, pool=options.pool, blend=options.blend,
+            image_processes=plan.image_processes,
             stop=stop, timing=totals.timing, on_submit=watcher.progress.submit,
             on_batch=_counted_batches(totals, watcher), on_note=watcher.on_note,
         )  # fmt: skip
@@ -280,8 +281,8 @@ def _windows(options: JobOptions, prepared: Prepared, plan: Plan, images: Watche
     lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
     max_pairs = _SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
     return Windows(
-        images.look(prepared.shape.group(prepared.items)), max_pairs=max_pairs, share=Share(shard, shards, lines),
-        position=lambda: prepared.position.share,
+        images.look(heads_of(prepared.shape.group(prepared.items), options.depth)), max_pairs=max_pairs,
+        share=Share(shard, shards, lines), position=lambda: prepared.position.share,
     )  # fmt: skip
 
 

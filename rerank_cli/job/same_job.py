@@ -111,6 +111,11 @@ def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
     del fields["request"]["origins"]  # who asked for it
     fields["pairs"] = "score" if options.pairs else "rerank-file"
     fields["shard"] = options.shard and "{}/{}".format(*options.shard)
+    # Only where they are given: unfinished runs of versions without them are known by what they had.
+    fields["blend"] = options.blend and str(options.blend)
+    for name in ("depth", "blend"):
+        if fields[name] is None:
+            del fields[name]
     for name, value in fields.items():
         inner = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
         for path, part in inner.items():

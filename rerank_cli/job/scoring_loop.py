@@ -33,6 +33,7 @@ from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoder, ReadsImages
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
+from rerank_cli.evaluation.blend import Blend
 from rerank_cli.job.image_parts import (
     EncodedPart,
     ScoredPart,
@@ -75,6 +76,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
     engine: Engine,
     *,
     pool: Pool = "max",
+    blend: Blend | None = None,
     image_processes: int = 0,
     stop: Stop | None = None,
     timing: Timing | None = None,
@@ -89,6 +91,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
         encoder: Makes token ids of pairs.
         engine: Makes logits of token ids.
         pool: Joins the logits of the chunks of a pair.
+        blend: Joins the order of the logits with the given one.
         image_processes: How many processes may read page images.
         stop: Asked after each batch and while nothing comes. The caller holds it where it must not interrupt.
         timing: Grows by what each stage takes.
@@ -110,7 +113,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
             done.append(scored)
             if part.places is not None:
                 encoded, logits = join_parts(part.window, done, part.places)
-                ranked, errors = rank_window(encoded, logits)
+                ranked, errors = rank_window(encoded, logits, blend)
                 counts: Counter[str] = Counter()
                 for one in done:
                     counts.update(one.counts)

@@ -82,6 +82,21 @@ class Windows:
             yield window
 
 
+def heads_of(items: Iterable[Grouped], depth: int | None) -> Iterator[Grouped]:
+    """`items` with the first `depth` passages of each list alone, which are those that are scored."""
+    for item in items:
+        if depth is None or not isinstance(item, CandidateList) or len(item.passages) <= depth:
+            yield item
+        else:
+            yield replace(
+                item,
+                passages=item.passages[:depth],
+                queries=item.queries[:depth],
+                places=item.places[:depth],
+                whole=item,
+            )
+
+
 def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:
     """Group whole candidate lists into windows of at least `max_pairs` pairs or `max_bytes` of text."""
     lists: list[CandidateList] = []

@@ -96,7 +96,7 @@ class Observations:
 
     def add_ranked(self, ranked: Sequence[RankedList]) -> None:
         """The complete rankings of a window."""
-        found = [(entry.rank, entry.logit) for item in ranked for entry in item.ranking]
+        found = [(entry.rank, entry.logit) for item in ranked for entry in item.ranking if entry.is_scored]
         if found:
             ranks, logits = np.array(found, dtype=np.float64).T
             self._scores.add(np.searchsorted(_LAST_RANKS, ranks), logits)

@@ -182,11 +182,11 @@ def own_fields(row: Row) -> Mapping[str, Any]:
 
 def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
     """Our fields of a passage."""
-    ours: dict[str, Any] = {selection.score: entry.logit}
+    ours: dict[str, Any] = {selection.score: entry.logit if entry.is_scored else None}
     if ranks:
         ours = {"rank": entry.rank, **ours, "index": entry.index}
     if selection.prob:
-        ours["prob"] = entry.probability
+        ours["prob"] = entry.probability if entry.is_scored else None
     if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
     if entry.retiled:

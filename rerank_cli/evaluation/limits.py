@@ -1,0 +1,57 @@
+"""What limits a system: the candidates it was given, the judgements, and the queries on which it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rerank_cli.evaluation.systems import UNJUDGED, Grades, System, Values
+
+_EXTREMES = 5
+_TOP = 10
+
+
+def limits_of(system: System, queries: Sequence[str], baseline: Mapping[str, Values], grades: Grades) -> dict[str, Any]:
+    """By the first measure, over `queries` that the system has."""
+    queries = [query for query in queries if query in system.lists]
+    lists = [system.lists[query] for query in queries]
+    without = [query for query in queries if not (system.lists[query].grades > 0).any()]
+    changes = {query: _change(system.values[query], baseline.get(query)) for query in queries}
+    ordered = sorted((query for query in queries if changes[query] is not None), key=lambda one: changes[one] or 0.0)
+    judged_bad = any(grade <= 0 for query in queries for grade in grades[query].values())
+    found: dict[str, Any] = {
+        "perfect_order": _mean([system.perfect[query][0] for query in queries]),
+        "without_relevant_candidate": len(without),
+        "examples_without": without[:_EXTREMES],
+        "judged_in_top_10": _mean([_judged(one.grades[:_TOP]) for one in lists]),
+        "worst": [{"query": one, "change": changes[one]} for one in ordered[:_EXTREMES] if (changes[one] or 0) < 0],
+        "best": [
+            {"query": one, "change": changes[one]} for one in ordered[: -_EXTREMES - 1 : -1] if (changes[one] or 0) > 0
+        ],
+    }
+    if judged_bad:
+        kept = [system.condensed[query] for query in queries]
+        found["condensed"] = {
+            "given": _mean([one[0][0] for one in kept if one[0] is not None]),
+            "value": _mean([one[1][0] for one in kept]),
+        }
+    else:
+        found["condensed"] = None  # every judged passage is relevant: without the others each list would be perfect
+    return found
+
+
+def _judged(grades: Any) -> float | None:
+    return float(np.mean(grades != UNJUDGED)) if len(grades) else None
+
+
+def _change(new: Values, old: Values | None) -> float | None:
+    if old is None or new[0] is None or old[0] is None:
+        return None
+    return new[0] - old[0]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None

@@ -1,0 +1,223 @@
+"""The systems that `evaluate` holds against each other: files of ranked lists, read once, measured as they come.
+
+Of each judged query a system keeps the values of the measures and, as arrays, what blends and comparisons need of its
+list: a hash of each passage's id, its grade, its place in the given order and its score. A hundred thousand queries of
+a hundred candidates are some 250 MB a system. Without judgements every query counts.
+
+A list that lacks a query counts as nothing found, as it does in ir-measures. The first list of a query and the first
+place of an id count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.errors import InputError
+from rerank_cli.evaluation.measures import parse_measure
+from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
+from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
+from rerank_cli.formats.shapes import FieldNames
+from rerank_cli.records import RowError
+
+UNJUDGED = np.iinfo(np.int32).min
+SCORES = ("logit", "cosine", "relevance_score", "rerank_score", "score")
+
+_QUERIES_AT_ONCE = 200
+
+Values = list[float | None]
+Grades = Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The list of one query in its new order."""
+
+    ids: npt.NDArray[np.uint64]
+    """Hashes of the passages' ids."""
+    grades: npt.NDArray[np.int32]
+    """`UNJUDGED` where the judgements say nothing."""
+    places: npt.NDArray[np.int32] | None
+    """In the given order, from 0; None where nobody knows it."""
+    scores: npt.NDArray[np.float64] | None
+
+
+@dataclass(slots=True)
+class System:
+    """One file of ranked lists, and what was measured of it, by query."""
+
+    name: str
+    new_order: str = ""
+    given_order: str | None = None
+    lists: dict[str, Ranked] = field(default_factory=dict)
+    values: dict[str, Values] = field(default_factory=dict)
+    given: dict[str, Values] = field(default_factory=dict)
+    perfect: dict[str, Values] = field(default_factory=dict)
+    """Of the same candidates in the order of their grades."""
+    condensed: dict[str, tuple[Values | None, Values]] = field(default_factory=dict)
+    """Of the given and the new order without the unjudged passages."""
+    unjudged: int = 0
+    repeated: int = 0
+    repeated_passages: int = 0
+    rows_error: int = 0
+    has_scores: bool = False
+    cut: int = 0
+    """Lists with fewer passages than were reranked."""
+
+
+class Measurer:
+    """Measures orders by ir-measures."""
+
+    def __init__(self, grades: Grades, metrics: Sequence[str]) -> None:
+        self.measures = list({str(one): one for one in map(parse_measure, metrics)}.values())
+        self.names = [str(one) for one in self.measures]
+        self._grades = grades
+        cutoffs = [one.params.get("cutoff") for one in self.measures]
+        # What stands below every cutoff changes no value.
+        self._cutoff = None if None in cutoffs else max(cutoffs)
+
+    def of(self, orders: Mapping[str, Sequence[str]]) -> dict[str, Values]:
+        """The values of each query, in the order of the measures."""
+        if not orders:
+            return {}
+        found: dict[tuple[str, str], float | None] = {}
+        try:
+            found = self._calculated(orders, self.measures)
+        except ArithmeticError:  # some measures divide by the number of something that a query has none of
+            for query, order in orders.items():
+                for measure in self.measures:
+                    try:
+                        found |= self._calculated({query: order}, [measure])
+                    except ArithmeticError:
+                        found[str(measure), query] = None
+        return {query: [found.get((name, query)) for name in self.names] for query in orders}
+
+    def nothing(self, query: str) -> Values:
+        """The values of a query for which nothing is found."""
+        return self.of({query: ()})[query]
+
+    def _calculated(
+        self, orders: Mapping[str, Sequence[str]], measures: Sequence[Any]
+    ) -> dict[tuple[str, str], float | None]:
+        import ir_measures
+
+        qrels = [
+            ir_measures.Qrel(query, passage, grade)
+            for query in orders
+            for passage, grade in self._grades[query].items()
+        ]
+        run = [
+            ir_measures.ScoredDoc(query, passage, -float(place))
+            for query, order in orders.items()
+            for place, passage in enumerate(order[: self._cutoff])
+        ]
+        found = ir_measures.iter_calc(measures, qrels, run)
+        values = ((one, float(one.value)) for one in found)
+        return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
+
+
+def read_system(
+    path: str,
+    measurer: Measurer | None,
+    grades: Grades,
+    *,
+    names: FieldNames,
+    in_format: str = "auto",
+    on_error: Callable[[RowError], None],
+) -> System:
+    """Read a file and measure it; without a measurer every query is kept and none measured."""
+    file = RerankedFile(resolve_inputs([path], in_format), names, ReadOptions())
+    system = System(path)
+
+    def count(error: RowError) -> None:
+        system.rows_error += 1
+        on_error(error)
+
+    lists = _lists(file, system, grades, count, keep_all=measurer is None)
+    while some := list(islice(lists, _QUERIES_AT_ONCE)):
+        if measurer is not None:
+            _measure(system, measurer, grades, some)
+        for query, _, _, ranked in some:
+            system.lists[query] = ranked
+    system.cut = file.cut
+    system.new_order = file.reranked.words if file.reranked else ""
+    system.given_order = file.given.words if file.given else None
+    if grades and not system.lists:
+        example = next(iter(grades))
+        raise InputError(f"{path}: no query of the judgements is in it; they have `{example}`")
+    return system
+
+
+def _lists(
+    file: RerankedFile, system: System, grades: Grades, on_error: Callable[[RowError], None], *, keep_all: bool
+) -> Iterator[tuple[str, list[str] | None, list[str], Ranked]]:
+    seen: set[str] = set()
+    score: str | None = None
+    for item in file.lists(lambda query: keep_all or query in grades, on_error):
+        if not keep_all and item.query not in grades:
+            system.unjudged += 1
+            continue
+        if item.query in seen:
+            system.repeated += 1
+            continue
+        seen.add(item.query)
+        passages = _each_once(item.reranked)
+        new = [one[0] for one in passages]
+        system.repeated_passages += len(item.reranked) - len(new)
+        given = None if item.given is None else list(dict.fromkeys(passage_names(item.given)))
+        if score is None and passages:
+            score = _score_field(file, [one[1] for one in passages])
+            system.has_scores = bool(score)
+        scores = np.array([one[1].number(score) for one in passages]) if score else None
+        place = None if given is None else {name: at for at, name in enumerate(given)}
+        of_query = grades.get(item.query, {})
+        ranked = Ranked(
+            ids=np.array([_hash(name) for name in new], dtype=np.uint64),
+            grades=np.array([of_query.get(name, UNJUDGED) for name in new], dtype=np.int32),
+            places=None if place is None else np.array([place[name] for name in new], dtype=np.int32),
+            scores=scores,
+        )
+        yield item.query, given, new, ranked
+
+
+def _score_field(file: RerankedFile, passages: Sequence[OrderedPassage]) -> str:
+    """The field of the new order's scores; none where it is the given order's, or not every passage has one."""
+    of_given = file.given.field if file.given else None
+    return next((name for name in SCORES if name != of_given and all(one.has(name) for one in passages)), "")
+
+
+def _each_once(passages: Sequence[OrderedPassage]) -> list[tuple[str, OrderedPassage]]:
+    once: dict[str, OrderedPassage] = {}
+    for name, passage in zip(passage_names(passages), passages, strict=True):
+        once.setdefault(name, passage)
+    return list(once.items())
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _measure(
+    system: System,
+    measurer: Measurer,
+    grades: Grades,
+    some: Iterable[tuple[str, list[str] | None, list[str], Ranked]],
+) -> None:
+    new = {query: order for query, _, order, _ in some}
+    given = {query: order for query, order, _, _ in some if order is not None}
+    system.values |= measurer.of(new)
+    system.given |= measurer.of(given)
+    system.perfect |= measurer.of(
+        {query: sorted(order, key=lambda name, of=grades[query]: -of.get(name, 0)) for query, order in new.items()}  # type: ignore[misc]
+    )
+    kept_new = measurer.of({query: [one for one in order if one in grades[query]] for query, order in new.items()})
+    kept = measurer.of({query: [one for one in order if one in grades[query]] for query, order in given.items()})
+    for query in new:
+        system.condensed[query] = kept.get(query), kept_new[query]

@@ -1,0 +1,145 @@
+"""Should it ship? A verdict on the differences of one measure, a query each, with a known rate of errors.
+
+Two tests must agree that a difference is more than chance: the paired t-test, to which the 95 % interval belongs, and
+the paired randomisation test, which takes nothing for granted of how the differences are spread (`significance`). The
+larger of their p-values is the p-value of the verdict. Several systems or measures are one family: Holm's correction
+keeps the chance of even one wrong verdict at 5 %.
+
+    ship        better, more than chance, and the gain that is worth having (`ship_at`) lies not above the interval
+    don't ship  worse, more than chance; or the whole interval is too small for a gain worth having
+    undecided   anything else, with the number of judged queries that would probably settle it
+
+How many more: so that a difference as large as the one seen, or as `ship_at` if that is larger, is found in four of
+five collections. The error rates are simulated in `benchmarks/verdict.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.evaluation.significance import Significance, randomisation_test
+from rerank_cli.evaluation.student import quantile, two_tails
+
+ALPHA = 0.05
+LEVEL = 0.95
+SHIP_AT = 0.01
+
+_POWER_Z = 0.8416  # four of five
+_NORMAL = 1e6  # degrees of freedom at which t is the normal distribution
+
+Word = Literal["ship", "don't ship", "undecided"]
+Numbers = Sequence[float] | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedTest:
+    """The mean of paired differences, and whether it is more than chance."""
+
+    queries: int
+    difference: float
+    deviation: float | None
+    """Standard deviation of the differences; None for a single query."""
+    low: float | None
+    """Ends of the 95 % interval."""
+    high: float | None
+    t: float | None
+    """None where all differences are equal."""
+    p_t: float
+    p_randomisation: float
+
+    @property
+    def p_value(self) -> float:
+        """The larger of both: the tests must agree."""
+        return max(self.p_t, self.p_randomisation)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do, and what it rests on."""
+
+    word: Word
+    test: PairedTest
+    p_corrected: float
+    """After Holm's correction for all verdicts of the family."""
+    family: int
+    """Verdicts that are corrected together."""
+    more_queries: int | None = None
+    """Judged queries that would probably settle it; None where it is settled, or nobody can say."""
+    too_small: bool = False
+    """Settled because any gain is smaller than the one worth having."""
+
+
+def paired_test(
+    differences: Numbers, randomise: Callable[[Any], Significance | None] = randomisation_test
+) -> PairedTest:
+    """Test differences, at least one. randomise: the randomisation test, which a simulation shortens."""
+    found = np.asarray(differences, dtype=np.float64)
+    test = randomise(found)
+    p_randomisation = test.p_value if test else 1.0
+    count, mean = len(found), float(found.mean())
+    if count < 2:
+        return PairedTest(count, mean, None, None, None, None, 1.0, p_randomisation)
+    deviation = float(found.std(ddof=1))
+    error = deviation / math.sqrt(count)
+    if error <= 1e-15 * abs(mean) or error == 0:
+        return PairedTest(count, mean, deviation, mean, mean, None, 0.0 if mean else 1.0, p_randomisation)
+    reach = quantile(LEVEL, count - 1) * error
+    t = mean / error
+    return PairedTest(count, mean, deviation, mean - reach, mean + reach, t, two_tails(t, count - 1), p_randomisation)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's corrected p-values, in the order given."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda one: p_values[one])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def decide(tests: Sequence[PairedTest], ship_at: float = SHIP_AT) -> list[Verdict]:
+    """The verdicts on a family of tests, in their order."""
+    corrected = holm([test.p_value for test in tests])
+    return [
+        _decided(Verdict("undecided", test, p_value, len(tests)), ship_at)
+        for test, p_value in zip(tests, corrected, strict=True)
+    ]
+
+
+def _decided(verdict: Verdict, ship_at: float) -> Verdict:
+    test = verdict.test
+    if test.low is None or test.high is None:
+        return verdict
+    more_than_chance = verdict.p_corrected < ALPHA
+    if more_than_chance and test.difference < 0:
+        return replace(verdict, word="don't ship")
+    if more_than_chance and test.high >= ship_at:
+        return replace(verdict, word="ship")
+    if more_than_chance or (-ship_at < test.low and test.high < ship_at) or test.low == test.high == 0:
+        return replace(verdict, word="don't ship", too_small=True)
+    return replace(verdict, more_queries=_more_queries(verdict, ship_at))
+
+
+def _more_queries(verdict: Verdict, ship_at: float) -> int | None:
+    test = verdict.test
+    if not test.deviation:
+        return None
+    z = quantile(1 - ALPHA / verdict.family, _NORMAL) + _POWER_Z
+    for effect in (max(abs(test.difference), ship_at), abs(test.difference)):
+        needed = (z * test.deviation / effect) ** 2 - test.queries if effect else 0
+        if needed > 0:
+            return _rounded_up(needed)
+    return None
+
+
+def _rounded_up(number: float) -> int:
+    """To two digits: 1,234 queries promise more than anybody knows."""
+    step = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
+    return int(math.ceil(number / step) * step)
