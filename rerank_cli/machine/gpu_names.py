@@ -1,8 +1,8 @@
 """GPUs by the names that people say: `L4`, `H100`, `RTX-4090`.
 
 Compute capabilities are those of NVIDIA's list (https://developer.nvidia.com/cuda-gpus). Memory is about what
-`nvidia-smi` shows in MiB; it was written down from memory, so a plan for a named card is a plan for about that size, and
-on a real machine the driver is asked instead. Names are those that NVML gives, by which profiles are found. Where
+`nvidia-smi` shows in MiB; it was written down from memory, so a plan for a named card is a plan for about that size,
+and on a real machine the driver is asked instead. Names are those that NVML gives, by which profiles are found. Where
 several cards share a name it stands for the one that clouds rent most (A100 40 GB, H100 SXM, V100 16 GB); the others
 have names of their own.
 """
