@@ -98,6 +98,9 @@ class PlainLinear:
         return F.linear(x, self._weight, self._bias).add_(residual)
 
 
+_HEAD_CHANNELS = 32
+
+
 class HeadLinear(PlainLinear):
     """A layer of a head, over one row a pair in float32; satisfies `Linear`.
 
@@ -109,8 +112,10 @@ class HeadLinear(PlainLinear):
         """See `Linear`."""
         if x.device.type != "cpu":
             return super().__call__(x)
-        bias = None if self._bias is None else self._bias.double()
-        y = F.linear(x.double(), self._weight.double(), bias).to(x.dtype)
+        wide = x.double()
+        # Some channels at a time: a whole weight in float64 would be the peak of a small batch.
+        y = torch.cat([F.linear(wide, rows.double()).to(x.dtype) for rows in self._weight.split(_HEAD_CHANNELS)], dim=1)
+        y = y if self._bias is None else y + self._bias
         return self._then(y) if self._then else y
 
 

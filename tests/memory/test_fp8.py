@@ -164,5 +164,5 @@ def test_the_arithmetic_knows_the_sizes_of_the_layers() -> None:
 def test_the_estimate_counts_as_many_waiting_batches_as_the_host_may_be_ahead() -> None:
     assert AHEAD == transfer.AHEAD
     model = by_shape(SMALL)
-    assert estimate(model, BatchSize.of([512]), Place()).waiting == 8 * (24 * 512 + 8 * 16 + 12 * 2)
+    assert estimate(model, BatchSize.of([512]), Place()).waiting == 8 * (24 * 512 + 8 * 16 + 12 * 3)
     assert estimate(model, BatchSize.of([512]), Place(cpu=True)).waiting == 0
