@@ -11,7 +11,7 @@ PEERS      := sentence-transformers onnx openvino rerankers flashrank infinity
 PEERS_VENV := .venv-peers
 RESULTS    := benchmarks/results
 
-.PHONY: floor test-floor help demo test lint docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
+.PHONY: help demo test lint floor test-floor docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -63,7 +63,8 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse `args`; without any, show the help and end as for a wrong usage."""
         if not args and not ctx.resilient_parsing:
-            say(ctx.get_help())
+            for line in ctx.get_help().splitlines():
+                say(line)
             raise typer.Exit(UsageError.exit_code)
         return super().parse_args(ctx, args)
 

@@ -125,7 +125,10 @@ class _ErrorTeller:
 
 def _bad_in_words(counts: Counts) -> str:
     """Bad rows, and bad passages of lists that were ranked without them."""
-    passages = f"{counts.passages_error} passages of lists that are ranked without them"
+    bad = counts.passages_error
+    passages = f"{bad} passages of lists that are ranked without them"
+    if bad == 1:
+        passages = "1 passage of a list that is ranked without it"
     if not counts.rows_error and counts.passages_error:
         return passages
     rows = f"{counts.rows_error} of {counts.rows_in} rows"

@@ -67,7 +67,7 @@ def test_one_request_has_one_plan(
     shown = selected(capsys, "--model", tiny_model, *options)
     plan = ran(command, tmp_path, "--model", tiny_model, *options)["plan"]
     assert {name: plan[name] for name in FIELDS} == {name: shown["plan"][name] for name in FIELDS}
-    of_rows = ("template ", "rows of the shape ")
+    of_rows = ("template ", "rows of the shape ", "read: ")
     assert [reason for reason in plan["reasons"] if not reason.startswith(of_rows)] == shown["reasons"]
     assert plan["warnings"][: len(shown["warnings"])] == shown["warnings"]
     assert plan["needed_bytes"] > 0

@@ -89,12 +89,12 @@ def test_a_root_that_is_not_there_stops_the_run(places, capsys):
     assert "--image-root" in capsys.readouterr().err
 
 
-def test_a_bad_image_takes_its_list_with_it_and_no_other_list(places):
+def test_a_bad_image_is_bad_alone_and_its_list_is_ranked_without_it(places):
     lists = [{"query": "q", "passages": ["a", {"image": name}]} for name in ("good.png", "fifo.png", "good.png")]
     source, out = write_lines(places / "lists.jsonl", lists), places / "out.jsonl"
     arguments = ["--model", RERANKER, "-q", "--image-root", str(places / "root"), "--max-input-tiles", "1"]
     assert main(["rerank-file", source, "-o", str(out), *arguments]) == 3
-    assert len(read_lines(out)) == 2
+    assert [len(row["passages"]) for row in read_lines(out)] == [2, 1, 2]
     assert codes(out) == [(2, "image-not-a-file")]
 
 

@@ -200,12 +200,12 @@ def test_a_row_that_kills_its_worker_is_an_error_after_three_tries(tmp_path: Pat
     out = tmp_path / "out"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hurt")}
     said = run(source, "-o", str(out), *options, code=3, env=environment)
-    assert "1 of 40 rows could not be scored" in said
+    assert "1 passage of a list that is ranked without it could not be scored" in said
     assert "was lost (killed by SIGKILL" in said
     (error,) = read_lines(out / "_rerank" / "in.jsonl.errors.jsonl")
     assert (error["row"], error["error"]["code"]) == (12, "engine-died")
     assert error["error"]["message"].startswith("passages[1]: the pair has ended 3 processes")
-    assert len(read_lines(out / "in.jsonl")) == 39
+    assert len(read_lines(out / "in.jsonl")) == 40
     assert json.loads((out / "_manifest.json").read_text())["counts"]["engine_deaths"] >= 3
 
 
