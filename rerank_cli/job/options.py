@@ -71,6 +71,10 @@ class TemplateText(str):
         made.path = path
         return made
 
+    def __getnewargs__(self) -> tuple[str, str]:
+        """What a copy, also one in another process, is made of."""
+        return str(self), self.path
+
     path: str
 
 

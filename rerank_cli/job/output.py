@@ -424,9 +424,12 @@ def _holds_rows(path: Path) -> bool:
 def place_page(names: Names, document: Mapping[str, Any], paths: RunPaths, files: Files) -> None:
     """The page of a run that had finished before, whose report is `document`, if `names` ask for one."""
     if (page := names.files.get("page")) is not None:
+        data = render_report(document)
+        if page.is_file() and page.read_bytes() == data:
+            return  # it got its name from what an earlier process had left
         if page.exists() and not is_special(page) and not paths.may_replace(page, page.lstat()):
             raise OutputError(f"{page}: exists", hint="`--overwrite` replaces it")
-        write_file(page, render_report(document), files, may_replace=paths.may_replace)
+        write_file(page, data, files, may_replace=paths.may_replace)
 
 
 class _Appending(io.RawIOBase):

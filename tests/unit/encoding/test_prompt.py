@@ -291,7 +291,7 @@ def test_the_template_is_in_the_report_and_one_newline_at_its_end_does_not_count
     logits = []
     for text in ("question:{query} \n \n passage:{passage}\n", "question:{query}\npassage:{passage}\n"):
         template.write_text(text)
-        arguments = ["score", str(pair_file), "--model", str(LLAMA), "--report", str(report)]
+        arguments = ["score", str(pair_file), "--model", str(LLAMA), "--report", str(report), "--overwrite"]
         assert main([*arguments, "--template", str(template), "-v"]) == 0
         out, err = capsys.readouterr()
         logits.append(json.loads(out)["logit"])

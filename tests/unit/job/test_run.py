@@ -271,7 +271,7 @@ def test_bad_rows_go_to_the_errors_file_and_the_rest_goes_on(tmp_path: Path) -> 
     path = write_lines(tmp_path / "in.jsonl", [LISTS[0], b"{", long, {"query": 5, "passages": []}, LISTS[1]])
     seen: list[RowError] = []
     outcome = job(path, out=tmp_path / "out.jsonl", truncate="error", watcher=Watcher(on_error=seen.append))
-    assert [row["query_id"] for row in read_lines(tmp_path / "out.jsonl")] == ["q0", "q1"]
+    assert [row["query_id"] for row in read_lines(tmp_path / "out.jsonl")] == ["q0", "long", "q1"]
     errors = read_lines(tmp_path / "out.jsonl.errors.jsonl")
     assert [(told(error), error["id"]) for error in errors] == [
         ((2, "bad-json"), None),
@@ -279,9 +279,10 @@ def test_bad_rows_go_to_the_errors_file_and_the_rest_goes_on(tmp_path: Path) -> 
         ((4, "wrong-type"), None),
     ]
     assert errors[1]["error"]["message"].startswith("passages[1]: ")
-    assert json.loads(errors[1]["raw"]) == long
+    assert errors[1]["raw"] == json.dumps(long["passages"][1])  # the passage alone is bad
     assert [told(error) for error in seen] == [told(error) for error in errors]
     assert outcome.counts.rows_in == outcome.counts.rows_out + outcome.counts.rows_error == 5
+    assert outcome.counts.passages_error == 1
 
 
 def test_a_run_over_its_limit_of_bad_rows_goes_on_with_a_higher_limit(tmp_path: Path, lists: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
@@ -431,6 +431,16 @@ FLAT_ROWS = st.fixed_dictionaries(
 )
 
 
+def has_rows(lines: list[Any]) -> bool:
+    """Whether a line is a row, or all are blank: a file whose lines are all bad is refused as a whole.
+
+    So is one that begins like text in UTF-16.
+    """
+    if lines and isinstance(lines[0], bytes) and lines[0].startswith((b"\xff\xfe", b"\xfe\xff")):
+        return False
+    return any(isinstance(line, dict) for line in lines) or not any(line.strip() for line in lines)
+
+
 def run_mixed(
     folder: Path, lines: list[Any], shape: str, window_pairs: int, suffix: str
 ) -> tuple[Any, list[int], list[int]]:
@@ -452,6 +462,7 @@ def run_mixed(
 def test_every_row_of_lists_is_in_the_output_or_in_the_errors(
     tmp_path: Path, lines: list[Any], window_pairs: int, suffix: str
 ) -> None:
+    assume(has_rows(lines))
     done, out, errors = run_mixed(tmp_path, lines, "list", window_pairs, suffix)
     blank = sum(isinstance(line, bytes) and not line.strip() for line in lines)
     assert sorted(out + errors) == [n for n, line in enumerate(lines, 1) if isinstance(line, dict) or line.strip()]
@@ -482,6 +493,7 @@ def test_every_flat_row_is_in_the_output_or_in_the_errors(
 ) -> None:
     if suffix == "parquet":  # a column has one type
         lines = [{**line, "query_id": str(line.get("query_id"))} if isinstance(line, dict) else line for line in lines]
+    assume(has_rows(lines))
     done, out, errors = run_mixed(tmp_path, lines, "flat", window_pairs, suffix)
     blank = sum(isinstance(line, bytes) and not line.strip() for line in lines)
     assert sorted(out + errors) == [n for n, line in enumerate(lines, 1) if isinstance(line, dict) or line.strip()]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rerank_cli.errors import JobChangedError, LockedError, OutputError, StoppedError
+from rerank_cli.errors import JobChangedError, LockedError, OutputError
 from rerank_cli.journal import (
     Files,
     Fingerprint,
@@ -169,9 +169,9 @@ def test_a_file_where_the_folder_must_be_is_named(tmp_path: Path) -> None:
 
 
 def test_the_user_is_told_where_the_work_lies(tmp_path: Path) -> None:
-    with pytest.raises(StoppedError) as caught, job(tmp_path) as opened:
+    with pytest.raises(OutputError) as caught, job(tmp_path) as opened:
         add(opened, [0])
-        raise StoppedError("enough", exit_code=9)
+        raise OutputError("enough")
     assert caught.value.__notes__ == [
         f"what is finished is kept in {opened.folder}; run the same command again to go on"
     ]

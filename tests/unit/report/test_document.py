@@ -84,7 +84,10 @@ def test_an_evaluation_stands_in_the_report_as_it_is() -> None:
     found = Comparison("nDCG@10", 0.5, 0.75, 0.25, 3, 1, 0, 0, Significance(0.125, 16, "exact"))
     document = evaluation_report(Evaluation((found,), 4, 1))
     (metric,) = document.pop("metrics")
-    assert document == {"queries": 4, "unjudged": 1, "repeated": 0, "given_order": "the order of the input"}
+    assert document == {
+        "queries": 4, "unjudged": 1, "repeated": 0, "given_order": "the order of the input",
+        "met": None, "note": None, "problem": None, "repeated_passages": 0,
+    }  # fmt: skip
     assert metric == {
         "metric": "nDCG@10", "given": 0.5, "reranked": 0.75, "difference": 0.25, "wins": 3, "losses": 1, "ties": 0,
         "undefined": 0,

@@ -407,10 +407,10 @@ def test_a_run_leaves_the_page_of_its_report(tmp_path: Path) -> None:
 class NoPage(Files):
     """A disk on which no page gets its name."""
 
-    def rename(self, source: Path, target: Path) -> None:
-        if target.name == "run.html":
+    def place(self, old: Path, new: Path) -> None:
+        if new.name == "run.html":
             raise OSError(5, "Input/output error")
-        super().rename(source, target)
+        super().place(old, new)
 
 
 def test_a_page_that_could_not_get_its_name_gets_it_from_the_next_run(tmp_path: Path) -> None:

@@ -562,7 +562,7 @@ def test_a_mutated_document_gives_profiles_or_a_profile_error(document: Document
         assert len(refused.message) < 1000
     else:
         assert isinstance(found, ModelProfiles)
-        assert found.fallback.kind == "fallback"
+        assert found.profiles[-1].kind == "fallback"
 
 
 EDITS = st.lists(st.tuples(st.integers(0, 4300), st.integers(0, 3), st.binary(max_size=3)), min_size=1, max_size=3)
