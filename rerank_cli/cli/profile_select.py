@@ -65,7 +65,8 @@ How would another one run on another GPU, and why?
   rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 \
       --gpu L4 --explain
 Which card does it need?
-  rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 --gpu all
+  rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 \
+      --gpu all
 Let every command of this shell run by the plan:
   eval "$(rerank-cli profile-select --env)"
 """
