@@ -49,8 +49,9 @@ Should this order ship?
   rerank-cli evaluate samples/expected/python-docs.top3.jsonl \
       --qrels samples/qrels.txt --metric nDCG@3
 Systems against a run of the first stage, as JSON:
-  rerank-cli evaluate samples/expected/python-docs.top3.jsonl samples/bm25.trec \
-      --baseline samples/bm25.trec --qrels samples/qrels.txt --format json
+  rerank-cli evaluate samples/expected/python-docs.top3.jsonl \
+      samples/bm25.trec --baseline samples/bm25.trec \
+      --qrels samples/qrels.txt --format json
 How alike are two orders? No judgements are needed:
   rerank-cli evaluate samples/expected/python-docs.top3.jsonl samples/bm25.trec
 """
