@@ -71,7 +71,7 @@ class TemplateText(str):
         made.path = path
         return made
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # `path` is an argument here
         """What a copy, also one in another process, is made of."""
         return str(self), self.path
 

@@ -1,9 +1,9 @@
 """Whether a folder that is called `OUT.job` is one that this program has made; another one is left as it is.
 
 Ours is an empty folder (a run was killed before its first file), one with a lock that names a process, or one whose
-journal begins with a record of a job. While a process takes the lock, the lock is empty: then a journal lies beside it,
-or nothing that has content. The folder belongs to the user of this process; where the mount says otherwise of all
-files (CIFS with `uid=`), to whom a new file there belongs.
+journal begins with a record of a job. While a process takes the lock, the lock is empty, or torn where the process is
+killed: then a journal lies beside it, or nothing that has content. The folder belongs to the user of this process;
+where the mount says otherwise of all files (CIFS with `uid=`), to whom a new file there belongs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from rerank_cli.journal.lock import is_lock
 
 _HEAD_BYTES = 4096
 _JOURNAL_BEGINS = b'["'
+_LOCK_BEGINS = b'{"pid": '
+_TORN_BYTES = 400  # a lock is some 100 bytes, and a host's name at most 255
 _JOB = b'"kind":"job"'
 
 
@@ -46,9 +48,14 @@ def _is_work_folder(folder: Path, names: list[str]) -> bool:
     lock, journal = _head(folder / "lock"), _head(folder / "journal")
     if is_lock(lock) or (journal.startswith(_JOURNAL_BEGINS) and _JOB in journal):
         return True
-    if lock or journal or "lock" not in names:
+    if journal or "lock" not in names or not _is_torn(lock):
         return False
-    return "journal" in names or all((folder / name).lstat().st_size == 0 for name in names)
+    return "journal" in names or all((folder / name).lstat().st_size == 0 for name in names if name != "lock")
+
+
+def _is_torn(lock: bytes) -> bool:
+    """Whether a lock is empty, or what a process had written of its own when it was killed."""
+    return lock.startswith(_LOCK_BEGINS[: len(lock)]) and len(lock) <= _TORN_BYTES
 
 
 def _head(path: Path) -> bytes:

@@ -31,7 +31,7 @@ def test_the_second_process_names_the_first_one(tmp_path: Path, runs: Runs, pair
     holder = take_lock(tmp_path / "out.jsonl.job" / "lock", out=out, wait=0, files=Files())
     who = json.loads((tmp_path / "out.jsonl.job" / "lock").read_bytes())
     done = runs.run(Asked((pairs,), str(out), {"pairs": True}))
-    Files().close(holder)
+    holder.release()
     assert done.code == 11
     assert f"another process works on this output: process {who['pid']} on {who['host']}" in done.said
     assert "--lock-wait" in done.said
@@ -51,4 +51,4 @@ def test_waiting_has_an_end(tmp_path: Path) -> None:
     with pytest.raises(LockedError):
         take_lock(tmp_path / "out.job" / "lock", out=out, wait=3, files=Files(), clock=lambda: next(times))
     assert next(times) == 4  # it has begun at 0 and looked at 1, 2 and 3
-    Files().close(holder)
+    holder.release()
