@@ -35,6 +35,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
+from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, token_ends
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
@@ -256,8 +257,7 @@ class PromptEncoder:
         """For each token that holds text of the passage: where it ends in the passage, in characters, rising."""
         text = self._render(self._prompt.passage_part, query, passage)
         offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
-        ends = np.maximum.accumulate(ends) - (len(text) - len(passage))
+        ends = token_ends(offsets) - (len(text) - len(passage))
         return ends[np.searchsorted(ends, 0, side="right") :]
 
     def _chunks(
@@ -280,9 +280,7 @@ class PromptEncoder:
             chunks.append(chunk)
             if end == len(passage):
                 break
-            shared = int(np.searchsorted(ends, end, side="right")) - overlap
-            back = int(ends[shared - 1]) if overlap and shared > 0 else end
-            start = back if back > start else end
+            start = next_start(ends, start, end, overlap)
         return tuple(chunks)
 
     def _longest_chunk(
@@ -290,9 +288,9 @@ class PromptEncoder:
     ) -> tuple[EncodedPair, int] | None:
         """The chunk that begins at character `start` and where it ends; None where not even a character fits."""
         place = self._prompt.passage_part
-        stop = int(np.searchsorted(ends, start, side="right")) + room
+        stop = last_token(ends, start, room)
         while True:
-            end = len(passage) if stop >= len(ends) else max(int(ends[stop - 1]) if stop > 0 else 0, start + 1)
+            end = chunk_end(ends, start, stop, len(passage))
             text = self._render(place, query, passage[start:end])
             ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
             chunk = self._join([*parts[:place], ids, *parts[place + 1 :]])

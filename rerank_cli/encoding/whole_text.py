@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -38,6 +38,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.encoding.chat_template import TemplateFailedError
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
+from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, token_ends
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, unless_unread
 from rerank_cli.encoding.prompt import Slot, read_wrapping
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
@@ -320,9 +321,7 @@ class WholeTextEncoder:
 
     def _passage_ends(self, passage: str) -> npt.NDArray[np.int64]:
         """Where each token of the passage ends, in characters, rising."""
-        offsets = self._tokenizer.encode(passage, add_special_tokens=False).offsets
-        ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
-        return np.maximum.accumulate(ends) if len(ends) else ends
+        return token_ends(self._tokenizer.encode(passage, add_special_tokens=False).offsets)
 
     def _chunks(self, query: str, passage: str) -> Encoded:
         """The pair once for each piece of the passage; neighbours share tokens, together they hold all of it."""
@@ -344,18 +343,16 @@ class WholeTextEncoder:
             chunks.append(chunk)
             if end == len(passage):
                 break
-            shared = int(np.searchsorted(ends, end, side="right")) - overlap
-            back = int(ends[shared - 1]) if overlap and shared > 0 else end
-            start = back if back > start else end
+            start = next_start(ends, start, end, overlap)
         return tuple(chunks)
 
     def _longest_chunk(
         self, query: str, passage: str, ends: npt.NDArray[np.int64], *, start: int, room: int
     ) -> tuple[EncodedPair, int] | EncodingProblem | None:
         """The chunk that begins at character `start` and where it ends; None where not even a character fits."""
-        stop = int(np.searchsorted(ends, start, side="right")) + room
+        stop = last_token(ends, start, room)
         while True:
-            end = len(passage) if stop >= len(ends) else max(int(ends[stop - 1]) if stop > 0 else 0, start + 1)
+            end = chunk_end(ends, start, stop, len(passage))
             ids = self._ids(query, passage[start:end])
             if isinstance(ids, EncodingProblem):
                 return ids
@@ -390,11 +387,10 @@ def _with_other_names(tokenizer: Tokenizer, where: str) -> tuple[Tokenizer, dict
         token["content"] = names.get(token["content"], token["content"])
     model = state["model"]
     vocabulary = model["vocab"]
-    rename: Callable[[str], str] = lambda piece: names.get(piece, piece)  # noqa: E731
     if isinstance(vocabulary, dict):
-        model["vocab"] = {rename(piece): number for piece, number in vocabulary.items()}
+        model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
     else:
-        model["vocab"] = [[rename(piece), score] for piece, score in vocabulary]
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     state["post_processor"] = None

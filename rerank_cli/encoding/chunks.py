@@ -1,0 +1,39 @@
+"""Where the chunks of a passage begin and end, by the ends of its tokens.
+
+Encoders of prompts and of whole texts cut a passage by characters, because a piece cut out of its text may have other
+tokens than it had within it. Both step from chunk to chunk by these rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Ends = npt.NDArray[np.int64]
+
+
+def token_ends(offsets: Sequence[tuple[int, int]]) -> Ends:
+    """Where each token ends, in characters, rising; `offsets` as the tokenizer gives them."""
+    ends = np.fromiter((end for _, end in offsets), dtype=np.int64, count=len(offsets))
+    return np.maximum.accumulate(ends) if len(ends) else ends
+
+
+def last_token(ends: Ends, start: int, room: int) -> int:
+    """How many tokens a chunk may reach to that begins at character `start` and has room for `room` of them."""
+    return int(np.searchsorted(ends, start, side="right")) + room
+
+
+def chunk_end(ends: Ends, start: int, stop: int, length: int) -> int:
+    """The character where a chunk ends that reaches to token `stop`: at least one character further than `start`."""
+    if stop >= len(ends):
+        return length
+    return max(int(ends[stop - 1]) if stop > 0 else 0, start + 1)
+
+
+def next_start(ends: Ends, start: int, end: int, overlap: int) -> int:
+    """The character where the chunk behind [start, end) begins: `overlap` tokens back, if that is further on."""
+    shared = int(np.searchsorted(ends, end, side="right")) - overlap
+    back = int(ends[shared - 1]) if overlap and shared > 0 else end
+    return back if back > start else end
