@@ -44,7 +44,7 @@ from benchmarks.padded import llama_of, score_padded  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding.encoder import open_encoder  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine, Pending  # noqa: E402
-from rerank_cli.job.ranking import pairs_of  # noqa: E402
+from rerank_cli.job.image_parts import pairs_of  # noqa: E402
 from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
 from rerank_cli.planning.memory import BatchSize, Place, estimate, memory_model  # noqa: E402

@@ -46,7 +46,7 @@ from benchmarks.rounds import Rounds, Work
 from benchmarks.tables import table
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.encoding.encoder import open_encoder
-from rerank_cli.job.ranking import pairs_of
+from rerank_cli.job.image_parts import pairs_of
 from rerank_cli.machine.cpu import detect_cpu
 
 

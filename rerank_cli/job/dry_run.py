@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
-from rerank_cli.job.image_parts import EncodedPart, ScoredPart, encode_parts, image_counts, join_parts, without_pixels
+from rerank_cli.job.image_parts import EncodedPart, encode_parts
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import prepare
-from rerank_cli.job.ranking import rank_window
+from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, rank_window, without_pixels
 from rerank_cli.job.windows import cut_windows, heads_of
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError

@@ -1,9 +1,15 @@
-"""From encoded pairs to logits to ranks: what is decided of a window once its token ids are known."""
+"""From logits to ranks: what is decided of a window once the engine has scored its pairs.
+
+score_part    the logits of the pairs of a part become those of its entries; the pixels of its images go
+join_parts    the parts of a window become the window again
+rank_window   its lists in rank order, and its rows that have no score
+select        what the user wants of a ranking
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,10 +21,12 @@ from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.evaluation.blend import Blend, best_first
 from rerank_cli.formats.shapes import Selection, row_error
-from rerank_cli.records import CandidateList, EncodedPair, RankedList, RankedPassage, RowError
+from rerank_cli.job.image_parts import EncodedPart, pairs_of
+from rerank_cli.records import CandidateList, RankedList, RankedPassage, RowError, Window
 
 if TYPE_CHECKING:
     from rerank_cli.engine import ScoresExactly
+    from rerank_cli.engine.fitting import Trouble
 
 _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
     "max": np.max,
@@ -27,9 +35,35 @@ _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
 }
 
 
-def pairs_of(encoded: Sequence[Encoded]) -> list[EncodedPair]:
-    """What a model is given of these: each pair, or each chunk of one, in order."""
-    return [pair for entry in encoded if not isinstance(entry, EncodingProblem) for pair in entry]
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """An `EncodedPart` that is scored."""
+
+    members: list[int]  # places of its pairs among the window's distinct ones
+    encoded: list[Encoded]  # without pixels
+    logits: npt.NDArray[np.float32]
+    counts: Mapping[str, int]  # what it adds to `Counts`, by name
+
+
+def score_part(part: EncodedPart, logits: npt.NDArray[np.float32], trouble: Trouble, pool: Pool) -> ScoredPart:
+    """The part with the logit of each of its entries, and what it counts for.
+
+    Args:
+        part: What the engine was given.
+        logits: Those of `part.pairs`.
+        trouble: What went wrong on the way.
+        pool: Joins the logits of the chunks of a pair.
+    """
+    counts = {
+        **image_counts(part.encoded),
+        "out_of_memory_splits": trouble.splits,
+        "fp32_reruns": trouble.reruns,
+        "engine_deaths": trouble.deaths,
+        "computed_tokens": trouble.computed,
+        "tokens": sum(len(pair.input_ids) for pair in part.pairs),
+    }
+    entries = [without_pixels(entry) for entry in with_problems(part.encoded, trouble.failed)]
+    return ScoredPart(part.members, entries, pooled(part.encoded, logits, pool), counts)
 
 
 def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Pool) -> npt.NDArray[np.float32]:
@@ -64,6 +98,38 @@ def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem])
         out.append(next((failed[place] for place in range(begin, end) if place in failed), entry))
         begin = end
     return out
+
+
+def without_pixels(entry: Encoded) -> Encoded:
+    """`entry` without the tiles of its image, which are most of it."""
+    if isinstance(entry, EncodingProblem) or not any(pair.block for pair in entry):
+        return entry
+    return tuple(replace(pair, block=pair.block and replace(pair.block, image=None)) for pair in entry)
+
+
+def image_counts(encoded: Sequence[Encoded]) -> dict[str, int]:
+    """What a vision tower sees of these pairs, by the names of `Counts`."""
+    blocks = [pair.block for entry in encoded if not isinstance(entry, EncodingProblem) for pair in entry if pair.block]
+    distinct = {block.image: block.tiles for block in blocks}
+    return {
+        "images": len(distinct),
+        "tiles": sum(distinct.values()),
+        "image_tokens": sum(block.length for block in blocks),
+    }
+
+
+def join_parts(
+    window: Window, parts: Sequence[ScoredPart], places: list[int]
+) -> tuple[EncodedWindow, npt.NDArray[np.float32]]:
+    """The parts of a window as one: its distinct pairs in order, and their logits."""
+    entries = {
+        place: (entry, logit)
+        for part in parts
+        for place, entry, logit in zip(part.members, part.encoded, part.logits, strict=True)
+    }
+    ordered = [entries[place] for place in range(len(entries))]
+    logits = np.array([logit for _, logit in ordered], dtype=np.float32)
+    return EncodedWindow(window, [entry for entry, _ in ordered], places), logits
 
 
 def rank_window(

@@ -10,6 +10,9 @@ window with many images is encoded and scored in parts (`image_parts.py`). An en
 has some parts under way at a time (`Engine.depth`) and computes while the caller writes; their logits are taken in the
 order of the input. Pairs with the same texts and image are scored once in a window.
 
+The stages are joined by short queues (`Ahead`). Their heavy parts release the interpreter lock (file and decompression,
+the Rust tokenizer, torch), so three threads are enough to hide reading and tokenising behind the engine.
+
 Memory holds four windows and those under way, whatever the size of the file: a stage that waits holds one, and so does
 a stage that is finished and finds no room in the next queue. With images there is one more, whose images are read
 before its turn.
@@ -20,42 +23,37 @@ becomes a `RowError`. In a list it takes the whole list with it (one row in, one
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 import numpy.typing as npt
 
 from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoder, ReadsImages
+from rerank_cli.encoding.images.ahead import ImagesAhead
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.evaluation.blend import Blend
-from rerank_cli.job.image_parts import (
-    EncodedPart,
-    ScoredPart,
-    encode_parts,
-    image_counts,
-    image_seconds,
-    images_ahead,
-    join_parts,
-    one_ahead,
-    without_pixels,
-)
-from rerank_cli.job.ranking import pairs_of, pooled, rank_window, with_problems
-from rerank_cli.job.read_ahead import Ahead
+from rerank_cli.job.image_parts import EncodedPart, encode_parts
+from rerank_cli.job.ranking import ScoredPart, join_parts, rank_window, score_part
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Windows
-from rerank_cli.records import EncodedPair, RankedList, RowError, Timing, Window
+from rerank_cli.records import EncodedPair, ImagePassage, RankedList, RowError, Timing, Window
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from rerank_cli.engine import Engine, Pending, Scores
+    from rerank_cli.engine import Engine, Pending
 
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.1  # between two looks whether the other end of a queue has gone
 _WAIT_SECONDS = 0.05  # for the engine, before the loop looks whether there is more for it to do
 
 
@@ -106,7 +104,10 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
             on_batch(pairs, tokens)
         stop.check()
 
-    stages = _Stages(windows, encoder, engine, pool, image_processes, stop, timing, on_submit, batch_done, on_note)
+    must_calibrate = isinstance(engine, NeedsCalibration) and engine.needs_calibration
+    stages = _Stages(
+        windows, encoder, engine, pool, image_processes, stop, timing, on_submit, batch_done, on_note, must_calibrate
+    )
     done: list[ScoredPart] = []
     with closing(Ahead(stages.encode(), name="tokenise", check=stop.check)) as parts:
         for part, scored in stages.compute(parts):
@@ -119,15 +120,6 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
                     counts.update(one.counts)
                 yield ScoredWindow(encoded, logits, ranked, _in_order([*part.window.errors, *errors]), counts)
                 done = []
-
-
-@dataclass(frozen=True, slots=True)
-class _UnderWay:
-    """A part that the engine has, and the pairs it was given of it."""
-
-    part: EncodedPart
-    pairs: Sequence[EncodedPair]
-    pending: Pending
 
 
 @dataclass(slots=True)
@@ -144,6 +136,7 @@ class _Stages:
     on_submit: Callable[[int, float | None], None] | None
     on_batch: Callable[[int, int], None]
     on_note: Callable[[str], None] | None
+    must_calibrate: bool  # the engine can score nothing before it has seen some pairs
     sample: list[EncodedPair] = field(default_factory=list)  # of the first window, for an engine to be calibrated
     share: float = 0.0  # of the input, when all parts that the engine was given are done
 
@@ -166,60 +159,61 @@ class _Stages:
             closing(Ahead(self.read(), name="read")) as windows,
             images_ahead(self.encoder, self.image_processes, self.on_note) as encoder,
         ):
-            for window in one_ahead(windows, encoder) if isinstance(encoder, ReadsImages) else windows:
-                began, of_images = time.perf_counter(), image_seconds(encoder)
+            images = encoder.images if isinstance(encoder, ReadsImages) else None
+            for window in one_ahead(windows, images) if images else windows:
+                began, of_images = time.perf_counter(), images.seconds if images else 0.0
                 if (first := self.windows.first) and not self.sample and self.must_calibrate:
-                    self.sample = pairs_of(next(encode_parts(first, encoder)).encoded)
+                    self.sample = next(encode_parts(first, encoder)).pairs
                 for part in encode_parts(window, encoder):
-                    spent = image_seconds(encoder) - of_images
+                    spent = images.seconds - of_images if images else 0.0
                     self.timing.images += spent
                     self.timing.tokenise += time.perf_counter() - began - spent
                     yield part
-                    began, of_images = time.perf_counter(), image_seconds(encoder)
+                    began, of_images = time.perf_counter(), images.seconds if images else 0.0
 
     def compute(self, parts: Ahead[EncodedPart]) -> Iterator[tuple[EncodedPart, ScoredPart]]:
         """The parts with their logits, in order. The engine has as many as it wants, and never waits for another."""
-        under_way: deque[_UnderWay] = deque()
+        under_way: deque[tuple[EncodedPart, Pending]] = deque()
         is_more = True
         busy_since = 0.0
         while is_more or under_way:
-            if under_way and (scores := under_way[0].pending.scores()):
-                first = under_way.popleft()
+            if under_way and (scores := under_way[0][1].scores()):
+                part, _ = under_way.popleft()
                 now = time.perf_counter()
                 self.timing.compute += now - busy_since
                 busy_since = now
-                yield first.part, self.take(first, scores)
+                yield part, score_part(part, scores.logits, scores.trouble, self.pool)
             elif is_more and len(under_way) < self.engine.depth and (not under_way or parts.is_ready):
                 began = time.perf_counter()
-                part = next(parts, None)
+                more = next(parts, None)
                 if not under_way:
                     busy_since = time.perf_counter()
                     self.timing.wait += busy_since - began
-                if part is None:
+                if more is None:
                     is_more = False
                 else:
-                    under_way.append(self.submit(part))
+                    under_way.append((more, self.submit(more)))
             else:
                 with self.stop.released():
                     self.engine.wait(_WAIT_SECONDS)
 
-    def submit(self, part: EncodedPart) -> _UnderWay:
+    def submit(self, part: EncodedPart) -> Pending:
         """Give the engine a part, and before the first one what it must see to be calibrated.
 
         It sees the first window of the input, not of what this run does of it: so every shard, and a run that goes on,
         has the scores of a run of the whole. Only where that window has no pair that can be scored, those of `part`
         serve.
         """
-        pairs = pairs_of(part.encoded)
-        sample = self.sample or pairs
+        sample = self.sample or part.pairs
         if sample and self.must_calibrate:
             assert isinstance(self.engine, NeedsCalibration), "else it need not be calibrated"
             self.engine.calibrate(sample)
+            self.must_calibrate = False
             self.windows.keep_first, self.windows.first, self.sample = False, None, []
         if self.on_submit:
-            self.on_submit(sum(len(pair.input_ids) for pair in pairs), self.share_after(part))
+            self.on_submit(sum(len(pair.input_ids) for pair in part.pairs), self.share_after(part))
         with self.stop.released():
-            return _UnderWay(part, pairs, self.engine.submit(pairs, on_batch=self.on_batch))
+            return self.engine.submit(part.pairs, on_batch=self.on_batch)
 
     def share_after(self, part: EncodedPart) -> float | None:
         """The share of the input that is done with `part`; a part of a window is its share of what is left of it."""
@@ -232,27 +226,131 @@ class _Stages:
         self.share = until
         return until
 
-    @property
-    def must_calibrate(self) -> bool:
-        """The engine can score nothing before it has seen some pairs."""
-        return isinstance(self.engine, NeedsCalibration) and self.engine.needs_calibration
-
-    def take(self, done: _UnderWay, scores: Scores) -> ScoredPart:
-        """The logits of a part, and what it counts for."""
-        part, trouble = done.part, scores.trouble
-        counts = {
-            **image_counts(part.encoded),
-            "out_of_memory_splits": trouble.splits,
-            "fp32_reruns": trouble.reruns,
-            "engine_deaths": trouble.deaths,
-            "computed_tokens": trouble.computed,
-            "tokens": sum(len(pair.input_ids) for pair in done.pairs),
-        }
-        logits = pooled(part.encoded, scores.logits, self.pool)
-        encoded = with_problems(part.encoded, trouble.failed)
-        return ScoredPart(part.members, [without_pixels(entry) for entry in encoded], logits, counts)
-
 
 def _in_order(errors: list[RowError]) -> list[RowError]:
     """Bad rows in the order of their file, whenever each was found out; those of several files as they come."""
     return sorted(errors, key=lambda error: error.row) if len({error.file for error in errors}) == 1 else errors
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What comes behind the last item."""
+
+    error: BaseException | None = None  # of the source, if it raised one
+
+
+class Ahead(Generic[T]):
+    """What a source yields, produced by a thread that keeps `depth` items ready and one more in its hand.
+
+    An exception of the source is raised here, after the items before it. Nothing runs before the first item is asked
+    for. Closing this stops the thread at its next item; a source that is a generator is closed in its own thread.
+
+    Args:
+        source: Yields the items.
+        depth: How many wait. Few, because it bounds memory.
+        name: Of the thread.
+        check: Called while an item is waited for; what it raises ends the waiting.
+    """
+
+    def __init__(
+        self, source: Iterable[T], *, depth: int = 1, name: str, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._items: queue.Queue[T | _End] = queue.Queue(maxsize=depth)
+        self._thread = threading.Thread(target=self._fill, args=(source,), name=name, daemon=True)
+        self._is_closed = threading.Event()
+        self._check = check
+        self._is_started = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if self._is_closed.is_set():
+            raise StopIteration
+        if not self._is_started:
+            self._is_started = True
+            self._thread.start()
+        try:
+            item = self._wait()
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(item, _End):
+            self.close()
+            raise item.error or StopIteration
+        return item
+
+    def _wait(self) -> T | _End:
+        while True:
+            try:
+                return self._items.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                self._check()
+
+    @property
+    def is_ready(self) -> bool:
+        """The next item, or that there is none, can be had without waiting."""
+        return self._is_closed.is_set() or not self._items.empty()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._is_closed.set()
+
+    def _fill(self, source: Iterable[T]) -> None:
+        """Send all of `source` and its end; runs in the thread."""
+        try:
+            if all(self._put(item) for item in source):
+                self._put(_End())
+        except BaseException as error:  # noqa: BLE001 (it is raised again in the consumer's thread)
+            self._put(_End(error))
+        finally:
+            if isinstance(source, Generator):
+                source.close()
+
+    def _put(self, item: T | _End) -> bool:
+        """Wait for room; False if nobody takes any more."""
+        while not self._is_closed.is_set():
+            try:
+                self._items.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+@contextmanager
+def images_ahead(
+    encoder: Encoder | ReadsImages, processes: int, on_note: Callable[[str], None] | None
+) -> Iterator[Encoder | ReadsImages]:
+    """The encoder for one pass over an input, whose images up to so many processes may read ahead."""
+    if isinstance(encoder, ReadsImages):
+        with closing(encoder.images.ahead(processes, on_note)) as images:
+            yield encoder.with_images(images)
+    else:
+        yield encoder
+
+
+def expect_images(window: Window, images: ImagesAhead) -> None:
+    """Let the images of the window be read ahead, in the order in which `encode_parts` asks for them."""
+    passages = (passage for item in window.lists for passage in item.passages)
+    images.expect(list(dict.fromkeys(one.image for one in passages if isinstance(one, ImagePassage))))
+
+
+def one_ahead(windows: Ahead[Window], images: ImagesAhead) -> Iterator[Window]:
+    """`windows`, the images of each expected before its turn: with the one before it, if it is there by then."""
+    seen: Window | None = None
+    fault: Exception | None = None
+    while window := seen or next(windows, None):
+        if window is not seen:
+            expect_images(window, images)
+        seen = None
+        if windows.is_ready:
+            try:
+                seen = next(windows, None)
+            except Exception as error:  # noqa: BLE001 (it is raised after the window before it)
+                fault = error
+            if seen:
+                expect_images(seen, images)
+        yield window
+        if fault:
+            raise fault

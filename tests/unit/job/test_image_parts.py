@@ -15,16 +15,9 @@ from rerank_cli.encoding.encoder import Encoded, EncodingProblem, ImageLimits, o
 from rerank_cli.encoding.images import ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead
 from rerank_cli.encoding.pairs import EncodedWindow
-from rerank_cli.job.image_parts import (
-    ScoredPart,
-    encode_parts,
-    expect_images,
-    image_counts,
-    join_parts,
-    one_ahead,
-    without_pixels,
-)
-from rerank_cli.job.read_ahead import Ahead
+from rerank_cli.job.image_parts import encode_parts
+from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, without_pixels
+from rerank_cli.job.scoring_loop import Ahead, expect_images, one_ahead
 from rerank_cli.records import CandidateList, EncodedPair, ImageBlock, ImagePassage, ImageSource, Passage, Tiles, Window
 from tests.conftest import json_row
 from tests.unit.images import saved
@@ -155,7 +148,7 @@ class Expected(ImagesAhead):
 def test_images_are_expected_in_the_order_in_which_they_are_asked_for() -> None:
     encoder = PictureEncoder()
     encoder.images = expected = Expected()
-    expect_images(WINDOW, encoder)
+    expect_images(WINDOW, encoder.images)
     list(encode_parts(WINDOW, encoder))
     assert expected.expected == [name for call in encoder.calls for name in call]
 
@@ -172,7 +165,7 @@ def test_the_images_of_the_next_window_are_expected_before_its_turn() -> None:
     ahead = Ahead(input_(), name="read")
     came: list[Window] = []
     with pytest.raises(OSError, match="the disk"):  # after all windows before it
-        for window in one_ahead(ahead, encoder):
+        for window in one_ahead(ahead, encoder.images):
             came.append(window)
             while not ahead.is_ready:
                 time.sleep(0.01)

@@ -17,9 +17,9 @@ from rerank_cli.engine.scorer import InProcess
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.inputs import ReadOptions
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Grouped, ListShape, Selection
-from rerank_cli.job.image_parts import encode_parts
+from rerank_cli.job.image_parts import encode_parts, pairs_of
 from rerank_cli.job.options import ErrorLimit
-from rerank_cli.job.ranking import pairs_of, pooled, rank_window, select
+from rerank_cli.job.ranking import pooled, rank_window, select
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.windows import cut_windows
 from rerank_cli.records import CandidateList, Counts, EncodedPair, Gap, RankedList, RowError, Window

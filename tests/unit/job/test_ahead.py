@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 
 from rerank_cli.errors import StoppedError
-from rerank_cli.job.read_ahead import Ahead
+from rerank_cli.job.scoring_loop import Ahead
 
 
 class Source:
