@@ -16,6 +16,7 @@ import typer
 from rerank_cli import __version__
 from rerank_cli.cli.console import forget_stdout, say, say_error
 from rerank_cli.cli.evaluate import evaluate
+from rerank_cli.cli.libraries import told_what_is_missing
 from rerank_cli.cli.mem_estimate import MemEstimateCommand, mem_estimate
 from rerank_cli.cli.profile_select import ProfileSelectCommand, profile_select
 from rerank_cli.cli.quick import QuickCommand, QuickGroup
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = [*given[1:], "--help"]
     try:
         # obj: what was given, for the report; parsing eats the list.
-        result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
+        with told_what_is_missing():
+            result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (the one place where every failure becomes an exit code)
         return _exit_code(error, given)
@@ -99,8 +101,9 @@ def _exit_code(error: BaseException, given: Sequence[str]) -> int:
             say_error(OutputError(f"{name}{error.strerror or error}"))
             code = OutputError.exit_code
         case Exception():
-            say("error: unexpected fault of the program; please report it with the lines below")
+            say("error: unexpected fault of the program")
             _say_lines(*"".join(traceback.format_exception(error)).splitlines())
+            say("please report it with the lines above and with what `rerank-cli version --verbose` prints")
             code = 1
         case _:
             raise error

@@ -12,6 +12,7 @@ import typer
 
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, say
 from rerank_cli.cli.declare import BESIDE, MODEL, POINT, ROOM, ROWS, option, takes, values_into
+from rerank_cli.cli.libraries import told_what_is_missing
 from rerank_cli.cli.options import OF_RUNS, ONE_MODEL, devices
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
 from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError, printable
@@ -149,7 +150,8 @@ def mem_estimate(
             compare=given["compare"] is not None,
         )
         known = find_model(model, revision=given["revision"], online=given["online"])
-        answer = answer_memory(request, known, MeasuringTools())
+        with told_what_is_missing():  # where lengths are counted or a forward is run
+            answer = answer_memory(request, known, MeasuringTools())
         answer = replace(answer, notes=(*answer.notes, *_decisions(asked), *asked.notes))
     except RerankError as error:
         if as_json:

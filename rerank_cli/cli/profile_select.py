@@ -104,7 +104,8 @@ def profile_select(
         elif wants_json(output_mode):
             print_json(_without_surrogates(answer.to_json(with_profiles=list_profiles)))
         else:
-            _print_text(answer, model, list_profiles=list_profiles, explain=given["explain"])
+            here = not gpu and given["fixture"] is None
+            _print_text(answer, model, list_profiles=list_profiles, explain=given["explain"], here=here)
         sys.stdout.flush()
     except BrokenPipeError:
         forget_stdout()  # here, because click gives it another exit code before main() sees it
@@ -243,18 +244,22 @@ def _say_warnings(answer: MachinePlan) -> None:
         say(f"warning: {warning}")
 
 
-def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, explain: bool) -> None:
+def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, explain: bool, here: bool) -> None:
     from rerank_cli.cli.plan_text import plan_lines
 
     for line in plan_lines(answer, list_profiles=list_profiles, explain=explain):
         sys.stdout.write(line + "\n")
     if answer.plan is not None:
-        sys.stdout.write(f"\nnext: {_next_command(answer, model)}\n")
+        sys.stdout.write(f"\nnext: {_next_command(model, here=here)}\n")
     sys.stdout.flush()
     _say_warnings(answer)
 
 
-def _next_command(answer: MachinePlan, model: str | None) -> str:
-    """What runs by this plan, on a file of the user's."""
+def _next_command(model: str | None, *, here: bool) -> str:
+    """What runs by this plan, on a file of the user's; on this machine first of all what installs a missing torch."""
+    from rerank_cli.cli.libraries import install_command, missing_packages
+
+    if here and (missing := missing_packages()):
+        return install_command(missing)
     chosen = "" if model is None else f" --model {shlex.quote(model)}"
     return f"rerank-cli rerank-file YOUR-FILE.jsonl -o OUT.jsonl{chosen}"

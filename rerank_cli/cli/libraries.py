@@ -1,0 +1,71 @@
+"""A library that is not installed, as an error with the command that installs all that are missing.
+
+Planning needs typer, rich, numpy and nvidia-ml-py alone; everything else needs what `pyproject.toml` names. Names stand
+here by module, because that is what a failed import knows.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from rerank_cli.errors import UsageError
+
+_DISTRIBUTIONS = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "tokenizers": "tokenizers",
+    "safetensors": "safetensors",
+    "PIL": "pillow",
+    "pyarrow": "pyarrow",
+    "backports": "backports.zstd",
+    "pandas": "pandas",
+    "ir_measures": "ir-measures",
+    "jinja2": "jinja2",
+    "markupsafe": "markupsafe",
+    "numpy": "numpy",
+}
+"""Distributions by the module that they bring."""
+
+
+@contextmanager
+def told_what_is_missing() -> Iterator[None]:
+    """`UsageError` in place of the failed import of a library that is required and not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if told := missing_library(error):
+            raise told from error
+        raise
+
+
+def missing_library(error: ModuleNotFoundError) -> UsageError | None:
+    """The error that tells of it; None where the module is none of ours to install."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _DISTRIBUTIONS:
+        return None
+    return UsageError(f"{_DISTRIBUTIONS[name]} is not installed: `{install_command(missing_packages(name))}`")
+
+
+def missing_packages(failed: str | None = None) -> list[str]:
+    """The distributions that are required and not there, with that of the module whose import failed."""
+    return [package for module, package in _DISTRIBUTIONS.items() if module == failed or not _is_there(module)]
+
+
+def install_command(packages: list[str]) -> str:
+    """What installs `packages` into the environment of this process, which need not be that of the shell."""
+    tool = [sys.executable, "-m", "pip", "install"]
+    if not _is_there("pip"):
+        tool = ["uv", "pip", "install", "--python", sys.executable]
+    return shlex.join([*tool, *packages])
+
+
+def _is_there(module: str) -> bool:
+    name = "backports.zstd" if module == "backports" and sys.version_info < (3, 14) else module
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # the package above it is missing; a module without a spec
+        return False
