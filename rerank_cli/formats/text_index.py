@@ -3,8 +3,10 @@
     q1<TAB>how do I delete a directory                          TSV: id, text; further columns belong to the text
     {"_id": "d1", "title": "os.rmdir", "text": "Remove ..."}    JSONL, as BEIR has it; `id`, `docid`, ... as well
 
-Title and text are joined by a blank and stripped, as BEIR's own rerankers join them. A file that ends in .gz or .zst is
-unpacked into a temporary one first, because it cannot be read from its middle.
+The text of a passage is what `--text-field` names, several fields joined by a blank. Without it title and text are
+joined and stripped, because a corpus of BEIR means both by a document; which of the two it was is told.
+
+A packed file is unpacked into a temporary one first, because it cannot be read from its middle.
 
 The index is two sorted columns of 64 bits, digest of the id and offset of its line: 16 bytes an id, and about three
 times as much while it is made (10 million passages: 160 MB, then 480 MB). It is made anew in each run, at 2 to 5
@@ -20,9 +22,10 @@ import shutil
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +38,11 @@ from rerank_cli.formats.compression import open_input
 _ID_NAMES = ("_id", "query_id", "qid", "passage_id", "doc_id", "docid", "docno", "pid", "id")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HEAD_BYTES = 64  # by which a file that is not packed is told from its own content
-_TEXT_NAMES = ("text", "query", "passage", "contents", "body")
+_LOOKED_AT_LINES = 100  # for titles
+TEXT_NAMES = ("text", "query", "passage", "contents", "body")
+
+
+ReadText = Callable[[dict[str, Any]], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +56,30 @@ class Missing:
 class TextFile:
     """The texts of one file, which is closed when this goes. `find` is not safe to call from two threads at once.
 
-    index: digests, sorted, and the offsets of their lines: uint64 [2, ids].
+    index: digests, sorted, and the offsets of their lines: uint64 [2, ids]. read: what the text of a JSON line is,
+    by its fields; None for what `joined` takes.
     """
 
-    def __init__(self, name: str, stream: BinaryIO, index: npt.NDArray[np.uint64]) -> None:
+    def __init__(
+        self, name: str, stream: BinaryIO, index: npt.NDArray[np.uint64], read: ReadText | None = None
+    ) -> None:
         self._name = name
         self._stream = stream
         weakref.finalize(self, stream.close)
         self._digests, self._offsets = index
         self._is_json = _is_json(stream)
+        self._read = read or joined
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the lines have named fields."""
+        return self._is_json
+
+    def first_rows(self) -> Iterator[dict[str, Any]]:
+        """The fields of the first lines of JSON."""
+        self._stream.seek(0)
+        lines = islice(self._stream, _LOOKED_AT_LINES if self._is_json else 0)
+        yield from filter(None, map(_fields, lines))
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -70,7 +92,7 @@ class TextFile:
         found: set[str] = set()
         for offset in self._offsets[begin:end].tolist():
             self._stream.seek(offset)
-            entry = _entry(self._stream.readline(), is_json=self._is_json)
+            entry = _entry(self._stream.readline(), is_json=self._is_json, read=self._read)
             if entry is not None and entry[0] == identity:
                 if entry[1] is None:
                     return Missing("no-text", f"`{identity}` has no text in {self._name}")
@@ -84,11 +106,14 @@ class TextFile:
         return found.pop()
 
 
-def open_texts(path: str) -> TextFile:
-    """The texts of a TSV or JSONL file; `InputError` where it cannot be read or holds no text."""
+def open_texts(path: str, read: ReadText | None = None) -> TextFile:
+    """The texts of a TSV or JSONL file; `InputError` where it cannot be read or holds no text.
+
+    read: see `TextFile`.
+    """
     stream = _opened(path)
     try:
-        texts = TextFile(path, stream, _build(stream))
+        texts = TextFile(path, stream, _build(stream), read)
     except OSError as error:
         stream.close()
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -146,27 +171,35 @@ def _is_json(stream: BinaryIO) -> bool:
     return stream.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
-def _entry(line: bytes, *, is_json: bool) -> tuple[str, str | None] | None:
-    """Id and text of a line; None for one that has no id."""
+def _fields(line: bytes) -> dict[str, Any] | None:
+    """The object of a line of JSON."""
     try:
-        text = line.decode("utf-8-sig")
-        if not is_json:
-            identity, tab, rest = text.rstrip("\r\n").partition("\t")
-            return (identity.strip(), rest) if tab else None
-        fields = json.loads(text)
+        fields = json.loads(line.decode("utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError):
         return None
-    if not isinstance(fields, dict):
+    return fields if isinstance(fields, dict) else None
+
+
+def _entry(line: bytes, *, is_json: bool, read: ReadText | None = None) -> tuple[str, str | None] | None:
+    """Id and text of a line; None for one that has no id."""
+    if not is_json:
+        try:
+            identity, tab, rest = line.decode("utf-8-sig").rstrip("\r\n").partition("\t")
+        except UnicodeDecodeError:
+            return None
+        return (identity.strip(), rest) if tab else None
+    fields = _fields(line)
+    if fields is None:
         return None
     found = next((fields[name] for name in _ID_NAMES if fields.get(name) is not None), None)
     if not isinstance(found, (str, int)):
         return None
-    return str(found), _joined(fields)
+    return str(found), (read or joined)(fields)
 
 
-def _joined(fields: dict[str, Any]) -> str | None:
+def joined(fields: dict[str, Any]) -> str | None:
     """Title and text as BEIR joins them."""
-    text = next((fields[name] for name in _TEXT_NAMES if isinstance(fields.get(name), str)), None)
+    text = next((fields[name] for name in TEXT_NAMES if isinstance(fields.get(name), str)), None)
     title = fields.get("title")
     if isinstance(title, str):
         return f"{title} {text or ''}".strip()

@@ -23,7 +23,17 @@ from rerank_cli.formats.inputs import (
     resolve_inputs,
 )
 from rerank_cli.formats.position import Position
-from rerank_cli.formats.shapes import Conversion, FlatShape, Item, ListShape, PairShape, Shape, not_carried, written_as
+from rerank_cli.formats.shapes import (
+    Conversion,
+    FlatShape,
+    Item,
+    ListShape,
+    PairShape,
+    Shape,
+    TrecShape,
+    not_carried,
+    written_as,
+)
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_names import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
@@ -138,7 +148,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
         plan = replace(plan, reasons=(*plan.reasons, reason, *read_as), warnings=(*plan.warnings, *losses))
-    told = own.told if isinstance(own, (ListShape, FlatShape)) else ()
+    told = own.told if isinstance(own, (ListShape, FlatShape, TrecShape)) else ()
     return Prepared(
         model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, position.count(items),
         position, read, told,

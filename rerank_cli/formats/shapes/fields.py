@@ -6,7 +6,8 @@ were what it says. A field whose very name holds the dots wins.
 Two aliases of one role that are both in a row and differ make it a bad row: nobody knows which one the user means.
 
 Titles have one rule in every shape: what is scored is what `--text-field` names, several fields joined by a blank as
-BEIR joins them (`title,text`). Without the option a title is not read.
+BEIR joins them (`title,text`). Without the option a row's text is read without its title, and a corpus as BEIR defines
+its documents, title and text (`text_index.py`). Where there is a title, the user is told which it was.
 
 `passage_of` is the one place where a passage's own value becomes what is scored; every shape reads passages by it.
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.shapes.corpus import open_corpus
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
     head_of,
@@ -323,15 +324,18 @@ class IdRows(FlatShape):
 def open_known(known: KnownShape, names: FieldNames, texts: Texts) -> ListShape | FlatShape:
     """The shape for an input; `UsageError` where texts are missing."""
     queries = corpus = None
+    told: tuple[str, ...] = ()
     if known.ids_only:
         if texts.queries is None or texts.corpus is None:
             raise UsageError(
                 f"rows of the shape {known.name} hold ids only: --queries and --corpus are needed",
                 hint="TSV (`id`, tab, text) or JSONL (`_id`, `text`, `title`)",
             )
-        queries, corpus = open_texts(texts.queries), open_texts(texts.corpus)
+        queries = open_texts(texts.queries)
+        corpus, told = open_corpus(texts.corpus, names.text)
+        names = replace(names, text=None)  # it names the text in the corpus
     if known.layout != "rows":
-        return PathShape(names, known=known, queries=queries, corpus=corpus)
+        return PathShape(names, told=told, known=known, queries=queries, corpus=corpus)
     names = replace(
         names,
         query=names.query or known.query[0],
@@ -339,7 +343,7 @@ def open_known(known: KnownShape, names: FieldNames, texts: Texts) -> ListShape 
         id=names.id or known.id[0],
         group_by=names.group_by or known.query_id[0],
     )
-    return IdRows(names, queries=queries, corpus=corpus) if known.ids_only else FlatShape(names)
+    return IdRows(names, told, queries=queries, corpus=corpus) if known.ids_only else FlatShape(names)
 
 
 def fits(known: KnownShape, fields: Mapping[str, Any], names: FieldNames) -> bool:

@@ -37,9 +37,11 @@ def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
     """
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
-        return replace(shape, told=tuple(_told_of_lists(shape, rows)), reading=_in_words(reading_of(shape, rows)))
+        told = (*_told_of_lists(shape, rows), *shape.told)
+        return replace(shape, told=told, reading=_in_words(reading_of(shape, rows)))
     if isinstance(shape, FlatShape):
-        return replace(shape, told=tuple(_told_of_rows(shape, rows)), reading=_in_words(reading_of(shape, rows)))
+        told = (*_told_of_rows(shape, rows), *shape.told)
+        return replace(shape, told=told, reading=_in_words(reading_of(shape, rows)))
     return shape
 
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.shapes.corpus import open_corpus
 from rerank_cli.formats.shapes.fields import row_error
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, refuse_field_names
@@ -89,7 +90,7 @@ def falling_scores(logits: Iterable[float]) -> list[str]:
 
 
 def _open(names: FieldNames, texts: Texts) -> TrecShape:
-    refuse_field_names("trec", names)
+    refuse_field_names("trec", replace(names, text=None))  # which names the text in the corpus
     if texts.queries is None or texts.corpus is None:
         raise UsageError(
             "a TREC run holds ids only: --queries and --corpus are needed",
@@ -98,7 +99,8 @@ def _open(names: FieldNames, texts: Texts) -> TrecShape:
     for option, path in (("--queries", texts.queries), ("--corpus", texts.corpus)):
         if path == "-":
             raise UsageError(f"{option} -: texts are looked up in a file, not in a pipe")
-    return TrecShape(names, open_texts(texts.queries), open_texts(texts.corpus))
+    corpus, told = open_corpus(texts.corpus, names.text)
+    return TrecShape(names, open_texts(texts.queries), corpus, told)
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
@@ -147,6 +149,7 @@ class TrecShape:
     names: FieldNames
     queries: TextFile
     corpus: TextFile
+    told: tuple[str, ...] = ()
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`. A query that comes back after another one is a `RowError` for each of its lines."""
