@@ -88,8 +88,8 @@ OPTIONS = [
         help="The lengths of the pairs in this file: a batch is the longest of them, cut at --max-tokens.",
     ),
     option(
-        "--gpu", str, group=ROOM, into="memory.gpu", metavar="CC:MEM[:NAME]", basic=True,
-        help="The GPU, for example 8.9:24GB:NVIDIA-L4.",
+        "--gpu", str, group=ROOM, into="memory.gpu", metavar="NAME", basic=True,
+        help="The GPU: L4, H100, RTX-4090, or 8.9:24GB[:NAME]. Also how long pairs take on it, where it is known.",
     ),
     option(
         "--vram", int, group=ROOM, into="memory.capacity", metavar="SIZE", parse=parse_bytes, basic=True,
@@ -212,6 +212,8 @@ def _does_not_fit(answer: MemoryAnswer) -> DoesNotFitError:
 
 
 def _print_text(answer: MemoryAnswer) -> None:
+    from rerank_cli.planning.hours import show_time
+
     place = answer.question.place
     device = place.sku or ("CPU" if place.cpu else "GPU")
     room = "" if answer.question.capacity is None else f", {_gib(answer.question.capacity)} GiB there"
@@ -230,6 +232,10 @@ def _print_text(answer: MemoryAnswer) -> None:
     if answer.file:
         tokens = ", ".join(f"{name} {number}" for name, number in answer.file["tokens"].items())
         say(f"{answer.file['path']}: {answer.file['pairs']:,} pairs; tokens: {tokens}")
+    for time in answer.times:
+        of_length = f" of {time['tokens']:,} tokens" if time["tokens"] else ""
+        took = show_time(time["low"], time["high"])
+        say(f"{time['pairs']:,} pairs{of_length}: {took} on {device}, most of it {time['limit']} (reckoned)")
     if any(row.nim and row.nim.kind != "published" for row in answer.rows):
         say("NIM: `~` is interpolated between published values, `=` is published without a batch size or length")
     for note in answer.notes:

@@ -346,6 +346,11 @@ SCORING = [
         "--dry-run", bool, group=RUN, basic=True,
         help="Score nothing; count rows and tokens, estimate the time.",
     ),
+    option(
+        "--gpu", list[str], group=RUN, metavar="NAME",
+        help="With --dry-run: the time on this card too, L4, H100, RTX-4090 or 9.0:80GiB:NAME; may be given several "
+        "times.",
+    ),
     option("--quiet", bool, group=SAY, short="-q", basic=True, help="Only errors on stderr."),
     option("--verbose", bool, group=SAY, short="-v", help="Also the plan and its reasons on stderr."),
 ]  # fmt: skip

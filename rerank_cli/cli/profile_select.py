@@ -17,12 +17,10 @@ from rerank_cli.cli.options import OF_RUNS, PLANNED
 from rerank_cli.cli.report_command import ReportCommand, wants_json
 from rerank_cli.errors import EXIT_CODES, RerankError, UsageError
 from rerank_cli.machine.this_process import prepare_process
-from rerank_cli.planning.choices import Policy, Requirement
+from rerank_cli.planning.choices import PAIRS, TOKENS, Policy, Requirement
 
 if TYPE_CHECKING:
-    from rerank_cli.cli.plan_request import PlanRequest
     from rerank_cli.machine.detect import Machine
-    from rerank_cli.planning.known_model import KnownModel
     from rerank_cli.planning.profile_answer import MachinePlan
 
 OPTIONS = [
@@ -43,6 +41,14 @@ OPTIONS = [
         "--gpu", list[str], group=MACHINE, metavar="NAME", basic=True,
         help="Plan for this GPU: L4, H100, RTX-4090, or 9.0:80GiB[:NAME]; may be given several times. "
         "all compares the cards that are known by name.",
+    ),
+    option(
+        "--pairs", int, group=MACHINE, metavar="N", min=1,
+        help=f"With --gpu all: how many pairs the time is for. Default: {PAIRS:,}.",
+    ),
+    option(
+        "--tokens", int, group=MACHINE, metavar="L", min=1,
+        help=f"With --gpu all: how long they are, query and passage together. Default: {TOKENS}.",
     ),
     option(
         "--fixture", str, group=MACHINE, metavar="FILE", help="Plan for the machine that this JSON file describes."
@@ -94,7 +100,12 @@ def profile_select(
         if gpu == ["all"]:
             if env or list_profiles or given["fixture"]:
                 raise UsageError("--gpu all: compares cards, which --env, --list and --fixture have no place for")
-            return _compare_cards(asked, known, output_mode)
+            from rerank_cli.cli.cards import print_cards
+
+            numbers = {"pairs": given["pairs"], "tokens": given["tokens"]}
+            return print_cards(asked, known, **numbers, as_json=wants_json(output_mode))
+        if given["pairs"] or given["tokens"]:
+            raise UsageError("--pairs and --tokens: are for the comparison of cards", hint="`--gpu all`")
         answer = plan_model(asked.request, known, machine.answer(), notes=asked.notes)
     except RerankError as error:
         answer = MachinePlan(error=error)
@@ -158,65 +169,6 @@ class _MachineInQuestion:
         if self._asking is not None:
             self._asking.join()
         return self._found or detect_machine()
-
-
-def _compare_cards(asked: PlanRequest, known: KnownModel, output_mode: str) -> int:
-    """Print what each card that is known by name would do; returns 6 if the model fits none."""
-    from rerank_cli.machine.detect import describe_machine
-    from rerank_cli.machine.gpu_names import CARDS
-    from rerank_cli.planning.run_plan import plan_model
-
-    found: list[dict[str, Any]] = []
-    for card in CARDS:
-        facts: dict[str, Any] = {"name": card.name, "total_bytes": card.total_bytes, "fits": False}
-        try:
-            answer = plan_model(asked.request, known, describe_machine([card.name]), notes=asked.notes)
-        except RerankError as error:
-            found.append(facts | {"reason": error.message})
-            continue
-        plan = answer.plan
-        if plan is None or plan.kind == "cpu":
-            reasons = [one.reason for one in answer.rejected] or list(answer.reasons)
-            found.append(facts | {"reason": answer.error.message if answer.error else reasons[-1] if reasons else ""})
-            continue
-        found.append(
-            facts
-            | {
-                "fits": True, "profile": plan.profile, "precision": plan.precision, "max_tokens": plan.max_tokens,
-                "token_budget": plan.token_budget, "needed_bytes": plan.needed_bytes,
-            }
-        )  # fmt: skip
-    if wants_json(output_mode):
-        print_json({"schema": "rerank-cli/cards/1", "model": known.name, "cards": found})
-    else:
-        _print_cards(known.name, found)
-    return 0 if any(card["fits"] for card in found) else 6
-
-
-def _print_cards(model: str, cards: list[dict[str, Any]]) -> None:
-    from rerank_cli.cli.console import print_table
-    from rerank_cli.planning.profiles.request import show_gib
-
-    rows = [
-        [
-            card["name"],
-            show_gib(card["total_bytes"]),
-            *(
-                [
-                    show_gib(card["needed_bytes"]),
-                    card["profile"],
-                    f"{card['max_tokens']:,}",
-                    f"{card['token_budget']:,}",
-                ]
-                if card["fits"]
-                else ["does not fit", "", "", ""]
-            ),
-        ]
-        for card in cards
-    ]
-    columns = ["GPU", "memory", "needed", "profile", "max tokens", "token budget"]
-    print_table(columns, rows, title=model)
-    say("the largest batch for one of them: rerank-cli mem-estimate --solve batch-size --gpu NAME")
 
 
 # Output.

@@ -100,7 +100,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     # Imported here because they load numpy and more, which --help must not wait for.
     from rerank_cli.cli.evaluation import refuse_metrics_without_qrels, refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.job_request import read_job_options
-    from rerank_cli.cli.running import print_dry_run, run_and_report
+    from rerank_cli.cli.running import print_dry_run, refuse_gpu, run_and_report
 
     refuse_metrics_without_qrels(context)
     if given["evaluate_only"]:
@@ -124,7 +124,10 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
         return run_and_report(options, cluster, **told)
     if any(given[name] is not None for name in ("ray_address", *_OF_ENGINES)):
         raise UsageError("--ray-address, --cpus-per-engine, --gpus-per-engine: need `--engine ray`")
-    return print_dry_run(options, output_mode) if given["dry_run"] else run_and_report(options, **told)
+    if given["dry_run"]:
+        return print_dry_run(options, output_mode, given["gpu"] or ())
+    refuse_gpu(given["gpu"])
+    return run_and_report(options, **told)
 
 
 _OF_ENGINES = ("cpus_per_engine", "gpus_per_engine")

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_cli.cli.console import ProgressDisplay, forget_stdout, print_json, print_table, say
 from rerank_cli.cli.evaluation import print_evaluation
-from rerank_cli.errors import StoppedError, nothing_scored
+from rerank_cli.errors import StoppedError, UsageError, nothing_scored
 from rerank_cli.job.precision_check import LEAST_OVERLAP
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.cluster import ClusterOptions
-    from rerank_cli.job.dry_run import DryRun
+    from rerank_cli.job.dry_run import DryRun, Elsewhere
     from rerank_cli.job.options import JobOptions
     from rerank_cli.job.run import Outcome
     from rerank_cli.planning.run_plan import Plan
@@ -164,14 +166,23 @@ def _summarise(outcome: Outcome, output: str) -> None:
         )
 
 
-def print_dry_run(options: JobOptions, output_mode: str) -> int:
+def refuse_gpu(gpus: Sequence[str] | None) -> None:
+    """`UsageError` for a card that is described, where the run is one of this machine."""
+    if gpus:
+        raise UsageError(
+            f"--gpu {gpus[0]}: describes a card, and the run is on this machine",
+            hint="`--dry-run --gpu NAME` tells the time there; `--device` names a GPU of this machine",
+        )
+
+
+def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = ()) -> int:
     """Print what a run would do; returns the exit code."""
     import sys
     from dataclasses import asdict
 
     from rerank_cli.job.dry_run import dry_run
 
-    result = dry_run(options)
+    result = dry_run(options, gpus)
     if result.plan.taken:
         say(result.plan.taken)
     for warning in result.plan.warnings:
@@ -193,6 +204,7 @@ def print_dry_run(options: JobOptions, output_mode: str) -> int:
         "pairs that would be truncated": f"{result.truncated:,}",
         "pairs that cannot be scored": f"{result.unscorable:,}",
         "expected time": f"about {_duration(result.seconds)} (70 % of {result.gflops:,.0f} GFLOP/s, measured just now)",
+        **{f"expected time on {one.gpu}": _elsewhere(one) for one in result.elsewhere},
         "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
     }
     print_table(["dry run", ""], [[name, value] for name, value in facts.items()])
@@ -209,6 +221,16 @@ def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
         file, row, message = result.first_error
         say(f"{_bad_in_words(counts)} cannot be scored; the first is {file}:{row}: {message}")
     return 3 if counts.in_errors_file else 0
+
+
+def _elsewhere(found: Elsewhere) -> str:
+    from rerank_cli.planning.hours import show_time
+
+    if found.time is None:
+        return f"not known: {found.reason}"
+    return (
+        f"{show_time(found.time.low, found.time.high)} in {found.precision}, most of it {found.time.limit} (reckoned)"
+    )
 
 
 def _image_facts(counts: Counts) -> dict[str, str]:

@@ -49,12 +49,13 @@ def score(context: typer.Context, *, lines: bool, dry_run: bool, online: bool, *
     keep_freed_memory()
     # Imported here because they load numpy and more, which --help must not wait for.
     from rerank_cli.cli.job_request import read_job_options
-    from rerank_cli.cli.running import print_dry_run, run_and_report
+    from rerank_cli.cli.running import print_dry_run, refuse_gpu, run_and_report
 
     if lines and given["query"] is None:
         raise UsageError("--lines: needs --query", hint="plain lines hold passages only")
     more = {"in_format": "text"} if lines else {}
     options = read_job_options(context, inputs=(given["input"],), pairs=True, **more)
     if dry_run:
-        return print_dry_run(options, given["output_mode"])
+        return print_dry_run(options, given["output_mode"], given["gpu"] or ())
+    refuse_gpu(given["gpu"])
     return run_and_report(options, quiet=given["quiet"], verbose=given["verbose"], output_mode=given["output_mode"])

@@ -1,23 +1,29 @@
 """What a run would do: everything is read and tokenised, nothing is scored, weights are not loaded.
 
-The expected time is the number of operations of the forward passes over the speed of a matrix product, measured for a
-tenth of a second in the plan's precision; a whole forward reaches 65 to 80 % of it on a CPU (Zen 4, torch 2.13).
+Here the expected time is the number of operations of the forward passes over the speed of a matrix product, measured
+for a tenth of a second in the plan's precision; a whole forward reaches 65 to 80 % of it on a CPU (Zen 4, torch 2.13).
+On a card that is not here it is reckoned (`planning/hours.py`), without the start of the program.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
 from rerank_cli.job.options import JobOptions
-from rerank_cli.job.prepare import prepare
+from rerank_cli.job.prepare import find_known, prepare
 from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, rank_window, without_pixels
 from rerank_cli.job.windows import cut_windows, heads_of
-from rerank_cli.planning.run_plan import Plan
+from rerank_cli.machine.detect import Machine, describe_machine
+from rerank_cli.machine.gpu_names import speed_of
+from rerank_cli.planning.cards import time_of_plan
+from rerank_cli.planning.hours import PairLengths, PairTime
+from rerank_cli.planning.run_plan import Plan, plan_model
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
 
@@ -29,7 +35,8 @@ class DryRun:
     """What a run would do.
 
     tokens: length of each distinct pair before truncation, as percentiles. unscorable: distinct pairs that have no
-    logit. seconds: a rough estimate. first_error: the first bad row, as file, row and message.
+    logit. seconds: a rough estimate. first_error: the first bad row, as file, row and message. elsewhere: on other
+    cards, by the name that was asked for.
     """
 
     counts: Counts
@@ -41,10 +48,25 @@ class DryRun:
     seconds: float
     gflops: float
     first_error: tuple[str, int, str] | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
-def dry_run(options: JobOptions) -> DryRun:
-    """Read and tokenise everything, score nothing: rows, pairs, lengths, truncations and an expected time."""
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What the run would take on another card. time: None where it does not fit or cannot be reckoned; reason: why."""
+
+    gpu: str
+    precision: str | None
+    time: PairTime | None
+    reason: str | None = None
+
+
+def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
+    """Read and tokenise everything, score nothing: rows, pairs, lengths, truncations and an expected time.
+
+    gpus: cards for which the time is told too, as `--gpu` names them.
+    """
+    machines = [describe_machine([gpu]) for gpu in gpus]  # refused before anything is read
     prepared = prepare(options)
     counts = Counts()
     lengths: list[int] = []
@@ -87,7 +109,24 @@ def dry_run(options: JobOptions) -> DryRun:
     return DryRun(
         counts, percentiles, kept, truncated, unscorable, prepared.plan, flops / (_SHARE_REACHED * speed), speed / 1e9,
         (first.file, first.row, first.message) if first else None,
+        tuple(_elsewhere(gpu, machine, options, PairLengths(counts.pairs_scored, kept, squares))
+              for gpu, machine in zip(gpus, machines, strict=True)),
     )  # fmt: skip
+
+
+def _elsewhere(gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths) -> Elsewhere:
+    """The run on the card that was asked for as `gpu`, of pairs as long as they are by this machine's plan."""
+    request = replace(options.request, device="auto", gpus=None, assume_cuda=True)
+    answer = plan_model(request, find_known(options), machine)
+    plan = answer.plan
+    if plan is None or not plan.gpus:
+        refused = [one.reason for one in answer.rejected] or list(answer.reasons)
+        return Elsewhere(gpu, None, None, answer.error.message if answer.error else refused[-1])
+    time = time_of_plan(answer, lengths)
+    known_card = all(speed_of(one.name) for one in plan.gpus)
+    why = "this model's forward is not reckoned" if known_card else "the speed of this card is not known"
+    unknown = None if time else why
+    return Elsewhere(gpu, plan.precision, time, unknown)
 
 
 def _without_logits(part: EncodedPart) -> ScoredPart:

@@ -10,6 +10,7 @@ so the command hands them in (`MemoryTools`; the real ones are in `engine/memory
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +19,9 @@ from rerank_cli.errors import DoesNotFitError, ModelError, UsageError
 from rerank_cli.machine.cpu import detect_cpu, usable_cores
 from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
-from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
+from rerank_cli.machine.gpu_names import speed_of
+from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest
+from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Place, tables_for
 from rerank_cli.planning.memory.table import Question, Row, table_to_json, unique
@@ -32,7 +35,8 @@ _MEASURED_POINT = (1, 512)
 class MemoryAnswer:
     """The rows and what they are about.
 
-    method: `closed form`, or `tracker` for a model that transformers runs. file: pairs and lengths of a file.
+    method: `closed form`, or `tracker` for a model that transformers runs. file: pairs and lengths of a file. times:
+    what the pairs of a file, or a million of each length, take on a card that is known by name.
     """
 
     known: KnownModel
@@ -43,6 +47,7 @@ class MemoryAnswer:
     file: dict[str, Any] | None = None
     published: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    times: tuple[dict[str, Any], ...] = ()
 
     @property
     def too_large(self) -> tuple[Row, ...]:
@@ -72,6 +77,7 @@ class MemoryAnswer:
             "file": self.file,
             "rows": [row.to_json() for row in self.rows],
             "published": list(self.published),
+            "times": list(self.times),
             "notes": list(self.notes),
         }
 
@@ -116,6 +122,7 @@ def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools)
     answer = MemoryAnswer(known, request, question, rows, file=file, published=published)
     if model is not None and model.shape.family == "padded":
         answer = replace(answer, rows=tools.followed(rows, question, known.checkpoint), method="tracker")
+    answer = replace(answer, times=tuple(_times(answer)))
     if request.measure:
         answer = replace(answer, rows=(tools.measured(answer.rows[0], question, known),))
     return replace(answer, notes=(*notes, *_notes(request, question, known)))
@@ -206,6 +213,26 @@ def _found(number: int, question: Question, batch_size: int, max_tokens: int) ->
     have = f"{(question.capacity or 0) / GIB:.2f} GiB"
     pairs = f"{batch_size} pair{'s' * (batch_size > 1)} of {max_tokens} token{'s' * (max_tokens > 1)}"
     raise DoesNotFitError(f"{pairs} need {needed}, there are {have}", hint=None)
+
+
+# The time.
+
+
+def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
+    """What the pairs of the file take, else a million pairs of each length of the rows; nothing where it is unknown."""
+    model, place, limit = answer.question.model, answer.question.place, answer.known.max_tokens
+    if model is None or place.cpu:
+        return
+    asked: list[tuple[int | None, PairLengths]]
+    if answer.question.lengths is not None:
+        asked = [(None, PairLengths.all_of(answer.question.lengths, max(row.max_tokens for row in answer.rows)))]
+    else:
+        lengths = unique([min(row.max_tokens, limit) for row in answer.rows])
+        asked = [(length, PairLengths.of(PAIRS, length)) for length in lengths]
+    for length, pairs in asked:
+        time = pair_time(model.shape, pairs, speed_of(place.sku), precision=place.precision, engines=1)
+        if time is not None:
+            yield {"pairs": pairs.pairs, "tokens": length, **time_to_json(time)}
 
 
 # What stands beside the estimate.

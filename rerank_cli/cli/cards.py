@@ -1,0 +1,54 @@
+"""What `profile-select --gpu all` prints: the cards that are known by name, beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rerank_cli.cli.console import print_json, print_table, say
+from rerank_cli.planning.choices import PAIRS, TOKENS
+
+if TYPE_CHECKING:
+    from rerank_cli.cli.plan_request import PlanRequest
+    from rerank_cli.planning.cards import CardAnswer
+    from rerank_cli.planning.known_model import KnownModel
+
+
+def print_cards(asked: PlanRequest, known: KnownModel, *, pairs: int | None, tokens: int | None, as_json: bool) -> int:
+    """Print what each card would do; returns 6 if the model fits none."""
+    from rerank_cli.planning.cards import compare_cards
+
+    pairs, tokens = pairs or PAIRS, min(tokens or TOKENS, known.max_tokens)
+    cards = compare_cards(asked.request, known, pairs=pairs, tokens=tokens, notes=asked.notes)
+    if as_json:
+        rows = [card.to_json() for card in cards]
+        print_json(
+            {"schema": "rerank-cli/cards/1", "model": known.name, "pairs": pairs, "tokens": tokens, "cards": rows}
+        )
+    else:
+        _print_text(known.name, cards, pairs, tokens)
+    return 0 if any(card.plan for card in cards) else 6
+
+
+def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int) -> None:
+    from rerank_cli.planning.hours import show_time
+    from rerank_cli.planning.profiles.request import show_gib
+
+    rows = []
+    for card in cards:
+        cells = [card.name, show_gib(card.total_bytes)]
+        if card.plan is None:
+            rows.append([*cells, "does not fit", "", "", ""])
+            continue
+        time = card.time
+        took = show_time(time.low, time.high) if time else "not known"
+        batch = "-" if card.largest_batch is None else f"{card.largest_batch:,}"
+        rows.append([*cells, show_gib(card.plan.needed_bytes), card.plan.precision, batch, took])
+    title = f"{model}: {pairs:,} pairs of {tokens:,} tokens"
+    print_table(["GPU", "memory", "needed", "precision", "batch", "time"], rows, title=title)
+    say("batch: the most pairs of this length that fit at a time; time: without the start of the program")
+    limits = {card.time.limit for card in cards if card.time}
+    if "host" in limits:
+        say("note: where cards take equally long, reading and tokenising on the host is what takes it")
+    say("note: times are reckoned from the model's shape and the card's peaks; no card was timed")
+    say(f"other numbers: `--pairs N --tokens L`; defaults {PAIRS:,} and {TOKENS:,}")

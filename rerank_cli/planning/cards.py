@@ -1,0 +1,107 @@
+"""Which card does a model need: each that is known by name, whether the model fits, and how long pairs take there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rerank_cli.errors import ModelError, RerankError
+from rerank_cli.machine.detect import describe_machine
+from rerank_cli.machine.gpu_names import CARDS, speed_of
+from rerank_cli.planning.choices import ProfileRequest
+from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, time_to_json
+from rerank_cli.planning.known_model import KnownModel
+from rerank_cli.planning.memory import MemoryModel, Place, memory_model
+from rerank_cli.planning.memory.table import Question
+from rerank_cli.planning.profile_answer import MachinePlan
+from rerank_cli.planning.profiles import ModelProfiles, ProfilePlan
+from rerank_cli.planning.run_plan import plan_model
+
+
+@dataclass(frozen=True, slots=True)
+class CardAnswer:
+    """What a card would do.
+
+    plan: None where the model does not fit; `reason` says why. largest_batch: pairs of the asked length, in one batch.
+    time: None where it cannot be reckoned.
+    """
+
+    name: str
+    total_bytes: int
+    plan: ProfilePlan | None = None
+    reason: str | None = None
+    largest_batch: int | None = None
+    time: PairTime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of a document."""
+        plan, time = self.plan, self.time
+        names = ("profile", "precision", "max_tokens", "token_budget", "needed_bytes")
+        return {
+            "name": self.name,
+            "total_bytes": self.total_bytes,
+            "fits": plan is not None,
+            "reason": self.reason,
+            **{name: plan and getattr(plan, name) for name in names},
+            "largest_batch": self.largest_batch,
+            "time": time and time_to_json(time),
+        }
+
+
+def compare_cards(
+    request: ProfileRequest, known: KnownModel, *, pairs: int, tokens: int, notes: Iterable[str] = ()
+) -> list[CardAnswer]:
+    """Each card that is known by name."""
+    model, said = _shape_of(known), tuple(notes)
+    return [_on_card(card.name, card.total_bytes, request, known, model, pairs, tokens, said) for card in CARDS]
+
+
+def _on_card(  # noqa: PLR0913 (what was read once, for every card)
+    name: str,
+    total: int,
+    request: ProfileRequest,
+    known: KnownModel,
+    model: MemoryModel | None,
+    pairs: int,
+    tokens: int,
+    notes: tuple[str, ...],
+) -> CardAnswer:
+    try:
+        machine = describe_machine([name])
+        answer = plan_model(request, known, machine, notes=notes)
+    except RerankError as error:
+        return CardAnswer(name, total, reason=error.message)
+    plan = answer.plan
+    if plan is None or plan.kind == "cpu":
+        reasons = [one.reason for one in answer.rejected] or list(answer.reasons)
+        return CardAnswer(name, total, reason=answer.error.message if answer.error else reasons[-1])
+    (gpu,) = plan.gpus
+    tokens = min(tokens, plan.max_tokens)
+    batch = None
+    if model is not None:
+        place = Place(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
+        batch = Question(model, place, capacity=total).largest_batch(tokens)
+    time = None
+    if model is not None:
+        time = pair_time(model.shape, PairLengths.of(pairs, tokens), speed_of(name), precision=plan.precision)
+    return CardAnswer(name, total, plan, largest_batch=batch, time=time)
+
+
+def time_of_plan(answer: MachinePlan, lengths: PairLengths) -> PairTime | None:
+    """How long pairs take by a plan for GPUs of one name, which share them; None where it cannot be reckoned."""
+    plan, known = answer.plan, answer.model
+    model = _shape_of(known) if known else None
+    if plan is None or model is None or not plan.gpus:
+        return None
+    names = {gpu.name for gpu in plan.gpus}
+    speed = speed_of(names.pop()) if len(names) == 1 else None
+    return pair_time(model.shape, lengths, speed, precision=plan.precision, engines=len(plan.gpus))
+
+
+def _shape_of(known: KnownModel) -> MemoryModel | None:
+    facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
+    try:
+        return memory_model(known.checkpoint, facts)
+    except ModelError:
+        return None  # of a classifier of transformers, with keys of its own: only its forward would tell
