@@ -7,6 +7,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import AnyStr
+
+
+class Started(subprocess.Popen[AnyStr]):
+    """A process that does not outlive a test that fails: `Popen` would wait for it, and perhaps for ever."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
 
 
 def alive(pids: list[int]) -> list[int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import read_lines, write_lines
+from tests.processes import Started
 from tests.torture.conftest import TEXT
 from tests.unit.images import data_uri, encoded, picture
 
@@ -22,7 +23,7 @@ ONE_CORE = {min(os.sched_getaffinity(0))}  # so that an engine has one thread, h
 
 def start(source: str, out: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "rerank_cli", "rerank-file", source, "-o", str(out), *options]
-    return subprocess.Popen(
+    return Started(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, ONE_CORE)
     )
 

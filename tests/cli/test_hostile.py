@@ -26,13 +26,13 @@ MB = 2**20
 
 # The program, and then what it has used: peak memory, torch, every socket call of Python.
 WATCHED = """
-import json, resource, sys
+import json, sys
 sockets = []
 sys.addaudithook(lambda event, args: sockets.append(event) if event.startswith("socket.") else None)
 from rerank_cli.cli import main
+from rerank_cli.machine.this_process import peak_rss_bytes
 code = main(sys.argv[1:])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"code": code, "peak": peak, "torch": "torch" in sys.modules, "sockets": sockets}))
+print(json.dumps({"code": code, "peak": peak_rss_bytes(), "torch": "torch" in sys.modules, "sockets": sockets}))
 """
 
 

@@ -16,6 +16,7 @@ import pytest
 from rerank_cli.cli import main
 from rerank_cli.planning import run_plan
 from tests.conftest import read_lines, write_lines
+from tests.processes import Started
 from tests.unit.images import encoded, hurt_readers, picture, readers_of, saved
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -116,7 +117,7 @@ def test_few_images_start_no_process(images: int, tmp_path: Path, monkeypatch: p
 
 
 def start(source: str, out: Path, hurt: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    return Started(
         [sys.executable, "-m", "rerank_cli", *command(source, out)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -13,6 +13,7 @@ import pytest
 
 from rerank_cli.cli import main
 from tests.conftest import TINY_CHECKPOINT
+from tests.processes import Started
 
 FIELD = Path(__file__).parents[1] / "data" / "field"
 GOOD = json.dumps({"query": "road", "passages": ["two roads", "a wood"]}) + "\n"
@@ -116,7 +117,7 @@ def test_parts_count_from_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_pipe_that_goes_on_is_answered_at_once() -> None:
     command = [sys.executable, "-m", "rerank_cli", "score", "-q", "--model", str(TINY_CHECKPOINT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+    with Started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for number in range(3):  # the writer stays: whoever waits for more rows would hang

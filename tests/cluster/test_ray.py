@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import LONG, TINY_CHECKPOINT, read_lines, write_lines, write_table
+from tests.processes import Started
 from tests.torture.conftest import TEXT
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -26,7 +27,7 @@ ONE_CORE = {min(os.sched_getaffinity(0))}
 
 def start(*arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "rerank_cli", "rerank-file", *arguments, "--model", str(TINY_CHECKPOINT)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **settings)
+    return Started(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **settings)
 
 
 def run(*arguments: str, code: int = 0, **settings: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from rerank_cli.cli import main
 from rerank_cli.journal.records import encode, read_journal
 from tests.conftest import TINY_CHECKPOINT, write_lines
-from tests.processes import wait_until
+from tests.processes import Started, wait_until
 from tests.torture.runs import ROOT, Asked, Runs
 
 ROWS: list[object] = [{"query": "two roads", "passage": f"a yellow wood {number}"} for number in range(150)]
@@ -37,7 +38,7 @@ def score(*arguments: object) -> int:
 
 def program(*arguments: object, **settings: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from rerank_cli.cli import entry_point; entry_point()", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload, no-any-return]
+    return Started(command, cwd=ROOT, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload, no-any-return]
 
 
 # Names
@@ -277,9 +278,15 @@ def test_a_reader_that_does_not_read_does_not_keep_a_run_that_is_stopped(tmp_pat
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=ENDS_IN_SECONDS) == 143
     assert not out.exists()
-    os.set_blocking(reader, True)
+    # A writer of our own, so that the pipe does not end before the second run has opened it.
+    writer, taken = os.open(pipe, os.O_WRONLY), bytearray()
     with program(*command) as again:
-        taken = b"".join(iter(lambda: os.read(reader, 2**16), b""))
+        while again.poll() is None:
+            if select.select([reader], [], [], 0.1)[0]:
+                taken += os.read(reader, 2**16)
+    os.close(writer)
+    while data := os.read(reader, 2**16):
+        taken += data
     os.close(reader)
     assert again.returncode == 0  # it only gives the names
     assert len(out.read_bytes().splitlines()) == len(ROWS)

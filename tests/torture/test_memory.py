@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import LONG, TINY_CHECKPOINT
+from tests.processes import Started
 from tests.torture.runs import ROOT, on_one_core
 
 GIGABYTES = float(os.environ.get("RERANK_TORTURE_GB", "2" if LONG else "0.004"))
@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, kind: str) -> None:
     command += ["--model", str(TINY_CHECKPOINT), *(() if kind == "good" else ("--query-field", "id"))]
     points: list[tuple[float, float]] = []  # bytes written, bytes in memory
     began = time.monotonic()
-    with subprocess.Popen(command, cwd=ROOT, preexec_fn=on_one_core) as process:
+    with Started(command, cwd=ROOT, preexec_fn=on_one_core) as process:
         while process.poll() is None:
             with contextlib.suppress(FileNotFoundError):  # it is not there yet, or has its name by now
                 points.append((work.stat().st_size, resident(process.pid)))

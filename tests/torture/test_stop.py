@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import LONG, TINY_CHECKPOINT, write_lines
+from tests.processes import Started
 from tests.torture.conftest import TEXT, outputs
 from tests.torture.runs import ROOT, Asked, Runs, on_one_core
 
@@ -29,7 +30,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def program(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "rerank_cli", *arguments, "--model", str(TINY_CHECKPOINT)]
-    return subprocess.Popen(command, cwd=ROOT, preexec_fn=on_one_core, **settings)  # type: ignore[call-overload]
+    return Started(command, cwd=ROOT, preexec_fn=on_one_core, **settings)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -85,7 +86,7 @@ with stop.listening(), stop.held():
 
 
 def test_the_second_interrupt_leaves_at_once() -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDS], cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with Started([sys.executable, "-c", HOLDS], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
@@ -107,7 +108,7 @@ def test_a_reader_that_takes_nothing_does_not_keep_a_stopped_run(many: str) -> N
 @pytest.mark.parametrize("_", range(50 if LONG else 1))
 def test_a_reader_that_leaves_ends_the_run_without_a_word(many: str, _: int) -> None:
     with program("score", many, "-q", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        with subprocess.Popen(["head", "-1"], stdin=process.stdout, stdout=subprocess.PIPE) as head:
+        with Started(["head", "-1"], stdin=process.stdout, stdout=subprocess.PIPE) as head:
             assert process.stdout is not None
             assert process.stderr is not None
             process.stdout.close()

@@ -30,6 +30,7 @@ from rerank_cli.formats.parquet import ArrowRow
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Item, ListShape, PairShape, Shape
 from rerank_cli.records import CandidateList, Gap, JsonRow, RowError
 from tests.conftest import told, write_lines, write_table
+from tests.processes import Started
 
 ROOT = Path(__file__).parents[3]
 READ = ReadOptions()
@@ -296,9 +297,7 @@ def test_after_the_limit_nothing_is_waited_for(tmp_path: Path) -> None:
         "items = read_items(resolve_inputs(['-']), shape, read)\n"
         "print([row.number for row in items if not isinstance(row, Gap)])"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
-    ) as process:
+    with Started([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         impatience = threading.Timer(60, process.kill)
