@@ -127,7 +127,7 @@ def out_formats() -> list[str]:
     """What `--out-format` takes."""
     from rerank_cli.formats.shapes import SHAPES
 
-    return ["auto", "jsonl", "parquet", *SHAPES]
+    return ["auto", "jsonl", "parquet", "csv", "tsv", *SHAPES]
 
 
 def shapes() -> list[str]:
@@ -207,8 +207,8 @@ SCORING = [
     option(
         "--out-format", str, group=OUTPUT, into="names.out_format", metavar="F", parse=parse_out_format,
         complete=out_formats,
-        help="jsonl or parquet, or the shape of the rows: list, flat, nim, cohere, openai-batch, trec; auto goes by "
-        "the suffix and keeps the shape.",
+        help="jsonl, parquet, csv or tsv (a passage a row), or the shape of the rows: list, flat, nim, cohere, "
+        "openai-batch, trec; auto goes by the suffix and keeps the shape.",
     ),
     option(
         "--report", str, group=OUTPUT, into="names.report", metavar="FILE", basic=True,

@@ -23,10 +23,11 @@ from rerank_cli.errors import InputError, OutputError
 from rerank_cli.formats.compression import compressed, open_input
 from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.separated_sink import SEPARATORS, SeparatedSink
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
 from rerank_cli.job.options import STDOUT, Names
-from rerank_cli.job.output_names import output_format, refuse_parquet_pipe
+from rerank_cli.job.output_names import output_format, refuse_table_pipe
 from rerank_cli.job.run_paths import RunPaths, folders_of
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import (
@@ -120,8 +121,7 @@ def open_destination(  # noqa: PLR0913 (what a run has decided by then)
     terms: how the job of a file is kept; without them nothing is left of a run that stops. members: what windows add to
     besides rows and errors. paths: all that the run reads and writes; by default it reads `inputs` alone.
     """
-    if output_format(names) == "parquet":
-        refuse_parquet_pipe(names)
+    refuse_table_pipe(names)
     paths = paths or paths_of(names, inputs, overwrite=overwrite)
     terms = terms or Terms()
     if names.output == STDOUT:
@@ -225,6 +225,11 @@ class FileDestination:
             work = "output"
             with self.writing("output") as file:
                 self.sink.finish(file, stop.check)
+        elif isinstance(self.sink, SeparatedSink):
+            work = "output"
+            with self.writing("output") as file:
+                name = self._names.output
+                self.sink.finish(file, job.path("rows"), name, output_format(self._names), stop.check)
         elif not job.size("rows"):
             job.append({"rows": compressed(b"", self._names.output)})  # an empty file is no gzip and no zstd file
         with naming(self._out):
@@ -283,6 +288,8 @@ class FileDestination:
             self.sink = ParquetSink(
                 self._rows, self._names.output, self._shape, self._selection, earlier=self._open_parts, like=self._like
             )
+        elif output_format(self._names) in SEPARATORS:
+            self.sink = SeparatedSink(self._rows, self._shape, self._selection)
         else:
             self.sink = JsonlSink(self._rows, self._shape, self._selection)
 
@@ -294,7 +301,7 @@ class FileDestination:
 
     def _taken_rows(self) -> bytes:
         data = _taken(self._rows)
-        is_table = isinstance(self.sink, ParquetSink)
+        is_table = isinstance(self.sink, (ParquetSink, SeparatedSink))
         return data if is_table or not data else compressed(data, self._names.output)
 
     def refuse_existing(self) -> None:

@@ -7,23 +7,22 @@ from pathlib import Path
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
 from rerank_cli.formats.inputs import FORMATS
+from rerank_cli.formats.separated_sink import SEPARATORS
 from rerank_cli.formats.shapes import SHAPES, Kind
 from rerank_cli.job.options import STDOUT, Names
 
+FILE_FORMATS = ("jsonl", "parquet", *SEPARATORS)
+"""What `--out-format` may say of the file."""
+
 
 def output_format(names: Names) -> str:
-    """`parquet`, or `jsonl` for lines of any shape."""
-    if names.out_format not in ("auto", "jsonl", "parquet", *SHAPES):
-        known = ", ".join(("jsonl", "parquet", *SHAPES))
+    """`parquet`, `csv`, `tsv`, or `jsonl` for lines of any shape."""
+    if names.out_format not in ("auto", *FILE_FORMATS, *SHAPES):
+        known = ", ".join((*FILE_FORMATS, *SHAPES))
         raise UsageError(f"--out-format {names.out_format}: not known", hint=f"known are auto, {known}")
-    if names.out_format in ("jsonl", "parquet"):
+    if names.out_format in FILE_FORMATS:
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
-    if found in ("csv", "tsv"):
-        raise UsageError(
-            f"--output {names.output}: rows are not written as {found.upper()}",
-            hint="end the name in .jsonl or .parquet",
-        )
     if found == "trec" or (found is None and names.out_format in SHAPES):
         return "jsonl"
     if found == "parquet" and Path(names.output.lower()).suffix in SUFFIXES:
@@ -31,7 +30,7 @@ def output_format(names: Names) -> str:
     if found is None:
         raise UsageError(
             f"--output {names.output}: the suffix tells no format",
-            hint="end the name in .jsonl or .parquet (.trec for a run), or pass `--out-format`",
+            hint="end the name in .jsonl, .csv, .tsv or .parquet (.trec for a run), or pass `--out-format`",
         )
     return found
 
@@ -53,6 +52,13 @@ def output_kind(names: Names, own: Kind) -> Kind:
     kind = SHAPES[wanted] if wanted else own
     if wanted is None and own.name == "trec" and (names.output != STDOUT or names.out_format != "auto"):
         kind = SHAPES["list"]
+    if (table := output_format(names)) in SEPARATORS:
+        kind = SHAPES[wanted or "flat"]
+        if kind.name != "flat":
+            raise UsageError(
+                f"--out-format {wanted}: {table.upper()} has a passage a row",
+                hint="leave out the option, or end the name in .jsonl",
+            )
     if output_format(names) == "parquet" and not kind.tables:
         raise UsageError(
             f"--output {names.output}: rows of the shape {kind.name} are lines and no table",
@@ -61,7 +67,9 @@ def output_kind(names: Names, own: Kind) -> Kind:
     return kind
 
 
-def refuse_parquet_pipe(names: Names) -> None:
-    """Parquet is written back and forth, which a pipe cannot."""
-    if names.output == STDOUT:
-        raise UsageError("--output -: Parquet cannot be written to a pipe", hint="give the name of a file")
+def refuse_table_pipe(names: Names) -> None:
+    """`UsageError` for a table on stdout: Parquet is written back and forth, and a header names all columns."""
+    table = output_format(names)
+    if names.output == STDOUT and table != "jsonl":
+        shown = "Parquet" if table == "parquet" else table.upper()
+        raise UsageError(f"--output -: {shown} cannot be written to a pipe", hint="give the name of a file")

@@ -248,7 +248,7 @@ def test_a_folder_without_permission_is_an_output_error(tmp_path: Path) -> None:
         ("out.xlsx", "auto", "the suffix tells no format"),
         ("out", "auto", "the suffix tells no format"),
         ("out.gz", "auto", "the suffix tells no format"),
-        ("out.jsonl", "csv", "--out-format csv: not known"),
+        ("out.jsonl", "xlsx", "--out-format xlsx: not known"),
         ("out.parquet.gz", "auto", "Parquet compresses itself"),
     ],
 )
@@ -258,9 +258,10 @@ def test_a_format_that_is_not_known_is_refused(tmp_path: Path, output: str, out_
     assert message in error.message
 
 
-def test_a_pipe_takes_no_table() -> None:
-    with pytest.raises(UsageError, match="--output -: Parquet cannot be written to a pipe"):
-        opened("-", out_format="parquet")
+@pytest.mark.parametrize(("out_format", "shown"), [("parquet", "Parquet"), ("csv", "CSV"), ("tsv", "TSV")])
+def test_a_pipe_takes_no_table(out_format: str, shown: str) -> None:
+    with pytest.raises(UsageError, match=f"--output -: {shown} cannot be written to a pipe"):
+        opened("-", out_format=out_format)
 
 
 def test_files_and_stdout_have_their_destinations(tmp_path: Path) -> None:
