@@ -43,7 +43,8 @@ from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs  
 from benchmarks.padded import llama_of, score_padded  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding.encoder import open_encoder  # noqa: E402
-from rerank_cli.engine.scorer import LocalEngine, Pending  # noqa: E402
+from rerank_cli.engine.protocols import Pending  # noqa: E402
+from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
 from rerank_cli.job.image_parts import pairs_of  # noqa: E402
 from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402

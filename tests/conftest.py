@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
-from rerank_cli.engine.fitting import Trouble
+from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts

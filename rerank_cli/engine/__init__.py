@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rerank_cli.checkpoint.families import family_of
-from rerank_cli.engine.protocols import NeedsCalibration, ScoresExactly
+from rerank_cli.engine.protocols import Engine, NeedsCalibration, Pending, Scores, ScoresExactly
 from rerank_cli.planning.run_plan import Plan
 
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.engine.embedding import EmbeddingEngine
-    from rerank_cli.engine.scorer import Engine, Pending, Scores
+
 
 __all__ = ["EmbeddingEngine", "Engine", "NeedsCalibration", "Pending", "Scores", "ScoresExactly", "open_engine"]
 

@@ -1,4 +1,4 @@
-"""Encoded pairs to batches within a token budget.
+"""Encoded pairs to batches within a token budget, and what happens where one does not fit in memory.
 
 Longest first: pairs of equal length become neighbours, which attention wants, and the first batch is the hardest on
 memory. Packed models pay for the tokens that are there, so a batch is filled up: where the next pair does not fit, the
@@ -6,12 +6,39 @@ longest one that does is taken. Nearly all batches then have the same number of 
 round number of rows (`models/packed.py`) is next to nothing (4.7 % of 11,250 pairs of cranfield before, 0.5 % now).
 Padded models pay for the longest pair times the number of pairs. Either way a pair longer than the budget is a batch of
 its own, never pushed back for ever.
+
+How much a batch needs is estimated before a run, and other programs take memory during it. So a batch that does not fit
+is computed in halves, halves of halves and so on. The budget that was too large is remembered: it becomes what the half
+held, later batches above it are cut before they are tried, and it grows again by a quarter after every `_GOOD_BATCHES`
+batches that fitted, up to the plan's. A single pair that does not fit has no score; it becomes a bad row.
+
+Logits can move in their last digit with the batch they were computed in. A run in which memory ran out is therefore
+only equal to another one within the tolerance of batching.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from rerank_cli.encoding.encoder import EncodingProblem
+from rerank_cli.engine.lanes import Lanes
+from rerank_cli.engine.protocols import Trouble
+from rerank_cli.models.packed import rounded_rows
+
+T = TypeVar("T")
+
+_GOOD_BATCHES = 16
+_GROWTH = 1.25
+# What is said where memory runs out and torch has no class of its own: by its allocator for the CPU
+# (c10/core/impl/alloc_cpu.cpp), by CUDA where something else than torch's allocator asked for memory (a buffer on the
+# host, the code or the stack of a kernel: cudaErrorMemoryAllocation, after which a device goes on), and by cuBLAS.
+_FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def plan_batches(lengths: Sequence[int], *, token_budget: int, padded: bool = False) -> Iterator[list[int]]:
@@ -37,3 +64,119 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int, padded: bool = Fa
             batch.append(waiting.pop(index))
             index = bisect_right(sizes, room, 0, index) - 1
         yield batch
+
+
+class FittingBatches:
+    """Batches of pairs of one model. token_budget: the plan's; `tokens` is what a batch may hold at the moment."""
+
+    def __init__(self, token_budget: int, *, padded: bool = False) -> None:
+        self._most = token_budget
+        self._padded = padded
+        self._good = 0
+        self.tokens = token_budget
+
+    def run(
+        self,
+        lengths: Sequence[int],
+        compute: Callable[[list[int]], T],
+        trouble: Trouble,
+        lanes: Lanes | None = None,
+    ) -> Iterator[tuple[list[int], T]]:
+        """Each batch of places in `lengths` with what `compute` makes of it.
+
+        A place that does not fit alone comes in none of them, and is told in `trouble`. lanes: where batches are
+        computed side by side, if they are enough; those after one that did not fit have all cores each.
+        """
+        waiting = list(plan_batches(lengths, token_budget=self.tokens, padded=self._padded))
+        waiting.reverse()
+        side = lanes if lanes and len(waiting) >= lanes.least else None
+        under_way: deque[tuple[list[int], Callable[[], T], Callable[[], bool]]] = deque()
+        try:
+            yield from self._run(lengths, compute, trouble, waiting, under_way, side)
+        finally:
+            for _, _, cancel in under_way:
+                cancel()
+
+    def _run(
+        self,
+        lengths: Sequence[int],
+        compute: Callable[[list[int]], T],
+        trouble: Trouble,
+        waiting: list[list[int]],
+        under_way: deque[tuple[list[int], Callable[[], T], Callable[[], bool]]],
+        side: Lanes | None,
+    ) -> Iterator[tuple[list[int], T]]:
+        while waiting or under_way:
+            while waiting and len(under_way) <= (side.count if side else 0):
+                batch = waiting.pop()
+                if len(batch) > 1 and self._size(batch, lengths) > self.tokens:
+                    waiting += _halves(batch)
+                    continue
+                if side:
+                    started = side.start(partial(compute, batch))
+                    under_way.append((batch, started.result, started.cancel))
+                else:
+                    under_way.append((batch, partial(compute, batch), lambda: True))
+            batch, result, _ = under_way.popleft()
+            size = self._size(batch, lengths)
+            made = unless_full(result)
+            if made is None and side:
+                side = None  # another lane has what this one lacked: once more, by itself
+                waiting.append(batch)
+                continue
+            if made is not None:
+                self._grow()
+                trouble.computed += size if self._padded else rounded_rows(size)
+                yield batch, made[0]
+                continue
+            trouble.splits += 1
+            self._shrink(size)
+            if len(batch) > 1:
+                waiting += _halves(batch)
+            else:
+                trouble.failed[batch[0]] = does_not_fit(f"the pair alone, with {lengths[batch[0]]} tokens,")
+
+    def _size(self, batch: Sequence[int], lengths: Sequence[int]) -> int:
+        found = [lengths[place] for place in batch]
+        return max(found) * len(found) if self._padded else sum(found)
+
+    def _shrink(self, size: int) -> None:
+        self._good = 0
+        self.tokens = max(1, min(self.tokens, size // 2))
+
+    def _grow(self) -> None:
+        self._good += 1
+        if self._good % _GOOD_BATCHES == 0:
+            self.tokens = min(self._most, int(self.tokens * _GROWTH) + 1)
+
+
+def _halves(batch: list[int]) -> list[list[int]]:
+    """Both halves, the one to be computed first last."""
+    middle = len(batch) // 2
+    return [batch[middle:], batch[:middle]]
+
+
+def does_not_fit(what: str) -> EncodingProblem:
+    """The problem of what has no score because memory ran out."""
+    return EncodingProblem("out-of-memory", f"{what} does not fit in memory")
+
+
+def unless_full(compute: Callable[[], T]) -> tuple[T] | None:
+    """What `compute` returns, in a tuple; None where memory ran out."""
+    try:
+        return (compute(),)
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if not any(message in str(error) for message in _FULL):
+            raise
+    # Out here the exception is gone, and with it the frames that held the batch's memory.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def loaded_where_it_fits(load: Callable[[str], T], device: str) -> tuple[T, str]:
+    """`load(device)`, or `load("cpu")` where the device has no room for it; and what the report says of the second."""
+    found = unless_full(partial(load, device))
+    return (found[0], "") if found else (load("cpu"), f"; fp32 reruns on the CPU, as {device} has no room for them")

@@ -22,9 +22,9 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import EncodingProblem, split_pair
-from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
-from rerank_cli.engine.launch import OnBatch, told
-from rerank_cli.engine.scorer import InProcess
+from rerank_cli.engine.batching import FittingBatches, loaded_where_it_fits
+from rerank_cli.engine.protocols import OnBatch, Trouble
+from rerank_cli.engine.scorer import InProcess, name_faults
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.models import load_embedder
 from rerank_cli.models.embedder import Embedder
@@ -93,7 +93,7 @@ class EmbeddingEngine(InProcess):
         texts: dict[bytes, EncodedPair] = {}
         for pair, both in zip(pairs, keys, strict=True):
             texts |= dict(zip(both, split_pair(pair), strict=True))
-        with told(self._plan.device):
+        with name_faults(self._plan.device):
             failed = self._embed_missing(texts, on_batch)
         for place, both in enumerate(keys):
             if problem := next((failed[key] for key in both if key in failed), None):

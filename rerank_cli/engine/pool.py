@@ -26,9 +26,7 @@ import numpy.typing as npt
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
-from rerank_cli.engine.fitting import Trouble
-from rerank_cli.engine.launch import OnBatch
-from rerank_cli.engine.scorer import Scores
+from rerank_cli.engine.protocols import OnBatch, Scores, Trouble
 from rerank_cli.engine.worker import (
     Broken,
     Calibrate,

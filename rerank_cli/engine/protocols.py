@@ -1,15 +1,85 @@
-"""What an engine may be able to do besides scoring; for those who ask it without loading torch."""
+"""What an engine is, and what it may be able to do besides scoring. Nothing here loads torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from rerank_cli.encoding.pairs import EncodingProblem
     from rerank_cli.records import EncodedPair
+
+OnBatch = Callable[[int, int], None]
+"""Called with (pairs, tokens) when a batch has been handed to the device."""
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What went wrong while pairs were scored."""
+
+    failed: dict[int, EncodingProblem] = field(default_factory=dict)
+    """By place, the pairs that have no score for a reason of their own."""
+    splits: int = 0
+    """Batches that did not fit and were cut."""
+    reruns: int = 0
+    """Pairs that were computed again in fp32."""
+    deaths: int = 0
+    """Processes that ended by themselves while they computed."""
+    computed: int = 0
+    """Tokens of the batches that fitted, with those that only fill them up."""
+
+    def add(self, part: Trouble, places: Sequence[int]) -> None:
+        """Count that of some of the pairs in. places: where each pair of the part stands among these."""
+        self.failed |= {places[place]: problem for place, problem in part.failed.items()}
+        self.splits += part.splits
+        self.reruns += part.reruns
+        self.deaths += part.deaths
+        self.computed += part.computed
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What an engine returns for some pairs."""
+
+    logits: npt.NDArray[np.float32]
+    """float32 [pairs], in their order; NaN where there is none."""
+    trouble: Trouble
+    """What went wrong."""
+
+
+class Pending(Protocol):
+    """Scores that may still be computed."""
+
+    def scores(self) -> Scores | None:
+        """The scores; None while they are computed."""
+
+
+class Engine(Protocol):
+    """A place where pairs are scored."""
+
+    depth: int
+    """Submissions that are worth having under way at a time."""
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most that processes of the engine's own have taken of a device; None where it has none."""
+
+    @property
+    def kernels(self) -> str:
+        """Which implementations the model runs with, in words."""
+
+    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
+        """Have `pairs` scored."""
+
+    def wait(self, seconds: float) -> None:
+        """Let what was submitted go on until something of it is done, for so long at most."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""What an engine is, and the plain one: a model on one device in this process.
+"""The plain engine: a model on one device in this process.
 
 On a CPU a part of the input is scored when it is submitted, by a batch a core (`lanes.py`). A CUDA
 device computes behind the host:
@@ -9,6 +9,11 @@ device computes behind the host:
 
 so while the host ranks, writes and commits one part, the device computes the next. Nothing here waits for a kernel.
 Batches, their order and so every bit of the logits are the same as if each were waited for.
+
+Memory runs out where a batch is handed over, because torch's allocator gives memory out then and not when a kernel
+runs: `FittingBatches` cuts it in halves there and then. Anything else that goes wrong on a device is heard of later, by
+whoever asks it next; it leaves the device unusable for this process, so it ends the run (`name_faults`) and no number
+is read.
 
 **No CUDA graphs**, by this reckoning. A kernel costs the host 4 to 5 us to launch. A small batch of MiniLM-L6 is 100
 launches and one of the 1B Llama 271 (`tests/unit/models/test_launches.py` counts them): 0.5 ms and 1.3 ms. The device
@@ -27,65 +32,39 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.engine.batching import plan_batches
-from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
+from rerank_cli.engine.batching import (
+    FittingBatches,
+    does_not_fit,
+    loaded_where_it_fits,
+    plan_batches,
+    unless_full,
+)
 from rerank_cli.engine.lanes import Lanes
-from rerank_cli.engine.launch import Launched, OnBatch, launched, told
+from rerank_cli.engine.protocols import OnBatch, Pending, Scores, Trouble
+from rerank_cli.errors import EngineError
 from rerank_cli.machine.this_process import peak_rss_bytes
-from rerank_cli.models import Calibrates, RerankModel, is_native, load_model
-from rerank_cli.models.transfer import PAUSE_SECONDS, Arriving, Transfer, transfer_for
+from rerank_cli.models import Calibrates, RerankModel, SeesImages, is_native, load_model
+from rerank_cli.models.transfer import PAUSE_SECONDS, Arriving, Transfer, current, transfer_for
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 
+Launched = tuple[list[int], Tensor]
+"""Places of the pairs of a batch, and their logits, float32, on the model's device, which may still compute them."""
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Logits of some pairs, float32 [pairs], in their order; NaN where there is none. trouble: what went wrong."""
-
-    logits: npt.NDArray[np.float32]
-    trouble: Trouble
-
-
-class Pending(Protocol):
-    """Scores that may still be computed."""
-
-    def scores(self) -> Scores | None:
-        """The scores; None while they are computed."""
-
-
-class Engine(Protocol):
-    """A place where pairs are scored. depth: submissions that are worth having under way at a time.
-
-    peak_bytes: the most that processes of the engine's own have taken of a device; None where it has none.
-    """
-
-    depth: int
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """See the class."""
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations the model runs with, in words."""
-
-    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
-        """Have `pairs` scored."""
-
-    def wait(self, seconds: float) -> None:
-        """Let what was submitted go on until something of it is done, for so long at most."""
-
-    def close(self) -> None:
-        """Give back what the engine holds."""
+# cuBLAS and cuDNN have no class of their own in torch: they raise RuntimeErrors with these words.
+_FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +216,7 @@ class LocalEngine:
     @torch.inference_mode()
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """See `ScoresExactly`."""
-        with told(self._plan.device):
+        with name_faults(self._plan.device):
             return self._exactly(pairs)
 
     def forget_exact(self) -> None:
@@ -255,7 +234,7 @@ class LocalEngine:
     def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
         """See `Engine`; where the device does not overlap with the host, the scores are there when it returns."""
         trouble = Trouble()
-        part = _Part(pairs, trouble, launched(self._model, pairs, self._batches, trouble, on_batch, self._lanes))
+        part = _Part(pairs, trouble, launch_batches(self._model, pairs, self._batches, trouble, on_batch, self._lanes))
         self._parts.append(part)
         self._go_on()
         return part
@@ -274,7 +253,7 @@ class LocalEngine:
     def _go_on(self) -> None:
         """Hand over what the device has room for, then finish the parts whose logits are there, in their order."""
         try:
-            with told(self._plan.device):
+            with name_faults(self._plan.device):
                 for part in self._parts:
                     while not part.is_launched and self._transfer.has_room():
                         part.launch(self._transfer)
@@ -298,7 +277,7 @@ class LocalEngine:
     def _exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """The logits of the model in fp32. Where that does not fit either, a number that is no number stays."""
         model, trouble = self._exact_model(), Trouble()
-        part = _Part(pairs, trouble, launched(model, pairs, self._batches, trouble))
+        part = _Part(pairs, trouble, launch_batches(model, pairs, self._batches, trouble))
         while not part.is_launched:
             part.launch()
         return part.gathered()
@@ -320,6 +299,72 @@ class LocalEngine:
         if self._lanes:
             self._lanes.close()
         del self._model
+
+
+def launch_batches(
+    model: RerankModel,
+    pairs: Sequence[EncodedPair],
+    batches: FittingBatches,
+    trouble: Trouble,
+    on_batch: OnBatch | None = None,
+    lanes: Lanes | None = None,
+) -> Iterator[Launched]:
+    """Hand over a batch with each step, until all of `pairs` are; what has no logit is told in `trouble`.
+
+    lanes: see `FittingBatches.run`. To be stepped in inference mode: a mode that this set would last from one step to
+    the next.
+    """
+    if isinstance(model, SeesImages) and not unless_full(partial(model.see, pairs)):
+        yield from _in_halves(model, pairs, batches, trouble, on_batch, lanes)
+        return
+    lengths = [len(pair.input_ids) for pair in pairs]
+    for batch, logits in batches.run(lengths, lambda batch: model.forward([pairs[i] for i in batch]), trouble, lanes):
+        if on_batch:
+            on_batch(len(batch), sum(lengths[place] for place in batch))
+        yield batch, logits
+
+
+def _in_halves(
+    model: RerankModel,
+    pairs: Sequence[EncodedPair],
+    batches: FittingBatches,
+    trouble: Trouble,
+    on_batch: OnBatch | None,
+    lanes: Lanes | None,
+) -> Iterator[Launched]:
+    """`launch_batches` of pairs whose images do not fit all at once: half of the images first, then the others."""
+    trouble.splits += 1
+    images = [pair.block and pair.block.image for pair in pairs]
+    distinct = list(dict.fromkeys(image for image in images if image is not None))
+    assert distinct, "texts need no memory before their batches"
+    first = set(distinct[: len(distinct) // 2])
+    if not first:
+        for place in (place for place, image in enumerate(images) if image is not None):
+            trouble.failed[place] = does_not_fit("the image alone")
+    halves = [
+        [place for place, image in enumerate(images) if image in first],
+        [place for place, image in enumerate(images) if image not in first and place not in trouble.failed],
+    ]
+    for half in halves:
+        own = Trouble()
+        for batch, logits in launch_batches(model, [pairs[place] for place in half], batches, own, on_batch, lanes):
+            yield [half[place] for place in batch], logits
+        trouble.add(own, half)
+
+
+@contextmanager
+def name_faults(device: str) -> Iterator[None]:
+    """Inside, `device` is the current one, and a fault of it is an `EngineError` that names it."""
+    try:
+        with current(torch.device(device)):
+            yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.AcceleratorError) and not any(word in str(error) for word in _FAULTS):
+            raise
+        raise EngineError(
+            f"{device}: {str(error).partition(chr(10))[0]}",
+            hint="what is finished is kept; run again, and look at the driver's log if it comes back",
+        ) from error
 
 
 def _lanes(plan: Plan) -> Lanes | None:

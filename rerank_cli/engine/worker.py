@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from rerank_cli.engine.protocols import Pending, Trouble
 from rerank_cli.errors import EngineError, RerankError
 from rerank_cli.machine.child_process import hear, parent_of_this_process
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 from rerank_cli.records import EncodedPair, ImageBlock
 
 if TYPE_CHECKING:
-    from rerank_cli.engine.fitting import Trouble
-    from rerank_cli.engine.scorer import LocalEngine, Pending
+    from rerank_cli.engine.scorer import LocalEngine
 
 _LOOK_SECONDS = 0.005  # for the device, before it is looked whether there is another unit
 
@@ -216,8 +216,6 @@ class Hand:
 
 
 def _done(engine: LocalEngine, asked: Asked) -> Scored | Calibrated | None:
-    from rerank_cli.engine.fitting import Trouble  # with torch, which is there by now
-
     match asked:
         case Unit():
             return Scored(asked.number, engine.score_exactly(asked.pairs()), Trouble(), engine.taken_bytes)

@@ -26,7 +26,7 @@ from rerank_cli.records import CandidateList, RankedList, RankedPassage, RowErro
 
 if TYPE_CHECKING:
     from rerank_cli.engine import ScoresExactly
-    from rerank_cli.engine.fitting import Trouble
+    from rerank_cli.engine.protocols import Trouble
 
 _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
     "max": np.max,

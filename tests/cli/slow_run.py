@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli import cli
-from rerank_cli.engine.fitting import Trouble
-from rerank_cli.engine.launch import OnBatch
+from rerank_cli.engine.protocols import OnBatch, Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.job import run
 from rerank_cli.records import EncodedPair

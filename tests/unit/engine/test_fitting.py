@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from rerank_cli.engine.batching import FittingBatches, loaded_where_it_fits
 from rerank_cli.engine.embedding import EmbeddingEngine
-from rerank_cli.engine.fitting import FittingBatches, Trouble, loaded_where_it_fits
+from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.records import CandidateList, EncodedPair
 from tests.unit.encoding.test_embedding import CHECKPOINT, CountingEmbedder, pair

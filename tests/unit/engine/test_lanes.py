@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
-from rerank_cli.engine.fitting import FittingBatches, Trouble
+from rerank_cli.engine.batching import FittingBatches
 from rerank_cli.engine.lanes import Lanes
+from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair

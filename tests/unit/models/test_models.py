@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.engine.launch import told
+from rerank_cli.engine.scorer import name_faults
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models import FAMILIES, is_native, load_model
 from rerank_cli.models.encoder import EncoderCrossEncoder
@@ -148,9 +148,9 @@ def test_a_model_on_cuda_keeps_sdpa_from_cudnn_and_has_its_device_current(tiny, 
         assert load(tiny("bert"), device="cuda:1") == "loaded"
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled()
-        with told("cuda:1"):
+        with name_faults("cuda:1"):
             assert entered == [torch.device("cuda:1"), None, torch.device("cuda:1")]
-        with told("cpu"):
+        with name_faults("cpu"):
             assert len(entered) == 4
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
