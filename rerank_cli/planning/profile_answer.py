@@ -165,6 +165,7 @@ def _machine_facts(
         host_arch=machine.cpu.architecture or "x86_64",
         torch_cuda=not hindrances,
         torch_reason=_hindered(hindrances),
+        no_gpu_reason=machine.reason,
         cpu_precisions=_cpu_precisions(machine.cpu, model),
         cpu_lacks={"int8": refusal} if (refusal := _int8_refusal(machine.cpu, model)) else {},
         cpu_available_bytes=machine.cpu.memory_available_bytes,

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -140,15 +141,24 @@ def write_input(folder: Path, kind: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["jsonl", "gzip", "zstd", "parquet", "many"])
-def test_the_bar_is_true(tmp_path: Path, tiny_model: str, kind: str) -> None:
-    inputs = write_input(tmp_path, kind)
-    run = watch(
-        ["rerank-file", *inputs, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model],
-        seconds_per_token=2e-4,
-    )
-    assert run.code == 0, run.said
-    check(run)
+def test_the_bar_is_true(tmp_path: Path, tiny_model: str) -> None:
+    """Of every kind of input and of a limit. The engine sleeps, so the runs go on beside each other."""
+
+    def run(kind: str) -> Watched:
+        folder = tmp_path / kind
+        folder.mkdir()
+        limit = ["--limit", "30"] if kind == "limit" else []
+        inputs = write_input(folder, "jsonl" if limit else kind)
+        return watch(
+            ["rerank-file", *inputs, "-o", str(folder / "out.jsonl"), "--model", tiny_model, *limit],
+            seconds_per_token=4e-4 if limit else 2e-4,
+        )
+
+    kinds = ["jsonl", "gzip", "zstd", "parquet", "many", "limit"]
+    with ThreadPoolExecutor(len(kinds)) as beside:
+        for kind, watched in zip(kinds, beside.map(run, kinds), strict=True):
+            assert watched.code == 0, (kind, watched.said)
+            check(watched)
 
 
 @pytest.mark.slow
@@ -175,17 +185,6 @@ def test_a_run_that_was_stopped_says_what_is_kept_and_the_next_begins_there(tmp_
     assert f"goes on after {kept} of 640 rows ({percent} %), which an earlier process has finished at " in second.said
     check(second, begins_at=percent)
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 640
-
-
-@pytest.mark.slow
-def test_a_limit_is_the_end(tmp_path: Path, tiny_model: str) -> None:
-    (source,) = write_input(tmp_path, "jsonl")
-    run = watch(
-        ["rerank-file", source, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model, "--limit", "30"],
-        seconds_per_token=4e-4,
-    )
-    assert run.code == 0, run.said
-    check(run)
 
 
 @pytest.mark.slow

@@ -51,14 +51,16 @@ class GpuFacts:
 class MachineFacts:
     """What the plan is for. host_arch: as `platform.machine()`.
 
-    torch_cuda, torch_reason: whether the installed torch can use CUDA; why not, and the remedy.
-    cpu_precisions: what the CPU runs in hardware, the default first; cpu_lacks: why another one is not there.
+    torch_cuda, torch_reason: whether the installed torch can use CUDA; why not, and the remedy. no_gpu_reason: why the
+    driver shows no GPU, where it shows none. cpu_precisions: what the CPU runs in hardware, the default first;
+    cpu_lacks: why another one is not there.
     """
 
     gpus: tuple[GpuFacts, ...] = ()
     host_arch: str = "x86_64"
     torch_cuda: bool = True
     torch_reason: str | None = None
+    no_gpu_reason: str | None = None
     cpu_precisions: tuple[str, ...] = ("fp32",)
     cpu_available_bytes: int | None = None
     cpu_lacks: Mapping[str, str] = field(default_factory=dict)

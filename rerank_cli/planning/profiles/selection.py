@@ -123,6 +123,8 @@ def _usable_gpus(choice: Choice) -> list[GpuFacts]:
 def _refuse_cpu(choice: Choice) -> None:
     """Raise where something is asked for that only a GPU has."""
     request, why = choice.request, choice.reasons[-1].removeprefix("CPU: ")
+    if not choice.machine.gpus and choice.machine.no_gpu_reason:
+        why += f": {choice.machine.no_gpu_reason}"
     if request.require is not None:
         raise choice.refusal(f"--require {request.require}: {why}")
     if request.device == "cuda":
@@ -417,8 +419,9 @@ def _cpu_decision(choice: Choice) -> Decision:
     if asked in machine.cpu_precisions:
         precision, why = asked, choice.request.origin("precision" if choice.precision else "profile")
     elif asked is not None:
-        why = machine.cpu_lacks.get(asked, f"{asked} is not available on this CPU")
-        choice.warn(f"{choice.precision_origin} {why}, {precision} is used")
+        lacks = machine.cpu_lacks.get(asked, "this CPU does not multiply it in hardware")
+        choice.warn(f"{choice.precision_origin} {asked}: {lacks}; {precision} is used")
+        why = f"{asked} is not to be had here"
     profile = Profile(f"cpu-{precision}", "cpu", precision, choice.rules.max_tokens)
     choice.rejected += [Rejection(other.name, f"for GPUs; {choice.reasons[-1]}") for other in choice.rules.profiles]
     wish, need = _wish(choice, profile, None), _need(choice, profile, None)

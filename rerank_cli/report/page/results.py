@@ -68,16 +68,18 @@ def errors_section(document: Document) -> dict[str, Any] | None:
     if not codes and document.get("first_error"):  # a report that tells no more
         file, row, message = document["first_error"]
         codes = [{"code": "first", "rows": 1, "examples": [{"file": file, "row": row, "id": None, "message": message}]}]
-    most = max((found["rows"] for found in codes), default=1)
+    rows = document["counts"]["rows_in"] or 1
     return {
         "total": plural(bad, "row"),
-        "share": percent(bad / (document["counts"]["rows_in"] or 1)),
+        "share": percent(bad / rows),
         "file": document.get("errors_file"),
         "codes": [
             {
                 "code": found["code"],
                 "rows": number(found["rows"]),
-                "chart": charts.meter(found["rows"] / most, "bar marked", label=plural(found["rows"], "row")),
+                "chart": charts.meter(
+                    found["rows"] / rows, "bar marked", label=f"{plural(found['rows'], 'row')} of {number(rows)}"
+                ),
                 "examples": [{**one, "id": _id(one["id"])} for one in found["examples"]],
             }
             for found in codes

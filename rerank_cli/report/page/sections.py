@@ -12,7 +12,7 @@ from typing import Any
 
 from rerank_cli.report.page.performance import memory_section, throughput_section, time_section
 from rerank_cli.report.page.results import errors_section, evaluation_section, lengths_section, scores_section
-from rerank_cli.report.page.verdict import Document, verdict, warnings
+from rerank_cli.report.page.verdict import Document, fallen, verdict, warnings
 from rerank_cli.report.page.wording import duration, number, percent, plural, rate, size
 
 _COUNTS = {
@@ -34,7 +34,8 @@ def page_of(document: Document) -> dict[str, Any]:
     return {
         "name": PurePath(names[0]).name if names else "standard output",
         "verdict": verdict(document),
-        "has_bad_rows": any(document.get("counts", {}).get(name) for name in ("rows_error", "passages_error")),
+        "flawed": bool(fallen(document))
+        or any(document.get("counts", {}).get(name) for name in ("rows_error", "passages_error")),
         "about": list(_about(document)),
         "warnings": warnings(document),
         "figures": list(_figures(document)),

@@ -44,6 +44,18 @@ def _measured(row: Document) -> str:
     return f"{went}; {judged}, p{NARROW}{shown})."
 
 
+def fallen(document: Document) -> list[str]:
+    """The measures that fell by more than chance explains."""
+    evaluation = document.get("evaluation") or {}
+    return [
+        row["metric"]
+        for row in (evaluation.get("metrics", ()) if evaluation.get("queries") else ())
+        if (row.get("difference") or 0) < 0
+        and row.get("significance")
+        and row["significance"]["p_value"] < _SIGNIFICANT
+    ]
+
+
 def warnings(document: Document) -> list[str]:
     """What can make the result worth less than it looks, most serious first."""
     return [*_of_results(document), *_of_computing(document)]
@@ -55,6 +67,8 @@ def _of_results(document: Document) -> Iterator[str]:
     evaluation = document.get("evaluation")
     if evaluation and not evaluation["queries"]:
         yield "None of the queries has a judgement: is the query id the one of the qrels?"
+    for name in fallen(document):
+        yield f"{name} fell, and not by chance: the given order is better than this one on the judged queries."
     if cut := counts.get("truncated"):
         most = plan.get("max_tokens")
         limit = f" to {plural(most, 'token')}" if most else ""

@@ -123,6 +123,12 @@ def test_without_a_gpu_the_reason_of_the_driver_comes_before_the_plan() -> None:
     assert answer.reasons.index("no driver library") < answer.reasons.index("CPU: no usable GPU")
 
 
+def test_who_asks_for_a_gpu_is_told_why_there_is_none() -> None:
+    answer = plan(Machine(cpu=CPU, reason="no driver library"), device="cuda")
+    assert answer.error is not None
+    assert answer.error.message == "--device cuda: no usable GPU: no driver library"
+
+
 def test_the_cpu_runs_bf16_where_it_multiplies_it_and_only_when_asked() -> None:
     answer = plan(Machine(cpu=CPU), precision="bf16")
     assert answer.plan is not None and answer.plan.profile == "cpu-bf16"

@@ -223,6 +223,19 @@ def test_the_verdict_says_whether_it_helped(measure: dict[str, Any], said: str) 
 
 
 @pytest.mark.parametrize(
+    ("difference", "p", "is_flawed"), [(-0.1, 0.001, True), (-0.1, 0.3, False), (0.1, 0.001, False)]
+)
+def test_a_significant_fall_is_no_success_and_is_warned_about(difference: float, p: float, is_flawed: bool) -> None:
+    evaluation = copy.deepcopy(DOCUMENT["evaluation"])
+    for row in evaluation["metrics"]:
+        row |= {"difference": difference, "significance": {**TEST, "p_value": p}}
+    document = changed(evaluation=evaluation, counts={"rows_error": 0, "passages_error": 0})
+    said = f"{evaluation['metrics'][0]['metric']} fell, and not by chance"
+    assert any(said in text for text in warnings(document)) == is_flawed
+    assert ('<h1 class="flawed">' in render_report(document).decode()) == is_flawed
+
+
+@pytest.mark.parametrize(
     ("parts", "said"),
     [
         ({"plan": {"kind": "fallback", "profile": "any-fp16"}}, "The fallback profile any-fp16 ran"),

@@ -271,7 +271,7 @@ def test_a_cpu_has_precisions_of_its_own() -> None:
     assert choose(ONE_B, machine=machine, precision="bf16").plan.profile == "cpu-bf16"
     decision = choose(ONE_B, machine=machine, precision="fp8")
     assert decision.plan.precision == "fp32"
-    assert "fp8 is not available on this CPU" in decision.warnings[0]
+    assert decision.warnings[0] == "--precision fp8: this CPU does not multiply it in hardware; fp32 is used"
 
 
 def test_the_memory_of_the_host_counts_on_a_cpu() -> None:
