@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rerank_cli.errors import printable
+from rerank_cli.planning.faster import faster_on
 from rerank_cli.planning.profile_answer import MachinePlan, gpu_rows, profile_rows
 from rerank_cli.planning.profiles.request import listed, show_gib
 
@@ -48,6 +49,16 @@ def plan_lines(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> It
         width = max(len(rejection.profile) for rejection in answer.rejected)
         for rejection in answer.rejected:
             yield from _item(rejection.profile.ljust(width + 2), rejection.reason)
+
+
+def faster_lines(answer: MachinePlan) -> Iterator[str]:
+    """What would be faster here, where something is known."""
+    machine, plan = answer.machine, answer.plan
+    if machine is None or plan is None or plan.kind != "cpu":
+        return
+    if told := faster_on(machine.cpu, device="cpu", precision=plan.precision):
+        yield ""
+        yield from _pair("faster", told)
 
 
 def _words_of(answer: MachinePlan) -> Iterator[str]:

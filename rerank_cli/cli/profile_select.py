@@ -197,11 +197,13 @@ def _say_warnings(answer: MachinePlan) -> None:
 
 
 def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, explain: bool, here: bool) -> None:
-    from rerank_cli.cli.plan_text import plan_lines
+    from rerank_cli.cli.plan_text import faster_lines, plan_lines
 
     for line in plan_lines(answer, list_profiles=list_profiles, explain=explain):
         sys.stdout.write(line + "\n")
     if answer.plan is not None:
+        for line in faster_lines(answer):
+            sys.stdout.write(line + "\n")
         sys.stdout.write(f"\nnext: {_next_command(model, here=here)}\n")
     sys.stdout.flush()
     _say_warnings(answer)

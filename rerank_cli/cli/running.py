@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rerank_cli.planning.run_plan import Plan
     from rerank_cli.records import Counts, RowError
 
+_LONG_SECONDS = 30  # of a run that would gain by being faster
 _SHOWN_ERRORS = 20  # bad rows that are told one by one where there is no errors file
 
 
@@ -146,6 +147,9 @@ def _summarise(outcome: Outcome, output: str) -> None:
         f"{counts.rows_out:,} rows, {counts.pairs:,} pairs in {seconds:.1f} s ({speed:,.1f} pairs/s, "
         f"{report['plan']['precision']} on {report['plan']['device']}){where}"
     )
+    ran = report["plan"]
+    if seconds >= _LONG_SECONDS and (told := faster_here(ran["device"], ran["precision"])):
+        say(f"note: {told}")
     if found := report.get("precision_check"):
         _say_agreement(found, report["plan"]["precision"])
     notes = {
@@ -164,6 +168,14 @@ def _summarise(outcome: Outcome, output: str) -> None:
             f"({100 * unknown['share']:.2g} % of all): it cannot read them, and their scores mean little; "
             "`--max-unknown 5%` makes them bad rows"
         )
+
+
+def faster_here(device: str, precision: str) -> str | None:
+    """What would be faster on this machine than such a run."""
+    from rerank_cli.machine.cpu import detect_cpu
+    from rerank_cli.planning.faster import faster_on
+
+    return faster_on(detect_cpu(), device=device, precision=precision)
 
 
 def refuse_gpu(gpus: Sequence[str] | None) -> None:
@@ -204,6 +216,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         "pairs that would be truncated": f"{result.truncated:,}",
         "pairs that cannot be scored": f"{result.unscorable:,}",
         "expected time": f"about {_duration(result.seconds)} (70 % of {result.gflops:,.0f} GFLOP/s, measured just now)",
+        **({"faster": told} if (told := faster_here(result.plan.device, result.plan.precision)) else {}),
         **{f"expected time on {one.gpu}": _elsewhere(one) for one in result.elsewhere},
         "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
     }
