@@ -1,10 +1,13 @@
 """`rerank-cli` with an engine that takes a known time a token, for tests that look at what is shown meanwhile.
 
 python -m tests.cli.slow_run SECONDS_PER_TOKEN BATCH_PAIRS ARGUMENTS...
+
+LINE_EVERY, in seconds, takes the place of the half minute between lines of a log.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli import cli
+from rerank_cli.cli import console
 from rerank_cli.engine.protocols import OnBatch, Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.job import run
@@ -48,6 +52,7 @@ def main(seconds_per_token: str, batch_pairs: str, *arguments: str) -> int:
     def open_slow(*args: Any, **more: Any) -> SlowEngine:
         return SlowEngine(float(seconds_per_token), int(batch_pairs))
 
+    console._LINE_EVERY_SECONDS = float(os.environ.get("LINE_EVERY", console._LINE_EVERY_SECONDS))
     run.run_job = partial(run.run_job, open_engine=open_slow)  # type: ignore[assignment]
     return cli.main(list(arguments))
 
