@@ -219,7 +219,7 @@ def test_an_environment_variable_is_a_default_and_a_flag_wins_over_it(
         (["score", "{rows}", "--precision", "fp4"], 2, "fp32"),
         (["score", "{rows}", "--max-tokens", "100000"], 2, "at most 512"),
         (["score", "{rows}", "-o", "{rows}"], 2, "would replace an input"),
-        (["score", "{rows}", "-o", "out.txt"], 2, ".jsonl or .parquet"),
+        (["score", "{rows}", "-o", "out.txt"], 2, ".jsonl, .csv, .tsv or .parquet"),
         (["score", "{rows}", "-o", "-", "--out-format", "parquet"], 2, "pipe"),
         (["score", "{rows}", "-o", "{existing}"], 4, "--overwrite"),
         (["score", "{rows}", "-o", "/nowhere/out.jsonl"], 4, "/nowhere/out.jsonl"),
