@@ -69,7 +69,7 @@ def evaluate(
 
     refuse_metrics_without_qrels(context)
     if given["qrels"] is None and len(inputs) < 2 and given["baseline"] is None and not inputs:
-        raise UsageError("missing option --qrels", hint="the judgements to measure with")
+        raise UsageError("missing option --qrels", hint="`--qrels FILE` names the judgements to measure with")
     told = 0
 
     def tell(error: RowError) -> None:

@@ -105,7 +105,7 @@ def profile_select(
             numbers = {"pairs": given["pairs"], "tokens": given["tokens"]}
             return print_cards(asked, known, **numbers, as_json=wants_json(output_mode))
         if given["pairs"] or given["tokens"]:
-            raise UsageError("--pairs and --tokens: are for the comparison of cards", hint="`--gpu all`")
+            raise UsageError("--pairs and --tokens: are for the comparison of cards", hint="`--gpu all` compares them")
         answer = plan_model(asked.request, known, machine.answer(), notes=asked.notes)
     except RerankError as error:
         answer = MachinePlan(error=error)

@@ -138,7 +138,7 @@ def _to_evaluate(options: JobOptions, output: str | None) -> EvaluateOptions:
     from rerank_cli.formats.inputs import ReadOptions
 
     if options.qrels is None:
-        raise UsageError("missing option --qrels", hint="the judgements to measure with")
+        raise UsageError("missing option --qrels", hint="`--qrels FILE` names the judgements to measure with")
     return EvaluateOptions(
         inputs=options.inputs,
         qrels=options.qrels,

@@ -103,7 +103,9 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise UsageError("--engine ray: Ray is not installed", hint="pip install 'rerank-cli[ray]'") from error
+        raise UsageError(
+            "--engine ray: Ray is not installed", hint="`pip install 'rerank-cli[ray]'` brings it"
+        ) from error
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     # Actors import from the current folder of now, before all else: it shall be the one that has this package.
     package = Path(rerank_cli.__file__).resolve().parents[1]
