@@ -79,7 +79,7 @@ def _environment() -> Iterator[str]:
     found: dict[str, tuple[Option, list[str]]] = {}
     for name, command in commands().items():
         for one in command.declared.values():
-            if one.flag:
+            if one.flag and not one.hidden:
                 found.setdefault(one.variable, (one, []))[1].append(name)
     rows = [(f"`{name}`", f"`{one.flag}`", _named(having)) for name, (one, having) in sorted(found.items())]
     yield from _table(("variable", "option", "commands"), rows)

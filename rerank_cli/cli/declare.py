@@ -49,6 +49,8 @@ class Option:
     """It stands in `--help`; the others stand in `--help-all` alone."""
     aliases: tuple[str, ...]
     """Names that are understood, and shown nowhere."""
+    hidden: bool = False
+    """It is understood, and shown nowhere."""
 
     @property
     def variable(self) -> str:
@@ -73,6 +75,7 @@ def option(
     into: str | None = None,
     default: Any = None,
     basic: bool = False,
+    hidden: bool = False,
     parse: Callable[[str], Any] | None = None,
     complete: Callable[[], Iterable[str]] | None = None,
     **settings: Any,
@@ -90,6 +93,7 @@ def option(
         into: Path of the field of `JobOptions` that it sets, which has its default.
         default: That of an option that sets no field.
         basic: Whether it stands in `--help`.
+        hidden: Whether neither help, reference nor shells show it.
         parse: Makes the value of the text; raises `ValueError`.
         complete: What a shell offers, where the type does not say it.
         settings: Others of `typer.Option`: metavar, min, max.
@@ -102,14 +106,14 @@ def option(
     variables = [variable_of(one) for one in (flag, *aliases)]
     info = typer.Option(
         *([short] if short else []), flag, *aliases, help=help + shown, rich_help_panel=group, show_envvar=False,
-        show_default=False, envvar=variables if aliases else variables[0],
+        show_default=False, hidden=hidden, envvar=variables if aliases else variables[0],
         parser=None if parse is None else _texts_alone(parse),
         autocompletion=None if complete is None else _completer(complete), **settings,
     )  # fmt: skip
     optional = kind if default is not None else kind | None
     return Option(
         name or flag.lstrip("-").replace("-", "_"), flag, Annotated[optional, info], default, group, into, basic,
-        tuple(aliases),
+        tuple(aliases), hidden,
     )  # fmt: skip
 
 

@@ -87,7 +87,8 @@ def option_groups(command: Command, ctx: typer.Context) -> dict[str, list[Record
     for parameter in command.get_params(ctx):
         if parameter.param_type_name == "option":
             one = command.declared.get(parameter.name)
-            groups.setdefault(one.group if one else "help", []).append(_record(parameter, one))
+            if one is None or not one.hidden:
+                groups.setdefault(one.group if one else "help", []).append(_record(parameter, one))
     order = [*GROUPS, "help"]
     return {title.capitalize(): groups[title] for title in sorted(groups, key=order.index)}
 

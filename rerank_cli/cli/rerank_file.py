@@ -76,7 +76,7 @@ OPTIONS = [
         help="GPUs of such an engine, or a share of one. Default: 1 where the cluster has any.",
     ),
     option(
-        "--evaluate-only", bool, group=EVALUATION,
+        "--evaluate-only", bool, group=EVALUATION, hidden=True,  # the command `evaluate` does more
         help="Measure a file that was reranked before; no model is loaded. -o is then the report, and may be left out.",
     ),
     *JUDGED,

@@ -38,7 +38,9 @@ def test_every_option_of_every_command_is_in_the_reference() -> None:
     for name, command in MAKER.commands().items():
         section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         for one in command.declared.values():
-            if one.flag:
+            if one.hidden:
+                assert one.flag not in section and one.variable not in variables
+            elif one.flag:
                 assert re.search(rf"^\| `(-\w, )?{one.flag}[ `]", section, flags=re.MULTILINE), (name, one.flag)
                 assert f"| `{one.variable}` | `{one.flag}` |" in variables
 
