@@ -151,7 +151,7 @@ def _of_json(first: bytes, file: str) -> Description:
     """What text looks like that begins with a bracket. first: its first line."""
     if first.startswith(b"["):
         return Description("a JSON array of values that are no objects")
-    if _is_json(first):
+    if _is_json(first) or len(first) > HEAD_BYTES // 2:  # a line that long may go on behind what was looked at
         return Description("JSON lines")
     if first.endswith(b"}") and b"'" in first:
         return Description("objects of Python, not of JSON", "write them with json.dumps")

@@ -79,6 +79,8 @@ def no_rows(first: RowError, rows: int) -> InputError:
 def _looks_like(first: RowError) -> Description:
     """What the file of a bad row looks like; of a pipe only the row is left."""
     head = first.raw
+    if first.code == "missing-field":  # what was read is a row: its format is right
+        return Description("JSON lines")
     if Path(first.file).is_file():
         try:
             with open_input(first.file) as stream:

@@ -34,6 +34,9 @@ _QUOTE, _OPEN = ord('"'), b"[{"
 # A string as far as it is there, its closing quote if it is, or a bracket.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+("?)|[\[\]{}]', re.DOTALL)
 
+# The first key of an object, and the byte behind it.
+_KEY = re.compile(rb'"(?:[^"\\]++|\\.)*+"[ \t\r\n]*+(.?)', re.DOTALL)
+
 
 def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
     """Whether an input that begins like this is JSON that is no JSON lines.
@@ -45,7 +48,8 @@ def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
     rest = rest.lstrip(_SPACE)
     unknown = False if is_all else None
     if first.rstrip(_SPACE) == b"{":
-        return rest.startswith(b'"') if rest else unknown
+        key = _KEY.match(rest)
+        return key[1] == b":" if key and key[1] else unknown if rest[:1] in (b"", b'"') else False
     if not text.startswith(b"["):
         return False if text not in (b"", _MARK[:1], _MARK[:2]) else unknown
     inside = text[1:].lstrip(_SPACE)[:1]

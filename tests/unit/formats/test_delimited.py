@@ -74,7 +74,12 @@ def test_the_program_ranks_them_as_the_same_rows_in_json(tmp_path: Path, scatter
     assert len(read_lines(outs[0])) == 9
 
 
-def test_an_output_is_no_tsv_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "in.tsv").write_text("query\tpassage\na\tb\n")
-    assert main(["rerank-file", str(tmp_path / "in.tsv"), "-o", str(tmp_path / "out.tsv")]) == 2
-    assert "rows are not written as TSV" in capsys.readouterr().err
+def test_a_table_comes_back_as_a_table_in_the_new_order(tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").write_text("query\tpassage\tmine\na\tx\t007\na\ty\t\n")
+    options = ["-o", str(tmp_path / "out.tsv"), "--model", str(TINY_CHECKPOINT), "-q"]
+    assert main(["rerank-file", str(tmp_path / "in.tsv"), *options]) == 0
+    header, *rows = ((tmp_path / "out.tsv").read_text()).splitlines()
+    assert header.split("\t")[:3] == ["query", "passage", "mine"]
+    assert sorted(row.split("\t")[:3] for row in rows) == [["a", "x", "007"], ["a", "y", ""]]
+    scores = [float(row.split("\t")[header.split("\t").index("logit")]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
