@@ -88,11 +88,11 @@ $(VENV)/installed: $(VENV)/python pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,oracle]"
 	touch $@
 
 $(VENV)/installed-torture: $(VENV)/installed-dev
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,torture]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,oracle,torture]"
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed

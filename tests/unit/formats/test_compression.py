@@ -241,7 +241,9 @@ def test_a_file_that_opens_and_cannot_be_read_is_refused_with_the_reason() -> No
     assert caught.value.message == "/proc/self/mem: cannot be read at byte 0 of its content: input/output error"
 
 
-@pytest.mark.parametrize("start", [b"plain\n", gzip.compress(ROWS)[:20], zstd(ROWS)[:20]])
+@pytest.mark.parametrize(
+    "start", [b"plain\n", gzip.compress(ROWS)[:20], zstd(ROWS)[:20]], ids=["plain", "gzip", "zstd"]
+)
 def test_a_fault_of_the_system_in_the_middle_is_not_called_corrupt_data(stdin: StandardInput, start: bytes) -> None:
     stdin.write(start)
     with open_input("-") as stream:
