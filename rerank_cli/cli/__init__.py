@@ -9,36 +9,38 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rerank_cli import __version__
 from rerank_cli.cli.console import forget_stdout, say, say_error
-from rerank_cli.cli.evaluate import evaluate
 from rerank_cli.cli.libraries import told_what_is_missing
-from rerank_cli.cli.mem_estimate import MemEstimateCommand, mem_estimate
-from rerank_cli.cli.profile_select import ProfileSelectCommand, profile_select
-from rerank_cli.cli.quick import QuickCommand, QuickGroup
-from rerank_cli.cli.rerank_file import rerank_file
-from rerank_cli.cli.score import score
-from rerank_cli.cli.usage import usage_error
-from rerank_cli.cli.version import version
+from rerank_cli.cli.quick import QuickGroup
+from rerank_cli.cli.subcommands import SUBCOMMANDS, LoadedWhenAsked
 from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
 from rerank_cli.machine.patience import limit_patience
 
+
+class _Program(QuickGroup):
+    """The program, whose commands are loaded when they are asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.about = {name: one.about for name, one in SUBCOMMANDS.items()}
+        self.commands = LoadedWhenAsked()  # type: ignore[assignment]  # typer wants to change it, and never does
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names."""
+        return list(self.commands)
+
+
 app = typer.Typer(
-    cls=QuickGroup,
+    cls=_Program,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=QuickCommand)(score)
-app.command(cls=QuickCommand)(rerank_file)
-app.command(cls=ProfileSelectCommand)(profile_select)
-app.command(cls=MemEstimateCommand)(mem_estimate)
-app.command(cls=QuickCommand)(evaluate)
-app.command(cls=QuickCommand)(version)
 
 
 class _Terminated(BaseException):
@@ -87,6 +89,8 @@ def _exit_code(error: BaseException, given: Sequence[str]) -> int:
             _say_lines(*(f"note: {note}" for note in _notes(error)))
             code = error.exit_code
         case typer.TyperException():
+            from rerank_cli.cli.usage import usage_error
+
             say_error(usage_error(error))
             code = UsageError.exit_code
         case KeyboardInterrupt() | typer.Abort():

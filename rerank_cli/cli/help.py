@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from rerank_cli.cli.console import say
-from rerank_cli.cli.declare import GROUPS, Option
 from rerank_cli.errors import EXIT_CODES, UsageError
+
+if TYPE_CHECKING:
+    from rerank_cli.cli.declare import Option
 
 VARIABLES = (
     "Every option has an environment variable: RERANK_TOP_N for --top-n. A flag comes before its variable, a variable "
@@ -58,7 +60,12 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The program: its sentence and its subcommands."""
+    """The program: its sentence and its subcommands.
+
+    about: what each does, by its name.
+    """
+
+    about: Mapping[str, str]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse `args`; without any, show the help and end as for a wrong usage."""
@@ -70,8 +77,7 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # typer hides its types
         """Write the help."""
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        about = [(name, command.get_short_help_str(200)) for name, command in commands if command]
+        about = [(name, self.about[name]) for name in self.list_commands(ctx)]
         options = [record for item in self.get_params(ctx) if (record := item.get_help_record(ctx))]
         lines = [
             f"Usage: {ctx.command_path} COMMAND [OPTIONS] [ARGUMENTS]", "", *_paragraph(self.help or ""),
@@ -83,6 +89,8 @@ class Group(TyperGroup):
 
 def option_groups(command: Command, ctx: typer.Context) -> dict[str, list[Record]]:
     """All options with their help, by the title of their group; those of every command come last."""
+    from rerank_cli.cli.declare import GROUPS  # loaded with the command; the program's own help does without
+
     groups: dict[str, list[Record]] = {}
     for parameter in command.get_params(ctx):
         if parameter.param_type_name == "option":

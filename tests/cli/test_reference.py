@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+from rerank_cli.cli.subcommands import SUBCOMMANDS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -77,3 +79,8 @@ def test_make_help_lists_every_target_with_its_comment() -> None:
     assert phony is not None
     assert [line.split()[0] for line in shown.splitlines()] == sorted(phony[1].split(), key=phony[1].split().index)
     assert all(len(line.split()) > 2 for line in shown.splitlines())
+
+
+def test_help_says_of_a_command_what_the_command_says_of_itself() -> None:
+    for name, one in SUBCOMMANDS.items():
+        assert MAKER.commands()[name].help.splitlines()[0] == one.about

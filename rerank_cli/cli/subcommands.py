@@ -1,0 +1,75 @@
+"""The subcommands, each loaded when it is asked for: `--version` and the program's `--help` load none.
+
+What a command takes, its rows, and the modules they speak of cost a tenth of a second to import. A night does not feel
+it; a shell that completes, or a script that asks for the version, does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import NamedTuple, cast
+
+import typer
+
+from rerank_cli.cli.help import Command
+from rerank_cli.cli.quick import QuickCommand
+
+
+class Subcommand(NamedTuple):
+    """Where a command is, and what it does.
+
+    function: of the module of the same name. about: the first sentence of its docstring, so that help need not load it.
+    command: the name in its module of its class, if it has one of its own.
+    """
+
+    function: str
+    about: str
+    command: str | None = None
+
+
+SUBCOMMANDS = {
+    "score": Subcommand("score", "Add a logit to each pair, in input order, as a stream."),
+    "rerank-file": Subcommand("rerank_file", "Put each query's passages in order of relevance."),
+    "profile-select": Subcommand(
+        "profile_select",
+        "Say how a model would run on this machine, and why, before anything is loaded.",
+        "ProfileSelectCommand",
+    ),
+    "mem-estimate": Subcommand(
+        "mem_estimate", "Say how much memory a model needs, before anything is loaded.", "MemEstimateCommand"
+    ),
+    "evaluate": Subcommand(
+        "evaluate", "Say whether new orders should ship, and how to use the scores. No model is loaded."
+    ),
+    "version": Subcommand("version", "Print the version, and on request what it runs with."),
+}
+"""By name, in the order of help."""
+
+
+class LoadedWhenAsked(Mapping[str, Command]):
+    """The commands by name."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Command] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SUBCOMMANDS)
+
+    def __len__(self) -> int:
+        return len(SUBCOMMANDS)
+
+    def __getitem__(self, name: str) -> Command:
+        if name not in self._loaded:
+            self._loaded[name] = _load(name)
+        return self._loaded[name]
+
+
+def _load(name: str) -> Command:
+    one = SUBCOMMANDS[name]
+    module = import_module(f"rerank_cli.cli.{one.function}")
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    alone.command(name, cls=getattr(module, one.command) if one.command else QuickCommand)(
+        getattr(module, one.function)
+    )
+    return cast("Command", typer.main.get_command(alone))
