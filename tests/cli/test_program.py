@@ -93,6 +93,9 @@ def test_all_help_has_every_option_in_groups_of_one_order_and_breaks_no_word(
     text = _shown(capsys, command, "--help-all")
     words = set(text.split())
     for one in declared(command).values():
+        if one.hidden:
+            assert one.flag not in text
+            continue
         if one.flag:
             assert re.search(rf"^  (-\w, )?{one.flag}\b", text, flags=re.MULTILINE), one.flag
         assert set(_typed(command)[one.name].help.split()) <= words
