@@ -31,7 +31,7 @@ def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: boo
     from rerank_cli.evaluation.evaluate import SCHEMA
 
     if evaluation.problem:
-        hint = "the rows are written; `--evaluate-only` measures them with the right ids, without scoring them again"
+        hint = "the rows are written; `rerank-cli evaluate OUT --qrels FILE` measures them with the right ids"
         raise InputError(evaluation.problem, hint=hint)
     if not quiet:
         _warn(evaluation)

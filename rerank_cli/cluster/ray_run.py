@@ -75,7 +75,7 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
         "--device cuda:N": options.request.gpus or None,
     }.items():  # fmt: skip
         if given is not None:
-            hint = "`--evaluate-only` measures the files afterwards" if flag == "--qrels" else None
+            hint = "`rerank-cli evaluate FILES --qrels FILE` measures them afterwards" if flag == "--qrels" else None
             raise UsageError(f"{flag}: cannot be had with `--engine ray`", hint=hint)
 
 

@@ -117,7 +117,7 @@ def test_a_shown_output_is_what_the_command_prints(command: str, output: str, ch
 
 def test_outputs_of_the_commands_that_load_no_model_are_shown() -> None:
     shown = {" ".join(block.values[0].split()[1:3]) for block in _outputs()}
-    assert {"profile-select --model", "mem-estimate --model", "rerank-file --evaluate-only"} == shown
+    assert {"profile-select --model", "mem-estimate --model"} == shown
 
 
 def test_the_support_matrix_is_that_of_the_profiles() -> None:
