@@ -6,6 +6,7 @@ never waits: where a live input pauses, what it has is scored. No row that was l
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
 from rerank_cli.formats.content import HEAD_BYTES, Description, described
-from rerank_cli.formats.shapes import Item, Shape
+from rerank_cli.formats.shapes import Item, PairShape, Shape
 from rerank_cli.records import CandidateList, Gap, RowError
 
 FIRST_ROWS = 100
@@ -40,10 +41,10 @@ def look_at(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
             break
         first = first or error
         if rows == FIRST_ROWS:
-            raise no_rows(first, rows)
+            raise no_rows(first, rows, shape)
     else:
         if first is not None:
-            raise no_rows(first, rows)
+            raise no_rows(first, rows, shape)
     return chain(seen, items)
 
 
@@ -66,13 +67,33 @@ def _error_of(item: Item, shape: Shape) -> RowError | None:
     return next(other, None)
 
 
-def no_rows(first: RowError, rows: int) -> InputError:
-    """The failure of a file in which no row was found. first: the first that was none."""
-    looks = _looks_like(first)
+def no_rows(first: RowError, rows: int, shape: Shape | None = None) -> InputError:
+    """The failure of a file in which no row was found.
+
+    Args:
+        first: The first that was none.
+        rows: How many were looked at.
+        shape: What they were read as.
+    """
     count = "its only row is none" if rows == 1 else f"none of its first {rows} rows is one"
+    if isinstance(shape, PairShape) and _has_a_list(first.raw):
+        looks = Description("lists of passages", "`score` takes a pair a row; `rerank-cli rerank-file` takes lists")
+    else:
+        looks = _looks_like(first)
     like = f", and it looks like {looks.words}" if looks.words != "JSON lines" else ""
     return InputError(
         f"{first.file}:{first.row}: {first.message} ({count}{like}); nothing was replaced", hint=looks.hint
+    )
+
+
+def _has_a_list(raw: bytes) -> bool:
+    """Whether a row has a field that could be a list of passages."""
+    try:
+        fields = json.loads(raw)
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and any(
+        isinstance(value, list) and value and isinstance(value[0], (str, dict)) for value in fields.values()
     )
 
 

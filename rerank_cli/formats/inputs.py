@@ -352,6 +352,9 @@ def _open_by_first_rows(
         raise _no_ids()
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
     decided = settle_shape(decided, sample(seen) or seen_of_table)
+    if isinstance(decided, FlatShape) and (found_in := next((one for one in inputs if one.format == "top1000"), None)):
+        note = f"{found_in.path} has no header and is read as top1000: query id, passage id, query, passage"
+        decided = replace(decided, told=(note, *decided.told))
     items = _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
     return decided, look_at(items, decided)
 

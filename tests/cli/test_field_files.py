@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.cli import main
+from tests.conftest import TINY_CHECKPOINT, read_lines, write_lines
 
 FIELD = Path(__file__).parents[1] / "data" / "field"
 
@@ -172,3 +173,30 @@ def test_ids_that_never_meet_are_an_error_with_one_of_each_side(field: Field) ->
     Path("queries.txt").write_text("q11 0 a1 1\n")
     field("s22_bom.jsonl", "--qrels", "queries.txt", "--restart", code=4)
     assert "the input has `11`, the judgements have `q11`" in field.talk
+
+
+def test_what_a_command_cannot_read_names_the_command_that_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "lists.jsonl", [{"query": "road", "passages": ["a wood", "a road"]}] * 2)
+    assert main(["score", source, "-o", str(tmp_path / "out.jsonl"), "--model", str(TINY_CHECKPOINT)]) == 4
+    said = capsys.readouterr().err
+    assert "it looks like lists of passages" in said
+    assert "`rerank-cli rerank-file` takes lists" in said
+
+
+def test_a_file_without_a_header_is_told_how_it_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "top.tsv"
+    source.write_text("1\t7\ttwo roads\ta wood\n1\t8\ttwo roads\ta yellow wood\n")
+    assert main(["rerank-file", str(source), "-o", str(tmp_path / "o.jsonl"), "--model", str(TINY_CHECKPOINT)]) == 0
+    assert "has no header and is read as top1000: query id, passage id, query, passage" in capsys.readouterr().err
+
+
+def test_an_output_with_a_depth_is_known_as_one_of_ours(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "road", "passages": ["a wood", "a road", "mud"]}])
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    model = ["--model", str(TINY_CHECKPOINT), "-q"]
+    assert main(["rerank-file", source, "-o", str(first), "--depth", "2", *model]) == 0
+    assert main(["rerank-file", str(first), "-o", str(second), *model]) == 0
+    (row,) = read_lines(second)
+    assert all(passage.keys() == {"text", "rank", "logit", "index"} for passage in row["passages"])

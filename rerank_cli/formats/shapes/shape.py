@@ -232,14 +232,17 @@ def kept_name(name: str, taken: Collection[str]) -> str:
 def is_own_output(items: Sequence[object]) -> bool:
     """Whether these passages (or rows of a query) are what a run of this program has written.
 
-    They say it all together: ranks from 1 in their order, scores that do not rise, and places in a list that differ.
+    They say it all together: ranks from 1 in their order, scores that do not rise, places in a list that differ; below
+    `--depth` there is none. What a blend has ordered cannot be told from another program's, so its fields are kept.
     """
     places: set[object] = set()
     last = math.inf
     for rank, item in enumerate(items, 1):
         if not isinstance(item, Mapping) or type(item.get("rank")) is not int or item["rank"] != rank:
             return False
-        score, place = item.get("logit", item.get("cosine")), item.get("index")
+        score, place = item.get("logit", item.get("cosine", "")), item.get("index")
+        if score is None and rank > 1:
+            score = -math.inf
         if not isinstance(score, (int, float)) or type(place) is not int or place < 0 or not score <= last:
             return False
         last = score
