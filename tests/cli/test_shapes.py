@@ -346,7 +346,10 @@ def test_a_mixture_of_shapes_is_refused_with_the_row(rerank: Rerank, capsys: pyt
     ("options", "said"),
     [
         (["--shape", "nom"], "known are auto, list, flat, nim, cohere, tei, openai-batch, trec"),
-        (["--out-format", "tsv"], "known are auto, jsonl, parquet, csv, tsv, list, flat, nim, cohere, tei, openai-batch, trec"),
+        (
+            ["--out-format", "xlsx"],
+            "known are auto, jsonl, parquet, csv, tsv, list, flat, nim, cohere, tei, openai-batch, trec",
+        ),
         (["--in-format", "cohere"], "`--shape cohere` says what the rows are"),
         (["--shape", "trec"], "--queries and --corpus are needed"),
         (["--corpus", "x"], "the input has its texts itself"),
