@@ -12,6 +12,10 @@ Pool = Literal["max", "mean", "first"]
 CHUNK_OVERLAP = 64
 """Tokens that neighbouring chunks of a passage share."""
 
+MAX_TEXT_CHARACTERS = 2**20
+"""The longest query and the longest passage: while it is tokenised a character takes up to 475 bytes (CJK and
+punctuation, which are a token each), so the longest takes 500 MB, and most take 130 MB. It is twice a long novel."""
+
 MAX_IMAGE_PIXELS = 40_000_000
 """The largest image where nothing else is said: an A3 page at 400 dpi has 31 million, and decoded it takes 160 MB."""
 

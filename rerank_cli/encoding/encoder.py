@@ -11,7 +11,13 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.checkpoint.similarity import check_embedder
-from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, SpecialTokens, Truncation
+from rerank_cli.encoding.choices import (
+    CHUNK_OVERLAP,
+    MAX_TEXT_CHARACTERS,
+    ImageLimits,
+    SpecialTokens,
+    Truncation,
+)
 from rerank_cli.encoding.embedding import EmbeddingEncoder, embedding_prefixes, embedding_prompts, split_pair
 from rerank_cli.encoding.images import ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead
@@ -31,7 +37,7 @@ from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.encoding.whole_text import TextTemplate, UserTemplate, WholeTextEncoder
 from rerank_cli.encoding.yes_no import recipe_prompt
 from rerank_cli.errors import UsageError
-from rerank_cli.records import NO_LIMITS, Limits, Passage
+from rerank_cli.records import NO_LIMITS, ImagePassage, Limits, Passage
 
 __all__ = [
     "EmbeddingEncoder",
@@ -261,7 +267,22 @@ def _read_decoder_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def encode_pairs(
     pairs: Sequence[tuple[str, Passage]], encoder: Encoder | ReadsImages, limits: Limits = NO_LIMITS
 ) -> list[Encoded]:
-    """An image that is given to a model of texts is a problem of its pair, also where there is a text beside it."""
+    """The token ids of each pair, in order.
+
+    A text that is too long to be tokenised is a problem of its pair. So is an image that is given to a model of texts,
+    also where there is a text beside it.
+    """
+    long = {place: problem for place, pair in enumerate(pairs) if (problem := _problem_of_size(pair))}
+    if long:
+        others = [pair for place, pair in enumerate(pairs) if place not in long]
+        encoded = iter(_encode_pairs(others, encoder, limits))
+        return [long.get(place) or next(encoded) for place in range(len(pairs))]
+    return _encode_pairs(pairs, encoder, limits)
+
+
+def _encode_pairs(
+    pairs: Sequence[tuple[str, Passage]], encoder: Encoder | ReadsImages, limits: Limits
+) -> list[Encoded]:
     if isinstance(encoder, ReadsImages):
         return _encoded(encoder.encode, pairs, limits)
     texts = [(query, passage) for query, passage in pairs if isinstance(passage, str)]
@@ -270,6 +291,17 @@ def encode_pairs(
         "image-not-read", "the passage has an image, and the model reads text only (`--image-field none` leaves it out)"
     )
     return [next(encoded) if isinstance(passage, str) else unread for _, passage in pairs]
+
+
+def _problem_of_size(pair: tuple[str, Passage]) -> EncodingProblem | None:
+    query, passage = pair
+    text = passage.text if isinstance(passage, ImagePassage) else passage
+    for name, size in (("query", len(query)), ("passage", len(text))):
+        if size > MAX_TEXT_CHARACTERS:
+            return EncodingProblem(
+                "text-too-long", f"the {name} has {size} characters; at most {MAX_TEXT_CHARACTERS} are tokenised"
+            )
+    return None
 
 
 def _encoded(encode: Callable[[Any, Limits], list[Encoded]], pairs: Sequence[Any], limits: Limits) -> list[Encoded]:

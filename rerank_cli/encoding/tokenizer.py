@@ -29,7 +29,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.normaliser import refuse_exploding
 from rerank_cli.errors import ModelError
 
-_ENCODED_CHARACTERS = 2**21  # at a time: 125 MB of encodings (English words, tokenizers 0.23)
+_ENCODED_CHARACTERS = 2**20  # at a time: 65 MB of encodings of English words, 500 MB of CJK (tokenizers 0.23)
 _CONTROL = re.compile(r"<\|.*\|>")
 # Classes whose models have no token types, or are not told them.
 _WITHOUT_TYPES = {

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 MAX_LINE_BYTES = 64 * 2**20
 """The longest line of JSON that is read where nothing else is said."""
 
+MAX_VALUES = 2**22
+"""How many values a row of text may hold: `{},` is 3 bytes in a file and 70 in memory."""
+
 NO_IMAGES = "none"
 """In place of a path to the image: what stands in `image` is no image of the passage."""
 

@@ -22,14 +22,14 @@ import csv
 import io
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
-from rerank_cli.formats.choices import MAX_LINE_BYTES
+from rerank_cli.formats.choices import MAX_LINE_BYTES, MAX_VALUES
 from rerank_cli.records import Gap, JsonRow, RowError
 
 TOP1000 = ("query_id", "passage_id", "query", "passage")
@@ -172,6 +172,13 @@ class _Reader:
                 self.lines.take()
                 message = f"line of {line.too_long} bytes; at most {self.max_bytes} are read"
                 yield RowError(self.file, line.number, None, "line-too-long", message, line.raw)
+            elif (
+                len(line.raw) > MAX_VALUES
+                and (cells := 1 + max(map(line.raw.count, _SEPARATORS.encode()))) > MAX_VALUES
+            ):
+                self.lines.take()
+                message = f"the line has {cells} cells; at most {MAX_VALUES} are read"
+                yield RowError(self.file, line.number, None, "too-many-values", message, line.raw)
             else:
                 if not self.columns:
                     self._begin(line)
@@ -247,7 +254,7 @@ class _Reader:
 
     def _header(self, record: _Record) -> list[str]:
         where, cells = f"{self.file}:{record.number}", record.cells
-        twice = next((name for name in cells if cells.count(name) > 1), None)
+        twice = next((name for name, times in Counter(cells).items() if times > 1), None)
         if twice is not None:
             raise InputError(f"{where}: the header names `{twice}` twice")
         if not cells[0] and len(cells) > 1:

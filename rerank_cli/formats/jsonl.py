@@ -13,6 +13,7 @@ row is lost, changed or written unreadably without a word, the reader is stricte
   form, so it would fail at write time, after scoring.
 * Nesting is limited to `MAX_NESTING`, so that what was read here can always be written, from any depth of the stack.
   Python's own limit depends on that depth and on its version.
+* A line has at most `MAX_VALUES` values, so that a line of the largest size takes hundreds of MB and not gigabytes.
 * A line is held up to `max_line_bytes`; the rest of a longer one is read past without being kept.
 
 Live input: an input of which nothing more is there right now (a pipe whose writer pauses) gives `Gap.IDLE` before the
@@ -31,7 +32,7 @@ from json.encoder import encode_basestring
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from rerank_cli.formats.choices import MAX_LINE_BYTES
+from rerank_cli.formats.choices import MAX_LINE_BYTES, MAX_VALUES
 from rerank_cli.records import Gap, JsonRow, RowError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _PAUSE_MILLISECONDS = 20  # longer than a busy writer needs between two writes, 
 _KEPT_BYTES = 1024  # of a line that is too long, for the errors file
 _EXCERPT_CHARACTERS = 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -69,7 +71,7 @@ def read_rows(
 
     live: also yield `Gap.IDLE`, once per pause, where nothing more is there right now.
     Error codes: `bad-utf8`, `bad-json`, `not-an-object`, `too-deep`, `lone-surrogate`, `duplicate-key`,
-    `line-too-long` (of that line only the first 1024 bytes are kept).
+    `too-many-values`, `line-too-long` (of that line only the first 1024 bytes are kept).
     """
     return _read(stream, _parse_object, file=file, max_line_bytes=max_line_bytes, live=live)
 
@@ -242,6 +244,8 @@ def _parse_text(line: bytes) -> dict[str, Any]:
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_VALUES and (values := _count_values(line)) > MAX_VALUES:
+        raise _LineError("too-many-values", f"the row has {values} values; at most {MAX_VALUES} are read")
     try:
         fields = _DECODER.decode(_decode(line))
     except json.JSONDecodeError as error:
@@ -256,6 +260,16 @@ def _parse_object(line: bytes) -> dict[str, Any]:
     if b"\\" in line and _SURROGATE_ESCAPE.search(line):
         _refuse_lone_surrogates(fields)
     return fields
+
+
+def _count_values(line: bytes) -> int:
+    """How many values a line has at the most: one stands before each comma and in each bracket."""
+    values = _values(line)
+    return values if values <= MAX_VALUES else _values(_JSON_STRING.sub(b"", line))
+
+
+def _values(line: bytes) -> int:
+    return line.count(b",") + line.count(b"[") + line.count(b"{")
 
 
 def _decode(line: bytes) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.conftest import LONG, read_lines, write_lines
 
@@ -125,6 +126,29 @@ def test_a_small_table_of_a_hundred_gigabytes_costs_no_memory(tmp_path: Path, ti
     assert used["code"] == 0
     assert out.read_bytes().count(b"\n") == 20
     assert used["peak"] < 1024 * MB
+
+
+def test_rows_that_would_take_gigabytes_take_what_the_documentation_says(tmp_path: Path) -> None:
+    """The limits of docs/reference/reliability.md: a text, the values of a row, the side of an image."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    good = {"query": "two roads", "passages": ["a yellow wood"]}
+    Image.new("1", (39_000_000, 1)).save(tmp_path / "long.png")
+    long = {"query": "two roads", "passages": [{"text": "", "image": str(tmp_path / "long.png")}]}
+    objects = b'{"query": "q", "passages": ["p"], "more": [' + b"{}," * 20_000_000 + b"{}]}"
+    rows = [
+        good, {**good, "passages": ["wood road " * 6_000_000]}, {**good, "query": "wood road " * 500_000},
+        {**good, "passages": ["!" * 2**20]}, objects, long, good,
+    ]  # fmt: skip
+    write_lines(source, rows)
+    model = str(PARITY / "nemotron-vl-rerank-open" / "checkpoint")
+    used, _ = watched("rerank-file", str(source), "-o", str(out), "--model", model)
+    assert used["code"] == 3
+    assert len(read_lines(out)) == 3
+    codes = [(error["row"], error["error"]["code"]) for error in read_lines(f"{out}.errors.jsonl")]
+    assert sorted(codes) == [
+        (2, "text-too-long"), (3, "text-too-long"), (5, "too-many-values"), (6, "image-too-large")
+    ]  # fmt: skip
+    assert used["peak"] < 1300 * MB
 
 
 def test_a_run_that_was_done_loads_no_torch(tmp_path: Path, tiny_model: str) -> None:
