@@ -39,6 +39,7 @@ KEYS: tuple[RequestKey, ...] = (
     RequestKey("raw_scores", "followed", "scores are logits, not their sigmoids"),
     RequestKey("use_activation", "followed", "false: scores are logits, not their sigmoids"),
     RequestKey("activation", "followed", "as `use_activation`"),
+    RequestKey("softmax", "followed", "as `use_activation`, whose oldest name it is"),
     RequestKey("max_tokens_per_doc", "followed", "passages are cut to so many tokens of the run's model"),
     RequestKey("truncation", "followed", "false: a pair that is too long is an error"),
     RequestKey("truncate", "followed", "NONE or false: a pair that is too long is an error; END or true: it is cut"),
@@ -55,7 +56,7 @@ KEYS: tuple[RequestKey, ...] = (
     RequestKey("chat_template_kwargs", "refused", "`--template` says it for a run"),
     RequestKey("mm_processor_kwargs", "refused", "`--max-input-tiles` says it for a run"),
     RequestKey("add_special_tokens", "refused", "a pair has the special tokens of its model", (True,)),
-    RequestKey("softmax", "refused", "scores are logits or their sigmoids", (False,)),
+    RequestKey("additional_data", "refused", "what it tells a model cannot be followed"),
     RequestKey("normalize", "refused", "scores are logits or their sigmoids", (True,)),
     RequestKey("return_embeddings", "refused", "answers hold scores and no vectors", (False,)),
     RequestKey("parameters", "refused", "what it says of the model cannot be followed", ({},)),
@@ -92,7 +93,7 @@ def wants_logits(fields: Mapping[str, Any]) -> bool:
     """Whether a request asks for scores without an activation; raises `RowProblem` where its keys contradict."""
     asked = {
         name: switch(fields, name) is (name == "raw_scores")
-        for name in ("raw_scores", "use_activation", "activation")
+        for name in ("raw_scores", "use_activation", "activation", "softmax")
         if fields.get(name) is not None
     }
     if len(set(asked.values())) > 1:

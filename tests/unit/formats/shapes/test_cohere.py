@@ -95,7 +95,9 @@ def test_what_a_request_asks_of_long_documents_is_followed() -> None:
     assert not good({**VLLM, "truncation": True}).limits.whole
 
 
-@pytest.mark.parametrize("asks", [{"raw_scores": True}, {"use_activation": False}, {"activation": False}])
+@pytest.mark.parametrize(
+    "asks", [{"raw_scores": True}, {"use_activation": False}, {"activation": False}, {"softmax": False}]
+)
 def test_a_request_for_raw_scores_gets_logits(asks: dict[str, bool]) -> None:
     results = answer({**VLLM, **asks}, 0.5, -40.0)["results"]
     assert [result["relevance_score"] for result in results] == [0.5, -40.0]
