@@ -22,7 +22,7 @@ demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whe
 	    --qrels samples/qrels.txt --metric nDCG@10 --metric RR@10 --format text
 
 test: $(VENV)/installed-dev lint  ## all checks and tests, on up to four cores
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: $(VENV)/installed-dev  ## ruff, mypy and the order of imports
 	$(BIN)/ruff check .
