@@ -243,6 +243,12 @@ class FileDestination:
         self.place(stop)
         return document
 
+    def check_completed(self) -> None:
+        """Raise `KeyError` or `ValueError` where `completed` does not say what is placed."""
+        assert self.completed is not None, "nothing is placed before it is complete"
+        if self.completed["work"] not in ("rows", "output") or self.completed["errors"] not in (True, False):
+            raise ValueError(f"a completed job of {self.completed['work']!r}")
+
     def place(self, stop: Stop) -> None:
         """Give the files of a completed job their names; until the first has it, a request to stop is heard."""
         completed = self._job.completed

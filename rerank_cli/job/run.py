@@ -142,9 +142,13 @@ def run_job(
         )
         with say_stopped(watcher.progress, inputs, prepared.read, options.shard, kept=may_continue), destination:
             if isinstance(destination, FileDestination):
-                if destination.completed is not None:
+                if (completed := destination.completed) is not None:
+                    with reading_journal(names.output):
+                        done_before = _outcome_of(completed["report"], options)
+                        destination.check_completed()
                     destination.place(stop)
-                    return _done_before(destination.completed["report"], options, paths, files)
+                    place_page(options.names, completed["report"], paths, files)
+                    return done_before
                 # Again: another process may have finished while this one waited for the lock.
                 if asked and (done := finished_report(names, asked)):
                     return _done_before(done, options, paths, files)
@@ -173,7 +177,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
     note = watcher.on_note or (lambda text: None)
     with reading_journal(options.names.output):
         totals = Totals(destination.state)
-    precision = PrecisionCheck(options.check_precision, options.pool, destination.state, destination.notes, note)
+        precision = PrecisionCheck(options.check_precision, options.pool, destination.state, destination.notes, note)
     output = WindowWriter(
         destination, options.selection, totals.counts, whole=options.pairs, on_error=watcher.on_error,
         released=stop if options.names.output == STDOUT else None,
@@ -327,6 +331,11 @@ def _report(
 def _done_before(report: dict[str, Any], options: JobOptions, paths: RunPaths, files: Files) -> Outcome:
     """What a run did that had finished before, with the page that is asked for now."""
     place_page(options.names, report, paths, files)
+    return _outcome_of(report, options)
+
+
+def _outcome_of(report: dict[str, Any], options: JobOptions) -> Outcome:
+    """What a finished run did, by its report."""
     evaluation = None
     if found := report.get("evaluation"):
         evaluation = Evaluation.of_report(found)

@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,14 @@ def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, sto
     env = {**os.environ, "COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "tests.cli.slow_run", f"{seconds_per_token}", f"{batch}", *arguments]
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=env, start_new_session=True
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        env=env,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     os.close(theirs)
     looks, said = [], ""

@@ -373,9 +373,7 @@ def test_what_it_is_can_be_read(reranker: Reranker) -> None:
 
 @pytest.mark.parametrize("rows", ["lists", "pairs"])
 def test_an_arrow_stream_comes_back_as_what_it_came_as(reranker: Reranker, rows: str) -> None:
-    import duckdb
-    import polars as pl
-
+    duckdb, pl = pytest.importorskip("duckdb"), pytest.importorskip("polars")
     data = (
         {"query": ["q", "q"], "passage": ["a", "b"]} if rows == "pairs" else {"query": ["q"], "passages": [["a", "b"]]}
     )
