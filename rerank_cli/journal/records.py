@@ -82,7 +82,7 @@ def _is_record(record: Any) -> bool:
             "notes": list(notes),
         }:
             spans = all(_is_span(span) for span in members.values())
-            return spans and all(map(_is_note, notes)) and _has_hashes(record)
+            return spans and all(isinstance(note, list) and len(note) == 2 for note in notes) and _has_hashes(record)
         case {"kind": "complete", "run": dict()}:
             files = record.get("files", {})
             return _has_hashes(record) and isinstance(files, dict) and all(map(_is_seal, files.values()))
@@ -93,13 +93,6 @@ def _is_span(span: Any) -> bool:
     match span:
         case [int(begin), int(end), str()]:
             return 0 <= begin <= end
-    return False
-
-
-def _is_note(note: Any) -> bool:
-    match note:
-        case [int(), dict()]:
-            return True
     return False
 
 
