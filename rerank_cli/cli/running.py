@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rerank_cli.cli.console import ProgressDisplay, forget_stdout, print_json, print_table, say
@@ -162,7 +163,12 @@ def _summarise(outcome: Outcome, output: str) -> None:
     for text, number in notes.items():
         if number:
             say(f"note: {number:,} {text}")
-    if (unknown := report.get("unknown_tokens")) and (unread := unknown["pairs_over_5_percent"]):
+    _warn_of_unknown(report.get("unknown_tokens"))
+
+
+def _warn_of_unknown(unknown: Mapping[str, Any] | None) -> None:
+    """What a report, or a dry run, tells of tokens that the model does not know."""
+    if unknown and (unread := unknown["pairs_over_5_percent"]):
         say(
             f"warning: of {unread:,} pairs more than 5 % of the tokens are unknown to the model "
             f"({100 * unknown['share']:.2g} % of all): it cannot read them, and their scores mean little; "
@@ -199,6 +205,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         say(result.plan.taken)
     for warning in result.plan.warnings:
         say(f"warning: {warning}")
+    _warn_of_unknown(result.unknown_tokens)
     if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
         print_json({"schema": "rerank-cli/dry-run/1", **asdict(result)})
         return _dry_exit_code(result, options)
@@ -215,6 +222,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         **_image_facts(counts),
         "pairs that would be truncated": f"{result.truncated:,}",
         "pairs that cannot be scored": f"{result.unscorable:,}",
+        **_unknown_facts(result.unknown_tokens),
         "expected time": f"about {_duration(result.seconds)} (70 % of {result.gflops:,.0f} GFLOP/s, measured just now)",
         **({"faster": told} if (told := faster_here(result.plan.device, result.plan.precision)) else {}),
         **{f"expected time on {one.gpu}": _elsewhere(one) for one in result.elsewhere},
@@ -244,6 +252,15 @@ def _elsewhere(found: Elsewhere) -> str:
     return (
         f"{show_time(found.time.low, found.time.high)} in {found.precision}, most of it {found.time.limit} (reckoned)"
     )
+
+
+def _unknown_facts(unknown: Mapping[str, Any] | None) -> dict[str, str]:
+    if not unknown:
+        return {}
+    return {
+        "tokens that the model does not know": f"{unknown['tokens']:,} ({100 * unknown['share']:.2g} % of the texts)",
+        "pairs with more than 5 % of them": f"{unknown['pairs_over_5_percent']:,}",
+    }
 
 
 def _image_facts(counts: Counts) -> dict[str, str]:

@@ -27,7 +27,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.similarity import declared_prefixes
 from rerank_cli.encoding.choices import Truncation
 from rerank_cli.encoding.images.ahead import ImagesAhead
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, unless_unread
 from rerank_cli.encoding.prompt import IMAGE, Part, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision import VisionEncoder, VisionPrompts
 from rerank_cli.errors import ModelError
@@ -49,6 +49,7 @@ def _behind(prefix: str) -> Prompt:
 class EmbeddingEncoder:
     """Encodes pairs for one checkpoint that embeds texts and images; makes no use of the weights.
 
+    max_unknown: the largest share of unknown tokens of a pair that is scored.
     tokenizer: for queries. prefix: what stands before a query. passages: encodes them (`embedding_prompts`), each with
     an empty query. options: of `PromptEncoder`.
     """
@@ -60,9 +61,11 @@ class EmbeddingEncoder:
         passages: VisionEncoder,
         *,
         truncate: Truncation,
+        max_unknown: float | None = None,
         **options: Any,
     ) -> None:
         self._passages = passages
+        self._max_unknown = max_unknown
         query_truncate: Truncation = "reference" if truncate == "reference" else "error"
         self._queries = PromptEncoder(tokenizer, _behind(prefix), truncate=query_truncate, **options)
         self.max_tokens = self._queries.max_tokens
@@ -101,7 +104,8 @@ class EmbeddingEncoder:
         query_ids = dict(zip(queries, self._queries.encode([("", query) for query in queries]), strict=True))
         found = self._passages.encode([("", passage) for passage in passages], limits)
         passage_ids = dict(zip(passages, found, strict=True))
-        return [self._join(query_ids[query], passage_ids[passage]) for query, passage in pairs]
+        joined = (self._join(query_ids[query], passage_ids[passage]) for query, passage in pairs)
+        return [unless_unread(entry, self._max_unknown) for entry in joined]
 
     def _join(self, query: Encoded, passage: Encoded) -> Encoded:
         if isinstance(query, EncodingProblem):
@@ -116,6 +120,8 @@ class EmbeddingEncoder:
                 second_start=before,
                 tokens=first.tokens + piece.tokens,
                 block=piece.block and replace(piece.block, start=piece.block.start + before),
+                template=first.template + piece.template,
+                unknown=first.unknown + piece.unknown,
             )
             for piece in passage
         )

@@ -28,7 +28,6 @@ from rerank_cli.encoding.tokenizer import (
     cuts_left,
     gives_token_types,
     load_tokenizer,
-    lower_case,
     read_tokenizer_file,
     unknown_id,
 )
@@ -141,6 +140,7 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         "truncate": truncate,
         "chunk_overlap": chunk_overlap,
         "special_tokens": special_tokens,
+        "max_unknown": max_unknown,
     }
     images = images or ImageLimits()
     if family.embeds:
@@ -153,17 +153,19 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         if template is not None:
             raise UsageError(f"--template: {checkpoint.name} has two prompts of its own, with and without an image")
         tokenizer = read_tokenizer_file(checkpoint)
+        options["unknown"] = unknown_id(tokenizer, checkpoint.tokenizer_config)
         return _open_vision_encoder(checkpoint, tokenizer, NEMOTRON_RERANK, images, **options)
     if images.max_tiles is not None:
         raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
-    return _open_text_encoder(checkpoint, scoring, instruction, template, max_unknown, **options)
+    return _open_text_encoder(checkpoint, scoring, instruction, template, **options)
 
 
 def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **options: Any) -> EmbeddingEncoder:
     """options: of `PromptEncoder`."""
     check_embedder(checkpoint)
     query, passage = embedding_prefixes(checkpoint)
-    tokenizer = _read_decoder_tokenizer(checkpoint)
+    tokenizer = read_tokenizer_file(checkpoint)
+    options["unknown"] = unknown_id(tokenizer, checkpoint.tokenizer_config)
     # The passages first: an image's markers are looked up before special tokens become text.
     passages = _open_vision_encoder(checkpoint, tokenizer, embedding_prompts(passage), images, **options)
     return EmbeddingEncoder(tokenizer, query, passages, **options)
@@ -196,7 +198,6 @@ def _open_text_encoder(
     scoring: Scoring,
     instruction: str | None,
     template: str | None,
-    max_unknown: float | None,
     *,
     where: str,
     **options: Any,
@@ -208,19 +209,17 @@ def _open_text_encoder(
     if template not in (None, "none"):
         if not (family.prompted or family.decoder or scoring.template):
             raise UsageError(f"--template: {checkpoint.name} reads query and passage as a pair, without a prompt")
-        return _open_whole_text(
-            checkpoint, UserTemplate(template), max_unknown, where=where, wrapped=not family.decoder, **options
-        )
+        return _open_whole_text(checkpoint, UserTemplate(template), where=where, wrapped=not family.decoder, **options)
     if scoring.template is not None:
-        return _open_whole_text(checkpoint, scoring.template, max_unknown, where=where, **options)
+        return _open_whole_text(checkpoint, scoring.template, where=where, **options)
     if scoring.recipe is None and (not family.prompted or family.decoder or template == "none"):
-        tokenizer = _read_decoder_tokenizer(checkpoint) if family.decoder else load_tokenizer(checkpoint)
+        tokenizer = read_tokenizer_file(checkpoint) if family.decoder else load_tokenizer(checkpoint)
         form = PairForm(
             prompt=(checkpoint.declared.prompt or "") if instruction is None else instruction,
             typed=gives_token_types(checkpoint),
             cuts_left=cuts_left(checkpoint),
             unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
-            max_unknown=max_unknown,
+            max_unknown=options.pop("max_unknown"),
             bare=family.decoder and checkpoint.declared.listed,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
@@ -234,34 +233,24 @@ def _open_text_encoder(
         tokenizer,
         prompt,
         where=where,
+        unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
         **options,
     )
 
 
-def _open_whole_text(
-    checkpoint: Checkpoint, template: TextTemplate, max_unknown: float | None, *, where: str, **options: Any
-) -> WholeTextEncoder:
+def _open_whole_text(checkpoint: Checkpoint, template: TextTemplate, *, where: str, **options: Any) -> WholeTextEncoder:
     """options: of `WholeTextEncoder`."""
     family = family_of(checkpoint.architecture)
     as_it_is = family.decoder or family.prompted
-    tokenizer = _read_decoder_tokenizer(checkpoint) if as_it_is else load_tokenizer(checkpoint)
+    tokenizer = read_tokenizer_file(checkpoint) if as_it_is else load_tokenizer(checkpoint)
     return WholeTextEncoder(
         tokenizer,
         template,
         where=where,
         cuts_left=cuts_left(checkpoint),
         unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
-        max_unknown=max_unknown,
         **options,
     )
-
-
-def _read_decoder_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The file as it is (see `_open_text_encoder`), and lower-casing where it is declared."""
-    tokenizer = read_tokenizer_file(checkpoint)
-    if checkpoint.declared.lower_case:
-        lower_case(tokenizer)
-    return tokenizer
 
 
 def encode_pairs(

@@ -29,7 +29,8 @@ the checkpoint says that its model is not told them, they are all 0.
 text is cut. The cut side holds for every mode that cuts tokens away; requests that ask for so many tokens of a passage
 get its first ones.
 
-**Unknown tokens are counted** in each pair: a model that cannot read the language of a text still gives it a logit.
+**Unknown tokens are counted** in the two texts of each pair, and not in what stands around them: a model that cannot
+read the language of a text still gives it a logit.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class PairTemplate:
             second_start=second if self.typed else len(ids),
             tokens=tokens,
             template=self.size,
-            unknown=0 if unknown is None else int(np.count_nonzero(ids == unknown)),
+            unknown=count_of(unknown, query) + count_of(unknown, passage),
         )
 
 
@@ -223,6 +224,11 @@ class PairEncoder:
     def _cut(self, ids: Ids, kept: int) -> Ids:
         """The tokens of a text that stay where `kept` of them do."""
         return ids[len(ids) - kept :] if self._form.cuts_left else ids[:kept]
+
+
+def count_of(number: int | None, ids: Ids) -> int:
+    """How often an id stands among others."""
+    return 0 if number is None else int(np.count_nonzero(ids == number))
 
 
 def unless_unread(entry: Encoded, most: float | None) -> Encoded:

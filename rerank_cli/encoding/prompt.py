@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
 from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, token_ends
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, count_of, unless_unread
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
@@ -108,10 +108,11 @@ NEMOTRON = Prompt(parts=(("question:", Slot.QUERY, " \n \n passage:", Slot.PASSA
 class PromptEncoder:
     """Encodes pairs for one checkpoint that reads a prompt; makes no use of the weights.
 
-    max_tokens: the longest pair after truncation, template included. where: names the tokenizer in messages.
+    max_tokens: the longest pair after truncation, template included. where: names the tokenizer in messages. unknown:
+    the id of the unknown token. max_unknown: the largest share of it in the texts of a pair that is scored.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one argument an option)
         self,
         tokenizer: Tokenizer,
         prompt: Prompt,
@@ -121,9 +122,12 @@ class PromptEncoder:
         truncate: Truncation = "end",
         chunk_overlap: int = CHUNK_OVERLAP,
         special_tokens: SpecialTokens = "neutral",
+        unknown: int | None = None,
+        max_unknown: float | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._prompt = prompt
+        self._unknown, self._max_unknown = unknown, max_unknown
         self._before, self._after = read_wrapping(tokenizer, where) if prompt.wrapped else (_NOTHING, _NOTHING)
         self._constant: dict[int, Ids] = {}
         for place, part in enumerate(prompt.parts):
@@ -136,6 +140,8 @@ class PromptEncoder:
         self._room = max_tokens - len(self._before) - len(self._after)
         self._truncate = truncate
         self._chunk_overlap = chunk_overlap
+        empty = next(self._tokenise([("", "")]))
+        self._template_size, self._template_unknown = self._size(empty), self._count_unknown(empty)
         self._check_room()
 
     @property
@@ -154,7 +160,7 @@ class PromptEncoder:
         for place, ((query, passage), parts) in enumerate(zip(pairs, self._tokenise(pairs), strict=True)):
             if images and self._prompt.image_part is not None:
                 parts[self._prompt.image_part] = images[place]
-            encoded.append(self._encode_pair(query, passage, parts, limits))
+            encoded.append(unless_unread(self._encode_pair(query, passage, parts, limits), self._max_unknown))
         return encoded
 
     @property
@@ -177,7 +183,7 @@ class PromptEncoder:
         if self._truncate == "reference":
             size = sum(map(len, self._constant.values())) if self._prompt.cut is cut_right else 0
         else:
-            size = sum(map(len, next(self._tokenise([("", "")]))))
+            size = self._template_size - len(self._before) - len(self._after)
         if self._room - size < 1:
             raise UsageError(
                 f"--max-tokens {self.max_tokens}: the template alone has {size + self.max_tokens - self._room} tokens"
@@ -210,7 +216,18 @@ class PromptEncoder:
     def _join(self, parts: Sequence[Ids], *, tokens: int | None = None) -> EncodedPair:
         """tokens: length before truncation, where that is another."""
         ids = np.concatenate((self._before, *parts, self._after))
-        return EncodedPair(input_ids=ids, second_start=len(ids), tokens=len(ids) if tokens is None else tokens)
+        image = self._prompt.image_part
+        around = self._template_size + (0 if image is None else len(parts[image]) - len(self._constant[image]))
+        return EncodedPair(
+            input_ids=ids,
+            second_start=len(ids),
+            tokens=len(ids) if tokens is None else tokens,
+            template=min(around, len(ids)),
+            unknown=max(0, self._count_unknown(parts) - self._template_unknown),
+        )
+
+    def _count_unknown(self, parts: Sequence[Ids]) -> int:
+        return sum(count_of(self._unknown, ids) for ids in parts)
 
     def _encode_pair(self, query: str, passage: str, parts: list[Ids], limits: Limits) -> Encoded:
         tokens = self._size(parts)

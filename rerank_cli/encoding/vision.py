@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.images import Grid, ImageProblem, ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead, Page
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, unless_unread
 from rerank_cli.encoding.prompt import IMAGE, NEMOTRON, Prompt, PromptEncoder, Slot
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
@@ -64,10 +64,10 @@ NEMOTRON_RERANK = VisionPrompts(
 class VisionEncoder:
     """Encodes pairs for one checkpoint that reads images; satisfies `TextEncoder`.
 
-    options: of `PromptEncoder`.
+    max_unknown: the largest share of unknown tokens of a pair that is scored. options: of `PromptEncoder`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one argument an option)
         self,
         tokenizer: Tokenizer,
         prompts: VisionPrompts,
@@ -77,6 +77,7 @@ class VisionEncoder:
         special_tokens: str,
         truncate: str,
         where: str,
+        max_unknown: float | None = None,
         **options: Any,
     ) -> None:
         _check_markers(tokenizer, prompts.image, where)
@@ -88,6 +89,7 @@ class VisionEncoder:
         self.reason = geometry.max_tiles_reason
         self._as_reference = truncate == "reference"
         self._fewer_tiles = truncate in ("end", "chunk")
+        self._max_unknown = max_unknown
         self._acts = special_tokens == "allow"
         self.max_tokens = self._text.max_tokens
         room = (self._image.image_room - _FRAME) // self._tokens_per_tile
@@ -120,7 +122,7 @@ class VisionEncoder:
         ]
         found = self._encode_images([(query, passage) for _, query, passage in images], limits)
         encoded.update(zip((place for place, _, _ in images), found, strict=True))
-        return [encoded[place] for place in range(len(pairs))]
+        return [unless_unread(encoded[place], self._max_unknown) for place in range(len(pairs))]
 
     def _without_placeholder(self, query: str, passage: str) -> tuple[str, str]:
         if not self._acts:

@@ -39,7 +39,7 @@ from tokenizers import Tokenizer
 from rerank_cli.encoding.chat_template import TemplateFailedError
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
 from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, token_ends
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, unless_unread
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, count_of, unless_unread
 from rerank_cli.encoding.prompt import Slot, read_wrapping
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
@@ -198,14 +198,19 @@ class WholeTextEncoder:
             second_start=len(whole),
             tokens=len(whole) if tokens is None else tokens,
             template=min(self._template_size, len(whole)),
-            unknown=0 if self._unknown is None else int(np.count_nonzero(ids == self._unknown)),
+            unknown=max(0, count_of(self._unknown, ids) - count_of(self._unknown, self._around)),
         )
 
-    @cached_property
+    @property
     def _template_size(self) -> int:
         """How many tokens stand around two empty texts."""
+        return self.max_tokens - self._room + len(self._around)
+
+    @cached_property
+    def _around(self) -> Ids:
+        """What a template writes for two empty texts."""
         ids = self._ids("", "")
-        return self.max_tokens - self._room + (0 if isinstance(ids, EncodingProblem) else len(ids))
+        return _NO_IDS if isinstance(ids, EncodingProblem) else ids
 
     def _encode_pair(  # noqa: PLR0911 (a mode of truncation each)
         self, query: str, passage: str, ids: Ids | EncodingProblem | None, limits: Limits

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from rerank_cli.planning.cards import time_of_plan
 from rerank_cli.planning.hours import PairLengths, PairTime
 from rerank_cli.planning.run_plan import Plan, plan_model
 from rerank_cli.records import Counts, RowError
+from rerank_cli.report.unknown_tokens import UnknownTokens
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
 
 _SHARE_REACHED = 0.7
@@ -36,7 +38,7 @@ class DryRun:
 
     tokens: length of each distinct pair before truncation, as percentiles. unscorable: distinct pairs that have no
     logit. seconds: a rough estimate. first_error: the first bad row, as file, row and message. elsewhere: on other
-    cards, by the name that was asked for.
+    cards, by the name that was asked for. unknown_tokens: as in a report; None where the model knows all.
     """
 
     counts: Counts
@@ -49,6 +51,7 @@ class DryRun:
     gflops: float
     first_error: tuple[str, int, str] | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
+    unknown_tokens: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     lengths: list[int] = []
     kept = squares = truncated = unscorable = 0
     first: RowError | None = None
+    unknown = UnknownTokens()
     lists = heads_of(prepared.shape.group(prepared.items), options.depth)
     for window in cut_windows(lists, max_pairs=prepared.plan.window_pairs):
         counts.rows_in += window.rows
@@ -91,6 +95,7 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
                 if isinstance(entry, EncodingProblem):
                     unscorable += 1
                     continue
+                unknown.add(entry)
                 lengths.append(sum(pair.tokens for pair in entry))
                 kept += sum(pair.kept_tokens for pair in entry)
                 squares += sum(pair.kept_tokens**2 for pair in entry)
@@ -111,6 +116,7 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
         (first.file, first.row, first.message) if first else None,
         tuple(_elsewhere(gpu, machine, options, PairLengths(counts.pairs_scored, kept, squares))
               for gpu, machine in zip(gpus, machines, strict=True)),
+        unknown.document(),
     )  # fmt: skip
 
 

@@ -18,11 +18,10 @@ from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.records import RankedList, RowError
 from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of, whole_numbers
+from rerank_cli.report.unknown_tokens import UnknownTokens
 
 _LAST_RANKS = (1, 2, 3, 5, 10, 20, 50, 100)  # of each group; the last group holds all ranks behind
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
-UNREAD_SHARE = 0.05
-"""Of unknown tokens: a pair with more of them is in a language, or a script, that the model cannot read."""
 _EXAMPLES = 3  # of each code
 _CODES = 32  # that are told apart; there are fewer
 _LONGEST_TEXT = 200  # characters of an id or a message
@@ -33,7 +32,6 @@ _CONTINUED_TIMES = 32  # that are remembered, the last ones
 class Observations:
     """Grows with a run; `state` of one process is what the next one begins with.
 
-    Of unknown tokens it is counted how many there are, and how many pairs have more of them than `UNREAD_SHARE`.
     squares: sum of the squared lengths of what a model read, for the operations of attention.
     """
 
@@ -42,7 +40,7 @@ class Observations:
         self._whole = LengthHistogram(state.get("whole"))
         self._cut = LengthHistogram(state.get("cut"))
         self._tokens, self._cut_tokens, self.squares = state.get("tokens", (0, 0, 0))
-        self._text_tokens, self._unknown_tokens, self._unread_pairs = state.get("unknown", (0, 0, 0))
+        self._unknown = UnknownTokens(state.get("unknown", ()))
         self._scores = SpreadHistograms(len(_LAST_RANKS) + 1, state.get("scores"))
         self._timeline = Timeline(2, state.get("timeline"))
         self._batch_ended = 0.0
@@ -58,7 +56,7 @@ class Observations:
             "whole": self._whole.state,
             "cut": self._cut.state,
             "tokens": [self._tokens, self._cut_tokens, self.squares],
-            "unknown": [self._text_tokens, self._unknown_tokens, self._unread_pairs],
+            "unknown": self._unknown.state,
             "scores": self._scores.state,
             "timeline": self._timeline.state,
             "continued_at": list(self._continued_at),
@@ -89,10 +87,7 @@ class Observations:
         self._tokens += int(tokens.sum())
         self._cut_tokens += int((tokens - kept).clip(0).sum())
         self.squares += int((kept**2).sum())
-        if unknown := [(pair.unknown, pair.text_tokens) for pair in pairs if pair.unknown]:
-            self._unknown_tokens += sum(tokens for tokens, _ in unknown)
-            self._unread_pairs += sum(tokens > UNREAD_SHARE * read for tokens, read in unknown)
-        self._text_tokens += sum(pair.text_tokens for pair in pairs)
+        self._unknown.add(pairs)
 
     def add_ranked(self, ranked: Sequence[RankedList]) -> None:
         """The complete rankings of a window."""
@@ -115,7 +110,7 @@ class Observations:
         """The parts of a report that are told here; what has no data is left out. score: `logit` or `cosine`."""
         parts = {
             "lengths": self._lengths(),
-            "unknown_tokens": self._unknown(),
+            "unknown_tokens": self._unknown.document(),
             "scores": self._scores_by_rank(score),
             "timeline": self._over_time(),
             "errors": [{"code": code, **found} for code, found in sorted(self._codes.items(), key=_most_first)],
@@ -139,15 +134,6 @@ class Observations:
                 {"from": span[0], "to": span[1], "pairs": count, "cut": cut.get(span, 0)}
                 for span, count in bins.items()
             ],
-        }
-
-    def _unknown(self) -> dict[str, Any] | None:
-        if not self._unknown_tokens:
-            return None
-        return {
-            "tokens": self._unknown_tokens,
-            "share": round(self._unknown_tokens / self._text_tokens, 6),
-            "pairs_over_5_percent": self._unread_pairs,
         }
 
     def _scores_by_rank(self, score: str) -> dict[str, Any] | None:

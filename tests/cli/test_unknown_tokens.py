@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,31 @@ def test_with_max_unknown_they_are_bad_rows(tmp_path):
     assert len(read_lines(tmp_path / "out.jsonl")) == 1
     (error,) = read_lines(tmp_path / "out.jsonl.errors.jsonl")
     assert (error["row"], error["error"]["code"]) == (2, "unknown-tokens")
+
+
+def test_of_a_chat_template_only_the_texts_count(tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(MONOBERT, folder)
+    (folder / "chat_template.jinja").write_text(
+        "\u6c64\u6c64\u6c64 {{ messages[0].content }} \u6c64 {{ messages[1].content }}"
+    )
+    source = write_lines(tmp_path / "in.jsonl", ROWS)
+    out = ("-o", str(tmp_path / "out.jsonl"), "--overwrite", "--model", str(folder))
+    assert main(["score", source, *out]) == 0
+    assert "warning: of 1 pairs more than 5 %" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.jsonl.report.json").read_text())["unknown_tokens"]["tokens"] == 16
+    assert main(["score", source, *out, "--max-unknown", "90%"]) == 3
+    (error,) = read_lines(tmp_path / "out.jsonl.errors.jsonl")
+    assert (error["row"], error["error"]["code"]) == (2, "unknown-tokens")
+
+
+def test_a_dry_run_tells_of_them(tmp_path, capsys):
+    assert run(tmp_path, "--dry-run") == 0
+    said = capsys.readouterr()
+    assert "warning: of 1 pairs more than 5 %" in said.err
+    assert json.loads(said.out)["unknown_tokens"]["tokens"] == 16
+    assert run(tmp_path, "--dry-run", "--limit", "1") == 0
+    assert json.loads(capsys.readouterr().out)["unknown_tokens"] is None
 
 
 @pytest.mark.parametrize("value", ["5", "101%", "x%", ""])

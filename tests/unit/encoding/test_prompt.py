@@ -307,3 +307,18 @@ def test_a_template_file_that_cannot_be_read_is_an_input_error(tmp_path, pair_fi
     (tmp_path / "latin").write_bytes(b"\xe9{query}{passage}")
     assert main(["score", str(pair_file), "--model", str(LLAMA), "--template", str(tmp_path / "latin")]) == 4
     assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_unknown_tokens_of_the_texts_are_counted_and_those_of_the_template_are_not():
+    tokenizer = Tokenizer.from_file(str(BERT / "tokenizer.json"))
+    unknown = tokenizer.token_to_id("[UNK]")
+    prompt = Prompt(parts=(("\u6c64 ", Slot.QUERY), (" \u6c64 passage ", Slot.PASSAGE)), wrapped=True)
+    pairs = [("a pump", "a seal"), ("a \u6c64", "\u6c64 \u8c31 seal")]
+    options = {"where": "here", "max_tokens": 64, "unknown": unknown}
+    (known,), (unread,) = PromptEncoder(tokenizer, prompt, **options).encode(pairs)
+    assert (known.unknown, unread.unknown) == (0, 3)
+    assert known.text_tokens == known.kept_tokens - known.template > 0
+    strict = PromptEncoder(tokenizer, prompt, **options, max_unknown=0.2).encode(pairs)
+    assert isinstance(strict[1], EncodingProblem)
+    assert strict[1].code == "unknown-tokens"
+    assert not isinstance(strict[0], EncodingProblem)
