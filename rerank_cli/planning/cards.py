@@ -75,16 +75,14 @@ def _on_card(  # noqa: PLR0913 (what was read once, for every card)
     plan = answer.plan
     if plan is None or plan.kind == "cpu":
         reasons = [one.reason for one in answer.rejected] or list(answer.reasons)
-        return CardAnswer(name, total, reason=answer.error.message if answer.error else reasons[-1])
+        return CardAnswer(name, total, reason=answer.error.message if answer.error else reasons[-1] if reasons else "")
+    if model is None:
+        return CardAnswer(name, total, plan)
     (gpu,) = plan.gpus
     tokens = min(tokens, plan.max_tokens)
-    batch = None
-    if model is not None:
-        place = Place(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
-        batch = Question(model, place, capacity=total).largest_batch(tokens)
-    time = None
-    if model is not None:
-        time = pair_time(model.shape, PairLengths.of(pairs, tokens), speed_of(name), precision=plan.precision)
+    place = Place(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
+    batch = Question(model, place, capacity=total).largest_batch(tokens)
+    time = pair_time(model.shape, PairLengths.of(pairs, tokens), speed_of(name), precision=plan.precision)
     return CardAnswer(name, total, plan, largest_batch=batch, time=time)
 
 
