@@ -102,7 +102,7 @@ $(VENV)/installed-bench: $(VENV)/installed
 FLOOR := torch==2.11.0 transformers==5.17.0
 .venv-floor/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-floor
-	.venv-floor/bin/python -m pip install --quiet $(FLOOR) --editable . pytest hypothesis pytest-cov
+	.venv-floor/bin/python -m pip install --quiet $(FLOOR) --editable . pytest hypothesis pytest-cov pytest-timeout
 	touch $@
 
 $(PEERS_VENV)/%/installed: benchmarks/requirements/%.txt
