@@ -33,7 +33,7 @@ lint: $(VENV)/installed-dev  ## ruff, mypy and the order of imports
 floor: .venv-floor/installed  ## an environment with the oldest torch and transformers that are allowed
 
 test-floor: floor  ## launches, kernels and attention with them
-	.venv-floor/bin/python -m pytest -q tests/unit/models/test_launches.py tests/unit/models/test_pointwise.py \
+	.venv-floor/bin/python -m pytest -q tests/unit/models/test_launches.py tests/unit/models/test_elementwise.py \
 	    tests/unit/models/test_attention.py tests/unit/models/test_linear.py tests/unit/models/test_fp8.py
 
 docs: $(VENV)/installed  ## the pages of docs/reference/ that are made of the code

@@ -48,7 +48,7 @@ from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
 from rerank_cli.job.image_parts import pairs_of  # noqa: E402
 from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
-from rerank_cli.planning.memory import BatchSize, Place, estimate, memory_model  # noqa: E402
+from rerank_cli.planning.memory import BatchSize, Placement, estimate, memory_model  # noqa: E402
 from rerank_cli.planning.run_plan import Plan  # noqa: E402
 from rerank_cli.records import EncodedPair  # noqa: E402
 from rerank_cli.report.utilisation import forward_flops  # noqa: E402
@@ -271,7 +271,7 @@ def memory(bench: Bench) -> Iterator[str]:
     capability = torch.cuda.get_device_capability(bench.device) if bench.is_cuda else None
     fp8 = [] if capability and capability < (8, 9) else ["fp8"]
     for precision in ["bf16", *fp8] if bench.is_cuda else ["fp32"]:
-        place = Place(cpu=not bench.is_cuda, precision=precision, capability=capability)
+        place = Placement(cpu=not bench.is_cuda, precision=precision, capability=capability)
         if bench.is_cuda:
             yield _loading(checkpoint, bench, precision, estimate(model, BatchSize.of([8]), place).weights)
         for pairs in (1, 30):

@@ -28,7 +28,7 @@ from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens  # noqa: E402
 from rerank_cli.machine.detect import detect_machine  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
-from rerank_cli.planning.memory import BatchSize, MemoryModel, Place, estimate  # noqa: E402
+from rerank_cli.planning.memory import BatchSize, MemoryModel, Placement, estimate  # noqa: E402
 
 SLACK_BYTES = 40 * 2**20
 BATCHES = ((1, 512), (8, 512), (64, 256), (128, 128), (256, 512))
@@ -72,7 +72,7 @@ def _used_by_driver(cuda_index: int) -> int:
 def slack_share(checkpoint: Checkpoint, device: str) -> float:
     """The share that covers every batch, in hundredths."""
     capability = torch.cuda.get_device_capability(device)
-    model, place = MemoryModel.of_checkpoint(checkpoint), Place(precision="fp16", capability=capability)
+    model, place = MemoryModel.of_checkpoint(checkpoint), Placement(precision="fp16", capability=capability)
     worst = 0.0
     for pairs, tokens in BATCHES:
         lengths = [min(tokens, model_max_tokens(checkpoint))] * pairs

@@ -18,7 +18,7 @@ import typer.main
 
 from rerank_cli.cli import app
 from rerank_cli.cli.declare import Option
-from rerank_cli.cli.help import VARIABLES, Command, arguments, option_groups
+from rerank_cli.cli.help import VARIABLES, CommandWithHelp, arguments, option_groups
 from rerank_cli.errors import EXIT_CODES
 
 FOLDER = Path(__file__).parent / "reference"
@@ -45,7 +45,7 @@ def pages() -> dict[str, str]:
     return {name: "\n".join(lines).rstrip("\n") + "\n" for name, lines in made.items()}
 
 
-def commands() -> dict[str, Command]:
+def commands() -> dict[str, CommandWithHelp]:
     """The commands of the program."""
     group: Any = typer.main.get_command(app)
     return dict(group.commands)

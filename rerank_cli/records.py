@@ -5,10 +5,10 @@
     Gap              a blank line, or a pause of a live input                   formats/jsonl.py
     ImagePassage     a passage with an image, beside or in place of its text    formats/shapes/
     CandidateList    one query with its passages, and the rows they came from   formats/shapes/
-    Window           whole candidate lists that are scored together             job/scoring_loop.py
+    Window           whole candidate lists that are scored together             job/windows.py
     EncodedPair      the token ids of one query-passage pair                    encoding/
-    RankedPassage    place and logit of one passage                             job/scoring_loop.py
-    RankedList       the passages of one query in rank order                    job/scoring_loop.py
+    RankedPassage    place and logit of one passage                             job/ranking.py
+    RankedList       the passages of one query in rank order                    job/ranking.py
 
 A pair is known from start to end by (candidate list, index of the passage in it), so results may arrive in any order.
 Nothing here imports torch, numpy or pyarrow; `EncodedPair.input_ids` is a numpy array only by name.
@@ -25,6 +25,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+def sigmoid(logit: float) -> float:
+    """1 / (1 + exp(-logit)) in float64, for any logit."""
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    grown = math.exp(logit)
+    return grown / (1 + grown)
 
 
 class Row(Protocol):
@@ -281,11 +289,8 @@ class RankedPassage:
 
     @property
     def probability(self) -> float:
-        """Sigmoid of the logit in float64, without overflow at either end."""
-        if self.logit >= 0:
-            return 1.0 / (1.0 + math.exp(-self.logit))
-        grown = math.exp(self.logit)
-        return grown / (1.0 + grown)
+        """Sigmoid of the logit."""
+        return sigmoid(self.logit)
 
 
 @dataclass(frozen=True, slots=True)

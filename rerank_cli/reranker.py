@@ -30,7 +30,7 @@ from rerank_cli.encoding.choices import ImageLimits, Pool, SpecialTokens, Trunca
 from rerank_cli.engine import open_engine
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.errors import InputError, RerankError, UsageError
-from rerank_cli.formats.in_memory import Ranked, answer, given_rows, in_groups, read
+from rerank_cli.formats.in_memory import RankedRows, answer_rows, given_rows, in_groups, read
 from rerank_cli.formats.shapes import FieldNames, Item, Selection
 from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_unusable
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
@@ -274,7 +274,7 @@ class Reranker:
                 self._engine.take_fresh()  # they are kept for a journal, which is not there
         # A list with a bad passage is kept as it was, with the reason: a frame has no errors file for the passage.
         whole = [one for one in lists if len(one.source.rows) > 1 or one.source.rows[0].number not in errors]
-        return answer(given, rows, Ranked(whole, errors), selection, keep=keep)
+        return answer_rows(given, rows, RankedRows(whole, errors), selection, keep=keep)
 
 
 @overload

@@ -100,11 +100,11 @@ class ProgressDisplay:
 
 def progress_line(progress: Progress) -> str:
     """How far a run is: `1,200 pairs in 30 s (40.0 pairs/s), 12 %, about 4 min left`."""
-    from rerank_cli.job.progress import about, percent
+    from rerank_cli.job.progress import about, whole_percent
 
     text = f"{progress.pairs:,} pairs in {progress.seconds:,.0f} s ({progress.pairs_per_second:,.1f} pairs/s)"
     if (share := progress.share_under_way) is not None:
-        text += f", {percent(share)}"
+        text += f", {whole_percent(share)}"
     left = progress.clock_left
     return text if left is None else f"{text}, {about(left)} left"
 
@@ -116,7 +116,7 @@ def _bar_of(progress: Progress) -> Any:
     from rich.progress import Progress as Bar
     from rich.text import Text
 
-    from rerank_cli.job.progress import about, percent
+    from rerank_cli.job.progress import about, whole_percent
 
     class Words(ProgressColumn):
         """Some words on how far the run is."""
@@ -143,7 +143,7 @@ def _bar_of(progress: Progress) -> Any:
     bar = Bar(
         Words(lambda: f"{progress.pairs:,} pairs"),
         Line(bar_width=20),
-        Words(lambda: "" if (share := progress.share_under_way) is None else percent(share)),
+        Words(lambda: "" if (share := progress.share_under_way) is None else whole_percent(share)),
         Words(lambda: f"{progress.pairs_per_second:,.1f} pairs/s"),
         TimeElapsedColumn(),
         Words(left),

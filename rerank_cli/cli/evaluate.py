@@ -64,7 +64,7 @@ def evaluate(
     """Say whether new orders should ship, and how to use the scores. No model is loaded."""
     prepare_process(online=False)
     from rerank_cli.cli.evaluation import refuse_metrics_without_qrels
-    from rerank_cli.evaluation.answer import Question, answer
+    from rerank_cli.evaluation.answer import EvaluationRequest, evaluate_systems
     from rerank_cli.formats.shapes import FieldNames
 
     refuse_metrics_without_qrels(context)
@@ -79,8 +79,8 @@ def evaluate(
             say(f"{error.file}:{error.row}: {error.message} ({error.code})")
 
     names = FieldNames(passages=given["passages_field"], id=given["id_field"], group_by=given["group_by"])
-    document = answer(
-        Question(
+    document = evaluate_systems(
+        EvaluationRequest(
             tuple(inputs), given["qrels"], given["baseline"], tuple(given["metric"]), ship_at, given["in_format"], names
         ),
         tell,

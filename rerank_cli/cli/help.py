@@ -33,7 +33,7 @@ _TERM = 23  # columns of the left side; a longer term has a line to itself
 Record = tuple[str, str]
 
 
-class Command(TyperCommand):
+class CommandWithHelp(TyperCommand):
     """A subcommand that was declared with `takes`."""
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]  # typer hides its types
@@ -87,7 +87,7 @@ class Group(TyperGroup):
         formatter.write("\n".join(lines) + "\n")
 
 
-def option_groups(command: Command, ctx: typer.Context) -> dict[str, list[Record]]:
+def option_groups(command: CommandWithHelp, ctx: typer.Context) -> dict[str, list[Record]]:
     """All options with their help, by the title of their group; those of every command come last."""
     from rerank_cli.cli.declare import GROUPS  # loaded with the command; the program's own help does without
 
@@ -101,13 +101,13 @@ def option_groups(command: Command, ctx: typer.Context) -> dict[str, list[Record
     return {title.capitalize(): groups[title] for title in sorted(groups, key=order.index)}
 
 
-def arguments(command: Command, ctx: typer.Context) -> list[Record]:
+def arguments(command: CommandWithHelp, ctx: typer.Context) -> list[Record]:
     """The arguments with their help."""
     found: list[Any] = [one for one in command.get_params(ctx) if one.param_type_name == "argument"]
     return [(one.metavar, one.help) for one in found]
 
 
-def _lines(command: Command, ctx: typer.Context, *, everything: bool) -> Iterator[str]:
+def _lines(command: CommandWithHelp, ctx: typer.Context, *, everything: bool) -> Iterator[str]:
     callback: Any = command.callback
     taken = arguments(command, ctx)
     yield " ".join(["Usage:", ctx.command_path, *(metavar for metavar, _ in taken), "[OPTIONS]"])
@@ -124,7 +124,7 @@ def _lines(command: Command, ctx: typer.Context, *, everything: bool) -> Iterato
     yield from (*_section("Exit codes", codes), "", *_paragraph(VARIABLES))
 
 
-def _basic(command: Command, ctx: typer.Context) -> list[Record]:
+def _basic(command: CommandWithHelp, ctx: typer.Context) -> list[Record]:
     """The options that most people need, in the order of their groups."""
     found = []
     for parameter in command.get_params(ctx):

@@ -21,7 +21,7 @@ from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 
 if TYPE_CHECKING:
     from rerank_cli.cli.plan_request import Asked
-    from rerank_cli.planning.memory.table import Row
+    from rerank_cli.planning.memory.table import MemoryRow
     from rerank_cli.planning.memory_answer import MemoryAnswer
 
 Solve = Literal["batch-size", "max-tokens"]
@@ -50,7 +50,7 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def parse_device(text: str) -> str:
+def device_kind(text: str) -> str:
     """The kind of device of `cuda:0`."""
     kind = text.partition(":")[0]
     if kind not in ("auto", "cuda", "cpu"):
@@ -65,7 +65,7 @@ def _listed(numbers: Iterable[int]) -> str:
 OPTIONS = [
     *ONE_MODEL,
     option(
-        "--device", str, group=MODEL, into="memory.device", metavar="DEVICE", parse=parse_device, complete=devices,
+        "--device", str, group=MODEL, into="memory.device", metavar="DEVICE", parse=device_kind, complete=devices,
         help="cuda, what a GPU needs, or cpu; auto is cuda, with --measure what this torch can use.",
     ),
     option(
@@ -242,7 +242,7 @@ def _print_text(answer: MemoryAnswer) -> None:
         say(f"note: {note}")
 
 
-def _cells(row: Row, answer: MemoryAnswer) -> dict[str, str]:
+def _cells(row: MemoryRow, answer: MemoryAnswer) -> dict[str, str]:
     """The cells of a row by column; a column without a single value is left out of the table."""
     found, mark = row.estimate, {"interpolated": "~", "published-any": "="}
     parts: dict[str, int | None] = dict.fromkeys(("weights", "activations", "attn", "vision", "runtime", "total"))
@@ -283,7 +283,7 @@ def _point(row: dict[str, Any]) -> list[str]:
     return [str(row[key] or "-") for key in ("max_batch_size", "max_sequence_length")]
 
 
-def _told(row: Row) -> str:
+def _told(row: MemoryRow) -> str:
     measured = row.measured
     text = (
         f"measured on {measured['device']}: a forward takes {_mib(measured['forward_bytes'])} MiB, "

@@ -373,6 +373,6 @@ JUDGED = [
 ]  # fmt: skip
 
 
-def without(options: Iterable[Option], *flags: str) -> list[Option]:
+def options_without(options: Iterable[Option], *flags: str) -> list[Option]:
     """The rows but those of `flags`, which a command has otherwise or not at all."""
     return [one for one in options if one.flag not in flags]

@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin
 
-from rerank_cli.cli.help import Command, Group
+from rerank_cli.cli.help import CommandWithHelp, Group
 
 
-class QuickCommand(Command):
-    """`Command` for which typer validates only what needs it."""
+class QuickCommand(CommandWithHelp):
+    """`CommandWithHelp` for which typer validates only what needs it."""
 
     def get_params(self, ctx: Any) -> Any:
         """The parameters, `--help` among them."""

@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 
 import typer
 
-from rerank_cli.cli.help import Command
+from rerank_cli.cli.help import CommandWithHelp
 from rerank_cli.cli.quick import QuickCommand
 
 
@@ -47,11 +47,11 @@ SUBCOMMANDS = {
 """By name, in the order of help."""
 
 
-class LoadedWhenAsked(Mapping[str, Command]):
+class LoadedWhenAsked(Mapping[str, CommandWithHelp]):
     """The commands by name."""
 
     def __init__(self) -> None:
-        self._loaded: dict[str, Command] = {}
+        self._loaded: dict[str, CommandWithHelp] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(SUBCOMMANDS)
@@ -59,17 +59,17 @@ class LoadedWhenAsked(Mapping[str, Command]):
     def __len__(self) -> int:
         return len(SUBCOMMANDS)
 
-    def __getitem__(self, name: str) -> Command:
+    def __getitem__(self, name: str) -> CommandWithHelp:
         if name not in self._loaded:
             self._loaded[name] = _load(name)
         return self._loaded[name]
 
 
-def _load(name: str) -> Command:
+def _load(name: str) -> CommandWithHelp:
     one = SUBCOMMANDS[name]
     module = import_module(f"rerank_cli.cli.{one.function}")
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     alone.command(name, cls=getattr(module, one.command) if one.command else QuickCommand)(
         getattr(module, one.function)
     )
-    return cast("Command", typer.main.get_command(alone))
+    return cast("CommandWithHelp", typer.main.get_command(alone))

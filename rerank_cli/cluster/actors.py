@@ -26,7 +26,7 @@ from typing import Any
 
 import rerank_cli
 from rerank_cli.cluster.folder import OutputFolder
-from rerank_cli.cluster.scorer import Done, Place, Scorer
+from rerank_cli.cluster.scorer import ActorHost, PartOutcome, Scorer
 from rerank_cli.cluster.tasks import Task
 from rerank_cli.errors import DoesNotFitError, EngineError, InputError, RerankError, StoppedError, UsageError
 from rerank_cli.job.options import ErrorLimit, JobOptions
@@ -67,12 +67,12 @@ class Room:
 @dataclass(slots=True)
 class _Actor:
     handle: Any
-    place: Place
+    place: ActorHost
     cores: tuple[int, ...]
 
 
 @dataclass(slots=True)
-class Progress:
+class FinishedParts:
     """What is finished. reports: of each part by its name. counts: those of all finished parts together."""
 
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -193,10 +193,10 @@ class Actors:
         self._handles: list[Any] = []
         self._actors: list[_Actor] = []
         self._said: set[str] = set()
-        self._progress = Progress()
+        self._progress = FinishedParts()
         self._parts = 0
 
-    def do(self, tasks: Sequence[Task]) -> Progress:
+    def do(self, tasks: Sequence[Task]) -> FinishedParts:
         """All tasks; raises the first error of one when the others are through."""
         try:
             self._parts = len(tasks)
@@ -265,7 +265,7 @@ class Actors:
                 self._say(f"waits for room: {count} engines, and {free.get('CPU', 0):g} CPUs are free")
                 said = True
         try:
-            places: list[Place] = self._ray.get(asked)
+            places: list[ActorHost] = self._ray.get(asked)
         except self._ray.exceptions.RayError as error:
             raise EngineError(
                 f"--engine ray: an actor cannot be started: {str(error).strip().splitlines()[-1]}",
@@ -284,7 +284,7 @@ class Actors:
                 )
         return [_Actor(handle, place, ()) for handle, place in zip(handles, places, strict=True)]
 
-    def _cores(self, place: Place, number: int) -> tuple[int, ...]:
+    def _cores(self, place: ActorHost, number: int) -> tuple[int, ...]:
         """The cores of the `number`-th actor of a machine; all of them where it has a GPU."""
         count = self._room.cpus
         if self._room.gpus or count >= len(place.cores):
@@ -312,17 +312,17 @@ class Actors:
         )
         return actor.handle.do.remote(options, task, actor.cores)
 
-    def _result(self, reference: Any) -> Done | None:
+    def _result(self, reference: Any) -> PartOutcome | None:
         """What an actor has made of its part; None where it has gone."""
         try:
-            done: Done = self._ray.get(reference)
+            done: PartOutcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError:
             raise  # a fault of the program
         except self._ray.exceptions.RayError:
             return None
         return None if isinstance(done.error, StoppedError) else done
 
-    def _finish(self, task: Task, done: Done) -> None:
+    def _finish(self, task: Task, done: PartOutcome) -> None:
         for note in done.notes:
             self._say(note if note.startswith("warning: ") else f"{task.name}: {note}")
         if done.error is not None:

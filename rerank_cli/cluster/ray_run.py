@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import rerank_cli
-from rerank_cli.cluster.actors import Actors, ClusterOptions, Progress, Room, connected, room_for
+from rerank_cli.cluster.actors import Actors, ClusterOptions, FinishedParts, Room, connected, room_for
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
 from rerank_cli.errors import UsageError, nothing_scored
@@ -95,7 +95,7 @@ def _fingerprint(options: JobOptions, files: Sequence[tuple[str, str]], folder: 
 
 
 def _manifest(
-    progress: Progress,
+    progress: FinishedParts,
     folder: OutputFolder,
     tasks: Sequence[Task],
     fingerprint: Fingerprint,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ActorHost:
     """Where an actor is. cores: of the machine, that its processes may use. missing: paths it does not find."""
 
     host: str
@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class PartOutcome:
     """What became of a part: its report, or the error that stopped it. notes: what a user should know."""
 
     report: dict[str, Any] | None
@@ -63,16 +63,16 @@ class Scorer:
         self._engine: PoolEngine | None = None
         self._key: tuple[Plan, Path] | None = None
 
-    def place(self, paths: Sequence[str]) -> Place:
+    def place(self, paths: Sequence[str]) -> ActorHost:
         """Where this actor is, and which of `paths` it cannot see."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()
         missing = tuple(path for path in paths if not Path(path).exists())
         cores = tuple(sorted(os.sched_getaffinity(0)))
-        return Place(socket.gethostname(), node, rerank_cli.__version__, cores, missing)
+        return ActorHost(socket.gethostname(), node, rerank_cli.__version__, cores, missing)
 
-    def do(self, options: JobOptions, task: Task, cores: Sequence[int]) -> Done:
+    def do(self, options: JobOptions, task: Task, cores: Sequence[int]) -> PartOutcome:
         """Do a part; `options` are those of a run of that part alone. cores: the only ones to use; all if empty."""
         if cores:
             os.sched_setaffinity(0, cores)
@@ -84,8 +84,8 @@ class Scorer:
         try:
             outcome = run_job(options, watcher, open_engine=self._open)
         except RerankError as error:
-            return Done(None, error, tuple(notes))
-        return Done(outcome.report, None, tuple(notes))
+            return PartOutcome(None, error, tuple(notes))
+        return PartOutcome(outcome.report, None, tuple(notes))
 
     def _open(
         self,

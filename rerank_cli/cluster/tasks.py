@@ -17,7 +17,7 @@ from rerank_cli.formats.compression import SUFFIXES, text_suffix
 from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, count_lines, resolve_inputs
 from rerank_cli.formats.parts import data_files
 from rerank_cli.job.options import JobOptions
-from rerank_cli.job.output_names import output_format
+from rerank_cli.job.output_format import output_format
 
 _TASKS_PER_ENGINE = 4  # so that none waits long for the last one of another
 _LEAST_ROWS = 50  # of a part; a part reads its file from the start, and smaller ones cost more than they bring

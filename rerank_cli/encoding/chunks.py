@@ -1,7 +1,8 @@
-"""Where the chunks of a passage begin and end, by the ends of its tokens.
+"""Where the chunks of a passage begin and end, and how many tokens neighbours share (`--chunk-overlap`).
 
-Encoders of prompts and of whole texts cut a passage by characters, because a piece cut out of its text may have other
-tokens than it had within it. Both step from chunk to chunk by these rules.
+A template with a slot for the passage's tokens is cut by tokens (`chunk_starts`). Prompts and whole texts are cut by
+characters, because a piece cut out of its text may have other tokens than it had within it; both step from chunk to
+chunk by the ends of the tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 Ends = npt.NDArray[np.int64]
+
+
+def shared_tokens(overlap: int, room: int) -> int:
+    """How many tokens a chunk of `room` shares with the one before: at most half, so that each brings new ones."""
+    return max(0, min(overlap, room // 2))
+
+
+def chunk_starts(length: int, room: int, overlap: int) -> range:
+    """The first token of each chunk of a passage of `length` tokens, each with at most `room` of them."""
+    step = room - shared_tokens(overlap, room)
+    return range(0, max(1, length - room + step), step)
 
 
 def token_ends(offsets: Sequence[tuple[int, int]]) -> Ends:

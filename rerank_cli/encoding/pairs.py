@@ -44,6 +44,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
+from rerank_cli.encoding.chunks import chunk_starts
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special, without_special_pieces
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Window
@@ -213,8 +214,7 @@ class PairEncoder:
 
     def _chunks(self, query: Ids, passage: Ids, room: int) -> Iterator[EncodedPair]:
         """The pair once for each piece of at most `room` passage tokens; together the pieces hold the whole passage."""
-        step = room - min(self._chunk_overlap, room // 2)
-        for begin in range(0, max(1, len(passage) - room + step), step):
+        for begin in chunk_starts(len(passage), room, self._chunk_overlap):
             piece = passage[begin : begin + room]
             yield self._join(query, piece, tokens=self._template.size + len(query) + len(piece))
 

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
-from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, token_ends
+from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, shared_tokens, token_ends
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, count_of, unless_unread
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
@@ -284,7 +284,7 @@ class PromptEncoder:
 
         room: tokens that the passage may have beside query and template.
         """
-        overlap = min(self._chunk_overlap, room // 2)
+        overlap = shared_tokens(self._chunk_overlap, room)
         chunks: list[EncodedPair] = []
         start = 0
         while start < len(passage):

@@ -30,7 +30,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding.images import Grid, ImageProblem, ImageReader
+from rerank_cli.encoding.images import ImageProblem, ImageReader, TileGrid
 from rerank_cli.encoding.images.ahead import ImagesAhead, Page
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, unless_unread
 from rerank_cli.encoding.prompt import IMAGE, NEMOTRON, Prompt, PromptEncoder, Slot
@@ -158,14 +158,14 @@ class VisionEncoder:
                 results[place] = self._with_tiles(album, page, entry, grid, full=full)
         return [results[place] for place in range(len(pairs))]
 
-    def _block(self, grid: Grid) -> Ids:
+    def _block(self, grid: TileGrid) -> Ids:
         """The ids of an image in a grid."""
         first, context, last = self._image.image_ids.tolist()
         return np.array([first, *[context] * (grid.tiles * self._tokens_per_tile), last], dtype=np.int32)
 
     def _fitting(
-        self, page: Page, text: tuple[str, str], grid: Grid, entry: Encoded, limits: Limits
-    ) -> tuple[Encoded, Grid]:
+        self, page: Page, text: tuple[str, str], grid: TileGrid, entry: Encoded, limits: Limits
+    ) -> tuple[Encoded, TileGrid]:
         """`entry`, or that of the next smaller grid in which the pair has room for its query."""
         if self._as_reference and len(self._block(grid)) > self._image.image_room:
             message = f"the image has {len(self._block(grid))} tokens; truncation to {self.max_tokens} would cut it"
@@ -177,7 +177,7 @@ class VisionEncoder:
                     break
         return self._checked(entry, grid), grid
 
-    def _checked(self, entry: Encoded, grid: Grid) -> Encoded:
+    def _checked(self, entry: Encoded, grid: TileGrid) -> Encoded:
         """`entry`, unless a text of it holds what an image's vectors take the place of."""
         block = self._block(grid)
         if not isinstance(entry, EncodingProblem):
@@ -190,7 +190,7 @@ class VisionEncoder:
         return entry
 
     def _with_tiles(
-        self, album: _Album, page: Page, entry: tuple[EncodedPair, ...], grid: Grid, *, full: Grid
+        self, album: _Album, page: Page, entry: tuple[EncodedPair, ...], grid: TileGrid, *, full: TileGrid
     ) -> Encoded:
         tiles = album.cut(page, grid)
         if isinstance(tiles, EncodingProblem):
@@ -208,8 +208,8 @@ class _Album:
     def __init__(self, images: ImagesAhead) -> None:
         self._images = images
         self._opened: dict[ImageSource, Page | EncodingProblem] = {}
-        self._wanted: dict[tuple[bytes, Grid], Page] = {}
-        self._cut: dict[tuple[bytes, Grid], Tiles | EncodingProblem] = {}
+        self._wanted: dict[tuple[bytes, TileGrid], Page] = {}
+        self._cut: dict[tuple[bytes, TileGrid], Tiles | EncodingProblem] = {}
 
     def open(self, source: ImageSource) -> Page | EncodingProblem:
         """The image of a source, or why there is none."""
@@ -220,14 +220,14 @@ class _Album:
                 self._opened[source] = EncodingProblem(problem.code, str(problem))
         return self._opened[source]
 
-    def want(self, page: Page, grid: Grid) -> None:
+    def want(self, page: Page, grid: TileGrid) -> None:
         """The image will be cut so."""
         key = page.digest, grid
         if key not in self._wanted:
             self._wanted[key] = page
             self._images.want(page, grid)
 
-    def cut(self, page: Page, grid: Grid) -> Tiles | EncodingProblem:
+    def cut(self, page: Page, grid: TileGrid) -> Tiles | EncodingProblem:
         """The tiles of an image that was wanted so, or why it has none."""
         key = page.digest, grid
         if key not in self._cut:

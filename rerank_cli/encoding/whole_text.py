@@ -38,7 +38,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.encoding.chat_template import TemplateFailedError
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
-from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, token_ends
+from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, shared_tokens, token_ends
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, count_of, unless_unread
 from rerank_cli.encoding.prompt import Slot, read_wrapping
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
@@ -335,7 +335,7 @@ class WholeTextEncoder:
             return empty
         room = self._room - len(empty)
         ends = self._passage_ends(passage)
-        overlap = max(0, min(self._chunk_overlap, room // 2))
+        overlap = shared_tokens(self._chunk_overlap, room)
         chunks: list[EncodedPair] = []
         start = 0
         while start < len(passage):

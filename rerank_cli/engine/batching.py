@@ -29,7 +29,7 @@ import torch
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.lanes import Lanes
 from rerank_cli.engine.protocols import Trouble
-from rerank_cli.models.packed import rounded_rows
+from rerank_cli.planning.memory.peak import rounded_rows
 
 T = TypeVar("T")
 

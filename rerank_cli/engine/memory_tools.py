@@ -9,7 +9,7 @@ from typing import Any
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory.table import Question, Row
+from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow
 from rerank_cli.planning.profiles import ModelProfiles
 
 _PAIRS_AT_A_TIME = 512
@@ -24,7 +24,9 @@ class MeasuringTools:
 
         return bool(cuda_devices())
 
-    def followed(self, rows: tuple[Row, ...], question: Question, checkpoint: Checkpoint | None) -> tuple[Row, ...]:
+    def followed(
+        self, rows: tuple[MemoryRow, ...], question: MemoryQuestion, checkpoint: Checkpoint | None
+    ) -> tuple[MemoryRow, ...]:
         """The rows of a model that transformers runs, with its forward followed in place of the bound."""
         if checkpoint is None:
             return rows
@@ -42,7 +44,7 @@ class MeasuringTools:
             done.append(replace(found, fits=None if question.capacity is None else total <= question.capacity))
         return tuple(done)
 
-    def measured(self, row: Row, question: Question, known: KnownModel) -> Row:
+    def measured(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
         """The row with what a forward at its point really took; without a checkpoint, of the shape in the profile."""
         from rerank_cli.models.measure import blank_checkpoint, measure_forward
 

@@ -28,11 +28,11 @@ from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.protocols import OnBatch, Scores, Trouble
 from rerank_cli.engine.worker import (
-    Broken,
     Calibrate,
     Calibrated,
+    EngineBroken,
+    EngineReady,
     ForgetExact,
-    Ready,
     Refused,
     Scored,
     Unit,
@@ -83,7 +83,7 @@ class _Work:
 
 
 class _Worker(Worker):
-    """One process. place: among the engines. kernels: empty until its model is loaded. overlaps: see `Ready`."""
+    """One process. place: among the engines. kernels: empty until its model is loaded. overlaps: see `EngineReady`."""
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, calibration: Mapping[str, Any] | None, place: int) -> None:
         self.plan = plan
@@ -199,7 +199,7 @@ class PoolEngine(SupervisedPool[_Worker]):
     def _hear(self, worker: _Worker, message: Any) -> None:
         if isinstance(message, Scored):
             self._finish(worker, message)
-        elif isinstance(message, Ready):
+        elif isinstance(message, EngineReady):
             self._kernels = worker.kernels = message.kernels
             worker.overlaps, worker.is_ready = message.overlaps, True
             self.needs_calibration = message.needs_calibration and self.calibration is None
@@ -223,7 +223,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         if submission.on_batch:
             submission.on_batch(len(work.places), sum(len(pair.input_ids) for pair in work.pairs))
 
-    def _replace(self, worker: _Worker, broken: Broken | None) -> None:
+    def _replace(self, worker: _Worker, broken: EngineBroken | None) -> None:
         """Start a process in place of one that has ended, and give out again what it had."""
         if worker is self._calibrating:
             self._calibrating = None  # another one is asked

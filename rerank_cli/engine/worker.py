@@ -42,7 +42,7 @@ _LOOK_SECONDS = 0.005  # for the device, before it is looked whether there is an
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class EngineReady:
     """The model is loaded. overlaps: two units may be under way at a time."""
 
     kernels: str
@@ -129,7 +129,7 @@ Asked = Unit | Calibrate | UseCalibration | ForgetExact
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class EngineBroken:
     """A fault that may have left the device unusable; the process ends. reason: in one line."""
 
     reason: str
@@ -155,7 +155,7 @@ def serve(connection: Connection) -> None:
     except RerankError as error:
         connection.send(Refused(error))
         return
-    connection.send(Ready(engine.kernels, engine.needs_calibration, engine.depth > 1))
+    connection.send(EngineReady(engine.kernels, engine.needs_calibration, engine.depth > 1))
     hand = Hand(engine, connection.send)
     while True:
         try:
@@ -166,7 +166,7 @@ def serve(connection: Connection) -> None:
         except (RuntimeError, EngineError) as error:  # torch has no class of its own for all that a device does
             cause = error.__cause__ or error
             reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
-            connection.send(Broken(reason, traceback.format_exc()))
+            connection.send(EngineBroken(reason, traceback.format_exc()))
             return
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.evaluation.compare import Ids, compare
-from rerank_cli.evaluation.limits import limits_of
+from rerank_cli.evaluation.limits import find_limits
 from rerank_cli.evaluation.qrels import read_qrels
 from rerank_cli.evaluation.systems import Measurer, System, Values, read_system
 from rerank_cli.evaluation.use import together, use_of
@@ -36,7 +36,7 @@ _GIVEN = "the given order"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvaluationRequest:
     """What the user asked for. qrels: None compares without judgements."""
 
     files: tuple[str, ...]
@@ -48,7 +48,7 @@ class Question:
     fields: FieldNames = field(default_factory=FieldNames)
 
 
-def answer(question: Question, on_error: Callable[[RowError], None]) -> dict[str, Any]:
+def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError], None]) -> dict[str, Any]:
     """The document; raises `InputError` and `UsageError` where there is nothing to answer."""
     repeated = sorted({file for file in question.files if question.files.count(file) > 1})
     if repeated:
@@ -83,7 +83,7 @@ def answer(question: Question, on_error: Callable[[RowError], None]) -> dict[str
 
 
 def _judged(
-    question: Question,
+    question: EvaluationRequest,
     systems: Sequence[System],
     baseline: System | None,
     measurer: Measurer,
@@ -132,7 +132,7 @@ def _judged(
                 "lists_cut": system.cut,
                 "repeated_passages": system.repeated_passages,
                 "measures": measures,
-                "limits": limits_of(system, list(known), before, grades),
+                "limits": find_limits(system, list(known), before, grades),
                 "use": use_of(system, measurer.measures[0], grades),
             }
         )
@@ -177,7 +177,7 @@ def _measured(name: str, metric: str, verdict: Verdict, old: Any, new: Any, comp
     return {**facts, "sentence": sentence(name, facts, compared_with)}
 
 
-def _add_chosen(found: Sequence[dict[str, Any]], question: Question) -> None:
+def _add_chosen(found: Sequence[dict[str, Any]], question: EvaluationRequest) -> None:
     """The verdicts on recommended settings and the commands that use them."""
     chosen = [one["use"] for one in found if one["use"].get("recommended")]
     tests = [paired_test(use["differences"]) for use in chosen]

@@ -13,7 +13,9 @@ _EXTREMES = 5
 _TOP = 10
 
 
-def limits_of(system: System, queries: Sequence[str], baseline: Mapping[str, Values], grades: Grades) -> dict[str, Any]:
+def find_limits(
+    system: System, queries: Sequence[str], baseline: Mapping[str, Values], grades: Grades
+) -> dict[str, Any]:
     """By the first measure, over `queries` that the system has."""
     queries = [query for query in queries if query in system.lists]
     lists = [system.lists[query] for query in queries]

@@ -31,9 +31,9 @@ from rerank_cli.formats.shapes.fields import (
     row_error,
     shown_names,
 )
-from rerank_cli.formats.shapes.known import KNOWN
 from rerank_cli.formats.shapes.known_shape import fits
 from rerank_cli.formats.shapes.lists import LIST
+from rerank_cli.formats.shapes.other_programs import KNOWN
 from rerank_cli.formats.shapes.trec import RunLine, parse_line
 from rerank_cli.records import Gap, Row, RowError
 

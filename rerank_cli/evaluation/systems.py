@@ -37,7 +37,7 @@ Grades = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class SystemList:
     """The list of one query in its new order."""
 
     ids: npt.NDArray[np.uint64]
@@ -56,7 +56,7 @@ class System:
     name: str
     new_order: str = ""
     given_order: str | None = None
-    lists: dict[str, Ranked] = field(default_factory=dict)
+    lists: dict[str, SystemList] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     given: dict[str, Values] = field(default_factory=dict)
     perfect: dict[str, Values] = field(default_factory=dict)
@@ -157,7 +157,7 @@ def read_system(
 
 def _lists(
     file: RerankedFile, system: System, grades: Grades, on_error: Callable[[RowError], None], *, keep_all: bool
-) -> Iterator[tuple[str, list[str] | None, list[str], Ranked]]:
+) -> Iterator[tuple[str, list[str] | None, list[str], SystemList]]:
     seen: set[str] = set()
     score: str | None = None
     for item in file.lists(lambda query: keep_all or query in grades, on_error):
@@ -178,7 +178,7 @@ def _lists(
         scores = np.array([one[1].number(score) for one in passages]) if score else None
         place = None if given is None else {name: at for at, name in enumerate(given)}
         of_query = grades.get(item.query, {})
-        ranked = Ranked(
+        ranked = SystemList(
             ids=np.array([_hash(name) for name in new], dtype=np.uint64),
             grades=np.array([of_query.get(name, UNJUDGED) for name in new], dtype=np.int32),
             places=None if place is None else np.array([place[name] for name in new], dtype=np.int32),
@@ -208,7 +208,7 @@ def _measure(
     system: System,
     measurer: Measurer,
     grades: Grades,
-    some: Iterable[tuple[str, list[str] | None, list[str], Ranked]],
+    some: Iterable[tuple[str, list[str] | None, list[str], SystemList]],
 ) -> None:
     new = {query: order for query, _, order, _ in some}
     given = {query: order for query, order, _, _ in some if order is not None}

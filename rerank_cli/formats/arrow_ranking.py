@@ -18,7 +18,6 @@ In the list shape the fields of a struct that could be null become nullable: the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from rerank_cli.formats.arrow_types import (
 )
 from rerank_cli.formats.parquet import ArrowRow
 from rerank_cli.formats.shapes.shape import kept_name
-from rerank_cli.records import RankedList, RankedPassage
+from rerank_cli.records import RankedList, RankedPassage, sigmoid
 
 
 def rank_lists(
@@ -385,10 +384,3 @@ class _Scores:
 
 def _any_retiled(ranked: Sequence[RankedList]) -> bool:
     return any(place.retiled for one in ranked for place in one.ranking)
-
-
-def sigmoid(logit: float) -> float:
-    """1 / (1 + exp(-logit)) in float64, for any logit."""
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    return math.exp(logit) / (1 + math.exp(logit))

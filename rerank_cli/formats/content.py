@@ -124,7 +124,7 @@ def _is_meant(magic: bytes, head: bytes) -> bool:
     return magic[0] != _PICKLE or head[2:3] in (b"\x95", b"}", b"]", b"c", b"(", b"K", b"X")
 
 
-def refuse_foreign(head: bytes, path: str) -> None:
+def refuse_foreign_format(head: bytes, path: str) -> None:
     """`InputError` for a file that is certainly of no format that is read."""
     if (found := foreign(head, path)) is not None:
         raise InputError(f"{path}: is {found.words}", hint=found.hint)

@@ -51,7 +51,7 @@ _FIRST_ROWS = 100  # that are looked at for lists in step
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class RankedRows:
     """What a run found. lists: those with scores. errors: the rows without, by their number."""
 
     lists: Sequence[RankedList]
@@ -150,7 +150,7 @@ def in_groups(given: Given, rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: groups[row.number])
 
 
-def answer(given: Given, rows: Sequence[Row], ranked: Ranked, selection: Selection, *, keep: bool) -> Any:
+def answer_rows(given: Given, rows: Sequence[Row], ranked: RankedRows, selection: Selection, *, keep: bool) -> Any:
     """The answer to `given`. keep: with the rows that have no score."""
     if not keep:
         return given.answer(ranked.lists, None, selection)

@@ -27,7 +27,7 @@ from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import delimited, json_document, jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
 from rerank_cli.formats.compression import SUFFIXES, open_input, text_suffix
-from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign, separated
+from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign_format, separated
 from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows
 from rerank_cli.formats.parts import Partition, find_parts, one_format
 from rerank_cli.formats.position import Position
@@ -146,12 +146,12 @@ def _format_of(path: str, in_format: str) -> Format:
                 hint = f"`--shape {in_format}` says what the rows are"
             raise UsageError(f"--in-format {in_format}: not known", hint=hint)
         if head and known[in_format] != "text":
-            refuse_foreign(head, path)
+            refuse_foreign_format(head, path)
         return known[in_format]
     by_suffix = FORMATS.get(text_suffix(path))
     if not head:
         return by_suffix or "jsonl"
-    refuse_foreign(head, path)
+    refuse_foreign_format(head, path)
     return _format_of_content(head, by_suffix)
 
 

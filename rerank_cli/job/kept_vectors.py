@@ -104,7 +104,7 @@ class EmbeddedTexts:
         file.close()
 
 
-def open_texts(
+def open_kept_texts(
     engine: Engine, members: Sequence[str], path: Callable[[str], Path], state: Mapping[str, Any] | None
 ) -> EmbeddedTexts | None:
     """What a run with `engine` keeps, with what an earlier process has kept; None of a model that embeds nothing.

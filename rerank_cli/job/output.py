@@ -27,7 +27,7 @@ from rerank_cli.formats.separated_sink import SEPARATORS, SeparatedSink
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
 from rerank_cli.job.options import STDOUT, Names
-from rerank_cli.job.output_names import output_format, refuse_table_pipe
+from rerank_cli.job.output_format import output_format, refuse_table_pipe
 from rerank_cli.job.run_paths import RunPaths, folders_of
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import (
@@ -122,7 +122,7 @@ def open_destination(  # noqa: PLR0913 (what a run has decided by then)
     besides rows and errors. paths: all that the run reads and writes; by default it reads `inputs` alone.
     """
     refuse_table_pipe(names)
-    paths = paths or paths_of(names, inputs, overwrite=overwrite)
+    paths = paths or paths_of_inputs(names, inputs, overwrite=overwrite)
     terms = terms or Terms()
     if names.output == STDOUT:
         paths.refuse_existing()
@@ -414,7 +414,7 @@ class StdoutDestination:
                 place_file(self.path(name), final, self._files, may_replace=self._paths.may_replace)
 
 
-def paths_of(names: Names, inputs: Sequence[Input], *, overwrite: bool) -> RunPaths:
+def paths_of_inputs(names: Names, inputs: Sequence[Input], *, overwrite: bool) -> RunPaths:
     """The paths of a run that reads inputs alone."""
     read = {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     return RunPaths(names, read, folders=folders_of(inputs), overwrite=overwrite)

@@ -152,7 +152,7 @@ class Agreement:
             return
         self.lists += 1
         self.largest = max(self.largest, float(np.abs(reduced - exact).max()))
-        self.taus += kendall_tau(reduced, exact)
+        self.taus += tau_b(reduced, exact)
         self.overlaps += top_overlap(reduced, exact)
 
     def to_json(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _lists(encoded: EncodedWindow) -> Iterator[list[int]]:
         yield single
 
 
-def kendall_tau(a: Logits, b: Logits) -> float:
+def tau_b(a: Logits, b: Logits) -> float:
     """Kendall's tau-b of two sets of scores of the same things; 1 where either does not order them at all."""
     signs = [np.sign(x[:, None] - x[None, :]) for x in (a, b)]
     untied = float(np.sqrt((signs[0] != 0).sum(dtype=np.float64) * (signs[1] != 0).sum(dtype=np.float64)))

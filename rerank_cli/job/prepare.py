@@ -35,7 +35,7 @@ from rerank_cli.formats.shapes import (
     written_as,
 )
 from rerank_cli.job.options import JobOptions, refuse_unusable
-from rerank_cli.job.output_names import output_format, output_kind, output_shape
+from rerank_cli.job.output_format import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
 from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint
 from rerank_cli.planning.profiles import GenericFacts

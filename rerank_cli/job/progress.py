@@ -147,7 +147,7 @@ class Progress:
                 self._seconds_of_share = self._clock() - self._scoring_since
 
 
-def percent(share: float) -> str:
+def whole_percent(share: float) -> str:
     """`20 %`; 0 and 100 are nothing and all."""
     return f"{min(99, max(1, round(100 * share))) if 0 < share < 1 else round(100 * share)} %"
 
@@ -168,9 +168,9 @@ def about(seconds: float) -> str:
 def rows_of(done: int, total: int | None, share: float | None) -> str:
     """`44 of 225 rows (20 %)`; the total is an estimate where rows were not counted."""
     if total is not None:
-        return f"{done:,} of {total:,} rows ({percent(done / max(1, total))})"
+        return f"{done:,} of {total:,} rows ({whole_percent(done / max(1, total))})"
     if share:
-        return f"{done:,} of about {_rounded(done / share):,} rows ({percent(share)})"
+        return f"{done:,} of about {_rounded(done / share):,} rows ({whole_percent(share)})"
     return f"{done:,} rows"
 
 

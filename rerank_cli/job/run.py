@@ -22,7 +22,7 @@ from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
 from rerank_cli.formats.inputs import can_be_reread, count_lines, count_rows, resolve_inputs
-from rerank_cli.job.kept_vectors import EmbeddedTexts, open_texts
+from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.precision_check import PrecisionCheck
@@ -196,7 +196,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         engine = open_engine(plan, prepared.checkpoint, precision.calibration, on_note=watcher.on_note)
         stack.callback(engine.close)
         stop.check()
-        texts = open_texts(engine, members, destination.path, destination.state)
+        texts = open_kept_texts(engine, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
         windows = _windows(options, prepared, plan, images)
         totals.begin_scoring()

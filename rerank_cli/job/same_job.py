@@ -22,7 +22,7 @@ import rerank_cli
 from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import Input
 from rerank_cli.job.options import STDOUT, JobOptions, Names
-from rerank_cli.job.output_names import output_format, output_shape
+from rerank_cli.job.output_format import output_format, output_shape
 from rerank_cli.job.run_paths import model_files
 from rerank_cli.journal import Fingerprint, same_output
 from rerank_cli.machine.cpu import detect_cpu

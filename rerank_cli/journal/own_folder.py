@@ -24,7 +24,7 @@ _TORN_BYTES = 400  # a lock is some 100 bytes, and a host's name at most 255
 _JOB = b'"kind":"job"'
 
 
-def refuse_foreign(folder: Path) -> None:
+def refuse_foreign_folder(folder: Path) -> None:
     """`OutputError` if `folder` is there and was not made by a run of this user."""
     try:
         found = folder.lstat()

@@ -16,7 +16,7 @@ from rerank_cli.errors import InputError, JobChangedError, RerankError, StoppedE
 from rerank_cli.journal.files import Files, WorkFile, changed, naming
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import Lock, take_lock
-from rerank_cli.journal.own_folder import refuse_foreign
+from rerank_cli.journal.own_folder import refuse_foreign_folder
 from rerank_cli.journal.placing import MayReplace, any_file, feed, is_special, place_file, remove_file
 from rerank_cli.journal.records import Entry, encode, read_journal
 from rerank_cli.journal.seal import Seal
@@ -103,7 +103,7 @@ class Job:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, naming(self.out):
-            refuse_foreign(self.folder)
+            refuse_foreign_folder(self.folder)
             self._lock = take_lock(
                 self.path("lock"), out=self.out, wait=self._terms.lock_wait, files=self._files, clock=self._terms.clock
             )

@@ -88,7 +88,7 @@ class Answers:
         pending = self.pending(of[0])
         return f"{self.silence} ({', '.join(pending)})" if pending else self.silence
 
-    def unread(self, of: Of, questions: Iterable[nvml.Question]) -> dict[str, str]:
+    def unread(self, of: Of, questions: Iterable[nvml.DeviceField]) -> dict[str, str]:
         """Why each field without a value has none."""
         device = self.device(of)
         fields = [question.field for question in questions if question.field not in device.said]

@@ -49,7 +49,7 @@ _MIG_ENABLED = 1
 _UNCORRECTED, _SINCE_DRIVER_LOAD = 1, 0  # nvmlMemoryErrorType_t, nvmlEccCounterType_t
 
 
-class Question(NamedTuple):
+class DeviceField(NamedTuple):
     """One field of a device. functions: names in order of preference. read: the plain value in what they return."""
 
     field: str
@@ -71,40 +71,40 @@ def _processes(value: Any) -> list[list[int | None]]:
     return [[_plain(process.pid), _plain(process.usedGpuMemory)] for process in value]
 
 
-_MEMORY = Question("memory", ("nvmlDeviceGetMemoryInfo",), lambda memory: [memory.total, memory.free])
+_MEMORY = DeviceField("memory", ("nvmlDeviceGetMemoryInfo",), lambda memory: [memory.total, memory.free])
 _IDENTITY = (
-    Question("name", ("nvmlDeviceGetName",), _plain),
-    Question("uuid", ("nvmlDeviceGetUUID",), _plain),
-    Question("compute_capability", ("nvmlDeviceGetCudaComputeCapability",), _plain),
+    DeviceField("name", ("nvmlDeviceGetName",), _plain),
+    DeviceField("uuid", ("nvmlDeviceGetUUID",), _plain),
+    DeviceField("compute_capability", ("nvmlDeviceGetCudaComputeCapability",), _plain),
 )
 GPU_QUESTIONS = (
     *_IDENTITY,
     _MEMORY,
-    Question("mig", ("nvmlDeviceGetMigMode",), _plain),
-    Question("pci_bus_id", ("nvmlDeviceGetPciInfo",), lambda pci: _plain(pci.busId)),
-    Question("virtualization", ("nvmlDeviceGetVirtualizationMode",), _plain),
-    Question(
+    DeviceField("mig", ("nvmlDeviceGetMigMode",), _plain),
+    DeviceField("pci_bus_id", ("nvmlDeviceGetPciInfo",), lambda pci: _plain(pci.busId)),
+    DeviceField("virtualization", ("nvmlDeviceGetVirtualizationMode",), _plain),
+    DeviceField(
         "throttling", ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"), _plain
     ),
-    Question(
+    DeviceField(
         "processes", ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2"), _processes
     ),
-    Question("ecc", ("nvmlDeviceGetEccMode",), _plain),
-    Question("ecc_errors", ("nvmlDeviceGetTotalEccErrors",), _plain, (_UNCORRECTED, _SINCE_DRIVER_LOAD)),
-    Question("remapped_rows", ("nvmlDeviceGetRemappedRows",), _plain),
+    DeviceField("ecc", ("nvmlDeviceGetEccMode",), _plain),
+    DeviceField("ecc_errors", ("nvmlDeviceGetTotalEccErrors",), _plain, (_UNCORRECTED, _SINCE_DRIVER_LOAD)),
+    DeviceField("remapped_rows", ("nvmlDeviceGetRemappedRows",), _plain),
 )
 """What a GPU is asked, in this order: what a plan needs comes before what only warns."""
 MIG_QUESTIONS = (
     *_IDENTITY,
     _MEMORY,
-    Question("gpu_instance", ("nvmlDeviceGetGpuInstanceId",), _plain),
-    Question("compute_instance", ("nvmlDeviceGetComputeInstanceId",), _plain),
-    Question("memory_mib", ("nvmlDeviceGetAttributes",), lambda attributes: attributes.memorySizeMB),
+    DeviceField("gpu_instance", ("nvmlDeviceGetGpuInstanceId",), _plain),
+    DeviceField("compute_instance", ("nvmlDeviceGetComputeInstanceId",), _plain),
+    DeviceField("memory_mib", ("nvmlDeviceGetAttributes",), lambda attributes: attributes.memorySizeMB),
 )
-_COUNT = Question("count", ("nvmlDeviceGetCount",), _plain)
+_COUNT = DeviceField("count", ("nvmlDeviceGetCount",), _plain)
 _SYSTEM_QUESTIONS = (
-    Question("driver", ("nvmlSystemGetDriverVersion",), _plain),
-    Question("cuda", ("nvmlSystemGetCudaDriverVersion_v2", "nvmlSystemGetCudaDriverVersion"), _plain),
+    DeviceField("driver", ("nvmlSystemGetDriverVersion",), _plain),
+    DeviceField("cuda", ("nvmlSystemGetCudaDriverVersion_v2", "nvmlSystemGetCudaDriverVersion"), _plain),
 )
 
 
@@ -129,7 +129,7 @@ class _Session:
         self._nvml = pynvml
         self._reporter = reporter
 
-    def ask(self, question: Question, of: list[int | None], *arguments: Any) -> Any:
+    def ask(self, question: DeviceField, of: list[int | None], *arguments: Any) -> Any:
         """The answer, which is also reported; None where the question failed."""
         failure: tuple[int | None, str] = (FUNCTION_NOT_FOUND, "Function Not Found")
         function = question.functions[0]
@@ -150,7 +150,7 @@ class _Session:
         self._reporter.write(fails=question.field, of=of, function=function, code=failure[0], text=failure[1])
         return None
 
-    def _call(self, question: Question, function: str, arguments: tuple[Any, ...]) -> Any:
+    def _call(self, question: DeviceField, function: str, arguments: tuple[Any, ...]) -> Any:
         known = getattr(self._nvml, function, None)
         if known is None:  # this nvidia-ml-py is older, or newer, than the function
             raise self._nvml.NVMLError(FUNCTION_NOT_FOUND)
@@ -171,7 +171,7 @@ class _Session:
                 self._ask_instances(index, handle)
 
     def _ask_instances(self, gpu: int, handle: Any) -> None:
-        count = self.ask(Question("mig_slots", ("nvmlDeviceGetMaxMigDeviceCount",), _plain), [gpu, None], handle)
+        count = self.ask(DeviceField("mig_slots", ("nvmlDeviceGetMaxMigDeviceCount",), _plain), [gpu, None], handle)
         for slot in range(count or 0):
             instance = self._handle([gpu, slot], "nvmlDeviceGetMigDeviceHandleByIndex", handle, slot)
             if instance is not None:

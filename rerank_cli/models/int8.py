@@ -37,21 +37,21 @@ _LARGE_UNITS = 32  # measured: 16 to 64 alike, none far worse
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class ScaleAndZero:
     """What a byte stands for: `(byte - zero) * scale`."""
 
     scale: float = 1.0
     zero: int = _ZERO
 
     @classmethod
-    def over(cls, least: float, most: float) -> Grid:
+    def over(cls, least: float, most: float) -> ScaleAndZero:
         """The finest that reaches from `least` (or 0) to `most` (or 0)."""
         least, most = min(least, 0.0), max(most, 0.0)
         scale = max(most - least, 1e-6) / 255
         return cls(scale, round(-least / scale))
 
 
-_STEPS = Grid()
+_STEPS = ScaleAndZero()
 """Of inputs that were multiplied by their factors: a byte is a step."""
 
 
@@ -69,8 +69,8 @@ class Int8Linear:
         weight: Tensor,
         bias: Tensor,
         *,
-        inputs: Grid = _STEPS,
-        out: torch.dtype | Grid = torch.float32,
+        inputs: ScaleAndZero = _STEPS,
+        out: torch.dtype | ScaleAndZero = torch.float32,
         gelu: bool = False,
     ) -> None:
         scales = weight.abs().amax(1).clamp_min_(1e-12).div_(_LARGEST)
@@ -80,8 +80,8 @@ class Int8Linear:
         self._inputs = inputs
         self._bias = bias - rounded.sum(1) * scales * (inputs.scale * inputs.zero)
         self._weight = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), [_HINT_ROWS, weight.shape[1]])
-        self._grid = out if isinstance(out, Grid) else Grid(1.0, 0)
-        self._dtype = torch.uint8 if isinstance(out, Grid) else out
+        self._grid = out if isinstance(out, ScaleAndZero) else ScaleAndZero(1.0, 0)
+        self._dtype = torch.uint8 if isinstance(out, ScaleAndZero) else out
         self._then = ("gelu", "none") if gelu else ("none", "")
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -31,7 +31,15 @@ from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend_by_powers
 from rerank_cli.models.encoder import EncoderCrossEncoder
-from rerank_cli.models.int8 import Grid, Int8Linear, balance, int8_hindrance, multiplies_bf16, split_units, steps
+from rerank_cli.models.int8 import (
+    Int8Linear,
+    ScaleAndZero,
+    balance,
+    int8_hindrance,
+    multiplies_bf16,
+    split_units,
+    steps,
+)
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import open_weights
@@ -189,7 +197,7 @@ class Int8Encoder(EncoderCrossEncoder):
         mlp = []
         bias = rest.contract.bias
         for units in split_units(most["inner"]):
-            grid = Grid.over(seen.least, float(most["inner"][units].max()))
+            grid = ScaleAndZero.over(seen.least, float(most["inner"][units].max()))
             expand = self._rounded_linear(
                 rest.expand.weight[units] / attended_factors, rest.expand.bias[units], out=grid, gelu=True
             )

@@ -28,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812 (the name everybody knows)
 from torch import Tensor
 
 from rerank_cli.errors import ModelError
-from rerank_cli.models.pointwise import CHUNK, FP8_MAX, Pointwise, Unfused
+from rerank_cli.models.elementwise import CHUNK, FP8_MAX, Elementwise, Unfused
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 
 _FP8_MULTIPLE = 16  # of rows and columns of a weight, in cuBLAS
@@ -222,7 +222,7 @@ class RowScaledFp8Linear:
 
     kernel: ClassVar[str] = "FP8, a scale a row (torch._scaled_mm)"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, then: str | None = None, by: Pointwise) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, then: str | None = None, by: Elementwise) -> None:
         values, scales = by.quantise_rows(weight)
         self._weight = values.t()  # [in, out] by columns, as the kernel wants it
         self._scales = scales.t()  # [1, out]
@@ -271,7 +271,7 @@ class LinearLoader:
     weights: WeightReader
     kind: Callable[..., Linear]
     fp8: bool
-    rows: Pointwise | None = None
+    rows: Elementwise | None = None
 
     def __call__(self, name: str, inputs: int, outputs: int, *, bias: bool, then: str | None = None) -> Linear:
         """The layer `name`, of weights `name.weight` [outputs, inputs] and, with `bias`, `name.bias` [outputs]."""

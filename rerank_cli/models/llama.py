@@ -34,6 +34,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import DoesNotFitError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
+from rerank_cli.models.elementwise import CHUNK, Elementwise, Rotation, Unfused, elementwise_for
 from rerank_cli.models.linear import (
     Linear,
     LinearLoader,
@@ -46,7 +47,6 @@ from rerank_cli.models.linear import (
 )
 from rerank_cli.models.llama_config import LlamaShape, Pooling, read_llama_shape, read_pooling, read_temperature
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.pointwise import CHUNK, Pointwise, Rotation, Unfused, pointwise_for
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
@@ -60,7 +60,7 @@ class _Norm:
 
     weight: Tensor
     epsilon: float
-    by: Pointwise
+    by: Elementwise
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.by.rms_norm(x, self.weight, self.epsilon)
@@ -76,7 +76,7 @@ class _Layer:
     value: Linear
     attention_out: Linear
     mlp_norm: _Norm
-    gate: Linear  # with the activation, unless `Pointwise.gate_` has it
+    gate: Linear  # with the activation, unless `Elementwise.gate_` has it
     up: Linear
     down: Linear
     query_norm: _Norm | None = None
@@ -116,12 +116,12 @@ class LlamaTrunk:
         # second copy, and F.linear is as fast there (2,048 tokens, 2,048 to 8,192 channels in bf16, AMD EPYC, torch
         # 2.13: 166 ms, prepacked 163 ms).
         self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
-        self._pointwise, self._told = pointwise_for(device, dtype)
+        self._elementwise, self._told = elementwise_for(device, dtype)
         self._fp8 = f", FP8 weights {fp8_reason(device, dtype)}" if weights.quantised else ""
         self._rows = fp8
         if fp8 and (refusal := row_scaled_refusal(device)):
             raise DoesNotFitError(f"--precision fp8: {refusal}", hint="`--precision bf16`")
-        rows = self._pointwise if fp8 else None
+        rows = self._elementwise if fp8 else None
         linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype), rows=rows)
         self._frequencies = shape.frequencies.to(device)
         # Rounded to the dtype of the embeddings, as the reference does; a tensor made in `embed` would be a copy each.
@@ -180,7 +180,7 @@ class LlamaTrunk:
 
     def _gated(self, layer: _Layer, normed: Tensor) -> Tensor:
         # A function of its own, so that `up` is gone before the product after it needs room.
-        by, name = self._pointwise, self._shape.activation
+        by, name = self._elementwise, self._shape.activation
         gate, up = layer.gate(normed), layer.up(normed)
         return by.gate_(gate, up, name) if by.gates(name) else gate.mul_(up)
 
@@ -191,15 +191,15 @@ class LlamaTrunk:
         q, k, v = (part(normed).unflatten(1, (-1, size)) for part in (layer.query, layer.key, layer.value))
         if layer.query_norm and layer.key_norm:
             q, k = layer.query_norm(q), layer.key_norm(k)
-        self._pointwise.rotate_(q, rotation)
-        self._pointwise.rotate_(k, rotation)
+        self._elementwise.rotate_(q, rotation)
+        self._elementwise.rotate_(k, rotation)
         return q, k, v
 
     def _layer(self, linear: LinearLoader, name: str) -> _Layer:
         shape, weights = self._shape, linear.weights
         queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        then = None if self._pointwise.gates(shape.activation) else shape.activation
+        then = None if self._elementwise.gates(shape.activation) else shape.activation
         norms = (
             [self._norm(weights, f"{attention}.{part}_norm", shape.head_size) for part in ("q", "k")]
             if shape.head_norms
@@ -221,7 +221,7 @@ class LlamaTrunk:
 
     def _norm(self, weights: WeightReader, name: str, size: int | None = None) -> _Norm:
         weight = weights.take(f"{name}.weight", (size or self._shape.hidden,), dtype=torch.float32)
-        return _Norm(weight + self._shape.norm_offset, self._shape.epsilon, self._pointwise)
+        return _Norm(weight + self._shape.norm_offset, self._shape.epsilon, self._elementwise)
 
 
 class LlamaCrossEncoder:

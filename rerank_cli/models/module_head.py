@@ -18,12 +18,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.checkpoint.declared import Dense, LayerNorm, Module, Normalize
+from rerank_cli.checkpoint.declared import DeclaredLayerNorm, Dense, Module, Normalize
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.models.head import Head, dense
 from rerank_cli.models.linear import Linear
-from rerank_cli.models.norms import LayerNorm as Norm
+from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.weights import WeightReader
 
 _EPSILON = 1e-5  # torch's default, which the module keeps
@@ -62,18 +62,18 @@ def _layer(
     """A module as a layer for vectors of `size` channels, and how many its own have."""
     if isinstance(module, Normalize):
         return partial(F.normalize, dim=1, eps=_LEAST_LENGTH), size
-    assert isinstance(module, (Dense, LayerNorm)), "the reader of modules.json has checked the chain"
+    assert isinstance(module, (Dense, DeclaredLayerNorm)), "the reader of modules.json has checked the chain"
     wanted = module.inputs if isinstance(module, Dense) else module.size
     if wanted != size:
         raise ModelError(
             f"{checkpoint.path / module.folder / 'config.json'}: the module takes {wanted} channels, and what stands "
             f"before it gives {size}"
         )
-    if isinstance(module, LayerNorm):
+    if isinstance(module, DeclaredLayerNorm):
         weight, bias = (
             weights.take(f"{module.folder}/norm.{part}", (size,), dtype=torch.float32) for part in ("weight", "bias")
         )
-        return Norm(weight, bias, _EPSILON), size
+        return LayerNorm(weight, bias, _EPSILON), size
     linear = dense(weights, f"{module.folder}/linear", size, module.outputs, bias=module.bias)
     residual: Callable[[Tensor], Tensor] | None = None
     if module.residual:

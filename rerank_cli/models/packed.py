@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rerank_cli.models.transfer import transfer_for
+from rerank_cli.planning.memory.peak import rounded_rows
 from rerank_cli.records import EncodedPair
 
 
@@ -107,9 +108,3 @@ def _runs(lengths: Sequence[int]) -> list[Run]:
         runs.append(Run(start=start, count=count, length=length))
         start += count * length
     return runs
-
-
-def rounded_rows(count: int) -> int:
-    """`count` rounded up to a multiple of 16, 32, ... 256: four sizes between two powers of two, up to 1,024 rows."""
-    step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
-    return -(-count // step) * step

@@ -1,4 +1,4 @@
-"""Triton kernels for what lies between the matrix products of a Llama layer; see `pointwise.py` for who calls them.
+"""Triton kernels for what lies between the matrix products of a Llama layer; see `elementwise.py` for who calls them.
 
 Each reads its input once and writes its result once, with float32 in between. Imported only where Triton is there and
 a GPU is used, or where `TRITON_INTERPRET=1` runs them on a CPU, which is how the tests look at their numbers.

@@ -12,8 +12,8 @@ from rerank_cli.machine.gpu_names import CARDS, speed_of
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, time_to_json
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory import MemoryModel, Place, memory_model
-from rerank_cli.planning.memory.table import Question
+from rerank_cli.planning.memory import MemoryModel, Placement, memory_model
+from rerank_cli.planning.memory.table import MemoryQuestion
 from rerank_cli.planning.profile_answer import MachinePlan
 from rerank_cli.planning.profiles import ModelProfiles, ProfilePlan
 from rerank_cli.planning.run_plan import plan_model
@@ -80,8 +80,8 @@ def _on_card(  # noqa: PLR0913 (what was read once, for every card)
         return CardAnswer(name, total, plan)
     (gpu,) = plan.gpus
     tokens = min(tokens, plan.max_tokens)
-    place = Place(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
-    batch = Question(model, place, capacity=total).largest_batch(tokens)
+    place = Placement(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
+    batch = MemoryQuestion(model, place, capacity=total).largest_batch(tokens)
     time = pair_time(model.shape, PairLengths.of(pairs, tokens), speed_of(name), precision=plan.precision)
     return CardAnswer(name, total, plan, largest_batch=batch, time=time)
 

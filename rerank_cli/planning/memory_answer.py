@@ -23,8 +23,8 @@ from rerank_cli.machine.gpu_names import speed_of
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest
 from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory import MemoryModel, Place, tables_for
-from rerank_cli.planning.memory.table import Question, Row, table_to_json, unique
+from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
+from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json, unique
 from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
 
 SCHEMA = "rerank-cli/mem-estimate/1"
@@ -41,8 +41,8 @@ class MemoryAnswer:
 
     known: KnownModel
     request: MemoryRequest
-    question: Question
-    rows: tuple[Row, ...]
+    question: MemoryQuestion
+    rows: tuple[MemoryRow, ...]
     method: str = "closed form"
     file: dict[str, Any] | None = None
     published: tuple[dict[str, Any], ...] = ()
@@ -50,7 +50,7 @@ class MemoryAnswer:
     times: tuple[dict[str, Any], ...] = ()
 
     @property
-    def too_large(self) -> tuple[Row, ...]:
+    def too_large(self) -> tuple[MemoryRow, ...]:
         """The points that do not fit."""
         return tuple(row for row in self.rows if row.fits is False)
 
@@ -88,10 +88,12 @@ class MemoryTools(Protocol):
     def has_cuda(self) -> bool:
         """Whether torch finds a CUDA device here."""
 
-    def followed(self, rows: tuple[Row, ...], question: Question, checkpoint: Checkpoint | None) -> tuple[Row, ...]:
+    def followed(
+        self, rows: tuple[MemoryRow, ...], question: MemoryQuestion, checkpoint: Checkpoint | None
+    ) -> tuple[MemoryRow, ...]:
         """The rows of a model that transformers runs, with its forward followed in place of the bound."""
 
-    def measured(self, row: Row, question: Question, known: KnownModel) -> Row:
+    def measured(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
         """The row with what a forward at its point really took."""
 
     def file_lengths(self, path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[str, Any]]:
@@ -102,7 +104,7 @@ def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools)
     """The answer; `DoesNotFitError` where `solve` finds nothing, `UsageError` where the request contradicts itself."""
     place, capacity = _where(request, tools)
     model, notes = _memory_model(request, known)
-    question = Question(
+    question = MemoryQuestion(
         model=model,
         place=place,
         images=request.images,
@@ -131,7 +133,7 @@ def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools)
 # The device.
 
 
-def _where(request: MemoryRequest, tools: MemoryTools) -> tuple[Place, int | None]:
+def _where(request: MemoryRequest, tools: MemoryTools) -> tuple[Placement, int | None]:
     """Where the model runs, and the bytes that are there."""
     kind = request.device
     if kind == "auto" and request.measure:
@@ -143,12 +145,12 @@ def _where(request: MemoryRequest, tools: MemoryTools) -> tuple[Place, int | Non
         capacity = request.capacity
         if capacity is None and request.room:
             capacity = detect_cpu().memory_available_bytes
-        return Place(cpu=True, precision=precision, cores=usable_cores(), engines=request.engines), capacity
+        return Placement(cpu=True, precision=precision, cores=usable_cores(), engines=request.engines), capacity
     gpu = describe_machine([request.gpu]).gpus[0] if request.gpu else None
     if gpu is None and request.room and request.capacity is None:
         gpu = _first_gpu()
     capacity = request.capacity or (gpu.free_bytes if gpu else None)
-    place = Place(
+    place = Placement(
         precision="fp16" if request.precision == "auto" else request.precision,
         sku=gpu.sku if gpu else None,
         capability=gpu.compute_capability if gpu else None,
@@ -184,7 +186,7 @@ def _memory_model(request: MemoryRequest, known: KnownModel) -> tuple[MemoryMode
     return model, (f"weights follow from the shape in {known.profiles.file}; a checkpoint's headers would be exact",)
 
 
-def _points(request: MemoryRequest, question: Question, known: KnownModel) -> list[tuple[int, int]]:
+def _points(request: MemoryRequest, question: MemoryQuestion, known: KnownModel) -> list[tuple[int, int]]:
     limit = known.max_tokens
     too_long = [length for length in request.max_tokens or () if length > limit]
     if too_long:
@@ -204,7 +206,7 @@ def _points(request: MemoryRequest, question: Question, known: KnownModel) -> li
     return [(size, length) for size in unique(sizes) for length in lengths]
 
 
-def _found(number: int, question: Question, batch_size: int, max_tokens: int) -> int:
+def _found(number: int, question: MemoryQuestion, batch_size: int, max_tokens: int) -> int:
     """`number`, unless it says that nothing fits."""
     if number:
         return number
@@ -238,7 +240,9 @@ def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
 # What stands beside the estimate.
 
 
-def _beside(question: Question, known: KnownModel) -> tuple[Question, tuple[dict[str, Any], ...], tuple[str, ...]]:
+def _beside(
+    question: MemoryQuestion, known: KnownModel
+) -> tuple[MemoryQuestion, tuple[dict[str, Any], ...], tuple[str, ...]]:
     """The question with the published tables of its GPU, all of them as documents, and what is to be said of them."""
     place = question.place
     if not isinstance(known.profiles, ModelProfiles) or not known.profiles.memory:
@@ -255,7 +259,7 @@ def _beside(question: Question, known: KnownModel) -> tuple[Question, tuple[dict
     return replace(question, tables=tables), documents, (said,) if inferred else ()
 
 
-def _notes(request: MemoryRequest, question: Question, known: KnownModel) -> list[str]:
+def _notes(request: MemoryRequest, question: MemoryQuestion, known: KnownModel) -> list[str]:
     notes = []
     place, model = question.place, question.model
     if place.precision == "int8" and place.cpu:

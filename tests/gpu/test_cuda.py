@@ -18,9 +18,9 @@ from rerank_cli.engine.pool import PoolEngine
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.models import load_model
 from rerank_cli.models.attention import attend, attend_first, varlen_runs
+from rerank_cli.models.elementwise import Fused, disagreement, elementwise_for
 from rerank_cli.models.llama import _mean_of_each_pair
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.pointwise import Fused, disagreement, pointwise_for
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 from tests.parity.wide import ENCODERS, wide_cases
@@ -190,7 +190,7 @@ def test_scoring_does_not_wait_for_the_device_between_batches(sample_pairs):
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_what_lies_between_the_products_is_fused_and_agrees_with_torch(precision):
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    by, told = pointwise_for(CUDA, dtype)
+    by, told = elementwise_for(CUDA, dtype)
     assert told == Fused.name
     assert disagreement(by, CUDA, dtype) is None
 

@@ -21,7 +21,7 @@ from rerank_cli.models import EMBEDDERS, load_embedder, load_model
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.linear import row_scaled_refusal
 from rerank_cli.models.transfer import Overlapping, transfer_for
-from rerank_cli.planning.memory import BatchSize, MemoryModel, Place, count_weights, estimate, read_model_shape
+from rerank_cli.planning.memory import BatchSize, MemoryModel, Placement, count_weights, estimate, read_model_shape
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
 
@@ -266,7 +266,7 @@ def test_a_loaded_model_holds_the_bytes_that_are_estimated(precision: str) -> No
         pytest.skip("no products in FP8 here")
     shape = read_model_shape(_blank())
     expected = MemoryModel(shape, count_weights(shape, None))
-    place = Place(precision=precision, capability=torch.cuda.get_device_capability(CUDA))
+    place = Placement(precision=precision, capability=torch.cuda.get_device_capability(CUDA))
     load_model(_blank(), device="cuda:0", precision=precision, attention="varlen")  # what libraries keep is there then
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated(CUDA)

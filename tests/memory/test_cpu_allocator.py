@@ -18,7 +18,7 @@ from rerank_cli.models.measure import blank_checkpoint, cpu_forward_peak, measur
 from rerank_cli.models.packed import pack
 from rerank_cli.models.product_attention import attend_by_products
 from rerank_cli.models.tracker import StorageTracker
-from rerank_cli.planning.memory import BatchSize, Execution, MemoryModel, Place, estimate, read_model_shape
+from rerank_cli.planning.memory import BatchSize, Execution, MemoryModel, Placement, estimate, read_model_shape
 from rerank_cli.planning.memory.peak import _attention_workspace
 from rerank_cli.planning.profiles import load_all_profiles
 from tests.memory.conftest import BERT_L12, LLAMA_1B, MODERNBERT_BASE, build, checkpoint_of, pairs_of
@@ -33,7 +33,7 @@ SIZES = [(1, 300), (8, 128), (3, 200)]
 @pytest.mark.parametrize(("pairs", "length"), SIZES)
 def test_the_built_in_model_takes_what_is_estimated(pairs: int, length: int) -> None:
     checkpoint = read_checkpoint(locate_checkpoint(None))
-    place = Place(cpu=True, precision="fp32", cores=usable_cores())
+    place = Placement(cpu=True, precision="fp32", cores=usable_cores())
     estimated = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([length] * pairs), place)
     lengths = [length] * pairs
     measured = measure_forward(
@@ -49,7 +49,7 @@ def test_the_built_in_model_takes_what_is_estimated(pairs: int, length: int) -> 
 @pytest.mark.parametrize("config", [LLAMA_SMALL, MODERNBERT_SMALL], ids=["llama", "modernbert"])
 def test_other_families_take_what_is_estimated(config: Mapping[str, Any], pairs: int, length: int) -> None:
     checkpoint = checkpoint_of(config)
-    place = Place(cpu=True, precision="fp32", cores=torch.get_num_threads())
+    place = Placement(cpu=True, precision="fp32", cores=torch.get_num_threads())
     estimated = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([length] * pairs), place)
     with torch.inference_mode():
         model = build(checkpoint, torch.float32)
@@ -68,7 +68,7 @@ def test_a_model_is_measured_by_its_profile_alone(name: str) -> None:
         tower = {"layers": 2, "hidden_size": 64, "intermediate_size": 128, "heads": 2}
         facts = replace(facts, vision=replace(facts.vision, **tower))
     estimated = estimate(
-        MemoryModel.of_profile(facts), BatchSize.of([300]), Place(cpu=True, precision="fp32", cores=usable_cores())
+        MemoryModel.of_profile(facts), BatchSize.of([300]), Placement(cpu=True, precision="fp32", cores=usable_cores())
     )
     measured = measure_forward(
         blank_checkpoint(facts), [300], device="cpu", precision="fp32", attention="runs", threads=usable_cores()
@@ -106,7 +106,7 @@ def test_a_padded_classifier_can_be_followed_without_its_weights() -> None:
         measured = cpu_forward_peak(model, pairs_of([60] * 8))
     followed = padded_peak(checkpoint, pairs=8, length=60, dtype=torch.float32)
     assert followed == pytest.approx(measured, rel=0.1)
-    bound = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([60] * 8), Place(precision="fp32"))
+    bound = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([60] * 8), Placement(precision="fp32"))
     assert bound.forward >= followed
 
 

@@ -15,15 +15,15 @@ import torch
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.models import load_model, transfer
+from rerank_cli.models.elementwise import Unfused
 from rerank_cli.models.linear import LinearLoader, PlainLinear, RowScaledFp8Linear
-from rerank_cli.models.pointwise import Unfused
 from rerank_cli.models.tracker import StorageTracker
 from rerank_cli.models.weights import open_weights
 from rerank_cli.planning.memory import (
     BatchSize,
     Execution,
     MemoryModel,
-    Place,
+    Placement,
     count_weights,
     estimate,
     peak,
@@ -41,7 +41,7 @@ GOLDENS = [
 STORED = PARITY / "nemotron-vl-embed-fp8-open" / "checkpoint"
 SMALL = {**LLAMA_1B, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4,
          "num_key_value_heads": 1, "num_hidden_layers": 2, "vocab_size": 100}  # fmt: skip
-ON_A_GPU = Place(precision="fp8", capability=(8, 9))
+ON_A_GPU = Placement(precision="fp8", capability=(8, 9))
 CPU = torch.device("cpu")
 
 
@@ -103,7 +103,7 @@ def test_the_forward_with_products_in_fp8_is_within_2_percent_of_the_tracker(len
 
 def test_a_1b_model_in_fp8_takes_three_fifths_and_its_table_of_embeddings_stays() -> None:
     model = by_shape(LLAMA_1B)
-    narrow, fp8 = (estimate(model, BatchSize.of([512] * 16), Place(precision=name)) for name in ("fp16", "fp8"))
+    narrow, fp8 = (estimate(model, BatchSize.of([512] * 16), Placement(precision=name)) for name in ("fp16", "fp8"))
     products = 16 * (2 * 2048 * 2048 + 2 * 512 * 2048 + 3 * 8192 * 2048)
     rows = 16 * (2 * 2048 + 2 * 512 + 2 * 8192 + 2048)
     assert narrow.weights - fp8.weights == products - 4 * rows
@@ -116,19 +116,21 @@ def test_loading_counts_where_it_takes_more_than_a_forward() -> None:
     matrix = 2 * 2048 * 8192 + 8 * 2048 * 8192  # the one in 16 bits, and 2,048 of its rows in float32, twice
     assert short.loading + short.forward == matrix
     assert long.loading == 0
-    assert estimate(model, BatchSize.of([8]), Place()).loading == 0
+    assert estimate(model, BatchSize.of([8]), Placement()).loading == 0
 
 
 @pytest.mark.parametrize(
     ("place", "fp8"),
     [
-        (Place(precision="fp8"), True),
-        (Place(precision="fp8", capability=(8, 9)), True),
-        (Place(precision="fp8", capability=(8, 6)), False),
-        (Place(precision="fp16", capability=(9, 0)), False),
+        (Placement(precision="fp8"), True),
+        (Placement(precision="fp8", capability=(8, 9)), True),
+        (Placement(precision="fp8", capability=(8, 6)), False),
+        (Placement(precision="fp16", capability=(9, 0)), False),
     ],
 )
-def test_weights_in_16_bits_become_fp8_where_that_is_asked_for_and_can_be_multiplied(place: Place, fp8: bool) -> None:
+def test_weights_in_16_bits_become_fp8_where_that_is_asked_for_and_can_be_multiplied(
+    place: Placement, fp8: bool
+) -> None:
     checkpoint = read_checkpoint(PARITY / "llama-rerank-open" / "checkpoint")
     assert place.fp8(count_weights(read_model_shape(checkpoint), checkpoint)) == fp8
 
@@ -136,15 +138,15 @@ def test_weights_in_16_bits_become_fp8_where_that_is_asked_for_and_can_be_multip
 @pytest.mark.parametrize(
     ("place", "fp8"),
     [
-        (Place(precision="fp16"), True),
-        (Place(precision="bf16", capability=(8, 9)), True),
-        (Place(precision="fp8", capability=(9, 0)), True),
-        (Place(precision="fp32", capability=(9, 0)), False),
-        (Place(precision="fp16", capability=(8, 0)), False),
-        (Place(cpu=True, precision="fp32"), False),
+        (Placement(precision="fp16"), True),
+        (Placement(precision="bf16", capability=(8, 9)), True),
+        (Placement(precision="fp8", capability=(9, 0)), True),
+        (Placement(precision="fp32", capability=(9, 0)), False),
+        (Placement(precision="fp16", capability=(8, 0)), False),
+        (Placement(cpu=True, precision="fp32"), False),
     ],
 )
-def test_weights_that_are_stored_in_fp8_stay_so_where_they_can_be_multiplied(place: Place, fp8: bool) -> None:
+def test_weights_that_are_stored_in_fp8_stay_so_where_they_can_be_multiplied(place: Placement, fp8: bool) -> None:
     checkpoint = read_checkpoint(STORED)
     assert place.fp8(count_weights(read_model_shape(checkpoint), checkpoint)) == fp8
 
@@ -155,14 +157,14 @@ def test_a_family_without_products_in_fp8_has_none() -> None:
 
 
 def test_the_arithmetic_knows_the_sizes_of_the_layers() -> None:
-    from rerank_cli.models import linear, pointwise
+    from rerank_cli.models import elementwise, linear
     from rerank_cli.planning.memory import weight_bytes as weights
 
-    assert (weights.CHUNK, weights._FP8_MULTIPLE) == (pointwise.CHUNK, linear._FP8_MULTIPLE)
+    assert (weights.CHUNK, weights._FP8_MULTIPLE) == (elementwise.CHUNK, linear._FP8_MULTIPLE)
 
 
 def test_the_estimate_counts_as_many_waiting_batches_as_the_host_may_be_ahead() -> None:
     assert AHEAD == transfer.AHEAD
     model = by_shape(SMALL)
-    assert estimate(model, BatchSize.of([512]), Place()).waiting == 8 * (24 * 512 + 8 * 16 + 12 * 3)
-    assert estimate(model, BatchSize.of([512]), Place(cpu=True)).waiting == 0
+    assert estimate(model, BatchSize.of([512]), Placement()).waiting == 8 * (24 * 512 + 8 * 16 + 12 * 3)
+    assert estimate(model, BatchSize.of([512]), Placement(cpu=True)).waiting == 0

@@ -19,7 +19,7 @@ from rerank_cli.planning.memory import (
     BatchSize,
     Execution,
     MemoryModel,
-    Place,
+    Placement,
     count_weights,
     estimate,
     peak,
@@ -156,7 +156,7 @@ def test_the_whole_vision_language_model_is_within_2_percent(pairs: int, length:
         with StorageTracker(weights_of(model)) as tracker:
             model.see(seen)
             model.forward(seen)
-    place = Place(precision="fp32" if dtype == torch.float32 else "fp16", cpu=True)
+    place = Placement(precision="fp32" if dtype == torch.float32 else "fp16", cpu=True)
     estimated = estimate(
         MemoryModel.of_checkpoint(checkpoint), BatchSize.of([length] * pairs), place, tiles=tiles * images
     )

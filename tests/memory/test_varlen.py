@@ -12,7 +12,7 @@ import torch
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.models import FAMILIES
 from rerank_cli.models.tracker import StorageTracker
-from rerank_cli.planning.memory import BatchSize, MemoryModel, Place, count_weights, estimate, read_model_shape
+from rerank_cli.planning.memory import BatchSize, MemoryModel, Placement, count_weights, estimate, read_model_shape
 from rerank_cli.records import EncodedPair
 from tests.memory.conftest import BERT_L12, LLAMA_1B, XLMR_LARGE, checkpoint_of, weights_of
 
@@ -40,7 +40,7 @@ def followed(config: Mapping[str, Any], lengths: Sequence[int]) -> tuple[int, Ch
 def estimated(checkpoint: Checkpoint, lengths: Sequence[int]) -> int:
     shape = read_model_shape(checkpoint)
     model = MemoryModel(shape, count_weights(shape, None))
-    return estimate(model, BatchSize.of(lengths), Place(precision="fp16", capability=(9, 0))).forward
+    return estimate(model, BatchSize.of(lengths), Placement(precision="fp16", capability=(9, 0))).forward
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import rerank_cli.encoding.encoder as encoding
-import rerank_cli.encoding.images.cut as cut
+import rerank_cli.encoding.images.cut_tiles as cut
 import rerank_cli.models.siglip as siglip
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.checkpoint.declared import Pooling

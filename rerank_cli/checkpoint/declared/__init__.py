@@ -16,8 +16,8 @@ from rerank_cli.checkpoint.declared.read import find_model_folder, read_declarat
 from rerank_cli.checkpoint.declared.values import (
     UNDECLARED,
     Declaration,
+    DeclaredLayerNorm,
     Dense,
-    LayerNorm,
     LogitScore,
     MessageFormat,
     Module,
@@ -29,8 +29,8 @@ from rerank_cli.checkpoint.declared.values import (
 __all__ = [
     "UNDECLARED",
     "Declaration",
+    "DeclaredLayerNorm",
     "Dense",
-    "LayerNorm",
     "LogitScore",
     "MessageFormat",
     "Module",

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast, get_args
 
-from rerank_cli.checkpoint.declared.values import Dense, LayerNorm, LogitScore, Module, Normalize, Pooling, PoolingMode
+from rerank_cli.checkpoint.declared.values import (
+    DeclaredLayerNorm,
+    Dense,
+    LogitScore,
+    Module,
+    Normalize,
+    Pooling,
+    PoolingMode,
+)
 from rerank_cli.checkpoint.json_file import read_json_file, read_json_list
 from rerank_cli.errors import ModelError
 
@@ -172,7 +180,7 @@ def _dense(config: Config, folder: str) -> Module:
 
 
 def _layer_norm(config: Config, folder: str) -> Module:
-    return LayerNorm(folder=folder, size=config.whole("dimension", least=1))
+    return DeclaredLayerNorm(folder=folder, size=config.whole("dimension", least=1))
 
 
 def _normalize(config: Config, folder: str) -> Module:

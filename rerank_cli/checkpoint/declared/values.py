@@ -38,7 +38,7 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNorm:
+class DeclaredLayerNorm:
     """A layer norm with `FOLDER/norm.weight` and `FOLDER/norm.bias`, epsilon 1e-5."""
 
     folder: str
@@ -61,7 +61,7 @@ class LogitScore:
     false_id: int | None
 
 
-Module = Pooling | Dense | LayerNorm | Normalize | LogitScore
+Module = Pooling | Dense | DeclaredLayerNorm | Normalize | LogitScore
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Declaration:
     @property
     def module_weights(self) -> tuple[Path, ...]:
         """The weight files of the modules, below the checkpoint."""
-        folders = [one.folder for one in self.modules if isinstance(one, (Dense, LayerNorm))]
+        folders = [one.folder for one in self.modules if isinstance(one, (Dense, DeclaredLayerNorm))]
         return tuple(Path(folder) / "model.safetensors" for folder in folders)
 
 

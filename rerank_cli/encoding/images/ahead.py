@@ -24,7 +24,7 @@ from rerank_cli.encoding.images.decode import OpenImage
 from rerank_cli.encoding.images.reader import ImageReader
 from rerank_cli.encoding.images.reader_pool import Answer, ImagePool
 from rerank_cli.encoding.images.source import ImageProblem, shown
-from rerank_cli.encoding.images.tiling import Grid
+from rerank_cli.encoding.images.tile_grid import TileGrid
 from rerank_cli.records import ImageSource, Tiles
 
 _IMAGES_A_PROCESS = 4
@@ -120,21 +120,21 @@ class ImagesAhead:
                     return Page(source, answer)
             return Page(source, self._reader.open(source))
 
-    def grid(self, page: Page) -> Grid:
+    def grid(self, page: Page) -> TileGrid:
         """How the image is cut."""
         return self._reader.grid(page)
 
-    def smaller_grids(self, page: Page) -> Iterator[Grid]:
+    def smaller_grids(self, page: Page) -> Iterator[TileGrid]:
         """See `ImageReader`."""
         return self._reader.smaller_grids(page)
 
-    def want(self, page: Page, grid: Grid) -> None:
+    def want(self, page: Page, grid: TileGrid) -> None:
         """`page` will be cut so: a process begins, if none has done it. `cut` must follow."""
         if self._pool is None or isinstance(page.held, OpenImage) or page.held.grid == grid:
             return
         page.again = self._pool.ask(page.source, grid=grid, at_once=True)
 
-    def cut(self, page: Page, grid: Grid) -> Tiles:
+    def cut(self, page: Page, grid: TileGrid) -> Tiles:
         """The tiles of the image; raises `ImageProblem`."""
         with self._timed():
             held = page.held

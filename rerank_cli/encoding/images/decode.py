@@ -4,8 +4,9 @@ Formats: PNG, JPEG (of several pictures in one file, MPO, the first), WebP and G
 read first; the size it tells is held against the limit before a pixel is decoded, since 20 kB of PNG can hold 169
 million of them. Pillow's warnings are errors here, and a file that ends early is not scored by the part that is there.
 
-Modes: 1-bit, grey, palette, RGB, CMYK, and grey, palette or RGB with alpha are scored (`cut.py` says how). 16-bit,
-32-bit and float images are refused: converting them to 8 bits needs a decision on their range, and Pillow clips.
+Modes: 1-bit, grey, palette, RGB, CMYK, and grey, palette or RGB with alpha are scored (`cut_tiles.py` says how).
+16-bit, 32-bit and float images are refused: converting them to 8 bits needs a decision on their range, and Pillow
+clips.
 
 EXIF orientation is not applied, because the models' own processors do not apply it either.
 """

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from rerank_cli.encoding.choices import MAX_IMAGE_PIXELS
-from rerank_cli.encoding.images.cut import cut_tiles
+from rerank_cli.encoding.images.cut_tiles import cut_tiles
 from rerank_cli.encoding.images.decode import OpenImage, make_warnings_of_pillow_errors, open_image
 from rerank_cli.encoding.images.source import ImageProblem, read_source
-from rerank_cli.encoding.images.tiling import Grid, closest_grid
+from rerank_cli.encoding.images.tile_grid import TileGrid, closest_grid
 from rerank_cli.records import ImageSource, Tiles
 
 _BYTES_OF_A_PIXEL = 4  # a file that is larger than its pixels, uncompressed and with alpha, holds something else
@@ -64,7 +64,7 @@ class ImageReader:
         data = read_source(source, max_bytes=_BYTES_OF_A_PIXEL * self.max_pixels + _HEADERS)
         return open_image(data, max_pixels=self.max_pixels)
 
-    def grid(self, image: Sized, *, max_tiles: int | None = None) -> Grid:
+    def grid(self, image: Sized, *, max_tiles: int | None = None) -> TileGrid:
         """How the image is cut; max_tiles: in place of the reader's own."""
         return closest_grid(
             image.width,
@@ -74,7 +74,7 @@ class ImageReader:
             thumbnail=self._thumbnail,
         )
 
-    def smaller_grids(self, image: Sized) -> Iterator[Grid]:
+    def smaller_grids(self, image: Sized) -> Iterator[TileGrid]:
         """Those of fewer and fewer tiles that the image may be cut in, in place of its own."""
         grid = self.grid(image)
         for tiles in range(self.max_tiles - 1, 0, -1):
@@ -83,7 +83,7 @@ class ImageReader:
                 grid = smaller
                 yield grid
 
-    def grid_within(self, image: Sized, squares: int | None) -> Grid:
+    def grid_within(self, image: Sized, squares: int | None) -> TileGrid:
         """The first grid of at most `squares` squares, thumbnail included, where the image may be cut in fewer tiles.
 
         squares: None is no limit. Where no grid has so few, it is the smallest one.
@@ -95,7 +95,7 @@ class ImageReader:
                     break
         return grid
 
-    def cut(self, image: OpenImage, grid: Grid) -> Tiles:
+    def cut(self, image: OpenImage, grid: TileGrid) -> Tiles:
         """The tiles of the image; raises `ImageProblem`."""
         pixels = image.decode()
         if pixels.size != (image.width, image.height):

@@ -26,13 +26,13 @@ from rerank_cli.encoding.images.reader_worker import (
     ENVIRONMENT,
     Cut,
     Heard,
-    Ready,
+    ReaderReady,
     Unread,
     Wanted,
     receive_pixels,
 )
 from rerank_cli.encoding.images.source import ImageProblem
-from rerank_cli.encoding.images.tiling import Grid
+from rerank_cli.encoding.images.tile_grid import TileGrid
 from rerank_cli.machine.supervised_pool import SupervisedPool, Worker
 from rerank_cli.records import ImageSource, Tiles
 
@@ -50,7 +50,7 @@ class Answer:
     width: int
     height: int
     digest: bytes
-    grid: Grid
+    grid: TileGrid
     tiles: Tiles | ImageProblem
 
 
@@ -103,7 +103,7 @@ class ImagePool(SupervisedPool[_Worker]):
         while len(self._workers) < processes and not self._cannot_start:
             self._start()
 
-    def ask(self, source: ImageSource, *, grid: Grid | None = None, at_once: bool = False) -> int:
+    def ask(self, source: ImageSource, *, grid: TileGrid | None = None, at_once: bool = False) -> int:
         """Have an image cut; returns the number to take it by. Every number must be taken.
 
         grid: in place of the reader's. at_once: before all others, and besides those that may be ahead.
@@ -162,7 +162,7 @@ class ImagePool(SupervisedPool[_Worker]):
 
     def _hear(self, worker: _Worker, message: Heard | None) -> None:
         worker.silent = 0.0
-        if isinstance(message, Ready):
+        if isinstance(message, ReaderReady):
             worker.is_ready = True
         elif isinstance(message, (Cut, Unread)):
             try:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from rerank_cli.encoding.images.reader import ImageReader
 from rerank_cli.encoding.images.source import ImageProblem
-from rerank_cli.encoding.images.tiling import Grid
+from rerank_cli.encoding.images.tile_grid import TileGrid
 from rerank_cli.machine.child_process import hear, parent_of_this_process
 from rerank_cli.records import ImageSource
 
@@ -38,7 +38,7 @@ ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
 _LIKELIER = 500  # of 1000: how much likelier than its parent it is ended when memory runs out, see proc(5)
 
 
-class Ready:
+class ReaderReady:
     """The process has started."""
 
 
@@ -48,7 +48,7 @@ class Wanted:
 
     number: int
     source: ImageSource
-    grid: Grid | None
+    grid: TileGrid | None
     squares: int | None
 
 
@@ -63,7 +63,7 @@ class Cut:
     width: int
     height: int
     digest: bytes
-    grid: Grid
+    grid: TileGrid
     shape: tuple[int, ...]
     problem: tuple[str, str] | None
 
@@ -77,13 +77,13 @@ class Unread:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class ReaderBroken:
     """The process ends; reason: in words."""
 
     reason: str
 
 
-Heard = Ready | Cut | Unread | Broken
+Heard = ReaderReady | Cut | Unread | ReaderBroken
 """What a worker says."""
 
 
@@ -91,12 +91,12 @@ def serve(connection: Connection[Any, Any]) -> None:
     """Cut what comes until the socket ends."""
     reader = ImageReader(**connection.recv())
     asked = hear(connection)
-    connection.send(Ready())
+    connection.send(ReaderReady())
     while True:
         try:
             answer, pixels = _cut(reader, asked.get())
         except MemoryError:
-            connection.send(Broken("out of memory"))
+            connection.send(ReaderBroken("out of memory"))
             return
         connection.send(answer)
         if pixels is not None:

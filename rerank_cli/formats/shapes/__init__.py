@@ -8,10 +8,10 @@
     openai-batch   a request of an OpenAI batch file a row     openai_batch.py
     trec           a line of a TREC run                        trec.py
     pair           one pair a row, in input order (`score`)    pair.py
-    rank_llm, ...  what other programs write                   known.py (a table), known_shape.py (what reads it)
+    rank_llm, ...  what other programs write                   other_programs.py (a table), known_shape.py (reads it)
 
 A shape reads only the fields it needs and leaves the row's own mapping alone; what comes back is a copy with our fields
-put in, or the response that the API would give, with the fields that it does not know. `registry.SHAPES` lists them;
+put in, or the response that the API would give, with the fields that it does not know. `recognition.SHAPES` lists them;
 `conversion` lets any come in and any other go out. A row that does not have the shape is a `RowError`, not an
 exception: the rows around it are scored.
 """
@@ -25,7 +25,7 @@ from rerank_cli.formats.shapes.flat import FlatShape, group_key
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
-from rerank_cli.formats.shapes.registry import READABLE, SHAPES, detect_shape, kind_of, recognise
+from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape, kind_of, recognise
 from rerank_cli.formats.shapes.settle import no_shape, reading_of, sample, settle_shape
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
 from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run

@@ -25,18 +25,18 @@ from typing import Any, ClassVar
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
+    fields_without,
     identity_of,
     list_of,
     own_passage,
     passage_of,
     required,
     text_of,
-    without,
 )
 from rerank_cli.formats.shapes.request_keys import (
     MARKS,
     STEERS,
-    limits_of,
+    length_limits,
     most_results,
     refuse_unfollowed,
     switch,
@@ -65,7 +65,7 @@ def read_body(fields: Mapping[str, Any], row: Row, identity: object, names: Fiel
         passages=found,
         rows=(row,),
         id=identity,
-        limits=limits_of(fields),
+        limits=length_limits(fields),
         top_n=most_results(fields),
     )
 
@@ -101,7 +101,7 @@ def document_id(fields: Mapping[str, Any], index: int, names: FieldNames) -> obj
 
 def rest_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What the APIs do not know, and so comes back."""
-    return without(fields, *_OF_REQUEST, "results", "usage")
+    return fields_without(fields, *_OF_REQUEST, "results", "usage")
 
 
 def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
@@ -116,7 +116,7 @@ def _open(names: FieldNames, texts: Texts) -> CohereShape:
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
-    yield {**without(exchange.fields, "results", "usage"), **respond({}, ranked)}
+    yield {**fields_without(exchange.fields, "results", "usage"), **respond({}, ranked)}
 
 
 COHERE = Kind(

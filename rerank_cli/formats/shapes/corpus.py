@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rerank_cli.errors import UsageError
-from rerank_cli.formats.shapes.fields import RowProblem, joined_text, paths_of
+from rerank_cli.formats.shapes.fields import RowProblem, field_paths, joined_text
 from rerank_cli.formats.text_index import TEXT_NAMES, TextFile, open_texts
 
 
@@ -27,7 +27,7 @@ def open_corpus(path: str, asked: str | None) -> tuple[TextFile, tuple[str, ...]
 
 def _told(path: str, corpus: TextFile, asked: str | None) -> str | None:
     entry = next((one for one in corpus.first_rows() if isinstance(one.get("title"), str) and one["title"]), None)
-    if entry is None or "title" in paths_of(asked or ""):
+    if entry is None or "title" in field_paths(asked or ""):
         return None
     if asked:
         return f"{path}: passages have a `title`, which is not read: `--text-field title,{asked}` reads it"

@@ -225,7 +225,7 @@ def passage_of(passage: object, where: str, names: FieldNames, row: Row, option:
 
 
 @cache
-def paths_of(text: str) -> tuple[str, ...]:
+def field_paths(text: str) -> tuple[str, ...]:
     """The fields that `--text-field` names."""
     return tuple(filter(None, (path.strip() for path in text.split(","))))
 
@@ -233,7 +233,7 @@ def paths_of(text: str) -> tuple[str, ...]:
 def joined_text(fields: Mapping[str, Any], text: str, where: str = "") -> str | None:
     """The texts at these paths, joined by a blank as BEIR joins title and text; None where there is nothing at any."""
     before = f"{where}." if where else ""
-    paths = (text,) if text in fields else paths_of(text)
+    paths = (text,) if text in fields else field_paths(text)
     if len(paths) == 1:
         found = lookup(fields, paths[0])
         return None if found is None else text_of(_alone(found), f"{before}{paths[0]}")
@@ -311,7 +311,7 @@ def _with_below(inner: Any, path: str, value: Any) -> Any:
     return jsonl.dump_value(_with_below(opened_json(inner), path, value))
 
 
-def without(fields: Mapping[str, Any], *names: str | None) -> dict[str, Any]:
+def fields_without(fields: Mapping[str, Any], *names: str | None) -> dict[str, Any]:
     """A copy of `fields` without those named."""
     return {name: value for name, value in fields.items() if name not in names}
 
@@ -319,7 +319,7 @@ def without(fields: Mapping[str, Any], *names: str | None) -> dict[str, Any]:
 def columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:
     """The top-level columns of a path or of all aliases; where none is there the first, so that the reader names it."""
     if path is not None:
-        paths = (path,) if path in names else paths_of(path)
+        paths = (path,) if path in names else field_paths(path)
         return list(dict.fromkeys(one if one in names else head_of(one) for one in paths))
     return [name for name in ALIASES[kind] if name in names] or [ALIASES[kind][0]]
 

@@ -15,6 +15,7 @@ from rerank_cli.formats.shapes.fields import (
     ALIASES,
     RowProblem,
     columns_of,
+    fields_without,
     first_of,
     head_of,
     id_columns_of,
@@ -30,7 +31,6 @@ from rerank_cli.formats.shapes.fields import (
     row_error,
     shown_names,
     text_of,
-    without,
     written,
 )
 from rerank_cli.formats.shapes.shape import (
@@ -178,7 +178,7 @@ class FlatShape:
                 name_of(fields, names.text, "passage"),
                 name_of(fields, names.group_by, "query_id"),
             )
-            passages.append(own_passage(without(fields, *read), passage))
+            passages.append(own_passage(fields_without(fields, *read), passage))
             ids.append(self.passage_id(source, index))
         of_list = {} if source.id is None else {"query_id": source.id}
         return Exchange(source.id, source.query, of_list, passages, ids)

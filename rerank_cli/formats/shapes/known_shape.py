@@ -1,4 +1,4 @@
-"""The one engine that reads every shape of the table in `known.py`, and writes the same row back in rank order.
+"""Read every shape of the table in `other_programs.py`, and write the same row back in rank order.
 
     objects    a list of objects or texts at a path          each passage gets our fields, as in the shape `list`
     columns    an object (or the row) whose fields are       every list in step is reordered; ours are lists beside them
@@ -20,21 +20,21 @@ from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.corpus import open_corpus
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
+    field_paths,
+    fields_without,
     head_of,
     image_of,
     joined_text,
     lookup,
-    paths_of,
     shown_names,
     text_of,
     two_fields,
     type_in_words,
     with_value,
-    without,
 )
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.known import KNOWN, SAME_AS, KnownShape
 from rerank_cli.formats.shapes.lists import LIST, ListShape, as_list, has_rank, written_like
+from rerank_cli.formats.shapes.other_programs import KNOWN, SAME_AS, KnownShape
 from rerank_cli.formats.shapes.shape import (
     Exchange,
     Kind,
@@ -107,7 +107,7 @@ class PathShape(ListShape):
 
     def text_column(self, container: Mapping[str, Any]) -> str | None:
         """The list of the texts of lists in step."""
-        names = (*(paths_of(self.names.text)[::-1] if self.names.text else ()), *self.known.text)
+        names = (*(field_paths(self.names.text)[::-1] if self.names.text else ()), *self.known.text)
         return next((name for name in names if name and isinstance(container.get(name), (list, tuple))), None)
 
     def _from_columns(self, container: Any, path: str) -> Sequence[Any]:
@@ -151,7 +151,7 @@ class PathShape(ListShape):
             return self._text_of_table(fields, where)
         if self.names.text in fields:
             return joined_text(fields, self.names.text, where)
-        parts = [self._part(fields, part, where) for part in paths_of(self.names.text)]
+        parts = [self._part(fields, part, where) for part in field_paths(self.names.text)]
         held = [part for part in parts if part is not None]
         return " ".join(held).strip() if len(parts) > 1 and held else next(iter(held), None)
 
@@ -230,7 +230,7 @@ class PathShape(ListShape):
         ids = tuple(map(self.own_id, own))
         gone = [head_of(path)] if path else self.columns_in_step(fields)
         asked, _ = self._first(fields, self.names.query, self.known.query)
-        rest = without(fields, *gone, *self.siblings, head_of(asked) if asked else None)
+        rest = fields_without(fields, *gone, *self.siblings, head_of(asked) if asked else None)
         if source.id is not None:
             rest = {"query_id": source.id, **rest}
         return Exchange(source.id, source.query, rest, passages, ids)

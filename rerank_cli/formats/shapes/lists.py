@@ -21,6 +21,8 @@ from rerank_cli.formats.shapes.fields import (
     ALIASES,
     RowProblem,
     columns_of,
+    field_paths,
+    fields_without,
     head_of,
     id_columns_of,
     identity_of,
@@ -31,11 +33,9 @@ from rerank_cli.formats.shapes.fields import (
     opened_json,
     own_passage,
     passage_of,
-    paths_of,
     required,
     text_of,
     with_value,
-    without,
 )
 from rerank_cli.formats.shapes.shape import (
     Exchange,
@@ -230,7 +230,7 @@ class ListShape:
         wanted |= dict.fromkeys(sibling if sibling in names else head_of(sibling) for sibling in self.siblings)
         if path is not None and path not in names and "." in path:
             return wanted | {head_of(path): None}
-        texts = (self.names.text, *paths_of(self.names.text)) if self.names.text else ("text",)
+        texts = (self.names.text, *field_paths(self.names.text)) if self.names.text else ("text",)
         named = (*texts, self.names.id, self.names.image_path)
         heads = list(dict.fromkeys(part for name in named if name for part in (name, head_of(name))))
         return wanted | dict.fromkeys(columns_of(names, path, "passages"), (*heads, *ALIASES["passage_id"]))
@@ -263,7 +263,7 @@ class ListShape:
                 name = sibling.rpartition(".")[2]
                 passages = [{name: value, **one} for value, one in zip(values, passages, strict=True)]
         heads = [sibling for sibling in self.siblings if sibling in fields]
-        rest = without(fields, path, name_of(fields, self.names.query, "query"), *heads)
+        rest = fields_without(fields, path, name_of(fields, self.names.query, "query"), *heads)
         ids = tuple(self.passage_id(source, index) for index in range(len(passages)))
         return Exchange(source.id, source.query, rest, passages, ids)
 

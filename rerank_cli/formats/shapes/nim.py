@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
+    fields_without,
     identity_of,
     list_of,
     passage_of,
     required,
     text_of,
     type_in_words,
-    without,
 )
 from rerank_cli.formats.shapes.request_keys import refuse_unfollowed
 from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names, usage_of
@@ -49,7 +49,7 @@ def _open(names: FieldNames, texts: Texts) -> NimShape:
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     rankings = [{"index": entry.index, selection.score: entry.logit} for entry in ranked.ranking]
-    yield {**without(exchange.fields, "rankings", "usage"), "rankings": rankings, "usage": usage_of(ranked)}
+    yield {**fields_without(exchange.fields, "rankings", "usage"), "rankings": rankings, "usage": usage_of(ranked)}
 
 
 NIM = Kind("nim", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "logits")))
@@ -103,7 +103,7 @@ class NimShape(RequestShape):
         fields = source.rows[0].fields
         passages = fields["passages"]
         ids = tuple(self.passage_id(source, index) for index in range(len(passages)))
-        return Exchange(source.id, source.query, without(fields, *_OF_REQUEST), passages, ids)
+        return Exchange(source.id, source.query, fields_without(fields, *_OF_REQUEST), passages, ids)
 
 
 def _shown(value: object) -> str:

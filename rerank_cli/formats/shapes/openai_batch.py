@@ -24,9 +24,9 @@ from typing import Any, ClassVar
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes import cohere
-from rerank_cli.formats.shapes.fields import RowProblem, own_passage, row_error, type_in_words, without
+from rerank_cli.formats.shapes.fields import RowProblem, fields_without, own_passage, row_error, type_in_words
 from rerank_cli.formats.shapes.flat import digest_of
-from rerank_cli.formats.shapes.request_keys import limits_of, refuse_unfollowed, wants_logits
+from rerank_cli.formats.shapes.request_keys import length_limits, refuse_unfollowed, wants_logits
 from rerank_cli.formats.shapes.shape import (
     Exchange,
     Grouped,
@@ -80,7 +80,7 @@ def _dump_error(error: RowError) -> bytes:
             "id": f"batch_req_{number}",
             "custom_id": error.id,
             "response": {"status_code": status, "request_id": f"req_{number}", "body": {"error": told}},
-            **without(ours, "id"),
+            **fields_without(ours, "id"),
         }
     )
 
@@ -180,7 +180,7 @@ def _read_score(body: Mapping[str, Any], row: Row, identity: object) -> Candidat
             "bad-value", f"`{names[0]}` has {len(first)} texts and `{names[1]}` {len(second)}: one, or as many"
         )
     queries = first if len(first) > 1 else ()
-    return CandidateList(first[0], second, (row,), identity, limits=limits_of(body), queries=queries)
+    return CandidateList(first[0], second, (row,), identity, limits=length_limits(body), queries=queries)
 
 
 def _texts(value: object, where: str) -> tuple[str, ...]:

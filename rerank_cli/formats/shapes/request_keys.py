@@ -110,7 +110,7 @@ def most_results(fields: Mapping[str, Any]) -> int | None:
     return next(iter(given.values()), None) or None
 
 
-def limits_of(fields: Mapping[str, Any], *, whole: bool = False) -> Limits:
+def length_limits(fields: Mapping[str, Any], *, whole: bool = False) -> Limits:
     """How long the pairs of a request may be. whole: what its API does with a pair that is too long: an error."""
     if fields.get("truncation") is not None:
         whole = not switch(fields, "truncation")

@@ -14,11 +14,11 @@ from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.choices import FieldNames
-from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, lookup, paths_of, shown_names
+from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, lookup, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.known import KNOWN
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import ListShape, as_list
+from rerank_cli.formats.shapes.other_programs import KNOWN
 from rerank_cli.formats.shapes.shape import OWN_PREFIX, Item, Shape, is_own_output
 from rerank_cli.records import Gap, JsonRow, Row, RowError
 
@@ -53,7 +53,7 @@ def _siblings(shape: ListShape, rows: Sequence[Row]) -> tuple[str, ...]:
     if asked == "none":
         return ()
     if asked is not None:
-        return paths_of(asked)
+        return field_paths(asked)
     if isinstance(shape, PathShape):
         return () if shape.in_columns else shape.known.together
     counts = list(_counts(shape, rows))
@@ -129,7 +129,7 @@ def _told_of_rows(shape: FlatShape, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _title_note(titles: Sequence[str], passages: Iterable[Mapping[str, Any]], names: FieldNames) -> Iterator[str]:
-    asked = paths_of(names.text) if names.text else ()
+    asked = field_paths(names.text) if names.text else ()
     for title in titles:
         if title in asked or "title" in asked:
             return

@@ -51,7 +51,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One row of the registry.
+    """One row of `recognition.SHAPES`.
 
     recognise: whether a row with these fields is of this shape: 0 no, 1 it could be, 2 it says so itself. open: the
     shape for an input. write: a ranked list of another shape in this one. has: what its inputs hold; carries: what
@@ -87,7 +87,7 @@ class Shape(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """Its row of the registry."""
+        """Its row of `recognition.SHAPES`."""
 
     @property
     def names(self) -> FieldNames:

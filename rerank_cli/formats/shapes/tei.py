@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
-from rerank_cli.formats.shapes.fields import RowProblem, list_of, required, text_of, without
-from rerank_cli.formats.shapes.request_keys import STEERS, limits_of, refuse_unfollowed, switch, wants_logits
+from rerank_cli.formats.shapes.fields import RowProblem, fields_without, list_of, required, text_of
+from rerank_cli.formats.shapes.request_keys import STEERS, length_limits, refuse_unfollowed, switch, wants_logits
 from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names
 from rerank_cli.records import CandidateList, RankedList, Row
 
@@ -36,7 +36,7 @@ def _open(names: FieldNames, texts: Texts) -> TeiShape:
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     results = [{"index": entry.index, "score": entry.probability} for entry in ranked.ranking]
-    yield {**without(exchange.fields, "results"), "results": results}
+    yield {**fields_without(exchange.fields, "results"), "results": results}
 
 
 TEI = Kind("tei", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True)
@@ -64,7 +64,7 @@ class TeiShape(RequestShape):
                 text_of(text, f"texts[{place}]")
         if not texts:
             raise RowProblem("bad-value", "`texts` is empty")
-        limits = limits_of(fields, whole=True)
+        limits = length_limits(fields, whole=True)
         return CandidateList(query, tuple(texts), (row,), self.identity(fields), limits=limits)
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
@@ -75,7 +75,7 @@ class TeiShape(RequestShape):
         for entry in ranked.ranking:
             result: dict[str, Any] = {"index": entry.index, "score": entry.logit if raw else entry.probability}
             results.append({**result, "text": fields["texts"][entry.index]} if back else result)
-        yield {**without(fields, *_OF_REQUEST), "results": results}
+        yield {**fields_without(fields, *_OF_REQUEST), "results": results}
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`. Texts have none."""
@@ -83,6 +83,6 @@ class TeiShape(RequestShape):
 
     def exchange(self, source: CandidateList) -> Exchange:
         """See `Shape`."""
-        rest = without(source.rows[0].fields, *_OF_REQUEST)
+        rest = fields_without(source.rows[0].fields, *_OF_REQUEST)
         passages = [{"text": text} for text in source.passages]
         return Exchange(source.id, source.query, rest, passages, (None,) * len(passages))

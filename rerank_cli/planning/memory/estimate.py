@@ -84,7 +84,7 @@ class DescribedGpu(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placement:
     """Where and how a model runs.
 
     cores: threads of a CPU. A capability of None is taken for a recent GPU. lanes: batches that an engine computes side
@@ -165,7 +165,7 @@ class Estimate:
         return one * self.engines
 
 
-def estimate(model: MemoryModel, batch: BatchSize, place: Place, *, tiles: int = 0) -> Estimate:
+def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: int = 0) -> Estimate:
     """What `model` needs for `batch` at `place`. tiles: of all images of the batch together."""
     shape, constants, fp8 = model.shape, place.constants, place.fp8(model.weights)
     how = replace(place.execution(shape), fp8=fp8)
@@ -214,7 +214,7 @@ def need_for(model: MemoryModel, *, cores: int = 1, lanes: int = 1) -> Callable[
     """
 
     def need(gpu: DescribedGpu | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
-        place = Place(
+        place = Placement(
             cpu=gpu is None,
             precision=precision,
             sku=gpu.sku if gpu else None,

@@ -27,7 +27,7 @@ from itertools import groupby
 from rerank_cli.planning.memory.shape import ModelShape, VisionShape
 
 CHUNK = 2048
-"""Rows that Llama's MLP, norms and rotation take at a time (`models/pointwise.py`), and a tower's MLP (`siglip.py`).
+"""Rows that Llama's MLP, norms and rotation take at a time (`models/elementwise.py`), and a tower's MLP (`siglip.py`).
 
 As many are rounded to FP8 at a time.
 """
@@ -95,7 +95,7 @@ class BatchSize:
 
 
 def rounded_rows(count: int) -> int:
-    """`count` as `models/packed.py` rounds it up."""
+    """`count` rounded up to a multiple of 16, 32, ... 256: four sizes between two powers of two, up to 1,024 rows."""
     step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
     return -(-count // step) * step
 

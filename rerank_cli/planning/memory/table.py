@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rerank_cli.planning.memory.estimate import Estimate, MemoryModel, Place, estimate, largest
+from rerank_cli.planning.memory.estimate import Estimate, MemoryModel, Placement, estimate, largest
 from rerank_cli.planning.memory.peak import BatchSize
 from rerank_cli.planning.memory.published import PublishedMemory, published_memory
 from rerank_cli.planning.profiles import MemoryTable, show_capability
@@ -20,7 +20,7 @@ _PARTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class MemoryQuestion:
     """A model at a place, over batches.
 
     model: None where nothing but published values is known of it. lengths: real lengths of pairs, longest first; a
@@ -29,23 +29,23 @@ class Question:
     """
 
     model: MemoryModel | None
-    place: Place
+    place: Placement
     tables: tuple[MemoryTable, ...] = ()
     lengths: tuple[int, ...] | None = None
     images: int = 0
     max_input_tiles: int | None = None
     capacity: int | None = None
 
-    def at(self, batch_size: int, max_tokens: int) -> Row:
+    def at(self, batch_size: int, max_tokens: int) -> MemoryRow:
         """The answer at a point."""
         nim = published_memory(self.tables, batch_size, max_tokens)
         if self.model is None:
-            return Row(batch_size, max_tokens, nim=nim)
+            return MemoryRow(batch_size, max_tokens, nim=nim)
         vision = self.model.shape.vision
         tiles = min(self.images, batch_size) * vision.tiles(self.max_input_tiles) if vision else 0
         found = estimate(self.model, self.batch(batch_size, max_tokens), self.place, tiles=tiles)
         fits = None if self.capacity is None else found.total <= self.capacity
-        return Row(batch_size, max_tokens, estimate=found, fits=fits, nim=nim)
+        return MemoryRow(batch_size, max_tokens, estimate=found, fits=fits, nim=nim)
 
     def batch(self, batch_size: int, max_tokens: int) -> BatchSize:
         """The batch of a point."""
@@ -68,7 +68,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MemoryRow:
     """One point with its answer. estimate: None where the model's shape is unknown, or where nothing fits."""
 
     batch_size: int
@@ -78,7 +78,7 @@ class Row:
     nim: PublishedMemory | None = None
     measured: dict[str, Any] = field(default_factory=dict)
 
-    def with_forward(self, forward_bytes: int, share: float) -> Row:
+    def with_forward(self, forward_bytes: int, share: float) -> MemoryRow:
         """The same with a forward that was followed by the tracker; share: what the allocator adds."""
         if self.estimate is None:
             return self

@@ -79,7 +79,7 @@ def _generic(precision: str, max_tokens: int) -> Profile:
 
 
 @dataclass(slots=True)
-class Choice:
+class ProfileSearch:
     """The inputs, and what is said on the way.
 
     failures: by group of GPUs, what spoke against the profiles that were asked for, for the message if none is left.
@@ -130,7 +130,7 @@ class Choice:
         return self.request.max_tokens or profile.max_tokens
 
 
-def check_request(choice: Choice) -> None:
+def check_request(choice: ProfileSearch) -> None:
     """Raise `UsageError` for what is not known, or contradicts itself or the model."""
     request = choice.request
     for name, value, known in (
@@ -158,7 +158,7 @@ def check_request(choice: Choice) -> None:
         _check_profile_name(choice)
 
 
-def _check_profile_name(choice: Choice) -> None:
+def _check_profile_name(choice: ProfileSearch) -> None:
     asked = f"{choice.request.origin('profile')} {choice.request.profile}"
     known = {profile.name: profile.precision for profile in choice.rules.profiles}
     known |= {f"cpu-{precision}": precision for precision in choice.machine.cpu_precisions}
@@ -171,7 +171,7 @@ def _check_profile_name(choice: Choice) -> None:
         raise UsageError(f"{asked}: is {precision}, not {choice.precision}")
 
 
-def in_order(choice: Choice) -> list[Profile]:
+def in_order(choice: ProfileSearch) -> list[Profile]:
     """Profiles in the order of the policy: as in the file, or (nim-1x) optimized ones of the lowest precision first."""
     profiles = list(choice.rules.profiles)
     if choice.request.policy != "nim-1x" or not choice.rules.automatic:
@@ -181,7 +181,7 @@ def in_order(choice: Choice) -> list[Profile]:
     return sorted(optimized, key=lambda profile: PRECISION_BITS[profile.precision]) + others
 
 
-def not_asked_for(choice: Choice, profile: Profile, precision: str | None) -> str:
+def not_asked_for(choice: ProfileSearch, profile: Profile, precision: str | None) -> str:
     """Why a profile is not what was asked for; empty where it is. precision: None as the policy says."""
     request = choice.request
     if request.profile != "auto":
@@ -193,20 +193,20 @@ def not_asked_for(choice: Choice, profile: Profile, precision: str | None) -> st
     return f"{profile.precision} is chosen only when it is asked for (`--precision {profile.precision}`)"
 
 
-def not_for(choice: Choice, profile: Profile, group: Sequence[GpuFacts]) -> str:
+def not_for(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) -> str:
     """Why a profile is not for these GPUs, memory model aside; empty where it is."""
     if profile.kind == "optimized":
         return "; ".join(_why_not_optimized(choice, profile, group[0]))
     return _why_not_fallback(profile, group) if profile.kind == "fallback" else _why_not_generic(profile, group[0])
 
 
-def _chosen_unasked(choice: Choice, profile: Profile) -> bool:
+def _chosen_unasked(choice: ProfileSearch, profile: Profile) -> bool:
     if profile.kind == "generic":
         return profile.name == choice.rules.profiles[0].name
     return not profile.on_request or (choice.rules.automatic and choice.request.policy == "nim-1x")
 
 
-def _why_not_optimized(choice: Choice, profile: Profile, gpu: GpuFacts) -> list[str]:
+def _why_not_optimized(choice: ProfileSearch, profile: Profile, gpu: GpuFacts) -> list[str]:
     capability, sku, least = gpu.compute_capability, gpu.sku or gpu.name, profile.min_memory_bytes
     reasons = []
     if capability is not None and capability < LEAST_CAPABILITY:

@@ -67,7 +67,7 @@ class LanguageShape:
 
 
 @dataclass(frozen=True, slots=True)
-class VisionShape:
+class VisionTower:
     """The vision tower. parameters: of the tower with its unused head; connector_parameters: what joins it to the text.
 
     max_input_tiles: without the thumbnail that an image of more than one tile has.
@@ -96,7 +96,7 @@ class ModelFacts:
     architecture: str
     max_tokens: int
     language: LanguageShape | None
-    vision: VisionShape | None
+    vision: VisionTower | None
     source: Source
     status: str
 
@@ -385,7 +385,7 @@ class _Reader:
         if language is not None:
             language = LanguageShape(**self.read("model.language", language, schema.LANGUAGE))
         if vision is not None:
-            vision = VisionShape(**self.read("model.vision", vision, schema.VISION))
+            vision = VisionTower(**self.read("model.vision", vision, schema.VISION))
         return ModelFacts(aliases=values.pop("aliases", ()), language=language, vision=vision, **values)
 
     def engines(self, block: Any) -> Engines:

@@ -27,7 +27,7 @@ from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
 from rerank_cli.planning.profiles.matching import (
     LEAST_CAPABILITY,
-    Choice,
+    ProfileSearch,
     check_request,
     in_order,
     not_asked_for,
@@ -73,7 +73,7 @@ def select_profile(
     need: the memory model; without one nothing is checked to fit. Raises `NoProfileFitsError` where nothing is left or
     what is required is absent, `UsageError` where the request contradicts itself or the model.
     """
-    choice = Choice(request, rules_of(model), machine, need)
+    choice = ProfileSearch(request, rules_of(model), machine, need)
     check_request(choice)
     gpus = _usable_gpus(choice)
     if not gpus:
@@ -98,7 +98,7 @@ class _Candidate:
     warnings: tuple[str, ...] = ()
 
 
-def _usable_gpus(choice: Choice) -> list[GpuFacts]:
+def _usable_gpus(choice: ProfileSearch) -> list[GpuFacts]:
     """The GPUs to plan for; none means the CPU, and the last reason says why."""
     request, machine = choice.request, choice.machine
     gpus: list[GpuFacts] = []
@@ -120,7 +120,7 @@ def _usable_gpus(choice: Choice) -> list[GpuFacts]:
     return gpus
 
 
-def _refuse_cpu(choice: Choice) -> None:
+def _refuse_cpu(choice: ProfileSearch) -> None:
     """Raise where something is asked for that only a GPU has."""
     request, why = choice.request, choice.reasons[-1].removeprefix("CPU: ")
     if not choice.machine.gpus and choice.machine.no_gpu_reason:
@@ -133,7 +133,7 @@ def _refuse_cpu(choice: Choice) -> None:
         raise choice.refusal(f"{request.origin('profile')} {request.profile}: {why}")
 
 
-def _asked_gpus(choice: Choice) -> list[GpuFacts]:
+def _asked_gpus(choice: ProfileSearch) -> list[GpuFacts]:
     origin, asked = choice.request.origin("device"), choice.request.gpus
     gpus = []
     for gpu in choice.machine.gpus:
@@ -170,7 +170,7 @@ class _Walk:
     ceiling: int | None
 
 
-def _plan_group(choice: Choice, group: tuple[GpuFacts, ...]) -> _Candidate | None:
+def _plan_group(choice: ProfileSearch, group: tuple[GpuFacts, ...]) -> _Candidate | None:
     """The plan of one group, or None; the profiles that are not chosen go to `rejected`, each once."""
     asked, request, on = choice.precision, choice.request, show_group(group)
     precision_of = {profile.name: profile.precision for profile in choice.rules.profiles}
@@ -200,12 +200,14 @@ def _plan_group(choice: Choice, group: tuple[GpuFacts, ...]) -> _Candidate | Non
     return replace(walk.found, warnings=(*walk.found.warnings, *warnings))
 
 
-def _of_interest(choice: Choice, profile: Profile) -> bool:
+def _of_interest(choice: ProfileSearch, profile: Profile) -> bool:
     """A generic profile of a model that has published ones is, where its precision is asked for."""
     return choice.rules.profiles[0].kind == "generic" or choice.precision == profile.precision
 
 
-def _walk(choice: Choice, group: tuple[GpuFacts, ...], precision: str | None, *, ceiling: int | None = None) -> _Walk:
+def _walk(
+    choice: ProfileSearch, group: tuple[GpuFacts, ...], precision: str | None, *, ceiling: int | None = None
+) -> _Walk:
     """Try the profiles in order. precision: only this one, None as the policy says."""
     found: _Candidate | None = None
     turned_down: dict[str, str] = {}
@@ -225,7 +227,7 @@ def _walk(choice: Choice, group: tuple[GpuFacts, ...], precision: str | None, *,
     return _Walk(found, turned_down, ceiling)
 
 
-def _wish(choice: Choice, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
+def _wish(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
     """What is wanted of a device. ceiling: of the budget, the floor of a profile that did not fit."""
     request, rules, longest = choice.request, choice.rules, choice.max_tokens(profile)
     wanted = _wanted_budget(choice, profile, on_cpu=gpu is None)
@@ -238,17 +240,17 @@ def _wish(choice: Choice, profile: Profile, gpu: GpuFacts | None, *, ceiling: in
     return Wish(budget=budget, floor=min(budget, longest), engines=engines, more_engines=more)
 
 
-def _wanted_budget(choice: Choice, profile: Profile, *, on_cpu: bool) -> int:
+def _wanted_budget(choice: ProfileSearch, profile: Profile, *, on_cpu: bool) -> int:
     default = CPU_TOKEN_BUDGET if on_cpu else max(GPU_TOKEN_BUDGET, choice.max_tokens(profile))
     return choice.request.token_budget or default
 
 
-def _performs(choice: Choice, gpu: GpuFacts) -> bool:
+def _performs(choice: ProfileSearch, gpu: GpuFacts) -> bool:
     """Performance mode is asked for, on a GPU that is large enough."""
     return choice.request.performance and (gpu.total_bytes or 0) >= choice.rules.performance_min_bytes
 
 
-def _need(choice: Choice, profile: Profile, gpu: GpuFacts | None) -> Need | None:
+def _need(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> Need | None:
     """The memory model at the point of a profile."""
     model, longest = choice.need, choice.max_tokens(profile)
     if model is None:
@@ -262,7 +264,7 @@ def _need(choice: Choice, profile: Profile, gpu: GpuFacts | None) -> Need | None
     return need
 
 
-def _too_little(choice: Choice, profile: Profile, group: Sequence[GpuFacts]) -> str:
+def _too_little(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) -> str:
     gpu, need = max(group, key=lambda gpu: gpu.available_bytes or 0), _need(choice, profile, group[0])
     needed = None if need is None else need(1, 1)
     wanted = f"{profile.precision} needs {show_gib(needed)} at {choice.max_tokens(profile)} tokens"
@@ -270,7 +272,7 @@ def _too_little(choice: Choice, profile: Profile, group: Sequence[GpuFacts]) -> 
 
 
 def _candidate(
-    choice: Choice,
+    choice: ProfileSearch,
     profile: Profile,
     group: tuple[GpuFacts, ...],
     wish: Wish,
@@ -299,7 +301,7 @@ def _candidate(
     return _Candidate(plan, tuple(reasons), warnings)
 
 
-def _why(choice: Choice, profile: Profile, gpu: GpuFacts, turned_down: Mapping[str, str]) -> str:
+def _why(choice: ProfileSearch, profile: Profile, gpu: GpuFacts, turned_down: Mapping[str, str]) -> str:
     """Why this profile. turned_down: what was said of those before it."""
     request = choice.request
     if request.profile != "auto":
@@ -322,11 +324,11 @@ def _why(choice: Choice, profile: Profile, gpu: GpuFacts, turned_down: Mapping[s
     return f"{matched}, {profile.precision} by {decided}"
 
 
-def _precision_of(choice: Choice, name: str) -> str:
+def _precision_of(choice: ProfileSearch, name: str) -> str:
     return next(profile.precision for profile in choice.rules.profiles if profile.name == name)
 
 
-def _why_limits(choice: Choice, profile: Profile, fit: Fit) -> list[str]:
+def _why_limits(choice: ProfileSearch, profile: Profile, fit: Fit) -> list[str]:
     request, reasons = choice.request, []
     if request.max_tokens is None:
         limit = "the profile" if profile.kind in ("optimized", "fallback") else "what the model reads"
@@ -341,7 +343,7 @@ def _why_limits(choice: Choice, profile: Profile, fit: Fit) -> list[str]:
     return [*reasons, f"token budget {fit.budget}: {decided}"]
 
 
-def _why_engines(choice: Choice, gpu: GpuFacts | None, wish: Wish, fit: Fit) -> list[str]:
+def _why_engines(choice: ProfileSearch, gpu: GpuFacts | None, wish: Wish, fit: Fit) -> list[str]:
     request, large = choice.request, f"{choice.rules.performance_min_bytes / GB:g} GB"
     decided = "the default"
     if request.engine_count is not None:
@@ -366,7 +368,7 @@ def _attention(gpu: GpuFacts, precision: str) -> str:
     return "varlen" if flash else "runs"
 
 
-def _best(choice: Choice, candidates: Sequence[_Candidate]) -> Decision:
+def _best(choice: ProfileSearch, candidates: Sequence[_Candidate]) -> Decision:
     """The plan of the best group; the others are rejected with what they would have been."""
     allowed = []
     for found in candidates:
@@ -385,7 +387,7 @@ def _best(choice: Choice, candidates: Sequence[_Candidate]) -> Decision:
     return Decision(best.plan, (*choice.reasons, *best.reasons), tuple(choice.rejected), warnings)
 
 
-def _turn_down(choice: Choice, plan: ProfilePlan, best: ProfilePlan) -> None:
+def _turn_down(choice: ProfileSearch, plan: ProfilePlan, best: ProfilePlan) -> None:
     here, there = (
         f"{one.total_engines} engine{'s' * (one.total_engines > 1)} in all "
         f"({one.kind}, {one.precision}, token budget {one.token_budget})"
@@ -397,7 +399,7 @@ def _turn_down(choice: Choice, plan: ProfilePlan, best: ProfilePlan) -> None:
         choice.warn(f"{show_group(plan.gpus)} is idle: it has an optimized profile, but fewer engines in all")
 
 
-def _meets(choice: Choice, plan: ProfilePlan) -> bool:
+def _meets(choice: ProfileSearch, plan: ProfilePlan) -> bool:
     """What is required. A precision that is asked for is there: with `--require` no other is tried."""
     if choice.request.require == "fp8":
         return plan.precision == "fp8"
@@ -406,13 +408,13 @@ def _meets(choice: Choice, plan: ProfilePlan) -> bool:
     return True
 
 
-def _rank(choice: Choice, plan: ProfilePlan) -> tuple[bool, int, bool, int, int, int]:
+def _rank(choice: ProfileSearch, plan: ProfilePlan) -> tuple[bool, int, bool, int, int, int]:
     asked = choice.precision in (None, plan.precision)
     total = sum(gpu.total_bytes or 0 for gpu in plan.gpus)
     return asked, plan.total_engines, plan.kind == "optimized", plan.token_budget, total, -plan.devices[0]
 
 
-def _cpu_decision(choice: Choice) -> Decision:
+def _cpu_decision(choice: ProfileSearch) -> Decision:
     machine, named = choice.machine, choice.request.profile.removeprefix("cpu-")
     asked = named if choice.request.profile.startswith("cpu-") else choice.precision
     precision, why = machine.cpu_precisions[0], "the default on a CPU"
@@ -446,19 +448,19 @@ def _cpu_decision(choice: Choice) -> Decision:
     return Decision(plan, reasons, tuple(choice.rejected), tuple(choice.warnings))
 
 
-def _nothing_fits(choice: Choice, gpus: Sequence[GpuFacts]) -> NoProfileFitsError:
+def _nothing_fits(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> NoProfileFitsError:
     if choice.request.require is not None:
         return _required(choice)
     hint = _shorter(choice, gpus) or "`--device cpu` runs without a GPU"
     return choice.refusal(f"no profile of `{choice.rules.model}` fits {choice.failure()}", hint=hint)
 
 
-def _required(choice: Choice) -> NoProfileFitsError:
+def _required(choice: ProfileSearch) -> NoProfileFitsError:
     why = choice.failure() or "; ".join(rejection.reason for rejection in choice.rejected)
     return choice.refusal(f"--require {choice.request.require}: no such profile of `{choice.rules.model}` here: {why}")
 
 
-def _shorter(choice: Choice, gpus: Sequence[GpuFacts]) -> str | None:
+def _shorter(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> str | None:
     """A hint: the longest power of two of tokens with which a profile has room on the roomiest GPU."""
     gpu = max(gpus, key=lambda gpu: gpu.available_bytes or 0)
     longest = choice.request.max_tokens or choice.rules.max_tokens

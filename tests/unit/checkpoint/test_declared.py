@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.checkpoint.declared import Declaration, Dense, LayerNorm, LogitScore, Pooling
+from rerank_cli.checkpoint.declared import Declaration, DeclaredLayerNorm, Dense, LogitScore, Pooling
 from rerank_cli.errors import ModelError
 
 PARITY = Path(__file__).parents[2] / "parity"
@@ -32,7 +32,7 @@ def test_a_head_in_modules_is_read_in_its_order():
     assert declared.modules == (
         Pooling(("cls",)),
         Dense("2_Dense", 48, 48, bias=False, activation="GELU", residual=False, scores=False),
-        LayerNorm("3_LayerNorm", 48),
+        DeclaredLayerNorm("3_LayerNorm", 48),
         Dense("4_Dense", 48, 1, bias=True, activation="Identity", residual=False, scores=True),
     )
     assert declared.head == declared.modules[1:]

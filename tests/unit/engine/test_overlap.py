@@ -23,7 +23,7 @@ from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 from tests.conftest import score_all
 from tests.unit.encoding.test_embedding import CHECKPOINT, CountingEmbedder, pair
-from tests.unit.engine.test_fitting import Seeing, Small, with_images
+from tests.unit.engine.test_out_of_memory import Seeing, Small, with_images
 from tests.unit.engine.test_scorer import NATIVE, FakeModel, pairs_of
 from tests.unit.job.test_scoring_loop import Memory, lists
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rerank_cli.encoding.pairs import EncodedWindow
-from rerank_cli.job.precision_check import Agreement, kendall_tau, top_overlap
+from rerank_cli.job.precision_check import Agreement, tau_b, top_overlap
 from rerank_cli.records import CandidateList, EncodedPair, Window
 
 
@@ -47,14 +47,14 @@ def exactly(*numbers: float):
     ],
 )
 def test_kendalls_tau_is_as_by_hand(a, b, tau):
-    assert kendall_tau(logits(*a), logits(*b)) == pytest.approx(tau)
+    assert tau_b(logits(*a), logits(*b)) == pytest.approx(tau)
 
 
 def test_kendalls_tau_of_all_orders_of_five_counts_pairs():
     order = logits(1, 2, 3, 4, 5)
     for other in itertools.permutations(range(5)):
         agree = sum(1 if x < y else -1 for x, y in itertools.combinations(other, 2))
-        assert kendall_tau(order, logits(*other)) == pytest.approx(agree / 10)
+        assert tau_b(order, logits(*other)) == pytest.approx(agree / 10)
 
 
 def test_overlap_is_of_the_ten_best_or_of_all_if_there_are_fewer():

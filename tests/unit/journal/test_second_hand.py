@@ -15,7 +15,7 @@ from rerank_cli.journal import files as file_calls
 from rerank_cli.journal.files import opened_as_own
 from rerank_cli.journal.fingerprint import sha256_of
 from rerank_cli.journal.lock import take_lock
-from rerank_cli.journal.own_folder import refuse_foreign
+from rerank_cli.journal.own_folder import refuse_foreign_folder
 from rerank_cli.journal.placing import feed
 from rerank_cli.journal.records import encode, read_journal
 from tests.unit.journal.test_commit import WHOLE, add, finish, job
@@ -226,21 +226,21 @@ FOLDERS: dict[str, tuple[dict[str, bytes], bool]] = {
 def test_a_work_folder_is_known_by_what_is_in_it(tmp_path: Path, name: str) -> None:
     content, is_ours = FOLDERS[name]
     folder = tmp_path / "out.job"
-    refuse_foreign(folder)  # it is not there
+    refuse_foreign_folder(folder)  # it is not there
     folder.mkdir()
     for file, data in content.items():
         (folder / file).write_bytes(data)
     if is_ours:
-        refuse_foreign(folder)
+        refuse_foreign_folder(folder)
     else:
         with pytest.raises(OutputError, match="is no work folder of this program"):
-            refuse_foreign(folder)
+            refuse_foreign_folder(folder)
 
 
 def test_a_link_or_a_file_is_no_work_folder(tmp_path: Path) -> None:
     (tmp_path / "out.job").symlink_to(tmp_path)
     with pytest.raises(OutputError, match="is a link, and"):
-        refuse_foreign(tmp_path / "out.job")
+        refuse_foreign_folder(tmp_path / "out.job")
 
 
 def test_a_mount_that_tells_another_owner_of_all_files_is_borne(
@@ -248,10 +248,10 @@ def test_a_mount_that_tells_another_owner_of_all_files_is_borne(
 ) -> None:
     (tmp_path / "out.job").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    refuse_foreign(tmp_path / "out.job")  # new files belong to whom the folder does
+    refuse_foreign_folder(tmp_path / "out.job")  # new files belong to whom the folder does
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError("read-only")))
     with pytest.raises(OutputError, match="belongs to another user"):
-        refuse_foreign(tmp_path / "out.job")
+        refuse_foreign_folder(tmp_path / "out.job")
 
 
 @pytest.mark.parametrize(

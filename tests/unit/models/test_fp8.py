@@ -18,6 +18,7 @@ from rerank_cli.checkpoint.quantisation import Quantisation, read_quantisation
 from rerank_cli.cli import main
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models import load_model
+from rerank_cli.models.elementwise import Unfused
 from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.models.linear import (
     Fp8Linear,
@@ -28,7 +29,6 @@ from rerank_cli.models.linear import (
     fp8_runs,
     row_scaled_refusal,
 )
-from rerank_cli.models.pointwise import Unfused
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 from rerank_cli.records import EncodedPair
 from tests.parity.test_embedding_golden import encoded, load

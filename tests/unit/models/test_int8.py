@@ -14,7 +14,7 @@ from rerank_cli.errors import ModelError
 from rerank_cli.models import Calibrates, load_model
 from rerank_cli.models.attention import attend, attend_by_powers
 from rerank_cli.models.encoder import EncoderCrossEncoder
-from rerank_cli.models.int8 import Grid, Int8Linear, balance, int8_hindrance, split_units, steps
+from rerank_cli.models.int8 import Int8Linear, ScaleAndZero, balance, int8_hindrance, split_units, steps
 from rerank_cli.models.int8_encoder import Int8Encoder
 from rerank_cli.models.packed import pack
 from rerank_cli.records import EncodedPair
@@ -90,7 +90,7 @@ def test_bytes_in_a_grid_go_from_one_layer_to_the_next_and_onto_the_residual():
     x, expand, contract = random(48, 64), random(96, 64, seed=1) * 0.2, random(32, 96, seed=2)
     bias, residual = random(96, seed=3), random(48, 32, seed=4)
     inner = F.gelu(x @ expand.T + bias)
-    grid = Grid.over(float(inner.min()), float(inner.max()))
+    grid = ScaleAndZero.over(float(inner.min()), float(inner.max()))
     factors = balance(x.abs().amax(0), expand)
     found = Int8Linear(expand / factors, bias, out=grid, gelu=True)(steps(x * factors))
     assert found.dtype == torch.uint8

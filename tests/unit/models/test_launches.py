@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.models import EMBEDDERS, FAMILIES, llama
-from rerank_cli.models.pointwise import Rotation, Unfused
+from rerank_cli.models.elementwise import Rotation, Unfused
 from rerank_cli.models.siglip import BATCH_TILES
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
 
@@ -186,6 +186,6 @@ class OneKernelEach(Unfused):
     [("minilm", [128] * 8, 100), ("minilm", [512] * 128, 100), ("one-b", [128] * 8, 271), ("one-b", [512] * 128, 3282)],
 )
 def test_launches_are_as_few_as_the_engine_reckons(monkeypatch, name, lengths, launches):
-    monkeypatch.setattr(llama, "pointwise_for", lambda device, dtype: (OneKernelEach(), "fused"))
+    monkeypatch.setattr(llama, "elementwise_for", lambda device, dtype: (OneKernelEach(), "fused"))
     model = loaded(blank(SHAPES[name]))
     assert len(watched(lambda: forward(model, pairs_of(lengths))).kernels) <= launches

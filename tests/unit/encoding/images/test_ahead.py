@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rerank_cli.encoding.images import Grid, ImageProblem, ImageReader
+from rerank_cli.encoding.images import ImageProblem, ImageReader, TileGrid
 from rerank_cli.encoding.images.ahead import ImagesAhead, Page
 from rerank_cli.encoding.images.reader_pool import ImagePool
 from rerank_cli.errors import EngineError
@@ -172,9 +172,9 @@ def test_an_image_in_another_grid_is_cut_again(pages: list[ImageSource], opened:
     images.expect(pages[:8])
     ready = [images.open(page) for page in pages[:8]]
     for page in ready:
-        images.want(page, Grid(1, 1))
-    found = [images.cut(page, Grid(1, 1)).pixels for page in ready]
-    expected = [READER.cut(READER.open(page), Grid(1, 1)).pixels for page in pages[:8]]
+        images.want(page, TileGrid(1, 1))
+    found = [images.cut(page, TileGrid(1, 1)).pixels for page in ready]
+    expected = [READER.cut(READER.open(page), TileGrid(1, 1)).pixels for page in pages[:8]]
     assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
@@ -183,9 +183,9 @@ def test_a_file_that_changes_between_its_two_grids_is_not_mixed(pages: list[Imag
     images.expect(pages[:8])
     page = images.open(pages[0])
     saved(Path(pages[0].root), str(pages[0].value), picture(77, 77))
-    images.want(page, Grid(1, 1))
+    images.want(page, TileGrid(1, 1))
     with pytest.raises(ImageProblem, match="was changed while it was read"):
-        images.cut(page, Grid(1, 1))
+        images.cut(page, TileGrid(1, 1))
 
 
 @pytest.mark.parametrize(("squares", "parts"), [(None, 6), (7, 6), (6, 4), (3, 2), (2, 1), (0, 1)])

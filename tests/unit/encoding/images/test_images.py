@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rerank_cli.encoding.images import Grid, ImageProblem, ImageReader
-from rerank_cli.encoding.images.cut import cut_tiles
+from rerank_cli.encoding.images import ImageProblem, ImageReader, TileGrid
+from rerank_cli.encoding.images.cut_tiles import cut_tiles
 from rerank_cli.encoding.images.decode import open_image
 from rerank_cli.records import ImageSource
 from tests.unit.images import data_uri, encoded, picture, saved
@@ -172,7 +172,7 @@ def test_a_damaged_file_is_an_image_or_has_a_reason(junk: bytes, place: int, for
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "1", "RGBA", "LA"])
 def test_tiles_are_cut_in_the_mode_of_the_file_and_made_rgb_one_by_one(mode: str) -> None:
     image = picture(77, 60, mode)
-    tiles = cut_tiles(image.copy(), Grid(2, 1), tile_size=32).pixels
+    tiles = cut_tiles(image.copy(), TileGrid(2, 1), tile_size=32).pixels
     whole = image.resize((64, 32))
     expected = [whole.crop((0, 0, 32, 32)), whole.crop((32, 0, 64, 32)), image.resize((32, 32))]
     assert tiles.dtype == np.uint8
@@ -183,7 +183,7 @@ def test_tiles_are_cut_in_the_mode_of_the_file_and_made_rgb_one_by_one(mode: str
 
 def test_an_image_of_the_size_of_its_grid_keeps_its_pixels() -> None:
     image = picture(64, 96)
-    tiles = cut_tiles(image, Grid(2, 3), tile_size=32).pixels
+    tiles = cut_tiles(image, TileGrid(2, 3), tile_size=32).pixels
     rows = [np.concatenate(tiles[place : place + 2], axis=1) for place in (0, 2, 4)]
     assert np.array_equal(np.concatenate(rows), np.asarray(picture(64, 96)))
     assert len(tiles) == 7
@@ -194,7 +194,7 @@ def test_an_image_may_be_made_rgb_before_it_is_cut(mode: str) -> None:
     image = picture(70, 40, mode)
     if mode in ("RGBA", "LA"):
         image.putalpha(picture(70, 40, "L"))
-    grid = Grid(2, 1)
+    grid = TileGrid(2, 1)
     found = cut_tiles(image.copy(), grid, tile_size=32, rgb_first=True).pixels
     assert np.array_equal(found, cut_tiles(image.convert("RGB"), grid, tile_size=32).pixels)
     in_its_mode = cut_tiles(image.copy(), grid, tile_size=32).pixels
@@ -217,7 +217,7 @@ def test_the_orientation_in_exif_is_not_applied() -> None:
     turned = READER.open(ImageSource(encoded(picture(64, 32), exif=exif)))
     assert (turned.width, turned.height) == (64, 32)
     assert np.array_equal(
-        READER.cut(turned, Grid(2, 1)).pixels, cut_tiles(picture(64, 32), Grid(2, 1), tile_size=32).pixels
+        READER.cut(turned, TileGrid(2, 1)).pixels, cut_tiles(picture(64, 32), TileGrid(2, 1), tile_size=32).pixels
     )
 
 
@@ -234,5 +234,5 @@ def test_a_single_frame_of_gif_is_an_image() -> None:
 def test_the_readers_grid_has_its_limits() -> None:
     image: Any = READER.open(ImageSource(encoded(picture(400, 300))))
     assert READER.grid(image).cols * READER.grid(image).rows <= 6
-    assert READER.grid(image, max_tiles=1) == Grid(1, 1)
+    assert READER.grid(image, max_tiles=1) == TileGrid(1, 1)
     assert ImageReader(tile_size=32, max_tiles=6, thumbnail=False).grid(image).thumbnail is False

@@ -15,7 +15,7 @@ from rerank_cli.planning.memory import (
     BatchSize,
     Estimate,
     MemoryModel,
-    Place,
+    Placement,
     cublas_workspace_bytes,
     device_constants,
     estimate,
@@ -25,7 +25,7 @@ from rerank_cli.planning.memory import (
     published_memory,
     tables_for,
 )
-from rerank_cli.planning.memory.table import Question
+from rerank_cli.planning.memory.table import MemoryQuestion
 from rerank_cli.planning.profiles import GpuFacts, load_all_profiles
 
 MIB = 2**20
@@ -52,7 +52,12 @@ def test_the_total_is_every_part_times_the_engines() -> None:
 @given(
     model=st.sampled_from(MODELS),
     place=st.sampled_from(
-        [Place(), Place(capability=(7, 5)), Place(cpu=True, precision="fp32", cores=8), Place(precision="fp8")]
+        [
+            Placement(),
+            Placement(capability=(7, 5)),
+            Placement(cpu=True, precision="fp32", cores=8),
+            Placement(precision="fp8"),
+        ]
     ),
     pairs=st.integers(1, 100),
     length=st.integers(8, 8000),
@@ -60,11 +65,11 @@ def test_the_total_is_every_part_times_the_engines() -> None:
     more=st.tuples(st.integers(0, 20), st.integers(0, 192), st.integers(0, 3)),
 )
 def test_the_estimate_never_falls_when_batch_length_images_or_engines_grow(
-    model: MemoryModel, place: Place, pairs: int, length: int, images: int, more: tuple[int, int, int]
+    model: MemoryModel, place: Placement, pairs: int, length: int, images: int, more: tuple[int, int, int]
 ) -> None:
     def total(pairs: int, length: int, images: int, engines: int) -> int:
-        there = Place(place.cpu, place.precision, place.sku, place.capability, place.cores, engines)
-        found = Question(model, there, images=images).at(pairs, length).estimate
+        there = Placement(place.cpu, place.precision, place.sku, place.capability, place.cores, engines)
+        found = MemoryQuestion(model, there, images=images).at(pairs, length).estimate
         assert found is not None
         return found.total
 
@@ -100,7 +105,7 @@ def test_what_a_profile_needs_never_falls(
 @given(pairs=st.integers(1, 64), length=st.integers(8, 512))
 def test_what_a_profile_needs_covers_every_batch_of_its_budget(pairs: int, length: int) -> None:
     needed = need_for(TEXT)(H100, precision="fp16", max_tokens=length, token_budget=pairs * length, engines=1)
-    place = Place(sku=H100.sku, capability=H100.compute_capability)
+    place = Placement(sku=H100.sku, capability=H100.compute_capability)
     assert needed >= estimate(TEXT, BatchSize.of([length] * pairs), place).total
 
 
@@ -123,29 +128,29 @@ def test_profile_selection_takes_the_memory_model_as_it_is() -> None:
 
 def test_an_old_gpu_repeats_keys_and_values_and_a_new_one_does_not() -> None:
     batch = BatchSize.of([8192])
-    old, new = (estimate(TEXT, batch, Place(capability=capability)) for capability in ((7, 5), (8, 0)))
+    old, new = (estimate(TEXT, batch, Placement(capability=capability)) for capability in ((7, 5), (8, 0)))
     assert old.activations + old.attention_workspace > new.activations + new.attention_workspace
 
 
 def test_vision_is_the_larger_of_tower_and_language_model() -> None:
     long, short = BatchSize.of([8192] * 30), BatchSize.of([64])
-    without = estimate(VISION, long, Place())
-    one_tile = estimate(VISION, long, Place(), tiles=1)
+    without = estimate(VISION, long, Placement())
+    one_tile = estimate(VISION, long, Placement(), tiles=1)
     # Beside a long batch the tower fits in: embeddings are all that comes to it.
     assert one_tile.vision == 2 * 256 * 2048
     assert one_tile.activations == without.activations
-    towering = estimate(VISION, short, Place(), tiles=210)
+    towering = estimate(VISION, short, Placement(), tiles=210)
     kept, patches = 210 * 2 * 256 * 2048, 8 * 1024
     tower = patches * (6 * 1152 * 2 + 16 * 4) + 8 * 3 * 512 * 512  # 8 tiles at a time
     assert towering.activations + towering.attention_workspace + towering.vision == kept + tower
-    on_cpu = estimate(VISION, long, Place(cpu=True), tiles=1)
+    on_cpu = estimate(VISION, long, Placement(cpu=True), tiles=1)
     assert on_cpu.vision == one_tile.vision + 3 * 512 * 512  # where the pixels lie in the same memory
-    assert estimate(TEXT, short, Place(), tiles=210).vision == 0
+    assert estimate(TEXT, short, Placement(), tiles=210).vision == 0
 
 
 def test_an_image_is_at_most_one_a_pair() -> None:
     def vision(images: int, pairs: int) -> int:
-        found = Question(VISION, Place(), images=images, max_input_tiles=1).at(pairs, 300).estimate
+        found = MemoryQuestion(VISION, Placement(), images=images, max_input_tiles=1).at(pairs, 300).estimate
         assert found is not None
         return found.vision
 
@@ -153,7 +158,7 @@ def test_an_image_is_at_most_one_a_pair() -> None:
 
 
 def test_a_cpu_has_no_cublas_and_a_context_of_its_own() -> None:
-    found = estimate(BUILTIN, BatchSize.of([512]), Place(cpu=True, precision="fp32", cores=2))
+    found = estimate(BUILTIN, BatchSize.of([512]), Placement(cpu=True, precision="fp32", cores=2))
     assert found.cublas_workspace == 0
     assert found.context == device_constants(None, cpu=True).context_bytes != device_constants(None).context_bytes
 
@@ -179,20 +184,20 @@ def test_the_largest_that_fits_is_found(answer: int, limit: int) -> None:
 
 
 def test_solving_gives_the_last_that_fits() -> None:
-    question = Question(TEXT, Place(), capacity=24 * 2**30)
+    question = MemoryQuestion(TEXT, Placement(), capacity=24 * 2**30)
     pairs, length = question.largest_batch(4096), question.longest_pair(30, 8192)
     assert question.fits(pairs, 4096)
     assert not question.fits(pairs + 1, 4096)
     assert length == 8192
-    tight = Question(TEXT, Place(), capacity=5 * 2**30)
+    tight = MemoryQuestion(TEXT, Placement(), capacity=5 * 2**30)
     length = tight.longest_pair(30, 8192)
     assert tight.fits(30, length)
     assert not tight.fits(30, length + 1)
-    assert Question(TEXT, Place(), capacity=2**30).largest_batch(64) == 0
+    assert MemoryQuestion(TEXT, Placement(), capacity=2**30).largest_batch(64) == 0
 
 
 def test_real_lengths_make_a_batch_of_the_longest() -> None:
-    question = Question(BUILTIN, Place(), lengths=(500, 400, 30, 20))
+    question = MemoryQuestion(BUILTIN, Placement(), lengths=(500, 400, 30, 20))
     assert question.batch(2, 512) == BatchSize.of([500, 400])
     assert question.batch(3, 450) == BatchSize.of([450, 400, 30])
     assert question.batch(9, 512).pairs == 4

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.planning.memory import BatchSize, Execution, ModelShape, peak
-from rerank_cli.planning.memory.peak import CHUNK, _attention_workspace, rounded_rows, tower_peak
+from rerank_cli.planning.memory.peak import CHUNK, _attention_workspace, tower_peak
 from rerank_cli.planning.memory.shape import VisionShape
 
 BERT = ModelShape("bert", "BertForSequenceClassification", 384, 1536, 12, 12, 12, 32, 30522, 512, 2)
@@ -100,16 +100,9 @@ def test_only_the_largest_run_is_attended_to_at_a_time() -> None:
     assert peak(LLAMA, two, how).total < peak(LLAMA, one, how).total
 
 
-def test_rows_are_rounded_as_the_packed_models_round_them() -> None:
-    from rerank_cli.models.packed import rounded_rows as packed_rows
-
-    counts = [*range(1, 3000), 8191, 8192, 8193, 524_288]
-    assert [rounded_rows(count) for count in counts] == [packed_rows(count) for count in counts]
-
-
 def test_chunks_and_limits_are_those_of_the_models() -> None:
     from rerank_cli.job import image_parts as parts
-    from rerank_cli.models import attention, pointwise, product_attention, siglip
+    from rerank_cli.models import attention, elementwise, product_attention, siglip
     from rerank_cli.planning.memory import peak as _  # noqa: F401 (the function hides the module of its name)
     from rerank_cli.planning.memory.estimate import _PART_IMAGES
     from rerank_cli.planning.memory.peak import (
@@ -120,7 +113,7 @@ def test_chunks_and_limits_are_those_of_the_models() -> None:
         BATCH_TILES,
     )
 
-    assert (CHUNK, _WINDOW_BLOCK) == (pointwise.CHUNK, attention._BLOCK)
+    assert (CHUNK, _WINDOW_BLOCK) == (elementwise.CHUNK, attention._BLOCK)
     products = (product_attention.LONGEST, product_attention._STEP, product_attention._BLOCK_TOKENS)
     assert products == (_PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK)
     assert (CHUNK, BATCH_TILES, _PART_IMAGES) == (siglip.CHUNK, siglip.BATCH_TILES, parts._PART_IMAGES)

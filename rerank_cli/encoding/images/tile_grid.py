@@ -24,7 +24,7 @@ _ENOUGH = 0.6  # share of the image's pixels above which a larger grid is no bet
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class TileGrid:
     """How an image is cut. thumbnail: the whole image follows its parts, where there are several."""
 
     cols: int
@@ -45,7 +45,7 @@ def _candidates(max_tiles: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(found, key=lambda grid: (grid[0] * grid[1], *grid)))
 
 
-def closest_grid(width: int, height: int, *, max_tiles: int, tile_size: int, thumbnail: bool = True) -> Grid:
+def closest_grid(width: int, height: int, *, max_tiles: int, tile_size: int, thumbnail: bool = True) -> TileGrid:
     """The grid of an image of `width` x `height` pixels in squares of `tile_size` pixels, at most `max_tiles`."""
     aspect = width / height
     best, best_score = (1, 1), float("-inf")
@@ -55,4 +55,4 @@ def closest_grid(width: int, height: int, *, max_tiles: int, tile_size: int, thu
         score = room * min(own / aspect, aspect / own)
         if score > best_score:
             best, best_score = (cols, rows), score
-    return Grid(*best, thumbnail=thumbnail)
+    return TileGrid(*best, thumbnail=thumbnail)

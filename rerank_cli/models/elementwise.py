@@ -33,7 +33,7 @@ _GATES = {"silu": False, "swish": False, "gelu_new": True, "gelu_pytorch_tanh": 
 """Activations that `gate_` has, and whether they go by a tanh."""
 
 
-class Pointwise(Protocol):
+class Elementwise(Protocol):
     """The operations, whoever does them. name: in words, for the report."""
 
     name: ClassVar[str]
@@ -55,12 +55,12 @@ class Pointwise(Protocol):
 
 
 class Unfused:
-    """By operations of torch; satisfies `Pointwise`."""
+    """By operations of torch; satisfies `Elementwise`."""
 
     name: ClassVar[str] = "unfused"
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         if x.dtype == torch.float32:
             return F.rms_norm(x, x.shape[-1:], weight, epsilon)
         out = torch.empty_like(x)
@@ -69,23 +69,23 @@ class Unfused:
         return out
 
     def rotate_(self, x: Tensor, rotation: Rotation) -> None:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         cosines, sines = rotation
         for rows, cos, sin in zip(x.split(CHUNK), cosines.split(CHUNK), sines.split(CHUNK), strict=True):
             left, right = rows.float().chunk(2, dim=-1)
             rows.copy_(torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1))
 
     def gates(self, activation: str) -> bool:
-        """See `Pointwise`: none, as the product before can have the activation fused into it."""
+        """See `Elementwise`: none, as the product before can have the activation fused into it."""
         return False
 
     def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         x = F.gelu(gate, approximate="tanh") if _GATES[activation] else F.silu(gate)
         return gate.copy_(x.mul_(up))
 
     def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         out, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), 1, dtype=torch.float32)
         for rows, values, scale in zip(x.split(CHUNK), out.split(CHUNK), scales.split(CHUNK), strict=True):
             wide = rows.float()
@@ -95,7 +95,7 @@ class Unfused:
 
 
 class Fused:
-    """By Triton kernels; satisfies `Pointwise`."""
+    """By Triton kernels; satisfies `Elementwise`."""
 
     name: ClassVar[str] = "fused (Triton)"
 
@@ -105,31 +105,31 @@ class Fused:
         self._kernels = triton_kernels
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         normed: Tensor = self._kernels.rms_norm(x.contiguous(), weight, epsilon)
         return normed
 
     def rotate_(self, x: Tensor, rotation: Rotation) -> None:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         self._kernels.rotate_(x, *(part.contiguous() for part in rotation))
 
     def gates(self, activation: str) -> bool:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         return activation in _GATES
 
     def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         gated: Tensor = self._kernels.gate_(gate, up, tanh=_GATES[activation])
         return gated
 
     def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Pointwise`."""
+        """See `Elementwise`."""
         quantised: tuple[Tensor, Tensor] = self._kernels.quantise_rows(x.contiguous())
         return quantised
 
 
 @cache
-def pointwise_for(device: torch.device, dtype: torch.dtype) -> tuple[Pointwise, str]:
+def elementwise_for(device: torch.device, dtype: torch.dtype) -> tuple[Elementwise, str]:
     """The operations for a device, and why they are not fused where they are not.
 
     fp32 on a GPU stays unfused: it is there to be compared with.
@@ -147,7 +147,7 @@ def pointwise_for(device: torch.device, dtype: torch.dtype) -> tuple[Pointwise, 
 
 
 def disagreement(
-    one: Pointwise, device: torch.device, dtype: torch.dtype, *, leave_out: Collection[str] = ()
+    one: Elementwise, device: torch.device, dtype: torch.dtype, *, leave_out: Collection[str] = ()
 ) -> str | None:
     """What `one` computes otherwise than `Unfused` on some numbers, by the name of the operation; None for nothing.
 
@@ -160,16 +160,16 @@ def disagreement(
     angles = torch.rand(5, 1, 40, generator=numbers).to(device) * 100
     rotation = (angles.cos(), angles.sin())
 
-    def turned(by: Pointwise) -> Tensor:
+    def turned(by: Elementwise) -> Tensor:
         out = x.clone()
         by.rotate_(out, rotation)
         return out
 
-    def restored(by: Pointwise) -> Tensor:
+    def restored(by: Elementwise) -> Tensor:
         values, scales = by.quantise_rows(x.flatten(1))
         return values.float() * scales
 
-    checks: dict[str, Callable[[Pointwise], Tensor]] = {
+    checks: dict[str, Callable[[Elementwise], Tensor]] = {
         "rms_norm": lambda by: by.rms_norm(x, weight, 1e-6),
         "rotation": turned,
         "silu": lambda by: by.gate_(x.clone(), up, "silu"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
 from rerank_cli.formats.shapes import READABLE, SHAPES, FieldNames, ListShape, PathShape, Texts
-from rerank_cli.formats.shapes.known import KNOWN, SAME_AS
+from rerank_cli.formats.shapes.other_programs import KNOWN, SAME_AS
 from rerank_cli.records import CandidateList
 from tests.conftest import run_files, write_lines, write_table
 from tests.unit.formats.shapes.known_rows import ROWS, WITH_TITLES, Candidate

@@ -15,13 +15,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from rerank_cli.encoding.images.tiling import Grid
+from rerank_cli.encoding.images.tile_grid import TileGrid
 from rerank_cli.records import Tiles
 
 RESAMPLING = Image.Resampling.BICUBIC
 
 
-def cut_tiles(image: Image.Image, grid: Grid, *, tile_size: int, rgb_first: bool = False) -> Tiles:
+def cut_tiles(image: Image.Image, grid: TileGrid, *, tile_size: int, rgb_first: bool = False) -> Tiles:
     """The tiles of `image`, row by row, the thumbnail last."""
     # Only colours that Pillow would add on conversion depend on this, and it warns of them.
     image.info.pop("transparency", None)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_cli.encoding.images import Grid, closest_grid
+from rerank_cli.encoding.images import TileGrid, closest_grid
 
 TABLE = Path(__file__).parents[3] / "parity" / "tiling-open" / "tiles.jsonl"
 
@@ -40,4 +40,4 @@ def test_a_grid_has_no_more_tiles_than_allowed_and_a_thumbnail_where_there_are_s
     [(512, 512, (1, 1)), (640, 420, (3, 2)), (850, 1100, (2, 3)), (20_000, 1, (6, 1)), (1, 20_000, (1, 6))],
 )
 def test_some_sizes_that_people_have(width: int, height: int, grid: tuple[int, int]) -> None:
-    assert closest_grid(width, height, max_tiles=6, tile_size=512) == Grid(*grid)
+    assert closest_grid(width, height, max_tiles=6, tile_size=512) == TileGrid(*grid)

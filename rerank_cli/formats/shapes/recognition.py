@@ -1,7 +1,7 @@
 """All shapes, and how the shape of a file is told by its first rows.
 
-A new shape is an entry in the table of `known.py`; one that writes its own form is a file beside this one and a row in
-`SHAPES`.
+A new shape is an entry in the table of `other_programs.py`; one that writes its own form is a file beside this one and
+a row in `SHAPES`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _possible(fields: Mapping[str, Any], names: FieldNames) -> dict[str, int]:
 
 
 def _best(possible: Mapping[str, int]) -> Kind:
-    """Of several shapes one that some row claims for itself; the latest row of the registry knows most."""
+    """Of several shapes one that some row claims for itself; the latest row of `SHAPES` knows most."""
     return READABLE[_in_order(possible)[0]]
 
 

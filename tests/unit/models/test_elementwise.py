@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rerank_cli.models.pointwise import CHUNK, Unfused, disagreement, pointwise_for
+from rerank_cli.models.elementwise import CHUNK, Unfused, disagreement, elementwise_for
 
 CPU = torch.device("cpu")
 PROGRAM = """
 import torch
-from rerank_cli.models.pointwise import Fused, Unfused, disagreement
+from rerank_cli.models.elementwise import Fused, Unfused, disagreement
 for dtype in (torch.float16, torch.bfloat16, torch.float32):
     print(disagreement(Fused(), torch.device("cpu"), dtype, leave_out={"fp8"}))
     x = torch.randn(7, 48, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -75,7 +75,7 @@ def test_a_kernel_that_computes_something_else_is_found(where: str, dtype: torch
 
 
 def test_a_cpu_computes_by_torch() -> None:
-    by, told = pointwise_for(CPU, torch.bfloat16)
+    by, told = elementwise_for(CPU, torch.bfloat16)
     assert isinstance(by, Unfused)
     assert told == "unfused"
     assert not by.gates("silu")
@@ -83,11 +83,11 @@ def test_a_cpu_computes_by_torch() -> None:
 
 def test_a_gpu_without_triton_computes_by_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rerank_cli.models.triton_kernels", None)
-    pointwise_for.cache_clear()
-    by, told = pointwise_for(torch.device("cuda", 0), torch.bfloat16)
+    elementwise_for.cache_clear()
+    by, told = elementwise_for(torch.device("cuda", 0), torch.bfloat16)
     assert isinstance(by, Unfused)
     assert re.match(r"unfused \((Import|ModuleNotFound)Error: ", told)
-    pointwise_for.cache_clear()
+    elementwise_for.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
