@@ -17,13 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.json_file import read_json_file
 from rerank_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from rerank_cli.checkpoint import Checkpoint
 
 _MODELOPT_FILE = "hf_quant_config.json"
 _KEYS = ("quantization_config", "compression_config")
+# Files that older exports have beside config.json, whose weights are of another kind than it says.
+_OTHER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _SECTIONS = ("llm_config", "text_config", "vision_config")
 
 
@@ -43,36 +49,45 @@ _KNOWN = Quantisation("modelopt", "FP8")
 
 def read_quantisation(checkpoint: Checkpoint) -> Quantisation | None:
     """How the checkpoint says that it is quantised; None where it is not. `ModelError` for any way but FP8."""
-    declared = list(_declared(checkpoint))
+    return check_quantisation(checkpoint.path, checkpoint.config)
+
+
+def check_quantisation(path: Path, config: Mapping[str, Any]) -> Quantisation | None:
+    """As `read_quantisation`, of the folder `path` and its config.json."""
+    declared = list(_declared(path, config))
     for where, method, algorithm in declared:
         if (method, algorithm) != (_KNOWN.method, _KNOWN.algorithm):
+            how = f"`{method}`" + (f" with `{algorithm}`" if algorithm is not None else "")
             raise ModelError(
-                f"{where}: quantisation by `{method}` with `{algorithm}` is not known",
-                hint="known are FP8 checkpoints of ModelOpt, and checkpoints that are not quantised",
+                f"{where}: quantisation by {how} is not known: its weights are not read",
+                hint="known are FP8 checkpoints of ModelOpt, and checkpoints that are not quantised: name the one that "
+                "this was made of",
             )
     return _KNOWN if declared else None
 
 
-def _declared(checkpoint: Checkpoint) -> Iterator[tuple[str, Any, Any]]:
+def _declared(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Each place that speaks of quantisation, as (file, method, algorithm)."""
-    other = checkpoint.read_json(_MODELOPT_FILE)
+    other = read_json_file(path / _MODELOPT_FILE) if (path / _MODELOPT_FILE).exists() else {}
     inner = other.get("quantization")
     beside = inner.get("quant_algo") if isinstance(inner, Mapping) else None
     if other:
         producer = other.get("producer")
-        yield (
-            str(checkpoint.path / _MODELOPT_FILE),
-            producer.get("name") if isinstance(producer, Mapping) else None,
-            beside,
-        )
-    sections = [checkpoint.config, *(checkpoint.config.get(name) for name in _SECTIONS)]
+        name = producer.get("name") if isinstance(producer, Mapping) else None
+        yield str(path / _MODELOPT_FILE), name, beside
+    for file, method in _OTHER_FILES.items():
+        if (path / file).is_file():
+            yield str(path / file), read_json_file(path / file).get("quant_method", method), None
+    if isinstance(config.get("quantization"), Mapping):
+        yield str(path / "config.json"), "mlx", None
+    sections = [config, *(config.get(name) for name in _SECTIONS)]
     for section in sections:
         for key in _KEYS:
             found = section.get(key) if isinstance(section, Mapping) else None
             if found is not None:
-                config = found if isinstance(found, Mapping) else {}
+                given = found if isinstance(found, Mapping) else {}
                 yield (
-                    str(checkpoint.path / "config.json"),
-                    config.get("quant_method", found if not config else None),
-                    config.get("quant_algo", beside),
+                    str(path / "config.json"),
+                    given.get("quant_method", found if not given else None),
+                    given.get("quant_algo", beside),
                 )

@@ -20,7 +20,16 @@ from typing import Any
 
 from rerank_cli.checkpoint.declared import UNDECLARED, Declaration, find_model_folder, read_declaration
 from rerank_cli.checkpoint.json_file import read_json_file
-from rerank_cli.checkpoint.refusals import refuse_architecture, refuse_code, refuse_modules, refuse_weights
+from rerank_cli.checkpoint.quantisation import check_quantisation
+from rerank_cli.checkpoint.refusals import (
+    refuse_architecture,
+    refuse_code,
+    refuse_module_kinds,
+    refuse_modules,
+    refuse_pickle,
+    refuse_weights,
+    refuse_without_config,
+)
 from rerank_cli.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from rerank_cli.errors import ModelError
 
@@ -32,7 +41,7 @@ _MAX_LAYERS = 10_000  # ten times the deepest models; each layer is built one by
 _LAYER_COUNT = re.compile(r"(?:num_|n_)?(?:\w+_)?layers?|depth")
 _OUT_OF_RANGE = 2**63  # of a number of config.json: sizes are 64 bits wide, and nothing else comes near
 _COMPANIONS = (".scale", ".zero", ".weight_scale", ".input_scale", ".k_scale", ".v_scale")  # of 8-bit tensors
-_PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+_SHARD = re.compile(r"-0*([0-9]+)-of-0*([2-9]|[0-9]{2,})\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -190,18 +199,18 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     Raises `ModelError` for whatever is missing, unsafe or contradicts itself.
     """
     root = path
-    refuse_weights(root)
     path = root / find_model_folder(root)
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{path}: no config.json", hint="a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
-        )
+    refuse_weights(root, path)
+    refuse_module_kinds(root)
+    refuse_without_config(root, path)
     config = read_json_file(path / "config.json")
     _refuse_endless(path / "config.json", config)
-    refuse_architecture(path, config)
+    refuse_architecture(root, path, config)
     declared = read_declaration(root)
     refuse_modules(root, config, declared)
     refuse_code(path, config, declared)
+    check_quantisation(path, config)
+    weight_files = _weight_files(path)
     tokenizer_config = _read_tokenizer_config(path)
     processor = path / "processor_config.json"
     if not (path / "tokenizer.json").is_file():
@@ -210,7 +219,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             hint="save the tokenizer in its fast form: `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
         )
     tensors: dict[str, TensorInfo] = {}
-    for file, expected in _weight_files(path).items():
+    for file, expected in weight_files.items():
         found = read_safetensors_header(file)
         missing = [tensor for tensor in expected if tensor not in found]
         if missing:
@@ -272,17 +281,16 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
         return _sharded_files(indexes[0])
     standard = path / "model.safetensors"
     files = [standard] if standard.is_file() else sorted(path.glob("*.safetensors"))
-    if len(files) == 1:
-        return {files[0]: []}
-    if files:
+    if not files:
+        refuse_pickle(path)
+    if len(files) > 1:
         raise ModelError(f"{path}: several safetensors files and no index: {_some([file.name for file in files])}")
-    pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLE_SUFFIXES)
-    if pickles:
+    if part := _SHARD.search(files[0].name):
         raise ModelError(
-            f"{path}: no safetensors weights, and pickle is not read: {_some(pickles)}",
-            hint="convert them with safetensors (`save_pretrained(..., safe_serialization=True)`)",
+            f"{files[0]}: shard {part[1]} of {part[2]}, and neither the others nor an index are there",
+            hint="all files of the checkpoint's repository are needed",
         )
-    raise ModelError(f"{path}: no *.safetensors weights")
+    return {files[0]: []}
 
 
 def _sharded_files(index: Path) -> dict[Path, list[str]]:

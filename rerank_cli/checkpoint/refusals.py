@@ -1,49 +1,111 @@
 """Folders that are no reranker of ours, refused by what they are, before a tokenizer, memory or torch is thought of.
 
-In this order: weights of a kind that is not read, an adapter, an architecture, modules, code of the checkpoint. What
-is wrong inside one of these is told where it is read.
+In this order: weights of a kind that is not read, an adapter, modules of another kind of model, an architecture, how
+the modules score, code of the checkpoint, quantisation, pickle. `kinds.py` knows the names; what is wrong inside one of
+these is told where it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from rerank_cli.checkpoint.declared import Declaration
+from rerank_cli.checkpoint import kinds
+from rerank_cli.checkpoint.declared import Declaration, module_types
 from rerank_cli.checkpoint.families import FAMILIES, is_known
+from rerank_cli.checkpoint.json_file import read_json_file
 from rerank_cli.errors import ModelError
 
 _ADAPTER = "adapter_config.json"
-_SAFE = "the *.safetensors of the model are needed"
+_ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
+_WANTED = "a reranker is needed, for example a ...ForSequenceClassification"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MAX_POINTER_BYTES = 1024
+_DEPTH, _MOST_ENTRIES = 3, 10_000  # of a folder that is looked through: a checkpoint has less, a home folder more
+_SHOWN = 3
 
 
-def refuse_weights(root: Path) -> None:
-    """Weights that are not read, or that are not all of the model."""
-    own = [file for file in _files(root, ".safetensors") if not file.name.startswith("adapter_")]
-    adapter = (root / _ADAPTER).is_file()
-    if not own and not adapter:
-        for suffix, kind in ((".gguf", "GGUF"), (".onnx", "ONNX")):
-            if found := _files(root, suffix):
-                names = ", ".join(f"`{file.relative_to(root)}`" for file in found[:3])
-                raise ModelError(f"{root}: {kind} only ({names}): {_SAFE}", hint="name the repository that has them")
-    if adapter:
+def refuse_weights(root: Path, model: Path) -> None:
+    """Weights that are not read, or that are not all of the model. model: the folder of the model's own, in `root`."""
+    _refuse_pointers(root, model)
+    adapter = next((folder for folder in (root, model) if (folder / _ADAPTER).is_file()), None)
+    weights = sorted({file.name for folder in (root, model) for one in _ADAPTER_WEIGHTS for file in folder.glob(one)})
+    own = [file for file in model.glob("*.safetensors") if not any(fnmatch(file.name, one) for one in _ADAPTER_WEIGHTS)]
+    if adapter or weights:
         beside = "beside the weights of its base model, which alone are another model" if own else "without a model"
+        kind = read_json_file(adapter / _ADAPTER).get("peft_type") if adapter else None
+        kind = kind if isinstance(kind, str) and kind != "LORA" else "LoRA"
+        names = _ADAPTER if adapter else f"{', '.join(weights)}, without the {_ADAPTER} that says what to do with it"
         raise ModelError(
-            f"{root}: a LoRA adapter ({_ADAPTER}) {beside}: merge it first",
+            f"{root}: {'an' if kind[:1] in 'AEIO' else 'a'} {kind} adapter ({names}) {beside}: merge it first",
             hint="`PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)`, and the "
             "tokenizer beside it",
         )
+    if own:
+        return
+    found = list(_entries(root))
+    if any(fnmatch(Path(name).name, "pytorch_model*.bin") for name in found):
+        return  # pickle can be converted: what the checkpoint is comes first
+    for program, patterns in kinds.FORMATS:
+        if files := [name for name in found if any(fnmatch(Path(name).name, pattern) for pattern in patterns)]:
+            raise ModelError(
+                f"{root}: {program} only ({_list(files)}): the *.safetensors of the model are needed",
+                hint="name the repository that has them; what was made of a reranker names it in its README",
+            )
 
 
-def refuse_architecture(root: Path, config: Mapping[str, Any]) -> None:
-    """A model whose class is not known here, and not to transformers either."""
+def refuse_without_config(root: Path, model: Path) -> None:
+    """A folder without config.json, by what else lies there."""
+    if (model / "config.json").is_file():
+        return
+    for name, what in kinds.PROGRAMS:
+        if (root / name).is_file():
+            raise ModelError(f"{root}: no config.json: {what} (`{name}`)", hint=_WANTED)
+    below = sorted(name for name in _entries(model) if Path(name).name == "config.json")
+    hint = "a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
+    if below:
+        hint = f"there is one in `{model / Path(below[0]).parent}`: name that folder"
+    raise ModelError(f"{model}: no config.json", hint=hint)
+
+
+def refuse_module_kinds(root: Path) -> None:
+    """Modules of another kind of model, by the name of their class."""
+    for dotted in module_types(root):
+        if what := kinds.describe_module(dotted):
+            name = dotted.rpartition(".")[2] if dotted.startswith("sentence_transformers.") else dotted
+            raise ModelError(f"{root / 'modules.json'}: the module `{name}` is not known: {what}", hint=_WANTED)
+
+
+def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> None:
+    """A model whose class is not known here, and not to transformers either. path: the model's own folder."""
     names = config.get("architectures")
-    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) and not is_known(names[0]):
+    place = path / "config.json"
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        what = kinds.describe_config(config)
         raise ModelError(
-            f"{root / 'config.json'}: architecture `{names[0]}` is not a reranker that is known",
-            hint=f"known are {', '.join(sorted(FAMILIES))} and the sequence classifiers of transformers",
+            f"{place}: `architectures` must name one class: {names!r}{f': {what}' if what else ''}",
+            hint=_WANTED
+            if what
+            else "the class that the weights were saved from belongs there, for example "
+            '`"architectures": ["BertForSequenceClassification"]`',
         )
+    if is_known(names[0]):
+        return
+    what = kinds.describe_architecture(names[0])
+    types = [dotted.rpartition(".")[2] for dotted in module_types(root)]
+    if types and types[-1] in ("Pooling", "Normalize"):
+        what = f"{kinds.describe_vectors()} ({', '.join(types)})"
+    code = "its code is in the checkpoint, and code of a checkpoint is never run" if _has_code(path, config) else None
+    told = "; ".join(one for one in (what, code) if one)
+    raise ModelError(
+        f"{place}: architecture `{names[0]}` is not a reranker that is known{told and f': {told}'}",
+        hint=_WANTED
+        if what
+        else f"known are {', '.join(sorted(FAMILIES))} and the sequence classifiers of transformers",
+    )
 
 
 def refuse_modules(root: Path, config: Mapping[str, Any], declared: Declaration) -> None:
@@ -82,16 +144,59 @@ def refuse_code(root: Path, config: Mapping[str, Any], declared: Declaration) ->
     """A language model whose code says how it is scored."""
     names = config.get("architectures")
     language = isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)
-    if declared.listed or not language:
+    if declared.listed or not language or not _has_code(root, config):
         return
     code = sorted(file.name for file in root.glob("*.py"))
-    if code or config.get("auto_map"):
-        told = ", ".join(f"`{name}`" for name in code) or "`auto_map` in config.json"
+    told = ", ".join(f"`{name}`" for name in code) or "`auto_map` in config.json"
+    raise ModelError(
+        f"{root}: {told} says how this language model is scored, and code of a checkpoint is never run",
+        hint="a folder with modules.json, or one that was saved without code, can be read",
+    )
+
+
+def refuse_pickle(path: Path) -> NoReturn:
+    """Weights in pickle alone. path: the model's own folder, in which there are no safetensors."""
+    names = [name for name in _entries(path, depth=1) if any(fnmatch(name, pattern) for pattern in kinds.PICKLES)]
+    if names:
         raise ModelError(
-            f"{root}: {told} says how this language model is scored, and code of a checkpoint is never run",
-            hint="a folder with modules.json, or one that was saved without code, can be read",
+            f"{path}: no safetensors weights, and pickle is not read: {_list(names)}",
+            hint="convert them with safetensors: `AutoModelForSequenceClassification.from_pretrained(folder)"
+            ".save_pretrained(folder, safe_serialization=True)`",
         )
+    raise ModelError(f"{path}: no *.safetensors weights", hint="all files of the checkpoint's repository are needed")
 
 
-def _files(root: Path, suffix: str) -> list[Path]:
-    return sorted(file for file in root.rglob(f"*{suffix}") if file.is_file())
+def _has_code(path: Path, config: Mapping[str, Any]) -> bool:
+    return bool(config.get("auto_map")) or any(path.glob("*.py"))
+
+
+def _refuse_pointers(*folders: Path) -> None:
+    """Files that Git LFS has left its pointers for."""
+    for file in (file for folder in dict.fromkeys(folders) for file in sorted(folder.glob("*"))):
+        if not file.is_file() or file.stat().st_size > _MAX_POINTER_BYTES:
+            continue
+        with file.open("rb") as stream:
+            begin = stream.read(len(_POINTER))
+        if begin == _POINTER:
+            raise ModelError(
+                f"{file}: a pointer of Git LFS, and not the file", hint="`git lfs pull` in the folder brings the files"
+            )
+
+
+def _entries(root: Path, depth: int = _DEPTH) -> Iterator[str]:
+    """Files and folders below `root`, by their paths in it, in the order of their names; not deep and not many."""
+    found = 0
+    for folder, folders, files in os.walk(root):
+        inside = Path(folder).relative_to(root)
+        folders[:] = sorted(folders) if len(inside.parts) < depth - 1 else []
+        for name in sorted([*files, *(one for one in folders if one.endswith(".mlpackage"))]):
+            yield str(inside / name)
+            found += 1
+            if found == _MOST_ENTRIES:
+                return
+
+
+def _list(names: Sequence[str]) -> str:
+    """Names in backticks, shortened where there are many."""
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

@@ -12,6 +12,7 @@ Source: sentence-transformers 6.2 (base/model.py, base/modules/*.py, sentence_tr
 cross_encoder/modules/logit_score.py) and transformers 5.24, against which the tests compare.
 """
 
+from rerank_cli.checkpoint.declared.modules import module_types
 from rerank_cli.checkpoint.declared.read import find_model_folder, read_declaration
 from rerank_cli.checkpoint.declared.values import (
     UNDECLARED,
@@ -38,5 +39,6 @@ __all__ = [
     "Pooling",
     "PoolingMode",
     "find_model_folder",
+    "module_types",
     "read_declaration",
 ]

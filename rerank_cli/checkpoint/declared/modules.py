@@ -92,6 +92,12 @@ def read_model_folder(root: Path) -> str:
     return _entry(root / "modules.json", entries[0])["path"] if entries else ""
 
 
+def module_types(root: Path) -> list[str]:
+    """The classes that modules.json names, as it writes them; none where there is no such file."""
+    place = root / "modules.json"
+    return [_entry(place, entry)["type"] for entry in read_json_list(place)] if place.is_file() else []
+
+
 def read_modules(root: Path) -> tuple[str, tuple[Module, ...], tuple[str, ...]]:
     """The model's own folder, the modules behind it, and the files that say so; all folders below `root`."""
     place = root / "modules.json"
@@ -219,6 +225,12 @@ def _check_chain(place: Path, modules: Sequence[Module]) -> None:
             and scoring in ([], [len(kinds) - 1])
         )
     )
+    if not known and kinds[0] == "Dense" and not scoring:
+        raise ModelError(
+            f"{place}: modules in this order give a vector for every token (late interaction, as ColBERT), and no "
+            f"score of a pair: {', '.join(['Transformer', *kinds])}",
+            hint="a reranker is needed, for example a ...ForSequenceClassification",
+        )
     if not known:
         chain = ", ".join(["Transformer", *kinds])
         raise ModelError(

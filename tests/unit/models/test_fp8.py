@@ -128,7 +128,7 @@ def test_modelopt_is_named_by_either_file(embedder):
     ("config", "named"),
     [
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "`modelopt` with `NVFP4`"),
-        ({"quant_method": "fp8"}, "`fp8` with `None`"),
+        ({"quant_method": "fp8"}, "`fp8`"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "`bitsandbytes`"),
         ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "`compressed-tensors`"),
         ({}, "`{}`"),
