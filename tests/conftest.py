@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
@@ -24,7 +25,7 @@ from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
 from rerank_cli.formats.parquet import TableParts
-from rerank_cli.formats.shapes import FieldNames, Grouped, Selection
+from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Grouped, Selection, Texts
 from rerank_cli.job.options import ErrorLimit, Names
 from rerank_cli.job.output import open_destination
 from rerank_cli.job.scoring_loop import score_windows
@@ -241,11 +242,12 @@ def run_files(
     window_pairs: int = 4,
     encoder: FakeEncoder | None = None,
     overwrite: bool = False,
+    texts: Texts = NO_TEXTS,
 ) -> FileRun:
     """The way of `rerank-file` from real files to real files, with the fakes in place of a model."""
     selection, read = selection or Selection(), read or ReadOptions()
     resolved = resolve_inputs(inputs)
-    found, items = open_lists(resolved, names or FieldNames(), read, shape)
+    found, items = open_lists(resolved, names or FieldNames(), read, shape, texts)
     items = ordered_by_group(resolved, found, items, read)
     with open_destination(Names(str(out)), found, selection, inputs=resolved, overwrite=overwrite) as destination:
         totals = score_all(
@@ -259,8 +261,19 @@ def run_files(
         )
         destination.commit({}, Stop())
         errors = destination.errors_file
-    rows = pq.read_table(out).to_pylist() if out.suffix == ".parquet" else read_lines(out)
+    rows = _rows_of(out)
     return FileRun(totals.counts, out, rows, read_lines(errors) if errors else [])
+
+
+def _rows_of(out: Path) -> list[dict[str, Any]]:
+    if out.suffix == ".parquet":
+        return pq.read_table(out).to_pylist()
+    if out.suffix in (".csv", ".tsv"):
+        with out.open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream, delimiter="," if out.suffix == ".csv" else "\t", strict=True))
+    if out.suffix == ".trec":
+        return [{"line": line} for line in out.read_text(encoding="utf-8").splitlines()]
+    return read_lines(out)
 
 
 def told(error: RowError | dict[str, Any]) -> tuple[int, str]:

@@ -108,11 +108,13 @@ def _one_reading(possible: Mapping[str, int], rows: Sequence[JsonRow], names: Fi
     if best.texts or best.name == "trec":
         return best
     readings = {name: [_read(READABLE[name], row, names) for row in rows] for name in sure if not READABLE[name].texts}
-    best = next((READABLE[name] for name, found in readings.items() if any(found)), best)
+    own = readings.keys() <= {"list", "flat", *KINDS}  # a request says by its shape where its fields are
+    readable = next((name for name, found in readings.items() if any(found)), best.name)
+    if own or readable not in ("list", "flat"):  # requests stay requests where each has a null text
+        best = READABLE[readable]
     ids = next((READABLE[name] for name in sure if READABLE[name].texts), None)
     if ids is not None and not any(map(any, readings.values())):
         return ids
-    own = readings.keys() <= {"list", "flat", *KINDS}  # a request says by its shape where its fields are
     if own and readings and not any(map(any, readings.values())) and suggested(rows[0].fields, names):
         raise no_shape(f"{rows[0].file}:{rows[0].number}", rows[0].fields, names)
     for name, found in readings.items():
