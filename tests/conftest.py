@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,7 @@ from rerank_cli.records import (
     RowError,
     Window,
 )
+from tests.served import served_program
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -279,3 +280,10 @@ def _rows_of(out: Path) -> list[dict[str, Any]]:
 def told(error: RowError | dict[str, Any]) -> tuple[int, str]:
     """Row number and code of an error, from memory or from the errors file."""
     return (error.row, error.code) if isinstance(error, RowError) else (error["row"], error["error"]["code"])
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Path]:
+    """A folder for PATH with a `rerank-cli` that has everything loaded (`tests/served.py`)."""
+    with served_program() as folder:
+        yield folder

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +84,9 @@ def _task() -> str:
 
 
 @pytest.mark.parametrize("recipe", [_script, _service, _task])
-def test_a_week_of_nights_leaves_the_last_good_output(recipe: object, tmp_path: Path) -> None:
+def test_a_week_of_nights_leaves_the_last_good_output(recipe: object, tmp_path: Path, served: Path) -> None:
     script = recipe()  # type: ignore[operator]
-    path = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    path = f"{served}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "RERANK_MODEL": str(TINY_CHECKPOINT), "OMP_NUM_THREADS": "1"}
     out = tmp_path / "nightly.jsonl"
     before = b""

@@ -16,6 +16,7 @@ from rerank_cli.errors import EXIT_CODES
 from rerank_cli.models import FAMILIES
 from rerank_cli.models.embedder import EMBEDDERS
 from rerank_cli.planning.profiles import load_all_profiles, render_support_matrix
+from tests.conftest import TINY_CHECKPOINT
 from tests.docs import house
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,12 @@ def _runs(block: Any) -> bool:
     return "make " not in block.values[0]
 
 
+@pytest.fixture(autouse=True)
+def program(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts find the program."""
+    monkeypatch.setenv("PATH", f"{served}{os.pathsep}{BIN}{os.pathsep}{os.environ['PATH']}")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The folder that README's commands run in, without letting them write into the repository."""
@@ -53,14 +60,18 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def _run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     # Without pipefail: a writer whose reader has enough (`--limit`) ends with SIGPIPE, and that is no fault.
     command = ["bash", "-eu", "-c", script]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("block", list(filter(_runs, _command_blocks())))
-def test_every_command_runs(block: str, checkout: Path) -> None:
+def test_every_command_runs(
+    block: str, checkout: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    # 225 lists: with a tiny model, whose pairs are too short for the other samples.
+    if "python-docs" in block and "nim" not in block and "README" not in request.node.callspec.id:
+        monkeypatch.setenv("RERANK_MODEL", str(TINY_CHECKPOINT))
     if "--engine ray" in block:
         pytest.importorskip("ray", reason="Ray is not installed")
     done = _run(block, checkout)
