@@ -40,6 +40,11 @@ _BUILTIN_DIR = Path(__file__).parent / "builtin"
 _MAX_LAYERS = 10_000  # ten times the deepest models; each layer is built one by one, so 10^9 of them never end
 _LAYER_COUNT = re.compile(r"(?:num_|n_)?(?:\w+_)?layers?|depth")
 _OUT_OF_RANGE = 2**63  # of a number of config.json: sizes are 64 bits wide, and nothing else comes near
+# What transformers may read beside tokenizer.json, where it makes the tokenizer (`encoding/tokenizer.py`).
+_TOKENIZER_FILES = (
+    "added_tokens.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model",
+    "vocab.json", "vocab.txt",
+)  # fmt: skip
 _COMPANIONS = (".scale", ".zero", ".weight_scale", ".input_scale", ".k_scale", ".v_scale")  # of 8-bit tensors
 _SHARD = re.compile(r"-0*([0-9]+)-of-0*([2-9]|[0-9]{2,})\.safetensors$")
 
@@ -114,6 +119,7 @@ class Checkpoint:
             self.tokenizer_file,
             self.path / "tokenizer_config.json",
             self.path / "special_tokens_map.json",
+            *(self.path / name for name in _TOKENIZER_FILES),
             self.path / "processor_config.json",
             self.path / "hf_quant_config.json",
         ]

@@ -33,6 +33,11 @@ def check_embedder(checkpoint: Checkpoint) -> None:
     if not declared.listed:
         return
     declared_pooling(checkpoint)
+    if declared.pooling is not None and declared.pooling.skips_prompt and declared.prompts:
+        raise ModelError(
+            f"{checkpoint.root}/modules.json: `include_prompt` of its Pooling is false, and it has prompts: vectors "
+            "without the prompts' tokens are not computed"
+        )
     others = [type(one).__name__ for one in declared.modules if not isinstance(one, (Pooling, Normalize))]
     if others:
         raise ModelError(f"{checkpoint.root}/modules.json: {', '.join(others)} of an embedding model is not computed")

@@ -15,6 +15,8 @@ from tests.conftest import TINY_CHECKPOINT, write_lines
 from tests.torture.conftest import outputs
 from tests.torture.runs import Asked, Runs
 
+DECLARED = TINY_CHECKPOINT.parents[1] / "zerank2-open" / "checkpoint"
+SHARED = {"modules.json", "config_sentence_transformers.json"}
 LINES = [json.dumps({"id": n, "query": "two roads", "passage": f"a yellow wood {n}"}) for n in range(200)]
 
 
@@ -104,6 +106,41 @@ def test_a_changed_file_is_refused(tmp_path: Path, runs: Runs, stopped: Asked, n
     change, said = FILES[name]
     change(tmp_path)
     refused(runs, stopped, said)
+
+
+def test_a_changed_declaration_is_refused(tmp_path: Path, runs: Runs) -> None:
+    """Each file that declares how a checkpoint is scored, in a model that has all of them."""
+    write_lines(tmp_path / "in.jsonl", [line.encode() for line in LINES])
+    model = Path(shutil.copytree(DECLARED, tmp_path / "model"))
+    own = model / "0_Transformer"
+    own.mkdir()
+    for file in [path for path in model.iterdir() if path.is_file() and path.name not in SHARED]:
+        file.rename(own / file.name)
+    modules = json.loads((model / "modules.json").read_text())
+    modules[0]["path"] = own.name
+    (model / "modules.json").write_text(json.dumps(modules))
+    (own / "additional_chat_templates").mkdir()
+    for name in ("additional_chat_templates/rag.jinja", "special_tokens_map.json", "added_tokens.json"):
+        (own / name).write_text("{}")
+    options = {"pairs": True, "model": str(model)}
+    asked = Asked((str(tmp_path / "in.jsonl"),), str(tmp_path / "out.jsonl"), options)
+    assert runs.run(asked, at=20).code == -9
+    job = outputs(tmp_path / "out.jsonl.job")
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    assert {path.name for path in files} >= {"chat_template.jinja", "sentence_bert_config.json", *SHARED}
+    for file in files:
+        kept = file.read_bytes()
+        file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]) if file.suffix == ".safetensors" else kept + b" ")
+        done = runs.run(asked)
+        assert done.code == 8, (file, done.said)
+        assert f"model file `{file.relative_to(model)}`" in done.said
+        file.write_bytes(kept)
+    (own / "added_tokens.json").unlink()
+    assert runs.run(asked).code == 8
+    (own / "added_tokens.json").write_text("{}")
+    after = outputs(tmp_path / "out.jsonl.job")
+    assert {**job, "lock": b""} == {**after, "lock": b""}
+    assert runs.run(asked).code == 0
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -157,8 +157,7 @@ def _pooling(config: Config, folder: str) -> Module:
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or any(mode not in _POOLING_MODES for mode in modes):
         config.refuse("pooling_mode", f"is {modes!r}; known are {', '.join(_POOLING_MODES)}")
-    config.only("include_prompt", True, default=True)
-    return Pooling(tuple(modes))
+    return Pooling(tuple(modes), skips_prompt=not config.flag("include_prompt", default=True))
 
 
 def _dense(config: Config, folder: str) -> Module:

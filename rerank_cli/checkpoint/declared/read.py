@@ -17,6 +17,7 @@ _FLAT_MODEL_TYPES = {"apertus", "deepseek_v3", "gpt_oss", "seed_oss"}
 _STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
 
 _MAX_TEMPLATE_BYTES = 2**24
+_MORE_TEMPLATES = "additional_chat_templates"
 
 
 def read_declaration(root: Path) -> Declaration:
@@ -30,7 +31,8 @@ def read_declaration(root: Path) -> Declaration:
     model = root / folder
     transformer = read_transformer_config(model)
     _check_task(model, transformer, modules)
-    place, template = _read_template(model)
+    # One that pairs do not go through may be anything.
+    place, template = ("", None) if transformer.message_format is None else _read_template(model)
     shared = root / "config_sentence_transformers.json"
     prompts, prompt, similarity = _read_shared(shared, modules)
     named = [str(PurePosixPath(folder, transformer.file))] if transformer.file else []
@@ -57,32 +59,51 @@ def find_model_folder(root: Path) -> str:
 
 
 def _template_files(root: Path, folder: str) -> tuple[str, ...]:
-    return tuple(str(PurePosixPath(folder, path.name)) for path in sorted((root / folder).glob("*.jinja")))
+    found = [*sorted((root / folder).glob("*.jinja")), *_more_templates(root / folder)]
+    return tuple(path.relative_to(root).as_posix() for path in found)
+
+
+def _more_templates(folder: Path) -> list[Path]:
+    return sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))
 
 
 def _read_template(folder: Path) -> tuple[str, str | None]:
-    """Where the chat template stands, and its text; None where there is none."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            with file.open("rb") as stream:
-                data = stream.read(_MAX_TEMPLATE_BYTES + 1)
-            if len(data) > _MAX_TEMPLATE_BYTES:
-                raise ModelError(f"{file}: more than {_MAX_TEMPLATE_BYTES:,} bytes, which no template has")
-            return str(file), data.decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"{file}: {error}") from error
+    """Where the chat template stands, and its text; None where there is none.
+
+    Files come before tokenizer_config.json, whose templates do not count beside any. Of several templates the one that
+    is called `default` is used.
+    Source: transformers 5.24, PreTrainedTokenizerBase.from_pretrained and get_chat_template.
+    """
+    own = folder / "chat_template.jinja"
+    named = {"default": own} if own.is_file() else {}
+    named |= {path.name.removesuffix(".jinja"): path for path in _more_templates(folder)}
+    if named:
+        if "default" not in named:
+            raise ModelError(f"{folder / _MORE_TEMPLATES}: none of the templates is called `default`: {sorted(named)}")
+        return str(named["default"]), _read_template_file(named["default"])
     config = folder / "tokenizer_config.json"
     value: Any = read_json_file(config).get("chat_template") if config.is_file() else None
     place = f"{config}: `chat_template`"
-    if isinstance(value, list):
-        named = {one.get("name"): one.get("template") for one in value if isinstance(one, dict)}
-        value = named.get("default")
+    if isinstance(value, (list, dict)):
+        listed = [one for one in value if isinstance(one, dict)]
+        texts = value if isinstance(value, dict) else {one.get("name"): one.get("template") for one in listed}
+        value = texts.get("default")
         if value is None:
-            raise ModelError(f"{place}: none of the templates is called `default`: {sorted(map(str, named))}")
+            raise ModelError(f"{place}: none of the templates is called `default`: {sorted(map(str, texts))}")
     if value is not None and not isinstance(value, str):
         raise ModelError(f"{place}: must be text: {value!r}")
     return place, value
+
+
+def _read_template_file(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_MAX_TEMPLATE_BYTES + 1)
+        if len(data) > _MAX_TEMPLATE_BYTES:
+            raise ModelError(f"{file}: more than {_MAX_TEMPLATE_BYTES:,} bytes, which no template has")
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: {error}") from error
 
 
 def _message_format(transformer: TransformerConfig, template: str | None, model: Path) -> MessageFormat | None:

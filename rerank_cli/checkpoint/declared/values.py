@@ -15,10 +15,11 @@ MessageFormat = Literal["flat", "structured"]
 class Pooling:
     """Token vectors become one: each mode's vector, side by side in this order.
 
-    All real tokens count, special ones and a prompt's included.
+    All real tokens count, special ones included.
     """
 
     modes: tuple[PoolingMode, ...]
+    skips_prompt: bool = False  # those of a prompt do not count, and neither do the special ones before it
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import pytest
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.declared import Declaration, DeclaredLayerNorm, Dense, LogitScore, Pooling
+from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.errors import ModelError
 
 PARITY = Path(__file__).parents[2] / "parity"
@@ -71,6 +72,30 @@ def test_a_template_in_the_tokenizers_config_counts_where_there_is_no_file(tmp_p
         read_checkpoint(model)
 
 
+def test_of_several_template_files_the_default_one_counts_and_none_in_the_tokenizers_config(tmp_path):
+    model = copied(tmp_path, "ctxl")
+    change(model / "tokenizer_config.json", chat_template={"default": "in the config"})
+    more = model / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("tools")
+    own = (model / "chat_template.jinja").read_text()
+    assert read_checkpoint(model).declared.chat_template == own
+    (model / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="none of the templates is called `default`"):
+        read_checkpoint(model)
+    (more / "default.jinja").write_text("another")
+    assert read_checkpoint(model).declared.chat_template == "another"
+    for file in more.iterdir():
+        file.unlink()
+    assert read_checkpoint(model).declared.chat_template == "in the config"
+
+
+def test_a_template_that_pairs_do_not_go_through_may_be_anything(tmp_path):
+    model = copied(tmp_path, "bert-prompt")
+    change(model / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "{{"}])
+    assert read_checkpoint(model).declared.chat_template is None
+
+
 def test_an_old_pooling_is_the_same_as_a_new_one(tmp_path):
     model = copied(tmp_path, "ettin")
     pooling = model / "1_Pooling" / "config.json"
@@ -101,14 +126,40 @@ def change_path(model: Path, number: int, path: str) -> None:
     (model / "modules.json").write_text(json.dumps(modules))
 
 
-def test_every_file_that_declares_something_counts_in_the_digest(tmp_path):
+def test_every_file_that_decides_a_score_counts_in_the_digest(tmp_path):
     model = copied(tmp_path, "ettin")
-    checkpoint = read_checkpoint(model)
-    assert {"modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
-            "sentence_bert_config.json", "config_sentence_transformers.json"} <= set(checkpoint.files)  # fmt: skip
-    before = checkpoint.sha256
-    change(model / "2_Dense" / "config.json", activation_function="torch.nn.modules.activation.ReLU")
+    own = model / "0_Transformer"
+    own.mkdir()
+    for name in ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer.json",
+                 "tokenizer_config.json"):  # fmt: skip
+        (model / name).rename(own / name)
+    change_path(model, 0, "0_Transformer")
+    (own / "additional_chat_templates").mkdir()
+    for name in ("chat_template.jinja", "additional_chat_templates/rag.jinja", "special_tokens_map.json",
+                 "added_tokens.json", "vocab.txt"):  # fmt: skip
+        (own / name).write_text("{}")
+    before = read_checkpoint(model).sha256
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    assert len(files) == 19
+    for file in files:
+        kept = file.read_bytes()
+        file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]) if file.suffix == ".safetensors" else kept + b" ")
+        assert read_checkpoint(model).sha256 != before, file
+        file.write_bytes(kept)
+    assert read_checkpoint(model).sha256 == before
+    (own / "sentence_bert_config.json").rename(own / "sentence_roberta_config.json")
     assert read_checkpoint(model).sha256 != before
+
+
+def test_a_pooling_without_the_prompt_is_refused_where_there_is_one(tmp_path):
+    model = copied(tmp_path, "ettin")
+    change(model / "1_Pooling" / "config.json", include_prompt=False)
+    assert open_encoder(read_checkpoint(model), max_tokens=64).max_tokens == 64
+    with pytest.raises(ModelError, match=r"`include_prompt` of its Pooling is false.* 'find: '") as caught:
+        change(model / "config_sentence_transformers.json", prompts={"a": "find: "}, default_prompt_name="a")
+        open_encoder(read_checkpoint(model), max_tokens=64)
+    assert "--instruction" in (caught.value.hint or "")
+    assert open_encoder(read_checkpoint(model), max_tokens=64, instruction="").max_tokens == 64
 
 
 @pytest.mark.parametrize(
@@ -130,7 +181,7 @@ def test_every_file_that_declares_something_counts_in_the_digest(tmp_path):
         ("zerank2", "config_sentence_transformers.json", {"default_prompt_name": "web"},
          "`default_prompt_name` is 'web'"),
         ("zerank2", "config_sentence_transformers.json", {"model_type": None}, "`model_type`"),
-        ("ettin", "1_Pooling/config.json", {"include_prompt": False}, "`include_prompt` is False"),
+        ("ettin", "1_Pooling/config.json", {"include_prompt": "no"}, "`include_prompt` must be true or false"),
         ("ettin", "1_Pooling/config.json", {"pooling_mode": "median"}, "`pooling_mode`"),
         ("ettin", "2_Dense/config.json", {"activation_function": "my.code.Gelu"}, "`activation_function`"),
         ("ettin", "2_Dense/config.json", {"module_output_name": "extra"}, "`module_output_name` is 'extra'"),
