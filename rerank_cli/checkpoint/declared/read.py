@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,16 +24,19 @@ _MORE_TEMPLATES = "additional_chat_templates"
 def read_declaration(root: Path) -> Declaration:
     """What the folder `root` declares; `ModelError` naming the key that changes a score and is not known."""
     if not (root / "modules.json").is_file():
-        place, template = _read_template(root)
-        form = None if template is None else _guess_format(template, root)
-        files = _template_files(root, "")
-        return Declaration(message_format=form, chat_template=template, chat_template_place=place, files=files)
+        template = _read_template(root, "")
+        return Declaration(
+            message_format=None if template is None else _guess_format(template, root),
+            chat_template=template.text if template else None,
+            chat_template_place=template.place if template else "",
+            files=_template_files(root, ""),
+        )
     folder, modules, files = read_modules(root)
     model = root / folder
     transformer = read_transformer_config(model)
     _check_task(model, transformer, modules)
     # One that pairs do not go through may be anything.
-    place, template = ("", None) if transformer.message_format is None else _read_template(model)
+    template = None if transformer.message_format is None else _read_template(root, folder)
     shared = root / "config_sentence_transformers.json"
     prompts, prompt, similarity = _read_shared(shared, modules)
     named = [str(PurePosixPath(folder, transformer.file))] if transformer.file else []
@@ -46,8 +50,8 @@ def read_declaration(root: Path) -> Declaration:
         prompt=prompt,
         similarity=similarity,
         message_format=_message_format(transformer, template, model),
-        chat_template=template,
-        chat_template_place=place,
+        chat_template=template.text if template else None,
+        chat_template_place=template.place if template else "",
         template_variables=transformer.template_variables,
         files=(*files, *([shared.name] if shared.is_file() else []), *named, *_template_files(root, folder)),
     )
@@ -63,27 +67,45 @@ def _template_files(root: Path, folder: str) -> tuple[str, ...]:
     return tuple(path.relative_to(root).as_posix() for path in found)
 
 
-def _more_templates(folder: Path) -> list[Path]:
-    return sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))
+def _more_templates(root: Path) -> list[Path]:
+    return sorted((root / _MORE_TEMPLATES).glob("*.jinja"))
 
 
-def _read_template(folder: Path) -> tuple[str, str | None]:
-    """Where the chat template stands, and its text; None where there is none.
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A chat template and where it stands. several: it is one of templates with names."""
+
+    place: str
+    text: str
+    several: bool = False
+
+
+def _read_template(root: Path, model: str) -> _Template | None:
+    """The chat template of a model; None where there is none. model: its own folder, below `root`.
 
     Files come before tokenizer_config.json, whose templates do not count beside any. Of several templates the one that
-    is called `default` is used.
+    is called `default` is used. transformers lists further files in the folder that it is given, and not in the model's
+    own below it, so that there they do not count.
     Source: transformers 5.24, PreTrainedTokenizerBase.from_pretrained and get_chat_template.
     """
+    folder = root / model
     own = folder / "chat_template.jinja"
+    if model and _more_templates(folder) and (_more_templates(root) or not own.is_file()):
+        raise ModelError(
+            f"{folder}: `{_MORE_TEMPLATES}` does not count for a model in a folder of its own",
+            hint="the template that counts belongs in chat_template.jinja, beside its config.json",
+        )
     named = {"default": own} if own.is_file() else {}
-    named |= {path.name.removesuffix(".jinja"): path for path in _more_templates(folder)}
+    if not model:
+        named |= {path.name.removesuffix(".jinja"): path for path in _more_templates(root)}
     if named:
         if "default" not in named:
             raise ModelError(f"{folder / _MORE_TEMPLATES}: none of the templates is called `default`: {sorted(named)}")
-        return str(named["default"]), _read_template_file(named["default"])
+        file = named["default"]
+        return _Template(str(file), _read_template_file(file), several=len(named) > 1)
     config = folder / "tokenizer_config.json"
     value: Any = read_json_file(config).get("chat_template") if config.is_file() else None
-    place = f"{config}: `chat_template`"
+    place, several = f"{config}: `chat_template`", isinstance(value, (list, dict))
     if isinstance(value, (list, dict)):
         listed = [one for one in value if isinstance(one, dict)]
         texts = value if isinstance(value, dict) else {one.get("name"): one.get("template") for one in listed}
@@ -92,7 +114,7 @@ def _read_template(folder: Path) -> tuple[str, str | None]:
             raise ModelError(f"{place}: none of the templates is called `default`: {sorted(map(str, texts))}")
     if value is not None and not isinstance(value, str):
         raise ModelError(f"{place}: must be text: {value!r}")
-    return place, value
+    return None if value is None else _Template(place, value, several=several)
 
 
 def _read_template_file(file: Path) -> str:
@@ -106,7 +128,7 @@ def _read_template_file(file: Path) -> str:
         raise ModelError(f"{file}: {error}") from error
 
 
-def _message_format(transformer: TransformerConfig, template: str | None, model: Path) -> MessageFormat | None:
+def _message_format(transformer: TransformerConfig, template: _Template | None, model: Path) -> MessageFormat | None:
     form = transformer.message_format
     if form is None:
         return None
@@ -120,12 +142,14 @@ def _message_format(transformer: TransformerConfig, template: str | None, model:
     return "flat" if form == "flat" else "structured"
 
 
-def _guess_format(template: str, model: Path) -> MessageFormat:
-    """As sentence-transformers does where nothing says it."""
+def _guess_format(template: _Template, model: Path) -> MessageFormat:
+    """As sentence-transformers does where nothing says it: of several templates it looks at none."""
     config = model / "config.json"
     model_type = read_json_file(config).get("model_type") if config.is_file() else None
-    flat = model_type in _FLAT_MODEL_TYPES or not any(sign in template for sign in _STRUCTURED)
-    return "flat" if flat and template else "structured"
+    if model_type in _FLAT_MODEL_TYPES:
+        return "flat"
+    seen = "" if template.several else template.text
+    return "flat" if seen and not any(sign in seen for sign in _STRUCTURED) else "structured"
 
 
 def _check_task(model: Path, transformer: TransformerConfig, modules: tuple[Module, ...]) -> None:

@@ -90,6 +90,29 @@ def test_of_several_template_files_the_default_one_counts_and_none_in_the_tokeni
     assert read_checkpoint(model).declared.chat_template == "in the config"
 
 
+def test_of_a_model_in_a_folder_of_its_own_the_further_templates_do_not_count(tmp_path):
+    model = copied(tmp_path, "ctxl")
+    own = model / "0_Transformer"
+    (own / "additional_chat_templates").mkdir(parents=True)
+    for file in [path for path in model.iterdir() if path.is_file() and path.name != "modules.json"]:
+        file.rename((model if file.name == "config_sentence_transformers.json" else own) / file.name)
+    change_path(model, 0, own.name)
+    (own / "additional_chat_templates" / "default.jinja").write_text("another")
+    assert read_checkpoint(model).declared.chat_template == (own / "chat_template.jinja").read_text()
+    (own / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="does not count for a model in a folder of its own"):
+        read_checkpoint(model)
+
+
+def test_the_form_of_messages_is_not_guessed_from_one_of_several_templates(tmp_path):
+    model = copied(tmp_path, "qwen3-seqcls")
+    (model / "modules.json").unlink()
+    assert read_checkpoint(model).declared.message_format == "flat"
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    assert read_checkpoint(model).declared.message_format == "structured"
+
+
 def test_a_template_that_pairs_do_not_go_through_may_be_anything(tmp_path):
     model = copied(tmp_path, "bert-prompt")
     change(model / "tokenizer_config.json", chat_template=[{"name": "tool_use", "template": "{{"}])
