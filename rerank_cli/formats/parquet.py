@@ -49,6 +49,7 @@ from rerank_cli.formats.arrow_types import (
     storable,
     widen_schema,
 )
+from rerank_cli.formats.parquet_footer import check_magic, refuse_joined
 from rerank_cli.formats.parts import Partition
 from rerank_cli.records import RowError
 
@@ -65,7 +66,6 @@ _WHOLE_CHUNKS_BYTES = 64 * 2**20
 but a stream takes the memory that a damaged page header claims (2 GiB resident, pyarrow 26), whole chunks do not."""
 
 _PART_LENGTH = struct.Struct("<Q")
-_MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
@@ -295,10 +295,11 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
         raise InputError(f"{path}: cannot be read: {_reason(error)}") from error
     with source:
         try:
-            _check_magic(source, path)
+            check_magic(source, path)
             buffer_size = _READ_BUFFER_BYTES if source.size() > _WHOLE_CHUNKS_BYTES else 0
             file = pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False)
             list(_names(pa.field("", pa.struct(list(file.schema_arrow)))))
+            refuse_joined(source, file.metadata, path)
         except _FAULTS as error:
             raise InputError(f"{path}: cannot be read as Parquet: {_reason(error)}") from error
         with file:
@@ -314,18 +315,6 @@ def _names(field: pa.Field, depth: int = 0) -> Iterator[str]:
         yield field.type.tz or ""
     for child in child_fields(field.type):
         yield from _names(child, depth + 1)
-
-
-def _check_magic(source: pa.NativeFile, path: str) -> None:
-    size = source.size()
-    head = source.read_at(4, 0) if size >= 12 else b""
-    tail = source.read_at(4, size - 4) if size >= 12 else b""
-    if _ENCRYPTED_MAGIC in (head, tail):
-        raise InputError(f"{path}: is encrypted", hint="decrypt it first: this program takes no keys")
-    if head != _MAGIC:
-        raise InputError(f"{path}: is not a Parquet file", hint="pass `--in-format` if it has another format")
-    if tail != _MAGIC:
-        raise InputError(f"{path}: is cut short: it does not end with the footer of a Parquet file")
 
 
 def _batches(file: pq.ParquetFile, path: str, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
