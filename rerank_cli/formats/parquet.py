@@ -299,7 +299,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
             buffer_size = _READ_BUFFER_BYTES if source.size() > _WHOLE_CHUNKS_BYTES else 0
             file = pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False)
             list(_names(pa.field("", pa.struct(list(file.schema_arrow)))))
-            refuse_joined(source, file.metadata, path)
+            refuse_joined(source, path)
         except _FAULTS as error:
             raise InputError(f"{path}: cannot be read as Parquet: {_reason(error)}") from error
         with file:

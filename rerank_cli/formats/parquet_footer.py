@@ -1,18 +1,33 @@
-"""Whether a file is one whole Parquet file, by its first and last bytes and what its footer accounts for."""
+"""Whether a file is one whole Parquet file, by its first and last bytes and by what its footer accounts for.
+
+`cat a.parquet b.parquet` makes a file that every reader takes for one: the last footer counts from the first byte of
+its own file, so it finds other rows in the place of its own, or half of all rows. Here the footer is read for where its
+data end. What lies between them and the footer is indexes and Bloom filters, or as many bytes as another file has.
+
+The footer is read by ourselves (Thrift's compact protocol, skipping all but five fields): pyarrow 26 ends the process
+when it is asked for the columns of an encrypted file.
+"""
 
 from __future__ import annotations
 
 import shlex
+from functools import lru_cache
 from pathlib import PurePath
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import SUFFIXES, compression_of
 
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _SEARCHED_BYTES = 2**20  # at once
+_LARGEST_FOOTER = 16 * 2**20  # that is looked into: 5 s; a larger one is of some 100,000 column chunks
+
+# Types of the compact protocol, and the fields of parquet.thrift that lead to a column chunk's place.
+_BYTE, _BINARY, _STRUCT = 3, 8, 12
+_VARINTS, _LISTS, _TRUTHS = (4, 5, 6), (9, 10), (1, 2)
+_FIXED = {_BYTE: 1, 7: 8, **dict.fromkeys(_TRUTHS, 0)}  # how many bytes; a truth value is in its field's head
+_ROW_GROUPS, _COLUMNS, _META_DATA, _SIZE, _DATA_PAGE, _DICTIONARY_PAGE = 4, 1, 3, 7, 9, 11
 
 
 def check_magic(source: pa.NativeFile, path: str) -> None:
@@ -34,35 +49,122 @@ def check_magic(source: pa.NativeFile, path: str) -> None:
         raise InputError(f"{path}: is cut short: it does not end with the footer of a Parquet file")
 
 
-def refuse_joined(source: pa.NativeFile, metadata: pq.FileMetaData, path: str) -> None:
-    """`InputError` for files that were put together: a footer counts from the first byte of its own file.
+def refuse_joined(source: pa.NativeFile, path: str) -> None:
+    """`InputError` for files that were put together; a file that `check_magic` has let pass."""
+    size = source.size()
+    length = int.from_bytes(source.read_at(4, size - 8), "little")
+    footer_at = size - 8 - length
+    if footer_at < len(_MAGIC) or length > _LARGEST_FOOTER:
+        return
+    end = _data_end(source.read_at(length, footer_at))
+    if end is not None and (cut := _second_file(source, footer_at - end)):
+        raise InputError(
+            f"{path}: is several Parquet files put together: the second begins at byte {cut + 1}",
+            hint="give each file its own name: a folder or a pattern in quotes stands for all files in it",
+        )
 
-    Whoever follows the last footer would read other rows in its place, or only some. What a footer does not account for
-    is what writers put before it (indexes, Bloom filters), or the whole of another file.
-    """
-    size, end = source.size(), len(_MAGIC)
-    if metadata.num_row_groups:
-        group = metadata.row_group(metadata.num_row_groups - 1)
-        chunks = [group.column(place) for place in range(group.num_columns)]
-        end = max([end, *map(_end_of, chunks)])
-    left = size - 2 * len(_MAGIC) - metadata.serialized_size - end
+
+def _second_file(source: pa.NativeFile, size: int) -> int:
+    """Where a file ends and another one begins, if the first is no larger than `size`; else 0."""
     at, before = 0, b""
-    while at < left:
-        chunk = before + source.read_at(min(_SEARCHED_BYTES, left + len(_MAGIC) - at), at)
-        place = chunk.find(_MAGIC + _MAGIC)
-        if place >= 0:
-            cut = at - len(before) + place + len(_MAGIC)
-            raise InputError(
-                f"{path}: is several Parquet files put together: the second begins at byte {cut + 1}",
-                hint="give each file its own name: a folder or a pattern in quotes stands for all files in it",
-            )
-        at += len(chunk) - len(before)
-        before = chunk[1 - 2 * len(_MAGIC) :]
+    while at < size:
+        chunk = source.read_at(min(_SEARCHED_BYTES, size + len(_MAGIC) - at), at)
         if not chunk:
+            return 0
+        place = int((before + chunk).find(_MAGIC + _MAGIC))
+        if place >= 0:
+            return at - len(before) + place + len(_MAGIC)
+        at += len(chunk)
+        before = chunk[1 - 2 * len(_MAGIC) :]
+    return 0
+
+
+@lru_cache(maxsize=16)
+def _data_end(footer: bytes) -> int | None:
+    """The byte behind the last column chunk; None for a footer that cannot be read."""
+    try:
+        return _Footer(footer).data_end()
+    except (IndexError, RecursionError, ValueError):
+        return None  # it is damaged, which the reader will tell
+
+
+class _Footer:
+    """A cursor through a footer."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        self._end = len(_MAGIC)
+
+    def data_end(self) -> int:
+        """See the function."""
+        self._struct((_ROW_GROUPS, _COLUMNS, _META_DATA))
+        return self._end
+
+    def _struct(self, way: tuple[int, ...]) -> None:
+        """Read a struct. way: the fields that lead from here to the metadata of column chunks; empty in them."""
+        field = 0
+        found: dict[int, int] = {}
+        while head := self._byte():
+            field = field + (head >> 4) if head >> 4 else self._signed()
+            kind = head & 15
+            if way and field == way[0] and kind in (*_LISTS, _STRUCT):
+                self._follow(kind, way)
+            elif not way and kind in _VARINTS:
+                found[field] = self._signed()
+            else:
+                self._skip(kind)
+        if not way and _DATA_PAGE in found:
+            start = found.get(_DICTIONARY_PAGE) or found[_DATA_PAGE]
+            self._end = max(self._end, start + found.get(_SIZE, 0))
+
+    def _follow(self, kind: int, way: tuple[int, ...]) -> None:
+        if kind == _STRUCT:
+            self._struct(way[1:])
             return
+        count, inner = self._list_head()
+        for _ in range(count):
+            if inner != _STRUCT:
+                raise ValueError("no list of structs")
+            self._struct(way[1:])
 
+    def _skip(self, kind: int) -> None:
+        if kind in _VARINTS:
+            self._varint()
+        elif kind == _BINARY:
+            size = self._varint()
+            self._at += size
+        elif kind == _STRUCT:
+            while head := self._byte():
+                if not head >> 4:
+                    self._varint()
+                self._skip(head & 15)
+        elif kind in _LISTS:
+            count, inner = self._list_head()
+            for _ in range(count):
+                self._skip(_BYTE if inner in _TRUTHS else inner)
+        elif kind in _FIXED:
+            self._at += _FIXED[kind]
+        else:
+            raise ValueError("no type of parquet.thrift")
 
-def _end_of(chunk: pq.ColumnChunkMetaData) -> int:
-    """The byte behind a column chunk."""
-    start = (chunk.dictionary_page_offset if chunk.has_dictionary_page else None) or chunk.data_page_offset
-    return int(start + chunk.total_compressed_size)
+    def _list_head(self) -> tuple[int, int]:
+        head = self._byte()
+        return (self._varint() if head >> 4 == 15 else head >> 4), head & 15
+
+    def _byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+
+    def _signed(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
