@@ -6,6 +6,7 @@ answers only where nothing else is possible; `described` also says what a file l
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import shlex
@@ -59,9 +60,11 @@ _WIDE = (
 )  # fmt: skip
 _PICKLE = 0x80
 _TAR_MAGIC_AT = 257
-_KNOWN_FIELDS = frozenset(name for names in ALIASES.values() for name in names) | {
+KNOWN_FIELDS = frozenset(name for names in ALIASES.values() for name in names) | {
     "title", "contents", "content", "segment", "body", "question", "score", "rank", "label", "query-id", "corpus-id",
 }  # fmt: skip
+"""Names of columns by which a header is known."""
+
 _TOP1000_COLUMNS = 4
 
 
@@ -138,8 +141,20 @@ def described(head: bytes, path: str) -> Description:
         return Description("Parquet", "give the name of the file itself, ending in .parquet")
     text = head.removeprefix(_MARK).lstrip()
     first = text.partition(b"\n")[0].rstrip(b"\r")
-    if text.startswith((b"{", b"[")):
-        return _of_json(first, shlex.quote(path))
+    file = shlex.quote(path)
+    if _is_text(first) and not _is_utf8(head):
+        return Description(
+            "text that is not UTF-8",
+            f"`iconv -f WINDOWS-1252 -t UTF-8 {file} > {file}.utf8` if it is Western European; else name its encoding",
+        )
+    return _of_json(first, file) if text.startswith((b"{", b"[")) else _of_lines(text, first, file)
+
+
+def _of_lines(text: bytes, first: bytes, file: str) -> Description:
+    """What text looks like that does not begin with a bracket. first: its first line."""
+    if (at := first.find(b"{")) > 0 and _is_json(first[at:]):
+        words = f"JSON lines with {_excerpt(first[:at])} before each"
+        return Description(words, f"`sed 's/^[^{{]*//' {file} > {file}.jsonl`")
     if (kind := separated(text)) is not None:
         return Description(f"{kind.upper()} with a header", f"`--in-format {kind}`")
     if is_top1000(text):
@@ -155,17 +170,33 @@ def _of_json(first: bytes, file: str) -> Description:
         return Description("JSON lines")
     if first.endswith(b"}") and b"'" in first:
         return Description("objects of Python, not of JSON", "write them with json.dumps")
-    return Description("JSON, and its first line is no whole object", f"`jq -c . {file} > {file}.jsonl`")
+    if _is_json(first.rstrip(b", \t")):
+        return Description("JSON lines with a comma behind each", f"`sed 's/,[[:space:]]*$//' {file} > {file}.jsonl`")
+    if _is_begun(first):
+        return Description("JSON, and its first line is no whole object", f"`jq -c . {file} > {file}.jsonl`")
+    return Description("JSON with a fault in its first line")
+
+
+def _is_begun(line: bytes) -> bool:
+    """Whether a line is the beginning of an object, or one with others behind it: what `jq` would put on lines."""
+    text = line.decode(errors="replace")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        return not text[error.pos :].strip()
+    except RecursionError:
+        return False
+    return text[end:].lstrip().startswith("{")
 
 
 def separated(head: bytes) -> Literal["csv", "tsv"] | None:
     """`csv` or `tsv` for text whose first line is a header with names that rows have; else None."""
     line = head.removeprefix(_MARK).partition(b"\n")[0].decode(errors="replace").strip()
-    kinds: tuple[tuple[Literal["csv", "tsv"], str], ...] = (("tsv", "\t"), ("csv", ",;"))
+    kinds: tuple[tuple[Literal["csv", "tsv"], str], ...] = (("tsv", "\t"), ("csv", ",;|"))
     for kind, marks in kinds:
         for mark in marks:
             cells = [cell.strip().strip('"').lower() for cell in line.split(mark)]
-            if len(cells) > 1 and _KNOWN_FIELDS.intersection(cells) and all(len(cell) < 64 for cell in cells):
+            if len(cells) > 1 and KNOWN_FIELDS.intersection(cells) and all(len(cell) < 64 for cell in cells):
                 return kind
     return None
 
@@ -176,7 +207,7 @@ def is_top1000(head: bytes) -> bool:
     rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
     if not rows or any(len(cells) != _TOP1000_COLUMNS for cells in rows):
         return False
-    if _KNOWN_FIELDS.intersection(cell.lower() for cell in rows[0]):
+    if KNOWN_FIELDS.intersection(cell.lower() for cell in rows[0]):
         return False
     ids = all(cell and not any(map(str.isspace, cell)) for cells in rows for cell in cells[:2])
     queries: dict[str, set[str]] = {}
@@ -193,10 +224,19 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
+def _is_utf8(head: bytes) -> bool:
+    """Whether these are characters of UTF-8; the last may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _is_text(line: bytes) -> bool:
     shown = line[:256].decode(errors="replace")
     odd = sum(1 for char in shown if (not char.isprintable() and char != "\t") or char == "\ufffd")
-    return odd * 8 <= len(shown)
+    return odd * 4 <= len(shown)
 
 
 def _excerpt(text: bytes, limit: int = 40) -> str:

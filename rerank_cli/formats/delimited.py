@@ -1,6 +1,6 @@
 """Separated values: CSV and TSV, a header with the names of the columns, then a row a record.
 
-    csv           commas (or semicolons or tabs, if these alone split the header); quoted as RFC 4180 has it
+    csv           commas (or semicolons, tabs or bars, if these alone split the header); quoted as RFC 4180 has it
     tsv-quoted    tabs, quoted in the same way: pandas, Python's csv.writer, Excel
     tsv-plain     tabs; a quote is a character like others: MS MARCO and most files of the field
     tsv           one of the two, by the first cells that begin with a quote
@@ -22,6 +22,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +31,14 @@ from typing import NamedTuple
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES, MAX_VALUES
+from rerank_cli.formats.content import KNOWN_FIELDS
 from rerank_cli.records import Gap, JsonRow, RowError
 
 TOP1000 = ("query_id", "passage_id", "query", "passage")
 """The columns of MS MARCO's candidate files, which have no header."""
 
+_RUN_COLUMNS = ("query id", "passage id", "rank")  # of MS MARCO's run files
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _MARK = "\ufeff"
 _LOOKED_AT_LINES = 200  # to tell whether quotes quote
 _LOOKED_AT_BYTES = 2**18
@@ -42,7 +46,8 @@ _QUOTED_CELL = re.compile(rb'(?:^|\t)"')
 _DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 _APOSTROPHES = "a cell is quoted by apostrophes"
 _IN_APOSTROPHES = re.compile(r"'(?:[^']|'')*''(?:[^']|'')*'", re.DOTALL)
-_SEPARATORS = ",;\t"
+_SEPARATORS = ",;\t|"
+_SAID = re.compile(r"sep=(.)")  # the first line of a file for Excel, which says what separates
 
 
 def read_rows(
@@ -135,7 +140,10 @@ class _Record:
 
 @dataclass(slots=True)
 class _Reader:
-    """One pass over a file. quoted: whether quotes quote; None as long as nobody knows."""
+    """One pass over a file.
+
+    quoted: whether quotes quote; None as long as nobody knows. said: the separator that the file names itself.
+    """
 
     file: str
     lines: _Lines
@@ -144,6 +152,7 @@ class _Reader:
     separator: str = "\t"
     quoted: bool | None = None
     columns: list[str] = field(default_factory=list)
+    said: str | None = None
 
     def rows(self) -> Iterator[JsonRow | RowError | Gap]:
         self.quoted = {"csv": True, "tsv-quoted": True, "tsv-plain": False}.get(self.kind)
@@ -168,6 +177,9 @@ class _Reader:
             elif line.is_blank:
                 self.lines.take()
                 yield Gap.BLANK
+            elif not self.columns and line.number == 1 and self.kind == "csv" and (said := _SAID.fullmatch(line.text)):
+                self.lines.take()
+                self.said = said[1]
             elif line.too_long:
                 self.lines.take()
                 message = f"line of {line.too_long} bytes; at most {self.max_bytes} are read"
@@ -192,7 +204,7 @@ class _Reader:
         """What separates the cells, by the header."""
         usual = "," if self.kind == "csv" else "\t"
         splits = [mark for mark in _SEPARATORS if len(_cells(header.text, mark) or ()) > 1]
-        self.separator = usual if usual in splits or len(splits) != 1 else splits[0]
+        self.separator = self.said or (usual if usual in splits or len(splits) != 1 else splits[0])
         if self.separator != "\t":
             self.quoted = True
 
@@ -255,13 +267,34 @@ class _Reader:
     def _header(self, record: _Record) -> list[str]:
         where, cells = f"{self.file}:{record.number}", record.cells
         twice = next((name for name, times in Counter(cells).items() if times > 1), None)
-        if twice is not None:
+        if twice is not None and not all(_NUMBER.fullmatch(cell) for cell in cells):
             raise InputError(f"{where}: the header names `{twice}` twice")
         if not cells[0] and len(cells) > 1:
             cells = ["Unnamed: 0", *cells[1:]]  # the index that pandas has written; it calls it so when it reads
         if not all(cells):
             raise InputError(f"{where}: the header has a column without a name")
+        if all(map(_NUMBER.fullmatch, cells)) and cells != list(map(str, range(len(cells)))):  # of pandas without names
+            raise self._no_header(where, cells)
+        if odd := next((cell for cell in cells if cell.strip() != cell and cell.strip() in KNOWN_FIELDS), None):
+            raise InputError(
+                f"{where}: the header names `{odd}`, with a blank before or behind it",
+                hint="the cells may have blanks too, which would be part of the texts; write the file without them",
+            )
         return cells
+
+    def _no_header(self, where: str, cells: Sequence[str]) -> InputError:
+        file = shlex.quote(self.file)
+        if len(cells) == len(_RUN_COLUMNS) and self.separator == "\t":
+            program = '{ print $1, "Q0", $2, $3, -$3, "run" }'
+            return InputError(
+                f"{where}: numbers and no header: it looks like a run of MS MARCO ({', '.join(_RUN_COLUMNS)})",
+                hint=f"`awk '{program}' {file} > {file}.trec` makes it a TREC run, which needs --queries and --corpus",
+            )
+        names = self.separator.join(["query", "passage"])
+        return InputError(
+            f"{where}: the header names `{cells[0]}`: the first line seems to be a row",
+            hint=f"put the names of the columns before it, such as `{names}`",
+        )
 
     def _row(self, record: _Record) -> JsonRow | RowError:
         found = self._wrong(record)
@@ -352,5 +385,5 @@ def _in_words(error: csv.Error) -> str:
     if "unexpected end" in text:
         return "a quoted cell that begins here has no end"
     if "new-line character" in text:
-        return "a carriage return stands in a cell without quotes"
+        return "a carriage return stands in a cell without quotes (`tr '\\r' '\\n'` mends line ends of old Macs)"
     return "a quoted cell goes on behind its closing quote" if "expected after" in text else text

@@ -344,7 +344,8 @@ def _open_by_first_rows(
             break
     good = next((row for row in seen if isinstance(row, JsonRow)), None)
     if found is None and good is not None:
-        raise no_shape(f"{good.file}:{good.number}", good.fields, names)
+        header = any(item.path == good.file and item.format in SEPARATED for item in inputs)
+        raise no_shape(f"{good.file}:{good.number}", good.fields, names, header=header)
     bad = [row for row in seen if isinstance(row, RowError)]
     if found is None and bad:
         raise no_rows(bad[0], len(bad))

@@ -53,6 +53,8 @@ def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
     if not text.startswith(b"["):
         return False if text not in (b"", _MARK[:1], _MARK[:2]) else unknown
     inside = text[1:].lstrip(_SPACE)[:1]
+    if newline and first.rstrip(_SPACE) == b"[" and inside in (b"/", b"#"):
+        return True  # a comment, which will be told; no line of JSON lines is a bracket alone
     if inside not in (b"{", b"]"):
         return False if inside else unknown
     # A line that is an array, among lines that are objects, is one bad row of JSON lines.
@@ -252,7 +254,12 @@ class _Document:
             pass
 
     def _fault(self, what: str, at: int) -> InputError:
-        return InputError(f"{self._file}: no JSON document: byte {self._before + at + 1}: {what}")
+        hint = None
+        if what.startswith(("`//", "`/*", "`,//", "`,/*", "`#")):
+            hint = "JSON has no comments: take them out"
+        elif what.startswith("`,`"):
+            hint = "JSON has no comma before a closing bracket: take it out"
+        return InputError(f"{self._file}: no JSON document: byte {self._before + at + 1}: {what}", hint=hint)
 
 
 def _shown(text: bytes) -> str:

@@ -188,7 +188,10 @@ def text_of(value: object, where: str) -> str:
 def list_of(value: object, where: str) -> Sequence[Any]:
     """`value`, which must be a list."""
     if not isinstance(value, (list, tuple)):
-        raise RowProblem("wrong-type", f"field `{where}` is {type_in_words(value)}, not a list")
+        hint = ""
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            hint = ": it looks like a list as Python prints it; write it by json.dumps"
+        raise RowProblem("wrong-type", f"field `{where}` is {type_in_words(value)}, not a list{hint}")
     return value
 
 

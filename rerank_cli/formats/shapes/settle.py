@@ -8,15 +8,17 @@ knows: the input is refused with both commands. A known shape says itself what i
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
+from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import FieldNames
 from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, lookup, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.known_shape import PathShape
+from rerank_cli.formats.shapes.known_shape import KINDS, PathShape
 from rerank_cli.formats.shapes.lists import ListShape, as_list
 from rerank_cli.formats.shapes.other_programs import KNOWN
 from rerank_cli.formats.shapes.shape import OWN_PREFIX, Item, Shape, is_own_output
@@ -27,7 +29,12 @@ _BELONGS = re.compile(
     r"similarit(y|ies)|metadatas?|metas?|embeddings?|vectors?|logits?|chunks?|images?|relevances?|grades?)$"
 )
 _OURS = ("rank", "logit", "cosine", "index")
-_SHOWN = 8
+_MOST_COMMANDS = 3
+_ERROR = frozenset(("error", "errors", "message", "detail", "msg", "fault"))
+_BESIDE_AN_ERROR = frozenset(
+    ("code", "status", "status_code", "statusCode", "type", "path", "timestamp", "trace", "request_id", "requestId")
+) | {"documentation_url", "success", "ok", "title", "param", "object"}
+_DEPTH = 4  # in which rows are looked for
 
 
 def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
@@ -201,20 +208,93 @@ def _in_words(reading: Mapping[str, str]) -> str:
 # The command that would read it
 
 
-def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames) -> InputError:
-    """The error of an input whose first row has no shape, with the options that would read it, if they can be told."""
-    options = suggested(fields, names)
+def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header: bool = False) -> InputError:
+    """The error of an input whose first row has no shape, with the options that would read it, if they can be told.
+
+    header: the names of the fields were read from the first line of a file.
+    """
+    if header and any(name == value for name, value in fields.items()):
+        return InputError(
+            f"{where}: the first line is read as a header and seems to be a row: it has {shown_names(fields)}",
+            hint="put the names of the columns before it, such as `query`, `passage`",
+        )
     hint = "name the fields: `--query-field`, `--passages-field` (a list) or `--text-field` (a passage a row)"
+    program = _rows_within(fields)
+    commands = [] if program and "to_entries" in program else _commands(fields, names)
+    if _is_error(fields):
+        commands, hint = [], "a server seems to have answered with an error in place of the file; fetch it again"
+    elif not commands and _is_corpus(fields):
+        hint = "it looks like a corpus of BEIR: `--corpus` takes it, and the input is a run of its ids"
+    elif not commands and program:
+        file = where.rpartition(":")[0]
+        quoted = shlex.quote(file)
+        whole = f"(objects, arrays[]) | {program}"  # a document may be an array of what was looked at
+        hint = f"the rows seem to lie deeper: `jq -c {shlex.quote(whole)} {quoted} > {quoted}.jsonl` takes them out"
+    elif header:
+        hint += "; the first line must hold the names of the columns"
     return InputError(
         f"{where}: neither a list of passages nor a passage: the row has {shown_names(fields)}",
         hint=hint,
-        commands=[options] if options else [],
+        commands=commands,
     )
 
 
-def suggested(fields: Mapping[str, Any], names: FieldNames) -> list[str]:
-    """Options that would read a row; none where nothing is found that does."""
-    options = _guessed(fields, names)
+def _commands(fields: Mapping[str, Any], names: FieldNames) -> list[list[str]]:
+    """Options each set of which would read a row: several where several lists could be that of the passages."""
+    first = suggested(fields, names)
+    if "--passages-field" not in first:
+        return [first] if first and not _is_corpus(fields) else []
+    chosen = first[first.index("--passages-field") + 1]
+    kind = _kind_of_list(lookup(fields, chosen))
+    others = [path for path, value in _leaves(fields) if path != chosen and kind and _kind_of_list(value) == kind]
+    found = [first, *(suggested(fields, names, only=path) for path in others)]
+    return [options for options in found if options][:_MOST_COMMANDS]
+
+
+def _is_corpus(fields: Mapping[str, Any]) -> bool:
+    return {"_id", "text"} <= fields.keys() <= {"_id", "text", "title", "metadata"}
+
+
+def _is_error(fields: Mapping[str, Any]) -> bool:
+    """Whether an object is what a web service answers where it has failed."""
+    return not fields.keys().isdisjoint(_ERROR) and fields.keys() <= _ERROR | _BESIDE_AN_ERROR
+
+
+def _kind_of_list(value: Any) -> type | None:
+    """What stands in a list; None for what is no list of texts or objects."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else None
+    return type(first) if isinstance(first, (str, dict)) else None
+
+
+def _rows_within(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
+    """The program of jq that takes rows out of a document that holds them deeper down."""
+    if isinstance(value, Mapping):
+        if path and _is_row(value):
+            return path
+        if len(value) > 1 and all(isinstance(one, Mapping) and _is_row(one) for one in value.values()):
+            return f"{path or '.'} | to_entries[] | {{id: .key}} + .value"
+    if not depth:
+        return None
+    if isinstance(value, Mapping):
+        inner = ((f"{path or '.'}[{jsonl.dump_value(name)}]", one) for name, one in value.items())
+        return next((found for at, one in inner if (found := _rows_within(one, at, depth - 1))), None)
+    return _rows_within(value[0], f"{path}[]", depth - 1) if isinstance(value, list) and value else None
+
+
+def _is_row(fields: Mapping[str, Any]) -> bool:
+    """Whether an object is a row that could be read, with options or without."""
+    row = JsonRow("", 0, fields, b"")
+    for shape in (ListShape(FieldNames()), FlatShape(FieldNames())):
+        try:
+            return bool(shape.read(row))
+        except RowProblem:
+            continue
+    return any(kind.recognise(fields, FieldNames()) for kind in KINDS.values())
+
+
+def suggested(fields: Mapping[str, Any], names: FieldNames, *, only: str | None = None) -> list[str]:
+    """Options that would read a row; none where nothing is found that does. only: the one list that may be meant."""
+    options = _guessed(fields, names, only)
     pairs = zip(options[::2], options[1::2], strict=True)
     asked = replace(names, **{_FIELDS[option]: value for option, value in pairs if option in _FIELDS})
     shape: ListShape | FlatShape = FlatShape(asked) if asked.passages is None else ListShape(asked)
@@ -229,10 +309,14 @@ def suggested(fields: Mapping[str, Any], names: FieldNames) -> list[str]:
 _FIELDS = {"--query-field": "query", "--passages-field": "passages", "--text-field": "text", "--id-field": "id"}
 
 
-def _guessed(fields: Mapping[str, Any], names: FieldNames) -> list[str]:
+def _guessed(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> list[str]:
     leaves = dict(_leaves(fields))
     texts = {path: value for path, value in leaves.items() if isinstance(value, str) and value}
-    lists = {path: value for path, value in leaves.items() if isinstance(value, (list, tuple)) and value}
+    lists = {
+        path: value
+        for path, value in leaves.items()
+        if isinstance(value, (list, tuple)) and value and only in (None, path)
+    }
     query = names.query or _likeliest(texts, _QUERIES)
     best: tuple[int, str, str, list[str]] | None = None
     for path, value in lists.items():
