@@ -109,11 +109,6 @@ def text_suffix(name: str) -> str:
     return PurePath(path.stem).suffix if path.suffix in SUFFIXES else path.suffix
 
 
-def compression_of(head: bytes) -> str | None:
-    """How a file that begins like this is compressed; None for one that is not."""
-    return next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
-
-
 def _open_stdin() -> io.BufferedIOBase:
     if sys.stdin is None:  # a daemon or `<&-` may start a program without one
         raise InputError("-: standard input is closed")

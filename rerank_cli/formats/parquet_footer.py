@@ -17,9 +17,9 @@ from pathlib import PurePath
 import pyarrow as pa
 
 from rerank_cli.errors import InputError
-from rerank_cli.formats.compression import SUFFIXES, compression_of
 
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SEARCHED_BYTES = 2**20  # at once
 _LARGEST_FOOTER = 16 * 2**20  # that is looked into: 5 s; a larger one is of some 100,000 column chunks
 
@@ -38,8 +38,9 @@ def check_magic(source: pa.NativeFile, path: str) -> None:
     if _ENCRYPTED_MAGIC in (head, tail):
         raise InputError(f"{path}: is encrypted", hint="decrypt it first: this program takes no keys")
     if head != _MAGIC:
-        if packed := compression_of(source.read_at(8, 0)):
-            plain = PurePath(path).with_suffix("" if PurePath(path).suffix in SUFFIXES else ".unpacked.parquet")
+        if packed := next((name for magic, name in _PACKED.items() if source.read_at(8, 0).startswith(magic)), None):
+            is_named = PurePath(path).suffix != ".parquet"
+            plain = PurePath(path).with_suffix("" if is_named else ".unpacked.parquet")
             raise InputError(
                 f"{path}: is compressed with {packed}; a table is read from its end and must be a plain file",
                 hint=f"`{packed} -dc < {shlex.quote(path)} > {shlex.quote(str(plain))}`",
