@@ -1,0 +1,394 @@
+"""S3, GCS and Azure through obstore; for uploads in parts to S3 also botocore, which knows uploads by their numbers.
+
+A call that fails in a way that may pass (a server's 5xx, a connection that breaks, a credential that has just expired)
+is tried again for `PATIENCE_SECONDS`, with pauses that grow. What a server says goes into a message by its code alone:
+bodies of errors hold key ids and signatures.
+
+obstore reads variables and the role of a machine, but no profiles of `~/.aws`. So credentials for S3 come from
+botocore's chain, which is the one of AWS's own tools.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rerank_cli.errors import UsageError
+from rerank_cli.storage.store import ChangedError, Stat
+from rerank_cli.storage.url import Url
+
+PATIENCE_SECONDS = 120.0
+"""How long a call that fails is tried again."""
+
+PART_BYTES = 8 * 2**20
+"""Of a part of an upload; larger where a file would have more parts than a store takes."""
+
+_MOST_PARTS = 9000  # S3 takes 10,000
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
+_EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "ExpiredTokenException")
+_NEVER = ("400 Bad Request", "401 ", "405 ", "411 ", "301 ", "NoSuchBucket", "InvalidBucketName")
+_CREDENTIALS_LAST = timedelta(minutes=5)  # after which they are asked for again
+_CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.-]+)\s*</Code>")
+_STATUS = re.compile(r"\b([1-5]\d\d) [A-Z][A-Za-z]+(?: [A-Z][a-z]+)*")
+
+Result = TypeVar("Result")
+
+
+class ObjectStore:
+    """A bucket or a container; satisfies `Store`."""
+
+    def __init__(self, url: Url, *, patience: float = PATIENCE_SECONDS) -> None:
+        try:
+            import obstore
+        except ImportError as error:
+            raise UsageError(
+                f"{url}: object stores are read and written with obstore, which is not installed",
+                hint="pip install 'rerank-cli[cloud]'",
+            ) from error
+        self._obstore: Any = obstore
+        self._place = f"{url.scheme}://{url.container}"
+        self._container = url.container
+        self._patience = patience
+        self._is_s3 = url.scheme == "s3"
+        self._open()
+
+    def _open(self) -> None:
+        from obstore import store as stores
+
+        options = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10), "allow_http": True}
+        retries: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=20)}
+        try:
+            if self._is_s3:
+                self._store: Any = stores.S3Store(
+                    self._container, client_options=options, retry_config=retries, **self._s3_settings()
+                )
+            else:
+                self._store = stores.from_url(self._place, client_options=options, retry_config=retries)  # type: ignore[call-overload]
+        except self._obstore.exceptions.BaseError as error:
+            raise OSError(f"{self._place} cannot be opened: {_reason(error)}") from error
+
+    def _s3_settings(self) -> dict[str, Any]:
+        region = os.environ.get("AWS_REGION") or self._session.get_config_variable("region") or "us-east-1"
+        settings: dict[str, Any] = {"region": region}
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            settings["endpoint"] = endpoint
+        if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+            return settings | {"skip_signature": True}
+        if self._session.get_credentials() is None:
+            raise UsageError(
+                f"{self._place}: no credentials were found",
+                hint="the usual places are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws and the "
+                "role of the machine; a public bucket is read with AWS_SKIP_SIGNATURE=true",
+            )
+        return settings | {"credential_provider": self._credentials}
+
+    @cached_property
+    def _session(self) -> Any:
+        try:
+            import botocore.session
+        except ImportError as error:
+            raise UsageError(
+                f"{self._place}: S3 is opened with botocore, which is not installed",
+                hint="pip install 'rerank-cli[cloud]'",
+            ) from error
+        return botocore.session.get_session()
+
+    def _credentials(self) -> Any:
+        """What the client signs with for the next minutes."""
+        found = self._session.get_credentials().get_frozen_credentials()
+        return {
+            "access_key_id": found.access_key, "secret_access_key": found.secret_key, "token": found.token,
+            "expires_at": datetime.now(UTC) + _CREDENTIALS_LAST,
+        }  # fmt: skip
+
+    @cached_property
+    def _client(self) -> Any:
+        """botocore's own client of S3."""
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        settings = self._s3_settings()
+        how: dict[str, Any] = {"retries": {"total_max_attempts": 2}, "connect_timeout": 10, "read_timeout": 60}
+        if "endpoint" in settings:
+            how["s3"] = {"addressing_style": "path"}
+        if "skip_signature" in settings:
+            how["signature_version"] = UNSIGNED
+        return self._session.create_client(
+            "s3", region_name=settings["region"], endpoint_url=settings.get("endpoint"), config=Config(**how)
+        )
+
+    # What every store does
+
+    def stat(self, key: str) -> Stat:
+        """See `Store`."""
+        found = self._patiently(key, lambda: self._obstore.get(self._store, key, options={"head": True}))
+        known = {str(name).lower(): value for name, value in found.attributes.items()}
+        return _stat(found.meta, known)
+
+    def read(self, key: str, begin: int, end: int, etag: str | None = None) -> bytes:
+        """See `Store`."""
+        if end <= begin:
+            return b""
+        options: dict[str, Any] = {"range": (begin, end)} | ({"if_match": f'"{etag.strip(chr(34))}"'} if etag else {})
+
+        def once() -> bytes:
+            data = bytes(self._obstore.get(self._store, key, options=options).bytes())
+            if len(data) != end - begin:
+                raise ConnectionError(f"{len(data)} of {end - begin} bytes came")
+            return data
+
+        return self._patiently(key, once)
+
+    def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
+        """See `Store`."""
+        # A list is of whole folders in object_store; what begins with the rest of the prefix is picked out here.
+        folder = prefix.rpartition("/")[0]
+        found: list[tuple[str, Stat]] = self._patiently(
+            prefix,
+            lambda: [
+                (one["path"], _stat(one, {}))
+                for batch in self._obstore.list(self._store, folder or None)
+                for one in batch
+                if one["path"].startswith(prefix)
+            ],
+        )
+        return iter(found)
+
+    def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        """See `Store`."""
+        self._patiently(key, lambda: self._put(key, data, metadata or {}, "overwrite"))
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """See `Store`."""
+
+        def once() -> None:
+            try:
+                self._put(key, data, {}, "create")
+            except FileExistsError:
+                # Ours, if an earlier attempt was told to have failed.
+                there = self._obstore.get(self._store, key).bytes()
+                if bytes(there) != data:
+                    raise
+
+        self._patiently(key, once)
+
+    def delete(self, key: str) -> None:
+        """See `Store`."""
+        try:
+            self._patiently(key, lambda: self._obstore.delete(self._store, key))
+        except FileNotFoundError:
+            return
+
+    def _put(self, key: str, data: bytes, metadata: Mapping[str, str], mode: str) -> None:
+        try:
+            self._obstore.put(self._store, key, data, attributes=dict(metadata), mode=mode, use_multipart=False)
+        except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError) as error:
+            raise FileExistsError(errno.EEXIST, "another object has its name") from error
+
+    # Files
+
+    def put_file(
+        self,
+        key: str,
+        path: Path,
+        metadata: Mapping[str, str],
+        *,
+        replace: bool,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """See `Store`."""
+        size = path.stat().st_size
+        if size <= PART_BYTES:
+            self._put_small(key, path.read_bytes(), metadata, replace=replace)
+        elif self._is_s3:
+            self._put_parts(key, path, metadata, replace=replace, check=check)
+        else:
+            # Azure and GCS: obstore's own upload in parts, which cannot be told to refuse a name that is taken.
+            if not replace and self._is_there(key):
+                raise FileExistsError(errno.EEXIST, "another object has its name")
+            check()
+            self._patiently(
+                key,
+                lambda: self._obstore.put(
+                    self._store, key, path, attributes=dict(metadata), chunk_size=_part_bytes(size), max_concurrency=2
+                ),
+            )
+
+    def _put_small(self, key: str, data: bytes, metadata: Mapping[str, str], *, replace: bool) -> None:
+        def once() -> None:
+            try:
+                self._put(key, data, metadata, "overwrite" if replace else "create")
+            except FileExistsError:
+                if not self._is_this(key, metadata):
+                    raise
+
+        self._patiently(key, once)
+
+    def _put_parts(
+        self, key: str, path: Path, metadata: Mapping[str, str], *, replace: bool, check: Callable[[], None]
+    ) -> None:
+        where = {"Bucket": self._container, "Key": key}
+        begun = self._patiently(key, lambda: self._client.create_multipart_upload(**where, Metadata=dict(metadata)))
+        upload = where | {"UploadId": begun["UploadId"]}
+        try:
+            parts: list[dict[str, Any]] = []
+            with path.open("rb") as stream:
+                while data := stream.read(_part_bytes(path.stat().st_size)):
+                    check()
+                    number = len(parts) + 1
+                    done = self._patiently(key, lambda d=data, n=number: self._put_part(upload, n, d))  # type: ignore[misc]
+                    parts.append({"PartNumber": number, "ETag": done["ETag"]})
+            check()
+            condition: dict[str, Any] = {} if replace else {"IfNoneMatch": "*"}
+
+            def complete() -> None:
+                try:
+                    self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
+                except self._client.exceptions.ClientError as error:
+                    code = error.response["Error"]["Code"]
+                    if code in ("NoSuchUpload", "PreconditionFailed") and self._is_this(key, metadata):
+                        return  # an earlier attempt has completed it, and its answer was lost
+                    raise
+
+            self._patiently(key, complete)
+        except BaseException:
+            self._abort(upload)
+            raise
+
+    def _put_part(self, upload: Mapping[str, Any], number: int, data: bytes) -> Any:
+        return self._client.upload_part(**upload, PartNumber=number, Body=data)
+
+    def _abort(self, upload: Mapping[str, Any]) -> None:
+        """Take an upload away that came to nothing; where that fails too, the next run on this name does it."""
+        try:
+            self._client.abort_multipart_upload(**upload)
+        except Exception as error:  # noqa: BLE001 (botocore's failures have no common kind but this; the first one counts)
+            del error
+
+    def drop_uploads(self, prefix: str) -> int:
+        """See `Store`."""
+        if not self._is_s3:  # Azure drops blocks after a week; obstore cannot ask GCS
+            return 0
+        dropped = 0
+        found = self._patiently(
+            prefix,
+            lambda: [
+                one
+                for page in self._client.get_paginator("list_multipart_uploads").paginate(
+                    Bucket=self._container, Prefix=prefix
+                )
+                for one in page.get("Uploads", ())
+            ],
+        )
+        for one in found:
+            which = {"Bucket": self._container, "Key": one["Key"], "UploadId": one["UploadId"]}
+            try:
+                self._patiently(prefix, lambda w=which: self._client.abort_multipart_upload(**w))  # type: ignore[misc]
+            except FileNotFoundError:
+                continue
+            dropped += 1
+        return dropped
+
+    # Inside
+
+    def _is_there(self, key: str) -> bool:
+        try:
+            self.stat(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _is_this(self, key: str, metadata: Mapping[str, str]) -> bool:
+        """Whether the object at `key` was put with this metadata, of which each upload has its own."""
+        try:
+            return bool(metadata) and all(self.stat(key).metadata.get(name) == is_ for name, is_ in metadata.items())
+        except FileNotFoundError:
+            return False
+
+    def _patiently(self, key: str, call: Callable[[], Result]) -> Result:
+        """What `call` gives, tried again while its failure may pass."""
+        until = time.monotonic() + self._patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return call()
+            except Exception as error:
+                if type(error) in (FileExistsError, ChangedError):
+                    raise
+                failure = self._failure(key, error)
+                if failure is not None:
+                    raise failure from error
+                if time.monotonic() > until:
+                    raise OSError(f"{self._place}/{key}: the store does not answer: {_reason(error)}") from error
+                if any(word in _text(error) for word in _EXPIRED):
+                    self.__dict__.pop("_client", None)
+                    self.__dict__.pop("_session", None)
+                    self._open()
+            time.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311 (a pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _failure(self, key: str, error: Exception) -> BaseException | None:
+        """What a failed call means for good; None where it may pass."""
+        import botocore.exceptions as boto
+
+        kinds = self._obstore.exceptions
+        text = _text(error)
+        if any(word in text for word in _EXPIRED):
+            return None
+        code = error.response["Error"]["Code"] if isinstance(error, boto.ClientError) else ""
+        if isinstance(error, (kinds.NotFoundError, FileNotFoundError)) or code in ("NoSuchKey", "404", "NoSuchUpload"):
+            if "NoSuchBucket" in text:
+                return OSError(f"{self._place}: there is no such bucket")
+            return FileNotFoundError(errno.ENOENT, "no such object")
+        if isinstance(error, kinds.PreconditionError) or code == "PreconditionFailed":
+            if code:
+                return FileExistsError(errno.EEXIST, "another object has its name")
+            return ChangedError("it was changed while it was read")
+        if isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError)) or code in (
+            "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403",
+        ):  # fmt: skip
+            return PermissionError(errno.EACCES, f"the store refuses it ({_reason(error)})")
+        if code in ("NoSuchBucket", "InvalidBucketName", "400", "301") or any(word in text for word in _NEVER):
+            return OSError(f"{self._place}/{key}: the store refuses it ({_reason(error)})")
+        if isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
+            return None
+        return error
+
+
+def _part_bytes(size: int) -> int:
+    return max(PART_BYTES, -(-size // _MOST_PARTS))
+
+
+def _stat(meta: Mapping[str, Any], metadata: Mapping[str, str]) -> Stat:
+    etag = (meta.get("e_tag") or meta.get("version") or "").strip('"')
+    if not etag:  # a store without them
+        etag = hashlib.sha256(f"{meta['size']} {meta['last_modified']}".encode()).hexdigest()
+    return Stat(int(meta["size"]), etag, meta["last_modified"], metadata)
+
+
+def _text(error: BaseException) -> str:
+    return str(error).split("\n\nDebug source", 1)[0]
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in a few words that hold no secret: a code, a status, or the kind of failure."""
+    text = _text(error)
+    found = _CODE.search(text) or re.search(r"An error occurred \((\w+)\)", text)
+    if found:
+        return found[1]
+    if status := _STATUS.search(text):
+        return status[0]
+    for word in ("timed out", "timeout", "connection refused", "connection reset", "dns error"):
+        if word in str(error).lower():
+            return word
+    return type(error).__name__

@@ -1,0 +1,115 @@
+"""An object as a file that is read: by ranges, in bounded memory, ahead of its reader where that reads on and on.
+
+A reader from front to back gets blocks that grow from `_FIRST_BYTES` to `_BLOCK_BYTES`, and the next one is asked for
+while it works on the last: two blocks are in memory. A reader that jumps, as of Parquet, gets the ranges it asks for;
+the end of an object, which such a reader looks at many times, is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+from rerank_cli.storage.opened import first_seen, open_store
+from rerank_cli.storage.url import parse_url
+
+_FIRST_BYTES = 256 * 2**10
+_BLOCK_BYTES = 8 * 2**20
+_TAIL_BYTES = 256 * 2**10
+_JUMP_BYTES = 64 * 2**10  # the least that a jump reads
+
+
+class ObjectReader(io.RawIOBase):
+    """The bytes of the object at a URL, as it was when this process first looked at it."""
+
+    def __init__(self, url: str) -> None:
+        self.name = url
+        self._url = parse_url(url)
+        self._stat = first_seen(url)
+        self._store = open_store(self._url)
+        self._at = 0
+        self._block, self._begin = b"", 0
+        self._size = _FIRST_BYTES
+        self._ahead: tuple[int, Future[bytes]] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Read on from another place."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._stat.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"a place before the start: {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """The place that is read next."""
+        return self._at
+
+    def size(self) -> int:
+        """Bytes of the object."""
+        return self._stat.size
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` as far as the block in memory goes."""
+        wanted = min(len(buffer), self._stat.size - self._at)
+        if wanted <= 0:
+            return 0
+        if not self._begin <= self._at < self._begin + len(self._block):
+            self._fetch(wanted)
+        begin = self._at - self._begin
+        data = memoryview(self._block)[begin : begin + wanted]
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Give up what was asked for ahead."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self._block, self._ahead = b"", None
+        super().close()
+
+    def _fetch(self, wanted: int) -> None:
+        size = self._stat.size
+        if self._at >= size - _TAIL_BYTES and self._at != self._begin + len(self._block):
+            begin = max(0, size - _TAIL_BYTES)
+            self._block, self._begin = _tail(self.name, self._stat.etag, begin, size), begin
+            return
+        is_next = self._at == self._begin + len(self._block)
+        if self._ahead is not None and self._ahead[0] == self._at:
+            data = self._ahead[1].result()
+        else:
+            data = self._read(self._at, wanted if is_next else max(wanted, _JUMP_BYTES))
+        self._block, self._begin, self._ahead = data, self._at, None
+        if is_next:
+            self._ask_ahead()
+
+    def _read(self, begin: int, wanted: int) -> bytes:
+        return self._store.read(self._url.key, begin, min(begin + wanted, self._stat.size), self._stat.etag)
+
+    def _ask_ahead(self) -> None:
+        begin = self._begin + len(self._block)
+        if begin >= self._stat.size:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead = (begin, self._pool.submit(self._read, begin, self._size))
+        self._size = min(2 * self._size, _BLOCK_BYTES)
+
+
+@lru_cache(maxsize=16)
+def _tail(name: str, etag: str, begin: int, end: int) -> bytes:
+    url = parse_url(name)
+    return open_store(url).read(url.key, begin, end, etag)
