@@ -88,11 +88,11 @@ $(VENV)/installed: $(VENV)/python pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,oracle]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,cloud,stores,oracle]"
 	touch $@
 
 $(VENV)/installed-torture: $(VENV)/installed-dev
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,oracle,torture]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable ".[dev,ray,browser,cloud,stores,oracle,torture]"
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed

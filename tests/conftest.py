@@ -46,6 +46,7 @@ from rerank_cli.records import (
     Window,
 )
 from tests.served import served_program
+from tests.stores import Bucket, new_bucket, only_these, s3_server
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -287,3 +288,19 @@ def served() -> Iterator[Path]:
     """A folder for PATH with a `rerank-cli` that has everything loaded (`tests/served.py`)."""
     with served_program() as folder:
         yield folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    pytest.importorskip("moto", reason="the extra `stores`")
+    pytest.importorskip("obstore", reason="the extra `cloud`")
+    with s3_server() as found:
+        yield found
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """An empty bucket of a real server, which this process may use."""
+    made = new_bucket(s3_endpoint)
+    only_these(monkeypatch, made.variables)
+    return made

@@ -32,6 +32,7 @@ from rerank_cli.checkpoint.refusals import (
 )
 from rerank_cli.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from rerank_cli.errors import ModelError
+from rerank_cli.storage import fetch_model, is_url
 
 BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
 """The model inside the package, used when none is named."""
@@ -164,12 +165,14 @@ class Checkpoint:
 
 
 def locate_checkpoint(model: str | None, *, revision: str | None = None, online: bool = False) -> Path:
-    """The folder of `model`: a directory, a Hugging Face id in the local cache, or (None) the built-in model.
+    """The folder of `model`: a directory, a copy of a URL, a Hugging Face id in the cache, or (None) the built-in one.
 
     online: may download what the cache lacks; without it no connection is made.
     """
     if model is None or model == BUILTIN_MODEL:
         return _BUILTIN_DIR / BUILTIN_MODEL
+    if is_url(model):
+        return fetch_model(model)
     path = Path(model).expanduser()
     if path.is_dir():
         return path

@@ -23,6 +23,7 @@ import typer
 from rerank_cli.job import options as job
 from rerank_cli.job.options import STDOUT, JobOptions
 from rerank_cli.planning.choices import MemoryRequest
+from rerank_cli.storage import refuse_url
 
 GROUPS = (
     "output", "model", "rows and fields", "selection", "long passages", "evaluation", "bad rows", "run", "scale",
@@ -51,6 +52,8 @@ class Option:
     """Names that are understood, and shown nowhere."""
     hidden: bool = False
     """It is understood, and shown nowhere."""
+    names_file: bool = False
+    """Its value is the name of a file or a folder."""
 
     @property
     def variable(self) -> str:
@@ -113,7 +116,7 @@ def option(
     optional = kind if default is not None else kind | None
     return Option(
         name or flag.lstrip("-").replace("-", "_"), flag, Annotated[optional, info], default, group, into, basic,
-        tuple(aliases), hidden,
+        tuple(aliases), hidden, "FILE" in settings.get("metavar", "") or "DIR" in settings.get("metavar", ""),
     )  # fmt: skip
 
 
@@ -152,6 +155,7 @@ def takes(
     def make(function: Callable[..., int]) -> Callable[..., int]:
         def command(context: typer.Context, **given: Any) -> int:
             given.pop("help_all", None)
+            _refuse_urls(ordered, given)
             return function(context, **given)
 
         parameters = [inspect.Parameter("context", _KEYWORD, annotation=typer.Context)]
@@ -166,6 +170,19 @@ def takes(
         return command
 
     return make
+
+
+_OPENS_URLS = {
+    "--model", "--queries", "--corpus", "--qrels", "--output", "--errors", "--report", "--per-query", "--baseline",
+}  # fmt: skip
+"""Options that take a file and may be given a URL."""
+
+
+def _refuse_urls(options: Iterable[Option], given: dict[str, Any]) -> None:
+    """`UsageError` for a URL where only a local file can be opened."""
+    for one in options:
+        if one.names_file and one.flag not in _OPENS_URLS:
+            refuse_url(one.flag, given.get(one.name))
 
 
 def declared_options(context: typer.Context) -> dict[str, Option]:

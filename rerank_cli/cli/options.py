@@ -28,6 +28,7 @@ from rerank_cli.encoding.choices import Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError
 from rerank_cli.job.options import ErrorLimit, TemplateText
 from rerank_cli.planning.choices import Precision
+from rerank_cli.storage import refuse_url
 
 OnError = Literal["collect", "fail"]
 Format = Literal["auto", "text", "json"]
@@ -87,6 +88,7 @@ def read_template(name: str) -> str:
     """The text of a template's file; `none` as it is."""
     if name == "none":
         return name
+    refuse_url("--template", name)
     try:
         with Path(name).open("rb") as stream:  # no more of it: /dev/zero has no end
             data = stream.read(_TEMPLATE_BYTES + 1)

@@ -21,6 +21,7 @@ from rerank_cli.job.same_job import fingerprint_of
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import Fingerprint, naming
 from rerank_cli.records import Counts, Timing
+from rerank_cli.storage import refuse_url
 
 SCHEMA = "rerank-cli/manifest/1"
 
@@ -69,6 +70,12 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
     names = options.names
     if names.output == "-":
         raise UsageError("--engine ray: writes a folder, not stdout", hint="name it with `-o`")
+    for what, path in [
+        *(("input", path) for path in options.inputs),
+        ("--output", names.output),
+        ("--model", options.model),
+    ]:
+        refuse_url(f"--engine ray: {what}", path)
     for flag, given in {
         "--shard": options.shard, "--limit": options.limit, "--skip": options.skip or None, "--qrels": options.qrels,
         "--errors": names.errors, "--report": names.report, "--per-query": names.per_query,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from rerank_cli.errors import InputError, OutputError, UsageError
@@ -17,6 +16,7 @@ from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.journal import Files, write_file
 from rerank_cli.records import RowError
+from rerank_cli.storage import UrlPath, path_of
 
 SCHEMA = "rerank-cli/evaluation/1"
 
@@ -108,25 +108,26 @@ def _refuse_outputs(options: EvaluateOptions, inputs: Sequence[Input]) -> None:
     outputs = {"--output": options.report, "--per-query": options.per_query}
     if options.per_query:
         refuse_per_query_name(options.per_query)
-    taken = {Path(item.path).resolve() for item in inputs if item.path != STDIN} | {Path(options.qrels).resolve()}
+    taken = {path_of(item.path).resolve() for item in inputs if item.path != STDIN} | {path_of(options.qrels).resolve()}
     for name, path in outputs.items():
         if path is None:
             continue
-        if Path(path).resolve() in taken:
+        final = path_of(path)
+        if final.resolve() in taken:
             raise UsageError(f"{name} {path}: is an input or another output")
-        taken.add(Path(path).resolve())
-        if not Path(path).parent.is_dir():
+        taken.add(final.resolve())
+        if not isinstance(final, UrlPath) and not final.parent.is_dir():
             raise OutputError(f"{path}: cannot be written: its folder does not exist")
-        if Path(path).is_dir():
+        if final.is_dir():
             raise OutputError(f"{path}: is a folder")
-        if Path(path).exists() and not options.overwrite:
+        if final.exists() and not options.overwrite:
             raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it")
 
 
 def _write(options: EvaluateOptions, evaluator: Evaluator, document: dict[str, Any]) -> None:
     if options.per_query:
         write_file(
-            Path(options.per_query), b"".join(per_query_bytes(evaluator.per_query(), options.per_query)), Files()
+            path_of(options.per_query), b"".join(per_query_bytes(evaluator.per_query(), options.per_query)), Files()
         )
     if options.report:
-        write_file(Path(options.report), json_document(document), Files())
+        write_file(path_of(options.report), json_document(document), Files())

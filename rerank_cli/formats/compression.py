@@ -29,6 +29,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from rerank_cli.errors import InputError
+from rerank_cli.storage import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +121,8 @@ def _open_stdin() -> io.BufferedIOBase:
 
 
 def _open_file(path: str) -> io.BufferedIOBase:
+    if is_url(path):
+        return _open_object(path)
     try:
         return io.BufferedReader(io.FileIO(path))
     except FileNotFoundError as error:
@@ -131,6 +134,17 @@ def _open_file(path: str) -> io.BufferedIOBase:
         raise InputError(f"{path}: cannot be opened: {_reason(error)}") from error
     except ValueError as error:  # a NUL byte in the name
         raise InputError(f"{path}: cannot be opened: {error}") from error
+
+
+def _open_object(url: str) -> io.BufferedIOBase:
+    from rerank_cli.storage.reading import ObjectReader
+
+    try:
+        return io.BufferedReader(ObjectReader(url), _READ_BYTES)
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such object") from error
+    except OSError as error:
+        raise InputError(f"{url}: cannot be opened: {_reason(error)}") from error
 
 
 def _recognise(path: str, source: _Source) -> str | None:

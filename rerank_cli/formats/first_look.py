@@ -16,6 +16,7 @@ from rerank_cli.formats.compression import open_input
 from rerank_cli.formats.content import HEAD_BYTES, Description, described
 from rerank_cli.formats.shapes import Item, PairShape, Shape
 from rerank_cli.records import CandidateList, Gap, RowError
+from rerank_cli.storage import is_object, is_url
 
 FIRST_ROWS = 100
 """How many rows are looked at."""
@@ -102,7 +103,7 @@ def _looks_like(first: RowError) -> Description:
     head = first.raw
     if first.code == "missing-field":  # what was read is a row: its format is right
         return Description("JSON lines")
-    if Path(first.file).is_file():
+    if is_object(first.file) if is_url(first.file) else Path(first.file).is_file():
         try:
             with open_input(first.file) as stream:
                 head = stream.read(HEAD_BYTES)

@@ -1,10 +1,11 @@
 """The inputs of a run as one stream of rows, whatever each file's format.
 
-An input is a file, a folder or a pattern (`parts.py`). The format follows the suffix (`.jsonl .ndjson .json`, `.csv`,
-`.tsv`, `.parquet`, `.trec .run`, each text format also compressed) and `--in-format` wins over it. A file without a
-known suffix is looked at, and so is any other as far as its content says for certain that the suffix is wrong
-(`content.py`): Parquet is Parquet, and a file of a format that is not read is refused before anything is done. The row
-shape is that of the first rows that have one (`shapes.recognise`); a TREC run is a format and a shape in one.
+An input is a file, a folder or a pattern (`parts.py`), on a disk or at a URL (`storage/`). The format follows the
+suffix (`.jsonl .ndjson .json`, `.csv`, `.tsv`, `.parquet`, `.trec .run`, each text format also compressed) and
+`--in-format` wins over it. A file without a known suffix is looked at, and so is any other as far as its content says
+for certain that the suffix is wrong (`content.py`): Parquet is Parquet, and a file of a format that is not read is
+refused before anything is done. The row shape is that of the first rows that have one (`shapes.recognise`); a TREC run
+is a format and a shape in one.
 
 Flat rows and run lines of a query need not be adjacent in a file: `ordered_by_group` looks at the group keys first (a
 second pass over the keys costs a few microseconds a row, scoring costs milliseconds) and only where a query comes back
@@ -51,6 +52,7 @@ from rerank_cli.formats.shapes import (
     settle_shape,
 )
 from rerank_cli.records import Gap, JsonRow, RowError
+from rerank_cli.storage import is_object, is_url
 
 Format = Literal["jsonl", "parquet", "text", "trec", "csv", "tsv", "tsv-plain", "tsv-quoted", "top1000"]
 
@@ -119,7 +121,7 @@ def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "
     for item in inputs:
         if item.path == STDIN and item.format == "parquet":
             raise InputError("-: Parquet cannot be read from a pipe", hint="give the name of a file")
-        if item.path != STDIN and not Path(item.path).exists():
+        if item.path != STDIN and not _is_there(item.path):
             open_input(item.path).close()  # raises, with the reason in words
     return inputs
 
@@ -137,7 +139,7 @@ def _files_of(path: str, in_format: str) -> list[Input]:
 
 def _format_of(path: str, in_format: str) -> Format:
     # Not of a pipe such as `<(...)`, of which a look would take the first bytes.
-    head = _head(path) if path != STDIN and Path(path).is_file() else None
+    head = _head(path) if path != STDIN and _is_file(path) else None
     if in_format != "auto":
         known: dict[str, Format] = {name: name for name in ("text", *IN_FORMATS)}
         if in_format not in known:
@@ -153,6 +155,15 @@ def _format_of(path: str, in_format: str) -> Format:
         return by_suffix or "jsonl"
     refuse_foreign_format(head, path)
     return _format_of_content(head, by_suffix)
+
+
+def _is_file(path: str) -> bool:
+    """Whether a path names a file, or a URL an object; what keeps a store from answering is said by its reader."""
+    return is_object(path) if is_url(path) else Path(path).is_file()
+
+
+def _is_there(path: str) -> bool:
+    return is_object(path) if is_url(path) else Path(path).exists()
 
 
 def _head(path: str) -> bytes | None:
@@ -187,8 +198,9 @@ def count_rows(inputs: Sequence[Input], options: ReadOptions) -> int | None:
     """How many rows `read_items` gives of files, blank lines not counted; None where counting them would take long."""
     rows = 0
     for item in inputs:
-        if item.path == STDIN or not (path := Path(item.path)).is_file():
+        if item.path == STDIN or not _is_file(item.path) or (is_url(item.path) and item.format != "parquet"):
             return None
+        path = Path(item.path)
         if item.format == "parquet":
             rows += _lines_of(item)
             continue
@@ -228,7 +240,7 @@ def _lines_of(item: Input) -> int:
 
 def can_be_reread(inputs: Iterable[Input]) -> bool:
     """Whether all inputs are files; a pipe gives its rows once."""
-    return all(item.path != STDIN and Path(item.path).is_file() for item in inputs)
+    return all(item.path != STDIN and _is_file(item.path) for item in inputs)
 
 
 def read_items(inputs: Sequence[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:

@@ -52,6 +52,8 @@ from rerank_cli.formats.arrow_types import (
 from rerank_cli.formats.parquet_footer import check_magic, refuse_joined
 from rerank_cli.formats.parts import Partition
 from rerank_cli.records import RowError
+from rerank_cli.storage import is_url
+from rerank_cli.storage.reading import ObjectReader
 
 BATCH_BYTES = 16 * 2**20
 """What a decoded batch may take, if one row does not take more; see the module's text."""
@@ -288,9 +290,9 @@ def _find(schema: pa.Schema, name: str, path: str) -> int:
 
 @contextmanager
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    # OSFile and not the path: pyarrow would take a path such as `s3://...` for an address and open it.
+    # OSFile and not the path: pyarrow would take a path such as `s3://...` for an address and open it its own way.
     try:
-        source = pa.OSFile(path)
+        source = pa.PythonFile(ObjectReader(path), mode="r") if is_url(path) else pa.OSFile(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {_reason(error)}") from error
     with source:

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from rerank_cli.errors import InputError
+from rerank_cli.storage import is_object, is_url, matching_objects, objects_below, path_of
 
 Partition = tuple[tuple[str, str | int | None], ...]
 
@@ -38,6 +39,8 @@ def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
 
     is_data: whether the name of a file in a folder has the suffix of a format.
     """
+    if is_url(path):
+        return _of_url(path, is_data)
     if Path(path).is_dir():
         return _of_folder(path, is_data)
     if not glob.has_magic(path) or Path(path).exists():
@@ -69,13 +72,54 @@ def _of_folder(path: str, is_data: Callable[[str], bool]) -> list[Part]:
         inside = sorted(entry.name for entry in folder.iterdir())[:5]
         has = f"it has {', '.join(f'`{name}`' for name in inside)}" if inside else "it is empty"
         raise InputError(f"{path}: no file in the folder has the suffix of a format: {has}")
-    keys = [_keys(file.relative_to(folder).parts[:-1]) for file in files]
+    return _parts(path, [(str(file), file.relative_to(folder).parts[:-1]) for file in files])
+
+
+def _of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+    """As files and folders: an object, all below a prefix, or what a pattern matches."""
+    try:
+        if not glob.has_magic(path):
+            return [Part(path)] if not path.endswith("/") and is_object(path) else _below(path, is_data)
+        matches = matching_objects(path)
+        found = [
+            part
+            for match in sorted(matches, key=natural)
+            if not _is_hidden(match.rstrip("/").rpartition("/")[2])
+            for part in (_below(match, is_data) if match.endswith("/") else [Part(match)])
+        ]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
+    if not found:
+        raise InputError(f"{path}: no object matches")
+    return found
+
+
+def _below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+    folder = path.rstrip("/") + "/"
+    names = [url[len(folder) :] for url in objects_below(folder)]
+    files = [
+        name
+        for name in sorted(names, key=natural)
+        if not any(map(_is_hidden, name.split("/")))
+        and (is_data(name.rpartition("/")[2]) or _PART_NAME.fullmatch(name.rpartition("/")[2]))
+    ]
+    if files:
+        return _parts(path, [(folder + name, tuple(name.split("/")[:-1])) for name in files])
+    if names:
+        inside = ", ".join(f"`{name}`" for name in sorted(names)[:5])
+        raise InputError(f"{path}: no object below it has the suffix of a format: it has {inside}")
+    return [Part(path.rstrip("/"))]  # opening it says that there is none
+
+
+def _parts(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> list[Part]:
+    """The files of a folder, each with the folders between."""
+    keys = [_keys(folders) for _, folders in files]
     if len({tuple(name for name, _ in found) for found in keys}) > 1:
         raise InputError(f"{path}: its files lie in folders with different keys (`key=value`)", hint="name one of them")
     whole = {name: all(_is_number(dict(found)[name]) for found in keys) for name, _ in keys[0]}
     return [
-        Part(str(file), path, tuple((name, _value(value, number=whole[name])) for name, value in found))
-        for file, found in zip(files, keys, strict=True)
+        Part(file, path, tuple((name, _value(value, number=whole[name])) for name, value in found))
+        for (file, _), found in zip(files, keys, strict=True)
     ]
 
 
@@ -104,5 +148,5 @@ def one_format(path: str, formats: Iterable[str]) -> None:
     if len(found) > 1:
         raise InputError(
             f"{path}: the folder has files of several formats: {', '.join(found)}",
-            hint=f"name those that are meant: '{Path(path) / '*'}.{found[0]}'",
+            hint=f"name those that are meant: '{path_of(path) / '*'}.{found[0]}'",
         )

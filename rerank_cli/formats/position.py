@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import Content, open_input
 from rerank_cli.records import Gap, JsonRow, RowError
+from rerank_cli.storage import path_of
 
 if TYPE_CHECKING:
     from rerank_cli.formats.shapes import Item
@@ -68,7 +69,7 @@ class Position:
     """
 
     def __init__(self, paths: Sequence[str], limit: int | None = None) -> None:
-        self._files = {path: _File(_size_of(Path(path))) for path in paths}
+        self._files = {path: _File(_size_of(path_of(path))) for path in paths}
         self._limit = limit
         self._passed = 0.0
         self._skipped = 0.0

@@ -34,6 +34,7 @@ import numpy.typing as npt
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
+from rerank_cli.storage import is_url
 
 _ID_NAMES = ("_id", "query_id", "qid", "passage_id", "doc_id", "docid", "docno", "pid", "id")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -125,9 +126,9 @@ def open_texts(path: str, read: ReadText | None = None) -> TextFile:
 
 
 def _opened(path: str) -> BinaryIO:
-    """The file, or a temporary copy of what cannot be read from its middle: a packed file, a pipe."""
+    """The file, or a temporary copy of what cannot be read from its middle: a packed file, a pipe, an object."""
     with open_input(path) as packed:  # raises, with the reason in words
-        if Path(path).is_file():
+        if not is_url(path) and Path(path).is_file():
             stream = Path(path).open("rb")  # noqa: SIM115 (lives as long as the run)
             if stream.peek(_HEAD_BYTES)[:_HEAD_BYTES] == packed.peek(_HEAD_BYTES)[:_HEAD_BYTES]:
                 return stream

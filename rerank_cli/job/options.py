@@ -16,6 +16,7 @@ from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
 from rerank_cli.formats.choices import MAX_LINE_BYTES, NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.planning.choices import ProfileRequest
+from rerank_cli.storage import path_of, refuse_url
 
 if TYPE_CHECKING:
     from rerank_cli.evaluation.blend import Blend
@@ -118,7 +119,7 @@ class Names:
             "per_query": self.per_query,
             "output": beside,
         }
-        return {kind: Path(path) for kind, path in paths.items() if path}
+        return {kind: path_of(path) for kind, path in paths.items() if path}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,10 @@ def refuse_unusable(options: JobOptions) -> None:
         MOST_TOKENS,
     )  # fmt: skip
     refuse_too_many_engines(options.request.engine_count)
+    refuse_url("--image-root", options.fields.image_root)
+    refuse_url("--profile", options.profiles_file)
+    for kind, path in options.names.files.items():
+        refuse_url(f"--{kind}", path)
     threshold = options.selection.threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: not a number to compare with")

@@ -45,6 +45,7 @@ from rerank_cli.journal import (
 )
 from rerank_cli.records import RowError
 from rerank_cli.report.page import render_report
+from rerank_cli.storage import path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -416,7 +417,7 @@ class StdoutDestination:
 
 def paths_of_inputs(names: Names, inputs: Sequence[Input], *, overwrite: bool) -> RunPaths:
     """The paths of a run that reads inputs alone."""
-    read = {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
+    read = {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     return RunPaths(names, read, folders=folders_of(inputs), overwrite=overwrite)
 
 

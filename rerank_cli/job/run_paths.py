@@ -29,6 +29,7 @@ from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.job.options import STDOUT, JobOptions, Names
 from rerank_cli.journal import Job, is_special, naming
 from rerank_cli.journal.placing import open_special
+from rerank_cli.storage import UrlPath, is_url, path_of
 
 _OPTIONS = {
     "output": "--output", "errors": "--errors", "report": "--report", "page": "--report", "embeddings": "--embeddings",
@@ -49,12 +50,12 @@ Identity = tuple[int, int] | str
 
 def paths_read(options: JobOptions, inputs: Sequence[Input]) -> dict[str, Path]:
     """The files that a run reads besides its model, by what they are called in messages."""
-    found = {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
+    found = {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     others = {
         "--queries": options.texts.queries, "--corpus": options.texts.corpus, "--qrels": options.qrels,
         "--profile": options.profiles_file, "--template": getattr(options.template, "path", None),
     }  # fmt: skip
-    return found | {name: Path(path) for name, path in others.items() if path}
+    return found | {name: path_of(path) for name, path in others.items() if path}
 
 
 def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
@@ -64,7 +65,7 @@ def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 def files_of_folder(model: str | None) -> dict[str, Path]:
     """The files of a model that is a folder, before any of them is read; none for the others."""
-    if model is None or not (folder := Path(model).expanduser()).is_dir():
+    if model is None or is_url(model) or not (folder := Path(model).expanduser()).is_dir():
         return {}
     return {f"model file `{path.name}`": path for path in sorted(folder.iterdir()) if path.is_file()}
 
@@ -178,7 +179,7 @@ class RunPaths:
         """An output in a folder of inputs would be read as one of them the next time."""
         for folder in folders:
             for path in self._names.files.values():
-                if path.resolve().is_relative_to(Path(folder).resolve()):
+                if path.resolve().is_relative_to(path_of(folder).resolve()):
                     raise UsageError(
                         f"{path}: lies in {folder}, whose files are the input", hint="write to another folder"
                     )
@@ -224,7 +225,9 @@ def _is_errors_file(path: Path) -> bool:
 
 
 def _identity(path: Path) -> Identity:
-    """What a path leads to."""
+    """What a path leads to; a URL leads to itself."""
+    if isinstance(path, UrlPath):
+        return str(path)
     try:
         found = path.stat()
     except OSError:

@@ -29,6 +29,7 @@ from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.run_plan import Plan
+from rerank_cli.storage import path_of
 
 _NOT_IN_THE_BYTES = {
     "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file",
@@ -60,11 +61,11 @@ def fingerprint_of(
     """The fingerprint of a run of files. plan, machine: None where only a finished run is looked for."""
     assert known.checkpoint is not None, "a run has a checkpoint"
     files = model_files(known.checkpoint)
-    files |= {f"input {number}": Path(item.path) for number, item in enumerate(inputs, 1)}
+    files |= {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1)}
     read = {"qrels": options.qrels, "profiles": options.profiles_file, **asdict(options.texts)}
     for name, path in read.items():
-        if path and Path(path).is_file():  # else reading it says what is wrong
-            files[name] = Path(path)
+        if path and path_of(path).is_file():  # else reading it says what is wrong
+            files[name] = path_of(path)
     names = options.names
     versions = {"rerank-cli": rerank_cli.__version__, "python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _LIBRARIES}

@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rerank_cli.storage import UrlPath
+
 _READ_BYTES = 4 * 2**20
 _SETTLED_NS = 2 * 10**9  # FAT keeps times in steps of 2 s; other file systems need some milliseconds
 
@@ -108,6 +110,8 @@ class Fingerprint:
         for name in sorted(self._files, key=lambda name: self._seen[name]["settled"]):
             if self._seen[name]["settled"]:
                 self._new_are_hashed.set()
+            if isinstance(self._files[name], UrlPath):
+                continue  # its etag is in its stat, and to read it would be to fetch it twice
             try:
                 digest = _digest(self._files[name], self._given_up)
                 if digest and _seen(self._files[name])["stat"] == self._seen[name]["stat"]:

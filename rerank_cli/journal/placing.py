@@ -12,6 +12,7 @@ import os
 import secrets
 import select
 import stat
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -19,6 +20,8 @@ from pathlib import Path
 
 from rerank_cli.errors import OutputError
 from rerank_cli.journal.files import Files, WorkFile, naming
+from rerank_cli.storage import UrlPath
+from rerank_cli.storage.upload import upload
 
 _COPIED_BYTES = 2**20
 _FED_BYTES = 2**16
@@ -39,6 +42,9 @@ def place_file(work: Path, final: Path, files: Files, *, may_replace: MayReplace
 
     Where `final` lies on another file system (`--errors`, `--report`) a copy is made beside it first.
     """
+    if isinstance(final, UrlPath):
+        _upload(work, final, files, may_replace)
+        return
     if is_special(final):
         feed(work, final)
         files.unlink(work)
@@ -114,14 +120,26 @@ def write_whole(path: Path, data: bytes, files: Files) -> None:
 
 def write_file(final: Path, data: bytes, files: Files, *, may_replace: MayReplace = any_file) -> None:
     """Write a file that appears whole under its name or not at all."""
-    part = _part_of(final)
-    with naming(final):
+    with ExitStack() as stack:
+        stack.enter_context(naming(final))
+        if isinstance(final, UrlPath):
+            part = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rerank-cli-"))) / final.name
+        else:
+            part = _part_of(final)
         try:
             write_whole(part, data, files)
             place_file(part, final, files, may_replace=may_replace)
         finally:
             with suppress(OSError):
                 files.unlink(part)
+
+
+def _upload(work: Path, final: UrlPath, files: Files, may_replace: MayReplace) -> None:
+    try:
+        upload(work, final, may_replace=may_replace)
+    except FileExistsError as error:
+        raise _made_by_others(final) from error
+    files.unlink(work)
 
 
 def _part_of(final: Path) -> Path:

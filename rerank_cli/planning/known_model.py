@@ -11,6 +11,7 @@ from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.errors import ModelError
 from rerank_cli.planning.profiles import GenericFacts, ModelProfiles, find_profiles, load_profiles
+from rerank_cli.storage import is_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def find_model(
     if profiles_file is not None:
         given = load_profiles(Path(profiles_file))
         return KnownModel(model or given.model.id, given, f"profiles of {given.model.id}: {given.file}")
-    if model is not None and not model.startswith((".", "/", "~")) and not Path(model).is_dir():
+    is_id = model is not None and not model.startswith((".", "/", "~")) and not is_url(model)
+    if model is not None and is_id and not Path(model).is_dir():
         found, why = find_profiles(model)
         if found is not None:
             known = KnownModel(model, found, why)

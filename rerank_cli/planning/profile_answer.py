@@ -42,6 +42,7 @@ from rerank_cli.planning.profiles import (
     show_capability,
 )
 from rerank_cli.planning.profiles.matching import rules_of
+from rerank_cli.storage import is_url
 
 SCHEMA = "rerank-cli/profile-select/1"
 
@@ -138,8 +139,8 @@ def environment_of(answer: MachinePlan, model: str | None = None) -> dict[str, s
         "RERANK_TOKEN_BUDGET": str(plan.token_budget),
         "RERANK_ENGINES": str(plan.engine_count),
     }
-    if model is None:
-        return variables
+    if model is None or is_url(model):
+        return variables if model is None else {"RERANK_MODEL": model, **variables}
     folder = Path(model).expanduser()
     return {"RERANK_MODEL": str(folder.absolute()) if folder.is_dir() else model, **variables}
 

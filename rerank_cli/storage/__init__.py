@@ -23,7 +23,11 @@ Credentials are found by each cloud's usual chain. They are handed to the client
 or journal has room for them, and a URL that holds some is refused without being repeated.
 """
 
+from rerank_cli.storage.copies import fetch_model
+from rerank_cli.storage.listing import is_object, matching_objects, objects_below
 from rerank_cli.storage.url import is_url, refuse_url
 from rerank_cli.storage.url_path import UrlPath, path_of
 
-__all__ = ["UrlPath", "is_url", "path_of", "refuse_url"]
+__all__ = [
+    "UrlPath", "fetch_model", "is_object", "is_url", "matching_objects", "objects_below", "path_of", "refuse_url",
+]  # fmt: skip

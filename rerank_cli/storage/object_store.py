@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import os
 import random
 import re
@@ -35,7 +36,8 @@ PART_BYTES = 8 * 2**20
 _MOST_PARTS = 9000  # S3 takes 10,000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "ExpiredTokenException")
-_NEVER = ("400 Bad Request", "401 ", "405 ", "411 ", "301 ", "NoSuchBucket", "InvalidBucketName")
+_NEVER = ("400 Bad Request", "405 Method", "301 Moved", "InvalidBucketName")
+_REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 _CREDENTIALS_LAST = timedelta(minutes=5)  # after which they are asked for again
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.-]+)\s*</Code>")
 _STATUS = re.compile(r"\b([1-5]\d\d) [A-Z][A-Za-z]+(?: [A-Z][a-z]+)*")
@@ -48,7 +50,7 @@ class ObjectStore:
 
     def __init__(self, url: Url, *, patience: float = PATIENCE_SECONDS) -> None:
         try:
-            import obstore
+            obstore = importlib.import_module("obstore")
         except ImportError as error:
             raise UsageError(
                 f"{url}: object stores are read and written with obstore, which is not installed",
@@ -62,9 +64,8 @@ class ObjectStore:
         self._open()
 
     def _open(self) -> None:
-        from obstore import store as stores
-
-        options = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10), "allow_http": True}
+        stores: Any = importlib.import_module("obstore.store")
+        options: Any = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10), "allow_http": True}
         retries: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=20)}
         try:
             if self._is_s3:
@@ -72,7 +73,7 @@ class ObjectStore:
                     self._container, client_options=options, retry_config=retries, **self._s3_settings()
                 )
             else:
-                self._store = stores.from_url(self._place, client_options=options, retry_config=retries)  # type: ignore[call-overload]
+                self._store = stores.from_url(self._place, client_options=options, retry_config=retries)
         except self._obstore.exceptions.BaseError as error:
             raise OSError(f"{self._place} cannot be opened: {_reason(error)}") from error
 
@@ -113,7 +114,7 @@ class ObjectStore:
 
     @cached_property
     def _client(self) -> Any:
-        """botocore's own client of S3."""
+        """Botocore's own client of S3."""
         from botocore import UNSIGNED
         from botocore.config import Config
 
@@ -334,35 +335,34 @@ class ObjectStore:
                     self.__dict__.pop("_client", None)
                     self.__dict__.pop("_session", None)
                     self._open()
-            time.sleep(pause * (0.5 + random.random() / 2))  # noqa: S311 (a pause)
+            time.sleep(pause * (0.5 + random.random() / 2))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _failure(self, key: str, error: Exception) -> BaseException | None:
         """What a failed call means for good; None where it may pass."""
         import botocore.exceptions as boto
 
-        kinds = self._obstore.exceptions
         text = _text(error)
-        if any(word in text for word in _EXPIRED):
-            return None
         code = error.response["Error"]["Code"] if isinstance(error, boto.ClientError) else ""
-        if isinstance(error, (kinds.NotFoundError, FileNotFoundError)) or code in ("NoSuchKey", "404", "NoSuchUpload"):
-            if "NoSuchBucket" in text:
-                return OSError(f"{self._place}: there is no such bucket")
-            return FileNotFoundError(errno.ENOENT, "no such object")
-        if isinstance(error, kinds.PreconditionError) or code == "PreconditionFailed":
-            if code:
-                return FileExistsError(errno.EEXIST, "another object has its name")
-            return ChangedError("it was changed while it was read")
-        if isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError)) or code in (
-            "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403",
-        ):  # fmt: skip
-            return PermissionError(errno.EACCES, f"the store refuses it ({_reason(error)})")
-        if code in ("NoSuchBucket", "InvalidBucketName", "400", "301") or any(word in text for word in _NEVER):
-            return OSError(f"{self._place}/{key}: the store refuses it ({_reason(error)})")
-        if isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
-            return None
-        return error
+        kinds = self._obstore.exceptions
+        lasting: BaseException | None = None
+        if any(word in text for word in _EXPIRED):
+            pass
+        elif "NoSuchBucket" in text:
+            lasting = OSError(f"{self._place}: there is no such bucket")
+        elif isinstance(error, FileNotFoundError) or code in ("NoSuchKey", "404", "NoSuchUpload"):
+            lasting = FileNotFoundError(errno.ENOENT, "no such object")
+        elif code == "PreconditionFailed":
+            lasting = FileExistsError(errno.EEXIST, "another object has its name")
+        elif isinstance(error, kinds.PreconditionError):
+            lasting = ChangedError("it was changed while it was read")
+        elif isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError)) or code in _REFUSED:
+            lasting = PermissionError(errno.EACCES, f"the store refuses it ({_reason(error)})")
+        elif code in _NEVER or any(word in text for word in _NEVER):
+            lasting = OSError(f"{self._place}/{key}: the store refuses it ({_reason(error)})")
+        elif not isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
+            lasting = error
+        return lasting
 
 
 def _part_bytes(size: int) -> int:

@@ -14,7 +14,7 @@ import hashlib
 import io
 import os
 import stat
-from pathlib import Path, PosixPath
+from pathlib import Path, PosixPath, PurePath
 from typing import Any, NoReturn
 
 from rerank_cli.errors import UsageError
@@ -69,7 +69,7 @@ class UrlPath(PosixPath):
     def __hash__(self) -> int:
         return hash(self._url)
 
-    def __lt__(self, other: Path) -> bool:
+    def __lt__(self, other: PurePath) -> bool:
         return str(self) < str(other)
 
     def __truediv__(self, name: Any) -> UrlPath:
@@ -168,7 +168,7 @@ class UrlPath(PosixPath):
             return True
         return next(open_store(self._url).list(f"{self._url.key.rstrip('/')}/"), None) is not None
 
-    def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:  # type: ignore[override]
+    def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:
         """A buffered reader of the object; it is written otherwise (`journal/placing.py`)."""
         if mode != "rb":
             self._refuse()
@@ -191,7 +191,8 @@ class UrlPath(PosixPath):
 
 def _as_file(url: Url, found: Stat) -> os.stat_result:
     store = _number(f"{url.scheme}://{url.container}")
-    return os.stat_result((stat.S_IFREG | 0o644, _number(found.etag), store, 1, 0, 0, found.size, 0, 0, 0))
+    times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), 0)
+    return os.stat_result((stat.S_IFREG | 0o644, _number(found.etag), store, 1, 0, 0, found.size, 0, 0, 0), times)
 
 
 def _number(text: str) -> int:

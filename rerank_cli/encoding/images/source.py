@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rerank_cli.records import ImageSource
+from rerank_cli.storage import is_url
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _DATA_URI = re.compile(r"data:[^,;]*(;[^,;]*)*,", re.IGNORECASE)
@@ -62,6 +63,11 @@ def _from_data_uri(value: str, max_bytes: int) -> bytes:
 
 
 def _from_path(value: str, root: str, max_bytes: int) -> bytes:
+    if is_url(root):
+        raise ImageProblem(
+            "image-unreadable",
+            f"image `{shown(value)}`: images beside an object are not read; `--image-root` names a folder",
+        )
     try:
         top = Path(root).resolve(strict=True)
         path = (top / value).resolve(strict=True)

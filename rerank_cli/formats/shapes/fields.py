@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import NO_IMAGES, FieldNames
 from rerank_cli.formats.jsonl import ExactFloat
 from rerank_cli.records import ImagePassage, ImageSource, Passage, Row, RowError
+from rerank_cli.storage import path_of
 
 ALIASES = {
     "query": ("query",),
@@ -263,7 +263,7 @@ def image_of(fields: Mapping[str, Any], names: FieldNames, row: Row, where: str 
     if not isinstance(value, (str, bytes)):
         what = f"`{where}{names.image_path}` is {type_in_words(value)}, not a path, a data URI or bytes"
         raise RowProblem("wrong-type", f"{what}; if it is no image of the passage, say `--image-field {NO_IMAGES}`")
-    folder = "." if row.file == "-" else str(Path(row.file).parent)
+    folder = "." if row.file == "-" else str(path_of(row.file).parent)
     return ImageSource(value, folder if names.image_root is None else names.image_root)
 
 

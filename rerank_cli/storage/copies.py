@@ -1,0 +1,78 @@
+"""Local copies of what must lie on a disk: a model's files, and the work of a run whose output is an object.
+
+Both lie in `$XDG_CACHE_HOME/rerank-cli` (`~/.cache/rerank-cli`). A model's copy has a name made of the names, sizes and
+etags of its files, so it is fetched once, and again when one of them is another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from rerank_cli.errors import ModelError
+from rerank_cli.storage.listing import objects_below
+from rerank_cli.storage.opened import first_seen, open_store
+from rerank_cli.storage.url import parse_url
+
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""What belongs to a model; the rest of its folder is not fetched."""
+
+_READ_BYTES = 16 * 2**20
+
+
+def copies_folder() -> Path:
+    """Where copies lie."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rerank-cli"
+
+
+def fetch_model(text: str) -> Path:
+    """The folder with a copy of the model at a URL; fetched where it is not there yet."""
+    folder = text.rstrip("/") + "/"
+    try:
+        names = sorted(
+            name
+            for url in objects_below(folder)
+            if any(fnmatchcase((name := url[len(folder) :]).rpartition("/")[2], wanted) for wanted in MODEL_FILES)
+        )
+        if "config.json" not in names and "modules.json" not in names:
+            raise ModelError(f"{text}: no config.json below it", hint="name the folder that holds config.json")
+        seen = {name: first_seen(folder + name) for name in names}
+        facts = "\n".join(f"{name} {found.size} {found.etag}" for name, found in seen.items())
+        copy = copies_folder() / "models" / hashlib.sha256(facts.encode()).hexdigest()[:32]
+        if not copy.is_dir():
+            _fetch(folder, names, copy)
+    except OSError as error:
+        raise ModelError(f"{text}: cannot be fetched: {error.strerror or error}") from error
+    return copy
+
+
+def _fetch(folder: str, names: list[str], copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=copy.parent) as part:
+        whole = Path(part) / "model"
+        for name in names:
+            url = parse_url(folder + name)
+            store, found = open_store(url), first_seen(folder + name)
+            (whole / name).parent.mkdir(parents=True, exist_ok=True)
+            with (whole / name).open("wb") as stream:
+                for begin in range(0, found.size, _READ_BYTES):
+                    stream.write(store.read(url.key, begin, min(begin + _READ_BYTES, found.size), found.etag))
+        try:
+            whole.rename(copy)
+        except OSError:
+            if not copy.is_dir():  # else another process was faster
+                raise
+
+
+def work_folder_of(text: str) -> Path:
+    """The local folder for the work on the output at a URL."""
+    return copies_folder() / "jobs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.job"
+
+
+def remove_copy(folder: Path) -> None:
+    """Remove a local folder of this room with all that is in it."""
+    shutil.rmtree(folder, ignore_errors=True)

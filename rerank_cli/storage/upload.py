@@ -1,0 +1,49 @@
+"""A finished local file becomes an object: whole, under its name, once.
+
+With it go the SHA-256 of its content and the job that made it. So a run that is told to have failed, or comes back
+after its machine died, knows the object for its own, and nothing has to be read to know what an object holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from rerank_cli.storage.opened import open_store
+from rerank_cli.storage.url_path import JOB, SHA256, UrlPath
+
+MayReplace = Callable[[Path, os.stat_result], bool]
+
+
+def upload(
+    work: Path,
+    final: UrlPath,
+    *,
+    may_replace: MayReplace,
+    job: str | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Put the content of `work` at `final`; `FileExistsError` where something else is there and may not go.
+
+    job: whose output it is; what it has put there before goes, or stays where it is the same. check: called between
+    the parts.
+    """
+    with work.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    metadata = {SHA256: sha256, JOB: job or secrets.token_hex(8)}
+    store, key = open_store(final.url), final.url.key
+    try:
+        there = final.look()
+    except FileNotFoundError:
+        replace = False
+    else:
+        mine = job is not None and there.metadata.get(JOB) == job
+        if mine and there.metadata.get(SHA256) == sha256:
+            return
+        replace = mine or may_replace(final, final.lstat())
+        if not replace:
+            raise FileExistsError(f"{final}: is there")
+    store.put_file(key, work, metadata, replace=replace, check=check)

@@ -1,0 +1,98 @@
+"""A real server of S3 on loopback (moto's), and what a test asks of it without the program under test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+KEY_ID, SECRET = "AKIATESTSOFRERANKCLI", "dGhpcyBpcyBhIHNlY3JldCBvZiB0aGUgdGVzdHM"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty bucket. endpoint: of the server; name: of the bucket."""
+
+    endpoint: str
+    name: str
+    client: Any
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of a process that may use it."""
+        return {
+            "AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.endpoint, "AWS_EC2_METADATA_DISABLED": "true",
+        }  # fmt: skip
+
+    def url(self, key: str) -> str:
+        """The URL of an object."""
+        return f"s3://{self.name}/{key}"
+
+    def put(self, key: str, data: bytes) -> str:
+        """Put an object; returns its URL."""
+        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+        return self.url(key)
+
+    def get(self, key: str) -> bytes:
+        """The content of an object."""
+        data: bytes = self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        return data
+
+    def keys(self) -> list[str]:
+        """The names of all objects."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return sorted(one["Key"] for page in pages for one in page.get("Contents", ()))
+
+    def uploads(self) -> list[str]:
+        """The names of uploads that are neither completed nor aborted."""
+        return [one["Key"] for one in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())]
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The endpoint of a server that lives as long as the block."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def new_bucket(endpoint: str) -> Bucket:
+    """An empty bucket of the server at `endpoint`."""
+    client = _client(endpoint)
+    name = f"tests-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    return Bucket(endpoint, name, client)
+
+
+@cache
+def _client(endpoint: str) -> Any:
+    import botocore.session
+
+    return botocore.session.get_session().create_client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET
+    )
+
+
+def only_these(monkeypatch: Any, variables: dict[str, str]) -> None:
+    """Let this process have these variables of AWS and no others, and no store opened."""
+    from rerank_cli.storage.opened import forget
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    forget()
