@@ -39,6 +39,7 @@ from rerank_cli.job.windows import Share, Windows, heads_of
 from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
+from rerank_cli.machine.bus_error import explaining_bus_errors
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report import document as reports
@@ -103,10 +104,11 @@ def run_job(
     """
     watcher, stop, files = watcher or Watcher(), stop or Stop(), files or Files()
     began = time.time_ns()
-    with stop.listening(options.deadline):
+    watch = Watch()
+    with stop.listening(options.deadline), watch.explaining(), explaining_bus_errors(watch.check):
         refuse_unusable(options)
         inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
-        names, watch = options.names, Watch()
+        names = options.names
         watch.look(paths_read(options, inputs))
         watch.look(files_of_folder(options.model))
         known = find_known(options)
@@ -156,7 +158,7 @@ def run_job(
             return _score_all(
                 options, prepared, destination, fingerprint=fingerprint, members=members, evaluator=evaluator,
                 watcher=watcher, stop=stop, open_engine=open_engine,
-                images=WatchedImages(paths, began_ns=began if may_continue else None),
+                images=WatchedImages(paths, began_ns=began if may_continue else None), watch=watch,
             )  # fmt: skip
 
 
@@ -172,6 +174,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
     stop: Stop,
     open_engine: OpensEngine,
     images: WatchedImages,
+    watch: Watch,
 ) -> Outcome:
     """Load the model, score what no earlier process has, and leave rows, bad rows and the report."""
     note = watcher.on_note or (lambda text: None)
@@ -229,6 +232,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         refuse_worse(totals, destination, options)
         output.finish()
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
+        watch.check()  # before the report reads them again: one may be a pipe by now
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)

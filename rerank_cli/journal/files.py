@@ -167,6 +167,10 @@ class WorkFile:
         if found.st_size != self.size:
             raise changed(self.path, f"it has {found.st_size} bytes, {self.size} were written")
 
+    def stat(self) -> os.stat_result:
+        """Of the open file, whatever has its name."""
+        return os.fstat(self._descriptor)
+
     def seal(self) -> tuple[int, str]:
         """Size and SHA-256 of what was written; read where that is not known."""
         if self.digest is None:

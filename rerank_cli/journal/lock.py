@@ -18,10 +18,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from rerank_cli.errors import LockedError, OutputError
+from rerank_cli.errors import LockedError, OutputError, RerankError
 from rerank_cli.journal.files import Files, changed, opened_as_own, refuse_lost_name
 
 _POLL_SECONDS = 0.05
@@ -42,6 +43,18 @@ class Lock:
         refuse_lost_name(self._path, os.fstat(self._descriptor))
         if os.pread(self._descriptor, _WHO_BYTES, 0) != self._who:
             raise changed(self._path, f"another run has taken it{_read(self._descriptor)}")
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """What fails inside because the lock is lost, perhaps with the folder around it, says so."""
+        try:
+            yield
+        except (OSError, RerankError) as error:
+            try:
+                self.check()
+            except OutputError as lost:
+                raise lost from error
+            raise
 
     def release(self) -> None:
         """Give it back."""

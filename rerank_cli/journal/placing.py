@@ -2,12 +2,14 @@
 
 A name that something has is taken from it only where `may_replace` says so of that very file: what came into being
 during the run, by another hand, is never replaced. A file that replaces another one has its owner, group and mode, as
-far as the user may give them.
+far as the user may give them. What has got a name is looked at once more: a file that was changed in the last moment
+loses it again.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import select
@@ -19,7 +21,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rerank_cli.errors import OutputError
-from rerank_cli.journal.files import Files, WorkFile, naming
+from rerank_cli.journal.files import Files, WorkFile, changed, naming
+from rerank_cli.journal.seal import Seal, is_same_content
 from rerank_cli.storage import UrlPath
 from rerank_cli.storage.upload import upload
 
@@ -37,24 +40,27 @@ def any_file(_path: Path, _found: os.stat_result) -> bool:
     return True
 
 
-def place_file(work: Path, final: Path, files: Files, *, may_replace: MayReplace = any_file) -> None:
+def place_file(
+    work: Path, final: Path, files: Files, *, may_replace: MayReplace = any_file, seal: Seal | None = None
+) -> None:
     """Give `work` the name `final`; what is no regular file, such as /dev/null, stays and takes the content.
 
-    Where `final` lies on another file system (`--errors`, `--report`) a copy is made beside it first.
+    Where `final` lies on another file system (`--errors`, `--report`) a copy is made beside it first. seal: of the
+    bytes that `work` must have, where they are known.
     """
     if isinstance(final, UrlPath):
         _upload(work, final, files, may_replace)
         return
     if is_special(final):
-        feed(work, final)
+        feed(work, final, seal=seal)
         files.unlink(work)
         return
     try:
-        _rename(work, final, files, may_replace)
+        _rename(work, final, files, may_replace, None if seal is None else seal.seen)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy_and_rename(work, final, files, may_replace)
+        _copy_and_rename(work, final, files, may_replace, seal)
 
 
 def is_special(path: Path) -> bool:
@@ -62,18 +68,31 @@ def is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def feed(work: Path, final: Path, descriptor: int | None = None, check: Callable[[], None] = lambda: None) -> None:
+def feed(
+    work: Path,
+    final: Path,
+    descriptor: int | None = None,
+    check: Callable[[], None] = lambda: None,
+    *,
+    seal: Seal | None = None,
+) -> None:
     """Write the content of `work` into a pipe or a device; never waits without calling `check` in between.
 
-    descriptor: of `final`, where it is open. Raises `OutputError` for a pipe that nobody reads.
+    descriptor: of `final`, where it is open. Raises `OutputError` for a pipe that nobody reads, and behind it all where
+    the bytes were not those of `seal`.
     """
+    size, digest = 0, hashlib.sha256()
     with ExitStack() as stack:
         if descriptor is None:
             descriptor = open_special(final)
             stack.callback(os.close, descriptor)
         with work.open("rb") as source:
             while data := source.read(_FED_BYTES):
+                size += len(data)
+                digest.update(data)
                 _feed_all(descriptor, memoryview(data), check)
+    if seal and not seal.is_of_bytes(size, digest.hexdigest()):
+        raise changed(work, f"other bytes went into {final}")
 
 
 def open_special(path: Path) -> int:
@@ -147,7 +166,9 @@ def _part_of(final: Path) -> Path:
     return final.with_name(f"{final.name}.{secrets.token_hex(4)}.part")
 
 
-def _rename(work: Path, final: Path, files: Files, may_replace: MayReplace) -> None:
+def _rename(work: Path, final: Path, files: Files, may_replace: MayReplace, seen: os.stat_result | None = None) -> None:
+    """seen: what `work` was when its bytes were looked at."""
+    seen = seen or work.lstat()
     try:
         found = final.lstat()
     except FileNotFoundError:
@@ -165,6 +186,9 @@ def _rename(work: Path, final: Path, files: Files, may_replace: MayReplace) -> N
             files.rename(work, final)
     except FileExistsError as error:
         raise _made_by_others(final) from error
+    if not is_same_content(final.lstat(), seen):
+        files.rename(final, work)
+        raise changed(work, "it was touched while it got its name")
 
 
 def _keep_owner_and_mode(work: Path, final: Path) -> None:
@@ -185,7 +209,7 @@ def _keep_owner_and_mode(work: Path, final: Path) -> None:
         os.setxattr(work, _ACCESS_LIST, os.getxattr(final, _ACCESS_LIST))
 
 
-def _copy_and_rename(work: Path, final: Path, files: Files, may_replace: MayReplace) -> None:
+def _copy_and_rename(work: Path, final: Path, files: Files, may_replace: MayReplace, seal: Seal | None) -> None:
     part = _part_of(final)
     try:
         target = WorkFile(files, part, is_new=True)
@@ -194,9 +218,12 @@ def _copy_and_rename(work: Path, final: Path, files: Files, may_replace: MayRepl
                 while data := source.read(_COPIED_BYTES):
                     target.append(data)
             target.sync()
+            if seal and not seal.is_of_bytes(*target.seal()):
+                raise changed(work, "it was touched while it got its name")
+            seen = target.stat()
         finally:
             target.close()
-        _rename(part, final, files, may_replace)
+        _rename(part, final, files, may_replace, seen)
     except BaseException:
         with suppress(OSError):
             files.unlink(part)

@@ -13,13 +13,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from rerank_cli.errors import InputError
+from rerank_cli.errors import InputError, StoppedError
 from rerank_cli.journal.fingerprint import sha256_of
 
 _HINT = "what was read before is kept; once the file is as it was, the same command goes on, `--restart` starts over"
+
+
+class _ChangedError(InputError):
+    """What `Watch.check` raises."""
 
 
 class Watch:
@@ -68,8 +73,22 @@ class Watch:
                     raise self._changed(path, "its content or its mode was changed")
                 self._seen[path] = now
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """What fails inside because a file was changed says so: any library may read it again at any time."""
+        try:
+            yield
+        except (StoppedError, _ChangedError):
+            raise
+        except Exception as error:
+            try:
+                self.check()
+            except _ChangedError as found:
+                raise found from error
+            raise
+
     def _changed(self, path: Path, how: str) -> InputError:
-        return InputError(f"{path}: was changed while it was read ({self._names[path]}): {how}", hint=_HINT)
+        return _ChangedError(f"{path}: was changed while it was read ({self._names[path]}): {how}", hint=_HINT)
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int, int]:

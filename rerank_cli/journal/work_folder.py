@@ -108,6 +108,7 @@ class Job:
                 self.path("lock"), out=self.out, wait=self._terms.lock_wait, files=self._files, clock=self._terms.clock
             )
             stack.callback(self._lock.release)
+            stack.enter_context(self._lock.explaining())
             entries = [] if self._terms.restart else read_journal(self.path("journal"))
             if len(entries) > 1 and (found := self._differences(entries)):  # a header alone has nothing to lose
                 if entries[-1].record["kind"] != _BAD_INPUT:
@@ -123,21 +124,40 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        reason = self._reason(error)
         try:
-            if not self._placed and self.completed is None and not self._is_lost:
-                with suppress(RerankError):
-                    self.checkpoint()
-                    if isinstance(error, (TooManyBadRowsError, InputError)):
-                        self._note_bad_input()
-            if self._is_lost:
-                return
-            if self._placed or not self.is_kept:
-                with suppress(OSError):
-                    self._remove()
-            elif isinstance(error, RerankError) and not isinstance(error, _SAY_IT_THEMSELVES) and self._is_there:
-                error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
+            self._leave(reason)
         finally:
             self._stack.close()
+        if reason is not error and reason is not None:
+            raise reason from error
+
+    def _reason(self, error: BaseException | None) -> BaseException | None:
+        """What another hand has done to the job, where that may be why something failed; else what failed."""
+        if not isinstance(error, Exception) or isinstance(error, _SAY_IT_THEMSELVES) or self._placed or self._is_lost:
+            return error
+        try:
+            if self.completed is None:
+                self.refuse_other_hands()
+            else:
+                self._refuse_lost_lock()
+        except RerankError as found:
+            return error if isinstance(error, RerankError) and error.message == found.message else found
+        return error
+
+    def _leave(self, error: BaseException | None) -> None:
+        if not self._placed and self.completed is None and not self._is_lost:
+            with suppress(RerankError):
+                self.checkpoint()
+                if isinstance(error, (TooManyBadRowsError, InputError)):
+                    self._note_bad_input()
+        if self._is_lost:
+            return
+        if self._placed or not self.is_kept:
+            with suppress(OSError):
+                self._remove()
+        elif isinstance(error, RerankError) and not isinstance(error, _SAY_IT_THEMSELVES) and self._is_there:
+            error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
 
     @property
     def is_kept(self) -> bool:
@@ -232,7 +252,7 @@ class Job:
             if is_special(path) and self.path(name).exists():
                 with naming(path):
                     self._refuse_unsealed(name, path)
-                    feed(self.path(name), path, pipes.get(path), check)
+                    feed(self.path(name), path, pipes.get(path), check, seal=self._seal_of(name))
                     self._files.unlink(self.path(name))
 
     def place(
@@ -254,7 +274,8 @@ class Job:
             with naming(path):
                 if os.path.lexists(self.path(name)):  # else it has its name from before a crash
                     self._refuse_touched(name)
-                    place_file(self.path(name), path, self._files, may_replace=may_replace)
+                    seal = self._seal_of(name)
+                    place_file(self.path(name), path, self._files, may_replace=may_replace, seal=seal)
         for folder in {path.parent for path in names.values()}:
             with naming(self.out):
                 self._files.sync_folder(folder)
@@ -290,9 +311,12 @@ class Job:
         self._seals = None
         return False
 
+    def _seal_of(self, name: str) -> Seal | None:
+        return self._seals.get(name) if self._seals else None
+
     def _refuse_unsealed(self, name: str, path: Path) -> None:
         """`OutputError` if a work file, or the file with its final path where it has that by now, has other bytes."""
-        seal = self._seals and self._seals.get(name)
+        seal = self._seal_of(name)
         if not seal:
             return
         work = self.path(name)
@@ -304,7 +328,7 @@ class Job:
 
     def _refuse_touched(self, name: str) -> None:
         """`OutputError` if a work file was changed since its bytes were looked at."""
-        seal = self._seals and self._seals.get(name)
+        seal = self._seal_of(name)
         if seal and not seal.is_untouched(self.path(name)):
             raise changed(self.path(name), "it was touched while it got its name")
 

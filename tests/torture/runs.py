@@ -8,8 +8,11 @@ through `Hindered`, our own `Files` with a fault at the n-th call.
 from __future__ import annotations
 
 import errno
+import faulthandler
+import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +106,21 @@ class Hindered(Files):
         self._call("sync_folder", lambda: super(Hindered, self).sync_folder(path))
 
 
-def meddle(what: str, which: str) -> None:  # noqa: C901 (a table)
-    """What a second hand may do to a file; nothing where the file is not there."""
+def meddle(what: str, which: str) -> None:  # noqa: C901, PLR0912 (a table)
+    """What a second hand may do to a file or a folder; nothing where it is not there."""
     path = Path(which)
+    other = path.with_name(f"{path.name}.other")
     if what == "make" and not path.exists():
         path.write_bytes(b"by another hand\n")
     if what == "make" or not path.exists():
         return
     match what:
         case "delete":
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         case "cut":
             os.truncate(path, path.stat().st_size // 2)
+        case "empty":
+            os.truncate(path, 0)
         case "append":
             with path.open("ab") as stream:
                 stream.write(b"by another hand\n")
@@ -122,22 +129,35 @@ def meddle(what: str, which: str) -> None:  # noqa: C901 (a table)
                 stream.seek(path.stat().st_size // 2)
                 stream.write(b"#")
         case "replace":
-            other = path.with_name(f"{path.name}.other")
             other.write_bytes(path.read_bytes()[::-1])
             other.replace(path)
         case "copy":
-            other = path.with_name(f"{path.name}.other")
             other.write_bytes(path.read_bytes())
             other.replace(path)
         case "chmod":
             path.chmod(0o600)
+        case "touch":
+            os.utime(path)
         case "link":
-            path.with_name(f"{path.name}.other").hardlink_to(path)
+            other.symlink_to(path) if path.is_dir() else other.hardlink_to(path)
+        case "point":
+            path.rename(other)
+            path.symlink_to(other)
+        case "folder":
+            path.unlink()
+            path.mkdir()
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
         case "rename":
-            path.rename(path.with_name(f"{path.name}.other"))
+            path.rename(other)
 
 
-HANDS = ("delete", "cut", "append", "overwrite", "replace", "copy", "chmod", "link", "rename")
+HANDS = (
+    "delete", "cut", "empty", "append", "overwrite", "replace", "copy", "chmod", "touch", "link", "point", "folder",
+    "pipe", "rename",
+)  # fmt: skip
+"""What is done to a file; `copy`, `chmod`, `touch`, `link` and `point` leave its content as it is."""
 
 
 def on_one_core() -> None:
@@ -228,13 +248,20 @@ class Runs:
 
 def _run(asked: Asked, log: Any) -> int:
     from rerank_cli.errors import RerankError
+    from rerank_cli.formats.choices import Texts
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job.options import ErrorLimit, JobOptions, Names
     from rerank_cli.job.run import Watcher, run_job
     from rerank_cli.planning.choices import ProfileRequest
 
     fields = {"model": str(TINY_CHECKPOINT), "checkpoint_every": 0.0, **asked.options}
-    made = {"selection": Selection, "error_limit": ErrorLimit, "fields": FieldNames, "request": ProfileRequest}
+    made = {
+        "selection": Selection,
+        "error_limit": ErrorLimit,
+        "fields": FieldNames,
+        "request": ProfileRequest,
+        "texts": Texts,
+    }
     fields |= {name: make(**fields[name]) for name, make in made.items() if name in fields}
     for name in ("metrics", "shard"):
         if fields.get(name) is not None:
@@ -256,6 +283,7 @@ def _child(asked: Asked, path: Path) -> None:
     code = 1
     with path.open("w") as log:
         os.dup2(log.fileno(), 2)
+        faulthandler.dump_traceback_later(_HANGS_AFTER, exit=True, file=log)  # code 1, and where it hangs
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # before the run listens, and behind it
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
@@ -291,13 +319,20 @@ def _started(asked: Asked, log: Path) -> Callable[[], dict[str, Any]]:
     return wait
 
 
+_HANGS_AFTER = 120.0  # seconds; a run takes less than one on a machine of its own
+_LOADED_ONCE = (
+    "ir_measures", "numpy.ma", "rerank_cli.engine.scorer", "rerank_cli.job.prepare", "rerank_cli.job.run",
+    "rerank_cli.report.document",
+)  # fmt: skip
+"""What a run imports, half a second of it; nothing here starts a thread, as pyarrow does."""
+
+
 def _serve() -> None:
-    import ir_measures  # noqa: F401
-
-    import rerank_cli.engine.scorer
-    import rerank_cli.job  # noqa: F401
-
+    for name in _LOADED_ONCE:
+        import_module(name)
     on_one_core()
+    gc.collect()
+    gc.freeze()  # else each child copies the pages of all these objects when it first collects
     with tempfile.TemporaryDirectory(prefix="rerank-cli-torture-", dir="/dev/shm") as folder:
         for line in sys.stdin:
             asked = [Asked(**fields) for fields in json.loads(line)]

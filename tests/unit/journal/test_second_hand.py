@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from rerank_cli.errors import InputError, OutputError
+from rerank_cli.errors import InputError, OutputError, StoppedError
 from rerank_cli.journal import Files, Watch, WorkFile, place_file, write_file
 from rerank_cli.journal import files as file_calls
 from rerank_cli.journal.files import opened_as_own
@@ -18,6 +20,7 @@ from rerank_cli.journal.lock import take_lock
 from rerank_cli.journal.own_folder import refuse_foreign_folder
 from rerank_cli.journal.placing import feed
 from rerank_cli.journal.records import encode, read_journal
+from rerank_cli.journal.seal import Seal
 from tests.unit.journal.test_commit import WHOLE, add, finish, job
 
 
@@ -325,3 +328,133 @@ def test_what_was_read_behind_a_change_is_not_kept(tmp_path: Path) -> None:
         add(opened, [2])
     with job(tmp_path) as again:
         assert again.next_window == 2
+
+
+# The last moment
+
+
+class Meddling(Files):
+    """Files with another hand just before `out.jsonl` gets its name. hand: what it does to the work file."""
+
+    def __init__(self, hand: Callable[[Path], object]) -> None:
+        self._hand = hand
+
+    def place(self, old: Path, new: Path) -> None:
+        self._meddle(old, new)
+        super().place(old, new)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._meddle(old, new)
+        super().rename(old, new)
+
+    def _meddle(self, old: Path, new: Path) -> None:
+        if new.name == "out.jsonl":
+            self._hand(old)
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.write(b"#")
+    os.utime(path, (5, 5))  # the clock of a file system may stand still between two writes
+
+
+@pytest.mark.parametrize("hand", [overwrite, append, replace])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_is_touched_while_it_gets_its_name_loses_it_again(
+    tmp_path: Path, hand: Callable[[Path], object], is_there: bool
+) -> None:
+    if is_there:
+        (tmp_path / "out.jsonl").write_bytes(b"old")
+    with (
+        pytest.raises(OutputError, match=r"rows: was changed .* it was touched while it got its name"),
+        job(tmp_path, files=Meddling(hand)) as opened,
+    ):
+        finish(opened)
+    assert not (tmp_path / "out.jsonl").exists()
+    assert opened.path("rows").exists()
+
+
+def test_a_copy_of_other_bytes_gets_no_name(tmp_path: Path) -> None:
+    class OtherDisk(Meddling):
+        def _meddle(self, old: Path, new: Path) -> None:
+            if old.parent != new.parent:
+                super()._meddle(old, new)
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    with (
+        pytest.raises(OutputError, match=r"rows: was changed .* it was touched while it got its name"),
+        job(tmp_path, files=OtherDisk(overwrite)) as opened,
+    ):
+        finish(opened)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["in.jsonl", "out.errors"]
+
+
+def test_other_bytes_that_went_into_a_pipe_are_told(tmp_path: Path) -> None:
+    work, pipe = tmp_path / "rows", tmp_path / "pipe"
+    work.write_bytes(bytes(2**17))  # more than is read at a time
+    seal = Seal(2**17, sha256_of(work))
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    def check() -> None:
+        with suppress(BlockingIOError):
+            os.read(reader, 2**17)
+        with work.open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            stream.write(b"#")
+
+    with pytest.raises(OutputError, match=r"rows: was changed .* other bytes went into .*pipe"):
+        feed(work, pipe, check=check, seal=seal)
+    os.close(reader)
+
+
+# What is behind a failure
+
+
+def test_a_failure_behind_a_change_of_the_jobs_files_tells_of_the_change(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"rows: was changed .*: it is gone") as caught, job(tmp_path) as opened:
+        add(opened, range(2))
+        opened.path("rows").unlink()
+        raise FileNotFoundError("by a library")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert "what is finished is kept" in caught.value.__notes__[0]
+    with pytest.raises(FileNotFoundError, match="of its own"), job(tmp_path):
+        raise FileNotFoundError("of its own")
+
+
+def test_a_failure_of_a_completed_job_whose_lock_is_gone_tells_of_the_lock(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"lock: was changed .*: it is gone"), job(tmp_path) as opened:
+        add(opened, range(4))
+        opened.complete({"errors": True})
+        opened.path("lock").unlink()
+        raise FileNotFoundError("while it is placed")
+    with pytest.raises(FileNotFoundError), job(tmp_path):
+        raise FileNotFoundError("and with its lock")
+
+
+def test_a_folder_that_goes_while_a_job_begins_is_told(tmp_path: Path) -> None:
+    class Removing(Files):
+        def open(self, path: Path) -> int:
+            if path.name == "rows":
+                shutil.rmtree(path.parent)
+            return super().open(path)
+
+    with pytest.raises(OutputError, match=r"lock: was changed .*: it is gone"), job(tmp_path, files=Removing()):
+        pass
+
+
+def test_what_a_library_says_of_a_file_that_was_changed_is_not_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("input")
+    watch = watched(path)
+    with pytest.raises(ValueError, match="of its own"), watch.explaining():
+        raise ValueError("of its own")
+    path.unlink()
+    with pytest.raises(StoppedError), watch.explaining():
+        raise StoppedError("stopped", exit_code=143)
+    with pytest.raises(InputError, match="it is gone") as caught, watch.explaining():
+        raise ValueError("bad")
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(InputError, match="it is gone") as caught, watch.explaining():
+        watch.check()
+    assert caught.value.__cause__ is not caught.value
