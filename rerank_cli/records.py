@@ -313,8 +313,9 @@ class Counts:
     is, if one of its passages is. passages_error: passages that cannot be scored, of lists that are ranked without
     them: they are in the errors file and in none of the numbers of rows. output_rows: rows written. pairs_scored:
     distinct pairs that a model saw. tokens: what it read of these, after truncation; an embedder reads what several
-    pairs share once. dropped: passages that the user's selection left out. ties: neighbours in rank order with
-    equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for images;
+    pairs share once. pairs_found, tokens_found: distinct pairs whose scores were known before, by an earlier window or
+    by the store, and their tokens. dropped: passages that the user's selection left out. ties: neighbours in rank order
+    with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for images;
     retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not fit and
     were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were computed
     again in fp32. computed_tokens: `tokens`, and those that only fill batches up; 0 where nobody counts them.
@@ -345,6 +346,8 @@ class Counts:
     fp32_reruns: int = 0
     engine_deaths: int = 0
     computed_tokens: int = 0
+    pairs_found: int = 0
+    tokens_found: int = 0
 
     @property
     def in_errors_file(self) -> int:

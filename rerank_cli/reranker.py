@@ -32,15 +32,16 @@ from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.errors import InputError, RerankError, UsageError
 from rerank_cli.formats.in_memory import RankedRows, answer_rows, given_rows, in_groups, read
 from rerank_cli.formats.shapes import FieldNames, Item, Selection
-from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_unusable
+from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_store, refuse_unusable
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
 from rerank_cli.job.progress import Progress as RunProgress
 from rerank_cli.job.ranking import select
+from rerank_cli.job.score_store import RunStore
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.windows import Windows
 from rerank_cli.planning.choices import ProfileRequest, parse_device
 from rerank_cli.planning.run_plan import Plan
-from rerank_cli.records import RankedList, RowError
+from rerank_cli.records import RankedList, RowError, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,8 @@ class ModelOptions(TypedDict, total=False):
     truncate: Truncation
     chunk_overlap: int
     pool: Pool
+    store: str | Path | None
+    store_limit: int
 
 
 class RowOptions(TypedDict, total=False):
@@ -138,6 +141,7 @@ class Reranker:
 
     def _load(self, model: str | Path | None, options: ModelOptions) -> None:
         self._options = _job_options(model, options)
+        refuse_store(self._options)
         prepared = prepare_model(self._options, find_known(self._options))
         self.plan: Plan = prepared.plan
         """How the model runs on this machine, with the reasons."""
@@ -146,6 +150,10 @@ class Reranker:
         self._prepared = prepared
         self._lock = threading.Lock()
         self._engine = open_engine(prepared.plan, prepared.checkpoint)
+        # Without one there is none: equal pairs of a call are in one window, or as good as.
+        self._store = self._options.store is not None and RunStore(
+            self._options, prepared, prepared.plan, self._engine, on_note=_warn
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -168,6 +176,8 @@ class Reranker:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
+                if self._store:
+                    self._store.close()
 
     @overload
     def rerank(self, data: str, passages: Iterable[Any], **options: Unpack[RowOptions]) -> list[dict[str, Any]]: ...
@@ -255,8 +265,10 @@ class Reranker:
             taken = _Counted(read(rows), len(rows))
             windows = Windows(given.shape.group(taken), max_pairs=self.plan.window_pairs, position=lambda: taken.share)
             shown = _Bar() if options.get("progress") else None
+            timing = Timing()
             scoring = score_windows(
-                windows, self._prepared.encoder, self._engine, pool=self._options.pool,
+                windows, self._prepared.encoder, self._engine, pool=self._options.pool, timing=timing,
+                known=self._store.known(timing) if self._store else None,
                 image_processes=self.plan.image_processes, on_submit=shown.submit if shown else None,
                 on_batch=shown.add_batch if shown else None,
             )  # fmt: skip
@@ -300,6 +312,10 @@ def rerank(data: Any, model: str | Path | None = None, **options: Unpack[Options
     of_rows = {name: value for name, value in options.items() if name in RowOptions.__annotations__}
     with Reranker(model, **cast(ModelOptions, of_model)) as reranker:
         return reranker.rerank(data, **cast(RowOptions, of_rows))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text.partition(": ")[2] or text, stacklevel=4)
 
 
 _OPTION = re.compile(r"--([a-z][a-z-]+)(?:[ =]([^\s`,;]+))?")
@@ -418,8 +434,15 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
     images = ImageLimits(options.get("max_input_tiles"), options.get("max_image_pixels", ImageLimits().max_pixels))
     return JobOptions(
         inputs=(), names=Names(STDOUT), model=None if model is None else str(model), request=request,
-        profiles_file=file, images=images, template=template, **_named(options, _OF_ENCODER),
+        profiles_file=file, images=images, template=template, **_store(options), **_named(options, _OF_ENCODER),
     )  # fmt: skip
+
+
+def _store(options: ModelOptions) -> dict[str, Any]:
+    found = _named(options, ("store", "store_limit"))
+    if (folder := found.get("store")) is not None:
+        found["store"] = str(folder)
+    return found
 
 
 def _with_rows(job: JobOptions, options: RowOptions) -> JobOptions:

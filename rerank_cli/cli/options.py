@@ -26,7 +26,7 @@ from rerank_cli.cli.declare import (
 )
 from rerank_cli.encoding.choices import Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError
-from rerank_cli.job.options import ErrorLimit, TemplateText
+from rerank_cli.job.options import LEAST_STORE, ErrorLimit, TemplateText
 from rerank_cli.planning.choices import Precision
 from rerank_cli.storage import refuse_url
 
@@ -38,6 +38,12 @@ _TEMPLATE_BYTES = 2**20
 OF_RUNS = {3, 7, 8, 9, 10, 11}
 """Exit codes that only a run of rows can have."""
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|[kmgt]|b?)")
+_BYTES = {
+    "": 1, "b": 1, **{letter: 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}  # fmt: skip
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -51,6 +57,17 @@ def parse_duration(text: str) -> float:
     if found is None:
         raise ValueError("not a time", "for example 90, 5s, 500ms, 10m or 6h")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `500MB`, `10GB` or `8GiB`."""
+    found = _SIZE.fullmatch(text.strip().lower())
+    if found is None:
+        raise ValueError("not a size", "for example 500MB, 10GB or 8GiB")
+    size = int(float(found[1]) * _BYTES[found[2]])
+    if not LEAST_STORE <= size <= 2**60:
+        raise ValueError("out of range", "1MB is the least")
+    return size
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -340,6 +357,14 @@ SCORING = [
     ),
     option("--limit", int, group=RUN, into="limit", metavar="N", min=0, help="Read at most N rows."),
     option("--skip", int, group=RUN, into="skip", metavar="N", min=0, help="Leave out the first N rows."),
+    option(
+        "--store", str, group=RUN, into="store", metavar="DIR",
+        help="Folder of scores that runs share: what one has computed, the others find.",
+    ),
+    option(
+        "--store-limit", int, group=RUN, into="store_limit", metavar="SIZE", parse=parse_size,
+        help="Size of the store, as 500MB or 10GB; what was not used for longest goes first. Default: 10GB.",
+    ),
     option(
         "--check-precision", int, group=RUN, into="check_precision", metavar="N", min=1,
         help="Score the first N pairs, whole lists, in fp32 too, and report how well they agree.",

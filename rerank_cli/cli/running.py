@@ -148,6 +148,8 @@ def _summarise(outcome: Outcome, output: str) -> None:
         f"{counts.rows_out:,} rows, {counts.pairs:,} pairs in {seconds:.1f} s ({speed:,.1f} pairs/s, "
         f"{report['plan']['precision']} on {report['plan']['device']}){where}"
     )
+    if stored := report.get("store"):
+        _say_store(stored)
     ran = report["plan"]
     if seconds >= _LONG_SECONDS and (told := faster_here(ran["device"], ran["precision"])):
         say(f"note: {told}")
@@ -164,6 +166,16 @@ def _summarise(outcome: Outcome, output: str) -> None:
         if number:
             say(f"note: {number:,} {text}")
     _warn_of_unknown(report.get("unknown_tokens"))
+
+
+def _say_store(stored: Mapping[str, Any]) -> None:
+    """What the store has spared the run."""
+    saved = stored["seconds_saved"]
+    time = f", about {_duration(saved)} saved" if saved is not None and stored["found"] else ""
+    say(
+        f"store {stored['path']}: {stored['asked']:,} pairs asked, {stored['found']:,} found, "
+        f"{stored['computed']:,} computed{time}"
+    )
 
 
 def _warn_of_unknown(unknown: Mapping[str, Any] | None) -> None:

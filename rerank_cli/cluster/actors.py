@@ -172,6 +172,7 @@ def _absolute(options: JobOptions) -> JobOptions:
         options,
         model=whole(options.model) if is_folder else options.model,
         profiles_file=whole(options.profiles_file),
+        store=whole(options.store),
         texts=replace(options.texts, queries=whole(options.texts.queries), corpus=whole(options.texts.corpus)),
         fields=replace(options.fields, image_root=whole(options.fields.image_root)),
     )

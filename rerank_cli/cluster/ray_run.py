@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,27 @@ def _manifest(
             "pairs_per_second": round(counts.pairs / spent, 3),
             "tokens_per_second": round(counts.tokens / spent, 1),
         },
+        **_stored(reports),
         "first_error": first,
         "job": fingerprint.document(),
         "parts": parts,
+    }
+
+
+def _stored(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the parts say of the store together; nothing where none was asked for."""
+    parts = [report["store"] for report in reports if "store" in report]
+    if not parts:
+        return {}
+    saved = [part["seconds_saved"] for part in parts if part["seconds_saved"] is not None]
+    return {
+        "store": {
+            "path": parts[0]["path"],
+            **{name: sum(part[name] for part in parts) for name in ("asked", "found", "computed", "added", "damaged")},
+            "seconds_saved": round(sum(saved), 3) if saved else None,
+            "bytes": max(part["bytes"] for part in parts),
+            "notes": list(dict.fromkeys(text for part in parts for text in part["notes"])),
+        }
     }
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rerank_cli.encoding.encoder import Encoded, Encoder, EncodingProblem, ReadsImages, encode_pairs
-from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Limits, Passage, Window
+from rerank_cli.job.known_scores import Asked, FoundPairs, KnownScores, distinct_pairs
+from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Limits, Window
 
 _PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower batches and text batches that are full
 
@@ -27,6 +28,7 @@ class EncodedPart:
         members: Their places among the window's distinct pairs.
         pairs: What a model is given of them (`pairs_of`).
         places: As in `EncodedWindow`, with the window's last part; None before.
+        found: What is known of the window without its being computed. Members are the other pairs.
     """
 
     window: Window
@@ -34,26 +36,37 @@ class EncodedPart:
     members: list[int]
     pairs: list[EncodedPair]
     places: list[int] | None
+    found: FoundPairs | None = None
 
 
-def encode_parts(window: Window, encoder: Encoder | ReadsImages) -> Iterator[EncodedPart]:
-    """Token ids of the window's pairs, each distinct pair once; one part, or more where it has many images."""
-    pairs = [(item.limits, *pair) for item in window.lists for pair in item.pairs]
-    distinct: dict[tuple[Limits, str, Passage], int] = {}
-    places = [distinct.setdefault(pair, len(distinct)) for pair in pairs]
+def encode_parts(
+    window: Window, encoder: Encoder | ReadsImages, known: KnownScores | None = None
+) -> Iterator[EncodedPart]:
+    """Token ids of the window's pairs, each distinct pair once; one part, or more where it has many images.
+
+    known: has looked the window up; what it has found is not encoded, unless somebody will ask for token ids.
+    """
+    found = known.take(window) if known else None
+    pairs, places = (found.pairs, found.places) if found else distinct_pairs(window)
+    if known and found and known.encodes_all:
+        for place, entry in zip(
+            found.known, _encode_by_limits([pairs[one] for one in found.known], encoder), strict=True
+        ):
+            found.entries[place] = entry
     of_image: dict[ImageSource | None, list[int]] = {None: []}
-    for (_, _, passage), place in distinct.items():
-        of_image.setdefault(passage.image if isinstance(passage, ImagePassage) else None, []).append(place)
+    for place, (_, _, passage) in enumerate(pairs):
+        if found is None or place not in found.known:
+            image = passage.image if isinstance(passage, ImagePassage) else None
+            of_image.setdefault(image, []).append(place)
     groups = [group for group in of_image.values() if group] or [[]]
-    found = list(distinct)
     for start in range(0, len(groups), _PART_IMAGES):
         members = [place for group in groups[start : start + _PART_IMAGES] for place in group]
         last = start + _PART_IMAGES >= len(groups)
-        encoded = _encode_by_limits([found[place] for place in members], encoder)
-        yield EncodedPart(window, encoded, members, pairs_of(encoded), places if last else None)
+        encoded = _encode_by_limits([pairs[place] for place in members], encoder)
+        yield EncodedPart(window, encoded, members, pairs_of(encoded), places if last else None, found)
 
 
-def _encode_by_limits(pairs: Sequence[tuple[Limits, str, Passage]], encoder: Encoder | ReadsImages) -> list[Encoded]:
+def _encode_by_limits(pairs: Sequence[Asked], encoder: Encoder | ReadsImages) -> list[Encoded]:
     """Token ids of pairs whose requests have limits of their own: those with the same limits at once."""
     by_limits: dict[Limits, list[int]] = {}
     for place, (limits, _, _) in enumerate(pairs):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 STDOUT = "-"
 PAGE_SUFFIXES = (".html", ".htm")
+STORE_LIMIT = 10 * 10**9
+"""Bytes of a store where nothing else is said: some 150 million pairs."""
+LEAST_STORE = 10**6
 _RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run for a bad first line
 
 
@@ -184,6 +187,10 @@ class JobOptions:
     """How the scores are joined with the given order."""
     check_precision: int | None = None
     """Pairs that are scored in fp32 too."""
+    store: str | None = None
+    """A folder of scores that runs share."""
+    store_limit: int = STORE_LIMIT
+    """Bytes of its database."""
 
 
 def refuse_unusable(options: JobOptions) -> None:
@@ -218,6 +225,7 @@ def refuse_unusable(options: JobOptions) -> None:
         raise UsageError("--shard: the best rows of a part are not the best of the whole", hint="leave out --top-n")
     if options.shard and not can_be_reread(resolve_inputs(options.inputs, options.in_format, options.shape)):
         raise UsageError("--shard: a pipe cannot be cut in parts", hint="give the name of a file")
+    refuse_store(options)
     if options.names.per_query:
         refuse_per_query_name(options.names.per_query)
         if options.qrels is None:
@@ -229,3 +237,14 @@ def refuse_unusable(options: JobOptions) -> None:
         (options.query or "").encode()
     except UnicodeEncodeError as error:
         raise UsageError("--query: not UTF-8") from error
+
+
+def refuse_store(options: JobOptions) -> None:
+    """`UsageError` for a store that cannot be one."""
+    folder = None if options.store is None else Path(options.store).expanduser()
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"--store {options.store}: not a folder", hint="name a folder; it is made if it is not there")
+    if options.store == "":
+        raise UsageError("--store: an empty name", hint="name a folder; it is made if it is not there")
+    if options.store_limit < LEAST_STORE:
+        raise UsageError(f"--store-limit {options.store_limit}: at least {LEAST_STORE:,} bytes")

@@ -22,6 +22,7 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.evaluation.blend import Blend, best_first
 from rerank_cli.formats.shapes import Selection, row_error
 from rerank_cli.job.image_parts import EncodedPart, pairs_of
+from rerank_cli.job.known_scores import FoundPairs, kept_tokens
 from rerank_cli.records import CandidateList, RankedList, RankedPassage, RowError, Window
 
 if TYPE_CHECKING:
@@ -64,6 +65,23 @@ def score_part(part: EncodedPart, logits: npt.NDArray[np.float32], trouble: Trou
     }
     entries = [without_pixels(entry) for entry in with_problems(part.encoded, trouble.failed)]
     return ScoredPart(part.members, entries, pooled(part.encoded, logits, pool), counts)
+
+
+def known_part(found: FoundPairs | None) -> list[ScoredPart]:
+    """The pairs of a window that were not computed, as a part of it; no part where there are none."""
+    if not found or not found.known:
+        return []
+    known = [(place, found.entries.get(place) or slot.entry, slot.logit) for place, slot in found.known.items()]
+    entries = [entry for _, entry, _ in known if entry is not None]
+    assert len(entries) == len(known), "windows are scored in their order"
+    return [
+        ScoredPart(
+            [place for place, _, _ in known],
+            [without_pixels(entry) for entry in entries],
+            np.array([logit for _, _, logit in known], dtype=np.float32),
+            {"pairs_found": len(known), "tokens_found": sum(map(kept_tokens, entries))},
+        )
+    ]
 
 
 def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Pool) -> npt.NDArray[np.float32]:

@@ -31,6 +31,7 @@ from rerank_cli.job.progress import Progress
 from rerank_cli.job.resume import Resume, say_stopped
 from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
+from rerank_cli.job.score_store import RunStore
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
@@ -199,13 +200,15 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         engine = open_engine(plan, prepared.checkpoint, precision.calibration, on_note=watcher.on_note)
         stack.callback(engine.close)
         stop.check()
+        store = RunStore(options, prepared, plan, engine, on_note=note)
+        stack.callback(store.close)
         texts = open_kept_texts(engine, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
         windows = _windows(options, prepared, plan, images)
         totals.begin_scoring()
         resume.pass_over(windows)
         scoring = score_windows(
-            windows, prepared.encoder, engine, pool=options.pool, blend=options.blend,
+            windows, prepared.encoder, engine, pool=options.pool, blend=options.blend, known=store.known(totals.timing),
             image_processes=plan.image_processes,
             stop=stop, timing=totals.timing, on_submit=watcher.progress.submit,
             on_batch=_counted_batches(totals, watcher), on_note=watcher.on_note,
@@ -234,6 +237,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # before the report reads them again: one may be a pipe by now
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
+        document |= store.document(totals.counts)
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)
         if fingerprint:

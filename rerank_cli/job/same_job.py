@@ -34,6 +34,7 @@ from rerank_cli.storage import path_of
 _NOT_IN_THE_BYTES = {
     "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file",
     "qrels", "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
+    "store", "store_limit",
 }  # fmt: skip
 _TYPED_AS = {
     "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",

@@ -8,7 +8,8 @@
 The input and the options alone cut windows, and batches never cross windows: the same run computes the same batches. A
 window with many images is encoded and scored in parts (`image_parts.py`). An engine of several processes, or on a GPU,
 has some parts under way at a time (`Engine.depth`) and computes while the caller writes; their logits are taken in the
-order of the input. Pairs with the same texts and image are scored once in a window.
+order of the input. Pairs with the same texts and image are scored once in a window, and with `KnownScores` once in a
+run, or in all runs that share a store.
 
 The stages are joined by short queues (`Ahead`). Their heavy parts release the interpreter lock (file and decompression,
 the Rust tokenizer, torch), so three threads are enough to hide reading and tokenising behind the engine.
@@ -28,7 +29,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -41,10 +42,11 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.evaluation.blend import Blend
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
-from rerank_cli.job.ranking import ScoredPart, join_parts, rank_window, score_part
+from rerank_cli.job.known_scores import KnownScores
+from rerank_cli.job.ranking import ScoredPart, join_parts, known_part, rank_window, score_part
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Windows
-from rerank_cli.records import EncodedPair, ImagePassage, RankedList, RowError, Timing, Window
+from rerank_cli.records import EncodedPair, ImagePassage, Passage, RankedList, RowError, Timing, Window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +68,7 @@ class ScoredWindow:
     ranked: list[RankedList]  # the complete rankings: no selection has dropped anything
     errors: list[RowError]  # all bad rows of the window; those of one file in the order of the file
     counts: Mapping[str, int]  # what the engine and the images add to `Counts`, by name
+    known: frozenset[int] = frozenset()  # of the distinct pairs, those that were not computed
 
 
 def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
@@ -75,6 +78,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
     *,
     pool: Pool = "max",
     blend: Blend | None = None,
+    known: KnownScores | None = None,
     image_processes: int = 0,
     stop: Stop | None = None,
     timing: Timing | None = None,
@@ -90,6 +94,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
         engine: Makes logits of token ids.
         pool: Joins the logits of the chunks of a pair.
         blend: Joins the order of the logits with the given one.
+        known: Scores that need not be computed.
         image_processes: How many processes may read page images.
         stop: Asked after each batch and while nothing comes. The caller holds it where it must not interrupt.
         timing: Grows by what each stage takes.
@@ -106,19 +111,29 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
 
     must_calibrate = isinstance(engine, NeedsCalibration) and engine.needs_calibration
     stages = _Stages(
-        windows, encoder, engine, pool, image_processes, stop, timing, on_submit, batch_done, on_note, must_calibrate
-    )
+        windows, encoder, engine, pool, image_processes, stop, timing, on_submit, batch_done, on_note, must_calibrate,
+        known,
+    )  # fmt: skip
     done: list[ScoredPart] = []
-    with closing(Ahead(stages.encode(), name="tokenise", check=stop.check)) as parts:
+    with (
+        closing(Ahead(stages.encode(), name="tokenise", check=stop.check)) as parts,
+        closing(known) if known else nullcontext(),
+    ):
         for part, scored in stages.compute(parts):
             done.append(scored)
+            if known and part.found:
+                known.settle(part.found, part.members, scored.encoded, scored.logits)
             if part.places is not None:
+                done += known_part(part.found)
                 encoded, logits = join_parts(part.window, done, part.places)
                 ranked, errors = rank_window(encoded, logits, blend)
                 counts: Counter[str] = Counter()
                 for one in done:
                     counts.update(one.counts)
-                yield ScoredWindow(encoded, logits, ranked, _in_order([*part.window.errors, *errors]), counts)
+                if known and part.found:
+                    known.keep(part.found)
+                found: frozenset[int] = frozenset(part.found.known) if part.found else frozenset()
+                yield ScoredWindow(encoded, logits, ranked, _in_order([*part.window.errors, *errors]), counts, found)
                 done = []
 
 
@@ -137,6 +152,7 @@ class _Stages:
     on_batch: Callable[[int, int], None]
     on_note: Callable[[str], None] | None
     must_calibrate: bool  # the engine can score nothing before it has seen some pairs
+    known: KnownScores | None
     sample: list[EncodedPair] = field(default_factory=list)  # of the first window, for an engine to be calibrated
     share: float = 0.0  # of the input, when all parts that the engine was given are done
 
@@ -150,6 +166,8 @@ class _Stages:
             self.timing.read += time.perf_counter() - began
             if window is None:
                 return
+            if self.known:
+                self.known.look_up(window)
             yield window
 
     def encode(self) -> Iterator[EncodedPart]:
@@ -160,11 +178,11 @@ class _Stages:
             images_ahead(self.encoder, self.image_processes, self.on_note) as encoder,
         ):
             images = encoder.images if isinstance(encoder, ReadsImages) else None
-            for window in one_ahead(windows, images) if images else windows:
+            for window in one_ahead(windows, images, self.known) if images else windows:
                 began, of_images = time.perf_counter(), images.seconds if images else 0.0
                 if (first := self.windows.first) and not self.sample and self.must_calibrate:
                     self.sample = next(encode_parts(first, encoder)).pairs
-                for part in encode_parts(window, encoder):
+                for part in encode_parts(window, encoder, self.known):
                     spent = images.seconds - of_images if images else 0.0
                     self.timing.images += spent
                     self.timing.tokenise += time.perf_counter() - began - spent
@@ -213,7 +231,10 @@ class _Stages:
         if self.on_submit:
             self.on_submit(sum(len(pair.input_ids) for pair in part.pairs), self.share_after(part))
         with self.stop.released():
-            return self.engine.submit(part.pairs, on_batch=self.on_batch)
+            pending = self.engine.submit(part.pairs, on_batch=self.on_batch)
+        if self.known:
+            self.known.see(self.engine)
+        return pending
 
     def share_after(self, part: EncodedPart) -> float | None:
         """The share of the input that is done with `part`; a part of a window is its share of what is left of it."""
@@ -330,19 +351,21 @@ def images_ahead(
         yield encoder
 
 
-def expect_images(window: Window, images: ImagesAhead) -> None:
+def expect_images(window: Window, images: ImagesAhead, known: KnownScores | None = None) -> None:
     """Let the images of the window be read ahead, in the order in which `encode_parts` asks for them."""
-    passages = (passage for item in window.lists for passage in item.passages)
+    passages: Iterable[Passage] = (passage for item in window.lists for passage in item.passages)
+    if known:
+        passages = known.asked_of(window)
     images.expect(list(dict.fromkeys(one.image for one in passages if isinstance(one, ImagePassage))))
 
 
-def one_ahead(windows: Ahead[Window], images: ImagesAhead) -> Iterator[Window]:
+def one_ahead(windows: Ahead[Window], images: ImagesAhead, known: KnownScores | None = None) -> Iterator[Window]:
     """`windows`, the images of each expected before its turn: with the one before it, if it is there by then."""
     seen: Window | None = None
     fault: Exception | None = None
     while window := seen or next(windows, None):
         if window is not seen:
-            expect_images(window, images)
+            expect_images(window, images, known)
         seen = None
         if windows.is_ready:
             try:
@@ -350,7 +373,7 @@ def one_ahead(windows: Ahead[Window], images: ImagesAhead) -> Iterator[Window]:
             except Exception as error:  # noqa: BLE001 (it is raised after the window before it)
                 fault = error
             if seen:
-                expect_images(seen, images)
+                expect_images(seen, images, known)
         yield window
         if fault:
             raise fault

@@ -80,7 +80,7 @@ class Totals:
         counts.blank += window.blank
         counts.lists += len(scored.ranked)
         counts.pairs += len(encoded.places)
-        counts.pairs_scored += len(encoded.encoded)
+        counts.pairs_scored += len(encoded.encoded) - len(scored.known)
         counts.chunked += sum(1 for entry in encoded.encoded if isinstance(entry, tuple) and len(entry) > 1)
         counts.empty_queries += sum(1 for item in window.lists if not all(item.queries or [item.query]))
         counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)
@@ -88,7 +88,7 @@ class Totals:
             counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
             counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if a.logit == b.logit)
-        self.observed.add_lengths(encoded)
+        self.observed.add_lengths(encoded, scored.known)
         self.observed.add_ranked(scored.ranked)
         for error in scored.errors:
             self.first_error = self.first_error or (error.file, error.row, error.message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,8 @@ class Observations:
         self._timeline.add(self._batch_ended, max(seconds, self._batch_ended), (pairs, tokens))
         self._batch_ended = max(seconds, self._batch_ended)
 
-    def add_lengths(self, window: EncodedWindow) -> None:
-        """The distinct pairs (chunks count as pairs) of a window."""
+    def add_lengths(self, window: EncodedWindow, known: Set[int] = frozenset()) -> None:
+        """The distinct pairs (chunks count as pairs) of a window. known: the places of those that no model has read."""
         pairs = [pair for entry in window.encoded if not isinstance(entry, EncodingProblem) for pair in entry]
         tokens = whole_numbers(pair.tokens for pair in pairs)
         kept = whole_numbers(pair.kept_tokens for pair in pairs)
@@ -87,6 +87,11 @@ class Observations:
         self._tokens += int(tokens.sum())
         self._cut_tokens += int((tokens - kept).clip(0).sum())
         self.squares += int((kept**2).sum())
+        if known:
+            unread = [window.encoded[place] for place in known]
+            self.squares -= sum(
+                pair.kept_tokens**2 for entry in unread if not isinstance(entry, EncodingProblem) for pair in entry
+            )
         self._unknown.add(pairs)
 
     def add_ranked(self, ranked: Sequence[RankedList]) -> None:

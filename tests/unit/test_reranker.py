@@ -91,6 +91,25 @@ def test_one_reranker_takes_frame_after_frame(reranker: Reranker) -> None:
     pd.testing.assert_frame_equal(second, third)
 
 
+def test_a_store_is_shared_with_the_command_line(reranker: Reranker, tmp_path: Path) -> None:
+    rows = read_lines(SAMPLES / "python-docs.jsonl")[:2]
+    source, store = write_lines(tmp_path / "in.jsonl", rows), tmp_path / "store"
+    _run(tmp_path, source, ".jsonl", "--store", str(store), *_TINY)
+    with Reranker(TINY_CHECKPOINT, store=store, store_limit=5_000_000) as stored:
+        submitted = []
+        assert stored._engine is not None
+        submit = stored._engine.submit
+        stored._engine.submit = lambda pairs, **more: submitted.extend(pairs) or submit(pairs, **more)  # type: ignore[method-assign]
+        assert stored.rerank(rows) == reranker.rerank(rows)
+        assert submitted == []
+        stored.score([("a query", "that is new")])
+        assert len(submitted) == 1
+    with Reranker(TINY_CHECKPOINT, store=str(store)) as again:
+        assert again.score(("a query", "that is new")) == reranker.score(("a query", "that is new"))
+    with pytest.raises(UsageError, match="not a folder"):
+        Reranker(TINY_CHECKPOINT, store=source)
+
+
 def test_foreign_columns_of_a_frame_keep_values_types_and_index(reranker: Reranker) -> None:
     frame = _flat()
     found = reranker.rerank(frame)

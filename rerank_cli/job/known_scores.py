@@ -1,0 +1,294 @@
+"""Which pairs of a window need not be computed: those that were scored before, by this run or by another.
+
+    look_up     thread `read`       the distinct pairs of a window get keys, and those that are known their scores
+    take        thread `tokenise`   what was found of a window; its other pairs are encoded
+    settle      the caller's        a part is scored: its pairs get their logits, those that wait for them too
+    keep        the caller's        the window is whole: what is new of it goes into the store
+
+A pair is looked up by its texts and the bytes of its image, before anything is tokenised. What comes back is the logit
+and the lengths that an output and a report tell of it; token ids do not, and in their place stand as many zeros.
+
+A pair that an earlier window has, and that is not in the store yet, is not computed again either: it waits for that
+window, whose parts are always scored before.
+
+An int8 model has no keys before it is calibrated. So the first window of a run passes without being looked up, and the
+thread that reads waits there until that window is with the engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.encoding.encoder import Encoded, EncodingProblem
+from rerank_cli.encoding.images.source import ImageProblem, read_source
+from rerank_cli.engine.protocols import NeedsCalibration
+from rerank_cli.records import EncodedPair, ImageBlock, ImagePassage, Limits, Passage, Timing, Window
+from rerank_cli.store import Rate, ScoreStore
+from rerank_cli.store.scores import KEY_BYTES, QUERY_BYTES
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
+
+Asked = tuple[Limits, str, Passage]
+"""A pair with all that its score can depend on."""
+
+_LOGIT = struct.Struct("<f")
+_LENGTHS = struct.Struct("<IIIHBB")  # tokens, kept tokens, unknown, template, tiles, full tiles: of each chunk
+_IMAGE_BYTES = 512 * 2**20  # the reader itself has a smaller limit, and says so
+_ONE_ZERO = np.zeros(1, dtype=np.int32)
+
+
+def distinct_pairs(window: Window) -> tuple[list[Asked], list[int]]:
+    """The distinct pairs of a window, and of each of its pairs, in order, the place among them."""
+    distinct: dict[Asked, int] = {}
+    places = [distinct.setdefault((item.limits, *pair), len(distinct)) for item in window.lists for pair in item.pairs]
+    return list(distinct), places
+
+
+@dataclass(slots=True)
+class Slot:
+    """The score of a pair, once it is there. entry: with its lengths, or the problem that it has."""
+
+    entry: Encoded | None = None
+    logit: float = float("nan")
+    value: bytes = b""
+
+
+@dataclass(slots=True)
+class FoundPairs:
+    """The distinct pairs of a window, and what is known of them by their places.
+
+    pairs, places: see `distinct_pairs`. keys: of those that have one. known: of those that need not be computed. own:
+    of those that this window computes. images: the digests of those that have one.
+    """
+
+    pairs: list[Asked]
+    places: list[int]
+    keys: list[bytes | None] = field(default_factory=list)
+    known: dict[int, Slot] = field(default_factory=dict)
+    own: dict[int, Slot] = field(default_factory=dict)
+    images: dict[int, bytes] = field(default_factory=dict)
+    entries: dict[int, Encoded] = field(default_factory=dict)
+    """Of known pairs, with their token ids, where these are asked for."""
+    tokens: int = 0
+    """Of the pairs that were computed."""
+    without_keys: dict[int, bytes] = field(default_factory=dict)
+    """What the store is to keep of pairs that were computed before there were keys."""
+
+
+class KnownScores:
+    """The scores that are known before they are computed, for one pass over an input.
+
+    Args:
+        store: Where they are.
+        basis_of: A digest of all that decides a logit but the pair, by the calibration of the engine.
+        engine: Of the run.
+        timing: Tells what computing has cost.
+        encodes_all: Pairs that are known are encoded too, as somebody will ask for their token ids.
+    """
+
+    def __init__(
+        self,
+        store: ScoreStore,
+        basis_of: Callable[[Mapping[str, Any] | None], bytes],
+        engine: Engine,
+        *,
+        timing: Timing,
+        encodes_all: bool = False,
+    ) -> None:
+        self.store, self.encodes_all = store, encodes_all
+        self._basis_of, self._timing, self._spent = basis_of, timing, timing.compute
+        self._basis: bytes | None = None
+        self._turn = threading.Condition()
+        self._waits_for_calibration = self._is_closed = False
+        self._under_way: dict[bytes, Slot] = {}
+        self._windows: dict[int, FoundPairs] = {}
+        self.see(engine)
+
+    def see(self, engine: Engine) -> None:
+        """The engine has a part more; whether it is calibrated by now decides whether pairs have keys."""
+        with self._turn:
+            if self._basis is None:
+                calibration = engine.calibration if isinstance(engine, NeedsCalibration) else None
+                if not (isinstance(engine, NeedsCalibration) and engine.needs_calibration):
+                    self._basis = self._basis_of(calibration)
+            self._waits_for_calibration = False
+            self._turn.notify_all()
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        with self._turn:
+            self._is_closed = True
+            self._turn.notify_all()
+
+    def look_up(self, window: Window) -> FoundPairs:
+        """Find what is known of the distinct pairs of a window; kept for `take`."""
+        found = FoundPairs(*distinct_pairs(window))
+        with self._turn:
+            while self._basis is None and self._waits_for_calibration and not self._is_closed:
+                self._turn.wait()
+            self._waits_for_calibration = self._basis is None
+            self._windows[window.number] = found
+        if self._basis is None:
+            found.keys = [None] * len(found.pairs)
+        else:
+            found.keys = self._keys(found.pairs, self._basis, found.images)
+            self._find(found)
+        return found
+
+    def take(self, window: Window) -> FoundPairs:
+        """What `look_up` has found."""
+        with self._turn:
+            return self._windows.pop(window.number)
+
+    def asked_of(self, window: Window) -> list[Passage]:
+        """The passages of a window that is looked up and not taken, whose pairs will be encoded."""
+        with self._turn:
+            found = self._windows[window.number]
+        return [
+            passage for place, (_, _, passage) in enumerate(found.pairs) if self.encodes_all or place not in found.known
+        ]
+
+    def _find(self, found: FoundPairs) -> None:
+        keys = {place: key for place, key in enumerate(found.keys) if key is not None}
+        with self._turn:
+            found.known = {place: slot for place, key in keys.items() if (slot := self._under_way.get(key))}
+        values = self.store.find(sorted(key for place, key in keys.items() if place not in found.known))
+        with self._turn:
+            for place, key in keys.items():
+                if place in found.known:
+                    continue
+                if (value := values.get(key)) is not None and (slot := _opened(value)):
+                    found.known[place] = slot
+                else:
+                    found.own[place] = self._under_way[key] = Slot()
+
+    def settle(
+        self, found: FoundPairs, places: Sequence[int], entries: Sequence[Encoded], logits: npt.NDArray[np.float32]
+    ) -> None:
+        """Pairs of a window are scored. places: theirs among its distinct pairs."""
+        for place, entry, logit in zip(places, entries, logits.tolist(), strict=True):
+            found.tokens += kept_tokens(entry)
+            value = _closed(entry, logit, found.images.get(place))
+            if slot := found.own.get(place):
+                slot.entry, slot.logit, slot.value = entry, logit, value
+            elif place not in found.known and value:
+                found.without_keys[place] = value
+
+    def keep(self, found: FoundPairs) -> None:
+        """A window is scored: keep what is new of it."""
+        new = {key: slot.value for place, slot in found.own.items() if slot.value and (key := found.keys[place])}
+        if found.without_keys and self._basis is not None and not any(found.keys):
+            pairs = [found.pairs[place] for place in found.without_keys]
+            images: dict[int, bytes] = {}
+            if not any(isinstance(passage, ImagePassage) for _, _, passage in pairs):  # they may have changed
+                keys = self._keys(pairs, self._basis, images)
+                new |= {key: value for key, value in zip(keys, found.without_keys.values(), strict=True) if key}
+        spent, self._spent = self._timing.compute - self._spent, self._timing.compute
+        self.store.add(new, self._basis or b"", Rate(found.tokens, spent) if found.tokens else None)
+        with self._turn:
+            for place in found.own:
+                self._under_way.pop(found.keys[place] or b"", None)
+
+    def seconds_saved(self, tokens: int) -> float | None:
+        """The time that pairs of so many tokens take where they are computed; None where that is not known."""
+        rate = self.store.rate(self._basis or b"")
+        return tokens * rate.seconds / rate.tokens if rate.tokens else None
+
+    @staticmethod
+    def _keys(pairs: Sequence[Asked], basis: bytes, digests: dict[int, bytes]) -> list[bytes | None]:
+        """The keys of pairs; None of one whose image cannot be read. digests: gets those of images, by place."""
+        queries: dict[str, tuple[bytes, hashlib.blake2b]] = {}
+        images: dict[object, bytes | None] = {}
+        keys: list[bytes | None] = []
+        for place, (limits, query, passage) in enumerate(pairs):
+            if (of_query := queries.get(query)) is None:
+                text = query.encode("utf-8", "surrogatepass")
+                digest = hashlib.blake2b(text, digest_size=KEY_BYTES - QUERY_BYTES, key=basis)
+                first = hashlib.blake2b(text, digest_size=QUERY_BYTES, key=basis).digest()
+                digest.update(b"%d" % len(text))  # where the query ends
+                queries[query] = of_query = (first, digest)
+            first, begun = of_query
+            digest = begun.copy()
+            if isinstance(passage, ImagePassage):
+                if passage.image not in images:
+                    images[passage.image] = _image_digest(passage)
+                if (image := images[passage.image]) is None:
+                    keys.append(None)  # encoding it says what is wrong
+                    continue
+                digests[place] = image
+                digest.update(b"\xff" + image)
+                text = passage.text.encode("utf-8", "surrogatepass")
+            else:
+                digest.update(b"\xfe")
+                text = passage.encode("utf-8", "surrogatepass")
+            if limits.whole or limits.passage_tokens is not None:
+                digest.update(f"{limits.whole} {limits.passage_tokens}".encode() + b"\xfd")
+            digest.update(text)
+            keys.append(first + digest.digest())
+        return keys
+
+
+def _image_digest(passage: ImagePassage) -> bytes | None:
+    try:
+        data = read_source(passage.image, max_bytes=_IMAGE_BYTES)
+    except ImageProblem:
+        return None
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _closed(entry: Encoded, logit: float, image: bytes | None) -> bytes:
+    """What the store keeps of a pair; nothing of one without a score, or of a size that nobody has.
+
+    image: the digest of the image that the pair's key has, which may have changed before it was encoded.
+    """
+    if isinstance(entry, EncodingProblem) or not math.isfinite(logit):
+        return b""
+    if image is not None and not all(pair.block and pair.block.digest.endswith(image) for pair in entry):
+        return b""
+    try:
+        return _LOGIT.pack(logit) + b"".join(
+            _LENGTHS.pack(
+                pair.tokens, pair.kept_tokens, pair.unknown, pair.template,
+                pair.block.tiles if pair.block else 0, pair.block.full_tiles if pair.block else 0,
+            )
+            for pair in entry
+        )  # fmt: skip
+    except struct.error:
+        return b""
+
+
+def _opened(value: bytes) -> Slot | None:
+    """What the store has kept of a pair."""
+    if len(value) <= _LOGIT.size or (len(value) - _LOGIT.size) % _LENGTHS.size:
+        return None
+    (logit,) = _LOGIT.unpack_from(value)
+    return Slot(tuple(_without_ids(*one) for one in _LENGTHS.iter_unpack(value[_LOGIT.size :])), logit)
+
+
+@lru_cache(4096)
+def _without_ids(tokens: int, kept: int, unknown: int, template: int, tiles: int, full_tiles: int) -> EncodedPair:
+    """A pair of which only the lengths are known."""
+    return EncodedPair(
+        input_ids=np.broadcast_to(_ONE_ZERO, (kept,)),
+        second_start=0,
+        tokens=tokens,
+        block=ImageBlock(0, 0, tiles, full_tiles, None) if tiles else None,
+        template=template,
+        unknown=unknown,
+    )
+
+
+def kept_tokens(entry: Encoded | None) -> int:
+    """What a model reads of a pair."""
+    return sum(pair.kept_tokens for pair in entry) if isinstance(entry, tuple) else 0

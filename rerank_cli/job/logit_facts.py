@@ -1,0 +1,101 @@
+"""Everything that decides the logit of a pair but the pair itself, and nothing else.
+
+The model's files by their content, how pairs are written and cut, what computes: precision, kernels, device, versions.
+Not which engines there are, how large batches or windows are, what becomes of the scores. Two runs with the same facts
+give a pair one logit, bit for bit where `depends_on_batch` has nothing to say.
+
+What only some runs depend on is a fact of those alone: chunks where passages are cut in chunks, images where the model
+reads images, threads where the order of a sum goes by them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import unicodedata
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import rerank_cli
+from rerank_cli.checkpoint.families import FAMILIES, family_of
+from rerank_cli.encoding.encoder import ReadsImages
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.prepare import PreparedModel
+from rerank_cli.planning.run_plan import Plan
+
+_LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy")
+# What moves kernels of torch, oneDNN and MKL from outside.
+_SWITCHES = ("ONEDNN_", "DNNL_", "MKL_", "ATEN_", "TORCH_", "PYTORCH_", "NVIDIA_TF32_", "CUBLAS_", "CUDNN_")
+_BESIDE_KERNELS = re.compile(r", calibrated on \d+ pairs|; \d+ processes$")  # what engines add for people
+_SUMS_GO_BY_THREADS = ("bf16", "int8")
+
+
+def logit_facts(options: JobOptions, prepared: PreparedModel, plan: Plan, kernels: str) -> dict[str, Any]:
+    """The facts, as JSON has them.
+
+    Args:
+        options: Of the run.
+        prepared: Its model.
+        plan: As the run goes.
+        kernels: Of its engine, before anything is scored.
+    """
+    import torch  # it is there by now
+
+    checkpoint, encoder, cpu = prepared.checkpoint, prepared.encoder, prepared.machine.cpu
+    facts: dict[str, Any] = {
+        "model": checkpoint.sha256,
+        "score": prepared.score,
+        "template": encoder.template,
+        "max_tokens": plan.max_tokens,
+        "precision": plan.precision,
+        "attention": plan.attention,
+        "kernels": _BESIDE_KERNELS.sub("", kernels),
+        "versions": {
+            "rerank-cli": rerank_cli.__version__,
+            "unicode": unicodedata.unidata_version,
+            **{name: metadata.version(name) for name in _LIBRARIES},
+        },
+        "switches": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SWITCHES)},
+        **{name: getattr(options, name) for name in ("truncate", "special_tokens", "instruction", "label")},
+        **{name: getattr(options, name) for name in ("taken_as", "max_unknown")},
+    }
+    if options.truncate == "chunk":
+        facts |= {"chunk_overlap": options.chunk_overlap, "pool": options.pool}
+    if isinstance(encoder, ReadsImages):
+        facts |= {"images": [encoder.max_tiles, options.images.max_pixels], "pillow": metadata.version("pillow")}
+    if plan.device == "cpu":
+        facts["cpu"] = [cpu.name, platform.machine(), sorted(cpu.flags), torch.backends.cpu.get_cpu_capability()]
+        if plan.precision in _SUMS_GO_BY_THREADS:
+            facts["threads"] = max(1, plan.threads // max(1, plan.lanes))
+    else:
+        named = [device.name for device in prepared.machine.devices if f"cuda:{device.cuda_index}" in plan.engines]
+        facts["gpu"] = [sorted(set(named)), torch.version.cuda]
+    return facts
+
+
+def depends_on_batch(prepared: PreparedModel, plan: Plan) -> str | None:
+    """Why a logit can differ in its last digit with the pairs it is computed with; None where it cannot.
+
+    Measured on a CPU for every family: `tests/parity/test_batch_invariance.py`.
+    """
+    architecture = prepared.checkpoint.architecture
+    family = family_of(architecture)
+    if plan.device != "cpu":
+        return "a GPU sums in an order that goes by the batch"
+    if family.embeds:
+        return "a vector goes by the batch"
+    if family.decoder or family.prompted:
+        return "a language model's logit goes by the batch"
+    if architecture not in FAMILIES:
+        return "transformers pads pairs to the longest of their batch"
+    return None
+
+
+def basis_of(facts: Mapping[str, Any], calibration: Mapping[str, Any] | None) -> bytes:
+    """A digest of the facts; calibration: of an int8 model, which decides how it is rounded."""
+    text = json.dumps({**facts, "calibration": calibration}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

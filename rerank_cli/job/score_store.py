@@ -1,0 +1,103 @@
+"""The store that a run asks first, and what its report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rerank_cli.job.known_scores import KnownScores
+from rerank_cli.job.logit_facts import basis_of, depends_on_batch, logit_facts
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.prepare import PreparedModel
+from rerank_cli.planning.run_plan import Plan
+from rerank_cli.records import Counts, Timing
+from rerank_cli.store import ScoreStore, Unusable, open_store
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
+
+
+class RunStore:
+    """The store of a run, or of a `Reranker`.
+
+    Args:
+        options: Of the run.
+        prepared: Its model.
+        plan: As the run goes.
+        engine: Loaded, and not yet used.
+        on_note: Told what a user should know.
+    """
+
+    def __init__(
+        self,
+        options: JobOptions,
+        prepared: PreparedModel,
+        plan: Plan,
+        engine: Engine,
+        *,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self._path, self._engine = options.store, engine
+        self._encodes_all = options.check_precision is not None
+        self._varies = depends_on_batch(prepared, plan)
+        self._told: list[str] = []
+        self._on_note = on_note
+        self._store: ScoreStore | None = None
+        self._last: KnownScores | None = None
+        if options.store is not None:
+            if options.names.embeddings:
+                self._tell("note: --store is not used: with `--embeddings` the vectors of all texts are computed")
+            else:
+                self._store = self._opened(options)
+        if self._store is not None:
+            facts = logit_facts(options, prepared, plan, engine.kernels)
+            self._basis_of: Callable[[Mapping[str, Any] | None], bytes] = lambda found: basis_of(facts, found)
+
+    def _opened(self, options: JobOptions) -> ScoreStore | None:
+        assert options.store is not None, "else there is nothing to open"
+        found = open_store(Path(options.store).expanduser(), limit_bytes=options.store_limit, on_fault=self._tell)
+        if isinstance(found, Unusable):
+            self._tell(f"warning: --store {found.reason}; this run goes on without it")
+            return None
+        if self._varies:
+            self._tell(
+                f"note: --store: {self._varies}, so that a score that is found may differ in its last digits from one "
+                "that is computed"
+            )
+        return found
+
+    def _tell(self, text: str) -> None:
+        self._told.append(text)
+        self._on_note(text)
+
+    def known(self, timing: Timing) -> KnownScores | None:
+        """What is known for a pass over an input; None without a store. timing: of the pass."""
+        if self._store is None:
+            return None
+        self._last = KnownScores(
+            self._store, self._basis_of, self._engine, timing=timing, encodes_all=self._encodes_all
+        )
+        return self._last
+
+    def document(self, counts: Counts) -> dict[str, Any]:
+        """For the report; nothing of a store that nobody has asked for."""
+        if self._path is None:
+            return {}
+        found: dict[str, Any] = {
+            "path": self._path, "asked": counts.pairs_scored + counts.pairs_found, "found": counts.pairs_found,
+            "computed": counts.pairs_scored, "seconds_saved": None, "added": 0, "damaged": 0, "bytes": 0,
+            "notes": self._told,
+        }  # fmt: skip
+        if self._store is not None:
+            saved = self._last.seconds_saved(counts.tokens_found) if self._last else None
+            found |= {
+                "seconds_saved": None if saved is None else round(saved, 3), "added": self._store.added,
+                "damaged": self._store.damaged, "bytes": self._store.size,
+            }  # fmt: skip
+        return {"store": found}
+
+    def close(self) -> None:
+        """End its use."""
+        if self._store is not None:
+            self._store.close()

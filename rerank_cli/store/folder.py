@@ -1,0 +1,153 @@
+"""The folder of a store: whether one can be there, who uses it, and what becomes of a damaged one.
+
+    DIR/scores.sqlite3       the database; SQLite has -wal and -shm beside it while processes are at work
+    DIR/lock                 each process holds it shared (flock); who holds it alone may set a damaged database aside
+    DIR/scores.damaged-*     what was set aside, for people to look at or to delete
+
+SQLite relies on locks, and WAL on memory that all processes of a database share. So there is no store where a file
+system does not lock: its `flock` or `fcntl` fails, or it was mounted to keep locks to itself (NFS with `nolock` or
+`local_lock`). On a file system of a network that does lock, SQLite writes without WAL.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rerank_cli.store.scores import ForeignError, ScoreStore
+
+DATABASE = "scores.sqlite3"
+
+_NETWORKS = re.compile(
+    r"nfs\d?|cifs|smb\w*|9p|afs|ceph|gfs2|glusterfs|lustre|ncpfs|ocfs2|gpfs|beegfs|virtiofs|fuse\..*"
+)
+_OWN_LOCKS = re.compile(r"(^|,)(nolock|local_lock=(all|flock|posix)|nobrl)(,|$)")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """Why a folder has no store here, in a sentence."""
+
+    reason: str
+
+
+def open_store(
+    folder: Path, *, limit_bytes: int | None = None, on_fault: Callable[[str], None] | None = None
+) -> ScoreStore | Unusable:
+    """The store in `folder`, which is made if it is not there.
+
+    Args:
+        folder: Of the store.
+        limit_bytes: What its database may hold.
+        on_fault: See `ScoreStore`; also told of a damaged database that was set aside.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        return Unusable(f"{folder}: {error.strerror}")
+    try:
+        shared_memory, locks = file_system(folder)
+        if not locks:
+            raise OSError(errno.ENOLCK, "its file system keeps locks to this machine")
+        _hold(lock, alone=False)
+        store = _open(folder, lock, limit_bytes, shared_memory=shared_memory, on_fault=on_fault)
+    except (OSError, sqlite3.Error) as error:
+        os.close(lock)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        locking = isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+        return Unusable(f"{folder}: " + ("the file system does not lock" + f" ({reason})" if locking else reason))
+    return store
+
+
+def _open(
+    folder: Path,
+    lock: int,
+    limit_bytes: int | None,
+    *,
+    shared_memory: bool,
+    on_fault: Callable[[str], None] | None,
+) -> ScoreStore:
+    def opened() -> ScoreStore:
+        return ScoreStore(
+            folder / DATABASE, limit_bytes=limit_bytes, shared_memory=shared_memory, on_fault=on_fault,
+            release=lambda: os.close(lock),
+        )  # fmt: skip
+
+    _try_record_lock(lock)
+    try:
+        return opened()
+    except ForeignError:
+        raise
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise
+        aside = _set_aside(folder, lock)
+        if aside is None:
+            raise sqlite3.DatabaseError(f"{error}, and other processes use it") from error
+        if on_fault:
+            on_fault(
+                f"warning: the store {folder / DATABASE} is damaged ({error}); it is {aside} now, a new one begins"
+            )
+        return opened()
+
+
+def _set_aside(folder: Path, lock: int) -> str | None:
+    """Rename a damaged database; None where others are at work with it."""
+    try:
+        _hold(lock, alone=True)
+    except BlockingIOError:
+        return None
+    name = f"scores.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            (folder / f"{DATABASE}{suffix}").rename(folder / f"{name}{suffix}")
+    _hold(lock, alone=False)
+    return name
+
+
+def _hold(lock: int, *, alone: bool) -> None:
+    if alone:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # who holds it alone renames three files, and is done
+
+
+def _try_record_lock(lock: int) -> None:
+    """Raise `OSError` where the file system has no record locks, which SQLite uses."""
+    fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    fcntl.lockf(lock, fcntl.LOCK_UN)
+
+
+def file_system(folder: Path, mounts: str | None = None) -> tuple[bool, bool]:
+    """Whether processes can share memory in `folder`, and whether locks hold for all who see it.
+
+    mounts: the text of /proc/self/mountinfo.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return True, True
+    path, found, longest = folder.resolve(), ("", ""), -1
+    for line in mounts.splitlines():
+        own, _, rest = line.partition(" - ")
+        fields, more = own.split(" "), rest.split(" ")
+        if len(fields) < 6 or len(more) < 3:
+            continue
+        point = Path(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[4]))
+        if path.is_relative_to(point) and len(point.parts) >= longest:
+            longest, found = len(point.parts), (more[0], f"{fields[5]},{more[2]}")
+    kind, options = found
+    if not _NETWORKS.fullmatch(kind):
+        return True, True
+    return False, not _OWN_LOCKS.search(options)

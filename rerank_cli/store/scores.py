@@ -1,0 +1,350 @@
+"""Entries by key in an SQLite database.
+
+    scores   key (16 bytes), value, day of the last use    clustered by key, without a row id
+    days     bytes of entries that were last used on a day what eviction asks, in place of an index of 30 bytes an entry
+    rates    seconds and tokens by what computed them      what a found score has saved
+
+The first bytes of a key are those of its query (`QUERY_BYTES`), so the entries of a list are neighbours: a window is
+found on some twenty pages of the database, and written to them, where scattered keys would touch five hundred.
+
+Several processes at once: WAL lets them read while one writes, a transaction a window. A process that is killed leaves
+whole transactions. After a power cut the last ones may be missing, which `synchronous=NORMAL` allows: they are computed
+again. On a file system of a network there is no WAL, as it needs memory that the processes share (`folder.py`).
+
+The day of an entry is renewed with its first use on another day. Over its limit a store forgets what was not used for
+longest, whole days first, and of one day the entries of some keys, which are as good as random.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+KEY_BYTES: Final = 16
+QUERY_BYTES: Final = 4
+"""Of a key: the same for all pairs of a query."""
+
+APPLICATION_ID: Final = 0x52724B53  # "RrKS"
+VERSION: Final = 1
+
+_SCHEMA = """
+CREATE TABLE scores (key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL, day INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE days (day INTEGER NOT NULL PRIMARY KEY, bytes INTEGER NOT NULL);
+CREATE TABLE rates (basis BLOB NOT NULL PRIMARY KEY, tokens INTEGER NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
+"""
+_CHECK_BYTES = 4
+_AT_A_TIME = 500  # keys of a statement; of old versions of SQLite one takes 999 values
+_OF_KEYS = "FROM scores WHERE key IN "
+_CACHE_KIB = 16 * 1024
+_BUSY_SECONDS = 10.0
+_DAY_SECONDS = 86400
+_KEPT_SHARE = 0.9  # of the limit, when something was forgotten
+_BESIDE = 24  # bytes of an entry beside its value: key, day, header
+_ROOM = 1.7  # a page that is split is half full; measured: 1.4 to 1.75
+_PARTS = 256  # of all keys, that are forgotten one after the other, so that no process waits for long
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What computing has cost so far."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class ScoreStore:
+    """Entries that were added before, by this process or any other.
+
+    A fault of the database ends its use, never that of the run: `find` then finds nothing and `add` keeps nothing.
+
+    Args:
+        path: Of the database.
+        limit_bytes: What its file may hold.
+        shared_memory: The file system lets processes share memory, as WAL needs.
+        on_fault: Told once, in a sentence, why the store is not used any more, or not written.
+        release: Called when it is closed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        limit_bytes: int | None = None,
+        shared_memory: bool = True,
+        on_fault: Callable[[str], None] | None = None,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        self.path = path
+        self.damaged = 0
+        """Entries that were found and not taken: their checksum is wrong."""
+        self.added = 0
+        self._limit, self._on_fault, self._release = limit_bytes, on_fault, release
+        self._lock = threading.Lock()
+        self._reads = self._writes = True
+        self._database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            self._begin(shared_memory=shared_memory)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values of those of `keys` that are there."""
+        if not self._reads or not keys:
+            return {}
+        found: dict[bytes, bytes] = {}
+        today = self._today()
+        old: dict[int, list[bytes]] = {}
+        with self._lock:
+            try:
+                for some, asked in _some_of(keys):
+                    for key, value, day in self._database.execute(f"SELECT key, value, day {_OF_KEYS}({asked})", some):
+                        if (whole := _unsealed(key, value)) is None:
+                            self.damaged += 1
+                            continue
+                        found[key] = whole
+                        if day != today:
+                            old.setdefault(day, []).append(key)
+                self._renew(old, today)
+            except sqlite3.Error as error:
+                self._fault(error, reading=True)
+        return found
+
+    def add(self, entries: Mapping[bytes, bytes], basis: bytes = b"", rate: Rate | None = None) -> None:
+        """Keep `entries`, and what it has cost to compute them.
+
+        Args:
+            entries: Values by keys.
+            basis: What all of the keys have in common.
+            rate: What computing them has cost.
+        """
+        if not self._writes or not (entries or rate):
+            return
+        with self._lock:
+            try:
+                self._write(entries, basis, rate)
+                if self._limit is not None:
+                    self._keep_limit(self._limit)
+            except sqlite3.Error as error:
+                self._fault(error, reading=False)
+
+    def rate(self, basis: bytes) -> Rate:
+        """What it has cost to compute pairs, so far; see `add`."""
+        with self._lock:
+            try:
+                if self._reads:
+                    row = self._database.execute("SELECT tokens, seconds FROM rates WHERE basis = ?", (basis,))
+                    for tokens, seconds in row:
+                        return Rate(int(tokens), float(seconds))
+            except (sqlite3.Error, TypeError, ValueError) as error:
+                self._fault(error, reading=False)
+        return Rate()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the database that hold something; 0 where it cannot be read."""
+        with self._lock, suppress(sqlite3.Error):
+            return self._used()
+        return 0
+
+    def close(self) -> None:
+        """End its use."""
+        with self._lock:
+            self._reads = self._writes = False
+            with suppress(sqlite3.Error):
+                self._database.close()
+        if self._release:
+            self._release()
+            self._release = None
+
+    # Inside, with the lock held
+
+    def _begin(self, *, shared_memory: bool) -> None:
+        ask = self._database.execute
+        ask(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        tables = ask("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        mine, version = ask("PRAGMA application_id").fetchone()[0], ask("PRAGMA user_version").fetchone()[0]
+        if tables and (mine, version) != (APPLICATION_ID, VERSION):
+            raise ForeignError("it was made by another program, or by another version of this one")
+        if not tables:
+            ask("PRAGMA auto_vacuum = INCREMENTAL")
+        ask(f"PRAGMA journal_mode = {'WAL' if shared_memory else 'DELETE'}")
+        ask(f"PRAGMA synchronous = {'NORMAL' if shared_memory else 'FULL'}")
+        ask("BEGIN IMMEDIATE")
+        if not ask("SELECT count(*) FROM sqlite_schema").fetchone()[0]:  # nobody else was faster
+            for statement in _SCHEMA.split(";\n"):
+                ask(statement)
+            ask(f"PRAGMA application_id = {APPLICATION_ID}")
+            ask(f"PRAGMA user_version = {VERSION}")
+        ask("COMMIT")
+
+    def _write(self, entries: Mapping[bytes, bytes], basis: bytes, rate: Rate | None) -> None:
+        today = self._today()
+        sealed = {key: _sealed(key, entries[key]) for key in sorted(entries)}
+        with self._transaction():
+            there: set[bytes] = set()
+            for some, asked in _some_of(list(sealed)):
+                there.update(key for (key,) in self._database.execute(f"SELECT key {_OF_KEYS}({asked})", some))
+            new = {key: value for key, value in sealed.items() if key not in there}
+            self._database.executemany(
+                "INSERT INTO scores VALUES (?, ?, ?)", [(key, value, today) for key, value in new.items()]
+            )
+            # Another process was faster, or the entry is damaged: then this is the whole one.
+            self._database.executemany(
+                "UPDATE scores SET value = ? WHERE key = ? AND value <> ?",
+                [(sealed[key], key, sealed[key]) for key in sorted(there)],
+            )
+            self._count(today, sum(len(value) + _BESIDE for value in new.values()))
+            if rate is not None:
+                self._database.execute(
+                    "INSERT INTO rates VALUES (?, ?, ?) ON CONFLICT (basis) DO UPDATE SET "
+                    "tokens = tokens + excluded.tokens, seconds = seconds + excluded.seconds",
+                    (basis, rate.tokens, rate.seconds),
+                )
+        self.added += len(new)
+
+    def _renew(self, old: Mapping[int, Sequence[bytes]], today: int) -> None:
+        """Give entries the day of today. old: their keys by the day that they have."""
+        if not old or not self._writes:
+            return
+        try:
+            with self._transaction():
+                for day, keys in old.items():
+                    for some, asked in _some_of(keys):
+                        which = f"{_OF_KEYS}({asked}) AND day = ?"  # another process may have been faster
+                        size = self._database.execute(
+                            f"SELECT total(length(value) + {_BESIDE}) {which}", (*some, day)
+                        ).fetchone()[0]
+                        self._database.execute(
+                            f"UPDATE scores SET day = ? WHERE key IN ({asked}) AND day = ?", (today, *some, day)
+                        )
+                        self._count(day, -int(size))
+                        self._count(today, int(size))
+        except sqlite3.Error as error:
+            self._fault(error, reading=False)
+
+    def _count(self, day: int, size: int) -> None:
+        if size:
+            self._database.execute(
+                "INSERT INTO days VALUES (?, ?) ON CONFLICT (day) DO UPDATE SET bytes = bytes + excluded.bytes",
+                (day, size),
+            )
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._database)
+
+    def _used(self) -> int:
+        return self._pages("page_count") - self._pages("freelist_count")
+
+    def _pages(self, which: str) -> int:
+        """Bytes of pages."""
+        count, size = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in (which, "page_size"))
+        return int(count * size)
+
+    def _keep_limit(self, limit: int) -> None:
+        """Forget what was not used for longest, until the store has room again."""
+        days = self._database.execute("SELECT day, bytes FROM days WHERE bytes > 0 ORDER BY day").fetchall()
+        surplus = sum(size for _, size in days) - limit / _ROOM
+        if surplus <= 0:
+            return
+        surplus += (1 - _KEPT_SHARE) * limit / _ROOM
+        whole = -1
+        for day, size in days:
+            if size > surplus:
+                break
+            surplus -= size
+            whole = day
+        if whole >= 0:
+            for part in range(_PARTS):
+                self._forget(part, whole)
+        first = int(time.time()) % _PARTS  # no key is always the first to go
+        day = next((day for day, _ in days if day > whole), whole)
+        for step in range(_PARTS):
+            if surplus <= 0:
+                break
+            surplus -= self._forget((first + step) % _PARTS, day)
+        # Pages that hold nothing are used again; only a file that is over a new, lower limit becomes smaller.
+        if self._pages("page_count") > limit:
+            self._database.executescript("PRAGMA incremental_vacuum")  # `execute` would give one page back
+
+    def _forget(self, part: int, day: int) -> int:
+        """Forget those of a part of the keys that were not used after `day`. Returns their bytes."""
+        first = bytes([part]) + bytes(KEY_BYTES - 1)
+        last = bytes([part]) + b"\xff" * (KEY_BYTES - 1)
+        which = "FROM scores WHERE key BETWEEN ? AND ? AND day <= ?"
+        with self._transaction():
+            rows = self._database.execute(
+                f"SELECT day, sum(length(value) + {_BESIDE}) {which} GROUP BY day", (first, last, day)
+            ).fetchall()
+            self._database.execute(f"DELETE {which}", (first, last, day))
+            for of_day, size in rows:
+                self._count(of_day, -size)
+        return sum(size for _, size in rows)
+
+    def _fault(self, error: Exception, *, reading: bool) -> None:
+        """The database has failed: stop what cannot go on, and say so once."""
+        told = not self._writes
+        self._writes = False
+        busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in (
+            sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
+        )  # fmt: skip
+        if reading or not busy:
+            self._reads = False
+        if self._on_fault and not told:
+            what = "scores of this run are not kept" if self._reads else "this run goes on without it"
+            self._on_fault(f"warning: the store {self.path} failed ({error}); {what}")
+
+    @staticmethod
+    def _today() -> int:
+        return int(time.time()) // _DAY_SECONDS
+
+
+class ForeignError(sqlite3.DatabaseError):
+    """The database is not one of ours."""
+
+
+class _Transaction:
+    """A transaction, which has the right to write from its begin."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __enter__(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self._database.execute("COMMIT")
+        else:
+            with suppress(sqlite3.Error):  # it may be rolled back already, by what has failed
+                self._database.execute("ROLLBACK")
+
+
+def _some_of(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
+    """Some keys at a time, with as many question marks."""
+    for begin in range(0, len(keys), _AT_A_TIME):
+        some = keys[begin : begin + _AT_A_TIME]
+        yield some, ",".join("?" * len(some))
+
+
+def _check(key: bytes, value: bytes) -> bytes:
+    return zlib.crc32(value, zlib.crc32(key)).to_bytes(_CHECK_BYTES, "little")
+
+
+def _sealed(key: bytes, value: bytes) -> bytes:
+    return value + _check(key, value)
+
+
+def _unsealed(key: bytes, sealed: object) -> bytes | None:
+    """The value of an entry; None of one that is not as it was written."""
+    if not isinstance(sealed, bytes) or len(sealed) < _CHECK_BYTES:
+        return None
+    value = sealed[:-_CHECK_BYTES]
+    return value if _check(key, value) == sealed[-_CHECK_BYTES:] else None

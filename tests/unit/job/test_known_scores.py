@@ -1,0 +1,226 @@
+"""A run with a store writes the bytes of a run without one, and computes nothing that the store knows."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_cli.encoding.choices import ImageLimits
+from rerank_cli.formats.shapes import FieldNames
+from rerank_cli.job.options import JobOptions, Names
+from rerank_cli.job.run import Outcome, Watcher, run_job
+from rerank_cli.planning.choices import ProfileRequest
+from rerank_cli.store.folder import DATABASE
+from tests.conftest import TINY_CHECKPOINT
+
+WORDS = [f"{one}{two}" for one in ("al", "be", "ga", "de") for two in ("pha", "ta", "mma", "lta")]
+CHECKPOINTS = TINY_CHECKPOINT.parents[1]
+
+
+def passage(chance: random.Random) -> str:
+    return " ".join(chance.choices(WORDS, k=chance.choice((1, 3, 8, 20, 70))))
+
+
+def lists(path: Path, *, count: int = 40, seed: int = 1, changed: float = 0.0) -> str:
+    """Lists of eight passages, with repeated ones, empty ones and bad rows. changed: the share that is another."""
+    chance, other = random.Random(seed), random.Random(99)
+    rows = []
+    for number in range(count):
+        passages = [passage(chance) for _ in range(8)]
+        passages = [passage(other) if other.random() < changed else one for one in passages]
+        passages[5] = passages[2]
+        row = {"query": " ".join(chance.choices(WORDS, k=3)), "passages": passages}
+        rows.append(json.dumps(row) if number % 20 != 7 else "{broken")
+    path.write_text("\n".join([*rows, rows[0]]) + "\n")
+    return str(path)
+
+
+def run(source: str, output: Path, **options: Any) -> Outcome:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fields = {"model": str(TINY_CHECKPOINT), "checkpoint_every": 0.0, **options}
+    watcher = Watcher(on_note=fields.pop("on_note", None))
+    return run_job(JobOptions((source,), Names(str(output)), restart=True, overwrite=True, **fields), watcher)
+
+
+def written(output: Path) -> tuple[bytes, bytes]:
+    return output.read_bytes(), Path(f"{output}.errors.jsonl").read_bytes()
+
+
+def stored(outcome: Outcome) -> tuple[int, int, int]:
+    return tuple(outcome.report["store"][name] for name in ("asked", "found", "computed"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"truncate": "chunk", "pool": "mean", "request": ProfileRequest(max_tokens=48)},
+        {"request": ProfileRequest(precision="int8")},
+        {"request": ProfileRequest(precision="int8"), "check_precision": 50},
+    ],
+    ids=["plain", "chunks", "int8", "compared"],
+)
+def test_cold_warm_and_half_warm_runs_write_the_same_bytes(tmp_path: Path, options: dict[str, Any]) -> None:
+    source = lists(tmp_path / "in.jsonl", count=100)
+    plain = run(source, tmp_path / "plain.jsonl", **options)
+    cold = run(source, tmp_path / "cold.jsonl", store=str(tmp_path / "s"), **options)
+    warm = run(source, tmp_path / "warm.jsonl", store=str(tmp_path / "s"), **options)
+    half = run(
+        lists(tmp_path / "in2.jsonl", count=100, changed=0.5),
+        tmp_path / "h.jsonl",
+        **options,
+        store=str(tmp_path / "s"),
+    )
+    without = run(lists(tmp_path / "in2.jsonl", count=100, changed=0.5), tmp_path / "h2.jsonl", **options)
+    for name in ("cold", "warm"):
+        assert written(tmp_path / f"{name}.jsonl") == written(tmp_path / "plain.jsonl")
+    assert written(tmp_path / "h.jsonl") == written(tmp_path / "h2.jsonl")
+    asked, found, computed = stored(cold)
+    assert asked == found + computed
+    assert found <= 8  # the list that comes twice
+    # An int8 model is calibrated on the first window, which is computed for that.
+    first = 0 if options.get("request", ProfileRequest()).precision != "int8" else 520
+    asked, found, computed = stored(warm)
+    assert computed <= first
+    assert found == asked - computed > 150
+    assert without.counts.pairs == half.counts.pairs
+    for report in (cold.report, warm.report):
+        for name in ("lengths", "scores", "unknown_tokens", "precision_check"):
+            assert report.get(name) == plain.report.get(name), name
+    for name in ("rows_out", "pairs", "truncated", "chunked", "ties"):
+        assert getattr(warm.counts, name) == getattr(plain.counts, name)
+    if not first:
+        assert half.report["store"]["found"] > 200
+        assert half.report["store"]["seconds_saved"] > 0
+
+
+def test_what_does_not_decide_a_logit_is_no_part_of_its_key(tmp_path: Path) -> None:
+    source, store = lists(tmp_path / "in.jsonl"), str(tmp_path / "s")
+    run(source, tmp_path / "a.jsonl", store=store)
+    shutil.copytree(TINY_CHECKPOINT, tmp_path / "moved")
+    (tmp_path / "moved" / "README.md").write_text("a model")
+    rows = [row for row in Path(source).read_text().splitlines() if row != "{broken"]
+    random.Random(5).shuffle(rows)
+    shuffled = tmp_path / "other.jsonl"
+    shuffled.write_text("\n".join(rows) + "\n")
+    for number, options in enumerate(
+        [
+            {"model": str(tmp_path / "moved")}, {"shard": (1, 2)}, {"limit": 10, "skip": 5}, {"depth": 3},
+            {"request": ProfileRequest(token_budget=600)}, {"request": ProfileRequest(engine_count=2)},
+            {"chunk_overlap": 3, "pool": "first", "images": ImageLimits(max_pixels=5)},
+        ]
+    ):  # fmt: skip
+        done = run(str(shuffled), tmp_path / f"{number}.jsonl", store=store, **options)
+        assert stored(done)[0] > 0
+        assert stored(done)[2] == 0, options
+
+
+def test_what_decides_a_logit_is_part_of_its_key(tmp_path: Path, monkeypatch) -> None:
+    source, store = lists(tmp_path / "in.jsonl", count=10), str(tmp_path / "s")
+    run(source, tmp_path / "a.jsonl", store=store)
+
+    def found(**options: Any) -> int:
+        return stored(run(source, tmp_path / "b.jsonl", store=store, **options))[1]
+
+    for options in (
+        {"request": ProfileRequest(max_tokens=60)}, {"request": ProfileRequest(precision="int8")},
+        {"truncate": "reference"}, {"truncate": "chunk"}, {"special_tokens": "allow"}, {"max_unknown": 0.9},
+    ):  # fmt: skip
+        assert found(**options) == 0, options
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert found() == 0
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setattr("rerank_cli.__version__", "9.9.9")
+    assert found() == 0
+    monkeypatch.undo()
+    assert found() > 50
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        shutil.copytree(TINY_CHECKPOINT, tmp_path / name)
+        path = tmp_path / name / name
+        data = bytearray(path.read_bytes())
+        if name == "model.safetensors":
+            data[-3] ^= 1
+        else:
+            data += b"\n"
+        path.write_bytes(data)
+        assert found(model=str(tmp_path / name)) == 0, name
+
+
+def test_a_damaged_store_costs_its_scores_and_nothing_else(tmp_path: Path) -> None:
+    source, store = lists(tmp_path / "in.jsonl"), tmp_path / "s"
+    run(source, tmp_path / "a.jsonl", store=str(store))
+    data = bytearray((store / DATABASE).read_bytes())
+    chance = random.Random(4)
+    for place in (chance.randrange(100, len(data)) for _ in range(40)):
+        data[place] ^= 1 << chance.randrange(8)
+    (store / DATABASE).write_bytes(data)
+    told: list[str] = []
+    run(source, tmp_path / "b.jsonl", store=str(store), on_note=told.append)
+    assert written(tmp_path / "a.jsonl") == written(tmp_path / "b.jsonl")
+    (store / DATABASE).write_bytes(b"no database at all" * 100)
+    done = run(source, tmp_path / "c.jsonl", store=str(store), on_note=told.append)
+    assert written(tmp_path / "a.jsonl") == written(tmp_path / "c.jsonl")
+    assert "damaged" in told[-1]
+    assert done.report["store"]["notes"] == told[-1:]
+    assert stored(run(source, tmp_path / "d.jsonl", store=str(store)))[2] == 0
+
+
+def test_where_no_store_can_be_a_run_says_so_and_goes_on(tmp_path: Path, monkeypatch) -> None:
+    source = lists(tmp_path / "in.jsonl", count=5)
+    monkeypatch.setattr("rerank_cli.store.folder.file_system", lambda folder: (False, False))
+    told: list[str] = []
+    done = run(source, tmp_path / "a.jsonl", store=str(tmp_path / "s"), on_note=told.append)
+    assert "does not lock" in told[0]
+    assert "goes on without it" in told[0]
+    assert stored(done)[1] == 0
+    assert done.report["store"]["notes"] == told
+
+
+def test_an_image_is_known_by_its_bytes(tmp_path: Path) -> None:
+    from tests.unit.images import encoded, picture
+
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(encoded(picture(40 + number, 30)))
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        "".join(
+            json.dumps({"query": f"q {row}", "passages": [{"text": "t", "image": f"{n}.png"} for n in range(6)]}) + "\n"
+            for row in range(4)
+        )
+    )
+    options: dict[str, Any] = {
+        "model": str(CHECKPOINTS / "nemotron-vl-rerank-open" / "checkpoint"), "store": str(tmp_path / "s"),
+        "fields": FieldNames(image_root=str(folder)),
+    }  # fmt: skip
+    cold = run(str(source), tmp_path / "a.jsonl", **options)
+    assert stored(cold) == (24, 0, 24)
+    shutil.copytree(folder, tmp_path / "moved")
+    (tmp_path / "moved" / "3.png").write_bytes(encoded(picture(41, 99)))
+    options["fields"] = replace(options["fields"], image_root=str(tmp_path / "moved"))
+    warm = run(str(source), tmp_path / "b.jsonl", **options)
+    assert stored(warm) == (24, 20, 4)
+    assert warm.counts.images == 1
+    assert "depends" not in str(warm.report["store"])
+    again = run(str(source), tmp_path / "c.jsonl", **options)
+    assert stored(again) == (24, 24, 0)
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "c.jsonl").read_bytes()
+
+
+def test_pairs_that_cannot_be_scored_are_not_kept(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(('{"query": "alpha", "passages": ["beta", "gamma ' + "delta " * 600 + '"]}\n') * 3)
+    options: dict[str, Any] = {"store": str(tmp_path / "s"), "truncate": "error"}
+    for _ in range(2):
+        done = run(str(source), tmp_path / "a.jsonl", **options)
+        assert done.counts.passages_error == 3
+        assert stored(done)[0] == 2
+    source.write_text('{"query": "alpha", "passages": ["beta", "gamma"]}\n')
+    assert stored(run(str(source), tmp_path / "b.jsonl", **options)) == (2, 1, 1)
