@@ -26,7 +26,7 @@ import shlex
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
@@ -143,6 +143,7 @@ class _Reader:
     """One pass over a file.
 
     quoted: whether quotes quote; None as long as nobody knows. said: the separator that the file names itself.
+    opened: in which kind of record before this one an apostrophe stands before a cell and none behind it.
     """
 
     file: str
@@ -153,6 +154,7 @@ class _Reader:
     quoted: bool | None = None
     columns: list[str] = field(default_factory=list)
     said: str | None = None
+    opened: Literal["", "row", "no row"] = ""
 
     def rows(self) -> Iterator[JsonRow | RowError | Gap]:
         self.quoted = {"csv": True, "tsv-quoted": True, "tsv-plain": False}.get(self.kind)
@@ -276,10 +278,8 @@ class _Reader:
         if all(map(_NUMBER.fullmatch, cells)) and cells != list(map(str, range(len(cells)))):  # of pandas without names
             raise self._no_header(where, cells)
         if odd := next((cell for cell in cells if cell.strip() != cell and cell.strip() in KNOWN_FIELDS), None):
-            raise InputError(
-                f"{where}: the header names `{odd}`, with a blank before or behind it",
-                hint="the cells may have blanks too, which would be part of the texts; write the file without them",
-            )
+            hint = "the cells may have blanks too, which would be part of the texts; write the file without them"
+            raise InputError(f"{where}: the header names `{odd}`, with a blank before or behind it", hint=hint)
         return cells
 
     def _no_header(self, where: str, cells: Sequence[str]) -> InputError:
@@ -290,11 +290,8 @@ class _Reader:
                 f"{where}: numbers and no header: it looks like a run of MS MARCO ({', '.join(_RUN_COLUMNS)})",
                 hint=f"`awk '{program}' {file} > {file}.trec` makes it a TREC run, which needs --queries and --corpus",
             )
-        names = self.separator.join(["query", "passage"])
-        return InputError(
-            f"{where}: the header names `{cells[0]}`: the first line seems to be a row",
-            hint=f"put the names of the columns before it, such as `{names}`",
-        )
+        message = f"{where}: the header names `{cells[0]}`: the first line seems to be a row"
+        return InputError(message, hint="put the names of the columns before it, such as `query`, `passage`")
 
     def _row(self, record: _Record) -> JsonRow | RowError:
         found = self._wrong(record)
@@ -315,10 +312,23 @@ class _Reader:
         if len(cells) != len(self.columns):
             if self.kind != "tsv-plain" and any(cell.endswith("\\") for cell in cells):
                 raise self._contradiction(record.number, "a backslash stands before a separator or a line end")
+            self._refuse_apostrophes(record, is_row=False)
             return "wrong-columns", f"{len(cells)} cells, and the header names {len(self.columns)} columns"
+        self._refuse_apostrophes(record, is_row=True)
         if not record.ended:
             return "no-line-end", "the file ends in this record without a line end, so its last cell may be cut"
         return None
+
+    def _refuse_apostrophes(self, record: _Record, *, is_row: bool) -> None:
+        """A cell within apostrophes over several lines looks like a row, before or behind rows with other columns."""
+        closes = any(cell.endswith("'") and not cell.startswith("'") for cell in record.cells)
+        if closes and (self.opened == "no row" or (self.opened == "row" and not is_row)):
+            raise self._contradiction(record.number, f"{_APOSTROPHES}, over several lines")
+        looked_at = record.cells[-1:] if is_row else record.cells
+        if any(cell.startswith("'") and not cell.endswith("'") for cell in looked_at):
+            self.opened = "row" if is_row else "no row"
+        elif is_row:
+            self.opened = ""
 
     def _contradiction(self, number: int, what: str) -> InputError:
         hint = None if self.kind in ("csv", "tsv-plain") else "`--in-format tsv-plain` takes quotes as text"

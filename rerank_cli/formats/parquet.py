@@ -299,7 +299,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
         try:
             check_magic(source, path)
             buffer_size = _READ_BUFFER_BYTES if source.size() > _WHOLE_CHUNKS_BYTES else 0
-            file = pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False)
+            file = pq.ParquetFile(source, buffer_size=buffer_size, pre_buffer=False, page_checksum_verification=True)
             list(_names(pa.field("", pa.struct(list(file.schema_arrow)))))
             refuse_joined(source, path)
         except _FAULTS as error:
