@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from rerank_cli.cli.console import print_json, print_table, say
-from rerank_cli.cli.declare import EVALUATION, ROWS, argument, option, takes
+from rerank_cli.cli.console import print_json, say
+from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, argument, option, takes
 from rerank_cli.cli.options import JUDGED, ONE_MODEL, SCORING
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import EXIT_CODES, UsageError
+from rerank_cli.job.options import PAGE_SUFFIXES
 from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.records import RowError
 
+if TYPE_CHECKING:
+    from rerank_cli.evaluation.answer import Answer
+
+Calibrator = Literal["auto", "isotonic", "platt"]
+
 _SHOWN_ERRORS = 20
-_READ = ("--in-format", "--id-field", "--quiet")
+_SHARED = ("--in-format", "--id-field", "--quiet", "--overwrite")
 
 OPTIONS = [
     argument(
@@ -32,6 +38,34 @@ OPTIONS = [
         help="The gain that is worth having: 0.01.",
     ),
     option(
+        "--output", str, group=OUTPUT, short="-o", metavar="FILE", basic=True,
+        help="Write all that is said to a file: .json, or .html for a page to look at.",
+    ),
+    option(
+        "--title", str, group=OUTPUT, metavar="TEXT",
+        help="What the page is called. Default: the name of the first file.",
+    ),
+    option(
+        "--calibrate-to", str, group=EVALUATION, metavar="FILE", basic=True,
+        help="Fit how probable relevance is by the score, and write it to a file for `--calibration`.",
+    ),
+    option(
+        "--calibrator", Calibrator, group=EVALUATION, default="auto", metavar="KIND",
+        help="isotonic, platt, or auto: the one with the lower Brier score on queries that it has not seen.",
+    ),
+    option(
+        "--keep-precision", float, group=EVALUATION, metavar="P", min=0.0, max=1.0, basic=True,
+        help="Find the threshold above which this share of the passages is relevant: 0.9.",
+    ),
+    option(
+        "--relevant-from", int, group=EVALUATION, default=1, metavar="GRADE", min=1,
+        help="The lowest grade of a relevant passage, for `--calibrate-to` and `--keep-precision`: 1.",
+    ),
+    option(
+        "--run-report", str, group=EVALUATION, metavar="FILE",
+        help="The report of the run that has scored FILE, which says the model. Default: FILE.report.json.",
+    ),
+    option(
         "--passages-field", str, group=ROWS, into="fields.passages", metavar="PATH",
         help="Field of the passages. Default: passages, candidates, documents or docs.",
     ),
@@ -39,9 +73,9 @@ OPTIONS = [
         "--group-by", str, group=ROWS, into="fields.group_by", metavar="PATH",
         help="Field that tells which flat rows belong together. Default: query_id.",
     ),
-    *(one for one in JUDGED if one.flag in ("--qrels", "--metric")),
+    *JUDGED,
     *(one for one in ONE_MODEL if one.flag == "--format"),
-    *(one for one in SCORING if one.flag in _READ),
+    *(one for one in SCORING if one.flag in _SHARED),
 ]  # fmt: skip
 
 EXAMPLES = r"""
@@ -52,6 +86,10 @@ Systems against a run of the first stage, as JSON:
   rerank-cli evaluate samples/expected/python-docs.top3.jsonl \
       samples/bm25.trec --baseline samples/bm25.trec \
       --qrels samples/qrels.txt --format json
+How probable is relevance by the score, and above which score is it 80 %?
+  rerank-cli rerank-file samples/python-docs.jsonl -o scored.jsonl
+  rerank-cli evaluate scored.jsonl --qrels samples/qrels.txt \
+      --calibrate-to model.calibration.json --keep-precision 0.8 -o scored.html
 How alike are two orders? No judgements are needed:
   rerank-cli evaluate samples/expected/python-docs.top3.jsonl samples/bm25.trec
 """
@@ -64,12 +102,14 @@ def evaluate(
     """Say whether new orders should ship, and how to use the scores. No model is loaded."""
     prepare_process(online=False)
     from rerank_cli.cli.evaluation import refuse_metrics_without_qrels
+    from rerank_cli.cli.verdict_text import notes_of, print_answer, print_calibration
     from rerank_cli.evaluation.answer import EvaluationRequest, evaluate_systems
     from rerank_cli.formats.shapes import FieldNames
 
     refuse_metrics_without_qrels(context)
-    if given["qrels"] is None and len(inputs) < 2 and given["baseline"] is None and not inputs:
-        raise UsageError("missing option --qrels", hint="`--qrels FILE` names the judgements to measure with")
+    if given["qrels"] is None:
+        _refuse_without_qrels(given)
+    _refuse_outputs(inputs, given)
     told = 0
 
     def tell(error: RowError) -> None:
@@ -79,120 +119,79 @@ def evaluate(
             say(f"{error.file}:{error.row}: {error.message} ({error.code})")
 
     names = FieldNames(passages=given["passages_field"], id=given["id_field"], group_by=given["group_by"])
-    document = evaluate_systems(
+    found = evaluate_systems(
         EvaluationRequest(
-            tuple(inputs), given["qrels"], given["baseline"], tuple(given["metric"]), ship_at, given["in_format"], names
+            tuple(inputs), given["qrels"], given["baseline"], tuple(given["metric"]), ship_at, given["in_format"],
+            names,
+            keep_precision=given["keep_precision"], relevant_from=given["relevant_from"],
+            calibrate=given["calibrate_to"] is not None,
+            calibrator=None if given["calibrator"] == "auto" else given["calibrator"],
+            run_report=given["run_report"],
         ),
         tell,
-    )
+    )  # fmt: skip
+    document = found.document
     if not quiet:
-        for note in _notes(document):
+        for note in notes_of(document):
             say(f"note: {note}")
+    _write(found, given)
     if wants_json(output_mode):
         print_json(document)
     else:
-        _print_text(document)
+        print_answer(document)
+        if given["calibrate_to"]:
+            print_calibration(given["calibrate_to"], found.calibration or {})
     if document["rows_error"]:
         say(f"{document['rows_error']:,} rows could not be read")
     return 3 if document["rows_error"] else 0
 
 
-def _notes(document: dict[str, Any]) -> list[str]:
-    notes = []
-    if missing := document.get("queries_in_no_file"):
-        notes.append(f"{missing:,} judged queries are in no file and are left out")
-    for system in document.get("systems", ()):
-        for key, text in (
-            ("missing_queries", "judged queries are missing, and count as nothing found"),
-            ("unjudged_queries", "queries have no judgement and are left out"),
-            ("lists_cut", "lists have fewer passages than were reranked; both orders are measured on what is left"),
-            ("repeated_lists", "lists of a query that had one before are left out"),
-            ("repeated_passages", "passages have an id that stands before them in their list; the first one counts"),
-        ):
-            if system[key]:
-                notes.append(f"{system['file']}: {system[key]:,} {text}")
-    return notes
+_NEED_QRELS = ("per_query", "calibrate_to", "keep_precision")
 
 
-def _print_text(document: dict[str, Any]) -> None:
-    write = sys.stdout.write
-    for line in document.get("headline", ()):
-        write(line + "\n")
-    systems = document.get("systems", ())
-    if systems:
-        write("\nVerdicts\n")
-    for system in systems:
-        for facts in system["measures"]:
-            write(f"  {facts['sentence']}.\n")
-        if facts := system["use"].get("verdict"):
-            write(f"  {facts['sentence']}; setting chosen by cross-fitting.\n")
-    for system in systems:
-        _print_use(system)
-        _print_limits(system)
-    if joined := document.get("together"):
-        write(
-            f"\nTogether ({joined['how']}): {joined['measure']} {joined['value']:.4f}; the best alone has "
-            f"{joined['best_alone']:.4f}\n"
-        )
-    if document["likeness"]:
-        rows = [
-            [
-                f"{one['one']} / {one['other']}", f"{one['queries']:,}", f"{one['overlap']:.3f}", f"{one['rbo']:.3f}",
-                "" if one["kendall_tau"] is None else f"{one['kendall_tau']:.3f}", " ".join(one["most_different"][:3]),
-            ]
-            for one in document["likeness"]
-        ]  # fmt: skip
-        print_table(["how alike", "queries", "overlap@10", "RBO .9", "Kendall's tau", "differ most"], rows)
+def _refuse_without_qrels(given: dict[str, Any]) -> None:
+    for name in _NEED_QRELS:
+        if given[name] is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag}: nothing is known without judgements", hint="name them with `--qrels`")
 
 
-def _print_use(system: dict[str, Any]) -> None:
-    use = system["use"]
-    write = sys.stdout.write
-    write(f"\nHow to use the scores of {system['file']}\n")
-    if reason := use.get("reason"):
-        write(f"  not looked at: {reason}\n")
-        return
-    if use["recommended"]:
-        write(
-            f"  {use['recommended']} brings {use['gain_of_choosing']:+.4f} over the scores alone, on queries that were "
-            f"not used to choose it:\n    {use['command']}\n"
-        )
-    else:
-        write(
-            f"  as they are: choosing a depth or a blend would bring {use['gain_of_choosing']:+.4f} "
-            f"(standard error {use['standard_error']:.4f}), which is not clearly more than nothing\n"
-        )
-    curve = use["depths"]
-    shown = [one for one in curve if one["depth"] in (5, 10, 20, 50, 100, curve[-1]["depth"])]
-    print_table(
-        ["depth", "candidates read", use["measure"], "of the gain"],
-        [
-            [
-                str(one["depth"]), f"{one['read']:.0%}", f"{one['value']:.4f}",
-                "" if one["of_gain"] is None else f"{one['of_gain']:.0%}",
-            ]
-            for one in shown
-        ],
-    )  # fmt: skip
+def _refuse_outputs(inputs: list[str], given: dict[str, Any]) -> None:
+    """What cannot be written, before anything is read."""
+    from rerank_cli.evaluation.evaluate import refuse_outputs
+    from rerank_cli.evaluation.per_query import refuse_per_query_name
+
+    output = given["output"]
+    if output is not None and Path(output).suffix.lower() not in (".json", *PAGE_SUFFIXES):
+        raise UsageError(f"--output {output}: the suffix tells no format", hint="end the name in .json or .html")
+    if given["title"] is not None and (output is None or Path(output).suffix.lower() not in PAGE_SUFFIXES):
+        raise UsageError("--title: there is no page to be called so", hint="`-o evaluation.html` writes one")
+    if given["per_query"] is not None:
+        refuse_per_query_name(given["per_query"])
+    if given["run_report"] is not None and given["calibrate_to"] is None:
+        raise UsageError("--run-report: only `--calibrate-to` asks for the model")
+    outputs = {"--output": output, "--per-query": given["per_query"], "--calibrate-to": given["calibrate_to"]}
+    named = (*inputs, given["qrels"], given["baseline"], given["run_report"])
+    refuse_outputs(outputs, [path for path in named if path not in (None, "-")], overwrite=given["overwrite"])
 
 
-def _print_limits(system: dict[str, Any]) -> None:
-    limits, metric = system["limits"], system["measures"][0]["metric"]
-    write = sys.stdout.write
-    write(f"What limits {system['file']}\n")
-    write(f"  a perfect order of the same candidates has {metric} {limits['perfect_order']:.4f}\n")
-    if limits["without_relevant_candidate"]:
-        examples = ", ".join(limits["examples_without"])
-        write(
-            f"  {limits['without_relevant_candidate']:,} queries have no relevant candidate, which no reranker can "
-            f"mend: {examples}\n"
-        )
-    if limits["judged_in_top_10"] is not None:
-        write(f"  {limits['judged_in_top_10']:.0%} of the ten best passages are judged\n")
-    if kept := limits["condensed"]:
-        given = "" if kept["given"] is None else f"{kept['given']:.4f} given, "
-        write(f"  without unjudged passages {metric} is {given}{kept['value']:.4f} now\n")
-    for kind in ("worst", "best"):
-        if limits[kind]:
-            queries = ", ".join(f"{one['query']} ({one['change']:+.3f})" for one in limits[kind])
-            write(f"  {kind} queries: {queries}\n")
+def _write(found: Answer, given: dict[str, Any]) -> None:
+    """The files that were asked for."""
+    from rerank_cli.evaluation.answer import SystemValue
+    from rerank_cli.evaluation.per_query import per_query_bytes
+    from rerank_cli.formats.jsonl import json_document
+    from rerank_cli.journal import Files, write_file
+    from rerank_cli.storage import path_of
+
+    files = Files()
+    if path := given["per_query"]:
+        write_file(path_of(path), b"".join(per_query_bytes(found.values(), path, SystemValue)), files)
+    if path := given["calibrate_to"]:
+        write_file(path_of(path), json_document(found.calibration or {}), files)
+    if path := given["output"]:
+        if Path(path).suffix.lower() in PAGE_SUFFIXES:
+            from rerank_cli.report.page import render_evaluation
+
+            write_file(path_of(path), render_evaluation(found.document, given["title"]), files)
+        else:
+            write_file(path_of(path), json_document(found.document), files)

@@ -306,6 +306,10 @@ SCORING = [
         help="Add `prob`, the sigmoid of the logit, as float64.",
     ),
     option(
+        "--calibration", str, group=SELECTION, into="calibration", metavar="FILE",
+        help="Add `probability`, which a file of `rerank-cli evaluate --calibrate-to FILE` makes of the score.",
+    ),
+    option(
         "--truncate", Truncation, group=LONG, into="truncate", metavar="MODE",
         help="end: cut the passage, never the query; error: a pair that is too long is a bad row; chunk: score pieces "
         "and pool them; reference: cut as the model's reference code does.",

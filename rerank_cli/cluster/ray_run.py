@@ -79,6 +79,7 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
     for flag, given in {
         "--shard": options.shard, "--limit": options.limit, "--skip": options.skip or None, "--qrels": options.qrels,
         "--errors": names.errors, "--report": names.report, "--per-query": names.per_query,
+        "--calibration": options.calibration,
         "--device cuda:N": options.request.gpus or None,
     }.items():  # fmt: skip
         if given is not None:

@@ -4,7 +4,9 @@
     verdicts   one family: each system by each measure           verdict.py
     use        depth and blend, for systems that have scores     use.py, crossfit.py
     limits     candidates, judgements, queries                   limits.py
+    chances    how probable relevance is, by the score           probability.py, calibration.py
     likeness   orders against each other, without judgements     compare.py
+    lists      of the queries that changed most                  shown_lists.py
 
 A recommended setting has a verdict of its own, on values that were not used to choose it; those of several systems are
 a family of their own.
@@ -12,18 +14,26 @@ a family of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rerank_cli.errors import InputError, UsageError
+from rerank_cli.evaluation.calibration import Kind
+from rerank_cli.evaluation.calibration_file import document_of, report_of
 from rerank_cli.evaluation.compare import Ids, compare
+from rerank_cli.evaluation.drawn import moves_of, scores_by_relevance, sorted_changes
 from rerank_cli.evaluation.limits import find_limits
+from rerank_cli.evaluation.probability import RELEVANT_FROM, fit_system, keep_precision, pool_of, probabilities_of
 from rerank_cli.evaluation.qrels import read_qrels
-from rerank_cli.evaluation.systems import Measurer, System, Values, read_system
+from rerank_cli.evaluation.recommended import recommended_command
+from rerank_cli.evaluation.shown_lists import lists_of
+from rerank_cli.evaluation.systems import Grades, Measurer, System, Values, read_system
 from rerank_cli.evaluation.use import together, use_of
 from rerank_cli.evaluation.verdict import SHIP_AT, Verdict, decide, paired_test
 from rerank_cli.evaluation.words import headline, sentence
@@ -37,7 +47,12 @@ _GIVEN = "the given order"
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """What the user asked for. qrels: None compares without judgements."""
+    """What the user asked for.
+
+    qrels: None compares without judgements. keep_precision: of the passages that a threshold keeps. relevant_from: the
+    grade from which on a passage is relevant, for thresholds and probabilities. calibrator: None is the better one.
+    calibrate: make a calibration, of one system. run_report: of the run that has scored it.
+    """
 
     files: tuple[str, ...]
     qrels: str | None = None
@@ -46,13 +61,41 @@ class EvaluationRequest:
     ship_at: float = SHIP_AT
     in_format: str = "auto"
     fields: FieldNames = field(default_factory=FieldNames)
+    keep_precision: float | None = None
+    relevant_from: int = RELEVANT_FROM
+    calibrate: bool = False
+    calibrator: Kind | None = None
+    run_report: str | None = None
 
 
-def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError], None]) -> dict[str, Any]:
-    """The document; raises `InputError` and `UsageError` where there is nothing to answer."""
+@dataclass(frozen=True, slots=True)
+class SystemValue:
+    """One measure of one query in one system; None where it has no value. given: of what it is held against."""
+
+    file: str
+    query_id: str
+    metric: str
+    given: float | None
+    reranked: float | None
+    difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """document: what is said. calibration: what its file holds. values: of each query, for a file of their own."""
+
+    document: dict[str, Any]
+    calibration: dict[str, Any] | None
+    values: Callable[[], Iterator[SystemValue]]
+
+
+def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError], None]) -> Answer:
+    """The whole of it; raises `InputError` and `UsageError` where there is nothing to answer."""
     repeated = sorted({file for file in question.files if question.files.count(file) > 1})
     if repeated:
         raise UsageError(f"{repeated[0]}: is named twice")
+    if question.calibrate and len(question.files) > 1:
+        raise UsageError(f"--calibrate-to: a calibration is of one model, and {len(question.files)} files are named")
     grades = read_qrels(question.qrels) if question.qrels else {}
     measurer = Measurer(grades, question.metrics) if question.qrels else None
 
@@ -72,26 +115,89 @@ def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError],
         "ship_at": question.ship_at,
         "rows_error": sum(one.rows_error for one in everything),
     }
+    values: list[_Compared] = []
+    calibration = None
     if measurer is not None:
-        document |= _judged(question, systems, baseline, measurer, grades)
+        values = _values(systems, baseline, measurer, grades, question.qrels or "")
+        document |= _judged(question, systems, values, measurer, grades)
+        calibration = _calibration(question, systems[0]) if question.calibrate else None
     document["likeness"] = _likeness(systems, baseline)
+    document["lists"] = _lists(document, question, grades)
     if measurer is None and not document["likeness"]:
         raise UsageError(
             "one order alone: there is nothing to compare it with", hint="`--qrels FILE` names the judgements"
         )
-    return document
+    return Answer(document, calibration, lambda: _of_queries(values))
 
 
-def _judged(
-    question: EvaluationRequest,
-    systems: Sequence[System],
-    baseline: System | None,
-    measurer: Measurer,
-    grades: Mapping[str, Mapping[str, int]],
-) -> dict[str, Any]:
-    known = {query: None for one in (*systems, *([baseline] if baseline else [])) for query in one.lists}
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """One measure of one system. old, new: of each of `queries`; NaN where it has no value."""
+
+    system: System
+    place: int
+    metric: str
+    queries: Sequence[str]
+    old: npt.NDArray[np.float64]
+    new: npt.NDArray[np.float64]
+    before: Mapping[str, Values]
+
+    @property
+    def both(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Of the queries that have both values."""
+        there = np.isfinite(self.old) & np.isfinite(self.new)
+        return self.old[there], self.new[there]
+
+
+def _of_queries(values: Sequence[_Compared]) -> Iterator[SystemValue]:
+    for one in values:
+        for query, old, new in zip(one.queries, one.old.tolist(), one.new.tolist(), strict=True):
+            given, reranked = (None if math.isnan(value) else value for value in (old, new))
+            change = None if given is None or reranked is None else reranked - given
+            yield SystemValue(one.system.name, query, one.metric, given, reranked, change)
+
+
+def _calibration(question: EvaluationRequest, system: System) -> dict[str, Any]:
+    report = report_of(system.name, question.run_report)
+    try:
+        curve, facts = fit_system(system, question.calibrator, question.relevant_from)
+    except ValueError as error:
+        raise InputError(f"{system.name}: cannot be calibrated: {error}") from error
+    score = (report.get("scores") or {}).get("score", "logit")
+    if system.score != score:
+        raise InputError(
+            f"{system.name}: the new order is by `{system.score}`, and the run that scored it gave a {score}"
+        )
+    return document_of(
+        curve, report, facts, file=system.name, qrels=question.qrels or "", relevant_from=question.relevant_from
+    )
+
+
+def _lists(document: Mapping[str, Any], question: EvaluationRequest, grades: Grades) -> dict[str, dict[str, Any]]:
+    """The lists of the queries that are named in the document, by file and query."""
+    wanted: dict[str, dict[str, None]] = {file: {} for file in question.files}
+    if question.baseline:
+        wanted.setdefault(question.baseline, {})
+    for one in document.get("systems", ()):
+        queries = {each["query"]: None for kind in ("worst", "best") for each in one["limits"][kind]}
+        for file in {one["file"], question.baseline} - {None}:
+            wanted[file] |= queries
+    for one in document["likeness"]:
+        for name in (one["one"], one["other"]):
+            if name in wanted:
+                wanted[name] |= dict.fromkeys(one["most_different"])
+    return {
+        file: lists_of(file, queries, grades, names=question.fields, in_format=question.in_format)
+        for file, queries in wanted.items()
+    }
+
+
+def _values(
+    systems: Sequence[System], baseline: System | None, measurer: Measurer, grades: Grades, qrels: str
+) -> list[_Compared]:
+    known = list({query: None for one in (*systems, *([baseline] if baseline else [])) for query in one.lists})
     if not any((ranked.grades > 0).any() for one in systems for ranked in one.lists.values()):
-        raise InputError(f"{question.qrels}: no list holds a passage that is judged relevant; are the ids the same?")
+        raise InputError(f"{qrels}: no list holds a passage that is judged relevant; are the ids the same?")
     nothing: dict[str, Values] = {}
 
     def values_of(found: Mapping[str, Values], query: str) -> Values:
@@ -99,28 +205,35 @@ def _judged(
             return found[query]
         return nothing.setdefault(query, measurer.nothing(query))
 
-    befores = [_before(one, systems, baseline) for one in systems]
-    rows: list[tuple[System, int, Any, Any]] = []
-    for system, before in zip(systems, befores, strict=True):
-        for place in range(len(measurer.names)):
-            pairs = [
-                (old, new)
-                for query in known
-                for old, new in [(values_of(before, query)[place], values_of(system.values, query)[place])]
-                if old is not None and new is not None
-            ]
-            if not pairs:
-                raise InputError(f"{system.name}: no query has a value of {measurer.names[place]}")
-            rows.append((system, place, *np.array(pairs).T))
-    verdicts = decide([paired_test(new - old) for _, _, old, new in rows], question.ship_at)
+    found = []
+    for system in systems:
+        before = _before(system, systems, baseline)
+        for place, metric in enumerate(measurer.names):
+            old, new = (
+                np.array([values_of(values, query)[place] for query in known], dtype=np.float64)
+                for values in (before, system.values)
+            )
+            if not (np.isfinite(old) & np.isfinite(new)).any():
+                raise InputError(f"{system.name}: no query has a value of {metric}")
+            found.append(_Compared(system, place, metric, known, old, new, before))
+    return found
+
+
+def _judged(
+    question: EvaluationRequest,
+    systems: Sequence[System],
+    values: Sequence[_Compared],
+    measurer: Measurer,
+    grades: Grades,
+) -> dict[str, Any]:
+    known = values[0].queries
+    verdicts = decide([paired_test(np.subtract(*one.both[::-1])) for one in values], question.ship_at)
     compared_with = question.baseline or _GIVEN
     found = []
-    for system, before in zip(systems, befores, strict=True):
-        measures = [
-            _measured(system.name, measurer.names[place], verdict, old, new, compared_with)
-            for (one, place, old, new), verdict in zip(rows, verdicts, strict=True)
-            if one is system
-        ]
+    for system in systems:
+        own = [(one, verdict) for one, verdict in zip(values, verdicts, strict=True) if one.system is system]
+        before, pool = own[0][0].before, pool_of(system, question.relevant_from)
+        measures = [_measured(system.name, one.metric, verdict, *one.both, compared_with) for one, verdict in own]
         found.append(
             {
                 "file": system.name,
@@ -132,14 +245,23 @@ def _judged(
                 "lists_cut": system.cut,
                 "repeated_passages": system.repeated_passages,
                 "measures": measures,
-                "limits": find_limits(system, list(known), before, grades),
+                "changes": sorted_changes(np.subtract(*own[0][0].both[::-1])),
+                "limits": find_limits(system, known, before, grades),
                 "use": use_of(system, measurer.measures[0], grades),
+                "probabilities": probabilities_of(system, pool),
+                "scores_by_relevance": None if pool is None else scores_by_relevance(pool.scores, pool.relevant),
+                "moves": moves_of(system.lists.values()),
+                **(
+                    {}
+                    if question.keep_precision is None
+                    else {"threshold": keep_precision(pool, question.keep_precision)}
+                ),
             }
         )
     _add_chosen(found, question)
     document = {
         "queries": len(known),
-        "queries_in_no_file": len(grades.keys() - known.keys()),
+        "queries_in_no_file": len(grades.keys() - set(known)),
         "systems": found,
         "together": together(systems, measurer.measures[0], grades),
     }
@@ -189,7 +311,7 @@ def _add_chosen(found: Sequence[dict[str, Any]], question: EvaluationRequest) ->
             old, new = np.full(len(use["differences"]), given), given + np.array(use["differences"])
             name = f"{one['file']} with {use['recommended']}"
             use["verdict"] = _measured(name, use["measure"], verdict, old, new, _GIVEN) | {"value": value}
-            use["command"] = f"rerank-cli rerank-file IN -o OUT {use['recommended']}"
+            use["command"] = recommended_command(one["file"], use["recommended"])
         use.pop("differences", None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -11,7 +11,7 @@ from rerank_cli.errors import InputError, OutputError, UsageError
 from rerank_cli.evaluation.measures import Evaluation, Evaluator, Orders
 from rerank_cli.evaluation.per_query import per_query_bytes, refuse_per_query_name
 from rerank_cli.evaluation.reranked_file import RerankedFile, passage_names
-from rerank_cli.formats.inputs import STDIN, Input, ReadOptions, resolve_inputs
+from rerank_cli.formats.inputs import STDIN, ReadOptions, resolve_inputs
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.journal import Files, write_file
@@ -53,7 +53,10 @@ class FileEvaluation:
 def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]) -> FileEvaluation:
     """Measure both orders of reranked files; raises `InputError` where there is nothing to measure."""
     inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
-    _refuse_outputs(options, inputs)
+    if options.per_query:
+        refuse_per_query_name(options.per_query)
+    read = [*(item.path for item in inputs if item.path != STDIN), options.qrels]
+    refuse_outputs({"--output": options.report, "--per-query": options.per_query}, read, overwrite=options.overwrite)
     evaluator = Evaluator(options.qrels, options.metrics)
     file = RerankedFile(inputs, options.fields, options.read)
     bad = 0
@@ -103,12 +106,9 @@ def _notes(file: RerankedFile) -> Iterator[str]:
         yield (f"{file.cut:,} lists have fewer passages than were reranked; both orders are measured on what is left")
 
 
-def _refuse_outputs(options: EvaluateOptions, inputs: Sequence[Input]) -> None:
-    """Outputs that exist, lie in no folder, or are one file with another one."""
-    outputs = {"--output": options.report, "--per-query": options.per_query}
-    if options.per_query:
-        refuse_per_query_name(options.per_query)
-    taken = {path_of(item.path).resolve() for item in inputs if item.path != STDIN} | {path_of(options.qrels).resolve()}
+def refuse_outputs(outputs: Mapping[str, str | None], read: Iterable[str], *, overwrite: bool) -> None:
+    """Outputs that exist, lie in no folder, or are one file with another one. read: the files that are inputs."""
+    taken = {path_of(path).resolve() for path in read}
     for name, path in outputs.items():
         if path is None:
             continue
@@ -120,7 +120,7 @@ def _refuse_outputs(options: EvaluateOptions, inputs: Sequence[Input]) -> None:
             raise OutputError(f"{path}: cannot be written: its folder does not exist")
         if final.is_dir():
             raise OutputError(f"{path}: is a folder")
-        if final.exists() and not options.overwrite:
+        if final.exists() and not overwrite:
             raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it")
 
 

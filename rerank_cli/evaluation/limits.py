@@ -9,7 +9,8 @@ import numpy as np
 
 from rerank_cli.evaluation.systems import UNJUDGED, Grades, System, Values
 
-_EXTREMES = 5
+EXTREMES = 10
+_EXAMPLES = 5
 _TOP = 10
 
 
@@ -26,11 +27,11 @@ def find_limits(
     found: dict[str, Any] = {
         "perfect_order": _mean([system.perfect[query][0] for query in queries]),
         "without_relevant_candidate": len(without),
-        "examples_without": without[:_EXTREMES],
+        "examples_without": without[:_EXAMPLES],
         "judged_in_top_10": _mean([_judged(one.grades[:_TOP]) for one in lists]),
-        "worst": [{"query": one, "change": changes[one]} for one in ordered[:_EXTREMES] if (changes[one] or 0) < 0],
+        "worst": [{"query": one, "change": changes[one]} for one in ordered[:EXTREMES] if (changes[one] or 0) < 0],
         "best": [
-            {"query": one, "change": changes[one]} for one in ordered[: -_EXTREMES - 1 : -1] if (changes[one] or 0) > 0
+            {"query": one, "change": changes[one]} for one in ordered[: -EXTREMES - 1 : -1] if (changes[one] or 0) > 0
         ],
     }
     if judged_bad:

@@ -1,6 +1,6 @@
 """The values of each query as a file: TSV with a header, or JSON lines, either also compressed.
 
-    query_id  metric  given  reranked  difference
+    query_id  metric  given  reranked  difference          of `rerank-cli evaluate` behind `file`
 
 A value that does not exist (see `evaluation.QueryValue`) is empty in TSV and null in JSON. Numbers are written so that
 they come back as they were.
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation.measures import QueryValue
@@ -20,7 +21,6 @@ from rerank_cli.formats.compression import SUFFIXES, compressed, text_suffix
 
 _ROWS_AT_ONCE = 10_000
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
-_COLUMNS = tuple(field.name for field in fields(QueryValue))
 
 
 def refuse_per_query_name(path: str) -> None:
@@ -29,11 +29,12 @@ def refuse_per_query_name(path: str) -> None:
         raise UsageError(f"--per-query {path}: the suffix tells no format", hint="end the name in .tsv or .jsonl")
 
 
-def per_query_bytes(values: Iterable[QueryValue], path: str) -> Iterator[bytes]:
-    """The content of the file `path`, in parts of some megabytes at most."""
+def per_query_bytes(values: Iterable[Any], path: str, kind: type = QueryValue) -> Iterator[bytes]:
+    """The content of the file `path`, in parts of some megabytes at most. kind: the dataclass of the values."""
+    columns = [field.name for field in fields(kind)]
     is_tsv = text_suffix(path) == ".tsv"
     if is_tsv:
-        yield compressed(("\t".join(_COLUMNS) + "\n").encode(), path)
+        yield compressed(("\t".join(columns) + "\n").encode(), path)
     elif Path(path.lower()).suffix in SUFFIXES:
         yield compressed(b"", path)  # an empty file is no gzip and no zstd file
     rows = iter(values)
@@ -42,10 +43,15 @@ def per_query_bytes(values: Iterable[QueryValue], path: str) -> Iterator[bytes]:
         yield compressed("".join(map(line, part)).encode(), path)
 
 
-def _tsv_line(value: QueryValue) -> str:
-    numbers = ("" if one is None else repr(one) for one in (value.given, value.reranked, value.difference))
-    return "\t".join((value.query_id.translate(_ESCAPES), value.metric, *numbers)) + "\n"
+def _tsv_line(value: Any) -> str:
+    cells = (getattr(value, field.name) for field in fields(value))
+    return (
+        "\t".join(
+            "" if one is None else one.translate(_ESCAPES) if isinstance(one, str) else repr(one) for one in cells
+        )
+        + "\n"
+    )
 
 
-def _json_line(value: QueryValue) -> str:
+def _json_line(value: Any) -> str:
     return json.dumps(asdict(value), ensure_ascii=False, allow_nan=False) + "\n"

@@ -39,6 +39,7 @@ from rerank_cli.records import Gap, Row, RowError
 
 _NEW_SCORES = ("logit", "cosine", "dot", "relevance_score", "rerank_score")
 _PLACES = ("rank", "index", "score", *_NEW_SCORES)
+_TEXTS = ("text", "passage", "document", "doc", "content", "contents", "body")
 _ANSWERS = ("rankings", "results", "response.body.results", "response.body.rankings")
 _NO_IDS = "an answer has its passages' ids only in `document`; `--out-format list` keeps them"
 
@@ -61,11 +62,17 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class OrderedPassage:
-    """A passage with what says its place. where: for messages."""
+    """A passage with what says its place. where: for messages. query, text: where they were read, and there are any."""
 
     id: str | None
     fields: Mapping[str, Any]
     where: str
+    query: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """What it says, as far as its fields say it."""
+        return next((text for name in _TEXTS if isinstance(text := self.fields.get(name), str)), None)
 
     def has(self, field: str) -> bool:
         """Whether `field` is a number, or a text that says one."""
@@ -92,10 +99,13 @@ class RerankedFile:
     """The lists of reranked files.
 
     given, reranked: the orders, once the first list was read. differ: whether they have differed in any list so far.
-    cut: lists that have fewer passages than were reranked.
+    cut: lists that have fewer passages than were reranked. texts: those of tables are read too.
     """
 
-    def __init__(self, inputs: Sequence[Input], names: FieldNames, options: ReadOptions) -> None:
+    def __init__(
+        self, inputs: Sequence[Input], names: FieldNames, options: ReadOptions, *, texts: bool = False
+    ) -> None:
+        self._columns = _Columns(names, texts=texts)
         self._inputs = inputs
         self._names = names
         self._options = options
@@ -114,7 +124,7 @@ class RerankedFile:
 
         wanted: whether a query counts. The list of one that does not is empty, whatever it holds.
         """
-        items = read_items(self._inputs, _Columns(self._names), self._options)
+        items = read_items(self._inputs, self._columns, self._options)
         for query, passages in self._grouped(items, on_error):
             if not wanted(query):
                 yield OrderedList(query, (), ())
@@ -175,16 +185,16 @@ class RerankedFile:
         entries = _entries(fields, names)
         if entries is None:
             query = first_of(fields, names.group_by, "query_id")
-            passage = OrderedPassage(_text(identity_of(fields, names.id, "passage_id")), fields, where)
+            passage = OrderedPassage(_text(identity_of(fields, names.id, "passage_id")), fields, where, _asked(fields))
             return _query_id(query, where, fields), [passage], False
         if not isinstance(entries, (list, tuple)):
             return row_error(row, "wrong-type", "its passages are not a list", None)
         query = fields.get("custom_id")  # first: the `id` beside it is that of the answer
         query = identity_of(fields, names.id, "list_id") if query is None else query
-        passages = []
+        passages, asked = [], _asked(fields)
         for place, entry in enumerate(entries):
             own = entry if isinstance(entry, Mapping) else {}
-            passages.append(OrderedPassage(_passage_id(own, fields, names), own, f"{where}: passages[{place}]"))
+            passages.append(OrderedPassage(_passage_id(own, fields, names), own, f"{where}: passages[{place}]", asked))
         return _query_id(query, where, fields), passages, True
 
 
@@ -203,18 +213,19 @@ def passage_names(passages: Iterable[OrderedPassage]) -> list[str]:
 class _Columns:
     """The columns that say orders; satisfies `ReadsColumns`."""
 
-    def __init__(self, names: FieldNames) -> None:
+    def __init__(self, names: FieldNames, *, texts: bool = False) -> None:
         self._names = names
+        self._texts = _TEXTS if texts else ()
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `ReadsColumns`."""
         mine = self._names
         ids = [head_of(name) for name in (mine.id, mine.group_by) if name]
-        known = (*ids, "query", *ALIASES["list_id"], *ALIASES["passage_id"], *_PLACES)
+        known = (*ids, "query", *ALIASES["list_id"], *ALIASES["passage_id"], *_PLACES, *self._texts)
         wanted: dict[str, tuple[str, ...] | None] = dict.fromkeys(name for name in names if name in known)
         lists = [name for name in columns_of(names, mine.passages, "passages") if name in names]
         of_passage = [head_of(mine.id)] if mine.id else []
-        return wanted | dict.fromkeys(lists, (*of_passage, *ALIASES["passage_id"], *_PLACES))
+        return wanted | dict.fromkeys(lists, (*of_passage, *ALIASES["passage_id"], *_PLACES, *self._texts))
 
 
 def _entries(fields: Mapping[str, Any], names: FieldNames) -> Any:
@@ -241,6 +252,13 @@ def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
         hint = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
         raise InputError(f"{where}: no query id, which --qrels needs; the row has {shown_names(fields)}", hint=hint)
     return id_text(value)
+
+
+def _asked(fields: Mapping[str, Any]) -> str | None:
+    """The text of the query, where the row has it in `query`."""
+    found = fields.get("query")
+    found = found.get("text") if isinstance(found, Mapping) else found
+    return found if isinstance(found, str) else None
 
 
 def _text(value: object) -> str | None:

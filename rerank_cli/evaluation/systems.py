@@ -28,7 +28,7 @@ from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.records import RowError
 
 UNJUDGED = np.iinfo(np.int32).min
-SCORES = ("logit", "cosine", "relevance_score", "rerank_score", "score")
+SCORES = ("logit", "cosine", "dot", "relevance_score", "rerank_score", "score")
 
 _QUERIES_AT_ONCE = 200
 
@@ -67,9 +67,15 @@ class System:
     repeated: int = 0
     repeated_passages: int = 0
     rows_error: int = 0
-    has_scores: bool = False
+    score: str = ""
+    """The field of the new order's scores; none where it has none."""
     cut: int = 0
     """Lists with fewer passages than were reranked."""
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether its new order has scores."""
+        return bool(self.score)
 
 
 class Measurer:
@@ -174,7 +180,7 @@ def _lists(
         given = None if item.given is None else list(dict.fromkeys(passage_names(item.given)))
         if score is None and passages:
             score = _score_field(file, [one[1] for one in passages])
-            system.has_scores = bool(score)
+            system.score = score
         scores = np.array([one[1].number(score) for one in passages]) if score else None
         place = None if given is None else {name: at for at, name in enumerate(given)}
         of_query = grades.get(item.query, {})

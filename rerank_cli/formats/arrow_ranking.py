@@ -52,12 +52,13 @@ def rank_lists(
     siblings: Sequence[str] = (),
     score: str = "logit",
     prob: bool = False,
+    probability: Callable[[float], float] | None = None,
 ) -> pa.Table:
     """A row for each list, as it was but with the passages of `ranking` in that order (list shape).
 
     passages: the column with the lists of strings or of structs, or its path in structs; a null list has no
     passages and stays null. siblings: the lists that are in step with it. text: the field that a string passage
-    becomes; score: the field of the logit; prob: add its sigmoid.
+    becomes; score: the field of the logit; prob: add its sigmoid; probability: add what this makes of it.
 
     Each `source.rows` is one ArrowRow. Without lists the table has no columns. Raises InputError if rows come from
     files whose columns do not fit together.
@@ -66,7 +67,7 @@ def rank_lists(
         return pa.table({})
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
-    scores = _Scores(score, prob=prob, tiles=_any_retiled(ranked))
+    scores = _Scores(score, prob, probability, tiles=_any_retiled(ranked))
 
     def rank(lists: pa.Array, some: Sequence[RankedList]) -> pa.Array:
         if not is_list(lists.type):
@@ -86,6 +87,7 @@ def rank_columns(
     in_step: Sequence[str],
     score: str = "logit",
     prob: bool = False,
+    probability: Callable[[float], float] | None = None,
 ) -> pa.Table:
     """A row for each list, as it was but with its lists in step in rank order, and ours beside them.
 
@@ -96,7 +98,7 @@ def rank_columns(
         return pa.table({})
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
-    scores = _Scores(score, prob=prob, tiles=_any_retiled(ranked))
+    scores = _Scores(score, prob, probability, tiles=_any_retiled(ranked))
     if container:
         return _changed(table, container, ranked, lambda held, some: _ranked_struct(held, some, scores), rows[0].file)
     for name in in_step:
@@ -119,7 +121,12 @@ def replace_texts(ranked: Sequence[RankedList], column: str, texts: Sequence[obj
 
 
 def rank_rows(
-    ranked: Sequence[RankedList], *, score: str = "logit", prob: bool = False, ranks: bool = True
+    ranked: Sequence[RankedList],
+    *,
+    score: str = "logit",
+    prob: bool = False,
+    probability: Callable[[float], float] | None = None,
+    ranks: bool = True,
 ) -> pa.Table:
     """A row for each passage of each `ranking`, in that order, as it was and with our columns (flat shape).
 
@@ -133,7 +140,7 @@ def rank_rows(
     if some is None:
         return pa.table({})
     table = _gather(rows) if rows else _table(cast(ArrowRow, some).batch.slice(0, 0))
-    scores = _Scores(score, prob=prob, ranks=ranks, tiles=_any_retiled(ranked))
+    scores = _Scores(score, prob, probability, ranks=ranks, tiles=_any_retiled(ranked))
     fields = scores.fields
     columns = scores.columns([place for one in ranked for place in one.ranking])
     kept = _kept(list(zip(table.schema, table.columns, strict=True)), scores)
@@ -141,9 +148,15 @@ def rank_rows(
     return pa.Table.from_arrays([*(column for _, column in kept), *columns], schema=schema)
 
 
-def score_table(places: Sequence[RankedPassage], *, score: str = "logit", prob: bool = False) -> pa.Table:
+def score_table(
+    places: Sequence[RankedPassage],
+    *,
+    score: str = "logit",
+    prob: bool = False,
+    probability: Callable[[float], float] | None = None,
+) -> pa.Table:
     """A row for each of `places`, of our columns alone."""
-    scores = _Scores(score, prob=prob, tiles=any(place.retiled for place in places))
+    scores = _Scores(score, prob, probability, tiles=any(place.retiled for place in places))
     return pa.Table.from_arrays(scores.columns(places), schema=pa.schema(scores.fields))
 
 
@@ -349,12 +362,15 @@ class _Scores:
 
     score: str
     prob: bool
+    probability: Callable[[float], float] | None
     ranks: bool = True
     tiles: bool = False
 
     @property
     def fields(self) -> list[pa.Field]:
-        return scored_fields(self.score, prob=self.prob, ranks=self.ranks, tiles=self.tiles)
+        return scored_fields(
+            self.score, prob=self.prob, probability=self.probability is not None, ranks=self.ranks, tiles=self.tiles
+        )
 
     def lists(self, ranked: Sequence[RankedList]) -> list[tuple[pa.Field, pa.Array]]:
         """A column of lists for each of `fields`, one list for each of `ranked`."""
@@ -365,11 +381,13 @@ class _Scores:
 
     def columns(self, places: Sequence[RankedPassage]) -> list[pa.Array]:
         """One column for each of `fields`; null where a passage has no score (rank 0)."""
+        calibrated = self.probability
         values: dict[str, Callable[[RankedPassage], object]] = {
             "rank": lambda place: place.rank,
             self.score: lambda place: place.logit if place.is_scored else None,
             "index": lambda place: place.index,
             "prob": lambda place: sigmoid(place.logit) if place.is_scored else None,
+            "probability": lambda place: calibrated(place.logit) if calibrated and place.is_scored else None,
             "truncated": lambda place: True if place.truncated else None,
             "tokens": lambda place: place.tokens if place.truncated else None,
             "kept_tokens": lambda place: place.kept_tokens if place.truncated else None,

@@ -42,7 +42,7 @@ class TypesDiffer(Exception):  # noqa: N818  not a failure of its own: the calle
 
 
 def scored_fields(
-    score: str = "logit", *, prob: bool = False, ranks: bool = True, tiles: bool = False
+    score: str = "logit", *, prob: bool = False, probability: bool = False, ranks: bool = True, tiles: bool = False
 ) -> list[pa.Field]:
     """The fields that a scored passage gets, in the order of the output; tiles: of images cut in fewer tiles too."""
     fields = [pa.field(score, pa.float32())]
@@ -50,6 +50,8 @@ def scored_fields(
         fields = [pa.field("rank", pa.int32()), *fields, pa.field("index", pa.int32())]
     if prob:
         fields.append(pa.field("prob", pa.float64()))
+    if probability:
+        fields.append(pa.field("probability", pa.float64()))
     return [*fields, *TRUNCATION_FIELDS, *(TILE_FIELDS if tiles else ())]
 
 

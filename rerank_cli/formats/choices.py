@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 64 * 2**20
@@ -58,13 +59,15 @@ class Selection:
     """Which scored passages come back, and with what.
 
     top_n: the first n of each list; threshold: only logits of at least this; prob: adds `prob`, the sigmoid of the
-    logit. score: what the model's score is called in the output.
+    logit. score: what the model's score is called in the output. probability: adds `probability`, what this makes of
+    the score (`--calibration`).
     """
 
     top_n: int | None = None
     threshold: float | None = None
     prob: bool = False
     score: str = "logit"
+    probability: Callable[[float], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

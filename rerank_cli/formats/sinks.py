@@ -194,7 +194,7 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
     """The output rows of lists that came from Parquet."""
     from rerank_cli.formats import arrow_ranking
 
-    ours: dict[str, Any] = {"score": selection.score, "prob": selection.prob}
+    ours: dict[str, Any] = {"score": selection.score, "prob": selection.prob, "probability": selection.probability}
     if isinstance(shape, ListShape):
         fields = ranked[0].source.rows[0].fields
         passages = shape.passages_path(fields)

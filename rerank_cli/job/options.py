@@ -179,6 +179,8 @@ class JobOptions:
     max_line_bytes: int = MAX_LINE_BYTES
     qrels: str | None = None
     metrics: tuple[str, ...] = ("nDCG@10",)
+    calibration: str | None = None
+    """A file that says how probable relevance is by the score; it adds `probability`."""
     command: Command | None = None
     """The command line, for the report."""
     depth: int | None = None

@@ -14,6 +14,7 @@ from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
+from rerank_cli.evaluation.calibration_file import BOUND, Calibration, read_calibration
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
@@ -68,6 +69,7 @@ class Prepared(PreparedModel):
     position: Position  # how far reading is
     read: ReadOptions  # how the rows were asked for
     told: tuple[str, ...] = ()  # of the shape of the rows, once
+    calibration: Calibration | None = None
 
 
 def prepare(options: JobOptions) -> Prepared:
@@ -132,6 +134,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     read = ReadOptions(
         options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit, position=position
     )
+    calibration = open_calibration(options, model)
     if options.pairs:
         if run := next((item.path for item in inputs if item.format == "trec"), None):
             raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
@@ -144,6 +147,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         shape = written_as(own, output_kind(options.names, own.kind))
         refuse_sigmoids(shape, model)
         refuse_scores_in_order(shape, options)
+        refuse_no_place(shape, calibration)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
         read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
         losses = _losses(shape, inputs, options)
@@ -151,7 +155,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     told = own.told if isinstance(own, (ListShape, FlatShape, TrecShape)) else ()
     return Prepared(
         model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, position.count(items),
-        position, read, told,
+        position, read, told, calibration,
     )  # fmt: skip
 
 
@@ -173,6 +177,28 @@ def refuse_scores_in_order(shape: Shape, options: JobOptions) -> None:
                 f"{flag}: rows of the shape {shape.kind.name} are in the order of their scores, and this order is not",
                 hint="`--out-format list` has a rank beside the score",
             )
+
+
+def open_calibration(options: JobOptions, model: PreparedModel) -> Calibration | None:
+    """The file of `--calibration`, which must be of this model as it is asked."""
+    if options.calibration is None:
+        return None
+    found = read_calibration(options.calibration)
+    checkpoint = model.checkpoint
+    found.refuse_other(
+        {"name": checkpoint.name, "sha256": checkpoint.sha256}, model.score,
+        {name: getattr(options, name) for name in BOUND},
+    )  # fmt: skip
+    return found
+
+
+def refuse_no_place(shape: Shape, calibration: Calibration | None) -> None:
+    """`UsageError` for a shape that has no field for a probability."""
+    if calibration and "probability" not in shape.kind.carries:
+        raise UsageError(
+            f"--calibration {calibration.path}: rows of the shape {shape.kind.name} have no place for a probability",
+            hint="`--out-format list` has one",
+        )
 
 
 def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:

@@ -136,7 +136,11 @@ def run_job(
         destination = open_destination(
             names,
             prepared.shape,
-            replace(options.selection, score=prepared.score),
+            replace(
+                options.selection,
+                score=prepared.score,
+                probability=prepared.calibration.curve if prepared.calibration else None,
+            ),
             inputs=inputs,
             overwrite=options.overwrite,
             terms=terms,
@@ -238,6 +242,10 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         watch.check()  # before the report reads them again: one may be a pipe by now
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
         document |= store.document(totals.counts)
+        if prepared.calibration:
+            document["probability"] = prepared.calibration.of_run(document)
+            for warning in document["probability"]["warnings"]:
+                note(f"warning: {warning}")
         if evaluation:
             document["evaluation"] = reports.evaluation_report(evaluation)
         if fingerprint:

@@ -53,6 +53,7 @@ def paths_read(options: JobOptions, inputs: Sequence[Input]) -> dict[str, Path]:
     found = {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     others = {
         "--queries": options.texts.queries, "--corpus": options.texts.corpus, "--qrels": options.qrels,
+        "--calibration": options.calibration,
         "--profile": options.profiles_file, "--template": getattr(options.template, "path", None),
     }  # fmt: skip
     return found | {name: path_of(path) for name, path in others.items() if path}

@@ -33,8 +33,8 @@ from rerank_cli.storage import path_of
 
 _NOT_IN_THE_BYTES = {
     "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file",
-    "qrels", "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
-    "store", "store_limit",
+    "qrels", "calibration", "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline",
+    "command", "store", "store_limit",
 }  # fmt: skip
 _TYPED_AS = {
     "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
@@ -63,7 +63,12 @@ def fingerprint_of(
     assert known.checkpoint is not None, "a run has a checkpoint"
     files = model_files(known.checkpoint)
     files |= {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1)}
-    read = {"qrels": options.qrels, "profiles": options.profiles_file, **asdict(options.texts)}
+    read = {
+        "qrels": options.qrels,
+        "calibration": options.calibration,
+        "profiles": options.profiles_file,
+        **asdict(options.texts),
+    }
     for name, path in read.items():
         if path and path_of(path).is_file():  # else reading it says what is wrong
             files[name] = path_of(path)
@@ -111,6 +116,7 @@ def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
     """Each field that decides bytes, as its option is called and its value is typed."""
     fields = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_THE_BYTES}
     del fields["request"]["origins"]  # who asked for it
+    del fields["selection"]["probability"]  # what the file of `--calibration` says
     fields["pairs"] = "score" if options.pairs else "rerank-file"
     fields["shard"] = options.shard and "{}/{}".format(*options.shard)
     # Only where they are given: unfinished runs of versions without them are known by what they had.

@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 
 from rerank_cli.cli import main
+from rerank_cli.evaluation.recommended import recommended_command
 from tests.conftest import write_lines
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +193,8 @@ def test_a_blend_that_helps_is_recommended_with_its_command(tmp_path: Path, caps
     use = found(capsys, tmp_path / "new.jsonl", "--qrels", tmp_path / "qrels.txt")["systems"][0]["use"]
     assert use["recommended"].startswith("--")
     assert "--blend" in use["recommended"]
-    assert use["command"] == f"rerank-cli rerank-file IN -o OUT {use['recommended']}"
+    out = tmp_path / "new.blended.jsonl"
+    assert use["command"] == f"rerank-cli rerank-file IN -o {out} {use['recommended']}"
     assert use["gain_of_choosing"] > 0.02
     assert use["depths"][-1] == {"depth": DEPTH, "read": 1.0, "value": use["plain"], "of_gain": pytest.approx(1)}
 
@@ -243,3 +245,77 @@ def test_no_model_is_loaded(tmp_path: Path) -> None:
     )
     arguments = [sys.executable, "-c", code, "evaluate", str(file), "--qrels", str(qrels)]
     subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT)
+
+
+def test_values_of_each_query_and_the_document_go_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, qrels = make(tmp_path, queries=30)
+    other, _ = make(tmp_path, queries=30, skill=0.5, seed=1, name="other.jsonl")
+    given = ("--per-query", tmp_path / "q.tsv", "-o", tmp_path / "all.json", "--metric", "nDCG@10", "--metric", "RR@10")
+    document = found(capsys, file, other, "--qrels", qrels, *given)
+    assert json.loads((tmp_path / "all.json").read_text()) == document
+    head, *lines = (line.split("\t") for line in (tmp_path / "q.tsv").read_text().splitlines())
+    assert head == ["file", "query_id", "metric", "given", "reranked", "difference"]
+    assert len(lines) == 2 * 2 * 30
+    for system in document["systems"]:
+        for measure in system["measures"]:
+            mine = [line for line in lines if line[0] == system["file"] and line[2] == measure["metric"]]
+            assert np.mean([float(line[4]) for line in mine]) == pytest.approx(measure["value"], abs=1e-12)
+            assert np.mean([float(line[5]) for line in mine]) == pytest.approx(measure["difference"], abs=1e-12)
+    assert main(["evaluate", str(file), "--qrels", str(qrels), "-o", str(tmp_path / "all.json")]) == 4
+    assert "`--overwrite` replaces it" in capsys.readouterr().err
+
+
+def test_queries_that_changed_most_come_with_their_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, qrels = make(tmp_path, queries=30)
+    document = found(capsys, file, "--qrels", qrels)
+    limits, lists = document["systems"][0]["limits"], document["lists"][str(file)]
+    both = orders(file)
+    for one in (*limits["best"], *limits["worst"], *({"query": q} for q in document["likeness"][0]["most_different"])):
+        shown = lists[one["query"]]
+        assert [each["id"] for each in shown["given"]] == list(both[one["query"]][0][:5])
+        assert [each["id"] for each in shown["new"]] == list(both[one["query"]][1][:5])
+        assert [each["place"] for each in shown["new"]] == [
+            both[one["query"]][0].index(each["id"]) + 1 for each in shown["new"]
+        ]
+
+
+def test_the_recommended_command_is_the_one_that_made_the_file(tmp_path: Path) -> None:
+    file, _ = make(tmp_path)
+    line = f"rerank-cli rerank-file 'my file.jsonl' --output={file} --overwrite --model m --report r.html"
+    report = {"command": {"line": line, "folder": str(Path.cwd())}, "output": {"bytes": file.stat().st_size}}
+    Path(f"{file}.report.json").write_text(json.dumps(report))
+    out = tmp_path / "new.blended.jsonl"
+    assert recommended_command(str(file), "--depth 40") == (
+        f"rerank-cli rerank-file 'my file.jsonl' -o {out} --model m --depth 40"
+    )
+    report["command"]["folder"] = str(tmp_path)
+    Path(f"{file}.report.json").write_text(json.dumps(report))
+    assert recommended_command(str(file), "--depth 40").startswith(f"cd {tmp_path} && rerank-cli rerank-file ")
+    report["output"] = {"bytes": 1}  # of another file
+    Path(f"{file}.report.json").write_text(json.dumps(report))
+    assert recommended_command(str(file), "--depth 40") == f"rerank-cli rerank-file IN -o {out} --depth 40"
+
+
+def test_the_page_says_the_verdict_first_and_has_no_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, qrels = make(tmp_path)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["query"] = "<script>alert(1)</script>"
+    rows = [{**row, "passages": [{**one, "text": "<b>& bold"} for one in row["passages"]]} for row in rows]
+    write_lines(file, rows)
+    given = ("--qrels", qrels, "--keep-precision", "0.5", "-o", tmp_path / "page.html", "--title", "Of <spring>")
+    document = found(capsys, file, *given)
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page
+    assert "<b>&amp; bold" not in page
+    assert "&lt;b&gt;&amp; bold" in page
+    assert "Of &lt;spring&gt;" in page
+    titles = [
+        "Ship it: ", "Should it ship?", "Queries that changed most", "Change of nDCG@10 by query", "relevant passages",
+        "How far passages moved", "How deep", "What a score says", "What limits it", "How alike",
+    ]  # fmt: skip
+    places = [page.index(title) for title in titles]
+    assert places == sorted(places)
+    first = document["systems"][0]["limits"]["best"][0]["query"]
+    assert f'<span class="id">{first}</span>' in page
+    assert main(["evaluate", str(file), "--qrels", str(qrels), "-o", str(tmp_path / "page.txt")]) == 2
+    assert main(["evaluate", str(file), "--qrels", str(qrels), "--title", "x"]) == 2

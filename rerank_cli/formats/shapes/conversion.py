@@ -66,7 +66,8 @@ def not_carried(shape: Shape, selection: Selection) -> tuple[str, ...]:
 
     An answer in the shape of its request is no loss: that API does not repeat the texts, and has the scores it has.
     """
-    has: list[str] = ["prob"] if selection.prob else []
+    asked = {"prob": selection.prob, "probability": selection.probability is not None}
+    has: list[str] = [name for name, wanted in asked.items() if wanted]
     if isinstance(shape, Conversion):
-        has += [*shape.source.kind.has, *(name for name in ALL_OUTCOMES if name != "prob")]
+        has += [*shape.source.kind.has, *(name for name in ALL_OUTCOMES if name not in asked)]
     return tuple(sorted(name for name in has if name not in shape.kind.carries))

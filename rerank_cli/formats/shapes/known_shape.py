@@ -271,7 +271,8 @@ def in_rank_order(
 
 def scores_names(selection: Selection) -> list[str]:
     """Our fields that every passage has."""
-    return ["rank", selection.score, "index", *(["prob"] if selection.prob else [])]
+    more = {"prob": selection.prob, "probability": selection.probability is not None}
+    return ["rank", selection.score, "index", *(name for name, wanted in more.items() if wanted)]
 
 
 def looked_up(texts: TextFile, identity: object, what: str) -> str:

@@ -25,12 +25,12 @@ _SCORES = frozenset({"logit", "cosine", "dot"})
 Item = Row | RowError | Gap
 Grouped = CandidateList | RowError | Gap
 Content = Literal["query ids", "fields of rows", "texts", "passage ids", "fields of passages"]
-Outcome = Literal["logits", "marks of truncation", "prob"]
+Outcome = Literal["logits", "marks of truncation", "prob", "probability"]
 
 ALL_CONTENT: frozenset[Content] = frozenset(
     ("query ids", "fields of rows", "texts", "passage ids", "fields of passages")
 )
-ALL_OUTCOMES: frozenset[Outcome] = frozenset(("logits", "marks of truncation", "prob"))
+ALL_OUTCOMES: frozenset[Outcome] = frozenset(("logits", "marks of truncation", "prob", "probability"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +187,8 @@ def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True)
         ours = {"rank": entry.rank, **ours, "index": entry.index}
     if selection.prob:
         ours["prob"] = entry.probability if entry.is_scored else None
+    if selection.probability:
+        ours["probability"] = selection.probability(entry.logit) if entry.is_scored else None
     if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
     if entry.retiled:
@@ -204,7 +206,7 @@ def scored(
     """
     ours = scores_of(entry, selection, ranks=ranks)
     if again:
-        replaced = ours.keys() | _OF_A_SCORE | _SCORES | {"rank", "index", "prob"}
+        replaced = ours.keys() | _OF_A_SCORE | _SCORES | {"rank", "index", "prob", "probability"}
         return {name: value for name, value in own.items() if name not in replaced} | ours
     if ours.keys().isdisjoint(own):
         return {**own, **ours}

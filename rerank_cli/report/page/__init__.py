@@ -1,6 +1,9 @@
 """The report of a run as one page that a browser shows without asking anybody for anything.
 
-    document (report.py)  ->  verdict, sections, charts  ->  page.html.jinja + page.css  ->  bytes
+    report of a run   ->  verdict, sections, charts    ->  page.html.jinja        ->  bytes
+    of `evaluate`     ->  evaluation, charts, curves   ->  evaluation.html.jinja  ->  bytes
+
+Both have the style sheet (page.css) and the sections that both know (parts.html.jinja) in common.
 
 Only the document is read, so a report of an earlier run, or of an earlier version that said less, becomes a page too:
 what a document has no data for is left out. There is no script. The page's policy allows its own style sheet, by hash,
@@ -29,13 +32,23 @@ _FOLDER = Path(__file__).parent
 
 def render_report(document: Mapping[str, Any]) -> bytes:
     """The page of a report's document; the same bytes for the same document."""
-    # Imported here: Jinja costs 0.1 s that runs without a page need not pay.
+    # Imported here, as below: Jinja costs 0.1 s that runs without a page need not pay.
     from rerank_cli.report.page.sections import page_of
 
+    return _rendered("page.html.jinja", page_of(document))
+
+
+def render_evaluation(document: Mapping[str, Any], title: str | None = None) -> bytes:
+    """The page of what `rerank-cli evaluate` says."""
+    from rerank_cli.report.page.evaluation import evaluation_page_of
+
+    return _rendered("evaluation.html.jinja", evaluation_page_of(document, title))
+
+
+def _rendered(template: str, page: Mapping[str, Any]) -> bytes:
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    template = _environment().get_template("page.html.jinja")
-    text = template.render(page=page_of(document), style=style, style_hash=digest)
+    text = _environment().get_template(template).render(page=page, style=style, style_hash=digest)
     return text.encode("utf-8", "backslashreplace")
 
 

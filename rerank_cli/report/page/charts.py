@@ -43,27 +43,27 @@ def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] =
     scale = ticks(0, max(bar.value for bar in found), least=0 if seconds else 1)
     top = scale[-1] or 1.0
     height = {tick: _HEAD + _HEIGHT * (1 - tick / top) for tick in scale}
-    parts = [_element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in height.values()]
+    parts = [element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in height.values()]
     for bar in found:
         left, width = _across(bar.begin, begin, end), 100 * (bar.end - bar.begin) / (end - begin)
         parts += _column(bar, left, width, top)
     for tick in scale[1:]:
         named = unit.removesuffix("s") if tick == 1 else unit
         text = f"{short(tick)} {named}" if tick == top else short(tick)
-        parts.append(_element("text", text, x=0, y=height[tick] - 3, class_="tick"))
+        parts.append(element("text", text, x=0, y=height[tick] - 3, class_="tick"))
     for line in lines:
         parts += _mark(line, _across(line.at, begin, end))
-    return _chart(label, _HEAD + _HEIGHT + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
+    return chart(label, _HEAD + _HEIGHT + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
 
 
 def _mark(line: Line, across: float) -> list[Markup]:
     place: dict[str, str | float] = {"dx": 4, "text_anchor": "start"}
     if across > 70:
         place = {"dx": -4, "text_anchor": "end"}
-    x = _percent(across)
+    x = percent_of(across)
     return [
-        _element("line", x1=x, x2=x, y1=_HEAD, y2=_HEAD + _HEIGHT, class_="limit"),
-        _element("text", line.title, x=x, y=_HEAD + 10, class_="mark", **place),
+        element("line", x1=x, x2=x, y1=_HEAD, y2=_HEAD + _HEIGHT, class_="limit"),
+        element("text", line.title, x=x, y=_HEAD + 10, class_="mark", **place),
     ]
 
 
@@ -72,7 +72,7 @@ def _column(bar: Bar, left: float, width: float, top: float) -> list[Markup]:
     plain, marked = _HEIGHT * (bar.value - bar.marked) / top, _HEIGHT * bar.marked / top
     base = _HEAD + _HEIGHT
     return [
-        _element("rect", _title(bar.title), x=_percent(left), width=_percent(width), y=y, height=height, class_=kind)
+        element("rect", _title(bar.title), x=percent_of(left), width=percent_of(width), y=y, height=height, class_=kind)
         for y, height, kind in ((base - plain, plain, "bar"), (base - plain - marked, marked, "bar marked"))
         if height > 0
     ]
@@ -88,7 +88,7 @@ def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:
         anchor = "start" if across < 5 else "end" if across > 95 else "middle"
         y = _HEAD + _HEIGHT + 13
         found.append(
-            _element("text", f"{short(tick)}{name}", x=_percent(across), y=y, class_="tick", text_anchor=anchor)
+            element("text", f"{short(tick)}{name}", x=percent_of(across), y=y, class_="tick", text_anchor=anchor)
         )
     return found
 
@@ -117,13 +117,15 @@ def spread(found: Spread, begin: float, end: float, *, label: str) -> Markup:
     zero = _across(0.0, begin, end)
     parts = []
     if 0 < zero < 100:
-        parts.append(_element("line", x1=_percent(zero), x2=_percent(zero), y1=0, y2=18, class_="grid"))
+        parts.append(element("line", x1=percent_of(zero), x2=percent_of(zero), y1=0, y2=18, class_="grid"))
     parts += [
-        _element("line", x1=_percent(low), x2=_percent(high), y1=9, y2=9, class_="whisker"),
-        _element("rect", x=_percent(first), width=_percent(max(0.3, third - first)), y=3, height=12, class_="bar soft"),
-        _element("line", x1=_percent(middle), x2=_percent(middle), y1=2, y2=16, class_="median"),
+        element("line", x1=percent_of(low), x2=percent_of(high), y1=9, y2=9, class_="whisker"),
+        element(
+            "rect", x=percent_of(first), width=percent_of(max(0.3, third - first)), y=3, height=12, class_="bar soft"
+        ),
+        element("line", x1=percent_of(middle), x2=percent_of(middle), y1=2, y2=16, class_="median"),
     ]
-    return _chart(label, 18, parts)
+    return chart(label, 18, parts)
 
 
 def stack(parts: Iterable[tuple[str, float]], *, label: str) -> Markup:
@@ -132,10 +134,10 @@ def stack(parts: Iterable[tuple[str, float]], *, label: str) -> Markup:
     for kind, share in parts:
         if share > 0:
             found.append(
-                _element("rect", x=_percent(100 * left), width=_percent(100 * share), y=0, height=14, class_=kind)
+                element("rect", x=percent_of(100 * left), width=percent_of(100 * share), y=0, height=14, class_=kind)
             )
         left += share
-    return _chart(label, 14, found)
+    return chart(label, 14, found)
 
 
 def change(given: float, new: float, end: float, *, label: str) -> Markup:
@@ -143,21 +145,21 @@ def change(given: float, new: float, end: float, *, label: str) -> Markup:
     a, b = _across(given, 0, end), _across(new, 0, end)
     kind = "better" if new >= given else "worse"
     parts = [
-        _element("line", x1="0", x2="100%", y1=9, y2=9, class_="grid"),
-        _element("line", x1=_percent(a), x2=_percent(b), y1=9, y2=9, class_=f"move {kind}"),
-        _element("circle", cx=_percent(a), cy=9, r=4.5, class_="ring"),
-        _element("circle", cx=_percent(b), cy=9, r=5, class_=f"dot {kind}"),
+        element("line", x1="0", x2="100%", y1=9, y2=9, class_="grid"),
+        element("line", x1=percent_of(a), x2=percent_of(b), y1=9, y2=9, class_=f"move {kind}"),
+        element("circle", cx=percent_of(a), cy=9, r=4.5, class_="ring"),
+        element("circle", cx=percent_of(b), cy=9, r=5, class_=f"dot {kind}"),
     ]
-    return _chart(label, 18, parts)
+    return chart(label, 18, parts)
 
 
 def meter(share: float, kind: str, *, label: str) -> Markup:
     """A bar on the ground of a whole one."""
     parts = [
-        _element("rect", x=0, width="100%", y=0, height=12, class_="ground"),
-        _element("rect", x=0, width=_percent(100 * share), y=0, height=12, class_=kind),
+        element("rect", x=0, width="100%", y=0, height=12, class_="ground"),
+        element("rect", x=0, width=percent_of(100 * share), y=0, height=12, class_=kind),
     ]
-    return _chart(label, 12, parts)
+    return chart(label, 12, parts)
 
 
 def ticks(low: float, high: float, *, least: float = 0.0) -> list[float]:
@@ -175,19 +177,21 @@ def _across(value: float, begin: float, end: float) -> float:
     return min(100.0, max(0.0, 100 * (value - begin) / (end - begin))) if end > begin else 50.0
 
 
-def _percent(value: float) -> str:
+def percent_of(value: float) -> str:
+    """A place across, which is a share of the width."""
     return f"{value:.3f}%"
 
 
 def _title(text: str) -> Markup:
-    return _element("title", text)
+    return element("title", text)
 
 
-def _chart(label: str, height: int, parts: Iterable[Markup]) -> Markup:
-    return _element("svg", *parts, role="img", aria_label=label, width="100%", height=height)
+def chart(label: str, height: int, parts: Iterable[Markup]) -> Markup:
+    """A chart of these parts. label: what it shows, for who does not see it."""
+    return element("svg", *parts, role="img", aria_label=label, width="100%", height=height)
 
 
-def _element(name: str, *children: Markup | str, **attributes: str | float) -> Markup:
+def element(name: str, *children: Markup | str, **attributes: str | float) -> Markup:
     """An element; text and values of attributes are escaped."""
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value)) for key, value in attributes.items()

@@ -76,6 +76,7 @@ def _of_results(document: Document) -> Iterator[str]:
         yield f"{plural(cut, 'pair')} ({share}) did not fit and were cut{limit}; `--truncate chunk` reads all."
     if retiled := counts.get("retiled"):
         yield f"{plural(retiled, 'image')} were cut in fewer tiles, so that the pair fits."
+    yield from (document.get("probability") or {}).get("warnings", ())
     if ties := counts.get("ties"):
         share = percent(ties / pairs)
         yield f"{plural(ties, 'neighbour')} in rank order ({share}) have the same score; they stand in input order."

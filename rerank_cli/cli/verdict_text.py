@@ -1,0 +1,157 @@
+"""What people see of `rerank-cli evaluate` on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rerank_cli.cli.console import print_table
+
+_SHOWN_QUERIES = 5
+
+
+def notes_of(document: dict[str, Any]) -> list[str]:
+    """What the reader should know of the files."""
+    notes = []
+    if missing := document.get("queries_in_no_file"):
+        notes.append(f"{missing:,} judged queries are in no file and are left out")
+    for system in document.get("systems", ()):
+        for key, text in (
+            ("missing_queries", "judged queries are missing, and count as nothing found"),
+            ("unjudged_queries", "queries have no judgement and are left out"),
+            ("lists_cut", "lists have fewer passages than were reranked; both orders are measured on what is left"),
+            ("repeated_lists", "lists of a query that had one before are left out"),
+            ("repeated_passages", "passages have an id that stands before them in their list; the first one counts"),
+        ):
+            if system[key]:
+                notes.append(f"{system['file']}: {system[key]:,} {text}")
+    return notes
+
+
+def print_answer(document: dict[str, Any]) -> None:
+    """The verdict, and what stands below it."""
+    write = sys.stdout.write
+    for line in document.get("headline", ()):
+        write(line + "\n")
+    systems = document.get("systems", ())
+    if systems:
+        write("\nVerdicts\n")
+    for system in systems:
+        for facts in system["measures"]:
+            write(f"  {facts['sentence']}.\n")
+        if facts := system["use"].get("verdict"):
+            write(f"  {facts['sentence']}; setting chosen by cross-fitting.\n")
+    for system in systems:
+        _print_use(system)
+        _print_limits(system)
+        _print_probabilities(system)
+    if joined := document.get("together"):
+        write(
+            f"\nTogether ({joined['how']}): {joined['measure']} {joined['value']:.4f}; the best alone has "
+            f"{joined['best_alone']:.4f}\n"
+        )
+    if document["likeness"]:
+        rows = [
+            [
+                f"{one['one']} / {one['other']}", f"{one['queries']:,}", f"{one['overlap']:.3f}", f"{one['rbo']:.3f}",
+                "" if one["kendall_tau"] is None else f"{one['kendall_tau']:.3f}", " ".join(one["most_different"][:3]),
+            ]
+            for one in document["likeness"]
+        ]  # fmt: skip
+        print_table(["how alike", "queries", "overlap@10", "RBO .9", "Kendall's tau", "differ most"], rows)
+
+
+def _print_use(system: dict[str, Any]) -> None:
+    use = system["use"]
+    write = sys.stdout.write
+    write(f"\nHow to use the scores of {system['file']}\n")
+    if reason := use.get("reason"):
+        write(f"  not looked at: {reason}\n")
+        return
+    if use["recommended"]:
+        write(
+            f"  {use['recommended']} brings {use['gain_of_choosing']:+.4f} over the scores alone, on queries that were "
+            f"not used to choose it:\n    {use['command']}\n"
+        )
+    else:
+        write(
+            f"  as they are: choosing a depth or a blend would bring {use['gain_of_choosing']:+.4f} "
+            f"(standard error {use['standard_error']:.4f}), which is not clearly more than nothing\n"
+        )
+    curve = use["depths"]
+    shown = [one for one in curve if one["depth"] in (5, 10, 20, 50, 100, curve[-1]["depth"])]
+    print_table(
+        ["depth", "candidates read", use["measure"], "of the gain"],
+        [
+            [
+                str(one["depth"]), f"{one['read']:.0%}", f"{one['value']:.4f}",
+                "" if one["of_gain"] is None else f"{one['of_gain']:.0%}",
+            ]
+            for one in shown
+        ],
+    )  # fmt: skip
+
+
+def _print_limits(system: dict[str, Any]) -> None:
+    limits, metric = system["limits"], system["measures"][0]["metric"]
+    write = sys.stdout.write
+    write(f"What limits {system['file']}\n")
+    write(f"  a perfect order of the same candidates has {metric} {limits['perfect_order']:.4f}\n")
+    if limits["without_relevant_candidate"]:
+        examples = ", ".join(limits["examples_without"])
+        write(
+            f"  {limits['without_relevant_candidate']:,} queries have no relevant candidate, which no reranker can "
+            f"mend: {examples}\n"
+        )
+    if limits["judged_in_top_10"] is not None:
+        write(f"  {limits['judged_in_top_10']:.0%} of the ten best passages are judged\n")
+    if kept := limits["condensed"]:
+        given = "" if kept["given"] is None else f"{kept['given']:.4f} given, "
+        write(f"  without unjudged passages {metric} is {given}{kept['value']:.4f} now\n")
+    for kind in ("worst", "best"):
+        if limits[kind]:
+            shown = limits[kind][:_SHOWN_QUERIES]
+            queries = ", ".join(f"{one['query']} ({one['change']:+.3f})" for one in shown)
+            write(f"  {kind} queries: {queries}\n")
+
+
+def _print_probabilities(system: dict[str, Any]) -> None:
+    """How well scores tell relevance, and the threshold that was asked for."""
+    found, write = system["probabilities"], sys.stdout.write
+    if "reason" not in found:
+        write(f"How probable relevance is by the score, in {system['file']}\n")
+        errors = ", ".join(f"{kind} {one['ece']:.3f}" for kind, one in found["checked"].items())
+        write(f"  expected calibration error on queries that were not seen: {errors}\n")
+    threshold = system.get("threshold")
+    if threshold is None:
+        return
+    if reason := threshold.get("reason"):
+        write(f"  no threshold: {reason}\n")
+        return
+    write(
+        f"  --threshold {threshold['threshold']!r} keeps {threshold['kept']:.1%} of the passages; on queries that it "
+        f"was not chosen on {_share(threshold['precision'])} of them are relevant{_interval(threshold)}, and "
+        f"{threshold['recall']:.0%} of the relevant ones are kept\n"
+    )
+    if nothing := threshold["queries_with_nothing"]:
+        write(f"  {nothing:,} of {threshold['queries']:,} queries are left with nothing\n")
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.0%}"
+
+
+def _interval(threshold: dict[str, Any]) -> str:
+    if threshold["low"] is None:
+        return ""
+    return f" (95 % interval {threshold['low']:.0%} to {threshold['high']:.0%})"
+
+
+def print_calibration(path: str, calibration: dict[str, Any]) -> None:
+    """Where the calibration is, and how it is used."""
+    facts = calibration["fitted_on"]
+    sys.stdout.write(
+        f"\n{path}: {calibration['kind']}, fitted on {facts['passages']:,} passages of {facts['queries']:,} queries, "
+        f"{facts['relevant']:,} of them relevant; of {calibration['model']['name']} alone\n"
+        f"  rerank-cli rerank-file IN -o OUT --calibration {path}\n"
+    )

@@ -1,0 +1,63 @@
+"""The command that uses a recommended setting: the one that has made the file, with the setting and another output."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rerank_cli.storage import is_url, path_of
+
+_DROPPED = {"--overwrite": 0, "--restart": 0, "--report": 1, "--errors": 1, "--per-query": 1, "--embeddings": 1}
+"""Options that would meet the files of the first run, and how many words follow each."""
+_OUTPUTS = ("-o", "--output")
+
+
+def recommended_command(file: str, options: str, suffix: str = "blended") -> str:
+    """The whole command, where the report beside `file` says how it was made; else with IN in place of the input."""
+    folder, slash, name = file.rpartition("/")
+    output = f"{folder}{slash}{_named(name, suffix)}"
+    made = _made_by(file)
+    if made is None:
+        return f"rerank-cli rerank-file IN -o {shlex.quote(output)} {options}"
+    words, folder = made
+    here = Path(folder) == Path.cwd() or is_url(output)
+    kept = list(_kept(words, output if here else str(Path(output).absolute())))
+    line = f"{shlex.join(kept)} {options}"
+    return line if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {line}"
+
+
+def _made_by(file: str) -> tuple[list[str], str] | None:
+    """The words of the command that has made `file`, and the folder it was given in."""
+    try:
+        report: Any = json.loads(path_of(f"{file}.report.json").read_bytes())
+        words = shlex.split(report["command"]["line"])
+        folder = report["command"]["folder"]
+        same = report["output"]["bytes"] == path_of(file).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    has_output = any(word.partition("=")[0] in _OUTPUTS for word in words)
+    return (words, folder) if same and "rerank-file" in words and has_output and isinstance(folder, str) else None
+
+
+def _kept(words: Sequence[str], output: str) -> Iterator[str]:
+    given = iter(words)
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in _OUTPUTS:
+            if not equals:
+                next(given, None)
+            yield from ("-o", output)
+        elif name in _DROPPED:
+            if not equals and _DROPPED[name]:
+                next(given, None)
+        else:
+            yield word
+
+
+def _named(name: str, suffix: str) -> str:
+    """`scored.blended.jsonl.gz` of `scored.jsonl.gz`."""
+    stem, dot, rest = name.partition(".")
+    return f"{stem}.{suffix}{dot}{rest}" if stem else f"{name}.{suffix}"

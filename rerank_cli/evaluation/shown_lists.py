@@ -1,0 +1,74 @@
+"""The lists of a few queries with their texts, for people to look at: a second reading of files that were measured.
+
+The first reading keeps numbers alone, as there may be a hundred thousand queries. What is shown is cut: the first
+passages of both orders, and the begin of each text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile
+from rerank_cli.evaluation.systems import Grades
+from rerank_cli.formats.inputs import ReadOptions, can_be_reread, resolve_inputs
+from rerank_cli.formats.shapes import FieldNames
+
+PASSAGES = 5
+CHARACTERS = 200
+
+
+def lists_of(
+    path: str, wanted: Collection[str], grades: Grades, *, names: FieldNames, in_format: str = "auto"
+) -> dict[str, dict[str, Any]]:
+    """Of each wanted query its text and the first passages of the given and of the new order.
+
+    Nothing of a file that can be read only once.
+    """
+    inputs = resolve_inputs([path], in_format)
+    if not wanted or not can_be_reread(inputs):
+        return {}
+    file = RerankedFile(inputs, names, ReadOptions(), texts=True)
+    found: dict[str, dict[str, Any]] = {}
+    for item in file.lists(lambda query: query in wanted, lambda error: None):
+        if item.query not in wanted or item.query in found:
+            continue
+        place = _places(item.reranked)
+        of_query = grades.get(item.query, {})
+        found[item.query] = {
+            "text": next((shortened(one.query) for one in item.reranked if one.query), None),
+            "given": None if item.given is None else _first(item.given, place, of_query),
+            "new": _first(item.reranked, None if item.given is None else _places(item.given), of_query),
+        }
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def shortened(text: str, most: int = CHARACTERS) -> str:
+    """The begin of a text, on one line."""
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _places(passages: Sequence[OrderedPassage]) -> dict[str | None, int]:
+    places: dict[str | None, int] = {}
+    for one in passages:
+        places.setdefault(one.id, len(places) + 1)
+    return places
+
+
+def _first(
+    passages: Sequence[OrderedPassage], elsewhere: Mapping[str | None, int] | None, grades: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """The first passages. place: in the other order; None where nobody knows it."""
+    once = {one.id: one for one in reversed(passages)}
+    return [
+        {
+            "id": name,
+            "text": shortened(once[name].text or "") or None,
+            "grade": None if name is None else grades.get(name),
+            "place": None if elsewhere is None else elsewhere.get(name),
+        }
+        for name in list(_places(passages))[:PASSAGES]
+    ]

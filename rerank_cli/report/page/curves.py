@@ -1,0 +1,167 @@
+"""Charts of an evaluation as inline SVG: changes by query, a curve over depth, probabilities against what was so.
+
+As in `charts`, places across are shares of the width, and colours are classes of the style sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from markupsafe import Markup
+
+from rerank_cli.report.page.charts import chart, element, percent_of, ticks
+from rerank_cli.report.page.wording import percent, short, signed
+
+_HEIGHT, _HEAD, _AXIS = 120, 14, 18
+
+
+def changes(bars: Sequence[float], *, label: str) -> Markup:
+    """Changes as bars, up from a line where they are gains, down where they are losses."""
+    most = max((abs(one) for one in bars), default=0.0) or 1.0
+    half = _HEIGHT / 2
+    middle = _HEAD + half
+    width = 100 / max(1, len(bars))
+    parts = [element("line", x1="0", x2="100%", y1=middle, y2=middle, class_="grid strong")]
+    for place, one in enumerate(bars):
+        height = half * abs(one) / most
+        if height:
+            y = middle - height if one > 0 else middle
+            kind = "part better" if one > 0 else "part worse"
+            title = element("title", signed(one))
+            parts.append(
+                element(
+                    "rect", title, x=percent_of(width * place), width=percent_of(width), y=y, height=height, class_=kind
+                )
+            )
+    parts += [
+        element("text", f"+{short(most)}", x=0, y=_HEAD - 3, class_="tick"),
+        element("text", f"\N{MINUS SIGN}{short(most)}", x=0, y=_HEAD + _HEIGHT + 12, class_="tick"),
+        element("text", "queries, best change first", x="100%", y=_HEAD + _HEIGHT + 12, text_anchor="end"),
+    ]
+    return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
+
+
+def curve(
+    points: Sequence[tuple[float, float]], *, label: str, unit: str, levels: Iterable[tuple[float, str]] = ()
+) -> Markup:
+    """Values over an axis from 0, joined by lines. unit: of the axis. levels: horizontal lines with a word."""
+    levels = list(levels)
+    end = max(x for x, _ in points) or 1.0
+    values = [y for _, y in points] + [level for level, _ in levels]
+    low, high = min(values), max(values)
+    room = (high - low) * 0.12 or 0.05
+    low, high = low - room, high + room
+
+    def across(x: float) -> float:
+        return 100 * x / end
+
+    def down(y: float) -> float:
+        return _HEAD + _HEIGHT * (1 - (y - low) / (high - low))
+
+    parts = []
+    for tick in ticks(low, high):
+        if low <= tick <= high:
+            parts.append(element("line", x1="0", x2="100%", y1=down(tick), y2=down(tick), class_="grid"))
+            parts.append(element("text", short(tick), x=0, y=down(tick) - 3, class_="tick"))
+    for level, word in levels:
+        parts.append(element("line", x1="0", x2="100%", y1=down(level), y2=down(level), class_="limit"))
+        parts.append(element("text", word, x="100%", y=down(level) - 4, class_="mark", text_anchor="end"))
+    for (x1, y1), (x2, y2) in pairwise(points):
+        parts.append(
+            element(
+                "line", x1=percent_of(across(x1)), x2=percent_of(across(x2)), y1=down(y1), y2=down(y2), class_="curve"
+            )
+        )
+    for x, y in points:
+        title = element("title", f"{short(x)} {unit}: {y:.4f}")
+        parts.append(element("circle", title, cx=percent_of(across(x)), cy=down(y), r=3, class_="point"))
+    parts += _below(end, unit)
+    return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
+
+
+def reliability(
+    found: Sequence[tuple[float, float, int]], *, label: str, other: Sequence[tuple[float, float, int]] = ()
+) -> Markup:
+    """(probability, share that was relevant, passages) against the line on which both are equal."""
+
+    def down(share: float) -> float:
+        return _HEAD + _HEIGHT * (1 - share)
+
+    parts = []
+    for tick in (0.0, 0.5, 1.0):
+        parts.append(element("line", x1="0", x2="100%", y1=down(tick), y2=down(tick), class_="grid"))
+        parts.append(element("text", percent(tick), x=0, y=down(tick) - 3, class_="tick"))
+    parts.append(element("line", x1="0", x2="100%", y1=down(0), y2=down(1), class_="limit"))
+    for points, kind in ((other, "other"), (found, "")):
+        for (x1, y1, _), (x2, y2, _) in pairwise(points):
+            parts.append(
+                element(
+                    "line", x1=percent_of(100 * x1), x2=percent_of(100 * x2), y1=down(y1), y2=down(y2),
+                    class_=f"curve {kind}".strip(),
+                )
+            )  # fmt: skip
+        for x, y, count in points:
+            title = element("title", f"probability {percent(x)}: {percent(y)} relevant, of {count:,} passages")
+            parts.append(
+                element("circle", title, cx=percent_of(100 * x), cy=down(y), r=3.5, class_=f"point {kind}".strip())
+            )
+    for tick, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        parts.append(
+            element(
+                "text", percent(tick), x=percent_of(100 * tick), y=_HEAD + _HEIGHT + 13, class_="tick",
+                text_anchor=anchor,
+            )
+        )  # fmt: skip
+    return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
+
+
+def two_kinds(
+    above: Sequence[int], below: Sequence[int], begin: float, width: float, *, label: str, words: tuple[str, str]
+) -> Markup:
+    """Two histograms on one axis, one upwards and one downwards, each as high as its highest bin."""
+    half = _HEIGHT / 2
+    middle = _HEAD + half
+    step = 100 / len(above)
+    parts = []
+    for counts, kind, word, sign in ((above, "part better", words[0], -1), (below, "part other", words[1], 1)):
+        most = max(counts) or 1
+        for place, count in enumerate(counts):
+            if count:
+                height = half * count / most
+                low, high = begin + width * place, begin + width * (place + 1)
+                title = element("title", f"{short(low)} to {short(high)}: {count:,} {word}")
+                y = middle - height if sign < 0 else middle
+                parts.append(
+                    element(
+                        "rect", title, x=percent_of(step * place), width=percent_of(step), y=y, height=height,
+                        class_=kind,
+                    )
+                )  # fmt: skip
+    parts.append(element("line", x1="0", x2="100%", y1=middle, y2=middle, class_="grid strong"))
+    parts.append(element("text", words[0], x=0, y=_HEAD + 2, class_="mark"))
+    parts.append(element("text", words[1], x=0, y=_HEAD + _HEIGHT, class_="mark"))
+    end = begin + width * len(above)
+    for tick in ticks(begin, end):
+        if tick <= end:
+            share = 100 * (tick - begin) / (end - begin)
+            anchor = "start" if share < 5 else "end" if share > 95 else "middle"
+            parts.append(
+                element(
+                    "text", short(tick), x=percent_of(share), y=_HEAD + _HEIGHT + 13, class_="tick", text_anchor=anchor
+                )
+            )
+    return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
+
+
+def _below(end: float, unit: str) -> list[Markup]:
+    found = []
+    for tick in ticks(0, end):
+        if tick <= end:
+            share = 100 * tick / end
+            anchor = "start" if share < 5 else "end" if share > 90 else "middle"
+            text = f"{short(tick)} {unit}" if tick == max(one for one in ticks(0, end) if one <= end) else short(tick)
+            found.append(
+                element("text", text, x=percent_of(share), y=_HEAD + _HEIGHT + 13, class_="tick", text_anchor=anchor)
+            )
+    return found

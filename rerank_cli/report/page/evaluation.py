@@ -1,0 +1,299 @@
+"""The document of `rerank-cli evaluate` as a page shows it: verdict first, then what it rests on, system by system.
+
+The parts that a run's page has too (`change_section`, `lists_section`, `relevance_section`, `moves_section`) are made
+here for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import rerank_cli
+from rerank_cli.report.page import charts, curves
+from rerank_cli.report.page.verdict import Document
+from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
+
+_LISTS = 10
+
+
+def evaluation_page_of(document: Document, title: str | None = None) -> dict[str, Any]:
+    """All that the template writes."""
+    systems = document.get("systems", ())
+    head = document.get("headline") or ["How alike these orders are"]
+    names = [PurePath(path).name for path in document["inputs"]]
+    return {
+        "name": title or ", ".join(names[:1]) + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
+        "verdict": head[0],
+        "flawed": not head[0].startswith("Ship") and bool(systems),
+        "lines": head[1:],
+        "about": list(_about(document)),
+        "rows": [row for system in systems for row in _rows(system)],
+        "baseline": document["baseline"],
+        "ship_at": short(document["ship_at"]),
+        "systems": [_system(system, document, alone=len(systems) == 1) for system in systems],
+        "likeness": [_likeness(one, document) for one in document["likeness"]],
+        "together": _together(document.get("together")),
+        "version": rerank_cli.__version__,
+    }
+
+
+def _about(document: Document) -> list[str]:
+    about = [plural(len(document["inputs"]), "file")]
+    if document.get("qrels"):
+        about += [f"judgements: {document['qrels']}", plural(document["queries"], "judged query", "judged queries")]
+    about.append(f"held against {document['baseline']}")
+    if document["rows_error"]:
+        about.append(f"{plural(document['rows_error'], 'row')} could not be read")
+    return about
+
+
+def _rows(system: Document) -> list[dict[str, Any]]:
+    rows = [_row(PurePath(system["file"]).name, one) for one in system["measures"]]
+    if found := system["use"].get("verdict"):
+        rows.append(_row(f"{PurePath(system['file']).name} with {system['use']['recommended']}", found))
+    return rows
+
+
+def _row(name: str, one: Document) -> dict[str, Any]:
+    old, new = one["baseline"], one["value"]
+    interval = "" if one["low"] is None else f"{signed(one['low'])} to {signed(one['high'])}"
+    end = max(1.0, old, new)
+    return {
+        "name": name,
+        "metric": one["metric"],
+        "verdict": one["verdict"],
+        "kind": {"ship": "good", "don't ship": "bad"}.get(one["verdict"], ""),
+        "more": "" if one["more_queries"] is None else f"{number(one['more_queries'])} more judged queries",
+        "given": f"{old:.4f}",
+        "value": f"{new:.4f}",
+        "change": signed(one["difference"]),
+        "rose": one["difference"] >= 0,
+        "interval": interval,
+        "p": p_value(one["p_corrected"]),
+        "chart": charts.change(old, new, end, label=f"from {old:.4f} to {new:.4f}, on a line from 0 to {short(end)}"),
+    }
+
+
+def _system(system: Document, document: Document, *, alone: bool) -> dict[str, Any]:
+    metric = system["measures"][0]["metric"]
+    lists = {**document["lists"].get(system["file"], {})}
+    limits = system["limits"]
+    changed = {kind: [one for one in limits[kind] if one["query"] in lists][:_LISTS] for kind in ("best", "worst")}
+    shown = {
+        kind: [{**lists[one["query"]], "query": one["query"], "change": one["change"]} for one in found]
+        for kind, found in changed.items()
+    }
+    return {
+        "name": "" if alone else system["file"],
+        "changes": change_section(system["changes"], system["measures"][0]),
+        "lists": lists_section(metric, shown["best"], shown["worst"]),
+        "relevance": relevance_section(system["scores_by_relevance"]),
+        "moves": moves_section(system["moves"]),
+        "depth": _depth(system["use"]),
+        "reliability": _reliability(system["probabilities"], system.get("threshold")),
+        "limits": _limits(system),
+    }
+
+
+def change_section(found: Document | None, row: Document) -> dict[str, Any] | None:
+    """The change of each query, as sorted bars."""
+    if not found:
+        return None
+    counts = f"{number(row['better'])} better, {number(row['worse'])} worse, {number(row['same'])} the same"
+    many = found["queries"] > len(found["bars"])
+    return {
+        "metric": row["metric"],
+        "told": counts,
+        "chart": curves.changes(found["bars"], label=f"changes of {row['metric']} by query: {counts}"),
+        "note": f"A bar is the mean of {number(found['queries'] / len(found['bars']))} queries." if many else "",
+    }
+
+
+def lists_section(
+    metric: str, best: Sequence[Mapping[str, Any]], worst: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The queries that gained and lost most, with the first passages before and after."""
+    kinds = [
+        {"title": title, "queries": [_query(one) for one in found]}
+        for title, found in (("gained most", best), ("lost most", worst))
+        if found
+    ]
+    return {"metric": metric, "kinds": kinds} if kinds else None
+
+
+def _query(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": one["query"],
+        "text": one.get("text") or "",
+        "change": "" if one.get("change") is None else signed(one["change"]),
+        "rose": (one.get("change") or 0) >= 0,
+        "columns": [
+            {"title": title, "passages": [_passage(each, place, moved=moved) for place, each in enumerate(found, 1)]}
+            for title, found, moved in (("before", one.get("given"), False), ("after", one.get("new"), True))
+            if found is not None
+        ],
+    }
+
+
+def _passage(one: Mapping[str, Any], place: int, *, moved: bool = False) -> dict[str, Any]:
+    grade, other = one.get("grade"), one.get("place")
+    way = "↑" if other is not None and other > place else "↓"
+    return {
+        "place": place,
+        "text": one.get("text") or one.get("id") or "",
+        "id": one.get("id") if one.get("text") else "",
+        "relevant": grade is not None and grade > 0,
+        "grade": "not judged" if grade is None else f"grade {grade}",
+        "moved": "" if not moved or other in (None, place) else f"{way} {abs(other - place)}",
+    }
+
+
+def relevance_section(found: Document | None, score: str = "score") -> dict[str, Any] | None:
+    """The scores of relevant passages and of the others."""
+    if not found:
+        return None
+    relevant, others = sum(found["relevant"]), sum(found["others"])
+    words = ("relevant", "others")
+    return {
+        "score": score,
+        "told": f"{number(relevant)} relevant passages above, {number(others)} others below the line",
+        "chart": curves.two_kinds(
+            found["relevant"], found["others"], found["begin"], found["width"], words=words,
+            label=f"the {score} of {number(relevant)} relevant passages and of {number(others)} others",
+        ),
+    }  # fmt: skip
+
+
+def moves_section(found: Sequence[Document] | None) -> dict[str, Any] | None:
+    """How far passages moved."""
+    if not found:
+        return None
+    whole = sum(one["up"] + one["down"] for one in found) or 1
+    rows = []
+    for one in found:
+        count = one["up"] + one["down"]
+        if count:
+            told = f"{plural(count, 'passage')}, {percent(count / whole)}"
+            rows.append((_places(one), charts.meter(count / whole, "bar", label=told), percent(count / whole)))
+    return {"rows": rows}
+
+
+def _places(one: Document) -> str:
+    first, last = one["from"], one["to"]
+    if last == 0:
+        return "stayed"
+    if last is None:
+        return f"{first} places and more"
+    return f"{first} place{'s' * (first > 1)}" if first == last else f"{first}\N{EN DASH}{last} places"
+
+
+def _depth(use: Document) -> dict[str, Any] | None:
+    if use.get("reason") or len(use.get("depths", ())) < 2:
+        return None if not use.get("reason") else {"reason": use["reason"]}
+    points = [(0.0, use["given"]), *((one["depth"], one["value"]) for one in use["depths"])]
+    shown = [one for one in use["depths"] if one["depth"] in (5, 10, 20, 50, 100, use["depths"][-1]["depth"])]
+    return {
+        "measure": use["measure"],
+        "chart": curves.curve(
+            points, unit="candidates", levels=[(use["given"], "given order")],
+            label=f"{use['measure']} by the depth that is reranked",
+        ),
+        "rows": [
+            (
+                number(one["depth"]), percent(one["read"]), f"{one['value']:.4f}",
+                "" if one["of_gain"] is None else percent(one["of_gain"]),
+            )
+            for one in shown
+        ],
+        "recommended": use["recommended"],
+        "command": use.get("command", ""),
+        "gain": signed(use["gain_of_choosing"]),
+        "error": f"{use['standard_error']:.4f}",
+    }  # fmt: skip
+
+
+def _reliability(found: Document, threshold: Document | None) -> dict[str, Any] | None:
+    section: dict[str, Any] = {"threshold": _threshold(threshold)}
+    if "reason" in found:
+        return {**section, "reason": found["reason"]} if threshold else None
+    names = {"isotonic": "isotonic", "platt": "Platt", "sigmoid": "sigmoid as it is (--prob)"}
+    points, other = (
+        [(one["probability"], one["relevant"], one["passages"]) for one in found.get(name, ())]
+        for name in ("reliability", "reliability_of_sigmoid")
+    )
+    return section | {
+        "kind": names[found["kind"]],
+        "chart": curves.reliability(points, other=other, label="probability that was said and share that was relevant"),
+        "has_sigmoid": bool(other),
+        "rows": [(names[kind], f"{one['ece']:.4f}", f"{one['brier']:.4f}") for kind, one in found["checked"].items()],
+        "passages": plural(found["passages"], "passage"),
+        "judged": percent(found["judged"]),
+    }
+
+
+def _threshold(found: Document | None) -> str:
+    if not found:
+        return ""
+    if reason := found.get("reason"):
+        return f"No threshold: {reason}."
+    precision = "none" if found["precision"] is None else percent(found["precision"])
+    interval = "" if found["low"] is None else f" ({percent(found['low'])} to {percent(found['high'])})"
+    return (
+        f"`--threshold {found['threshold']!r}` keeps {percent(found['kept'])} of the passages; {precision}{interval} "
+        f"of them are relevant on queries that it was not chosen on, and {percent(found['recall'])} of the relevant "
+        f"ones are kept; {number(found['queries_with_nothing'])} of {plural(found['queries'], 'query', 'queries')} "
+        "are left with nothing."
+    )
+
+
+def _limits(system: Document) -> list[tuple[str, str]]:
+    limits, metric = system["limits"], system["measures"][0]["metric"]
+    facts = []
+    if limits["perfect_order"] is not None:
+        facts.append((f"{metric} of a perfect order of the same candidates", f"{limits['perfect_order']:.4f}"))
+    facts.append(("queries without a relevant candidate", number(limits["without_relevant_candidate"])))
+    if limits["judged_in_top_10"] is not None:
+        facts.append(("judged, of the ten best passages", percent(limits["judged_in_top_10"])))
+    if kept := limits["condensed"]:
+        given = "" if kept["given"] is None else f"{kept['given']:.4f} given, "
+        facts.append((f"{metric} without unjudged passages", f"{given}{kept['value']:.4f} now"))
+    return facts
+
+
+def _likeness(one: Document, document: Document) -> dict[str, Any]:
+    tau = one["kendall_tau"]
+    return {
+        "one": one["one"],
+        "other": one["other"],
+        "queries": number(one["queries"]),
+        "overlap": percent(one["overlap"]),
+        "rbo": f"{one['rbo']:.3f}",
+        "tau": "" if tau is None else f"{tau:.3f}",
+        "lists": [found for query in one["most_different"] if (found := _differing(query, one, document))],
+    }
+
+
+def _differing(query: str, one: Document, document: Document) -> dict[str, Any] | None:
+    lists = document["lists"]
+    first = lists.get(one["one"], {}).get(query)
+    if first is None:
+        return None
+    second = lists.get(one["other"], {}).get(query)
+    other = first["given"] if second is None else second["new"]
+    columns = [
+        {"title": title, "passages": [_passage(each, place) for place, each in enumerate(found, 1)]}
+        for title, found in ((one["one"], first["new"]), (one["other"], other))
+        if found is not None
+    ]
+    return {"id": query, "text": first.get("text") or "", "change": "", "rose": True, "columns": columns}
+
+
+def _together(found: Document | None) -> str:
+    if not found:
+        return ""
+    return (
+        f"All systems together ({found['how']}) have {found['measure']} {found['value']:.4f}; the best alone has "
+        f"{found['best_alone']:.4f}."
+    )
