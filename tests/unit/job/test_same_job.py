@@ -23,7 +23,7 @@ from rerank_cli.planning.choices import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, write_lines
 
 FREE = {
-    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels",
+    "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "calibration",
     "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
 }  # fmt: skip
 CHANGED: dict[str, Any] = {
@@ -55,8 +55,8 @@ def test_every_option_counts_or_is_known_not_to(options: JobOptions) -> None:
     assert counted - set(CHANGED) == {"fields", "images", "depth", "blend"}
     values = asdict(options)
     leaves = (
-        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted) - 3
-    )  # origins; depth and blend only where given
+        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted) - 4
+    )  # origins; depth and blend only where given; what a calibration makes of a score
     others = {"input formats", "output format", "versions", "cpu", "--embeddings", "--per-query"}
     assert len(set(asked(options)) - others) == leaves  # so no two have one name
 
