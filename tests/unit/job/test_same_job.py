@@ -24,7 +24,8 @@ from tests.conftest import TINY_CHECKPOINT, write_lines
 
 FREE = {
     "inputs", "names", "texts", "model", "revision", "online", "request_notes", "profiles_file", "qrels", "calibration",
-    "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command",
+    "error_limit", "overwrite", "restart", "checkpoint_every", "lock_wait", "deadline", "command", "store",
+    "store_limit",
 }  # fmt: skip
 CHANGED: dict[str, Any] = {
     "pairs": True, "query": "q", "in_format": "jsonl", "shape": "list", "request": ProfileRequest(max_tokens=9),
