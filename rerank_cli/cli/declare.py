@@ -174,6 +174,7 @@ def takes(
 
 _OPENS_URLS = {
     "--model", "--queries", "--corpus", "--qrels", "--output", "--errors", "--report", "--per-query", "--baseline",
+    "--embeddings",
 }  # fmt: skip
 """Options that take a file and may be given a URL."""
 

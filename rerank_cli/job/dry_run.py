@@ -20,6 +20,7 @@ from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import find_known, prepare
 from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, rank_window, without_pixels
 from rerank_cli.job.windows import cut_windows, heads_of
+from rerank_cli.journal.store_log import probe
 from rerank_cli.machine.detect import Machine, describe_machine
 from rerank_cli.machine.gpu_names import speed_of
 from rerank_cli.planning.cards import time_of_plan
@@ -28,6 +29,7 @@ from rerank_cli.planning.run_plan import Plan, plan_model
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report.unknown_tokens import UnknownTokens
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
+from rerank_cli.storage import UrlPath
 
 _SHARE_REACHED = 0.7
 
@@ -71,6 +73,9 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     """
     machines = [describe_machine([gpu]) for gpu in gpus]  # refused before anything is read
     prepared = prepare(options)
+    for path in options.names.files.values():
+        if isinstance(path, UrlPath):
+            probe(path)
     counts = Counts()
     lengths: list[int] = []
     kept = squares = truncated = unscorable = 0

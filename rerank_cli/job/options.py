@@ -16,7 +16,7 @@ from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
 from rerank_cli.formats.choices import MAX_LINE_BYTES, NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.planning.choices import ProfileRequest
-from rerank_cli.storage import path_of, refuse_url
+from rerank_cli.storage import is_url, path_of, refuse_url
 
 if TYPE_CHECKING:
     from rerank_cli.evaluation.blend import Blend
@@ -218,8 +218,9 @@ def refuse_unusable(options: JobOptions) -> None:
     refuse_too_many_engines(options.request.engine_count)
     refuse_url("--image-root", options.fields.image_root)
     refuse_url("--profile", options.profiles_file)
-    for kind, path in options.names.files.items():
-        refuse_url(f"--{kind}", path)
+    for path in options.names.files.values():
+        if options.model and is_url(options.model) and path.is_relative_to(path_of(options.model)):
+            raise UsageError(f"{path}: lies in the folder of the model", hint="write to another folder")
     threshold = options.selection.threshold
     if threshold is not None and not math.isfinite(threshold):
         raise UsageError(f"--threshold {threshold}: not a number to compare with")

@@ -45,7 +45,7 @@ from rerank_cli.journal import (
 )
 from rerank_cli.records import RowError
 from rerank_cli.report.page import render_report
-from rerank_cli.storage import path_of
+from rerank_cli.storage import is_url, path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -129,7 +129,7 @@ def open_destination(  # noqa: PLR0913 (what a run has decided by then)
         paths.refuse_existing()
         return StdoutDestination(names, shape, selection, files=terms.files, paths=paths, watch=terms.watch)
     like = next((item.path for item in inputs if item.format == "parquet"), None)
-    job = Job(Path(names.output), terms, members=("rows", "errors", *members))
+    job = Job(path_of(names.output), terms, members=("rows", "errors", *members))
     return FileDestination(names, shape, selection, like=like, paths=paths, job=job, files=terms.files)
 
 
@@ -168,7 +168,7 @@ class FileDestination:
         self._shape = shape
         self._selection = selection
         self._like = like
-        self._out = Path(names.output)
+        self._out = path_of(names.output)
         self._paths = paths
         self._files = files
         self._job = job
@@ -178,7 +178,7 @@ class FileDestination:
             raise OutputError(f"{self._out}: is a folder", hint="name a file in it")
         if self._out.exists() and not self._out.is_file():
             raise OutputError(f"{self._out}: is no regular file", hint="`--output -` writes to stdout")
-        if not self._job.folder.exists():
+        if not Job.is_begun(names.output):
             self.refuse_existing()
 
     def __enter__(self) -> Self:
@@ -313,7 +313,11 @@ class FileDestination:
 
     def refuse_existing(self) -> None:
         """Raise `OutputError` if an output is there and may not be replaced."""
-        self._paths.refuse_existing()
+        self._paths.refuse_existing(self._job.is_mine)
+
+    def was_done(self) -> None:
+        """Another run has finished this one's work, which goes."""
+        self._job.was_done()
 
 
 class StdoutDestination:
@@ -341,6 +345,7 @@ class StdoutDestination:
     def __enter__(self) -> Self:
         # Vectors may be gigabytes: they are written where they will lie.
         beside = Path(self._names.embeddings).parent if self._names.embeddings else None
+        beside = None if is_url(self._names.embeddings) else beside
         self._paths.open_pipes(self._stack)
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rerank-cli-", dir=beside)))
         self._bad = self._stack.enter_context(io.BufferedWriter(_Named(self.path("errors"), "wb")))

@@ -121,7 +121,7 @@ def run_job(
         )
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
-        if asked and not Job.folder_of(names.output).exists() and (done := finished_report(names, asked)):
+        if asked and not Job.is_begun(names.output) and (done := finished_report(names, asked)):
             return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
@@ -158,6 +158,7 @@ def run_job(
                     return done_before
                 # Again: another process may have finished while this one waited for the lock.
                 if asked and (done := finished_report(names, asked)):
+                    destination.was_done()
                     return _done_before(done, options, paths, files)
                 destination.refuse_existing()
             return _score_all(

@@ -19,7 +19,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -112,11 +112,11 @@ class RunPaths:
         self.pipes: dict[Path, int] = {}
         """Descriptors of the pipes and devices that are written to, while `open_pipes` is entered."""
 
-    def refuse_existing(self) -> None:
-        """`OutputError` if a file is there and may not be replaced."""
+    def refuse_existing(self, is_mine: Callable[[Path], bool] = lambda _: False) -> None:
+        """`OutputError` if a file is there and may not be replaced. is_mine: whether the same job has put it there."""
         for path in self._names.files.values():
-            there = os.path.lexists(path) and not is_special(path)
-            if there and not self._overwrite and path not in self._leftovers:
+            there = _is_there(path) and not is_special(path)
+            if there and not self._overwrite and path not in self._leftovers and not is_mine(path):
                 raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
 
     def _find_leftovers(self) -> set[Path]:
@@ -125,7 +125,7 @@ class RunPaths:
         The command that a user has put right would be refused for it, though `--overwrite` guards outputs.
         """
         errors = self._names.files.get("errors")
-        if errors is None or self._names.errors is not None or os.path.lexists(self._names.files["output"]):
+        if errors is None or self._names.errors is not None or _is_there(self._names.files["output"]):
             return set()
         return {errors} if _is_errors_file(errors) else set()
 
@@ -152,6 +152,9 @@ class RunPaths:
 
     def _refuse_unwritable(self, kind: str, path: Path) -> None:
         folder = path.parent
+        if isinstance(path, UrlPath):
+            _refuse_unwritable_url(path)
+            return
         if not folder.is_dir():
             raise OutputError(
                 f"{path}: cannot be written: its folder does not exist", hint=f"make the folder `{folder}` first"
@@ -211,6 +214,22 @@ class RunPaths:
         for path in read.values():
             if path.resolve().is_relative_to(work):
                 raise UsageError(f"{path}: is read, and lies in {self._work}, the work folder of this run")
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() if isinstance(path, UrlPath) else os.path.lexists(path)
+
+
+def _refuse_unwritable_url(path: UrlPath) -> None:
+    if path.url.scheme == "hf":
+        raise OutputError(
+            f"{path}: cannot be written: data sets of the Hub are read here, and not written",
+            hint="write to a disk, and upload it from there",
+        )
+    if not path.url.key or path.url.key.endswith("/"):
+        raise OutputError(f"{path}: cannot be written: it names no object", hint=f"for example {path / 'out.jsonl'}")
+    with naming(path):
+        _lstat(path)
 
 
 def _is_errors_file(path: Path) -> bool:

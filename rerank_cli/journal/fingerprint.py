@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_cli.storage import UrlPath
+from rerank_cli.storage.url_path import SHA256
 
 _READ_BYTES = 4 * 2**20
 _SETTLED_NS = 2 * 10**9  # FAT keeps times in steps of 2 s; other file systems need some milliseconds
@@ -130,6 +131,9 @@ def sha256_of(path: Path) -> str:
 def same_output(path: Path, said: Mapping[str, Any]) -> bool:
     """Whether the file at `path` is the output of which a report says its bytes, sha256 and time."""
     try:
+        if isinstance(path, UrlPath):
+            there = path.look()
+            return bool((there.size, there.metadata.get(SHA256)) == (said["bytes"], said["sha256"]))
         found = path.stat()
     except OSError:
         return False

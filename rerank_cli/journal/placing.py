@@ -41,15 +41,21 @@ def any_file(_path: Path, _found: os.stat_result) -> bool:
 
 
 def place_file(
-    work: Path, final: Path, files: Files, *, may_replace: MayReplace = any_file, seal: Seal | None = None
+    work: Path,
+    final: Path,
+    files: Files,
+    *,
+    may_replace: MayReplace = any_file,
+    seal: Seal | None = None,
+    job: str | None = None,
 ) -> None:
     """Give `work` the name `final`; what is no regular file, such as /dev/null, stays and takes the content.
 
     Where `final` lies on another file system (`--errors`, `--report`) a copy is made beside it first. seal: of the
-    bytes that `work` must have, where they are known.
+    bytes that `work` must have, where they are known. job: in whose name an object is put.
     """
     if isinstance(final, UrlPath):
-        _upload(work, final, files, may_replace)
+        _upload(work, final, files, may_replace, job)
         return
     if is_special(final):
         feed(work, final, seal=seal)
@@ -153,9 +159,9 @@ def write_file(final: Path, data: bytes, files: Files, *, may_replace: MayReplac
                 files.unlink(part)
 
 
-def _upload(work: Path, final: UrlPath, files: Files, may_replace: MayReplace) -> None:
+def _upload(work: Path, final: UrlPath, files: Files, may_replace: MayReplace, job: str | None) -> None:
     try:
-        upload(work, final, may_replace=may_replace)
+        upload(work, final, may_replace=may_replace, job=job)
     except FileExistsError as error:
         raise _made_by_others(final) from error
     files.unlink(work)

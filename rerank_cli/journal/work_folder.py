@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from rerank_cli.errors import InputError, JobChangedError, RerankError, StoppedError, TooManyBadRowsError
+from rerank_cli.errors import InputError, JobChangedError, LockedError, RerankError, StoppedError, TooManyBadRowsError
 from rerank_cli.journal.files import Files, WorkFile, changed, naming
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import Lock, take_lock
@@ -20,7 +20,10 @@ from rerank_cli.journal.own_folder import refuse_foreign_folder
 from rerank_cli.journal.placing import MayReplace, any_file, feed, is_special, place_file, remove_file
 from rerank_cli.journal.records import Entry, encode, read_journal
 from rerank_cli.journal.seal import Seal
+from rerank_cli.journal.store_log import StoreLog
 from rerank_cli.journal.watch import Watch
+from rerank_cli.storage import UrlPath, is_url, path_of
+from rerank_cli.storage.copies import work_folder_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest  # typeshed's name of it
@@ -76,6 +79,7 @@ class Job:
         self._members: dict[str, WorkFile] = {}
         self._journal: WorkFile
         self._lock: Lock
+        self._log = StoreLog(out, clock=terms.clock) if isinstance(out, UrlPath) else None
         self._is_lost = False  # the folder may be another run's
         self._made: dict[str, tuple[int, str]] = {}  # size and SHA-256 of files that are no members
         self._seals: dict[str, Seal] | None = None  # of a completed job; None where its journal has none
@@ -89,13 +93,19 @@ class Job:
 
     @staticmethod
     def folder_of(out: str | Path) -> Path:
-        """The work folder of an output."""
-        return Path(f"{out}.job")
+        """The work folder of an output; of one at a URL it lies in this machine's cache."""
+        return work_folder_of(str(out)) if is_url(out) else Path(f"{out}.job")
+
+    @staticmethod
+    def is_begun(out: str) -> bool:
+        """Whether there is work on an output."""
+        there = path_of(out)
+        return Job.folder_of(out).exists() or (isinstance(there, UrlPath) and StoreLog.is_there(there))
 
     @staticmethod
     def changed(out: str | Path, what: str) -> JobChangedError:
         """The refusal to continue the job of an output, which would write other bytes; what: the difference."""
-        return JobChangedError(f"{Job.folder_of(out)}: the unfinished job in it is another one: {what}", hint=_RESTART)
+        return JobChangedError(f"{out}.job: the unfinished job in it is another one: {what}", hint=_RESTART)
 
     def path(self, name: str) -> Path:
         """Where a file of the job lies."""
@@ -103,12 +113,16 @@ class Job:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, naming(self.out):
+            if self._log:
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
             refuse_foreign_folder(self.folder)
             self._lock = take_lock(
                 self.path("lock"), out=self.out, wait=self._terms.lock_wait, files=self._files, clock=self._terms.clock
             )
             stack.callback(self._lock.release)
             stack.enter_context(self._lock.explaining())
+            if self._log:
+                self._play_back(self._log)
             entries = [] if self._terms.restart else read_journal(self.path("journal"))
             if len(entries) > 1 and (found := self._differences(entries)):  # a header alone has nothing to lose
                 if entries[-1].record["kind"] != _BAD_INPUT:
@@ -118,6 +132,8 @@ class Job:
                 self.completed = entries[-1].record["run"]
             else:
                 self._open_files(stack, entries)
+                if self._log:
+                    self._log.begin_at({file.path.name: file.size for file in (*self._members.values(), self._journal)})
             self._stack = stack.pop_all()
         return self
 
@@ -128,6 +144,8 @@ class Job:
         try:
             self._leave(reason)
         finally:
+            if self._log:
+                self._log.close()
             self._stack.close()
         if reason is not error and reason is not None:
             raise reason from error
@@ -153,11 +171,15 @@ class Job:
                     self._note_bad_input()
         if self._is_lost:
             return
-        if self._placed or not self.is_kept:
-            with suppress(OSError):
+        is_over = self._placed or not self.is_kept
+        is_kept = not is_over and self._is_there
+        with suppress(OSError):
+            if self._log:
+                self._log.remove() if is_over else self._log.release()
+            if is_over or self._log:
                 self._remove()
-        elif isinstance(error, RerankError) and not isinstance(error, _SAY_IT_THEMSELVES) and self._is_there:
-            error.add_note(f"what is finished is kept in {self.folder}; run the same command again to go on")
+        if is_kept and isinstance(error, RerankError) and not isinstance(error, _SAY_IT_THEMSELVES):
+            error.add_note(f"what is finished is kept in {self.out}.job; run the same command again to go on")
 
     @property
     def is_kept(self) -> bool:
@@ -166,7 +188,7 @@ class Job:
 
     @property
     def _is_there(self) -> bool:
-        return self.path("journal").is_file()
+        return self._log is not None or self.path("journal").is_file()
 
     # Windows
 
@@ -210,6 +232,8 @@ class Job:
     def _refuse_lost_lock(self) -> None:
         lost, self._is_lost = self._is_lost, True
         self._lock.check()
+        if self._log:
+            self._log.check()
         self._is_lost = lost
 
     # The end
@@ -274,12 +298,22 @@ class Job:
             with naming(path):
                 if os.path.lexists(self.path(name)):  # else it has its name from before a crash
                     self._refuse_touched(name)
-                    seal = self._seal_of(name)
-                    place_file(self.path(name), path, self._files, may_replace=may_replace, seal=seal)
-        for folder in {path.parent for path in names.values()}:
+                    if self._log:
+                        self._log.ask()
+                    seal, job = self._seal_of(name), self._log.job if self._log else None
+                    place_file(self.path(name), path, self._files, may_replace=may_replace, seal=seal, job=job)
+        for folder in {path.parent for path in names.values() if not isinstance(path, UrlPath)}:
             with naming(self.out):
                 self._files.sync_folder(folder)
         self._placed = True
+
+    def is_mine(self, path: Path) -> bool:
+        """Whether this job has given a file its name before; known of objects alone."""
+        return self._log is not None and self._log.is_mine(path)
+
+    def was_done(self) -> None:
+        """The output is there: nothing of the work beside an object is needed any more."""
+        self._placed = self._log is not None
 
     def give_up(self, names: Mapping[str, Path], *, may_replace: MayReplace = any_file) -> None:
         """Give some members (name -> final path) their names; all else of the job goes, as it is worth nothing."""
@@ -331,6 +365,18 @@ class Job:
         seal = self._seal_of(name)
         if seal and not seal.is_untouched(self.path(name)):
             raise changed(self.path(name), "it was touched while it got its name")
+
+    def _play_back(self, log: StoreLog) -> None:
+        """Take the lock beside the output, and make the work folder what was committed, on whichever machine."""
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                self._files.unlink(path)
+        log.take(self._terms.lock_wait)
+        try:
+            log.start_over() if self._terms.restart else log.restore(self.folder)
+        except BaseException:
+            log.release()
+            raise
 
     def _note_bad_input(self) -> None:
         """Record that the input ended this run: with another one there is nothing to go on with."""
@@ -431,7 +477,23 @@ class Job:
             data, self._check = encode(records, after=self._check)
             self._journal.append(data)
             self._journal.sync()
+            if self._log and records[-1]["kind"] != "complete":
+                # What is made at the end is made again by whoever comes after a machine that dies then.
+                files = {file.path.name: file for file in (*self._members.values(), self._journal)}
+                with self._losing_the_lock():
+                    self._log.commit(
+                        {name: file.path for name, file in files.items()},
+                        {name: file.size for name, file in files.items()},
+                    )
         self._broken = False
+
+    @contextmanager
+    def _losing_the_lock(self) -> Iterator[None]:
+        try:
+            yield
+        except LockedError:
+            self._is_lost = True
+            raise
 
     def _remove(self) -> None:
         """Take the folder away, the journal first: what is left without it belongs to no job."""

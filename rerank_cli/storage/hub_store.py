@@ -74,7 +74,7 @@ class HubStore:
         """Not done."""
         self._refuse(key)
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """Not done."""
         self._refuse(key)
 
@@ -94,7 +94,7 @@ class HubStore:
         """Not done."""
         self._refuse(key)
 
-    def drop_uploads(self, prefix: str) -> int:
+    def drop_uploads(self, key: str) -> int:
         """See `Store`."""
         return 0
 

@@ -59,10 +59,10 @@ class LocalStore:
         """See `Store`."""
         self._place(key, self._written(key, data), metadata or {}, replace=True)
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
         try:
-            self._place(key, self._written(key, data), {}, replace=False)
+            self._place(key, self._written(key, data), metadata or {}, replace=False)
         except FileExistsError:
             if (self._folder / key).read_bytes() != data:
                 raise
@@ -88,12 +88,12 @@ class LocalStore:
         path.with_name(_FACTS + path.name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
-    def drop_uploads(self, prefix: str) -> int:
+    def drop_uploads(self, key: str) -> int:
         """See `Store`."""
         begun = [
             path
             for path in self._folder.rglob(f"{_PART}*")
-            if path.with_name(path.name[len(_PART) + 9 :]).relative_to(self._folder).as_posix().startswith(prefix)
+            if path.with_name(path.name[len(_PART) + 9 :]).relative_to(self._folder).as_posix() == key
         ]
         for path in begun:
             path.unlink(missing_ok=True)

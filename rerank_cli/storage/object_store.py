@@ -169,12 +169,12 @@ class ObjectStore:
         """See `Store`."""
         self._patiently(key, lambda: self._put(key, data, metadata or {}, "overwrite"))
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
 
         def once() -> None:
             try:
-                self._put(key, data, {}, "create")
+                self._put(key, data, metadata or {}, "create")
             except FileExistsError:
                 # Ours, if an earlier attempt was told to have failed.
                 there = self._obstore.get(self._store, key).bytes()
@@ -276,25 +276,26 @@ class ObjectStore:
         except Exception as error:  # noqa: BLE001 (botocore's failures have no common kind but this; the first one counts)
             del error
 
-    def drop_uploads(self, prefix: str) -> int:
+    def drop_uploads(self, key: str) -> int:
         """See `Store`."""
         if not self._is_s3:  # Azure drops blocks after a week; obstore cannot ask GCS
             return 0
         dropped = 0
         found = self._patiently(
-            prefix,
+            key,
             lambda: [
                 one
                 for page in self._client.get_paginator("list_multipart_uploads").paginate(
-                    Bucket=self._container, Prefix=prefix
+                    Bucket=self._container, Prefix=key
                 )
                 for one in page.get("Uploads", ())
+                if one["Key"] == key
             ],
         )
         for one in found:
             which = {"Bucket": self._container, "Key": one["Key"], "UploadId": one["UploadId"]}
             try:
-                self._patiently(prefix, lambda w=which: self._client.abort_multipart_upload(**w))  # type: ignore[misc]
+                self._patiently(key, lambda w=which: self._client.abort_multipart_upload(**w))  # type: ignore[misc]
             except FileNotFoundError:
                 continue
             dropped += 1

@@ -42,7 +42,7 @@ class Store(Protocol):
     def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """Put an object, in place of what has its name."""
 
-    def put_new(self, key: str, data: bytes) -> None:
+    def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """Put an object; `FileExistsError` where another one has its name. The same bytes are the same object."""
 
     def put_file(
@@ -62,8 +62,8 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
 
-    def drop_uploads(self, prefix: str) -> int:
-        """Take away the parts of uploads to keys with `prefix` that nobody has completed; returns how many."""
+    def drop_uploads(self, key: str) -> int:
+        """Take away the parts of uploads to `key` that nobody has completed; returns of how many."""
 
 
 class ChangedError(OSError):

@@ -41,9 +41,11 @@ def upload(
         replace = False
     else:
         mine = job is not None and there.metadata.get(JOB) == job
-        if mine and there.metadata.get(SHA256) == sha256:
+        if (mine or job is None) and there.metadata.get(SHA256) == sha256:
             return
         replace = mine or may_replace(final, final.lstat())
         if not replace:
             raise FileExistsError(f"{final}: is there")
+    if job is not None:
+        store.drop_uploads(key)  # of runs that are gone: whoever has the lock is alone
     store.put_file(key, work, metadata, replace=replace, check=check)

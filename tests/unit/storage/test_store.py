@@ -112,7 +112,7 @@ def test_an_upload_that_is_stopped_leaves_no_object_and_no_parts(bucket: Bucket,
 
     with pytest.raises(_StopError):
         store.put_file("out", work, {"rerank_job": "a"}, replace=False, check=check)
-    assert (bucket.keys(), bucket.uploads()) == ([], [])
+    assert (bucket.names(), bucket.uploads()) == ([], [])
 
 
 def test_the_parts_of_a_dead_upload_are_dropped(bucket: Bucket) -> None:
