@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from rerank_cli.storage.store import Stat
+from rerank_cli.storage.store import Stat, StoreError
 from rerank_cli.storage.url import Url
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ class HubStore:
 
         data = self._call(once)
         if len(data) != end - begin:
-            raise OSError(f"{self._url.scheme}://{self._url.container}/{key}: ends before byte {end}")
+            raise StoreError(f"{self._url.scheme}://{self._url.container}/{key}: ends before byte {end}")
         return data
 
     def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
@@ -99,7 +99,7 @@ class HubStore:
         return 0
 
     def _refuse(self, key: str) -> NoReturn:
-        raise PermissionError(errno.EROFS, "data sets of the Hub are read here, and not written")
+        raise StoreError(f"{self._url}{key}: data sets of the Hub are read here, and not written")
 
     def _call(self, call: Callable[[], Result]) -> Result:
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -110,14 +110,14 @@ class HubStore:
             raise FileNotFoundError(errno.ENOENT, "no such file in the data set") from error
         except HfHubHTTPError as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
-            raise OSError(f"the Hub refuses it ({status or type(error).__name__})") from error
+            raise StoreError(f"{self._url}: the Hub refuses it ({status or type(error).__name__})") from error
         except OSError:
             raise
         except Exception as error:
             # httpx's failures of a connection have no common kind with OSError.
             if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests"):
                 raise
-            raise OSError(f"the Hub does not answer ({type(error).__name__})") from error
+            raise StoreError(f"{self._url}: the Hub does not answer ({type(error).__name__})") from error
 
 
 def _stat(found: Mapping[str, Any]) -> Stat:

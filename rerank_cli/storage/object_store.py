@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rerank_cli.errors import UsageError
-from rerank_cli.storage.store import ChangedError, Stat
+from rerank_cli.storage.store import ChangedError, Stat, StoreError
 from rerank_cli.storage.url import Url
 
 PATIENCE_SECONDS = 120.0
@@ -36,6 +36,7 @@ PART_BYTES = 8 * 2**20
 _MOST_PARTS = 9000  # S3 takes 10,000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "ExpiredTokenException")
+_EXPIRED_ATTEMPTS = 4  # of a HEAD that is answered with 400: it has no body, which would say that a token has expired
 _NEVER = ("400 Bad Request", "405 Method", "301 Moved", "InvalidBucketName")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 _CREDENTIALS_LAST = timedelta(minutes=5)  # after which they are asked for again
@@ -75,7 +76,7 @@ class ObjectStore:
             else:
                 self._store = stores.from_url(self._place, client_options=options, retry_config=retries)
         except self._obstore.exceptions.BaseError as error:
-            raise OSError(f"{self._place} cannot be opened: {_reason(error)}") from error
+            raise StoreError(f"{self._place}: cannot be opened: {_reason(error)}") from error
 
     def _s3_settings(self) -> dict[str, Any]:
         region = os.environ.get("AWS_REGION") or self._session.get_config_variable("region") or "us-east-1"
@@ -320,7 +321,7 @@ class ObjectStore:
     def _patiently(self, key: str, call: Callable[[], Result]) -> Result:
         """What `call` gives, tried again while its failure may pass."""
         until = time.monotonic() + self._patience
-        pause = _FIRST_PAUSE
+        pause, expired = _FIRST_PAUSE, 0
         while True:
             try:
                 return call()
@@ -328,11 +329,14 @@ class ObjectStore:
                 if type(error) in (FileExistsError, ChangedError):
                     raise
                 failure = self._failure(key, error)
-                if failure is not None:
+                may_be_expired = "400 Bad Request" in _text(error) and _CODE.search(_text(error)) is None
+                if may_be_expired and expired < _EXPIRED_ATTEMPTS:
+                    expired += 1
+                elif failure is not None:
                     raise failure from error
                 if time.monotonic() > until:
-                    raise OSError(f"{self._place}/{key}: the store does not answer: {_reason(error)}") from error
-                if any(word in _text(error) for word in _EXPIRED):
+                    raise StoreError(f"{self._place}/{key}: the store does not answer: {_reason(error)}") from error
+                if may_be_expired or any(word in _text(error) for word in _EXPIRED):
                     self.__dict__.pop("_client", None)
                     self.__dict__.pop("_session", None)
                     self._open()
@@ -350,17 +354,20 @@ class ObjectStore:
         if any(word in text for word in _EXPIRED):
             pass
         elif "NoSuchBucket" in text:
-            lasting = OSError(f"{self._place}: there is no such bucket")
+            lasting = StoreError(f"{self._place}: there is no such bucket")
         elif isinstance(error, FileNotFoundError) or code in ("NoSuchKey", "404", "NoSuchUpload"):
             lasting = FileNotFoundError(errno.ENOENT, "no such object")
         elif code == "PreconditionFailed":
             lasting = FileExistsError(errno.EEXIST, "another object has its name")
         elif isinstance(error, kinds.PreconditionError):
             lasting = ChangedError("it was changed while it was read")
-        elif isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError)) or code in _REFUSED:
-            lasting = PermissionError(errno.EACCES, f"the store refuses it ({_reason(error)})")
-        elif code in _NEVER or any(word in text for word in _NEVER):
-            lasting = OSError(f"{self._place}/{key}: the store refuses it ({_reason(error)})")
+        elif (
+            isinstance(error, (kinds.PermissionDeniedError, kinds.UnauthenticatedError))
+            or code in _REFUSED
+            or code in _NEVER
+            or any(word in text for word in _NEVER)
+        ):
+            lasting = StoreError(f"{self._place}/{key}: the store refuses it ({_reason(error)})")
         elif not isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
             lasting = error
         return lasting

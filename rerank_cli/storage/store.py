@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from rerank_cli.errors import InputError
+
 
 @dataclass(frozen=True, slots=True)
 class Stat:
@@ -24,7 +26,7 @@ class Store(Protocol):
     """A bucket, a container, a data set or a folder.
 
     A missing object is a `FileNotFoundError`, a name that is taken a `FileExistsError`, and any other failure that
-    stays after some attempts an `OSError` whose text can be shown.
+    stays after some attempts a `StoreError`.
     """
 
     def stat(self, key: str) -> Stat:
@@ -64,6 +66,10 @@ class Store(Protocol):
 
     def drop_uploads(self, key: str) -> int:
         """Take away the parts of uploads to `key` that nobody has completed; returns of how many."""
+
+
+class StoreError(InputError, OSError):
+    """A call that failed for good. It names its object: it can be shown where nobody has caught it as an `OSError`."""
 
 
 class ChangedError(OSError):

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 
 from rerank_cli.journal import Files
 from tests.conftest import TINY_CHECKPOINT
+from tests.torture.far_runs import become_a_machine
 
 ROOT = Path(__file__).parents[2]
 _STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -185,6 +186,8 @@ class Asked:
     signal: int = signal.SIGKILL
     count_file: str | None = None
     hand: tuple[str, str] | None = None
+    machine: dict[str, Any] | None = None
+    """What `far_runs.become_a_machine` is given, of a run whose output is an object."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,8 @@ def _child(asked: Asked, path: Path) -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         try:
+            if asked.machine:
+                become_a_machine(**asked.machine)
             code = _run(asked, log)
         finally:
             log.flush()
@@ -330,6 +335,8 @@ _LOADED_ONCE = (
 def _serve() -> None:
     for name in _LOADED_ONCE:
         import_module(name)
+    with suppress(ImportError):  # of the extra `cloud`
+        import obstore.store  # noqa: F401
     on_one_core()
     gc.collect()
     gc.freeze()  # else each child copies the pages of all these objects when it first collects
