@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from rerank_cli.errors import UsageError
 from rerank_cli.storage.store import Stat, StoreError
 from rerank_cli.storage.url import Url
 
@@ -28,8 +29,12 @@ class HubStore:
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         """The file system, and the data set with its commit."""
-        from huggingface_hub import HfApi, HfFileSystem
+        from huggingface_hub import HfApi, HfFileSystem, constants
 
+        if constants.HF_HUB_OFFLINE:
+            raise UsageError(
+                f"{self._url}: the Hub is not asked without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
+            )
         _, name = self._url.container.split("/", 1)
         repo, _, revision = name.partition("@")
         found = self._call(lambda: HfApi().dataset_info(repo, revision=revision.replace("%2F", "/") or None))
