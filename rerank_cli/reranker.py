@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -234,9 +234,14 @@ class Reranker:
         with _in_python_words():
             if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
                 return float(self._score([pairs], progress=progress)[0])
+            if _is_frame(pairs):  # a list of it would be its columns, or its rows as dicts
+                raise UsageError(
+                    f"{type(pairs).__name__}: not a list of pairs",
+                    hint='`rerank(frame)` scores its rows; `score(list(zip(frame["query"], frame["text"])))` pairs',
+                )
             given = list(pairs)
             for number, pair in enumerate(given, 1):
-                if isinstance(pair, str) or len(pair) != 2:
+                if isinstance(pair, (str, bytes, Mapping, Set)) or not hasattr(pair, "__len__") or len(pair) != 2:
                     raise UsageError(
                         f"pair {number}: not a query and a passage", hint='`score([("query", "passage"), ...])`'
                     )
@@ -345,11 +350,23 @@ def _as_argument(found: re.Match[str]) -> str:
 
 
 def _listed(passages: Iterable[Any]) -> list[Any]:
-    """Passages of a list, an array or a column."""
-    for method in ("to_pylist", "to_list", "tolist"):  # Arrow, pandas and polars, numpy
+    """Passages of a list, an array, a column or a frame, whose rows are the passages."""
+    if isinstance(passages, Mapping):
+        raise UsageError("passages: a dict, and not a list", hint="`rerank(query, list(passages.values()))`")
+    for method in ("to_pylist", "to_list", "tolist", "to_dicts"):  # Arrow, pandas and polars, numpy; polars' frames
         if listed := getattr(passages, method, None):
             return list(listed())
+    if _is_frame(passages):
+        to_dict = getattr(passages, "to_dict", None)  # pandas
+        if to_dict is None:
+            raise UsageError(f"passages: a {type(passages).__name__}, and not a list", hint="give one of its columns")
+        return list(to_dict("records"))
     return list(passages)
+
+
+def _is_frame(data: object) -> bool:
+    """Whether it has columns: of pandas, polars, Arrow, datasets or DuckDB."""
+    return any(hasattr(data, name) for name in ("columns", "column_names"))
 
 
 class _Counted:

@@ -105,7 +105,9 @@ def option(
         default = default_of(into)
     elif kind is bool:
         default = False
-    shown = "" if default in (None, False, 0, (), STDOUT) else f" Default: {_as_typed(default)}."
+    shown = (
+        "" if default in (None, False, 0, (), STDOUT) else f" Default: {_as_typed(default, settings.get('metavar'))}."
+    )
     variables = [variable_of(one) for one in (flag, *aliases)]
     info = typer.Option(
         *([short] if short else []), flag, *aliases, help=help + shown, rich_help_panel=group, show_envvar=False,
@@ -239,10 +241,10 @@ _HELP_ALL = Annotated[
 ]
 
 
-def _as_typed(value: Any) -> str:
+def _as_typed(value: Any, metavar: str | None) -> str:
     """A default as a user would type it; seconds have their unit."""
     if isinstance(value, float):
-        return f"{value:g}s"
+        return f"{value:g}s" if metavar == "TIME" else f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

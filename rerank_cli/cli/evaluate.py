@@ -35,7 +35,7 @@ OPTIONS = [
     ),
     option(
         "--ship-at", float, group=EVALUATION, default=0.01, metavar="X", min=0.0, max=1.0, basic=True,
-        help="The gain that is worth having: 0.01.",
+        help="The gain that is worth having.",
     ),
     option(
         "--output", str, group=OUTPUT, short="-o", metavar="FILE", basic=True,

@@ -44,6 +44,9 @@ _BYTES = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
 }  # fmt: skip
+_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", re.ASCII)
+_TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_MOST = 10**15
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -68,6 +71,15 @@ def parse_size(text: str) -> int:
     if not LEAST_STORE <= size <= 2**60:
         raise ValueError("out of range", "1MB is the least")
     return size
+
+
+def parse_count(text: str) -> int:
+    """The number of `10000000`, `10,000,000`, `10M`, `1.5k` or `1e7`."""
+    found = _COUNT.fullmatch(text.strip().lower().replace(",", "").replace("_", ""))
+    number = float(found[1]) * _TIMES[found[2]] if found else 0.0
+    if not 1 <= number <= _MOST or number != int(number):
+        raise ValueError("not a whole number above 0", "for example 5000, 500k, 10M or 1e7")
+    return int(number)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

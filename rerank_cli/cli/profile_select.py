@@ -13,7 +13,7 @@ import typer
 
 from rerank_cli.cli.console import forget_stdout, print_json, say
 from rerank_cli.cli.declare import CHOICE, MACHINE, SAY, option, takes
-from rerank_cli.cli.options import OF_RUNS, PLANNED
+from rerank_cli.cli.options import OF_RUNS, PLANNED, parse_count
 from rerank_cli.cli.report_command import ReportCommand, wants_json
 from rerank_cli.errors import EXIT_CODES, RerankError, UsageError
 from rerank_cli.machine.this_process import prepare_process
@@ -43,11 +43,11 @@ OPTIONS = [
         "all compares the cards that are known by name.",
     ),
     option(
-        "--pairs", int, group=MACHINE, metavar="N", min=1,
-        help=f"With --gpu all: how many pairs the time is for. Default: {PAIRS:,}.",
+        "--pairs", int, group=MACHINE, metavar="N", parse=parse_count, basic=True,
+        help=f"With --gpu all: how many pairs the time is for, such as 10M. Default: {PAIRS:,}.",
     ),
     option(
-        "--tokens", int, group=MACHINE, metavar="L", min=1,
+        "--tokens", int, group=MACHINE, metavar="L", parse=parse_count, basic=True,
         help=f"With --gpu all: how long they are, query and passage together. Default: {TOKENS}.",
     ),
     option(
@@ -70,9 +70,9 @@ How would the built-in model run on this machine?
 How would another one run on another GPU, and why?
   rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 \
       --gpu L4 --explain
-Which card does it need?
+Which card does it need for ten million pairs a night?
   rerank-cli profile-select --model nvidia/llama-nemotron-rerank-1b-v2 \
-      --gpu all
+      --gpu all --pairs 10M --tokens 300
 Let every command of this shell run by the plan:
   eval "$(rerank-cli profile-select --env)"
 """

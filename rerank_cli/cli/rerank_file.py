@@ -106,7 +106,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if given["evaluate_only"]:
         refuse_what_needs_a_model(context)
     elif output is None:
-        raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
+        _without_output(context)
     options = read_job_options(context, inputs=tuple(given["inputs"]))
     if given["evaluate_only"]:
         mode = "json" if output == STDOUT else output_mode
@@ -128,6 +128,13 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
         return print_dry_run(options, output_mode, given["gpu"] or ())
     refuse_gpu(given["gpu"])
     return run_and_report(options, **told)
+
+
+def _without_output(context: typer.Context) -> None:
+    """A dry run writes nothing, so nothing need be named."""
+    if not context.params["dry_run"]:
+        raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
+    context.params["output"] = STDOUT
 
 
 _OF_ENGINES = ("cpus_per_engine", "gpus_per_engine")

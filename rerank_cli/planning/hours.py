@@ -80,10 +80,6 @@ class PairTime:
         """Seconds at worst."""
         return _HIGH * self.seconds
 
-    def pairs_per_second(self, pairs: int) -> float:
-        """The speed of which `seconds` comes."""
-        return pairs / self.seconds if self.seconds else 0.0
-
 
 def pair_time(
     shape: ModelShape, lengths: PairLengths, speed: CardSpeed | None, *, precision: str, engines: int = 1

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.cli import main
+from rerank_cli.cli.options import parse_count
 from rerank_cli.machine.detect import describe_machine
 from rerank_cli.machine.fixture import machine_to_json
 from rerank_cli.machine.torch_build import TorchBuild
@@ -435,3 +436,18 @@ def test_cards_are_known_by_name_and_compared(select: Any) -> None:
     assert cards["H100"]["profile"] == "optimized-fp16"
     assert cards["T4"]["max_tokens"] < cards["L4"]["max_tokens"]
     assert "RTX-4090" in select("--model", ONE_B, "--gpu", "all", "--format", "text")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("10M", 10**7), ("1e7", 10**7), ("10,000,000", 10**7), ("1.5k", 1500), ("2B", 2 * 10**9)]
+)
+def test_pairs_are_counted_as_people_write_them(text: str, number: int) -> None:
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "10MM", "1e99", "", "٣"])
+def test_what_is_no_number_of_pairs_is_refused_with_one_that_is(text: str, select: Any) -> None:
+    code, _, err = select("--gpu", "all", f"--pairs={text}")
+    assert code == 2
+    assert "not a whole number above 0" in err
+    assert "10M" in err

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_lines, write_table
+from tests.processes import Started
 
 ROOT = Path(__file__).parents[2]
 UNITS = {"s": 1, "min": 60, "h": 3600}
@@ -57,7 +58,7 @@ def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, sto
     ours, theirs = pty.openpty()
     env = {**os.environ, "COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "tests.cli.slow_run", f"{seconds_per_token}", f"{batch}", *arguments]
-    process = subprocess.Popen(
+    with Started(
         command,
         stdin=theirs,
         stdout=theirs,
@@ -66,26 +67,26 @@ def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, sto
         env=env,
         start_new_session=True,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )
-    os.close(theirs)
-    looks, said = [], ""
-    while True:
-        ready, _, _ = select.select([ours], [], [], 60)
-        assert ready, "a bar is drawn ten times a second"
-        try:
-            data = os.read(ours, 65536)
-        except OSError:  # Linux: the other end is closed
-            break
-        if not data:
-            break
-        text, at = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", data.decode(errors="replace")), time.monotonic()
-        said += text
-        if found := list(SHOWN.finditer(text)):
-            looks.append(_look(found[-1], at))
-            if stop_at is not None and looks[-1].percent >= stop_at:
-                process.send_signal(signal.SIGINT)
-                stop_at = None
-    code = process.wait(60)
+    ) as process:
+        os.close(theirs)
+        looks, said = [], ""
+        while True:
+            ready, _, _ = select.select([ours], [], [], 60)
+            assert ready, "a bar is drawn ten times a second"
+            try:
+                data = os.read(ours, 65536)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not data:
+                break
+            text, at = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", data.decode(errors="replace")), time.monotonic()
+            said += text
+            if found := list(SHOWN.finditer(text)):
+                looks.append(_look(found[-1], at))
+                if stop_at is not None and looks[-1].percent >= stop_at:
+                    process.send_signal(signal.SIGINT)
+                    stop_at = None
+        code = process.wait(60)
     os.close(ours)
     return Watched(looks, said, code, time.monotonic())
 

@@ -166,6 +166,9 @@ def test_a_dry_run_counts_and_loads_no_weights(
     assert not (tmp_path / "out.jsonl").exists()
     assert main([*arguments, "--format", "text"]) == 3
     assert "pairs that would be truncated" in capsys.readouterr().out
+    without = [one for one in arguments if one not in ("-o", str(tmp_path / "out.jsonl"))]
+    assert main([*without, "--format", "json"]) == 3  # nothing is written, so nothing need be named
+    assert json.loads(capsys.readouterr().out)["counts"] == counts
 
 
 def test_the_evaluation_is_json_in_a_pipe_and_a_table_when_asked(

@@ -386,6 +386,28 @@ def test_scores_come_in_the_order_of_the_pairs(reranker: Reranker) -> None:
         reranker.score([("a", "b"), ("a", "b", "c")])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
+def test_a_frame_is_never_taken_for_the_names_of_its_columns(reranker: Reranker, kind: str) -> None:
+    """A list of a frame is its columns: pairs and passages that nobody has meant."""
+    table = pa.table({"query": ["one", "two"], "text": ["a", "b"]})
+    frame: Any = table if kind == "arrow" else table.to_pandas()
+    if kind == "polars":
+        frame = pytest.importorskip("polars").from_arrow(table)
+    with pytest.raises(UsageError, match="not a list of pairs") as raised:
+        reranker.score(frame)
+    assert "rerank(frame)" in str(raised.value.hint)
+    found = reranker.rerank("query", frame)
+    assert {passage["text"] for passage in found} == {"a", "b"}
+
+
+def test_dicts_and_sets_are_no_pairs_and_no_lists_of_passages(reranker: Reranker) -> None:
+    for pair in ({"query": "one", "passage": "a"}, {"one", "a"}, 1):
+        with pytest.raises(UsageError, match="pair 1: not a query and a passage"):
+            reranker.score([pair])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="a dict, and not a list"):
+        reranker.rerank("query", {"a": "text", "b": "text"})
+
+
 def test_what_it_is_can_be_read(reranker: Reranker) -> None:
     assert repr(reranker).startswith(f"<Reranker {TINY_CHECKPOINT}: fp32 on cpu, at most 512 tokens")
 
