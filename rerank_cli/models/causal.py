@@ -130,6 +130,12 @@ def _read_shape(checkpoint: Checkpoint) -> LlamaShape:
     for key in ("use_sliding_window", "use_bidirectional_attention"):
         if read_switch(checkpoint, key):
             raise ModelError(f"{where}: `{key}` is not supported for {checkpoint.architecture}")
+    if checkpoint.config.get("is_causal") not in (None, True):
+        raise ModelError(
+            f"{where}: `is_causal` is {checkpoint.config['is_causal']!r}: {checkpoint.architecture} is computed with "
+            "causal attention only",
+            hint="LlamaBidirectionalForSequenceClassification is computed without",
+        )
     if set(checkpoint.config.get("layer_types") or ["full_attention"]) != {"full_attention"}:
         raise ModelError(f"{where}: `layer_types` other than `full_attention` are not supported")
     kind = trunk_of(checkpoint.architecture)

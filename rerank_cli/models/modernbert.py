@@ -196,6 +196,12 @@ def _read_shape(checkpoint: Checkpoint) -> _Shape:
     pooling = checkpoint.text("classifier_pooling", "cls")
     if pooling not in ("cls", "mean"):
         raise ModelError(f"{where}: classifier_pooling `{pooling}` is not known", hint="known are cls, mean")
+    half = config.get("sliding_window")  # transformers lets it take the place of `local_attention`
+    if half is not None and half != checkpoint.integer("local_attention", 128) // 2:
+        raise ModelError(
+            f"{where}: `sliding_window` is {half!r}, which is not the half of `local_attention`",
+            hint="`local_attention` alone says how far local layers reach, twice as far as `sliding_window`",
+        )
     head_activation = checkpoint.text("classifier_activation", "gelu")
     activation(head_activation, where=where)
     shape = _Shape(

@@ -26,6 +26,11 @@ _BARE = {"Bert": "bert-prompt", "ModernBert": "ettin", "XLMRoberta": "xlmr-ce", 
          "Roberta": "ettin", "Camembert": "xlmr-ce"}  # fmt: skip
 _ENCODERS = {**_BARE, "DistilBert": "bert-types", "DebertaV2": "deberta-ce", "Albert": "deberta-ce"}
 _PADDED_DECODERS = {"Gemma2": "ctxl", "Phi3": "llama-seqcls-st"}
+FOLDERS = {
+    family: HERE / f"{golden}-open" / "checkpoint"
+    for family, golden in {**_DECODERS, **_PADDED_DECODERS, **_ENCODERS}.items()
+}
+"""The folder with the tokenizer of each family."""
 _NEW = {
     "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
     "Dense": "sentence_transformers.base.modules.dense.Dense",
@@ -68,10 +73,10 @@ def make_checkpoint(folder: Path, seed: int) -> dict[str, Any]:
     told: dict[str, Any] = {"seed": seed, "kind": kind}
     families = {"logit": _DECODERS, "decoder": _DECODERS | _PADDED_DECODERS, "head": _BARE, "encoder": _ENCODERS}[kind]
     family = told["family"] = draw.choice(list(families))
-    golden = HERE / f"{families[family]}-open" / "checkpoint"
+    golden = FOLDERS[family]
     tail = {"logit": "ForCausalLM", "head": "Model"}.get(kind, "ForSequenceClassification")
     given = json.loads((golden / "config.json").read_text())
-    config = getattr(transformers, f"{family}Config")(**_sizes(draw, family, given))
+    config = getattr(transformers, f"{family}Config")(**sizes_of(draw, family, given))
     model = getattr(transformers, family + tail)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -96,7 +101,8 @@ def make_checkpoint(folder: Path, seed: int) -> dict[str, Any]:
     return told
 
 
-def _sizes(draw: random.Random, family: str, given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901 (a line for each thing that is drawn)
+def sizes_of(draw: random.Random, family: str, given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901 (a line for each thing that is drawn)
+    """What the configuration of a tiny model is made with. given: config.json of the folder that has its tokenizer."""
     heads = draw.choice([2, 4])
     sizes: dict[str, Any] = {
         "vocab_size": given["vocab_size"] + draw.randrange(3),

@@ -135,6 +135,7 @@ def test_the_output_has_a_table_of_its_own_unless_it_is_tied(tied, of_its_own, t
     [
         ({"use_sliding_window": True}, "`use_sliding_window`"),
         ({"use_bidirectional_attention": True}, "`use_bidirectional_attention`"),
+        ({"is_causal": False}, "`is_causal`"),
         ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "`layer_types`"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "`rope_type`"),
         ({"tie_word_embeddings": False}, "`lm_head.weight` is missing"),

@@ -103,6 +103,7 @@ def test_a_local_base_of_null_is_the_global_one(tiny):
         ({"num_attention_heads": 16}, "16 heads"),  # three channels a head: rotary positions need pairs
         ({"num_hidden_layers": 0}, "0 layers"),
         ({"local_attention": -2}, "local_attention -2 do not fit together"),
+        ({"sliding_window": 4}, "`sliding_window` is 4, which is not the half of `local_attention`"),
         ({"layer_types": [GLOBAL]}, "`layer_types` does not describe 4 layers"),
         ({"layer_types": [GLOBAL, LOCAL, LOCAL, "chunked"]}, "`layer_types` does not describe 4 layers"),
         ({"layer_types": [GLOBAL, LOCAL, LOCAL, ["x"]]}, "`layer_types` does not describe 4 layers"),
