@@ -1,7 +1,8 @@
 """Files that are one input: a folder of parts, or a pattern.
 
 Folders are read as Spark, Dask and polars write them: all parts below, by name (numbers in names count as numbers, so
-`9.part` stands before `10.part`), without hidden files and names that begin with `_` (`_SUCCESS`). Folders named
+`9.part` stands before `10.part`), without hidden files, names that begin with `_` (`_SUCCESS`), and the errors
+and reports of earlier runs (`OUT.errors.jsonl` beside `OUT`). Folders named
 `key=value` give each row below the field `key`, as Hive has it: a number if all values of the key in this input are
 whole numbers, null for `__HIVE_DEFAULT_PARTITION__`.
 """
@@ -22,6 +23,7 @@ Partition = tuple[tuple[str, str | int | None], ...]
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_BESIDE = (".errors.jsonl", ".report.json")  # behind the name of an output
 _PART_NAME = re.compile(r"part-.*|.*\.part", re.IGNORECASE)  # Hadoop, Dask: no suffix tells the format
 
 
@@ -46,7 +48,12 @@ def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     if not glob.has_magic(path) or Path(path).exists():
         return [Part(path)]
     matches = sorted(glob.glob(path, recursive=True), key=natural)  # noqa: PTH207 (a path may be absolute)
-    found = [part for match in matches if not _is_hidden(Path(match).name) for part in find_parts(match, is_data)]
+    found = [
+        part
+        for match in matches
+        if not _is_hidden(Path(match).name) and not _is_beside(match, lambda name: Path(name).exists())
+        for part in find_parts(match, is_data)
+    ]
     if not found:
         raise InputError(f"{path}: no file matches")
     return found
@@ -56,8 +63,16 @@ def data_files(folder: Path, is_data: Callable[[str], bool]) -> Iterator[Path]:
     """The files below a folder that hold data, in the order of their names."""
     for path in sorted(folder.rglob("*"), key=lambda path: natural(str(path))):
         hidden = any(map(_is_hidden, path.relative_to(folder).parts))
-        if not hidden and path.is_file() and (is_data(path.name) or _PART_NAME.fullmatch(path.name)):
+        if hidden or _is_beside(str(path), lambda name: Path(name).exists()) or not path.is_file():
+            continue
+        if is_data(path.name) or _PART_NAME.fullmatch(path.name):
             yield path
+
+
+def _is_beside(name: str, is_there: Callable[[str], bool]) -> bool:
+    """Whether a file is what an earlier run has written beside its output: bad rows, or a report."""
+    base = next((name.removesuffix(end) for end in _BESIDE if name.endswith(end)), "")
+    return bool(base) and is_there(base)
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -84,7 +99,7 @@ def _of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
         found = [
             part
             for match in sorted(matches, key=natural)
-            if not _is_hidden(match.rstrip("/").rpartition("/")[2])
+            if not _is_hidden(match.rstrip("/").rpartition("/")[2]) and not _is_beside(match, matches.__contains__)
             for part in (_below(match, is_data) if match.endswith("/") else [Part(match)])
         ]
     except OSError as error:
@@ -101,6 +116,7 @@ def _below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
         name
         for name in sorted(names, key=natural)
         if not any(map(_is_hidden, name.split("/")))
+        and not _is_beside(name, names.__contains__)
         and (is_data(name.rpartition("/")[2]) or _PART_NAME.fullmatch(name.rpartition("/")[2]))
     ]
     if files:

@@ -132,3 +132,28 @@ def test_files_of_one_table_that_were_put_together_are_refused(capsys: pytest.Ca
     assert rerank("in.parquet") == 4
     assert "several Parquet files put together" in capsys.readouterr().err
     assert Path("out.jsonl").read_text() == "older\n"
+
+
+@pytest.mark.parametrize("option", ["--siblings", "--id-field"])
+def test_a_field_that_no_row_has_is_refused_and_not_ignored(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in.jsonl").write_text(LINE + "\n")
+    assert rerank("in.jsonl", option, "nope") == 4
+    assert f"{option} nope: none of the first 1 rows of in.jsonl has it: one has `" in capsys.readouterr().err
+    assert Path("out.jsonl").read_text() == "older\n"
+
+
+@pytest.mark.parametrize("given", ["d", "d/*.jsonl", "d/*"])
+def test_what_an_earlier_run_left_beside_its_output_is_no_input(given: str) -> None:
+    Path("d").mkdir()
+    Path("d/a.jsonl").write_text(LINE + "\n")
+    Path("d/a.jsonl.errors.jsonl").write_text('{"file": "x", "row": 1}\n')
+    Path("d/a.jsonl.report.json").write_text("{}\n")
+    assert rerank(given) == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 1
+
+
+def test_titles_and_ids_in_step_are_not_taken_for_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "kettle", "context": {"title": ["A", "B"], "sentences": [["x", "y"], ["z"]]}}
+    Path("in.jsonl").write_text(json.dumps(row) + "\n")
+    assert rerank("in.jsonl") == 4
+    assert "--text-field title" not in capsys.readouterr().err

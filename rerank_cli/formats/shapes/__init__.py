@@ -26,8 +26,9 @@ from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape, kind_of, recognise
-from rerank_cli.formats.shapes.settle import no_shape, reading_of, sample, settle_shape
+from rerank_cli.formats.shapes.settle import reading_of, sample, settle_shape
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
+from rerank_cli.formats.shapes.suggestions import no_shape
 from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
 from rerank_cli.records import RankedList
 

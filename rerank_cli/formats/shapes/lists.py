@@ -10,6 +10,7 @@ in the same order, cut where it is cut.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +50,13 @@ from rerank_cli.formats.shapes.shape import (
     scored,
 )
 from rerank_cli.records import CandidateList, Gap, Passage, RankedList, Row, RowError
+
+BELONGS = re.compile(
+    r"(^|[_.-])(ids?|pids?|docids?|docnos?|uris?|urls?|scores?|ranks?|titles?|texts?|labels?|sources?|distances?|"
+    r"similarit(y|ies)|metadatas?|metas?|embeddings?|vectors?|logits?|chunks?|images?|relevances?|grades?|"
+    r"ind(ex|exes|ices)|positions?|offsets?)$"
+)
+"""Names of lists that belong to that of the passages."""
 
 
 def has_list(fields: Iterable[str], names: FieldNames) -> bool:

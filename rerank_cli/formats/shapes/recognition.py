@@ -18,8 +18,8 @@ from rerank_cli.formats.shapes.known_shape import ALL_NAMES, KINDS
 from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
-from rerank_cli.formats.shapes.settle import no_shape, suggested
 from rerank_cli.formats.shapes.shape import Item, Kind, ReadsRows
+from rerank_cli.formats.shapes.suggestions import no_shape, suggested
 from rerank_cli.formats.shapes.tei import TEI
 from rerank_cli.formats.shapes.trec import TREC
 from rerank_cli.records import Gap, JsonRow, Passage
