@@ -15,6 +15,8 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "jsonl": ("out.jsonl", {}),
     "gzip": ("out.jsonl.gz", {}),
     "parquet": ("out.parquet", {}),
+    "csv": ("out.csv", {}),
+    "tsv": ("out.tsv.gz", {"selection": {"prob": True}}),
     "best": ("out.jsonl", {"selection": {"top_n": 7}}),
     "vectors": ("out.jsonl", {"model": str(EMBEDDER), "names": {"embeddings": "vectors.parquet"}}),
     "values": (

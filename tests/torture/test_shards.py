@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import LONG, write_table
+from tests.conftest import LONG, read_lines, write_lines, write_table
 from tests.torture.runs import Asked, Runs
+from tests.unit.formats.shapes.known_rows import ROWS, Candidate
 
 SHARDS = range(1, 9) if LONG else (1, 3, 8)
 
@@ -43,6 +44,33 @@ def test_lists_from_parquet_are_cut_too(tmp_path: Path, runs: Runs, shards: int)
     source = write_table(tmp_path / "in.parquet", rows)
     whole, *parts = made(tmp_path, runs, source, "out.jsonl", shards, {}, code=0)
     assert b"".join(part.read_bytes() for part in parts) == whole.read_bytes()
+
+
+FOUND = [Candidate(f"d{n}", "Roads", f"wood {n}", 1.5) for n in range(40)]
+
+
+@pytest.mark.parametrize("shape", ["rank_llm", "elasticsearch", "msmarco", "phoenix"])
+def test_lists_of_other_programs_are_cut_too(tmp_path: Path, runs: Runs, shape: str) -> None:
+    rows = [ROWS[shape][1](f"two roads {n}", f"q{n}", FOUND[n % 7 :]) for n in range(40)]
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    options = {} if shape == "msmarco" else {"fields": {"text": "title,text"}}
+    whole, *parts = made(tmp_path, runs, source, "out.jsonl", 3, options, code=0)
+    assert b"".join(part.read_bytes() for part in parts) == whole.read_bytes()
+    assert len(read_lines(whole)) == 40
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv.gz"])
+def test_separated_values_are_cut_and_the_parts_are_the_whole(tmp_path: Path, runs: Runs, name: str) -> None:
+    rows = [f'q{n // 9},"two roads, {n // 9}","wood\n{n}",{n}' for n in range(1350)]
+    source = tmp_path / "in.csv"
+    source.write_text("\n".join(["query_id,query,passage,mine", *rows]) + "\n")
+    whole, *parts = made(tmp_path, runs, str(source), name, 3, {}, code=0)
+    read = gzip.decompress if name.endswith(".gz") else bytes
+    header, _, body = read(whole.read_bytes()).partition(b"\n")
+    cut = [read(part.read_bytes()).partition(b"\n") for part in parts]
+    assert {first for first, _, _ in cut} - {b""} == {header}  # a part may have no row, and so no columns
+    assert b"".join(rest for _, _, rest in cut) == body
+    assert body.count(b"\nq") == 1349
 
 
 def made(
