@@ -27,7 +27,7 @@ from tests.conftest import LONG, FileRun, run_files
 from tests.unit.formats.shapes.known_rows import ROWS as KNOWN_ROWS
 from tests.unit.formats.shapes.known_rows import Candidate
 
-SEEDS = 60 if LONG else 1
+SEEDS = 20 if LONG else 1
 WORDS = ("kettle", "descale", "d\u00e9j\u00e0", "\u2028", 'a "quoted" one', "a, b; c", "two\nlines", "\t", "1.10", "''")
 OURS = ("rank", "logit", "index")
 OURS_OF_TABLES = (*OURS, "truncated", "tokens", "kept_tokens")
