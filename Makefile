@@ -11,7 +11,7 @@ PEERS      := sentence-transformers onnx openvino rerankers flashrank infinity
 PEERS_VENV := .venv-peers
 RESULTS    := benchmarks/results
 
-.PHONY: help demo test lint floor test-floor docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-quality check-gpu torture mutation clean
+.PHONY: help demo test lint floor test-floor docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-store bench-quality check-gpu torture mutation clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench-gpu: $(VENV)/installed-bench $(GPU_PEERS:%=$(PEERS_VENV)/%/installed)  ## 
 
 bench-commit: $(VENV)/installed-bench  ## what it costs that a run survives kill -9
 	$(BIN)/python -m benchmarks.commit_cost
+
+bench-store: $(VENV)/installed-bench  ## what a store of scores costs and spares: a million pairs, cold and warm
+	$(BIN)/python -m benchmarks.store
 
 bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards on a collection
 	$(BIN)/python -m benchmarks.quality

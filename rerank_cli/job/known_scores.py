@@ -160,18 +160,19 @@ class KnownScores:
         ]
 
     def _find(self, found: FoundPairs) -> None:
-        keys = {place: key for place, key in enumerate(found.keys) if key is not None}
+        keys, known = found.keys, found.known
         with self._turn:
-            found.known = {place: slot for place, key in keys.items() if (slot := self._under_way.get(key))}
-        values = self.store.find(sorted(key for place, key in keys.items() if place not in found.known))
-        with self._turn:
-            for place, key in keys.items():
-                if place in found.known:
-                    continue
-                if (value := values.get(key)) is not None and (slot := _opened(value)):
-                    found.known[place] = slot
-                else:
-                    found.own[place] = self._under_way[key] = Slot()
+            if self._under_way:
+                known |= {place: slot for place, key in enumerate(keys) if key and (slot := self._under_way.get(key))}
+        values = self.store.find(sorted(key for place, key in enumerate(keys) if key and place not in known))
+        for place, key in enumerate(keys):
+            if key and (value := values.get(key)) and (slot := _opened(value)):
+                known[place] = slot
+        if len(known) < len(keys):
+            with self._turn:
+                for place, key in enumerate(keys):
+                    if key and place not in known:
+                        found.own[place] = self._under_way[key] = Slot()
 
     def settle(
         self, found: FoundPairs, places: Sequence[int], entries: Sequence[Encoded], logits: npt.NDArray[np.float32]
@@ -270,13 +271,18 @@ def _closed(entry: Encoded, logit: float, image: bytes | None) -> bytes:
 
 def _opened(value: bytes) -> Slot | None:
     """What the store has kept of a pair."""
-    if len(value) <= _LOGIT.size or (len(value) - _LOGIT.size) % _LENGTHS.size:
+    if (entry := _entry_of(value[_LOGIT.size :])) is None:
         return None
-    (logit,) = _LOGIT.unpack_from(value)
-    return Slot(tuple(_without_ids(*one) for one in _LENGTHS.iter_unpack(value[_LOGIT.size :])), logit)
+    return Slot(entry, _LOGIT.unpack_from(value)[0])
 
 
-@lru_cache(4096)
+@lru_cache(4096)  # most pairs are as long as others, and nothing of them differs but the logit
+def _entry_of(lengths: bytes) -> tuple[EncodedPair, ...] | None:
+    if not lengths or len(lengths) % _LENGTHS.size:
+        return None
+    return tuple(_without_ids(*one) for one in _LENGTHS.iter_unpack(lengths))
+
+
 def _without_ids(tokens: int, kept: int, unknown: int, template: int, tiles: int, full_tiles: int) -> EncodedPair:
     """A pair of which only the lengths are known."""
     return EncodedPair(

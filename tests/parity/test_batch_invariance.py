@@ -9,9 +9,14 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.checkpoint.families import int8_refusal
+from rerank_cli.job.logit_facts import depends_on_batch
+from rerank_cli.job.options import JobOptions, Names
+from rerank_cli.job.prepare import find_known, prepare_model
 from rerank_cli.machine.cpu import detect_cpu
-from rerank_cli.models import RerankModel, load_embedder, load_model
+from rerank_cli.models import Calibrates, RerankModel, load_embedder, load_model
 from rerank_cli.models.embedder import Embedder
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.records import EncodedPair
 from tests.parity.conftest import HERE
 
@@ -58,6 +63,37 @@ def test_a_logit_does_not_depend_on_the_batch(goldens, name, precision, toleranc
     assert np.unique(alone).size > 100
     for size in (8, 32):
         assert np.abs(in_batches(model, pairs, size) - alone).max() <= tolerance, size
+
+
+ENCODERS = [*PACKED, "gte-multilingual-open", "jina-v2-open", "bert-types-open"]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_logit_of_an_encoder_is_the_same_to_the_bit_in_every_batch(goldens, name, precision):
+    """What a store of scores promises (`job/logit_facts.py`)."""
+    if precision == "bf16" and not detect_cpu().has_bf16:
+        pytest.skip("this CPU has no bf16 instructions")
+    checkpoint = read_checkpoint(goldens[name].checkpoint)
+    if precision == "int8" and int8_refusal(checkpoint.architecture, checkpoint.text("hidden_act", "gelu")):
+        pytest.skip("it has no int8 layers")
+    pairs = random_pairs(checkpoint.integer("vocab_size"), count=80)
+    model = load_model(checkpoint, device="cpu", precision=precision, attention="runs")
+    if isinstance(model, Calibrates):
+        with torch.inference_mode():
+            model.calibrate([pairs[:20]])
+    alone = in_batches(model, pairs, 1)
+    assert np.unique(alone).size > 40
+    for size in (3, 8, 40):
+        assert in_batches(model, pairs, size).tobytes() == alone.tobytes(), size
+
+
+@pytest.mark.parametrize("name", ["deberta-ce-open", "llama-rerank-open", "bert-ce-open"])
+def test_which_logits_depend_on_their_batch_is_told(name):
+    options = JobOptions((), Names("-"), model=str(HERE / name / "checkpoint"), request=ProfileRequest(device="cpu"))
+    prepared = prepare_model(options, find_known(options))
+    told = depends_on_batch(prepared, prepared.plan)
+    assert (told is None) == (name == "bert-ce-open")
 
 
 def embedded_in_batches(model: Embedder, texts: list[EncodedPair], size: int) -> np.ndarray:

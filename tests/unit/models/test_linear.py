@@ -104,3 +104,25 @@ def test_an_unknown_activation_is_refused_with_those_that_are_known(name):
         activation(name, where="model/config.json")
     assert caught.value.message == f"model/config.json: activation `{name}` is not known"
     assert "gelu_new" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(384, 1536), (512, 1536), (640, 640), (768, 3072), (1024, 1024)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_is_the_same_to_the_bit_whatever_rows_are_beside_it(
+    inputs: int, outputs: int, dtype: torch.dtype
+) -> None:
+    if not onednn_runs(dtype):
+        pytest.skip("this torch has no prepacked layers of oneDNN for it")
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(outputs, inputs, generator=generator).to(dtype) / inputs**0.5
+    layer = OneDnnLinear(weight, None)
+    x = torch.randn(1024, inputs, generator=generator).to(dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a lane has
+    try:
+        with torch.inference_mode():
+            few = layer(x[:32].contiguous())
+            for rows in (64, 160, 512, 1024):
+                assert torch.equal(layer(x[:rows].contiguous())[:32], few), rows
+    finally:
+        torch.set_num_threads(threads)

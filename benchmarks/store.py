@@ -1,0 +1,151 @@
+"""What a store costs and spares: a warm run beside one that only reads and writes, and beside a cold one.
+
+    python -m benchmarks.store [--pairs N] [--cold-pairs N] [--folder DIR]
+
+cold         the built-in model scores `--cold-pairs` pairs
+filled       the store gets all pairs, from an engine that computes nothing (it would take an hour)
+warm         the built-in model with that store: every pair is found
+read, write  the same run with one score for every pair, without keys and without a database: what is left is reading
+             the rows, ranking and writing
+
+Wall and CPU seconds of each, loading included; on a machine with other work only CPU seconds mean something. Bytes a
+pair on disk, and the resident memory of the warm run, which is a process of its own as the others are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rerank_cli.store.folder import DATABASE
+
+WORDS = [f"word{number}" for number in range(2000)]
+LIST = 50
+
+
+def make_lists(path: Path, pairs: int) -> None:
+    """Lists of short passages, none of them twice."""
+    chance = random.Random(7)
+    with path.open("w") as stream:
+        for number in range(-(-pairs // LIST)):
+            passages = [f"{number} {place} " + " ".join(chance.choices(WORDS, k=20)) for place in range(LIST)]
+            stream.write(
+                json.dumps({"query": f"{number} " + " ".join(chance.choices(WORDS, k=4)), "passages": passages})
+            )
+            stream.write("\n")
+
+
+class Filler:
+    """An engine with the kernels of another, whose logits are lengths."""
+
+    depth, peak_bytes = 1, None
+
+    def __init__(self, kernels: str) -> None:
+        self.kernels = kernels
+
+    def submit(self, pairs: Sequence[Any], *, on_batch: Any = None) -> Any:
+        """Logits at once."""
+        from rerank_cli.engine.protocols import Scores, Trouble
+        from rerank_cli.engine.scorer import Done
+
+        return Done(Scores(np.array([len(pair.input_ids) for pair in pairs], dtype=np.float32), Trouble()))
+
+    def wait(self, seconds: float) -> None:
+        """Nothing to wait for."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _one(kind: str, source: str, output: str, store: str | None, limit: int | None) -> None:
+    from rerank_cli.engine import open_engine
+    from rerank_cli.job import known_scores
+    from rerank_cli.job.options import JobOptions, Names
+    from rerank_cli.job.run import run_job
+
+    if kind == "read, write":
+
+        def find(self: Any, found: Any) -> None:
+            slot = known_scores.Slot((known_scores._without_ids(40, 40, 0, 3, 0, 0),), 1.0)
+            found.known = dict.fromkeys(range(len(found.pairs)), slot)
+
+        known_scores.KnownScores._find = find  # type: ignore[method-assign]
+        known_scores.KnownScores._keys = staticmethod(lambda pairs, *_: [None] * len(pairs))  # type: ignore[method-assign]
+
+    def opened(plan: Any, checkpoint: Any, calibration: Mapping[str, Any] | None, *, on_note: Any) -> Any:
+        engine = open_engine(plan, checkpoint, calibration, on_note=on_note)
+        return Filler(engine.kernels) if kind == "filled" else engine
+
+    options = JobOptions((source,), Names(output), restart=True, overwrite=True, limit=limit, store=store)
+    began, cpu = time.perf_counter(), time.process_time()
+    outcome = run_job(options, open_engine=opened)
+    found = {
+        "pairs": outcome.counts.pairs,
+        "found": outcome.counts.pairs_found,
+        "wall": round(time.perf_counter() - began, 2),
+        "cpu": round(time.process_time() - cpu, 2),
+        "load": outcome.report["seconds"]["load"],
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000,
+    }
+    print(json.dumps(found))
+
+
+def measure(folder: Path, pairs: int, cold_pairs: int) -> None:
+    """Print a line a run."""
+    source, store = folder / "in.jsonl", folder / "store"
+    make_lists(source, pairs)
+    seen: dict[str, dict[str, float]] = {}
+    for kind, rows in (("cold", cold_pairs // LIST), ("filled", None), ("warm", None), ("read, write", None)):
+        given = ["", "", ""] if kind == "cold" else [str(store), "", ""]
+        given[1] = str(rows or "")
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.store",
+            "--one",
+            kind,
+            str(source),
+            str(folder / "out.jsonl"),
+            *given[:2],
+        ]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        seen[kind] = found = json.loads(done.stdout)
+        print(f"{kind:12} {found}", flush=True)
+    size = (store / DATABASE).stat().st_size
+    print(f"on disk      {size / pairs:.1f} bytes a pair")
+    for unit in ("wall", "cpu"):
+        cold, warm, alone = (seen[name] for name in ("cold", "warm", "read, write"))
+        cold_rate = cold["pairs"] / (cold[unit] - (cold["load"] if unit == "wall" else 0))
+        print(
+            f"{unit:12} warm is {warm['pairs'] / warm[unit] / cold_rate:.0f} times as fast as cold, and takes "
+            f"{100 * (warm[unit] / alone[unit] - 1):.0f} % more than reading and writing"
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--cold-pairs", type=int, default=2000)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--one", nargs=5)
+    arguments = parser.parse_args()
+    if arguments.one:
+        kind, source, output, store, limit = arguments.one
+        _one(kind, source, output, store or None, int(limit) if limit else None)
+    elif arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        measure(arguments.folder, arguments.pairs, arguments.cold_pairs)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            measure(Path(name), arguments.pairs, arguments.cold_pairs)
