@@ -214,6 +214,7 @@ class FileDestination:
             self._job.writing(name) as file,
             io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream,  # Parquet comes in small pieces
         ):
+            self._job.refuse_other_hands()  # members are read again here, by libraries that would wait for a pipe
             yield stream
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
@@ -241,27 +242,29 @@ class FileDestination:
                 self._write_whole("page", render_report(document))
         with stop.held():
             job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
-        self.place(stop)
+        self.place(self.names_to_give(), stop)
         return document
 
-    def check_completed(self) -> None:
-        """Raise `KeyError` or `ValueError` where `completed` does not say what is placed."""
-        assert self.completed is not None, "nothing is placed before it is complete"
-        if self.completed["work"] not in ("rows", "output") or self.completed["errors"] not in (True, False):
-            raise ValueError(f"a completed job of {self.completed['work']!r}")
+    def names_to_give(self) -> dict[str, Path]:
+        """The work files of a completed job and their final names, that of the output last.
 
-    def place(self, stop: Stop) -> None:
-        """Give the files of a completed job their names; until the first has it, a request to stop is heard."""
+        Raises `KeyError` or `ValueError` where its journal does not say what they are.
+        """
         completed = self._job.completed
         assert completed is not None, "nothing is placed before it is complete"
-        files = self._names.files
-        outdated = [] if completed["errors"] else [files["errors"]]
-        names = {name: path for name, path in files.items() if name != "errors" or completed["errors"]}
+        if completed["work"] not in ("rows", "output") or completed["errors"] not in (True, False):
+            raise ValueError(f"a completed job of {completed['work']!r}")
+        names = {name: path for name, path in self._names.files.items() if name != "errors" or completed["errors"]}
         names[completed["work"]] = names.pop("output")
+        return names
+
+    def place(self, names: dict[str, Path], stop: Stop) -> None:
+        """Give work files their names; until the first has it, a request to stop is heard."""
+        self._has_errors = "errors" in names
+        outdated = [] if self._has_errors else [self._names.files["errors"]]
         self._job.feed(names, self._paths.pipes, stop.check)
         stop.is_late()
         self._job.place(names, outdated=outdated, may_replace=self._paths.may_replace)
-        self._has_errors = completed["errors"]
 
     def _write_whole(self, name: str, data: bytes) -> None:
         with self._job.writing(name) as file:

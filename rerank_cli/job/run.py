@@ -152,8 +152,8 @@ def run_job(
                 if (completed := destination.completed) is not None:
                     with reading_journal(names.output):
                         done_before = _outcome_of(completed["report"], options)
-                        destination.check_completed()
-                    destination.place(stop)
+                        given = destination.names_to_give()
+                    destination.place(given, stop)
                     place_page(options.names, completed["report"], paths, files)
                     return done_before
                 # Again: another process may have finished while this one waited for the lock.
@@ -202,6 +202,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         if fingerprint:
             fingerprint.start()
             stack.callback(fingerprint.stop)
+        watch.check()  # weights are opened by a library, which would wait for what is a pipe by now
         engine = open_engine(plan, prepared.checkpoint, precision.calibration, on_note=watcher.on_note)
         stack.callback(engine.close)
         stop.check()

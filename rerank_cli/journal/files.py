@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from rerank_cli.errors import OutputError
 
@@ -180,6 +181,12 @@ class WorkFile:
                 self.digest.update(data)
                 place += len(data)
         return self.size, self.digest.hexdigest()
+
+    def reading(self) -> BinaryIO:
+        """A stream of the file's bytes from its begin; of the open file, whatever has its name."""
+        stream = os.fdopen(os.dup(self._descriptor), "rb")
+        stream.seek(0)
+        return stream
 
     def close(self) -> None:
         """Close; what was written stays."""

@@ -437,7 +437,7 @@ class Job:
         windows, ends = 0, dict.fromkeys(self._names, 0)
         digests = {name: hashlib.sha256() for name in self._names}
         with ExitStack() as stack:
-            streams = {name: stack.enter_context(file.path.open("rb")) for name, file in self._members.items()}
+            streams = {name: stack.enter_context(file.reading()) for name, file in self._members.items()}
             for entry in entries:
                 record = entry.record
                 if record["kind"] != "commit":

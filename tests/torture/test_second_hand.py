@@ -30,7 +30,7 @@ AGAIN = 0.3  # of the runs that were ended are begun again
 
 def write_pairs(base: Path) -> list[str]:
     rows: list[object] = []
-    for number in range(300):
+    for number in range(160):
         rows.append({"id": number, "query": WORDS[number % 7], "passage": " ".join(WORDS[number % 5 : 5 + number % 9])})
         if number % 50 == 20:
             rows += [b"{", b""]
@@ -40,11 +40,11 @@ def write_pairs(base: Path) -> list[str]:
 
 def write_ids(base: Path) -> list[str]:
     """A run of ids, whose texts are elsewhere, and judgements of it."""
-    lines = [f"q{number % 40} Q0 d{number} {number // 40 + 1} {-number} bm25" for number in range(1100)]
+    lines = [f"q{number % 40} Q0 d{number} {number // 40 + 1} {-number} bm25" for number in range(600)]
     (base / "run.trec").write_text("".join(f"{line}\n" for line in sorted(lines)))
     write_lines(base / "queries.jsonl", ({"_id": f"q{n}", "text": WORDS[n % 13]} for n in range(40)))
-    write_lines(base / "corpus.jsonl", ({"_id": f"d{n}", "text": " ".join(WORDS[n % 7 :][:4])} for n in range(1090)))
-    (base / "qrels").write_text("".join(f"q{number % 40} 0 d{number} 1\n" for number in range(0, 1090, 3)))
+    write_lines(base / "corpus.jsonl", ({"_id": f"d{n}", "text": " ".join(WORDS[n % 7 :][:4])} for n in range(590)))
+    (base / "qrels").write_text("".join(f"q{number % 40} 0 d{number} 1\n" for number in range(0, 590, 3)))
     return ["run.trec", "queries.jsonl", "corpus.jsonl", "qrels"]
 
 
