@@ -37,8 +37,9 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 class Hindered(Files):
     """Files whose n-th call, counted from 1 over all kinds, meets a fault.
 
-    fault: `before` or `after` kills the process there, `half` kills it after half of a write; the name of an error
-    raises it in place of the call. hand: what a second hand does before it, and to which file (`meddle`).
+    fault: `before` or `after` kills the process there, `half` kills it after half of a write, `memory` takes memory
+    until the system kills it; the name of an error raises it in place of the call. hand: what a second hand does before
+    it, and to which file (`meddle`).
     """
 
     def __init__(self, at: int, fault: str, count_file: str | None, hand: tuple[str, str] | None = None) -> None:
@@ -65,6 +66,8 @@ class Hindered(Files):
         if self._fault in ("after", "half"):
             do()
             _kill()
+        if self._fault == "memory":
+            _take_memory()
         number = getattr(errno, self._fault)
         raise OSError(number, os.strerror(number))
 
@@ -166,6 +169,26 @@ def on_one_core() -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
+def _take_memory() -> None:
+    """Take memory until there is no more, and some 4 GiB at most: then the process ends with another code."""
+    taken = [b"x" * 2**24 for _ in range(256)]
+    os._exit(len(taken) % 251)
+
+
+def _let_the_clock_jump(seconds: float, after: int) -> None:
+    """The time of day is another one from the call `after` on; the clock that only goes on is as it was."""
+    calls = 0
+    real, real_ns = time.time, time.time_ns
+
+    def jumped() -> float:
+        nonlocal calls
+        calls += 1
+        return seconds if calls > after else 0.0
+
+    time.time = lambda: real() + jumped()
+    time.time_ns = lambda: real_ns() + int(jumped() * 1e9)
+
+
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -174,7 +197,9 @@ def _kill() -> None:
 class Asked:
     """A run: the fields of `JobOptions`, nested ones as plain values, and what happens to it.
 
-    at, fault, hand: see `Hindered`. after, signal: seconds after which a signal is sent.
+    at, fault, hand: see `Hindered`. after, signal: seconds after which a signal is sent. group: the file by which the
+    process joins a control group. greedy_after: pairs after which a batch takes memory without end. jump: seconds by
+    which the time of day jumps in the midst of the run.
     """
 
     inputs: tuple[str, ...]
@@ -188,6 +213,9 @@ class Asked:
     hand: tuple[str, str] | None = None
     machine: dict[str, Any] | None = None
     """What `far_runs.become_a_machine` is given, of a run whose output is an object."""
+    group: str | None = None
+    greedy_after: int | None = None
+    jump: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -272,8 +300,21 @@ def _run(asked: Asked, log: Any) -> int:
     names = Names(asked.output, **fields.pop("names", {}))
     options = JobOptions(inputs=tuple(asked.inputs), names=names, **fields)
     files = Hindered(asked.at, asked.fault, asked.count_file, asked.hand) if asked.at else Files()
+    watcher = Watcher(on_note=lambda text: log.write(text + "\n"))
+    if asked.greedy_after is not None:
+        scored = iter(range(-asked.greedy_after, 10**9))
+
+        def on_batch(pairs: int, _: int) -> None:
+            if max(next(scored) for _ in range(pairs)) >= 0:
+                _take_memory()
+
+        watcher.on_batch = on_batch
+    if asked.group:
+        Path(asked.group).write_text(str(os.getpid()))
+    if asked.jump:
+        _let_the_clock_jump(asked.jump, after=10)
     try:
-        outcome = run_job(options, Watcher(on_note=lambda text: log.write(text + "\n")), files=files)
+        outcome = run_job(options, watcher, files=files)
     except RerankError as error:
         log.write("\n".join([error.message, str(error.hint), *getattr(error, "__notes__", [])]) + "\n")
         return error.exit_code
