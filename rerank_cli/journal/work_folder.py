@@ -296,7 +296,9 @@ class Job:
                     remove_file(path, self._files)
         for name, path in names.items():
             with naming(path):
-                if os.path.lexists(self.path(name)):  # else it has its name from before a crash
+                if not os.path.lexists(self.path(name)):
+                    self._refuse_unsealed(name, path)  # it has its name from before a crash, or was taken away just now
+                else:
                     self._refuse_touched(name)
                     if self._log:
                         self._log.ask()

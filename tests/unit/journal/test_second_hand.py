@@ -374,6 +374,29 @@ def test_what_is_touched_while_it_gets_its_name_loses_it_again(
     assert opened.path("rows").exists()
 
 
+def test_what_is_gone_when_it_gets_its_name_is_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"rows: was changed .*: it is gone"),
+        job(tmp_path, files=Meddling(Path.unlink)) as opened,
+    ):
+        finish(opened)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_what_is_gone_before_it_gets_its_name_is_not_taken_for_placed(tmp_path: Path) -> None:
+    class Removing(Files):
+        def place(self, old: Path, new: Path) -> None:
+            super().place(old, new)
+            old.with_name("rows").unlink()
+
+    with (
+        pytest.raises(OutputError, match=r"rows: was changed .*: it is gone, and .*out.jsonl is not what it was"),
+        job(tmp_path, files=Removing()) as opened,
+    ):
+        finish(opened)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_a_copy_of_other_bytes_gets_no_name(tmp_path: Path) -> None:
     class OtherDisk(Meddling):
         def _meddle(self, old: Path, new: Path) -> None:
