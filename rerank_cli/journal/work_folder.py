@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from rerank_cli.errors import InputError, JobChangedError, LockedError, RerankError, StoppedError, TooManyBadRowsError
-from rerank_cli.journal.files import Files, WorkFile, changed, naming
+from rerank_cli.journal.files import Files, WorkFile, changed, naming, refuse_lost_name
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import Lock, take_lock
 from rerank_cli.journal.own_folder import refuse_foreign_folder
@@ -82,6 +82,7 @@ class Job:
         self._log = StoreLog(out, clock=terms.clock) if isinstance(out, UrlPath) else None
         self._is_lost = False  # the folder may be another run's
         self._made: dict[str, tuple[int, str]] = {}  # size and SHA-256 of files that are no members
+        self._made_as: dict[str, os.stat_result] = {}
         self._seals: dict[str, Seal] | None = None  # of a completed job; None where its journal has none
         self._check = ""  # of the last record in the journal
         self._hashes: dict[str, str] = {}  # of the files, as far as the journal knows them
@@ -226,6 +227,8 @@ class Job:
         broken, self._broken = self._broken, True
         for file in (*self._members.values(), self._journal):
             file.check()
+        for name, found in self._made_as.items():
+            refuse_lost_name(self.path(name), found)
         self._terms.watch.check()
         self._broken = broken
 
@@ -250,6 +253,7 @@ class Job:
             yield file
             file.sync()
             self._made[name] = file.seal()
+            self._made_as[name] = file.stat()
         finally:
             file.close()
 

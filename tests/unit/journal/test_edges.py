@@ -153,6 +153,15 @@ def test_a_file_that_is_made_at_the_end_is_placed_with_the_others(tmp_path: Path
     assert not opened.folder.exists()
 
 
+def test_a_file_that_was_made_and_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"output: was changed .*: it is gone"), job(tmp_path) as opened:
+        add(opened, range(4))
+        with opened.writing("output") as file:
+            file.append(b"table")
+        opened.path("output").unlink()
+        raise FileNotFoundError("by who asks for its time")
+
+
 def test_a_job_that_is_given_up_leaves_what_is_named_alone(tmp_path: Path) -> None:
     with job(tmp_path) as opened:
         add(opened, range(4))
