@@ -1,6 +1,9 @@
 """What it costs that a run survives kill -9: the calls that write, the journal, and the hashes of its files.
 
-python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s]
+python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s] [--checks]
+
+With `--checks` it is what it costs that a second hand is noticed (`journal/__init__.py`): the time in all checks, and the
+CPU time of runs with and without them, in turns.
 
 The job is `samples/python-docs.jsonl`, 800 pairs, with the built-in model. Timed is what `Job` does, each system call
 and fsync in it included, so the figure does not drown in the noise of a machine as the difference of two runs would.
@@ -22,7 +25,17 @@ from benchmarks.material import machine
 from rerank_cli.cli.options import parse_duration
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import run_job
-from rerank_cli.journal import Files, Fingerprint, Job
+from rerank_cli.job.run_paths import RunPaths
+from rerank_cli.job.watched_images import WatchedImages
+from rerank_cli.journal import Files, Fingerprint, Job, Watch, WorkFile
+from rerank_cli.journal.lock import Lock
+from rerank_cli.journal.seal import Seal
+
+CHECKS: dict[type, tuple[str, ...]] = {
+    Lock: ("check",), WorkFile: ("check",), Watch: ("look", "check"), Seal: ("is_of", "is_untouched"),
+    WatchedImages: ("finish",), RunPaths: ("__init__",),
+}  # fmt: skip
+"""What looks for a second hand. Without them a run trusts what it finds; paths are known in any case."""
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "python-docs.jsonl"
 
@@ -67,8 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--checkpoint-every", default="5s")
+    parser.add_argument("--checks", action="store_true")
     options = parser.parse_args()
-    every = parse_duration("--checkpoint-every", options.checkpoint_every)
+    every = parse_duration(options.checkpoint_every)
+    if options.checks:
+        measure_checks(options.rounds, every)
+        return
     jobs, hashes = Clock(), Clock()
     for name in ("__enter__", "__exit__", "add", "append", "checkpoint", "complete", "place"):
         setattr(Job, name, jobs.timed(getattr(Job, name)))
@@ -90,6 +107,44 @@ def main() -> None:
             + ", ".join(f"{files.calls[name]} {name}" for name in ("write", "fsync", "sync_folder", "rename"))
         )
     print(f"\n{100 * statistics.median(shares):.2f} % ({100 * min(shares):.2f} to {100 * max(shares):.2f}) {machine()}")
+
+
+def measure_checks(rounds: int, every: float) -> None:
+    """Print what the checks cost, as time in them and as the difference of runs in turns."""
+    real = {(kind, name): getattr(kind, name) for kind, names in CHECKS.items() for name in names}
+    clock, seconds = Clock(), {"with": [], "without": []}  # type: ignore[var-annotated]
+    shares = []
+    for turn in range(2 * rounds + 1):
+        how = "without" if turn % 2 else "with"
+        clock.seconds = 0.0
+        for (kind, name), function in real.items():
+            trusting = turn % 2 and kind is not RunPaths
+            setattr(kind, name, (_trust if kind is Seal else _look_away) if trusting else clock.timed(function))
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+            began = time.process_time()
+            names = Names(str(Path(folder) / "out.jsonl"))
+            run_job(JobOptions((str(SAMPLE),), names, checkpoint_every=every))
+            taken = time.process_time() - began
+        if not turn:
+            continue  # it warms the file cache
+        seconds[how].append(taken)
+        if how == "with":
+            shares.append(clock.seconds / taken)
+            print(f"{taken:.2f} s of CPU, {1000 * clock.seconds:.1f} ms in checks: {100 * shares[-1]:.3f} %")
+    difference = statistics.median(seconds["with"]) / statistics.median(seconds["without"]) - 1
+    print(
+        f"\nin checks {100 * statistics.median(shares):.3f} %; with and without {100 * difference:+.2f} % "
+        f"({', '.join(f'{how} {min(all_):.2f} to {max(all_):.2f} s' for how, all_ in seconds.items())}) {machine()}"
+    )
+
+
+def _look_away(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _trust(seal: Seal, path: Path) -> bool:
+    seal.seen = path.stat()
+    return True
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def place_file(
     try:
         _rename(work, final, files, may_replace, None if seal is None else seal.seen)
     except OSError as error:
-        if not os.path.lexists(work):
+        if error.errno == errno.ENOENT and not os.path.lexists(work):
             raise changed(work, "it is gone") from error
         if error.errno != errno.EXDEV:
             raise

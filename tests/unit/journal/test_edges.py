@@ -70,7 +70,7 @@ def test_the_owner_stays_where_it_cannot_be_given_and_the_group_goes(
             raise PermissionError(errno.EPERM, "only root gives files away")
 
     def stat_of_others(path: Path, **_: bool) -> os.stat_result:
-        found = path.lstat()
+        found = os.lstat(path)
         return os.stat_result((*found[:4], 12345, 23456, *found[6:])) if path.name == "out" else found
 
     (tmp_path / "out").write_bytes(b"old")
@@ -266,7 +266,7 @@ def test_an_object_takes_what_is_done_unless_another_one_has_its_name(
 ) -> None:
     taken: list[bytes] = []
 
-    def upload(work: Path, final: UrlPath, *, may_replace: object) -> None:
+    def upload(work: Path, final: UrlPath, **_: object) -> None:
         if taken:
             raise FileExistsError(errno.EEXIST, "there")
         taken.append(work.read_bytes())
