@@ -2,8 +2,8 @@
 
 python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s] [--checks]
 
-With `--checks` it is what it costs that a second hand is noticed (`journal/__init__.py`): the time in all checks, and the
-CPU time of runs with and without them, in turns.
+With `--checks` it is what it costs that a second hand is noticed (`journal/__init__.py`): the time in all checks, and
+the CPU time of runs with and without them, in turns.
 
 The job is `samples/python-docs.jsonl`, 800 pairs, with the built-in model. Timed is what `Job` does, each system call
 and fsync in it included, so the figure does not drown in the noise of a machine as the difference of two runs would.
