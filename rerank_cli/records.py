@@ -318,7 +318,8 @@ class Counts:
     with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for images;
     retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not fit and
     were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were computed
-    again in fp32. computed_tokens: `tokens`, and those that only fill batches up; 0 where nobody counts them.
+    again in fp32. lists_without_rows: with too few negatives to train on. computed_tokens: `tokens`, and those
+    that only fill batches up; 0 where nobody counts them.
     engine_deaths: processes that scored pairs, ended by themselves and were started again.
     """
 
@@ -335,6 +336,7 @@ class Counts:
     truncated: int = 0
     chunked: int = 0
     dropped: int = 0
+    lists_without_rows: int = 0
     ties: int = 0
     empty_queries: int = 0
     empty_passages: int = 0

@@ -156,9 +156,10 @@ def in_formats() -> list[str]:
 
 def out_formats() -> list[str]:
     """What `--out-format` takes."""
+    from rerank_cli.formats.choices import TEACHER_FORMATS
     from rerank_cli.formats.shapes import SHAPES
 
-    return ["auto", "jsonl", "parquet", "csv", "tsv", *SHAPES]
+    return ["auto", "jsonl", "parquet", "csv", "tsv", *SHAPES, *TEACHER_FORMATS]
 
 
 def shapes() -> list[str]:
@@ -239,7 +240,8 @@ SCORING = [
         "--out-format", str, group=OUTPUT, into="names.out_format", metavar="F", parse=parse_out_format,
         complete=out_formats,
         help="jsonl, parquet, csv or tsv (a passage a row), or the shape of the rows: list, flat, nim, cohere, "
-        "openai-batch, trec; auto goes by the suffix and keeps the shape.",
+        "openai-batch, trec; or rows to train on: triplet, n-tuple, labeled-list, flagembedding; auto goes by the "
+        "suffix and keeps the shape.",
     ),
     option(
         "--report", str, group=OUTPUT, into="names.report", metavar="FILE", basic=True,

@@ -60,6 +60,28 @@ OPTIONS = [
         "z-scores. `rerank-cli evaluate` says what helps. Default: the scores alone.",
     ),
     option(
+        "--negatives", int, group=SELECTION, into="teacher.negatives", metavar="N", min=1,
+        help="Of rows to train on: negatives of a row, or of a positive, the hardest first.",
+    ),
+    option(
+        "--absolute-margin", float, group=SELECTION, into="teacher.absolute_margin", metavar="X", min=0.0,
+        help="Of rows to train on: a negative's score is lower than the positive's by at least X.",
+    ),
+    option(
+        "--relative-margin", float, group=SELECTION, into="teacher.relative_margin", metavar="X", min=0.0, max=1.0,
+        help="Of rows to train on: the sigmoid of a negative's logit is lower by this share; 0.05: at most 95 % of the "
+        "positive's.",
+    ),
+    option(
+        "--positive-field", str, group=SELECTION, into="teacher.positive_field", metavar="PATH",
+        help="Of rows to train on: field of a passage that is true, or a grade, where it is positive. Default: "
+        "--qrels.",
+    ),
+    option(
+        "--positive-from", int, group=SELECTION, into="teacher.relevant_from", metavar="GRADE", min=1,
+        help="Of rows to train on: the lowest grade of a positive.",
+    ),
+    option(
         "--engine", EngineKind, group=SCALE, default="local", metavar="KIND",
         help="local: on the devices of this machine; ray: on a Ray cluster, files or folders in, a folder out.",
     ),

@@ -13,6 +13,7 @@ from rerank_cli.cluster.actors import Actors, ClusterOptions, FinishedParts, Roo
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
 from rerank_cli.errors import UsageError, nothing_scored
+from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import find_known
@@ -80,6 +81,7 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
         "--shard": options.shard, "--limit": options.limit, "--skip": options.skip or None, "--qrels": options.qrels,
         "--errors": names.errors, "--report": names.report, "--per-query": names.per_query,
         "--calibration": options.calibration,
+        "--out-format": names.out_format if names.out_format in TEACHER_FORMATS else None,
         "--device cuda:N": options.request.gpus or None,
     }.items():  # fmt: skip
         if given is not None:

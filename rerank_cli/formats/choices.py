@@ -70,6 +70,25 @@ class Selection:
     probability: Callable[[float], float] | None = None
 
 
+TEACHER_FORMATS = ("triplet", "n-tuple", "labeled-list", "flagembedding")
+"""Rows to train another model on: shapes of outputs alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Which passages stand in rows to train on.
+
+    negatives: of a row, or of a positive. absolute_margin, relative_margin: by how much they lie below the positive.
+    positive_field: of a passage; None where judgements say it. relevant_from: the lowest grade of a positive.
+    """
+
+    negatives: int = 5
+    absolute_margin: float = 0.0
+    relative_margin: float = 0.05
+    positive_field: str | None = None
+    relevant_from: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Texts:
     """The files with the texts of rows that hold ids only."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
-from rerank_cli.formats.choices import MAX_LINE_BYTES, NO_TEXTS, FieldNames, Selection, Texts
+from rerank_cli.formats.choices import MAX_LINE_BYTES, NO_TEXTS, FieldNames, Selection, Teacher, Texts
 from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.storage import is_url, path_of, refuse_url
@@ -183,6 +183,8 @@ class JobOptions:
     """A file that says how probable relevance is by the score; it adds `probability`."""
     command: Command | None = None
     """The command line, for the report."""
+    teacher: Teacher = field(default_factory=Teacher)
+    """For formats of rows to train on."""
     depth: int | None = None
     """Candidates of a list that are scored, from its start; the others keep their place. None: all."""
     blend: Blend | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rerank_cli.errors import UsageError
+from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
 from rerank_cli.formats.inputs import FORMATS
 from rerank_cli.formats.separated_sink import SEPARATORS
@@ -17,13 +19,13 @@ FILE_FORMATS = ("jsonl", "parquet", *SEPARATORS)
 
 def output_format(names: Names) -> str:
     """`parquet`, `csv`, `tsv`, or `jsonl` for lines of any shape."""
-    if names.out_format not in ("auto", *FILE_FORMATS, *SHAPES):
-        known = ", ".join((*FILE_FORMATS, *SHAPES))
+    if names.out_format not in ("auto", *FILE_FORMATS, *SHAPES, *TEACHER_FORMATS):
+        known = ", ".join((*FILE_FORMATS, *SHAPES, *TEACHER_FORMATS))
         raise UsageError(f"--out-format {names.out_format}: not known", hint=f"known are auto, {known}")
     if names.out_format in FILE_FORMATS:
         return names.out_format
     found = "jsonl" if names.output == STDOUT else FORMATS.get(text_suffix(names.output))
-    if found == "trec" or (found is None and names.out_format in SHAPES):
+    if found == "trec" or (found is None and names.out_format in (*SHAPES, *TEACHER_FORMATS)):
         return "jsonl"
     if found == "parquet" and Path(names.output.lower()).suffix in SUFFIXES:
         raise UsageError(f"--output {names.output}: Parquet compresses itself", hint="end the name in .parquet")
@@ -37,18 +39,25 @@ def output_format(names: Names) -> str:
 
 def output_shape(names: Names) -> str | None:
     """The shape that `names` ask for; None where they leave it to the input."""
-    if names.out_format in SHAPES:
+    if names.out_format in (*SHAPES, *TEACHER_FORMATS):
         return names.out_format
     by_suffix = names.out_format == "auto" and FORMATS.get(text_suffix(names.output)) == "trec"
     return "trec" if by_suffix else None
 
 
-def output_kind(names: Names, own: Kind) -> Kind:
+def output_kind(names: Names, own: Kind, teacher: Callable[[str], Kind] | None = None) -> Kind:
     """The shape that the rows of an input of shape `own` are written in: its own, where `names` ask for no other.
 
-    A run is written as lists in a file of JSON lines or Parquet.
+    A run is written as lists in a file of JSON lines or Parquet. teacher: makes the shape of rows to train on.
     """
     wanted = output_shape(names)
+    if wanted in TEACHER_FORMATS and teacher:
+        if output_format(names) != "jsonl":
+            raise UsageError(
+                f"--out-format {wanted}: rows to train on are lines of JSON, not {output_format(names)}",
+                hint="end the name in .jsonl",
+            )
+        return teacher(wanted)
     kind = SHAPES[wanted] if wanted else own
     if wanted is None and own.name == "trec" and (names.output != STDOUT or names.out_format != "auto"):
         kind = SHAPES["list"]

@@ -15,6 +15,8 @@ from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation.calibration_file import BOUND, Calibration, read_calibration
+from rerank_cli.evaluation.qrels import read_qrels
+from rerank_cli.evaluation.teacher import teacher_kind
 from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
@@ -28,6 +30,7 @@ from rerank_cli.formats.shapes import (
     Conversion,
     FlatShape,
     Item,
+    Kind,
     ListShape,
     PairShape,
     Shape,
@@ -144,7 +147,7 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     else:
         own, items = open_lists(inputs, options.fields, read, options.shape, options.texts)
         items = ordered_by_group(inputs, own, items, read)
-        shape = written_as(own, output_kind(options.names, own.kind))
+        shape = written_as(own, output_kind(options.names, own.kind, lambda name: open_teacher(name, options)))
         refuse_sigmoids(shape, model)
         refuse_scores_in_order(shape, options)
         refuse_no_place(shape, calibration)
@@ -190,6 +193,17 @@ def open_calibration(options: JobOptions, model: PreparedModel) -> Calibration |
         {name: getattr(options, name) for name in BOUND},
     )  # fmt: skip
     return found
+
+
+def open_teacher(name: str, options: JobOptions) -> Kind:
+    """The shape of rows to train on, which takes the whole of each list."""
+    for flag, value in (("--top-n", options.selection.top_n), ("--threshold", options.selection.threshold)):
+        if value is not None:
+            raise UsageError(
+                f"{flag}: rows of {name} are chosen from the whole list", hint="`--negatives N` says how many it takes"
+            )
+    by_field = options.teacher.positive_field is not None
+    return teacher_kind(name, options.teacher, read_qrels(options.qrels) if options.qrels and not by_field else None)
 
 
 def refuse_no_place(shape: Shape, calibration: Calibration | None) -> None:

@@ -21,6 +21,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
+from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.inputs import can_be_reread, count_lines, count_rows, resolve_inputs
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
@@ -189,6 +190,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         precision = PrecisionCheck(options.check_precision, options.pool, destination.state, destination.notes, note)
     output = WindowWriter(
         destination, options.selection, totals.counts, whole=options.pairs, on_error=watcher.on_error,
+        count_empty=options.names.out_format in TEACHER_FORMATS,
         released=stop if options.names.output == STDOUT else None,
     )  # fmt: skip
     resume = Resume(
@@ -239,7 +241,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
                 options.error_limit.check(totals.counts, last=False)
         options.error_limit.check(totals.counts, last=True)
         refuse_worse(totals, destination, options)
-        output.finish()
+        output.finish(note)
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # before the report reads them again: one may be a pipe by now
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()

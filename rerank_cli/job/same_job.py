@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import rerank_cli
+from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.compression import SUFFIXES
 from rerank_cli.formats.inputs import Input
 from rerank_cli.job.options import STDOUT, JobOptions, Names
@@ -121,6 +122,8 @@ def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
     fields["shard"] = options.shard and "{}/{}".format(*options.shard)
     # Only where they are given: unfinished runs of versions without them are known by what they had.
     fields["blend"] = options.blend and str(options.blend)
+    if options.names.out_format not in TEACHER_FORMATS:
+        del fields["teacher"]
     for name in ("depth", "blend"):
         if fields[name] is None:
             del fields[name]

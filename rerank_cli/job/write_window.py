@@ -12,7 +12,7 @@ from rerank_cli.formats.sinks import BestSink
 from rerank_cli.job.output import Destination
 from rerank_cli.job.ranking import select
 from rerank_cli.job.stop import Stop
-from rerank_cli.records import Counts, RowError
+from rerank_cli.records import Counts, RankedList, RowError
 
 if TYPE_CHECKING:
     from rerank_cli.job.scoring_loop import ScoredWindow
@@ -28,6 +28,7 @@ class WindowWriter:
         whole: Keep the best rows until the end.
         released: The `Stop` of a run to a pipe. Its reader may be busy or asleep, and a request does not wait for it.
         on_error: Told of each bad row.
+        count_empty: Count lists that give no row (rows to train on).
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class WindowWriter:
         whole: bool = False,
         released: Stop | None = None,
         on_error: Callable[[RowError], None] | None = None,
+        count_empty: bool = False,
     ) -> None:
+        self._count_empty = count_empty
         self._destination, self._counts, self._on_error = destination, counts, on_error
         self.best: BestSink | None = None
         """Keeps the best rows of the whole run."""
@@ -55,14 +58,24 @@ class WindowWriter:
             len(item.ranking) - len(less.ranking) for item, less in zip(window.ranked, kept, strict=True)
         )
         with self._released.released() if self._released else nullcontext():
-            self._counts.output_rows += (self.best or self._destination.sink).write(kept)
+            self._counts.output_rows += self._write(kept)
         for error in window.errors:
             self._destination.errors.write(error)
             if self._on_error:
                 self._on_error(error)
 
-    def finish(self) -> None:
-        """Write the best rows of the whole run, if they were kept."""
+    def _write(self, kept: list[RankedList]) -> int:
+        sink = self.best or self._destination.sink
+        if not self._count_empty:
+            return sink.write(kept)
+        rows = [sink.write([item]) for item in kept]
+        self._counts.lists_without_rows += rows.count(0)
+        return sum(rows)
+
+    def finish(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Write the best rows of the whole run, if they were kept; say what gave no row."""
+        if empty := self._counts.lists_without_rows:
+            note(f"note: {empty:,} lists gave no row: too few negatives lie below their positives by the margins")
         if self.best:
             self._counts.output_rows += self.best.finish()
             self._counts.dropped += self.best.dropped

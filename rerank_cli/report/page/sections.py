@@ -21,6 +21,7 @@ _COUNTS = {
     "output_rows": "rows written", "lists": "lists", "pairs": "pairs",
     "pairs_scored": "distinct pairs, read once", "tokens": "tokens", "computed_tokens": "tokens with padding",
     "truncated": "pairs cut to fit", "chunked": "passages in chunks", "dropped": "passages that were not selected",
+    "lists_without_rows": "lists with too few negatives for a row",
     "ties": "neighbours with equal scores", "empty_queries": "empty queries", "empty_passages": "empty passages",
     "images": "images", "tiles": "tiles of images", "image_tokens": "tokens of images",
     "retiled": "images in fewer tiles to fit", "out_of_memory_splits": "batches that did not fit in memory",

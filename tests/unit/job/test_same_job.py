@@ -53,10 +53,10 @@ def test_an_option_that_decides_bytes_counts(options: JobOptions, name: str) -> 
 
 def test_every_option_counts_or_is_known_not_to(options: JobOptions) -> None:
     counted = {field.name for field in fields(JobOptions)} - FREE
-    assert counted - set(CHANGED) == {"fields", "images", "depth", "blend"}
+    assert counted - set(CHANGED) == {"fields", "images", "depth", "blend", "teacher"}
     values = asdict(options)
     leaves = (
-        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted) - 4
+        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted - {"teacher"}) - 4
     )  # origins; depth and blend only where given; what a calibration makes of a score
     others = {"input formats", "output format", "versions", "cpu", "--embeddings", "--per-query"}
     assert len(set(asked(options)) - others) == leaves  # so no two have one name
