@@ -41,7 +41,8 @@ _TYPED_AS = {
     "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
     "fields.text": "--text-field", "fields.id": "--id-field", "fields.image": "--image-field",
     "images.max_tiles": "--max-input-tiles", "images.max_pixels": "--max-image-pixels",
-    "teacher.relevant_from": "--positive-from", "taken_as": "--as", "request.engine_count": "--engines", "request.gpus": "--device cuda:",
+    "teacher.relevant_from": "--positive-from",
+    "taken_as": "--as", "request.engine_count": "--engines", "request.gpus": "--device cuda:",
     "selection.score": "score", "request.assume_cuda": "CUDA is assumed",
 }  # fmt: skip
 """Fields of the options that are not named as their option is, or have none."""
