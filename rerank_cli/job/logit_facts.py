@@ -31,6 +31,7 @@ _LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy")
 # What moves kernels of torch, oneDNN and MKL from outside.
 _SWITCHES = ("ONEDNN_", "DNNL_", "MKL_", "ATEN_", "TORCH_", "PYTORCH_", "NVIDIA_TF32_", "CUBLAS_", "CUDNN_")
 _BESIDE_KERNELS = re.compile(r", calibrated on \d+ pairs|; \d+ processes$")  # what engines add for people
+_IDLE_SWITCHES = ("_CACHE", "VERBOSE", "_LOG")  # this program sets one for its commands, and none for Python programs
 _SUMS_GO_BY_THREADS = ("bf16", "int8")
 
 
@@ -59,7 +60,11 @@ def logit_facts(options: JobOptions, prepared: PreparedModel, plan: Plan, kernel
             "unicode": unicodedata.unidata_version,
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
-        "switches": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SWITCHES)},
+        "switches": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_SWITCHES) and not any(idle in name for idle in _IDLE_SWITCHES)
+        },
         **{name: getattr(options, name) for name in ("truncate", "special_tokens", "instruction", "label")},
         **{name: getattr(options, name) for name in ("taken_as", "max_unknown")},
     }

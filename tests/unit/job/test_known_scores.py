@@ -136,6 +136,8 @@ def test_what_decides_a_logit_is_part_of_its_key(tmp_path: Path, monkeypatch) ->
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert found() == 0
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    assert found() > 50
     monkeypatch.setattr("rerank_cli.__version__", "9.9.9")
     assert found() == 0
     monkeypatch.undo()
