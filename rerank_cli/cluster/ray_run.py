@@ -1,4 +1,4 @@
-"""A run on a Ray cluster from options to manifest: what is there already, what is left, and that all is done."""
+"""A run on a Ray cluster, from options to manifest: skip finished parts, score the others, write the manifest."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from rerank_cli.storage import refuse_url
 
 SCHEMA = "rerank-cli/manifest/1"
 
-_SETTLED_SECONDS = 2.5  # a file that was written just now cannot be told from one that is written again
-_HASH_SECONDS = 60.0  # for the inputs, beside the run before
+_SETTLED_SECONDS = 2.5  # a change of a file that was written just now would not show in its times
+_HASH_SECONDS = 60.0  # limit for hashing the inputs, which begins after the run
 
 
 def run_on_ray(
     options: JobOptions, cluster: ClusterOptions, watcher: Watcher | None = None, *, stop: Stop | None = None
 ) -> Outcome:
-    """Rerank files into the folder `options.names.output`; raises `RerankError` for what stops it.
+    """Rerank files into the folder `options.names.output`; raises `RerankError` for what stops the run.
 
-    What is finished then is kept, and the same call goes on.
+    Finished parts are kept, and the same call resumes the run.
     """
     watcher, stop = watcher or Watcher(), stop or Stop()
     began = time.perf_counter()
@@ -47,7 +47,7 @@ def run_on_ray(
             if options.restart:
                 folder.clear(finished=options.overwrite)
             elif (manifest := folder.finished(fingerprint)) is not None:
-                return _outcome(manifest, folder, was_done=True)
+                return _make_outcome(manifest, folder, was_done=True)
             with connected(cluster) as ray:
                 room = room_for(ray.cluster_resources(), options, cluster)
                 tasks = folder.tasks(fingerprint)
@@ -63,11 +63,11 @@ def run_on_ray(
             if progress.counts.rows_in and not progress.counts.rows_out:
                 raise nothing_scored(progress.counts.rows_in, manifest["first_error"], str(folder.path / "_rerank"))
             folder.finish(manifest)
-            return _outcome(manifest, folder, was_done=False)
+            return _make_outcome(manifest, folder, was_done=False)
 
 
 def refuse_unusable_on_cluster(options: JobOptions) -> None:
-    """What has no meaning where many write at once."""
+    """Refuse options that have no meaning where many processes write at once."""
     names = options.names
     if names.output == "-":
         raise UsageError("--engine ray: writes a folder, not stdout", hint="name it with `-o`")
@@ -90,7 +90,7 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
 
 
 def _fingerprint(options: JobOptions, files: Sequence[tuple[str, str]], folder: OutputFolder) -> Fingerprint:
-    """Of the whole run; which engines do it is not in the bytes."""
+    """Make the fingerprint of the whole run; the number of engines is left out, as it does not change the output."""
     paths = tuple(path for path, _ in files)
     youngest = max(Path(path).stat().st_ctime for path in paths if Path(path).exists())
     if (missing := youngest + _SETTLED_SECONDS - time.time()) > 0:
@@ -112,7 +112,7 @@ def _manifest(
     room: Room,
     seconds: float,
 ) -> dict[str, Any]:
-    """The document that says that all is there."""
+    """Make the manifest, whose presence says that the run is complete."""
     reports = [progress.reports[task.name] for task in tasks]
     counts, timing = progress.counts, Timing()
     for report in reports:
@@ -149,15 +149,15 @@ def _manifest(
             "pairs_per_second": round(counts.pairs / spent, 3),
             "tokens_per_second": round(counts.tokens / spent, 1),
         },
-        **_stored(reports),
+        **_sum_stores(reports),
         "first_error": first,
         "job": fingerprint.document(),
         "parts": parts,
     }
 
 
-def _stored(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the parts say of the store together; nothing where none was asked for."""
+def _sum_stores(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the parts report of the store; empty where no store was used."""
     parts = [report["store"] for report in reports if "store" in report]
     if not parts:
         return {}
@@ -173,7 +173,7 @@ def _stored(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _outcome(manifest: dict[str, Any], folder: OutputFolder, *, was_done: bool) -> Outcome:
+def _make_outcome(manifest: dict[str, Any], folder: OutputFolder, *, was_done: bool) -> Outcome:
     counts = Counts(**manifest["counts"])
     first = manifest["first_error"]
     errors = str(folder.path / "_rerank") if counts.rows_error else None

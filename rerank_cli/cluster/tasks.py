@@ -1,8 +1,8 @@
-"""What a run on a cluster is cut into: whole files, and parts of files where there are few of them.
+"""Tasks of a run on a cluster: whole files, or parts of files where there are few files.
 
-A part is what `--shard i/n` does of a file, so whole queries and whole windows, and the parts of a file, one behind the
-other, are what one run of that file writes. The list is made once, when a run begins, and kept with it: a run that is
-continued on a cluster of another size does the same parts.
+A part is what `--shard i/n` reads of a file: whole queries and whole windows. The outputs of all parts, concatenated in
+order, are what one run of the file writes. The list of tasks is made once, when a run begins, and kept with the run. A
+run that is resumed on a cluster of another size therefore does the same parts.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from rerank_cli.formats.parts import data_files
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.output_format import output_format
 
-_TASKS_PER_ENGINE = 4  # so that none waits long for the last one of another
-_LEAST_ROWS = 50  # of a part; a part reads its file from the start, and smaller ones cost more than they bring
+_TASKS_PER_ENGINE = 4  # so that no engine waits long for the last task of another
+_LEAST_ROWS = 50  # of a part: each reads its file from the start, so a smaller one costs more than it saves
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Part `shard` (from 1) of `shards` of a file. input: its absolute path. name: of the output, in the folder."""
+    """Part `shard` of `shards` of a file."""
 
-    input: str
-    name: str
-    shard: int = 1
+    input: str  # absolute path of the file
+    name: str  # of the output, in the output folder
+    shard: int = 1  # from 1
     shards: int = 1
 
 
 def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Each file of `paths` as (absolute path, name without suffixes); folders give what they hold, sorted by name.
+    """List the files of `paths`, each as (absolute path, name without suffixes).
 
-    Hidden files and those that begin with `_` are no data, as readers of such folders have it.
+    A folder stands for its files, sorted by name. Hidden files and those that begin with `_` are skipped, as readers of
+    such folders do.
     """
     found: list[tuple[str, str]] = []
     for path in paths:
@@ -63,7 +64,7 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines: int) -> tuple[Task, ...]:
-    """The tasks of a run, some for each engine where the files have rows enough."""
+    """Cut a run into tasks: several for each engine where the files have enough rows."""
     inputs = resolve_inputs([path for path, _ in files], options.in_format, options.shape)
     wanted = engines * _TASKS_PER_ENGINE
     shards = [1] * len(files)
@@ -93,7 +94,7 @@ def _part(shard: int, shards: int) -> str:
 
 
 def _suffix(read: Input, options: JobOptions) -> str:
-    """Of the format that `--out-format` asks for; by default that of the input."""
+    """The suffix of the format that `--out-format` asks for; by default that of the input."""
     wanted = options.names.out_format
     if wanted == "auto":
         return {"parquet": ".parquet", "trec": ".trec"}.get(read.format, ".jsonl")

@@ -5,12 +5,12 @@ CUDA's rules, as the driver has them (CUDA C programming guide, "CUDA Environmen
 
 * The list is of integers or of UUIDs, by its first entry. An entry of the other kind, an unknown or ambiguous one, or a
   negative number ends the list: what stands before it counts. So `""` and `-1` show nothing.
-* A UUID may be cut short as long as it names one device. A number may have anything after its digits.
-* One device named twice: nothing is visible.
+* A prefix of a UUID is enough where only one device has it. A number may have anything after its digits.
+* Nothing is visible where one device is named twice.
 * A MIG instance is named by its own UUID, or by `MIG-GPU-<uuid>/<gpu instance>/<compute instance>`.
 
 Integers follow CUDA_DEVICE_ORDER. NVML's order is PCI_BUS_ID; the default is FASTEST_FIRST, which is the same only
-where all GPUs are equal. On a mixed machine the answer is a guess, and says so.
+where all GPUs are equal. On a mixed machine the numbers are a guess, and a warning says so.
 
 MIG (MIG user guide, "Device enumeration"): a process sees one MIG instance, the first of those visible, and beside it
 no whole GPU.
@@ -35,10 +35,10 @@ _NO_INSTANCE = "MIG is enabled and has no instance; `sudo nvidia-smi mig -cgi PR
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """The GPUs with `cuda_index` and `reason` set. certain: the numbers are CUDA's for sure."""
+    """The GPUs as CUDA numbers them."""
 
-    gpus: tuple[Gpu, ...]
-    certain: bool
+    gpus: tuple[Gpu, ...]  # with `cuda_index` and `reason` set
+    certain: bool  # the numbers are certainly CUDA's
     warnings: tuple[str, ...]
 
 
@@ -51,16 +51,23 @@ def apply_visibility(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> Vis
     value = environment.get(VARIABLE)
     setting = f"`{VARIABLE}={clean(value) or ''}`"
     warnings: list[str] = []
-    named = [(gpu.index, None) for gpu in gpus] if value is None else _named(value, setting, gpus, warnings)
+    named = [(gpu.index, None) for gpu in gpus] if value is None else _list_named(value, setting, gpus, warnings)
     order = _expand(named, gpus, warnings)
-    doubts = _doubts(value, environment, gpus, order)
+    doubts = _find_doubts(value, environment, gpus, order)
     numbers = {name: number for number, name in enumerate(order)}
     numbered = tuple(_number(gpu, numbers, set(named), f"hidden by {setting}") for gpu in gpus)
     return Visible(numbered, not doubts, (*warnings, *doubts))
 
 
-def _named(value: str, setting: str, gpus: Sequence[Gpu], warnings: list[str]) -> list[_Name]:
-    """What the variable names, in its order. setting: how messages call it."""
+def _list_named(value: str, setting: str, gpus: Sequence[Gpu], warnings: list[str]) -> list[_Name]:
+    """List what the variable names, in its order.
+
+    Args:
+        value: The value of the variable.
+        setting: The variable and its value, as messages show them.
+        gpus: The GPUs of the machine.
+        warnings: Takes what CUDA ignores, and why.
+    """
     if not gpus:
         return []
     if not value.strip():
@@ -68,7 +75,7 @@ def _named(value: str, setting: str, gpus: Sequence[Gpu], warnings: list[str]) -
         return []
     entries: dict[str | int, str] = {}
     for text in value.split(","):
-        entry = _entry(text, value)
+        entry = _read_entry(text, value)
         if entry in entries:
             warnings.append(f"{setting} names `{clean(text)}` twice, so CUDA sees no GPU")
             return []
@@ -88,8 +95,13 @@ def _named(value: str, setting: str, gpus: Sequence[Gpu], warnings: list[str]) -
     return named
 
 
-def _entry(text: str, value: str) -> str | int:
-    """One entry as CUDA reads it: a UUID or a number, -1 where it is neither. value: the whole list."""
+def _read_entry(text: str, value: str) -> str | int:
+    """Read one entry as CUDA does: a UUID, a number, or -1 for anything else.
+
+    Args:
+        text: The entry.
+        value: The whole list, whose start decides between UUIDs and numbers.
+    """
     for prefix in ("GPU-", "MIG-"):
         if value.startswith(prefix):
             return text if text.startswith(prefix) else -1
@@ -98,24 +110,22 @@ def _entry(text: str, value: str) -> str | int:
 
 
 def _look_up(entry: str | int, gpus: Sequence[Gpu]) -> _Name | None:
-    """What an entry names, None where that is nothing or not clear."""
+    """Find what an entry names; None for an unknown or ambiguous entry."""
     if isinstance(entry, int):
         return (gpus[entry].index, None) if 0 <= entry < len(gpus) else None
-    return _by_prefix(entry, _gpu_names(gpus) if entry.startswith("GPU-") else _mig_names(gpus))
+    if entry.startswith("MIG-"):
+        return _find_by_prefix(entry, _list_mig_names(gpus))
+    return _find_by_prefix(entry, [(gpu.uuid, (gpu.index, None)) for gpu in gpus if gpu.uuid])
 
 
-def _by_prefix(entry: str, candidates: list[tuple[str, _Name]]) -> _Name | None:
+def _find_by_prefix(entry: str, candidates: list[tuple[str, _Name]]) -> _Name | None:
     exact = {name for text, name in candidates if text == entry}
     found = exact or {name for text, name in candidates if text.startswith(entry)}
     return found.pop() if len(found) == 1 else None
 
 
-def _gpu_names(gpus: Sequence[Gpu]) -> list[tuple[str, _Name]]:
-    return [(gpu.uuid, (gpu.index, None)) for gpu in gpus if gpu.uuid]
-
-
-def _mig_names(gpus: Sequence[Gpu]) -> list[tuple[str, _Name]]:
-    """Every way to name a MIG instance."""
+def _list_mig_names(gpus: Sequence[Gpu]) -> list[tuple[str, _Name]]:
+    """List every name of every MIG instance."""
     names: list[tuple[str, _Name]] = []
     for gpu in gpus:
         for mig in gpu.mig_instances:
@@ -128,7 +138,7 @@ def _mig_names(gpus: Sequence[Gpu]) -> list[tuple[str, _Name]]:
 
 
 def _expand(named: Sequence[_Name], gpus: Sequence[Gpu], warnings: list[str]) -> list[_Name]:
-    """What CUDA shows of the named: GPUs that work, or one MIG instance alone."""
+    """Keep what CUDA shows of the named GPUs: those that work, or one MIG instance alone."""
     by_index = {gpu.index: gpu for gpu in gpus}
     whole: list[_Name] = []
     slices: list[_Name] = []
@@ -147,10 +157,13 @@ def _expand(named: Sequence[_Name], gpus: Sequence[Gpu], warnings: list[str]) ->
     return slices[:1] or whole
 
 
-def _doubts(
+def _find_doubts(
     value: str | None, environment: Mapping[str, str], gpus: Sequence[Gpu], order: Sequence[_Name]
 ) -> list[str]:
-    """Why the numbers given may not be CUDA's; empty by UUID, and where all GPUs are alike and well."""
+    """Say why the numbers may differ from CUDA's.
+
+    UUIDs leave no doubt, and neither do equal GPUs that all work.
+    """
     if not order or len(gpus) == 1 or (value is not None and value.startswith(("GPU-", "MIG-"))):
         return []
     doubts = []
@@ -167,19 +180,19 @@ def _doubts(
 
 
 def _number(gpu: Gpu, numbers: Mapping[_Name, int], named: set[_Name], hidden: str) -> Gpu:
-    """The GPU with its CUDA number, or with the reason why it has none."""
+    """Set the CUDA number of a GPU, or the reason why it has none."""
     is_named = any(index == gpu.index for index, _ in named)
     if gpu.mig == "enabled":
         instances = tuple(_number_instance(gpu.index, mig, numbers, named, hidden) for mig in gpu.mig_instances)
-        return replace(gpu, mig_instances=instances, reason=gpu.reason or (_of_mig(gpu) if is_named else hidden))
+        return replace(gpu, mig_instances=instances, reason=gpu.reason or (_explain_mig(gpu) if is_named else hidden))
     number = numbers.get((gpu.index, None))
     if number is not None or gpu.reason:
         return replace(gpu, cuda_index=number)
     return replace(gpu, reason=_NOT_BESIDE_MIG if is_named else hidden)
 
 
-def _of_mig(gpu: Gpu) -> str:
-    """Why a GPU in MIG mode is no device itself."""
+def _explain_mig(gpu: Gpu) -> str:
+    """Say why a GPU in MIG mode is not a device itself."""
     if gpu.mig_instances:
         return "MIG is enabled: work runs on its instances"
     return dict(gpu.unread).get("mig_instances", _NO_INSTANCE)

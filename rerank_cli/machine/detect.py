@@ -19,25 +19,17 @@ _TIMEOUT_SECONDS = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one process can use.
-
-    gpus: all that the driver counts, in its order, the unusable ones included.
-    driver, cuda: versions of the driver, and of CUDA that it can run.
-    reason: why NVML shows no GPU, None where it shows one.
-    order_certain: `cuda_index` is CUDA's own for sure.
-    torch: None where it is not installed, or where the machine was only described.
-    warnings: also those of each GPU, with its number.
-    """
+    """What one process can use."""
 
     cpu: Cpu
-    gpus: tuple[Gpu, ...] = ()
-    driver: str | None = None
-    cuda: str | None = None
-    reason: str | None = None
-    torch: TorchBuild | None = None
+    gpus: tuple[Gpu, ...] = ()  # all that the driver counts, in its order, unusable ones included
+    driver: str | None = None  # version of the driver
+    cuda: str | None = None  # newest CUDA that the driver runs
+    reason: str | None = None  # why NVML shows no GPU; None where it shows one
+    torch: TorchBuild | None = None  # None where torch is not installed, or the machine was only described
     cuda_visible_devices: str | None = None
-    order_certain: bool = True
-    warnings: tuple[str, ...] = ()
+    order_certain: bool = True  # every `cuda_index` is certainly CUDA's own
+    warnings: tuple[str, ...] = ()  # those of each GPU too, with its number
 
     @property
     def devices(self) -> tuple[CudaDevice, ...]:
@@ -53,9 +45,12 @@ def detect_machine(
     environment: Mapping[str, str] | None = None,
     root: Path = Path("/"),
 ) -> Machine:
-    """This machine, within about `timeout_seconds` whatever state the driver is in; never fails.
+    """Describe this machine; never fails.
 
-    environment: that of the child and of CUDA (`os.environ`). root: where `proc` and `sys` lie.
+    Args:
+        timeout_seconds: About how long a driver may take, whatever state it is in.
+        environment: The environment of CUDA and of the child that asks the driver (`os.environ`).
+        root: The folder that holds `proc` and `sys`.
     """
     environment = os.environ if environment is None else environment
     question = DriverQuestion(timeout_seconds, environment, root)
@@ -63,7 +58,10 @@ def detect_machine(
     torch = detect_torch_build()
     answer = question.answer(host_memory(root))
     visible = apply_visibility(answer.gpus, environment)
-    of_gpus = [f"GPU {gpu.index}{_named(gpu)}: {warning}" for gpu in visible.gpus for warning in gpu.warnings]
+    of_gpus = []
+    for gpu in visible.gpus:
+        name = f" ({gpu.name})" if gpu.name else ""
+        of_gpus += [f"GPU {gpu.index}{name}: {warning}" for warning in gpu.warnings]
     machine = Machine(
         cpu=cpu,
         gpus=visible.gpus,
@@ -92,7 +90,8 @@ def torch_warnings(machine: Machine) -> list[str]:
     if torch is None:
         return [f"torch is not installed, so the GPU stays idle; {_remedy(driver_cuda)}"]
     if torch.accelerator != "cuda":
-        build = f"GPU present, but torch {torch.version} is a {_kind(torch)} build and cannot use it"
+        kind = {"cpu": "CPU", "rocm": "ROCm", "xpu": "XPU"}.get(torch.accelerator, torch.accelerator)
+        build = f"GPU present, but torch {torch.version} is a {kind} build and cannot use it"
         return [f"{build}; {_remedy(driver_cuda)}"]
     if torch.cuda and driver_cuda and _major(torch.cuda) > _major(driver_cuda):
         return [
@@ -111,14 +110,6 @@ def _remedy(driver_cuda: str | None) -> str:
     return f"install a CUDA build of torch{newest}: https://pytorch.org/get-started/locally"
 
 
-def _kind(torch: TorchBuild) -> str:
-    return {"cpu": "CPU", "rocm": "ROCm", "xpu": "XPU"}.get(torch.accelerator, torch.accelerator)
-
-
 def _major(version: str) -> int:
     head = version.partition(".")[0]
     return int(head) if head.isdecimal() else 0
-
-
-def _named(gpu: Gpu) -> str:
-    return f" ({gpu.name})" if gpu.name else ""

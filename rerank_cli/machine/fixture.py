@@ -190,7 +190,7 @@ _FIELDS: dict[type, dict[str, Callable[[Any, str], Any]]] = {
 
 
 def _read(kind: type[_T], document: Any, where: str) -> _T:
-    """An object of `kind`, each field read by its rule."""
+    """Read an object of `kind`, each field by its rule."""
     if not isinstance(document, Mapping):
         raise InputError(f"{where}: an object is wanted, not {_kind(document)}")
     rules = _FIELDS[kind]
@@ -201,7 +201,7 @@ def _read(kind: type[_T], document: Any, where: str) -> _T:
     try:
         return kind(**values)
     except TypeError:
-        known = dataclasses.fields(kind)  # type: ignore[arg-type]
+        known = dataclasses.fields(kind)  # type: ignore[arg-type]  # `_T` is not bound to dataclasses
         needed = [item.name for item in known if item.default is dataclasses.MISSING and item.name not in values]
         raise InputError(f"{where}: missing {', '.join(f'`{name}`' for name in needed)}") from None
 

@@ -157,7 +157,7 @@ def parse_gpu(text: str, index: int = 0) -> Gpu:
     GB is 10^9 bytes and GiB 2^30. The name may hold blanks, or hyphens in their place.
     """
     if (card := find_card(text)) is not None:
-        return _described(index, card.full_name, card.compute_capability, card.total_bytes)
+        return _make_gpu(index, card.full_name, card.compute_capability, card.total_bytes)
     if re.match(r"\s*[A-Za-z][^:]*$", text):
         names = {name.casefold(): name for name in (card.name for card in CARDS)}
         near = [names[name] for name in get_close_matches(text.strip().casefold(), names, n=3)]
@@ -178,10 +178,10 @@ def parse_gpu(text: str, index: int = 0) -> Gpu:
     total = round(float(size[1]) * _UNITS[size[2]])
     if total <= 0:
         raise UsageError(f"--gpu {text}: a GPU without memory runs nothing", hint=_EXAMPLE)
-    return _described(index, name.strip() or None, (int(parts[1]), int(parts[2])), total)
+    return _make_gpu(index, name.strip() or None, (int(parts[1]), int(parts[2])), total)
 
 
-def _described(index: int, name: str | None, capability: tuple[int, int], total: int) -> Gpu:
+def _make_gpu(index: int, name: str | None, capability: tuple[int, int], total: int) -> Gpu:
     return Gpu(
         index=index,
         name=name,

@@ -141,12 +141,12 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
         free_bytes=free,
         memory_source=source,
         mig=mig,
-        mig_instances=_instances(index, answers),
+        mig_instances=_read_instances(index, answers),
         ecc=_mode(said.get("ecc")),
         throttling=tuple(text for bit, (text, _) in _THROTTLING.items() if throttling & bit),
         processes=_other_processes(said.get("processes") or ()),
         virtualization=_VIRTUALIZATION.get(said.get("virtualization", -1)),
-        reason=_unusable(index, answers),
+        reason=_explain_unusable(index, answers),
         warnings=tuple(_warnings(said)),
         unread=tuple(unread.items()),
     )
@@ -161,10 +161,10 @@ def _is_unknown(device: Device, name: str) -> bool:
     return device.failed.get(name, (None, ""))[0] in (nvml.NOT_SUPPORTED, nvml.FUNCTION_NOT_FOUND)
 
 
-def _unusable(index: int, answers: Answers) -> str | None:
-    """Why work cannot run on this GPU, or None."""
+def _explain_unusable(index: int, answers: Answers) -> str | None:
+    """Say why work cannot run on this GPU; None where it can."""
     device = answers.device((index, None))
-    if dead := _dead(device):
+    if dead := _find_death(device):
         return dead
     if "handle" in device.failed:
         return device.failed["handle"][1]
@@ -176,7 +176,7 @@ def _unusable(index: int, answers: Answers) -> str | None:
     return None
 
 
-def _dead(device: Device) -> str | None:
+def _find_death(device: Device) -> str | None:
     return next((text for code, text in device.failed.values() if code in _DEAD), None)
 
 
@@ -199,18 +199,18 @@ def _shares_memory(name: str | None, capability: tuple[int, int] | None) -> bool
     return bool(name and _SHARED_MEMORY_NAME.search(name)) or capability in _SHARED_MEMORY_CAPABILITIES
 
 
-def _instances(gpu: int, answers: Answers) -> tuple[MigInstance, ...]:
-    """The MIG instances of a GPU; an empty slot is none."""
+def _read_instances(gpu: int, answers: Answers) -> tuple[MigInstance, ...]:
+    """Read the MIG instances of a GPU; empty slots are skipped."""
     slots = sorted(of[1] for of in answers.devices if of[0] == gpu and of[1] is not None)
     empty = (nvml.NOT_FOUND, nvml.INVALID_ARGUMENT)
     return tuple(
-        _instance(gpu, slot, answers)
+        _read_instance(gpu, slot, answers)
         for slot in slots
         if answers.device((gpu, slot)).failed.get("handle", (None, ""))[0] not in empty
     )
 
 
-def _instance(gpu: int, slot: int, answers: Answers) -> MigInstance:
+def _read_instance(gpu: int, slot: int, answers: Answers) -> MigInstance:
     device = answers.device((gpu, slot))
     said = device.said
     unread = answers.unread((gpu, slot), nvml.MIG_QUESTIONS)
@@ -232,7 +232,7 @@ def _instance(gpu: int, slot: int, answers: Answers) -> MigInstance:
         free_bytes=free,
         gpu_instance=said.get("gpu_instance"),
         compute_instance=said.get("compute_instance"),
-        reason=_dead(device) if "handle" in device.said else answers.why((gpu, slot), "handle"),
+        reason=_find_death(device) if "handle" in device.said else answers.why((gpu, slot), "handle"),
         unread=tuple(unread.items()),
     )
 
@@ -262,12 +262,12 @@ def _warnings(said: dict[str, Any]) -> list[str]:
 
 
 def _other_processes(said: Sequence[Sequence[int | None]]) -> tuple[GpuProcess, ...]:
-    """The processes of others. Jetsons were seen to list process 0 (wentbackward/nv-monitor#17)."""
+    """All processes but this one. Process 0 is skipped: Jetsons list it (wentbackward/nv-monitor#17)."""
     return tuple(GpuProcess(pid, used) for pid, used in said if pid and pid != os.getpid())
 
 
 def _mode(said: list[int] | None) -> str | None:
-    """The mode of now, of NVML's (now, after the next reset)."""
+    """The current mode; NVML gives the current one and that after the next reset."""
     return _MODES.get(said[0]) if said else None
 
 

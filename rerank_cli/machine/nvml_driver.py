@@ -105,7 +105,7 @@ class DriverQuestion:
         silence = f"the NVIDIA driver does not answer within {self._timeout_seconds:g} s"
         answers = collect(lines)
         if not answers.done:
-            answers.silence = silence if ended == "timeout" else _how_it_ended(code)
+            answers.silence = silence if ended == "timeout" else _describe_end(code)
         return _interpret(answers, host)
 
     def _read(self, child: subprocess.Popen[bytes]) -> tuple[list[bytes], str]:
@@ -154,9 +154,11 @@ def library_is_absent(environment: Mapping[str, str], root: Path = Path("/")) ->
 
 
 def _dismiss(child: subprocess.Popen[bytes], *, willing: bool) -> int | None:
-    """End the child and give its exit status, None where it hangs in the driver and cannot even be killed.
+    """End the child; returns its exit status, or None where it hangs in the driver and cannot be killed.
 
-    willing: it is about to end by itself.
+    Args:
+        child: The process that asks NVML.
+        willing: The child is about to end by itself.
     """
     assert child.stdout is not None
     child.stdout.close()
@@ -172,18 +174,18 @@ def _dismiss(child: subprocess.Popen[bytes], *, willing: bool) -> int | None:
         return None
 
 
-def _how_it_ended(code: int | None) -> str:
+def _describe_end(code: int | None) -> str:
     if code is not None and code < 0:
         return f"the NVIDIA driver library crashed ({signal.strsignal(-code)})"
     return f"the process that asks NVML ended early, with exit status {code}"
 
 
 def _interpret(answers: Answers, host: HostMemory) -> DriverAnswer:
-    """The answer in what the child has said."""
+    """Make the answer from what the child has said."""
     if answers.fault:
         return DriverAnswer(reason=_describe_fault(*answers.fault))
     system = answers.device(SYSTEM).said
-    driver, cuda = clean(system.get("driver")), _cuda_version(system.get("cuda"))
+    driver, cuda = clean(system.get("driver")), _format_cuda_version(system.get("cuda"))
     if "count" not in system:
         reason = f"no GPU is known: {answers.why(SYSTEM, 'count')}{'' if answers.done else _HANG_HINT}"
         return DriverAnswer(driver=driver, cuda=cuda, reason=reason)
@@ -201,12 +203,12 @@ def _describe_fault(code: int | None, text: str) -> str:
 
 
 def _describe_silence(answers: Answers, gpus: Sequence[Gpu]) -> str:
-    """Who has not answered what."""
+    """Name the questions without an answer, by GPU."""
     asked = {f"GPU {gpu.index}": answers.pending(gpu.index) for gpu in gpus} | {"the driver": answers.pending(None)}
     silent = [f"{who} ({', '.join(pending)})" for who, pending in asked.items() if pending]
     return f"{answers.silence}{': ' if silent else ''}{', '.join(silent)}{_HANG_HINT}"
 
 
-def _cuda_version(said: int | None) -> str | None:
+def _format_cuda_version(said: int | None) -> str | None:
     """`13.0` for NVML's 13000."""
     return f"{said // 1000}.{said % 1000 // 10}" if said else None

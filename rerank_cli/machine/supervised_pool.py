@@ -1,11 +1,11 @@
-"""Processes that work for this one, and what becomes of a process that ends by itself.
+"""Pools of worker processes, and what happens when a worker ends by itself.
 
-A pool has workers, each with the work it has in hand, and work that waits. A worker that ends by itself (killed for its
-memory, a fault of a library or driver) is taken out of the pool. The kind of pool decides what becomes of its work:
-whether it is cut in halves or tried alone, and when it is given up. Where many end one after another and nothing is
-done in between, it is not the work, and the run stops.
+A pool has workers, each with work in hand, and a queue of waiting work. A worker can end by itself: it is killed for
+its memory, or a library or driver fails. The pool then removes that worker. Each kind of pool decides what to do with the
+worker's work: halve it, try it alone, or give it up. The run stops when many workers end in a row and none has finished
+anything in between, because then the work is not the cause.
 
-All calls come from one thread. Nothing happens while nobody listens: what the workers say stays in their sockets.
+All calls come from one thread. Messages of the workers stay in their sockets until the pool listens.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from rerank_cli.machine.child_process import Child
 class Worker(Child):
     """A process of a pool."""
 
-    doing: deque[Any]  # the work in its hand, the first of it under way
-    is_ready = False  # it has started
+    doing: deque[Any]  # the work in hand; the first item is under way
+    is_ready = False  # the worker has started
 
 
 W = TypeVar("W", bound=Worker)
 
 
 class SupervisedPool(ABC, Generic[W]):
-    """Workers and what they say.
+    """Workers and their messages.
 
     Args:
         task: What a worker does and with what, for the message of a run that stops: `scores`, `pairs it is`.
         deaths: How many workers may end in a row, with nothing done in between.
-        on_note: Told what a user should know, such as a process that has died.
+        on_note: Takes what a user should know, such as the death of a process.
     """
 
     def __init__(self, task: tuple[str, str], *, deaths: int, on_note: Callable[[str], None] | None) -> None:
@@ -44,16 +44,16 @@ class SupervisedPool(ABC, Generic[W]):
         self._deaths_in_a_row = 0
         self._workers: list[W] = []
         self._waiting: deque[Any] = deque()
-        self._trace: str | None = None  # of the last fault that a process could tell
+        self._trace: str | None = None  # of the last fault that a process reported
 
     @abstractmethod
     def _hear(self, worker: W, message: Any) -> None:
-        """Take what a worker says; None where it has ended."""
+        """Handle a message of a worker; None where the worker has ended."""
 
     def _listen(self, seconds: float) -> list[W]:
-        """Hear the workers that say something within `seconds`, and return them."""
+        """Handle the messages that arrive within `seconds`; returns the workers that sent them."""
         by_connection = {worker.connection: worker for worker in self._workers}
-        ready = [by_connection[one] for one in wait(list(by_connection), seconds)]  # type: ignore[index]
+        ready = [by_connection[one] for one in wait(list(by_connection), seconds)]  # type: ignore[index]  # typeshed names more kinds than these connections
         for worker in ready:
             try:
                 message = worker.connection.recv()
@@ -63,7 +63,7 @@ class SupervisedPool(ABC, Generic[W]):
         return ready
 
     def _take_out(self, worker: W, reason: str | None) -> str:
-        """Part with a worker that has ended; returns how it ended, in place of a `reason` that nobody knows."""
+        """Remove a worker that has ended; returns `reason`, or how the process ended where `reason` is None."""
         ended = worker.end()
         self._workers.remove(worker)
         reason = reason or ended
