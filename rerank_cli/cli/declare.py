@@ -166,6 +166,7 @@ def takes(
         ]
         parameters.append(inspect.Parameter("help_all", _KEYWORD, annotation=_HELP_ALL, default=False))
         command.__name__, command.__doc__ = function.__name__, function.__doc__
+        # Typer reads the signature, and the help reads the rest: attributes that mypy does not know of a function.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.declared = {one.name: one for one in ordered}  # type: ignore[attr-defined]
         command.examples, command.exit_codes = examples, tuple(exit_codes)  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
 """Pools of worker processes, and what happens when a worker ends by itself.
 
 A pool has workers, each with work in hand, and a queue of waiting work. A worker can end by itself: it is killed for
-its memory, or a library or driver fails. The pool then removes that worker. Each kind of pool decides what to do with the
-worker's work: halve it, try it alone, or give it up. The run stops when many workers end in a row and none has finished
-anything in between, because then the work is not the cause.
+its memory, or a library or driver fails. The pool then removes that worker. Each kind of pool decides what to do with
+the worker's work: halve it, try it alone, or give it up. The run stops when many workers end in a row and none has
+finished anything in between, because then the work is not the cause.
 
 All calls come from one thread. Messages of the workers stay in their sockets until the pool listens.
 """

@@ -16,7 +16,7 @@ from functools import cache
 from typing import ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 2048

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name everybody knows)
+import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.errors import ModelError

@@ -28,7 +28,7 @@ from itertools import takewhile
 from typing import NotRequired, TypedDict
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint

@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint

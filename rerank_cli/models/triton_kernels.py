@@ -17,7 +17,7 @@ _GATE_BLOCK = 1024
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, out, size, epsilon, BLOCK: tl.constexpr):  # noqa: N803
+def _rms_norm_kernel(x, weight, out, size, epsilon, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK)
     inside = channels < size
@@ -36,7 +36,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 @triton.jit
-def _rotate_kernel(x, cosines, sines, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr):  # noqa: N803
+def _rotate_kernel(x, cosines, sines, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     head, channel = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (channel < half)
@@ -59,7 +59,7 @@ def rotate_(x: Tensor, cosines: Tensor, sines: Tensor) -> None:
 
 
 @triton.jit
-def _gate_kernel(gate, up, count, TANH: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+def _gate_kernel(gate, up, count, TANH: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     x = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
@@ -80,7 +80,7 @@ def gate_(gate: Tensor, up: Tensor, *, tanh: bool) -> Tensor:
 
 
 @triton.jit
-def _quantise_kernel(x, out, scales, size, BLOCK: tl.constexpr):  # noqa: N803
+def _quantise_kernel(x, out, scales, size, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK)
     inside = channels < size

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rerank_cli.checkpoint import read_checkpoint
