@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rerank_cli.errors import RerankError, printable
 
@@ -24,8 +24,33 @@ _LINE_EVERY_SECONDS = 30.0
 
 def say(text: str) -> None:
     """One line to stderr, made printable: a line break in it is one of a file's name or of data."""
-    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.write(wrapped(printable(text), sys.stderr) + "\n")
     sys.stderr.flush()
+
+
+def write(text: str) -> None:
+    """One line to stdout, likewise."""
+    sys.stdout.write(wrapped(printable(text), sys.stdout) + "\n")
+
+
+def wrapped(text: str, stream: TextIO, *, under: int | None = None) -> str:
+    """A line that is longer than the terminal, in several that break no word; in a file or a pipe as it is.
+
+    under: columns that the further lines are set in; as many as the first, where none are named.
+    """
+    if not stream.isatty():
+        return text
+    import shutil
+    import textwrap
+
+    columns = shutil.get_terminal_size().columns
+    if len(text) <= columns or max(map(len, text.split())) >= columns:  # a path is copied in one piece
+        return text
+    indent = " " * (len(text) - len(text.lstrip(" ")) if under is None else under)
+    lines = textwrap.wrap(
+        text, max(40, columns - 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)
 
 
 def say_error(error: RerankError) -> None:

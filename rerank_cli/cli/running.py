@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.cli.console import ProgressDisplay, forget_stdout, print_json, print_table, say
+from rerank_cli.cli.console import ProgressDisplay, forget_stdout, print_json, print_table, say, write
 from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.errors import StoppedError, UsageError, nothing_scored
 from rerank_cli.job.precision_check import LEAST_OVERLAP
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from rerank_cli.planning.run_plan import Plan
     from rerank_cli.records import Counts, RowError
 
+_ONE = {
+    "pairs were truncated": "pair was truncated",
+    "passages were scored in chunks": "passage was scored in chunks",
+    "images were cut in fewer tiles to fit": "image was cut in fewer tiles to fit",
+    "queries are empty": "query is empty",
+    "passages are empty": "passage is empty",
+}
+"""Notes of several things, as they are of one."""
 _LONG_SECONDS = 30  # of a run that would gain by being faster
 _SHOWN_ERRORS = 20  # bad rows that are told one by one where there is no errors file
 
@@ -164,7 +172,7 @@ def _summarise(outcome: Outcome, output: str) -> None:
     }
     for text, number in notes.items():
         if number:
-            say(f"note: {number:,} {text}")
+            say(f"note: {number:,} {text if number > 1 else _ONE[text]}")
     _warn_of_unknown(report.get("unknown_tokens"))
 
 
@@ -235,12 +243,14 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         "pairs that would be truncated": f"{result.truncated:,}",
         "pairs that cannot be scored": f"{result.unscorable:,}",
         **_unknown_facts(result.unknown_tokens),
-        "expected time": f"about {_duration(result.seconds)} (70 % of {result.gflops:,.0f} GFLOP/s, measured just now)",
-        **({"faster": told} if (told := faster_here(result.plan.device, result.plan.precision)) else {}),
+        "expected time": f"about {_duration(result.seconds)}",
         **{f"expected time on {one.gpu}": _elsewhere(one) for one in result.elsewhere},
         "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
     }
     print_table(["dry run", ""], [[name, value] for name, value in facts.items()])
+    write(f"expected time: at 70 % of {result.gflops:,.0f} GFLOP/s, measured just now")
+    if told := faster_here(result.plan.device, result.plan.precision):
+        write(f"faster: {told}")
     return _dry_exit_code(result, options)
 
 

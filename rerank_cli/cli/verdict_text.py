@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rerank_cli.cli.console import print_table
+from rerank_cli.cli.console import print_table, wrapped
 
 _SHOWN_QUERIES = 5
 
@@ -28,9 +28,15 @@ def notes_of(document: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _write(text: str) -> None:
+    """Lines that break no word on a terminal; a command stays one line that can be copied."""
+    lines = (one if one.lstrip().startswith("rerank-cli ") else wrapped(one, sys.stdout) for one in text.split("\n"))
+    sys.stdout.write("\n".join(lines))
+
+
 def print_answer(document: dict[str, Any]) -> None:
     """The verdict, and what stands below it."""
-    write = sys.stdout.write
+    write = _write
     for line in document.get("headline", ()):
         write(line + "\n")
     systems = document.get("systems", ())
@@ -63,7 +69,7 @@ def print_answer(document: dict[str, Any]) -> None:
 
 def _print_use(system: dict[str, Any]) -> None:
     use = system["use"]
-    write = sys.stdout.write
+    write = _write
     write(f"\nHow to use the scores of {system['file']}\n")
     if reason := use.get("reason"):
         write(f"  not looked at: {reason}\n")
@@ -94,15 +100,13 @@ def _print_use(system: dict[str, Any]) -> None:
 
 def _print_limits(system: dict[str, Any]) -> None:
     limits, metric = system["limits"], system["measures"][0]["metric"]
-    write = sys.stdout.write
+    write = _write
     write(f"What limits {system['file']}\n")
     write(f"  a perfect order of the same candidates has {metric} {limits['perfect_order']:.4f}\n")
-    if limits["without_relevant_candidate"]:
+    if count := limits["without_relevant_candidate"]:
         examples = ", ".join(limits["examples_without"])
-        write(
-            f"  {limits['without_relevant_candidate']:,} queries have no relevant candidate, which no reranker can "
-            f"mend: {examples}\n"
-        )
+        have = "query has" if count == 1 else "queries have"
+        write(f"  {count:,} {have} no relevant candidate, which no reranker can mend: {examples}\n")
     if limits["judged_in_top_10"] is not None:
         write(f"  {limits['judged_in_top_10']:.0%} of the ten best passages are judged\n")
     if kept := limits["condensed"]:
@@ -117,7 +121,7 @@ def _print_limits(system: dict[str, Any]) -> None:
 
 def _print_probabilities(system: dict[str, Any]) -> None:
     """How well scores tell relevance, and the threshold that was asked for."""
-    found, write = system["probabilities"], sys.stdout.write
+    found, write = system["probabilities"], _write
     if "reason" not in found:
         write(f"How probable relevance is by the score, in {system['file']}\n")
         errors = ", ".join(f"{kind} {one['ece']:.3f}" for kind, one in found["checked"].items())
@@ -150,7 +154,7 @@ def _interval(threshold: dict[str, Any]) -> str:
 def print_calibration(path: str, calibration: dict[str, Any]) -> None:
     """Where the calibration is, and how it is used."""
     facts = calibration["fitted_on"]
-    sys.stdout.write(
+    _write(
         f"\n{path}: {calibration['kind']}, fitted on {facts['passages']:,} passages of {facts['queries']:,} queries, "
         f"{facts['relevant']:,} of them relevant; of {calibration['model']['name']} alone\n"
         f"  rerank-cli rerank-file IN -o OUT --calibration {path}\n"

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from rerank_cli import __version__
+from rerank_cli.cli.console import wrapped
 from rerank_cli.cli.declare import SAY, option, takes
 from rerank_cli.errors import printable
 
@@ -19,6 +20,7 @@ _LIBRARIES = (
     "typer", "rich", "nvidia-ml-py", "ray",
 )  # fmt: skip
 _VARIABLES = ("RERANK_", "NIM_", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_", "OMP_", "PYTORCH_", "TORCH_")
+_NAMES = 17  # columns of the names
 
 OPTIONS = [
     option(
@@ -37,7 +39,8 @@ What a bug report should hold:
 def version(context: typer.Context, *, verbose: bool, **given: Any) -> int:
     """Print the version, and on request what it runs with."""
     lines = list(_facts()) if verbose else []
-    sys.stdout.write("\n".join([f"rerank-cli {__version__}", *map(printable, lines)]) + "\n")
+    shown = [wrapped(printable(line), sys.stdout, under=_NAMES + 2) for line in lines]
+    sys.stdout.write("\n".join([f"rerank-cli {__version__}", *shown]) + "\n")
     return 0
 
 
@@ -81,4 +84,4 @@ def _version_of(name: str) -> str:
 
 
 def _fact(name: str, value: str) -> str:
-    return f"{name:<14}  {value}"
+    return f"{name:<{_NAMES}}  {value}"

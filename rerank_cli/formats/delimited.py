@@ -274,7 +274,8 @@ class _Reader:
         if not cells[0] and len(cells) > 1:
             cells = ["Unnamed: 0", *cells[1:]]  # the index that pandas has written; it calls it so when it reads
         if not all(cells):
-            raise InputError(f"{where}: the header has a column without a name")
+            place = next(n for n, cell in enumerate(cells, 1) if not cell)
+            raise InputError(f"{where}: the header has no name for column {place} of {len(cells)}")
         if all(map(_NUMBER.fullmatch, cells)) and cells != list(map(str, range(len(cells)))):  # of pandas without names
             raise self._no_header(where, cells)
         if odd := next((cell for cell in cells if cell.strip() != cell and cell.strip() in KNOWN_FIELDS), None):

@@ -234,7 +234,10 @@ class _Frame:
             if self._columns.count(name) != 1:
                 found = ", ".join(f"`{column}`" for column in self._columns) or "no columns"
                 times = "occurs several times" if name in self._columns else "is missing"
-                raise InputError(f"column `{name}` {times}; the frame has {found}")
+                raise InputError(
+                    f"column `{name}` {times}; the frame has {found}",
+                    hint="`query_field`, `passages_field` (lists) and `text_field` (a passage a row) name the columns",
+                )
         return list(_rows_of_frame(self._frame, list(read)))
 
     def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:

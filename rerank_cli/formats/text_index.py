@@ -138,7 +138,9 @@ def _opened(path: str) -> BinaryIO:
             shutil.copyfileobj(packed, plain)
         except OSError as error:
             plain.close()
-            raise InputError(f"{path}: cannot be unpacked: {error.strerror or error}", hint="set TMPDIR") from error
+            raise InputError(
+                f"{path}: cannot be unpacked: {error.strerror or error}", hint="set TMPDIR to a folder with room"
+            ) from error
         return plain
 
 

@@ -136,8 +136,9 @@ def _read_shape(checkpoint: Checkpoint) -> LlamaShape:
             "causal attention only",
             hint="LlamaBidirectionalForSequenceClassification is computed without",
         )
-    if set(checkpoint.config.get("layer_types") or ["full_attention"]) != {"full_attention"}:
-        raise ModelError(f"{where}: `layer_types` other than `full_attention` are not supported")
+    if others := set(checkpoint.config.get("layer_types") or []) - {"full_attention"}:
+        shown = ", ".join(f"`{one}`" for one in sorted(map(str, others)))
+        raise ModelError(f"{where}: `layer_types` other than `full_attention` are not supported: {shown}")
     kind = trunk_of(checkpoint.architecture)
     shape = read_llama_shape(checkpoint, activation_default="gelu_pytorch_tanh" if kind == "Gemma" else "silu")
     shape = replace(shape, causal=True)

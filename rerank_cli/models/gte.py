@@ -181,7 +181,8 @@ def _read_shape(checkpoint: Checkpoint) -> _Shape:
         if found != value:
             raise ModelError(f"{where}: `{key}` is {found!r}: such a model of this line is not supported")
     if config.get("rope_parameters") is not None:
-        raise ModelError(f"{where}: `rope_parameters` is not known for NewForSequenceClassification")
+        found = config["rope_parameters"]
+        raise ModelError(f"{where}: `rope_parameters` is not known for NewForSequenceClassification: {found!r}")
     name = checkpoint.text("hidden_act", "gelu")
     activation(name, where=where)
     shape = _Shape(

@@ -249,7 +249,7 @@ def _read_theta(checkpoint: Checkpoint) -> dict[str, float]:
     """Rotary base of global and local layers; old configs write `global_rope_theta`, new ones `rope_parameters`."""
     where, config = checkpoint.path / "config.json", checkpoint.config
     if config.get("rope_scaling") is not None:
-        raise ModelError(f"{where}: rope_scaling is not known for ModernBERT: {config['rope_scaling']!r}")
+        raise ModelError(f"{where}: `rope_scaling` is not known for ModernBERT: {config['rope_scaling']!r}")
     theta = {_GLOBAL: checkpoint.number("global_rope_theta", 160_000.0)}
     old_local = config.get("local_rope_theta", 10_000.0)
     theta[_LOCAL] = theta[_GLOBAL] if old_local is None else checkpoint.number("local_rope_theta", 10_000.0)

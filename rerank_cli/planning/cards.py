@@ -10,7 +10,7 @@ from rerank_cli.errors import ModelError, RerankError
 from rerank_cli.machine.detect import describe_machine
 from rerank_cli.machine.gpu_names import CARDS, speed_of
 from rerank_cli.planning.choices import ProfileRequest
-from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, time_to_json
+from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, memory_model
 from rerank_cli.planning.memory.table import MemoryQuestion
@@ -24,7 +24,7 @@ class CardAnswer:
     """What a card would do.
 
     plan: None where the model does not fit; `reason` says why. largest_batch: pairs of the asked length, in one batch.
-    time: None where it cannot be reckoned.
+    time: None where it cannot be reckoned; `no_time` says why.
     """
 
     name: str
@@ -33,6 +33,7 @@ class CardAnswer:
     reason: str | None = None
     largest_batch: int | None = None
     time: PairTime | None = None
+    no_time: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The row of a document."""
@@ -77,13 +78,15 @@ def _on_card(  # noqa: PLR0913 (what was read once, for every card)
         reasons = [one.reason for one in answer.rejected] or list(answer.reasons)
         return CardAnswer(name, total, reason=answer.error.message if answer.error else reasons[-1] if reasons else "")
     if model is None:
-        return CardAnswer(name, total, plan)
+        why = why_no_time(None, speed_of(name), precision=plan.precision)
+        return CardAnswer(name, total, plan, no_time=why)
     (gpu,) = plan.gpus
     tokens = min(tokens, plan.max_tokens)
     place = Placement(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
     batch = MemoryQuestion(model, place, capacity=total).largest_batch(tokens)
     time = pair_time(model.shape, PairLengths.of(pairs, tokens), speed_of(name), precision=plan.precision)
-    return CardAnswer(name, total, plan, largest_batch=batch, time=time)
+    why = why_no_time(model.shape, speed_of(name), precision=plan.precision)
+    return CardAnswer(name, total, plan, largest_batch=batch, time=time, no_time=why)
 
 
 def time_of_plan(answer: MachinePlan, lengths: PairLengths) -> PairTime | None:

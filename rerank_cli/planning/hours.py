@@ -81,6 +81,17 @@ class PairTime:
         return _HIGH * self.seconds
 
 
+def why_no_time(shape: ModelShape | None, speed: CardSpeed | None, *, precision: str) -> str | None:
+    """Why `pair_time` has no answer; None where it has one."""
+    if speed is None:
+        return "the speed of this card is not known"
+    if shape is None or shape.family == "padded":
+        return "this model's forward is padded, and padding depends on how lengths mix"
+    if precision not in ("fp16", "bf16", "fp8"):
+        return f"the reckoning is fitted to 16 bits and fp8, not to {precision}"
+    return None
+
+
 def pair_time(
     shape: ModelShape, lengths: PairLengths, speed: CardSpeed | None, *, precision: str, engines: int = 1
 ) -> PairTime | None:
@@ -88,7 +99,7 @@ def pair_time(
 
     engines: cards that share the pairs. Images are not counted.
     """
-    if speed is None or shape.family == "padded" or precision not in ("fp16", "bf16", "fp8"):
+    if speed is None or why_no_time(shape, speed, precision=precision):
         return None
     fp8 = precision == "fp8"
     peak = speed.tflops * 1e12

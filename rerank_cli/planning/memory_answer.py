@@ -164,7 +164,10 @@ def _first_gpu() -> Gpu:
     found = devices[0] if devices else None
     if found is None or found.free_bytes is None:
         why = "no GPU is found here" if found is None else "the memory of the GPU here cannot be read"
-        raise UsageError(f"{why}: what shall it fit?", hint="name a size (`--vram 24GiB`) or a GPU (`--gpu 8.9:24GB`)")
+        raise UsageError(
+            f"{why}, so there is no memory to fit it in",
+            hint="name a size (`--vram 24GiB`) or a GPU (`--gpu 8.9:24GB`)",
+        )
     # A MIG instance counts as a GPU of its own.
     return replace(found.gpu, free_bytes=found.free_bytes, total_bytes=found.total_bytes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import rerank_cli
 from rerank_cli import __version__
 from rerank_cli.cli import app, main
+from rerank_cli.cli.console import wrapped
 from rerank_cli.cli.declare import GROUPS, Option
 from rerank_cli.errors import EXIT_CODES
 from rerank_cli.job.options import JobOptions, Names
@@ -355,3 +357,20 @@ def test_what_no_disk_takes_at_the_end_is_no_success() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode != 0
     assert "No space left on device" in done.stderr
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_long_line_breaks_no_word_on_a_terminal_and_is_one_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "  note: " + "some words of a long sentence " * 8 + "`--check-precision 200`"
+    assert wrapped(text, io.StringIO()) == text
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = wrapped(text, _Terminal()).split("\n")
+        assert all(len(line) < columns and line.startswith("  ") for line in lines)
+        assert " ".join(lines).split() == text.split()
+    path = "model  " + "/folder" * 30
+    assert wrapped(path, _Terminal()) == path

@@ -94,5 +94,5 @@ def test_an_empty_query_and_an_empty_passage_are_scored_and_told(
     assert main(["score", str(rows), "--model", tiny_model]) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 2
-    assert "1 queries are empty" in captured.err
-    assert "1 passages are empty" in captured.err
+    assert "1 query is empty" in captured.err
+    assert "1 passage is empty" in captured.err

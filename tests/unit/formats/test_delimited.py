@@ -44,7 +44,7 @@ def test_a_row_with_other_columns_costs_itself() -> None:
     ("header", "told"),
     [
         (b"query\tquery\n", "in.tsv:1: the header names `query` twice"),
-        (b"query\t\n", "in.tsv:1: the header has a column without a name"),
+        (b"query\t\n", "in.tsv:1: the header has no name for column 2 of 2"),
         (b"\xff\n", "in.tsv:1: the header cannot be read"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_local_base_of_null_is_the_global_one(tiny):
         ({"classifier_pooling": 1}, "`classifier_pooling` must be text: 1"),
         ({"classifier_activation": "mish"}, "activation `mish` is not known"),
         ({"hidden_activation": "mish"}, "activation `mish` is not known"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is not known for ModernBERT"),
+        ({"rope_scaling": {"type": "yarn"}}, "`rope_scaling` is not known for ModernBERT"),
         ({"rope_parameters": {"rope_theta": 10.0}}, "`rope_parameters` must describe"),
         ({"rope_parameters": [1]}, "`rope_parameters` must describe"),
         ({"rope_parameters": {GLOBAL: {"rope_type": "yarn"}}}, "rope_parameters of full_attention are not known"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rerank_cli.machine.gpu_names import CARDS, find_card, speed_of
-from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, show_time
+from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, show_time, why_no_time
 from rerank_cli.planning.memory import ModelShape
 
 H100 = speed_of("NVIDIA-H100-80GB-HBM3")
@@ -114,3 +114,13 @@ def test_a_card_is_found_by_each_of_its_names_and_speeds_are_plausible() -> None
         if card.speed is not None:
             assert 20 <= card.speed.tflops <= 2500
             assert 100 <= card.speed.gigabytes_per_second <= 8000
+
+
+def test_what_has_no_time_has_a_reason() -> None:
+    assert why_no_time(L12, H100, precision="fp16") is None
+    for shape, speed, precision, said in [
+        (L12, None, "fp16", "speed of this card"), (L12, H100, "fp32", "not to fp32"),
+        (replace(L12, family="padded"), H100, "fp16", "padded"),
+    ]:  # fmt: skip
+        assert pair_time(shape, PairLengths.of(1000, 200), speed, precision=precision) is None
+        assert said in (why_no_time(shape, speed, precision=precision) or "")
