@@ -51,7 +51,10 @@ Who holds what, and what is promised then:
     what is read         other people's, read only. Looked at before it is opened, at each commit and at the end
                          (`watch.py`): a change ends the run, and what was read since the last commit is not kept.
     OUT and beside it    the user's. A file that was there before the run is replaced with `--overwrite` only, and keeps
-                         owner and mode; one that came during the run is not replaced at all (`placing.py`).
+                         owner and mode; one that came during the run is not replaced at all (`placing.py`). A work
+                         file that was touched or swapped in the moment in which it got its name loses it again.
+
+Whatever fails, a library that reads a file again included, is told as the change that is behind it, where there is one.
 
 So a run ends with the bytes of an undisturbed one, or with exit code 4 and the name of the file. It is no promise
 against somebody with the same rights who writes between two system calls, or who makes SHA-256 collide.
