@@ -136,8 +136,10 @@ def progress_line(progress: Progress) -> str:
 
 def _bar_of(progress: Progress) -> Any:
     """A bar that asks `progress` each time it is drawn."""
+    from datetime import timedelta
+
     from rich.console import Console
-    from rich.progress import BarColumn, ProgressColumn, Task, TimeElapsedColumn
+    from rich.progress import BarColumn, ProgressColumn, Task
     from rich.progress import Progress as Bar
     from rich.text import Text
 
@@ -170,7 +172,7 @@ def _bar_of(progress: Progress) -> Any:
         Line(bar_width=20),
         Words(lambda: "" if (share := progress.share_under_way) is None else whole_percent(share)),
         Words(lambda: f"{progress.pairs_per_second:,.1f} pairs/s"),
-        TimeElapsedColumn(),
+        Words(lambda: str(timedelta(seconds=int(progress.seconds)))),
         Words(left),
         console=Console(file=sys.stderr),
         transient=True,

@@ -44,6 +44,10 @@ class Progress:
 
     # Told by the run
 
+    def begin(self) -> None:
+        """The run begins, and with it the wall time that its last line and its report tell."""
+        self.began = self._clock()
+
     def begin_at(self, share: float | None, rows: int) -> None:
         """An earlier process has finished so much."""
         self.share = self.kept_share = share
@@ -89,7 +93,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Wall time of this process."""
+        """Wall time of this process in the run."""
         return self._clock() - self.began
 
     @property

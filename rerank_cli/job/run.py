@@ -186,6 +186,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
     """Load the model, score what no earlier process has, and leave rows, bad rows and the report."""
     note = watcher.on_note or (lambda text: None)
     with reading_journal(options.names.output):
+        watcher.progress.begin()
         totals = Totals(destination.state)
         precision = PrecisionCheck(options.check_precision, options.pool, destination.state, destination.notes, note)
     output = WindowWriter(
