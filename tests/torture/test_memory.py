@@ -19,7 +19,7 @@ GIGABYTES = float(os.environ.get("RERANK_TORTURE_GB", "2" if LONG else "0.004"))
 ROWS = 1_000_000 if LONG else 2000
 MB = 2**20
 # What the allocator takes and gives back moves by some MB while nothing grows, which is all that a short run can see.
-GROWTH = MB if LONG else 10_000 * MB  # a million rows, over the second half of the run
+GROWTH = MB  # a million rows, over the second half of the long run; a short one is too short for a line
 SWING = 64 * MB  # within the second half of the run
 
 
@@ -82,6 +82,6 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, kind: str) -> None:
     )
     assert swing < SWING
     # Short rows come and go faster: their swing of some 36 MB tilts the line by 2 MB.
-    assert grown < GROWTH * (4 if kind == "single" else 1)
+    assert not LONG or grown < GROWTH * (4 if kind == "single" else 1)
     source.unlink()
     Path(f"{out}{'.errors.jsonl' if kind == 'bad' else ''}").unlink()

@@ -241,11 +241,6 @@ def test_a_directory_is_an_input_error(tmp_path: Path) -> None:
         row_count(str(tmp_path))
 
 
-def test_an_address_is_taken_for_a_path() -> None:
-    with pytest.raises(InputError, match="No such file"):
-        row_count("s3://bucket/in.parquet")
-
-
 class PlainKms(pe.KmsClient):
     """Keeps keys in the clear."""
 
