@@ -1,7 +1,7 @@
 """The table of known shapes: where other programs put query, passages, text, title, id and first-stage score.
 
-Each entry is data and nothing else; `known_shape.py` reads and writes all of them. To add a shape, add an entry and a
-file of it to `tests/unit/formats/shapes/known/`.
+Each entry is data and nothing else; `known_shape.py` reads and writes all of them. To add a shape, add an entry and
+rows of it to `tests/unit/formats/shapes/known_rows.py`.
 
 Paths are those of `fields.py`. Where a role has several, the first one that holds something is meant; two that hold
 different texts make the row a bad one. Paths of text, title, id and score start at a passage.
