@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_cli.store.folder import DATABASE
+from rerank_cli.job.score_store.folder import DATABASE
 
 WORDS = [f"word{number}" for number in range(2000)]
 LIST = 50
@@ -70,9 +70,9 @@ class Filler:
 
 def _one(kind: str, source: str, output: str, store: str | None, limit: int | None) -> None:
     from rerank_cli.engine import open_engine
-    from rerank_cli.job import known_scores
     from rerank_cli.job.options import JobOptions, Names
     from rerank_cli.job.run import run_job
+    from rerank_cli.job.score_store import known_scores
 
     if kind == "read, write":
 

@@ -36,7 +36,7 @@ from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_store, refu
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
 from rerank_cli.job.progress import Progress as RunProgress
 from rerank_cli.job.ranking import select
-from rerank_cli.job.score_store import RunStore
+from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.windows import Windows
 from rerank_cli.planning.choices import ProfileRequest, parse_device

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rerank_cli.encoding.encoder import Encoded, Encoder, EncodingProblem, ReadsImages, encode_pairs
-from rerank_cli.job.known_scores import Asked, FoundPairs, KnownScores, distinct_pairs
+from rerank_cli.job.score_store.known_scores import Asked, FoundPairs, KnownScores, distinct_pairs
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Limits, Window
 
 _PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower batches and text batches that are full

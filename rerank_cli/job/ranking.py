@@ -22,7 +22,7 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.evaluation.blend import Blend, best_first
 from rerank_cli.formats.shapes import Selection, row_error
 from rerank_cli.job.image_parts import EncodedPart, pairs_of
-from rerank_cli.job.known_scores import FoundPairs, kept_tokens
+from rerank_cli.job.score_store.known_scores import FoundPairs, kept_tokens
 from rerank_cli.records import CandidateList, RankedList, RankedPassage, RowError, Window
 
 if TYPE_CHECKING:

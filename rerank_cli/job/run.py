@@ -32,7 +32,7 @@ from rerank_cli.job.progress import Progress
 from rerank_cli.job.resume import Resume, say_stopped
 from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
-from rerank_cli.job.score_store import RunStore
+from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals

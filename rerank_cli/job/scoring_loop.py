@@ -42,8 +42,8 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.evaluation.blend import Blend
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
-from rerank_cli.job.known_scores import KnownScores
 from rerank_cli.job.ranking import ScoredPart, join_parts, known_part, rank_window, score_part
+from rerank_cli.job.score_store.known_scores import KnownScores
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Windows
 from rerank_cli.records import EncodedPair, ImagePassage, Passage, RankedList, RowError, Timing, Window

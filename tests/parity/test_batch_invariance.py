@@ -10,9 +10,9 @@ import torch
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
-from rerank_cli.job.logit_facts import depends_on_batch
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.prepare import find_known, prepare_model
+from rerank_cli.job.score_store.logit_facts import depends_on_batch
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.models import Calibrates, RerankModel, load_embedder, load_model
 from rerank_cli.models.embedder import Embedder
@@ -71,7 +71,7 @@ ENCODERS = [*PACKED, "gte-multilingual-open", "jina-v2-open", "bert-types-open"]
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_a_logit_of_an_encoder_is_the_same_to_the_bit_in_every_batch(goldens, name, precision):
-    """What a store of scores promises (`job/logit_facts.py`)."""
+    """What a store of scores promises (`job/score_store/logit_facts.py`)."""
     if precision == "bf16" and not detect_cpu().has_bf16:
         pytest.skip("this CPU has no bf16 instructions")
     checkpoint = read_checkpoint(goldens[name].checkpoint)

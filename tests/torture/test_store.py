@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rerank_cli.store.folder import DATABASE
+from rerank_cli.job.score_store.folder import DATABASE
 from tests.conftest import LONG
 from tests.torture.conftest import outputs
 from tests.torture.runs import Asked, Runs, serving

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.job.known_scores import KnownScores
-from rerank_cli.job.logit_facts import basis_of, depends_on_batch, logit_facts
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import PreparedModel
+from rerank_cli.job.score_store import ScoreStore, Unusable, open_store
+from rerank_cli.job.score_store.known_scores import KnownScores
+from rerank_cli.job.score_store.logit_facts import basis_of, depends_on_batch, logit_facts
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, Timing
-from rerank_cli.store import ScoreStore, Unusable, open_store
 
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine

@@ -15,8 +15,8 @@ from rerank_cli.encoding.choices import ImageLimits
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, Watcher, run_job
+from rerank_cli.job.score_store.folder import DATABASE
 from rerank_cli.planning.choices import ProfileRequest
-from rerank_cli.store.folder import DATABASE
 from tests.conftest import TINY_CHECKPOINT
 
 WORDS = [f"{one}{two}" for one in ("al", "be", "ga", "de") for two in ("pha", "ta", "mma", "lta")]
@@ -175,7 +175,7 @@ def test_a_damaged_store_costs_its_scores_and_nothing_else(tmp_path: Path) -> No
 
 def test_where_no_store_can_be_a_run_says_so_and_goes_on(tmp_path: Path, monkeypatch) -> None:
     source = lists(tmp_path / "in.jsonl", count=5)
-    monkeypatch.setattr("rerank_cli.store.folder.file_system", lambda folder: (False, False))
+    monkeypatch.setattr("rerank_cli.job.score_store.folder.file_system", lambda folder: (False, False))
     told: list[str] = []
     done = run(source, tmp_path / "a.jsonl", store=str(tmp_path / "s"), on_note=told.append)
     assert "does not lock" in told[0]

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerank_cli.store.scores import ForeignError, ScoreStore
+from rerank_cli.job.score_store.database import ForeignError, ScoreStore
 
 DATABASE = "scores.sqlite3"
 

@@ -32,9 +32,9 @@ import numpy.typing as npt
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.images.source import ImageProblem, read_source
 from rerank_cli.engine.protocols import NeedsCalibration
+from rerank_cli.job.score_store import Rate, ScoreStore
+from rerank_cli.job.score_store.database import KEY_BYTES, QUERY_BYTES
 from rerank_cli.records import EncodedPair, ImageBlock, ImagePassage, Limits, Passage, Timing, Window
-from rerank_cli.store import Rate, ScoreStore
-from rerank_cli.store.scores import KEY_BYTES, QUERY_BYTES
 
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rerank_cli.store import Rate, ScoreStore, Unusable, open_store
-from rerank_cli.store import scores as module
-from rerank_cli.store.folder import DATABASE, file_system
+from rerank_cli.job.score_store import Rate, ScoreStore, Unusable, open_store
+from rerank_cli.job.score_store import database as module
+from rerank_cli.job.score_store.folder import DATABASE, file_system
 
 
 def key(number: int, query: int = 0) -> bytes:
@@ -228,14 +228,14 @@ def test_what_a_file_system_can_is_known_by_its_mount(folder: str, found: tuple[
 
 
 def test_a_file_system_without_locks_has_no_store(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("rerank_cli.store.folder.file_system", lambda folder: (False, False))
+    monkeypatch.setattr("rerank_cli.job.score_store.folder.file_system", lambda folder: (False, False))
     found = open_store(tmp_path)
     assert isinstance(found, Unusable)
     assert "does not lock" in found.reason
 
 
 def test_a_network_that_locks_has_a_store_without_shared_memory(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("rerank_cli.store.folder.file_system", lambda folder: (False, True))
+    monkeypatch.setattr("rerank_cli.job.score_store.folder.file_system", lambda folder: (False, True))
     store = opened(tmp_path)
     store.add(entries(10))
     assert store.find(list(entries(10))) == entries(10)
