@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint."""
+"""Small files of a checkpoint: JSON, and what else is read whole and in bounds."""
 
 from __future__ import annotations
 
@@ -27,14 +27,21 @@ def read_json_list(path: Path) -> list[Any]:
     return value
 
 
-def _read(path: Path) -> Any:
+def read_bounded(path: Path, most: int, what: str) -> bytes:
+    """All of a file; `ModelError` where it cannot be read, or has more bytes than any `what` has."""
     try:
         with path.open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ModelError(f"{path}: more than {_MAX_BYTES:,} bytes, which no configuration has")
-        return json.loads(data)
+            data = stream.read(most + 1)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
+    if len(data) > most:
+        raise ModelError(f"{path}: more than {most:,} bytes, which no {what} has")
+    return data
+
+
+def _read(path: Path) -> Any:
+    data = read_bounded(path, _MAX_BYTES, "configuration")
+    try:
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not JSON: {error}") from error

@@ -13,7 +13,7 @@ import typer
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, say
 from rerank_cli.cli.declare import BESIDE, MODEL, POINT, ROOM, ROWS, option, takes, values_into
 from rerank_cli.cli.libraries import told_what_is_missing
-from rerank_cli.cli.options import OF_RUNS, ONE_MODEL, devices
+from rerank_cli.cli.options import OF_RUNS, ONE_MODEL, UNITS, devices
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
 from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError, printable
 from rerank_cli.machine.this_process import prepare_process
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 Solve = Literal["batch-size", "max-tokens"]
 Published = Literal["nim"]
-_UNITS = {"B": 1} | {
-    f"{prefix}{infix}B": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for infix, base in (("", 1000), ("i", 1024))
-}
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
@@ -44,7 +39,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 def parse_bytes(text: str) -> int:
     """`24GiB` in bytes."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)", text.strip(), re.ASCII)
-    size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    size = round(float(match[1]) * UNITS[match[2]]) if match else 0
     if size < 1:
         raise ValueError("not a size", "for example 24GiB, 80GB (10^9 bytes each) or 81559MiB")
     return size

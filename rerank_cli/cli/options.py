@@ -39,11 +39,12 @@ OF_RUNS = {3, 7, 8, 9, 10, 11}
 """Exit codes that only a run of rows can have."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|[kmgt]|b?)")
-_BYTES = {
-    "": 1, "b": 1, **{letter: 1000**power for power, letter in enumerate("kmgt", 1)},
-    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
-    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
-}  # fmt: skip
+UNITS = {"B": 1} | {
+    f"{prefix}{infix}B": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for infix, base in (("", 1000), ("i", 1024))
+}
+"""Bytes of a unit of memory."""
 _COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", re.ASCII)
 _TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MOST = 10**15
@@ -67,7 +68,8 @@ def parse_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip().lower())
     if found is None:
         raise ValueError("not a size", "for example 500MB, 10GB or 8GiB")
-    size = int(float(found[1]) * _BYTES[found[2]])
+    unit = found[2].removesuffix("b").upper().replace("I", "i") + "B"  # B, KB and KiB of `b`, `k` and `kib`
+    size = int(float(found[1]) * UNITS[unit])
     if not LEAST_STORE <= size <= 2**60:
         raise ValueError("out of range", "1MB is the least")
     return size

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from rerank_cli.cli.console import print_table, wrapped
+from rerank_cli.evaluation.words import shown_depths
 
 _SHOWN_QUERIES = 5
 
@@ -28,7 +29,7 @@ def notes_of(document: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
     """Lines that break no word on a terminal; a command stays one line that can be copied."""
     lines = (one if one.lstrip().startswith("rerank-cli ") else wrapped(one, sys.stdout) for one in text.split("\n"))
     sys.stdout.write("\n".join(lines))
@@ -36,7 +37,6 @@ def _write(text: str) -> None:
 
 def print_answer(document: dict[str, Any]) -> None:
     """The verdict, and what stands below it."""
-    write = _write
     for line in document.get("headline", ()):
         write(line + "\n")
     systems = document.get("systems", ())
@@ -69,7 +69,6 @@ def print_answer(document: dict[str, Any]) -> None:
 
 def _print_use(system: dict[str, Any]) -> None:
     use = system["use"]
-    write = _write
     write(f"\nHow to use the scores of {system['file']}\n")
     if reason := use.get("reason"):
         write(f"  not looked at: {reason}\n")
@@ -84,8 +83,6 @@ def _print_use(system: dict[str, Any]) -> None:
             f"  as they are: choosing a depth or a blend would bring {use['gain_of_choosing']:+.4f} "
             f"(standard error {use['standard_error']:.4f}), which is not clearly more than nothing\n"
         )
-    curve = use["depths"]
-    shown = [one for one in curve if one["depth"] in (5, 10, 20, 50, 100, curve[-1]["depth"])]
     print_table(
         ["depth", "candidates read", use["measure"], "of the gain"],
         [
@@ -93,14 +90,13 @@ def _print_use(system: dict[str, Any]) -> None:
                 str(one["depth"]), f"{one['read']:.0%}", f"{one['value']:.4f}",
                 "" if one["of_gain"] is None else f"{one['of_gain']:.0%}",
             ]
-            for one in shown
+            for one in shown_depths(use)
         ],
     )  # fmt: skip
 
 
 def _print_limits(system: dict[str, Any]) -> None:
     limits, metric = system["limits"], system["measures"][0]["metric"]
-    write = _write
     write(f"What limits {system['file']}\n")
     write(f"  a perfect order of the same candidates has {metric} {limits['perfect_order']:.4f}\n")
     if count := limits["without_relevant_candidate"]:
@@ -121,7 +117,7 @@ def _print_limits(system: dict[str, Any]) -> None:
 
 def _print_probabilities(system: dict[str, Any]) -> None:
     """How well scores tell relevance, and the threshold that was asked for."""
-    found, write = system["probabilities"], _write
+    found = system["probabilities"]
     if "reason" not in found:
         write(f"How probable relevance is by the score, in {system['file']}\n")
         errors = ", ".join(f"{kind} {one['ece']:.3f}" for kind, one in found["checked"].items())
@@ -154,7 +150,7 @@ def _interval(threshold: dict[str, Any]) -> str:
 def print_calibration(path: str, calibration: dict[str, Any]) -> None:
     """Where the calibration is, and how it is used."""
     facts = calibration["fitted_on"]
-    _write(
+    write(
         f"\n{path}: {calibration['kind']}, fitted on {facts['passages']:,} passages of {facts['queries']:,} queries, "
         f"{facts['relevant']:,} of them relevant; of {calibration['model']['name']} alone\n"
         f"  rerank-cli rerank-file IN -o OUT --calibration {path}\n"

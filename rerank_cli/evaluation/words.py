@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+_DEPTHS = (5, 10, 20, 50, 100)
+
+
+def shown_depths(use: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of the depth curve that people are shown: a few round depths, and the last."""
+    curve = use["depths"]
+    return [one for one in curve if one["depth"] in (*_DEPTHS, curve[-1]["depth"])]
+
 
 def sentence(name: str, facts: Mapping[str, Any], compared_with: str) -> str:
     """The verdict on one measure in a sentence: measure, difference, interval and test."""

@@ -10,7 +10,7 @@ from typing import Any
 from rerank_cli.checkpoint.declared.modules import Config, read_model_folder, read_modules
 from rerank_cli.checkpoint.declared.transformer import Task, TransformerConfig, read_transformer_config
 from rerank_cli.checkpoint.declared.values import Declaration, MessageFormat, Module
-from rerank_cli.checkpoint.json_file import read_json_file
+from rerank_cli.checkpoint.json_file import read_bounded, read_json_file
 from rerank_cli.errors import ModelError
 
 _FLAT_MODEL_TYPES = {"apertus", "deepseek_v3", "gpt_oss", "seed_oss"}
@@ -118,13 +118,10 @@ def _read_template(root: Path, model: str) -> _Template | None:
 
 
 def _read_template_file(file: Path) -> str:
+    data = read_bounded(file, _MAX_TEMPLATE_BYTES, "template")
     try:
-        with file.open("rb") as stream:
-            data = stream.read(_MAX_TEMPLATE_BYTES + 1)
-        if len(data) > _MAX_TEMPLATE_BYTES:
-            raise ModelError(f"{file}: more than {_MAX_TEMPLATE_BYTES:,} bytes, which no template has")
         return data.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ModelError(f"{file}: {error}") from error
 
 

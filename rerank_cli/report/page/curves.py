@@ -107,12 +107,7 @@ def reliability(
                 element("circle", title, cx=percent_of(100 * x), cy=down(y), r=3.5, class_=f"point {kind}".strip())
             )
     for tick, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        parts.append(
-            element(
-                "text", percent(tick), x=percent_of(100 * tick), y=_HEAD + _HEIGHT + 13, class_="tick",
-                text_anchor=anchor,
-            )
-        )  # fmt: skip
+        parts.append(_under_axis(percent(tick), 100 * tick, anchor))
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
 
 
@@ -146,22 +141,22 @@ def two_kinds(
         if tick <= end:
             share = 100 * (tick - begin) / (end - begin)
             anchor = "start" if share < 5 else "end" if share > 95 else "middle"
-            parts.append(
-                element(
-                    "text", short(tick), x=percent_of(share), y=_HEAD + _HEIGHT + 13, class_="tick", text_anchor=anchor
-                )
-            )
+            parts.append(_under_axis(short(tick), share, anchor))
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
 
 
 def _below(end: float, unit: str) -> list[Markup]:
+    """The numbers of an axis from 0, the last one with the unit."""
+    shown = [tick for tick in ticks(0, end) if tick <= end]
     found = []
-    for tick in ticks(0, end):
-        if tick <= end:
-            share = 100 * tick / end
-            anchor = "start" if share < 5 else "end" if share > 90 else "middle"
-            text = f"{short(tick)} {unit}" if tick == max(one for one in ticks(0, end) if one <= end) else short(tick)
-            found.append(
-                element("text", text, x=percent_of(share), y=_HEAD + _HEIGHT + 13, class_="tick", text_anchor=anchor)
-            )
+    for tick in shown:
+        share = 100 * tick / end
+        anchor = "start" if share < 5 else "end" if share > 90 else "middle"
+        text = f"{short(tick)} {unit}" if tick == max(shown) else short(tick)
+        found.append(_under_axis(text, share, anchor))
     return found
+
+
+def _under_axis(text: str, share: float, anchor: str) -> Markup:
+    """A number below the axis. share: of the width, in percent; anchor: which end of the text stands there."""
+    return element("text", text, x=percent_of(share), y=_HEAD + _HEIGHT + 13, class_="tick", text_anchor=anchor)

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 import rerank_cli
+from rerank_cli.evaluation.words import shown_depths
 from rerank_cli.report.page import charts, curves
 from rerank_cli.report.page.verdict import Document
 from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
@@ -193,7 +194,6 @@ def _depth(use: Document) -> dict[str, Any] | None:
     if use.get("reason") or len(use.get("depths", ())) < 2:
         return None if not use.get("reason") else {"reason": use["reason"]}
     points = [(0.0, use["given"]), *((one["depth"], one["value"]) for one in use["depths"])]
-    shown = [one for one in use["depths"] if one["depth"] in (5, 10, 20, 50, 100, use["depths"][-1]["depth"])]
     return {
         "measure": use["measure"],
         "chart": curves.curve(
@@ -205,7 +205,7 @@ def _depth(use: Document) -> dict[str, Any] | None:
                 number(one["depth"]), percent(one["read"]), f"{one['value']:.4f}",
                 "" if one["of_gain"] is None else percent(one["of_gain"]),
             )
-            for one in shown
+            for one in shown_depths(use)
         ],
         "recommended": use["recommended"],
         "command": use.get("command", ""),
