@@ -252,20 +252,24 @@ class Evaluator:
         except ArithmeticError:
             return {}
 
-    def _calculated(self, orders: Mapping[str, Sequence[str]], *measures: Any) -> dict[Any, float | None]:
-        import ir_measures
+    def _calculated(self, orders: Mapping[str, Sequence[str]], *measures: Any) -> dict[tuple[str, str], float | None]:
+        return calculate(measures or self._measures, self._qrels, orders)
 
-        qrels = [
-            ir_measures.Qrel(query, passage, grade) for query in orders for passage, grade in self._qrels[query].items()
-        ]
-        run = [
-            ir_measures.ScoredDoc(query, passage, -float(place))
-            for query, order in orders.items()
-            for place, passage in enumerate(order)
-        ]
-        found = ir_measures.iter_calc(measures or self._measures, qrels, run)
-        values = ((value, float(value.value)) for value in found)
-        return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
+
+def calculate(
+    measures: Sequence[Any], grades: Mapping[str, Mapping[str, int]], orders: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, str], float | None]:
+    """The values of orders, by measure and query; `ArithmeticError` of a measure that divides by nothing."""
+    import ir_measures
+
+    qrels = [ir_measures.Qrel(query, passage, grade) for query in orders for passage, grade in grades[query].items()]
+    run = [
+        ir_measures.ScoredDoc(query, passage, -float(place))
+        for query, order in orders.items()
+        for place, passage in enumerate(order)
+    ]
+    values = ((one, float(one.value)) for one in ir_measures.iter_calc(measures, qrels, run))
+    return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
 
 
 def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[str], bool]) -> Iterable[Orders]:

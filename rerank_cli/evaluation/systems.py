@@ -11,7 +11,6 @@ place of an id count.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.measures import parse_measure
+from rerank_cli.evaluation.measures import calculate, parse_measure
 from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
 from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames
@@ -112,21 +111,7 @@ class Measurer:
     def _calculated(
         self, orders: Mapping[str, Sequence[str]], measures: Sequence[Any]
     ) -> dict[tuple[str, str], float | None]:
-        import ir_measures
-
-        qrels = [
-            ir_measures.Qrel(query, passage, grade)
-            for query in orders
-            for passage, grade in self._grades[query].items()
-        ]
-        run = [
-            ir_measures.ScoredDoc(query, passage, -float(place))
-            for query, order in orders.items()
-            for place, passage in enumerate(order[: self._cutoff])
-        ]
-        found = ir_measures.iter_calc(measures, qrels, run)
-        values = ((one, float(one.value)) for one in found)
-        return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
+        return calculate(measures, self._grades, {query: order[: self._cutoff] for query, order in orders.items()})
 
 
 def read_system(
