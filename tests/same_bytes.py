@@ -315,7 +315,7 @@ def _plain_text(text: str, *, is_page: bool = False) -> str:
     for place in (os.environ["OLD_TREE"], os.environ["NEW_TREE"]):
         text = text.replace(place, "TREE")
     text = re.sub(r"TREE/rerank_cli/(\w+/)*builtin/", "TREE/BUILTIN/", text)
-    text = re.sub(r"/(old|new)/work/", "/SIDE/work/", text)
+    text = re.sub(r"/(old|new)/runs/", "/SIDE/runs/", text)
     if is_page:
         text = re.sub(r"<svg [^>]*over the time of the run.*?</svg>", "", text, flags=re.DOTALL)
         text = re.sub(r"<tr>[^\n]*tokens/s[^\n]*</tr>\n", "", text)
@@ -361,18 +361,18 @@ def main() -> int:
     os.environ |= {"OLD_TREE": str(old), "NEW_TREE": str(new), "TOKENIZERS_PARALLELISM": "false"}
     scratch = Path(tempfile.mkdtemp(prefix="same-bytes-"))
     for side, tree in (("old", old), ("new", new)):
-        work = scratch / side / "work"  # the same length of paths
+        work = scratch / side / "runs"  # the same length of paths
         work.mkdir(parents=True)
         if side == "new":
-            for left in sorted((scratch / "old/work").glob("as-left-*")):
+            for left in sorted((scratch / "old/runs").glob("as-left-*")):
                 left.rename(work / left.name.removeprefix("as-"))
         command = [sys.executable, __file__, str(old), str(tree), *given.names, "--serve", str(work), str(new)]
         began = time.monotonic()
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(tree)})
         print(f"{side}: {tree}, {time.monotonic() - began:.0f} s", flush=True)
     wrong = count = 0
-    for folder in sorted((scratch / "old/work").iterdir()):
-        other = scratch / "new/work" / folder.name
+    for folder in sorted((scratch / "old/runs").iterdir()):
+        other = scratch / "new/runs" / folder.name
         count += 1
         if folder.name.startswith("left-") and (why := was_refused(other)):
             print(f"{folder.name}: refused by name: {why}")
