@@ -4,14 +4,16 @@
     found, why = find_profiles("nvidia/...")           the file of one model
     decision = select_profile(request, found, machine) the plan, its reasons, what was rejected and why
 
-files       the files as values                        schema      their keys and what each value must be
-plan        what goes into the choice and comes out    matching    which profiles are for a GPU, and in which order
-fit         engines and token budget in its memory     selection   the choice itself, a pure function
+profile_file     the files, read and checked            model_profiles   what they hold, as values
+schema           their keys, what each value must be    support_matrix   the table of the documentation
+request          what goes into the choice, comes out   matching         which profiles are for a GPU, in which order
+fit              engines and token budget in memory     selection        the choice itself, a pure function
+reasons          why it was chosen, in words
 
 Nothing here reads the machine, a checkpoint or the environment, or imports more than the standard library.
 """
 
-from rerank_cli.planning.profiles.profile_file import (
+from rerank_cli.planning.profiles.model_profiles import (
     GB,
     GIB,
     LanguageShape,
@@ -23,14 +25,15 @@ from rerank_cli.planning.profiles.profile_file import (
     Profile,
     Source,
     VisionTower,
+    same_sku,
+    show_capability,
+)
+from rerank_cli.planning.profiles.profile_file import (
     find_profiles,
     load_all_profiles,
     load_profiles,
     parse_profiles,
     profiles_dir,
-    render_support_matrix,
-    same_sku,
-    show_capability,
 )
 from rerank_cli.planning.profiles.request import (
     GENERIC_PRECISIONS,
@@ -45,6 +48,7 @@ from rerank_cli.planning.profiles.request import (
 )
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability, parse_capability
 from rerank_cli.planning.profiles.selection import select_profile
+from rerank_cli.planning.profiles.support_matrix import render_support_matrix
 
 __all__ = [
     "GB",

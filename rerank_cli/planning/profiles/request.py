@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rerank_cli.errors import DoesNotFitError
-from rerank_cli.planning.profiles.profile_file import GB, GIB, show_capability
+from rerank_cli.planning.profiles.model_profiles import GB, GIB, show_capability
 from rerank_cli.planning.profiles.schema import Capability
 
 GENERIC_PRECISIONS = ("fp16", "bf16", "fp32")

@@ -12,7 +12,8 @@
    of all equal GPUs that nothing else uses, never gives a smaller budget.
 5. The group with the most engines in all is the plan; of equal ones the optimized, then the larger budget.
 
-Which profiles match, and in which order they are tried, is `matching.py`; the values are in `request.py`.
+Which profiles match, and in which order they are tried, is `matching.py`; the values are in `request.py`, and the
+reasons in words in `reasons.py`.
 
 "Homogeneous GPUs with sufficient aggregate memory" holds for the published need of the fallback alone. An engine of
 ours lives on one GPU, so each GPU must have room by the memory model as well.
@@ -34,7 +35,8 @@ from rerank_cli.planning.profiles.matching import (
     not_for,
     rules_of,
 )
-from rerank_cli.planning.profiles.profile_file import GB, ModelProfiles, Profile, show_capability
+from rerank_cli.planning.profiles.model_profiles import ModelProfiles, Profile
+from rerank_cli.planning.profiles.reasons import explain_engines, explain_limits, explain_profile
 from rerank_cli.planning.profiles.request import (
     Decision,
     GenericFacts,
@@ -49,16 +51,6 @@ from rerank_cli.planning.profiles.request import (
     show_gpu,
     show_group,
 )
-
-__all__ = [
-    "Decision", "GenericFacts", "GpuFacts", "MachineFacts", "MemoryNeed",
-    "NoProfileFitsError", "ProfilePlan", "Rejection", "select_profile",
-]  # fmt: skip
-
-GPU_TOKEN_BUDGET = 32768
-"""Tokens of a batch on a GPU that has room: enough rows to fill the card (measured on none yet)."""
-CPU_TOKEN_BUDGET = 2048
-"""Tokens of a batch on a CPU: 2,048 to 4,096 measured best on Zen 4, where activations stay in the caches."""
 
 
 def select_profile(
@@ -230,24 +222,14 @@ def _walk(
 def _wish(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
     """What is wanted of a device. ceiling: of the budget, the floor of a profile that did not fit."""
     request, rules, longest = choice.request, choice.rules, choice.max_tokens(profile)
-    wanted = _wanted_budget(choice, profile, on_cpu=gpu is None)
+    wanted = choice.wanted_budget(profile)
     budget = wanted if ceiling is None else min(wanted, ceiling)
     if gpu is None or request.engine_count is not None:
         engines = more = request.engine_count or 1
     else:
         engines = rules.engines
-        more = max(engines, rules.performance_engines) if _performs(choice, gpu) else engines
+        more = max(engines, rules.performance_engines) if choice.wants_more_engines(gpu) else engines
     return Wish(budget=budget, floor=min(budget, longest), engines=engines, more_engines=more)
-
-
-def _wanted_budget(choice: ProfileSearch, profile: Profile, *, on_cpu: bool) -> int:
-    default = CPU_TOKEN_BUDGET if on_cpu else max(GPU_TOKEN_BUDGET, choice.max_tokens(profile))
-    return choice.request.token_budget or default
-
-
-def _performs(choice: ProfileSearch, gpu: GpuFacts) -> bool:
-    """Performance mode is asked for, on a GPU that is large enough."""
-    return choice.request.performance and (gpu.total_bytes or 0) >= choice.rules.performance_min_bytes
 
 
 def _need(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> Need | None:
@@ -291,74 +273,15 @@ def _candidate(
         gpus=tuple(group[place] for place in places),
         needed_bytes=fit.needed_bytes,
     )
-    reasons = [f"profile `{profile.name}` on {show_group(plan.gpus)}: {_why(choice, profile, group[0], turned_down)}"]
-    reasons += _why_limits(choice, profile, fit) + _why_engines(choice, group[0], wish, fit)
+    why = explain_profile(choice, profile, group[0], turned_down)
+    reasons = [f"profile `{profile.name}` on {show_group(plan.gpus)}: {why}"]
+    reasons += explain_limits(choice, profile, fit) + explain_engines(choice, group[0], wish, fit)
     for gpu in group:
         if gpu not in plan.gpus:
             reasons.append(f"{show_gpu(gpu)} is left out: only {show_gib(gpu.available_bytes)} are free")
     unknown = choice.need is not None and any(gpu.available_bytes is None for gpu in plan.gpus)
     warnings = (f"{show_group(plan.gpus)}: nothing says that the plan fits",) if unknown else ()
     return _Candidate(plan, tuple(reasons), warnings)
-
-
-def _why(choice: ProfileSearch, profile: Profile, gpu: GpuFacts, turned_down: Mapping[str, str]) -> str:
-    """Why this profile. turned_down: what was said of those before it."""
-    request = choice.request
-    if request.profile != "auto":
-        return f"{request.origin('profile')} {request.profile}"
-    asked = choice.precision == profile.precision
-    if profile.kind == "fallback":
-        optimized = [one.name for one in in_order(choice) if one.kind == "optimized" and one.name in turned_down]
-        same = [name for name in optimized if _precision_of(choice, name) == profile.precision]
-        why = turned_down[(same or optimized)[-1]] if optimized else "the model has none"
-        return f"no optimized profile is left: {why}"
-    if profile.kind == "generic":
-        published = choice.rules.profiles[0].kind != "generic"
-        no_profile = "no published profile has it" if published else f"no profile file for {choice.rules.model}"
-        decided = f"{choice.precision_origin} {profile.precision}" if asked else f"{profile.precision} by default"
-        return f"{decided}, {no_profile}"
-    matched = f"compute capability {show_capability(gpu.compute_capability)}"
-    if profile.skus:
-        matched = f"SKU {gpu.sku or gpu.name}"
-    decided = choice.precision_origin if asked else f"policy {request.policy}"
-    return f"{matched}, {profile.precision} by {decided}"
-
-
-def _precision_of(choice: ProfileSearch, name: str) -> str:
-    return next(profile.precision for profile in choice.rules.profiles if profile.name == name)
-
-
-def _why_limits(choice: ProfileSearch, profile: Profile, fit: Fit) -> list[str]:
-    request, reasons = choice.request, []
-    if request.max_tokens is None:
-        limit = "the profile" if profile.kind in ("optimized", "fallback") else "what the model reads"
-        reasons.append(f"max tokens {profile.max_tokens}: {limit}")
-    else:
-        says = f"the profile says {profile.max_tokens}"
-        reasons.append(f"max tokens {request.max_tokens}: {request.origin('max_tokens')} ({says})")
-    decided = "the default" if request.token_budget is None else request.origin("token_budget")
-    wanted = _wanted_budget(choice, profile, on_cpu=profile.kind == "cpu")
-    if fit.budget < wanted:
-        decided = f"more does not fit ({wanted} is {decided})"
-    return [*reasons, f"token budget {fit.budget}: {decided}"]
-
-
-def _why_engines(choice: ProfileSearch, gpu: GpuFacts | None, wish: Wish, fit: Fit) -> list[str]:
-    request, large = choice.request, f"{choice.rules.performance_min_bytes / GB:g} GB"
-    decided = "the default"
-    if request.engine_count is not None:
-        decided = request.origin("engine_count")
-    elif request.performance and gpu is None:
-        decided = f"{request.origin('performance')} is for GPUs"
-    elif request.performance and gpu is not None and not _performs(choice, gpu):
-        decided = f"{request.origin('performance')} adds engines from {large} on"
-    elif request.performance and fit.engines > wish.engines:
-        decided = f"{request.origin('performance')}, on at least {large}"
-    if fit.engines < wish.engines:
-        decided = f"more do not fit ({wish.engines} is {decided})"
-    elif fit.engines < wish.more_engines:
-        decided = f"{wish.more_engines} do not fit beside this token budget ({request.origin('performance')})"
-    return [f"engines {fit.engines}: {decided}"]
 
 
 def _attention(gpu: GpuFacts, precision: str) -> str:
@@ -443,7 +366,7 @@ def _cpu_decision(choice: ProfileSearch) -> Decision:
         attention="runs",
         needed_bytes=fit.needed_bytes,
     )
-    limits = _why_limits(choice, profile, fit) + _why_engines(choice, None, wish, fit)
+    limits = explain_limits(choice, profile, fit) + explain_engines(choice, None, wish, fit)
     reasons = (*choice.reasons, f"precision {precision}: {why}", *limits)
     return Decision(plan, reasons, tuple(choice.rejected), tuple(choice.warnings))
 

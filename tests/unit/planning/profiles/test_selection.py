@@ -11,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import UsageError
-from rerank_cli.planning.profiles import ModelProfiles, load_all_profiles
-from rerank_cli.planning.profiles.fit import Wish, fit_device, fit_group
-from rerank_cli.planning.profiles.schema import parse_capability
-from rerank_cli.planning.profiles.selection import (
+from rerank_cli.planning.profiles import (
     Decision,
     GenericFacts,
     GpuFacts,
     MachineFacts,
+    ModelProfiles,
     NoProfileFitsError,
     ProfileRequest,
+    load_all_profiles,
     select_profile,
 )
+from rerank_cli.planning.profiles.fit import Wish, fit_device, fit_group
+from rerank_cli.planning.profiles.schema import parse_capability
 
 DATA = Path(__file__).parents[3] / "data" / "nim"
 MATRIX = json.loads((DATA / "support_matrix.json").read_text())
