@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import UsageError
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.profiles import (
     Decision,
     GenericFacts,
@@ -18,7 +19,6 @@ from rerank_cli.planning.profiles import (
     MachineFacts,
     ModelProfiles,
     NoProfileFitsError,
-    ProfileRequest,
     load_all_profiles,
     select_profile,
 )
