@@ -7,14 +7,16 @@ never waits: where a live input pauses, what it has is scored. No row that was l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
-from rerank_cli.formats.content import HEAD_BYTES, Description, described
-from rerank_cli.formats.shapes import Item, PairShape, Shape
+from rerank_cli.formats.content import HEAD_BYTES, KNOWN_FIELDS, Description, described
+from rerank_cli.formats.shapes import Item, PairShape, Shape, commands_for
+from rerank_cli.formats.shapes.fields import head_of
 from rerank_cli.records import CandidateList, Gap, RowError
 from rerank_cli.storage import is_object, is_url
 
@@ -22,7 +24,8 @@ FIRST_ROWS = 100
 """How many rows are looked at."""
 
 _OF_ANOTHER_SHAPE = ("missing-field", "bad-run-line")
-_NULL = "(null)"  # what a message says of a field that stands in the row without a value: the row has the shape
+_NULL = re.compile(r"`([^`]+)` \(null\)")  # what a message says of a field that stands in the row without a value
+_NAMES = re.compile(r"`([^`]+)`")
 
 
 def look_at(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
@@ -64,8 +67,15 @@ def _error_of(item: Item, shape: Shape) -> RowError | None:
             return None
         if isinstance(found, RowError):
             errors.append(found)
-    other = (error for error in errors if error.code in _OF_ANOTHER_SHAPE and _NULL not in error.message)
+    other = (error for error in errors if error.code in _OF_ANOTHER_SHAPE and not _is_null(error.message))
     return next(other, None)
+
+
+def _is_null(message: str) -> bool:
+    """Whether what a row lacks stands in it without a value: it has the shape."""
+    missing, _, has = message.partition(" has `")
+    wanted = {part for name in _NAMES.findall(missing) for part in (name, head_of(name))}
+    return any(name in wanted or name in KNOWN_FIELDS for name in _NULL.findall(f"`{has}"))
 
 
 def no_rows(first: RowError, rows: int, shape: Shape | None = None) -> InputError:
@@ -82,8 +92,13 @@ def no_rows(first: RowError, rows: int, shape: Shape | None = None) -> InputErro
     else:
         looks = _looks_like(first)
     like = f", and it looks like {looks.words}" if looks.words != "JSON lines" else ""
+    commands = []
+    if first.code == "missing-field" and shape is not None and not isinstance(shape, PairShape):
+        commands = commands_for(json.loads(first.raw), shape.names)
     return InputError(
-        f"{first.file}:{first.row}: {first.message} ({count}{like}); nothing was replaced", hint=looks.hint
+        f"{first.file}:{first.row}: {first.message} ({count}{like}); nothing was replaced",
+        hint=looks.hint,
+        commands=commands,
     )
 
 

@@ -46,7 +46,7 @@ MENDED = {
     "f.jsonl": (ACCENTS.encode("latin-1"), "text that is not UTF-8"),
     "g.csv": (FLAT.replace("kettle", "th\u00e9").encode("latin-1"), "text that is not UTF-8"),
     "h.json": (json.dumps({"data": [ROW, ROW]}).encode(), "the rows seem to lie deeper"),
-    "i.json": (json.dumps({"q1": ROW, "q2": ROW}, indent=1).encode(), "the rows seem to lie deeper"),
+    "i.json": (json.dumps({"q1": ROW, "q2": ROW}, indent=1).encode(), "it holds a row for each key"),
     "j.json": (json.dumps({"n": 1, "my rows": {"page 1": [{"row": ROW}]}}).encode(), "the rows seem to lie deeper"),
     "k k.json": (json.dumps([{"hits": [ROW, ROW]}]).encode(), "the rows seem to lie deeper"),
 }

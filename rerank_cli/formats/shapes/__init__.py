@@ -28,7 +28,7 @@ from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape, kind_of, recognise
 from rerank_cli.formats.shapes.settle import reading_of, sample, settle_shape
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
-from rerank_cli.formats.shapes.suggestions import no_shape
+from rerank_cli.formats.shapes.suggestions import commands_for, no_shape
 from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
 from rerank_cli.records import RankedList
 
@@ -53,6 +53,7 @@ __all__ = [
     "Shape",
     "Texts",
     "TrecShape",
+    "commands_for",
     "detect_shape",
     "group_key",
     "kind_of",

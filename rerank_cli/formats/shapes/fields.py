@@ -18,7 +18,7 @@ that is not read is an error, never ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -82,6 +82,9 @@ def lookup(fields: Mapping[str, Any], path: str) -> Any:
     if path in fields:
         return fields[path]
     head, _, rest = path.partition(".")
+    if rest and head not in fields:
+        head = head_of(path, fields)
+        rest = path[len(head) + 1 :]
     return _below(fields.get(head), rest) if rest else None
 
 
@@ -299,8 +302,8 @@ def with_value(fields: Mapping[str, Any], path: str, value: Any) -> dict[str, An
     """A copy of `fields` with the value at a dotted path replaced; only what is on the way is copied."""
     if path in fields:
         return {**fields, path: value}
-    head, _, rest = path.partition(".")
-    return {**fields, head: _with_below(fields[head], rest, value)}
+    head = head_of(path, fields)
+    return {**fields, head: _with_below(fields[head], path[len(head) + 1 :], value)}
 
 
 def _with_below(inner: Any, path: str, value: Any) -> Any:
@@ -323,7 +326,7 @@ def columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:
     """The top-level columns of a path or of all aliases; where none is there the first, so that the reader names it."""
     if path is not None:
         paths = (path,) if path in names else field_paths(path)
-        return list(dict.fromkeys(one if one in names else head_of(one) for one in paths))
+        return list(dict.fromkeys(one if one in names else head_of(one, names) for one in paths))
     return [name for name in ALIASES[kind] if name in names] or [ALIASES[kind][0]]
 
 
@@ -334,9 +337,11 @@ def passage_columns_of(names: Sequence[str], fields: FieldNames) -> list[str]:
     return [name for name in texts if name in names or not image] + [name for name in image if name not in texts]
 
 
-def head_of(path: str) -> str:
-    """The top-level field of a dotted path."""
-    return path.split(".")[0]
+def head_of(path: str, names: Container[str] = ()) -> str:
+    """The top-level field of a dotted path: that of `names` whose own name holds dots, else what stands before them."""
+    parts = path.split(".")
+    beginnings = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next((head for head in beginnings if head in names), parts[0])
 
 
 def id_columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:

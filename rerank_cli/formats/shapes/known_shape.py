@@ -216,7 +216,7 @@ class PathShape(ListShape):
         paths = [path for path in (*mine, *known, *self.siblings) if path]
         if self.in_columns and "" in self.known.passages:
             paths += [path for path in (self.names.text, *self.known.text) if path]
-        heads = dict.fromkeys(path if path in names else head_of(path) for path in paths)
+        heads = dict.fromkeys(path if path in names else head_of(path, names) for path in paths)
         return dict.fromkeys(head for head in heads if head in names)
 
     def exchange(self, source: CandidateList) -> Exchange:
@@ -228,9 +228,9 @@ class PathShape(ListShape):
         texts = dict(zip(source.places or range(len(own)), source.passages, strict=True))
         passages = [_flattened(one, texts.get(place, "")) for place, one in enumerate(own)]
         ids = tuple(map(self.own_id, own))
-        gone = [head_of(path)] if path else self.columns_in_step(fields)
+        gone = [path if path in fields else head_of(path, fields)] if path else self.columns_in_step(fields)
         asked, _ = self._first(fields, self.names.query, self.known.query)
-        rest = fields_without(fields, *gone, *self.siblings, head_of(asked) if asked else None)
+        rest = fields_without(fields, *gone, *self.siblings, head_of(asked, fields) if asked else None)
         if source.id is not None:
             rest = {"query_id": source.id, **rest}
         return Exchange(source.id, source.query, rest, passages, ids)
@@ -378,7 +378,8 @@ def _has(fields: Mapping[str, Any], mark: str) -> bool:
     """Whether a row has this mark: a path in it, on which a list stands for its first good entry."""
     if mark in fields:
         return fields[mark] is not None
-    head, _, rest = mark.partition(".")
+    head = head_of(mark, fields)
+    rest = mark[len(head) + 1 :]
     return bool(rest) and _has_below(fields.get(head), rest)
 
 

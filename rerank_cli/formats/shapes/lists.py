@@ -235,9 +235,9 @@ class ListShape:
         path = self.names.passages
         wanted: dict[str, tuple[str, ...] | None] = dict.fromkeys(columns_of(names, self.names.query, "query"))
         wanted |= dict.fromkeys(id_columns_of(names, self.names.id, "list_id"))
-        wanted |= dict.fromkeys(sibling if sibling in names else head_of(sibling) for sibling in self.siblings)
+        wanted |= dict.fromkeys(sibling if sibling in names else head_of(sibling, names) for sibling in self.siblings)
         if path is not None and path not in names and "." in path:
-            return wanted | {head_of(path): None}
+            return wanted | {head_of(path, names): None}
         texts = (self.names.text, *field_paths(self.names.text)) if self.names.text else ("text",)
         named = (*texts, self.names.id, self.names.image_path)
         heads = list(dict.fromkeys(part for name in named if name for part in (name, head_of(name))))

@@ -60,6 +60,21 @@ _TEXTS = (
     "abstract",
 )
 
+_LANGCHAIN_LISTS = ("documents", "context", "source_documents", "docs", "outputs.documents")
+_LANGCHAIN_DOCUMENTS = ("", "kwargs.", "0.", "0.kwargs.")
+"""A document as it is, as `dumps` writes it, and both with their score."""
+
+_LLAMAINDEX_LISTS = ("source_nodes", "nodes", "sourceNodes", "retrieved_nodes")
+
+_PHOENIX_LISTS = (
+    "documents",
+    "reference",
+    "retrieval.documents",
+    "attributes.retrieval.documents",
+    "reranker.input_documents",
+    "attributes.reranker.input_documents",
+)
+
 KNOWN: tuple[KnownShape, ...] = (
     KnownShape(
         "rank_llm", "requests of rank_llm",
@@ -70,8 +85,10 @@ KNOWN: tuple[KnownShape, ...] = (
     KnownShape(
         "anserini", "requests of Anserini, whose documents may be texts",
         query=("query.text", "query"), query_id=("query.qid", "qid"), passages=("candidates",),
-        text=("doc.contents", "doc.segment", "doc.text", "doc.raw", "doc"), title=("doc.title",), id=("docid",),
-        score=("score",), marks=("candidates.doc",),
+        text=(
+            "doc.contents", "doc.segment", "doc.text", *(f"doc.raw.{name}" for name in _TEXTS), "doc.raw", "doc",
+        ),
+        title=("doc.title", "doc.raw.title"), id=("docid",), score=("score",), marks=("candidates.doc",),
     ),
     KnownShape(
         "rankgpt", "lists of RankGPT and older versions of rank_llm",
@@ -100,23 +117,25 @@ KNOWN: tuple[KnownShape, ...] = (
     ),
     KnownShape(
         "elasticsearch", "responses of Elasticsearch and OpenSearch with their query",
-        query=("query", "question", "query_text"), query_id=("query_id", "qid", "id"), passages=("hits.hits",),
+        query=("query", "question", "query_text"), query_id=("query_id", "qid", "id"), passages=("hits.hits", "hits"),
         text=tuple(f"{part}.{name}" for part in ("_source", "fields") for name in _TEXTS),
-        title=("_source.title", "fields.title"), id=("_id",), score=("_score",), marks=("hits.hits",),
+        title=("_source.title", "fields.title"), id=("_id",), score=("_score",),
+        marks=("hits.hits", "hits._source", "hits._score"),
     ),
     KnownShape(
         "vespa", "responses of Vespa with their query",
-        query=("query", "question", "query_text"), query_id=("query_id", "qid", "id"), passages=("root.children",),
+        query=("query", "question", "query_text"), query_id=("query_id", "qid", "id"),
+        passages=("root.children", "hits"),
         text=tuple(f"fields.{name}" for name in _TEXTS), title=("fields.title",),
-        id=("fields.documentid", "fields.id", "id"), score=("relevance",), marks=("root.children",),
+        id=("fields.documentid", "fields.id", "id"), score=("relevance",), marks=("root.children", "hits.relevance"),
     ),
     KnownShape(
         "qdrant", "responses of Qdrant with their query",
         query=("query", "question", "query_text"), query_id=("query_id", "qid"),
-        passages=("result.points", "result", "points"),
-        text=tuple(f"payload.{name}" for name in (*_TEXTS, "document")),
+        passages=("result.points", "result", "points", "hits"),
+        text=tuple(f"payload.{name}" for name in (*_TEXTS, "document", "_node_content.text")),
         title=("payload.title", "payload.metadata.title"), id=("id",), score=("score",),
-        marks=("result.points.payload", "result.payload", "points.payload"),
+        marks=("result.points.payload", "result.payload", "points.payload", "hits.payload"),
     ),
     KnownShape(
         "haystack", "documents of Haystack with their query",
@@ -126,22 +145,30 @@ KNOWN: tuple[KnownShape, ...] = (
     ),
     KnownShape(
         "langchain", "documents of LangChain with their query",
-        query=("query", "question", "input"), query_id=("query_id", "qid"),
-        passages=("documents", "context", "source_documents", "docs"),
-        text=("page_content", "kwargs.page_content", "0.page_content"),
-        title=("metadata.title", "kwargs.metadata.title", "0.metadata.title"),
-        id=("id", "kwargs.id", "0.id", "metadata.doc_id", "metadata.id", "kwargs.metadata.doc_id", "0.metadata.doc_id"),
+        query=("query", "question", "input", "inputs.query", "inputs.question", "inputs.input"),
+        query_id=("query_id", "qid"), passages=_LANGCHAIN_LISTS,
+        text=tuple(f"{at}{name}" for at in _LANGCHAIN_DOCUMENTS for name in ("page_content", "pageContent")),
+        title=tuple(f"{at}metadata.title" for at in _LANGCHAIN_DOCUMENTS),
+        id=(
+            "id", "kwargs.id", "0.id", "0.kwargs.id",
+            *(f"{at}metadata.{name}" for at in _LANGCHAIN_DOCUMENTS for name in ("doc_id", "id")),
+        ),
         score=("1", "metadata.score", "metadata.relevance_score"),
         marks=tuple(
-            f"{at}.{text}" for at in ("documents", "context", "source_documents", "docs")
-            for text in ("page_content", "kwargs.page_content", "0.page_content")
+            f"{at}.{inner}{name}" for at in _LANGCHAIN_LISTS for inner in _LANGCHAIN_DOCUMENTS
+            for name in ("page_content", "pageContent")
         ),
     ),
     KnownShape(
         "llamaindex", "nodes of LlamaIndex with their query",
-        query=("query", "query_str", "question"), query_id=("query_id", "qid"), passages=("source_nodes", "nodes"),
-        text=("node.text", "node.text_resource.text"), title=("node.metadata.title",),
-        id=("node.id_", "node.node_id"), score=("score",), marks=("source_nodes.node", "nodes.node"),
+        query=("query", "query_str", "question"), query_id=("query_id", "qid"), passages=_LLAMAINDEX_LISTS,
+        text=tuple(f"{at}{name}" for at in ("node.", "node.__data__.", "") for name in ("text", "text_resource.text")),
+        title=("node.metadata.title", "node.__data__.metadata.title", "metadata.title"),
+        id=tuple(
+            f"{at}{name}" for at in ("node.", "node.__data__.", "") for name in ("id_", "node_id", "doc_id")
+        ),
+        score=("score",),
+        marks=tuple(f"{at}.{name}" for at in _LLAMAINDEX_LISTS for name in ("node", "class_name")),
     ),
     KnownShape(
         "ragas", "samples of Ragas",
@@ -152,15 +179,16 @@ KNOWN: tuple[KnownShape, ...] = (
     ),
     KnownShape(
         "phoenix", "spans and retrievals of Arize Phoenix",
-        query=("query", "input", "input.value", "attributes.input.value"),
-        query_id=("query_id", "qid", "context.span_id", "span_id"),
-        passages=("documents", "retrieval.documents", "attributes.retrieval.documents", "reference"),
+        query=(
+            "query", "input", "reranker.query", "attributes.reranker.query",
+            *(f"{at}.{name}" for at in ("input.value", "attributes.input.value")
+              for name in ("query", "question", "input", "text")),
+            "input.value", "attributes.input.value",
+        ),
+        query_id=("query_id", "qid", "context.span_id", "span_id"), passages=_PHOENIX_LISTS,
         text=("document.content",), title=("document.metadata.title",), id=("document.id",),
         score=("document.score",),
-        marks=tuple(
-            f"{at}.document.content"
-            for at in ("documents", "retrieval.documents", "attributes.retrieval.documents", "reference")
-        ),
+        marks=(*(f"{at}.document.content" for at in _PHOENIX_LISTS), *_PHOENIX_LISTS[2:]),
     ),
     KnownShape(
         "msmarco", "ms_marco of Hugging Face: lists in step in one object",

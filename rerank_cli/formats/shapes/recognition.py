@@ -19,7 +19,7 @@ from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
 from rerank_cli.formats.shapes.shape import Item, Kind, ReadsRows
-from rerank_cli.formats.shapes.suggestions import no_shape, suggested
+from rerank_cli.formats.shapes.suggestions import is_by_column, no_shape, suggested
 from rerank_cli.formats.shapes.tei import TEI
 from rerank_cli.formats.shapes.trec import TREC
 from rerank_cli.records import Gap, JsonRow, Passage
@@ -85,6 +85,8 @@ def recognise(rows: Iterator[Item], seen: list[Item], names: FieldNames, *, stop
 
 
 def _possible(fields: Mapping[str, Any], names: FieldNames) -> dict[str, int]:
+    if is_by_column(fields):  # a whole table, whose fields only look like those of a request
+        return {}
     found = {name: kind.recognise(fields, names) for name, kind in (*SHAPES.items(), *KINDS.items())}
     return {name: sure for name, sure in found.items() if sure}
 

@@ -6,12 +6,15 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import FieldNames
-from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, lookup, shown_names
+from rerank_cli.formats.shapes import rearrangements
+from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, lookup, opened_json, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known_shape import KINDS, PathShape
 from rerank_cli.formats.shapes.lists import BELONGS, ListShape, as_list
@@ -24,7 +27,10 @@ _ERROR = frozenset(("error", "errors", "message", "detail", "msg", "fault"))
 _BESIDE_AN_ERROR = frozenset(
     ("code", "status", "status_code", "statusCode", "type", "path", "timestamp", "trace", "request_id", "requestId")
 ) | {"documentation_url", "success", "ok", "title", "param", "object"}
+_FEW = 5  # entries of an object that are looked at
 _DEPTH = 4  # in which rows are looked for
+_PYTHON_LIST = re.compile(r"\[\s*['\"{(]")
+_NUMBER = re.compile(r"\s*[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?\s*")
 
 
 def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header: bool = False) -> InputError:
@@ -38,17 +44,21 @@ def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header
             hint="put the names of the columns before it, such as `query`, `passage`",
         )
     hint = "name the fields: `--query-field`, `--passages-field` (a list) or `--text-field` (a passage a row)"
-    program = _rows_within(fields)
-    commands = [] if program and "to_entries" in program else _commands(fields, names)
+    commands = commands_for(fields, names)
+    program = _program(fields, names)
+    if program and (program[0] not in _BESIDE_COMMANDS or not any("--passages-field" in one for one in commands)):
+        commands = []
     if _is_error(fields):
         commands, hint = [], "a server seems to have answered with an error in place of the file; fetch it again"
+    elif (column := _python_list(fields)) is not None:
+        commands, hint = [], _literal_hint(where.rpartition(":")[0], column, header=header)
     elif not commands and _is_corpus(fields):
         hint = "it looks like a corpus of BEIR: `--corpus` takes it, and the input is a run of its ids"
-    elif not commands and program:
-        file = where.rpartition(":")[0]
-        quoted = shlex.quote(file)
-        whole = f"(objects, arrays[]) | {program}"  # a document may be an array of what was looked at
-        hint = f"the rows seem to lie deeper: `jq -c {shlex.quote(whole)} {quoted} > {quoted}.jsonl` takes them out"
+    elif program and (not commands or program[0] == _GOOD_AND_BAD):
+        hint = f"{program[0]}: `{_jq(where.rpartition(':')[0], program[1])}` {program[2]}"
+    elif not commands and _has_no_query(fields, names):
+        command = _jq(where.rpartition(":")[0], '. + {query: "..."}')
+        hint = f"no text in it could be the query: `{command}` puts one in"
     elif header:
         hint += "; the first line must hold the names of the columns"
     return InputError(
@@ -58,7 +68,99 @@ def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header
     )
 
 
-def _commands(fields: Mapping[str, Any], names: FieldNames) -> list[list[str]]:
+_DEEPER = "the rows seem to lie deeper"
+_GOOD_AND_BAD = "all of these lists may be candidates"
+_GROUPS = "the passages stand in groups"
+_IDS_OF_QUERIES = "it holds ids for each query id"
+_BESIDE_COMMANDS = (_DEEPER, _GOOD_AND_BAD, _GROUPS, _IDS_OF_QUERIES)
+"""What is said only where no list of the row could be that of the passages, or beside the commands that read one."""
+
+
+def _program(fields: Mapping[str, Any], names: FieldNames) -> tuple[str, str, str] | None:
+    """Why rows must be made of a document, the program of jq that does it, and what this comes to."""
+    lists = {path: value for path, value in _leaves(fields) if _kind_of_list(value)}
+
+    def passage_text(passage: Mapping[str, Any]) -> str | None:
+        path = _text_within(passage)
+        return None if path is None else str(_one(lookup(passage, path)))
+
+    def query_of(rest: Mapping[str, Any]) -> str | None:
+        return names.query or _likeliest({name: one for name, one in rest.items() if isinstance(one, str)}, _QUERIES)
+
+    found = (
+        ("the table is written column by column", rearrangements.by_column(fields), "writes a row a line"),
+        (
+            _IDS_OF_QUERIES,
+            rearrangements.by_query_id(fields),
+            "makes rows of them, whose texts --queries and --corpus hold",
+        ),
+        (
+            "the passages stand in numbered fields",
+            rearrangements.numbered(fields, _text_within, query_of),
+            "makes a list of them",
+        ),
+        (_DEEPER, _rows_within(fields), "takes them out"),
+        (_GROUPS, rearrangements.in_groups(fields, passage_text), "makes one list of them"),
+        (_GOOD_AND_BAD, rearrangements.good_and_bad(lists), "makes one list of them"),
+    )
+    words, program, end = next((one for one in found if one[1]), ("", "", ""))
+    if program and words == _DEEPER and "to_entries" in program:
+        words = "it holds a row for each key"
+    return (words, program, end) if program else None
+
+
+def is_by_column(fields: Mapping[str, Any]) -> bool:
+    """Whether an object is a whole table, written column by column."""
+    return rearrangements.by_column(fields) is not None
+
+
+def _jq(file: str, program: str) -> str:
+    quoted = shlex.quote(file)
+    whole = f"(objects, arrays[]) | {program}"  # a document may be an array of what was looked at
+    return f"jq -c {shlex.quote(whole)} {quoted} > {quoted}.jsonl"
+
+
+def _text_within(passage: Mapping[str, Any]) -> str | None:
+    """The path of the text of an object that is a passage; None where it has none."""
+    inner = {path: one for path, value in _leaves(passage) if _is_words(one := _one(value))}
+    return _likeliest({path: one for path, one in inner.items() if not _names_an_id(path)}, _PASSAGES)
+
+
+def _has_no_query(fields: Mapping[str, Any], names: FieldNames) -> bool:
+    """Whether a row has passages, and no text beside them."""
+    leaves = dict(_leaves(fields))
+    found = any(isinstance(value, str) and value for path, value in leaves.items() if not _names_an_id(path))
+    return names.query is None and not found and any(map(_kind_of_list, leaves.values()))
+
+
+def _python_list(fields: Mapping[str, Any]) -> str | None:
+    """The field whose text is a list as Python prints it."""
+    held = (name for name, value in fields.items() if isinstance(value, str) and _PYTHON_LIST.match(value))
+    return next((name for name in held if opened_json(fields[name]) is None), None)
+
+
+def _literal_hint(file: str, column: str, *, header: bool) -> str:
+    """What makes JSON of such a column."""
+    words = f"`{column}` holds a list as Python prints it; write it by json.dumps"
+    path = Path(file)
+    if path.suffix not in (".csv", ".tsv", ".jsonl", ".json") or not path.is_file():
+        return words
+    name, opened = jsonl.dump_value(column), f'open({jsonl.dump_value(file)}, newline="", encoding="utf-8-sig")'
+    rows = f"map(json.loads, {opened})"
+    if header:
+        with path.open(encoding="utf-8-sig", errors="replace") as stream:
+            line = stream.readline(100_000).strip()
+        cells = {mark: [cell.strip('"') for cell in line.split(mark)] for mark in ",;\t|"}
+        mark = next((mark for mark, found in cells.items() if len(found) > 1 and column in found), None)
+        if mark is None:
+            return words
+        rows = f"csv.DictReader({opened}, delimiter={jsonl.dump_value(mark)})"
+    change = f'row | {{{name}: ast.literal_eval(row[{name}] or "[]")}}'
+    program = f"import ast, csv, json; csv.field_size_limit(10**9); [print(json.dumps({change})) for row in {rows}]"
+    return f"{words}: `python3 -c {shlex.quote(program)} > {shlex.quote(file)}.jsonl`"
+
+
+def commands_for(fields: Mapping[str, Any], names: FieldNames) -> list[list[str]]:
     """Options each set of which would read a row: several where several lists could be that of the passages."""
     first = suggested(fields, names)
     if "--passages-field" not in first:
@@ -66,8 +168,8 @@ def _commands(fields: Mapping[str, Any], names: FieldNames) -> list[list[str]]:
     chosen = first[first.index("--passages-field") + 1]
     kind = _kind_of_list(lookup(fields, chosen))
     others = [path for path, value in _leaves(fields) if path != chosen and kind and _kind_of_list(value) == kind]
-    found = [first, *(suggested(fields, names, only=path) for path in others)]
-    return [options for options in found if options][:_MOST_COMMANDS]
+    more = [suggested(fields, names, only=path) for path in others if not _is_beside(path, lookup(fields, path))]
+    return [first, *(options for options in more if "--passages-field" in options)][:_MOST_COMMANDS]
 
 
 def _is_beside(path: str, values: Sequence[Any]) -> bool:
@@ -95,7 +197,8 @@ def _rows_within(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
     if isinstance(value, Mapping):
         if path and _is_row(value):
             return path
-        if len(value) > 1 and all(isinstance(one, Mapping) and _is_row(one) for one in value.values()):
+        entries = list(islice(value.values(), _FEW))
+        if len(entries) > 1 and all(isinstance(one, Mapping) and _could_be_row(one) for one in entries):
             return f"{path or '.'} | to_entries[] | {{id: .key}} + .value"
     if not depth:
         return None
@@ -103,6 +206,11 @@ def _rows_within(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
         inner = ((f"{path or '.'}[{jsonl.dump_value(name)}]", one) for name, one in value.items())
         return next((found for at, one in inner if (found := _rows_within(one, at, depth - 1))), None)
     return _rows_within(value[0], f"{path}[]", depth - 1) if isinstance(value, list) and value else None
+
+
+def _could_be_row(fields: Mapping[str, Any]) -> bool:
+    """Whether an object is a row that could be read, if need be with the options of its list."""
+    return _is_row(fields) or "--passages-field" in suggested(fields, FieldNames())
 
 
 def _is_row(fields: Mapping[str, Any]) -> bool:
@@ -135,11 +243,15 @@ _FIELDS = {"--query-field": "query", "--passages-field": "passages", "--text-fie
 
 def _guessed(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> list[str]:
     leaves = dict(_leaves(fields))
-    texts = {path: value for path, value in leaves.items() if isinstance(value, str) and value}
+    texts = {path: value for path, value in leaves.items() if _is_words(value)}
     lists = {
         path: value
         for path, value in leaves.items()
-        if isinstance(value, (list, tuple)) and value and only in (None, path) and not _is_beside(path, value)
+        if isinstance(value, (list, tuple))
+        and value
+        and only in (None, path)
+        and not _is_beside(path, value)
+        and not _is_talk(value)
     }
     query = names.query or _likeliest(texts, _QUERIES)
     best: tuple[int, str, str, list[str]] | None = None
@@ -152,12 +264,12 @@ def _guessed(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> 
             if isinstance(holder, Mapping) and all(isinstance(one, list) for one in holder.values()):
                 found = (len(first), head, f"{_IN_STEP}{last}", [])
         elif isinstance(first, Mapping):
-            inner = {at: one for at, one in _leaves(first) if isinstance(_one(one), str) and _one(one)}
-            text = _likeliest({at: _one(one) for at, one in inner.items()}, _PASSAGES)
+            inner = {at: one for at, value in _leaves(first) if _is_words(one := _one(value))}
+            text = _text_within(first)
             if text is None:
                 continue
             identity = _likeliest({at: one for at, one in _leaves(first) if _is_id(one)}, _IDS, named=True)
-            found = (len(_one(inner[text])) + 10_000, path, text, [identity] if identity else [])
+            found = (len(inner[text]) + 10_000, path, text, [identity] if identity else [])
         else:
             continue
         best = max(best, found, key=lambda one: one[0]) if best else found
@@ -172,7 +284,7 @@ def _guessed(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> 
         asked += ["--text-field", names.text or of_passage] if of_passage and of_passage != "text" else []
         known = (*ALIASES["passage_id"],)
         return asked + (["--id-field", ids[0]] if ids and ids[0] not in known else [])
-    rest = {path: value for path, value in texts.items() if path != query}
+    rest = {path: value for path, value in texts.items() if path != query and not _names_an_id(path)}
     text = _likeliest(rest, _PASSAGES)
     return [*asked, "--text-field", text] if text else []
 
@@ -181,8 +293,9 @@ _IN_STEP = "lists in step: "
 _QUERIES = ("query", "question", "q", "user_input", "input", "search", "prompt", "claim", "topic", "title")
 _PASSAGES = (
     "text", "passage", "contents", "content", "body", "document", "doc", "segment", "chunk", "abstract", "snippet",
-    "description", "answer",
+    "description", "reference", "answer",
 )  # fmt: skip
+_SPEAKERS = ("user", "assistant", "system", "developer", "tool", "human", "ai")
 _IDS = ("id", "_id", "docid", "doc_id", "docno", "pid", "passage_id", "key", "uid", "uuid")
 
 
@@ -206,6 +319,21 @@ def lookup_is_blocked(name: str) -> bool:
 
 def _one(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
+def _is_words(value: object) -> bool:
+    """Whether a value is a text that could be scored: neither empty nor a number."""
+    return isinstance(value, str) and bool(value) and not _NUMBER.fullmatch(value)
+
+
+def _names_an_id(path: str) -> bool:
+    return path.rpartition(".")[2].lower() in _IDS
+
+
+def _is_talk(value: Sequence[Any]) -> bool:
+    """Whether a list holds the messages of a conversation."""
+    first = value[0]
+    return isinstance(first, Mapping) and "content" in first and (first.get("role") or first.get("type")) in _SPEAKERS
 
 
 def _is_id(value: object) -> bool:

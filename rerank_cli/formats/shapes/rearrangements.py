@@ -1,0 +1,111 @@
+"""Programs of jq that make rows of a document which holds them in another arrangement: what a refusal prints.
+
+Each function looks at the first object of a file and answers with the program that takes rows out of it, or None. The
+rows that come out are read, or refused with the options that read them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rerank_cli.formats import jsonl
+
+_DEPTH = 4  # in which rows are looked for
+_NUMBERED = re.compile(r"(.+?)\.(\d+)\.(.+)")
+_GOOD = re.compile(r"(^|_)pos(itives?)?(_|$)")
+_BAD = re.compile(r"(^|_)neg(atives?)?(_|$)")
+
+
+def by_column(fields: Mapping[str, Any]) -> str | None:
+    """Of a table that is written column by column, as pandas writes one by default: `{"query": {"0": ...}, ...}`."""
+    first = next(iter(fields.values()), None)
+    if len(fields) < 2 or not isinstance(first, Mapping) or not first or not all(map(str.isdecimal, first)):
+        return None
+    if not all(isinstance(value, Mapping) and value.keys() == first.keys() for value in fields.values()):
+        return None
+    name = jsonl.dump_value(next(iter(fields)))
+    return f". as $all | .[{name}] | keys_unsorted[] as $row | $all | map_values(.[$row])"
+
+
+def by_query_id(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
+    """Of results as BEIR and MTEB write them: an object of ids and scores (or a list of ids) for each query id."""
+    if not isinstance(value, Mapping) or not value:
+        return None
+    entries = list(value.values())
+    if all(isinstance(entry, Mapping) and entry and all(map(_is_number, entry.values())) for entry in entries):
+        inner = '.key as $query | .value | to_entries[] | {"query-id": $query, "corpus-id": .key, score: .value}'
+        return f"{path or '.'} | to_entries[] | {inner}"
+    if all(_is_list_of_ids(entry) for entry in entries) and value.keys().isdisjoint(("query", "query-id")):
+        return f'{path or "."} | to_entries[] | {{"query-id": .key, "corpus-ids": .value}}'
+    if not depth:
+        return None
+    within = (by_query_id(one, f"{path or '.'}[{jsonl.dump_value(name)}]", depth - 1) for name, one in value.items())
+    return next(filter(None, within), None)
+
+
+def in_groups(fields: Mapping[str, Any], text_of: Callable[[Mapping[str, Any]], str | None]) -> str | None:
+    """Of passages that stand in groups, whose lists are put together. text_of: the text of an object, if it has one."""
+    found = max(_lists_within(fields, "", _DEPTH * 3, text_of), default=(0, ""))[1]
+    return f". + {{passages: [{found}]}}" if found.count("[]") > 1 else None
+
+
+def _lists_within(
+    value: Any, path: str, depth: int, text_of: Callable[[Mapping[str, Any]], str | None]
+) -> Iterator[tuple[int, str]]:
+    """The paths of lists of objects that have a text, each behind the length of the first one's."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            if depth and isinstance(one, (Mapping, list)):
+                yield from _lists_within(one, f"{path or '.'}[{jsonl.dump_value(name)}]", depth - 1, text_of)
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        if path and (text := text_of(value[0])) is not None:
+            yield len(text), f"{path}[]"
+        if depth:
+            yield from _lists_within(value[0], f"{path}[]", depth - 1, text_of)
+
+
+def numbered(
+    fields: Mapping[str, Any],
+    likeliest_text: Callable[[Mapping[str, Any]], str | None],
+    likeliest_query: Callable[[Mapping[str, Any]], str | None],
+) -> str | None:
+    """Of a list that is spread over fields with numbers: `documents.0.content`, `documents.1.content`."""
+    lists: dict[str, dict[str, Any]] = {}
+    rest = {}
+    for name, value in fields.items():
+        if (found := _NUMBERED.fullmatch(name)) is None:
+            rest[name] = value
+        elif found[3] not in lists.setdefault(found[1], {}):
+            lists[found[1]][found[3]] = value
+    for before, entries in lists.items():
+        text, query = likeliest_text(entries), likeliest_query(rest)
+        if text is None or query is None:
+            continue
+        ends = {"text": text, **{name: end for end in entries if (name := end.rpartition(".")[2]) in ("id", "title")}}
+        start, end = jsonl.dump_value(f"{before}."), jsonl.dump_value(f".{text}")
+        passage = ", ".join(f"{name}: $row[$at + {jsonl.dump_value(f'.{end}')}]" for name, end in ends.items())
+        taken = f"keys_unsorted[] | select(startswith({start}) and endswith({end})) | rtrimstr({end}) as $at"
+        kept = f"with_entries(select(.key | startswith({start}) | not))"
+        return f". as $row | {kept} + {{query: .[{jsonl.dump_value(query)}], passages: [{taken} | {{{passage}}}]}}"
+    return None
+
+
+def good_and_bad(lists: Mapping[str, Any]) -> str | None:
+    """Of rows for training, with a list of good passages and lists of bad ones, all of which are candidates."""
+    good = [path for path in lists if _GOOD.search(path.lower()) and "." not in path]
+    bad = [path for path in lists if _BAD.search(path.lower()) and "." not in path]
+    if len(good) != 1 or not bad:
+        return None
+    return f". + {{passages: [{', '.join(f'.[{jsonl.dump_value(path)}][]' for path in (*good, *bad))}]}}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_list_of_ids(value: object) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return all(isinstance(one, str) and len(one) < 100 and len(one.split()) == 1 for one in value)
