@@ -226,6 +226,7 @@ class EncodedPair:
     tokens: length before truncation.
     block: where its image stands, if it has one.
     template: how many of the ids stand around the texts. unknown: how many stand for what the vocabulary lacks.
+    unpooled: how many at the begin no pooling counts, of a model that declares so for its prompt.
     """
 
     input_ids: npt.NDArray[np.int32]
@@ -234,6 +235,7 @@ class EncodedPair:
     block: ImageBlock | None = None
     template: int = 0
     unknown: int = 0
+    unpooled: int = 0
 
     @property
     def kept_tokens(self) -> int:

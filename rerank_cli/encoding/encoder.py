@@ -35,7 +35,7 @@ from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPro
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.encoding.whole_text import TextTemplate, UserTemplate, WholeTextEncoder
 from rerank_cli.encoding.yes_no import recipe_prompt
-from rerank_cli.errors import ModelError, UsageError
+from rerank_cli.errors import UsageError
 from rerank_cli.records import NO_LIMITS, ImagePassage, Limits, Passage
 
 __all__ = [
@@ -216,12 +216,6 @@ def _open_text_encoder(
         tokenizer = read_tokenizer_file(checkpoint) if family.decoder else load_tokenizer(checkpoint)
         prompt_text = (checkpoint.declared.prompt or "") if instruction is None else instruction
         pooling = checkpoint.declared.pooling
-        if prompt_text and pooling is not None and pooling.skips_prompt:
-            raise ModelError(
-                f"{checkpoint.root}: `include_prompt` of its Pooling is false: a pooling without the tokens of the "
-                f"prompt {prompt_text!r} is not computed",
-                hint='`--instruction ""` scores without a prompt',
-            )
         form = PairForm(
             prompt=prompt_text,
             typed=gives_token_types(checkpoint),
@@ -229,6 +223,7 @@ def _open_text_encoder(
             unknown=unknown_id(tokenizer, checkpoint.tokenizer_config),
             max_unknown=options.pop("max_unknown"),
             bare=family.decoder and checkpoint.declared.listed,
+            unpooled=pooling is not None and pooling.skips_prompt,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
     # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as

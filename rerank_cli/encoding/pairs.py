@@ -107,7 +107,8 @@ class PairForm:
 
     prompt: what stands before the query's text. typed: the model is told token types. cuts_left: a text that is too
     long loses its begin. unknown: the id of the unknown token. max_unknown: the largest share of it in the texts of a
-    pair that is scored, from the user. bare: nothing may stand around and between the texts.
+    pair that is scored, from the user. bare: nothing may stand around and between the texts. unpooled: the pooling
+    leaves the prompt out.
     """
 
     prompt: str = ""
@@ -116,6 +117,7 @@ class PairForm:
     unknown: int | None = None
     max_unknown: float | None = None
     bare: bool = False
+    unpooled: bool = False
 
 
 class PairEncoder:
@@ -140,6 +142,7 @@ class PairEncoder:
         self._template = _read_template(tokenizer, where, bare=self._form.bare)
         if not self._form.typed:
             self._template = replace(self._template, typed=False)
+        self._unpooled = _prompt_tokens(tokenizer, self._form.prompt, max_tokens, where) if self._form.unpooled else 0
         self._lead, self._prefix = _NO_IDS, self._form.prompt
         if special_tokens == "neutral":
             self._lead, self._prefix = _split_prompt(tokenizer, self._form.prompt, where)
@@ -195,6 +198,8 @@ class PairEncoder:
         size = self._template.size + len(query) + len(passage)
         if size == 0:
             return EncodingProblem("empty-pair", "query and passage have no token, and nothing stands around them")
+        if size <= self._unpooled:
+            return EncodingProblem("empty-pair", "nothing is left but the prompt, whose tokens do not count")
         if size <= self.max_tokens:
             return (self._join(query, passage, tokens=tokens),)
         if limits.whole or self._truncate == "error":
@@ -219,7 +224,8 @@ class PairEncoder:
             yield self._join(query, piece, tokens=self._template.size + len(query) + len(piece))
 
     def _join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
-        return self._template.join(query, passage, tokens=tokens, unknown=self._form.unknown)
+        pair = self._template.join(query, passage, tokens=tokens, unknown=self._form.unknown)
+        return replace(pair, unpooled=self._unpooled) if self._unpooled else pair
 
     def _cut(self, ids: Ids, kept: int) -> Ids:
         """The tokens of a text that stay where `kept` of them do."""
@@ -279,6 +285,24 @@ def _split_prompt(tokenizer: Tokenizer, prompt: str, where: str) -> tuple[Ids, s
                 hint="`--special-tokens allow` reads prompt and query as one text",
             )
     return np.array(lead, dtype=np.int32), rest
+
+
+def _prompt_tokens(tokenizer: Tokenizer, prompt: str, max_tokens: int, where: str) -> int:
+    """Tokens at the begin of a pair that are the prompt's, with the special ones before it.
+
+    Source: sentence-transformers 6.2, Transformer._get_prompt_length: the prompt is tokenised as a text of its own, cut
+    to the limit, and a special token behind it does not count. Where its last piece joins with the query's first one,
+    the number is that of the prompt alone, as there.
+    """
+    if not prompt:
+        return 0
+    encoding = tokenizer.encode(prompt)
+    if not encoding.special_tokens_mask[-1]:
+        raise ModelError(
+            f"{where}: `include_prompt` of its Pooling is false, and the tokenizer puts no special token behind a text",
+            hint='`--instruction ""` scores without a prompt',
+        )
+    return min(len(encoding.ids), max_tokens) - 1
 
 
 def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:

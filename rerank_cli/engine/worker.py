@@ -69,6 +69,7 @@ class Unit:
     ends: npt.NDArray[np.int64]
     second_starts: Sequence[int]
     blocks: Sequence[ImageBlock | None]
+    unpooled: Sequence[int]
     exact: bool = False
     alone: bool = False
 
@@ -78,14 +79,14 @@ class Unit:
         ids = np.concatenate([pair.input_ids for pair in pairs])
         ends = np.cumsum([len(pair.input_ids) for pair in pairs])
         starts, blocks = [pair.second_start for pair in pairs], [pair.block for pair in pairs]
-        return cls(number, ids, ends, starts, blocks, exact, alone)
+        return cls(number, ids, ends, starts, blocks, [pair.unpooled for pair in pairs], exact, alone)
 
     def pairs(self) -> list[EncodedPair]:
         """The pairs again, as far as a model reads them."""
         parts = np.split(self.ids, self.ends[:-1])
         return [
-            EncodedPair(ids, second, len(ids), block)
-            for ids, second, block in zip(parts, self.second_starts, self.blocks, strict=True)
+            EncodedPair(ids, second, len(ids), block, unpooled=unpooled)
+            for ids, second, block, unpooled in zip(parts, self.second_starts, self.blocks, self.unpooled, strict=True)
         ]
 
 

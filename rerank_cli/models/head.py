@@ -30,17 +30,20 @@ from rerank_cli.models.weights import WeightReader
 class Head:
     """modes: of the pooling, whose vectors stand side by side. layers: of the head, each [pairs, channels] to the same.
 
-    The last layer gives one channel, the score.
+    The last layer gives one channel, the score. skips_prompt: the first token may be none that the pooling counts.
     """
 
-    def __init__(self, modes: Sequence[str], layers: Sequence[Callable[[Tensor], Tensor]]) -> None:
+    def __init__(
+        self, modes: Sequence[str], layers: Sequence[Callable[[Tensor], Tensor]], *, skips_prompt: bool = False
+    ) -> None:
+        self._skips_prompt = skips_prompt
         self._modes = tuple(modes)
         self._layers = tuple(layers)
 
     @property
     def first_token_only(self) -> bool:
         """The head reads nothing but the first token of each pair."""
-        return self._modes == ("cls",)
+        return self._modes == ("cls",) and not self._skips_prompt
 
     def of_tokens(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """Scores, float32 [pairs], from the last layer's output for all tokens, [T, hidden]."""

@@ -53,7 +53,7 @@ def read_module_head(weights: WeightReader, checkpoint: Checkpoint, hidden: int)
     for module in declared.head:
         layer, size = _layer(weights, checkpoint, module, size)
         layers.append(layer)
-    return Head(declared.pooling.modes, layers)
+    return Head(declared.pooling.modes, layers, skips_prompt=declared.pooling.skips_prompt)
 
 
 def _layer(

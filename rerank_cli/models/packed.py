@@ -50,7 +50,8 @@ class PackedBatch:
     starts: int64 [P], the first token of each pair, then zeros up to the rounded P.
     cumulative: int32 [pairs + 1], as varlen kernels want it. sequences: the same with the filler as one sequence more,
     int32 [pairs + 2].
-    lengths: tokens of each pair, on the host. tokens: their sum; T - tokens is filler.
+    lengths: tokens of each pair, on the host. tokens: their sum; T - tokens is filler. unpooled: tokens at the begin of
+    each pair that its pooling leaves out, on the host.
     """
 
     input_ids: Tensor
@@ -62,6 +63,7 @@ class PackedBatch:
     lengths: tuple[int, ...]
     runs: tuple[Run, ...]
     tokens: int
+    unpooled: tuple[int, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -93,6 +95,32 @@ def pack(pairs: Sequence[EncodedPair], *, device: torch.device) -> PackedBatch:
         token_types=token_types,
         positions=positions,
         starts=first_tokens,
+        cumulative=sequences[:-1],
+        sequences=sequences,
+        lengths=tuple(lengths.tolist()),
+        runs=tuple(_runs(lengths.tolist())),
+        tokens=tokens,
+        unpooled=tuple(pair.unpooled for pair in pairs),
+    )
+
+
+def without_unpooled(x: Tensor, batch: PackedBatch) -> tuple[Tensor, PackedBatch]:
+    """The rows of `x`, [T, hidden], that a pooling counts, and the batch of them; positions stay those in the pair."""
+    if not any(batch.unpooled):
+        return x, batch
+    lengths = np.array(batch.lengths) - np.array(batch.unpooled)
+    ends = np.cumsum(lengths)
+    tokens = int(ends[-1])
+    # Of each kept token its row in `x`: rows before it are kept, or left out in its pair and in those before it.
+    kept = np.arange(tokens) + np.repeat(np.cumsum(batch.unpooled), lengths)
+    device = x.device
+    rows, starts = (torch.from_numpy(places).to(device) for places in (kept, ends - lengths))
+    sequences = torch.from_numpy(np.concatenate([[0], ends, [tokens]]).astype(np.int32)).to(device)
+    return x[rows], PackedBatch(
+        input_ids=batch.input_ids[rows],
+        token_types=batch.token_types[rows],
+        positions=batch.positions[rows],
+        starts=starts,
         cumulative=sequences[:-1],
         sequences=sequences,
         lengths=tuple(lengths.tolist()),

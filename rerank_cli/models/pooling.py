@@ -1,12 +1,13 @@
 """How the tokens of a pair become one vector, for encoders; always float32.
 
-The modes are those of sentence-transformers' Pooling module: over all tokens of the pair, special ones included.
+The modes are those of sentence-transformers' Pooling module: over all tokens of the pair, special ones included. Where
+a checkpoint leaves its prompt out (`include_prompt`), its tokens and the special one before them do not count.
 
     cls                    the first token
     lasttoken              the last token
     mean                   the mean
     mean_sqrt_len_tokens   the sum, divided by the root of the number of tokens
-    weightedmean           the mean, with weights 1, 2, 3, ... from the first token on
+    weightedmean           the mean, with weights 1, 2, 3, ... from the pair's first token on, counted or not
     max                    the largest value of each channel
 """
 
@@ -17,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rerank_cli.models.packed import PackedBatch
+from rerank_cli.models.packed import PackedBatch, without_unpooled
 
 
 def pool(x: Tensor, batch: PackedBatch, modes: Sequence[str]) -> Tensor:
     """The vectors of each pair, one mode after another: [pairs, modes * hidden]. x: [T, hidden]."""
+    x, batch = without_unpooled(x, batch)
     return torch.cat([_MODES[mode](x, batch) for mode in modes], dim=1)
 
 
@@ -44,7 +46,8 @@ def _mean_by_root(x: Tensor, batch: PackedBatch) -> Tensor:
 def _weighted_mean(x: Tensor, batch: PackedBatch) -> Tensor:
     weights = (batch.positions + 1).float()[:, None]
     lengths = batch.cumulative.diff().float()[:, None]
-    return _sums(x * weights, batch) / (lengths * (lengths + 1) / 2)
+    first = batch.positions[batch.starts[: len(batch.lengths)]].float()[:, None]
+    return _sums(x * weights, batch) / (lengths * (lengths + 1) / 2 + lengths * first)
 
 
 def _largest(x: Tensor, batch: PackedBatch) -> Tensor:

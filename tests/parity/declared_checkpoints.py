@@ -151,7 +151,7 @@ def sizes_of(draw: random.Random, family: str, given: dict[str, Any]) -> dict[st
     return sizes
 
 
-def _declare(  # noqa: C901, PLR0912 (a line for each thing that is drawn)
+def _declare(  # noqa: C901 (a line for each thing that is drawn)
     folder: Path,
     own: Path,
     draw: random.Random,
@@ -186,10 +186,6 @@ def _declare(  # noqa: C901, PLR0912 (a line for each thing that is drawn)
         chain = [("LogitScore", _logit_score(draw, vocabulary))]
     elif kind == "head":
         chain = _head(draw, hidden)
-        if chain[0][1].get("include_prompt") is False and (shared.get("prompts") or {}).get(
-            shared.get("default_prompt_name")
-        ):
-            told["refused"] = "include_prompt"
     elif own == folder and draw.random() < 0.15:
         # Nothing but a template is declared.
         told["refused"] = "no modules.json"

@@ -27,7 +27,6 @@ REFUSALS = {
     "modules": "`WeightedLayerPooling` is not known",
     "module": "is not known",
     "key": "nothing is known",
-    "include_prompt": "`include_prompt` of its Pooling is false",
     "default template of a nested model": "does not count for a model in a folder of its own",
     "no modules.json": "carries no pair|puts no special tokens around a pair|cannot be read|is not known",
 }

@@ -124,7 +124,8 @@ def _write_head(draw: random.Random, folder: Path) -> list[dict[str, Any]]:
         pooling |= {f"pooling_mode_{old}": mode in modes for mode, old in OLD_MODES.items()}
     else:
         chosen = modes[0] if len(modes) == 1 else modes
-        pooling = {"embedding_dimension": HIDDEN, "pooling_mode": chosen, "include_prompt": True}
+        pooling = {"embedding_dimension": HIDDEN, "pooling_mode": chosen}
+    pooling["include_prompt"] = draw.random() < 0.5
     size = HIDDEN * len(modes)
     found = [("Pooling", pooling, {})]
     for _ in range(draw.randint(0, 3)):

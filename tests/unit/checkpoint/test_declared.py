@@ -12,6 +12,7 @@ import pytest
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.declared import Declaration, DeclaredLayerNorm, Dense, LogitScore, Pooling
 from rerank_cli.encoding.encoder import open_encoder
+from rerank_cli.encoding.tokenizer import load_tokenizer
 from rerank_cli.errors import ModelError
 
 PARITY = Path(__file__).parents[2] / "parity"
@@ -174,15 +175,37 @@ def test_every_file_that_decides_a_score_counts_in_the_digest(tmp_path):
     assert read_checkpoint(model).sha256 != before
 
 
-def test_a_pooling_without_the_prompt_is_refused_where_there_is_one(tmp_path):
+def test_a_pooling_leaves_out_the_tokens_of_a_prompt_and_the_special_one_before_them(tmp_path):
     model = copied(tmp_path, "ettin")
     change(model / "1_Pooling" / "config.json", include_prompt=False)
-    assert open_encoder(read_checkpoint(model), max_tokens=64).max_tokens == 64
-    with pytest.raises(ModelError, match=r"`include_prompt` of its Pooling is false.* 'find: '") as caught:
-        change(model / "config_sentence_transformers.json", prompts={"a": "find: "}, default_prompt_name="a")
+
+    def unpooled(**options):
+        encoded = open_encoder(read_checkpoint(model), **{"max_tokens": 64, **options}).encode([("why", "so")])
+        return [pair.unpooled for pair in encoded[0]]
+
+    assert unpooled() == [0]
+    change(model / "config_sentence_transformers.json", prompts={"a": "find: "}, default_prompt_name="a")
+    alone = load_tokenizer(read_checkpoint(model)).encode("find: ").ids
+    assert unpooled() == [len(alone) - 1]
+    assert unpooled(max_tokens=len(alone) - 1, truncate="reference") == [len(alone) - 2]  # the prompt is cut to it too
+    assert unpooled(instruction="") == [0]
+    change(model / "1_Pooling" / "config.json", include_prompt=True)
+    assert unpooled() == [0]
+
+
+def test_a_pooling_without_the_prompt_is_refused_where_its_end_cannot_be_told(tmp_path):
+    model = copied(tmp_path, "ettin")
+    change(model / "1_Pooling" / "config.json", include_prompt=False)
+    change(model / "config_sentence_transformers.json", prompts={"a": "find: "}, default_prompt_name="a")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    special = next(iter(tokenizer["post_processor"]["special_tokens"]))
+    tokenizer["post_processor"]["single"] = [
+        {"SpecialToken": {"id": special, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+    ]  # fmt: skip
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"`include_prompt` of its Pooling is false") as caught:
         open_encoder(read_checkpoint(model), max_tokens=64)
     assert "--instruction" in (caught.value.hint or "")
-    assert open_encoder(read_checkpoint(model), max_tokens=64, instruction="").max_tokens == 64
 
 
 @pytest.mark.parametrize(

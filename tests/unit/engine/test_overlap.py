@@ -300,6 +300,16 @@ def unit(number: int, *, alone: bool = False) -> Unit:
     return Unit.of(number, pairs_of([10] * 3), alone=alone)
 
 
+def test_a_unit_gives_back_what_a_model_reads_of_its_pairs() -> None:
+    sent = [
+        EncodedPair(np.arange(6, dtype=np.int32), 3, 9, unpooled=2),
+        EncodedPair(np.arange(4, dtype=np.int32), 4, 4),
+    ]
+    for one, found in zip(sent, Unit.of(0, sent).pairs(), strict=True):
+        assert found.input_ids.tolist() == one.input_ids.tolist()
+        assert (found.second_start, found.block, found.unpooled) == (one.second_start, one.block, one.unpooled)
+
+
 def test_a_worker_begins_a_second_unit_and_answers_in_their_order() -> None:
     device, told = Behind(), list[Any]()
     device.stopped = True
