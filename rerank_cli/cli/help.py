@@ -2,6 +2,8 @@
 
     a sentence · examples with a sentence each · arguments · options · exit codes
 
+The short screen has the first sentence of an option's help, so a help begins with what most people need of it.
+
 Typer's own help draws boxes, which break in narrow terminals and in pipes. Its wrapping cuts words, and options at
 their hyphens; the wrapping here cuts neither.
 """
@@ -28,7 +30,7 @@ VARIABLES = (
 )
 _MOST_COLUMNS, _LEAST_COLUMNS = 100, 40
 _COMPLETED = 60  # columns of an option's help in a shell's list; fish takes a second line for another option
-_TERM = 23  # columns of the left side; a longer term has a line to itself
+_TERM = 26  # columns of the left side; a longer term has a line to itself
 
 Record = tuple[str, str]
 
@@ -112,12 +114,12 @@ def _lines(command: CommandWithHelp, ctx: typer.Context, *, everything: bool) ->
     taken = arguments(command, ctx)
     yield " ".join(["Usage:", ctx.command_path, *(metavar for metavar, _ in taken), "[OPTIONS]"])
     yield from ("", *_paragraph(command.help or ""), "", *callback.examples.strip("\n").splitlines())
+    if not everything:
+        records = [(term, _first_sentence(meaning)) for term, meaning in [*taken, *_basic(command, ctx)]]
+        yield from _section("Arguments and options" if taken else "Options", records)
+        return
     if taken:
         yield from _section("Arguments", taken)
-    if not everything:
-        yield from _section("Options", _basic(command, ctx))
-        yield from ("", *_paragraph(f"Exit codes: 0 done, {_some(callback.exit_codes)}; --help-all has all."))
-        return
     for title, records in option_groups(command, ctx).items():
         yield from _section(title, records)
     codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items() if code in callback.exit_codes]
@@ -141,9 +143,8 @@ def _record(parameter: Any, one: Option | None) -> Record:
     return names + metavar, parameter.help or ""
 
 
-def _some(codes: Iterable[int]) -> str:
-    words = {2: "usage", 3: "some rows are bad", 4: "files", 5: "model", 6: "does not fit", 9: "deadline"}
-    return ", ".join(f"{code} {word}" for code, word in words.items() if code in codes)
+def _first_sentence(text: str) -> str:
+    return text.partition(". ")[0].removesuffix(".")
 
 
 # Wrapping.

@@ -196,7 +196,7 @@ ONE_MODEL = [
     ),
     option(
         "--precision", Precision, group=MODEL, into="request.precision", metavar="P", basic=True, case_sensitive=False,
-        help="fp32, bf16, fp16, fp8 or int8; auto: fp32 on a CPU, fp16 on a GPU.",
+        help="fp32, bf16, fp16, fp8, int8 or auto. auto: fp32 on a CPU, fp16 on a GPU.",
     ),
     option(
         "--engines", int, group=SCALE, into="request.engine_count", aliases=("--engine-count",), metavar="N", min=1,
@@ -213,7 +213,7 @@ ONE_MODEL = [
 PLANNED = [
     *ONE_MODEL,
     option(
-        "--device", str, group=MODEL, into="request.device", metavar="DEVICE", basic=True, complete=devices,
+        "--device", str, group=MODEL, into="request.device", metavar="DEVICE", complete=devices,
         help="auto, cpu, cuda or cuda:0,1.",
     ),
     option(
@@ -289,8 +289,8 @@ SCORING = [
         help="Field of the query. Default: query.",
     ),
     option(
-        "--text-field", str, group=ROWS, into="fields.text", metavar="PATH[,PATH]", basic=True,
-        help="Field of a passage's text, or several joined by a blank: title,text. Default: text; in a flat row "
+        "--text-field", str, group=ROWS, into="fields.text", metavar="PATH,...", basic=True,
+        help="Field of a passage's text, or several: title,text. A blank joins them. Default: text; in a flat row "
         "passage, document, text or doc.",
     ),
     option(
@@ -391,14 +391,14 @@ SCORING = [
     ),
     option(
         "--dry-run", bool, group=RUN, basic=True,
-        help="Score nothing; count rows and tokens, estimate the time.",
+        help="Score nothing; count rows and tokens, tell the time.",
     ),
     option(
         "--gpu", list[str], group=RUN, metavar="NAME",
         help="With --dry-run: the time on this card too, L4, H100, RTX-4090 or 9.0:80GiB:NAME; may be given several "
         "times.",
     ),
-    option("--quiet", bool, group=SAY, short="-q", basic=True, help="Only errors on stderr."),
+    option("--quiet", bool, group=SAY, short="-q", help="Only errors on stderr."),
     option("--verbose", bool, group=SAY, short="-v", help="Also the plan and its reasons on stderr."),
 ]  # fmt: skip
 

@@ -69,10 +69,12 @@ def test_help_fits_a_screen_with_examples_arguments_and_options_in_this_order(
     monkeypatch.setenv("COLUMNS", "80")
     text = _shown(capsys, command, "-h")
     lines = text.splitlines()
-    assert len(lines) <= 40
+    assert len(lines) <= (25 if command == "rerank-file" else 36)
     assert all(len(line) < 80 for line in lines)
-    order = ["Usage: ", "\n  rerank-cli ", "\nArguments:", "\nOptions:", "\nExit codes: 0 done"]
-    places = [text.index(part) for part in order if part in text or part != "\nArguments:"]
+    options = (
+        "\nArguments and options:\n  " if any(not one.flag for one in declared(command).values()) else "\nOptions:\n  -"
+    )
+    places = [text.index(part) for part in ("Usage: ", "\n  rerank-cli ", options, "\n  --help-all ")]
     assert places == sorted(places)
     assert text == _shown(capsys, command, "--help")
     assert text == _shown(capsys, "help", command)
@@ -83,7 +85,7 @@ def test_what_most_people_need_of_rerank_file_is_in_its_help(capsys: pytest.Capt
     needed = ["IN...", "-o, --output", "--model", "--top-n", "--query-field", "--passages-field", "--text-field"]
     for name in [*needed, "--precision", "--dry-run", "--qrels", "--report", "--help-all"]:
         assert f"\n  {name}" in text
-    assert 12 <= len(re.findall(r"^  (?:-.|--)", text, flags=re.MULTILINE)) <= 18
+    assert 12 <= len(re.findall(r"^  (?:-.|--)", text, flags=re.MULTILINE)) <= 14
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "110"])
