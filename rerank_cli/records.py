@@ -263,7 +263,8 @@ class RankedPassage:
     """One scored passage: `rank` from 1, `index` in the input list from 0, `logit` as the model gave it (float32).
 
     tokens, kept_tokens: length of the pair before and after truncation. tiles, kept_tiles: of its image, likewise.
-    Rank 0 is a passage without a score that is kept in its place (`formats/in_memory.py`).
+    Rank 0 is a passage without a score that is kept in its place (`formats/in_memory.py`). scored_by: `first` or
+    `second`, of the two scorers of a cascade; empty where there is one.
     """
 
     rank: int
@@ -273,6 +274,7 @@ class RankedPassage:
     kept_tokens: int
     tiles: int = 0
     kept_tiles: int = 0
+    scored_by: str = ""
 
     @property
     def truncated(self) -> bool:

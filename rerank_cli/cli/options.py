@@ -144,6 +144,13 @@ def parse_blend_of(text: str) -> Any:
     return parse_blend(text)
 
 
+def parse_first_keep_of(text: str) -> str:
+    """What `--first-keep` takes."""
+    from rerank_cli.job.first_scorer import parse_first_keep  # with the plans, which a start need not load
+
+    return parse_first_keep(text)
+
+
 def parse_shape(text: str) -> str:
     """A shape of rows."""
     return _one_of(text, shapes())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, SCALE, SELECTION, argument, option, takes
-from rerank_cli.cli.options import JUDGED, SCORING, parse_blend_of, parse_shape, shapes
+from rerank_cli.cli.options import JUDGED, SCORING, parse_blend_of, parse_first_keep_of, parse_shape, shapes
 from rerank_cli.errors import EXIT_CODES, UsageError
 from rerank_cli.job.options import STDOUT
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
@@ -58,6 +58,20 @@ OPTIONS = [
         "--blend", str, group=SELECTION, into="blend", metavar="rrf:W|z:W", parse=parse_blend_of,
         help="Join the scores with the given order, which has the weight W from 0 to 1: by reciprocal ranks or by "
         "z-scores. `rerank-cli evaluate` says what helps. Default: the scores alone.",
+    ),
+    option(
+        "--first", str, group=SELECTION, into="first.scorer", metavar="MODEL|PRECISION",
+        help="A cheap scorer that reads every candidate: the same model in int8 or bf16, another model, or "
+        "MODEL:PRECISION. The model of the run reads what can still matter.",
+    ),
+    option(
+        "--first-keep", str, group=SELECTION, into="first.keep", metavar="N|P%|auto|exact", parse=parse_first_keep_of,
+        help="What is read again: so many of a list, a share, what sampled lists needed, or (a precision alone) what "
+        "can still reach the first. Default: exact with a precision, else auto.",
+    ),
+    option(
+        "--first-top", int, group=SELECTION, into="first.top", metavar="N", min=1,
+        help="With --first: how many of each list are to be those of a full run. Default: --top-n, else 10.",
     ),
     option(
         "--negatives", int, group=SELECTION, into="teacher.negatives", metavar="N", min=1,
@@ -137,7 +151,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if given["engine"] == "ray":
         from rerank_cli.cluster import ClusterOptions
 
-        for flag in ("depth", "blend"):
+        for flag in ("depth", "blend", "first"):
             if given[flag] is not None:
                 raise UsageError(f"--{flag}: cannot be had with `--engine ray`", hint="leave out `--engine`")
         if given["dry_run"]:

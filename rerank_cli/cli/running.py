@@ -156,6 +156,8 @@ def _summarise(outcome: Outcome, output: str) -> None:
         f"{counts.rows_out:,} rows, {counts.pairs:,} pairs in {seconds:.1f} s ({speed:,.1f} pairs/s, "
         f"{report['plan']['precision']} on {report['plan']['device']}){where}"
     )
+    if both := report.get("cascade"):
+        _say_cascade(both)
     if stored := report.get("store"):
         _say_store(stored)
     ran = report["plan"]
@@ -174,6 +176,29 @@ def _summarise(outcome: Outcome, output: str) -> None:
         if number:
             say(f"note: {number:,} {text if number > 1 else _ONE[text]}")
     _warn_of_unknown(report.get("unknown_tokens"))
+
+
+def _say_cascade(both: Mapping[str, Any]) -> None:
+    """What each of two scorers has read, and how well the first passages agree with a full run."""
+    first, second, agreed = both["first"], both["second"], both["agreement"]
+    names = [one["precision"] for one in (first, second)]
+    if first["sha256"] != second["sha256"]:
+        names = [f"{one['model']} in {one['precision']}" for one in (first, second)]
+    share = f" ({100 * both['share_read']:.1f} %)" if both["share_read"] is not None else ""
+    text = f"{names[0]} scored {both['passages']:,} passages, {names[1]} {both['read_by_second']:,} of them{share}"
+    if agreed["lists"]:
+        low, high = agreed["interval"]
+        text += (
+            f"; of {agreed['lists']:,} sampled lists the first {agreed['top_n']} agree with a full run by "
+            f"{agreed['overlap']:.3f} ({low:.3f} to {high:.3f})"
+        )
+    say(text)
+    if (bound := both["bound"]) and bound["exceeded"]:
+        say(
+            f"warning: {bound['exceeded']:,} scores of {names[1]} lie up to {bound['furthest']:.3g} above those of "
+            f"{names[0]}, further than the bound {bound['bound']:.3g} that the first {bound['pairs']:,} pairs gave; "
+            "`--first-keep N` reads more"
+        )
 
 
 def _say_store(stored: Mapping[str, Any]) -> None:
@@ -243,6 +268,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         "pairs that would be truncated": f"{result.truncated:,}",
         "pairs that cannot be scored": f"{result.unscorable:,}",
         **_unknown_facts(result.unknown_tokens),
+        **_first_facts(result),
         "expected time": f"about {_duration(result.seconds)}",
         **{f"expected time on {one.gpu}": _elsewhere(one) for one in result.elsewhere},
         "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
@@ -252,6 +278,18 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     if told := faster_here(result.plan.device, result.plan.precision):
         write(f"faster: {told}")
     return _dry_exit_code(result, options)
+
+
+def _first_facts(result: DryRun) -> dict[str, str]:
+    if result.first is None:
+        return {}
+    one = result.first
+    needed = {} if one.needed_bytes is None else {"memory of both": f"{one.needed_bytes / 2**30:.2f} GiB"}
+    return {
+        "first scorer": f"{one.model} in {one.precision}, every pair",
+        "pairs for the second": f"at least {one.pairs_of_second:,}",
+        **needed,
+    }
 
 
 def _dry_exit_code(result: DryRun, options: JobOptions) -> int:

@@ -20,6 +20,13 @@ _ELSEWHERE = {
     "--shuffle": "rows keep the order of the input",
 }
 """Options of other tools that have no counterpart of one word."""
+_NO_LISTS = "rows of `score` are pairs, each by itself, and no list has a head; `rerank-cli rerank-file` has it"
+_OF_THE_OTHER = {
+    ("rerank-file", "--query"): "rows of `rerank-file` have their own query; `rerank-cli score --query Q` asks one of "
+    "all rows",
+    **{("score", flag): _NO_LISTS for flag in ("--first", "--first-keep", "--first-top")},
+}
+"""Options that the other command has, and why this one has not."""
 _SAME = {
     "--top-n": ("--top-k", "--topk", "-k", "--top", "--k", "--n"),
     "--max-tokens": ("--max-length", "--max-seq-length", "--max-len", "--max-seq-len", "--max-model-len"),
@@ -70,8 +77,8 @@ def _for_unknown(name: str, context: Any) -> str:
     """What leads on from an option that the command does not have."""
     command = context.command_path.rpartition(" ")[2]
     own = {one.flag: one for one in declared_options(context).values() if one.flag}
-    if name == "--query" and command == "rerank-file":
-        return "rows of `rerank-file` have their own query; `rerank-cli score --query Q` asks one of all rows"
+    if told := _OF_THE_OTHER.get((command, name)):
+        return told
     for flag, others in _SAME.items():
         if name in others and flag in own:
             return f"here it is `{flag}`"

@@ -44,7 +44,7 @@ from rerank_cli.formats.shapes.shape import kept_name
 from rerank_cli.records import RankedList, RankedPassage, sigmoid
 
 
-def rank_lists(
+def rank_lists(  # noqa: PLR0913 (where passages lie, and which fields they get)
     ranked: Sequence[RankedList],
     *,
     passages: str,
@@ -53,12 +53,14 @@ def rank_lists(
     score: str = "logit",
     prob: bool = False,
     probability: Callable[[float], float] | None = None,
+    scored_by: bool = False,
 ) -> pa.Table:
     """A row for each list, as it was but with the passages of `ranking` in that order (list shape).
 
     passages: the column with the lists of strings or of structs, or its path in structs; a null list has no
     passages and stays null. siblings: the lists that are in step with it. text: the field that a string passage
-    becomes; score: the field of the logit; prob: add its sigmoid; probability: add what this makes of it.
+    becomes; score: the field of the logit; prob: add its sigmoid; probability: add what this makes of it;
+    scored_by: add which of two scorers has given it.
 
     Each `source.rows` is one ArrowRow. Without lists the table has no columns. Raises InputError if rows come from
     files whose columns do not fit together.
@@ -67,7 +69,7 @@ def rank_lists(
         return pa.table({})
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
-    scores = _Scores(score, prob, probability, tiles=_any_retiled(ranked))
+    scores = _Scores(score, prob, probability, scored_by=scored_by, tiles=_any_retiled(ranked))
 
     def rank(lists: pa.Array, some: Sequence[RankedList]) -> pa.Array:
         if not is_list(lists.type):
@@ -88,6 +90,7 @@ def rank_columns(
     score: str = "logit",
     prob: bool = False,
     probability: Callable[[float], float] | None = None,
+    scored_by: bool = False,
 ) -> pa.Table:
     """A row for each list, as it was but with its lists in step in rank order, and ours beside them.
 
@@ -98,7 +101,7 @@ def rank_columns(
         return pa.table({})
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
-    scores = _Scores(score, prob, probability, tiles=_any_retiled(ranked))
+    scores = _Scores(score, prob, probability, scored_by=scored_by, tiles=_any_retiled(ranked))
     if container:
         return _changed(table, container, ranked, lambda held, some: _ranked_struct(held, some, scores), rows[0].file)
     for name in in_step:
@@ -126,6 +129,7 @@ def rank_rows(
     score: str = "logit",
     prob: bool = False,
     probability: Callable[[float], float] | None = None,
+    scored_by: bool = False,
     ranks: bool = True,
 ) -> pa.Table:
     """A row for each passage of each `ranking`, in that order, as it was and with our columns (flat shape).
@@ -140,7 +144,7 @@ def rank_rows(
     if some is None:
         return pa.table({})
     table = _gather(rows) if rows else _table(cast(ArrowRow, some).batch.slice(0, 0))
-    scores = _Scores(score, prob, probability, ranks=ranks, tiles=_any_retiled(ranked))
+    scores = _Scores(score, prob, probability, scored_by=scored_by, ranks=ranks, tiles=_any_retiled(ranked))
     fields = scores.fields
     columns = scores.columns([place for one in ranked for place in one.ranking])
     kept = _kept(list(zip(table.schema, table.columns, strict=True)), scores)
@@ -365,12 +369,14 @@ class _Scores:
     probability: Callable[[float], float] | None
     ranks: bool = True
     tiles: bool = False
+    scored_by: bool = False
 
     @property
     def fields(self) -> list[pa.Field]:
         return scored_fields(
-            self.score, prob=self.prob, probability=self.probability is not None, ranks=self.ranks, tiles=self.tiles
-        )
+            self.score, prob=self.prob, probability=self.probability is not None, scored_by=self.scored_by,
+            ranks=self.ranks, tiles=self.tiles,
+        )  # fmt: skip
 
     def lists(self, ranked: Sequence[RankedList]) -> list[tuple[pa.Field, pa.Array]]:
         """A column of lists for each of `fields`, one list for each of `ranked`."""
@@ -388,6 +394,7 @@ class _Scores:
             "index": lambda place: place.index,
             "prob": lambda place: sigmoid(place.logit) if place.is_scored else None,
             "probability": lambda place: calibrated(place.logit) if calibrated and place.is_scored else None,
+            "scored_by": lambda place: place.scored_by or None,
             "truncated": lambda place: True if place.truncated else None,
             "tokens": lambda place: place.tokens if place.truncated else None,
             "kept_tokens": lambda place: place.kept_tokens if place.truncated else None,

@@ -42,7 +42,13 @@ class TypesDiffer(Exception):  # noqa: N818  not a failure of its own: the calle
 
 
 def scored_fields(
-    score: str = "logit", *, prob: bool = False, probability: bool = False, ranks: bool = True, tiles: bool = False
+    score: str = "logit",
+    *,
+    prob: bool = False,
+    probability: bool = False,
+    scored_by: bool = False,
+    ranks: bool = True,
+    tiles: bool = False,
 ) -> list[pa.Field]:
     """The fields that a scored passage gets, in the order of the output; tiles: of images cut in fewer tiles too."""
     fields = [pa.field(score, pa.float32())]
@@ -52,6 +58,8 @@ def scored_fields(
         fields.append(pa.field("prob", pa.float64()))
     if probability:
         fields.append(pa.field("probability", pa.float64()))
+    if scored_by:
+        fields.append(pa.field("scored_by", pa.string()))
     return [*fields, *TRUNCATION_FIELDS, *(TILE_FIELDS if tiles else ())]
 
 

@@ -60,7 +60,7 @@ class Selection:
 
     top_n: the first n of each list; threshold: only logits of at least this; prob: adds `prob`, the sigmoid of the
     logit. score: what the model's score is called in the output. probability: adds `probability`, what this makes of
-    the score (`--calibration`).
+    the score (`--calibration`). scored_by: adds `scored_by`, which of two scorers has given it (`--first`).
     """
 
     top_n: int | None = None
@@ -68,6 +68,7 @@ class Selection:
     prob: bool = False
     score: str = "logit"
     probability: Callable[[float], float] | None = None
+    scored_by: bool = False
 
 
 TEACHER_FORMATS = ("triplet", "n-tuple", "labeled-list", "flagembedding")

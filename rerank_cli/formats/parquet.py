@@ -416,7 +416,9 @@ class TableParts:
     def __init__(self, name: str, earlier: Callable[[], Sequence[pa.NativeFile]], *, score: str = "logit") -> None:
         self._name = name
         self._earlier = earlier
-        self._scored = {field.name: field for field in scored_fields(score, prob=True, probability=True, tiles=True)}
+        self._scored = {
+            field.name: field for field in scored_fields(score, prob=True, probability=True, scored_by=True, tiles=True)
+        }
         self._score = score
         self.schema: pa.Schema | None = None
 

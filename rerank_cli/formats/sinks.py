@@ -194,7 +194,10 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
     """The output rows of lists that came from Parquet."""
     from rerank_cli.formats import arrow_ranking
 
-    ours: dict[str, Any] = {"score": selection.score, "prob": selection.prob, "probability": selection.probability}
+    ours: dict[str, Any] = {
+        "score": selection.score, "prob": selection.prob, "probability": selection.probability,
+        "scored_by": selection.scored_by,
+    }  # fmt: skip
     if isinstance(shape, ListShape):
         fields = ranked[0].source.rows[0].fields
         passages = shape.passages_path(fields)

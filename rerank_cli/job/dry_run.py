@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
+from rerank_cli.errors import UsageError
+from rerank_cli.job.first_scorer import Asked, least_of_second, read_asked
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
 from rerank_cli.job.options import JobOptions
-from rerank_cli.job.prepare import find_known, prepare
+from rerank_cli.job.prepare import Prepared, find_known, prepare
 from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, rank_window, without_pixels
 from rerank_cli.job.windows import cut_windows, heads_of
 from rerank_cli.journal.store_log import probe
@@ -54,6 +56,22 @@ class DryRun:
     first_error: tuple[str, int, str] | None = None
     elsewhere: tuple[Elsewhere, ...] = ()
     unknown_tokens: dict[str, Any] | None = None
+    first: FirstScorer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstScorer:
+    """What a run with two scorers does with the cheap one.
+
+    pairs_of_second: what the second one reads at least; how many more is known when both have scored the first window.
+    needed_bytes: of both models; None where that is not known.
+    """
+
+    model: str
+    precision: str
+    keep: str
+    pairs_of_second: int
+    needed_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +90,16 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     gpus: cards for which the time is told too, as `--gpu` names them.
     """
     machines = [describe_machine([gpu]) for gpu in gpus]  # refused before anything is read
+    if gpus and options.first.scorer is not None:
+        raise UsageError("--gpu: the time of two scorers on another card is not reckoned", hint="leave out `--first`")
     prepared = prepare(options)
     for path in options.names.files.values():
         if isinstance(path, UrlPath):
             probe(path)
     counts = Counts()
     lengths: list[int] = []
-    kept = squares = truncated = unscorable = 0
+    kept = squares = truncated = unscorable = of_second = 0
+    asked = read_asked(options) if prepared.first else None
     first: RowError | None = None
     unknown = UnknownTokens()
     lists = heads_of(prepared.shape.group(prepared.items), options.depth)
@@ -87,6 +108,7 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
         counts.blank += window.blank
         counts.lists += len(window.lists)
         counts.pairs += sum(len(item.passages) for item in window.lists)
+        of_second += sum(least_of_second(asked, len(item.passages)) for item in window.lists) if asked else 0
         times = Counter((item.limits, *pair) for item in window.lists for pair in item.pairs)
         pairs = list(times)
         scored: list[ScoredPart] = []
@@ -115,14 +137,42 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     counts.rows_out = counts.rows_in - counts.rows_error
     flops = forward_flops(prepared.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
     speed = matrix_speed(prepared.plan) * max(1, len(prepared.plan.engines))
+    seconds = flops / (_SHARE_REACHED * speed)
+    first_scorer, of_first = _first_scorer(prepared, asked, of_second, kept, squares, counts)
+    if first_scorer:
+        seconds = of_first + seconds * of_second / max(1, counts.pairs)
     percentiles = {f"p{q}": int(np.percentile(lengths, q)) for q in (0, 10, 50, 90, 99, 100)} if lengths else {}
     return DryRun(
-        counts, percentiles, kept, truncated, unscorable, prepared.plan, flops / (_SHARE_REACHED * speed), speed / 1e9,
+        counts, percentiles, kept, truncated, unscorable, prepared.plan, seconds, speed / 1e9,
         (first.file, first.row, first.message) if first else None,
         tuple(_elsewhere(gpu, machine, options, PairLengths(counts.pairs_scored, kept, squares))
               for gpu, machine in zip(gpus, machines, strict=True)),
-        unknown.document(),
+        unknown.document(), first_scorer,
     )  # fmt: skip
+
+
+def _first_scorer(
+    prepared: Prepared, asked: Asked | None, of_second: int, kept: int, squares: int, counts: Counts
+) -> tuple[FirstScorer | None, float]:
+    """The cheap scorer of a run with two, and its seconds.
+
+    Args:
+        prepared: The run.
+        asked: What its options ask of two scorers; None with one.
+        of_second: Pairs of the second one.
+        kept: Tokens of all pairs.
+        squares: Sum of their squared lengths.
+        counts: Of the run.
+    """
+    first = prepared.first
+    if first is None or asked is None:
+        return None, 0.0
+    flops = forward_flops(first.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
+    speed = matrix_speed(first.plan) * max(1, len(first.plan.engines))
+    needed = [one.needed_bytes for one in (first.plan, prepared.plan)]
+    total = None if None in needed else sum(one or 0 for one in needed)
+    told = FirstScorer(first.checkpoint.name, first.plan.precision, asked.keep, of_second, total)
+    return told, flops / (_SHARE_REACHED * speed)
 
 
 def _elsewhere(gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths) -> Elsewhere:

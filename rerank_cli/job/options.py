@@ -126,6 +126,22 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class First:
+    """The cheap scorer of a cascade, which reads every candidate (`job/cascade`)."""
+
+    scorer: str | None = None
+    """A model, a precision of the run's own model, or MODEL:PRECISION; None: there is none."""
+    keep: str | None = None
+    """What the run's own model reads: a number, a percentage, `auto` or `exact`; None: exact for a precision, else
+    auto."""
+    top: int | None = None
+    """Passages at the head of a list that are to be those of a full run. None: those of `--top-n`, else 10."""
+
+
+NO_FIRST = First()
+
+
+@dataclass(frozen=True, slots=True)
 class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
@@ -189,6 +205,8 @@ class JobOptions:
     """Candidates of a list that are scored, from its start; the others keep their place. None: all."""
     blend: Blend | None = None
     """How the scores are joined with the given order."""
+    first: First = field(default_factory=First)
+    """The cheap scorer that reads every candidate, if there is one."""
     check_precision: int | None = None
     """Pairs that are scored in fp32 too."""
     store: str | None = None

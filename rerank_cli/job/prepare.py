@@ -38,6 +38,13 @@ from rerank_cli.formats.shapes import (
     not_carried,
     written_as,
 )
+from rerank_cli.job.first_scorer import (
+    first_options,
+    read_asked,
+    refuse_both_too_large,
+    refuse_unfit_cascade,
+    refuse_unusable_cascade,
+)
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_format import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
@@ -73,14 +80,15 @@ class Prepared(PreparedModel):
     read: ReadOptions  # how the rows were asked for
     told: tuple[str, ...] = ()  # of the shape of the rows, once
     calibration: Calibration | None = None
+    first: PreparedModel | None = None  # the cheap scorer of a cascade
 
 
 def prepare(options: JobOptions) -> Prepared:
     """Everything that can be known or refused before weights are loaded."""
     refuse_unusable(options)
-    return prepare_inputs(
-        options, resolve_inputs(options.inputs, options.in_format, options.shape), find_known(options)
-    )
+    known = find_known(options)
+    inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
+    return prepare_inputs(options, inputs, known, find_first(options, known))
 
 
 def find_known(options: JobOptions) -> KnownModel:
@@ -95,6 +103,29 @@ def find_known(options: JobOptions) -> KnownModel:
     if options.taken_as and isinstance(known.profiles, GenericFacts):  # a family of rerankers has a limit of its own
         known = replace(known, profiles=replace(known.profiles, max_tokens=model_max_tokens(checkpoint)))
     return replace(known, checkpoint=checkpoint)
+
+
+def find_first(options: JobOptions, known: KnownModel) -> KnownModel | None:
+    """The model of the cheap scorer of a cascade; None where there is none. known: that of the run."""
+    refuse_unusable_cascade(options)
+    if options.first.scorer is None:
+        return None
+    asked = read_asked(options)
+    return known if asked.same_model else find_known(first_options(options, asked))
+
+
+def prepare_first(options: JobOptions, first: KnownModel | None, model: PreparedModel) -> PreparedModel | None:
+    """The cheap scorer of a cascade, if there is one. model: that of the run, with which it must fit."""
+    if first is None:
+        return None
+    if model.family.embeds:
+        raise UsageError(
+            f"--first: {model.checkpoint.name} embeds each text once, and a candidate costs it no more than a product",
+            hint="leave out `--first`",
+        )
+    prepared = prepare_model(first_options(options, read_asked(options)), first)
+    refuse_both_too_large(prepared.plan, model.plan, model.machine)
+    return prepared
 
 
 def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
@@ -129,10 +160,15 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
     return PreparedModel(checkpoint, family, plan, machine, encoder)
 
 
-def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) -> Prepared:
-    """`prepare`, with the inputs and the model that were found before. Imports torch."""
+def prepare_inputs(
+    options: JobOptions, inputs: list[Input], known: KnownModel, first_known: KnownModel | None = None
+) -> Prepared:
+    """`prepare`, with the inputs and the models that were found before. Imports torch."""
     model = prepare_model(options, known)
+    first = prepare_first(options, first_known, model)
     plan = model.plan
+    if first:
+        plan = replace(plan, reasons=(*plan.reasons, _first_reason(first)), warnings=_both_warnings(first, plan))
     position = Position([item.path for item in inputs], options.limit)
     read = ReadOptions(
         options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit, position=position
@@ -150,6 +186,8 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
         shape = written_as(own, output_kind(options.names, own.kind, lambda name: open_teacher(name, options)))
         refuse_sigmoids(shape, model)
         refuse_scores_in_order(shape, options)
+        if first:
+            refuse_unfit_cascade(options, read_asked(options), shape.kind.name, first.checkpoint.name, first.plan, plan)
         refuse_no_place(shape, calibration)
         reason = f"rows of the shape {own.kind.name}, written as {shape.kind.name}"
         read_as = [f"read: {own.reading}"] if isinstance(own, (ListShape, FlatShape)) and own.reading else []
@@ -158,8 +196,18 @@ def prepare_inputs(options: JobOptions, inputs: list[Input], known: KnownModel) 
     told = own.told if isinstance(own, (ListShape, FlatShape, TrecShape)) else ()
     return Prepared(
         model.checkpoint, model.family, plan, model.machine, model.encoder, inputs, shape, position.count(items),
-        position, read, told, calibration,
+        position, read, told, calibration, first,
     )  # fmt: skip
+
+
+def _first_reason(first: PreparedModel) -> str:
+    plan = first.plan
+    return f"first scorer: {first.checkpoint.name} in {plan.precision} on {plan.device}, {plan.max_tokens} tokens"
+
+
+def _both_warnings(first: PreparedModel, plan: Plan) -> tuple[str, ...]:
+    own = (f"first scorer: {warning}" for warning in first.plan.warnings if warning not in plan.warnings)
+    return (*plan.warnings, *own)
 
 
 def refuse_sigmoids(shape: Shape, model: PreparedModel) -> None:

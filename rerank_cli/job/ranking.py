@@ -2,13 +2,13 @@
 
 score_part    the logits of the pairs of a part become those of its entries; the pixels of its images go
 join_parts    the parts of a window become the window again
-rank_window   its lists in rank order, and its rows that have no score
+rank_window   its lists in rank order, and its rows that have no score; rank_list: one of them
 select        what the user wants of a ranking
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -161,21 +161,43 @@ def rank_window(
         places = encoded.places[begin : begin + len(item.passages)]
         begin += len(item.passages)
         entries = [encoded.encoded[place] for place in places]
-        scores = [_shortest(logits[place]) for place in places]
-        bad = {index: problem for index in range(len(places)) if (problem := _problem(entries[index], scores[index]))}
-        if bad and len(item.rows) == 1:
-            if item.passage_error is None or len(bad) == len(item.passages):
-                index, problem = next(iter(bad.items()))
-                where = f"passages[{item.place_of(index)}]: " if len(item.passages) > 1 else ""
-                errors.append(row_error(item.rows[0], problem.code, f"{where}{problem.message}", item.id))
-                continue
-            errors += [item.passage_error(item.place_of(i), one.code, one.message) for i, one in bad.items()]
-        else:
-            errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
-        good = [index for index in range(len(places)) if index not in bad]
-        if good or not item.passages or item.whole:
-            ranked.append(_rank(item, good, entries, scores, blend))
+        found, bad = rank_list(item, entries, [_shortest(logits[place]) for place in places], blend)
+        ranked += [found] if found else []
+        errors += bad
     return ranked, errors
+
+
+def rank_list(
+    item: CandidateList,
+    entries: Sequence[Encoded],
+    scores: Sequence[float],
+    blend: Blend | None = None,
+    *,
+    second: Set[int] | None = None,
+) -> tuple[RankedList | None, list[RowError]]:
+    """A list in rank order, if it has one, and its rows and passages that have no score.
+
+    Args:
+        item: The list.
+        entries: What was read of each passage.
+        scores: Theirs.
+        blend: Joins their order with the given one.
+        second: Of two scorers, whose passages stand before those of the first; None where there is one scorer.
+    """
+    errors: list[RowError] = []
+    bad = {index: problem for index in range(len(entries)) if (problem := _problem(entries[index], scores[index]))}
+    if bad and len(item.rows) == 1:
+        if item.passage_error is None or len(bad) == len(item.passages):
+            index, problem = next(iter(bad.items()))
+            where = f"passages[{item.place_of(index)}]: " if len(item.passages) > 1 else ""
+            return None, [row_error(item.rows[0], problem.code, f"{where}{problem.message}", item.id)]
+        errors += [item.passage_error(item.place_of(i), one.code, one.message) for i, one in bad.items()]
+    else:
+        errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
+    good = [index for index in range(len(entries)) if index not in bad]
+    if good or not item.passages or item.whole:
+        return _rank(item, good, entries, scores, blend, second), errors
+    return None, errors
 
 
 def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
@@ -192,12 +214,20 @@ def _rank(
     entries: Sequence[Encoded],
     scores: Sequence[float],
     blend: Blend | None,
+    second: Set[int] | None = None,
 ) -> RankedList:
-    """Best logit first, or what it is blended to; equal ones in input order. Passages that are not scored follow."""
+    """Best logit first, or what it is blended to; equal ones in input order. Passages that are not scored follow.
+
+    second: see `rank_list`.
+    """
     ranking = []
     read = 0
-    values = np.array([scores[index] for index in good], dtype=np.float64)
-    for rank, index in enumerate((good[place] for place in best_first(values, blend=blend).tolist()), start=1):
+    groups = [good] if second is None else [[i for i in good if i in second], [i for i in good if i not in second]]
+    ordered: list[int] = []
+    for group in groups:
+        values = np.array([scores[index] for index in group], dtype=np.float64)
+        ordered += [group[place] for place in best_first(values, blend=blend).tolist()]
+    for rank, index in enumerate(ordered, start=1):
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"
         tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
@@ -205,7 +235,10 @@ def _rank(
         block = chunks[0].block
         tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
         place = item.place_of(index)
-        ranking.append(RankedPassage(rank, place, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles))
+        by = "" if second is None else "second" if index in second else "first"
+        ranking.append(
+            RankedPassage(rank, place, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles, scored_by=by)
+        )
     whole = item.whole or item
     for index in range(len(item.passages), len(whole.passages)):
         ranking.append(RankedPassage(len(ranking) + 1, whole.place_of(index), np.nan, 0, 0))

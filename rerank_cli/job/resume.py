@@ -100,8 +100,13 @@ class Resume:
                     raise Job.changed(self._output, "an image file of its finished rows was changed")
                 return
 
-    def commit(self, window: Window, engine: Engine, texts: EmbeddedTexts | None) -> None:
-        """Hand a window that is written to the destination, with what a later process must know."""
+    def commit(
+        self, window: Window, engine: Engine, texts: EmbeddedTexts | None, cascade: Mapping[str, Any] | None = None
+    ) -> None:
+        """Hand a window that is written to the destination, with what a later process must know.
+
+        cascade: what that is of two scorers.
+        """
         self._images.add(window)
         self._progress.end_window(window.share, self._totals.counts.rows_in)
         state = {
@@ -114,6 +119,7 @@ class Resume:
             "embedded": texts.state if texts else None,
             "dropped": self._best.dropped if self._best else 0,
             "progress": self._progress.state(),
+            "cascade": cascade,
         }
         note: dict[str, Any] = self._precision.take_note(engine)
         if self._evaluator and self._evaluator.note:

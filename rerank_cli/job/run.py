@@ -12,10 +12,10 @@ imported, which is why nothing here imports it at the top.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine import open_engine
@@ -27,13 +27,13 @@ from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.precision_check import PrecisionCheck
-from rerank_cli.job.prepare import Prepared, find_known, prepare_inputs
+from rerank_cli.job.prepare import Prepared, find_first, find_known, prepare_inputs
 from rerank_cli.job.progress import Progress
 from rerank_cli.job.resume import Resume, say_stopped
 from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.score_store.run_store import RunStore
-from rerank_cli.job.scoring_loop import score_windows
+from rerank_cli.job.scorers import OneModel, OpensEngine, open_scorers
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.watched_images import WatchedImages
@@ -64,20 +64,6 @@ class Watcher:
     on_progress: Callable[[Counts, float | None], None] | None = None
     """After each window: the counts, and the share of the run that is finished (None from a pipe)."""
     progress: Progress = field(default_factory=Progress)  # may be asked from any thread
-
-
-class OpensEngine(Protocol):
-    """How a run gets its engine; `engine.open_engine` is one."""
-
-    def __call__(
-        self,
-        plan: Plan,
-        checkpoint: Checkpoint,
-        calibration: Mapping[str, Any] | None,
-        *,
-        on_note: Callable[[str], None] | None,
-    ) -> Engine:
-        """An engine for the plan, which the run closes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +101,31 @@ def run_job(
         watch.look(files_of_folder(options.model))
         known = find_known(options)
         assert known.checkpoint is not None, "find_known has read it"
+        first = find_first(options, known)
         read = paths_read(options, inputs) | model_files(known.checkpoint)
+        if first and first.checkpoint:
+            read |= {f"first {name}": path for name, path in model_files(first.checkpoint).items()}
         watch.only(read)
         paths = RunPaths(
             names, read, folders=folders_of(inputs), model=known.checkpoint.path, overwrite=options.overwrite
         )
         may_continue = can_be_reread(inputs) and names.output != STDOUT
-        asked = fingerprint_of(options, inputs, known) if may_continue and not options.restart else None
+        asked = None
+        if may_continue and not options.restart:
+            asked = fingerprint_of(options, inputs, known, first=first)
         if asked and not Job.is_begun(names.output) and (done := finished_report(names, asked)):
             return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
-        prepared = prepare_inputs(options, inputs, known)
+        prepared = prepare_inputs(options, inputs, known, first)
         stop.check()
         evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
-        fingerprint = fingerprint_of(options, inputs, known, prepared.plan, prepared.machine) if may_continue else None
-        if fingerprint:
+        fingerprint = None
+        if may_continue:
+            fingerprint = fingerprint_of(
+                options, inputs, known, prepared.plan, prepared.machine, first=first,
+                first_plan=prepared.first.plan if prepared.first else None,
+            )  # fmt: skip
             watch.known = fingerprint.sha256
         terms = Terms(fingerprint, options.restart, options.checkpoint_every, options.lock_wait, files, watch=watch)
         members = _members(options, prepared, may_continue=may_continue)
@@ -141,6 +136,7 @@ def run_job(
                 options.selection,
                 score=prepared.score,
                 probability=prepared.calibration.curve if prepared.calibration else None,
+                scored_by=prepared.first is not None,
             ),
             inputs=inputs,
             overwrite=options.overwrite,
@@ -211,16 +207,18 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         stop.check()
         store = RunStore(options, prepared, plan, engine, on_note=note)
         stack.callback(store.close)
-        texts = open_kept_texts(engine, members, destination.path, destination.state)
+        model = OneModel(options, prepared, plan, engine, store, stop, _counted_batches(totals, watcher))
+        scorers = open_scorers(
+            model, stack, destination.state, open_engine, _counted_batches(totals, watcher, of_all=False), note
+        )
+        texts = open_kept_texts(scorers.reads_all, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
         windows = _windows(options, prepared, plan, images)
         totals.begin_scoring()
         resume.pass_over(windows)
-        scoring = score_windows(
-            windows, prepared.encoder, engine, pool=options.pool, blend=options.blend, known=store.known(totals.timing),
-            image_processes=plan.image_processes,
-            stop=stop, timing=totals.timing, on_submit=watcher.progress.submit,
-            on_batch=_counted_batches(totals, watcher), on_note=watcher.on_note,
+        scoring = scorers.score(
+            windows, totals.timing, image_processes=plan.image_processes, on_submit=watcher.progress.submit,
+            on_note=watcher.on_note,
         )  # fmt: skip
         with closing(scoring), stop.held():
             for window in scoring:
@@ -235,7 +233,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
                 written = time.perf_counter()
                 totals.timing.write += written - began  # before the commit, which says it to the next process
                 images.finish(window.encoded.window)
-                resume.commit(window.encoded.window, engine, texts)
+                resume.commit(window.encoded.window, engine, texts, scorers.state)
                 totals.timing.write += time.perf_counter() - written
                 if watcher.on_progress:
                     watcher.on_progress(totals.counts, watcher.progress.share)
@@ -246,7 +244,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # before the report reads them again: one may be a pipe by now
         document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
-        document |= store.document(totals.counts)
+        document |= scorers.document(totals.counts)
         if prepared.calibration:
             document["probability"] = prepared.calibration.of_run(document)
             for warning in document["probability"]["warnings"]:
@@ -268,10 +266,13 @@ def _tell_start(watcher: Watcher, prepared: Prepared, plan: Plan) -> None:
             watcher.on_note(f"note: {told}")
 
 
-def _counted_batches(totals: Totals, watcher: Watcher) -> Callable[[int, int], None]:
+def _counted_batches(totals: Totals, watcher: Watcher, *, of_all: bool = True) -> Callable[[int, int], None]:
+    """What counts batches. of_all: they are those of all pairs, by which progress goes."""
+
     def on_batch(pairs: int, tokens: int) -> None:
         totals.observed.add_batch(totals.seconds, pairs, tokens)
-        watcher.progress.add_batch(pairs, tokens)
+        if of_all:
+            watcher.progress.add_batch(pairs, tokens)
         if watcher.on_batch:
             watcher.on_batch(pairs, tokens)
 
@@ -339,7 +340,7 @@ def _report(
         document["errors_file"] = str(errors)
     if texts:  # the lengths are those of pairs, and texts are what is read
         document["embedded"] = texts.facts
-    else:
+    elif prepared.first is None:
         from rerank_cli.engine.scorer import LocalEngine  # torch is there by now
 
         document["speed"] |= reports.use_of_device(
@@ -377,6 +378,7 @@ def reading_journal(out: str) -> Iterator[None]:
 
 def _members(options: JobOptions, prepared: Prepared, *, may_continue: bool) -> tuple[str, ...]:
     """What the windows of this run add to besides rows and errors."""
-    if not prepared.family.embeds:
+    family = prepared.first.family if prepared.first else prepared.family
+    if not family.embeds:
         return ()
     return ("vectors",) * may_continue + ("texts",) * (options.names.embeddings is not None)

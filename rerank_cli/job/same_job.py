@@ -41,7 +41,8 @@ _TYPED_AS = {
     "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
     "fields.text": "--text-field", "fields.id": "--id-field", "fields.image": "--image-field",
     "images.max_tiles": "--max-input-tiles", "images.max_pixels": "--max-image-pixels",
-    "teacher.relevant_from": "--positive-from",
+    "teacher.relevant_from": "--positive-from", "first.scorer": "--first", "first.keep": "--first-keep",
+    "first.top": "--first-top",
     "taken_as": "--as", "request.engine_count": "--engines", "request.gpus": "--device cuda:",
     "selection.score": "score", "request.assume_cuda": "CUDA is assumed",
 }  # fmt: skip
@@ -60,10 +61,25 @@ def fingerprint_of(
     known: KnownModel,
     plan: Plan | None = None,
     machine: Machine | None = None,
+    *,
+    first: KnownModel | None = None,
+    first_plan: Plan | None = None,
 ) -> Fingerprint:
-    """The fingerprint of a run of files. plan, machine: None where only a finished run is looked for."""
+    """The fingerprint of a run of files.
+
+    Args:
+        options: Of the run.
+        inputs: What it reads.
+        known: Its model.
+        plan: As the run goes; None where only a finished run is looked for.
+        machine: This one, likewise.
+        first: The model of the cheap scorer of a cascade.
+        first_plan: Its plan, likewise.
+    """
     assert known.checkpoint is not None, "a run has a checkpoint"
     files = model_files(known.checkpoint)
+    if first and first.checkpoint:
+        files |= {f"first {name}": path for name, path in model_files(first.checkpoint).items()}
     files |= {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1)}
     read = {
         "qrels": options.qrels,
@@ -92,10 +108,14 @@ def fingerprint_of(
         "versions": versions | {"zlib": zlib.ZLIB_RUNTIME_VERSION},
         "cpu": detect_cpu().name,
     }
-    planned = {name: value for name, value in (asdict(plan) if plan else {}).items() if name not in _NOT_IN_THE_PLAN}
+    planned = _planned(plan) | {f"first {name}": value for name, value in _planned(first_plan).items()}
     if plan and machine:
         planned["gpu"] = [one.gpu.name for one in machine.devices if f"cuda:{one.cuda_index}" == plan.device]
     return Fingerprint(asked=_plain(facts), plan=_plain(planned), files=files)
+
+
+def _planned(plan: Plan | None) -> dict[str, Any]:
+    return {name: value for name, value in (asdict(plan) if plan else {}).items() if name not in _NOT_IN_THE_PLAN}
 
 
 def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | None:
@@ -125,6 +145,9 @@ def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
     fields["blend"] = options.blend and str(options.blend)
     if options.names.out_format not in TEACHER_FORMATS:
         del fields["teacher"]
+    del fields["selection"]["scored_by"]  # what `--first` says
+    if options.first.scorer is None:
+        del fields["first"]
     for name in ("depth", "blend"):
         if fields[name] is None:
             del fields[name]

@@ -133,7 +133,7 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
                 if known and part.found:
                     known.keep(part.found)
                 found: frozenset[int] = frozenset(part.found.known) if part.found else frozenset()
-                yield ScoredWindow(encoded, logits, ranked, _in_order([*part.window.errors, *errors]), counts, found)
+                yield ScoredWindow(encoded, logits, ranked, in_order([*part.window.errors, *errors]), counts, found)
                 done = []
 
 
@@ -248,7 +248,7 @@ class _Stages:
         return until
 
 
-def _in_order(errors: list[RowError]) -> list[RowError]:
+def in_order(errors: list[RowError]) -> list[RowError]:
     """Bad rows in the order of their file, whenever each was found out; those of several files as they come."""
     return sorted(errors, key=lambda error: error.row) if len({error.file for error in errors}) == 1 else errors
 

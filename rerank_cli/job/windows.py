@@ -63,6 +63,9 @@ class Windows:
         """Somebody may still ask for `first`."""
         self.first: Window | None = None
         """The first window of the whole input that has lists, once it is read."""
+        self.on_first: Callable[[Window], None] | None = None
+        """Told of that window when it is read."""
+        self._has_begun = False
         share = share or Share()
         windows = (
             replace(window, share=share.within(position())) for window in cut_windows(items, max_pairs=max_pairs)
@@ -79,6 +82,10 @@ class Windows:
         for window in windows:
             if self.keep_first and self.first is None and window.lists:
                 self.first = window
+            if window.lists and not self._has_begun:
+                self._has_begun = True
+                if self.on_first:
+                    self.on_first(window)
             yield window
 
 

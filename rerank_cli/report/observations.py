@@ -95,8 +95,13 @@ class Observations:
         self._unknown.add(pairs)
 
     def add_ranked(self, ranked: Sequence[RankedList]) -> None:
-        """The complete rankings of a window."""
-        found = [(entry.rank, entry.logit) for item in ranked for entry in item.ranking if entry.is_scored]
+        """The complete rankings of a window; of two scorers the scores of the second alone."""
+        found = [
+            (entry.rank, entry.logit)
+            for item in ranked
+            for entry in item.ranking
+            if entry.is_scored and entry.scored_by != "first"
+        ]
         if found:
             ranks, logits = np.array(found, dtype=np.float64).T
             self._scores.add(np.searchsorted(_LAST_RANKS, ranks), logits)

@@ -281,7 +281,7 @@ def _run(asked: Asked, log: Any) -> int:
     from rerank_cli.errors import RerankError
     from rerank_cli.formats.choices import Texts
     from rerank_cli.formats.shapes import FieldNames, Selection
-    from rerank_cli.job.options import ErrorLimit, JobOptions, Names
+    from rerank_cli.job.options import ErrorLimit, First, JobOptions, Names
     from rerank_cli.job.run import Watcher, run_job
     from rerank_cli.planning.choices import ProfileRequest
 
@@ -292,6 +292,7 @@ def _run(asked: Asked, log: Any) -> int:
         "fields": FieldNames,
         "request": ProfileRequest,
         "texts": Texts,
+        "first": First,
     }
     fields |= {name: make(**fields[name]) for name, make in made.items() if name in fields}
     for name in ("metrics", "shard"):

@@ -13,6 +13,7 @@ from tests.conftest import LONG, read_lines, write_lines, write_table
 from tests.torture.runs import Asked, Runs
 from tests.unit.formats.shapes.known_rows import ROWS, Candidate
 
+EMBEDDER = Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint"
 SHARDS = range(1, 9) if LONG else (1, 3, 8)
 
 
@@ -44,6 +45,29 @@ def test_lists_from_parquet_are_cut_too(tmp_path: Path, runs: Runs, shards: int)
     source = write_table(tmp_path / "in.parquet", rows)
     whole, *parts = made(tmp_path, runs, source, "out.jsonl", shards, {}, code=0)
     assert b"".join(part.read_bytes() for part in parts) == whole.read_bytes()
+
+
+@pytest.mark.parametrize("first", [{"scorer": "bf16", "top": 3}, {"scorer": str(EMBEDDER), "top": 3}])
+def test_two_scorers_choose_alike_in_every_shard_and_after_every_kill(
+    tmp_path: Path, runs: Runs, first: dict[str, Any]
+) -> None:
+    words = [f"{word} {n}" for n in range(3) for word in ("two", "roads", "diverged", "in", "a", "yellow", "wood")]
+    rows = [
+        {
+            "query": " ".join(words[n % 5 : n % 5 + 3]),
+            "passages": [" ".join(words[(n + k) % 9 :][: 2 + k % 7]) + f" {k}" for k in range(50)],
+        }
+        for n in range(44)
+    ]
+    source = write_lines(tmp_path / "in.jsonl", rows)  # type: ignore[arg-type]
+    whole, *parts = made(tmp_path, runs, source, "out.jsonl", 8 if LONG else 2, {"first": first}, code=0)
+    assert b"".join(part.read_bytes() for part in parts) == whole.read_bytes()
+    for at in range(9, 60, 2) if LONG else (30,):
+        one = Asked((source,), str(tmp_path / f"{at}.jsonl"), {"first": first})
+        assert runs.run(one, at=at, fault="half").code in (-9, 0)
+        again = runs.run(one)
+        assert again.code == 0, again.said
+        assert Path(one.output).read_bytes() == whole.read_bytes(), at
 
 
 FOUND = [Candidate(f"d{n}", "Roads", f"wood {n}", 1.5) for n in range(40)]

@@ -271,7 +271,9 @@ def in_rank_order(
 
 def scores_names(selection: Selection) -> list[str]:
     """Our fields that every passage has."""
-    more = {"prob": selection.prob, "probability": selection.probability is not None}
+    more = {
+        "prob": selection.prob, "probability": selection.probability is not None, "scored_by": selection.scored_by,
+    }  # fmt: skip
     return ["rank", selection.score, "index", *(name for name, wanted in more.items() if wanted)]
 
 

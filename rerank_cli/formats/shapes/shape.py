@@ -189,6 +189,8 @@ def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True)
         ours["prob"] = entry.probability if entry.is_scored else None
     if selection.probability:
         ours["probability"] = selection.probability(entry.logit) if entry.is_scored else None
+    if selection.scored_by:
+        ours["scored_by"] = entry.scored_by or None
     if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
     if entry.retiled:
@@ -206,7 +208,7 @@ def scored(
     """
     ours = scores_of(entry, selection, ranks=ranks)
     if again:
-        replaced = ours.keys() | _OF_A_SCORE | _SCORES | {"rank", "index", "prob", "probability"}
+        replaced = ours.keys() | _OF_A_SCORE | _SCORES | {"rank", "index", "prob", "probability", "scored_by"}
         return {name: value for name, value in own.items() if name not in replaced} | ours
     if ours.keys().isdisjoint(own):
         return {**own, **ours}
@@ -234,17 +236,20 @@ def kept_name(name: str, taken: Collection[str]) -> str:
 def is_own_output(items: Sequence[object]) -> bool:
     """Whether these passages (or rows of a query) are what a run of this program has written.
 
-    They say it all together: ranks from 1 in their order, scores that do not rise, places in a list that differ; below
-    `--depth` there is none. What a blend has ordered cannot be told from another program's, so its fields are kept.
+    They say it all together: ranks from 1 in their order, scores that do not rise (those of each of two scorers by
+    themselves), places in a list that differ; below `--depth` there is none. What a blend has ordered cannot be told
+    from another program's, so its fields are kept.
     """
     places: set[object] = set()
-    last = math.inf
+    last, scorer = math.inf, None
     for rank, item in enumerate(items, 1):
         if not isinstance(item, Mapping) or type(item.get("rank")) is not int or item["rank"] != rank:
             return False
         score, place = item.get("logit", item.get("cosine", "")), item.get("index")
         if score is None and rank > 1:
             score = -math.inf
+        if item.get("scored_by") != scorer:
+            last, scorer = math.inf, item.get("scored_by")
         if not isinstance(score, (int, float)) or type(place) is not int or place < 0 or not score <= last:
             return False
         last = score

@@ -1,0 +1,303 @@
+"""The windows of a run through two scorers.
+
+    first     scores every pair of a window as a run with one model does (`scoring_loop.py`)
+    second    scores what the choice wants of it, in one round, or two with a bound (`choice.py`)
+
+The first window of the whole input is read by both in full: it makes the rule, and begins the agreement that the report
+states. Of every 32nd window the first list is read in full too, for the agreement alone: what is written of a list does
+not depend on its having been sampled. A list of which a sample is taken counts with its first 2,000 passages in the
+order of the first scorer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rerank_cli.encoding.encoder import Encoded, EncodingProblem
+from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.engine.protocols import NeedsCalibration
+from rerank_cli.job.cascade.choice import (
+    LEAST_AGREEMENT,
+    Agreement,
+    Floats,
+    Kept,
+    ListChoice,
+    Rule,
+    cheap_order,
+    make_rule,
+)
+from rerank_cli.job.cascade.scorer import Scorer, Work
+from rerank_cli.job.first_scorer import Asked
+from rerank_cli.job.ranking import rank_list
+from rerank_cli.job.score_store.known_scores import Asked as Pair
+from rerank_cli.job.scoring_loop import ScoredWindow, in_order, score_windows
+from rerank_cli.job.windows import Windows
+from rerank_cli.records import CandidateList, Counts, RankedList, RowError, Timing, Window
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
+
+SAMPLED_PASSAGES = 2000
+"""Of a sampled list that both scorers read at most."""
+
+_EVERY = 32  # windows, of which one list is sampled
+_FEW_PAIRS = 100  # to measure a bound on
+
+
+class Cascade:
+    """Scores windows with two models.
+
+    Args:
+        asked: What the options ask.
+        first: The cheap scorer.
+        second: The dear one.
+        state: Of the run after an earlier process, as `state` gave it.
+        on_note: Told what a user should know.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        first: Scorer,
+        second: Scorer,
+        *,
+        state: Mapping[str, Any] | None,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self._asked, self.first, self.second, self._on_note = asked, first, second, on_note
+        self._rule: Rule | None = None
+        self._agreement, self._kept = Agreement(asked.top), Kept()
+        self._sample: Window | None = None
+        if state:
+            self._rule = Rule.of_state(state["rule"])
+            self._agreement, self._kept = Agreement(**state["agreement"]), Kept(**state["kept"])
+            first.work, second.work = Work(**state["first"]), Work(**state["second"])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the next process must know, for a JSON file."""
+        assert self._rule is not None, "a window has been scored"
+        return {
+            "rule": self._rule.state, "agreement": asdict(self._agreement), "kept": asdict(self._kept),
+            "first": asdict(self.first.work), "second": asdict(self.second.work),
+            "calibration": {name: _calibration(one) for name, one in (("first", self.first), ("second", self.second))},
+            "plan": {name: getattr(self.first.plan, name) for name in KEPT_OF_PLAN},
+        }  # fmt: skip
+
+    def score(self, windows: Windows, timing: Timing, **settings: Any) -> Generator[ScoredWindow]:
+        """Score `windows` in their order. To be closed, which ends its threads.
+
+        Args:
+            windows: Those to score.
+            timing: Grows by what each stage takes.
+            settings: Others of `score_windows`, for the first scorer.
+        """
+        windows.on_first = self._see_first
+        scored_by_first = score_windows(
+            windows, self.first.prepared.encoder, self.first.engine, timing=self.first.timing,
+            known=self.first.store.known(self.first.timing), pool=self.first.pool, stop=self.first.stop,
+            on_batch=self.first.on_batch, **settings,
+        )  # fmt: skip
+        before = {id(one): replace(one.timing) for one in (self.first, self.second)}
+        with closing(scored_by_first):
+            for scored in scored_by_first:
+                self.first.work.add(scored.counts, len(scored.encoded.encoded) - len(scored.known))
+                window = self._rank(scored)
+                for one in (self.first, self.second):
+                    one.work.seconds += one.timing.compute - before[id(one)].compute
+                    _add_timing(timing, one.timing, before[id(one)])
+                    before[id(one)] = replace(one.timing)
+                yield window
+
+    def _see_first(self, window: Window) -> None:
+        self._sample = window
+
+    def _rank(self, scored: ScoredWindow) -> ScoredWindow:
+        """A window that the first scorer has scored, with what the second one says."""
+        window = scored.encoded.window
+        counts: Counter[str] = Counter(scored.counts)
+        have = _Read(self.second, window.number, counts)
+        entries, scores = _by_list(scored.encoded, scored.logits)
+        if self._rule is None:
+            self._rule = self._measure(scored, have, counts)
+        elif window.number % _EVERY == 0 and window.number and window.lists:
+            self._sample_list(window.lists[0], scores[0], have)
+        choices = [ListChoice(one, self._rule) for one in scores]
+        while wanted := [(place, some) for place, one in enumerate(choices) if (some := one.wanted())]:
+            have([(window.lists[place], some) for place, some in wanted])
+            for place, some in wanted:
+                choices[place].put(some, have.scores(window.lists[place], some))
+        ranked: list[RankedList] = []
+        errors: list[RowError] = []
+        for item, of_first, cheap, choice in zip(window.lists, entries, scores, choices, strict=True):
+            self._kept.add(choice, self._rule)
+            pairs = [(item.limits, *pair) for pair in item.pairs]
+            both = [have.entry(pairs[place]) if place in choice.read else entry for place, entry in enumerate(of_first)]
+            joined = np.where(np.isin(np.arange(len(cheap)), sorted(choice.read)), choice.second, cheap).tolist()
+            found, bad = rank_list(item, both, [_shortest(one) for one in joined], second=choice.read)
+            ranked += [found] if found else []
+            errors += bad
+        return replace(scored, ranked=ranked, errors=in_order([*window.errors, *errors]), counts=counts)
+
+    def _measure(self, scored: ScoredWindow, have: _Read, counts: Counter[str]) -> Rule:
+        """Make the rule by the first window of the whole input, which both scorers read in full."""
+        sample = self._sample or scored.encoded.window
+        encoded, logits = scored.encoded, scored.logits
+        if sample.number != scored.encoded.window.number:  # of another shard
+            encoded, logits, more = self.first.read(sample)
+            counts.update(more)
+            have = _Read(self.second, sample.number, counts)
+        self.second.calibrate(sample)
+        _, scores = _by_list(encoded, logits)
+        both = [self._both(item, one, have) for item, one in zip(sample.lists, scores, strict=True)]
+        rule = make_rule(self._asked, both)
+        for first, second in both:
+            self._agreement.add(first, second, rule)
+        if rule.bound and rule.bound.pairs < _FEW_PAIRS:
+            self._on_note(
+                f"warning: the bound of --first is measured on the first {rule.bound.pairs} pairs alone; with fewer "
+                f"than {_FEW_PAIRS} it may be too small"
+            )
+        return rule
+
+    def _sample_list(self, item: CandidateList, first: Floats, have: _Read) -> None:
+        assert self._rule is not None, "made with the first window"
+        self._agreement.add(*self._both(item, first, have), self._rule)
+
+    def _both(self, item: CandidateList, first: Floats, have: _Read) -> tuple[Floats, Floats]:
+        """The scores of both scorers of the best passages of a list, by the first one."""
+        places = sorted(cheap_order(first)[:SAMPLED_PASSAGES])
+        have([(item, places)])
+        return first[places], np.array(have.scores(item, places), dtype=np.float64)
+
+    def _own_document(self) -> dict[str, Any]:
+        rule, kept = self._rule, self._kept
+        found: dict[str, Any] = {
+            "first": self.first.document(), "second": self.second.document(), "keep": self._asked.keep,
+            "top_n": self._asked.top, "passages": kept.passages, "read_by_second": kept.read,
+            "share_read": round(kept.read / kept.passages, 6) if kept.passages else None,
+            "kept_of_a_list": rule.keep if rule else None, "deepest": rule.deepest if rule else None, "bound": None,
+            "agreement": self._agreement.document(),
+        }  # fmt: skip
+        if rule and rule.bound:
+            found["bound"] = asdict(rule.bound) | {"exceeded": kept.exceeded, "furthest": kept.furthest}
+        return {"cascade": found}
+
+    def document(self, counts: Counts) -> dict[str, Any]:
+        """For the report; says too where the first passages are not those of a full run."""
+        self._warn()
+        return self._own_document() | self._stores_document(counts)
+
+    @property
+    def reads_all(self) -> Engine:
+        """The engine that reads every pair."""
+        return self.first.engine
+
+    def _stores_document(self, counts: Counts) -> dict[str, Any]:
+        both = [one.store.document(one.work.of_counts(counts)) for one in (self.first, self.second)]
+        if not all(both):
+            return {}
+        a, b = (one["store"] for one in both)
+        saved = [one["seconds_saved"] for one in (a, b) if one["seconds_saved"] is not None]
+        sums = {name: a[name] + b[name] for name in ("asked", "found", "computed", "added", "damaged")}
+        notes = list(dict.fromkeys([*a["notes"], *b["notes"]]))
+        return {"store": b | sums | {"seconds_saved": round(sum(saved), 3) if saved else None, "notes": notes}}
+
+    def _warn(self) -> None:
+        found = self._agreement.document()
+        if found["lists"] and found["overlap"] < LEAST_AGREEMENT:
+            self._on_note(
+                f"warning: of {found['lists']} sampled lists the first {found['top_n']} agree with a full run by "
+                f"{found['overlap']:.3f} (95 %: {found['interval'][0]:.3f} to {found['interval'][1]:.3f}); a larger "
+                "`--first-keep` brings them closer"
+            )
+
+
+KEPT_OF_PLAN = ("threads", "lanes", "token_budget")
+"""What the first scorer of a run that goes on has as it began."""
+
+
+class _Read:
+    """What the second scorer says of the pairs of a window: each is read once, whoever asks.
+
+    Args:
+        scorer: Reads them.
+        number: Of the window.
+        counts: Grow by what it reads.
+    """
+
+    def __init__(self, scorer: Scorer, number: int, counts: Counter[str]) -> None:
+        self._scorer, self._number, self._counts = scorer, number, counts
+        self._have: dict[Pair, tuple[Encoded, float]] = {}
+
+    def __call__(self, wanted: Iterable[tuple[CandidateList, Sequence[int]]]) -> None:
+        """Read passages of lists that are not read yet."""
+        lists = []
+        for item, places in wanted:
+            pairs = item.pairs
+            new = [place for place in places if (item.limits, *pairs[place]) not in self._have]
+            if new:
+                lists.append(
+                    replace(
+                        item,
+                        passages=tuple(item.passages[place] for place in new),
+                        queries=tuple(item.queries[place] for place in new) if item.queries else (),
+                        places=(),
+                        whole=None,
+                    )
+                )
+        if not lists:
+            return
+        encoded, logits, counts = self._scorer.read(Window(self._number, tuple(lists), (), 0, 0))
+        self._counts.update(counts)
+        asked = [(item.limits, *pair) for item in lists for pair in item.pairs]
+        for pair, place in zip(asked, encoded.places, strict=True):
+            self._have[pair] = encoded.encoded[place], float(logits[place])
+
+    def entry(self, pair: Pair) -> Encoded:
+        """What was read of a pair."""
+        return self._have[pair][0]
+
+    def scores(self, item: CandidateList, places: Sequence[int]) -> list[float]:
+        """The scores of passages that were read; NaN of one that has none."""
+        pairs = item.pairs
+        return [_score(*self._have[item.limits, *pairs[place]]) for place in places]
+
+
+def _score(entry: Encoded, logit: float) -> float:
+    return np.nan if isinstance(entry, EncodingProblem) or not np.isfinite(logit) else logit
+
+
+def _by_list(encoded: EncodedWindow, logits: Any) -> tuple[list[list[Encoded]], list[Floats]]:
+    """Entries and scores of the passages of each list; NaN where there is no score."""
+    entries, scores = [], []
+    begin = 0
+    for item in encoded.window.lists:
+        places = encoded.places[begin : begin + len(item.passages)]
+        begin += len(item.passages)
+        entries.append([encoded.encoded[place] for place in places])
+        scores.append(
+            np.array([_score(encoded.encoded[place], float(logits[place])) for place in places], dtype=np.float64)
+        )
+    return entries, scores
+
+
+def _shortest(logit: float) -> float:
+    """The float that prints with the fewest digits that still name this float32."""
+    return float(str(np.float32(logit)))
+
+
+def _calibration(scorer: Scorer) -> Mapping[str, Any] | None:
+    return scorer.engine.calibration if isinstance(scorer.engine, NeedsCalibration) else None
+
+
+def _add_timing(total: Timing, now: Timing, before: Timing) -> None:
+    for one in fields(Timing):
+        grown = getattr(now, one.name) - getattr(before, one.name)
+        setattr(total, one.name, getattr(total, one.name) + grown)

@@ -1,0 +1,136 @@
+"""One of the two scorers of a cascade: its model, its engine, its store, and what it has done."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rerank_cli.encoding.choices import Pool
+from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.engine.protocols import NeedsCalibration
+from rerank_cli.job.image_parts import encode_parts
+from rerank_cli.job.prepare import PreparedModel
+from rerank_cli.job.ranking import ScoredPart, join_parts, known_part, score_part
+from rerank_cli.job.score_store.run_store import RunStore
+from rerank_cli.job.stop import Stop
+from rerank_cli.planning.run_plan import Plan
+from rerank_cli.records import Counts, Timing, Window
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
+    from rerank_cli.job.score_store.known_scores import KnownScores
+
+_WAIT_SECONDS = 0.05
+
+
+@dataclass(slots=True)
+class Work:
+    """What a scorer has done: distinct pairs of windows that it read or found, their tokens, and seconds."""
+
+    pairs_scored: int = 0
+    pairs_found: int = 0
+    tokens: int = 0
+    tokens_found: int = 0
+    seconds: float = 0.0
+
+    def add(self, counts: Mapping[str, int], scored: int) -> None:
+        """Count a window. scored: distinct pairs that were computed."""
+        self.pairs_scored += scored
+        self.pairs_found += counts.get("pairs_found", 0)
+        self.tokens += counts.get("tokens", 0)
+        self.tokens_found += counts.get("tokens_found", 0)
+
+    def of_counts(self, counts: Counts) -> Counts:
+        """`counts` as if this scorer had been alone."""
+        names = ("pairs_scored", "pairs_found", "tokens", "tokens_found")
+        return replace(counts, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(slots=True)
+class Scorer:
+    """A model that scores windows for a cascade.
+
+    prepared: the model. plan: as the run goes. timing: of this scorer alone. on_batch: told the pairs and tokens of
+    each batch.
+    """
+
+    prepared: PreparedModel
+    plan: Plan
+    engine: Engine
+    store: RunStore
+    pool: Pool
+    stop: Stop
+    on_batch: Callable[[int, int], None] | None = None
+    timing: Timing = field(default_factory=Timing)
+    work: Work = field(default_factory=Work)
+    _known: KnownScores | None = None
+    _is_open: bool = False
+
+    def calibrate(self, window: Window) -> None:
+        """Let an engine that must be calibrated see the first window of the input."""
+        engine = self.engine
+        if isinstance(engine, NeedsCalibration) and engine.needs_calibration:
+            pairs = [pair for part in encode_parts(window, self.prepared.encoder) for pair in part.pairs]
+            if pairs:
+                engine.calibrate(pairs)
+
+    def read(self, window: Window) -> tuple[EncodedWindow, npt.NDArray[np.float32], Counter[str]]:
+        """The distinct pairs of a window with their logits, and what this adds to `Counts`."""
+        self.calibrate(window)
+        if not self._is_open:
+            self._known, self._is_open = self.store.known(self.timing), True
+        known = self._known
+        if known:
+            known.look_up(window)
+        done: list[ScoredPart] = []
+        counts: Counter[str] = Counter()
+        places: list[int] | None = None
+        began = time.perf_counter()
+        for part in encode_parts(window, self.prepared.encoder, known):
+            self.timing.tokenise += time.perf_counter() - began
+            began = time.perf_counter()
+            with self.stop.released():
+                pending = self.engine.submit(part.pairs, on_batch=self._batch_done)
+                while (scores := pending.scores()) is None:
+                    self.engine.wait(_WAIT_SECONDS)
+            scored = score_part(part, scores.logits, scores.trouble, self.pool)
+            self.timing.compute += time.perf_counter() - began
+            done.append(scored)
+            if known and part.found:
+                known.settle(part.found, part.members, scored.encoded, scored.logits)
+            if part.places is not None:
+                places = part.places
+                found = known_part(part.found)
+                computed = sum(len(one.encoded) for one in done)
+                done += found
+                if known and part.found:
+                    known.keep(part.found)
+                for one in done:
+                    counts.update(one.counts)
+                self.work.add(counts, computed)
+                counts["pairs_scored"] += computed
+            began = time.perf_counter()
+        assert places is not None, "the last part has the places"
+        encoded, logits = join_parts(window, done, places)
+        return encoded, logits, counts
+
+    def _batch_done(self, pairs: int, tokens: int) -> None:
+        if self.on_batch:
+            self.on_batch(pairs, tokens)
+        self.stop.check()
+
+    def document(self) -> dict[str, Any]:
+        """For the report."""
+        checkpoint = self.prepared.checkpoint
+        work = asdict(self.work) | {"seconds": round(self.work.seconds, 3)}
+        return {
+            "model": checkpoint.name, "sha256": checkpoint.sha256, "score": self.prepared.score,
+            "precision": self.plan.precision, "device": self.plan.device, "max_tokens": self.plan.max_tokens,
+            "kernels": self.engine.kernels, **work,
+        }  # fmt: skip

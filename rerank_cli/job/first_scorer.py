@@ -1,0 +1,182 @@
+"""What `--first` asks for, and what it cannot be had with."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from rerank_cli.errors import DoesNotFitError, UsageError
+from rerank_cli.formats.choices import Selection
+from rerank_cli.job.options import NO_FIRST, JobOptions
+from rerank_cli.machine.detect import Machine
+from rerank_cli.planning.choices import Precision
+from rerank_cli.planning.run_plan import Plan
+
+Keep = Literal["count", "share", "auto", "exact"]
+
+TOP = 10
+"""Passages at the head of a list that are to be those of a full run, where nobody says how many."""
+
+_EXACTER = ("int8", "fp8", "bf16", "fp16", "fp32")
+_SHAPES_WITH_RANKS = ("list", "flat")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the options of a cascade mean.
+
+    same_model: the first scorer is the model itself in a lower precision. precision: of the first scorer; None: its
+    own default. number: of passages, or their share. top: passages at the head of a list that are to be those of a
+    full run.
+    """
+
+    same_model: bool
+    precision: str | None
+    model: str | None
+    keep: Keep
+    number: float
+    top: int
+
+
+def read_asked(options: JobOptions) -> Asked:
+    """What the options ask of a cascade."""
+    first = options.first
+    assert first.scorer is not None, "else there is no cascade"
+    known = [name for name in get_args(Precision) if name != "auto"]
+    model: str | None = first.scorer
+    precision: str | None = None
+    head, colon, tail = first.scorer.rpartition(":")
+    if first.scorer in known:
+        model, precision = None, first.scorer
+    elif colon and tail in known and not Path(first.scorer).expanduser().exists():
+        model, precision = head, tail
+    same = model is None
+    keep, number = _read_keep(first.keep or ("exact" if same else "auto"))
+    return Asked(same, precision, model, keep, number, first.top or options.selection.top_n or TOP)
+
+
+def _read_keep(text: str) -> tuple[Keep, float]:
+    if text in ("auto", "exact"):
+        return ("auto", 0.0) if text == "auto" else ("exact", 0.0)
+    return ("share", float(text[:-1]) / 100) if text.endswith("%") else ("count", float(text))
+
+
+def least_of_second(asked: Asked, passages: int) -> int:
+    """How many passages of a list the second scorer reads at least."""
+    if asked.keep == "share":
+        return min(passages, max(asked.top, math.ceil(asked.number * passages)))
+    least = {"count": int(asked.number), "auto": 2 * asked.top, "exact": asked.top}
+    return min(passages, least[asked.keep])
+
+
+def parse_first_keep(text: str) -> str:
+    """`text`, where it is what `--first-keep` takes."""
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
+    if text in ("auto", "exact") or (share and 0 < float(share[1]) <= 100) or re.fullmatch(r"[1-9]\d{0,8}", text):
+        return text
+    raise ValueError("neither a number, a percentage, `auto` nor `exact`", "for example 100, 10%, auto or exact")
+
+
+def first_options(options: JobOptions, asked: Asked) -> JobOptions:
+    """The options of the first scorer as those of a run of its own."""
+    request = options.request
+    alone = replace(
+        options, first=NO_FIRST, calibration=None, qrels=None, selection=Selection(),
+        request=replace(
+            request, precision=asked.precision or "auto", origins={**request.origins, "precision": "--first"}
+        ),
+    )  # fmt: skip
+    if asked.same_model:
+        return alone
+    return replace(
+        alone, model=asked.model, revision=None, profiles_file=None, label=None, taken_as=None, template=None,
+        instruction=None, request=replace(alone.request, profile="auto", max_tokens=None, token_budget=None),
+    )  # fmt: skip
+
+
+def refuse_unusable_cascade(options: JobOptions) -> None:
+    """`UsageError` for options that mean nothing together, before anything is read."""
+    first = options.first
+    if first.scorer is None:
+        for flag, value in (("--first-keep", first.keep), ("--first-top", first.top)):
+            if value is not None:
+                raise UsageError(f"{flag}: there is no first scorer", hint="`--first int8` names one")
+        return
+    for flag, why, hint in _conflicts(options):
+        raise UsageError(f"--first: cannot be had with {flag}: {why}", hint=hint)
+    asked = read_asked(options)
+    if asked.keep == "exact" and not asked.same_model:
+        raise UsageError(
+            f"--first-keep exact: the scores of {first.scorer} say nothing exact of those of another model",
+            hint="`--first int8` is the same model in a lower precision; `--first-keep auto` measures the loss",
+        )
+    if asked.keep == "count" and asked.number < asked.top:
+        raise UsageError(
+            f"--first-keep {asked.number:g}: fewer than the first {asked.top} that are to be right",
+            hint=f"`--first-keep {asked.top}` or more, or a smaller `--first-top`",
+        )
+
+
+def _conflicts(options: JobOptions) -> Iterator[tuple[str, str, str]]:
+    """What `--first` cannot be had with: the option, why, and what helps."""
+    if options.pairs:
+        yield "`score`", "its rows are pairs, each by itself, and no list has a head", "`rerank-file` reads lists"
+    if options.names.embeddings:
+        yield "--embeddings", "only passages that are kept would have vectors", "leave out `--first`"
+    if options.blend is not None:
+        yield "--blend", "it joins one model's scores with the given order", "leave out one of them"
+    if options.selection.threshold is not None:
+        yield "--threshold", "scores of two scorers have no common limit", "`--top-n N` keeps the best"
+    if options.calibration is not None:
+        yield "--calibration", "it was measured on the scores of one model", "leave out one of them"
+    if options.check_precision is not None:
+        yield "--check-precision", "the report says how both scorers agree", "leave it out"
+
+
+def refuse_unfit_cascade(options: JobOptions, asked: Asked, shape: str, name: str, first: Plan, second: Plan) -> None:
+    """`UsageError` for what the shape of the rows or the models cannot do.
+
+    Args:
+        options: Of the run.
+        asked: What they mean.
+        shape: Of the rows that are written.
+        name: Of the first scorer's model.
+        first: Its plan.
+        second: Plan of the second one.
+    """
+    top_n = options.selection.top_n
+    if shape not in _SHAPES_WITH_RANKS and (top_n is None or top_n > asked.top):
+        raise UsageError(
+            f"--first: rows of the shape {shape} are in the order of their scores, and those of two scorers have none",
+            hint=f"`--top-n {min(top_n or asked.top, asked.top)}` keeps those of the second scorer alone; "
+            "`--out-format list` has a rank",
+        )
+    if options.selection.prob and not asked.same_model:
+        raise UsageError(
+            f"--prob: the scores of {name} are other ones than those that `prob` is made of",
+            hint="leave out one of `--prob` and `--first`",
+        )
+    if asked.same_model and _EXACTER.index(first.precision) >= _EXACTER.index(second.precision):
+        raise UsageError(
+            f"--first {options.first.scorer}: no lower precision than that of the run, {second.precision}",
+            hint="`--precision fp32` asks for another one; `--first MODEL` names another model",
+        )
+
+
+def refuse_both_too_large(first: Plan, second: Plan, machine: Machine) -> None:
+    """`DoesNotFitError` where each scorer fits, and both do not."""
+    if first.needed_bytes is None or second.needed_bytes is None or first.device != second.device:
+        return
+    devices = {f"cuda:{one.cuda_index}": one.free_bytes for one in machine.devices}
+    free = machine.cpu.memory_available_bytes if second.device == "cpu" else devices.get(second.device)
+    needed = first.needed_bytes + second.needed_bytes
+    if free is not None and needed > free:
+        raise DoesNotFitError(
+            f"--first: both models need {needed / 2**30:.2f} GiB on {second.device}, of which {free / 2**30:.2f} GiB "
+            "are free",
+            hint="`--engines 1` or a smaller `--token-budget` needs less; without `--first` one model is loaded",
+        )
