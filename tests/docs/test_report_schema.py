@@ -32,10 +32,11 @@ def _bad_rows(folder: Path) -> str:
         ["rerank-file", LISTS, "--limit", "3", "--model", TINY, "--per-query", "{out}.tsv"],
         ["rerank-file", "{bad}", "--model", TINY],
         ["rerank-file", "{bad}", "--model", TINY, "--store", "{out}.store"],
+        ["rerank-file", LISTS, "--limit", "3", "--model", TINY, "--first", "bf16", "--store", "{out}.store"],
         ["score", PAIRS, "--model", TINY, "--top-n", "2"],
         ["score", PAIRS, "--model", EMBEDDER, "--embeddings", "{out}.parquet"],
     ],
-    ids=["measured", "bad-rows", "store", "best-pairs", "embedder"],
+    ids=["measured", "bad-rows", "store", "two-scorers", "best-pairs", "embedder"],
 )
 def test_a_report_is_what_the_schema_says(arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"

@@ -14,7 +14,7 @@ from rerank_cli.cli import app
 from rerank_cli.formats.inputs import resolve_inputs
 from rerank_cli.formats.shapes import Selection
 from rerank_cli.job import same_job
-from rerank_cli.job.options import Command, ErrorLimit, JobOptions, Names
+from rerank_cli.job.options import Command, ErrorLimit, First, JobOptions, Names
 from rerank_cli.job.prepare import find_known
 from rerank_cli.job.run import run_job
 from rerank_cli.job.same_job import fingerprint_of, finished_report
@@ -53,11 +53,11 @@ def test_an_option_that_decides_bytes_counts(options: JobOptions, name: str) -> 
 
 def test_every_option_counts_or_is_known_not_to(options: JobOptions) -> None:
     counted = {field.name for field in fields(JobOptions)} - FREE
-    assert counted - set(CHANGED) == {"fields", "images", "depth", "blend", "teacher"}
+    assert counted - set(CHANGED) == {"fields", "images", "depth", "blend", "first", "teacher"}
     values = asdict(options)
     leaves = (
-        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted - {"teacher"}) - 4
-    )  # origins; depth and blend only where given; what a calibration makes of a score
+        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted - {"teacher", "first"}) - 5
+    )  # origins; depth and blend only where given; what a calibration makes of a score; which scorer gave it
     others = {"input formats", "output format", "versions", "cpu", "--embeddings", "--per-query"}
     assert len(set(asked(options)) - others) == leaves  # so no two have one name
 
@@ -68,7 +68,8 @@ def test_what_is_asked_has_the_names_and_values_that_are_typed(options: JobOptio
     counted = {name.removesuffix(" cuda:") for name in asked(options) if name.startswith("--")}
     assert counted - known == set()
     typed = replace(options, shard=(1, 2), metrics=("RR", "nDCG@3"), selection=Selection(top_n=3, prob=True))
-    found = asked(typed)
+    found = asked(replace(typed, first=First("int8", "10%", 4)))
+    assert (found["--first"], found["--first-keep"], found["--first-top"]) == ("int8", "10%", 4)
     assert (found["command"], found["--shard"], found["--metric"]) == ("rerank-file", "1/2", "RR,nDCG@3")
     assert (found["--top-n"], found["--prob"], found["--threshold"]) == (3, "given", None)
 
