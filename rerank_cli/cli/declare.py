@@ -243,7 +243,9 @@ _HELP_ALL = Annotated[
 
 
 def _as_typed(value: Any, metavar: str | None) -> str:
-    """A default as a user would type it; seconds have their unit."""
+    """A default as a user would type it; seconds and bytes have their unit."""
+    if metavar == "SIZE":
+        return f"{value / 10**9:g}GB"
     if isinstance(value, float):
         return f"{value:g}s" if metavar == "TIME" else f"{value:g}"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

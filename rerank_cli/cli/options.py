@@ -390,7 +390,7 @@ SCORING = [
     ),
     option(
         "--store-limit", int, group=RUN, into="store_limit", metavar="SIZE", parse=parse_size,
-        help="Size of the store, as 500MB or 10GB; what was not used for longest goes first. Default: 10GB.",
+        help="Size of the store, as 500MB or 10GB; what was not used for longest goes first.",
     ),
     option(
         "--check-precision", int, group=RUN, into="check_precision", metavar="N", min=1,
