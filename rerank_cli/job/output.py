@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
@@ -85,8 +85,14 @@ class Destination(Protocol):
     def path(self, name: str) -> Path:
         """Where a member lies, with all that windows have added to it, or a file that is not complete yet."""
 
+    def reading(self) -> AbstractContextManager[None]:
+        """Inside, members may be read by their paths; `OutputError` if they were not what windows have added."""
+
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file of the run, named by `Names.files`, that is written in one go when all windows are done."""
+        """A file of the run, named by `Names.files`, that is written in one go when all windows are done.
+
+        Members may be read inside, as in `reading`.
+        """
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
         """Finish rows, bad rows and the report `document`; returns the report as it was written."""
@@ -206,6 +212,10 @@ class FileDestination:
         """See `Destination`."""
         return self._job.path(name)
 
+    def reading(self) -> AbstractContextManager[None]:
+        """See `Destination`."""
+        return self._job.reading()
+
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """See `Destination`."""
@@ -213,8 +223,8 @@ class FileDestination:
             naming(self._names.files[name]),
             self._job.writing(name) as file,
             io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream,  # Parquet comes in small pieces
+            self.reading(),
         ):
-            self._job.refuse_other_hands()  # members are read again here, by libraries that would wait for a pipe
             yield stream
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
@@ -295,9 +305,11 @@ class FileDestination:
 
     def _open_sink(self) -> None:
         if output_format(self._names) == "parquet":
-            self.sink = ParquetSink(
-                self._rows, self._names.output, self._shape, self._selection, earlier=self._open_parts, like=self._like
-            )
+            with self.reading():
+                self.sink = ParquetSink(
+                    self._rows, self._names.output, self._shape, self._selection,
+                    earlier=self._open_parts, like=self._like,
+                )  # fmt: skip
         elif output_format(self._names) in SEPARATORS:
             self.sink = SeparatedSink(self._rows, self._shape, self._selection)
         else:
@@ -372,6 +384,10 @@ class StdoutDestination:
     def path(self, name: str) -> Path:
         """See `Destination`."""
         return self._folder / name
+
+    def reading(self) -> AbstractContextManager[None]:
+        """See `Destination`."""
+        return nullcontext()  # the folder is this run's alone, and has no name that is known
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:

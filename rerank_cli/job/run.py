@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +211,8 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         scorers = open_scorers(
             model, stack, destination.state, open_engine, _counted_batches(totals, watcher, of_all=False), note
         )
-        texts = open_kept_texts(scorers.reads_all, members, destination.path, destination.state)
+        with destination.reading() if members and destination.state else nullcontext():
+            texts = open_kept_texts(scorers.reads_all, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
         windows = _windows(options, prepared, plan, images)
         totals.begin_scoring()

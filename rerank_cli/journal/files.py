@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from rerank_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest  # typeshed's name of it
 
 _APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _AT_FDCWD = -100
@@ -168,6 +171,15 @@ class WorkFile:
         if found.st_size != self.size:
             raise changed(self.path, f"it has {found.st_size} bytes, {self.size} were written")
 
+    def refuse_other_bytes(self, before: os.stat_result) -> None:
+        """`OutputError` if the file has other bytes than were appended, or was touched since `before`."""
+        self.check()
+        if self.digest is not None and self._read_digest().digest() != self.digest.digest():
+            raise changed(self.path, "its bytes are not those that were written")
+        now = self.stat()
+        if (now.st_mtime_ns, now.st_ctime_ns) != (before.st_mtime_ns, before.st_ctime_ns):
+            raise changed(self.path, "it was touched while it was read")
+
     def stat(self) -> os.stat_result:
         """Of the open file, whatever has its name."""
         return os.fstat(self._descriptor)
@@ -175,12 +187,15 @@ class WorkFile:
     def seal(self) -> tuple[int, str]:
         """Size and SHA-256 of what was written; read where that is not known."""
         if self.digest is None:
-            self.digest = hashlib.sha256()
-            place = 0
-            while data := os.pread(self._descriptor, _READ_BYTES, place):
-                self.digest.update(data)
-                place += len(data)
+            self.digest = self._read_digest()
         return self.size, self.digest.hexdigest()
+
+    def _read_digest(self) -> Digest:
+        digest, place = hashlib.sha256(), 0
+        while data := os.pread(self._descriptor, _READ_BYTES, place):
+            digest.update(data)
+            place += len(data)
+        return digest
 
     def reading(self) -> BinaryIO:
         """A stream of the file's bytes from its begin; of the open file, whatever has its name."""

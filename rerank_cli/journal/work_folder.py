@@ -239,6 +239,24 @@ class Job:
             self._log.check()
         self._is_lost = lost
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Inside, members are read again by their paths: `OutputError` if that were other bytes than was appended."""
+        self.refuse_other_hands()  # a library would wait for what is a pipe by now
+        before = {name: file.stat() for name, file in self._members.items()}
+
+        def check() -> None:
+            for name, file in self._members.items():
+                file.refuse_other_bytes(before[name])
+
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, RerankError) and not getattr(error, "errno", None):
+                check()  # other bytes may be why; what a disk says of itself is no reason to read all again
+            raise
+        check()
+
     # The end
 
     def writing(self, name: str) -> AbstractContextManager[WorkFile]:

@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -132,6 +133,13 @@ def meddle(what: str, which: str) -> None:  # noqa: C901, PLR0912 (a table)
             with path.open("r+b") as stream:
                 stream.seek(path.stat().st_size // 2)
                 stream.write(b"#")
+        case "letter":
+            data = path.read_bytes()
+            found = re.search(rb"[a-y]", data[len(data) // 2 :])
+            at = len(data) // 2 + found.start() if found else 0
+            with path.open("r+b") as stream:
+                stream.seek(at)
+                stream.write(bytes([data[at] + 1]) if found else b"#")
         case "replace":
             other.write_bytes(path.read_bytes()[::-1])
             other.replace(path)
@@ -158,10 +166,10 @@ def meddle(what: str, which: str) -> None:  # noqa: C901, PLR0912 (a table)
 
 
 HANDS = (
-    "delete", "cut", "empty", "append", "overwrite", "replace", "copy", "chmod", "touch", "link", "point", "folder",
+    "delete", "cut", "empty", "append", "overwrite", "letter", "replace", "copy", "chmod", "touch", "link", "point", "folder",
     "pipe", "rename",
 )  # fmt: skip
-"""What is done to a file; `copy`, `chmod`, `touch`, `link` and `point` leave its content as it is."""
+"""What is done to a file; after `letter` JSON is still JSON, and says something else; `copy`, `chmod`, `touch`, `link` and `point` leave its content as it is."""
 
 
 def on_one_core() -> None:

@@ -35,6 +35,11 @@ def append(path: Path) -> None:
         stream.write(b"more")
 
 
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.write(b"#")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (lambda path: os.truncate(path, 3), r"it has \d+ bytes, \d+ were written"),
     "appended to": (append, r"it has \d+ bytes, \d+ were written"),
@@ -64,13 +69,52 @@ def test_a_file_of_the_job_that_was_changed_ends_it_and_the_next_run_goes_on(
 def test_bytes_that_were_overwritten_get_no_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="its bytes are not those that were written"), job(tmp_path) as opened:
         add(opened, range(4))
-        with opened.path(name).open("r+b") as stream:
-            stream.write(b"#")
+        overwrite(opened.path(name))
         finish(opened)
     assert not opened.out.exists()
     with job(tmp_path) as again:
         assert again.completed is None
         assert finish(again) == WHOLE
+
+
+@pytest.mark.parametrize("fails", [None, ValueError("no JSON"), OSError("Invalid flatbuffers message")])
+@pytest.mark.parametrize("inside", [False, True])
+def test_bytes_that_were_overwritten_before_they_are_read_again_are_told(
+    tmp_path: Path, fails: Exception | None, inside: bool
+) -> None:
+    """A table is made of the rows: it may be a wrong one, or its library says what nobody understands."""
+    with pytest.raises(OutputError) as caught, job(tmp_path) as opened:
+        add(opened, range(4))
+        if not inside:
+            overwrite(opened.path("rows"))
+        with opened.reading():
+            if inside:
+                overwrite(opened.path("rows"))
+            if fails:
+                raise fails
+    assert f"{opened.path('rows')}: was changed by something else" in caught.value.message
+    with job(tmp_path) as again:
+        assert finish(again) == WHOLE
+
+
+def test_bytes_that_were_restored_while_they_were_read_again_are_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="it was touched while it was read"), job(tmp_path) as opened:
+        add(opened, range(4))
+        data = opened.path("rows").read_bytes()
+        with opened.reading():
+            opened.path("rows").write_bytes(data[::-1])
+            opened.path("rows").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "fails", [StoppedError("stopped", exit_code=143), OSError(errno.ENOSPC, "no room"), ValueError("a bug")]
+)
+def test_what_fails_while_whole_bytes_are_read_again_is_told_as_it_is(tmp_path: Path, fails: Exception) -> None:
+    with pytest.raises(type(fails)) as caught, job(tmp_path) as opened:
+        add(opened, range(4))
+        with opened.reading():
+            raise fails
+    assert caught.value is fails
 
 
 def test_a_complete_job_whose_file_is_gone_says_so(tmp_path: Path) -> None:
@@ -350,12 +394,6 @@ class Meddling(Files):
     def _meddle(self, old: Path, new: Path) -> None:
         if new.name == "out.jsonl":
             self._hand(old)
-
-
-def overwrite(path: Path) -> None:
-    with path.open("r+b") as stream:
-        stream.write(b"#")
-    os.utime(path, (5, 5))  # the clock of a file system may stand still between two writes
 
 
 @pytest.mark.parametrize("hand", [overwrite, append, replace])
