@@ -166,10 +166,12 @@ def meddle(what: str, which: str) -> None:  # noqa: C901, PLR0912 (a table)
 
 
 HANDS = (
-    "delete", "cut", "empty", "append", "overwrite", "letter", "replace", "copy", "chmod", "touch", "link", "point", "folder",
-    "pipe", "rename",
+    "delete", "cut", "empty", "append", "overwrite", "letter", "replace", "copy", "chmod", "touch", "link", "point",
+    "folder", "pipe", "rename",
 )  # fmt: skip
-"""What is done to a file; after `letter` JSON is still JSON, and says something else; `copy`, `chmod`, `touch`, `link` and `point` leave its content as it is."""
+"""What is done to a file; after `letter` JSON is still JSON, and says something else.
+
+`copy`, `chmod`, `touch`, `link` and `point` leave its content as it is."""
 
 
 def on_one_core() -> None:
