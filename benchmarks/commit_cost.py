@@ -1,6 +1,8 @@
 """What it costs that a run survives kill -9: the calls that write, the journal, and the hashes of its files.
 
-python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s] [--checks]
+python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s] [--checks] [--folder /var/tmp]
+
+The outputs go into a folder in `--folder`, which must lie on a disk: in memory an fsync costs nothing.
 
 With `--checks` it is what it costs that a second hand is noticed (`journal/__init__.py`): the time in all checks, and
 the CPU time of runs with and without them, in turns.
@@ -13,7 +15,9 @@ Inputs and model are hashed by a thread beside the run; its time counts in full.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -32,8 +36,8 @@ from rerank_cli.journal.lock import Lock
 from rerank_cli.journal.seal import Seal
 
 CHECKS: dict[type, tuple[str, ...]] = {
-    Lock: ("check",), WorkFile: ("check",), Watch: ("look", "check"), Seal: ("is_of", "is_untouched"),
-    WatchedImages: ("finish",), RunPaths: ("__init__",),
+    Lock: ("check",), WorkFile: ("check", "refuse_other_bytes"), Watch: ("look", "check"),
+    Seal: ("is_of", "is_untouched"), WatchedImages: ("finish",), RunPaths: ("__init__",),
 }  # fmt: skip
 """What looks for a second hand. Without them a run trusts what it finds; paths are known in any case."""
 
@@ -81,10 +85,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--checkpoint-every", default="5s")
     parser.add_argument("--checks", action="store_true")
+    parser.add_argument("--folder", default="/var/tmp")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder goes
     every = parse_duration(options.checkpoint_every)
     if options.checks:
-        measure_checks(options.rounds, every)
+        measure_checks(options.rounds, every, options.folder)
         return
     jobs, hashes = Clock(), Clock()
     for name in ("__enter__", "__exit__", "add", "append", "checkpoint", "complete", "place"):
@@ -93,7 +99,7 @@ def main() -> None:
     shares = []
     for turn in range(options.rounds + 1):
         jobs.seconds = hashes.seconds = 0.0
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # on a disk: fsync costs nothing in memory
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             files, began = Counted(), time.perf_counter()
             names = Names(str(Path(folder) / "out.jsonl"))
             outcome = run_job(JobOptions((str(SAMPLE),), names, checkpoint_every=every), files=files)
@@ -109,7 +115,7 @@ def main() -> None:
     print(f"\n{100 * statistics.median(shares):.2f} % ({100 * min(shares):.2f} to {100 * max(shares):.2f}) {machine()}")
 
 
-def measure_checks(rounds: int, every: float) -> None:
+def measure_checks(rounds: int, every: float, where: str) -> None:
     """Print what the checks cost, as time in them and as the difference of runs in turns."""
     real = {(kind, name): getattr(kind, name) for kind, names in CHECKS.items() for name in names}
     clock, seconds = Clock(), {"with": [], "without": []}  # type: ignore[var-annotated]
@@ -120,7 +126,7 @@ def measure_checks(rounds: int, every: float) -> None:
         for (kind, name), function in real.items():
             trusting = turn % 2 and kind is not RunPaths
             setattr(kind, name, (_trust if kind is Seal else _look_away) if trusting else clock.timed(function))
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        with tempfile.TemporaryDirectory(dir=where) as folder:
             began = time.process_time()
             names = Names(str(Path(folder) / "out.jsonl"))
             run_job(JobOptions((str(SAMPLE),), names, checkpoint_every=every))
