@@ -27,6 +27,7 @@ from rerank_cli.encoding.scoring import Scoring, answer_ids, decide_scoring
 from rerank_cli.encoding.tokenizer import (
     cuts_left,
     gives_token_types,
+    is_panic,
     load_tokenizer,
     read_tokenizer_file,
     unknown_id,
@@ -316,4 +317,4 @@ def _encoded(encode: Callable[[Any, Limits], list[Encoded]], pairs: Sequence[Any
 
 def _is_of_tokenizer(error: BaseException) -> bool:
     """Whether the tokenizers library failed: a panic, which is no `Exception`, or a plain `Exception`."""
-    return type(error) is Exception or type(error).__name__ == "PanicException"
+    return type(error) is Exception or is_panic(error)

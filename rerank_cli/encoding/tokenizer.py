@@ -26,7 +26,7 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.encoding.normaliser import refuse_exploding
+from rerank_cli.encoding.normaliser import normalizers_in, refuse_exploding
 from rerank_cli.errors import ModelError
 
 _ENCODED_CHARACTERS = 2**20  # at a time: 65 MB of encodings of English words, 500 MB of CJK (tokenizers 0.23)
@@ -55,14 +55,23 @@ def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
     return _as_declared(_open_file(checkpoint), checkpoint)
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether the Rust code of tokenizers has given up, which is no `Exception`: a regex at its limit does that."""
+    return type(error).__name__ == "PanicException"
+
+
 def _open_file(checkpoint: Checkpoint) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_file(str(checkpoint.tokenizer_file))
-    except Exception as error:
+        data = checkpoint.tokenizer_file.read_bytes()
+        refuse_exploding(normalizers_in(data), checkpoint)  # opening the file normalises its added tokens
+        tokenizer = Tokenizer.from_buffer(data)
+    except ModelError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise ModelError(f"{checkpoint.tokenizer_file}: not a tokenizer: {error}") from error
     _check_vocabulary(tokenizer, checkpoint)
-    if tokenizer.normalizer is not None:
-        refuse_exploding(json.loads(tokenizer.normalizer.__getstate__()), checkpoint)
     return tokenizer
 
 

@@ -233,13 +233,58 @@ def exploding(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(state))
 
 
-@pytest.mark.parametrize(("change", "said"), [(endless_layers, "layers are built"), (exploding, "times longer")])
+def panicking_while_it_opens(folder: Path) -> None:
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "a"}
+    added = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+    text = "a" * 30 + "b"
+    state["added_tokens"].append({"id": len(state["model"]["vocab"]), "content": text, "normalized": True, **added})
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+
+
+def panicking_on_a_text(folder: Path) -> None:
+    state = json.loads((folder / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, state["pre_tokenizer"]]}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+
+
+def exploding_while_it_opens(folder: Path) -> None:
+    """The library normalises added tokens when it opens the file, and nothing interrupts it."""
+    exploding(folder)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    number = len(state["model"]["vocab"])
+    added = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+    state["added_tokens"].append({"id": number, "content": "aaa", "normalized": True, **added})
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (endless_layers, "layers are built"),
+        (exploding, "times longer"),
+        (exploding_while_it_opens, "times longer"),
+        (panicking_while_it_opens, "not a tokenizer: Onig: Regex search error"),
+    ],
+)
 def test_a_model_that_would_never_end_is_refused(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], said: str
 ) -> None:
     model = broken_model(tmp_path, change)
     assert main(["score", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", str(model)]) == 5
     assert said in capsys.readouterr().err
+
+
+def test_a_text_that_a_tokenizer_cannot_take_is_one_bad_row(tmp_path: Path) -> None:
+    model = broken_model(tmp_path, panicking_on_a_text)
+    rows = [*ROWS[:70], {"query": "two roads", "passage": "a" * 30 + "b"}, *ROWS[70:]]
+    source = write_lines(tmp_path / "in.jsonl", rows)  # type: ignore[arg-type]
+    out = tmp_path / "out.jsonl"
+    assert main(["score", source, "-o", str(out), "--model", str(model), "-q"]) == 3
+    assert len(out.read_bytes().splitlines()) == len(ROWS)
+    (bad,) = map(json.loads, (tmp_path / "out.jsonl.errors.jsonl").read_bytes().splitlines())
+    assert (bad["row"], bad["error"]["code"]) == (71, "tokenizer-failed")
 
 
 @pytest.mark.parametrize("flag", ["--top-n", "--limit", "--skip", "--max-line-bytes", "--max-tokens", "--token-budget"])
