@@ -247,6 +247,9 @@ def panicking_on_a_text(folder: Path) -> None:
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
     state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, state["pre_tokenizer"]]}
     (folder / "tokenizer.json").write_text(json.dumps(state))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the file as it is
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def exploding_while_it_opens(folder: Path) -> None:
