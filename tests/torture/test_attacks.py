@@ -19,7 +19,7 @@ import pytest
 
 from rerank_cli.cli import main
 from rerank_cli.journal.records import encode, read_journal
-from tests.conftest import TINY_CHECKPOINT, write_lines
+from tests.conftest import LONG, TINY_CHECKPOINT, write_lines
 from tests.processes import Started, wait_until
 from tests.torture.runs import ROOT, Asked, Runs
 
@@ -342,7 +342,8 @@ def test_a_reader_that_does_not_read_does_not_keep_a_run_that_is_stopped(tmp_pat
     assert taken.count(b'"bad-json"') >= 500
 
 
-HANGS = ("in", "--template", "--qrels", "--profile", "--calibration", "--queries", "config.json", "tokenizer.json")
+HANGS = ("in", "--template", "--qrels")
+MORE_HANGS = ("--profile", "--calibration", "--queries", "config.json", "tokenizer.json")
 
 
 def opens(pid: int) -> bool:
@@ -357,8 +358,11 @@ def opens(pid: int) -> bool:
 def test_a_pipe_without_a_writer_does_not_keep_a_run_that_is_stopped(tmp_path: Path, source: Path) -> None:
     """A pipe in place of each file that is read: what waits for its writer is ended, what is refused says so."""
     with ExitStack() as stack:
-        running = {what: stack.enter_context(program(*waiting(tmp_path / what, source, what))) for what in HANGS}
-        deadline = time.monotonic() + 120
+        running = {
+            what: stack.enter_context(program(*waiting(tmp_path / what, source, what)))
+            for what in HANGS + MORE_HANGS * LONG
+        }
+        deadline = time.monotonic() + 400
         for process in running.values():
             while process.poll() is None and not all(opens(process.pid) for _ in range(5) if not time.sleep(0.05)):
                 assert time.monotonic() < deadline
