@@ -21,6 +21,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.labels import read_score
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.errors import ModelError
+from rerank_cli.machine.this_process import give_back_large_blocks
 from rerank_cli.models.transfer import transfer_for
 from rerank_cli.records import EncodedPair
 
@@ -37,6 +38,8 @@ class PaddedCrossEncoder:
         if quantisation := read_quantisation(checkpoint):
             raise ModelError(f"{checkpoint.path}: {quantisation} are not read for {checkpoint.architecture}")
         self._device = device
+        if device.type == "cpu":
+            give_back_large_blocks()
         self._model = _load(checkpoint, dtype).to(device).eval()
         # The loaded config knows the defaults of its class, which config.json may leave out.
         config = self._model.config

@@ -291,7 +291,8 @@ def _padded(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
         positions   six of them (DeBERTa, and all that is not known), a matrix of scores against the relative positions
                     (twice the length where there are not so many), and the tables of these, twice a pair
 
-    `models/tracker.py` gives the exact figure at the price of loading torch, and tests hold the two together.
+    `models/tracker.py` gives the exact figure at the price of loading torch, and tests hold the two together. That the
+    process takes no more than its tensors is seen to by `give_back_large_blocks`, and a test measures it.
     """
     t, h, e, length = batch.padded_tokens, shape.hidden, how.element, batch.longest
     rows = e * t * max(10 * h, 4 * h + (3 + shape.wide_activation) * shape.intermediate) + 4 * _INT64 * t
