@@ -1,7 +1,7 @@
 """How fast beside others: the same checkpoint and the same candidate lists, each side in a process of its own.
 
     python -m benchmarks.speed [--shape minilm|llama|ettin|qwen3] [--layers 6] [--lists 4] [--candidates 50]
-                               [--rounds 3] [--cpu-time] [--only WORD ...] [--environments DIR] [--json FILE]
+                               [--rounds 3] [--cpu-time] [--here] [--only WORD ...] [--environments DIR] [--json FILE]
 
 minilm    the built-in model's first layers as a BERT checkpoint, beside sentence-transformers (torch, ONNX, OpenVINO),
           rerankers, FlashRank's way and infinity; texts go in, tokenising is timed
@@ -18,6 +18,8 @@ logit from the reference's, and how much of the reference's ten best of a list a
 
 --cpu-time counts the seconds that the threads of the process worked, of one thread, instead of time by the clock: on a
 machine with other work these ratios hold within a few per cent where times do not.
+
+--here takes the sentence-transformers of this environment for minilm too, and no other peer.
 
 A peer that is not installed or fails is told with its reason, and the others go on.
 """
@@ -57,7 +59,9 @@ def main() -> None:
     torch.set_num_threads(threads)
     sides = [
         side
-        for side in {"minilm": SIDES, "llama": LLAMA_SIDES}.get(options.shape, DECLARED_SIDES)
+        for side in {"minilm": DECLARED_SIDES if options.here else SIDES, "llama": LLAMA_SIDES}.get(
+            options.shape, DECLARED_SIDES
+        )
         if not options.only or any(word in side.name for word in options.only)
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -80,6 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--collection", default="cranfield")
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--here", action="store_true", help="no peer in an environment of its own")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="sides whose name has one of these")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="folder of the peers' environments")
     parser.add_argument("--json", type=Path, help="write the figures here too")

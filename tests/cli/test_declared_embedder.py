@@ -85,6 +85,14 @@ def test_prompts_of_the_roles_and_the_pooling_are_obeyed(tmp_path):
     assert abs(other["cosine"] - plain["cosine"]) > 1e-4
 
 
+def test_the_limit_of_sentence_transformers_holds_for_each_text(tmp_path):
+    row, _ = scored(tmp_path, declared(tmp_path, shared=ROLES))
+    assert "truncated" not in row
+    shutil.rmtree(tmp_path / "model")
+    row, _ = scored(tmp_path, declared(tmp_path, shared=ROLES, max_seq_length=17))
+    assert row["truncated"] is True
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
