@@ -1,15 +1,16 @@
 """What it costs that a run survives kill -9: the calls that write, the journal, and the hashes of its files.
 
-python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s] [--checks] [--folder /var/tmp]
+python -m benchmarks.commit_cost [--rounds 3] [--checkpoint-every 5s] [--checks] [--folder /var/tmp] [--model DIR]
 
 The outputs go into a folder in `--folder`, which must lie on a disk: in memory an fsync costs nothing.
 
-With `--checks` it is what it costs that a second hand is noticed (`journal/__init__.py`): the time in all checks, and
-the CPU time of runs with and without them, in turns.
+With `--checks` it is what it costs that a second hand is noticed (`journal/__init__.py`): the CPU time in all checks,
+and that of runs with and without them, in turns.
 
-The job is `samples/python-docs.jsonl`, 800 pairs, with the built-in model. Timed is what `Job` does, each system call
-and fsync in it included, so the figure does not drown in the noise of a machine as the difference of two runs would.
-Inputs and model are hashed by a thread beside the run; its time counts in full.
+The job is `samples/python-docs.jsonl`, 800 pairs, with the built-in model, or with a smaller one, beside which the same
+checks weigh more. Timed is what `Job` does, each system call and fsync in it included, so the figure does not drown in
+the noise of a machine as the difference of two runs would. Inputs and model are hashed by a thread beside the run; its
+time counts in full.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class Counted(Files):
 
 
 class Clock:
-    """Seconds spent in functions, nested calls counted once."""
+    """Seconds spent in functions, nested calls counted once. now: a clock of time, or of a thread's CPU time."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self.seconds = 0.0
         self._depth = 0
 
@@ -67,14 +69,14 @@ class Clock:
         """`function`, with its time added to the clock's."""
 
         def call(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began = self._now()
             self._depth += 1
             try:
                 return function(*arguments, **options)
             finally:
                 self._depth -= 1
                 if not self._depth:
-                    self.seconds += time.perf_counter() - began
+                    self.seconds += self._now() - began
 
         return call
 
@@ -86,11 +88,12 @@ def main() -> None:
     parser.add_argument("--checkpoint-every", default="5s")
     parser.add_argument("--checks", action="store_true")
     parser.add_argument("--folder", default="/var/tmp")
+    parser.add_argument("--model")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder goes
     every = parse_duration(options.checkpoint_every)
     if options.checks:
-        measure_checks(options.rounds, every, options.folder)
+        measure_checks(options.rounds, every, options.folder, options.model)
         return
     jobs, hashes = Clock(), Clock()
     for name in ("__enter__", "__exit__", "add", "append", "checkpoint", "complete", "place"):
@@ -102,7 +105,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             files, began = Counted(), time.perf_counter()
             names = Names(str(Path(folder) / "out.jsonl"))
-            outcome = run_job(JobOptions((str(SAMPLE),), names, checkpoint_every=every), files=files)
+            job = JobOptions((str(SAMPLE),), names, model=options.model, checkpoint_every=every)
+            outcome = run_job(job, files=files)
             seconds = time.perf_counter() - began
         if not turn:
             continue  # it warms the file cache
@@ -115,10 +119,10 @@ def main() -> None:
     print(f"\n{100 * statistics.median(shares):.2f} % ({100 * min(shares):.2f} to {100 * max(shares):.2f}) {machine()}")
 
 
-def measure_checks(rounds: int, every: float, where: str) -> None:
+def measure_checks(rounds: int, every: float, where: str, model: str | None) -> None:
     """Print what the checks cost, as time in them and as the difference of runs in turns."""
     real = {(kind, name): getattr(kind, name) for kind, names in CHECKS.items() for name in names}
-    clock, seconds = Clock(), {"with": [], "without": []}  # type: ignore[var-annotated]
+    clock, seconds = Clock(time.thread_time), {"with": [], "without": []}  # type: ignore[var-annotated]
     shares = []
     for turn in range(2 * rounds + 1):
         how = "without" if turn % 2 else "with"
@@ -129,7 +133,7 @@ def measure_checks(rounds: int, every: float, where: str) -> None:
         with tempfile.TemporaryDirectory(dir=where) as folder:
             began = time.process_time()
             names = Names(str(Path(folder) / "out.jsonl"))
-            run_job(JobOptions((str(SAMPLE),), names, checkpoint_every=every))
+            run_job(JobOptions((str(SAMPLE),), names, model=model, checkpoint_every=every))
             taken = time.process_time() - began
         if not turn:
             continue  # it warms the file cache
