@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.material import machine
-from rerank_cli.cli.options import parse_duration
+from rerank_cli.cli.parsers import parse_duration
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import run_job
 from rerank_cli.job.run_paths import RunPaths

@@ -2,7 +2,8 @@
 
     a sentence · examples with a sentence each · arguments · options · exit codes
 
-The short screen has the first sentence of an option's help, so a help begins with what most people need of it.
+The short screen has the first sentence of an option's help, and its default where both are one line of 80 columns: so
+a help begins with what most people need of it.
 
 Typer's own help draws boxes, which break in narrow terminals and in pipes. Its wrapping cuts words, and options at
 their hyphens; the wrapping here cuts neither.
@@ -10,6 +11,7 @@ their hyphens; the wrapping here cuts neither.
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +32,7 @@ VARIABLES = (
 )
 _MOST_COLUMNS, _LEAST_COLUMNS = 100, 40
 _COMPLETED = 60  # columns of an option's help in a shell's list; fish takes a second line for another option
+_SCREEN = 80
 _TERM = 26  # columns of the left side; a longer term has a line to itself
 
 Record = tuple[str, str]
@@ -115,7 +118,7 @@ def _lines(command: CommandWithHelp, ctx: typer.Context, *, everything: bool) ->
     yield " ".join(["Usage:", ctx.command_path, *(metavar for metavar, _ in taken), "[OPTIONS]"])
     yield from ("", *_paragraph(command.help or ""), "", *callback.examples.strip("\n").splitlines())
     if not everything:
-        records = [(term, _first_sentence(meaning)) for term, meaning in [*taken, *_basic(command, ctx)]]
+        records = [(term, _in_a_line(meaning)) for term, meaning in [*taken, *_basic(command, ctx)]]
         yield from _section("Arguments and options" if taken else "Options", records)
         return
     if taken:
@@ -143,8 +146,12 @@ def _record(parameter: Any, one: Option | None) -> Record:
     return names + metavar, parameter.help or ""
 
 
-def _first_sentence(text: str) -> str:
-    return text.partition(". ")[0].removesuffix(".")
+def _in_a_line(text: str) -> str:
+    """The first sentence, and the default where it has room beside it."""
+    first = text.partition(". ")[0].removesuffix(".")
+    found = re.search(r"\. (Default: [^.]*(?:\.\w[^.]*)*)\.$", text)
+    both = f"{first}. {found[1]}" if found else first
+    return both if len(both) + _TERM < _SCREEN else first
 
 
 # Wrapping.

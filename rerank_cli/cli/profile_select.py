@@ -13,7 +13,8 @@ import typer
 
 from rerank_cli.cli.console import forget_stdout, print_json, say
 from rerank_cli.cli.declare import CHOICE, MACHINE, SAY, option, takes
-from rerank_cli.cli.options import OF_RUNS, PLANNED, parse_count
+from rerank_cli.cli.options import OF_RUNS, PLANNED
+from rerank_cli.cli.parsers import parse_count
 from rerank_cli.cli.report_command import ReportCommand, wants_json
 from rerank_cli.errors import EXIT_CODES, RerankError, UsageError
 from rerank_cli.machine.this_process import prepare_process

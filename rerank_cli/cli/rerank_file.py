@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, SCALE, SELECTION, argument, option, takes
-from rerank_cli.cli.options import JUDGED, SCORING, parse_blend_of, parse_first_keep_of, parse_shape, shapes
+from rerank_cli.cli.options import JUDGED, SCORING
+from rerank_cli.cli.parsers import parse_blend_of, parse_first_keep_of, parse_shape, shapes
 from rerank_cli.errors import EXIT_CODES, UsageError
 from rerank_cli.job.options import STDOUT
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.cli import main
-from rerank_cli.cli.options import parse_count
+from rerank_cli.cli.parsers import parse_count
 from rerank_cli.machine.detect import describe_machine
 from rerank_cli.machine.fixture import machine_to_json
 from rerank_cli.machine.torch_build import TorchBuild

@@ -85,6 +85,7 @@ def test_what_most_people_need_of_rerank_file_is_in_its_help(capsys: pytest.Capt
     needed = ["IN...", "-o, --output", "--model", "--top-n", "--query-field", "--passages-field", "--text-field"]
     for name in [*needed, "--precision", "--dry-run", "--qrels", "--report", "--help-all"]:
         assert f"\n  {name}" in text
+    assert "Default: query\n" in text and "Default: the built-in one\n" in text  # where a line has room for it
     assert 12 <= len(re.findall(r"^  (?:-.|--)", text, flags=re.MULTILINE)) <= 14
 
 
