@@ -116,6 +116,18 @@ _CHOICES = {
     "special_tokens": get_args(SpecialTokens), "truncate": get_args(Truncation), "pool": get_args(Pool),
     "on_error": get_args(OnError),
 }  # fmt: skip
+_SAME = {
+    "batch_size": "token_budget", "dtype": "precision", "torch_dtype": "precision", "use_fp16": "precision",
+    "model_name": "model", "model_id": "model", "model_name_or_path": "model", "max_length": "max_tokens",
+    "documents": "passages", "docs": "passages", "candidates": "passages", "texts": "passages",
+    "top_k": "top_n", "k": "top_n", "show_progress_bar": "progress", "normalize": "prob",
+    "query_column": "query_field", "text_column": "text_field", "passage_field": "text_field",
+}  # fmt: skip
+"""What other libraries call options of ours."""
+_ALWAYS = {
+    "return_documents": "passages come back with their texts, always",
+    "trust_remote_code": "code in a checkpoint is never run",
+}
 _OF_ENCODER = (
     "special_tokens", "instruction", "label", "max_unknown", "truncate", "chunk_overlap", "pool", "revision", "online"
 )  # fmt: skip
@@ -229,9 +241,14 @@ class Reranker:
     @overload
     def score(self, pairs: Iterable[Sequence[Any]], *, progress: bool = False) -> npt.NDArray[np.float32]: ...
 
-    def score(self, pairs: Any, *, progress: bool = False) -> Any:
+    def score(self, pairs: Any, *others: object, progress: bool = False) -> Any:
         """Logits of (query, passage) pairs, float32, in their order; a number for a single pair."""
         with _in_python_words():
+            if others:
+                raise UsageError(
+                    "score: takes pairs, and not a query and its passages",
+                    hint='`score(("query", "passage"))` is one pair; `rerank("query", ["a passage", ...])` a list',
+                )
             if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
                 return float(self._score([pairs], progress=progress)[0])
             if _is_frame(pairs):  # a list of it would be its columns, or its rows as dicts
@@ -323,7 +340,7 @@ def _warn(text: str) -> None:
     warnings.warn(text.partition(": ")[2] or text, stacklevel=4)
 
 
-_OPTION = re.compile(r"--([a-z][a-z-]+)(?:[ =]([^\s`,;]+))?")
+_OPTION = re.compile(r"--([a-z][a-z-]+)(?:[ =]([^\s`,;]*[^\s`,;:]))?")
 
 
 @contextmanager
@@ -427,13 +444,25 @@ def _refuse_wrong(options: Mapping[str, Any], known: type) -> None:
     names = list(getattr(known, "__annotations__"))  # noqa: B009 (mypy does not know it of a type)
     for name, value in options.items():
         if name not in names:
-            near = get_close_matches(name.replace("top_k", "top_n"), names, n=1)
-            meant = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(names)}"
-            raise TypeError(f"unknown option `{name}`{meant}")
+            raise TypeError(f"unknown option `{name}`{_leading_on(name, names)}")
         if name in _CHOICES and value not in _CHOICES[name]:
             raise UsageError(f"{name} {value!r}: not known", hint="known are " + ", ".join(_CHOICES[name]))
         if name in _LEAST and value is not None and value < _LEAST[name]:
             raise UsageError(f"{name} {value}: must be at least {_LEAST[name]}")
+
+
+def _leading_on(name: str, names: Sequence[str]) -> str:
+    """What leads on from an option that a call does not have."""
+    if name in _ALWAYS:
+        return f"; {_ALWAYS[name]}"
+    meant = _SAME.get(name, name)
+    if meant in ("model", "passages", *names):
+        return f"; did you mean `{meant}`?"
+    for call, known in (("Reranker(...)", ModelOptions), ("rerank(...)", RowOptions)):
+        if meant in known.__annotations__:
+            return f"; `{meant}` is an option of `{call}`"
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(names)}"
 
 
 def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:

@@ -50,7 +50,9 @@ def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int
     limits = {card.time.limit for card in cards if card.time}
     if "host" in limits:
         say("note: where cards take equally long, reading and tokenising on the host is what takes it")
-    for why in sorted({why for card in cards if (why := card.no_time)}):
-        say(f"note: `not known`: {why}")
+    for why in dict.fromkeys(why for card in cards if (why := card.no_time)):
+        names = [card.name for card in cards if card.no_time == why]
+        which = f" for {', '.join(names)}" if len(names) < len(cards) else ""
+        say(f"note: the time is not known{which}: {why}")
     say("note: times are reckoned from the model's shape and the card's peaks; no card was timed")
     say(f"other numbers: `--pairs N --tokens L`; defaults {PAIRS:,} and {TOKENS:,}")

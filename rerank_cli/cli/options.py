@@ -165,7 +165,8 @@ SCORING = [
     ),
     option(
         "--id-field", str, group=ROWS, into="fields.id", metavar="PATH",
-        help="Field of an id, for messages and --qrels. Default: query_id, qid or id.",
+        help="Field of an id, of a query or a passage, for messages and --qrels. Default: query_id, qid or id; of a "
+        "passage passage_id, doc_id, docid, pid, docno, id or _id.",
     ),
     option(
         "--max-line-bytes", int, group=ROWS, into="max_line_bytes", metavar="N", min=1024,

@@ -21,6 +21,7 @@ _WORDS = {
     "engines": "copies of the model that are loaded at a time, each on one device.",
     "token budget": "the tokens that one batch may hold. A larger one needs more memory and keeps a GPU busier.",
     "varlen": "pairs of different lengths lie in a batch one behind the other, with no padding between them.",
+    "runs": "pairs of one length are computed together, one length after the other, so there is no padding.",
     "sdpa": "torch's own attention; pairs of one length are computed together, so there is no padding.",
 }
 _LABEL = 14  # columns of the left side: the longest label and two blanks

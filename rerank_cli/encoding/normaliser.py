@@ -62,7 +62,7 @@ def _refuse_exploding(parts: Sequence[Mapping[str, Any]], checkpoint: Checkpoint
             raise ModelError(
                 f"{checkpoint.tokenizer_file}: its normaliser makes a text {len(text) / len(seed):.0f} times longer "
                 f"after `{json.dumps(part['pattern'], ensure_ascii=False)[:_PATTERN_CHARACTERS]}`: "
-                f"at most {_MOST_TIMES} times is borne"
+                f"at most {_MOST_TIMES} times is allowed"
             )
 
 

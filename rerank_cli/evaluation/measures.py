@@ -28,6 +28,7 @@ from rerank_cli.records import RankedList
 
 GIVEN_ORDER = "the order of the input"
 
+_PASSAGE_HINT = "`--id-field NAME` names the field of a passage that has the id of the qrels, such as `url`"
 _ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
 _KNOWN = "for example nDCG@10, RR@10, P@5"
 
@@ -290,7 +291,7 @@ def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
     passage = passage_id(item, index, shape)
     if passage is None:
         row = item.source.row_of(index)
-        raise InputError(f"{row.file}:{row.number}: passage {index} has no id, which --qrels needs")
+        raise InputError(f"{row.file}:{row.number}: passage {index} has no id, which --qrels needs", hint=_PASSAGE_HINT)
     return id_text(passage)
 
 

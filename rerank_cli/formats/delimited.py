@@ -332,7 +332,8 @@ class _Reader:
             self.opened = ""
 
     def _contradiction(self, number: int, what: str) -> InputError:
-        hint = None if self.kind in ("csv", "tsv-plain") else "`--in-format tsv-plain` takes quotes as text"
+        hints = {"csv": 'in a cell within quotes a quote is written twice: `"say ""yes"""`', "tsv-plain": None}
+        hint = hints.get(self.kind, "`--in-format tsv-plain` takes quotes as text")
         return InputError(f"{self.file}:{number}: the file contradicts itself: {what}", hint=hint)
 
 

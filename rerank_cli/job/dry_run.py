@@ -24,7 +24,6 @@ from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, rank_wi
 from rerank_cli.job.windows import cut_windows, heads_of
 from rerank_cli.journal.store_log import probe
 from rerank_cli.machine.detect import Machine, describe_machine
-from rerank_cli.machine.gpu_names import speed_of
 from rerank_cli.planning.cards import time_of_plan
 from rerank_cli.planning.hours import PairLengths, PairTime
 from rerank_cli.planning.run_plan import Plan, plan_model
@@ -145,7 +144,8 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     return DryRun(
         counts, percentiles, kept, truncated, unscorable, prepared.plan, seconds, speed / 1e9,
         (first.file, first.row, first.message) if first else None,
-        tuple(_elsewhere(gpu, machine, options, PairLengths(counts.pairs_scored, kept, squares))
+        tuple(_elsewhere(gpu, machine, options, PairLengths(counts.pairs_scored, kept, squares),
+                         images=counts.images > 0)
               for gpu, machine in zip(gpus, machines, strict=True)),
         unknown.document(), first_scorer,
     )  # fmt: skip
@@ -175,19 +175,16 @@ def _first_scorer(
     return told, flops / (_SHARE_REACHED * speed)
 
 
-def _elsewhere(gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths) -> Elsewhere:
+def _elsewhere(gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths, *, images: bool) -> Elsewhere:
     """The run on the card that was asked for as `gpu`, of pairs as long as they are by this machine's plan."""
     request = replace(options.request, device="auto", gpus=None, assume_cuda=True)
-    answer = plan_model(request, find_known(options), machine)
+    known = find_known(options)
+    answer = plan_model(request, known, machine)
     plan = answer.plan
     if plan is None or not plan.gpus:
         refused = [one.reason for one in answer.rejected] or list(answer.reasons)
         return Elsewhere(gpu, None, None, answer.error.message if answer.error else refused[-1])
-    time = time_of_plan(answer, lengths)
-    known_card = all(speed_of(one.name) for one in plan.gpus)
-    why = "this model's forward is not reckoned" if known_card else "the speed of this card is not known"
-    unknown = None if time else why
-    return Elsewhere(gpu, plan.precision, time, unknown)
+    return Elsewhere(gpu, plan.precision, *time_of_plan(plan, known, lengths, images=images))
 
 
 def _without_logits(part: EncodedPart) -> ScoredPart:

@@ -19,6 +19,10 @@ day; a card of which only one of the two was found has none. Sources, by the let
     g  https://www.codesota.com/hardware/rtx-5090
     h  https://calwoo.github.io/notes/concepts/deep-learning-engineering/nvidia-gpu-hardware and, for the bandwidth,
        https://cpu-gpu.alldbin.com/graphics-card-comparison/A40-PCIe-and-L40G-comparison.html
+    i  https://hmc-tech.com/gpu/nvidia-a40-vs-nvidia-grid-a100b and, for the bandwidth,
+       https://sysrqmts.com/fr/gpus/compare/nvidia-a40-pcie-vs-nvidia-quadro-rtx-6000 (29 November)
+    j  https://llmperf.net/categories/gpu/Nvidia-A6000-GPUs and, for the bandwidth once more,
+       https://sysrqmts.com/es/gpus/compare/nvidia-rtx-a6000-vs-nvidia-tesla-p40 (29 November)
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ CARDS = (
     Card("A10", "NVIDIA A10", (8, 6), 23_028, CardSpeed(125, 600)),  # e
     Card("A10G", "NVIDIA A10G", (8, 6), 23_028, CardSpeed(62.5, 600)),  # a
     Card("A30", "NVIDIA A30", (8, 0), 24_576),
-    Card("A40", "NVIDIA A40", (8, 6), 46_068),
+    Card("A40", "NVIDIA A40", (8, 6), 46_068, CardSpeed(149.7, 696)),  # i
     Card("A100", "NVIDIA A100-SXM4-40GB", (8, 0), 40_960, CardSpeed(312, 1555)),  # a d
     Card("A100-80GB", "NVIDIA A100-SXM4-80GB", (8, 0), 81_920, CardSpeed(312, 2000)),  # b
     Card("L4", "NVIDIA L4", (8, 9), 23_034, CardSpeed(121, 300)),  # c
@@ -79,7 +83,7 @@ CARDS = (
     Card("RTX-4080", "NVIDIA GeForce RTX 4080", (8, 9), 16_376),
     Card("RTX-4090", "NVIDIA GeForce RTX 4090", (8, 9), 24_564, CardSpeed(165, 1008)),  # d f
     Card("RTX-5090", "NVIDIA GeForce RTX 5090", (12, 0), 32_607, CardSpeed(209.5, 1792)),  # g
-    Card("RTX-A6000", "NVIDIA RTX A6000", (8, 6), 49_140),
+    Card("RTX-A6000", "NVIDIA RTX A6000", (8, 6), 49_140, CardSpeed(154.8, 768)),  # j
     Card("RTX-6000-Ada", "NVIDIA RTX 6000 Ada Generation", (8, 9), 49_140),
 )
 """Those that can be named."""

@@ -14,7 +14,6 @@ from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, time_to_
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, memory_model
 from rerank_cli.planning.memory.table import MemoryQuestion
-from rerank_cli.planning.profile_answer import MachinePlan
 from rerank_cli.planning.profiles import ModelProfiles, ProfilePlan
 from rerank_cli.planning.run_plan import plan_model
 
@@ -89,15 +88,21 @@ def _on_card(  # noqa: PLR0913 (what was read once, for every card)
     return CardAnswer(name, total, plan, largest_batch=batch, time=time, no_time=why)
 
 
-def time_of_plan(answer: MachinePlan, lengths: PairLengths) -> PairTime | None:
-    """How long pairs take by a plan for GPUs of one name, which share them; None where it cannot be reckoned."""
-    plan, known = answer.plan, answer.model
-    model = _shape_of(known) if known else None
-    if plan is None or model is None or not plan.gpus:
-        return None
+def time_of_plan(
+    plan: ProfilePlan, known: KnownModel, lengths: PairLengths, *, images: bool
+) -> tuple[PairTime | None, str | None]:
+    """How long pairs take by a plan for GPUs of one name, which share them; else None, and why.
+
+    images: whether some pairs have one.
+    """
+    model = _shape_of(known)
     names = {gpu.name for gpu in plan.gpus}
     speed = speed_of(names.pop()) if len(names) == 1 else None
-    return pair_time(model.shape, lengths, speed, precision=plan.precision, engines=len(plan.gpus))
+    shape = model.shape if model else None
+    why = why_no_time(shape, speed, precision=plan.precision, images=images)
+    if why or shape is None:
+        return None, why
+    return pair_time(shape, lengths, speed, precision=plan.precision, engines=len(plan.gpus)), None
 
 
 def _shape_of(known: KnownModel) -> MemoryModel | None:

@@ -81,14 +81,18 @@ class PairTime:
         return _HIGH * self.seconds
 
 
-def why_no_time(shape: ModelShape | None, speed: CardSpeed | None, *, precision: str) -> str | None:
-    """Why `pair_time` has no answer; None where it has one."""
+def why_no_time(
+    shape: ModelShape | None, speed: CardSpeed | None, *, precision: str, images: bool = False
+) -> str | None:
+    """Why there is no time to tell; None where `pair_time` has one. images: whether some pairs have one."""
     if speed is None:
-        return "the speed of this card is not known"
+        return "no published peak and bandwidth of the card were found"
     if shape is None or shape.family == "padded":
-        return "this model's forward is padded, and padding depends on how lengths mix"
+        return "this model's forward is padded, and how much of a batch is padding depends on how lengths mix"
     if precision not in ("fp16", "bf16", "fp8"):
         return f"the reckoning is fitted to 16 bits and fp8, not to {precision}"
+    if images:
+        return "images pass through a vision tower, which the reckoning leaves out"
     return None
 
 

@@ -21,7 +21,7 @@ from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.gpu_names import speed_of
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest
-from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json
+from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
 from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json, unique
@@ -226,7 +226,7 @@ def _found(number: int, question: MemoryQuestion, batch_size: int, max_tokens: i
 def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
     """What the pairs of the file take, else a million pairs of each length of the rows; nothing where it is unknown."""
     model, place, limit = answer.question.model, answer.question.place, answer.known.max_tokens
-    if model is None or place.cpu:
+    if model is None or place.cpu or answer.question.images:
         return
     asked: list[tuple[int | None, PairLengths]]
     if answer.question.lengths is not None:
@@ -276,6 +276,10 @@ def _notes(request: MemoryRequest, question: MemoryQuestion, known: KnownModel) 
         notes.append(f"{place.precision}: the weights are held in 16 bits once they are loaded")
     if request.images and model is not None and model.shape.vision is None:
         notes.append(f"--images: {known.name} reads none")
+    if place.sku and not place.cpu:
+        shape, speed = model.shape if model else None, speed_of(place.sku)
+        if why := why_no_time(shape, speed, precision=place.precision, images=bool(request.images)):
+            notes.append(f"the time on {place.sku} is not known: {why}")
     if place.constants.status == "default":
         notes.append(f"context and slack are cautious defaults: {place.constants.source}")
     return notes

@@ -324,11 +324,12 @@ def test_rerank_takes_the_options_of_both() -> None:
     ("options", "error", "says"),
     [
         ({"top_k": 3}, TypeError, "unknown option `top_k`; did you mean `top_n`"),
+        ({"batch_size": 3}, TypeError, "unknown option `batch_size`; did you mean `token_budget`"),
         ({"truncate": "start"}, UsageError, "truncate 'start'"),
         ({"top_n": 0}, UsageError, "top_n 0: must be at least 1"),
         ({"threshold": float("nan")}, UsageError, "threshold"),
         ({"device": "mps"}, UsageError, "device mps: not supported"),
-        ({"precision": "fp7"}, UsageError, "fp7"),
+        ({"precision": "fp7"}, UsageError, 'precision="fp7": not known'),
         ({"image_root": "/no/such/folder"}, InputError, "no such folder"),
         ({"instruction": "x"}, UsageError, "takes no instruction"),
     ],
@@ -442,6 +443,15 @@ def test_a_column_that_says_something_of_one_row_is_there(reranker: Reranker) ->
 def test_hints_name_arguments_and_stand_in_the_traceback(reranker: Reranker) -> None:
     with pytest.raises(TypeError, match="unknown option `topn`; did you mean `top_n`"):
         reranker.rerank("q", ["a"], topn=1)  # type: ignore[call-overload]
+    for name, said in {
+        "documents": "did you mean `passages`", "return_documents": "passages come back with their texts, always",
+        "dtype": r"`precision` is an option of `Reranker\(...\)`",
+    }.items():  # fmt: skip
+        with pytest.raises(TypeError, match=f"unknown option `{name}`.*{said}"):
+            reranker.rerank("q", ["a"], **{name: "x"})
+    with pytest.raises(UsageError, match="takes pairs") as not_pairs:
+        reranker.score("q", "a")  # type: ignore[call-overload]
+    assert not_pairs.value.__notes__[0].startswith("hint: `score((")
     with pytest.raises(ModelError) as caught:
         Reranker("nobody/has-this")
     assert "--" not in f"{caught.value}{caught.value.hint}"

@@ -119,8 +119,9 @@ def test_a_card_is_found_by_each_of_its_names_and_speeds_are_plausible() -> None
 def test_what_has_no_time_has_a_reason() -> None:
     assert why_no_time(L12, H100, precision="fp16") is None
     for shape, speed, precision, said in [
-        (L12, None, "fp16", "speed of this card"), (L12, H100, "fp32", "not to fp32"),
+        (L12, None, "fp16", "no published peak"), (L12, H100, "fp32", "not to fp32"),
         (replace(L12, family="padded"), H100, "fp16", "padded"),
     ]:  # fmt: skip
         assert pair_time(shape, PairLengths.of(1000, 200), speed, precision=precision) is None
         assert said in (why_no_time(shape, speed, precision=precision) or "")
+    assert "vision tower" in (why_no_time(L12, H100, precision="fp16", images=True) or "")
