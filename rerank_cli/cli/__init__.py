@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from rerank_cli import __version__
-from rerank_cli.cli.console import forget_stdout, say, say_error
+from rerank_cli.cli.console import command_to_paste, forget_stdout, say, say_error
 from rerank_cli.cli.libraries import told_what_is_missing
 from rerank_cli.cli.quick import QuickGroup
 from rerank_cli.cli.subcommands import SUBCOMMANDS, LoadedWhenAsked
@@ -122,7 +122,7 @@ def _say_commands(error: RerankError, given: Sequence[str]) -> None:
 
     say("try:" if len(error.commands) == 1 else "try one of:")
     for options in error.commands:
-        say(f"    {with_options(given, options)}")
+        sys.stderr.write(command_to_paste(with_options(given, options), sys.stderr, head="    ") + "\n")
 
 
 def _say_lines(*lines: str) -> None:

@@ -53,6 +53,24 @@ def wrapped(text: str, stream: TextIO, *, under: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def command_to_paste(text: str, stream: TextIO, *, head: str) -> str:
+    """A command that a shell takes as it stands: where it is longer than the terminal, lines that end in `\\`.
+
+    head: what stands before it, which the further lines are set in by.
+    """
+    import shutil
+    import textwrap
+
+    columns = shutil.get_terminal_size().columns if stream.isatty() else 0
+    quoted = any(quote in text for quote in "'\"")  # a blank in quotes is part of a word
+    if not columns or quoted or len(head + text) <= columns:
+        return printable(head + text)
+    lines = textwrap.wrap(
+        printable(text), max(40, columns - len(head) - 2), break_long_words=False, break_on_hyphens=False
+    )
+    return head + f" \\\n{' ' * len(head)}".join(lines)
+
+
 def say_error(error: RerankError) -> None:
     """An error and its hint."""
     say(f"error: {error.message}")

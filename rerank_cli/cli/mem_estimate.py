@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from rerank_cli.cli.console import forget_stdout, print_json, print_table, say
+from rerank_cli.cli.console import forget_stdout, print_json, print_table, say, write
 from rerank_cli.cli.declare import BESIDE, MODEL, POINT, ROOM, ROWS, option, takes, values_into
 from rerank_cli.cli.libraries import told_what_is_missing
 from rerank_cli.cli.options import OF_RUNS, ONE_MODEL
 from rerank_cli.cli.parsers import UNITS, devices
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
-from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError, printable
+from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError
 from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 
@@ -218,7 +218,7 @@ def _print_text(answer: MemoryAnswer) -> None:
     cells = [_cells(row, answer) for row in answer.rows]
     shown = [name for name in cells[0] if any(row[name] not in ("-", "0.00") for row in cells)]
     if answer.question.model is not None or answer.question.tables:
-        sys.stdout.write(printable(title) + "\n")
+        write(title)
         print_table(shown, [[row[name] for name in shown] for row in cells])
     if not answer.question.tables and answer.published:
         _print_published(answer)

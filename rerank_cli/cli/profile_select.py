@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rerank_cli.cli.console import forget_stdout, print_json, say
+from rerank_cli.cli.console import command_to_paste, forget_stdout, print_json, say
 from rerank_cli.cli.declare import CHOICE, MACHINE, SAY, option, takes
 from rerank_cli.cli.options import OF_RUNS, PLANNED
 from rerank_cli.cli.parsers import parse_count
@@ -205,7 +205,7 @@ def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, 
     if answer.plan is not None:
         for line in faster_lines(answer):
             sys.stdout.write(line + "\n")
-        sys.stdout.write(f"\nnext: {_next_command(model, here=here)}\n")
+        sys.stdout.write("\n" + command_to_paste(_next_command(model, here=here), sys.stdout, head="next: ") + "\n")
     sys.stdout.flush()
     _say_warnings(answer)
 

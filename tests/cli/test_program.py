@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -17,7 +18,7 @@ import pytest
 import rerank_cli
 from rerank_cli import __version__
 from rerank_cli.cli import app, main
-from rerank_cli.cli.console import wrapped
+from rerank_cli.cli.console import command_to_paste, wrapped
 from rerank_cli.cli.declare import GROUPS, Option
 from rerank_cli.errors import EXIT_CODES
 from rerank_cli.job.options import JobOptions, Names
@@ -378,3 +379,15 @@ def test_a_long_line_breaks_no_word_on_a_terminal_and_is_one_in_a_file(monkeypat
         assert " ".join(lines).split() == text.split()
     path = "model  " + "/folder" * 30
     assert wrapped(path, _Terminal()) == path
+
+
+def test_a_long_command_is_pasted_as_one_from_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "rerank-cli rerank-file mine.jsonl -o out.jsonl --query-field question --text-field title,body"
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = command_to_paste(command, _Terminal(), head="    ")
+    assert len(shown.splitlines()) > 1
+    assert all(len(line) < 60 for line in shown.splitlines())
+    assert shlex.split(shown.replace("\\\n", " ")) == shlex.split(command)
+    assert command_to_paste(command, io.StringIO(), head="    ") == f"    {command}"
+    quoted = f"{command} --query-field 'two  blanks'"
+    assert command_to_paste(quoted, _Terminal(), head="") == quoted
