@@ -81,21 +81,26 @@ def given_rows(data: object, names: FieldNames) -> Given:
     if (stream := _stream_of(data)) is not None:
         return _Stream(stream, type(data), names)
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
-        lazy = hasattr(data, "collect")
-        raise UsageError(
-            f"{type(data).__name__}: not rows that can be reranked",
-            hint="`.collect()` gives its rows"
-            if lazy
-            else "give a query and its passages, a data frame, an Arrow table or a list of rows, such as "
-            "`[(query, passages)]`",
-        )
+        raise UsageError(f"{type(data).__name__}: not rows that can be reranked", hint=_what_gives_rows(data))
     return _Rows(data, names)
+
+
+def _what_gives_rows(data: object) -> str:
+    if hasattr(data, "collect"):
+        return "`.collect()` gives its rows"
+    if isinstance(data, Mapping) and hasattr(data, "with_format"):
+        return f"give one of its splits: {', '.join(f'`data[{str(name)!r}]`' for name in data)}"
+    return (
+        "give a query and its passages, a data frame, an Arrow table or a list of rows, such as `[(query, passages)]`"
+    )
 
 
 def _stream_of(data: object) -> pa.Table | None:
     """The table of an object that speaks the Arrow C stream interface (PyCapsule); None for another one."""
     import_arrow = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+    # One without a length is read row by row, and one of several splits is a mapping.
     is_dataset = type(data).__module__.startswith("datasets.") and hasattr(data, "with_format")
+    is_dataset = is_dataset and hasattr(data, "__len__") and not isinstance(data, Mapping)
     if not import_arrow and not is_dataset:
         return None
     import pyarrow as pa

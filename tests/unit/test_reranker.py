@@ -347,6 +347,22 @@ def test_data_without_rows_to_rerank_is_refused(reranker: Reranker, data: Any) -
         reranker.rerank(data)
 
 
+def test_a_data_set_of_several_splits_leads_to_one_and_one_without_a_length_is_read_row_by_row(
+    reranker: Reranker,
+) -> None:
+    def with_format(_self: object, _name: str) -> object:
+        raise AssertionError("only a data set of one table is turned into one")
+
+    # As those of the package of datasets, which the tests do without: 5.2.0 was tried by hand.
+    splits = type("DatasetDict", (dict,), {"__module__": "datasets.dataset_dict", "with_format": with_format})
+    with pytest.raises(UsageError, match="DatasetDict: not rows") as refused:
+        reranker.rerank(splits(train=[{"query": "q", "text": "a"}]))
+    assert "`data['train']`" in (refused.value.hint or "")
+    rows = {"__iter__": lambda _self: iter([{"query": "q", "text": "a"}]), "with_format": with_format}
+    streamed = type("IterableDataset", (), {"__module__": "datasets.iterable_dataset", **rows})()
+    assert [row["rank"] for row in reranker.rerank(streamed)] == [1]
+
+
 def test_a_model_that_is_not_there_is_told() -> None:
     with pytest.raises(ModelError):
         Reranker("no/such-model")
