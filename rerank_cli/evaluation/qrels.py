@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,11 @@ def _decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig").removesuffix("\x1a")
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8", hint="`iconv -t utf-8` makes it so") from error
+        path = shlex.quote(where.rpartition(":")[0])
+        encoding = "UTF-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
+        command = f"iconv -f {encoding} -t UTF-8 {path} > {path}.utf8"
+        guess = "" if encoding == "UTF-16" else " if it is Western European"
+        raise InputError(f"{where}: not UTF-8", hint=f"`{command}` makes it so{guess}") from error
 
 
 def _places(cells: list[str]) -> tuple[tuple[int, int, int], bool]:

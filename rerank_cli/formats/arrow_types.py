@@ -176,6 +176,29 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+# Views
+
+
+def schema_without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain texts in place of views; itself where it has none."""
+    fields = [field.with_type(_without_views(field.type)) for field in schema]
+    return schema if fields == list(schema) else pa.schema(fields, schema.metadata)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """The type with plain strings in place of views, which Arrow's kernels cannot take from."""
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        of = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return of(kind.value_field.with_type(_without_views(kind.value_type)))
+    return kind
+
+
 # Conforming
 
 

@@ -37,6 +37,7 @@ _MAGICS: tuple[tuple[bytes, str, str | None], ...] = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x {file}"),
     (b"Rar!\x1a\x07", "a RAR archive", "unrar x {file}"),
     (b"\x04\x22\x4d\x18", "lz4 data", "lz4 -d {file}"),
+    (b"\x5d\x00\x00", "lzma data", "xz --format=lzma -dc {file} > {file}.jsonl"),
     (b"LZIP\x01", "lzip data", "lzip -d {file}"),
     (b"\x1f\x9d", "data of compress(1)", "uncompress {file}"),
     (b"\xff\x06\x00\x00sNaPpY", "snappy data", "snzip -d {file}"),
@@ -164,7 +165,7 @@ def _of_lines(text: bytes, first: bytes, file: str) -> Description:
 
 def _of_json(first: bytes, file: str) -> Description:
     """What text looks like that begins with a bracket. first: its first line."""
-    if first.startswith(b"["):
+    if first.startswith(b"[") and not first[1:].lstrip().startswith(b"{"):
         return Description("a JSON array of values that are no objects")
     if _is_json(first) or len(first) > HEAD_BYTES // 2:  # a line that long may go on behind what was looked at
         return Description("JSON lines")

@@ -69,12 +69,16 @@ def read_rows(
 
 
 class _Line(NamedTuple):
-    """A line of the file, its newline left out. ended: it had one."""
+    """A line of the file, without what ends it. end: the newline, with what stood before it; empty where none came."""
 
     number: int
     raw: bytes
-    ended: bool
+    end: bytes
     too_long: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.end)
 
     @property
     def text(self) -> str:
@@ -121,11 +125,12 @@ class _Lines:
             return line
         self._number += 1
         if isinstance(line, jsonl.LongLine):
-            return _Line(self._number, line.head, True, too_long=line.size)
+            return _Line(self._number, line.head, b"\n", too_long=line.size)
         if self._number == 1:
             line = type(line)(line.removeprefix(_MARK.encode()))
-        ended = not isinstance(line, jsonl.UnendedLine)
-        return _Line(self._number, bytes(line).removesuffix(b"\r"), ended)
+        raw = bytes(line).removesuffix(b"\r")
+        end = b"" if isinstance(line, jsonl.UnendedLine) else b"\r\n" if len(raw) < len(line) else b"\n"
+        return _Line(self._number, raw, end)
 
 
 @dataclass(slots=True)
@@ -229,7 +234,7 @@ class _Reader:
                 size += len(line.raw)
                 if line.too_long or size > self.max_bytes:
                     raise self._contradiction(taken[0].number, f"a record has more than {self.max_bytes} bytes")
-                text = line.text + ("\n" if line.ended else "")
+                text = line.text + line.end.decode()
                 yield text if len(taken) > 1 else text.removeprefix(_MARK)
 
         try:
@@ -237,7 +242,7 @@ class _Reader:
         except csv.Error as error:
             raise self._contradiction(taken[0].number, _in_words(error)) from error
         last = taken[-1]
-        raw = b"\n".join(line.raw for line in taken)
+        raw = b"".join(part for line in taken for part in (line.raw, line.end)).removesuffix(last.end)
         text = raw.decode("utf-8", "surrogateescape")
         if any('"' in cell and _quoted(cell) not in text for cell in cells):
             raise self._contradiction(taken[0].number, "a quote stands in a cell that is not quoted")

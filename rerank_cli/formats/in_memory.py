@@ -105,25 +105,10 @@ def _stream_of(data: object) -> pa.Table | None:
         return None
     import pyarrow as pa
 
+    from rerank_cli.formats.arrow_types import schema_without_views
+
     table = data.with_format("arrow")[:] if is_dataset else pa.table(data)  # type: ignore[attr-defined]
-    schema = pa.schema([field.with_type(_without_views(field.type)) for field in table.schema])
-    return table.cast(schema.with_metadata(table.schema.metadata))
-
-
-def _without_views(kind: pa.DataType) -> pa.DataType:
-    """The type with plain strings in place of views, which Arrow's kernels cannot take from."""
-    import pyarrow as pa
-
-    if pa.types.is_string_view(kind):
-        return pa.large_string()
-    if pa.types.is_binary_view(kind):
-        return pa.large_binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        of = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return of(kind.value_field.with_type(_without_views(kind.value_type)))
-    return kind
+    return table.cast(schema_without_views(table.schema))
 
 
 def read(rows: Iterable[Row]) -> Iterator[Item]:

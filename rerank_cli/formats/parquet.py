@@ -45,6 +45,7 @@ from rerank_cli.formats.arrow_types import (
     list_parts,
     make_list,
     make_struct,
+    schema_without_views,
     scored_fields,
     storable,
     widen_schema,
@@ -344,6 +345,8 @@ def _next_batch(reader: Iterator[pa.RecordBatch], path: str, rows: int) -> pa.Re
             batch.validate()
             for column in batch.columns:
                 _check_dictionaries(column)
+            plain = schema_without_views(batch.schema)
+            batch = batch if plain is batch.schema else batch.cast(plain)
     except _FAULTS as error:
         raise InputError(f"{path}: cannot be read after row {rows}: {_reason(error)}") from error
     return batch

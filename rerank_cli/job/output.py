@@ -135,8 +135,24 @@ def open_destination(  # noqa: PLR0913 (what a run has decided by then)
         paths.refuse_existing()
         return StdoutDestination(names, shape, selection, files=terms.files, paths=paths, watch=terms.watch)
     like = next((item.path for item in inputs if item.format == "parquet"), None)
+    if like is not None and output_format(names) != "parquet":
+        _refuse_names_twice(like)
     job = Job(path_of(names.output), terms, members=("rows", "errors", *members))
     return FileDestination(names, shape, selection, like=like, paths=paths, job=job, files=terms.files)
+
+
+def _refuse_names_twice(path: str) -> None:
+    """`InputError` for a table two columns of which have one name, where rows become objects."""
+    # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
+    from rerank_cli.formats import parquet
+
+    names = parquet.column_names(path)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{path}: column `{twice}` occurs {names.count(twice)} times, and an object holds a name once",
+            hint="rename one of them, or write a table: `-o OUT.parquet`",
+        )
 
 
 class ErrorRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import re
 import shutil
 import subprocess
@@ -96,6 +97,11 @@ TOLD = {
     "python.csv": (b"query,passages\nkettle,\"['vinegar', 'crumbs']\"\n", "a list as Python prints it"),
     "numpy.csv": (b"query,passages\nkettle,\"['vinegar' 'crumbs']\"\n", "a list as Python prints it"),
     "corpus.jsonl": (b'{"_id": "d1", "title": "t", "text": "x"}\n', "a corpus of BEIR"),
+    "five.json": (b"[{query: 'tea', passages: ['a']}]", "JSON with a fault"),
+    "old.jsonl": (
+        lzma.compress(b"x" * 99, format=lzma.FORMAT_ALONE),
+        "xz --format=lzma -dc old.jsonl > old.jsonl.jsonl",
+    ),
     "table.parquet": (gzip.compress(b"PAR1"), "is compressed with gzip"),
 }
 

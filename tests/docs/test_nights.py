@@ -35,22 +35,34 @@ def _array(first: int) -> bytes:
 
 @dataclass(frozen=True)
 class Night:
-    """What comes in, whether the fetching ends well, and whether the output is new in the morning."""
+    """What comes in, whether the output is new in the morning, and what the script says.
+
+    breaks_off: the fetching ends badly. late: the deadline strikes. errors: how many bad rows the errors file has then.
+    """
 
     name: str
     content: bytes
     is_new: bool
+    says: str = ""
     breaks_off: bool = False
+    late: bool = False
+    errors: int = 0
 
 
+KEPT = "; nightly.jsonl was not touched"
 WEEK = (
     Night("good", _rows(0, 3), True),
-    Night("an HTML page", (FIELD / "s22_html_error.jsonl").read_bytes(), False),
-    Night("nothing", b"", False),
+    Night("an HTML page", (FIELD / "s22_html_error.jsonl").read_bytes(), False, f"cannot be read{KEPT}"),
+    Night("nothing", b"", False, f"the input has no rows, or cannot be read{KEPT}"),
     Night("a JSON array", _array(10), True),
-    Night("a pipe that fails", _rows(20, 3), False, breaks_off=True),
-    Night("too many bad rows", _rows(30, 3, bad=30), False),
-    Night("not one good row", _rows(0, 0, bad=3), False),
+    Night("a pipe that fails", _rows(20, 3), False, f"the lists could not be fetched{KEPT}", breaks_off=True),
+    Night(
+        "a few bad rows", _rows(25, 30, bad=2), True, "some rows are in nightly.jsonl.errors.jsonl instead", errors=2
+    ),
+    Night("too many bad rows", _rows(30, 3, bad=30), False, f"too many bad rows{KEPT}", errors=2),
+    Night("no time", _rows(33, 3), False, f"not complete yet, the next run continues{KEPT}", late=True, errors=2),
+    Night("the rest of it", _rows(33, 3), True),
+    Night("not one good row", _rows(0, 0, bad=3), False, f"too many bad rows{KEPT}"),
     Night("good again", _rows(40, 3), True),
 )
 
@@ -88,26 +100,35 @@ def test_a_week_of_nights_leaves_the_last_good_output(recipe: object, tmp_path: 
     script = recipe()  # type: ignore[operator]
     path = f"{served}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "RERANK_MODEL": str(TINY_CHECKPOINT), "OMP_NUM_THREADS": "1"}
-    out = tmp_path / "nightly.jsonl"
+    out, errors = tmp_path / "nightly.jsonl", tmp_path / "nightly.jsonl.errors.jsonl"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho requeued\n")
+    scontrol.chmod(0o755)
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
     before = b""
     for night in WEEK:
         (tmp_path / "incoming").write_bytes(night.content)
         (tmp_path / "fetch").write_text(f"cat incoming\nexit {int(night.breaks_off)}\n")
+        tonight = script.replace("--deadline 5h", "--deadline 0.001s") if night.late else script
         done = subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            ["bash", "-c", tonight], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         said = f"{night.name}: {done.stdout}{done.stderr}"
         after = out.read_bytes()
         assert "Traceback" not in done.stderr, said
         assert (after != before) == night.is_new, said
-        assert (done.returncode == 0) == night.is_new, said
+        assert (done.returncode == 0) == (night.is_new or night.late), said
+        assert (len(errors.read_bytes().splitlines()) if errors.exists() else 0) == night.errors, said
         if night.is_new:
             assert [json.loads(line)["query_id"] for line in after.splitlines()] == _ids(night.content)
         if recipe is _script:
-            assert ("was not touched" in done.stdout) == (not night.is_new), said
+            assert night.says in done.stdout, said
+            assert bool(done.stdout) == bool(night.says), said
+        elif recipe is _task and night.late:
+            assert done.stdout == "requeued\n"
         before = after
 
 
 def _ids(content: bytes) -> list[int]:
     rows = json.loads(content) if content.startswith(b"[") else [json.loads(line) for line in content.splitlines()]
-    return [row["query_id"] for row in rows]
+    return [row["query_id"] for row in rows if "query_id" in row]

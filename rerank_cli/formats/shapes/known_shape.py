@@ -36,6 +36,7 @@ from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.lists import LIST, ListShape, as_list, has_rank, written_like
 from rerank_cli.formats.shapes.other_programs import KNOWN, SAME_AS, KnownShape
 from rerank_cli.formats.shapes.shape import (
+    OF_A_CUT,
     Exchange,
     Kind,
     is_own_output,
@@ -264,8 +265,8 @@ def in_rank_order(
     ours = [scores_of(entry, selection) for entry in ranked.ranking]
     always = scores_names(selection)
     names = dict.fromkeys([*always, *(name for one in ours for name in one)])
-    if not names.keys().isdisjoint(after):
-        after = kept_under_prefix(after, names)
+    if not {*names, *OF_A_CUT}.isdisjoint(after):
+        after = kept_under_prefix(after, {*names, *OF_A_CUT})
     return after | {name: [one.get(name) for one in ours] for name in names}
 
 

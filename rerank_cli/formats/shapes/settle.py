@@ -2,7 +2,8 @@
 
 A list beside the passages is a sibling where it has as many entries as they have in each of the first rows, and either
 these numbers differ from row to row or its name says that it belongs (`doc_ids`, `scores`). Where neither does, nobody
-knows: the input is refused with both commands. A known shape says itself what is in step.
+knows: the input is refused with both commands. One whose name says so, and which is out of step in fewer than half of
+the rows, belongs too: those are bad rows. A known shape says itself what is in step.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, l
 from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import BELONGS, ListShape, as_list
-from rerank_cli.formats.shapes.shape import OWN_PREFIX, Item, Shape, is_own_output
+from rerank_cli.formats.shapes.shape import OF_A_CUT, OWN_PREFIX, Item, Shape, is_own_output
 from rerank_cli.records import Gap, Row, RowError
 
-_OURS = ("rank", "logit", "cosine", "index")
+_OURS = ("rank", "logit", "cosine", "index", *OF_A_CUT)
 
 
 def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
@@ -59,7 +60,12 @@ def _siblings(shape: ListShape, rows: Sequence[Row]) -> tuple[str, ...]:
     sure: list[str] = []
     for path in dict.fromkeys(path for _, lists in counts for path in lists):
         pairs = [(count, lists[path]) for count, lists in counts if path in lists]
-        if any(count != length for count, length in pairs) or max(count for count, _ in pairs) < 2:
+        if max(count for count, _ in pairs) < 2:
+            continue
+        odd = sum(count != length for count, length in pairs)
+        if odd:
+            if odd * 2 < len(pairs) and BELONGS.search(path.lower()):
+                sure.append(path)  # where it is out of step, its row is a bad one
             continue
         if len({count for count, _ in pairs}) > 1 or BELONGS.search(path.lower()):
             sure.append(path)

@@ -19,7 +19,11 @@ from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import RowProblem, identity_of, row_error
 from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError
 
-_OF_A_SCORE = frozenset({"truncated", "tokens", "kept_tokens", "tiles", "kept_tiles"})
+OF_A_CUT = ("truncated", "tokens", "kept_tokens")
+"""Our fields of a passage that was cut. A name of these is ours in every row, so that it never means two things."""
+
+_OF_A_SCORE = frozenset({*OF_A_CUT, "tiles", "kept_tiles"})
+_CUT = frozenset(OF_A_CUT)
 _SCORES = frozenset({"logit", "cosine", "dot"})
 
 Item = Row | RowError | Gap
@@ -210,9 +214,9 @@ def scored(
     if again:
         replaced = ours.keys() | _OF_A_SCORE | _SCORES | {"rank", "index", "prob", "probability", "scored_by"}
         return {name: value for name, value in own.items() if name not in replaced} | ours
-    if ours.keys().isdisjoint(own):
+    if ours.keys().isdisjoint(own) and _CUT.isdisjoint(own):
         return {**own, **ours}
-    return kept_under_prefix(own, ours) | ours
+    return kept_under_prefix(own, ours.keys() | _CUT) | ours
 
 
 OWN_PREFIX = "input_"

@@ -29,9 +29,8 @@ from tests.unit.formats.shapes.known_rows import Candidate
 
 SEEDS = 20 if LONG else 1
 WORDS = ("kettle", "descale", "d\u00e9j\u00e0", "\u2028", 'a "quoted" one', "a, b; c", "two\nlines", "\t", "1.10", "''")
-OURS = ("rank", "logit", "index")
-OURS_OF_TABLES = (*OURS, "truncated", "tokens", "kept_tokens")
-"""A table has a column of each, whether a passage was cut or not."""
+OURS = ("rank", "logit", "index", "truncated", "tokens", "kept_tokens")
+"""Names that are ours in every row, whether a passage was cut or not."""
 HOSTILE = {
     "rank": 40, "input_rank": "taken", "index": "chunk-7", "prob": 0.5, "tokens": 9, "a.b": 1, "": "no name",
     " ": "blank", "it's": '"', "__proto__": "x", "\u00fc\u2028": "\U0001f525", "truncated": False, "kept": [1.5, 2.5],
@@ -362,10 +361,9 @@ def _check_requests(run: FileRun, lists: Sequence[Found]) -> None:
             assert row["own \u2028"] == {"rank": 1}
 
 
-def _check(run: FileRun, lists: Sequence[Found], form: Form, *, from_table: bool) -> None:
-    ours = OURS_OF_TABLES if from_table else OURS
+def _check(run: FileRun, lists: Sequence[Found], form: Form) -> None:
     assert form.expected is not None
-    expected = [row for one in lists if not one.bad for row in form.expected(one, _order(one), ours)]
+    expected = [row for one in lists if not one.bad for row in form.expected(one, _order(one), OURS)]
     nulls = sum(passage.text is None for one in lists if not one.bad for passage in one.passages)
     bad = sum(one.bad for one in lists)
     counts = run.counts
@@ -378,7 +376,7 @@ def _check(run: FileRun, lists: Sequence[Found], form: Form, *, from_table: bool
         assert counts.passages_error == nulls
     assert len(run.errors) == nulls + bad
     for row, wanted in zip(run.rows, expected, strict=True):
-        assert _without(_as_written(row, run.out), ours) == _without(_as_written(wanted, run.out), ours)
+        assert _without(_as_written(row, run.out), OURS) == _without(_as_written(wanted, run.out), OURS)
 
 
 def _as_written(row: Row, out: Path) -> Row:
@@ -415,7 +413,7 @@ def test_rows_are_accounted_for_and_what_is_the_users_own_comes_back(name: str, 
                     if form.layout == "request":
                         _check_requests(run, lists)
                     else:
-                        _check(run, lists, form, from_table=kind in TABLES)
+                        _check(run, lists, form)
                 except Exception as error:
                     error.add_note(said)
                     raise

@@ -13,7 +13,7 @@ from rerank_cli.cli import main
 from rerank_cli.errors import InputError
 from rerank_cli.formats.delimited import read_rows
 from rerank_cli.records import Gap, JsonRow, RowError
-from tests.conftest import TINY_CHECKPOINT, read_lines
+from tests.conftest import TINY_CHECKPOINT, read_lines, run_files
 
 
 def read(data: bytes) -> list[object]:
@@ -83,3 +83,13 @@ def test_a_table_comes_back_as_a_table_in_the_new_order(tmp_path: Path) -> None:
     assert sorted(row.split("\t")[:3] for row in rows) == [["a", "x", "007"], ["a", "y", ""]]
     scores = [float(row.split("\t")[header.split("\t").index("logit")]) for row in rows]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_a_line_end_in_a_cell_comes_back_as_it_was(tmp_path: Path) -> None:
+    data = b'query,passage\r\ntea,"one\r\ntwo\nthree"\r\n'
+    (row,) = read_rows(io.BytesIO(data), file="in.csv")
+    assert isinstance(row, JsonRow)
+    assert row.fields["passage"] == "one\r\ntwo\nthree"
+    (tmp_path / "in.csv").write_bytes(data)
+    run = run_files([str(tmp_path / "in.csv")], tmp_path / "out.csv")
+    assert run.rows[0]["passage"] == "one\r\ntwo\nthree"

@@ -30,7 +30,7 @@ from rerank_cli.formats.parquet import (
     row_count,
 )
 from rerank_cli.records import RowError
-from tests.conftest import TableFile
+from tests.conftest import TableFile, run_files, write_table
 
 
 def written(folder: Path, table: pa.Table, **options: Any) -> str:
@@ -639,3 +639,26 @@ def without_nulls(value: Any) -> Any:
         kept = {name: without_nulls(item) for name, item in value.items()}
         return {name: item for name, item in kept.items() if item is not None} or None
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def test_views_are_read_as_the_texts_that_they_are(tmp_path: Path) -> None:
+    texts = pa.array(["tea", "a text that is too long to lie in the view", None], pa.string_view())
+    flat = pa.table({"query": pa.array(["tea"] * 3, pa.string_view()), "passage": texts})
+    lists = pa.table({"query": ["tea"], "passages": pa.array([[{"text": "a"}, {"text": "tea"}]])})
+    views = pa.list_(pa.struct([("text", pa.string_view())]))
+    lists = lists.set_column(1, "passages", pa.array([[{"text": "a"}, {"text": "tea"}]], views))
+    for table, count in ((flat, 2), (lists, 1)):
+        for out in ("out.jsonl", "out.parquet"):
+            run = run_files([write_table(tmp_path / "in.parquet", table)], tmp_path / out, overwrite=True)
+            assert len(run.rows) == count
+    assert [one["text"] for one in run.rows[0]["passages"]] == ["tea", "a"]
+
+
+def test_two_columns_of_one_name_are_not_written_as_objects(tmp_path: Path) -> None:
+    columns = [pa.array(["tea"]), pa.array(["x"]), pa.array(["1"]), pa.array(["2"])]
+    table = pa.Table.from_arrays(columns, names=["query", "passage", "n", "n"])
+    path = write_table(tmp_path / "in.parquet", table)
+    with pytest.raises(InputError, match="column `n` occurs 2 times, and an object holds a name once"):
+        run_files([path], tmp_path / "out.jsonl")
+    run_files([path], tmp_path / "out.parquet")
+    assert pq.read_schema(tmp_path / "out.parquet").names.count("n") == 2

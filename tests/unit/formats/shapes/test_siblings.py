@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rerank_cli.errors import InputError
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames, ListShape
-from tests.conftest import run_files, told, write_lines, write_table
+from tests.conftest import FakeEncoder, run_files, told, write_lines, write_table
 
 TEXTS = ["x", "descale kettle", "kettle"]  # by the words in common with the query: 1, 2, 0
 QUERY = "descale kettle"
@@ -202,3 +202,26 @@ def test_lists_in_step_stay_so_in_the_forms_of_a_python_program() -> None:
         answer = given.answer([ranked_of(found, 1.0, 2.0, 0.0)], None, Selection())
         ids = answer[0]["doc_ids"] if isinstance(answer, list) else next(iter(answer["doc_ids"]))
         assert (ids.as_py() if isinstance(ids, pa.ListScalar) else ids) == ["b", "a", "c"]
+
+
+def test_a_list_that_is_out_of_step_in_a_few_rows_costs_these(tmp_path: Path) -> None:
+    rows = [{"query": "tea", "docs": ["a", "tea"], "doc_ids": ["1", "2"]} for _ in range(5)]
+    rows[3] = {**rows[3], "doc_ids": ["1"]}
+    run = run_files([write_lines(tmp_path / "in.jsonl", rows)], tmp_path / "out.jsonl")
+    assert [row["doc_ids"] for row in run.rows] == [["2", "1"]] * 4
+    assert [told(error) for error in run.errors] == [(4, "out-of-step")]
+    always = [{**row, "doc_ids": ["1"]} for row in rows]
+    run = run_files([write_lines(tmp_path / "in.jsonl", always)], tmp_path / "other.jsonl")
+    assert (len(run.rows), run.rows[0]["doc_ids"]) == (5, ["1"])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_names_of_a_cut_are_ours_in_every_row(tmp_path: Path, suffix: str) -> None:
+    passages = [{"text": "tea", "tokens": 7, "truncated": "no"}, {"text": "x " * 40, "tokens": 8, "truncated": "no"}]
+    rows = [{"query": "tea", "passages": passages}]
+    path = tmp_path / f"in.{suffix}"
+    source = write_lines(path, rows) if suffix == "jsonl" else write_table(path, rows)
+    run = run_files([source], tmp_path / "out.jsonl", encoder=FakeEncoder(max_tokens=9))
+    first, second = run.rows[0]["passages"]
+    assert (first["input_tokens"], first["input_truncated"], "tokens" in first) == (7, "no", False)
+    assert (second["input_tokens"], second["truncated"], second["tokens"], second["kept_tokens"]) == (8, True, 41, 9)
