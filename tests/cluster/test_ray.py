@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rerank_cli.cli import main
 from tests.conftest import LONG, TINY_CHECKPOINT, read_lines, write_lines, write_table
 from tests.processes import Started
 from tests.torture.conftest import TEXT
@@ -122,6 +125,57 @@ def test_parquet_and_a_share_of_a_gpu(address: str, tmp_path: Path) -> None:
     assert manifest["plan"]["device"] == "cpu"  # the actor has looked: Ray's GPU is logical
     read = [json.loads(line) for line in joined(tmp_path / "out", "in").splitlines()]
     assert [row["query"] for row in read] == [row["query"] for row in rows]
+
+
+def test_known_shapes_and_tables_are_the_same_bytes_as_here(address: str, tmp_path: Path) -> None:
+    def found(n: int) -> list[dict[str, Any]]:
+        return [
+            {"id": f"d{k}", "title": f"Road {k}", "text": f"wood {n} {k * n % 7}", "score": "1.5"} for k in range(9)
+        ]
+
+    rows = [{"id": f"q{n}", "question": f"two roads {n}", "answers": ["x"], "ctxs": found(n)} for n in range(40)]
+    (tmp_path / "dpr").mkdir()
+    write_lines(tmp_path / "dpr" / "a.jsonl", rows[:25])
+    (tmp_path / "dpr" / "b.json").write_text(json.dumps(rows[25:], indent=1))
+    (tmp_path / "csv").mkdir()
+    for name, cut in (("a", rows[:25]), ("b", rows[25:])):
+        lines = [
+            f'{row["id"]},{row["question"]},{one["id"]},"{one["title"]}","{one["text"]}, ""so""\nand on"\n'
+            for row in cut
+            for one in row["ctxs"]
+        ]
+        (tmp_path / "csv" / f"{name}.csv").write_text("query_id,query,doc_id,title,text\n" + "".join(lines))
+    for kind, suffixes, options in (
+        ("dpr", ("a.jsonl", "b.json"), ()),
+        ("csv", ("a.csv", "b.csv"), ("--out-format", "csv")),
+    ):
+        more = ["--text-field", "title,text", "--model", str(TINY_CHECKPOINT), "-q", *options]
+        out = tmp_path / f"{kind} of ray"
+        run(str(tmp_path / kind), "-o", str(out), *on(address), "--text-field", "title,text", "-q", *options)
+        for name in suffixes:
+            alone = tmp_path / f"alone {name}"
+            with one_core():
+                assert main(["rerank-file", str(tmp_path / kind / name), "-o", str(alone), *more]) == 0
+            parts = sorted(out.glob(f"{name[0]}*"))
+            assert _put_together(parts, kind) == alone.read_bytes()
+
+
+def _put_together(parts: list[Path], kind: str) -> bytes:
+    """The bytes of parts of one file; of tables with one header."""
+    whole = [part.read_bytes() for part in parts]
+    assert whole
+    return whole[0] + b"".join(data.partition(b"\n")[2] if kind == "csv" else data for data in whole[1:])
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """The plan of one thread in this process."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ONE_CORE)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def actors() -> list[int]:
