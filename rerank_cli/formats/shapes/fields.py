@@ -114,7 +114,11 @@ def first_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
     """The value at the user's path, or at the first alias of `kind` that the row has; None where there is none."""
     if path is not None:
         return lookup(fields, path)
-    return next((fields[name] for name in ALIASES[kind] if fields.get(name) is not None), None)
+    for name in ALIASES[kind]:  # no generator: this is asked of each row several times
+        value = fields.get(name)
+        if value is not None:
+            return value
+    return None
 
 
 def one_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, ClassVar
 
@@ -194,7 +195,12 @@ def group_key(fields: Mapping[str, Any], names: FieldNames) -> int:
     kind, value = "id", first_of(fields, names.group_by, "query_id")
     if value is None:
         kind, value = "query", first_of(fields, names.query, "query")
-    return digest_of(f"{kind} {written(value)}")
+    return _key_of_text(kind, value) if type(value) is str else digest_of(f"{kind} {written(value)}")
+
+
+@lru_cache(maxsize=2)  # the rows of a query mostly stand together
+def _key_of_text(kind: str, value: str) -> int:
+    return digest_of(f"{kind} {value!r}")
 
 
 def digest_of(text: str) -> int:
