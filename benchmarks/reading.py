@@ -43,10 +43,11 @@ print(json.dumps({"rows": rows, "seconds": spent, "peak": peak * 1024}))
 def lists(queries: int, words: int = 60) -> Iterator[dict[str, Any]]:
     """Queries with their passages; the same each time."""
     rng = random.Random(1)
+    pool = [" ".join(rng.choices(WORDS, k=words)) for _ in range(997)]
     for n in range(queries):
         query = f"{' '.join(rng.choices(WORDS, k=8))} {n}"
-        texts = (" ".join(rng.choices(WORDS, k=words)) for _ in range(PASSAGES))
-        passages = [{"id": f"d{n}-{place}", "text": text} for place, text in enumerate(texts)]
+        places = range(n * PASSAGES, (n + 1) * PASSAGES)
+        passages = [{"id": f"d{place}", "text": f"{pool[place % len(pool)]} {place}"} for place in places]
         yield {"query_id": f"q{n}", "query": query, "passages": passages}
 
 
@@ -102,7 +103,7 @@ def main() -> None:
         folder = Path(name)
         if given.big:
             for path in (folder / "flat.csv", folder / "lists.json"):
-                rows = lists(10**9)
+                rows = lists(10**9, words=600)
                 write(path, flat(rows) if path.suffix == ".csv" else rows, size=given.big)
                 found = measured(HERE, path)
                 shown = f"{path.stat().st_size / 1e9:.2f} GB, {found['rows']:,} passages"

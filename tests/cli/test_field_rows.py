@@ -7,6 +7,8 @@ should work at once (12), what messages and codes said (13 to 17).
 from __future__ import annotations
 
 import ast
+import errno
+import fcntl
 import io
 import json
 import os
@@ -109,6 +111,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "17": (
         "tests/cli/test_nothing_lost.py::test_parts_count_from_1",
         "tests/unit/journal/test_edges.py::test_a_file_system_without_locks_is_refused_with_a_sentence",
+        "tests/cli/test_field_rows.py::test_a_lock_that_cannot_be_had_is_named_and_nothing_replaced",
         "tests/cli/test_field_rows.py::test_a_folder_is_no_pipe_and_judgements_are_told_in_words",
     ),
 }
@@ -274,6 +277,20 @@ def test_a_message_names_the_field_that_stands_in_the_row(field: Field) -> None:
     assert "--text-field" in field.talk
     (command,) = field.pasted()
     assert len(field.run(command)) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_lock_that_cannot_be_had_is_named_and_nothing_replaced(
+    field: Field, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    field.out.write_text("{}\n")
+    monkeypatch.setattr(fcntl, "flock", flock)
+    field("s22_bom.jsonl", code=4)
+    assert "the file system has no locks" in field.talk
+    assert field.out.read_text() == "{}\n"
 
 
 def test_a_folder_is_no_pipe_and_judgements_are_told_in_words(field: Field) -> None:
