@@ -7,7 +7,6 @@ never waits: where a live input pauses, what it has is scored. No row that was l
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,7 @@ from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
 from rerank_cli.formats.content import HEAD_BYTES, KNOWN_FIELDS, Description, described
 from rerank_cli.formats.shapes import Item, PairShape, Shape, commands_for
-from rerank_cli.formats.shapes.fields import head_of
+from rerank_cli.formats.shapes.fields import lacks_a_value
 from rerank_cli.records import CandidateList, Gap, RowError
 from rerank_cli.storage import is_object, is_url
 
@@ -24,8 +23,6 @@ FIRST_ROWS = 100
 """How many rows are looked at."""
 
 _OF_ANOTHER_SHAPE = ("missing-field", "bad-run-line")
-_NULL = re.compile(r"`([^`]+)` \(null\)")  # what a message says of a field that stands in the row without a value
-_NAMES = re.compile(r"`([^`]+)`")
 
 
 def look_at(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
@@ -67,15 +64,8 @@ def _error_of(item: Item, shape: Shape) -> RowError | None:
             return None
         if isinstance(found, RowError):
             errors.append(found)
-    other = (error for error in errors if error.code in _OF_ANOTHER_SHAPE and not _is_null(error.message))
-    return next(other, None)
-
-
-def _is_null(message: str) -> bool:
-    """Whether what a row lacks stands in it without a value: it has the shape."""
-    missing, _, has = message.partition(" has `")
-    wanted = {part for name in _NAMES.findall(missing) for part in (name, head_of(name))}
-    return any(name in wanted or name in KNOWN_FIELDS for name in _NULL.findall(f"`{has}"))
+    other = (error for error in errors if error.code in _OF_ANOTHER_SHAPE)
+    return next((error for error in other if not lacks_a_value(error.message, KNOWN_FIELDS)), None)
 
 
 def no_rows(first: RowError, rows: int, shape: Shape | None = None) -> InputError:

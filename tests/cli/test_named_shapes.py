@@ -119,7 +119,6 @@ def test_a_file_is_read_as_it_is_or_as_the_message_says(name: str, pasting: Past
     assert commands, pasting.said
     for number, command in enumerate(commands):
         assert pasting.run(command) == 0, pasting.said
-        assert {query for query, _ in pasting.seen} == {QUERY}
         assert pasting.seen == _wanted(row) or number > 0
 
 

@@ -18,6 +18,7 @@ that is not read is an error, never ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -61,14 +62,28 @@ class RowProblem(Exception):  # noqa: N818 (never leaves this package)
         self.commands = commands
 
 
-def two_fields(where: str, names: Sequence[str], role: str, option: str) -> RowProblem:
-    """The problem of a row in which two fields could have one role."""
+def two_fields(where: str, names: Sequence[str], role: str, option: str, beside: Sequence[str] = ()) -> RowProblem:
+    """The problem of a row in which two fields could have one role. beside: options that the commands need too."""
     message = f"`{names[0]}` and `{names[1]}` could both be {role}, and they differ: "
     return RowProblem(
         "two-fields",
         f"{where}{message}say `{option} {names[0]}` or `{option} {names[1]}`",
-        [[option, name] for name in names],
+        [[*beside, option, name] for name in names],
     )
+
+
+_NULLS = re.compile(r"`([^`]+)` \(null\)")
+_QUOTED = re.compile(r"`([^`]+)`")
+
+
+def lacks_a_value(message: str, known: Container[str] = ()) -> bool:
+    """Whether what a row lacks, by the message of its problem, stands in it without a value: it has the shape.
+
+    known: Other names of what it may lack.
+    """
+    missing, _, has = message.partition(" has `")
+    wanted = {part for name in _QUOTED.findall(missing) for part in (name, head_of(name), name.rpartition(".")[2])}
+    return any(name in wanted or name in known for name in _NULLS.findall(f"`{has}"))
 
 
 def row_error(row: Row, code: str, message: str, identity: object) -> RowError:

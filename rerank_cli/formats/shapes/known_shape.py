@@ -74,7 +74,12 @@ class PathShape(ListShape):
             raise self._missing(row.fields, "the query", self.names.query, self.known.query, "--query-field")
         if self.queries is not None:
             return looked_up(self.queries, value, "query")
-        return text_of(value, path)
+        query = text_of(value, path)
+        if self.names.query is None and "." not in path:
+            others = (name for name in self.known.query if isinstance(row.fields.get(name), str) and row.fields[name])
+            if query and (other := next((name for name in others if row.fields[name] != query), None)):
+                raise two_fields("", (path, other), "the query", "--query-field", ("--shape", self.known.name))
+        return query
 
     def passages_of(self, row: Row) -> tuple[str, Sequence[Any]]:
         """See `ListShape`. Of lists in step an object for each passage."""

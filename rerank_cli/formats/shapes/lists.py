@@ -72,12 +72,14 @@ def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
 
 
 def _can_be_read(fields: Mapping[str, Any]) -> bool:
-    """Whether the first passage, if there is any, is a text or has one where this shape looks for it."""
+    """Whether the first passage is a text or has one where this shape looks for it; no passage tells nothing."""
     passages = fields.get(name_in_row(fields, None, "passages"))
     if not isinstance(passages, (list, tuple)):
         return False
-    first = next((one for one in passages if one is not None), "")
-    return not isinstance(first, Mapping) or isinstance(first.get("text"), str) or "image" in first
+    first = next((one for one in passages if one is not None), None)
+    if not isinstance(first, Mapping):
+        return first is not None
+    return isinstance(first.get("text"), str) or "image" in first
 
 
 def _open(names: FieldNames, texts: Texts) -> ListShape:

@@ -97,7 +97,7 @@ KNOWN: tuple[KnownShape, ...] = (
     ),
     KnownShape(
         "dpr", "retrieval results of DPR and Rankify",
-        query=("question",), query_id=("id", "_id", "question_id", "q_id", "qid"), passages=("ctxs",),
+        query=("question", "query"), query_id=("id", "_id", "question_id", "q_id", "qid"), passages=("ctxs",),
         text=("text",), id=("id", "docid", "passage_id"), score=("score",), marks=("ctxs",),
     ),
     KnownShape(

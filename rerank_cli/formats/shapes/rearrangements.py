@@ -7,20 +7,29 @@ rows that come out are read, or refused with the options that read them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from rerank_cli.formats import jsonl
 
 _DEPTH = 4  # in which rows are looked for
+_ASKED = frozenset(("query", "question", "user_input"))
 _NUMBERED = re.compile(r"(.+?)\.(\d+)\.(.+)")
 _GOOD = re.compile(r"(^|_)pos(itives?)?(_|$)")
 _BAD = re.compile(r"(^|_)neg(atives?)?(_|$)")
 
 
 def by_column(fields: Mapping[str, Any]) -> str | None:
-    """Of a table that is written column by column, as pandas writes one by default: `{"query": {"0": ...}, ...}`."""
+    """Of a table that is written column by column.
+
+    As pandas writes one by default (`{"query": {"0": ...}, ...}`), as lists of one length, or names and values apart.
+    """
     first = next(iter(fields.values()), None)
+    if {"columns", "data"} <= fields.keys() <= {"columns", "data", "index"} and _is_table(fields["data"]):
+        return ".columns as $names | .data[] | [$names, .] | transpose | map({(.[0]): .[1]}) | add"
+    if _ASKED.intersection(fields) and _are_columns(fields.values()):
+        name = jsonl.dump_value(next(iter(fields)))
+        return f". as $all | range(.[{name}] | length) as $row | $all | map_values(.[$row])"
     if len(fields) < 2 or not isinstance(first, Mapping) or not first or not all(map(str.isdecimal, first)):
         return None
     if not all(isinstance(value, Mapping) and value.keys() == first.keys() for value in fields.values()):
@@ -99,6 +108,15 @@ def good_and_bad(lists: Mapping[str, Any]) -> str | None:
     if len(good) != 1 or not bad:
         return None
     return f". + {{passages: [{', '.join(f'.[{jsonl.dump_value(path)}][]' for path in (*good, *bad))}]}}"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
+
+
+def _are_columns(values: Iterable[object]) -> bool:
+    lengths = {len(value) if isinstance(value, list) else -1 for value in values}
+    return len(lengths) == 1 and min(lengths) > 0
 
 
 def _is_number(value: object) -> bool:

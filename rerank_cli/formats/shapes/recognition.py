@@ -12,7 +12,7 @@ from typing import Any
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.choices import NO_TEXTS, FieldNames
 from rerank_cli.formats.shapes.cohere import COHERE
-from rerank_cli.formats.shapes.fields import RowProblem
+from rerank_cli.formats.shapes.fields import RowProblem, lacks_a_value
 from rerank_cli.formats.shapes.flat import FLAT, has_passage
 from rerank_cli.formats.shapes.known_shape import ALL_NAMES, KINDS
 from rerank_cli.formats.shapes.lists import LIST, has_list
@@ -117,7 +117,8 @@ def _one_reading(possible: Mapping[str, int], rows: Sequence[JsonRow], names: Fi
     ids = next((READABLE[name] for name in sure if READABLE[name].texts), None)
     if ids is not None and not any(map(any, readings.values())):
         return ids
-    if own and readings and not any(map(any, readings.values())) and suggested(rows[0].fields, names):
+    unread = own and readings and not any(map(any, readings.values()))
+    if unread and not _is_null_alone(best, rows[0], names) and suggested(rows[0].fields, names):
         raise no_shape(f"{rows[0].file}:{rows[0].number}", rows[0].fields, names)
     for name, found in readings.items():
         for row, ours, theirs in zip(rows, readings[best.name], found, strict=True):
@@ -143,6 +144,15 @@ def _read(kind: Kind, row: JsonRow, names: FieldNames) -> tuple[str, tuple[Passa
             ) from problem
         return None
     return None if found is None else (found.query, found.passages)
+
+
+def _is_null_alone(kind: Kind, row: JsonRow, names: FieldNames) -> bool:
+    """Whether a row would be read if what stands in it had a value."""
+    shape = kind.open(names, NO_TEXTS)
+    try:
+        return isinstance(shape, ReadsRows) and bool(shape.read(row))
+    except RowProblem as problem:
+        return lacks_a_value(str(problem))
 
 
 def _difference(ours: tuple[str, tuple[Passage, ...]], theirs: tuple[str, tuple[Passage, ...]]) -> str:
