@@ -153,11 +153,11 @@ def test_own_fields_are_kept_under_a_prefix_and_told(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.jsonl", [{"query": "q", "passages": [{"text": "a", **own}]}])
     assert opened(path).told == (
         "the input has fields of our names, which are kept: `rank` as `input_rank`, `logit` as `input_logit`, "
-        "`index` as `input_index`",
+        "`index` as `input_index`, `tokens` as `input_tokens`",
     )
     (found,) = run_files([path], tmp_path / "out.jsonl").rows[0]["passages"]
     assert found == {
-        "text": "a", "input_index": "chunk-17", "input_input_rank": 40, "input_logit": None, "tokens": 512,
+        "text": "a", "input_index": "chunk-17", "input_input_rank": 40, "input_logit": None, "input_tokens": 512,
         "prob": 0.3, "input_rank": "taken", "rank": 1, "logit": 0.0, "index": 0,
     }  # fmt: skip
 
