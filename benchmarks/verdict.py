@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from rerank_cli.evaluation.crossfit import TopMeasure, best_gains, choose, settings_for, values_of
 from rerank_cli.evaluation.qrels import read_qrels
-from rerank_cli.evaluation.significance import Significance
+from rerank_cli.evaluation.significance import Significance, randomisation_test
 from rerank_cli.evaluation.systems import Measurer, read_system
 from rerank_cli.evaluation.verdict import decide, paired_test
 from rerank_cli.formats.shapes import FieldNames
@@ -34,17 +34,21 @@ _DEVIATION = 0.25
 _GAIN = 0.05
 _QUERIES = 200
 _SYSTEMS = 3
-_CHOICES = 4_000  # of signs in a randomisation test: the product draws 100,000
+_CHOICES = 4_000  # of signs that settle most randomisation tests; the others draw 100,000, as the product does
+_NEAR = (0.01, 0.065)  # p-values at which a verdict may turn, alone or with two others
 _SIGNS: dict[int, Floats] = {}
 
 
-def randomise(differences: Any) -> Significance:
-    """The product's randomisation test with fewer choices of signs, the same for every collection of a size."""
+def randomise(differences: Any) -> Significance | None:
+    """The product's randomisation test, shortened where a few choices of signs already settle it."""
     count = len(differences)
     if count not in _SIGNS:
         _SIGNS[count] = np.random.default_rng(1).integers(0, 2, (_CHOICES, count)).astype(np.float64) * 2 - 1
     as_far = np.abs(_SIGNS[count] @ differences) >= abs(differences.sum()) - 1e-12
-    return Significance((1 + int(as_far.sum())) / (1 + _CHOICES), _CHOICES, "sampled", 1)
+    p_value = (1 + int(as_far.sum())) / (1 + _CHOICES)
+    if _NEAR[0] < p_value < _NEAR[1]:
+        return randomisation_test(differences)
+    return Significance(p_value, _CHOICES, "sampled", 1)
 
 
 def shares(words: Sequence[str]) -> dict[str, float]:
@@ -126,8 +130,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="SCORED:QRELS")
     parser.add_argument("--collections", type=int, default=1000)
+    parser.add_argument("--normal", type=float, nargs="*", default=[0.0, _GAIN, -_GAIN], metavar="MEAN")
     given = parser.parse_args()
-    for mean in (0.0, _GAIN, -_GAIN):
+    for mean in given.normal:
         found = normal(mean, 10 * given.collections)
         _show(f"normal, true difference {mean:+.2f}, {_QUERIES} queries", found)
     for name in given.files:

@@ -112,6 +112,10 @@ SCORING = [
         help="Report; a name in .html: a page to look at. Default: OUT.report.json.",
     ),
     option(
+        "--title", str, group=OUTPUT, into="names.title", metavar="TEXT",
+        help="What the page is called. Default: the name of the output.",
+    ),
+    option(
         "--max-input-tiles", int, group=MODEL, into="images.max_tiles", metavar="N", min=1, max=64,
         help="Tiles of an image at most, without its thumbnail. Default: the checkpoint's, else 6.",
     ),

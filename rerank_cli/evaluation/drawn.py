@@ -16,6 +16,8 @@ from rerank_cli.evaluation.systems import SystemList
 BARS = 200
 MOVES = (0, 1, 2, 5, 10, 20, 50)
 """The last place of each group of moves; the group behind holds all that are longer."""
+NO_MOVES = [[0] * (len(MOVES) + 1)] * 2
+"""What `count_moves` begins with."""
 
 _BINS = 40
 _MOST_SCORES = 2_000_000
@@ -51,7 +53,7 @@ def scores_by_relevance(scores: Floats, relevant: npt.NDArray[np.bool_]) -> dict
 
 def moves_of(lists: Iterable[SystemList]) -> list[dict[str, Any]] | None:
     """How many passages moved up and down, and how far; None where nobody knows the given order."""
-    total = np.zeros((2, len(MOVES) + 1), dtype=np.int64)
+    total = np.array(NO_MOVES, dtype=np.int64)
     for one in lists:
         if one.places is not None:
             count_moves(total, np.asarray(one.places) - np.arange(len(one.places)))

@@ -1,10 +1,9 @@
 """Did reranking help? The given order and the reranked order, measured on the same judgements.
 
-The measures are ir-measures' own (names as it spells them: `nDCG@10`, `RR@10`, `P@5`, ...); nothing is computed here
-but the two runs, and whether the difference is more than chance (`significance`). A run needs a strictly falling score
-per query, so an order scores by place, and no measure's tie rule can change it. Queries without judgements are counted
-and not averaged; a judged query whose list is empty counts with what the measure gives for nothing found, as it does in
-ir-measures.
+The measures are ir-measures' own (names as it spells them: `nDCG@10`, `RR@10`, `P@5`, ...; `calculate`); nothing is
+computed here but the two runs, and whether the difference is more than chance (`significance`). Queries without
+judgements are counted and not averaged; a judged query whose list is empty counts with what the measure gives for
+nothing found, as it does in ir-measures.
 
 An id that stands several times in a list (chunks of a document) counts at its first place, as a retriever of documents
 would answer; repeats are counted. Where no list holds a judged passage, the ids of file and qrels do not meet, and
@@ -17,11 +16,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from rerank_cli.errors import InputError, UsageError
+import numpy as np
+
+from rerank_cli.errors import InputError
+from rerank_cli.evaluation.calculate import calculate, parse_measure
+from rerank_cli.evaluation.changed_most import ChangedMost, Shown
+from rerank_cli.evaluation.drawn import sorted_changes
 from rerank_cli.evaluation.qrels import id_text, read_qrels
+from rerank_cli.evaluation.shown_lists import first_passages, shortened
 from rerank_cli.evaluation.significance import Significance, randomisation_test
 from rerank_cli.formats.shapes import Shape, passage_id
 from rerank_cli.records import RankedList
@@ -30,27 +36,31 @@ GIVEN_ORDER = "the order of the input"
 
 _PASSAGE_HINT = "`--id-field NAME` names the field of a passage that has the id of the qrels, such as `url`"
 _ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
-_KNOWN = "for example nDCG@10, RR@10, P@5"
+
 
 _FEW = 0.2  # of the judged queries with a judged passage in their list: fewer are rarely meant
 
 Values = list[float | None]
 Noted = tuple[Any, ...]
 """What a later process must know of the orders of a query: its id, the values of both, how many ids were repeated,
-whether a judged passage was met, and the first id."""
+whether a judged passage was met, the first id, and what is shown of a query that changed much (else None)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
     """The passage ids of one query in both orders, best first; given is None where nobody knows it.
 
-    repeated: how many ids that had stood before were left out.
+    repeated: how many ids that had stood before were left out. scores: of `reranked`; NaN of a passage without one.
+    text, texts: the query's, and those of the passages by id, for people.
     """
 
     query: str
     given: Sequence[str] | None
     reranked: Sequence[str]
     repeated: int = 0
+    scores: Sequence[float] = ()
+    text: str = ""
+    texts: Callable[[], Mapping[str | None, str | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,8 @@ class QueryValue:
 class Evaluator:
     """Measures orders as they come.
 
-    note: of the orders added last, what `restore` must be told to have them again.
+    note: of the orders added last, what `restore` must be told to have them again. scores: of their passages, those of
+    relevant ones and those of the others.
 
     Raises `UsageError` for a measure that cannot be computed here, and `InputError` for qrels that cannot be read.
     """
@@ -130,7 +141,9 @@ class Evaluator:
         self._repeated = self._repeated_passages = self._met = 0
         self._example: tuple[str, str] | None = None
         self._example_query: str | None = None
+        self._changed_most = ChangedMost()
         self.note: list[Noted] = []
+        self.scores: tuple[list[float], list[float]] = [], []
 
     def is_judged(self, query: str) -> bool:
         """Whether the qrels say anything of a query."""
@@ -143,34 +156,80 @@ class Evaluator:
 
     def add(self, orders: Iterable[Orders]) -> None:
         """Measure the orders of some queries; those of an unjudged query may be empty."""
-        added, self.note = [_each_once(item) for item in orders], []
+        added = [_each_once(item) for item in orders]
         judged: dict[str, Orders] = {}
         for item in added:
             if self.is_judged(item.query) and item.query not in self._values:
                 judged.setdefault(item.query, item)
         reranked = self._measured({query: item.reranked for query, item in judged.items()})
         given = self._measured({query: item.given for query, item in judged.items() if item.given is not None})
+        self.note, self.scores = [], self._scores_of(judged.values())
         for item in added:
             met = not self._qrels.get(item.query, {}).keys().isdisjoint(item.reranked)
             example = next(iter(item.reranked), None)
-            self.note.append((item.query, given.get(item.query), reranked.get(item.query), item.repeated, met, example))
-        self.restore(self.note)
+            entry = (item.query, given.get(item.query), reranked.get(item.query), item.repeated, met, example)
+            shown = self._take(*entry, show=partial(self._shown, item))
+            self.note.append((*entry, shown) if shown else entry)
 
     def restore(self, note: Iterable[Noted]) -> None:
         """Take what `note` said in an earlier process."""
         for query, given, reranked, *more in note:
-            repeated, met, example = more or (0, True, None)  # of a version that did not note them
-            if not self.is_judged(query):
-                self._unjudged.add(query)
-                self._example_query = self._example_query or query
-            elif query in self._values or reranked is None:
-                self._repeated += 1
-            else:
-                self._values[query] = given, reranked
-                self._repeated_passages += repeated
-                self._met += met
-                if example is not None:
-                    self._example = self._example or (query, example)
+            repeated, met, example = more[:3] or (0, True, None)  # of a version that did not note them
+            shown = more[3] if len(more) > 3 else None
+            self._take(query, given, reranked, repeated, met, example, show=partial(_as_it_is, shown))
+
+    def _take(
+        self,
+        query: str,
+        given: Values | None,
+        reranked: Values | None,
+        repeated: int,
+        met: bool,
+        example: str | None,
+        *,
+        show: Callable[[], Shown | None],
+    ) -> Shown | None:
+        """Count a query; returns what is shown of it where it changed much."""
+        if not self.is_judged(query):
+            self._unjudged.add(query)
+            self._example_query = self._example_query or query
+            return None
+        if query in self._values or reranked is None:
+            self._repeated += 1
+            return None
+        self._values[query] = given, reranked
+        self._repeated_passages += repeated
+        self._met += met
+        if example is not None:
+            self._example = self._example or (query, example)
+        return self._changed_most.add(query, _change(given, reranked), show)
+
+    def _shown(self, item: Orders) -> Shown | None:
+        if item.texts is None or item.given is None:
+            return None
+        texts, grades = item.texts(), self._qrels[item.query]
+        return {
+            "text": shortened(item.text) or None,
+            "given": first_passages(item.given, texts, item.reranked, grades),
+            "new": first_passages(item.reranked, texts, item.given, grades),
+        }
+
+    def _scores_of(self, judged: Iterable[Orders]) -> tuple[list[float], list[float]]:
+        relevant: list[float] = []
+        others: list[float] = []
+        for item in judged:
+            of_query = self._qrels[item.query]
+            for name, score in zip(item.reranked, item.scores, strict=False):
+                if not math.isnan(score):
+                    (relevant if of_query.get(name, 0) > 0 else others).append(score)
+        return relevant, others
+
+    def changes(self) -> dict[str, Any] | None:
+        """How the first measure changed by query, and the queries that changed most; None where nobody knows."""
+        measure = str(self._measures[0])
+        changes = [change for given, new in self._values.values() if (change := _change(given, new)) is not None]
+        bars = sorted_changes(np.array(changes, dtype=np.float64))
+        return None if bars is None else {"metric": measure, **bars, **self._changed_most.document()}
 
     def finish(self, given_order: str | None = GIVEN_ORDER) -> Evaluation:
         """The measures of both orders over the queries that were judged and ranked."""
@@ -257,22 +316,6 @@ class Evaluator:
         return calculate(measures or self._measures, self._qrels, orders)
 
 
-def calculate(
-    measures: Sequence[Any], grades: Mapping[str, Mapping[str, int]], orders: Mapping[str, Sequence[str]]
-) -> dict[tuple[str, str], float | None]:
-    """The values of orders, by measure and query; `ArithmeticError` of a measure that divides by nothing."""
-    import ir_measures
-
-    qrels = [ir_measures.Qrel(query, passage, grade) for query in orders for passage, grade in grades[query].items()]
-    run = [
-        ir_measures.ScoredDoc(query, passage, -float(place))
-        for query, order in orders.items()
-        for place, passage in enumerate(order)
-    ]
-    values = ((one, float(one.value)) for one in ir_measures.iter_calc(measures, qrels, run))
-    return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
-
-
 def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[str], bool]) -> Iterable[Orders]:
     """Both orders of ranked lists, which must be complete (selection comes after evaluation)."""
     for item in ranked:
@@ -284,7 +327,21 @@ def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[s
             yield Orders(query, (), ())
             continue
         names = {entry.index: _passage_name(item, entry.index, shape) for entry in item.ranking}
-        yield Orders(query, [names[index] for index in sorted(names)], [names[one.index] for one in item.ranking])
+        yield Orders(
+            query, [names[index] for index in sorted(names)], [names[one.index] for one in item.ranking],
+            scores=[one.logit for one in item.ranking], text=item.source.query, texts=partial(_texts_of, item, names),
+        )  # fmt: skip
+
+
+def _texts_of(item: RankedList, names: Mapping[int, str]) -> Mapping[str | None, str | None]:
+    """The texts of a list by the ids of its passages; of an id that comes again, the first."""
+    source = item.source
+    by_place = {source.place_of(index): passage for index, passage in enumerate(source.passages)}
+    texts: dict[str | None, str | None] = {}
+    for index in sorted(names, reverse=True):
+        passage = by_place[index]
+        texts[names[index]] = passage if isinstance(passage, str) else passage.text
+    return texts
 
 
 def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
@@ -299,7 +356,21 @@ def _each_once(orders: Orders) -> Orders:
     """Orders in which each passage stands at its first place alone."""
     reranked = list(dict.fromkeys(orders.reranked))
     given = None if orders.given is None else list(dict.fromkeys(orders.given))
-    return Orders(orders.query, given, reranked, len(orders.reranked) - len(reranked))
+    scores = dict(zip(reversed(orders.reranked), reversed(orders.scores), strict=True)) if orders.scores else {}
+    return replace(
+        orders, given=given, reranked=reranked, repeated=len(orders.reranked) - len(reranked),
+        scores=[scores[name] for name in reranked] if scores else (),
+    )  # fmt: skip
+
+
+def _as_it_is(shown: Shown | None) -> Shown | None:
+    return shown
+
+
+def _change(given: Values | None, new: Values) -> float | None:
+    """By how much the first measure changed."""
+    before, after = None if given is None else given[0], new[0]
+    return None if before is None or after is None else after - before
 
 
 def _aggregated(measure: Any, values: Sequence[float]) -> float:
@@ -310,32 +381,3 @@ def _aggregated(measure: Any, values: Sequence[float]) -> float:
     for value in values:
         aggregator.add(value)
     return float(aggregator.result())
-
-
-def parse_measure(name: str) -> Any:
-    """The measure of ir-measures with this name; `UsageError` where there is none, or it cannot be computed here."""
-    # Imported here: it costs 0.3 s that a run without judgements need not pay.
-    import ir_measures
-
-    try:
-        measure = ir_measures.parse_measure(name)
-        # Some fail only when they compute, for want of a program or of an option; better now than after the run.
-        run = [ir_measures.ScoredDoc("q", "p", 1.0), ir_measures.ScoredDoc("q", "other", 0.0)]
-        list(ir_measures.iter_calc([measure], [ir_measures.Qrel("q", "p", 1)], run))
-    except Exception as error:
-        raise UsageError(f"--metric {name}: cannot be measured: {error}", hint=_nearest(name)) from error
-    return measure
-
-
-def _nearest(name: str) -> str:
-    """Names of measures that are spelled nearly so, for a hint."""
-    import difflib
-
-    from ir_measures.measures import registry
-
-    base, at, cutoff = name.partition("@")
-    by_letters = {known.casefold(): known for known in reversed(registry) if known.isascii()}
-    if base in registry or not (near := difflib.get_close_matches(base.casefold(), by_letters, n=3, cutoff=0.5)):
-        return _KNOWN
-    names = [by_letters[one] for one in near[: 1 if near[0] == base.casefold() else 3]]
-    return "did you mean " + " or ".join(f"{one}{at}{cutoff}" for one in names) + "?"

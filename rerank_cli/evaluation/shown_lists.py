@@ -33,12 +33,13 @@ def lists_of(
     for item in file.lists(lambda query: query in wanted, lambda error: None):
         if item.query not in wanted or item.query in found:
             continue
-        place = _places(item.reranked)
         of_query = grades.get(item.query, {})
+        texts = {one.id: one.text for one in reversed(item.reranked)}  # of an id that comes again, the first
+        new, given = _ids(item.reranked), None if item.given is None else _ids(item.given)
         found[item.query] = {
             "text": next((shortened(one.query) for one in item.reranked if one.query), None),
-            "given": None if item.given is None else _first(item.given, place, of_query),
-            "new": _first(item.reranked, None if item.given is None else _places(item.given), of_query),
+            "given": None if given is None else first_passages(given, texts, new, of_query),
+            "new": first_passages(new, texts, given, of_query),
         }
         if len(found) == len(wanted):
             break
@@ -51,24 +52,31 @@ def shortened(text: str, most: int = CHARACTERS) -> str:
     return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _places(passages: Sequence[OrderedPassage]) -> dict[str | None, int]:
-    places: dict[str | None, int] = {}
-    for one in passages:
-        places.setdefault(one.id, len(places) + 1)
-    return places
-
-
-def _first(
-    passages: Sequence[OrderedPassage], elsewhere: Mapping[str | None, int] | None, grades: Mapping[str, int]
+def first_passages(
+    names: Sequence[str | None],
+    texts: Mapping[str | None, str | None],
+    other_order: Sequence[str | None] | None,
+    grades: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-    """The first passages. place: in the other order; None where nobody knows it."""
-    once = {one.id: one for one in reversed(passages)}
+    """The first passages of an order. other_order: in which the place of each is told; None where nobody knows it."""
+    elsewhere = None if other_order is None else _places(other_order)
     return [
         {
             "id": name,
-            "text": shortened(once[name].text or "") or None,
+            "text": shortened(texts.get(name) or "") or None,
             "grade": None if name is None else grades.get(name),
             "place": None if elsewhere is None else elsewhere.get(name),
         }
-        for name in list(_places(passages))[:PASSAGES]
+        for name in list(_places(names))[:PASSAGES]
     ]
+
+
+def _places(names: Sequence[str | None]) -> dict[str | None, int]:
+    places: dict[str | None, int] = {}
+    for name in names:
+        places.setdefault(name, len(places) + 1)
+    return places
+
+
+def _ids(passages: Sequence[OrderedPassage]) -> list[str | None]:
+    return [one.id for one in passages]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.measures import calculate, parse_measure
+from rerank_cli.evaluation.calculate import calculate, parse_measure
 from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
 from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames

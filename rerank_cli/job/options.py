@@ -94,7 +94,8 @@ class Command:
 class Names:
     """What the user calls the outputs of a run; None is the default: beside `output`, or nowhere for stdout.
 
-    report: of the JSON document, or of a page (`.html`), beside which the document has its default name.
+    report: of the JSON document, or of a page (`.html`), beside which the document has its default name. title: of the
+    page, in place of the output's name.
     """
 
     output: str
@@ -103,6 +104,7 @@ class Names:
     out_format: str = "auto"
     embeddings: str | None = None
     per_query: str | None = None
+    title: str | None = None
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -218,7 +220,6 @@ class JobOptions:
 def refuse_unusable(options: JobOptions) -> None:
     """Refuse values that parse and mean nothing, before the run starts."""
     # Imported here: they are slow to load, and the command line reads the defaults above before it knows of a run.
-    from rerank_cli.evaluation.per_query import refuse_per_query_name
     from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 
     refuse_too_large(
@@ -249,10 +250,7 @@ def refuse_unusable(options: JobOptions) -> None:
     if options.shard and not can_be_reread(resolve_inputs(options.inputs, options.in_format, options.shape)):
         raise UsageError("--shard: a pipe cannot be cut in parts", hint="give the name of a file")
     refuse_store(options)
-    if options.names.per_query:
-        refuse_per_query_name(options.names.per_query)
-        if options.qrels is None:
-            raise UsageError("--per-query: nothing is measured without judgements", hint="name them with `--qrels`")
+    _refuse_names(options)
     root = options.fields.image_root
     if root is not None and not Path(root).is_dir():
         raise InputError(f"--image-root {root}: no such folder")
@@ -260,6 +258,19 @@ def refuse_unusable(options: JobOptions) -> None:
         (options.query or "").encode()
     except UnicodeEncodeError as error:
         raise UsageError("--query: not UTF-8") from error
+
+
+def _refuse_names(options: JobOptions) -> None:
+    """`UsageError` for a name that belongs to nothing."""
+    names = options.names
+    if names.title is not None and "page" not in names.files:
+        raise UsageError("--title: there is no page to be called so", hint="`--report run.html` writes one")
+    if names.per_query:
+        from rerank_cli.evaluation.per_query import refuse_per_query_name  # slow to load, as above
+
+        refuse_per_query_name(names.per_query)
+        if options.qrels is None:
+            raise UsageError("--per-query: nothing is measured without judgements", hint="name them with `--qrels`")
 
 
 def refuse_store(options: JobOptions) -> None:

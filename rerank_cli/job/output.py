@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
@@ -265,7 +266,7 @@ class FileDestination:
                 document |= {kind: self._facts(kind, work if kind == "output" else kind)}
             self._write_whole("report", json_document(document))
             if "page" in self._names.files:
-                self._write_whole("page", render_report(document))
+                self._write_whole("page", render_report(document, self._names.title))
         with stop.held():
             job.complete({"work": work, "errors": job.size("errors") > 0, "report": document})
         self.place(self.names_to_give(), stop)
@@ -418,10 +419,11 @@ class StdoutDestination:
         files = self._names.files
         for kind in self._names.results:
             self._place(kind, files[kind], stop)
-        for kind, data in (("report", json_document), ("page", render_report)):
+        render_page = partial(render_report, title=self._names.title)
+        for kind, render in (("report", json_document), ("page", render_page)):
             if kind in files:
                 with naming(self.path(kind)):
-                    self.path(kind).write_bytes(data(document))
+                    self.path(kind).write_bytes(render(document))
                 self._place(kind, files[kind], stop)
         if (errors := files.get("errors")) is not None:
             if self.errors.written:
@@ -478,7 +480,7 @@ def _holds_rows(path: Path) -> bool:
 def place_page(names: Names, document: Mapping[str, Any], paths: RunPaths, files: Files) -> None:
     """The page of a run that had finished before, whose report is `document`, if `names` ask for one."""
     if (page := names.files.get("page")) is not None:
-        data = render_report(document)
+        data = render_report(document, names.title)
         if page.is_file() and page.read_bytes() == data:
             return  # it got its name from what an earlier process had left
         if page.exists() and not is_special(page) and not paths.may_replace(page, page.lstat()):

@@ -42,6 +42,7 @@ from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
 from rerank_cli.machine.bus_error import explaining_bus_errors
+from rerank_cli.planning.faster import faster_on
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report import document as reports
@@ -229,6 +230,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
                     texts.add(window.encoded)
                 if evaluator:
                     evaluator.add(orders_of(window.ranked, prepared.shape, evaluator.is_judged))
+                    totals.observed.add_relevance(*evaluator.scores)
                 began = time.perf_counter()
                 output.write(window)
                 written = time.perf_counter()
@@ -250,8 +252,8 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
             document["probability"] = prepared.calibration.of_run(document)
             for warning in document["probability"]["warnings"]:
                 note(f"warning: {warning}")
-        if evaluation:
-            document["evaluation"] = reports.evaluation_report(evaluation)
+        if evaluation and evaluator:
+            document |= reports.evaluation_report(evaluation, evaluator.changes())
         if fingerprint:
             fingerprint.wait(_HASH_SECONDS)
             document["job"] = fingerprint.document()
@@ -333,6 +335,8 @@ def _report(
     document["peak_rss_bytes"] = totals.peak_rss
     document["memory"] = reports.memory_of(plan, peak_rss=totals.peak_rss, engines=engine.peak_bytes)
     document |= totals.observed.document(prepared.score)
+    if faster := faster_on(prepared.machine.cpu, device=plan.device, precision=plan.precision):
+        document["faster"] = faster
     if command:
         document["command"] = command
     document["continued"] = totals.continued

@@ -65,9 +65,9 @@ def build_report(
     }
 
 
-def evaluation_report(evaluation: Evaluation) -> dict[str, Any]:
-    """The evaluation as it stands in the report."""
-    return asdict(evaluation)
+def evaluation_report(evaluation: Evaluation, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The evaluation as it stands in the report. changes: of the queries, where they are known."""
+    return {"evaluation": asdict(evaluation), **({"changes": dict(changes)} if changes else {})}
 
 
 def gpu_facts(machine: Machine) -> dict[str, Any]:

@@ -142,6 +142,13 @@ class SpreadHistograms:
         dense = _dense(total)
         return {"width": self.width, "begin": dense["first"] * self.width, "counts": dense["counts"]}
 
+    def by_group(self) -> dict[str, Any]:
+        """`width`, `begin` of the first bin of any group, and `counts` of each from there on."""
+        places = [place for bins in self._bins for place in bins] or [0]
+        first, last = min(places), max(places)
+        counts = [[bins.get(place, 0) for place in range(first, last + 1)] for bins in self._bins]
+        return {"width": self.width, "begin": first * self.width, "counts": counts}
+
 
 class Timeline:
     """Amounts over the time of a run, in equal steps whose length doubles when there are too many of them."""

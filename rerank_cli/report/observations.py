@@ -1,4 +1,4 @@
-"""What a run has seen that its counts do not tell: lengths, scores by rank, speed over time, reasons of bad rows.
+"""What a run has seen that its counts do not tell: lengths, scores, moves, speed over time, reasons of bad rows.
 
 Memory is constant, whatever a run reads (`histograms`), and `state` is a few kilobytes: it goes into the journal with
 every commit, and a run that goes on adds to it, so its report is that of the whole. Nothing is stored of a text; of a
@@ -16,6 +16,7 @@ import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
+from rerank_cli.evaluation.drawn import NO_MOVES, count_moves, moves_document
 from rerank_cli.records import RankedList, RowError
 from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of, whole_numbers
 from rerank_cli.report.unknown_tokens import UnknownTokens
@@ -42,6 +43,9 @@ class Observations:
         self._tokens, self._cut_tokens, self.squares = state.get("tokens", (0, 0, 0))
         self._unknown = UnknownTokens(state.get("unknown", ()))
         self._scores = SpreadHistograms(len(_LAST_RANKS) + 1, state.get("scores"))
+        self._by_relevance = SpreadHistograms(2, state.get("by_relevance"))
+        self._moves = np.array(state.get("moves", NO_MOVES), dtype=np.int64)
+        self._has_lists = state.get("has_lists", False)
         self._timeline = Timeline(2, state.get("timeline"))
         self._batch_ended = 0.0
         self._continued_at: list[float] = list(state.get("continued_at", ()))
@@ -58,6 +62,9 @@ class Observations:
             "tokens": [self._tokens, self._cut_tokens, self.squares],
             "unknown": self._unknown.state,
             "scores": self._scores.state,
+            "by_relevance": self._by_relevance.state,
+            "moves": self._moves.tolist(),
+            "has_lists": self._has_lists,
             "timeline": self._timeline.state,
             "continued_at": list(self._continued_at),
             "codes": {code: {**found, "examples": list(found["examples"])} for code, found in self._codes.items()},
@@ -105,6 +112,17 @@ class Observations:
         if found:
             ranks, logits = np.array(found, dtype=np.float64).T
             self._scores.add(np.searchsorted(_LAST_RANKS, ranks), logits)
+        for item in ranked:
+            if item.ranking:
+                given = np.argsort(np.argsort([entry.index for entry in item.ranking]))
+                count_moves(self._moves, given - np.arange(len(given)))
+                self._has_lists |= len(given) > 1
+
+    def add_relevance(self, relevant: Sequence[float], others: Sequence[float]) -> None:
+        """The scores of passages of judged queries."""
+        for group, scores in enumerate((relevant, others)):
+            if scores:
+                self._by_relevance.add(np.full(len(scores), group), np.array(scores, dtype=np.float64))
 
     def add_error(self, error: RowError) -> None:
         """A bad row."""
@@ -122,6 +140,8 @@ class Observations:
             "lengths": self._lengths(),
             "unknown_tokens": self._unknown.document(),
             "scores": self._scores_by_rank(score),
+            "scores_by_relevance": self._scores_by_relevance(score),
+            "moves": moves_document(self._moves.tolist()) if self._has_lists else None,
             "timeline": self._over_time(),
             "errors": [{"code": code, **found} for code, found in sorted(self._codes.items(), key=_most_first)],
         }
@@ -153,6 +173,15 @@ class Observations:
                 end = _LAST_RANKS[group] if group < len(_LAST_RANKS) else None
                 by_rank.append({"from": begin, "to": end, **summary})
         return {"score": score, "by_rank": by_rank, "histogram": self._scores.together()} if by_rank else None
+
+    def _scores_by_relevance(self, score: str) -> dict[str, Any] | None:
+        found = self._by_relevance.by_group()
+        relevant, others = found["counts"]
+        if not any(relevant) or not any(others):
+            return None
+        return {
+            "score": score, "begin": found["begin"], "width": found["width"], "relevant": relevant, "others": others,
+        }  # fmt: skip
 
     def _over_time(self) -> dict[str, Any] | None:
         state = self._timeline.state

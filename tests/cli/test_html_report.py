@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 
 from rerank_cli.cli import main
 from rerank_cli.cli.command_line import quoted
+from rerank_cli.errors import StoppedError
+from rerank_cli.job.options import JobOptions, Names
+from rerank_cli.job.run import Watcher, run_job
+from rerank_cli.job.stop import Stop
 from rerank_cli.report.page import render_report
 from tests.conftest import write_lines
 
@@ -121,6 +125,53 @@ def test_a_shell_reads_back_what_was_quoted(words: list[str]) -> None:
     assert line.isprintable()
     told = subprocess.run(["bash", "-c", line], env={"LC_ALL": "C.UTF-8"}, capture_output=True, check=True).stdout
     assert told.decode().split("\0")[:-1] == words
+
+
+def test_a_title_is_of_a_page_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["rerank-file", "lists.jsonl", "-o", "out.jsonl", "--title", "Spring"]
+    assert main([*command, "-q"]) == 2
+    assert "no page" in capsys.readouterr().err
+    assert main([*command, "-q", "--report", "run.html"]) == 0
+    assert "<title>Spring " in Path("run.html").read_text()
+    again = ["--title", "Summer", "--overwrite", "--report", "run.html", "-q"]
+    assert main([*command[:-2], *again]) == 0  # the finished run gets a page with another title
+    assert "<title>Summer " in Path("run.html").read_text()
+
+
+def test_a_resumed_run_shows_the_queries_that_an_undisturbed_one_shows(folder: Path) -> None:
+    """Lists, changes, scores and moves: what is told of two orders does not depend on a stop."""
+    passages = [f"road {n} to {'the sea ' * (n % 3)}" for n in range(6)]
+    rows = [
+        {
+            "query_id": n,
+            "query": f"way {n}",
+            "passages": [{"id": f"p{k}", "text": passages[(n + k) % 6]} for k in range(6)],
+        }
+        for n in range(200)
+    ]
+    write_lines(folder / "in.jsonl", rows)
+    Path("qrels.txt").write_text("".join(f"{n} 0 p{n % 6} 1\n" for n in range(200)))
+    command = ["rerank-file", "in.jsonl", "--qrels", "qrels.txt", "--metric", "RR@10", "-q"]
+    assert main([*command, "-o", "whole.jsonl"]) == 0
+    options = JobOptions(
+        ("in.jsonl",), Names("resumed.jsonl"), model=os.environ["RERANK_MODEL"], qrels="qrels.txt", metrics=("RR@10",),
+        checkpoint_every=0.0,
+    )  # fmt: skip
+    stop = Stop()
+    watcher = Watcher(on_progress=lambda *told: stop.request(StoppedError("enough", exit_code=9)))
+    with pytest.raises(StoppedError):
+        run_job(options, watcher, stop=stop)
+    resumed, whole = run_job(options).report, report_of("whole.jsonl.report.json")
+    assert resumed["continued"] == 1
+    assert len(whole["changes"]["gained"]) == 10
+    for part in ("changes", "scores_by_relevance", "moves"):
+        assert json.loads(json.dumps(resumed[part])) == whole[part]
+    rows = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
+    written = {str(row["query_id"]): row["passages"] for row in rows}
+    for one in (*whole["changes"]["gained"], *whole["changes"]["lost"]):
+        assert [(each["id"], each["text"]) for each in one["new"]] == [
+            (each["id"], " ".join(each["text"].split())) for each in written[one["query"]][:5]
+        ]
 
 
 def test_nothing_is_imported_for_a_page_that_nobody_asks_for() -> None:

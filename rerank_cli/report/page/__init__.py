@@ -3,7 +3,7 @@
     report of a run   ->  verdict, sections, charts    ->  page.html.jinja        ->  bytes
     of `evaluate`     ->  evaluation, charts, curves   ->  evaluation.html.jinja  ->  bytes
 
-Both have the style sheet (page.css) and the sections that both know (parts.html.jinja) in common.
+Both have the style sheet (page.css) and what they show of two orders (changed, parts.html.jinja) in common.
 
 Only the document is read, so a report of an earlier run, or of an earlier version that said less, becomes a page too:
 what a document has no data for is left out. There is no script. The page's policy allows its own style sheet, by hash,
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent
 
 
-def render_report(document: Mapping[str, Any]) -> bytes:
-    """The page of a report's document; the same bytes for the same document."""
+def render_report(document: Mapping[str, Any], title: str | None = None) -> bytes:
+    """The page of a report's document; the same bytes for the same document. title: in place of the output's name."""
     # Imported here, as below: Jinja costs 0.1 s that runs without a page need not pay.
     from rerank_cli.report.page.sections import page_of
 
-    return _rendered("page.html.jinja", page_of(document))
+    return _rendered("page.html.jinja", page_of(document, title))
 
 
 def render_evaluation(document: Mapping[str, Any], title: str | None = None) -> bytes:

@@ -114,18 +114,20 @@ def reliability(
 def two_kinds(
     above: Sequence[int], below: Sequence[int], begin: float, width: float, *, label: str, words: tuple[str, str]
 ) -> Markup:
-    """Two histograms on one axis, one upwards and one downwards, each as high as its highest bin."""
+    """Two histograms on one axis, one upwards and one downwards; a bar is as high as its share of its kind."""
     half = _HEIGHT / 2
     middle = _HEAD + half
     step = 100 / len(above)
     parts = []
+    most = max(max(counts) / (sum(counts) or 1) for counts in (above, below)) or 1.0
     for counts, kind, word, sign in ((above, "part better", words[0], -1), (below, "part other", words[1], 1)):
-        most = max(counts) or 1
+        whole = sum(counts) or 1
         for place, count in enumerate(counts):
             if count:
-                height = half * count / most
+                share = count / whole
+                height = half * share / most
                 low, high = begin + width * place, begin + width * (place + 1)
-                title = element("title", f"{short(low)} to {short(high)}: {count:,} {word}")
+                title = element("title", f"{short(low)} to {short(high)}: {count:,} {word}, {percent(share)}")
                 y = middle - height if sign < 0 else middle
                 parts.append(
                     element(
@@ -134,14 +136,14 @@ def two_kinds(
                     )
                 )  # fmt: skip
     parts.append(element("line", x1="0", x2="100%", y1=middle, y2=middle, class_="grid strong"))
-    parts.append(element("text", words[0], x=0, y=_HEAD + 2, class_="mark"))
+    parts.append(element("text", f"{words[0]}, up to {percent(most)}", x=0, y=_HEAD + 2, class_="mark"))
     parts.append(element("text", words[1], x=0, y=_HEAD + _HEIGHT, class_="mark"))
     end = begin + width * len(above)
     for tick in ticks(begin, end):
         if tick <= end:
-            share = 100 * (tick - begin) / (end - begin)
-            anchor = "start" if share < 5 else "end" if share > 95 else "middle"
-            parts.append(_under_axis(short(tick), share, anchor))
+            across = 100 * (tick - begin) / (end - begin)
+            anchor = "start" if across < 5 else "end" if across > 95 else "middle"
+            parts.append(_under_axis(short(tick), across, anchor))
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
 
 

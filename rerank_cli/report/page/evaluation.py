@@ -1,18 +1,14 @@
-"""The document of `rerank-cli evaluate` as a page shows it: verdict first, then what it rests on, system by system.
-
-The parts that a run's page has too (`change_section`, `lists_section`, `relevance_section`, `moves_section`) are made
-here for both.
-"""
+"""The document of `rerank-cli evaluate` as a page shows it: verdict first, then what it rests on, system by system."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import rerank_cli
 from rerank_cli.evaluation.words import shown_depths
 from rerank_cli.report.page import charts, curves
+from rerank_cli.report.page.changed import change_section, lists_section, moves_section, passage_of, relevance_section
 from rerank_cli.report.page.verdict import Document
 from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
 
@@ -88,7 +84,7 @@ def _system(system: Document, document: Document, *, alone: bool) -> dict[str, A
     }
     return {
         "name": "" if alone else system["file"],
-        "changes": change_section(system["changes"], system["measures"][0]),
+        "changes": change_section(system["changes"], metric, _queries_by_change(system["measures"][0])),
         "lists": lists_section(metric, shown["best"], shown["worst"]),
         "relevance": relevance_section(system["scores_by_relevance"]),
         "moves": moves_section(system["moves"]),
@@ -98,96 +94,8 @@ def _system(system: Document, document: Document, *, alone: bool) -> dict[str, A
     }
 
 
-def change_section(found: Document | None, row: Document) -> dict[str, Any] | None:
-    """The change of each query, as sorted bars."""
-    if not found:
-        return None
-    counts = f"{number(row['better'])} better, {number(row['worse'])} worse, {number(row['same'])} the same"
-    many = found["queries"] > len(found["bars"])
-    return {
-        "metric": row["metric"],
-        "told": counts,
-        "chart": curves.changes(found["bars"], label=f"changes of {row['metric']} by query: {counts}"),
-        "note": f"A bar is the mean of {number(found['queries'] / len(found['bars']))} queries." if many else "",
-    }
-
-
-def lists_section(
-    metric: str, best: Sequence[Mapping[str, Any]], worst: Sequence[Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    """The queries that gained and lost most, with the first passages before and after."""
-    kinds = [
-        {"title": title, "queries": [_query(one) for one in found]}
-        for title, found in (("gained most", best), ("lost most", worst))
-        if found
-    ]
-    return {"metric": metric, "kinds": kinds} if kinds else None
-
-
-def _query(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": one["query"],
-        "text": one.get("text") or "",
-        "change": "" if one.get("change") is None else signed(one["change"]),
-        "rose": (one.get("change") or 0) >= 0,
-        "columns": [
-            {"title": title, "passages": [_passage(each, place, moved=moved) for place, each in enumerate(found, 1)]}
-            for title, found, moved in (("before", one.get("given"), False), ("after", one.get("new"), True))
-            if found is not None
-        ],
-    }
-
-
-def _passage(one: Mapping[str, Any], place: int, *, moved: bool = False) -> dict[str, Any]:
-    grade, other = one.get("grade"), one.get("place")
-    way = "↑" if other is not None and other > place else "↓"
-    return {
-        "place": place,
-        "text": one.get("text") or one.get("id") or "",
-        "id": one.get("id") if one.get("text") else "",
-        "relevant": grade is not None and grade > 0,
-        "grade": "not judged" if grade is None else f"grade {grade}",
-        "moved": "" if not moved or other in (None, place) else f"{way} {abs(other - place)}",
-    }
-
-
-def relevance_section(found: Document | None, score: str = "score") -> dict[str, Any] | None:
-    """The scores of relevant passages and of the others."""
-    if not found:
-        return None
-    relevant, others = sum(found["relevant"]), sum(found["others"])
-    words = ("relevant", "others")
-    return {
-        "score": score,
-        "told": f"{number(relevant)} relevant passages above, {number(others)} others below the line",
-        "chart": curves.two_kinds(
-            found["relevant"], found["others"], found["begin"], found["width"], words=words,
-            label=f"the {score} of {number(relevant)} relevant passages and of {number(others)} others",
-        ),
-    }  # fmt: skip
-
-
-def moves_section(found: Sequence[Document] | None) -> dict[str, Any] | None:
-    """How far passages moved."""
-    if not found:
-        return None
-    whole = sum(one["up"] + one["down"] for one in found) or 1
-    rows = []
-    for one in found:
-        count = one["up"] + one["down"]
-        if count:
-            told = f"{plural(count, 'passage')}, {percent(count / whole)}"
-            rows.append((_places(one), charts.meter(count / whole, "bar", label=told), percent(count / whole)))
-    return {"rows": rows}
-
-
-def _places(one: Document) -> str:
-    first, last = one["from"], one["to"]
-    if last == 0:
-        return "stayed"
-    if last is None:
-        return f"{first} places and more"
-    return f"{first} place{'s' * (first > 1)}" if first == last else f"{first}\N{EN DASH}{last} places"
+def _queries_by_change(row: Document) -> tuple[int, int, int]:
+    return row["better"], row["worse"], row["same"]
 
 
 def _depth(use: Document) -> dict[str, Any] | None:
@@ -283,7 +191,7 @@ def _differing(query: str, one: Document, document: Document) -> dict[str, Any] 
     second = lists.get(one["other"], {}).get(query)
     other = first["given"] if second is None else second["new"]
     columns = [
-        {"title": title, "passages": [_passage(each, place) for place, each in enumerate(found, 1)]}
+        {"title": title, "passages": [passage_of(each, place) for place, each in enumerate(found, 1)]}
         for title, found in ((one["one"], first["new"]), (one["other"], other))
         if found is not None
     ]

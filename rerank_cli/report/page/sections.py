@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from rerank_cli.report.page.changed import change_section, lists_section, moves_section, relevance_section
 from rerank_cli.report.page.performance import memory_section, throughput_section, time_section
 from rerank_cli.report.page.results import errors_section, evaluation_section, lengths_section, scores_section
 from rerank_cli.report.page.verdict import Document, fallen, verdict, warnings
@@ -29,11 +30,11 @@ _COUNTS = {
 }  # fmt: skip
 
 
-def page_of(document: Document) -> dict[str, Any]:
-    """All that the template writes."""
+def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
+    """All that the template writes. title: in place of the output's name."""
     names = [found["path"] for kind in ("output", "embeddings", "per_query") if (found := document.get(kind))]
     return {
-        "name": PurePath(names[0]).name if names else "standard output",
+        "name": title or (PurePath(names[0]).name if names else "standard output"),
         "verdict": verdict(document),
         "flawed": bool(fallen(document))
         or any(document.get("counts", {}).get(name) for name in ("rows_error", "passages_error")),
@@ -41,6 +42,8 @@ def page_of(document: Document) -> dict[str, Any]:
         "warnings": warnings(document),
         "figures": list(_figures(document)),
         "evaluation": evaluation_section(document),
+        **_changed(document),
+        "faster": document.get("faster"),
         "errors": errors_section(document),
         "scores": scores_section(document),
         "lengths": lengths_section(document),
@@ -67,6 +70,26 @@ def page_of(document: Document) -> dict[str, Any]:
         ],
         "options": list(_flat(document.get("options", {}))),
         "version": document.get("version", ""),
+    }
+
+
+def _changed(document: Document) -> dict[str, Any]:
+    """What both pages show of two orders; see `changed`."""
+    found, measures = document.get("changes"), (document.get("evaluation") or {}).get("metrics", ())
+    scores = document.get("scores_by_relevance")
+    sections = {
+        "relevance": relevance_section(scores, scores["score"] if scores else ""),
+        "moves": moves_section(document.get("moves")),
+    }
+    row = next((one for one in measures if found and one["metric"] == found["metric"]), None)
+    if not found or not row:
+        return {**sections, "changes": None, "lists": None}
+    metric = found["metric"]
+    queries = (row["wins"] or 0, row["losses"] or 0, row["ties"] or 0)
+    return {
+        **sections,
+        "changes": change_section(found, metric, queries),
+        "lists": lists_section(metric, found["gained"], found["lost"]),
     }
 
 

@@ -86,7 +86,7 @@ def test_a_run_without_pairs_has_no_speed() -> None:
 
 def test_an_evaluation_stands_in_the_report_as_it_is() -> None:
     found = Comparison("nDCG@10", 0.5, 0.75, 0.25, 3, 1, 0, 0, Significance(0.125, 16, "exact"))
-    document = evaluation_report(Evaluation((found,), 4, 1))
+    document = evaluation_report(Evaluation((found,), 4, 1), None)["evaluation"]
     (metric,) = document.pop("metrics")
     assert document == {
         "queries": 4, "unjudged": 1, "repeated": 0, "given_order": "the order of the input",

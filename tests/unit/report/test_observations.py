@@ -67,6 +67,35 @@ def test_scores_are_told_by_groups_of_ranks() -> None:
     assert sum(found["histogram"]["counts"]) == 127
 
 
+def test_moves_are_counted_by_how_far_they_went() -> None:
+    seen = Observations()
+    seen.add_ranked([ranked(0.0, 2.0, 1.0), ranked(7.0)])  # 1, 2, 0: up 1, up 1, down 2
+    found = {(one["from"], one["to"]): (one["up"], one["down"]) for one in seen.document("logit")["moves"]}
+    assert found == {(0, 0): (1, 0), (1, 1): (2, 0), (2, 2): (0, 1), **dict.fromkeys(list(found)[3:], (0, 0))}
+    pairs = Observations()
+    pairs.add_ranked([ranked(7.0), ranked(1.0)])
+    assert "moves" not in pairs.document("logit")  # pairs have no order
+
+
+def test_scores_of_relevant_passages_and_of_others_have_the_same_bins() -> None:
+    seen = Observations()
+    seen.add_relevance([3.0, 2.5], [0.25, -1.0])
+    seen = Observations(as_read(seen.state))
+    seen.add_relevance([], [0.25])
+    found = seen.document("logit")["scores_by_relevance"]
+    bins = {kind: found[kind] for kind in ("relevant", "others")}
+    assert len(bins["relevant"]) == len(bins["others"])
+    at = {
+        kind: [found["begin"] + found["width"] * n for n, count in enumerate(bins[kind]) for _ in range(count)]
+        for kind in bins
+    }
+    assert at["others"] == pytest.approx([-1.0, 0.25, 0.25], abs=found["width"])
+    assert at["relevant"] == pytest.approx([2.5, 3.0], abs=found["width"])
+    seen = Observations()
+    seen.add_relevance([1.0], [])
+    assert "scores_by_relevance" not in seen.document("logit")
+
+
 def test_bad_rows_are_counted_by_code_with_a_few_examples() -> None:
     seen = Observations()
     for number in range(5):

@@ -90,6 +90,18 @@ DOCUMENT: dict[str, Any] = {
         ],
         "queries": 40, "unjudged": 5, "repeated": 0, "given_order": "the order of the input",
     },
+    "changes": {
+        "metric": "nDCG@10", "queries": 40, "bars": [0.5, 0.25, 0.0, -0.125],
+        "gained": [{"query": "q7", "change": 0.5, "text": "which way", "given": [
+            {"id": "d1", "text": "a wrong road", "grade": None, "place": 4},
+        ], "new": [{"id": "d9", "text": "the right road", "grade": 2, "place": 30}]}],
+        "lost": [{"query": "q8", "change": -0.125, "text": None, "given": [
+            {"id": "d2", "text": None, "grade": 1, "place": 3},
+        ], "new": [{"id": "d3", "text": "another", "grade": 0, "place": 1}]}],
+    },
+    "scores_by_relevance": {"score": "logit", "begin": -4.0, "width": 2.0, "relevant": [0, 1, 3], "others": [12, 4, 0]},
+    "moves": [{"from": 0, "to": 0, "up": 10, "down": 0}, {"from": 1, "to": 1, "up": 20, "down": 10}],
+    "faster": "this CPU multiplies bf16: `--precision bf16` tries it",
     "command": {"line": "rerank-cli rerank-file lists.jsonl -o out.jsonl", "folder": "/srv/rerank"},
     "output": {"path": "out.jsonl", "sha256": "cd" * 32, "bytes": 401229, "modified_ns": 1},
     "job": {"files": {
@@ -159,6 +171,12 @@ def without(*names: str) -> dict[str, Any]:
         "throughput 3,781 tokens/s", "padding 1.7 %", "utilisation 70 %", "peak memory 560.0 MiB",
         "29 better, 8 worse, 3 same", "Over 40 judged queries", "over 100,000 drawn choices of signs",
         "2 rows, 0.2 % of the input. All of them are in out.jsonl.errors.jsonl; by reason",
+        "Queries that changed most, by nDCG@10", "+0.5000 q7 which way", "not judged · now 4 a wrong road",
+        "grade 2 · ↑ 29 the right road", "-0.1250 q8", "grade 1 · now 3 d2", "grade 0 another",
+        "Change of nDCG@10 by query 29 better, 8 worse, 3 the same. A bar is the mean of 10 queries.",
+        "Logits of relevant passages and of others", "4 relevant passages above, 16 others below the line",
+        "How far passages moved stayed 25 % 1 place 75 %",
+        "What would be faster here This CPU multiplies bf16: --precision bf16 tries it.",
         "bad-json 2", "lists.jsonl:77 q77 not JSON: {",
         "1 0.125", "2 -8.38", "1,041 -9.50 -7.25 -2 0.125 3 6.75 9",
         "mean 118.1 tokens", "50 % have at most 91 tokens", "90 % have at most 231 tokens",
@@ -185,6 +203,21 @@ def without(*names: str) -> dict[str, Any]:
 )  # fmt: skip
 def test_the_page_has_every_number_of_the_report(text: str) -> None:
     assert text.replace("<0.1", "< 0.1") in page(DOCUMENT).text
+
+
+def test_what_two_orders_show_stands_in_its_order() -> None:
+    text = page(DOCUMENT).text
+    titles = [
+        "Did it help?", "Queries that changed most", "Change of nDCG@10", "Logits of relevant",
+        "How far passages moved", "What would be faster here", "Rows that could not be scored",
+    ]  # fmt: skip
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+
+
+def test_a_title_stands_in_place_of_the_name() -> None:
+    assert "<title>Spring &lt;1&gt; " in render_report(DOCUMENT, "Spring <1>").decode()
+    assert "<title>out.jsonl " in render_report(DOCUMENT).decode()
 
 
 def test_the_same_report_is_the_same_page() -> None:
@@ -267,7 +300,9 @@ def test_what_limited_a_run_is_told(seconds: dict[str, float], said: str) -> Non
 
 
 def test_a_run_without_a_judged_query_was_not_measured() -> None:
-    text = page(changed(evaluation={"queries": 0})).text
+    document = changed(evaluation={"queries": 0})
+    del document["changes"]
+    text = page(document).text
     assert "None of the queries has a judgement" in text
     assert "nDCG" not in text
 

@@ -1,0 +1,112 @@
+"""What the pages of a run and of `evaluate` both show of two orders: changes by query, lists, scores, moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rerank_cli.report.page import charts, curves
+from rerank_cli.report.page.verdict import Document
+from rerank_cli.report.page.wording import number, percent, plural, signed
+
+
+def change_section(found: Document | None, metric: str, queries: tuple[int, int, int]) -> dict[str, Any] | None:
+    """The change of each query, as sorted bars. queries: how many are better, worse and the same."""
+    if not found:
+        return None
+    better, worse, same = map(number, queries)
+    counts = f"{better} better, {worse} worse, {same} the same"
+    many = found["queries"] > len(found["bars"])
+    return {
+        "metric": metric,
+        "told": counts,
+        "chart": curves.changes(found["bars"], label=f"changes of {metric} by query: {counts}"),
+        "note": f"A bar is the mean of {number(found['queries'] / len(found['bars']))} queries." if many else "",
+    }
+
+
+def lists_section(
+    metric: str, best: Sequence[Mapping[str, Any]], worst: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The queries that gained and lost most, with the first passages before and after."""
+    kinds = [
+        {"title": title, "queries": [_query(one) for one in found]}
+        for title, found in (("gained most", best), ("lost most", worst))
+        if found
+    ]
+    return {"metric": metric, "kinds": kinds} if kinds else None
+
+
+def _query(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": one["query"],
+        "text": one.get("text") or "",
+        "change": "" if one.get("change") is None else signed(one["change"]),
+        "rose": (one.get("change") or 0) >= 0,
+        "columns": [
+            {"title": title, "passages": [passage_of(each, place, then) for place, each in enumerate(found, 1)]}
+            for title, found, then in (("before", one.get("given"), _goes), ("after", one.get("new"), _moved))
+            if found is not None
+        ],
+    }
+
+
+def passage_of(one: Mapping[str, Any], place: int, then: Callable[[int, int], str] | None = None) -> dict[str, Any]:
+    """A passage of a list that is shown. then: says how its place is another one in the other order."""
+    grade, other = one.get("grade"), one.get("place")
+    return {
+        "place": place,
+        "text": one.get("text") or one.get("id") or "",
+        "id": one.get("id") if one.get("text") else "",
+        "relevant": grade is not None and grade > 0,
+        "grade": "not judged" if grade is None else f"grade {grade}",
+        "moved": "" if then is None or other in (None, place) else then(place, other),
+    }
+
+
+def _goes(place: int, new: int) -> str:
+    return f"now {new}"
+
+
+def _moved(place: int, given: int) -> str:
+    return f"{'↑' if given > place else '↓'} {abs(given - place)}"
+
+
+def relevance_section(found: Document | None, score: str = "score") -> dict[str, Any] | None:
+    """The scores of relevant passages and of the others."""
+    if not found:
+        return None
+    relevant, others = sum(found["relevant"]), sum(found["others"])
+    words = ("relevant", "others")
+    return {
+        "score": score,
+        "told": f"{number(relevant)} relevant passages above, {number(others)} others below the line; a bar is a share "
+        "of its kind",
+        "chart": curves.two_kinds(
+            found["relevant"], found["others"], found["begin"], found["width"], words=words,
+            label=f"the {score} of {number(relevant)} relevant passages and of {number(others)} others",
+        ),
+    }  # fmt: skip
+
+
+def moves_section(found: Sequence[Document] | None) -> dict[str, Any] | None:
+    """How far passages moved."""
+    if not found:
+        return None
+    whole = sum(one["up"] + one["down"] for one in found) or 1
+    rows = []
+    for one in found:
+        count = one["up"] + one["down"]
+        if count:
+            told = f"{plural(count, 'passage')}, {percent(count / whole)}"
+            rows.append((_places(one), charts.meter(count / whole, "bar", label=told), percent(count / whole)))
+    return {"rows": rows}
+
+
+def _places(one: Document) -> str:
+    first, last = one["from"], one["to"]
+    if last == 0:
+        return "stayed"
+    if last is None:
+        return f"{first} places and more"
+    return f"{first} place{'s' * (first > 1)}" if first == last else f"{first}\N{EN DASH}{last} places"
