@@ -59,7 +59,7 @@ OPTIONS = [
     ),
     option(
         "--relevant-from", int, group=EVALUATION, default=1, metavar="GRADE", min=1,
-        help="The lowest grade of a relevant passage, for `--calibrate-to` and `--keep-precision`: 1.",
+        help="The lowest grade of a relevant passage, for `--calibrate-to` and `--keep-precision`.",
     ),
     option(
         "--run-report", str, group=EVALUATION, metavar="FILE",

@@ -93,8 +93,8 @@ OPTIONS = [
         "--qrels.",
     ),
     option(
-        "--positive-from", int, group=SELECTION, into="teacher.relevant_from", metavar="GRADE", min=1,
-        help="Of rows to train on: the lowest grade of a positive.",
+        "--relevant-from", int, group=SELECTION, into="teacher.relevant_from", aliases=("--positive-from",),
+        metavar="GRADE", min=1, help="Of rows to train on: the lowest grade of a positive.",
     ),
     option(
         "--engine", EngineKind, group=SCALE, default="local", metavar="KIND",

@@ -36,13 +36,11 @@ from rerank_cli.evaluation.shown_lists import lists_of
 from rerank_cli.evaluation.systems import Grades, Measurer, System, Values, read_system
 from rerank_cli.evaluation.use import together, use_of
 from rerank_cli.evaluation.verdict import SHIP_AT, Verdict, decide, paired_test
-from rerank_cli.evaluation.words import headline, sentence
+from rerank_cli.evaluation.words import GIVEN_ORDER, headline, headline_of_likeness, sentence
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.records import RowError
 
 SCHEMA = "rerank-cli/verdict/1"
-
-_GIVEN = "the given order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +109,7 @@ def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError],
         "schema": SCHEMA,
         "inputs": list(question.files),
         "qrels": question.qrels,
-        "baseline": question.baseline or _GIVEN,
+        "baseline": question.baseline or GIVEN_ORDER,
         "ship_at": question.ship_at,
         "rows_error": sum(one.rows_error for one in everything),
     }
@@ -127,6 +125,8 @@ def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError],
         raise UsageError(
             "one order alone: there is nothing to compare it with", hint="`--qrels FILE` names the judgements"
         )
+    if measurer is None:
+        document["headline"] = headline_of_likeness(document["likeness"])
     return Answer(document, calibration, lambda: _of_queries(values))
 
 
@@ -228,7 +228,7 @@ def _judged(
 ) -> dict[str, Any]:
     known = values[0].queries
     verdicts = decide([paired_test(np.subtract(*one.both[::-1])) for one in values], question.ship_at)
-    compared_with = question.baseline or _GIVEN
+    compared_with = question.baseline or GIVEN_ORDER
     found = []
     for system in systems:
         own = [(one, verdict) for one, verdict in zip(values, verdicts, strict=True) if one.system is system]
@@ -310,7 +310,7 @@ def _add_chosen(found: Sequence[dict[str, Any]], question: EvaluationRequest) ->
             given, value = use["given"], use["given"] + verdict.test.difference
             old, new = np.full(len(use["differences"]), given), given + np.array(use["differences"])
             name = f"{one['file']} with {use['recommended']}"
-            use["verdict"] = _measured(name, use["measure"], verdict, old, new, _GIVEN) | {"value": value}
+            use["verdict"] = _measured(name, use["measure"], verdict, old, new, GIVEN_ORDER) | {"value": value}
             use["command"] = recommended_command(one["file"], use["recommended"])
         use.pop("differences", None)
 
@@ -323,7 +323,7 @@ def _likeness(systems: Sequence[System], baseline: System | None) -> list[dict[s
         pairs = [*((one, (baseline.name, _ids(baseline))) for one in orders), *pairs]
     else:
         own = [
-            (order, (_GIVEN, _given_ids(one)))
+            (order, (GIVEN_ORDER, _given_ids(one)))
             for order, one in zip(orders, systems, strict=True)
             if one.given_order is not None
         ]

@@ -58,7 +58,7 @@ def blended(scores: Floats, blend: Blend) -> Floats:
     return np.where(there, joined, -math.inf)
 
 
-def best_first(scores: Floats, *, depth: int | None = None, blend: Blend | None = None) -> npt.NDArray[np.intp]:
+def order_by_score(scores: Floats, *, depth: int | None = None, blend: Blend | None = None) -> npt.NDArray[np.intp]:
     """The places of candidates in their new order: [..., n]. Those from `depth` on keep theirs."""
     head = scores if depth is None else scores[..., :depth]
     order = np.argsort(-(blended(head, blend) if blend else head), axis=-1, kind="stable")

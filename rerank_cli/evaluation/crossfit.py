@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.evaluation.blend import Blend, best_first
+from rerank_cli.evaluation.blend import Blend, order_by_score
 
 SPLITS = 40
 FOLDS = 5
@@ -78,7 +78,7 @@ def values_of(scores: Floats, gains: Floats, settings: Sequence[Setting], measur
     """The measure of each query by each setting: [settings, queries]. scores, gains: in the given order."""
     return np.stack(
         [
-            measure.of(np.take_along_axis(gains, best_first(scores, depth=one.depth, blend=one.blend), axis=1))
+            measure.of(np.take_along_axis(gains, order_by_score(scores, depth=one.depth, blend=one.blend), axis=1))
             for one in settings
         ]
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.evaluation.blend import best_first
+from rerank_cli.evaluation.blend import order_by_score
 from rerank_cli.evaluation.crossfit import KNOWN, Setting, TopMeasure, best_gains, choose, settings_for, values_of
 from rerank_cli.evaluation.systems import Grades, System
 
@@ -126,7 +126,7 @@ def _curve(scores: Floats, gains: Floats, measure: TopMeasure, given: Floats, pl
     whole = float(plain.mean() - given.mean())
     found = []
     for depth in [*(one for one in _CURVE if one < longest), longest]:
-        order = best_first(scores, depth=depth)
+        order = order_by_score(scores, depth=depth)
         value = float(measure.of(np.take_along_axis(gains, order, axis=1)).mean())
         share = float(np.minimum(candidates, depth).sum() / candidates.sum())
         gained = value - float(given.mean())

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
-from rerank_cli.evaluation.blend import Blend, best_first
+from rerank_cli.evaluation.blend import Blend, order_by_score
 from rerank_cli.formats.shapes import Selection, row_error
 from rerank_cli.job.image_parts import EncodedPart, pairs_of
 from rerank_cli.job.score_store.known_scores import FoundPairs, kept_tokens
@@ -226,7 +226,7 @@ def _rank(
     ordered: list[int] = []
     for group in groups:
         values = np.array([scores[index] for index in group], dtype=np.float64)
-        ordered += [group[place] for place in best_first(values, blend=blend).tolist()]
+        ordered += [group[place] for place in order_by_score(values, blend=blend).tolist()]
     for rank, index in enumerate(ordered, start=1):
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"

@@ -41,7 +41,7 @@ _TYPED_AS = {
     "pairs": "command", "metrics": "--metric", "fields.query": "--query-field", "fields.passages": "--passages-field",
     "fields.text": "--text-field", "fields.id": "--id-field", "fields.image": "--image-field",
     "images.max_tiles": "--max-input-tiles", "images.max_pixels": "--max-image-pixels",
-    "teacher.relevant_from": "--positive-from", "first.scorer": "--first", "first.keep": "--first-keep",
+    "teacher.relevant_from": "--relevant-from", "first.scorer": "--first", "first.keep": "--first-keep",
     "first.top": "--first-top",
     "taken_as": "--as", "request.engine_count": "--engines", "request.gpus": "--device cuda:",
     "selection.score": "score", "request.assume_cuda": "CUDA is assumed",

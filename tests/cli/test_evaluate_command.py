@@ -57,7 +57,7 @@ def test_a_good_reranker_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (measure,) = document["systems"][0]["measures"]
     assert measure["verdict"] == "ship"
     assert measure["sentence"].startswith("ship: ")
-    assert document["headline"][0].startswith("Ship it: new.jsonl ")
+    assert document["headline"][0].startswith("Ship it: on the whole new.jsonl puts good passages higher up")
     assert len(document["headline"]) == 3
 
 
@@ -65,7 +65,8 @@ def test_a_bad_one_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file, qrels = make(tmp_path, skill=-1.5)
     document = found(capsys, file, "--qrels", qrels)
     assert document["systems"][0]["measures"][0]["verdict"] == "don't ship"
-    assert document["headline"][0].startswith("Don't ship it: ")
+    assert document["headline"][0].startswith("Don't ship it: on the whole new.jsonl puts good passages further down")
+    assert f"is now {document['systems'][0]['measures'][0]['value']:.3f}" in document["headline"][1]
 
 
 def test_one_without_an_effect_stays_undecided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +163,8 @@ def test_orders_are_compared_without_judgements(tmp_path: Path, capsys: pytest.C
     other, _ = make(tmp_path, name="other.jsonl", seed=2)
     document = found(capsys, one, other)
     assert "systems" not in document
+    assert document["headline"][0].startswith("No verdict: without judgements")
+    assert "`--qrels`" in document["headline"][2]
     (both,) = (pair for pair in document["likeness"] if (pair["one"], pair["other"]) == (str(one), str(other)))
     first, second = orders(one), orders(other)
     taus = []

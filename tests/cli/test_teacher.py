@@ -135,6 +135,23 @@ def test_what_has_no_meaning_is_refused(
     assert said in capsys.readouterr().err
 
 
+def test_the_lowest_grade_of_a_positive_has_one_name_and_its_older_one(tmp_path: Path) -> None:
+    rows = [
+        {"query_id": "q", "query": "which way", "passages": [
+            {"id": f"p{n}", "text": f"a road {n}", "grade": n} for n in range(4)
+        ]}
+    ]  # fmt: skip
+    source = write_lines(tmp_path / "in.jsonl", rows)
+    options = ["--out-format", "flagembedding", "--positive-field", "grade", "--relative-margin", "0"]
+    found = []
+    for name in ("--relevant-from", "--positive-from"):
+        out = tmp_path / f"{name}.jsonl"
+        assert main(["rerank-file", source, "-o", str(out), "-q", *options, name, "3"]) == 0
+        found.append(read_lines(out))
+    assert found[0] == found[1]
+    assert all(row["pos"] == ["a road 3"] for row in found[0])
+
+
 def test_another_margin_is_another_run(tmp_path: Path) -> None:
     made(tmp_path, "triplet")
     options = ("--qrels", QRELS, "--out-format", "triplet")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.evaluation.blend import best_first
+from rerank_cli.evaluation.blend import order_by_score
 from rerank_cli.job.first_scorer import Asked
 
 Floats = npt.NDArray[np.float64]
@@ -111,13 +111,13 @@ def _deepest(first: Floats, second: Floats, top: int) -> int:
 
 def cheap_order(scores: Floats) -> list[int]:
     """Places in the order in which they are read: those without a score first, as nothing is known of them."""
-    order: list[int] = best_first(np.where(np.isfinite(scores), scores, math.inf)).tolist()
+    order: list[int] = order_by_score(np.where(np.isfinite(scores), scores, math.inf)).tolist()
     return order
 
 
 def first_n(scores: Floats, top: int) -> list[int]:
     """The places of the best scores, best first; equal ones in input order."""
-    order: list[int] = best_first(np.where(np.isfinite(scores), scores, -math.inf)).tolist()
+    order: list[int] = order_by_score(np.where(np.isfinite(scores), scores, -math.inf)).tolist()
     return [place for place in order if np.isfinite(scores[place])][:top]
 
 

@@ -18,12 +18,12 @@ _LISTS = 10
 def evaluation_page_of(document: Document, title: str | None = None) -> dict[str, Any]:
     """All that the template writes."""
     systems = document.get("systems", ())
-    head = document.get("headline") or ["How alike these orders are"]
+    head = document["headline"]
     names = [PurePath(path).name for path in document["inputs"]]
     return {
         "name": title or ", ".join(names[:1]) + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
         "verdict": head[0],
-        "flawed": not head[0].startswith("Ship") and bool(systems),
+        "flawed": not head[0].startswith("Ship"),
         "lines": head[1:],
         "about": list(_about(document)),
         "rows": [row for system in systems for row in _rows(system)],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rerank_cli.evaluation.blend import Blend, best_first, blended, parse_blend
+from rerank_cli.evaluation.blend import Blend, blended, order_by_score, parse_blend
 
 SCORES = np.array([[0.1, 3.0, 2.0, 2.0, -1.0]])
 
@@ -12,8 +12,8 @@ SCORES = np.array([[0.1, 3.0, 2.0, 2.0, -1.0]])
 def test_no_weight_is_the_model_and_all_weight_the_given_order() -> None:
     model = np.argsort(-SCORES, axis=1, kind="stable")
     for kind in ("rrf", "z"):
-        assert (best_first(SCORES, blend=Blend(kind, 0.0)) == model).all()
-        assert best_first(SCORES, blend=Blend(kind, 1.0)).tolist() == [[0, 1, 2, 3, 4]]
+        assert (order_by_score(SCORES, blend=Blend(kind, 0.0)) == model).all()
+        assert order_by_score(SCORES, blend=Blend(kind, 1.0)).tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_reciprocal_ranks_are_added() -> None:
@@ -31,15 +31,16 @@ def test_z_scores_are_scipys() -> None:
 
 @pytest.mark.parametrize("blend", [None, Blend("rrf", 0.5), Blend("z", 0.5)])
 def test_candidates_below_the_depth_keep_their_place(blend: Blend | None) -> None:
-    order = best_first(SCORES, depth=3, blend=blend)
+    order = order_by_score(SCORES, depth=3, blend=blend)
     assert order[0, 3:].tolist() == [3, 4]
-    assert (order[:, :3] == best_first(SCORES[:, :3], blend=blend)).all()
+    assert (order[:, :3] == order_by_score(SCORES[:, :3], blend=blend)).all()
 
 
 @pytest.mark.parametrize("blend", [Blend("rrf", 0.5), Blend("z", 0.5)])
 def test_a_shorter_list_beside_a_longer_one_is_blended_as_if_alone(blend: Blend) -> None:
     padded = np.array([[1.0, 2.0, 0.5, -np.inf, -np.inf], SCORES[0]])
-    assert best_first(padded, blend=blend)[0, :3].tolist() == best_first(padded[:1, :3], blend=blend)[0].tolist()
+    alone = order_by_score(padded[:1, :3], blend=blend)[0]
+    assert order_by_score(padded, blend=blend)[0, :3].tolist() == alone.tolist()
 
 
 @pytest.mark.parametrize("text", ["rrf", "rrf:2", "z:-1", "z:nan", "mean:0.5", "rrf:0.5x", "rrf:"])
