@@ -330,7 +330,8 @@ def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[s
         yield Orders(
             query, [names[index] for index in sorted(names)], [names[one.index] for one in item.ranking],
             # Scores of two scorers have no scale in common: those of the first are left out.
-            scores=[math.nan if one.scored_by == "first" else one.logit for one in item.ranking], text=item.source.query, texts=partial(_texts_of, item, names),
+            scores=[math.nan if one.scored_by == "first" else one.logit for one in item.ranking],
+            text=item.source.query, texts=partial(_texts_of, item, names),
         )  # fmt: skip
 
 
