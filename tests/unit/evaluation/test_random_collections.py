@@ -72,7 +72,7 @@ def values_of(qrels: Path, path: Path) -> dict[str, float]:
     return {one.query_id: one.value for one in ir_measures.iter_calc([ir_measures.nDCG @ 10], judged, run)}
 
 
-def tests_of(differences: Any) -> tuple[float, float]:
+def both_p_values(differences: Any) -> tuple[float, float]:
     """The p-values of both tests, by scipy."""
     if len(differences) < 2:
         return 1.0, 1.0
@@ -100,7 +100,7 @@ def test_the_verdict_agrees_with_both_tests(tmp_path: Path) -> None:
         for path in systems:
             after = values_of(qrels, path)
             changes.append(np.array([after[query] - before[query] for query in before]))
-        p_values = [max(tests_of(one)) for one in changes]
+        p_values = [max(both_p_values(one)) for one in changes]
         # Holm: the smallest p-value times the number of tests, the next times one less, none below the one before.
         order = np.argsort(p_values)
         corrected = np.empty(len(order))
