@@ -10,6 +10,7 @@ import typer
 from rerank_cli.cli.declare import declared_options
 from rerank_cli.errors import UsageError
 
+_BAD_ROWS = "bad rows are left out and told in OUT.errors.jsonl, always; `--max-errors` says how many may be"
 _ELSEWHERE = {
     "--batch-size": "`--token-budget N` is the size of a batch here, in tokens; pairs of like length are put together",
     "--input": "inputs have no option: `rerank-cli rerank-file IN... -o OUT`",
@@ -18,6 +19,9 @@ _ELSEWHERE = {
     "--api-key": "models run on this machine; nothing is sent anywhere",
     "--trust-remote-code": "code in a checkpoint is never run",
     "--shuffle": "rows keep the order of the input",
+    "--skip-errors": _BAD_ROWS,
+    "--ignore-errors": _BAD_ROWS,
+    "--continue-on-error": _BAD_ROWS,
 }
 """Options of other tools that have no counterpart of one word."""
 _NO_LISTS = "rows of `score` are pairs, each by itself, and no list has a head; `rerank-cli rerank-file` has it"
