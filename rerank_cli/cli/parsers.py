@@ -29,6 +29,7 @@ _TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MOST = 10**15
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_MOST_SECONDS = 10**9  # a timer of the system takes no 2^63
 
 
 def parse_duration(text: str) -> float:
@@ -36,7 +37,10 @@ def parse_duration(text: str) -> float:
     found = _DURATION.fullmatch(text)
     if found is None:
         raise ValueError("not a time", "for example 90, 5s, 500ms, 10m or 6h")
-    return float(found[1]) * _SECONDS[found[2]]
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    if seconds > _MOST_SECONDS:
+        raise ValueError("out of range", f"{_MOST_SECONDS}s, some 30 years, are the most")
+    return seconds
 
 
 def parse_size(text: str) -> int:
@@ -45,10 +49,10 @@ def parse_size(text: str) -> int:
     if found is None:
         raise ValueError("not a size", "for example 500MB, 10GB or 8GiB")
     unit = found[2].removesuffix("b").upper().replace("I", "i") + "B"  # B, KB and KiB of `b`, `k` and `kib`
-    size = int(float(found[1]) * UNITS[unit])
+    size = float(found[1]) * UNITS[unit]  # may be infinite
     if not LEAST_STORE <= size <= 2**60:
         raise ValueError("out of range", "1MB is the least")
-    return size
+    return int(size)
 
 
 def parse_count(text: str) -> int:

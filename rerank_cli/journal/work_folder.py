@@ -252,7 +252,7 @@ class Job:
         try:
             yield
         except Exception as error:
-            if not isinstance(error, RerankError) and not getattr(error, "errno", None):
+            if not isinstance(error, StoppedError) and not getattr(error, "errno", None):
                 check()  # other bytes may be why; what a disk says of itself is no reason to read all again
             raise
         check()

@@ -290,6 +290,15 @@ def test_a_text_that_a_tokenizer_cannot_take_is_one_bad_row(tmp_path: Path) -> N
     assert (bad["row"], bad["error"]["code"]) == (71, "tokenizer-failed")
 
 
+@pytest.mark.parametrize("flag", ["--deadline", "--lock-wait", "--checkpoint-every", "--store-limit"])
+def test_a_time_or_a_size_that_nothing_has_is_refused(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    for number in (2**63, 10**400):
+        assert score(source, "-o", tmp_path / "out.jsonl", flag, number) == 2
+        assert f"{flag}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flag", ["--top-n", "--limit", "--skip", "--max-line-bytes", "--max-tokens", "--token-budget"])
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**30])
 def test_a_number_that_no_run_can_mean_is_refused(

@@ -77,7 +77,9 @@ def test_bytes_that_were_overwritten_get_no_name(tmp_path: Path, name: str) -> N
         assert finish(again) == WHOLE
 
 
-@pytest.mark.parametrize("fails", [None, ValueError("no JSON"), OSError("Invalid flatbuffers message")])
+@pytest.mark.parametrize(
+    "fails", [None, ValueError("no JSON"), OSError("Invalid flatbuffers message"), OutputError("too long a string")]
+)
 @pytest.mark.parametrize("inside", [False, True])
 def test_bytes_that_were_overwritten_before_they_are_read_again_are_told(
     tmp_path: Path, fails: Exception | None, inside: bool
