@@ -59,7 +59,7 @@ class MeasuringTools:
             lengths or [row.max_tokens] * row.batch_size,
             device="cpu" if place.cpu else "cuda:0",
             precision=place.precision,
-            attention="runs" if place.cpu else "varlen",
+            attention=place.attention if place.cpu else "varlen",
             threads=place.cores,
         )
         document = {

@@ -3,7 +3,9 @@
 Kinds (a `Plan` names one):
 
 * `runs`: scaled dot product attention of torch, one call for each run of pairs of equal length. Exact, runs anywhere.
-  On a CPU this is torch's flash kernel, but for bfloat16 (`product_attention.py`); no mask is built.
+  On a CPU this is torch's flash kernel; no mask is built.
+* `products`: the same for bfloat16 on a CPU by matrix products (`product_attention.py`), where those are faster
+  (`planning/cpu_kernels.py`). What they do not take, long pairs and other dtypes, goes by runs.
 * `varlen`: the kernel of `torch.nn.attention.varlen`, one launch for the whole batch. CUDA, compute capability 8.0 and
   up, fp16 or bf16.
 
@@ -49,10 +51,11 @@ def attend(
     if kind == "varlen":
         return _varlen(q, k, v, batch, (-1, 0) if causal else (-1, -1) if window is None else (window, window))
     heads, size = q.shape[1:]
-    out = q.new_zeros(q.shape[0], heads * size)
+    out = q.new_empty(q.shape[0], heads * size)
+    out[batch.tokens :] = 0
     by_head = out.unflatten(1, (heads, size))
     runs: Sequence[Run] = batch.runs
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and not causal:
+    if kind == "products" and q.dtype == torch.bfloat16 and not causal:
         reach = LONGEST if window is None else min(LONGEST, window + 1)
         runs = _after_products(q, k, v, batch, by_head, reach=reach, scale=size**-0.5 * math.log2(math.e))
     for run in runs:
@@ -97,15 +100,15 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tens
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
 
 
-def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor) -> Tensor:
+def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor, *, kind: str) -> Tensor:
     """Attention of every token over its own pair, as softmax of powers of 2, for the int8 layers of a CPU.
 
-    q, k, v: [T, heads, head_dim], may be views; the scale and log2(e) are in q already. Returns `out`, float32
-    [T, heads * head_dim], whose filler rows stay as they are.
+    q, k, v: [T, heads, head_dim], may be views; the scale and log2(e) are in q already. kind: `runs` or `products`.
+    Returns `out`, float32 [T, heads * head_dim], whose filler rows stay as they are.
     """
     by_head = out.unflatten(1, q.shape[1:])
     runs: Sequence[Run] = batch.runs
-    if q.dtype == torch.bfloat16:
+    if kind == "products" and q.dtype == torch.bfloat16:
         runs = _after_products(q, k, v, batch, by_head, reach=LONGEST, scale=1.0)
     for run in runs:
         run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
@@ -181,7 +184,7 @@ def _varlen_kernel(
 
 def attention_kind(asked: str, head_size: int) -> str:
     """`asked`, or `runs` where the varlen kernel does not take heads of this size."""
-    return asked if takes_varlen(head_size) else "runs"
+    return "runs" if asked == "varlen" and not takes_varlen(head_size) else asked
 
 
 def varlen_runs(device: torch.device, dtype: torch.dtype) -> bool:

@@ -115,12 +115,13 @@ class Int8Encoder(EncoderCrossEncoder):
             raise ModelError(f"--precision int8: {why}", hint="`--precision fp32` runs anywhere")
         if refusal := int8_refusal(checkpoint.architecture, checkpoint.text("hidden_act", "gelu")):
             raise ModelError(f"--precision int8: {refusal}")
-        super().__init__(checkpoint, device=device, dtype=torch.float32, attention="runs")
+        super().__init__(checkpoint, device=device, dtype=torch.float32, attention=attention)
         self._checkpoint = checkpoint
         self._narrow = torch.bfloat16 if multiplies_bf16() else torch.float32
         self._layers: list[_Int8Layer] = []
         self.calibrated = False
-        self.kernels = f"linear layers: {Int8Linear.kernel}; attention: {str(self._narrow).removeprefix('torch.')}"
+        narrow = str(self._narrow).removeprefix("torch.")
+        self.kernels = f"linear layers: {Int8Linear.kernel}; attention: {self._attention}, {narrow}"
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """See `RerankModel`."""
@@ -143,7 +144,7 @@ class Int8Encoder(EncoderCrossEncoder):
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         inputs = self._steps(torch.mul(x, layer.input_factors, out=room))
         q, k, v = layer.qkv(inputs).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
-        return self._steps(attend_by_powers(q, k, v, batch, room))
+        return self._steps(attend_by_powers(q, k, v, batch, room, kind=self._attention))
 
     def _steps(self, x: Tensor) -> Tensor:
         return steps(x)

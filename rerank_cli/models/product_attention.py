@@ -1,7 +1,8 @@
 """Attention by matrix products, for bfloat16 on a CPU: two batched products and one exponential.
 
-torch's flash kernel multiplies bfloat16 on a CPU no faster than float32 (50 GFLOP/s a core on Zen 4, torch 2.13); the
-products of oneDNN reach 200. What is needed to get there:
+Without tiles (AMX) torch's flash kernel multiplies bfloat16 on a CPU no faster than float32 (50 GFLOP/s a core on
+Zen 4, torch 2.13); the products of oneDNN reach 200. With them it is the faster one, and this is not used
+(`planning/cpu_kernels.py`). What is needed to get there:
 
 * Contiguous heads. Queries, keys and values are copied into blocks [pairs, heads, length, head_dim]; the copies cost
   less than products of views do.

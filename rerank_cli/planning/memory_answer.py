@@ -21,6 +21,7 @@ from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.gpu_names import speed_of
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest
+from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
@@ -145,7 +146,9 @@ def _where(request: MemoryRequest, tools: MemoryTools) -> tuple[Placement, int |
         capacity = request.capacity
         if capacity is None and request.room:
             capacity = detect_cpu().memory_available_bytes
-        return Placement(cpu=True, precision=precision, cores=usable_cores(), engines=request.engines), capacity
+        attention = cpu_attention(detect_cpu(), precision)
+        place = Placement(True, precision, cores=usable_cores(), engines=request.engines, attention=attention)
+        return place, capacity
     gpu = describe_machine([request.gpu]).gpus[0] if request.gpu else None
     if gpu is None and request.room and request.capacity is None:
         gpu = _first_gpu()

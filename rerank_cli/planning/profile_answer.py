@@ -29,6 +29,7 @@ from rerank_cli.machine.cuda_visible import apply_visibility
 from rerank_cli.machine.detect import Machine, torch_warnings
 from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
 from rerank_cli.planning.choices import ProfileRequest
+from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.profiles import (
     GpuFacts,
@@ -113,10 +114,13 @@ def plan_machine(
         return replace(answer, rejected=error.rejected, warnings=warnings, error=error)
     except RerankError as error:
         return replace(answer, error=error)
+    plan = decision.plan
+    if plan.kind == "cpu":
+        plan = replace(plan, attention=cpu_attention(machine.cpu, plan.precision))
     return replace(
         answer,
-        plan=decision.plan,
-        device=_device(decision.plan, cuda_index),
+        plan=plan,
+        device=_device(plan, cuda_index),
         reasons=(*reasons, *decision.reasons),
         rejected=decision.rejected,
         warnings=_once((*known, *decision.warnings)),

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.errors import DoesNotFitError, ModelError
+from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import KnownModel
@@ -70,11 +71,11 @@ def plan_model(
     request: ProfileRequest, known: KnownModel, machine: Machine, *, notes: Iterable[str] = ()
 ) -> MachinePlan:
     """The plan for `request`, of which the memory model says that it fits. notes: reasons known before."""
-    need, unchecked = _memory_need(known, cores=machine.cpu.cores)
+    need, unchecked = _memory_need(known, machine.cpu)
     return plan_machine(request, known, machine, need=need, notes=(*notes, *unchecked))
 
 
-def _memory_need(known: KnownModel, *, cores: int) -> tuple[MemoryNeed | None, tuple[str, ...]]:
+def _memory_need(known: KnownModel, cpu: Cpu) -> tuple[MemoryNeed | None, tuple[str, ...]]:
     """The memory model of a model, or why there is none."""
     facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
     try:
@@ -83,7 +84,7 @@ def _memory_need(known: KnownModel, *, cores: int) -> tuple[MemoryNeed | None, t
         return None, (f"memory is not checked: {error.message}",)
     if model is None:
         return None, (f"memory is not checked: only a checkpoint would tell the shape of {known.name}",)
-    return need_for(model, cores=cores), ()
+    return need_for(model, cpu=cpu), ()
 
 
 def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
@@ -151,7 +152,7 @@ def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int
         return 1, planned.needed_bytes
     free = machine.cpu.memory_available_bytes
     for lanes in range(min(threads, MOST_LANES), 1, -1):
-        need = need_for(model, cores=machine.cpu.cores, lanes=lanes)
+        need = need_for(model, cpu=machine.cpu, lanes=lanes)
         needed = need(
             None,
             precision=planned.precision,

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.machine.cpu import Cpu
+from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.memory.constants import DeviceConstants, cublas_workspace_bytes, device_constants
 from rerank_cli.planning.memory.peak import (
     AHEAD,
@@ -88,7 +90,7 @@ class Placement:
     """Where and how a model runs.
 
     cores: threads of a CPU. A capability of None is taken for a recent GPU. lanes: batches that an engine computes side
-    by side.
+    by side. attention: of a CPU (`planning/cpu_kernels.py`).
     """
 
     cpu: bool = False
@@ -98,6 +100,7 @@ class Placement:
     cores: int = 1
     engines: int = 1
     lanes: int = 1
+    attention: str = "runs"
 
     def execution(self, shape: ModelShape) -> Execution:
         """How the forward runs there, as `models/__init__.py` and `models/attention.py` decide it."""
@@ -107,11 +110,12 @@ class Placement:
             flash = not old and element != _FLOAT
             return Execution(element=element, repeats_heads=not flash, varlen=flash and takes_varlen(shape.head_size))
         llama = shape.family in ("llama", "vl")
+        products = self.attention == "products"
         if self.precision == "int8":
-            return Execution(element=_FLOAT, fused=True, products=True, threads=self.cores)
+            return Execution(element=_FLOAT, fused=True, products=products, threads=self.cores)
         # oneDNN's layers take float32 anywhere and bfloat16 where a CPU has it; Llama's take float32 alone.
         fused = self.precision == "fp32" or (self.precision == "bf16" and not llama)
-        return Execution(element=element, fused=fused, products=self.precision == "bf16", threads=self.cores)
+        return Execution(element=element, fused=fused, products=products, threads=self.cores)
 
     def fp8(self, weights: Weights) -> bool:
         """The products are in FP8 there, as `models/llama.py` and `models/linear.py` decide it."""
@@ -205,11 +209,11 @@ def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int)
     return kept + max(beside, tower_peak(shape.vision, tiles, how)) - beside
 
 
-def need_for(model: MemoryModel, *, cores: int = 1, lanes: int = 1) -> Callable[..., int]:
+def need_for(model: MemoryModel, *, cpu: Cpu | None = None, lanes: int = 1) -> Callable[..., int]:
     """The memory model as `profiles.select_profile` asks it; satisfies `profiles.MemoryNeed`.
 
     A batch of a token budget is taken at its hungriest: pairs of every length, and for a model with vision images in
-    all of its tokens, or as many as the tower sees before the batches of a part. cores: threads of the CPU.
+    all of its tokens, or as many as the tower sees before the batches of a part. cpu: of the machine.
     lanes: of each engine.
     """
 
@@ -219,9 +223,10 @@ def need_for(model: MemoryModel, *, cores: int = 1, lanes: int = 1) -> Callable[
             precision=precision,
             sku=gpu.sku if gpu else None,
             capability=gpu.compute_capability if gpu else None,
-            cores=cores,
+            cores=cpu.cores if cpu else 1,
             engines=engines,
             lanes=lanes,
+            attention=cpu_attention(cpu, precision) if cpu else "runs",
         )
         vision = model.shape.vision
         tiles = 0

@@ -78,14 +78,15 @@ def test_any_mix_of_lengths_and_any_window(lengths, window):
 
 @pytest.mark.parametrize("lengths", MIXES, ids=str)
 @pytest.mark.parametrize("spread", [1.0, 4.0, 60.0], ids=["small", "large", "over-the-range-of-exp"])
-def test_bf16_is_as_near_as_its_8_bits_allow(lengths, spread):
+@pytest.mark.parametrize("kind", ["runs", "products"])
+def test_bf16_is_as_near_as_its_8_bits_allow(lengths, spread, kind):
     batch = batch_of(lengths)
     q, k, v = (x.to(torch.bfloat16) for x in random_qkv(batch))
     q = q * spread
     n = batch.tokens
     expected = dense(q, k, v, batch)
     flash = attend(q.float(), k.float(), v.float(), batch, kind="runs")[:n].bfloat16().double()
-    out = attend(q, k, v, batch, kind="runs")[:n].double()
+    out = attend(q, k, v, batch, kind=kind)[:n].double()
     assert torch.isfinite(out).all()
     assert (out - expected).abs().mean() <= 0.02 + 2 * (flash - expected).abs().mean()
     first = attend_first(q[batch.starts], k, v, batch)[: len(lengths)].double()
@@ -133,14 +134,16 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.float32, "runs"), (torch.bfloat16, "runs"), (torch.bfloat16, "products")]
+)
 @pytest.mark.parametrize("window", [None, 16])
-def test_no_tensor_grows_with_the_square_of_a_long_pair(window, dtype):
+def test_no_tensor_grows_with_the_square_of_a_long_pair(window, dtype, kind):
     length = 4096
     batch = batch_of([length])
     q, k, v = (x.to(dtype) for x in random_qkv(batch, heads=1))
     with LargestTensor() as largest:
-        attend(q, k, v, batch, kind="runs", window=window)
+        attend(q, k, v, batch, kind=kind, window=window)
     assert 0 < largest.elements <= length * 32  # a square mask would be 4,096 times the length
 
 
@@ -158,6 +161,7 @@ def test_the_varlen_kernel_is_for_half_precision_on_cuda_alone(device, dtype):
 def test_heads_that_the_varlen_kernel_does_not_take_run_by_runs(head_size, kind):
     assert attention_kind("varlen", head_size) == kind
     assert attention_kind("runs", head_size) == "runs"
+    assert attention_kind("products", head_size) == "products"
 
 
 @pytest.mark.parametrize("lengths", [*MIXES[:-1], [17] * 9, [130, 129, 128, 100, 97, 96, 33, 33, 32, 31, 1]], ids=str)

@@ -110,15 +110,16 @@ def test_large_units_are_apart_and_every_unit_is_in_one_part():
     assert [len(part) for part in split_units(torch.ones(40))] == [40]
 
 
+@pytest.mark.parametrize("kind", ["runs", "products"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_by_powers_of_two_is_attention(dtype):
+def test_attention_by_powers_of_two_is_attention(dtype, kind):
     batch = pack(pairs(9), device=CPU)
     rows = len(batch.input_ids)
     q, k, v = (random(rows, 2, 16, seed=seed) for seed in range(3))
     expected = attend(q, k, v, batch, kind="runs")
     scaled = q * (math.log2(math.e) * 16**-0.5)
     room = torch.zeros(rows, 32)
-    found = attend_by_powers(scaled.to(dtype), k.to(dtype), v.to(dtype), batch, room)
+    found = attend_by_powers(scaled.to(dtype), k.to(dtype), v.to(dtype), batch, room, kind=kind)
     assert found is room
     n = batch.tokens
     assert torch.allclose(found[:n], expected[:n], atol=1e-5 if dtype == torch.float32 else 0.04)
@@ -130,7 +131,10 @@ def test_scores_too_large_for_a_power_of_two_are_computed_with_the_maximum_subtr
     q, k, v = (random(len(batch.input_ids), 2, 16, seed=seed) for seed in range(3))
     expected = attend(q * 100, k, v, batch, kind="runs")
     found = attend_by_powers(
-        *(x.bfloat16() for x in (q * 100 * math.log2(math.e) * 16**-0.5, k, v)), batch, torch.zeros(len(q), 32)
+        *(x.bfloat16() for x in (q * 100 * math.log2(math.e) * 16**-0.5, k, v)),
+        batch,
+        torch.zeros(len(q), 32),
+        kind="products",
     )
     assert found.isfinite().all()
     assert (found - expected)[: batch.tokens].abs().mean() < 0.1

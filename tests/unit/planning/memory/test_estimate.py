@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
+from rerank_cli.machine.cpu import Cpu
 from rerank_cli.planning.memory import (
     BatchSize,
     Estimate,
@@ -85,6 +86,7 @@ def test_the_estimate_never_falls_when_batch_length_images_or_engines_grow(
     max_tokens=st.integers(8, 8192),
     budget=st.integers(1, 65536),
     more=st.tuples(st.integers(0, 1000), st.integers(0, 5000), st.integers(0, 3)),
+    flags=st.sampled_from([frozenset(), frozenset({"avx512_bf16"}), frozenset({"avx512_bf16", "amx_tile"})]),
 )
 def test_what_a_profile_needs_never_falls(
     model: MemoryModel,
@@ -93,8 +95,9 @@ def test_what_a_profile_needs_never_falls(
     max_tokens: int,
     budget: int,
     more: tuple[int, int, int],
+    flags: frozenset[str],
 ) -> None:
-    need = need_for(model, cores=4)
+    need = need_for(model, cpu=Cpu("a CPU", cores=4, flags=flags))
     least = need(gpu, precision=precision, max_tokens=max_tokens, token_budget=budget, engines=1)
     grown = need(
         gpu, precision=precision, max_tokens=max_tokens + more[0], token_budget=budget + more[1], engines=1 + more[2]
