@@ -224,6 +224,8 @@ def test_it_prints_on_white_paper(chromium: Any, report: Path) -> None:
     printed = chromium.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     data = base64.b64decode(printed["data"])
     assert data.startswith(b"%PDF-")
-    assert 1 <= data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") <= 8
+    assert (
+        1 <= data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") <= 10
+    )  # two of them are the queries that changed most
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert _colours(chromium) == ([255, 255, 255], [0, 0, 0])
