@@ -261,7 +261,7 @@ def test_what_an_earlier_run_added_is_replaced() -> None:
 
 def test_fields_of_the_users_own_stay_although_a_score_may_have_their_name() -> None:
     row = {"query": "q", "passages": [{"text": "a", "tokens": 12, "prob": 0.4}]}
-    assert back(ListShape(NO_NAMES), row, 1.0)["passages"][0] == {"text": "a", "tokens": 12, "prob": 0.4} | {
+    assert back(ListShape(NO_NAMES), row, 1.0)["passages"][0] == {"text": "a", "input_tokens": 12, "prob": 0.4} | {
         "rank": 1,
         "logit": 1.0,
         "index": 0,
