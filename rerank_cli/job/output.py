@@ -46,7 +46,7 @@ from rerank_cli.journal import (
 )
 from rerank_cli.records import RowError
 from rerank_cli.report.page import render_report
-from rerank_cli.storage import is_url, path_of
+from rerank_cli.storage import UrlPath, is_url, path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -199,7 +199,7 @@ class FileDestination:
         self._has_errors = False
         if self._out.is_dir():
             raise OutputError(f"{self._out}: is a folder", hint="name a file in it")
-        if self._out.exists() and not self._out.is_file():
+        if not isinstance(self._out, UrlPath) and self._out.exists() and not self._out.is_file():
             raise OutputError(f"{self._out}: is no regular file", hint="`--output -` writes to stdout")
         if not Job.is_begun(names.output):
             self.refuse_existing()
@@ -343,9 +343,9 @@ class FileDestination:
         is_table = isinstance(self.sink, (ParquetSink, SeparatedSink))
         return data if is_table or not data else compressed(data, self._names.output)
 
-    def refuse_existing(self) -> None:
-        """Raise `OutputError` if an output is there and may not be replaced."""
-        self._paths.refuse_existing(self._job.is_mine)
+    def refuse_existing(self, *, anew: bool = False) -> None:
+        """Raise `OutputError` if an output is there and may not be replaced. anew: objects are asked for once more."""
+        self._paths.refuse_existing(self._job.is_mine, anew=anew)
 
     def was_done(self) -> None:
         """Another run has finished this one's work, which goes."""

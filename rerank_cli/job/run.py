@@ -30,7 +30,7 @@ from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.prepare import Prepared, find_first, find_known, prepare_inputs
 from rerank_cli.job.progress import Progress
 from rerank_cli.job.resume import Resume, say_stopped
-from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
+from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, model_place, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scorers import OneModel, OpensEngine, open_scorers
@@ -108,8 +108,9 @@ def run_job(
             read |= {f"first {name}": path for name, path in model_files(first.checkpoint).items()}
         watch.only(read)
         paths = RunPaths(
-            names, read, folders=folders_of(inputs), model=known.checkpoint.path, overwrite=options.overwrite
-        )
+            names, read, folders=folders_of(inputs), model=model_place(options, known.checkpoint),
+            overwrite=options.overwrite,
+        )  # fmt: skip
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = None
         if may_continue and not options.restart:
@@ -158,7 +159,7 @@ def run_job(
                 if asked and (done := finished_report(names, asked)):
                     destination.was_done()
                     return _done_before(done, options, paths, files)
-                destination.refuse_existing()
+                destination.refuse_existing(anew=True)
             return _score_all(
                 options, prepared, destination, fingerprint=fingerprint, members=members, evaluator=evaluator,
                 watcher=watcher, stop=stop, open_engine=open_engine,

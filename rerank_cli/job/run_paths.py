@@ -64,6 +64,13 @@ def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
     return {f"model file `{name}`": path for name, path in checkpoint.files.items()}
 
 
+def model_place(options: JobOptions, checkpoint: Checkpoint) -> Path:
+    """The folder of a model, or the URL that it was fetched from."""
+    if options.model is not None and is_url(options.model):
+        return UrlPath(options.model.rstrip("/"))
+    return checkpoint.path
+
+
 def files_of_folder(model: str | None) -> dict[str, Path]:
     """The files of a model that is a folder, before any of them is read; none for the others."""
     if model is None or is_url(model) or not (folder := Path(model).expanduser()).is_dir():
@@ -79,8 +86,8 @@ def folders_of(inputs: Sequence[Input]) -> set[str]:
 class RunPaths:
     """The paths of one run. names: what it writes; read: what it reads, by what each is called.
 
-    model: the folder of the checkpoint. overwrite: what is there may be replaced. Raises `UsageError` or `OutputError`
-    for what is refused.
+    model: the folder of the checkpoint, or its URL. overwrite: what is there may be replaced. Raises `UsageError` or
+    `OutputError` for what is refused. Of an object it is asked once whether it is there.
     """
 
     def __init__(
@@ -97,6 +104,7 @@ class RunPaths:
         self._work = None if names.output == STDOUT else Job.folder_of(names.output)
         self._read = {_identity(path): f"{name}, {path}" for name, path in read.items()}
         self._read |= dict.fromkeys(_identity_of_stream(sys.stdin), "standard input")
+        self._there: dict[Path, os.stat_result | None] = {}
         for kind, path in reversed(names.files.items()):
             self._refuse_unwritable(kind, path)
             self._refuse_read(kind, path, model)
@@ -107,15 +115,21 @@ class RunPaths:
             for identity in _identity_of_stream(sys.stdout):
                 if what := self._read.get(identity):
                     raise UsageError(f"--output -: standard output is appended to a file that is read ({what})")
-        self._there = {path: _lstat(path) for path in names.files.values()}
+        self._there |= {path: _lstat(path) for path in names.files.values() if path not in self._there}
         self._leftovers = self._find_leftovers()
         self.pipes: dict[Path, int] = {}
         """Descriptors of the pipes and devices that are written to, while `open_pipes` is entered."""
 
-    def refuse_existing(self, is_mine: Callable[[Path], bool] = lambda _: False) -> None:
-        """`OutputError` if a file is there and may not be replaced. is_mine: whether the same job has put it there."""
+    def refuse_existing(self, is_mine: Callable[[Path], bool] = lambda _: False, *, anew: bool = False) -> None:
+        """`OutputError` if a file is there and may not be replaced.
+
+        is_mine: whether the same job has put it there. anew: objects are asked for once more.
+        """
         for path in self._names.files.values():
-            there = _is_there(path) and not is_special(path)
+            if isinstance(path, UrlPath) and not anew:
+                there = self._there[path] is not None
+            else:
+                there = _is_there(path) and not is_special(path)
             if there and not self._overwrite and path not in self._leftovers and not is_mine(path):
                 raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
 
@@ -125,7 +139,9 @@ class RunPaths:
         The command that a user has put right would be refused for it, though `--overwrite` guards outputs.
         """
         errors = self._names.files.get("errors")
-        if errors is None or self._names.errors is not None or _is_there(self._names.files["output"]):
+        if errors is None or self._names.errors is not None or self._there[self._names.files["output"]] is not None:
+            return set()
+        if self._there[errors] is None:
             return set()
         return {errors} if _is_errors_file(errors) else set()
 
@@ -153,7 +169,7 @@ class RunPaths:
     def _refuse_unwritable(self, kind: str, path: Path) -> None:
         folder = path.parent
         if isinstance(path, UrlPath):
-            _refuse_unwritable_url(path)
+            self._there[path] = _refuse_unwritable_url(path)
             return
         if not folder.is_dir():
             raise OutputError(
@@ -176,7 +192,7 @@ class RunPaths:
             raise UsageError(f"{path}: would replace {replaced}", hint="write to another file")
         if model is not None and _is_of_model(path, model):
             raise UsageError(f"{path}: would replace a file of the model in {model}", hint="write to another file")
-        if _is_image(path):
+        if self._there.get(path, ...) is not None and _is_image(path):
             raise UsageError(f"{path}: is an image ({_OPTIONS[kind]})", hint="write to another file")
 
     def _refuse_inside(self, folders: Iterable[str]) -> None:
@@ -220,7 +236,8 @@ def _is_there(path: Path) -> bool:
     return path.exists() if isinstance(path, UrlPath) else os.path.lexists(path)
 
 
-def _refuse_unwritable_url(path: UrlPath) -> None:
+def _refuse_unwritable_url(path: UrlPath) -> os.stat_result | None:
+    """`OutputError` if it cannot be an object; else what is there."""
     if path.url.scheme == "hf":
         raise OutputError(
             f"{path}: cannot be written: data sets of the Hub are read here, and not written",
@@ -229,7 +246,7 @@ def _refuse_unwritable_url(path: UrlPath) -> None:
     if not path.url.key or path.url.key.endswith("/"):
         raise OutputError(f"{path}: cannot be written: it names no object", hint=f"for example {path / 'out.jsonl'}")
     with naming(path):
-        _lstat(path)
+        return _lstat(path)
 
 
 def _is_errors_file(path: Path) -> bool:
@@ -265,6 +282,8 @@ def _identity_of_stream(stream: object) -> Iterable[Identity]:
 
 def _is_of_model(path: Path, model: Path) -> bool:
     """Whether a name lies in a model's folder, and is there already or is one that models have."""
+    if isinstance(path, UrlPath) != isinstance(model, UrlPath):
+        return False
     if _identity(path.parent) != _identity(model):
         return path.is_file() and path.resolve().is_relative_to(model.resolve())
     return path.is_file() or path.name in _MODEL_FILES or path.name.endswith((".safetensors", ".index.json"))

@@ -72,8 +72,8 @@ def place_file(
 
 
 def is_special(path: Path) -> bool:
-    """Whether `path` is there and no regular file: a pipe or a device."""
-    return path.exists() and not path.is_file()
+    """Whether `path` is there and no regular file: a pipe or a device. An object is none, and is not asked for."""
+    return not isinstance(path, UrlPath) and path.exists() and not path.is_file()
 
 
 def feed(

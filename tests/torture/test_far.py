@@ -1,5 +1,8 @@
 """Runs whose output is an object: killed at any call of a store that fails, on machines that do not come back.
 
+The long form can be run in pieces: of RERANK_KILLS kills, or as many as there are in RERANK_SECONDS; RERANK_SEED draws
+others.
+
 What must hold after the run that is done in the end: the bytes of an undisturbed one, no partial object at any time, no
 upload that nobody completed, nothing beside the outputs.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +25,16 @@ from tests.torture.runs import Asked, Runs
 
 SHARE = 0.05
 KILLS = int(os.environ.get("RERANK_KILLS", "1000")) if LONG else 4
-PAIRS_OF_STARTS = 100 if LONG else 2
+SECONDS = float(os.environ.get("RERANK_SECONDS", "inf"))
+SEED = int(os.environ.get("RERANK_SEED", "0"))
+PAIRS_OF_STARTS = int(os.environ.get("RERANK_STARTS", "100")) if LONG else 2
+AGAIN = 0.7 if LONG else 0.3  # how often a run that goes on after a kill is killed too
 LEASE = 1.0
 
 
 @pytest.fixture
 def proxy(bucket: Bucket) -> Iterator[FaultProxy]:
-    with fault_proxy(bucket.endpoint, seed=7) as made:
+    with fault_proxy(bucket.endpoint, seed=7 + SEED) as made:
         yield made
 
 
@@ -64,16 +71,17 @@ def test_a_run_killed_at_any_call_is_finished_by_the_next_one(
     most, wanted = calls
     assert sorted(wanted) == ["out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.report.json"]
     proxy.share = SHARE
-    chance = random.Random(3)
+    chance = random.Random(3 + SEED)
     killed = 0
     number = 0
-    while killed < KILLS:
+    until = time.monotonic() + SECONDS
+    while killed < KILLS and time.monotonic() < until:
         number += 1
         folder = str(number)
         end = None
         for attempt in range(1000):
             here = tmp_path / ("same" if chance.random() < 0.8 else f"{number}-{attempt}")
-            at = chance.randint(1, most) if attempt == 0 or chance.random() < 0.3 else 0
+            at = chance.randint(1, most) if attempt == 0 or chance.random() < AGAIN else 0
             asked = asked_of(
                 bucket, proxy.endpoint, pairs, f"{folder}/out.jsonl", here,
                 kill_at=at, killed=chance.choice(["before", "after"]),
