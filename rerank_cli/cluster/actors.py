@@ -34,6 +34,7 @@ from rerank_cli.job.run import Watcher
 from rerank_cli.job.stop import Stop
 from rerank_cli.machine.cpu import usable_cores
 from rerank_cli.records import Counts
+from rerank_cli.storage import is_url
 
 _CPUS_PER_ENGINE = 4  # of an engine without a GPU
 _TRIES = 5  # actors that a part may lose: pairs that end their process are found before (`engine.pool`)
@@ -165,14 +166,15 @@ def _absolute(options: JobOptions) -> JobOptions:
     """`options` for a process in another folder."""
 
     def whole(path: str | None) -> str | None:
-        return None if path is None else str(Path(path).expanduser().absolute())
+        return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
 
-    is_folder = options.model is not None and Path(options.model).expanduser().is_dir()
+    is_folder = options.model is not None and not is_url(options.model) and Path(options.model).expanduser().is_dir()
     return replace(
         options,
         model=whole(options.model) if is_folder else options.model,
         profiles_file=whole(options.profiles_file),
         store=whole(options.store),
+        qrels=whole(options.qrels),
         texts=replace(options.texts, queries=whole(options.texts.queries), corpus=whole(options.texts.corpus)),
         fields=replace(options.fields, image_root=whole(options.fields.image_root)),
     )
@@ -227,6 +229,7 @@ class Actors:
                 working[self._begin(actor, task)] = (actor, task)
             ready, _ = self._ray.wait(list(working), timeout=_WAIT_SECONDS)
             self._stop.check()
+            self._folder.check()
             for reference in ready:
                 actor, task = working.pop(reference)
                 done = self._result(reference)
@@ -256,7 +259,8 @@ class Actors:
 
     def _placed(self, count: int) -> list[_Actor]:
         self._handles += (handles := [self._class.remote() for _ in range(count)])
-        paths = [str(self._folder.path), *{str(Path(path).absolute()) for path in self._options.inputs}]
+        shared = (str(self._folder.path), *self._options.inputs)
+        paths = [str(Path(path).absolute()) for path in dict.fromkeys(shared) if not is_url(path)]
         asked = [handle.place.remote(paths) for handle in handles]
         began, said = time.monotonic(), False
         while len(self._ray.wait(asked, num_returns=count, timeout=_WAIT_SECONDS)[0]) < count:
@@ -281,7 +285,7 @@ class Actors:
             if place.missing:
                 raise InputError(
                     f"{place.missing[0]}: is not there on {place.host}",
-                    hint="inputs and output lie on a file system that all machines share",
+                    hint="inputs and output lie on a file system that all machines share, or in an object store",
                 )
         return [_Actor(handle, place, ()) for handle, place in zip(handles, places, strict=True)]
 
@@ -303,8 +307,10 @@ class Actors:
         options = replace(
             self._options,
             inputs=(task.input,),
-            names=self._folder.names(task, self._options.names.out_format),
+            names=self._folder.names(task, self._options.names.out_format, judged=self._options.qrels is not None),
             shard=shard,
+            limit=task.limit,
+            lock_wait=self._folder.lock_wait,
             request=replace(self._options.request, engine_count=1),
             error_limit=ErrorLimit(all=True),  # of all parts together: `_finish`
             overwrite=False,

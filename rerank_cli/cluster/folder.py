@@ -2,9 +2,12 @@
 
     OUT/NAME.jsonl               the part NAME, complete: it gets this name by one rename
     OUT/NAME.jsonl.job           a part that somebody works on, or that a run has left
-    OUT/_rerank/NAME.report.json, NAME.errors.jsonl
+    OUT/_rerank/NAME.report.json, NAME.errors.jsonl; with `--qrels` also NAME.per-query.jsonl
     OUT/_rerank/tasks.json       which parts there are, and of what run: written first
     OUT/_manifest.json           all parts with their sha256, and the counts: written last
+
+At a URL it is the same. The lock lies in `OUT.job/` beside it then, as that of any run whose output is an object, and
+each part has its log beside itself; a file gets its name by one put.
 
 A folder with a manifest is finished and nothing is ever added to it. One without a manifest is not to be read yet, and
 the same command goes on in it. One that holds anything else is refused.
@@ -23,10 +26,26 @@ from rerank_cli.cluster.tasks import Task
 from rerank_cli.errors import JobChangedError, OutputError
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.job.options import Names
-from rerank_cli.journal import Files, Fingerprint, naming, place_file, remove_file, same_output, write_whole
+from rerank_cli.journal import (
+    Files,
+    Fingerprint,
+    naming,
+    place_file,
+    remove_file,
+    same_output,
+    store_log,
+    write_file,
+    write_whole,
+)
 from rerank_cli.journal.lock import Lock, take_lock
+from rerank_cli.journal.store_log import StoreLog
+from rerank_cli.storage import UrlPath, is_url
+from rerank_cli.storage.copies import work_folder_of
+from rerank_cli.storage.opened import open_store
 
 _SCHEMA = "rerank-cli/tasks/1"
+_VALUES = ".per-query.jsonl"
+_LEASES = 1.5  # after one, the lock of a machine that is gone can be taken
 _AGAIN = "`--restart --overwrite` does it all again"
 
 
@@ -34,13 +53,17 @@ class OutputFolder:
     """The folder `path` of one run; a context manager that keeps other processes out."""
 
     def __init__(self, path: str, *, lock_wait: float = 0.0) -> None:
-        self.path = Path(path).absolute()
+        self.path: Path = UrlPath(path.rstrip("/")) if is_url(path) else Path(path).absolute()
         self._beside = self.path / "_rerank"
         self._lock_wait = lock_wait
         self._files = Files()
         self._lock: Lock
+        self._log = StoreLog(self.path) if isinstance(self.path, UrlPath) else None
 
     def __enter__(self) -> OutputFolder:
+        if isinstance(self.path, UrlPath):
+            self._enter_url(self.path)
+            return self
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path}: is no folder", hint="a cluster writes a folder of files")
         with naming(self.path):
@@ -51,12 +74,50 @@ class OutputFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        try:
+            if self._log:
+                self._log.remove()
+        finally:
+            self._lock.release()
 
-    def names(self, task: Task, out_format: str) -> Names:
-        """What the files of a part are called."""
+    def check(self, *, ask: bool = False) -> None:
+        """`LockedError` where the folder at a URL is another process's by now. ask: the store is asked."""
+        if self._log:
+            self._log.ask() if ask else self._log.check()
+
+    def _enter_url(self, path: UrlPath) -> None:
+        """The lock of this machine, and then that of all."""
+        if path.url.scheme == "hf":
+            raise OutputError(f"{path}: a cluster writes to no data set of the Hub", hint="write to an object store")
+        with naming(path):
+            if path.url.key and path.is_file():
+                raise OutputError(f"{path}: is no folder", hint="a cluster writes a folder of files")
+            names = [key.removeprefix(f"{path.url.key}/") for key, _ in open_store(path.url).list(f"{path.url.key}/")]
+            if names and not any(name.startswith("_rerank/") or name == "_manifest.json" for name in names):
+                raise OutputError(f"{path}: holds files of something else", hint="name a new folder")
+            here = work_folder_of(str(path))
+            here.mkdir(parents=True, exist_ok=True)
+            self._lock = take_lock(here / "lock", out=path, wait=self._lock_wait, files=self._files)
+            assert self._log is not None, "made with the path"
+            try:
+                self._log.take(self._lock_wait)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def names(self, task: Task, out_format: str, *, judged: bool = False) -> Names:
+        """What the files of a part are called. judged: it is measured on judgements."""
         beside = str(self._beside / task.name)
-        return Names(str(self.path / task.name), f"{beside}.errors.jsonl", f"{beside}.report.json", out_format)
+        values = f"{beside}{_VALUES}" if judged else None
+        return Names(
+            str(self.path / task.name), f"{beside}.errors.jsonl", f"{beside}.report.json", out_format, per_query=values
+        )
+
+    def values(self, task: Task) -> bytes:
+        """What a finished part says of its queries."""
+        path = self._beside / f"{task.name}{_VALUES}"
+        with naming(path):
+            return path.read_bytes()
 
     def finished(self, fingerprint: Fingerprint) -> dict[str, Any] | None:
         """The manifest, if this very run is finished; `OutputError` if another one is."""
@@ -101,11 +162,16 @@ class OutputFolder:
         with naming(self.path):
             remove_file(self.path / "_manifest.json", self._files)  # first: without it nothing counts as complete
             for fields in begun["tasks"]:
-                names = self.names(Task(**fields), "auto")
+                names = self.names(Task(**fields), "auto", judged=True)
                 for path in names.files.values():
                     remove_file(path, self._files)
-                shutil.rmtree(f"{names.output}.job", ignore_errors=True)
+                _remove_work(names.output)
             remove_file(self._beside / "tasks.json", self._files)
+
+    @property
+    def lock_wait(self) -> float:
+        """How long a part is waited for that a machine has left which is gone."""
+        return max(self._lock_wait, _LEASES * store_log.LEASE_SECONDS) if self._log else self._lock_wait
 
     def _is_ours(self) -> bool:
         return (self._beside / "lock").exists()
@@ -123,8 +189,23 @@ class OutputFolder:
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
         path = self.path / name
+        self.check(ask=True)
+        if self._log:
+            write_file(path, json_document(document), self._files)
+            return
         work = path.with_name(f"{path.name}.part")
         with naming(path):
             write_whole(work, json_document(document), self._files)
             place_file(work, path, self._files)
             self._files.sync_folder(path.parent)
+
+
+def _remove_work(out: str) -> None:
+    """Remove what is left of a part that is not finished."""
+    if not is_url(out):
+        shutil.rmtree(f"{out}.job", ignore_errors=True)
+        return
+    url = UrlPath(f"{out}.job").url
+    store = open_store(url)
+    for key in sorted(key for key, _ in store.list(f"{url.key}/")):
+        store.delete(key)

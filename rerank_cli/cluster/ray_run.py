@@ -12,17 +12,22 @@ import rerank_cli
 from rerank_cli.cluster.actors import Actors, ClusterOptions, FinishedParts, Room, connected, room_for
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
-from rerank_cli.errors import UsageError, nothing_scored
+from rerank_cli.errors import InputError, UsageError, nothing_scored
+from rerank_cli.evaluation.evaluate import refuse_outputs
+from rerank_cli.evaluation.measures import Evaluation, Evaluator
+from rerank_cli.evaluation.per_query import per_query_bytes, read_values
 from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.inputs import resolve_inputs
-from rerank_cli.job.options import JobOptions
+from rerank_cli.formats.jsonl import json_document
+from rerank_cli.job.options import PAGE_SUFFIXES, JobOptions
 from rerank_cli.job.prepare import find_known
 from rerank_cli.job.run import Outcome, Watcher
 from rerank_cli.job.same_job import fingerprint_of
 from rerank_cli.job.stop import Stop
-from rerank_cli.journal import Fingerprint, naming
+from rerank_cli.journal import Files, Fingerprint, naming, write_file
 from rerank_cli.records import Counts, Timing
-from rerank_cli.storage import refuse_url
+from rerank_cli.report.document import evaluation_report
+from rerank_cli.storage import is_url, path_of
 
 SCHEMA = "rerank-cli/manifest/1"
 
@@ -42,12 +47,15 @@ def run_on_ray(
     with stop.listening(options.deadline):
         refuse_unusable_on_cluster(options)
         files = find_files(options.inputs)
+        evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         with OutputFolder(options.names.output, lock_wait=options.lock_wait) as folder:
             fingerprint = _fingerprint(options, files, folder)
             if options.restart:
                 folder.clear(finished=options.overwrite)
             elif (manifest := folder.finished(fingerprint)) is not None:
+                _write_copy(manifest, options)
                 return _make_outcome(manifest, folder, was_done=True)
+            _refuse_taken(options, files)
             with connected(cluster) as ray:
                 room = room_for(ray.cluster_resources(), options, cluster)
                 tasks = folder.tasks(fingerprint)
@@ -58,11 +66,21 @@ def run_on_ray(
                 progress = run.do(tasks)
             fingerprint.start()
             fingerprint.wait(_HASH_SECONDS)
+            _refuse_changed(progress, tasks, fingerprint)
             manifest = _manifest(progress, folder, tasks, fingerprint, room, time.perf_counter() - began)
+            if evaluator:
+                for task in tasks:
+                    found = Evaluation.of_report(progress.reports[task.name]["evaluation"])
+                    evaluator.add_part(read_values(folder.values(task)), found)
+                manifest["evaluation"] = evaluation_report(evaluator.finish())
+                if options.names.per_query:
+                    values = b"".join(per_query_bytes(evaluator.per_query(), options.names.per_query))
+                    write_file(path_of(options.names.per_query), values, Files())
             stop.is_late()
             if progress.counts.rows_in and not progress.counts.rows_out:
                 raise nothing_scored(progress.counts.rows_in, manifest["first_error"], str(folder.path / "_rerank"))
             folder.finish(manifest)
+            _write_copy(manifest, options)
             return _make_outcome(manifest, folder, was_done=False)
 
 
@@ -71,28 +89,61 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
     names = options.names
     if names.output == "-":
         raise UsageError("--engine ray: writes a folder, not stdout", hint="name it with `-o`")
-    for what, path in [
-        *(("input", path) for path in options.inputs),
-        ("--output", names.output),
-        ("--model", options.model),
-    ]:
-        refuse_url(f"--engine ray: {what}", path)
+    on_hub = next((path for path in (*options.inputs, options.qrels) if path and path.startswith("hf://")), None)
+    if on_hub is not None:
+        raise UsageError(
+            f"--engine ray: {on_hub}: the engines of a cluster do not ask the Hub", hint="copy it to an object store"
+        )
+    if names.report and Path(names.report).suffix.lower() in PAGE_SUFFIXES:
+        raise UsageError(f"--report {names.report}: no page is made of a run on a cluster", hint="end it in .json")
     for flag, given in {
-        "--shard": options.shard, "--limit": options.limit, "--skip": options.skip or None, "--qrels": options.qrels,
-        "--errors": names.errors, "--report": names.report, "--per-query": names.per_query,
+        "--shard": options.shard, "--skip": options.skip or None, "--errors": names.errors,
         "--calibration": options.calibration,
         "--out-format": names.out_format if names.out_format in TEACHER_FORMATS else None,
         "--device cuda:N": options.request.gpus or None,
     }.items():  # fmt: skip
         if given is not None:
-            hint = "`rerank-cli evaluate FILES --qrels FILE` measures them afterwards" if flag == "--qrels" else None
-            raise UsageError(f"{flag}: cannot be had with `--engine ray`", hint=hint)
+            raise UsageError(f"{flag}: cannot be had with `--engine ray`")
+
+
+def _refuse_taken(options: JobOptions, files: Sequence[tuple[str, str]]) -> None:
+    """`OutputError` if `--report` or `--per-query` cannot be written; what is finished is kept."""
+    outputs = {"--report": options.names.report, "--per-query": options.names.per_query}
+    for flag, path in outputs.items():
+        if path is not None and path_of(path).absolute().is_relative_to(path_of(options.names.output).absolute()):
+            raise UsageError(f"{flag} {path}: lies in the folder of the output", hint="write to another folder")
+    read = [path for path, _ in files] + [path for path in (options.qrels, options.texts.queries) if path]
+    refuse_outputs(outputs, read, overwrite=options.overwrite)
+
+
+def _write_copy(manifest: Mapping[str, Any], options: JobOptions) -> None:
+    """The manifest, where `--report` wants it too."""
+    if options.names.report is None:
+        return
+    path, data = path_of(options.names.report), json_document(manifest)
+    if path.exists() and path.read_bytes() == data:
+        return
+    refuse_outputs({"--report": options.names.report}, (), overwrite=options.overwrite)
+    write_file(path, data, Files())
+
+
+def _refuse_changed(progress: FinishedParts, tasks: Sequence[Task], fingerprint: Fingerprint) -> None:
+    """`InputError` if an engine has read another version of an object than the one that this run began with."""
+    known = {facts["path"]: facts["stat"] for facts in fingerprint.document()["files"].values()}
+    for task in tasks:
+        for facts in progress.reports[task.name]["job"]["files"].values():
+            if is_url(facts["path"]) and known.get(facts["path"], facts["stat"]) != facts["stat"]:
+                raise InputError(
+                    f"{facts['path']}: was changed while it was read: {task.name} is of another version",
+                    hint="`--restart` does it all again",
+                )
 
 
 def _fingerprint(options: JobOptions, files: Sequence[tuple[str, str]], folder: OutputFolder) -> Fingerprint:
     """Make the fingerprint of the whole run; the number of engines is left out, as it does not change the output."""
     paths = tuple(path for path, _ in files)
-    youngest = max(Path(path).stat().st_ctime for path in paths if Path(path).exists())
+    local = [Path(path) for path in paths if not is_url(path)]
+    youngest = max((path.stat().st_ctime for path in local if path.exists()), default=0.0)
     if (missing := youngest + _SETTLED_SECONDS - time.time()) > 0:
         time.sleep(min(missing, _SETTLED_SECONDS))
     request = replace(options.request, engine_count=None)
@@ -124,12 +175,13 @@ def _manifest(
     for task, report in zip(tasks, reports, strict=True):
         path = folder.path / task.name
         with naming(path):
-            modified = path.stat().st_mtime_ns
+            modified = path.lstat().st_mtime_ns
         parts.append(
             {
                 "name": task.name,
                 "input": task.input,
                 "shard": [task.shard, task.shards],
+                **({} if task.limit is None else {"limit": task.limit}),
                 **{name: report["output"][name] for name in ("bytes", "sha256")},
                 "modified_ns": modified,
                 "rows_in": report["counts"]["rows_in"],
@@ -177,4 +229,6 @@ def _make_outcome(manifest: dict[str, Any], folder: OutputFolder, *, was_done: b
     counts = Counts(**manifest["counts"])
     first = manifest["first_error"]
     errors = str(folder.path / "_rerank") if counts.rows_error else None
-    return Outcome(counts, manifest, None, errors, tuple(first) if first else None, was_done=was_done)
+    found = manifest.get("evaluation")
+    evaluation = Evaluation.of_report(found) if found else None
+    return Outcome(counts, manifest, evaluation, errors, tuple(first) if first else None, was_done=was_done)

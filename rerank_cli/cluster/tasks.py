@@ -14,10 +14,11 @@ from pathlib import Path
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
-from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, count_lines, resolve_inputs
-from rerank_cli.formats.parts import data_files
+from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, count_exactly, count_lines, resolve_inputs
+from rerank_cli.formats.parts import data_files, find_parts
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.output_format import output_format
+from rerank_cli.storage import UrlPath, is_url
 
 _TASKS_PER_ENGINE = 4  # so that no engine waits long for the last task of another
 _LEAST_ROWS = 50  # of a part: each reads its file from the start, so a smaller one costs more than it saves
@@ -27,29 +28,31 @@ _LEAST_ROWS = 50  # of a part: each reads its file from the start, so a smaller 
 class Task:
     """Part `shard` of `shards` of a file."""
 
-    input: str  # absolute path of the file
+    input: str  # absolute path of the file, or its URL
     name: str  # of the output, in the output folder
     shard: int = 1  # from 1
     shards: int = 1
+    limit: int | None = None
+    """How many rows of the file are read; None for all."""
 
 
 def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
     """List the files of `paths`, each as (absolute path, name without suffixes).
 
-    A folder stands for its files, sorted by name. Hidden files and those that begin with `_` are skipped, as readers of
-    such folders do.
+    A folder stands for its files, sorted by name, and a URL for what it stands for anywhere. Hidden files and those
+    that begin with `_` are skipped, as readers of such folders do.
     """
     found: list[tuple[str, str]] = []
     for path in paths:
         if path == STDIN:
             raise UsageError("-: the engines of a cluster read files", hint="give files or folders")
+        if is_url(path):
+            found += _at_url(path)
+            continue
         place = Path(path)
         inside = list(data_files(place, _is_data)) if place.is_dir() else [place]
         if any("=" in part for file in inside for part in file.relative_to(place).parts[:-1]):
-            raise UsageError(
-                f"{path}: has folders named `key=value`, whose fields the engines of a cluster do not see",
-                hint="name the folders in it, or leave out `--engine ray`",
-            )
+            raise _has_partitions(path)
         if not inside:
             known = ", ".join(FORMATS)
             raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
@@ -66,16 +69,54 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
 def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines: int) -> tuple[Task, ...]:
     """Cut a run into tasks: several for each engine where the files have enough rows."""
     inputs = resolve_inputs([path for path, _ in files], options.in_format, options.shape)
+    limits = _limits(inputs, options)
+    inputs, files = inputs[: len(limits)], files[: len(limits)]
     wanted = engines * _TASKS_PER_ENGINE
     shards = [1] * len(files)
     if len(files) < wanted:
-        rows = [count_lines([one], ReadOptions(options.max_line_bytes)) for one in inputs]
+        rows = [
+            count_lines([one], ReadOptions(options.max_line_bytes, limit=limit))
+            for one, limit in zip(inputs, limits, strict=True)
+        ]
         size = max(_LEAST_ROWS, -(-sum(rows) // wanted))
         shards = [max(1, round(count / size)) for count in rows]
     return tuple(
-        Task(path, f"{stem}{_part(shard, count)}{_suffix(one, options)}", shard, count)
-        for (path, stem), one, count in zip(files, inputs, shards, strict=True)
+        Task(path, f"{stem}{_part(shard, count)}{_suffix(one, options)}", shard, count, limit)
+        for (path, stem), one, count, limit in zip(files, inputs, shards, limits, strict=True)
         for shard in range(1, count + 1)
+    )
+
+
+def _limits(inputs: Sequence[Input], options: JobOptions) -> list[int | None]:
+    """How many rows of each file are read, as far as `--limit` goes; the files behind that are left out."""
+    if options.limit is None:
+        return [None] * len(inputs)
+    limits: list[int | None] = []
+    left = options.limit
+    for one in inputs:
+        if left == 0 and limits:
+            break
+        rows = count_exactly(one, ReadOptions(options.max_line_bytes, limit=left))
+        limits.append(left)
+        left -= rows
+    return limits
+
+
+def _at_url(path: str) -> list[tuple[str, str]]:
+    parts = find_parts(path, _is_data)
+    if any(part.partition for part in parts):
+        raise _has_partitions(path)
+    found = []
+    for part in parts:
+        folder = None if part.folder is None else f"{part.folder.rstrip('/')}/"
+        found.append((part.path, _stem(Path(part.path[len(folder) :] if folder else UrlPath(part.path).name))))
+    return found
+
+
+def _has_partitions(path: str) -> UsageError:
+    return UsageError(
+        f"{path}: has folders named `key=value`, whose fields the engines of a cluster do not see",
+        hint="name the folders in it, or leave out `--engine ray`",
     )
 
 

@@ -138,6 +138,8 @@ class Evaluator:
         self._qrels = read_qrels(qrels)
         self._values: dict[str, tuple[Values | None, Values]] = {}
         self._unjudged: set[str] = set()
+        self._unjudged_in_parts = 0
+        self._problem_of_part: str | None = None
         self._repeated = self._repeated_passages = self._met = 0
         self._example: tuple[str, str] | None = None
         self._example_query: str | None = None
@@ -231,12 +233,27 @@ class Evaluator:
         bars = sorted_changes(np.array(changes, dtype=np.float64))
         return None if bars is None else {"metric": measure, **bars, **self._changed_most.document()}
 
+    def add_part(self, values: Iterable[QueryValue], found: Evaluation) -> None:
+        """Take what a run of a part of the input has found. values: its `per_query`; found: what it has finished."""
+        queries: dict[str, list[QueryValue]] = {}
+        for value in values:
+            queries.setdefault(value.query_id, []).append(value)
+        self.restore(
+            (query, [one.given for one in each], [one.reranked for one in each], 0, False, None)
+            for query, each in queries.items()
+        )
+        self._unjudged_in_parts += found.unjudged
+        self._repeated += found.repeated
+        self._repeated_passages += found.repeated_passages
+        self._met += found.met or 0
+        self._problem_of_part = self._problem_of_part or found.problem
+
     def finish(self, given_order: str | None = GIVEN_ORDER) -> Evaluation:
         """The measures of both orders over the queries that were judged and ranked."""
         compared = (self._compared(place, measure) for place, measure in enumerate(self._measures))
         return Evaluation(
-            tuple(compared), len(self._values), len(self._unjudged), self._repeated, given_order,
-            self._repeated_passages, self._met, self._problem(), self._note_of_few(),
+            tuple(compared), len(self._values), len(self._unjudged) + self._unjudged_in_parts, self._repeated,
+            given_order, self._repeated_passages, self._met, self._problem(), self._note_of_few(),
         )  # fmt: skip
 
     def _problem(self) -> str | None:
@@ -246,8 +263,10 @@ class Evaluator:
                 f"no query of {self._file} was ranked: the input has `{self._example_query}`, the judgements have "
                 f"`{self.judged_example}`"
             )
-        if self._met or self._example is None:
+        if self._met:
             return None
+        if self._example is None:
+            return self._problem_of_part
         query, passage = self._example
         return (
             f"no list holds a passage that {self._file} judges: query `{query}` has `{passage}`, the judgements have "

@@ -43,6 +43,11 @@ def per_query_bytes(values: Iterable[Any], path: str, kind: type = QueryValue) -
         yield compressed("".join(map(line, part)).encode(), path)
 
 
+def read_values(data: bytes) -> Iterator[QueryValue]:
+    """The values in a file of JSON lines."""
+    return (QueryValue(**json.loads(line)) for line in data.splitlines())
+
+
 def _tsv_line(value: Any) -> str:
     cells = (getattr(value, field.name) for field in fields(value))
     return (

@@ -226,6 +226,13 @@ def count_lines(inputs: Sequence[Input], options: ReadOptions) -> int:
     return max(0, lines if options.limit is None else min(lines, options.limit))
 
 
+def count_exactly(item: Input, options: ReadOptions) -> int:
+    """How many rows `read_items` gives of a file, bad ones included; a text is read as far as the limit goes."""
+    if item.format == "parquet":
+        return count_lines([item], options)
+    return sum(1 for row in _sliced(_read_one(item, None, options), options) if not isinstance(row, Gap))
+
+
 def _lines_of(item: Input) -> int:
     if item.format == "parquet":
         from rerank_cli.formats import parquet

@@ -30,7 +30,8 @@ from rerank_cli.planning.run_plan import Plan, plan_model
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report.unknown_tokens import UnknownTokens
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
-from rerank_cli.storage import UrlPath
+from rerank_cli.storage import UrlPath, is_on_hub
+from rerank_cli.storage.upload import refuse_unwritable
 
 _SHARE_REACHED = 0.7
 
@@ -93,7 +94,9 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
         raise UsageError("--gpu: the time of two scorers on another card is not reckoned", hint="leave out `--first`")
     prepared = prepare(options)
     for path in options.names.files.values():
-        if isinstance(path, UrlPath):
+        if is_on_hub(path):
+            refuse_unwritable(path)
+        elif isinstance(path, UrlPath):
             probe(path)
     counts = Counts()
     lengths: list[int] = []

@@ -30,7 +30,7 @@ from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.prepare import Prepared, find_first, find_known, prepare_inputs
 from rerank_cli.job.progress import Progress
 from rerank_cli.job.resume import Resume, say_stopped
-from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, model_place, paths_read
+from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scorers import OneModel, OpensEngine, open_scorers
@@ -108,9 +108,8 @@ def run_job(
             read |= {f"first {name}": path for name, path in model_files(first.checkpoint).items()}
         watch.only(read)
         paths = RunPaths(
-            names, read, folders=folders_of(inputs), model=model_place(options, known.checkpoint),
-            overwrite=options.overwrite,
-        )  # fmt: skip
+            names, read, folders=folders_of(inputs), model=known.checkpoint.path, overwrite=options.overwrite
+        )
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = None
         if may_continue and not options.restart:

@@ -30,6 +30,7 @@ from rerank_cli.job.options import STDOUT, JobOptions, Names
 from rerank_cli.journal import Job, is_special, naming
 from rerank_cli.journal.placing import open_special
 from rerank_cli.storage import UrlPath, is_url, path_of
+from rerank_cli.storage.upload import refuse_unwritable
 
 _OPTIONS = {
     "output": "--output", "errors": "--errors", "report": "--report", "page": "--report", "embeddings": "--embeddings",
@@ -64,13 +65,6 @@ def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
     return {f"model file `{name}`": path for name, path in checkpoint.files.items()}
 
 
-def model_place(options: JobOptions, checkpoint: Checkpoint) -> Path:
-    """The folder of a model, or the URL that it was fetched from."""
-    if options.model is not None and is_url(options.model):
-        return UrlPath(options.model.rstrip("/"))
-    return checkpoint.path
-
-
 def files_of_folder(model: str | None) -> dict[str, Path]:
     """The files of a model that is a folder, before any of them is read; none for the others."""
     if model is None or is_url(model) or not (folder := Path(model).expanduser()).is_dir():
@@ -86,7 +80,7 @@ def folders_of(inputs: Sequence[Input]) -> set[str]:
 class RunPaths:
     """The paths of one run. names: what it writes; read: what it reads, by what each is called.
 
-    model: the folder of the checkpoint, or its URL. overwrite: what is there may be replaced. Raises `UsageError` or
+    model: the folder of the checkpoint. overwrite: what is there may be replaced. Raises `UsageError` or
     `OutputError` for what is refused. Of an object it is asked once whether it is there.
     """
 
@@ -238,14 +232,10 @@ def _is_there(path: Path) -> bool:
 
 def _refuse_unwritable_url(path: UrlPath) -> os.stat_result | None:
     """`OutputError` if it cannot be an object; else what is there."""
-    if path.url.scheme == "hf":
-        raise OutputError(
-            f"{path}: cannot be written: data sets of the Hub are read here, and not written",
-            hint="write to a disk, and upload it from there",
-        )
     if not path.url.key or path.url.key.endswith("/"):
         raise OutputError(f"{path}: cannot be written: it names no object", hint=f"for example {path / 'out.jsonl'}")
     with naming(path):
+        refuse_unwritable(path)
         return _lstat(path)
 
 
@@ -282,7 +272,7 @@ def _identity_of_stream(stream: object) -> Iterable[Identity]:
 
 def _is_of_model(path: Path, model: Path) -> bool:
     """Whether a name lies in a model's folder, and is there already or is one that models have."""
-    if isinstance(path, UrlPath) != isinstance(model, UrlPath):
+    if isinstance(path, UrlPath):
         return False
     if _identity(path.parent) != _identity(model):
         return path.is_file() and path.resolve().is_relative_to(model.resolve())

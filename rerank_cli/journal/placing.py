@@ -16,7 +16,7 @@ import select
 import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from rerank_cli.errors import OutputError
 from rerank_cli.journal.files import Files, WorkFile, changed, naming
 from rerank_cli.journal.seal import Seal, is_same_content
 from rerank_cli.storage import UrlPath
-from rerank_cli.storage.upload import upload
+from rerank_cli.storage.upload import put_together, upload
 
 _COPIED_BYTES = 2**20
 _FED_BYTES = 2**16
@@ -167,6 +167,16 @@ def _upload(work: Path, final: UrlPath, files: Files, may_replace: MayReplace, j
     except FileExistsError as error:
         raise _made_by_others(final) from error
     files.unlink(work)
+
+
+def place_together(works: Mapping[Path, UrlPath], files: Files, may_replace: MayReplace) -> None:
+    """Put files into data sets of the Hub: those of one data set get their names in one commit."""
+    try:
+        put_together(works, may_replace)
+    except FileExistsError as error:
+        raise _made_by_others(next(iter(works.values()))) from error
+    for work in works:
+        files.unlink(work)
 
 
 def _part_of(final: Path) -> Path:

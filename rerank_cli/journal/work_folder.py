@@ -10,19 +10,19 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeGuard
 
 from rerank_cli.errors import InputError, JobChangedError, LockedError, RerankError, StoppedError, TooManyBadRowsError
 from rerank_cli.journal.files import Files, WorkFile, changed, naming, refuse_lost_name
 from rerank_cli.journal.fingerprint import Fingerprint
 from rerank_cli.journal.lock import Lock, take_lock
 from rerank_cli.journal.own_folder import refuse_foreign_folder
-from rerank_cli.journal.placing import MayReplace, any_file, feed, is_special, place_file, remove_file
+from rerank_cli.journal.placing import MayReplace, any_file, feed, is_special, place_file, place_together, remove_file
 from rerank_cli.journal.records import Entry, encode, read_journal
 from rerank_cli.journal.seal import Seal
 from rerank_cli.journal.store_log import StoreLog
 from rerank_cli.journal.watch import Watch
-from rerank_cli.storage import UrlPath, is_url, path_of
+from rerank_cli.storage import UrlPath, is_on_hub, is_url, path_of
 from rerank_cli.storage.copies import work_folder_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Job:
         self._members: dict[str, WorkFile] = {}
         self._journal: WorkFile
         self._lock: Lock
-        self._log = StoreLog(out, clock=terms.clock) if isinstance(out, UrlPath) else None
+        self._log = StoreLog(out, clock=terms.clock) if _has_log(out) else None
         self._is_lost = False  # the folder may be another run's
         self._made: dict[str, tuple[int, str]] = {}  # size and SHA-256 of files that are no members
         self._made_as: dict[str, os.stat_result] = {}
@@ -101,7 +101,7 @@ class Job:
     def is_begun(out: str) -> bool:
         """Whether there is work on an output."""
         there = path_of(out)
-        return Job.folder_of(out).exists() or (isinstance(there, UrlPath) and StoreLog.is_there(there))
+        return Job.folder_of(out).exists() or (_has_log(there) and StoreLog.is_there(there))
 
     @staticmethod
     def changed(out: str | Path, what: str) -> JobChangedError:
@@ -114,7 +114,7 @@ class Job:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, naming(self.out):
-            if self._log:
+            if isinstance(self.out, UrlPath):
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
             refuse_foreign_folder(self.folder)
             self._lock = take_lock(
@@ -180,7 +180,8 @@ class Job:
             if is_over or self._log:
                 self._remove()
         if is_kept and isinstance(error, RerankError) and not isinstance(error, _SAY_IT_THEMSELVES):
-            error.add_note(f"what is finished is kept in {self.out}.job; run the same command again to go on")
+            where = f"{self.out}.job" if self._log else self.folder
+            error.add_note(f"what is finished is kept in {where}; run the same command again to go on")
 
     @property
     def is_kept(self) -> bool:
@@ -316,9 +317,17 @@ class Job:
             with naming(path):
                 if path.is_file() and may_replace(path, path.lstat()):
                     remove_file(path, self._files)
+        together = {
+            self.path(name): path for name, path in names.items()
+            if is_on_hub(path) and os.path.lexists(self.path(name))
+        }  # fmt: skip
         for name, path in names.items():
             with naming(path):
-                if not os.path.lexists(self.path(name)):
+                if self.path(name) in together:
+                    self._refuse_touched(name)
+                    if path == list(together.values())[-1]:
+                        place_together(together, self._files, may_replace)
+                elif not os.path.lexists(self.path(name)):
                     self._refuse_unsealed(name, path)  # it has its name from before a crash, or was taken away just now
                 else:
                     self._refuse_touched(name)
@@ -525,6 +534,11 @@ class Job:
         for name in (*self._names, *_MADE_AT_THE_END, "lock"):
             self._files.unlink(self.path(name))
         self._files.rmdir(self.folder)
+
+
+def _has_log(out: Path) -> TypeGuard[UrlPath]:
+    """Whether the journal of an output lies beside it in a store; a data set of the Hub has no lock to hold."""
+    return isinstance(out, UrlPath) and not is_on_hub(out)
 
 
 def _close_quietly(file: WorkFile) -> None:

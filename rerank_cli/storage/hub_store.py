@@ -1,13 +1,22 @@
-"""A data set of the Hugging Face Hub, to read; through huggingface_hub's file system.
+"""A data set of the Hugging Face Hub, through huggingface_hub.
 
 The revision that a URL names (`hf://datasets/USER/NAME@REVISION/FILE`; by default `main`) is looked up once and every
 call then reads that commit, so a data set that is pushed to meanwhile does not mix with what was read before.
+
+The Hub has no put on a condition, and no object that a lock could be. It has a commit on the condition that the branch
+stands where it stood. So files are put all at once, in one commit (`put_files`): the branch is asked where it stands,
+the files are compared with what is there, and the commit counts if the branch has not moved; else it is asked again. A
+commit whose acknowledgement was lost is found by its content. Nothing is said on the Hub before that: the journal of a
+run whose output is a data set lies on the machine, and a machine that is gone takes it along.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +27,14 @@ from rerank_cli.storage.store import Stat, StoreError
 from rerank_cli.storage.url import Url
 
 Result = TypeVar("Result")
+
+PATIENCE_SECONDS = 120.0
+"""How long a commit that fails is tried again."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0
+_PASSING = (408, 409, 412, 429)  # 412: the branch has moved
+_READ_BYTES = 2**20
+_MESSAGE = "Add rows reranked with rerank-cli"
 
 
 class HubStore:
@@ -35,9 +52,8 @@ class HubStore:
             raise UsageError(
                 f"{self._url}: the Hub is not asked without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
             )
-        _, name = self._url.container.split("/", 1)
-        repo, _, revision = name.partition("@")
-        found = self._call(lambda: HfApi().dataset_info(repo, revision=revision.replace("%2F", "/") or None))
+        repo, revision = self._repo_and_revision
+        found = self._call(lambda: HfApi().dataset_info(repo, revision=revision))
         return HfFileSystem(), f"datasets/{repo}@{found.sha}"
 
     def stat(self, key: str) -> Stat:
@@ -92,8 +108,10 @@ class HubStore:
         replace: bool,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Not done."""
-        self._refuse(key)
+        """See `Store`."""
+        del metadata
+        check()
+        self.put_files({key: path}, lambda _key, _stat: replace)
 
     def delete(self, key: str) -> None:
         """Not done."""
@@ -103,8 +121,70 @@ class HubStore:
         """See `Store`."""
         return 0
 
+    def put_files(self, files: Mapping[str, Path], may_replace: Callable[[str, Stat], bool]) -> None:
+        """Put files in one commit, or none where they are all there; `FileExistsError` names one that may not go."""
+        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        repo, branch = self._repo_and_revision
+        api, until, pause, is_done = HfApi(), time.monotonic() + PATIENCE_SECONDS, _FIRST_PAUSE, False
+        while True:
+            try:
+                head = str(self._call(lambda: api.dataset_info(repo, revision=branch)).sha)
+                there = self._at(head, files)
+                missing = {key: path for key, path in files.items() if not _is_content(there.get(key), path)}
+                if not missing:
+                    return
+                if is_done:
+                    raise StoreError(f"{self._url}{min(missing)}: the data set does not take it (see its .gitignore)")
+                for key in missing:
+                    if key in there and not may_replace(key, _stat_of(there[key])):
+                        raise FileExistsError(errno.EEXIST, f"{key} is there")
+                added = [CommitOperationAdd(key, str(path)) for key, path in missing.items()]
+                self._call(
+                    lambda h=head, a=added: api.create_commit(  # type: ignore[misc]
+                        repo, a, commit_message=_MESSAGE, repo_type="dataset", revision=branch, parent_commit=h
+                    )
+                )
+                is_done = True
+            except _PassingError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(pause * (0.5 + random.random() / 2))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def check_writable(self) -> None:
+        """`StoreError` where the user may not write to the data set, or its revision is no branch."""
+        from huggingface_hub import HfApi
+
+        repo, branch = self._repo_and_revision
+        _ = self._opened  # says that the Hub is not asked
+        try:
+            self._call(lambda: HfApi().auth_check(repo, repo_type="dataset", write=True))
+            branches = self._call(lambda: HfApi().list_repo_refs(repo, repo_type="dataset")).branches
+        except FileNotFoundError as error:
+            raise StoreError(f"{self._url}: there is no such data set, or you may not see it") from error
+        if (branch or "main") not in {one.name for one in branches}:
+            raise StoreError(f"{self._url}: {branch} is no branch, and only a branch can be written to")
+
+    def _at(self, commit: str, keys: Iterable[str]) -> dict[str, Any]:
+        """What a commit has under these names."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        repo, _ = self._repo_and_revision
+        found = self._call(lambda: HfApi().get_paths_info(repo, list(keys), repo_type="dataset", revision=commit))
+        return {one.path: one for one in found if isinstance(one, RepoFile)}
+
+    @property
+    def _repo_and_revision(self) -> tuple[str, str | None]:
+        _, name = self._url.container.split("/", 1)
+        repo, _, revision = name.partition("@")
+        return repo, revision.replace("%2F", "/") or None
+
     def _refuse(self, key: str) -> NoReturn:
-        raise StoreError(f"{self._url}{key}: data sets of the Hub are read here, and not written")
+        raise StoreError(f"{self._url}{key}: files of a data set are put together, in one commit")
 
     def _call(self, call: Callable[[], Result]) -> Result:
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -115,14 +195,35 @@ class HubStore:
             raise FileNotFoundError(errno.ENOENT, "no such file in the data set") from error
         except HfHubHTTPError as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
-            raise StoreError(f"{self._url}: the Hub refuses it ({status or type(error).__name__})") from error
+            text = f"{self._url}: the Hub refuses it ({status or type(error).__name__})"
+            raise (_PassingError(text) if status in _PASSING or (status or 0) >= 500 else StoreError(text)) from error
         except OSError:
             raise
         except Exception as error:
             # httpx's failures of a connection have no common kind with OSError.
             if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests"):
                 raise
-            raise StoreError(f"{self._url}: the Hub does not answer ({type(error).__name__})") from error
+            raise _PassingError(f"{self._url}: the Hub does not answer ({type(error).__name__})") from error
+
+
+class _PassingError(StoreError):
+    """A call that may succeed when it is made again."""
+
+
+def _is_content(there: Any, path: Path) -> bool:
+    """Whether a file of a commit has the bytes of a local one."""
+    if there is None or there.size != path.stat().st_size:
+        return False
+    digest = hashlib.sha256() if there.lfs else hashlib.sha1(b"blob %d\0" % there.size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while data := stream.read(_READ_BYTES):
+            digest.update(data)
+    return bool(digest.hexdigest() == (there.lfs.sha256 if there.lfs else there.blob_id))
+
+
+def _stat_of(there: Any) -> Stat:
+    etag = there.lfs.sha256 if there.lfs else there.blob_id
+    return Stat(int(there.size), str(etag), datetime.fromtimestamp(0, UTC))
 
 
 def _stat(found: Mapping[str, Any]) -> Stat:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from rerank_cli.storage.hub_store import HubStore
 from rerank_cli.storage.opened import open_store
-from rerank_cli.storage.url_path import JOB, SHA256, UrlPath
+from rerank_cli.storage.url_path import JOB, SHA256, UrlPath, as_file
 
 MayReplace = Callable[[Path, os.stat_result], bool]
 
@@ -31,6 +32,9 @@ def upload(
     job: whose output it is; what it has put there before goes, or stays where it is the same. check: called between
     the parts.
     """
+    if final.url.scheme == "hf":
+        put_together({work: final}, may_replace)
+        return
     with work.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     metadata = {SHA256: sha256, JOB: job or secrets.token_hex(8)}
@@ -49,3 +53,23 @@ def upload(
     if job is not None:
         store.drop_uploads(key)  # of runs that are gone: whoever has the lock is alone
     store.put_file(key, work, metadata, replace=replace, check=check)
+
+
+def refuse_unwritable(path: UrlPath) -> None:
+    """`StoreError` for a data set that the user may not write to; a store is asked by what is put there."""
+    store = open_store(path.url)
+    if isinstance(store, HubStore):
+        store.check_writable()
+
+
+def put_together(works: Mapping[Path, UrlPath], may_replace: MayReplace) -> None:
+    """Put files into data sets of the Hub, one commit each; `FileExistsError` where one is there that may not go."""
+    places = {final.url.container: final.url for final in works.values()}
+    for container, url in places.items():
+        store = open_store(url)
+        assert isinstance(store, HubStore), "a data set is one"
+        paths = {final.url.key: final for final in works.values() if final.url.container == container}
+        store.put_files(
+            {final.url.key: work for work, final in works.items() if final.url.container == container},
+            lambda key, there, paths=paths: may_replace(paths[key], as_file(paths[key].url, there)),  # type: ignore[misc]
+        )

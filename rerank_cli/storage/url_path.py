@@ -15,7 +15,7 @@ import io
 import os
 import stat
 from pathlib import Path, PosixPath, PurePath
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from rerank_cli.errors import UsageError
 from rerank_cli.storage.opened import first_seen, open_store
@@ -29,6 +29,11 @@ SHA256, JOB = "rerank_sha256", "rerank_job"
 def path_of(text: str | Path) -> Path:
     """The path that a user means: local, or a URL."""
     return UrlPath(str(text)) if is_url(text) else Path(text)
+
+
+def is_on_hub(path: Path) -> TypeGuard[UrlPath]:
+    """Whether a path is a file of a data set of the Hub, where files are put in commits."""
+    return isinstance(path, UrlPath) and path.url.scheme == "hf"
 
 
 class UrlPath(PosixPath):
@@ -142,11 +147,11 @@ class UrlPath(PosixPath):
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """The object as this process first saw it."""
-        return _as_file(self._url, first_seen(str(self)))
+        return as_file(self._url, first_seen(str(self)))
 
     def lstat(self) -> os.stat_result:
         """The object as it is now."""
-        return _as_file(self._url, self.look())
+        return as_file(self._url, self.look())
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Whether there is such an object now."""
@@ -189,7 +194,8 @@ class UrlPath(PosixPath):
         raise UsageError(f"{self}: a URL cannot be used here", hint="name a local path")
 
 
-def _as_file(url: Url, found: Stat) -> os.stat_result:
+def as_file(url: Url, found: Stat) -> os.stat_result:
+    """The stat of a file for what a store says of an object."""
     store = _number(f"{url.scheme}://{url.container}")
     times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), 0)
     return os.stat_result((stat.S_IFREG | 0o644, _number(found.etag), store, 1, 0, 0, found.size, 0, 0, 0), times)

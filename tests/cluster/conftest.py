@@ -17,13 +17,13 @@ import pytest
 
 
 @contextmanager
-def cluster(*, cpus: int, gpus: int = 0) -> Iterator[str]:
-    """A cluster for as long as the block; gives its address."""
+def cluster(*, cpus: int, gpus: int = 0, logs: str | None = None) -> Iterator[str]:
+    """A cluster for as long as the block; gives its address. logs: the folder of its own files, which stays."""
     with ExitStack() as stack:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        folder = stack.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        folder = logs or stack.enter_context(TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1",
             f"--port={port}", f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--include-dashboard=false",

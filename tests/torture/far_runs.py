@@ -27,6 +27,7 @@ def become_a_machine(
     from rerank_cli.storage.object_store import ObjectStore
 
     store_log.LEASE_SECONDS = lease
+    store_log._POLL_SECONDS = min(store_log._POLL_SECONDS, lease / 10)
     if skew:
         real, real_ns = time.time, time.time_ns
         time.time = lambda: real() + skew
