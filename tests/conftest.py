@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -46,7 +47,7 @@ from rerank_cli.records import (
     Window,
 )
 from tests.served import served_program
-from tests.stores import Bucket, new_bucket, only_these, s3_server
+from tests.stores import Bucket, azurite, new_bucket, only_these, s3_server
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -295,6 +296,16 @@ def s3_endpoint() -> Iterator[str]:
     pytest.importorskip("moto", reason="the extra `stores`")
     pytest.importorskip("obstore", reason="the extra `cloud`")
     with s3_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[str]:
+    """The endpoint of a server of Azure's store, where one is installed."""
+    program = shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("Azurite is not installed")
+    with azurite(program) as found:
         yield found
 
 

@@ -1,14 +1,26 @@
-"""A real server of S3 on loopback (moto's), and what a test asks of it without the program under test."""
+"""Real servers of stores on loopback, and what a test asks of them without the program under test.
+
+S3 is moto's. Azure is Azurite where `azurite-blob` is on the path (`npm install -g azurite`). None stands for Google:
+gcp-storage-emulator (2026.7.19), the one that pip installs, knows no put on a condition.
+"""
 
 from __future__ import annotations
 
+import base64
+import hmac
 import os
+import socket
+import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import formatdate
 from functools import cache
 from typing import Any
+
+from tests.processes import Started
 
 KEY_ID, SECRET = "AKIATESTSOFRERANKCLI", "dGhpcyBpcyBhIHNlY3JldCBvZiB0aGUgdGVzdHM"
 
@@ -68,6 +80,53 @@ def s3_server() -> Iterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+
+
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""Those that every Azurite has."""
+
+
+@contextmanager
+def azurite(program: str) -> Iterator[str]:
+    """The endpoint of an Azurite that lives as long as the block; it keeps everything in memory."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Started([program, "--blobPort", str(port), "--silent", "--skipApiVersionCheck", "--inMemoryPersistence"])
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def new_container(endpoint: str) -> tuple[str, dict[str, str]]:
+    """The name of an empty container, and the environment of a process that may use it."""
+    name, date = f"tests-{uuid.uuid4().hex[:12]}", formatdate(usegmt=True)
+    signed = (
+        f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:2021-08-06\n"
+        f"/{AZURE_ACCOUNT}/{AZURE_ACCOUNT}/{name}\nrestype:container"
+    )
+    key = hmac.digest(base64.b64decode(AZURE_KEY), signed.encode(), "sha256")
+    headers = {
+        "x-ms-date": date, "x-ms-version": "2021-08-06",
+        "Authorization": f"SharedKey {AZURE_ACCOUNT}:{base64.b64encode(key).decode()}",
+    }  # fmt: skip
+    where = f"{endpoint}/{AZURE_ACCOUNT}/{name}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(where, method="PUT", headers=headers)).close()
+    return name, {
+        "AZURE_STORAGE_USE_EMULATOR": "true", "AZURITE_BLOB_STORAGE_URL": endpoint,
+        "AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY,
+    }  # fmt: skip
 
 
 def new_bucket(endpoint: str) -> Bucket:

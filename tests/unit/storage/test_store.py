@@ -1,4 +1,4 @@
-"""The promises of a store, kept by a folder and by a real server of S3."""
+"""The promises of a store, kept by a folder and by real servers of S3 and, where it is installed, Azure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from rerank_cli.storage.local_store import LocalStore
 from rerank_cli.storage.object_store import PART_BYTES, ObjectStore
 from rerank_cli.storage.store import ChangedError, Store
 from rerank_cli.storage.url import parse_url
-from tests.stores import Bucket
+from tests.stores import Bucket, new_container
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(params=["local", "s3", "azure"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     if request.param == "local":
         return LocalStore(tmp_path / "store")
+    if request.param == "azure":
+        name, variables = new_container(request.getfixturevalue("azure"))
+        for variable, value in variables.items():
+            monkeypatch.setenv(variable, value)
+        return ObjectStore(parse_url(f"az://{name}/"))
     found: Bucket = request.getfixturevalue("bucket")
     return ObjectStore(parse_url(found.url("")))
 
