@@ -1,15 +1,18 @@
 """Local copies of what must lie on a disk: a model's files, and the work of a run whose output is an object.
 
 Both lie in `$XDG_CACHE_HOME/rerank-cli` (`~/.cache/rerank-cli`). A model's copy has a name made of the names, sizes and
-etags of its files, so it is fetched once, and again when one of them is another.
+etags of its files, so it is fetched once, and again when one of them is another. A copy whose files are not those that
+were fetched (cut, changed, gone) is thrown away.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from rerank_cli.storage.url import parse_url
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 """What belongs to a model; the rest of its folder is not fetched."""
 
+_FETCHED = ".fetched"  # in a copy: what its files were
 _READ_BYTES = 16 * 2**20
 
 
@@ -43,6 +47,8 @@ def fetch_model(text: str) -> Path:
         seen = {name: first_seen(folder + name) for name in names}
         facts = "\n".join(f"{name} {found.size} {found.etag}" for name, found in seen.items())
         copy = copies_folder() / "models" / hashlib.sha256(facts.encode()).hexdigest()[:32]
+        if copy.is_dir() and not _is_as_fetched(copy, names):
+            remove_copy(copy)
         if not copy.is_dir():
             _fetch(folder, names, copy)
     except OSError as error:
@@ -54,6 +60,7 @@ def _fetch(folder: str, names: list[str], copy: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=copy.parent) as part:
         whole = Path(part) / "model"
+        fetched = {}
         for name in names:
             url = parse_url(folder + name)
             store, found = open_store(url), first_seen(folder + name)
@@ -61,11 +68,35 @@ def _fetch(folder: str, names: list[str], copy: Path) -> None:
             with (whole / name).open("wb") as stream:
                 for begin in range(0, found.size, _READ_BYTES):
                     stream.write(store.read(url.key, begin, min(begin + _READ_BYTES, found.size), found.etag))
+            fetched[name] = {"seen": _seen(whole / name), "sha256": _sha256(whole / name)}
+        (whole / _FETCHED).write_text(json.dumps(fetched), encoding="utf-8")
         try:
             whole.rename(copy)
         except OSError:
             if not copy.is_dir():  # else another process was faster
                 raise
+
+
+def _is_as_fetched(copy: Path, names: Sequence[str]) -> bool:
+    """Whether the files of a copy are what was fetched; one whose size and times are as they were is not read."""
+    try:
+        fetched = json.loads((copy / _FETCHED).read_bytes())
+        return all(
+            _seen(copy / name) == fetched[name]["seen"] or _sha256(copy / name) == fetched[name]["sha256"]
+            for name in names
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _seen(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def work_folder_of(text: str) -> Path:
