@@ -79,6 +79,18 @@ def test_few_large_files_are_cut_and_many_small_ones_are_not(tmp_path: Path) -> 
     assert [task.shards for task in cut_tasks(small[:1], options(), engines=2)] == [1]  # parts of 10 rows bring nothing
 
 
+def test_a_limit_counts_the_rows_of_all_files_in_their_order(tmp_path: Path) -> None:
+    names = ("a.jsonl", "b.jsonl", "c.jsonl")
+    files = [(str(lines(tmp_path / name, count)), name) for name, count in zip(names, (30, 200, 10), strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n" + (tmp_path / "a.jsonl").read_text())
+    tasks = cut_tasks(files, options(limit=150), engines=1)
+    assert [(Path(task.input).name, task.shards, task.limit) for task in tasks] == [
+        ("a.jsonl", 1, 150), ("b.jsonl", 2, 120), ("b.jsonl", 2, 120)
+    ]  # fmt: skip
+    assert [task.limit for task in cut_tasks(files, options(limit=30), engines=1)] == [30]
+    assert {task.limit for task in cut_tasks(files, options(), engines=1)} == {None}
+
+
 @given(st.lists(st.integers(0, 400), min_size=1, max_size=6), st.integers(1, 9))
 def test_the_parts_of_a_file_are_all_its_parts(tmp_path_factory: pytest.TempPathFactory, rows: list[int], engines: int):
     folder = tmp_path_factory.mktemp("parts")
@@ -186,7 +198,7 @@ def test_the_tasks_file_is_readable_json(tmp_path: Path) -> None:
         folder.begin(TASKS, fingerprint())
         document = json.loads((folder.path / "_rerank" / "tasks.json").read_text())
     assert document["schema"] == "rerank-cli/tasks/1"
-    assert document["tasks"][1] == {"input": "/in/b.jsonl", "name": "b.jsonl", "shard": 1, "shards": 2}
+    assert document["tasks"][1] == {"input": "/in/b.jsonl", "name": "b.jsonl", "shard": 1, "shards": 2, "limit": None}
 
 
 # --- options
@@ -195,9 +207,9 @@ def test_the_tasks_file_is_readable_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        ({"shard": (1, 2)}, "--shard"), ({"limit": 5}, "--limit"), ({"skip": 5}, "--skip"), ({"qrels": "q"}, "--qrels"),
+        ({"shard": (1, 2)}, "--shard"), ({"skip": 5}, "--skip"), ({"inputs": ("hf://datasets/a/b/",)}, "--engine ray"),
         ({"request": ProfileRequest(device="cuda", gpus=(0,))}, "--device cuda:N"),
-        ({"names": Names("out", errors="e")}, "--errors"), ({"names": Names("out", report="r")}, "--report"),
+        ({"names": Names("out", errors="e")}, "--errors"), ({"names": Names("out", report="r.html")}, "--report"),
         ({"names": Names("-")}, "--engine ray"),
     ],
 )  # fmt: skip
