@@ -99,8 +99,9 @@ def test_a_run_killed_at_any_call_is_finished_by_the_next_one(
         assert not bucket.uploads()
         for name in left_by(bucket, folder):
             bucket.client.delete_object(Bucket=bucket.name, Key=f"{folder}/{name}")
+        figures = f"{killed} kills, {sum(proxy.calls.values())} calls, {dict(proxy.faults)}"
+        print(figures, flush=True)  # noqa: T201 (of a long run that may be cut short)
     assert proxy.faults, "no call failed"
-    print(f"{killed} kills, {sum(proxy.calls.values())} calls, {dict(proxy.faults)}")  # noqa: T201 (figures of a long run)
 
 
 @pytest.mark.parametrize("skew", [0.0, 600.0])
