@@ -259,8 +259,9 @@ class Actors:
 
     def _placed(self, count: int) -> list[_Actor]:
         self._handles += (handles := [self._class.remote() for _ in range(count)])
-        shared = (str(self._folder.path), *self._options.inputs)
-        paths = [str(Path(path).absolute()) for path in dict.fromkeys(shared) if not is_url(path)]
+        texts = self._options.texts
+        shared = (str(self._folder.path), *self._options.inputs, texts.queries, texts.corpus, self._options.qrels)
+        paths = [str(Path(path).absolute()) for path in dict.fromkeys(shared) if path and not is_url(path)]
         asked = [handle.place.remote(paths) for handle in handles]
         began, said = time.monotonic(), False
         while len(self._ray.wait(asked, num_returns=count, timeout=_WAIT_SECONDS)[0]) < count:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ class OutputFolder:
     def __exit__(self, *_: object) -> None:
         try:
             if self._log:
-                self._log.remove()
+                with suppress(OSError):  # a lock that stays is free for this machine, and after its lease for all
+                    self._log.remove()
         finally:
             self._lock.release()
 
@@ -89,8 +91,10 @@ class OutputFolder:
         """The lock of this machine, and then that of all."""
         if path.url.scheme == "hf":
             raise OutputError(f"{path}: a cluster writes to no data set of the Hub", hint="write to an object store")
+        if not path.url.key:
+            raise OutputError(f"{path}: is a whole bucket", hint=f"name a folder in it, for example {path}reranked/")
         with naming(path):
-            if path.url.key and path.is_file():
+            if path.is_file():
                 raise OutputError(f"{path}: is no folder", hint="a cluster writes a folder of files")
             names = [key.removeprefix(f"{path.url.key}/") for key, _ in open_store(path.url).list(f"{path.url.key}/")]
             if names and not any(name.startswith("_rerank/") or name == "_manifest.json" for name in names):
