@@ -97,8 +97,8 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
     if names.report and Path(names.report).suffix.lower() in PAGE_SUFFIXES:
         raise UsageError(f"--report {names.report}: no page is made of a run on a cluster", hint="end it in .json")
     for flag, given in {
-        "--shard": options.shard, "--skip": options.skip or None, "--errors": names.errors, "--embeddings": names.embeddings,
-        "--calibration": options.calibration,
+        "--shard": options.shard, "--skip": options.skip or None, "--errors": names.errors,
+        "--embeddings": names.embeddings, "--calibration": options.calibration,
         "--out-format": names.out_format if names.out_format in TEACHER_FORMATS else None,
         "--device cuda:N": options.request.gpus or None,
     }.items():  # fmt: skip
