@@ -6,6 +6,8 @@ bodies of errors hold key ids and signatures.
 
 obstore reads variables and the role of a machine, but no profiles of `~/.aws`. So credentials for S3 come from
 botocore's chain, which is the one of AWS's own tools.
+
+The file is longer than others: what each failure of two libraries means stands beside the calls that meet it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rerank_cli.errors import UsageError
+from rerank_cli.storage.own_host import only_host_of, sends_elsewhere
 from rerank_cli.storage.store import ChangedError, Stat, StoreError
 from rerank_cli.storage.url import Url
 
@@ -37,7 +40,8 @@ _MOST_PARTS = 9000  # S3 takes 10,000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "ExpiredTokenException")
 _EXPIRED_ATTEMPTS = 4  # of a HEAD that is answered with 400: it has no body, which would say that a token has expired
-_NEVER = ("400 Bad Request", "405 Method", "301 Moved", "InvalidBucketName")
+_NEVER = ("400 Bad Request", "405 Method", "InvalidBucketName")
+_REDIRECTS = ("301 Moved", "302 Found", "303 See", "307 Temp", "308 Perm", "PermanentRedirect", "TemporaryRedirect")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 _CREDENTIALS_LAST = timedelta(minutes=5)  # after which they are asked for again
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.-]+)\s*</Code>")
@@ -70,8 +74,10 @@ class ObjectStore:
         retries: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=20)}
         try:
             if self._is_s3:
+                settings = self._s3_settings()
+                options |= only_host_of(settings.get("endpoint"))
                 self._store: Any = stores.S3Store(
-                    self._container, client_options=options, retry_config=retries, **self._s3_settings()
+                    self._container, client_options=options, retry_config=retries, **settings
                 )
             else:
                 self._store = stores.from_url(self._place, client_options=options, retry_config=retries)
@@ -318,6 +324,15 @@ class ObjectStore:
         except FileNotFoundError:
             return False
 
+    def _is_sent_elsewhere(self, key: str, text: str) -> bool:
+        """Whether a call failed because the server wanted another one to be asked. text: of the failure."""
+        if any(word in text for word in _REDIRECTS):
+            return True
+        if "error sending request" not in text:
+            return False
+        endpoint = self._s3_settings().get("endpoint") if self._is_s3 else None
+        return endpoint is not None and sends_elsewhere(endpoint, self._container, key)
+
     def _patiently(self, key: str, call: Callable[[], Result]) -> Result:
         """What `call` gives, tried again while its failure may pass."""
         until = time.monotonic() + self._patience
@@ -368,6 +383,11 @@ class ObjectStore:
             or any(word in text for word in _NEVER)
         ):
             lasting = StoreError(f"{self._place}/{key}: the store refuses it ({_reason(error)})")
+        elif self._is_sent_elsewhere(key, text):
+            lasting = StoreError(
+                f"{self._place}/{key}: the store sends to another address, which is not followed",
+                hint="AWS_ENDPOINT_URL names the server, AWS_REGION the region of the bucket",
+            )
         elif not isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
             lasting = error
         return lasting
