@@ -46,12 +46,9 @@ class HubStore:
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         """The file system, and the data set with its commit."""
-        from huggingface_hub import HfApi, HfFileSystem, constants
+        from huggingface_hub import HfApi, HfFileSystem
 
-        if constants.HF_HUB_OFFLINE:
-            raise UsageError(
-                f"{self._url}: the Hub is not asked without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
-            )
+        self._refuse_offline()
         repo, revision = self._repo_and_revision
         found = self._call(lambda: HfApi().dataset_info(repo, revision=revision))
         return HfFileSystem(), f"datasets/{repo}@{found.sha}"
@@ -159,7 +156,7 @@ class HubStore:
         from huggingface_hub import HfApi
 
         repo, branch = self._repo_and_revision
-        _ = self._opened  # says that the Hub is not asked
+        self._refuse_offline()
         try:
             self._call(lambda: HfApi().auth_check(repo, repo_type="dataset", write=True))
             branches = self._call(lambda: HfApi().list_repo_refs(repo, repo_type="dataset")).branches
@@ -167,6 +164,14 @@ class HubStore:
             raise StoreError(f"{self._url}: there is no such data set, or you may not see it") from error
         if (branch or "main") not in {one.name for one in branches}:
             raise StoreError(f"{self._url}: {branch} is no branch, and only a branch can be written to")
+
+    def _refuse_offline(self) -> None:
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            raise UsageError(
+                f"{self._url}: the Hub is not asked without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
+            )
 
     def _at(self, commit: str, keys: Iterable[str]) -> dict[str, Any]:
         """What a commit has under these names."""
@@ -195,13 +200,15 @@ class HubStore:
             raise FileNotFoundError(errno.ENOENT, "no such file in the data set") from error
         except HfHubHTTPError as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
+            if status == 404:
+                raise FileNotFoundError(errno.ENOENT, "no such file in the data set") from error
             text = f"{self._url}: the Hub refuses it ({status or type(error).__name__})"
             raise (_PassingError(text) if status in _PASSING or (status or 0) >= 500 else StoreError(text)) from error
         except OSError:
             raise
         except Exception as error:
-            # httpx's failures of a connection have no common kind with OSError.
-            if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests"):
+            # Failures of a connection have no common kind with OSError; huggingface_hub 2 calls with httpx2.
+            if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
                 raise
             raise _PassingError(f"{self._url}: the Hub does not answer ({type(error).__name__})") from error
 
