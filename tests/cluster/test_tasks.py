@@ -18,6 +18,7 @@ from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.journal import Fingerprint
 from rerank_cli.planning.choices import ProfileRequest
 from tests.conftest import write_lines, write_table
+from tests.stores import Bucket
 
 
 def options(out_format: str = "auto", **more: object) -> JobOptions:
@@ -184,6 +185,35 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with OutputFolder(str(tmp_path / "out")), pytest.raises(LockedError), OutputFolder(str(tmp_path / "out")):
         pass
+
+
+def test_a_folder_in_a_bucket_is_kept_as_one_on_a_disk(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with OutputFolder(bucket.url("out/")) as folder:
+        assert folder.tasks(fingerprint()) is None
+        folder.begin(TASKS, fingerprint())
+        with pytest.raises(LockedError), OutputFolder(bucket.url("out")):
+            pass
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+        with pytest.raises(LockedError), OutputFolder(bucket.url("out")):
+            pass
+    assert bucket.names() == ["out/_rerank/tasks.json"]
+    bucket.put("out/b.jsonl.job/00000000", b"left")
+    with OutputFolder(bucket.url("out")) as folder:
+        assert folder.tasks(fingerprint()) == TASKS
+        folder.clear(finished=False)
+    assert bucket.names() == []
+    bucket.put("other/letter.txt", b"")
+    for name, says in (
+        ("other", "holds files of something else"),
+        ("other/letter.txt", "is no folder"),
+        ("", "bucket"),
+    ):
+        with pytest.raises(OutputError, match=says), OutputFolder(bucket.url(name)):
+            pass
+    assert bucket.names() == ["other/letter.txt"]
 
 
 def test_a_broken_list_of_parts_is_told(tmp_path: Path) -> None:
