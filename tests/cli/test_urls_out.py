@@ -171,7 +171,7 @@ def test_errors_and_report_go_where_they_are_told(
     ("out", "says"),
     [
         ("s3://there-is-no-such-bucket/out.jsonl", "there is no such bucket"),
-        ("hf://datasets/USER/NAME/out.jsonl", "read here, and not written"),
+        ("hf://datasets/USER/NAME/out.jsonl", "the Hub is not asked without `--online`"),
         ("http://host/out.jsonl", "cannot be opened"),
     ],
 )
