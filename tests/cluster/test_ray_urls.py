@@ -126,7 +126,7 @@ def test_a_worker_is_killed_and_the_bytes_and_measures_are_those_of_one_engine(
 ) -> None:
     judged = ["--metric", "nDCG@10", "--metric", "RR"]
     out, lists = apart.bucket.url("out"), apart.bucket.url("lists/")
-    more = ["--qrels", apart.bucket.url("qrels.txt"), *judged, "--report", str(tmp_path / "r.json"), "--limit", "280"]
+    more = ["--qrels", apart.bucket.url("qrels.txt"), *judged, "--report", str(tmp_path / "r.json")]
     process = apart.start(lists, "-o", out, *more, "--checkpoint-every", "0s")
     while not any(".jsonl.job/00000001" in name for name in apart.bucket.names()):
         assert process.poll() is None, process.communicate()[1].decode()
