@@ -135,9 +135,7 @@ def test_a_worker_is_killed_and_the_bytes_and_measures_are_those_of_one_engine(
     said = process.communicate(timeout=200)[1].decode()
     assert process.returncode == 3, said
     assert "is gone" in said
-    found = here(
-        source, tmp_path / "all.jsonl", "large.jsonl", "small.jsonl", "--qrels", "qrels.txt", *judged, "--limit", "280"
-    )
+    found = here(source, tmp_path / "all.jsonl", "large.jsonl", "small.jsonl", "--qrels", "qrels.txt", *judged)
     assert joined(apart, "out", "large") + joined(apart, "out", "small") == (tmp_path / "all.jsonl").read_bytes()
     manifest = json.loads(apart.bucket.get("out/_manifest.json"))
     assert manifest == json.loads((tmp_path / "r.json").read_bytes())
