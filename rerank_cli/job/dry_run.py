@@ -93,11 +93,7 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     if gpus and options.first.scorer is not None:
         raise UsageError("--gpu: the time of two scorers on another card is not reckoned", hint="leave out `--first`")
     prepared = prepare(options)
-    for path in options.names.files.values():
-        if is_on_hub(path):
-            refuse_unwritable(path)
-        elif isinstance(path, UrlPath):
-            probe(path)
+    _try_outputs(options)
     counts = Counts()
     lengths: list[int] = []
     kept = squares = truncated = unscorable = of_second = 0
@@ -176,6 +172,15 @@ def _first_scorer(
     total = None if None in needed else sum(one or 0 for one in needed)
     told = FirstScorer(first.checkpoint.name, first.plan.precision, asked.keep, of_second, total)
     return told, flops / (_SHARE_REACHED * speed)
+
+
+def _try_outputs(options: JobOptions) -> None:
+    """Refuse what cannot be written at a URL."""
+    for path in options.names.files.values():
+        if is_on_hub(path):
+            refuse_unwritable(path)
+        elif isinstance(path, UrlPath):
+            probe(path)
 
 
 def _elsewhere(gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths, *, images: bool) -> Elsewhere:
