@@ -72,7 +72,7 @@ def run_on_ray(
                 for task in tasks:
                     found = Evaluation.of_report(progress.reports[task.name]["evaluation"])
                     evaluator.add_part(read_values(folder.values(task)), found)
-                manifest["evaluation"] = evaluation_report(evaluator.finish())
+                manifest |= evaluation_report(evaluator.finish(), changes=None)
                 if options.names.per_query:
                     values = b"".join(per_query_bytes(evaluator.per_query(), options.names.per_query))
                     write_file(path_of(options.names.per_query), values, Files())
