@@ -51,8 +51,30 @@ _CLASS_OF_MODEL_TYPE = {
 
 
 def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer as tokenizer.json has it, without padding and truncation."""
-    return _as_declared(_open_file(checkpoint), checkpoint)
+    """The tokenizer as tokenizer.json has it, without padding and truncation.
+
+    `ModelError` where transformers would put another blank before texts: for a class with rules of its own it goes by
+    tokenizer_config.json, and not by the file.
+    """
+    tokenizer = _open_file(checkpoint)
+    if tokenizer_class(checkpoint) not in (None, *_PLAIN):
+        declared = bool(checkpoint.tokenizer_config.get("add_prefix_space"))
+        if any(prefix is not declared for prefix in _byte_level_prefixes(tokenizer)):
+            raise ModelError(
+                f"{checkpoint.path / 'tokenizer_config.json'}: add_prefix_space: {str(declared).lower()}, and "
+                f"{checkpoint.tokenizer_file.name} says {str(not declared).lower()}",
+                hint="programs differ in which of the two they take: make both say what the model was trained with",
+            )
+    return _as_declared(tokenizer, checkpoint)
+
+
+def _byte_level_prefixes(tokenizer: Tokenizer) -> list[bool]:
+    """Whether a blank is put before a text, as each ByteLevel step of the pre-tokeniser has it."""
+    if tokenizer.pre_tokenizer is None:
+        return []
+    state = json.loads(tokenizer.pre_tokenizer.__getstate__())
+    steps = state.get("pretokenizers", [state])
+    return [step.get("add_prefix_space", True) for step in steps if step.get("type") == "ByteLevel"]
 
 
 def is_panic(error: BaseException) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rerank_cli.encoding.tokenizer import (
     encode_texts,
     gives_token_types,
     load_tokenizer,
+    read_tokenizer_file,
     tokenizer_class,
     unknown_id,
     without_special_pieces,
@@ -25,6 +27,7 @@ from rerank_cli.encoding.tokenizer import (
 from rerank_cli.errors import ModelError
 from tests.conftest import TINY_CHECKPOINT
 
+PARITY = Path(__file__).parents[2] / "parity"
 SAMPLES = Path(__file__).parents[3] / "samples" / "python-docs.jsonl"
 ODD_PAIRS = [
     ("", ""),
@@ -409,3 +412,17 @@ def test_long_texts_are_encoded_few_at_a_time_and_none_is_lost():
     found = [(text, encoding.ids) for text, encoding in encode_texts(Watched(), texts)]
     assert found == [(text, tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
     assert sizes == [[600_000, 1, 300_000], [400_000, 0, 1]]
+
+
+@pytest.mark.parametrize(("name", "said"), [("Qwen2Tokenizer", True), ("GPT2TokenizerFast", True)])
+def test_a_class_that_puts_another_blank_before_texts_than_the_file_is_refused(
+    name: str, said: bool, tmp_path: Path
+) -> None:
+    shutil.copytree(PARITY / "qwen3-st-open" / "checkpoint", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8")) | {"tokenizer_class": name, "add_prefix_space": said}
+    path.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(ModelError, match="add_prefix_space: true, and tokenizer.json says false"):
+        read_tokenizer_file(read_checkpoint(tmp_path))
+    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}), "utf-8")
+    assert read_tokenizer_file(read_checkpoint(tmp_path)).encode("a b").ids
