@@ -225,7 +225,7 @@ class Reranker:
                     raise UsageError("a query without passages", hint='`rerank("query", ["a passage", "another"])`')
                 if isinstance(passages, (str, bytes)):
                     raise UsageError("passages: one text, and not a list of them", hint="`rerank(query, [passage])`")
-                found = self._rerank([(data, _listed(passages))], options)
+                found = self._rerank([(data, _list_passages(passages))], options)
                 return found[0]["passages"] if found else []
             if passages is not None:
                 raise UsageError("passages: are for a query that is a text; rows hold their own")
@@ -366,7 +366,7 @@ def _as_argument(found: re.Match[str]) -> str:
     return f"{name}={value}" if value.isdecimal() else f'{name}="{value}"'
 
 
-def _listed(passages: Iterable[Any]) -> list[Any]:
+def _list_passages(passages: Iterable[Any]) -> list[Any]:
     """Passages of a list, an array, a column or a frame, whose rows are the passages."""
     if isinstance(passages, Mapping):
         raise UsageError("passages: a dict, and not a list", hint="`rerank(query, list(passages.values()))`")
@@ -472,7 +472,7 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
     file = profile if profile.endswith(".toml") else None
     request = ProfileRequest(
         device=device, gpus=gpus, profile="auto" if file else profile, engine_count=1,
-        origins={"engine_count": "Reranker"}, **_named(options, _OF_REQUEST),
+        origins={"engine_count": "Reranker"}, **_pick_options(options, _OF_REQUEST),
     )  # fmt: skip
     template = options.get("template")
     if isinstance(template, Path):
@@ -480,12 +480,12 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
     images = ImageLimits(options.get("max_input_tiles"), options.get("max_image_pixels", ImageLimits().max_pixels))
     return JobOptions(
         inputs=(), names=Names(STDOUT), model=None if model is None else str(model), request=request,
-        profiles_file=file, images=images, template=template, **_store(options), **_named(options, _OF_ENCODER),
+        profiles_file=file, images=images, template=template, **_store(options), **_pick_options(options, _OF_ENCODER),
     )  # fmt: skip
 
 
 def _store(options: ModelOptions) -> dict[str, Any]:
-    found = _named(options, ("store", "store_limit"))
+    found = _pick_options(options, ("store", "store_limit"))
     if (folder := found.get("store")) is not None:
         found["store"] = str(folder)
     return found
@@ -495,8 +495,8 @@ def _with_rows(job: JobOptions, options: RowOptions) -> JobOptions:
     known = {field.name for field in fields(FieldNames)}
     given = {name.removesuffix("_field"): value for name, value in options.items()}
     names = FieldNames(**{name: cast("str | None", value) for name, value in given.items() if name in known})
-    return replace(job, fields=names, selection=Selection(**_named(options, _OF_SELECTION)))
+    return replace(job, fields=names, selection=Selection(**_pick_options(options, _OF_SELECTION)))
 
 
-def _named(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+def _pick_options(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}

@@ -26,21 +26,21 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
     Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
     """
     family = family_of(checkpoint.architecture)
-    said = [_limit(checkpoint.processor_config.get("rerank_max_length"))]
+    said = [_read_limit(checkpoint.processor_config.get("rerank_max_length"))]
     if said == [None] and checkpoint.declared.max_tokens is not None:
-        said = [_limit(checkpoint.declared.max_tokens)]
+        said = [_read_limit(checkpoint.declared.max_tokens)]
     elif said == [None]:
         # The card's limit is that of a family of rerankers: what declares its own score is not taken for one.
         own = family.decoder and (checkpoint.declared.listed or checkpoint.declared.chat_template is not None)
         card = None if own and checkpoint.taken_as is None else family.max_tokens
-        said = [card, _limit(checkpoint.tokenizer_config.get("model_max_length"))]
+        said = [card, _read_limit(checkpoint.tokenizer_config.get("model_max_length"))]
     language = checkpoint.within("llm_config") if family.images else checkpoint
     said += [_positions(language, checkpoint.architecture), _window(checkpoint) if family.decoder else None]
     limits = [limit for limit in said if limit is not None]
     return min(limits) if limits else 512
 
 
-def _limit(value: Any) -> int | None:
+def _read_limit(value: Any) -> int | None:
     """A number of tokens that means a limit."""
     return int(value) if isinstance(value, (int, float)) and 0 < value < _NO_LIMIT else None
 
@@ -52,10 +52,10 @@ def _positions(checkpoint: Checkpoint, architecture: str) -> int | None:
     offset = 0
     if _OFFSET_POSITIONS.search(architecture):
         offset = checkpoint.integer("pad_token_id", 1) + 1
-    return _limit(checkpoint.integer("max_position_embeddings") - offset)
+    return _read_limit(checkpoint.integer("max_position_embeddings") - offset)
 
 
 def _window(checkpoint: Checkpoint) -> int | None:
     """Tokens up to which the attention of a Mistral with a sliding window is that of one without."""
     mistral = checkpoint.architecture.startswith("Mistral")
-    return _limit(checkpoint.config.get("sliding_window")) if mistral else None
+    return _read_limit(checkpoint.config.get("sliding_window")) if mistral else None

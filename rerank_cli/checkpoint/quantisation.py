@@ -54,7 +54,7 @@ def read_quantisation(checkpoint: Checkpoint) -> Quantisation | None:
 
 def check_quantisation(path: Path, config: Mapping[str, Any]) -> Quantisation | None:
     """As `read_quantisation`, of the folder `path` and its config.json."""
-    declared = list(_declared(path, config))
+    declared = list(_declarations(path, config))
     for where, method, algorithm in declared:
         if (method, algorithm) != (_KNOWN.method, _KNOWN.algorithm):
             how = f"`{method}`" + (f" with `{algorithm}`" if algorithm is not None else "")
@@ -66,7 +66,7 @@ def check_quantisation(path: Path, config: Mapping[str, Any]) -> Quantisation | 
     return _KNOWN if declared else None
 
 
-def _declared(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _declarations(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Each place that speaks of quantisation, as (file, method, algorithm)."""
     other = read_json_file(path / _MODELOPT_FILE) if (path / _MODELOPT_FILE).exists() else {}
     inner = other.get("quantization")

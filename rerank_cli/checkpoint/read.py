@@ -232,10 +232,10 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         found = read_safetensors_header(file)
         missing = [tensor for tensor in expected if tensor not in found]
         if missing:
-            raise ModelError(f"{file}: the index promises tensors that are not in it: {_some(missing)}")
+            raise ModelError(f"{file}: the index promises tensors that are not in it: {_shorten_names(missing)}")
         doubled = [tensor for tensor in found if tensor in tensors]
         if doubled:
-            raise ModelError(f"{file}: tensors that another shard holds too: {_some(doubled)}")
+            raise ModelError(f"{file}: tensors that another shard holds too: {_shorten_names(doubled)}")
         tensors.update(found)
     for file in declared.module_weights:
         tensors |= _module_tensors(root, file)
@@ -285,7 +285,7 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
     """The safetensors files of a folder, each with the tensors that an index promises of it."""
     indexes = sorted(path.glob("*.safetensors.index.json"))
     if len(indexes) > 1:
-        raise ModelError(f"{path}: several weight indexes: {_some([index.name for index in indexes])}")
+        raise ModelError(f"{path}: several weight indexes: {_shorten_names([index.name for index in indexes])}")
     if indexes:
         return _sharded_files(indexes[0])
     standard = path / "model.safetensors"
@@ -293,7 +293,9 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
     if not files:
         refuse_pickle(path)
     if len(files) > 1:
-        raise ModelError(f"{path}: several safetensors files and no index: {_some([file.name for file in files])}")
+        raise ModelError(
+            f"{path}: several safetensors files and no index: {_shorten_names([file.name for file in files])}"
+        )
     if part := _SHARD.search(files[0].name):
         raise ModelError(
             f"{files[0]}: shard {part[1]} of {part[2]}, and neither the others nor an index are there",
@@ -317,7 +319,7 @@ def _sharded_files(index: Path) -> dict[Path, list[str]]:
     return files
 
 
-def _some(names: list[str], limit: int = 5) -> str:
+def _shorten_names(names: list[str], limit: int = 5) -> str:
     """Names in backticks, shortened where there are many."""
     shown = ", ".join(f"`{name}`" for name in names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -46,7 +46,7 @@ def refuse_weights(root: Path, model: Path) -> None:
         )
     if own:
         return
-    found = list(_entries(root))
+    found = list(_walk_entries(root))
     if any(fnmatch(Path(name).name, "pytorch_model*.bin") for name in found):
         return  # pickle can be converted: what the checkpoint is comes first
     for program, patterns in kinds.FORMATS:
@@ -64,7 +64,7 @@ def refuse_without_config(root: Path, model: Path) -> None:
     for name, what in kinds.PROGRAMS:
         if (root / name).is_file():
             raise ModelError(f"{root}: no config.json: {what} (`{name}`)", hint=_WANTED)
-    below = sorted(name for name in _entries(model) if Path(name).name == "config.json")
+    below = sorted(name for name in _walk_entries(model) if Path(name).name == "config.json")
     hint = "a checkpoint folder holds config.json, tokenizer.json and *.safetensors"
     if below:
         hint = f"there is one in `{model / Path(below[0]).parent}`: name that folder"
@@ -156,7 +156,7 @@ def refuse_code(root: Path, config: Mapping[str, Any], declared: Declaration) ->
 
 def refuse_pickle(path: Path) -> NoReturn:
     """Weights in pickle alone. path: the model's own folder, in which there are no safetensors."""
-    names = [name for name in _entries(path, depth=1) if any(fnmatch(name, pattern) for pattern in kinds.PICKLES)]
+    names = [name for name in _walk_entries(path, depth=1) if any(fnmatch(name, pattern) for pattern in kinds.PICKLES)]
     if names:
         raise ModelError(
             f"{path}: no safetensors weights, and pickle is not read: {_list(names)}",
@@ -183,7 +183,7 @@ def _refuse_pointers(*folders: Path) -> None:
             )
 
 
-def _entries(root: Path, depth: int = _DEPTH) -> Iterator[str]:
+def _walk_entries(root: Path, depth: int = _DEPTH) -> Iterator[str]:
     """Files and folders below `root`, by their paths in it, in the order of their names; not deep and not many."""
     found = 0
     for folder, folders, files in os.walk(root):

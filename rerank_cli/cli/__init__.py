@@ -73,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (the one place where every failure becomes an exit code)
-        return _exit_code(error, given)
+        return _report_failure(error, given)
     return result if isinstance(result, int) else 0
 
 
-def _exit_code(error: BaseException, given: Sequence[str]) -> int:
+def _report_failure(error: BaseException, given: Sequence[str]) -> int:
     """Say what went wrong, and the exit code for it."""
     match error:
         case StoppedError():

@@ -112,7 +112,7 @@ def option(
     info = typer.Option(
         *([short] if short else []), flag, *aliases, help=help + shown, rich_help_panel=group, show_envvar=False,
         show_default=False, hidden=hidden, envvar=variables if aliases else variables[0],
-        parser=None if parse is None else _texts_alone(parse),
+        parser=None if parse is None else _parse_texts_only(parse),
         autocompletion=None if complete is None else _completer(complete), **settings,
     )  # fmt: skip
     optional = kind if default is not None else kind | None
@@ -131,13 +131,13 @@ def argument(name: str, kind: Any, *, help: str, metavar: str, default: Any = in
 def default_of(path: str) -> Any:
     """The default of a field of `JobOptions`, or of a dataclass in it."""
     above, _, last = path.rpartition(".")
-    field = (_part(above) if above else JobOptions).__dataclass_fields__[last]
+    field = (_part_of_options(above) if above else JobOptions).__dataclass_fields__[last]
     if field.default is not MISSING:
         return field.default
     return None if field.default_factory is MISSING else field.default_factory()
 
 
-def _part(name: str) -> Any:
+def _part_of_options(name: str) -> Any:
     """The dataclass of a field of `JobOptions`; by its annotation, since `get_type_hints` would cost every start."""
     return MemoryRequest if name == "memory" else getattr(job, JobOptions.__annotations__[name])
 
@@ -210,7 +210,7 @@ def fields_of(context: typer.Context) -> dict[str, Any]:
     """The fields of `JobOptions` that the command line sets, dataclasses in it included; all but the request."""
     paths = [one.into for one in declared_options(context).values() if one.into]
     parts = {path.rpartition(".")[0] for path in paths} - {"", "request", "memory"}
-    return values_into(context) | {part: _part(part)(**values_into(context, part)) for part in parts}
+    return values_into(context) | {part: _part_of_options(part)(**values_into(context, part)) for part in parts}
 
 
 def decided_by(context: typer.Context, name: str) -> str | None:
@@ -251,7 +251,7 @@ def _as_typed(value: Any, metavar: str | None) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _texts_alone(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+def _parse_texts_only(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
     """`parse` for texts; a default is parsed already."""
 
     def parsed(value: Any) -> Any:

@@ -164,14 +164,14 @@ def _section(title: str, records: Iterable[Record]) -> Iterator[str]:
         if len(head) >= _TERM:
             yield head
             head = ""
-        yield from _wrapped(head.ljust(_TERM), meaning) or [head]
+        yield from _wrap(head.ljust(_TERM), meaning) or [head]
 
 
 def _paragraph(text: str) -> list[str]:
-    return _wrapped("", " ".join(text.split()))
+    return _wrap("", " ".join(text.split()))
 
 
-def _wrapped(head: str, text: str) -> list[str]:
+def _wrap(head: str, text: str) -> list[str]:
     columns = max(_LEAST_COLUMNS, min(_MOST_COLUMNS, shutil.get_terminal_size().columns)) - 1
     return textwrap.wrap(
         text, columns, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,

@@ -54,7 +54,7 @@ def device_kind(text: str) -> str:
     return kind
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def _join_numbers(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
 
@@ -66,11 +66,11 @@ OPTIONS = [
     ),
     option(
         "--batch-size", str, group=POINT, into="memory.batch_sizes", metavar="N,...", parse=parse_numbers, basic=True,
-        help=f"Pairs of a batch. Default: {_listed(BATCH_SIZES)}.",
+        help=f"Pairs of a batch. Default: {_join_numbers(BATCH_SIZES)}.",
     ),
     option(
         "--max-tokens", str, group=POINT, into="memory.max_tokens", metavar="N,...", parse=parse_numbers, basic=True,
-        help=f"Tokens of a pair. Default: {_listed(LENGTHS)}, up to what the model can read.",
+        help=f"Tokens of a pair. Default: {_join_numbers(LENGTHS)}, up to what the model can read.",
     ),
     option(
         "--images", int, group=POINT, into="memory.images", metavar="N", min=0, help="Pairs of a batch with an image."
@@ -167,7 +167,7 @@ def mem_estimate(
         forget_stdout()  # here, because click gives it another exit code before main() sees it
         return 141
     if fits and answer.too_large:
-        raise _does_not_fit(answer)
+        raise _nothing_fits_error(answer)
     return 0
 
 
@@ -197,7 +197,7 @@ def _decisions(asked: Asked) -> list[str]:
 # Output.
 
 
-def _does_not_fit(answer: MemoryAnswer) -> DoesNotFitError:
+def _nothing_fits_error(answer: MemoryAnswer) -> DoesNotFitError:
     capacity = answer.question.capacity or 0
     smallest = min(row.estimate.total for row in answer.too_large if row.estimate)
     some = f"{len(answer.too_large)} of {len(answer.rows)} points do not fit"
@@ -224,7 +224,7 @@ def _print_text(answer: MemoryAnswer) -> None:
         _print_published(answer)
     for row in answer.rows:
         if row.measured:
-            say(_told(row))
+            say(_row_text(row))
     if answer.file:
         tokens = ", ".join(f"{name} {number}" for name, number in answer.file["tokens"].items())
         say(f"{answer.file['path']}: {answer.file['pairs']:,} pairs; tokens: {tokens}")
@@ -279,7 +279,7 @@ def _point(row: dict[str, Any]) -> list[str]:
     return [str(row[key] or "-") for key in ("max_batch_size", "max_sequence_length")]
 
 
-def _told(row: MemoryRow) -> str:
+def _row_text(row: MemoryRow) -> str:
     measured = row.measured
     text = (
         f"measured on {measured['device']}: a forward takes {_mib(measured['forward_bytes'])} MiB, "

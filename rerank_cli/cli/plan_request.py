@@ -47,7 +47,7 @@ def read_asked(context: typer.Context, environment: Mapping[str, str] | None = N
     """What a command's options and its environment (`os.environ`) ask of a plan."""
     environment = os.environ if environment is None else environment
     values = values_into(context, "request")
-    origins, notes = _origins(context), []
+    origins, notes = _find_origins(context), []
     for field, variables in _NIM.items():
         for name in variables:
             text = environment.get(name, "").strip()
@@ -74,7 +74,7 @@ def read_plan_request(
     return PlanRequest(request, asked.notes, file)
 
 
-def _origins(context: typer.Context) -> dict[str, str]:
+def _find_origins(context: typer.Context) -> dict[str, str]:
     """What decided each field of the request that somebody decided: an option or a variable of ours."""
     found = {}
     for name, one in declared_options(context).items():

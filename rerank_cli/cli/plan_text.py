@@ -39,7 +39,7 @@ def plan_lines(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> It
             yield from _profile_lines(row)
     if explain and answer.plan is not None:
         yield from ("", "words")
-        for word in _words_of(answer):
+        for word in _explain_words(answer):
             yield from _item(f"{word}: ", _WORDS[word])
     if explain and answer.reasons:
         yield from ("", "reasons")
@@ -62,7 +62,7 @@ def faster_lines(answer: MachinePlan) -> Iterator[str]:
         yield from _pair("faster", told)
 
 
-def _words_of(answer: MachinePlan) -> Iterator[str]:
+def _explain_words(answer: MachinePlan) -> Iterator[str]:
     """The words of the plan that not everybody knows."""
     plan = answer.plan
     if plan is not None:
@@ -103,10 +103,10 @@ def _gpu_text(row: dict[str, Any]) -> str:
     memory = show_gib(total)
     if total is not None and free is not None:
         memory = f"{show_gib(free).removesuffix(' GiB')} of {memory} free"
-    return f"{name}, {capability}, {memory}{_remark(row)}"
+    return f"{name}, {capability}, {memory}{_remark_on(row)}"
 
 
-def _remark(row: dict[str, Any]) -> str:
+def _remark_on(row: dict[str, Any]) -> str:
     remarks = [row["reason"]] if row["reason"] else []
     if row["memory_source"] not in (None, "nvml", "--gpu"):
         remarks.append(f"memory by {row['memory_source']}")
@@ -139,8 +139,8 @@ def _profile_lines(row: dict[str, Any]) -> Iterator[str]:
     elif row["kind"] == "cpu":
         gpus = "the CPU"
     mark = "*" if row["chosen"] else " "
-    yield from _wrapped(f"{mark} ", f"{row['name']}: {row['precision']}, {row['max_tokens']} tokens, {gpus}")
-    yield from _wrapped("    ", "chosen" if row["chosen"] else f"not chosen: {row['reason']}")
+    yield from _wrap(f"{mark} ", f"{row['name']}: {row['precision']}, {row['max_tokens']} tokens, {gpus}")
+    yield from _wrap("    ", "chosen" if row["chosen"] else f"not chosen: {row['reason']}")
 
 
 def _pair(label: str, text: str) -> Iterator[str]:
@@ -149,14 +149,14 @@ def _pair(label: str, text: str) -> Iterator[str]:
     if len(label) + 2 > _LABEL:
         yield label
         label = ""
-    yield from _wrapped(label.ljust(_LABEL), text)
+    yield from _wrap(label.ljust(_LABEL), text)
 
 
 def _item(head: str, text: str) -> Iterator[str]:
-    yield from _wrapped(f"  {head}", text)
+    yield from _wrap(f"  {head}", text)
 
 
-def _wrapped(head: str, text: str) -> Iterator[str]:
+def _wrap(head: str, text: str) -> Iterator[str]:
     """Lines that fit the terminal, the following ones under the first."""
     columns = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     yield from textwrap.wrap(

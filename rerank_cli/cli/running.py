@@ -270,7 +270,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         **_unknown_facts(result.unknown_tokens),
         **_first_facts(result),
         "expected time": f"about {_duration(result.seconds)}",
-        **{f"expected time on {one.gpu}": _elsewhere(one) for one in result.elsewhere},
+        **{f"expected time on {one.gpu}": _time_on_other_card(one) for one in result.elsewhere},
         "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
     }
     print_table(["dry run", ""], [[name, value] for name, value in facts.items()])
@@ -304,7 +304,7 @@ def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
     return 3 if counts.in_errors_file else 0
 
 
-def _elsewhere(found: Elsewhere) -> str:
+def _time_on_other_card(found: Elsewhere) -> str:
     from rerank_cli.planning.hours import show_time
 
     if found.time is None:

@@ -70,14 +70,14 @@ def usage_error(error: typer.TyperException) -> UsageError:
     path = context.command_path if context else "rerank-cli"
     name, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
     if name is not None and context is not None and hasattr(error, "possibilities"):
-        return UsageError(f"{path}: no option {name}", hint=_for_unknown(name, context))
+        return UsageError(f"{path}: no option {name}", hint=_hint_for_unknown(name, context))
     if parameter is not None and context is not None and error.__cause__ is not None:
-        return _wrong_value(error, parameter, context)
+        return _value_error(error, parameter, context)
     message: str = error.format_message() if hasattr(error, "format_message") else str(error)
     return UsageError(message[:1].lower() + message[1:].rstrip("."), hint=f"{path} --help")
 
 
-def _for_unknown(name: str, context: Any) -> str:
+def _hint_for_unknown(name: str, context: Any) -> str:
     """What leads on from an option that the command does not have."""
     command = context.command_path.rpartition(" ")[2]
     own = {one.flag: one for one in declared_options(context).values() if one.flag}
@@ -97,7 +97,7 @@ def _for_unknown(name: str, context: Any) -> str:
     return f"{context.command_path} --help-all"
 
 
-def _wrong_value(error: Any, parameter: Any, context: Any) -> UsageError:
+def _value_error(error: Any, parameter: Any, context: Any) -> UsageError:
     """`--deadline 5x: not a time`; the variable in place of the flag, where the value is its."""
     one, source = declared_options(context).get(parameter.name), context.get_parameter_source(parameter.name)
     flag = one.flag if one and one.flag else parameter.opts[0]

@@ -114,7 +114,7 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
         with chdir(package):
             ray.init(**settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _no_cluster(address or "local", str(error).partition("\n")[0]) from error
+        raise _no_cluster_error(address or "local", str(error).partition("\n")[0]) from error
     for number, handler in handlers.items():
         signal.signal(number, handler)  # Ray has put its own in their place
     try:
@@ -152,17 +152,17 @@ def _refuse_silent(address: str) -> None:
     try:
         socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from error
+        raise _no_cluster_error(address, getattr(error, "strerror", None) or str(error)) from error
 
 
-def _no_cluster(address: str, reason: str) -> InputError:
+def _no_cluster_error(address: str, reason: str) -> InputError:
     return InputError(
         f"--ray-address {address}: no Ray cluster answers: {reason}",
         hint="`ray status --address ADDRESS` shows one that runs",
     )
 
 
-def _absolute(options: JobOptions) -> JobOptions:
+def _with_absolute_paths(options: JobOptions) -> JobOptions:
     """`options` for a process in another folder."""
 
     def whole(path: str | None) -> str | None:
@@ -187,7 +187,7 @@ class Actors:
         self, ray: Any, options: JobOptions, folder: OutputFolder, room: Room, watcher: Watcher, stop: Stop
     ) -> None:
         self._ray = ray
-        self._options = _absolute(options)
+        self._options = _with_absolute_paths(options)
         self._folder = folder
         self._room = room
         self._watcher = watcher
@@ -205,7 +205,7 @@ class Actors:
             self._parts = len(tasks)
             self._watcher.progress.submit(0, None)
             self._start(min(self._room.engines, len(tasks)))
-            self._do(tasks)
+            self._work_off(tasks)
         finally:
             for handle in self._handles:
                 with suppress(self._ray.exceptions.RayError):
@@ -218,7 +218,7 @@ class Actors:
             raise error
         return self._progress
 
-    def _do(self, tasks: Sequence[Task]) -> None:
+    def _work_off(self, tasks: Sequence[Task]) -> None:
         waiting = deque(tasks)
         idle = deque(self._actors)
         working: dict[Any, tuple[_Actor, Task]] = {}
@@ -232,7 +232,7 @@ class Actors:
             self._folder.check()
             for reference in ready:
                 actor, task = working.pop(reference)
-                done = self._result(reference)
+                done = self._result_of(reference)
                 if done is not None:
                     self._finish(task, done)
                     idle.append(actor)
@@ -245,11 +245,11 @@ class Actors:
                     )
                 self._say(f"the actor on {actor.place.host} is gone; {task.name} goes on with another one")
                 waiting.appendleft(task)
-                idle.append(self._replaced(actor))
+                idle.append(self._replace_actor(actor))
 
     def _start(self, count: int) -> None:
         """Actors that are placed and see the files."""
-        self._actors = self._placed(count)
+        self._actors = self._start_actors(count)
         by_node: dict[str, list[_Actor]] = {}
         for actor in self._actors:
             by_node.setdefault(actor.place.node, []).append(actor)
@@ -257,7 +257,7 @@ class Actors:
             for number, actor in enumerate(neighbours):
                 actor.cores = self._cores(actor.place, number)
 
-    def _placed(self, count: int) -> list[_Actor]:
+    def _start_actors(self, count: int) -> list[_Actor]:
         self._handles += (handles := [self._class.remote() for _ in range(count)])
         texts = self._options.texts
         shared = (str(self._folder.path), *self._options.inputs, texts.queries, texts.corpus, self._options.qrels)
@@ -298,8 +298,8 @@ class Actors:
         start = number * count
         return tuple(place.cores[place_ % len(place.cores)] for place_ in range(start, start + count))
 
-    def _replaced(self, actor: _Actor) -> _Actor:
-        (new,) = self._placed(1)
+    def _replace_actor(self, actor: _Actor) -> _Actor:
+        (new,) = self._start_actors(1)
         new.cores = actor.cores if new.place.node == actor.place.node else self._cores(new.place, 0)
         return new
 
@@ -320,7 +320,7 @@ class Actors:
         )
         return actor.handle.do.remote(options, task, actor.cores)
 
-    def _result(self, reference: Any) -> PartOutcome | None:
+    def _result_of(self, reference: Any) -> PartOutcome | None:
         """What an actor has made of its part; None where it has gone."""
         try:
             done: PartOutcome = self._ray.get(reference)

@@ -57,7 +57,7 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
             known = ", ".join(FORMATS)
             raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
         root = place if place.is_dir() else place.parent
-        found += [(str(file.absolute()), _stem(file.relative_to(root))) for file in inside]
+        found += [(str(file.absolute()), _stem_of(file.relative_to(root))) for file in inside]
     names = Counter(name for _, name in found)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
@@ -81,7 +81,7 @@ def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines:
         size = max(_LEAST_ROWS, -(-sum(rows) // wanted))
         shards = [max(1, round(count / size)) for count in rows]
     return tuple(
-        Task(path, f"{stem}{_part(shard, count)}{_suffix(one, options)}", shard, count, limit)
+        Task(path, f"{stem}{_shard_suffix(shard, count)}{_suffix(one, options)}", shard, count, limit)
         for (path, stem), one, count, limit in zip(files, inputs, shards, limits, strict=True)
         for shard in range(1, count + 1)
     )
@@ -109,7 +109,7 @@ def _at_url(path: str) -> list[tuple[str, str]]:
     found = []
     for part in parts:
         folder = None if part.folder is None else f"{part.folder.rstrip('/')}/"
-        found.append((part.path, _stem(Path(part.path[len(folder) :] if folder else UrlPath(part.path).name))))
+        found.append((part.path, _stem_of(Path(part.path[len(folder) :] if folder else UrlPath(part.path).name))))
     return found
 
 
@@ -124,12 +124,12 @@ def _is_data(name: str) -> bool:
     return text_suffix(name) in FORMATS
 
 
-def _stem(path: Path) -> str:
+def _stem_of(path: Path) -> str:
     name = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
     return ".".join(name.with_suffix("").parts)
 
 
-def _part(shard: int, shards: int) -> str:
+def _shard_suffix(shard: int, shards: int) -> str:
     width = len(str(shards))
     return f".{shard:0{width}}-of-{shards}" if shards > 1 else ""
 

@@ -38,10 +38,10 @@ def embedding_prompts(prefix: str) -> VisionPrompts:
     """How a passage is read behind its prefix, with an image and without."""
     before: tuple[Part, ...] = ((prefix,),) if prefix else ()
     image = Prompt(parts=(*before, (IMAGE,), (" ", Slot.PASSAGE)), wrapped=True)
-    return VisionPrompts(text=_behind(prefix), image=image, rgb_first=True)
+    return VisionPrompts(text=_prompt_of_prefix(prefix), image=image, rgb_first=True)
 
 
-def _behind(prefix: str) -> Prompt:
+def _prompt_of_prefix(prefix: str) -> Prompt:
     # A text stands where a passage stands in a prompt: at the end, so that it is what is cut.
     return Prompt(parts=((prefix, Slot.PASSAGE),), wrapped=True)
 
@@ -67,7 +67,7 @@ class EmbeddingEncoder:
         self._passages = passages
         self._max_unknown = max_unknown
         query_truncate: Truncation = "reference" if truncate == "reference" else "error"
-        self._queries = PromptEncoder(tokenizer, _behind(prefix), truncate=query_truncate, **options)
+        self._queries = PromptEncoder(tokenizer, _prompt_of_prefix(prefix), truncate=query_truncate, **options)
         self.max_tokens = self._queries.max_tokens
 
     @property

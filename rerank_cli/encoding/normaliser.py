@@ -54,10 +54,10 @@ def refuse_exploding(states: Iterable[Mapping[str, Any]], checkpoint: Checkpoint
 
 
 def _refuse_exploding(parts: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> None:
-    patterns = (pattern for part in parts for pattern in _texts_of(part))
+    patterns = (pattern for part in parts for pattern in _replacement_texts(part))
     seed = text = "\n".join([string.printable, *(one[:_PATTERN_CHARACTERS] for one in patterns)])[:_SEED_CHARACTERS]
     for part in parts:
-        text = _opened(part).normalize_str(text)
+        text = _build_replace(part).normalize_str(text)
         if len(text) > _MOST_TIMES * len(seed):
             raise ModelError(
                 f"{checkpoint.tokenizer_file}: its normaliser makes a text {len(text) / len(seed):.0f} times longer "
@@ -74,12 +74,12 @@ def _replacements(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield state
 
 
-def _texts_of(part: Mapping[str, Any]) -> Iterator[str]:
+def _replacement_texts(part: Mapping[str, Any]) -> Iterator[str]:
     if "String" in part["pattern"]:
         yield part["pattern"]["String"]
     yield part["content"]
 
 
-def _opened(part: Mapping[str, Any]) -> normalizers.Replace:
+def _build_replace(part: Mapping[str, Any]) -> normalizers.Replace:
     pattern = part["pattern"]
     return normalizers.Replace(pattern["String"] if "String" in pattern else Regex(pattern["Regex"]), part["content"])

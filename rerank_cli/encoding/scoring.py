@@ -50,11 +50,11 @@ def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, ow
         return Scoring()  # these have one prompt, whatever their tokenizer's chat template was made for
     template = None if own_template or named else read_chat_template(checkpoint, instruction)
     if checkpoint.declared.listed:
-        return _declared(checkpoint, template)
+        return _scoring_as_declared(checkpoint, template)
     if named is not None:
         return Scoring(recipe=named, told=f"scored as {named.title}: `--as {named.name}` says so", taken=True)
     if family.answers:
-        return _undeclared_language_model(checkpoint, template)
+        return _scoring_of_language_model(checkpoint, template)
     if template is None:
         return Scoring()
     if failure := template.failure():
@@ -90,7 +90,7 @@ def _named_recipe(checkpoint: Checkpoint) -> Recipe | None:
     return recipe
 
 
-def _declared(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
+def _scoring_as_declared(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
     if template is not None and (failure := template.failure()):
         raise ModelError(
             f"{template.place}: the chat template carries no pair of query and passage, and modules.json wants pairs "
@@ -99,7 +99,7 @@ def _declared(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
     return Scoring(template=template, answers=checkpoint.declared.logit_score, told="scored as modules.json declares")
 
 
-def _undeclared_language_model(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
+def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
     recipe = recipe_of(checkpoint.architecture)
     if checkpoint.declared.chat_template is None:
         if recipe is None:
@@ -107,7 +107,7 @@ def _undeclared_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
                 f"{checkpoint.path}: a language model ({checkpoint.architecture}), and no file says how it reranks",
                 hint="modules.json, with a LogitScore, and a chat template with the roles query and document say it",
             )
-        return Scoring(recipe=recipe, told=_taken_for(checkpoint, recipe), taken=True)
+        return Scoring(recipe=recipe, told=_describe_recipe(checkpoint, recipe), taken=True)
     if template is None:  # the user's own is used: the answers are still to be known
         template = read_chat_template(checkpoint)
     assert template is not None, "a checkpoint without modules.json uses the chat template that it has"
@@ -124,7 +124,7 @@ def _undeclared_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
                 else f"no family of rerankers is known for {checkpoint.architecture}"
             ),
         )
-    answers = _words(checkpoint)
+    answers = _find_yes_and_no(checkpoint)
     if answers is None:
         raise ModelError(
             f"{template.place}: the chat template carries a query and a passage, and the tokenizer has no tokens `yes` "
@@ -140,14 +140,14 @@ def _undeclared_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
     )
 
 
-def _words(checkpoint: Checkpoint) -> LogitScore | None:
+def _find_yes_and_no(checkpoint: Checkpoint) -> LogitScore | None:
     """The tokens `yes` and `no`, as sentence-transformers takes them where nothing is declared."""
     tokenizer = read_tokenizer_file(checkpoint)
     yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
     return None if yes is None or no is None else LogitScore(yes, no)
 
 
-def _taken_for(checkpoint: Checkpoint, recipe: Recipe) -> str:
+def _describe_recipe(checkpoint: Checkpoint, recipe: Recipe) -> str:
     return (
         f"taken for a {recipe.title}: {checkpoint.architecture} without a chat template is all that tells; "
         f"`--as {recipe.name}` says the same"

@@ -143,7 +143,7 @@ class VisionEncoder:
                 opened.append((place, page))
         grids = [self.images.grid(page) for _, page in opened]
         texts = [(pairs[place][0], pairs[place][1].text) for place, _ in opened]
-        found = self._image.encode(texts, limits, images=[self._block(grid) for grid in grids])
+        found = self._image.encode(texts, limits, images=[self._ids_of_image(grid) for grid in grids])
         fitting = [
             self._fitting(page, text, grid, entry, limits)
             for (_, page), grid, text, entry in zip(opened, grids, texts, found, strict=True)
@@ -158,7 +158,7 @@ class VisionEncoder:
                 results[place] = self._with_tiles(album, page, entry, grid, full=full)
         return [results[place] for place in range(len(pairs))]
 
-    def _block(self, grid: TileGrid) -> Ids:
+    def _ids_of_image(self, grid: TileGrid) -> Ids:
         """The ids of an image in a grid."""
         first, context, last = self._image.image_ids.tolist()
         return np.array([first, *[context] * (grid.tiles * self._tokens_per_tile), last], dtype=np.int32)
@@ -167,19 +167,21 @@ class VisionEncoder:
         self, page: Page, text: tuple[str, str], grid: TileGrid, entry: Encoded, limits: Limits
     ) -> tuple[Encoded, TileGrid]:
         """`entry`, or that of the next smaller grid in which the pair has room for its query."""
-        if self._as_reference and len(self._block(grid)) > self._image.image_room:
-            message = f"the image has {len(self._block(grid))} tokens; truncation to {self.max_tokens} would cut it"
+        if self._as_reference and len(self._ids_of_image(grid)) > self._image.image_room:
+            message = (
+                f"the image has {len(self._ids_of_image(grid))} tokens; truncation to {self.max_tokens} would cut it"
+            )
             return EncodingProblem("image-cut", message), grid
         if isinstance(entry, EncodingProblem) and self._fewer_tiles and not limits.whole:
             for grid in self.images.smaller_grids(page):
-                (entry,) = self._image.encode([text], limits, images=[self._block(grid)])
+                (entry,) = self._image.encode([text], limits, images=[self._ids_of_image(grid)])
                 if not isinstance(entry, EncodingProblem):
                     break
         return self._checked(entry, grid), grid
 
     def _checked(self, entry: Encoded, grid: TileGrid) -> Encoded:
         """`entry`, unless a text of it holds what an image's vectors take the place of."""
-        block = self._block(grid)
+        block = self._ids_of_image(grid)
         if not isinstance(entry, EncodingProblem):
             for pair in entry:
                 if np.count_nonzero(pair.input_ids == block[1]) != len(block) - _FRAME:

@@ -178,7 +178,9 @@ class WholeTextEncoder:
         mark = next((mark for mark in _MARKS if mark not in query + passage), None)
         if mark is None:
             return EncodingProblem("special-tokens", "special tokens in a text beside private characters of all kinds")
-        text = self._render(*(special.sub(lambda found: _marked(found[0], mark), one) for one in (query, passage)))
+        text = self._render(
+            *(special.sub(lambda found: _mark_special(found[0], mark), one) for one in (query, passage))
+        )
         if isinstance(text, EncodingProblem):
             return text
         copy, names = self._renamed
@@ -279,11 +281,11 @@ class WholeTextEncoder:
         ]
         ids = np.array(encoding.ids, dtype=np.int32)
         if len(inside) <= excess:
-            return self._no_room(len(ids) - len(inside))
+            return self._no_room_problem(len(ids) - len(inside))
         gone = inside[:excess] if self._cuts_left else inside[-excess:]
         return np.delete(ids, gone)
 
-    def _no_room(self, size: int) -> EncodingProblem:
+    def _no_room_problem(self, size: int) -> EncodingProblem:
         return EncodingProblem(
             "query-too-long",
             f"query and template have {size + self.max_tokens - self._room} tokens: no room for the passage in a "
@@ -322,7 +324,7 @@ class WholeTextEncoder:
         if best is not None:
             return best
         empty = self._ids(query, "")
-        return empty if isinstance(empty, EncodingProblem) else self._no_room(len(empty))
+        return empty if isinstance(empty, EncodingProblem) else self._no_room_problem(len(empty))
 
     def _passage_ends(self, passage: str) -> npt.NDArray[np.int64]:
         """Where each token of the passage ends, in characters, rising."""
@@ -341,7 +343,7 @@ class WholeTextEncoder:
         while start < len(passage):
             found = self._longest_chunk(query, passage, ends, start=start, room=room)
             if found is None:
-                return self._no_room(len(empty))
+                return self._no_room_problem(len(empty))
             if isinstance(found, EncodingProblem):
                 return found
             chunk, end = found
@@ -378,7 +380,7 @@ def _any_of(contents: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(found)) if found else None
 
 
-def _marked(content: str, mark: str) -> str:
+def _mark_special(content: str, mark: str) -> str:
     """A special token's text, with a mark in it that keeps it from being found."""
     return f"{content[0]}{mark}{content[1:]}"
 

@@ -154,7 +154,7 @@ class EmbeddingEngine(InProcess):
 
         # Where the device computes behind the host, it has the next batch while the vectors of this one are kept.
         ahead = 1 if self._transfer.overlaps else 0
-        for batch, arriving in _behind(self._batches.run(lengths, embed, self.trouble), ahead):
+        for batch, arriving in _lag_behind(self._batches.run(lengths, embed, self.trouble), ahead):
             vectors = self._numbers([texts[keys[place]] for place in batch], arriving)
             made = {keys[place]: vector for place, vector in zip(batch, vectors, strict=True)}
             self._store.put(made)
@@ -204,7 +204,7 @@ class EmbeddingEngine(InProcess):
         del self._model
 
 
-def _behind(items: Iterable[T], number: int) -> Iterator[T]:
+def _lag_behind(items: Iterable[T], number: int) -> Iterator[T]:
     """Each of `items` when so many more have been made."""
     made: deque[T] = deque()
     for item in items:

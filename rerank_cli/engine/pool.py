@@ -196,7 +196,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         self._listen(seconds)
         self._give_out()
 
-    def _hear(self, worker: _Worker, message: Any) -> None:
+    def _handle_message(self, worker: _Worker, message: Any) -> None:
         if isinstance(message, Scored):
             self._finish(worker, message)
         elif isinstance(message, EngineReady):

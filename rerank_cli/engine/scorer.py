@@ -201,7 +201,7 @@ class LocalEngine:
     def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
         """See `NeedsCalibration`."""
         assert isinstance(self._model, Calibrates), "else nobody asks for it"
-        chosen = _spread(pairs, _CALIBRATION_TOKENS)
+        chosen = _sample_evenly(pairs, _CALIBRATION_TOKENS)
         lengths = [len(pair.input_ids) for pair in chosen]
         batches = plan_batches(lengths, token_budget=self._plan.token_budget)
         self.calibration = self._model.calibrate([[chosen[place] for place in batch] for batch in batches])
@@ -217,7 +217,7 @@ class LocalEngine:
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """See `ScoresExactly`."""
         with name_faults(self._plan.device):
-            return self._exactly(pairs)
+            return self._score_in_fp32(pairs)
 
     def forget_exact(self) -> None:
         """See `ScoresExactly`."""
@@ -271,10 +271,10 @@ class LocalEngine:
         again = [place for place in nonfinite if place not in trouble.failed]
         if again and self._plan.precision != "fp32":
             trouble.reruns = len(again)
-            logits[again] = self._exactly([part.pairs[place] for place in again])
+            logits[again] = self._score_in_fp32([part.pairs[place] for place in again])
         part.done = Scores(logits, trouble)
 
-    def _exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
+    def _score_in_fp32(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """The logits of the model in fp32. Where that does not fit either, a number that is no number stays."""
         model, trouble = self._exact_model(), Trouble()
         part = _Part(pairs, trouble, launch_batches(model, pairs, self._batches, trouble))
@@ -375,7 +375,7 @@ def _lanes(plan: Plan) -> Lanes | None:
     )
 
 
-def _spread(pairs: Sequence[EncodedPair], tokens: int) -> list[EncodedPair]:
+def _sample_evenly(pairs: Sequence[EncodedPair], tokens: int) -> list[EncodedPair]:
     """Pairs evenly over all of `pairs`, of about `tokens` tokens together; at least one."""
     mean = sum(len(pair.input_ids) for pair in pairs) / len(pairs)
     count = max(1, min(len(pairs), int(tokens / mean)))

@@ -117,7 +117,7 @@ def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError],
     calibration = None
     if measurer is not None:
         values = _values(systems, baseline, measurer, grades, question.qrels or "")
-        document |= _judged(question, systems, values, measurer, grades)
+        document |= _judge_systems(question, systems, values, measurer, grades)
         calibration = _calibration(question, systems[0]) if question.calibrate else None
     document["likeness"] = _likeness(systems, baseline)
     document["lists"] = _lists(document, question, grades)
@@ -127,7 +127,7 @@ def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError],
         )
     if measurer is None:
         document["headline"] = headline_of_likeness(document["likeness"])
-    return Answer(document, calibration, lambda: _of_queries(values))
+    return Answer(document, calibration, lambda: _values_of_queries(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class _Compared:
         return self.old[there], self.new[there]
 
 
-def _of_queries(values: Sequence[_Compared]) -> Iterator[SystemValue]:
+def _values_of_queries(values: Sequence[_Compared]) -> Iterator[SystemValue]:
     for one in values:
         for query, old, new in zip(one.queries, one.old.tolist(), one.new.tolist(), strict=True):
             given, reranked = (None if math.isnan(value) else value for value in (old, new))
@@ -219,7 +219,7 @@ def _values(
     return found
 
 
-def _judged(
+def _judge_systems(
     question: EvaluationRequest,
     systems: Sequence[System],
     values: Sequence[_Compared],
@@ -233,7 +233,9 @@ def _judged(
     for system in systems:
         own = [(one, verdict) for one, verdict in zip(values, verdicts, strict=True) if one.system is system]
         before, pool = own[0][0].before, pool_of(system, question.relevant_from)
-        measures = [_measured(system.name, one.metric, verdict, *one.both, compared_with) for one, verdict in own]
+        measures = [
+            _describe_measure(system.name, one.metric, verdict, *one.both, compared_with) for one, verdict in own
+        ]
         found.append(
             {
                 "file": system.name,
@@ -280,7 +282,9 @@ def _before(system: System, systems: Sequence[System], baseline: System | None) 
     )
 
 
-def _measured(name: str, metric: str, verdict: Verdict, old: Any, new: Any, compared_with: str) -> dict[str, Any]:
+def _describe_measure(
+    name: str, metric: str, verdict: Verdict, old: Any, new: Any, compared_with: str
+) -> dict[str, Any]:
     changes = new - old
     facts = {
         "metric": metric,
@@ -310,7 +314,7 @@ def _add_chosen(found: Sequence[dict[str, Any]], question: EvaluationRequest) ->
             given, value = use["given"], use["given"] + verdict.test.difference
             old, new = np.full(len(use["differences"]), given), given + np.array(use["differences"])
             name = f"{one['file']} with {use['recommended']}"
-            use["verdict"] = _measured(name, use["measure"], verdict, old, new, GIVEN_ORDER) | {"value": value}
+            use["verdict"] = _describe_measure(name, use["measure"], verdict, old, new, GIVEN_ORDER) | {"value": value}
             use["command"] = recommended_command(one["file"], use["recommended"])
         use.pop("differences", None)
 

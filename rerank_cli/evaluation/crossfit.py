@@ -88,7 +88,7 @@ def choose(values: Floats, *, splits: int = SPLITS, folds: int = FOLDS) -> Choic
     """Choose among settings by their values, [settings, queries]; the first is the plain order."""
     queries = values.shape[1]
     differences = values - values[0]
-    place = int(_chosen(differences.sum(1)[None], (differences**2).sum(1)[None], np.array([queries]))[0])
+    place = int(_choose_setting(differences.sum(1)[None], (differences**2).sum(1)[None], np.array([queries]))[0])
     if queries < _LEAST_QUERIES:
         return Choice(0, values[0], 0.0, 0.0)
     fold_of = _folds(queries, splits, folds)
@@ -96,13 +96,13 @@ def choose(values: Floats, *, splits: int = SPLITS, folds: int = FOLDS) -> Choic
     for fold in range(folds):
         out = fold_of == fold  # [splits, queries]
         kept = (~out).astype(np.float64)
-        chosen = _chosen(kept @ differences.T, kept @ (differences**2).T, kept.sum(1))
+        chosen = _choose_setting(kept @ differences.T, kept @ (differences**2).T, kept.sum(1))
         total += np.where(out, differences[chosen], 0.0).sum(0)
     gains = total / splits
     return Choice(place, values[0] + gains, float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(queries)))
 
 
-def _chosen(sums: Floats, squares: Floats, counts: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+def _choose_setting(sums: Floats, squares: Floats, counts: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
     """The setting that each row of sums over queries chooses."""
     count = counts[:, None]
     means = sums / count

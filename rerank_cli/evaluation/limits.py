@@ -28,7 +28,7 @@ def find_limits(
         "perfect_order": _mean([system.perfect[query][0] for query in queries]),
         "without_relevant_candidate": len(without),
         "examples_without": without[:_EXAMPLES],
-        "judged_in_top_10": _mean([_judged(one.grades[:_TOP]) for one in lists]),
+        "judged_in_top_10": _mean([_judged_share(one.grades[:_TOP]) for one in lists]),
         "worst": [{"query": one, "change": changes[one]} for one in ordered[:EXTREMES] if (changes[one] or 0) < 0],
         "best": [
             {"query": one, "change": changes[one]} for one in ordered[: -EXTREMES - 1 : -1] if (changes[one] or 0) > 0
@@ -45,7 +45,7 @@ def find_limits(
     return found
 
 
-def _judged(grades: Any) -> float | None:
+def _judged_share(grades: Any) -> float | None:
     return float(np.mean(grades != UNJUDGED)) if len(grades) else None
 
 

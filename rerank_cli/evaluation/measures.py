@@ -158,13 +158,13 @@ class Evaluator:
 
     def add(self, orders: Iterable[Orders]) -> None:
         """Measure the orders of some queries; those of an unjudged query may be empty."""
-        added = [_each_once(item) for item in orders]
+        added = [_drop_repeats(item) for item in orders]
         judged: dict[str, Orders] = {}
         for item in added:
             if self.is_judged(item.query) and item.query not in self._values:
                 judged.setdefault(item.query, item)
-        reranked = self._measured({query: item.reranked for query, item in judged.items()})
-        given = self._measured({query: item.given for query, item in judged.items() if item.given is not None})
+        reranked = self._measure_orders({query: item.reranked for query, item in judged.items()})
+        given = self._measure_orders({query: item.given for query, item in judged.items() if item.given is not None})
         self.note, self.scores = [], self._scores_of(judged.values())
         for item in added:
             met = not self._qrels.get(item.query, {}).keys().isdisjoint(item.reranked)
@@ -250,13 +250,13 @@ class Evaluator:
 
     def finish(self, given_order: str | None = GIVEN_ORDER) -> Evaluation:
         """The measures of both orders over the queries that were judged and ranked."""
-        compared = (self._compared(place, measure) for place, measure in enumerate(self._measures))
+        compared = (self._compare_orders(place, measure) for place, measure in enumerate(self._measures))
         return Evaluation(
             tuple(compared), len(self._values), len(self._unjudged) + self._unjudged_in_parts, self._repeated,
-            given_order, self._repeated_passages, self._met, self._problem(), self._note_of_few(),
+            given_order, self._repeated_passages, self._met, self._explain_nothing_measured(), self._note_of_few(),
         )  # fmt: skip
 
-    def _problem(self) -> str | None:
+    def _explain_nothing_measured(self) -> str | None:
         """Why nothing was measured; None where something was, or nothing was ranked."""
         if not self._values and self._example_query is not None:
             return (
@@ -288,7 +288,7 @@ class Evaluator:
                 difference = None if before is None or after is None else after - before
                 yield QueryValue(query, str(measure), before, after, difference)
 
-    def _compared(self, place: int, measure: Any) -> Comparison:
+    def _compare_orders(self, place: int, measure: Any) -> Comparison:
         knows_given = all(given is not None for given, _ in self._values.values())
         pairs: list[tuple[float, float]] = []
         for given, reranked in self._values.values():
@@ -297,8 +297,8 @@ class Evaluator:
             if before is not None and after is not None:
                 pairs.append((before, after))
         changes = [after - before for before, after in pairs]
-        given_value = _aggregated(measure, [before for before, _ in pairs])
-        reranked_value = _aggregated(measure, [after for _, after in pairs])
+        given_value = _aggregate(measure, [before for before, _ in pairs])
+        reranked_value = _aggregate(measure, [after for _, after in pairs])
         return Comparison(
             metric=str(measure),
             given=given_value if knows_given else None,
@@ -311,27 +311,29 @@ class Evaluator:
             significance=randomisation_test(changes) if knows_given else None,
         )
 
-    def _measured(self, orders: Mapping[str, Sequence[str]]) -> dict[str, Values]:
+    def _measure_orders(self, orders: Mapping[str, Sequence[str]]) -> dict[str, Values]:
         """The values of each query, in the order of the measures."""
         if not orders:
             return {}
         try:
-            values = self._calculated(orders)
+            values = self._calculate_all(orders)
         except ArithmeticError:  # some measures divide by the number of something that a query has none of
             if len(orders) > 1:
-                return {query: self._measured({query: order})[query] for query, order in orders.items()}
+                return {query: self._measure_orders({query: order})[query] for query, order in orders.items()}
             values = {}
             for measure in self._measures:
-                values |= self._calculated_or_nothing(orders, measure)
+                values |= self._calculate_if_defined(orders, measure)
         return {query: [values.get((str(one), query)) for one in self._measures] for query in orders}
 
-    def _calculated_or_nothing(self, orders: Mapping[str, Sequence[str]], measure: Any) -> dict[Any, float | None]:
+    def _calculate_if_defined(self, orders: Mapping[str, Sequence[str]], measure: Any) -> dict[Any, float | None]:
         try:
-            return self._calculated(orders, measure)
+            return self._calculate_all(orders, measure)
         except ArithmeticError:
             return {}
 
-    def _calculated(self, orders: Mapping[str, Sequence[str]], *measures: Any) -> dict[tuple[str, str], float | None]:
+    def _calculate_all(
+        self, orders: Mapping[str, Sequence[str]], *measures: Any
+    ) -> dict[tuple[str, str], float | None]:
         return calculate(measures or self._measures, self._qrels, orders)
 
 
@@ -373,7 +375,7 @@ def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
     return id_text(passage)
 
 
-def _each_once(orders: Orders) -> Orders:
+def _drop_repeats(orders: Orders) -> Orders:
     """Orders in which each passage stands at its first place alone."""
     reranked = list(dict.fromkeys(orders.reranked))
     given = None if orders.given is None else list(dict.fromkeys(orders.given))
@@ -394,7 +396,7 @@ def _change(given: Values | None, new: Values) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _aggregated(measure: Any, values: Sequence[float]) -> float:
+def _aggregate(measure: Any, values: Sequence[float]) -> float:
     """What ir-measures says of all queries together."""
     if not values:
         return 0.0

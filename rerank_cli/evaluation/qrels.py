@@ -68,15 +68,15 @@ def _judgements(path: str) -> Iterator[tuple[int, Judgement]]:
                 if not line:
                     continue
                 if line.startswith("{"):
-                    yield number, _of_object(line, where)
+                    yield number, _parse_object(line, where)
                     continue
                 cells = [cell.strip().strip('"') for cell in line.split("\t")] if "\t" in line else line.split()
                 cells = line.split() if len(cells) < 3 else cells
                 if places is None:
-                    places, is_header = _places(cells)
+                    places, is_header = _find_columns(cells)
                     if is_header:
                         continue
-                yield number, _of_cells(cells, places, where)
+                yield number, _parse_cells(cells, places, where)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -92,7 +92,7 @@ def _decoded(raw: bytes, where: str) -> str:
         raise InputError(f"{where}: not UTF-8", hint=f"`{command}` makes it so{guess}") from error
 
 
-def _places(cells: list[str]) -> tuple[tuple[int, int, int], bool]:
+def _find_columns(cells: list[str]) -> tuple[tuple[int, int, int], bool]:
     """Where query, passage and grade stand, and whether this line is a header that says so."""
     names = [cell.lower() for cell in cells]
     found = tuple(
@@ -104,7 +104,7 @@ def _places(cells: list[str]) -> tuple[tuple[int, int, int], bool]:
     return ((0, 1, 2) if len(cells) == 3 else (0, 2, 3)), False
 
 
-def _of_cells(cells: list[str], places: tuple[int, int, int], where: str) -> Judgement:
+def _parse_cells(cells: list[str], places: tuple[int, int, int], where: str) -> Judgement:
     if len(cells) <= max(places) or len(cells) > 4:
         raise InputError(f"{where}: {len(cells)} columns, which are no judgement", hint=_FORM)
     query, passage, grade = (cells[place] for place in places)
@@ -114,7 +114,7 @@ def _of_cells(cells: list[str], places: tuple[int, int, int], where: str) -> Jud
     return Judgement(query, passage, value)
 
 
-def _of_object(line: str, where: str) -> Judgement:
+def _parse_object(line: str, where: str) -> Judgement:
     try:
         fields: dict[str, Any] = json.loads(line)
     except ValueError as error:

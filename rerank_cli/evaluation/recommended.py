@@ -18,13 +18,13 @@ _OUTPUTS = ("-o", "--output")
 def recommended_command(file: str, options: str, suffix: str = "blended") -> str:
     """The whole command, where the report beside `file` says how it was made; else with IN in place of the input."""
     folder, slash, name = file.rpartition("/")
-    output = f"{folder}{slash}{_named(name, suffix)}"
+    output = f"{folder}{slash}{_with_suffix(name, suffix)}"
     made = _made_by(file)
     if made is None:
         return f"rerank-cli rerank-file IN -o {shlex.quote(output)} {options}"
     words, folder = made
     here = Path(folder) == Path.cwd() or is_url(output)
-    kept = list(_kept(words, output if here else str(Path(output).absolute())))
+    kept = list(_keep_words(words, output if here else str(Path(output).absolute())))
     line = f"{shlex.join(kept)} {options}"
     return line if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {line}"
 
@@ -42,7 +42,7 @@ def _made_by(file: str) -> tuple[list[str], str] | None:
     return (words, folder) if same and "rerank-file" in words and has_output and isinstance(folder, str) else None
 
 
-def _kept(words: Sequence[str], output: str) -> Iterator[str]:
+def _keep_words(words: Sequence[str], output: str) -> Iterator[str]:
     given = iter(words)
     for word in given:
         name, equals, _ = word.partition("=")
@@ -57,7 +57,7 @@ def _kept(words: Sequence[str], output: str) -> Iterator[str]:
             yield word
 
 
-def _named(name: str, suffix: str) -> str:
+def _with_suffix(name: str, suffix: str) -> str:
     """`scored.blended.jsonl.gz` of `scored.jsonl.gz`."""
     stem, dot, rest = name.partition(".")
     return f"{stem}.{suffix}{dot}{rest}" if stem else f"{name}.{suffix}"

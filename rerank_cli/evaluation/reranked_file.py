@@ -125,7 +125,7 @@ class RerankedFile:
         wanted: whether a query counts. The list of one that does not is empty, whatever it holds.
         """
         items = read_items(self._inputs, self._columns, self._options)
-        for query, passages in self._grouped(items, on_error):
+        for query, passages in self._group_by_query(items, on_error):
             if not wanted(query):
                 yield OrderedList(query, (), ())
                 continue
@@ -140,7 +140,7 @@ class RerankedFile:
             self.cut += _is_cut(passages, self.given)
             yield OrderedList(query, given, reranked)
 
-    def _grouped(
+    def _group_by_query(
         self, items: Iterable[Row | RowError | Gap], on_error: Callable[[RowError], None]
     ) -> Iterator[tuple[str, list[OrderedPassage]]]:
         current: tuple[str, list[OrderedPassage]] | None = None
@@ -182,16 +182,18 @@ class RerankedFile:
             self._known = _known_shape(fields, names) or False
         if self._known:
             return _read_known(row, self._known)
-        entries = _entries(fields, names)
+        entries = _find_passages(fields, names)
         if entries is None:
             query = first_of(fields, names.group_by, "query_id")
-            passage = OrderedPassage(_text(identity_of(fields, names.id, "passage_id")), fields, where, _asked(fields))
+            passage = OrderedPassage(
+                _optional_id(identity_of(fields, names.id, "passage_id")), fields, where, _query_text(fields)
+            )
             return _query_id(query, where, fields), [passage], False
         if not isinstance(entries, (list, tuple)):
             return row_error(row, "wrong-type", "its passages are not a list", None)
         query = fields.get("custom_id")  # first: the `id` beside it is that of the answer
         query = identity_of(fields, names.id, "list_id") if query is None else query
-        passages, asked = [], _asked(fields)
+        passages, asked = [], _query_text(fields)
         for place, entry in enumerate(entries):
             own = entry if isinstance(entry, Mapping) else {}
             passages.append(OrderedPassage(_passage_id(own, fields, names), own, f"{where}: passages[{place}]", asked))
@@ -204,7 +206,7 @@ def passage_names(passages: Iterable[OrderedPassage]) -> list[str]:
     for passage in passages:
         if passage.id is None:
             raise InputError(
-                f"{passage.where}: no passage id; it has {shown_names(passage.fields)}", hint=_hint(passage)
+                f"{passage.where}: no passage id; it has {shown_names(passage.fields)}", hint=_hint_for(passage)
             )
         names.append(passage.id)
     return names
@@ -228,7 +230,7 @@ class _Columns:
         return wanted | dict.fromkeys(lists, (*of_passage, *ALIASES["passage_id"], *_PLACES, *self._texts))
 
 
-def _entries(fields: Mapping[str, Any], names: FieldNames) -> Any:
+def _find_passages(fields: Mapping[str, Any], names: FieldNames) -> Any:
     """The passages of a row, or of the answer in it; None where the row is a passage."""
     paths = (names.passages,) if names.passages else (*_ANSWERS, *ALIASES["passages"])
     found = (lookup(fields, path) for path in paths)
@@ -244,7 +246,7 @@ def _passage_id(entry: Mapping[str, Any], fields: Mapping[str, Any], names: Fiel
     if found is None and isinstance(index, int) and isinstance(asked, (list, tuple)) and 0 <= index < len(asked):
         asked_for = asked[index]
         found = identity_of(asked_for, names.id, "passage_id") if isinstance(asked_for, Mapping) else None
-    return _text(found)
+    return _optional_id(found)
 
 
 def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
@@ -254,14 +256,14 @@ def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
     return id_text(value)
 
 
-def _asked(fields: Mapping[str, Any]) -> str | None:
+def _query_text(fields: Mapping[str, Any]) -> str | None:
     """The text of the query, where the row has it in `query`."""
     found = fields.get("query")
     found = found.get("text") if isinstance(found, Mapping) else found
     return found if isinstance(found, str) else None
 
 
-def _text(value: object) -> str | None:
+def _optional_id(value: object) -> str | None:
     return None if value is None else id_text(value)
 
 
@@ -277,7 +279,7 @@ def _number(value: object) -> float | None:
 
 def _known_shape(fields: Mapping[str, Any], names: FieldNames) -> PathShape | None:
     """The known shape that a row has, where it is none of the plain ones."""
-    if _entries(fields, names) is not None and LIST.recognise(fields, names) == 2:
+    if _find_passages(fields, names) is not None and LIST.recognise(fields, names) == 2:
         return None
     found = next((one for one in KNOWN if one.layout != "rows" and fits(one, fields, names)), None)
     return None if found is None else PathShape(names, known=found)
@@ -298,11 +300,11 @@ def _read_known(row: Row, shape: PathShape) -> tuple[str, list[OrderedPassage], 
             own |= {name: values[place] for name, values in of_ours.items() if len(values) == len(entries)}
         score = next((lookup(own, at) for at in shape.known.score if _number(lookup(own, at)) is not None), None)
         own = own if score is None else {"score": score, **own}
-        passages.append(OrderedPassage(_text(shape.own_id(entry)), own, f"{where}: {path}[{place}]"))
+        passages.append(OrderedPassage(_optional_id(shape.own_id(entry)), own, f"{where}: {path}[{place}]"))
     return _query_id(shape.identity(row.fields), where, row.fields), passages, True
 
 
-def _hint(passage: OrderedPassage) -> str:
+def _hint_for(passage: OrderedPassage) -> str:
     return _NO_IDS if any(passage.has(name) for name in _NEW_SCORES) else "name its field with `--id-field`"
 
 

@@ -59,7 +59,7 @@ def first_passages(
     grades: Mapping[str, int],
 ) -> list[dict[str, Any]]:
     """The first passages of an order. other_order: in which the place of each is told; None where nobody knows it."""
-    elsewhere = None if other_order is None else _places(other_order)
+    elsewhere = None if other_order is None else _places_by_id(other_order)
     return [
         {
             "id": name,
@@ -67,11 +67,11 @@ def first_passages(
             "grade": None if name is None else grades.get(name),
             "place": None if elsewhere is None else elsewhere.get(name),
         }
-        for name in list(_places(names))[:PASSAGES]
+        for name in list(_places_by_id(names))[:PASSAGES]
     ]
 
 
-def _places(names: Sequence[str | None]) -> dict[str | None, int]:
+def _places_by_id(names: Sequence[str | None]) -> dict[str | None, int]:
     places: dict[str | None, int] = {}
     for name in names:
         places.setdefault(name, len(places) + 1)

@@ -94,12 +94,12 @@ class Measurer:
             return {}
         found: dict[tuple[str, str], float | None] = {}
         try:
-            found = self._calculated(orders, self.measures)
+            found = self._calculate_measures(orders, self.measures)
         except ArithmeticError:  # some measures divide by the number of something that a query has none of
             for query, order in orders.items():
                 for measure in self.measures:
                     try:
-                        found |= self._calculated({query: order}, [measure])
+                        found |= self._calculate_measures({query: order}, [measure])
                     except ArithmeticError:
                         found[str(measure), query] = None
         return {query: [found.get((name, query)) for name in self.names] for query in orders}
@@ -108,7 +108,7 @@ class Measurer:
         """The values of a query for which nothing is found."""
         return self.of({query: ()})[query]
 
-    def _calculated(
+    def _calculate_measures(
         self, orders: Mapping[str, Sequence[str]], measures: Sequence[Any]
     ) -> dict[tuple[str, str], float | None]:
         return calculate(measures, self._grades, {query: order[: self._cutoff] for query, order in orders.items()})
@@ -131,7 +131,7 @@ def read_system(
         system.rows_error += 1
         on_error(error)
 
-    lists = _lists(file, system, grades, count, keep_all=measurer is None)
+    lists = _read_lists(file, system, grades, count, keep_all=measurer is None)
     while some := list(islice(lists, _QUERIES_AT_ONCE)):
         if measurer is not None:
             _measure(system, measurer, grades, some)
@@ -146,7 +146,7 @@ def read_system(
     return system
 
 
-def _lists(
+def _read_lists(
     file: RerankedFile, system: System, grades: Grades, on_error: Callable[[RowError], None], *, keep_all: bool
 ) -> Iterator[tuple[str, list[str] | None, list[str], SystemList]]:
     seen: set[str] = set()
@@ -159,7 +159,7 @@ def _lists(
             system.repeated += 1
             continue
         seen.add(item.query)
-        passages = _each_once(item.reranked)
+        passages = _drop_repeats(item.reranked)
         new = [one[0] for one in passages]
         system.repeated_passages += len(item.reranked) - len(new)
         given = None if item.given is None else list(dict.fromkeys(passage_names(item.given)))
@@ -184,7 +184,7 @@ def _score_field(file: RerankedFile, passages: Sequence[OrderedPassage]) -> str:
     return next((name for name in SCORES if name != of_given and all(one.has(name) for one in passages)), "")
 
 
-def _each_once(passages: Sequence[OrderedPassage]) -> list[tuple[str, OrderedPassage]]:
+def _drop_repeats(passages: Sequence[OrderedPassage]) -> list[tuple[str, OrderedPassage]]:
     once: dict[str, OrderedPassage] = {}
     for name, passage in zip(passage_names(passages), passages, strict=True):
         once.setdefault(name, passage)

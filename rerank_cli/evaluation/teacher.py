@@ -94,16 +94,16 @@ class _Rules:
         for entry in ranked.ranking:
             if entry.is_scored:
                 mine = positives if self.is_positive(exchange, entry.index) else others
-                mine.append(_scored(exchange, entry, selection))
+                mine.append(_scored_passage(exchange, entry, selection))
         if not positives:
             return
         if self.name in ("triplet", "n-tuple"):
             for positive in positives:
-                yield from self._of_positive(exchange.query, positive, self._below(others, [positive]))
-        elif negatives := self._below(others, positives):
-            yield self._of_list(exchange.query, positives, negatives)
+                yield from self._rows_of_positive(exchange.query, positive, self._negatives_below(others, [positive]))
+        elif negatives := self._negatives_below(others, positives):
+            yield self._row_of_list(exchange.query, positives, negatives)
 
-    def _below(self, others: Sequence[_Scored], positives: Sequence[_Scored]) -> list[_Scored]:
+    def _negatives_below(self, others: Sequence[_Scored], positives: Sequence[_Scored]) -> list[_Scored]:
         score = min(one.score for one in positives) - self.asked.absolute_margin
         value = min(one.value for one in positives)
         value -= abs(value) * self.asked.relative_margin
@@ -111,7 +111,9 @@ class _Rules:
         below = [one for one in others if one.score <= score and one.value <= value and one.text not in known]
         return below[: self.asked.negatives]
 
-    def _of_positive(self, query: str, positive: _Scored, negatives: Sequence[_Scored]) -> Iterator[dict[str, Any]]:
+    def _rows_of_positive(
+        self, query: str, positive: _Scored, negatives: Sequence[_Scored]
+    ) -> Iterator[dict[str, Any]]:
         pair = {"query": query, "positive": positive.text}
         if self.name == "triplet":
             for one in negatives:
@@ -120,7 +122,7 @@ class _Rules:
             columns = {f"negative_{place}": one.text for place, one in enumerate(negatives, 1)}
             yield {**pair, **columns, "label": [one.score for one in (positive, *negatives)]}
 
-    def _of_list(self, query: str, positives: Sequence[_Scored], negatives: Sequence[_Scored]) -> dict[str, Any]:
+    def _row_of_list(self, query: str, positives: Sequence[_Scored], negatives: Sequence[_Scored]) -> dict[str, Any]:
         if self.name == "labeled-list":
             both = [*positives, *negatives]
             return {"query": query, "docs": [one.text for one in both], "labels": [one.value for one in both]}
@@ -133,6 +135,6 @@ class _Rules:
         }
 
 
-def _scored(exchange: Exchange, entry: RankedPassage, selection: Selection) -> _Scored:
+def _scored_passage(exchange: Exchange, entry: RankedPassage, selection: Selection) -> _Scored:
     value = sigmoid(entry.logit) if selection.score == "logit" else entry.logit
     return _Scored(exchange.passages[entry.index]["text"], entry.logit, value)

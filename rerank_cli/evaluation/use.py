@@ -45,7 +45,7 @@ def use_of(system: System, measure: Any, grades: Grades) -> dict[str, Any]:
         "given": float(given.mean()),
         "plain": float(values[0].mean()),
         "recommended": settings[choice.place].options if choice.is_better else "",
-        "setting": _named(settings[choice.place]) if choice.is_better else None,
+        "setting": _setting_to_json(settings[choice.place]) if choice.is_better else None,
         "gain_of_choosing": choice.gain,
         "standard_error": choice.error,
         "on_these_queries": [
@@ -58,7 +58,7 @@ def use_of(system: System, measure: Any, grades: Grades) -> dict[str, Any]:
 
 def together(systems: Sequence[System], measure: Any, grades: Grades) -> dict[str, Any] | None:
     """All systems joined by the mean of their reciprocal ranks; None where that cannot be measured here."""
-    base, cutoff = _parts(measure)
+    base, cutoff = _split_measure(measure)
     if base not in KNOWN or (base == "P" and cutoff is None) or len(systems) < 2:
         return None
     queries = [query for query in systems[0].lists if all(query in one.lists for one in systems)]
@@ -86,14 +86,14 @@ def together(systems: Sequence[System], measure: Any, grades: Grades) -> dict[st
     }  # fmt: skip
 
 
-def _parts(measure: Any) -> tuple[str, int | None]:
+def _split_measure(measure: Any) -> tuple[str, int | None]:
     """Name and cutoff of a measure; no name that is known where it has other settings."""
     more = set(measure.params) - {"cutoff"}
     return ("" if more else measure.NAME), measure.params.get("cutoff")
 
 
 def _top_measure(measure: Any, system: System, grades: Grades) -> tuple[list[str], Floats, Floats, TopMeasure] | str:
-    base, cutoff = _parts(measure)
+    base, cutoff = _split_measure(measure)
     if base not in KNOWN or (base == "P" and cutoff is None):
         return f"depth and blend are chosen by one of {', '.join(KNOWN)}, and {measure} is none"
     if system.cut:
@@ -134,5 +134,5 @@ def _curve(scores: Floats, gains: Floats, measure: TopMeasure, given: Floats, pl
     return found
 
 
-def _named(setting: Setting) -> Mapping[str, Any]:
+def _setting_to_json(setting: Setting) -> Mapping[str, Any]:
     return {"depth": setting.depth, "blend": None if setting.blend is None else str(setting.blend)}

@@ -108,12 +108,12 @@ def decide(tests: Sequence[PairedTest], ship_at: float = SHIP_AT) -> list[Verdic
     """The verdicts on a family of tests, in their order."""
     corrected = holm([test.p_value for test in tests])
     return [
-        _decided(Verdict("undecided", test, p_value, len(tests)), ship_at)
+        _with_more_queries(Verdict("undecided", test, p_value, len(tests)), ship_at)
         for test, p_value in zip(tests, corrected, strict=True)
     ]
 
 
-def _decided(verdict: Verdict, ship_at: float) -> Verdict:
+def _with_more_queries(verdict: Verdict, ship_at: float) -> Verdict:
     test = verdict.test
     if test.low is None or test.high is None:
         return verdict
@@ -124,10 +124,10 @@ def _decided(verdict: Verdict, ship_at: float) -> Verdict:
         return replace(verdict, word="ship")
     if more_than_chance or (-ship_at < test.low and test.high < ship_at) or test.low == test.high == 0:
         return replace(verdict, word="don't ship", too_small=True)
-    return replace(verdict, more_queries=_more_queries(verdict, ship_at))
+    return replace(verdict, more_queries=_count_more_queries(verdict, ship_at))
 
 
-def _more_queries(verdict: Verdict, ship_at: float) -> int | None:
+def _count_more_queries(verdict: Verdict, ship_at: float) -> int | None:
     test = verdict.test
     if not test.deviation:
         return None

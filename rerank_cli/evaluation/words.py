@@ -72,7 +72,7 @@ def headline(systems: Sequence[Mapping[str, Any]], compared_with: str) -> list[s
             more = facts["more_queries"]
             count = "more queries" if more is None else f"about {more:,} more queries"
             todo = f"keep {old} for now; say of {count} which passages answer them, and run this again"
-    return [first, _seen(facts), f"What to do: {todo}."]
+    return [first, _describe_seen(facts), f"What to do: {todo}."]
 
 
 def headline_of_likeness(likeness: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -90,7 +90,7 @@ def headline_of_likeness(likeness: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _seen(facts: Mapping[str, Any]) -> str:
+def _describe_seen(facts: Mapping[str, Any]) -> str:
     name = facts["metric"]
     scale = f"{name} (0: nothing found, 1: perfect)" if name.partition("@")[0] in _FROM_0_TO_1 else name
     change = f"{scale} was {facts['baseline']:.3f} and is now {facts['value']:.3f}"

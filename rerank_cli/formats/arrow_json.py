@@ -73,7 +73,7 @@ class _Converter:
             return [None if at is None else words[at] for at in array.indices.to_pylist()]
         if isinstance(data_type, pa.BaseExtensionType):
             values = _Converter(exact=True).values(array.storage) if _is_uuid(data_type) else self.values(array.storage)
-            return _mapped(values, _uuid_text) if _is_uuid(data_type) else values
+            return _map_valid(values, _uuid_text) if _is_uuid(data_type) else values
         return self._leaves(array)
 
     def _lists(self, array: pa.Array, keep: Collection[str] | None) -> list[Any]:
@@ -90,7 +90,7 @@ class _Converter:
         columns = [self.values(child) for _, child in children]
         rows = zip(*columns, strict=True) if columns else [()] * len(array)
         objects: list[Any] = [dict(zip(names, row, strict=True)) for row in rows]
-        return _nulled(array, objects)
+        return _set_nulls(array, objects)
 
     def _maps(self, array: pa.Array) -> list[Any]:
         first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
@@ -98,7 +98,7 @@ class _Converter:
         items = self.values(array.items.slice(first, last - first))
         pairs = [list(pair) for pair in zip(keys, items, strict=True)]
         maps = _cut(array, pc.subtract(array.offsets, first), pairs)
-        return _mapped(maps, _object_or_pairs)
+        return _map_valid(maps, _object_or_pairs)
 
     def _leaves(self, array: pa.Array) -> list[Any]:
         for matches, convert in _LEAVES:
@@ -108,7 +108,7 @@ class _Converter:
             return self._text(array)
         if _is_binary(array.type):
             values = array.to_pylist()
-            return values if self.exact else _mapped(values, _base64)
+            return values if self.exact else _map_valid(values, _base64)
         return [str(value) if value.is_valid else None for value in array]
 
     def _text(self, array: pa.Array) -> list[Any]:
@@ -117,22 +117,22 @@ class _Converter:
         except UnicodeDecodeError:
             if self.exact:
                 raise
-            values = _mapped(array.cast(pa.large_binary()).to_pylist(), lambda value: value.decode(errors="replace"))
+            values = _map_valid(array.cast(pa.large_binary()).to_pylist(), lambda value: value.decode(errors="replace"))
         return values
 
 
 def _cut(array: pa.Array, offsets: pa.Array, values: list[Any]) -> list[Any]:
     places = offsets.to_pylist()
-    return _nulled(array, [values[a:b] for a, b in pairwise(places)])
+    return _set_nulls(array, [values[a:b] for a, b in pairwise(places)])
 
 
-def _nulled(array: pa.Array, values: list[Any]) -> list[Any]:
+def _set_nulls(array: pa.Array, values: list[Any]) -> list[Any]:
     if not array.null_count:
         return values
     return [value if valid else None for value, valid in zip(values, array.is_valid().to_pylist(), strict=True)]
 
 
-def _mapped(values: list[Any], convert: Callable[[Any], Any]) -> list[Any]:
+def _map_valid(values: list[Any], convert: Callable[[Any], Any]) -> list[Any]:
     return [None if value is None else convert(value) for value in values]
 
 
@@ -178,7 +178,7 @@ def _floats(array: pa.Array) -> list[Any]:
 
 
 def _decimals(array: pa.Array) -> list[Any]:
-    return _mapped(array.to_pylist(), lambda value: format(Decimal(value), "f"))
+    return _map_valid(array.to_pylist(), lambda value: format(Decimal(value), "f"))
 
 
 def _times(array: pa.Array) -> list[Any]:
@@ -203,7 +203,7 @@ def _iso(text: str | None, suffix: str) -> str | None:
 
 def _durations(array: pa.Array) -> list[Any]:
     digits = _DIGITS[array.type.unit]
-    return _mapped(array.view(pa.int64()).to_pylist(), lambda value: _seconds(value, digits))
+    return _map_valid(array.view(pa.int64()).to_pylist(), lambda value: _seconds(value, digits))
 
 
 def _seconds(value: int, digits: int) -> str:

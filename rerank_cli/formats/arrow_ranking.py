@@ -76,9 +76,9 @@ def rank_lists(  # noqa: PLR0913 (where passages lie, and which fields they get)
             raise InputError(f"{rows[0].file}: column `{passages}` is not a column of lists")
         return _ranked_chunk(lists, some, text, scores)
 
-    table = _changed(table, passages, ranked, rank, rows[0].file)
+    table = _change_at_path(table, passages, ranked, rank, rows[0].file)
     for sibling in siblings:
-        table = _changed(table, sibling, ranked, _taken_lists, rows[0].file)
+        table = _change_at_path(table, sibling, ranked, _reorder_lists, rows[0].file)
     return table
 
 
@@ -103,10 +103,12 @@ def rank_columns(
     table = _gather(rows)
     scores = _Scores(score, prob, probability, scored_by=scored_by, tiles=_any_retiled(ranked))
     if container:
-        return _changed(table, container, ranked, lambda held, some: _ranked_struct(held, some, scores), rows[0].file)
+        return _change_at_path(
+            table, container, ranked, lambda held, some: _ranked_struct(held, some, scores), rows[0].file
+        )
     for name in in_step:
-        table = _changed(table, name, ranked, _taken_lists, rows[0].file)
-    kept = _kept([(field, column) for field, column in zip(table.schema, table.columns, strict=True)], scores)
+        table = _change_at_path(table, name, ranked, _reorder_lists, rows[0].file)
+    kept = _keep_fields([(field, column) for field, column in zip(table.schema, table.columns, strict=True)], scores)
     ours = scores.lists(ranked)
     schema = pa.schema([*(f for f, _ in kept), *(f for f, _ in ours)], table.schema.metadata)
     return pa.Table.from_arrays([*(c for _, c in kept), *(c for _, c in ours)], schema=schema)
@@ -147,7 +149,7 @@ def rank_rows(
     scores = _Scores(score, prob, probability, scored_by=scored_by, ranks=ranks, tiles=_any_retiled(ranked))
     fields = scores.fields
     columns = scores.columns([place for one in ranked for place in one.ranking])
-    kept = _kept(list(zip(table.schema, table.columns, strict=True)), scores)
+    kept = _keep_fields(list(zip(table.schema, table.columns, strict=True)), scores)
     schema = pa.schema([*(field for field, _ in kept), *fields], table.schema.metadata)
     return pa.Table.from_arrays([*(column for _, column in kept), *columns], schema=schema)
 
@@ -251,7 +253,7 @@ def _with_wide_index(field: pa.Field) -> pa.Field:
 _Change = Callable[[pa.Array, Sequence[RankedList]], pa.Array]
 
 
-def _changed(table: pa.Table, path: str, ranked: Sequence[RankedList], change: _Change, file: str) -> pa.Table:
+def _change_at_path(table: pa.Table, path: str, ranked: Sequence[RankedList], change: _Change, file: str) -> pa.Table:
     """`table` with what stands at a path changed, chunk by chunk."""
     head, _, rest = (path, "", "") if column_at(table.schema, path) is not None else path.partition(".")
     place = column_at(table.schema, head)
@@ -260,13 +262,13 @@ def _changed(table: pa.Table, path: str, ranked: Sequence[RankedList], change: _
     chunks = []
     done = 0
     for chunk in table.column(place).chunks:
-        chunks.append(_changed_below(chunk, rest, ranked[done : done + len(chunk)], change, f"{file}: column `{path}`"))
+        chunks.append(_change_below(chunk, rest, ranked[done : done + len(chunk)], change, f"{file}: column `{path}`"))
         done += len(chunk)
     field = table.schema.field(place).with_type(chunks[0].type)
     return table.set_column(place, field, pa.chunked_array(chunks, field.type))
 
 
-def _changed_below(array: pa.Array, path: str, ranked: Sequence[RankedList], change: _Change, where: str) -> pa.Array:
+def _change_below(array: pa.Array, path: str, ranked: Sequence[RankedList], change: _Change, where: str) -> pa.Array:
     if not path:
         return change(array, ranked)
     fields = child_fields(array.type) if pa.types.is_struct(array.type) else []
@@ -276,12 +278,12 @@ def _changed_below(array: pa.Array, path: str, ranked: Sequence[RankedList], cha
         raise InputError(f"{where} is not a column of lists")
     children = array.flatten()
     place = names.index(head)
-    children[place] = _changed_below(children[place], rest, ranked, change, where)
+    children[place] = _change_below(children[place], rest, ranked, change, where)
     fields[place] = fields[place].with_type(children[place].type).with_nullable(True)
     return make_struct(children, [field.with_nullable(True) for field in fields], array)
 
 
-def _taken_lists(lists: pa.Array, ranked: Sequence[RankedList]) -> pa.Array:
+def _reorder_lists(lists: pa.Array, ranked: Sequence[RankedList]) -> pa.Array:
     """Lists in step, in the order of the rankings; a null list stays null."""
     if not is_list(lists.type):
         return lists
@@ -301,15 +303,15 @@ def _taken_lists(lists: pa.Array, ranked: Sequence[RankedList]) -> pa.Array:
 def _ranked_struct(held: pa.Array, ranked: Sequence[RankedList], scores: _Scores) -> pa.Array:
     """A struct whose lists are in step, in rank order, with ours beside them."""
     fields = child_fields(held.type)
-    columns = [_taken_lists(child, ranked) for child in held.flatten()]
+    columns = [_reorder_lists(child, ranked) for child in held.flatten()]
     changed = [field.with_type(column.type).with_nullable(True) for field, column in zip(fields, columns, strict=True)]
-    kept = _kept(list(zip(changed, columns, strict=True)), scores)
+    kept = _keep_fields(list(zip(changed, columns, strict=True)), scores)
     ours = scores.lists(ranked)
     both = [*kept, *ours]
     return make_struct([column for _, column in both], [field for field, _ in both], held)
 
 
-def _kept(fields: list[tuple[pa.Field, Any]], scores: _Scores) -> list[tuple[pa.Field, Any]]:
+def _keep_fields(fields: list[tuple[pa.Field, Any]], scores: _Scores) -> list[tuple[pa.Field, Any]]:
     """The fields of the user's, none with a name of ours; those that this program has written before are gone."""
     ours = {field.name: field.type for field in scores.fields}
     names = [field.name for field, _ in fields]
@@ -338,7 +340,7 @@ def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scor
     lie = [start + place.index for start, one in zip(starts, ranked, strict=False) for place in one.ranking]
     taken = values.take(pa.array(lie, pa.int64()))
     item = lists.type.value_field
-    kept = _kept(_passage_fields(taken, item, text), scores)
+    kept = _keep_fields(_passage_fields(taken, item, text), scores)
     fields = [*(field for field, _ in kept), *scores.fields]
     structs = pa.StructArray.from_arrays([*(array for _, array in kept), *scores.columns(places)], fields=fields)
     item = item.with_type(structs.type)

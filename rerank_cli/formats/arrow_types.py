@@ -156,7 +156,7 @@ def widen_type(first: pa.DataType, second: pa.DataType, path: str) -> pa.DataTyp
         large = pa.types.is_large_list(first) or pa.types.is_large_list(second)
         return pa.large_list(item) if large else pa.list_(item)
     if pa.types.is_dictionary(first) != pa.types.is_dictionary(second):
-        return widen_type(_plain(first), _plain(second), path)
+        return widen_type(_without_dictionary(first), _without_dictionary(second), path)
     return _widen_leaf(first, second, path)
 
 
@@ -168,7 +168,7 @@ def _widen_leaf(first: pa.DataType, second: pa.DataType, path: str) -> pa.DataTy
         raise TypesDiffer(path, str(first), str(second)) from error
 
 
-def _plain(data_type: pa.DataType) -> pa.DataType:
+def _without_dictionary(data_type: pa.DataType) -> pa.DataType:
     return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
 
 
@@ -288,34 +288,34 @@ def infer_type(values: Sequence[Any], path: str, depth: int = 0) -> pa.DataType:
     if not kinds:
         return pa.null()
     if kinds == {int, float}:
-        return _double_of_mixed([value for value in values if type(value) is int], path)
+        return _infer_mixed_numbers([value for value in values if type(value) is int], path)
     if len(kinds) > 1 or not kinds <= _INFERENCE.keys():
-        raise TypesDiffer(path, *_two_names(values))
+        raise TypesDiffer(path, *_find_colliding_names(values))
     return _INFERENCE[kinds.pop()]([value for value in values if value is not None], path, depth)
 
 
-def _integer(values: list[int], path: str, _depth: int) -> pa.DataType:
+def _infer_integer(values: list[int], path: str, _depth: int) -> pa.DataType:
     least, most = min(values), max(values)
     if least >= -(2**63) and most < 2**63:
         return pa.int64()
     if least >= 0 and most < 2**64:
         return pa.uint64()
-    raise TypesDiffer(path, "int64", f"an integer beyond 64 bit: {_shown(most if most >= 2**63 else least)}")
+    raise TypesDiffer(path, "int64", f"an integer beyond 64 bit: {_show_integer(most if most >= 2**63 else least)}")
 
 
-def _double_of_mixed(integers: list[int], path: str) -> pa.DataType:
+def _infer_mixed_numbers(integers: list[int], path: str) -> pa.DataType:
     beyond = next((value for value in integers if abs(value) > _EXACT_IN_DOUBLE), None)
     if beyond is not None:
-        raise TypesDiffer(path, "fractions", f"an integer that is not exact in double: {_shown(beyond)}")
+        raise TypesDiffer(path, "fractions", f"an integer that is not exact in double: {_show_integer(beyond)}")
     return pa.float64()
 
 
-def _shown(integer: int) -> str:
+def _show_integer(integer: int) -> str:
     # Python refuses to print integers of more than 4300 digits.
     return str(integer) if integer.bit_length() < 256 else f"of {integer.bit_length()} bits"
 
 
-def _object(values: list[dict[str, Any]], path: str, depth: int) -> pa.DataType:
+def _infer_object(values: list[dict[str, Any]], path: str, depth: int) -> pa.DataType:
     names = dict.fromkeys(chain.from_iterable(values))
     types = {n: infer_type([value.get(n) for value in values], _joined(path, n), depth + 1) for n in names}
     return pa.struct([pa.field(name, data_type) for name, data_type in types.items()])
@@ -327,10 +327,10 @@ def _list(values: list[list[Any]], path: str, depth: int) -> pa.DataType:
 
 _INFERENCE: dict[type, Callable[[list[Any], str, int], pa.DataType]] = {
     bool: lambda _values, _path, _depth: pa.bool_(),
-    int: _integer,
+    int: _infer_integer,
     float: lambda _values, _path, _depth: pa.float64(),
     str: lambda _values, _path, _depth: pa.string(),
-    dict: _object,
+    dict: _infer_object,
     list: _list,
     tuple: _list,
 }
@@ -338,7 +338,7 @@ _INFERENCE: dict[type, Callable[[list[Any], str, int], pa.DataType]] = {
 _JSON_NAMES = {bool: "a boolean", int: "a number", float: "a number", str: "text", dict: "an object", list: "a list"}
 
 
-def _two_names(values: Sequence[Any]) -> tuple[str, str]:
+def _find_colliding_names(values: Sequence[Any]) -> tuple[str, str]:
     names = dict.fromkeys(
         _JSON_NAMES.get(type(value), f"a Python {type(value).__name__}") for value in values if value is not None
     )

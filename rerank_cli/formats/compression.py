@@ -131,7 +131,7 @@ def _open_file(path: str) -> io.BufferedIOBase:
     except IsADirectoryError as error:
         raise InputError(f"{path}: is a directory", hint="name the files in it") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be opened: {_reason(error)}") from error
+        raise InputError(f"{path}: cannot be opened: {_reason_of(error)}") from error
     except ValueError as error:  # a NUL byte in the name
         raise InputError(f"{path}: cannot be opened: {error}") from error
 
@@ -144,7 +144,7 @@ def _open_object(url: str) -> io.BufferedIOBase:
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such object") from error
     except OSError as error:
-        raise InputError(f"{url}: cannot be opened: {_reason(error)}") from error
+        raise InputError(f"{url}: cannot be opened: {_reason_of(error)}") from error
 
 
 def _recognise(path: str, source: _Source) -> str | None:
@@ -162,7 +162,7 @@ def _recognise(path: str, source: _Source) -> str | None:
     return None
 
 
-def _reason(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error)
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
@@ -173,8 +173,8 @@ def _input_error(path: str, kind: str, position: int, error: BaseException) -> I
     An error with a number comes from the operating system, whatever was being decompressed.
     """
     if kind == "file" or getattr(error, "errno", None):
-        return InputError(f"{path}: cannot be read at byte {position} of its content: {_reason(error)}")
-    return InputError(f"{path}: {kind} data is cut or corrupt at byte {position} of its content: {_reason(error)}")
+        return InputError(f"{path}: cannot be read at byte {position} of its content: {_reason_of(error)}")
+    return InputError(f"{path}: {kind} data is cut or corrupt at byte {position} of its content: {_reason_of(error)}")
 
 
 class _Source(io.RawIOBase):

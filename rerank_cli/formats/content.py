@@ -92,10 +92,10 @@ def foreign(head: bytes, path: str) -> Description | None:
         return Description("a tar archive", f"`tar -xf {file}`, and name the files in it")
     if head.startswith(_PACKED):
         return Description("compressed twice", f"unpack {file} once")
-    return _wide(head, file) or _markup(head)
+    return _recognise_wide_text(head, file) or _recognise_markup(head)
 
 
-def _wide(head: bytes, file: str) -> Description | None:
+def _recognise_wide_text(head: bytes, file: str) -> Description | None:
     """Text in another encoding, of which each character takes several bytes."""
     found = next((name for mark, name in _WIDE if head.startswith(mark)), None)
     if found is None and len(head) >= 8 and b"\x00" in head[:64]:
@@ -107,7 +107,7 @@ def _wide(head: bytes, file: str) -> Description | None:
     return Description(f"text in {found[:6]}", f"`iconv -f {found} -t UTF-8 {file} > {file}.utf8`")
 
 
-def _markup(head: bytes) -> Description | None:
+def _recognise_markup(head: bytes) -> Description | None:
     whole = head.removeprefix(_MARK).lstrip()
     text = whole.lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
@@ -148,10 +148,10 @@ def described(head: bytes, path: str) -> Description:
             "text that is not UTF-8",
             f"`iconv -f WINDOWS-1252 -t UTF-8 {file} > {file}.utf8` if it is Western European; else name its encoding",
         )
-    return _of_json(first, file) if text.startswith((b"{", b"[")) else _of_lines(text, first, file)
+    return _describe_json(first, file) if text.startswith((b"{", b"[")) else _describe_lines(text, first, file)
 
 
-def _of_lines(text: bytes, first: bytes, file: str) -> Description:
+def _describe_lines(text: bytes, first: bytes, file: str) -> Description:
     """What text looks like that does not begin with a bracket. first: its first line."""
     if (at := first.find(b"{")) > 0 and _is_json(first[at:]):
         words = f"JSON lines with {_excerpt(first[:at])} before each"
@@ -163,7 +163,7 @@ def _of_lines(text: bytes, first: bytes, file: str) -> Description:
     return Description(f"text that begins with {_excerpt(first)}" if _is_text(first) else "binary data")
 
 
-def _of_json(first: bytes, file: str) -> Description:
+def _describe_json(first: bytes, file: str) -> Description:
     """What text looks like that begins with a bracket. first: its first line."""
     if first.startswith(b"[") and not first[1:].lstrip().startswith(b"{"):
         return Description("a JSON array of values that are no objects")

@@ -202,9 +202,9 @@ class _Reader:
                 if not self.columns:
                     self._begin(line)
                 if self.quoted is None and _QUOTED_CELL.search(line.raw):
-                    self.quoted = self._decided()
+                    self.quoted = self._decide_quoting()
                 record = self._quoted_record() if self.quoted else self._plain_record(line)
-                broken = _not_utf8(record)
+                broken = _find_bad_utf8(record)
                 yield RowError(self.file, record.number, None, "bad-utf8", broken, record.raw) if broken else record
 
     def _begin(self, header: _Line) -> None:
@@ -218,7 +218,7 @@ class _Reader:
     def _plain_record(self, line: _Line) -> _Record:
         self.lines.take()
         cells = line.text.removeprefix(_MARK).split(self.separator)
-        if self.kind != "tsv-plain" and (found := _quoted_after_all(cells)):
+        if self.kind != "tsv-plain" and (found := _find_quoting(cells)):
             raise self._contradiction(line.number, found)
         return _Record(line.number, line.raw, cells, line.ended)
 
@@ -240,23 +240,23 @@ class _Reader:
         try:
             cells = next(csv.reader(feed(), delimiter=self.separator, strict=True))
         except csv.Error as error:
-            raise self._contradiction(taken[0].number, _in_words(error)) from error
+            raise self._contradiction(taken[0].number, _explain_csv_error(error)) from error
         last = taken[-1]
         raw = b"".join(part for line in taken for part in (line.raw, line.end)).removesuffix(last.end)
         text = raw.decode("utf-8", "surrogateescape")
-        if any('"' in cell and _quoted(cell) not in text for cell in cells):
+        if any('"' in cell and _quote(cell) not in text for cell in cells):
             raise self._contradiction(taken[0].number, "a quote stands in a cell that is not quoted")
-        if any(_IN_APOSTROPHES.fullmatch(cell) and _quoted(cell) not in text for cell in cells):
+        if any(_IN_APOSTROPHES.fullmatch(cell) and _quote(cell) not in text for cell in cells):
             raise self._contradiction(taken[0].number, _APOSTROPHES)
         return _Record(taken[0].number, raw, cells, last.ended)
 
-    def _decided(self) -> bool:
+    def _decide_quoting(self) -> bool:
         """Whether quotes quote, by the next lines; `InputError` where both readings fit."""
         lines, is_all = self.lines.look(_LOOKED_AT_LINES, _LOOKED_AT_BYTES)
         texts = [line.text for line in lines if not line.is_blank]
         width = len(self.columns) or len(texts[0].split("\t"))
         plain = sum(1 for text in texts if len(text.split("\t")) != width)
-        quoted = _wrong_when_quoted(texts, width, is_all=is_all)
+        quoted = _count_faults_when_quoted(texts, width, is_all=is_all)
         cells = [cell for text in texts for cell in text.split("\t") if cell.startswith('"')]
         doubled = any(_DOUBLED.fullmatch(cell) for cell in cells)
         place = next(line.number for line in lines if _QUOTED_CELL.search(line.raw))
@@ -282,13 +282,13 @@ class _Reader:
             place = next(n for n, cell in enumerate(cells, 1) if not cell)
             raise InputError(f"{where}: the header has no name for column {place} of {len(cells)}")
         if all(map(_NUMBER.fullmatch, cells)) and cells != list(map(str, range(len(cells)))):  # of pandas without names
-            raise self._no_header(where, cells)
+            raise self._no_header_error(where, cells)
         if odd := next((cell for cell in cells if cell.strip() != cell and cell.strip() in KNOWN_FIELDS), None):
             hint = "the cells may have blanks too, which would be part of the texts; write the file without them"
             raise InputError(f"{where}: the header names `{odd}`, with a blank before or behind it", hint=hint)
         return cells
 
-    def _no_header(self, where: str, cells: Sequence[str]) -> InputError:
+    def _no_header_error(self, where: str, cells: Sequence[str]) -> InputError:
         file = shlex.quote(self.file)
         if len(cells) == len(_RUN_COLUMNS) and self.separator == "\t":
             program = '{ print $1, "Q0", $2, $3, -$3, "run" }'
@@ -300,13 +300,13 @@ class _Reader:
         return InputError(message, hint="put the names of the columns before it, such as `query`, `passage`")
 
     def _row(self, record: _Record) -> JsonRow | RowError:
-        found = self._wrong(record)
+        found = self._find_fault(record)
         if found is not None:
             return RowError(self.file, record.number, None, *found, record.raw)
         fields = dict(zip(self.columns, record.cells, strict=True))
         return JsonRow(self.file, record.number, fields, jsonl.dump_row(fields).rstrip(b"\n"))
 
-    def _wrong(self, record: _Record) -> tuple[str, str] | None:
+    def _find_fault(self, record: _Record) -> tuple[str, str] | None:
         """Why a record is no row, as (code, message)."""
         cells = record.cells
         if record.raw.startswith(b"{") and _is_json(record.raw):
@@ -350,7 +350,7 @@ def _cells(text: str, separator: str) -> Sequence[str] | None:
         return None
 
 
-def _wrong_when_quoted(texts: Sequence[str], width: int, *, is_all: bool) -> int | None:
+def _count_faults_when_quoted(texts: Sequence[str], width: int, *, is_all: bool) -> int | None:
     """How many records have other columns if quotes quote; None where they cannot. is_all: the file ends with them."""
     wrong = 0
     reader = csv.reader((f"{text}\n" for text in texts), delimiter="\t", strict=True)
@@ -364,11 +364,11 @@ def _wrong_when_quoted(texts: Sequence[str], width: int, *, is_all: bool) -> int
         wrong += len(cells) != width
 
 
-def _quoted(cell: str) -> str:
+def _quote(cell: str) -> str:
     return '"' + cell.replace('"', '""') + '"'
 
 
-def _quoted_after_all(cells: Sequence[str]) -> str | None:
+def _find_quoting(cells: Sequence[str]) -> str | None:
     """What says that quotes do quote in a file in which they seemed not to."""
     for cell in cells:
         if _DOUBLED.fullmatch(cell):
@@ -380,7 +380,7 @@ def _quoted_after_all(cells: Sequence[str]) -> str | None:
     return None
 
 
-def _not_utf8(record: _Record) -> str | None:
+def _find_bad_utf8(record: _Record) -> str | None:
     """What is wrong with the record's bytes."""
     try:
         record.raw.decode()
@@ -397,7 +397,7 @@ def _is_json(raw: bytes) -> bool:
     return True
 
 
-def _in_words(error: csv.Error) -> str:
+def _explain_csv_error(error: csv.Error) -> str:
     text = str(error)
     if "unexpected end" in text:
         return "a quoted cell that begins here has no end"

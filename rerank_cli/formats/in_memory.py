@@ -277,12 +277,12 @@ class _Frame:
 
 def _rows_of_frame(frame: pd.DataFrame, names: Sequence[str]) -> list[JsonRow]:
     """The rows of a frame, with these of its columns."""
-    columns = [[_plain(value) for value in frame[name].tolist()] for name in names]
+    columns = [[_json_value(value) for value in frame[name].tolist()] for name in names]
     fields: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else [()] * len(frame)
     return [JsonRow(_NAME, n, dict(zip(names, values, strict=True)), b"") for n, values in enumerate(fields, 1)]
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """A cell as JSON would have it: a list for an array, None for what pandas calls missing."""
     if hasattr(value, "tolist"):  # numpy's arrays and scalars
         value = value.tolist()
@@ -394,5 +394,5 @@ def _row(number: int, value: object) -> JsonRow:
         return JsonRow(_NAME, number, value, b"")
     if isinstance(value, tuple) and len(value) == 2:
         query, passages = value
-        return JsonRow(_NAME, number, {"query": query, "passages": _plain(passages)}, b"")
+        return JsonRow(_NAME, number, {"query": query, "passages": _json_value(passages)}, b"")
     raise UsageError(f"row {number} is a {type(value).__name__}, neither a dict nor (query, passages)")

@@ -230,7 +230,7 @@ def count_exactly(item: Input, options: ReadOptions) -> int:
     """How many rows `read_items` gives of a file, bad ones included; a text is read as far as the limit goes."""
     if item.format == "parquet":
         return count_lines([item], options)
-    return sum(1 for row in _sliced(_read_one(item, None, options), options) if not isinstance(row, Gap))
+    return sum(1 for row in _slice_rows(_read_one(item, None, options), options) if not isinstance(row, Gap))
 
 
 def _lines_of(item: Input) -> int:
@@ -252,14 +252,14 @@ def can_be_reread(inputs: Iterable[Input]) -> bool:
 
 def read_items(inputs: Sequence[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
     """The rows of all inputs, one after another."""
-    return _sliced(_all_items(inputs, shape, options), options)
+    return _slice_rows(_all_items(inputs, shape, options), options)
 
 
 def _all_items(inputs: Iterable[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
     return chain.from_iterable(_read_one(item, shape, options) for item in inputs)
 
 
-def _sliced(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
+def _slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
     """The rows between `skip` and `limit`; nothing is read, or waited for, after the last of them."""
     number = 0
     while options.stop is None or number < options.stop:
@@ -369,13 +369,13 @@ def _open_by_first_rows(
     if found is None and bad:
         raise no_rows(bad[0], len(bad))
     if texts != NO_TEXTS and not (found and (found.texts or found.name == "trec")):
-        raise _no_ids()
+        raise _no_ids_error()
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
     decided = settle_shape(decided, sample(seen) or seen_of_table)
     if isinstance(decided, FlatShape) and (found_in := next((one for one in inputs if one.format == "top1000"), None)):
         note = f"{found_in.path} has no header and is read as top1000: query id, passage id, query, passage"
         decided = replace(decided, told=(note, *decided.told))
-    items = _sliced(chain(seen, rows, _all_items(later, decided, options)), options)
+    items = _slice_rows(chain(seen, rows, _all_items(later, decided, options)), options)
     return decided, look_at(items, decided)
 
 
@@ -388,7 +388,7 @@ def _open_named(
     if runs != (kind.name == "trec"):
         raise UsageError(f"--shape {shape}: {inputs[0].path} is read as {inputs[0].format}")
     if not kind.texts and not runs and texts != NO_TEXTS:
-        raise _no_ids()
+        raise _no_ids_error()
     named = _open_shape(kind, inputs, names, texts)
     if inputs and inputs[0].format == "parquet":
         named = settle_shape(named, _first_rows_of_table(inputs[0]))
@@ -406,7 +406,7 @@ def _open_shape(kind: Kind, inputs: Sequence[Input], names: FieldNames, texts: T
     return kind.open(names, texts)
 
 
-def _no_ids() -> UsageError:
+def _no_ids_error() -> UsageError:
     return UsageError(
         "--queries, --corpus: the texts of rows that hold ids, and the input has its texts itself",
         hint="`--shape trec`, `--shape mteb` and `--shape beir` are rows of ids",

@@ -174,16 +174,16 @@ class _Document:
                     return
                 continue
             if what in _OPEN:
-                yield from self._opened(at, end)
+                yield from self._on_open(at, end)
             else:
-                yield from self._closed(at, end)
+                yield from self._on_close(at, end)
         self._scanned = len(held)
 
-    def _opened(self, at: int, end: int) -> Iterator[bytes]:
+    def _on_open(self, at: int, end: int) -> Iterator[bytes]:
         if self._begin >= 0:
             self._depth += 1
             return
-        yield from self._between(at)
+        yield from self._read_between(at)
         self._depth += 1
         if self._held[at] == ord("[") and not self._in_array:
             self._in_array = self._is_first = True
@@ -191,31 +191,31 @@ class _Document:
         else:
             self._begin = at
 
-    def _closed(self, at: int, end: int) -> Iterator[bytes | jsonl.LongLine]:
+    def _on_close(self, at: int, end: int) -> Iterator[bytes | jsonl.LongLine]:
         self._depth -= 1
         if self._begin >= 0:
             if self._depth == int(self._in_array):
-                yield self._taken(end)
+                yield self._take_element(end)
                 self._begin, self._gap, self._is_first = -1, end, False
         elif self._in_array and self._held[at] == ord("]"):
-            yield from self._between(at, is_last=True)
+            yield from self._read_between(at, is_last=True)
             self._in_array, self._gap = False, end
         else:
             raise self._fault(f"`{chr(self._held[at])}` closes nothing", at)
 
-    def _taken(self, end: int) -> bytes | jsonl.LongLine:
+    def _take_element(self, end: int) -> bytes | jsonl.LongLine:
         size = self._dropped + end - self._begin
         head, self._head, self._dropped = self._head, b"", 0
         if size <= self._max:
             return self._held[self._begin : end]
         return jsonl.LongLine(head or self._held[self._begin : self._begin + _KEPT_BYTES], size)
 
-    def _between(self, end: int, *, is_last: bool = False) -> Iterator[bytes]:
+    def _read_between(self, end: int, *, is_last: bool = False) -> Iterator[bytes]:
         """What stands between two elements: a comma, and values that are no objects, which are rows like others."""
         text = self._held[self._gap : end].strip(_SPACE)
         if not self._in_array:
             if text not in (b"", _MARK):
-                raise self._fault(f"{_shown(text)} stands between rows", self._gap)
+                raise self._fault(f"{_show_text(text)} stands between rows", self._gap)
             return
         if text == (b"" if self._is_first or is_last else b","):
             return
@@ -224,7 +224,7 @@ class _Document:
             number = jsonl.ExactFloat
             values: list[Any] = json.loads(b"[" + before + text + after + b"]", parse_int=number, parse_float=number)
         except (ValueError, RecursionError) as error:
-            raise self._fault(f"{_shown(text)} stands between rows", self._gap) from error
+            raise self._fault(f"{_show_text(text)} stands between rows", self._gap) from error
         for value in values[bool(before) : len(values) - bool(after)]:
             yield jsonl.dump_row({"": value})[len(b'{"": ') : -len(b"}\n")]
 
@@ -250,7 +250,7 @@ class _Document:
     def _close(self) -> None:
         if self._depth or self._scanned < len(self._held):
             raise self._fault("the document is cut short: it ends before its last bracket", len(self._held))
-        for _ in self._between(len(self._held)):
+        for _ in self._read_between(len(self._held)):
             pass
 
     def _fault(self, what: str, at: int) -> InputError:
@@ -262,6 +262,6 @@ class _Document:
         return InputError(f"{self._file}: no JSON document: byte {self._before + at + 1}: {what}", hint=hint)
 
 
-def _shown(text: bytes) -> str:
+def _show_text(text: bytes) -> str:
     start = text[:20].decode("utf-8", "replace")
     return "`" + "".join(char if char.isprintable() else "." for char in start) + "`"

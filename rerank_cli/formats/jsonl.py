@@ -127,11 +127,11 @@ def error_fields(error: RowError) -> dict[str, Any]:
     except UnicodeDecodeError:
         raw = {"raw_base64": base64.b64encode(error.raw).decode()}
     return {
-        "file": _writable(error.file),
+        "file": _escape_surrogates(error.file),
         "row": error.row,
         "id": error.id,
         **({} if error.passage is None else {"index": error.passage, "passage_id": error.passage_id}),
-        "error": {"code": error.code, "message": _writable(error.message)},
+        "error": {"code": error.code, "message": _escape_surrogates(error.message)},
         **raw,
     }
 
@@ -255,7 +255,7 @@ def _parse_object(line: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise _LineError("not-an-object", f"the row is {_JSON_NAMES.get(type(fields), 'a number')}, not an object")
     # Counting brackets bounds the depth from above and is cheap; few rows have to be walked.
-    if line.count(b"[") + line.count(b"{") > MAX_NESTING and _deeper_than(fields, MAX_NESTING):
+    if line.count(b"[") + line.count(b"{") > MAX_NESTING and _is_deeper_than(fields, MAX_NESTING):
         raise _LineError("too-deep", _TOO_DEEP)
     if b"\\" in line and _SURROGATE_ESCAPE.search(line):
         _refuse_lone_surrogates(fields)
@@ -280,7 +280,7 @@ def _decode(line: bytes) -> str:
         raise _LineError("bad-utf8", message) from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         ((name, count),) = Counter(name for name, _ in pairs).most_common(1)
@@ -306,7 +306,7 @@ def _refuse_constant(name: str) -> None:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_float=_exact_float, parse_int=_exact_int, parse_constant=_refuse_constant
+    object_pairs_hook=_build_object, parse_float=_exact_float, parse_int=_exact_int, parse_constant=_refuse_constant
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
 _LEAVES = frozenset({str, int, float, bool, NoneType})
@@ -327,7 +327,7 @@ def _excerpt(text: str) -> str:
     return f"`{shown}`" if start == text else f"`{shown}`..."
 
 
-def _deeper_than(value: object, limit: int) -> bool:
+def _is_deeper_than(value: object, limit: int) -> bool:
     level = [value]
     for _ in range(limit):
         level = [item for container in level for item in _items(container) if isinstance(item, (dict, list))]
@@ -384,7 +384,7 @@ def _encode_exact(value: Any) -> str:
     return _ENCODER.encode(value)
 
 
-def _writable(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """`text` with the bytes of a file name that is not UTF-8 written as `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
 

@@ -98,7 +98,7 @@ class ArrowRow:
 
 def read_schema(path: str, partition: Partition = ()) -> pa.Schema:
     """Columns, types and metadata of a file. partition: columns that the folders of its path add."""
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         return _with_columns(file.schema_arrow, partition)
 
 
@@ -109,7 +109,7 @@ def column_names(path: str, partition: Partition = ()) -> list[str]:
 
 def row_count(path: str) -> int:
     """Rows of a file, by its footer."""
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
@@ -125,7 +125,7 @@ def read_rows(
     A row with wanted text that is not UTF-8 is a RowError. Raises InputError when it meets a fault of the file: rows
     before it have been yielded.
     """
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         wanted = _Wanted.of(_with_columns(file.schema_arrow, partition), columns, path)
         before = 0
         for batch in _batches(file, path, None):
@@ -149,7 +149,7 @@ def read_rows_in_order(
     batches: list[pa.RecordBatch] = []
     starts = [0]
     taken = 0
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         wanted = _Wanted.of(_with_columns(file.schema_arrow, partition), columns, path)
         for batch in _batches(file, path, None):
             batch = _with_values(batch, partition)
@@ -173,14 +173,14 @@ def iter_column(path: str, name: str, partition: Partition = ()) -> Iterator[Any
 
     The same values as `ArrowRow.fields` holds, but text that is not UTF-8 comes with U+FFFD.
     """
-    with _opened(path) as file:
+    with _open_parquet(path) as file:
         of_path = dict(partition)
         if name in of_path and name not in file.schema_arrow.names:
             yield from repeat(of_path[name], file.metadata.num_rows)
             return
         _find(file.schema_arrow, name, path)
         for batch in _batches(file, path, [name]):
-            yield from _scanned(batch.column(_find(batch.schema, name, path)))
+            yield from _scan_values(batch.column(_find(batch.schema, name, path)))
 
 
 def _with_columns(schema: pa.Schema, partition: Partition) -> pa.Schema:
@@ -229,7 +229,7 @@ class _Wanted:
         }
         for index, fields in zip(part, _fields(arrays, len(part)), strict=True):
             row = ArrowRow(self.path, before + index + 1, {} if isinstance(fields, str) else fields, batch, index)
-            yield _not_utf8(row, fields) if isinstance(fields, str) else row
+            yield _bad_utf8_row(row, fields) if isinstance(fields, str) else row
 
 
 def _runs(order: Sequence[int], starts: Sequence[int]) -> Iterator[range]:
@@ -242,7 +242,7 @@ def _runs(order: Sequence[int], starts: Sequence[int]) -> Iterator[range]:
             begin = end
 
 
-def _scanned(array: pa.Array) -> list[Any]:
+def _scan_values(array: pa.Array) -> list[Any]:
     try:
         return to_values(array, exact=True)
     except UnicodeDecodeError:
@@ -275,7 +275,7 @@ def _is_utf8(array: pa.Array, keep: tuple[str, ...] | None) -> bool:
     return True
 
 
-def _not_utf8(row: ArrowRow, name: str) -> RowError:
+def _bad_utf8_row(row: ArrowRow, name: str) -> RowError:
     return RowError(row.file, row.number, None, "bad-utf8", f"column `{name}` holds text that is not UTF-8", row.raw)
 
 
@@ -290,12 +290,12 @@ def _find(schema: pa.Schema, name: str, path: str) -> int:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
+def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     # OSFile and not the path: pyarrow would take a path such as `s3://...` for an address and open it its own way.
     try:
         source = pa.PythonFile(ObjectReader(path), mode="r") if is_url(path) else pa.OSFile(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise InputError(f"{path}: cannot be read: {_reason_of(error)}") from error
     with source:
         try:
             check_magic(source, path)
@@ -304,7 +304,7 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
             list(_names(pa.field("", pa.struct(list(file.schema_arrow)))))
             refuse_joined(source, path)
         except _FAULTS as error:
-            raise InputError(f"{path}: cannot be read as Parquet: {_reason(error)}") from error
+            raise InputError(f"{path}: cannot be read as Parquet: {_reason_of(error)}") from error
         with file:
             yield file
 
@@ -348,7 +348,7 @@ def _next_batch(reader: Iterator[pa.RecordBatch], path: str, rows: int) -> pa.Re
             plain = schema_without_views(batch.schema)
             batch = batch if plain is batch.schema else batch.cast(plain)
     except _FAULTS as error:
-        raise InputError(f"{path}: cannot be read after row {rows}: {_reason(error)}") from error
+        raise InputError(f"{path}: cannot be read after row {rows}: {_reason_of(error)}") from error
     return batch
 
 
@@ -379,7 +379,7 @@ def _with_shared_dictionaries(batch: pa.RecordBatch, previous: pa.RecordBatch | 
     """`batch` with the dictionaries of `previous` where they are equal: the reader copies them for each batch."""
     if previous is None or not any(pa.types.is_dictionary(field.type) for field in batch.schema):
         return batch
-    columns = [_shared(array, before) for array, before in zip(batch.columns, previous.columns, strict=True)]
+    columns = [_share_dictionary(array, before) for array, before in zip(batch.columns, previous.columns, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
@@ -389,13 +389,13 @@ def _shared_bytes(batch: pa.RecordBatch, previous: pa.RecordBatch) -> int:
     return sum(int(a.dictionary.nbytes) for a, b in pairs if a.dictionary.equals(b.dictionary))
 
 
-def _shared(array: pa.Array, before: pa.Array) -> pa.Array:
+def _share_dictionary(array: pa.Array, before: pa.Array) -> pa.Array:
     if not pa.types.is_dictionary(array.type) or not array.dictionary.equals(before.dictionary):
         return array
     return pa.DictionaryArray.from_arrays(array.indices, before.dictionary, ordered=array.type.ordered, safe=False)
 
 
-def _reason(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     detail = str(getattr(error, "strerror", None) or error) or type(error).__name__
     return " ".join(re.sub(r".*Detail: (\[errno \d+\] )?", "", detail, flags=re.DOTALL).split()).rstrip(".")
 
@@ -435,7 +435,7 @@ class TableParts:
         try:
             self._admit(table)
         except TypesDiffer as error:
-            raise self._mixed(error) from error
+            raise self._mixed_types_error(error) from error
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_table(table)
@@ -454,14 +454,14 @@ class TableParts:
         try:
             columns = {name: self._column([row.get(name) for row in rows], name, passages) for name in names}
         except TypesDiffer as error:
-            raise self._mixed(error) from error
+            raise self._mixed_types_error(error) from error
         if passages is None and self._score in columns:
             columns |= _missing_truncation(columns, len(rows))
         return self.of_table(pa.table(columns))
 
     def restore(self) -> None:
         """Learn the schema of the parts that are there from an earlier process."""
-        for part in self._parts():
+        for part in self._open_part_streams():
             schema = pa.ipc.open_stream(part).schema
             self.schema = schema if self.schema is None else widen_schema(self.schema, schema)
 
@@ -476,7 +476,7 @@ class TableParts:
             self._naming_output(),
             pq.ParquetWriter(sink, schema, compression="zstd", write_statistics=True) as writer,
         ):
-            for part in self._parts():
+            for part in self._open_part_streams():
                 check()
                 table = conform_table(pa.ipc.open_stream(part).read_all(), schema)
                 if table.num_rows:
@@ -488,7 +488,7 @@ class TableParts:
         if self.schema is None or not schema.equals(self.schema, check_metadata=True):
             with self._naming_output():
                 pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
-            for part in self._parts():
+            for part in self._open_part_streams():
                 conform_table(pa.ipc.open_stream(part).read_all(), schema)
         conform_table(table, schema)
         self.schema = schema
@@ -503,7 +503,7 @@ class TableParts:
             raise TypesDiffer(name, "text", "more than 2 GiB of it in one window")
         array = conform(array, storable(data_type), name)
         if passages is None:
-            return self._fixed(array, name)
+            return self._cast_to_fixed(array, name)
         if name == passages and pa.types.is_list(array.type):
             return self._scored_lists(array)
         return array
@@ -514,14 +514,14 @@ class TableParts:
         if not pa.types.is_struct(items.type):
             return lists
         names = [field.name for field in child_fields(items.type)]
-        columns = {n: self._fixed(child, n) for n, child in zip(names, items.flatten(), strict=True)}
+        columns = {n: self._cast_to_fixed(child, n) for n, child in zip(names, items.flatten(), strict=True)}
         if self._score in columns:
             columns |= _missing_truncation(columns, len(items))
         fields = [pa.field(n, column.type) for n, column in columns.items()]
         objects = make_struct(list(columns.values()), fields, items)
         return make_list(offsets, objects, pa.list_(lists.type.value_field.with_type(objects.type)), lists)
 
-    def _fixed(self, array: pa.Array, name: str) -> pa.Array:
+    def _cast_to_fixed(self, array: pa.Array, name: str) -> pa.Array:
         """`array` in the fixed type of our field `name`; as it is if it is another's and does not fit."""
         field = self._scored.get(name)
         if field is None or pa.types.is_boolean(array.type) != pa.types.is_boolean(field.type):
@@ -531,7 +531,7 @@ class TableParts:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return array
 
-    def _parts(self) -> Iterator[pa.NativeFile]:
+    def _open_part_streams(self) -> Iterator[pa.NativeFile]:
         """The Arrow stream of each part so far."""
         for source in self._earlier():
             with source:
@@ -541,7 +541,7 @@ class TableParts:
                     yield source
                     source.seek(begin + length)
 
-    def _mixed(self, error: TypesDiffer) -> OutputError:
+    def _mixed_types_error(self, error: TypesDiffer) -> OutputError:
         message = f"{self._name}: field `{error.field}` cannot be a Parquet column: it holds {error.first} and "
         return OutputError(message + error.second, hint="write `.jsonl`, where each row has its own types")
 
@@ -551,7 +551,7 @@ class TableParts:
         try:
             yield
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-            message = f"{self._name}: cannot be written as Parquet: {_reason(error)}"
+            message = f"{self._name}: cannot be written as Parquet: {_reason_of(error)}"
             raise OutputError(message, hint="write `.jsonl`") from error
 
 

@@ -42,9 +42,9 @@ def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     is_data: whether the name of a file in a folder has the suffix of a format.
     """
     if is_url(path):
-        return _of_url(path, is_data)
+        return _parts_of_url(path, is_data)
     if Path(path).is_dir():
-        return _of_folder(path, is_data)
+        return _parts_of_folder(path, is_data)
     if not glob.has_magic(path) or Path(path).exists():
         return [Part(path)]
     matches = sorted(glob.glob(path, recursive=True), key=natural)  # noqa: PTH207 (a path may be absolute)
@@ -80,27 +80,27 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
 
 
-def _of_folder(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+def _parts_of_folder(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     folder = Path(path)
     files = list(data_files(folder, is_data))
     if not files:
         inside = sorted(entry.name for entry in folder.iterdir())[:5]
         has = f"it has {', '.join(f'`{name}`' for name in inside)}" if inside else "it is empty"
         raise InputError(f"{path}: no file in the folder has the suffix of a format: {has}")
-    return _parts(path, [(str(file), file.relative_to(folder).parts[:-1]) for file in files])
+    return _with_partitions(path, [(str(file), file.relative_to(folder).parts[:-1]) for file in files])
 
 
-def _of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+def _parts_of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     """As files and folders: an object, all below a prefix, or what a pattern matches."""
     try:
         if not glob.has_magic(path):
-            return [Part(path)] if not path.endswith("/") and is_object(path) else _below(path, is_data)
+            return [Part(path)] if not path.endswith("/") and is_object(path) else _parts_below(path, is_data)
         matches = matching_objects(path)
         found = [
             part
             for match in sorted(matches, key=natural)
             if not _is_hidden(match.rstrip("/").rpartition("/")[2]) and not _is_beside(match, matches.__contains__)
-            for part in (_below(match, is_data) if match.endswith("/") else [Part(match)])
+            for part in (_parts_below(match, is_data) if match.endswith("/") else [Part(match)])
         ]
     except OSError as error:
         raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
@@ -109,7 +109,7 @@ def _of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     return found
 
 
-def _below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+def _parts_below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     folder = path.rstrip("/") + "/"
     names = [url[len(folder) :] for url in objects_below(folder)]
     files = [
@@ -120,14 +120,14 @@ def _below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
         and (is_data(name.rpartition("/")[2]) or _PART_NAME.fullmatch(name.rpartition("/")[2]))
     ]
     if files:
-        return _parts(path, [(folder + name, tuple(name.split("/")[:-1])) for name in files])
+        return _with_partitions(path, [(folder + name, tuple(name.split("/")[:-1])) for name in files])
     if names:
         inside = ", ".join(f"`{name}`" for name in sorted(names)[:5])
         raise InputError(f"{path}: no object below it has the suffix of a format: it has {inside}")
     return [Part(path.rstrip("/"))]  # opening it says that there is none
 
 
-def _parts(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> list[Part]:
+def _with_partitions(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> list[Part]:
     """The files of a folder, each with the folders between."""
     keys = [_keys(folders) for _, folders in files]
     if len({tuple(name for name, _ in found) for found in keys}) > 1:

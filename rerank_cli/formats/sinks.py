@@ -51,7 +51,7 @@ class JsonlSink:
         for is_json, group in _by_origin(ranked, self._shape):
             rows: Iterable[dict[str, Any]]
             if is_json:
-                rows = _rendered(self._shape, group, self._selection)
+                rows = _render_rows(self._shape, group, self._selection)
             else:
                 rows = _json_of_table(self._shape, group, self._selection)
             for row in rows:
@@ -94,7 +94,7 @@ class ParquetSink:
         written = 0
         for is_json, group in _by_origin(ranked, self._shape):
             if is_json:
-                rows = [_in_doubles(row) for row in _rendered(self._shape, group, self._selection)]
+                rows = [_in_doubles(row) for row in _render_rows(self._shape, group, self._selection)]
                 self._stream.write(self._parts.of_rows(rows, passages=_passages_path(group[0], self._shape)))
                 written += len(rows)
             else:
@@ -166,7 +166,7 @@ def _passages_path(ranked: RankedList, shape: Shape) -> str | None:
     return shape.passages_path(ranked.source.rows[0].fields) if isinstance(shape, ListShape) else None
 
 
-def _rendered(shape: Shape, ranked: Iterable[RankedList], selection: Selection) -> Iterator[dict[str, Any]]:
+def _render_rows(shape: Shape, ranked: Iterable[RankedList], selection: Selection) -> Iterator[dict[str, Any]]:
     return (row for item in ranked for row in shape.render(item, selection))
 
 
@@ -206,7 +206,7 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
             in_step = shape.columns_in_step(held) if isinstance(held, Mapping) else ()
             return arrow_ranking.rank_columns(ranked, container=passages, in_step=in_step, **ours)
         if isinstance(lookup(fields, passages), str):
-            texts = [lookup(row, passages) for row in _rendered(shape, ranked, selection)]
+            texts = [lookup(row, passages) for row in _render_rows(shape, ranked, selection)]
             return arrow_ranking.replace_texts(ranked, passages, texts)
         return arrow_ranking.rank_lists(ranked, passages=passages, text="text", siblings=shape.siblings, **ours)
     return arrow_ranking.rank_rows(ranked, **ours, ranks=isinstance(shape, FlatShape))
@@ -238,7 +238,7 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
     for row in rows:
         scored: Any = lookup(row, shape.passages_path(row)) if isinstance(shape, ListShape) else [row]
         if isinstance(shape, PathShape) and shape.in_columns:
-            scored = _lists_told(row, shape)
+            scored = _drop_silent_lists(row, shape)
         for passage in scored if isinstance(scored, list) else ():
             if passage.get("truncated") is None:
                 for name in _TRUNCATION:
@@ -249,7 +249,7 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
     return rows
 
 
-def _lists_told(row: dict[str, Any], shape: PathShape) -> list[dict[str, Any]]:
+def _drop_silent_lists(row: dict[str, Any], shape: PathShape) -> list[dict[str, Any]]:
     """The object with the lists in step, without the lists of ours that tell nothing."""
     path = shape.passages_path(row)
     held = lookup(row, path) if path else row

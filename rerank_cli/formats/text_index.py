@@ -112,7 +112,7 @@ def open_texts(path: str, read: ReadText | None = None) -> TextFile:
 
     read: see `TextFile`.
     """
-    stream = _opened(path)
+    stream = _open_seekable(path)
     try:
         texts = TextFile(path, stream, _build(stream), read)
     except OSError as error:
@@ -125,7 +125,7 @@ def open_texts(path: str, read: ReadText | None = None) -> TextFile:
     return texts
 
 
-def _opened(path: str) -> BinaryIO:
+def _open_seekable(path: str) -> BinaryIO:
     """The file, or a temporary copy of what cannot be read from its middle: a packed file, a pipe, an object."""
     with open_input(path) as packed:  # raises, with the reason in words
         if not is_url(path) and Path(path).is_file():

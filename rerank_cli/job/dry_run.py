@@ -143,7 +143,7 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     return DryRun(
         counts, percentiles, kept, truncated, unscorable, prepared.plan, seconds, speed / 1e9,
         (first.file, first.row, first.message) if first else None,
-        tuple(_elsewhere(gpu, machine, options, PairLengths(counts.pairs_scored, kept, squares),
+        tuple(_estimate_elsewhere(gpu, machine, options, PairLengths(counts.pairs_scored, kept, squares),
                          images=counts.images > 0)
               for gpu, machine in zip(gpus, machines, strict=True)),
         unknown.document(), first_scorer,
@@ -183,7 +183,9 @@ def _try_outputs(options: JobOptions) -> None:
             probe(path)
 
 
-def _elsewhere(gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths, *, images: bool) -> Elsewhere:
+def _estimate_elsewhere(
+    gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths, *, images: bool
+) -> Elsewhere:
     """The run on the card that was asked for as `gpu`, of pairs as long as they are by this machine's plan."""
     request = replace(options.request, device="auto", gpus=None, assume_cuda=True)
     known = find_known(options)

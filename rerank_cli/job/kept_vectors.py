@@ -57,7 +57,7 @@ class EmbeddedTexts:
             if any(new):
                 keys = self._engine.keys(entry[0])
                 self._lines += [
-                    json.dumps([kind, *_named(side), key.hex(), mark.hex()]).encode() + b"\n"
+                    json.dumps([kind, *_identity_of_side(side), key.hex(), mark.hex()]).encode() + b"\n"
                     for kind, side, key, mark, is_new in zip(_KINDS, pair, keys, marks, new, strict=True)
                     if is_new
                 ]
@@ -97,7 +97,7 @@ class EmbeddedTexts:
         from rerank_cli.formats.embeddings import EmbeddingsFile
 
         file = EmbeddingsFile(stream, self._engine.dimensions)
-        for found in _some_at_a_time(texts):
+        for found in _read_some_at_a_time(texts):
             vectors = self._engine.vectors([bytes.fromhex(key) for *_, key, _ in found])
             for (kind, text, image, *_), vector in zip(found, vectors, strict=True):
                 file.write(kind, text, vector, image=image)
@@ -125,7 +125,7 @@ def open_kept_texts(
     return texts
 
 
-def _some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:
+def _read_some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:
     if not texts.exists():  # of a run to stdout without windows
         return
     with texts.open("rb") as stream:
@@ -134,7 +134,7 @@ def _some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:
             yield found
 
 
-def _named(side: Passage) -> tuple[str, str | None]:
+def _identity_of_side(side: Passage) -> tuple[str, str | None]:
     """The text of one side of a pair, and its image: a path as its row gives it, or the digest of what lies there."""
     if isinstance(side, str):
         return side, None

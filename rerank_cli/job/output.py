@@ -223,7 +223,7 @@ class FileDestination:
 
     def end_window(self, window: int, state: Mapping[str, Any], note: Any, more: Mapping[str, bytes]) -> None:
         """See `Destination`."""
-        self._job.add(window, {"rows": self._taken_rows(), "errors": _taken(self._bad), **more}, state, note)
+        self._job.add(window, {"rows": self._take_rows(), "errors": _drain(self._bad), **more}, state, note)
 
     def path(self, name: str) -> Path:
         """See `Destination`."""
@@ -248,7 +248,7 @@ class FileDestination:
         """See `Destination`."""
         job = self._job
         job.checkpoint()
-        job.append({"rows": self._taken_rows()})  # what belongs to the run as a whole (`score --top-n`)
+        job.append({"rows": self._take_rows()})  # what belongs to the run as a whole (`score --top-n`)
         work = "rows"
         if isinstance(self.sink, ParquetSink):
             work = "output"
@@ -263,7 +263,7 @@ class FileDestination:
             job.append({"rows": compressed(b"", self._names.output)})  # an empty file is no gzip and no zstd file
         with naming(self._out):
             for kind in self._names.results:
-                document |= {kind: self._facts(kind, work if kind == "output" else kind)}
+                document |= {kind: self._output_facts(kind, work if kind == "output" else kind)}
             self._write_whole("report", json_document(document))
             if "page" in self._names.files:
                 self._write_whole("page", render_report(document, self._names.title))
@@ -297,7 +297,7 @@ class FileDestination:
         with self._job.writing(name) as file:
             file.append(data)
 
-    def _facts(self, kind: str, work: str) -> dict[str, Any]:
+    def _output_facts(self, kind: str, work: str) -> dict[str, Any]:
         """What a report says of an output, which lies in a work file until it gets its name."""
         size, sha256 = self._job.seal(work)
         modified = self.path(work).stat().st_mtime_ns
@@ -338,8 +338,8 @@ class FileDestination:
 
         return [pa.OSFile(str(self._job.path("rows"))), pa.BufferReader(self._rows.getvalue())]
 
-    def _taken_rows(self) -> bytes:
-        data = _taken(self._rows)
+    def _take_rows(self) -> bytes:
+        data = _drain(self._rows)
         is_table = isinstance(self.sink, (ParquetSink, SeparatedSink))
         return data if is_table or not data else compressed(data, self._names.output)
 
@@ -513,7 +513,7 @@ class _Named(io.FileIO):
             return super().write(data)
 
 
-def _taken(stream: io.BytesIO) -> bytes:
+def _drain(stream: io.BytesIO) -> bytes:
     """What a stream holds, which is empty then."""
     data = stream.getvalue()
     stream.seek(0)

@@ -131,7 +131,7 @@ class Agreement:
         """Compare lists of a window. logits: of its distinct pairs; exact: the same in fp32 for some of them."""
         chosen: list[list[int]] = []
         room = self.wanted - self.pairs
-        for places in _lists(encoded):
+        for places in _places_of_lists(encoded):
             if room <= 0:
                 break
             usable = [place for place in dict.fromkeys(places) if np.isfinite(logits[place])][:_LONGEST]
@@ -167,7 +167,7 @@ class Agreement:
         }
 
 
-def _lists(encoded: EncodedWindow) -> Iterator[list[int]]:
+def _places_of_lists(encoded: EncodedWindow) -> Iterator[list[int]]:
     """The places of each list's pairs among the distinct ones; those of lists of one together."""
     begin, single = 0, []
     for item in encoded.window.lists:

@@ -68,7 +68,7 @@ class Progress:
         self._tokens = min(self._tokens + tokens, self._step_tokens)
         while self._steps and self._steps[0][0] <= self._tokens:
             self._base = self._steps.popleft()
-        self._grow(self._between())
+        self._grow(self._share_within_window())
 
     def end_window(self, share: float | None, rows: int) -> None:
         """A window is written; rows: of the run so far."""
@@ -132,7 +132,7 @@ class Progress:
 
     # Inside
 
-    def _between(self) -> float | None:
+    def _share_within_window(self) -> float | None:
         """The share at the tokens that are done."""
         tokens, share = self._base
         if not self._steps or share is None:

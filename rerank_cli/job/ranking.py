@@ -185,7 +185,7 @@ def rank_list(
         second: Of two scorers, whose passages stand before those of the first; None where there is one scorer.
     """
     errors: list[RowError] = []
-    bad = {index: problem for index in range(len(entries)) if (problem := _problem(entries[index], scores[index]))}
+    bad = {index: problem for index in range(len(entries)) if (problem := _problem_of(entries[index], scores[index]))}
     if bad and len(item.rows) == 1:
         if item.passage_error is None or len(bad) == len(item.passages):
             index, problem = next(iter(bad.items()))
@@ -200,7 +200,7 @@ def rank_list(
     return None, errors
 
 
-def _problem(entry: Encoded, score: float) -> EncodingProblem | None:
+def _problem_of(entry: Encoded, score: float) -> EncodingProblem | None:
     if isinstance(entry, EncodingProblem):
         return entry
     if not np.isfinite(score):

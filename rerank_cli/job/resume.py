@@ -82,7 +82,7 @@ class Resume:
                     self._evaluator.restore(note["values"])
             said = state.get("progress") or {}
             self._progress.begin_at(said.get("share"), self._totals.counts.rows_in)
-            on_note(_said_before(self._totals.counts.rows_in, count(), said))
+            on_note(_describe_earlier(self._totals.counts.rows_in, count(), said))
         return self._plan
 
     def pass_over(self, windows: Windows) -> None:
@@ -129,7 +129,7 @@ class Resume:
         self._destination.end_window(window.number, state, note or None, texts.take() if texts else {})
 
 
-def _said_before(rows: int, total: int | None, said: Mapping[str, Any]) -> str:
+def _describe_earlier(rows: int, total: int | None, said: Mapping[str, Any]) -> str:
     """What an earlier process has done; said: `Progress.state` of it."""
     text = f"goes on after {rows_of(rows, total, said.get('share'))}, which an earlier process has finished"
     if speed := said.get("pairs_per_second"):

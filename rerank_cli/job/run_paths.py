@@ -142,7 +142,7 @@ class RunPaths:
     def may_replace(self, path: Path, found: os.stat_result) -> bool:
         """Whether a file goes for one of the run: with `--overwrite`, if it was there as it is when the run began."""
         before = self._there.get(path)
-        return (self._overwrite or path in self._leftovers) and before is not None and _same(before, found)
+        return (self._overwrite or path in self._leftovers) and before is not None and _is_same_file(before, found)
 
     def refuse_image(self, path: Path, found: os.stat_result) -> None:
         """`UsageError` if an image that a row names is a file that the run will replace."""
@@ -295,5 +295,5 @@ def _lstat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _same(before: os.stat_result, now: os.stat_result) -> bool:
+def _is_same_file(before: os.stat_result, now: os.stat_result) -> bool:
     return os.path.samestat(before, now) and (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns)

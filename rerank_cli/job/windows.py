@@ -70,7 +70,7 @@ class Windows:
         windows = (
             replace(window, share=share.within(position())) for window in cut_windows(items, max_pairs=max_pairs)
         )
-        self._own = share.of(self._seen(windows))
+        self._own = share.of(self._remember_first(windows))
 
     def __iter__(self) -> Self:
         return self
@@ -78,7 +78,7 @@ class Windows:
     def __next__(self) -> Window:
         return next(self._own)
 
-    def _seen(self, windows: Iterator[Window]) -> Iterator[Window]:
+    def _remember_first(self, windows: Iterator[Window]) -> Iterator[Window]:
         for window in windows:
             if self.keep_first and self.first is None and window.lists:
                 self.first = window

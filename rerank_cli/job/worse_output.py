@@ -24,10 +24,10 @@ def refuse_worse(totals: Totals, destination: Destination, options: JobOptions) 
         destination.give_up()
         what = "has no row" if not options.shard else f"has no row in part {options.shard[0]}/{options.shard[1]}"
         raise InputError(
-            f"{_named(options.inputs)}: {what}, and {out} holds the rows of an earlier run, which were kept",
+            f"{_name_inputs(options.inputs)}: {what}, and {out} holds the rows of an earlier run, which were kept",
             hint=f"if an empty output is right, take {out} away first",
         )
 
 
-def _named(inputs: tuple[str, ...]) -> str:
+def _name_inputs(inputs: tuple[str, ...]) -> str:
     return inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more"

@@ -218,16 +218,16 @@ def opened_as_own(files: Files, path: Path, *, is_new: bool = False) -> int:
         descriptor = files.create(path) if is_new else files.open(path)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _not_ours(path, "is a link") from error
+            raise _not_ours_error(path, "is a link") from error
         raise
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise _not_ours(path, "is no regular file")
+            raise _not_ours_error(path, "is no regular file")
         if found.st_nlink > 1:
-            raise _not_ours(path, "has a second name (a hard link)")
+            raise _not_ours_error(path, "has a second name (a hard link)")
         if not is_new and found.st_uid != path.parent.stat().st_uid:
-            raise _not_ours(path, "belongs to another user than its folder")
+            raise _not_ours_error(path, "belongs to another user than its folder")
     except BaseException:
         os.close(descriptor)
         raise
@@ -252,7 +252,7 @@ def changed(path: Path, how: str, *, restart: bool = False) -> OutputError:
     return OutputError(f"{path}: was changed by something else than this run: {how}", hint=hint)
 
 
-def _not_ours(path: Path, what: str) -> OutputError:
+def _not_ours_error(path: Path, what: str) -> OutputError:
     return OutputError(f"{path}: {what}, and was not made by this program", hint="move it away, or name another output")
 
 

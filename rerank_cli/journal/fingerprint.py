@@ -168,9 +168,9 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             for key in {**old, **new}
             for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if old == new else [f"`{name}` was {_shown(old)}, is {_shown(new)}"]
+    return [] if old == new else [f"`{name}` was {_shorten(old)}, is {_shorten(new)}"]
 
 
-def _shown(value: Any, limit: int = 60) -> str:
+def _shorten(value: Any, limit: int = 60) -> str:
     text = "not given" if value is None else repr(value)
     return text if len(text) <= limit else text[:limit] + "..."

@@ -64,13 +64,13 @@ class Watch:
             try:
                 now = path.stat()
             except OSError as error:
-                raise self._changed(path, "it is gone") from error
+                raise self._changed_error(path, "it is gone") from error
             if _identity(now) != _identity(before):
-                raise self._changed(path, _difference(before, now))
+                raise self._changed_error(path, _difference(before, now))
             if now.st_ctime_ns != before.st_ctime_ns:
                 known = self.known(path)
                 if known is None or known != sha256_of(path):
-                    raise self._changed(path, "its content or its mode was changed")
+                    raise self._changed_error(path, "its content or its mode was changed")
                 self._seen[path] = now
 
     @contextmanager
@@ -87,7 +87,7 @@ class Watch:
                 raise found from error
             raise
 
-    def _changed(self, path: Path, how: str) -> InputError:
+    def _changed_error(self, path: Path, how: str) -> InputError:
         return _ChangedError(f"{path}: was changed while it was read ({self._names[path]}): {how}", hint=_HINT)
 
 

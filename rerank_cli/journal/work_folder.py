@@ -141,7 +141,7 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        reason = self._reason(error)
+        reason = self._find_other_hand(error)
         try:
             self._leave(reason)
         finally:
@@ -151,7 +151,7 @@ class Job:
         if reason is not error and reason is not None:
             raise reason from error
 
-    def _reason(self, error: BaseException | None) -> BaseException | None:
+    def _find_other_hand(self, error: BaseException | None) -> BaseException | None:
         """What another hand has done to the job, where that may be why something failed; else what failed."""
         if not isinstance(error, Exception) or isinstance(error, _SAY_IT_THEMSELVES) or self._placed or self._is_lost:
             return error
@@ -442,9 +442,9 @@ class Job:
     def _open_files(self, stack: ExitStack, entries: Sequence[Entry]) -> None:
         for name in _MADE_AT_THE_END:
             self._files.unlink(self.path(name))
-        self._members = {name: self._opened(stack, name) for name in self._names}
-        self._journal = self._opened(stack, "journal")
-        good = self._verified(entries)
+        self._members = {name: self._open_file(stack, name) for name in self._names}
+        self._journal = self._open_file(stack, "journal")
+        good = self._verify_entries(entries)
         if good is not None:
             record = good.record
             self.next_window, self.state, self._check = record["windows"][1], record["state"], good.check
@@ -459,12 +459,12 @@ class Job:
         for name, end in ends.items():
             self._members[name].cut(end)
 
-    def _opened(self, stack: ExitStack, name: str) -> WorkFile:
+    def _open_file(self, stack: ExitStack, name: str) -> WorkFile:
         file = WorkFile(self._files, self.path(name))
         stack.callback(_close_quietly, file)
         return file
 
-    def _verified(self, entries: Sequence[Entry]) -> Entry | None:
+    def _verify_entries(self, entries: Sequence[Entry]) -> Entry | None:
         """The last commit whose bytes, and those of all before it, are on disk as they were written."""
         good = None
         windows, ends = 0, dict.fromkeys(self._names, 0)

@@ -100,7 +100,7 @@ def usable_cores(root: Path = _ROOT) -> int:
 def host_memory(root: Path = _ROOT) -> HostMemory:
     """MemTotal and MemAvailable of /proc/meminfo."""
     sizes: dict[str, int] = {}
-    for line in _text(root / "proc/meminfo").splitlines():
+    for line in _read_text_or_nothing(root / "proc/meminfo").splitlines():
         key, _, value = line.partition(":")
         amount = value.split()
         if amount and amount[0].isdecimal():
@@ -127,7 +127,7 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
     """Folders that can limit this process, from its own cgroup up to the mount; not all of them need exist."""
     mount = root / "sys/fs/cgroup"
     found = False
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _read_text_or_nothing(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:  # v2, alone or (systemd's hybrid) beside v1
@@ -148,9 +148,12 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
 
 def _quota(folder: Path) -> float | None:
     """Cores that this cgroup's quota allows (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None without a quota."""
-    words = _text(folder / "cpu.max").split()
+    words = _read_text_or_nothing(folder / "cpu.max").split()
     if not words:
-        words = [*_text(folder / "cpu.cfs_quota_us").split(), *_text(folder / "cpu.cfs_period_us").split()]
+        words = [
+            *_read_text_or_nothing(folder / "cpu.cfs_quota_us").split(),
+            *_read_text_or_nothing(folder / "cpu.cfs_period_us").split(),
+        ]
     if len(words) != 2 or not all(word.isdecimal() for word in words) or int(words[1]) == 0:
         return None  # `max` or -1: no quota
     return int(words[0]) / int(words[1])
@@ -158,25 +161,29 @@ def _quota(folder: Path) -> float | None:
 
 def _smallest(folder: Path, *names: str) -> int | None:
     """The smallest number that these files hold; `max` and missing files do not count."""
-    words = (_text(folder / name).strip() for name in names)
+    words = (_read_text_or_nothing(folder / name).strip() for name in names)
     return min((int(word) for word in words if word.isdecimal()), default=None)
 
 
 def _inactive_file(folder: Path) -> int:
     """Bytes of page cache that the kernel would drop first. v1 counts the children's in `total_inactive_file`."""
-    stat = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if len(line.split()) >= 2)
+    stat = dict(
+        line.split()[:2]
+        for line in _read_text_or_nothing(folder / "memory.stat").splitlines()
+        if len(line.split()) >= 2
+    )
     value = stat.get("total_inactive_file") or stat.get("inactive_file") or ""
     return int(value) if value.isdecimal() else 0
 
 
 def _cpuinfo(root: Path) -> dict[str, str]:
     """The first processor's block of /proc/cpuinfo; empty where there is none (macOS)."""
-    block = _text(root / "proc/cpuinfo").split("\n\n")[0]
+    block = _read_text_or_nothing(root / "proc/cpuinfo").split("\n\n")[0]
     pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def _text(path: Path) -> str:
+def _read_text_or_nothing(path: Path) -> str:
     """The file's text, or nothing where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")

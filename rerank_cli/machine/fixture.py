@@ -74,7 +74,7 @@ def _field_to_json(name: str, value: Any) -> Any:
     return _to_json(value)
 
 
-def _text(value: Any, where: str) -> str:
+def _read_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: a text is wanted, not {_kind(value)}")
     return value
@@ -105,10 +105,10 @@ def _capability(value: Any, where: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _unread(value: Any, where: str) -> tuple[tuple[str, str], ...]:
+def _read_unread(value: Any, where: str) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, Mapping):
         raise InputError(f"{where}: an object of field and reason is wanted, not {_kind(value)}")
-    return tuple((key, _text(why, f"{where}.{key}")) for key, why in value.items())
+    return tuple((key, _read_text(why, f"{where}.{key}")) for key, why in value.items())
 
 
 def _optional(read: Callable[[Any, str], _T]) -> Callable[[Any, str], _T | None]:
@@ -124,16 +124,16 @@ def _list_of(read: Callable[[Any, str], _T]) -> Callable[[Any, str], tuple[_T, .
     return read_list
 
 
-def _object(kind: type[_T]) -> Callable[[Any, str], _T]:
+def _object_reader(kind: type[_T]) -> Callable[[Any, str], _T]:
     return lambda value, where: _read(kind, value, where)
 
 
 def _flags(value: Any, where: str) -> frozenset[str]:
-    return frozenset(_list_of(_text)(value, where))
+    return frozenset(_list_of(_read_text)(value, where))
 
 
-_MAYBE_TEXT, _MAYBE_INTEGER = _optional(_text), _optional(_integer)
-_TEXTS = _list_of(_text)
+_MAYBE_TEXT, _MAYBE_INTEGER = _optional(_read_text), _optional(_integer)
+_TEXTS = _list_of(_read_text)
 _DEVICE: dict[str, Callable[[Any, str], Any]] = {
     "index": _integer,
     "name": _MAYBE_TEXT,
@@ -143,7 +143,7 @@ _DEVICE: dict[str, Callable[[Any, str], Any]] = {
     "free_bytes": _MAYBE_INTEGER,
     "cuda_index": _MAYBE_INTEGER,
     "reason": _MAYBE_TEXT,
-    "unread": _unread,
+    "unread": _read_unread,
 }
 _FIELDS: dict[type, dict[str, Callable[[Any, str], Any]]] = {
     GpuProcess: {"pid": _integer, "used_bytes": _MAYBE_INTEGER},
@@ -158,29 +158,29 @@ _FIELDS: dict[type, dict[str, Callable[[Any, str], Any]]] = {
         "pci_bus_id": _MAYBE_TEXT,
         "memory_source": _MAYBE_TEXT,
         "mig": _MAYBE_TEXT,
-        "mig_instances": _list_of(_object(MigInstance)),
+        "mig_instances": _list_of(_object_reader(MigInstance)),
         "ecc": _MAYBE_TEXT,
         "throttling": _TEXTS,
-        "processes": _list_of(_object(GpuProcess)),
+        "processes": _list_of(_object_reader(GpuProcess)),
         "virtualization": _MAYBE_TEXT,
         "warnings": _TEXTS,
     },
     Cpu: {
-        "name": _text,
+        "name": _read_text,
         "cores": _cores,
         "flags": _flags,
-        "architecture": _text,
+        "architecture": _read_text,
         "memory_total_bytes": _MAYBE_INTEGER,
         "memory_available_bytes": _MAYBE_INTEGER,
     },
-    TorchBuild: {"version": _text, "accelerator": _text, "cuda": _MAYBE_TEXT},
+    TorchBuild: {"version": _read_text, "accelerator": _read_text, "cuda": _MAYBE_TEXT},
     Machine: {
-        "cpu": _object(Cpu),
-        "gpus": _list_of(_object(Gpu)),
+        "cpu": _object_reader(Cpu),
+        "gpus": _list_of(_object_reader(Gpu)),
         "driver": _MAYBE_TEXT,
         "cuda": _MAYBE_TEXT,
         "reason": _MAYBE_TEXT,
-        "torch": _optional(_object(TorchBuild)),
+        "torch": _optional(_object_reader(TorchBuild)),
         "cuda_visible_devices": _MAYBE_TEXT,
         "order_certain": _boolean,
         "warnings": _TEXTS,

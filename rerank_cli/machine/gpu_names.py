@@ -91,8 +91,8 @@ CARDS = (
 
 def find_card(text: str) -> Card | None:
     """The card that `text` names, in any case, with or without the maker, blanks and hyphens."""
-    wanted = _plain(text)
-    return next((card for card in CARDS if wanted in (_plain(card.name), _plain(card.full_name))), None)
+    wanted = _plain_name(text)
+    return next((card for card in CARDS if wanted in (_plain_name(card.name), _plain_name(card.full_name))), None)
 
 
 def speed_of(name: str | None) -> CardSpeed | None:
@@ -101,5 +101,5 @@ def speed_of(name: str | None) -> CardSpeed | None:
     return card.speed if card else None
 
 
-def _plain(text: str) -> str:
+def _plain_name(text: str) -> str:
     return re.sub(r"[\s_-]+|nvidia|tesla|geforce", "", text.casefold())

@@ -58,53 +58,55 @@ class DeviceField(NamedTuple):
     arguments: tuple[int, ...] = ()
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """A value that json can write, from what nvidia-ml-py returns."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return getattr(value, "value", value)
 
 
 def _processes(value: Any) -> list[list[int | None]]:
-    return [[_plain(process.pid), _plain(process.usedGpuMemory)] for process in value]
+    return [[_json_value(process.pid), _json_value(process.usedGpuMemory)] for process in value]
 
 
 _MEMORY = DeviceField("memory", ("nvmlDeviceGetMemoryInfo",), lambda memory: [memory.total, memory.free])
 _IDENTITY = (
-    DeviceField("name", ("nvmlDeviceGetName",), _plain),
-    DeviceField("uuid", ("nvmlDeviceGetUUID",), _plain),
-    DeviceField("compute_capability", ("nvmlDeviceGetCudaComputeCapability",), _plain),
+    DeviceField("name", ("nvmlDeviceGetName",), _json_value),
+    DeviceField("uuid", ("nvmlDeviceGetUUID",), _json_value),
+    DeviceField("compute_capability", ("nvmlDeviceGetCudaComputeCapability",), _json_value),
 )
 GPU_QUESTIONS = (
     *_IDENTITY,
     _MEMORY,
-    DeviceField("mig", ("nvmlDeviceGetMigMode",), _plain),
-    DeviceField("pci_bus_id", ("nvmlDeviceGetPciInfo",), lambda pci: _plain(pci.busId)),
-    DeviceField("virtualization", ("nvmlDeviceGetVirtualizationMode",), _plain),
+    DeviceField("mig", ("nvmlDeviceGetMigMode",), _json_value),
+    DeviceField("pci_bus_id", ("nvmlDeviceGetPciInfo",), lambda pci: _json_value(pci.busId)),
+    DeviceField("virtualization", ("nvmlDeviceGetVirtualizationMode",), _json_value),
     DeviceField(
-        "throttling", ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"), _plain
+        "throttling",
+        ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"),
+        _json_value,
     ),
     DeviceField(
         "processes", ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2"), _processes
     ),
-    DeviceField("ecc", ("nvmlDeviceGetEccMode",), _plain),
-    DeviceField("ecc_errors", ("nvmlDeviceGetTotalEccErrors",), _plain, (_UNCORRECTED, _SINCE_DRIVER_LOAD)),
-    DeviceField("remapped_rows", ("nvmlDeviceGetRemappedRows",), _plain),
+    DeviceField("ecc", ("nvmlDeviceGetEccMode",), _json_value),
+    DeviceField("ecc_errors", ("nvmlDeviceGetTotalEccErrors",), _json_value, (_UNCORRECTED, _SINCE_DRIVER_LOAD)),
+    DeviceField("remapped_rows", ("nvmlDeviceGetRemappedRows",), _json_value),
 )
 """What a GPU is asked, in this order: what a plan needs comes before what only warns."""
 MIG_QUESTIONS = (
     *_IDENTITY,
     _MEMORY,
-    DeviceField("gpu_instance", ("nvmlDeviceGetGpuInstanceId",), _plain),
-    DeviceField("compute_instance", ("nvmlDeviceGetComputeInstanceId",), _plain),
+    DeviceField("gpu_instance", ("nvmlDeviceGetGpuInstanceId",), _json_value),
+    DeviceField("compute_instance", ("nvmlDeviceGetComputeInstanceId",), _json_value),
     DeviceField("memory_mib", ("nvmlDeviceGetAttributes",), lambda attributes: attributes.memorySizeMB),
 )
-_COUNT = DeviceField("count", ("nvmlDeviceGetCount",), _plain)
+_COUNT = DeviceField("count", ("nvmlDeviceGetCount",), _json_value)
 _SYSTEM_QUESTIONS = (
-    DeviceField("driver", ("nvmlSystemGetDriverVersion",), _plain),
-    DeviceField("cuda", ("nvmlSystemGetCudaDriverVersion_v2", "nvmlSystemGetCudaDriverVersion"), _plain),
+    DeviceField("driver", ("nvmlSystemGetDriverVersion",), _json_value),
+    DeviceField("cuda", ("nvmlSystemGetCudaDriverVersion_v2", "nvmlSystemGetCudaDriverVersion"), _json_value),
 )
 
 
@@ -157,7 +159,7 @@ class _Session:
         try:
             return question.read(known(*arguments, *question.arguments))
         except UnicodeDecodeError as error:
-            return _plain(error.object)
+            return _json_value(error.object)
 
     def ask_gpu(self, index: int) -> None:
         """Report all that is to be known of one GPU and its MIG instances."""
@@ -171,7 +173,9 @@ class _Session:
                 self._ask_instances(index, handle)
 
     def _ask_instances(self, gpu: int, handle: Any) -> None:
-        count = self.ask(DeviceField("mig_slots", ("nvmlDeviceGetMaxMigDeviceCount",), _plain), [gpu, None], handle)
+        count = self.ask(
+            DeviceField("mig_slots", ("nvmlDeviceGetMaxMigDeviceCount",), _json_value), [gpu, None], handle
+        )
         for slot in range(count or 0):
             instance = self._handle([gpu, slot], "nvmlDeviceGetMigDeviceHandleByIndex", handle, slot)
             if instance is not None:

@@ -47,7 +47,7 @@ class SupervisedPool(ABC, Generic[W]):
         self._trace: str | None = None  # of the last fault that a process reported
 
     @abstractmethod
-    def _hear(self, worker: W, message: Any) -> None:
+    def _handle_message(self, worker: W, message: Any) -> None:
         """Handle a message of a worker; None where the worker has ended."""
 
     def _listen(self, seconds: float) -> list[W]:
@@ -59,7 +59,7 @@ class SupervisedPool(ABC, Generic[W]):
                 message = worker.connection.recv()
             except (EOFError, OSError):
                 message = None
-            self._hear(worker, message)
+            self._handle_message(worker, message)
         return ready
 
     def _take_out(self, worker: W, reason: str | None) -> str:

@@ -97,26 +97,26 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
         )
     check_labels(checkpoint)
     if precision == "int8":
-        return Int8Encoder(checkpoint, **_placed(device, "fp32", attention))
+        return Int8Encoder(checkpoint, **_placement(device, "fp32", attention))
     family = FAMILIES.get(architecture)
     if family is None:
         # Imported here: transformers costs seconds that the native families need not pay.
         from rerank_cli.models.padded import PaddedCrossEncoder
 
         family = PaddedCrossEncoder
-    placed = _placed(device, precision, attention)
+    placed = _placement(device, precision, attention)
     with current(placed["device"]):
         return family(checkpoint, **placed, **_quantised(checkpoint, precision))
 
 
 def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> Embedder:
     """Load an embedding model (its architecture is in `EMBEDDERS`); else as `load_model`."""
-    placed = _placed(device, precision, attention)
+    placed = _placement(device, precision, attention)
     with current(placed["device"]):
         return EMBEDDERS[checkpoint.architecture](checkpoint, **placed, **_quantised(checkpoint, precision))
 
 
-def _placed(device: str, precision: str, attention: str) -> dict[str, Any]:
+def _placement(device: str, precision: str, attention: str) -> dict[str, Any]:
     """Device, dtype and kind of attention that a model is called with."""
     where, dtype = torch.device(device), DTYPES[precision]
     if where.type == "cuda" and not torch.cuda.is_available():

@@ -63,7 +63,7 @@ def attend(
         if window is None or run.length <= window + 1:
             result = _attention(run_q, run_k, run_v, causal=causal)
         else:
-            result = _windowed(run_q, run_k, run_v, window)
+            result = _attend_in_window(run_q, run_k, run_v, window)
         run.heads(by_head).copy_(result)
     return out
 
@@ -128,7 +128,7 @@ def _after_products(
     return far + attend_by_products(q, k, v, near, out, scale=scale) if near else far
 
 
-def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """q, k, v: [count, heads, length, head_dim]; a query sees keys at a distance of at most `window`."""
     length = q.shape[2]
     blocks = []

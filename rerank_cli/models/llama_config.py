@@ -148,7 +148,7 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float:
     raise ModelError(f"{where}: `{key}` must be a number above 0: {value!r}")
 
 
-def _unscaled(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
+def _no_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
     return frequencies
 
 
@@ -174,7 +174,7 @@ def _llama3_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoi
 
 
 _SCALINGS: dict[str, Callable[[Tensor, Mapping[str, Any], Checkpoint], Tensor]] = {
-    "default": _unscaled,
+    "default": _no_scaling,
     "linear": _linear_scaling,
     "llama3": _llama3_scaling,
 }

@@ -77,7 +77,7 @@ def _layer(
     linear = dense(weights, f"{module.folder}/linear", size, module.outputs, bias=module.bias)
     residual: Callable[[Tensor], Tensor] | None = None
     if module.residual:
-        residual = _same if size == module.outputs else _residual(weights, module)
+        residual = _identity if size == module.outputs else _residual(weights, module)
     return partial(_dense, linear=linear, then=_activation(module.activation), residual=residual), module.outputs
 
 
@@ -85,7 +85,7 @@ def _residual(weights: WeightReader, module: Dense) -> Linear:
     return dense(weights, f"{module.folder}/residual", module.inputs, module.outputs, bias=False)
 
 
-def _same(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 

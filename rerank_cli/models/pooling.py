@@ -27,7 +27,7 @@ def pool(x: Tensor, batch: PackedBatch, modes: Sequence[str]) -> Tensor:
     return torch.cat([_MODES[mode](x, batch) for mode in modes], dim=1)
 
 
-def _first(x: Tensor, batch: PackedBatch) -> Tensor:
+def _first_token(x: Tensor, batch: PackedBatch) -> Tensor:
     return x[batch.starts[: len(batch.lengths)]].float()
 
 
@@ -66,7 +66,7 @@ def _sums(x: Tensor, batch: PackedBatch) -> Tensor:
 
 
 _MODES: Mapping[str, Callable[[Tensor, PackedBatch], Tensor]] = {
-    "cls": _first,
+    "cls": _first_token,
     "lasttoken": _last,
     "mean": _mean,
     "mean_sqrt_len_tokens": _mean_by_root,

@@ -95,7 +95,7 @@ class WeightReader:
         elif info.dtype in _FLOATS:
             # As it lies in the mapped file, where nothing is to be converted.
             as_it_is = _FLOATS[info.dtype] == (dtype or self._dtype) and self._device.type == "cpu"
-            tensor = self._mapped(stored, info) if as_it_is else self._read(stored, info)
+            tensor = self._map_tensor(stored, info) if as_it_is else self._read(stored, info)
         else:
             raise ModelError(f"{info.file}: `{stored}` holds {info.dtype}, not weights")
         return tensor.to(device=self._device, dtype=dtype or self._dtype)
@@ -147,7 +147,7 @@ class WeightReader:
             )
         return stored, info
 
-    def _mapped(self, name: str, info: TensorInfo) -> Tensor:
+    def _map_tensor(self, name: str, info: TensorInfo) -> Tensor:
         self._taken.add(name)
         tensor: Tensor = self._files[info.file].get_tensor(info.stored_name or name)
         return tensor

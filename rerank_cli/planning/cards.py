@@ -53,7 +53,7 @@ def compare_cards(
     request: ProfileRequest, known: KnownModel, *, pairs: int, tokens: int, notes: Iterable[str] = ()
 ) -> list[CardAnswer]:
     """Each card that is known by name."""
-    model, said = _shape_of(known), tuple(notes)
+    model, said = _memory_model_of(known), tuple(notes)
     return [_on_card(card.name, card.total_bytes, request, known, model, pairs, tokens, said) for card in CARDS]
 
 
@@ -95,7 +95,7 @@ def time_of_plan(
 
     images: whether some pairs have one.
     """
-    model = _shape_of(known)
+    model = _memory_model_of(known)
     names = {gpu.name for gpu in plan.gpus}
     speed = speed_of(names.pop()) if len(names) == 1 else None
     shape = model.shape if model else None
@@ -105,7 +105,7 @@ def time_of_plan(
     return pair_time(shape, lengths, speed, precision=plan.precision, engines=len(plan.gpus)), None
 
 
-def _shape_of(known: KnownModel) -> MemoryModel | None:
+def _memory_model_of(known: KnownModel) -> MemoryModel | None:
     facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
     try:
         return memory_model(known.checkpoint, facts)

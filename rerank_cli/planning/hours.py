@@ -110,7 +110,7 @@ def pair_time(
     share = _PRODUCT_SHARE * shape.hidden / (shape.hidden + _PRODUCT_HALF)
     products = 2.0 * _layer_weights(shape) * lengths.tokens / (peak * share * (_FP8_TIMES if fp8 else 1.0))
     head = min(1.0, shape.head_size / _FULL_HEAD)
-    seen = _seen(shape, lengths)
+    seen = _attended_tokens(shape, lengths)
     attention = 4.0 * shape.queries * (seen + _ATTENTION_HALF * lengths.tokens) / (peak * _ATTENTION_SHARE * head)
     traffic = _layer_traffic(shape) * lengths.tokens * (_FP8_TRAFFIC if fp8 else 1.0)
     memory = traffic / (speed.gigabytes_per_second * 1e9 * _MEMORY_SHARE)
@@ -140,7 +140,7 @@ def _layer_traffic(shape: ModelShape) -> int:
     return _BYTES * (10 * shape.hidden + 2 * (shape.queries + shape.keys) + 3 * shape.intermediate)
 
 
-def _seen(shape: ModelShape, lengths: PairLengths) -> float:
+def _attended_tokens(shape: ModelShape, lengths: PairLengths) -> float:
     """Tokens that tokens attend to, of all pairs, in the mean of the layers."""
     if shape.window is None or not lengths.pairs:
         return float(lengths.squares)

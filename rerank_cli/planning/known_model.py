@@ -63,8 +63,8 @@ def find_model(
     found, why = find_profiles(
         model,
         architecture=checkpoint.architecture,
-        layers=_whole(checkpoint, "num_hidden_layers"),
-        hidden_size=_whole(checkpoint, "hidden_size"),
+        layers=_read_whole_number(checkpoint, "num_hidden_layers"),
+        hidden_size=_read_whole_number(checkpoint, "hidden_size"),
     )
     generic = GenericFacts(checkpoint.name, model_max_tokens(checkpoint))
     return with_checkpoint(KnownModel(checkpoint.name, found or generic, why), checkpoint)
@@ -104,6 +104,6 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HOME") or f"{caches}/huggingface").expanduser() / "hub"
 
 
-def _whole(checkpoint: Checkpoint, key: str) -> int | None:
+def _read_whole_number(checkpoint: Checkpoint, key: str) -> int | None:
     value = checkpoint.config.get(key)
     return value if isinstance(value, int) else None

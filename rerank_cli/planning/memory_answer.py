@@ -103,7 +103,7 @@ class MemoryTools(Protocol):
 
 def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools) -> MemoryAnswer:
     """The answer; `DoesNotFitError` where `solve` finds nothing, `UsageError` where the request contradicts itself."""
-    place, capacity = _where(request, tools)
+    place, capacity = _find_placement(request, tools)
     model, notes = _memory_model(request, known)
     question = MemoryQuestion(
         model=model,
@@ -118,7 +118,7 @@ def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools)
         question = replace(question, lengths=lengths)
     published: tuple[dict[str, Any], ...] = ()
     if request.compare:
-        question, published, said = _beside(question, known)
+        question, published, said = _add_published_tables(question, known)
         notes = (*notes, *said)
     points = _points(request, question, known)
     rows = tuple(question.at(*point) for point in points)
@@ -134,7 +134,7 @@ def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools)
 # The device.
 
 
-def _where(request: MemoryRequest, tools: MemoryTools) -> tuple[Placement, int | None]:
+def _find_placement(request: MemoryRequest, tools: MemoryTools) -> tuple[Placement, int | None]:
     """Where the model runs, and the bytes that are there."""
     kind = request.device
     if kind == "auto" and request.measure:
@@ -206,13 +206,13 @@ def _points(request: MemoryRequest, question: MemoryQuestion, known: KnownModel)
         lengths = request.max_tokens or ((limit,) if question.lengths is not None else LENGTHS)
     lengths = tuple(unique([min(length, limit) for length in lengths]))
     if request.solve == "batch-size":
-        return [(_found(question.largest_batch(length), question, 1, length), length) for length in lengths]
+        return [(_require_fit(question.largest_batch(length), question, 1, length), length) for length in lengths]
     if request.solve == "max-tokens":
-        return [(size, _found(question.longest_pair(size, limit), question, size, 1)) for size in sizes]
+        return [(size, _require_fit(question.longest_pair(size, limit), question, size, 1)) for size in sizes]
     return [(size, length) for size in unique(sizes) for length in lengths]
 
 
-def _found(number: int, question: MemoryQuestion, batch_size: int, max_tokens: int) -> int:
+def _require_fit(number: int, question: MemoryQuestion, batch_size: int, max_tokens: int) -> int:
     """`number`, unless it says that nothing fits."""
     if number:
         return number
@@ -246,7 +246,7 @@ def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
 # What stands beside the estimate.
 
 
-def _beside(
+def _add_published_tables(
     question: MemoryQuestion, known: KnownModel
 ) -> tuple[MemoryQuestion, tuple[dict[str, Any], ...], tuple[str, ...]]:
     """The question with the published tables of its GPU, all of them as documents, and what is to be said of them."""

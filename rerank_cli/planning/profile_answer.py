@@ -100,17 +100,17 @@ def plan_machine(
     need: the memory model; without one nothing is checked to fit. notes: reasons known before. What cannot be had is
     the answer's `error`.
     """
-    machine = _numbered(machine)
+    machine = _number_gpus(machine)
     hindrances = torch_warnings(machine) if machine.torch else []
     facts, cuda_index = _machine_facts(machine, hindrances, model)
     reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
     known = [warning for warning in machine.warnings if warning not in hindrances]  # the choice tells of them
-    answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=_once(known))
+    answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=_drop_repeats(known))
     try:
         asked = _by_driver_number(request, cuda_index, machine.reason)
         decision = select_profile(asked, model.profiles, facts, need=need)
     except NoProfileFitsError as error:
-        warnings = _once((*known, *error.warnings))
+        warnings = _drop_repeats((*known, *error.warnings))
         return replace(answer, rejected=error.rejected, warnings=warnings, error=error)
     except RerankError as error:
         return replace(answer, error=error)
@@ -123,7 +123,7 @@ def plan_machine(
         device=_device(plan, cuda_index),
         reasons=(*reasons, *decision.reasons),
         rejected=decision.rejected,
-        warnings=_once((*known, *decision.warnings)),
+        warnings=_drop_repeats((*known, *decision.warnings)),
     )
 
 
@@ -149,7 +149,7 @@ def environment_of(answer: MachinePlan, model: str | None = None) -> dict[str, s
     return {"RERANK_MODEL": str(folder.absolute()) if folder.is_dir() else model, **variables}
 
 
-def _numbered(machine: Machine) -> Machine:
+def _number_gpus(machine: Machine) -> Machine:
     """A machine described without CUDA's numbers gets those of a process that hides nothing."""
     if machine.devices or machine.cuda_visible_devices is not None:
         return machine
@@ -164,7 +164,7 @@ def _machine_facts(
     hindrances: what keeps torch from using them.
     """
     shown = {_device_facts(device): device.cuda_index or 0 for device in machine.devices}
-    sick = [] if machine.cuda_visible_devices is not None else _sick(machine)
+    sick = [] if machine.cuda_visible_devices is not None else _find_sick_gpus(machine)
     facts = MachineFacts(
         gpus=(*shown, *(_whole_facts(gpu, usable=False) for gpu in sick)),
         host_arch=machine.cpu.architecture or "x86_64",
@@ -185,7 +185,7 @@ def _hindered(hindrances: Sequence[str]) -> str | None:
     return f"{hindrances[0].removeprefix('GPU present, but ')}. Until then `score` and `rerank-file` run on the CPU"
 
 
-def _sick(machine: Machine) -> list[Gpu]:
+def _find_sick_gpus(machine: Machine) -> list[Gpu]:
     """GPUs that do not work, where no variable hides any."""
     return [gpu for gpu in machine.gpus if gpu.cuda_index is None and not gpu.mig_instances]
 
@@ -269,7 +269,7 @@ def _device(plan: ProfilePlan, cuda_index: Mapping[GpuFacts, int]) -> str:
     return f"cuda:{','.join(map(str, numbers))}" if numbers else "cpu"
 
 
-def _once(texts: Iterable[str]) -> tuple[str, ...]:
+def _drop_repeats(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 

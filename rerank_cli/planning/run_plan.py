@@ -108,7 +108,7 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
     if on_cpu and cuda_devices and not machine.devices and planned.kind == "cpu":
         warnings.append(f"the run is on the CPU although torch sees {_devices(cuda_devices)}: {machine.reason}")
     engines = each * planned.engine_count  # neighbours in the queue are on different devices
-    if len(engines) > 1 and _embeds(answer.model):
+    if len(engines) > 1 and _is_embedder(answer.model):
         warnings.append(f"one engine runs, on {device}: several of an embedding model are not supported yet")
         engines = [device]
     precision = planned.precision
@@ -145,7 +145,7 @@ def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int
     """
     known, machine = answer.model, answer.machine
     checkpoint = known.checkpoint if known else None
-    if checkpoint is None or machine is None or _embeds(known) or planned.needed_bytes is None:
+    if checkpoint is None or machine is None or _is_embedder(known) or planned.needed_bytes is None:
         return 1, planned.needed_bytes
     model = memory_model(checkpoint)
     if model is None or model.shape.family == "padded":
@@ -175,7 +175,7 @@ def _computes_fp8(known: KnownModel | None) -> bool:
     return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).fp8
 
 
-def _embeds(known: KnownModel | None) -> bool:
+def _is_embedder(known: KnownModel | None) -> bool:
     return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).embeds
 
 

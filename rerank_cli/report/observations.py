@@ -131,7 +131,7 @@ class Observations:
         found["rows"] += 1
         if len(found["examples"]) < _EXAMPLES:
             found["examples"].append(
-                {"file": error.file, "row": error.row, "id": _plain(error.id), "message": _short(error.message)}
+                {"file": error.file, "row": error.row, "id": _json_id(error.id), "message": _shorten(error.message)}
             )
 
     def document(self, score: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class Observations:
             "scores_by_relevance": self._scores_by_relevance(score),
             "moves": moves_document(self._moves.tolist()) if self._has_lists else None,
             "timeline": self._over_time(),
-            "errors": [{"code": code, **found} for code, found in sorted(self._codes.items(), key=_most_first)],
+            "errors": [{"code": code, **found} for code, found in sorted(self._codes.items(), key=_order_by_rows)],
         }
         return {name: part for name, part in parts.items() if part}
 
@@ -190,16 +190,16 @@ class Observations:
         return found if pairs else None
 
 
-def _most_first(entry: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
+def _order_by_rows(entry: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
     return -entry[1]["rows"], entry[0]
 
 
-def _plain(value: object) -> Any:
+def _json_id(value: object) -> Any:
     """An id as JSON has it: a number or a short text."""
     if value is None or (isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < _LARGEST_ID):
         return value
-    return _short(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+    return _shorten(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"

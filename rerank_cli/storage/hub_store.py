@@ -44,7 +44,7 @@ class HubStore:
         self._url = url
 
     @cached_property
-    def _opened(self) -> tuple[Any, str]:
+    def _open_file_system(self) -> tuple[Any, str]:
         """The file system, and the data set with its commit."""
         from huggingface_hub import HfApi, HfFileSystem
 
@@ -55,7 +55,7 @@ class HubStore:
 
     def stat(self, key: str) -> Stat:
         """See `Store`."""
-        hub, place = self._opened
+        hub, place = self._open_file_system
         found = self._call(lambda: hub.info(f"{place}/{key}"))
         if found["type"] != "file":
             raise FileNotFoundError(errno.ENOENT, "no such file in the data set")
@@ -63,7 +63,7 @@ class HubStore:
 
     def read(self, key: str, begin: int, end: int, etag: str | None = None) -> bytes:
         """See `Store`; the commit is the version."""
-        hub, place = self._opened
+        hub, place = self._open_file_system
 
         def once() -> bytes:
             with hub.open(f"{place}/{key}", "rb", block_size=max(1, end - begin), cache_type="none") as stream:
@@ -77,7 +77,7 @@ class HubStore:
 
     def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         """See `Store`."""
-        hub, place = self._opened
+        hub, place = self._open_file_system
         folder = prefix.rpartition("/")[0]
         try:
             found = self._call(lambda: hub.find(f"{place}/{folder}".rstrip("/"), detail=True))

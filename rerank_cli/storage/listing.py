@@ -22,7 +22,7 @@ def is_object(text: str) -> bool:
 
 def objects_below(text: str) -> list[str]:
     """The URLs of all objects whose URL begins with `text`."""
-    return [str(url) for url in _listed(text)]
+    return [str(url) for url in _list_urls(text)]
 
 
 def matching_objects(pattern: str) -> set[str]:
@@ -34,7 +34,7 @@ def matching_objects(pattern: str) -> set[str]:
     fixed = re.split(r"[*?\[]", url.key, maxsplit=1)[0]
     wanted = _compiled(url.key)
     found = set()
-    for one in _listed(str(Url(url.scheme, url.container, fixed))):
+    for one in _list_urls(str(Url(url.scheme, url.container, fixed))):
         pieces = one.key.split("/")
         for count in range(1, len(pieces) + 1):
             if wanted.fullmatch("/".join(pieces[:count])):
@@ -44,7 +44,7 @@ def matching_objects(pattern: str) -> set[str]:
     return found
 
 
-def _listed(text: str) -> Iterator[Url]:
+def _list_urls(text: str) -> Iterator[Url]:
     url = parse_url(text)
     for key, stat in open_store(url).list(url.key):
         one = Url(url.scheme, url.container, key)

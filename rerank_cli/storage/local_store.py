@@ -57,12 +57,12 @@ class LocalStore:
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
-        self._place(key, self._written(key, data), metadata or {}, replace=True)
+        self._place(key, self._write_part(key, data), metadata or {}, replace=True)
 
     def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
         try:
-            self._place(key, self._written(key, data), metadata or {}, replace=False)
+            self._place(key, self._write_part(key, data), metadata or {}, replace=False)
         except FileExistsError:
             if (self._folder / key).read_bytes() != data:
                 raise
@@ -78,7 +78,7 @@ class LocalStore:
     ) -> None:
         """See `Store`."""
         check()
-        part = self._part(key)
+        part = self._part_path(key)
         shutil.copyfile(path, part)
         self._place(key, part, metadata, replace=replace)
 
@@ -99,13 +99,13 @@ class LocalStore:
             path.unlink(missing_ok=True)
         return len(begun)
 
-    def _part(self, key: str) -> Path:
+    def _part_path(self, key: str) -> Path:
         path = self._folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_name(f"{_PART}{secrets.token_hex(4)}-{path.name}")
 
-    def _written(self, key: str, data: bytes) -> Path:
-        part = self._part(key)
+    def _write_part(self, key: str, data: bytes) -> Path:
+        part = self._part_path(key)
         part.write_bytes(data)
         return part
 

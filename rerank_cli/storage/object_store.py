@@ -82,7 +82,7 @@ class ObjectStore:
             else:
                 self._store = stores.from_url(self._place, client_options=options, retry_config=retries)
         except self._obstore.exceptions.BaseError as error:
-            raise StoreError(f"{self._place}: cannot be opened: {_reason(error)}") from error
+            raise StoreError(f"{self._place}: cannot be opened: {_reason_of(error)}") from error
 
     def _s3_settings(self) -> dict[str, Any]:
         region = os.environ.get("AWS_REGION") or self._session.get_config_variable("region") or "us-east-1"
@@ -139,7 +139,7 @@ class ObjectStore:
 
     def stat(self, key: str) -> Stat:
         """See `Store`."""
-        found = self._patiently(key, lambda: self._obstore.get(self._store, key, options={"head": True}))
+        found = self._try_again(key, lambda: self._obstore.get(self._store, key, options={"head": True}))
         known = {str(name).lower(): value for name, value in found.attributes.items()}
         return _stat(found.meta, known)
 
@@ -155,13 +155,13 @@ class ObjectStore:
                 raise ConnectionError(f"{len(data)} of {end - begin} bytes came")
             return data
 
-        return self._patiently(key, once)
+        return self._try_again(key, once)
 
     def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         """See `Store`."""
         # A list is of whole folders in object_store; what begins with the rest of the prefix is picked out here.
         folder = prefix.rpartition("/")[0]
-        found: list[tuple[str, Stat]] = self._patiently(
+        found: list[tuple[str, Stat]] = self._try_again(
             prefix,
             lambda: [
                 (one["path"], _stat(one, {}))
@@ -174,7 +174,7 @@ class ObjectStore:
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
-        self._patiently(key, lambda: self._put(key, data, metadata or {}, "overwrite"))
+        self._try_again(key, lambda: self._put(key, data, metadata or {}, "overwrite"))
 
     def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
@@ -188,12 +188,12 @@ class ObjectStore:
                 if bytes(there) != data:
                     raise
 
-        self._patiently(key, once)
+        self._try_again(key, once)
 
     def delete(self, key: str) -> None:
         """See `Store`."""
         try:
-            self._patiently(key, lambda: self._obstore.delete(self._store, key))
+            self._try_again(key, lambda: self._obstore.delete(self._store, key))
         except FileNotFoundError:
             return
 
@@ -225,7 +225,7 @@ class ObjectStore:
             if not replace and self._is_there(key):
                 raise FileExistsError(errno.EEXIST, "another object has its name")
             check()
-            self._patiently(
+            self._try_again(
                 key,
                 lambda: self._obstore.put(
                     self._store, key, path, attributes=dict(metadata), chunk_size=_part_bytes(size), max_concurrency=2
@@ -240,13 +240,13 @@ class ObjectStore:
                 if not self._is_this(key, metadata):
                     raise
 
-        self._patiently(key, once)
+        self._try_again(key, once)
 
     def _put_parts(
         self, key: str, path: Path, metadata: Mapping[str, str], *, replace: bool, check: Callable[[], None]
     ) -> None:
         where = {"Bucket": self._container, "Key": key}
-        begun = self._patiently(key, lambda: self._client.create_multipart_upload(**where, Metadata=dict(metadata)))
+        begun = self._try_again(key, lambda: self._client.create_multipart_upload(**where, Metadata=dict(metadata)))
         upload = where | {"UploadId": begun["UploadId"]}
         try:
             parts: list[dict[str, Any]] = []
@@ -254,7 +254,7 @@ class ObjectStore:
                 while data := stream.read(_part_bytes(path.stat().st_size)):
                     check()
                     number = len(parts) + 1
-                    done = self._patiently(key, lambda d=data, n=number: self._put_part(upload, n, d))  # type: ignore[misc]
+                    done = self._try_again(key, lambda d=data, n=number: self._put_part(upload, n, d))  # type: ignore[misc]
                     parts.append({"PartNumber": number, "ETag": done["ETag"]})
             check()
             condition: dict[str, Any] = {} if replace else {"IfNoneMatch": "*"}
@@ -268,7 +268,7 @@ class ObjectStore:
                         return  # an earlier attempt has completed it, and its answer was lost
                     raise
 
-            self._patiently(key, complete)
+            self._try_again(key, complete)
         except BaseException:
             self._abort(upload)
             raise
@@ -288,7 +288,7 @@ class ObjectStore:
         if not self._is_s3:  # Azure drops blocks after a week; obstore cannot ask GCS
             return 0
         dropped = 0
-        found = self._patiently(
+        found = self._try_again(
             key,
             lambda: [
                 one
@@ -302,7 +302,7 @@ class ObjectStore:
         for one in found:
             which = {"Bucket": self._container, "Key": one["Key"], "UploadId": one["UploadId"]}
             try:
-                self._patiently(key, lambda w=which: self._client.abort_multipart_upload(**w))  # type: ignore[misc]
+                self._try_again(key, lambda w=which: self._client.abort_multipart_upload(**w))  # type: ignore[misc]
             except FileNotFoundError:
                 continue
             dropped += 1
@@ -333,7 +333,7 @@ class ObjectStore:
         endpoint = self._s3_settings().get("endpoint") if self._is_s3 else None
         return endpoint is not None and sends_elsewhere(endpoint, self._container, key)
 
-    def _patiently(self, key: str, call: Callable[[], Result]) -> Result:
+    def _try_again(self, key: str, call: Callable[[], Result]) -> Result:
         """What `call` gives, tried again while its failure may pass."""
         until = time.monotonic() + self._patience
         pause, expired = _FIRST_PAUSE, 0
@@ -344,14 +344,14 @@ class ObjectStore:
                 if type(error) in (FileExistsError, ChangedError):
                     raise
                 failure = self._failure(key, error)
-                may_be_expired = "400 Bad Request" in _text(error) and _CODE.search(_text(error)) is None
+                may_be_expired = "400 Bad Request" in _error_text(error) and _CODE.search(_error_text(error)) is None
                 if may_be_expired and expired < _EXPIRED_ATTEMPTS:
                     expired += 1
                 elif failure is not None:
                     raise failure from error
                 if time.monotonic() > until:
-                    raise StoreError(f"{self._place}/{key}: the store does not answer: {_reason(error)}") from error
-                if may_be_expired or any(word in _text(error) for word in _EXPIRED):
+                    raise StoreError(f"{self._place}/{key}: the store does not answer: {_reason_of(error)}") from error
+                if may_be_expired or any(word in _error_text(error) for word in _EXPIRED):
                     self.__dict__.pop("_client", None)
                     self.__dict__.pop("_session", None)
                     self._open()
@@ -362,7 +362,7 @@ class ObjectStore:
         """What a failed call means for good; None where it may pass."""
         import botocore.exceptions as boto
 
-        text = _text(error)
+        text = _error_text(error)
         code = error.response["Error"]["Code"] if isinstance(error, boto.ClientError) else ""
         kinds = self._obstore.exceptions
         lasting: BaseException | None = None
@@ -382,7 +382,7 @@ class ObjectStore:
             or code in _NEVER
             or any(word in text for word in _NEVER)
         ):
-            lasting = StoreError(f"{self._place}/{key}: the store refuses it ({_reason(error)})")
+            lasting = StoreError(f"{self._place}/{key}: the store refuses it ({_reason_of(error)})")
         elif self._is_sent_elsewhere(key, text):
             lasting = StoreError(
                 f"{self._place}/{key}: the store sends to another address, which is not followed",
@@ -404,13 +404,13 @@ def _stat(meta: Mapping[str, Any], metadata: Mapping[str, str]) -> Stat:
     return Stat(int(meta["size"]), etag, meta["last_modified"], metadata)
 
 
-def _text(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return str(error).split("\n\nDebug source", 1)[0]
 
 
-def _reason(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     """What went wrong in a few words that hold no secret: a code, a status, or the kind of failure."""
-    text = _text(error)
+    text = _error_text(error)
     found = _CODE.search(text) or re.search(r"An error occurred \((\w+)\)", text)
     if found:
         return found[1]

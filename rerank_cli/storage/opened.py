@@ -12,11 +12,11 @@ from rerank_cli.storage.url import Url, parse_url
 
 def open_store(url: Url) -> Store:
     """The store that a URL lies in."""
-    return _opened(url.scheme, url.container)
+    return _open_remote(url.scheme, url.container)
 
 
 @cache
-def _opened(scheme: str, container: str) -> Store:
+def _open_remote(scheme: str, container: str) -> Store:
     url = Url(scheme, container, "")
     return HubStore(url) if scheme == "hf" else ObjectStore(url)
 
@@ -39,7 +39,7 @@ def remember(text: str, found: Stat) -> None:
 
 def forget() -> None:
     """Open and look at everything anew."""
-    _opened.cache_clear()
+    _open_remote.cache_clear()
     _seen.clear()
 
 

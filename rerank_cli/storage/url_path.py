@@ -78,7 +78,7 @@ class UrlPath(PosixPath):
         return str(self) < str(other)
 
     def __truediv__(self, name: Any) -> UrlPath:
-        return self._beside(f"{self._url.key.rstrip('/')}/{name}".lstrip("/"))
+        return self._with_key(f"{self._url.key.rstrip('/')}/{name}".lstrip("/"))
 
     def joinpath(self, *names: Any) -> UrlPath:
         """Below this one."""
@@ -92,7 +92,7 @@ class UrlPath(PosixPath):
     @property
     def parent(self) -> UrlPath:
         """The folder of the key."""
-        return self._beside(self._url.key.rstrip("/").rpartition("/")[0])
+        return self._with_key(self._url.key.rstrip("/").rpartition("/")[0])
 
     @property
     def suffix(self) -> str:
@@ -136,7 +136,7 @@ class UrlPath(PosixPath):
         folder = other.url.key.rstrip("/")
         return not folder or self._url.key == folder or self._url.key.startswith(f"{folder}/")
 
-    def _beside(self, key: str) -> UrlPath:
+    def _with_key(self, key: str) -> UrlPath:
         return UrlPath(str(Url(self._url.scheme, self._url.container, key)))
 
     # What the store knows

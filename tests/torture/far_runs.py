@@ -32,7 +32,7 @@ def become_a_machine(
         real, real_ns = time.time, time.time_ns
         time.time = lambda: real() + skew
         time.time_ns = lambda: real_ns() + int(skew * 1e9)
-    patiently = ObjectStore._patiently
+    patiently = ObjectStore._try_again
     numbers = itertools.count(1)
 
     def counted(store: ObjectStore, key: str, call: Any) -> Any:
@@ -46,4 +46,4 @@ def become_a_machine(
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    ObjectStore._patiently = counted  # type: ignore[method-assign]
+    ObjectStore._try_again = counted  # type: ignore[method-assign]

@@ -63,11 +63,11 @@ def find_model_folder(root: Path) -> str:
 
 
 def _template_files(root: Path, folder: str) -> tuple[str, ...]:
-    found = [*sorted((root / folder).glob("*.jinja")), *_more_templates(root / folder)]
+    found = [*sorted((root / folder).glob("*.jinja")), *_additional_templates(root / folder)]
     return tuple(path.relative_to(root).as_posix() for path in found)
 
 
-def _more_templates(root: Path) -> list[Path]:
+def _additional_templates(root: Path) -> list[Path]:
     return sorted((root / _MORE_TEMPLATES).glob("*.jinja"))
 
 
@@ -90,14 +90,14 @@ def _read_template(root: Path, model: str) -> _Template | None:
     """
     folder = root / model
     own = folder / "chat_template.jinja"
-    if model and _more_templates(folder) and (_more_templates(root) or not own.is_file()):
+    if model and _additional_templates(folder) and (_additional_templates(root) or not own.is_file()):
         raise ModelError(
             f"{folder}: `{_MORE_TEMPLATES}` does not count for a model in a folder of its own",
             hint="the template that counts belongs in chat_template.jinja, beside its config.json",
         )
     named = {"default": own} if own.is_file() else {}
     if not model:
-        named |= {path.name.removesuffix(".jinja"): path for path in _more_templates(root)}
+        named |= {path.name.removesuffix(".jinja"): path for path in _additional_templates(root)}
     if named:
         if "default" not in named:
             raise ModelError(f"{folder / _MORE_TEMPLATES}: none of the templates is called `default`: {sorted(named)}")

@@ -62,16 +62,16 @@ def read_transformer_config(folder: Path) -> TransformerConfig:
 def _read(config: Config, name: str) -> TransformerConfig:
     task: Task | None = config.only("transformer_task", *_OUTPUTS, None, default=None)
     message_format = _message_format(config, task or "feature-extraction")
-    limit = _limit(config, "max_seq_length", config.take("max_seq_length"))
+    limit = _read_limit(config, "max_seq_length", config.take("max_seq_length"))
     for old, new in (
         ("model_args", "model_kwargs"),
         ("tokenizer_args", "processor_kwargs"),
         ("config_args", "config_kwargs"),
     ):
         for key in (old, new):
-            arguments = _object(config, key)
+            arguments = _read_object(config, key)
             own = arguments.pop("model_max_length", None) if new == "processor_kwargs" else None
-            limit = limit if own is None else _limit(config, f"{key}.model_max_length", own)
+            limit = limit if own is None else _read_limit(config, f"{key}.model_max_length", own)
             for argument in sorted(set(arguments) - _HARMLESS_ARGUMENTS):
                 config.refuse(f"{key}.{argument}", f"is {arguments[argument]!r}, and nothing is known of it")
     config.only("unpad_inputs", True, False, None, default=None)  # a matter of speed
@@ -88,14 +88,14 @@ def _read(config: Config, name: str) -> TransformerConfig:
     )
 
 
-def _object(config: Config, key: str) -> dict[str, Any]:
+def _read_object(config: Config, key: str) -> dict[str, Any]:
     value = config.take(key)
     if value is not None and not isinstance(value, dict):
         config.refuse(key, f"must be an object: {value!r}")
     return dict(value or {})
 
 
-def _limit(config: Config, key: str, value: Any) -> int | None:
+def _read_limit(config: Config, key: str, value: Any) -> int | None:
     """A number of tokens; what is larger than any text is no limit."""
     if value is None:
         return None
@@ -130,20 +130,20 @@ def _message_format(config: Config, task: Task) -> str | None:
 
 def _processing(config: Config) -> tuple[int | None, Mapping[str, Any]]:
     """The limit in tokens and the template's variables of `processing_kwargs`."""
-    given = Config(f"{config.place}: `processing_kwargs`", _object(config, "processing_kwargs"))
-    texts = Config(f"{config.place}: `processing_kwargs.text`", _object(given, "text"))
-    limit = _limit(texts, "max_length", texts.take("max_length"))
+    given = Config(f"{config.place}: `processing_kwargs`", _read_object(config, "processing_kwargs"))
+    texts = Config(f"{config.place}: `processing_kwargs.text`", _read_object(given, "text"))
+    limit = _read_limit(texts, "max_length", texts.take("max_length"))
     texts.only("truncation", True, "longest_first", default=True)
     texts.only("padding", True, "longest", default=True)
     texts.only("padding_side", "left", "right", None, default=None)
     texts.finish()
-    variables = _object(given, "chat_template")
+    variables = _read_object(given, "chat_template")
     for key in sorted(_NOT_VARIABLES & set(variables)):
         if variables.pop(key) not in ((True,) if key == "restore_suffix" else (None,)):
             given.refuse(f"chat_template.{key}", "is no variable of a template")
     for key in ("audio", "image", "video"):  # no part of a text
         given.take(key)
-    common = Config(f"{config.place}: `processing_kwargs.common`", _object(given, "common"))
+    common = Config(f"{config.place}: `processing_kwargs.common`", _read_object(given, "common"))
     common.only("return_tensors", "pt", None, default=None)
     common.finish()
     given.finish()

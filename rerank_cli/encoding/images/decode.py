@@ -62,24 +62,24 @@ class OpenImage:
     def decode(self) -> Image.Image:
         """All pixels, in the mode of the file; raises `ImageProblem`."""
         try:
-            image = _opened(self.data)
+            image = _open_image(self.data)
             image.load()
         except _FAULTS as error:
-            raise ImageProblem("bad-image", f"the image cannot be decoded: {_reason(error)}") from error
+            raise ImageProblem("bad-image", f"the image cannot be decoded: {_reason_of(error)}") from error
         return image
 
 
 def open_image(data: bytes, *, max_pixels: int) -> OpenImage:
     """Read the header of an image file; raises `ImageProblem` for what will not be scored."""
     try:
-        image = _opened(data)
+        image = _open_image(data)
         frames = 1 if image.format in _FIRST_FRAME_IS_THE_IMAGE else int(getattr(image, "n_frames", 1))
     except UnidentifiedImageError as error:
         raise ImageProblem("not-an-image", f"the image is not a file of a known format ({_NAMES})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageProblem("image-too-large", f"the image has more than {max_pixels:,} pixels: {error}") from error
     except _FAULTS as error:
-        raise ImageProblem("bad-image", f"the image's header cannot be read: {_reason(error)}") from error
+        raise ImageProblem("bad-image", f"the image's header cannot be read: {_reason_of(error)}") from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageProblem(
@@ -101,9 +101,9 @@ def open_image(data: bytes, *, max_pixels: int) -> OpenImage:
     return OpenImage(data, width, height)
 
 
-def _opened(data: bytes) -> Image.Image:
+def _open_image(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data), formats=FORMATS)
 
 
-def _reason(error: BaseException) -> str:
+def _reason_of(error: BaseException) -> str:
     return str(error) or type(error).__name__

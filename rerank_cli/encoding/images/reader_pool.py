@@ -160,7 +160,7 @@ class ImagePool(SupervisedPool[_Worker]):
                 self._replace(worker, f"no answer in {limit:.0f} s")
         self._give_out()
 
-    def _hear(self, worker: _Worker, message: Heard | None) -> None:
+    def _handle_message(self, worker: _Worker, message: Heard | None) -> None:
         worker.silent = 0.0
         if isinstance(message, ReaderReady):
             worker.is_ready = True
@@ -190,16 +190,16 @@ class ImagePool(SupervisedPool[_Worker]):
         again = list(worker.doing)
         if not worker.is_ready:
             self._cannot_start = True
-            self._note(f"a process that reads images ended while it started ({reason}): {self._left}")
+            self._note(f"a process that reads images ended while it started ({reason}): {self._describe_rest}")
         else:
             if again:
-                again[:1] = self._once_more(again[0], reason)
+                again[:1] = self._retry_alone(again[0], reason)
             if not self._cannot_start:
                 self._start()
         self._ahead.difference_update(one.wanted.number for one in again)
         self._waiting.extendleft(reversed(again))
 
-    def _once_more(self, suspect: _Request, reason: str) -> list[_Request]:
+    def _retry_alone(self, suspect: _Request, reason: str) -> list[_Request]:
         """What has ended a process, to be tried alone; nothing once it has ended too many."""
         tries = suspect.tries + 1
         if tries < _TRIES:
@@ -213,10 +213,10 @@ class ImagePool(SupervisedPool[_Worker]):
             self._workers.append(_Worker(self._reader, self._patience))
         except OSError as error:
             self._cannot_start = True
-            self._note(f"a process that reads images cannot be started ({error.strerror}): {self._left}")
+            self._note(f"a process that reads images cannot be started ({error.strerror}): {self._describe_rest}")
 
     @property
-    def _left(self) -> str:
+    def _describe_rest(self) -> str:
         count = len(self._workers)
         return f"{count} of them go on" if count else "images are read without"
 

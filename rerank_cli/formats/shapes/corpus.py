@@ -21,11 +21,11 @@ def open_corpus(path: str, asked: str | None) -> tuple[TextFile, tuple[str, ...]
     corpus = open_texts(path, read if asked else None)
     if asked and not corpus.is_json:
         raise UsageError(f"--text-field {asked}: {path} is TSV, whose columns have no names")
-    told = _told(path, corpus, asked)
+    told = _note_titles(path, corpus, asked)
     return corpus, (told,) if told else ()
 
 
-def _told(path: str, corpus: TextFile, asked: str | None) -> str | None:
+def _note_titles(path: str, corpus: TextFile, asked: str | None) -> str | None:
     entry = next((one for one in corpus.first_rows() if isinstance(one.get("title"), str) and one["title"]), None)
     if entry is None or "title" in field_paths(asked or ""):
         return None

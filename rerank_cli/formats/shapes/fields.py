@@ -100,19 +100,19 @@ def lookup(fields: Mapping[str, Any], path: str) -> Any:
     if rest and head not in fields:
         head = head_of(path, fields)
         rest = path[len(head) + 1 :]
-    return _below(fields.get(head), rest) if rest else None
+    return _value_below(fields.get(head), rest) if rest else None
 
 
-def _below(inner: object, path: str) -> Any:
+def _value_below(inner: object, path: str) -> Any:
     """The value at a path that goes on below `inner`."""
     if isinstance(inner, Mapping):
         return lookup(inner, path)
     if isinstance(inner, (list, tuple)):
         head, _, rest = path.partition(".")
         found = inner[int(head)] if head.isdecimal() and int(head) < len(inner) else None
-        return _below(found, rest) if rest else found
+        return _value_below(found, rest) if rest else found
     opened = opened_json(inner)
-    return None if opened is None else _below(opened, path)
+    return None if opened is None else _value_below(opened, path)
 
 
 def opened_json(value: object) -> Any:
@@ -223,7 +223,7 @@ def number_of(fields: Mapping[str, Any], name: str, *, least: int) -> int | None
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RowProblem("bad-value", f"`{name}` is {_shown(value)}, not a whole number from {least}")
+        raise RowProblem("bad-value", f"`{name}` is {_show_value(value)}, not a whole number from {least}")
     return value
 
 
@@ -261,14 +261,14 @@ def joined_text(fields: Mapping[str, Any], text: str, where: str = "") -> str | 
     paths = (text,) if text in fields else field_paths(text)
     if len(paths) == 1:
         found = lookup(fields, paths[0])
-        return None if found is None else text_of(_alone(found), f"{before}{paths[0]}")
+        return None if found is None else text_of(_unwrap_single(found), f"{before}{paths[0]}")
     found = [(path, value) for path in paths if (value := lookup(fields, path)) is not None]
     if not found:
         return None
-    return " ".join(text_of(_alone(value), f"{before}{path}") for path, value in found).strip()
+    return " ".join(text_of(_unwrap_single(value), f"{before}{path}") for path, value in found).strip()
 
 
-def _alone(value: object) -> object:
+def _unwrap_single(value: object) -> object:
     """The one text of a list of one, as search engines answer."""
     if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], str):
         return value[0]
@@ -374,5 +374,5 @@ def written(value: object) -> str:
     return value.text if isinstance(value, ExactFloat) else repr(value)
 
 
-def _shown(value: object) -> str:
+def _show_value(value: object) -> str:
     return f"`{value}`" if isinstance(value, (str, int, float)) and len(str(value)) < 40 else type_in_words(value)

@@ -69,7 +69,7 @@ class PathShape(ListShape):
 
     def query_of(self, row: Row) -> str:
         """See `ListShape`."""
-        path, value = self._first(row.fields, self.names.query, self.known.query)
+        path, value = self._first_with_value(row.fields, self.names.query, self.known.query)
         if value is None:
             raise self._missing(row.fields, "the query", self.names.query, self.known.query, "--query-field")
         if self.queries is not None:
@@ -144,24 +144,24 @@ class PathShape(ListShape):
         if not isinstance(passage, (Mapping, list, tuple)):
             raise RowProblem("wrong-type", f"{where} is {type_in_words(passage)}, not a text or an object")
         image = image_of(passage, self.names, row, f"{where}.") if isinstance(passage, Mapping) else None
-        text = self._text(passage, where)
+        text = self._text_of_passage(passage, where)
         if text is None and image is None:
             shown = shown_names(passage) if isinstance(passage, Mapping) else type_in_words(passage)
             names = self.names.text or ", ".join(self.known.text[:3])
             raise RowProblem("missing-field", f"{where} has no `{names}`: it has {shown}; name it by --text-field")
         return ImagePassage(text or "", image) if image else text or ""
 
-    def _text(self, passage: Mapping[str, Any] | Sequence[Any], where: str) -> str | None:
+    def _text_of_passage(self, passage: Mapping[str, Any] | Sequence[Any], where: str) -> str | None:
         fields = passage if isinstance(passage, Mapping) else {str(n): value for n, value in enumerate(passage)}
         if self.names.text is None:
             return self._text_of_table(fields, where)
         if self.names.text in fields:
             return joined_text(fields, self.names.text, where)
-        parts = [self._part(fields, part, where) for part in field_paths(self.names.text)]
+        parts = [self._read_text_part(fields, part, where) for part in field_paths(self.names.text)]
         held = [part for part in parts if part is not None]
         return " ".join(held).strip() if len(parts) > 1 and held else next(iter(held), None)
 
-    def _part(self, fields: Mapping[str, Any], path: str, where: str) -> str | None:
+    def _read_text_part(self, fields: Mapping[str, Any], path: str, where: str) -> str | None:
         """What `--text-field` names in a passage; `title` and `text` are what the table calls so."""
         if (found := joined_text(fields, path, where)) is not None:
             return found
@@ -212,7 +212,7 @@ class PathShape(ListShape):
             return
         passages = as_list(held)
         again = is_own_output(passages) if has_rank(passages) else False
-        entries = [_scored(passages[entry.index], entry, selection, again=again) for entry in ranked.ranking]
+        entries = [_scored_passage(passages[entry.index], entry, selection, again=again) for entry in ranked.ranking]
         yield self.with_siblings(with_value(fields, path, written_like(held, entries)), ranked)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
@@ -235,14 +235,14 @@ class PathShape(ListShape):
         passages = [_flattened(one, texts.get(place, "")) for place, one in enumerate(own)]
         ids = tuple(map(self.own_id, own))
         gone = [path if path in fields else head_of(path, fields)] if path else self.columns_in_step(fields)
-        asked, _ = self._first(fields, self.names.query, self.known.query)
+        asked, _ = self._first_with_value(fields, self.names.query, self.known.query)
         rest = fields_without(fields, *gone, *self.siblings, head_of(asked, fields) if asked else None)
         if source.id is not None:
             rest = {"query_id": source.id, **rest}
         return Exchange(source.id, source.query, rest, passages, ids)
 
     @staticmethod
-    def _first(fields: Mapping[str, Any], mine: str | None, known: Sequence[str]) -> tuple[str, Any]:
+    def _first_with_value(fields: Mapping[str, Any], mine: str | None, known: Sequence[str]) -> tuple[str, Any]:
         """The first path with a value, and the value."""
         paths = (mine,) if mine else known
         for path in paths:
@@ -293,7 +293,7 @@ def looked_up(texts: TextFile, identity: object, what: str) -> str:
     return found
 
 
-def _scored(passage: Any, entry: Any, selection: Selection, *, again: bool) -> Any:
+def _scored_passage(passage: Any, entry: Any, selection: Selection, *, again: bool) -> Any:
     if isinstance(passage, (list, tuple)):  # LangChain's (document, score): ours belong to the document
         return [scored(passage[0], entry, selection), *passage[1:]]
     own = {"text": passage} if isinstance(passage, str) else passage

@@ -71,7 +71,7 @@ class NimShape(RequestShape):
         refuse_unfollowed(row.fields)
         truncate = row.fields.get("truncate") or "NONE"
         if truncate not in ("NONE", "END"):
-            raise RowProblem("bad-value", f"`truncate` is {_shown(truncate)}, not `NONE` or `END`")
+            raise RowProblem("bad-value", f"`truncate` is {_show_value(truncate)}, not `NONE` or `END`")
         passages = list_of(required(row, "passages", "passages", ""), "passages")
         found = tuple(self._passage(passage, f"passages[{index}]", row) for index, passage in enumerate(passages))
         return CandidateList(
@@ -106,5 +106,5 @@ class NimShape(RequestShape):
         return Exchange(source.id, source.query, fields_without(fields, *_OF_REQUEST), passages, ids)
 
 
-def _shown(value: object) -> str:
+def _show_value(value: object) -> str:
     return f"`{value}`" if isinstance(value, str) else type_in_words(value)

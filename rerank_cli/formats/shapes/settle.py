@@ -35,11 +35,11 @@ def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
         _refuse_missing("--id-field", (shape.names.id,), [*inner, *fields], rows)
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
-        told = (*_told_of_lists(shape, rows), *shape.told)
-        return replace(shape, told=told, reading=_in_words(reading_of(shape, rows)))
+        told = (*_notes_of_lists(shape, rows), *shape.told)
+        return replace(shape, told=told, reading=_reading_in_words(reading_of(shape, rows)))
     if isinstance(shape, FlatShape):
-        told = (*_told_of_rows(shape, rows), *shape.told)
-        return replace(shape, told=told, reading=_in_words(reading_of(shape, rows)))
+        told = (*_notes_of_rows(shape, rows), *shape.told)
+        return replace(shape, told=told, reading=_reading_in_words(reading_of(shape, rows)))
     return shape
 
 
@@ -126,9 +126,9 @@ def _counts(shape: ListShape, rows: Sequence[Row]) -> Iterator[tuple[int, dict[s
 # What is told once
 
 
-def _told_of_lists(shape: ListShape, rows: Sequence[Row]) -> Iterator[str]:
+def _notes_of_lists(shape: ListShape, rows: Sequence[Row]) -> Iterator[str]:
     if isinstance(shape, PathShape):
-        yield f"read as {shape.known.name} ({shape.known.of}): {_in_words(reading_of(shape, rows))}"
+        yield f"read as {shape.known.name} ({shape.known.of}): {_reading_in_words(reading_of(shape, rows))}"
     if shape.siblings:
         yield "in step with the passages: " + ", ".join(f"`{path}`" for path in shape.siblings)
     passages: list[Mapping[str, Any]] = []
@@ -144,14 +144,14 @@ def _told_of_lists(shape: ListShape, rows: Sequence[Row]) -> Iterator[str]:
     yield from _title_note(titles, passages, shape.names)
     if not any(map(is_own_output, whole)):
         taken = passages if not (isinstance(shape, PathShape) and shape.in_columns) else [row.fields for row in rows]
-        yield from _own_note(taken)
+        yield from _note_own_fields(taken)
 
 
-def _told_of_rows(shape: FlatShape, rows: Sequence[Row]) -> Iterator[str]:
+def _notes_of_rows(shape: FlatShape, rows: Sequence[Row]) -> Iterator[str]:
     fields = [row.fields for row in rows]
     yield from _title_note(("title",), fields, shape.names)
     if not is_own_output(fields[:1]):
-        yield from _own_note(fields)
+        yield from _note_own_fields(fields)
 
 
 def _title_note(titles: Sequence[str], passages: Iterable[Mapping[str, Any]], names: FieldNames) -> Iterator[str]:
@@ -165,7 +165,7 @@ def _title_note(titles: Sequence[str], passages: Iterable[Mapping[str, Any]], na
             return
 
 
-def _own_note(passages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _note_own_fields(passages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     own = [name for name in _OURS if any(name in one for one in passages)]
     own = [name for name in own if name != "cosine" or "logit" not in own]
     if own:
@@ -220,7 +220,7 @@ def _first_at(fields: Mapping[str, Any], paths: Iterable[str]) -> str:
     return next((path for path in paths if path and lookup(fields, path) is not None), "")
 
 
-def _in_words(reading: Mapping[str, str]) -> str:
+def _reading_in_words(reading: Mapping[str, str]) -> str:
     return ", ".join(f"{role} `{path}`" for role, path in reading.items())
 
 

@@ -226,7 +226,7 @@ def _is_row(fields: Mapping[str, Any]) -> bool:
 
 def suggested(fields: Mapping[str, Any], names: FieldNames, *, only: str | None = None) -> list[str]:
     """Options that would read a row; none where nothing is found that does. only: the one list that may be meant."""
-    options = _guessed(fields, names, only)
+    options = _guess_text_field(fields, names, only)
     pairs = zip(options[::2], options[1::2], strict=True)
     asked = replace(names, **{_FIELDS[option]: value for option, value in pairs if option in _FIELDS})
     shape: ListShape | FlatShape = FlatShape(asked) if asked.passages is None else ListShape(asked)
@@ -241,7 +241,7 @@ def suggested(fields: Mapping[str, Any], names: FieldNames, *, only: str | None 
 _FIELDS = {"--query-field": "query", "--passages-field": "passages", "--text-field": "text", "--id-field": "id"}
 
 
-def _guessed(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> list[str]:
+def _guess_text_field(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> list[str]:
     leaves = dict(_leaves(fields))
     texts = {path: value for path, value in leaves.items() if _is_words(value)}
     lists = {

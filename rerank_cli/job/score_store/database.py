@@ -101,13 +101,13 @@ class ScoreStore:
         if not self._reads or not keys:
             return {}
         found: dict[bytes, bytes] = {}
-        today = self._today()
+        today = self._day_number()
         old: dict[int, list[bytes]] = {}
         with self._lock:
             try:
-                for some, asked in _some_of(keys):
+                for some, asked in _in_chunks(keys):
                     for key, value, day in self._database.execute(f"SELECT key, value, day {_OF_KEYS}({asked})", some):
-                        if (whole := _unsealed(key, value)) is None:
+                        if (whole := _unseal(key, value)) is None:
                             self.damaged += 1
                             continue
                         found[key] = whole
@@ -152,7 +152,7 @@ class ScoreStore:
     def size(self) -> int:
         """Bytes of the database that hold something; 0 where it cannot be read."""
         with self._lock, suppress(sqlite3.Error):
-            return self._used()
+            return self._used_pages()
         return 0
 
     def close(self) -> None:
@@ -187,11 +187,11 @@ class ScoreStore:
         ask("COMMIT")
 
     def _write(self, entries: Mapping[bytes, bytes], basis: bytes, rate: Rate | None) -> None:
-        today = self._today()
+        today = self._day_number()
         sealed = {key: _sealed(key, entries[key]) for key in sorted(entries)}
         with self._transaction():
             there: set[bytes] = set()
-            for some, asked in _some_of(list(sealed)):
+            for some, asked in _in_chunks(list(sealed)):
                 there.update(key for (key,) in self._database.execute(f"SELECT key {_OF_KEYS}({asked})", some))
             new = {key: value for key, value in sealed.items() if key not in there}
             self._database.executemany(
@@ -218,7 +218,7 @@ class ScoreStore:
         try:
             with self._transaction():
                 for day, keys in old.items():
-                    for some, asked in _some_of(keys):
+                    for some, asked in _in_chunks(keys):
                         which = f"{_OF_KEYS}({asked}) AND day = ?"  # another process may have been faster
                         size = self._database.execute(
                             f"SELECT total(length(value) + {_BESIDE}) {which}", (*some, day)
@@ -241,7 +241,7 @@ class ScoreStore:
     def _transaction(self) -> _Transaction:
         return _Transaction(self._database)
 
-    def _used(self) -> int:
+    def _used_pages(self) -> int:
         return self._pages("page_count") - self._pages("freelist_count")
 
     def _pages(self, which: str) -> int:
@@ -303,7 +303,7 @@ class ScoreStore:
             self._on_fault(f"warning: the store {self.path} failed ({error}); {what}")
 
     @staticmethod
-    def _today() -> int:
+    def _day_number() -> int:
         return int(time.time()) // _DAY_SECONDS
 
 
@@ -328,7 +328,7 @@ class _Transaction:
                 self._database.execute("ROLLBACK")
 
 
-def _some_of(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
+def _in_chunks(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
     """Some keys at a time, with as many question marks."""
     for begin in range(0, len(keys), _AT_A_TIME):
         some = keys[begin : begin + _AT_A_TIME]
@@ -339,7 +339,7 @@ def _sealed(key: bytes, value: bytes) -> bytes:
     return value + zlib.crc32(key + value).to_bytes(_CHECK_BYTES, "little")
 
 
-def _unsealed(key: bytes, sealed: object) -> bytes | None:
+def _unseal(key: bytes, sealed: object) -> bytes | None:
     """The value of an entry; None of one that is not as it was written."""
     if not isinstance(sealed, bytes) or len(sealed) < _CHECK_BYTES or zlib.crc32(key + sealed) != _WHOLE:
         return None

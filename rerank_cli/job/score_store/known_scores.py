@@ -166,7 +166,7 @@ class KnownScores:
                 known |= {place: slot for place, key in enumerate(keys) if key and (slot := self._under_way.get(key))}
         values = self.store.find(sorted(key for place, key in enumerate(keys) if key and place not in known))
         for place, key in enumerate(keys):
-            if key and (value := values.get(key)) and (slot := _opened(value)):
+            if key and (value := values.get(key)) and (slot := _unpack_slot(value)):
                 known[place] = slot
         if len(known) < len(keys):
             with self._turn:
@@ -180,7 +180,7 @@ class KnownScores:
         """Pairs of a window are scored. places: theirs among its distinct pairs."""
         for place, entry, logit in zip(places, entries, logits.tolist(), strict=True):
             found.tokens += kept_tokens(entry)
-            value = _closed(entry, logit, found.images.get(place))
+            value = _pack_slot(entry, logit, found.images.get(place))
             if slot := found.own.get(place):
                 slot.entry, slot.logit, slot.value = entry, logit, value
             elif place not in found.known and value:
@@ -248,7 +248,7 @@ def _image_digest(passage: ImagePassage) -> bytes | None:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _closed(entry: Encoded, logit: float, image: bytes | None) -> bytes:
+def _pack_slot(entry: Encoded, logit: float, image: bytes | None) -> bytes:
     """What the store keeps of a pair; nothing of one without a score, or of a size that nobody has.
 
     image: the digest of the image that the pair's key has, which may have changed before it was encoded.
@@ -269,7 +269,7 @@ def _closed(entry: Encoded, logit: float, image: bytes | None) -> bytes:
         return b""
 
 
-def _opened(value: bytes) -> Slot | None:
+def _unpack_slot(value: bytes) -> Slot | None:
     """What the store has kept of a pair."""
     if (entry := _entry_of(value[_LOGIT.size :])) is None:
         return None

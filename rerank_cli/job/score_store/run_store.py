@@ -49,12 +49,12 @@ class RunStore:
             if options.names.embeddings:
                 self._tell("note: --store is not used: with `--embeddings` the vectors of all texts are computed")
             else:
-                self._store = self._opened(options)
+                self._store = self._open_or_warn(options)
         if self._store is not None:
             facts = logit_facts(options, prepared, plan, engine.kernels)
             self._basis_of: Callable[[Mapping[str, Any] | None], bytes] = lambda found: basis_of(facts, found)
 
-    def _opened(self, options: JobOptions) -> ScoreStore | None:
+    def _open_or_warn(self, options: JobOptions) -> ScoreStore | None:
         assert options.store is not None, "else there is nothing to open"
         found = open_store(Path(options.store).expanduser(), limit_bytes=options.store_limit, on_fault=self._tell)
         if isinstance(found, Unusable):

@@ -30,16 +30,16 @@ class DeviceConstants:
 
 
 @cache
-def _entries() -> tuple[DeviceConstants, ...]:
+def _read_constants() -> tuple[DeviceConstants, ...]:
     return tuple(DeviceConstants(**entry) for entry in tomllib.loads(_FILE.read_text(encoding="utf-8"))["device"])
 
 
 def device_constants(sku: str | None, *, cpu: bool = False) -> DeviceConstants:
     """The entry of a GPU's SKU, or the default one; the CPU has its own."""
-    by_name = {entry.sku: entry for entry in _entries()}
+    by_name = {entry.sku: entry for entry in _read_constants()}
     if cpu:
         return by_name["cpu"]
-    measured = (entry for entry in _entries() if entry.status == "measured" and same_sku(entry.sku, sku))
+    measured = (entry for entry in _read_constants() if entry.status == "measured" and same_sku(entry.sku, sku))
     return next(measured, by_name["*"])
 
 

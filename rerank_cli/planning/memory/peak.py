@@ -165,7 +165,7 @@ def input_bytes(batch: BatchSize) -> int:
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
     """The moment of attention, and others. A layer keeps its input H to its end; q, k, v are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
-    attending = e * (5 * h * t + _result(h, batch, how))  # input, q, k, v, context
+    attending = e * (5 * h * t + _attention_result_elements(h, batch, how))  # input, q, k, v, context
     expand = e * t * (2 * h + (i if how.fused else 2 * i))  # input, x; the layer's output and its activation
     contract = e * t * (3 * h + i)
     return attending, [expand, contract]
@@ -175,7 +175,7 @@ def _modernbert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[in
     """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
     rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
-    attending = rotations + e * (7 * h * t + _result(h, batch, how))
+    attending = rotations + e * (7 * h * t + _attention_result_elements(h, batch, how))
     mlp = rotations + e * t * (2 * h + 3 * i)  # input, x; the two halves, the activated one
     wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
     rotate = rotations + t * (e * 5 * h + wide + _FLOAT * 6 * h)
@@ -186,7 +186,7 @@ def _gte(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list
     """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
     rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
-    attending = rotations + e * (7 * h * t + _result(h, batch, how))
+    attending = rotations + e * (7 * h * t + _attention_result_elements(h, batch, how))
     mlp = rotations + e * t * (3 * h + 3 * i)  # input, x, the layer's output; the two halves, the activated one
     wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
     rotate = rotations + t * (e * 4 * h + wide + _FLOAT * 6 * h)
@@ -198,7 +198,7 @@ def _llama(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, li
     h, q, k, t, e = shape.hidden, shape.queries, shape.keys, batch.rows, how.element
     chunk = t if e == _FLOAT else min(t, CHUNK)  # of norms and rotation, which are in float32 whatever the precision
     angles = 3 * _FLOAT * (shape.head_size // 2) * t  # and their cosines and sines
-    attending = angles + e * (t * (h + 2 * q + 2 * k) + _result(q, batch, how))
+    attending = angles + e * (t * (h + 2 * q + 2 * k) + _attention_result_elements(q, batch, how))
     mlp = angles + e * t * (2 * h + q) + _chunked_mlp(shape, t, how)  # input, context, x
     project = angles + e * t * (2 * h + q + 2 * k)  # input, normed, q, k, v
     rotate = project + _FLOAT * q * min(t, CHUNK) * (3 if e != _FLOAT else 2)
@@ -239,7 +239,7 @@ def _chunked_mlp(shape: ModelShape, t: int, how: Execution) -> int:
     return max(wide, down, _norm_bytes(h, rows, rows, e))
 
 
-def _result(width: int, batch: BatchSize, how: Execution) -> int:
+def _attention_result_elements(width: int, batch: BatchSize, how: Execution) -> int:
     """Elements of what a run of attention gives before it is put in its place; a block's count as workspace.
 
     What the varlen kernel gives is the context itself.

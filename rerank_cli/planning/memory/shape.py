@@ -158,7 +158,7 @@ def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
         return _read_padded(checkpoint, architecture)
     if family != "vl":
         return _read_language(checkpoint, family, architecture)
-    text = replace(checkpoint, config=_block(checkpoint, "llm_config"))
+    text = replace(checkpoint, config=_read_block(checkpoint, "llm_config"))
     language = replace(_read_language(text, "llama", architecture), family="vl")
     return replace(language, vision=_read_vision(checkpoint, language.hidden))
 
@@ -189,7 +189,7 @@ def _vision_of_profile(facts: ModelFacts) -> VisionShape | None:
     vision = facts.vision
     if vision is None:
         return None
-    tower = _used_of_siglip(vision.parameters, vision.hidden_size, vision.intermediate_size)
+    tower = _used_siglip_parameters(vision.parameters, vision.hidden_size, vision.intermediate_size)
     return VisionShape(
         hidden=vision.hidden_size,
         intermediate=vision.intermediate_size,
@@ -203,7 +203,7 @@ def _vision_of_profile(facts: ModelFacts) -> VisionShape | None:
     )
 
 
-def _block(checkpoint: Checkpoint, key: str) -> dict[str, Any]:
+def _read_block(checkpoint: Checkpoint, key: str) -> dict[str, Any]:
     block = checkpoint.config.get(key)
     if not isinstance(block, dict):
         raise ModelError(f"{checkpoint.path / 'config.json'}: `{key}` must be an object: {block!r}")
@@ -291,7 +291,9 @@ def _has_local_layers(checkpoint: Checkpoint, layers: int) -> bool:
 
 
 def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
-    block = _SIGLIP | {key: value for key, value in _block(checkpoint, "vision_config").items() if value is not None}
+    block = _SIGLIP | {
+        key: value for key, value in _read_block(checkpoint, "vision_config").items() if value is not None
+    }
     tower = replace(checkpoint, config=block)
     patch, image = tower.integer("patch_size"), tower.integer("image_size")
     shrink = checkpoint.number("downsample_ratio", 0.5)
@@ -329,7 +331,7 @@ def _declared_tiles(checkpoint: Checkpoint) -> int:
     return declared if type(declared) is int and declared > 0 else _MAX_INPUT_TILES
 
 
-def _used_of_siglip(parameters: int, hidden: int, intermediate: int) -> int:
+def _used_siglip_parameters(parameters: int, hidden: int, intermediate: int) -> int:
     """Parameters of a tower without its attention-pooling head, which is in the file and never used."""
     head = (4 * hidden + 4) * hidden + (2 * hidden + 1) * intermediate + 4 * hidden
     return parameters - head

@@ -202,7 +202,7 @@ def not_asked_for(choice: ProfileSearch, profile: Profile, precision: str | None
         return "" if profile.name == request.profile else f"{request.origin('profile')} {request.profile}"
     if precision is not None:
         return "" if profile.precision == precision else f"it is {profile.precision}, not {precision}"
-    if _chosen_unasked(choice, profile):
+    if _may_choose_unasked(choice, profile):
         return ""
     return f"{profile.precision} is chosen only when it is asked for (`--precision {profile.precision}`)"
 
@@ -214,7 +214,7 @@ def not_for(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) 
     return _why_not_fallback(profile, group) if profile.kind == "fallback" else _why_not_generic(profile, group[0])
 
 
-def _chosen_unasked(choice: ProfileSearch, profile: Profile) -> bool:
+def _may_choose_unasked(choice: ProfileSearch, profile: Profile) -> bool:
     if profile.kind == "generic":
         return profile.name == choice.rules.profiles[0].name
     return not profile.on_request or (choice.rules.automatic and choice.request.policy == "nim-1x")

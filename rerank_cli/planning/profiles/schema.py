@@ -150,7 +150,7 @@ def _one_of(*allowed: str) -> Check:
     return check
 
 
-def _several(check: Check, *, what: str, doubles: bool = False) -> Check:
+def _list_of(check: Check, *, what: str, doubles: bool = False) -> Check:
     """A list of at least one; becomes a tuple. doubles: whether equal members are allowed."""
 
     def check_all(value: Any) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ def _several(check: Check, *, what: str, doubles: bool = False) -> Check:
     return check_all
 
 
-_check_tables = _several(_check_table, what="tables", doubles=True)
+_check_tables = _list_of(_check_table, what="tables", doubles=True)
 _check_status = _one_of(*STATUSES)
 _check_precision = _one_of(*PRECISION_BITS)
 _SOURCED: dict[str, Check] = {"source": _check_text, "status": _check_status}
@@ -189,7 +189,7 @@ SOURCE = Keys(
 MODEL = Keys(
     required={"id": _check_text, "architecture": _check_text, "max_tokens": _check_count, **_SOURCED},
     optional={
-        "aliases": _several(_check_text, what="model ids"),
+        "aliases": _list_of(_check_text, what="model ids"),
         "language": _check_table,
         "vision": _check_table,
     },
@@ -235,8 +235,8 @@ PROFILE = Keys(
         **_SOURCED,
     },
     optional={
-        "compute_capability": _several(_check_capability, what="compute capabilities"),
-        "sku": _several(_check_text, what="SKUs"),
+        "compute_capability": _list_of(_check_capability, what="compute capabilities"),
+        "sku": _list_of(_check_text, what="SKUs"),
         "on_request": _check_flag,
         "min_memory_gb": _check_size,
         "disk_gb": _check_size,

@@ -77,7 +77,7 @@ def select_profile(
         )
     candidates = [found for group in _groups(gpus) if (found := _plan_group(choice, group)) is not None]
     if not candidates:
-        raise _nothing_fits(choice, gpus)
+        raise _nothing_fits_error(choice, gpus)
     return _best(choice, candidates)
 
 
@@ -208,18 +208,18 @@ def _walk(
         if not why:
             why = not_for(choice, profile, group)
             if not why:
-                wish = _wish(choice, profile, group[0], ceiling=ceiling)
-                fit = fit_group(wish, [gpu.available_bytes for gpu in group], _need(choice, profile, group[0]))
+                wish = _wish_for(choice, profile, group[0], ceiling=ceiling)
+                fit = fit_group(wish, [gpu.available_bytes for gpu in group], _need_of(choice, profile, group[0]))
                 if fit is not None:
                     found = _candidate(choice, profile, group, wish, *fit, turned_down)
                     continue
-                why, ceiling = _too_little(choice, profile, group), wish.floor
+                why, ceiling = _describe_too_little(choice, profile, group), wish.floor
             choice.fail(show_group(group), f"`{profile.name}`: {why}")
         turned_down[profile.name] = why
     return _Walk(found, turned_down, ceiling)
 
 
-def _wish(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
+def _wish_for(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
     """What is wanted of a device. ceiling: of the budget, the floor of a profile that did not fit."""
     request, rules, longest = choice.request, choice.rules, choice.max_tokens(profile)
     wanted = choice.wanted_budget(profile)
@@ -232,7 +232,7 @@ def _wish(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, ceil
     return Wish(budget=budget, floor=min(budget, longest), engines=engines, more_engines=more)
 
 
-def _need(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> Need | None:
+def _need_of(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> Need | None:
     """The memory model at the point of a profile."""
     model, longest = choice.need, choice.max_tokens(profile)
     if model is None:
@@ -246,8 +246,8 @@ def _need(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> Need
     return need
 
 
-def _too_little(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) -> str:
-    gpu, need = max(group, key=lambda gpu: gpu.available_bytes or 0), _need(choice, profile, group[0])
+def _describe_too_little(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) -> str:
+    gpu, need = max(group, key=lambda gpu: gpu.available_bytes or 0), _need_of(choice, profile, group[0])
     needed = None if need is None else need(1, 1)
     wanted = f"{profile.precision} needs {show_gib(needed)} at {choice.max_tokens(profile)} tokens"
     return f"{wanted}, {show_gib(gpu.available_bytes)} are free"
@@ -295,22 +295,22 @@ def _best(choice: ProfileSearch, candidates: Sequence[_Candidate]) -> Decision:
     """The plan of the best group; the others are rejected with what they would have been."""
     allowed = []
     for found in candidates:
-        if _meets(choice, found.plan):
+        if _meets_requirement(choice, found.plan):
             allowed.append(found)
         else:
             missing = f"{show_group(found.plan.gpus)}: --require {choice.request.require}"
             choice.rejected.append(Rejection(found.plan.profile, missing))
     if not allowed:
-        raise _required(choice)
+        raise _unknown_requirement_error(choice)
     best = max(allowed, key=lambda found: _rank(choice, found.plan))
     for found in allowed:
         if found is not best:
-            _turn_down(choice, found.plan, best.plan)
+            _reject_plan(choice, found.plan, best.plan)
     warnings = (*choice.warnings, *best.warnings)
     return Decision(best.plan, (*choice.reasons, *best.reasons), tuple(choice.rejected), warnings)
 
 
-def _turn_down(choice: ProfileSearch, plan: ProfilePlan, best: ProfilePlan) -> None:
+def _reject_plan(choice: ProfileSearch, plan: ProfilePlan, best: ProfilePlan) -> None:
     here, there = (
         f"{one.total_engines} engine{'s' * (one.total_engines > 1)} in all "
         f"({one.kind}, {one.precision}, token budget {one.token_budget})"
@@ -322,7 +322,7 @@ def _turn_down(choice: ProfileSearch, plan: ProfilePlan, best: ProfilePlan) -> N
         choice.warn(f"{show_group(plan.gpus)} is idle: it has an optimized profile, but fewer engines in all")
 
 
-def _meets(choice: ProfileSearch, plan: ProfilePlan) -> bool:
+def _meets_requirement(choice: ProfileSearch, plan: ProfilePlan) -> bool:
     """What is required. A precision that is asked for is there: with `--require` no other is tried."""
     if choice.request.require == "fp8":
         return plan.precision == "fp8"
@@ -349,7 +349,7 @@ def _cpu_decision(choice: ProfileSearch) -> Decision:
         why = f"{asked} is not to be had here"
     profile = Profile(f"cpu-{precision}", "cpu", precision, choice.rules.max_tokens)
     choice.rejected += [Rejection(other.name, f"for GPUs; {choice.reasons[-1]}") for other in choice.rules.profiles]
-    wish, need = _wish(choice, profile, None), _need(choice, profile, None)
+    wish, need = _wish_for(choice, profile, None), _need_of(choice, profile, None)
     fit = fit_device(wish, machine.cpu_available_bytes, need)
     if fit is None:
         needed = show_gib(None if need is None else need(1, 1))
@@ -371,19 +371,19 @@ def _cpu_decision(choice: ProfileSearch) -> Decision:
     return Decision(plan, reasons, tuple(choice.rejected), tuple(choice.warnings))
 
 
-def _nothing_fits(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> NoProfileFitsError:
+def _nothing_fits_error(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> NoProfileFitsError:
     if choice.request.require is not None:
-        return _required(choice)
-    hint = _shorter(choice, gpus) or "`--device cpu` runs without a GPU"
+        return _unknown_requirement_error(choice)
+    hint = _hint_at_shorter_pairs(choice, gpus) or "`--device cpu` runs without a GPU"
     return choice.refusal(f"no profile of `{choice.rules.model}` fits {choice.failure()}", hint=hint)
 
 
-def _required(choice: ProfileSearch) -> NoProfileFitsError:
+def _unknown_requirement_error(choice: ProfileSearch) -> NoProfileFitsError:
     why = choice.failure() or "; ".join(rejection.reason for rejection in choice.rejected)
     return choice.refusal(f"--require {choice.request.require}: no such profile of `{choice.rules.model}` here: {why}")
 
 
-def _shorter(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> str | None:
+def _hint_at_shorter_pairs(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> str | None:
     """A hint: the longest power of two of tokens with which a profile has room on the roomiest GPU."""
     gpu = max(gpus, key=lambda gpu: gpu.available_bytes or 0)
     longest = choice.request.max_tokens or choice.rules.max_tokens
@@ -391,7 +391,7 @@ def _shorter(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> str | None:
         if not_asked_for(choice, profile, choice.precision) or not_for(choice, profile, (gpu,)):
             continue
         for tokens in (2**power for power in range((longest - 1).bit_length() - 1, 6, -1)):
-            need = _need(choice, replace(profile, max_tokens=tokens), gpu)
+            need = _need_of(choice, replace(profile, max_tokens=tokens), gpu)
             asked = None if need is None else need(tokens, 1)
             if asked is not None and gpu.available_bytes is not None and asked <= gpu.available_bytes:
                 return f"`--max-tokens {tokens}` needs {show_gib(asked)}"

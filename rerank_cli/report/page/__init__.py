@@ -35,17 +35,17 @@ def render_report(document: Mapping[str, Any], title: str | None = None) -> byte
     # Imported here, as below: Jinja costs 0.1 s that runs without a page need not pay.
     from rerank_cli.report.page.sections import page_of
 
-    return _rendered("page.html.jinja", page_of(document, title))
+    return _render_template("page.html.jinja", page_of(document, title))
 
 
 def render_evaluation(document: Mapping[str, Any], title: str | None = None) -> bytes:
     """The page of what `rerank-cli evaluate` says."""
     from rerank_cli.report.page.evaluation import evaluation_page_of
 
-    return _rendered("evaluation.html.jinja", evaluation_page_of(document, title))
+    return _render_template("evaluation.html.jinja", evaluation_page_of(document, title))
 
 
-def _rendered(template: str, page: Mapping[str, Any]) -> bytes:
+def _render_template(template: str, page: Mapping[str, Any]) -> bytes:
     style = (_FOLDER / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     text = _environment().get_template(template).render(page=page, style=style, style_hash=digest)
@@ -60,21 +60,21 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
-        finalize=_shown,
+        finalize=_show_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"coded": _coded, "ours": Markup, "quoted": shlex.quote}
+    environment.filters |= {"coded": _mark_code, "ours": Markup, "quoted": shlex.quote}
     return environment
 
 
-def _shown(value: Any) -> Any:
+def _show_printable(value: Any) -> Any:
     """What an expression of the template writes: text made printable; markup of ours (a `str` too) as it is."""
     return printable(value) if type(value) is str else value
 
 
-def _coded(text: str) -> Markup:
+def _mark_code(text: str) -> Markup:
     """What stands between backticks as code."""
     from markupsafe import Markup
 

@@ -45,14 +45,14 @@ def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] =
     height = {tick: _HEAD + _HEIGHT * (1 - tick / top) for tick in scale}
     parts = [element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in height.values()]
     for bar in found:
-        left, width = _across(bar.begin, begin, end), 100 * (bar.end - bar.begin) / (end - begin)
+        left, width = _place_on_axis(bar.begin, begin, end), 100 * (bar.end - bar.begin) / (end - begin)
         parts += _column(bar, left, width, top)
     for tick in scale[1:]:
         named = unit.removesuffix("s") if tick == 1 else unit
         text = f"{short(tick)} {named}" if tick == top else short(tick)
         parts.append(element("text", text, x=0, y=height[tick] - 3, class_="tick"))
     for line in lines:
-        parts += _mark(line, _across(line.at, begin, end))
+        parts += _mark(line, _place_on_axis(line.at, begin, end))
     return chart(label, _HEAD + _HEIGHT + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
 
 
@@ -82,7 +82,7 @@ def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:
     unit, name = _unit_of(end) if seconds else (1.0, "")
     found = []
     for tick in ticks(begin / unit, end / unit):
-        across = _across(tick * unit, begin, end)
+        across = _place_on_axis(tick * unit, begin, end)
         if tick * unit > end + 1e-9:
             continue
         anchor = "start" if across < 5 else "end" if across > 95 else "middle"
@@ -112,9 +112,9 @@ class Spread:
 def spread(found: Spread, begin: float, end: float, *, label: str) -> Markup:
     """A box from the first to the third quartile on a line from 5 % to 95 %, the median drawn in."""
     low, first, middle, third, high = (
-        _across(value, begin, end) for value in (found.low, found.first, found.middle, found.third, found.high)
+        _place_on_axis(value, begin, end) for value in (found.low, found.first, found.middle, found.third, found.high)
     )
-    zero = _across(0.0, begin, end)
+    zero = _place_on_axis(0.0, begin, end)
     parts = []
     if 0 < zero < 100:
         parts.append(element("line", x1=percent_of(zero), x2=percent_of(zero), y1=0, y2=18, class_="grid"))
@@ -142,7 +142,7 @@ def stack(parts: Iterable[tuple[str, float]], *, label: str) -> Markup:
 
 def change(given: float, new: float, end: float, *, label: str) -> Markup:
     """Two values on a line from 0 to `end`: a ring, and a dot it moved to."""
-    a, b = _across(given, 0, end), _across(new, 0, end)
+    a, b = _place_on_axis(given, 0, end), _place_on_axis(new, 0, end)
     kind = "better" if new >= given else "worse"
     parts = [
         element("line", x1="0", x2="100%", y1=9, y2=9, class_="grid"),
@@ -173,7 +173,7 @@ def ticks(low: float, high: float, *, least: float = 0.0) -> list[float]:
     return [step * place for place in range(first, math.ceil(high / step - 1e-9) + 1)]
 
 
-def _across(value: float, begin: float, end: float) -> float:
+def _place_on_axis(value: float, begin: float, end: float) -> float:
     return min(100.0, max(0.0, 100 * (value - begin) / (end - begin))) if end > begin else 50.0
 
 
@@ -194,10 +194,11 @@ def chart(label: str, height: int, parts: Iterable[Markup]) -> Markup:
 def element(name: str, *children: Markup | str, **attributes: str | float) -> Markup:
     """An element; text and values of attributes are escaped."""
     written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value)) for key, value in attributes.items()
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain_text(value))
+        for key, value in attributes.items()
     )
     return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(children))
 
 
-def _plain(value: str | float) -> str:
+def _plain_text(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.6g}"

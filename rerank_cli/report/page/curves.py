@@ -76,7 +76,7 @@ def curve(
     for x, y in points:
         title = element("title", f"{short(x)} {unit}: {y:.4f}")
         parts.append(element("circle", title, cx=percent_of(across(x)), cy=down(y), r=3, class_="point"))
-    parts += _below(end, unit)
+    parts += _numbers_below(end, unit)
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
 
 
@@ -147,7 +147,7 @@ def two_kinds(
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
 
 
-def _below(end: float, unit: str) -> list[Markup]:
+def _numbers_below(end: float, unit: str) -> list[Markup]:
     """The numbers of an axis from 0, the last one with the unit."""
     shown = [tick for tick in ticks(0, end) if tick <= end]
     found = []

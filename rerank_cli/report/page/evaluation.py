@@ -31,7 +31,7 @@ def evaluation_page_of(document: Document, title: str | None = None) -> dict[str
         "ship_at": short(document["ship_at"]),
         "systems": [_system(system, document, alone=len(systems) == 1) for system in systems],
         "likeness": [_likeness(one, document) for one in document["likeness"]],
-        "together": _together(document.get("together")),
+        "together": _sentence_of_all_systems(document.get("together")),
         "version": rerank_cli.__version__,
     }
 
@@ -179,11 +179,11 @@ def _likeness(one: Document, document: Document) -> dict[str, Any]:
         "overlap": percent(one["overlap"]),
         "rbo": f"{one['rbo']:.3f}",
         "tau": "" if tau is None else f"{tau:.3f}",
-        "lists": [found for query in one["most_different"] if (found := _differing(query, one, document))],
+        "lists": [found for query in one["most_different"] if (found := _list_that_differs(query, one, document))],
     }
 
 
-def _differing(query: str, one: Document, document: Document) -> dict[str, Any] | None:
+def _list_that_differs(query: str, one: Document, document: Document) -> dict[str, Any] | None:
     lists = document["lists"]
     first = lists.get(one["one"], {}).get(query)
     if first is None:
@@ -198,7 +198,7 @@ def _differing(query: str, one: Document, document: Document) -> dict[str, Any] 
     return {"id": query, "text": first.get("text") or "", "change": "", "rose": True, "columns": columns}
 
 
-def _together(found: Document | None) -> str:
+def _sentence_of_all_systems(found: Document | None) -> str:
     if not found:
         return ""
     return (

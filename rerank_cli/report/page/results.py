@@ -22,7 +22,7 @@ def evaluation_section(document: Document) -> dict[str, Any] | None:
         return None
     queries = plural(found["queries"], "judged query", "judged queries")
     tests = [row["significance"] for row in found["metrics"] if row.get("significance")]
-    how = sorted({_choices(test) for test in tests})
+    how = sorted({_choices_of_signs(test) for test in tests})
     return {
         "rows": [_measure(row) for row in found["metrics"]],
         "queries": queries,
@@ -31,7 +31,7 @@ def evaluation_section(document: Document) -> dict[str, Any] | None:
     }
 
 
-def _choices(test: Document) -> str:
+def _choices_of_signs(test: Document) -> str:
     drawn = "" if test["method"] == "exact" else f"{number(test['permutations'])} drawn "
     return f"{drawn or 'all '}choices of signs"
 
@@ -147,7 +147,7 @@ def lengths_section(document: Document) -> dict[str, Any] | None:
     most = document.get("plan", {}).get("max_tokens", found["longest"])
     bars = [
         Bar(begin, end, count, f"{number(begin)} to {number(end - 1)} tokens: {plural(count, 'pair')}", marked)
-        for begin, end, count, marked in _merged(found, most)
+        for begin, end, count, marked in _merge_bins(found, most)
     ]
     edge = bars[-1].end
     lines = [Line(most, f"limit {number(most)}")] if found["cut_pairs"] and edge >= most else []
@@ -182,7 +182,7 @@ def _axis_of(found: Document, most: int) -> tuple[int, int]:
     return width, -(-end // width)
 
 
-def _merged(found: Document, most: int) -> list[tuple[int, int, int, int]]:
+def _merge_bins(found: Document, most: int) -> list[tuple[int, int, int, int]]:
     """(begin, end, pairs, of these cut) of each bar."""
     width, count = _axis_of(found, most)
     sums = [[0, 0] for _ in range(count)]

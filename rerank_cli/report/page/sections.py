@@ -51,7 +51,7 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
         "time": time_section(document),
         "memory": memory_section(document),
         "plan": _plan(document),
-        "repeat": _repeat(document),
+        "repeat": _command_to_repeat(document),
         "files": [
             {
                 "kind": kind.replace("_", " "),
@@ -68,7 +68,7 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
         "counts": [
             (_COUNTS.get(name, name), number(value)) for name, value in document.get("counts", {}).items() if value
         ],
-        "options": list(_flat(document.get("options", {}))),
+        "options": list(_flatten_options(document.get("options", {}))),
         "version": document.get("version", ""),
     }
 
@@ -139,7 +139,7 @@ def _plan(document: Document) -> dict[str, Any] | None:
     return {"facts": facts, "reasons": list(plan.get("reasons", ()))}
 
 
-def _repeat(document: Document) -> dict[str, str] | None:
+def _command_to_repeat(document: Document) -> dict[str, str] | None:
     command: dict[str, str] | None = document.get("command")
     return command
 
@@ -174,10 +174,10 @@ def _machine(document: Document) -> Iterator[tuple[str, str]]:
         yield f"cuda:{gpu['cuda_index']}", f"{gpu['name']}{total}"
 
 
-def _flat(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+def _flatten_options(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     """The options that have a value, by dotted names."""
     for name, value in options.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name}.")
+            yield from _flatten_options(value, f"{before}{name}.")
         elif value is not None and value not in ("", [], ()):
             yield f"{before}{name}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

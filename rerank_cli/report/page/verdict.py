@@ -25,10 +25,10 @@ def verdict(document: Document) -> str:
         said = "Done: the input has no rows."
     evaluation = document.get("evaluation", {})
     measures = evaluation["metrics"][:1] if evaluation.get("queries") else []
-    return " ".join([said, *map(_measured, measures)])
+    return " ".join([said, *map(_describe_measure, measures)])
 
 
-def _measured(row: Document) -> str:
+def _describe_measure(row: Document) -> str:
     name, new, given = row["metric"], f"{row['reranked']:.4f}", row.get("given")
     if given is None:
         return f"{name} is {new}."
@@ -58,10 +58,10 @@ def fallen(document: Document) -> list[str]:
 
 def warnings(document: Document) -> list[str]:
     """What can make the result worth less than it looks, most serious first."""
-    return [*_of_results(document), *_of_computing(document)]
+    return [*_warnings_of_results(document), *_warnings_of_computing(document)]
 
 
-def _of_results(document: Document) -> Iterator[str]:
+def _warnings_of_results(document: Document) -> Iterator[str]:
     counts, plan = document.get("counts", {}), document.get("plan", {})
     pairs = counts.get("pairs") or 1
     evaluation = document.get("evaluation")
@@ -92,7 +92,7 @@ def _of_results(document: Document) -> Iterator[str]:
         yield f"{plural(repeated, 'list')} of a query that had one before are not measured."
 
 
-def _of_computing(document: Document) -> Iterator[str]:
+def _warnings_of_computing(document: Document) -> Iterator[str]:
     counts, plan = document.get("counts", {}), document.get("plan", {})
     if plan.get("kind") == "fallback":
         yield f"The fallback profile {plan.get('profile')} ran: none of the optimised ones is for this machine."

@@ -422,7 +422,7 @@ def test_a_class_that_puts_another_blank_before_texts_than_the_file_is_refused(
     path = tmp_path / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8")) | {"tokenizer_class": name, "add_prefix_space": said}
     path.write_text(json.dumps(config), "utf-8")
-    with pytest.raises(ModelError, match="add_prefix_space: true, and tokenizer.json says false"):
+    with pytest.raises(ModelError, match="add_prefix_space: true, and tokenizer"):
         read_tokenizer_file(read_checkpoint(tmp_path))
     path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}), "utf-8")
     assert read_tokenizer_file(read_checkpoint(tmp_path)).encode("a b").ids

@@ -130,7 +130,7 @@ def test_a_store_that_another_process_writes_to_is_read_and_not_written(tmp_path
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch) -> None:
     day = [100]
-    monkeypatch.setattr(ScoreStore, "_today", staticmethod(lambda: day[0]))
+    monkeypatch.setattr(ScoreStore, "_day_number", staticmethod(lambda: day[0]))
     limit = 2_000_000
     store = opened(tmp_path, limit_bytes=limit)
     kept = {of: entries(500, of) for of in range(3)}
