@@ -46,8 +46,8 @@ Who holds what, and what is promised then:
                          one: it writes, cuts and removes nothing more (`lock.py`).
     members, journal     this run's appends. At each commit the name must still lead to the open file and its size be
                          what was appended; at the end the bytes must have the running SHA-256 that was counted while
-                         they were written (`seal.py`), else nothing gets a name. The next run goes on behind the last
-                         commit whose bytes are whole.
+                         they were written (`seal.py`), else nothing gets a name, nor a table that was made of them
+                         (`Job.reading`). The next run goes on behind the last commit whose bytes are whole.
     what is read         other people's, read only. Looked at before it is opened, at each commit and at the end
                          (`watch.py`): a change ends the run, and what was read since the last commit is not kept.
     OUT and beside it    the user's. A file that was there before the run is replaced with `--overwrite` only, and keeps
