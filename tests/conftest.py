@@ -25,8 +25,8 @@ from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
-from rerank_cli.formats.parquet import TableParts
 from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Grouped, Selection, Texts
+from rerank_cli.formats.table_parts import TableParts
 from rerank_cli.job.options import ErrorLimit, Names
 from rerank_cli.job.output import open_destination
 from rerank_cli.job.scoring_loop import score_windows

@@ -1,6 +1,6 @@
-"""Parquet files: rows out of them in bounded memory, and tables into one file whose schema may grow.
+"""Parquet files: rows out of them in bounded memory.
 
-Reading. The sizes in a Parquet file say nothing about the memory its rows take: 695 bytes can hold 100,000 rows of 1 MB
+The sizes in a Parquet file say nothing about the memory its rows take: 695 bytes can hold 100,000 rows of 1 MB
 through dictionary and run-length encoding, and the metadata may lie. So rows are decoded a few at a time and the
 decoded bytes are looked at: 1, 4, 16, 64 rows, and fewer where that would pass `BATCH_BYTES`. Never more than 64, since
 nothing tells beforehand that the next row is a thousand times the last; a batch of 64 small rows of six columns costs
@@ -8,47 +8,30 @@ about 70 µs (pyarrow 26, 2 cores, 2026), which is little beside scoring them.
 
 Only the columns that the shape reads become Python values. All the others stay Arrow data and are rearranged as such,
 so they come back bit for bit.
-
-Writing. A Parquet file has one schema, which is known when the last window is, and a footer at its end, without which
-it is nothing. So windows wait as Arrow streams (`TableParts`) and one pass at the end makes the file, a row group a
-window, with one window in memory. When a later window widens the schema, the values of those before are looked at once
-more, as they must fit too; fields and types rarely change after the first windows.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rerank_cli.errors import InputError, OutputError
+from rerank_cli.errors import InputError
 from rerank_cli.formats.arrow_json import to_json_rows, to_values
 from rerank_cli.formats.arrow_types import (
     MAX_DEPTH,
-    TRUNCATION_FIELDS,
-    TypesDiffer,
     child_fields,
     column_at,
-    conform,
-    conform_table,
-    infer_type,
     is_list,
-    list_parts,
-    make_list,
-    make_struct,
     schema_without_views,
-    scored_fields,
-    storable,
-    widen_schema,
 )
 from rerank_cli.formats.parquet_footer import check_magic, refuse_joined
 from rerank_cli.formats.parts import Partition
@@ -68,7 +51,6 @@ _WHOLE_CHUNKS_BYTES = 64 * 2**20
 """Files up to here are read by whole column chunks. Larger ones need a stream, as a row group may be most of the file;
 but a stream takes the memory that a damaged page header claims (2 GiB resident, pyarrow 26), whole chunks do not."""
 
-_PART_LENGTH = struct.Struct("<Q")
 _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
@@ -91,9 +73,6 @@ class ArrowRow:
         """All columns as one JSON object, as `arrow_json` describes."""
         table = pa.Table.from_batches([self.batch.slice(self.index, 1)])
         return json.dumps(to_json_rows(table)[0], ensure_ascii=False, allow_nan=False).encode()
-
-
-# Reading
 
 
 def read_schema(path: str, partition: Partition = ()) -> pa.Schema:
@@ -295,7 +274,7 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     try:
         source = pa.PythonFile(ObjectReader(path), mode="r") if is_url(path) else pa.OSFile(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {_reason_of(error)}") from error
+        raise InputError(f"{path}: cannot be read: {arrow_reason(error)}") from error
     with source:
         try:
             check_magic(source, path)
@@ -304,7 +283,7 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
             list(_names(pa.field("", pa.struct(list(file.schema_arrow)))))
             refuse_joined(source, path)
         except _FAULTS as error:
-            raise InputError(f"{path}: cannot be read as Parquet: {_reason_of(error)}") from error
+            raise InputError(f"{path}: cannot be read as Parquet: {arrow_reason(error)}") from error
         with file:
             yield file
 
@@ -348,7 +327,7 @@ def _next_batch(reader: Iterator[pa.RecordBatch], path: str, rows: int) -> pa.Re
             plain = schema_without_views(batch.schema)
             batch = batch if plain is batch.schema else batch.cast(plain)
     except _FAULTS as error:
-        raise InputError(f"{path}: cannot be read after row {rows}: {_reason_of(error)}") from error
+        raise InputError(f"{path}: cannot be read after row {rows}: {arrow_reason(error)}") from error
     return batch
 
 
@@ -395,165 +374,7 @@ def _share_dictionary(array: pa.Array, before: pa.Array) -> pa.Array:
     return pa.DictionaryArray.from_arrays(array.indices, before.dictionary, ordered=array.type.ordered, safe=False)
 
 
-def _reason_of(error: BaseException) -> str:
+def arrow_reason(error: BaseException) -> str:
+    """What Arrow says went wrong, on one line and without the numbers of the system."""
     detail = str(getattr(error, "strerror", None) or error) or type(error).__name__
     return " ".join(re.sub(r".*Detail: (\[errno \d+\] )?", "", detail, flags=re.DOTALL).split()).rstrip(".")
-
-
-# Writing
-
-
-class TableParts:
-    """The tables of one output: bytes that wait, window by window, and a Parquet file when all are there.
-
-    A part is the length of an Arrow stream (8 bytes, little-endian) and the stream, a table. Arrow streams keep every
-    type as it is and end with themselves, so parts can be appended, cut off and read one at a time.
-
-    The types of all parts so far have a common schema, and a part that does not fit is refused when it is made, not
-    when the file is written hours later.
-
-    name: what messages call the output. earlier: opens the files that hold the parts so far, in their order. score: the
-    name of the score field.
-    """
-
-    def __init__(self, name: str, earlier: Callable[[], Sequence[pa.NativeFile]], *, score: str = "logit") -> None:
-        self._name = name
-        self._earlier = earlier
-        self._scored = {
-            field.name: field for field in scored_fields(score, prob=True, probability=True, scored_by=True, tiles=True)
-        }
-        self._score = score
-        self.schema: pa.Schema | None = None
-
-    def of_table(self, table: pa.Table) -> bytes:
-        """A row group; a table without rows only makes its columns known, one without columns is no part.
-
-        Raises OutputError where a column fits no type together with the parts before.
-        """
-        if not table.num_columns:
-            return b""
-        try:
-            self._admit(table)
-        except TypesDiffer as error:
-            raise self._mixed_types_error(error) from error
-        stream = pa.BufferOutputStream()
-        with pa.ipc.new_stream(stream, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-            writer.write_table(table)
-        data: bytes = stream.getvalue().to_pybytes()
-        return _PART_LENGTH.pack(len(data)) + data
-
-    def of_rows(self, rows: Sequence[dict[str, Any]], *, passages: str | None = None) -> bytes:
-        """A row group of rows as a JSON parser makes them, with the types that they have and fixed ones for our fields.
-
-        passages: the list column whose objects are the scored passages; None if the rows are. Raises OutputError for a
-        field whose values have no common type, and for integers beyond 64 bit.
-        """
-        if not rows:
-            return b""
-        names = dict.fromkeys(name for row in rows for name in row)
-        try:
-            columns = {name: self._column([row.get(name) for row in rows], name, passages) for name in names}
-        except TypesDiffer as error:
-            raise self._mixed_types_error(error) from error
-        if passages is None and self._score in columns:
-            columns |= _missing_truncation(columns, len(rows))
-        return self.of_table(pa.table(columns))
-
-    def restore(self) -> None:
-        """Learn the schema of the parts that are there from an earlier process."""
-        for part in self._open_part_streams():
-            schema = pa.ipc.open_stream(part).schema
-            self.schema = schema if self.schema is None else widen_schema(self.schema, schema)
-
-    def write_file(self, stream: BinaryIO, check: Callable[[], None] = lambda: None) -> None:
-        """All parts as one Parquet file, a row group each; without parts a file without columns.
-
-        check: called before each row group. Disk errors propagate as OSError.
-        """
-        schema = pa.schema([]) if self.schema is None else self.schema
-        with (
-            pa.PythonFile(stream, mode="w") as sink,
-            self._naming_output(),
-            pq.ParquetWriter(sink, schema, compression="zstd", write_statistics=True) as writer,
-        ):
-            for part in self._open_part_streams():
-                check()
-                table = conform_table(pa.ipc.open_stream(part).read_all(), schema)
-                if table.num_rows:
-                    writer.write_table(table, row_group_size=table.num_rows)
-
-    def _admit(self, table: pa.Table) -> None:
-        """Widen the schema to hold `table` too, if all values fit: those of `table` and those before."""
-        schema = table.schema if self.schema is None else widen_schema(self.schema, table.schema)
-        if self.schema is None or not schema.equals(self.schema, check_metadata=True):
-            with self._naming_output():
-                pq.ParquetWriter(pa.BufferOutputStream(), schema).close()
-            for part in self._open_part_streams():
-                conform_table(pa.ipc.open_stream(part).read_all(), schema)
-        conform_table(table, schema)
-        self.schema = schema
-
-    def _column(self, values: list[Any], name: str, passages: str | None) -> pa.Array:
-        data_type = infer_type(values, name)
-        try:
-            array = pa.array(values, data_type)
-        except UnicodeEncodeError as error:
-            raise TypesDiffer(name, "text", "half of a surrogate pair, which is no character") from error
-        if isinstance(array, pa.ChunkedArray):
-            raise TypesDiffer(name, "text", "more than 2 GiB of it in one window")
-        array = conform(array, storable(data_type), name)
-        if passages is None:
-            return self._cast_to_fixed(array, name)
-        if name == passages and pa.types.is_list(array.type):
-            return self._scored_lists(array)
-        return array
-
-    def _scored_lists(self, lists: pa.Array) -> pa.Array:
-        """Lists of objects with our own fields in their fixed types, complete if there is a score."""
-        offsets, items = list_parts(lists)
-        if not pa.types.is_struct(items.type):
-            return lists
-        names = [field.name for field in child_fields(items.type)]
-        columns = {n: self._cast_to_fixed(child, n) for n, child in zip(names, items.flatten(), strict=True)}
-        if self._score in columns:
-            columns |= _missing_truncation(columns, len(items))
-        fields = [pa.field(n, column.type) for n, column in columns.items()]
-        objects = make_struct(list(columns.values()), fields, items)
-        return make_list(offsets, objects, pa.list_(lists.type.value_field.with_type(objects.type)), lists)
-
-    def _cast_to_fixed(self, array: pa.Array, name: str) -> pa.Array:
-        """`array` in the fixed type of our field `name`; as it is if it is another's and does not fit."""
-        field = self._scored.get(name)
-        if field is None or pa.types.is_boolean(array.type) != pa.types.is_boolean(field.type):
-            return array if field is None or not pa.types.is_null(array.type) else pa.nulls(len(array), field.type)
-        try:
-            return array.cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            return array
-
-    def _open_part_streams(self) -> Iterator[pa.NativeFile]:
-        """The Arrow stream of each part so far."""
-        for source in self._earlier():
-            with source:
-                while head := source.read(_PART_LENGTH.size):
-                    (length,) = _PART_LENGTH.unpack(head)
-                    begin = source.tell()
-                    yield source
-                    source.seek(begin + length)
-
-    def _mixed_types_error(self, error: TypesDiffer) -> OutputError:
-        message = f"{self._name}: field `{error.field}` cannot be a Parquet column: it holds {error.first} and "
-        return OutputError(message + error.second, hint="write `.jsonl`, where each row has its own types")
-
-    @contextmanager
-    def _naming_output(self) -> Iterator[None]:
-        """What Arrow cannot write becomes an OutputError; OSError passes."""
-        try:
-            yield
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
-            message = f"{self._name}: cannot be written as Parquet: {_reason_of(error)}"
-            raise OutputError(message, hint="write `.jsonl`") from error
-
-
-def _missing_truncation(columns: Mapping[str, pa.Array], rows: int) -> dict[str, pa.Array]:
-    return {field.name: pa.nulls(rows, field.type) for field in TRUNCATION_FIELDS if field.name not in columns}

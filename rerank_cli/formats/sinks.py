@@ -63,7 +63,7 @@ class JsonlSink:
 
 
 class ParquetSink:
-    """Writes a part a window to a stream (`parquet.TableParts`); `finish` makes the file of all parts.
+    """Writes a part a window to a stream (`TableParts`); `finish` makes the file of all parts.
 
     name: what messages call it. earlier: opens the files that hold what the stream has taken. like: a Parquet input,
     whose columns the output has if no row is written.
@@ -80,7 +80,7 @@ class ParquetSink:
         like: str | None = None,
     ) -> None:
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
-        from rerank_cli.formats.parquet import TableParts
+        from rerank_cli.formats.table_parts import TableParts
 
         self._stream = stream
         self._shape = shape

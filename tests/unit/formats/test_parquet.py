@@ -21,7 +21,6 @@ from rerank_cli.formats.parquet import (
     BATCH_BYTES,
     BATCH_ROWS,
     ArrowRow,
-    TableParts,
     column_names,
     iter_column,
     read_rows,
@@ -29,6 +28,7 @@ from rerank_cli.formats.parquet import (
     read_schema,
     row_count,
 )
+from rerank_cli.formats.table_parts import TableParts
 from rerank_cli.records import RowError
 from tests.conftest import TableFile, run_files, write_table
 
