@@ -26,7 +26,8 @@ PASSAGES = 25  # of a query
 READ = """
 import json, sys, time
 sys.path[:] = [sys.argv[1], *(path for path in sys.path if path)]
-from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
+from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import FieldNames
 def read():
     inputs, options = resolve_inputs([sys.argv[2]]), ReadOptions()

@@ -24,7 +24,8 @@ from hypothesis import HealthCheck, settings
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import InProcess
-from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
+from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Grouped, Selection, Texts
 from rerank_cli.formats.table_parts import TableParts
 from rerank_cli.job.options import ErrorLimit, Names

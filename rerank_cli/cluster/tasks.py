@@ -14,8 +14,9 @@ from pathlib import Path
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
-from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, count_exactly, count_lines, resolve_inputs
+from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, resolve_inputs
 from rerank_cli.formats.parts import data_files, find_parts
+from rerank_cli.formats.row_counts import count_exactly, count_lines
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.output_format import output_format
 from rerank_cli.storage import UrlPath, is_url

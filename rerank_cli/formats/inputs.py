@@ -6,18 +6,11 @@ suffix (`.jsonl .ndjson .json`, `.csv`, `.tsv`, `.parquet`, `.trec .run`, each t
 for certain that the suffix is wrong (`content.py`): Parquet is Parquet, and a file of a format that is not read is
 refused before anything is done. The row shape is that of the first rows that have one (`shapes.recognise`); a TREC run
 is a format and a shape in one.
-
-Flat rows and run lines of a query need not be adjacent in a file: `ordered_by_group` looks at the group keys first (a
-second pass over the keys costs a few microseconds a row, scoring costs milliseconds) and only where a query comes back
-brings the rows of each query together, in order of first appearance, through a temporary SQLite file, so that memory
-stays flat. From a pipe nothing can be read twice: there a query that comes back is an error row.
 """
 
 from __future__ import annotations
 
 import io
-import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -27,7 +20,7 @@ from typing import Any, Literal
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import delimited, json_document, jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
-from rerank_cli.formats.compression import SUFFIXES, open_input, text_suffix
+from rerank_cli.formats.compression import open_input, text_suffix
 from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign_format, separated
 from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows
 from rerank_cli.formats.parts import Partition, find_parts, one_format
@@ -37,7 +30,6 @@ from rerank_cli.formats.shapes import (
     SHAPES,
     FieldNames,
     FlatShape,
-    Groups,
     Item,
     Kind,
     ReadsColumns,
@@ -69,12 +61,8 @@ SEPARATED = ("csv", "tsv", "tsv-plain", "tsv-quoted", "top1000")
 """Formats of `delimited.py`."""
 
 STDIN = "-"
-_MAX_GATHERED_PARQUET_BYTES = 2**30
-_SPOOL_ROWS = 10_000
 _TABLE_SAMPLE = 20  # rows of a table that are looked at for its shape
 _SPACE = b" \t\r\n"
-_COUNTED_BYTES = 2**18
-_COUNTED_FILE_BYTES = 2**26  # of a file whose lines are counted while a user waits: 0.1 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +127,7 @@ def _files_of(path: str, in_format: str) -> list[Input]:
 
 def _format_of(path: str, in_format: str) -> Format:
     # Not of a pipe such as `<(...)`, of which a look would take the first bytes.
-    head = _head(path) if path != STDIN and _is_file(path) else None
+    head = _head(path) if path != STDIN and is_regular(path) else None
     if in_format != "auto":
         known: dict[str, Format] = {name: name for name in ("text", *IN_FORMATS)}
         if in_format not in known:
@@ -157,7 +145,7 @@ def _format_of(path: str, in_format: str) -> Format:
     return _format_of_content(head, by_suffix)
 
 
-def _is_file(path: str) -> bool:
+def is_regular(path: str) -> bool:
     """Whether a path names a file, or a URL an object; what keeps a store from answering is said by its reader."""
     return is_object(path) if is_url(path) else Path(path).is_file()
 
@@ -194,72 +182,21 @@ def _is_object(line: bytes) -> bool:
     return isinstance(jsonl.parse_row(line.rstrip(b"\r"), file="", number=1), JsonRow)
 
 
-def count_rows(inputs: Sequence[Input], options: ReadOptions) -> int | None:
-    """How many rows `read_items` gives of files, blank lines not counted; None where counting them would take long."""
-    rows = 0
-    for item in inputs:
-        if item.path == STDIN or not _is_file(item.path) or (is_url(item.path) and item.format != "parquet"):
-            return None
-        path = Path(item.path)
-        if item.format == "parquet":
-            rows += _lines_of(item)
-            continue
-        with open_input(item.path) as stream:
-            is_lines = item.format in ("text", "trec") or (
-                item.format == "jsonl" and not json_document.look_into(stream)[0]
-            )
-        is_plain = is_lines and not item.path.lower().endswith(tuple(SUFFIXES))
-        if path.stat().st_size > (_COUNTED_FILE_BYTES if is_plain else _COUNTED_FILE_BYTES // 8):
-            return None
-        with open_input(item.path) as stream:
-            if is_lines:
-                rows += sum(1 for line in stream if not line.isspace())
-            else:
-                rows += sum(1 for row in _text_rows(item, stream, options) if not isinstance(row, Gap))
-    rows = max(0, rows - options.skip)
-    return rows if options.limit is None else min(rows, options.limit)
-
-
-def count_lines(inputs: Sequence[Input], options: ReadOptions) -> int:
-    """About how many rows and blank lines `read_items` will give; files are read or, if Parquet, asked."""
-    lines = sum(_lines_of(item) for item in inputs) - options.skip
-    return max(0, lines if options.limit is None else min(lines, options.limit))
-
-
-def count_exactly(item: Input, options: ReadOptions) -> int:
-    """How many rows `read_items` gives of a file, bad ones included; a text is read as far as the limit goes."""
-    if item.format == "parquet":
-        return count_lines([item], options)
-    return sum(1 for row in _slice_rows(_read_one(item, None, options), options) if not isinstance(row, Gap))
-
-
-def _lines_of(item: Input) -> int:
-    if item.format == "parquet":
-        from rerank_cli.formats import parquet
-
-        return parquet.row_count(item.path)
-    with open_input(item.path) as stream:
-        is_document, begun = json_document.look_into(stream)
-        if item.format == "jsonl" and is_document:
-            return sum(1 for row in json_document.read_rows(begun, file=item.path) if not isinstance(row, Gap))
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: begun.read1(_COUNTED_BYTES), b"")) + 1
-
-
 def can_be_reread(inputs: Iterable[Input]) -> bool:
     """Whether all inputs are files; a pipe gives its rows once."""
-    return all(item.path != STDIN and _is_file(item.path) for item in inputs)
+    return all(item.path != STDIN and is_regular(item.path) for item in inputs)
 
 
 def read_items(inputs: Sequence[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
     """The rows of all inputs, one after another."""
-    return _slice_rows(_all_items(inputs, shape, options), options)
+    return slice_rows(_all_items(inputs, shape, options), options)
 
 
 def _all_items(inputs: Iterable[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
-    return chain.from_iterable(_read_one(item, shape, options) for item in inputs)
+    return chain.from_iterable(read_one(item, shape, options) for item in inputs)
 
 
-def _slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
+def slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
     """The rows between `skip` and `limit`; nothing is read, or waited for, after the last of them."""
     number = 0
     while options.stop is None or number < options.stop:
@@ -273,24 +210,26 @@ def _slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
             options.position.skip(item)
 
 
-def _read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
+def read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
+    """All rows of one input, whatever `options` says of the first and the last. shape: None for what is no table."""
     if item.format == "parquet":
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
         from rerank_cli.formats import parquet
 
         assert shape is not None, "the shape of a table is known from its columns"
-        if columns := _columns_of(item):
+        if columns := columns_of(item):
             if options.position:
                 options.position.table(item.path, parquet.row_count(item.path))
             yield from parquet.read_rows(item.path, shape.columns(columns), item.partition)
         return
     with open_input(item.path) as stream:
-        rows: Iterator[Item] = _text_rows(item, stream, options)
+        rows: Iterator[Item] = read_text_rows(item, stream, options)
         rows = _with_fields(rows, dict(item.partition)) if item.partition else rows
         yield from options.position.text(item.path, stream, rows) if options.position else rows
 
 
-def _text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions) -> Iterator[JsonRow | RowError | Gap]:
+def read_text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions) -> Iterator[JsonRow | RowError | Gap]:
+    """The rows of an open text: lines, records of a CSV, or the objects of a JSON document."""
     how: dict[str, Any] = {"file": item.path, "max_line_bytes": options.max_line_bytes}
     how["live"] = options.live and item.path == STDIN
     if item.format in SEPARATED:
@@ -311,7 +250,7 @@ def _with_fields(rows: Iterator[Item], fields: dict[str, Any]) -> Iterator[Item]
             yield row
 
 
-def _columns_of(item: Input) -> list[str]:
+def columns_of(item: Input) -> list[str]:
     """The columns of a Parquet file; none where an empty run has left it."""
     from rerank_cli.formats import parquet
 
@@ -357,7 +296,7 @@ def _open_by_first_rows(
             found = _shape_of_table(item, seen_of_table, names)
         else:
             later = inputs[place + 1 :]
-            rows = chain(rows, _read_one(item, None, options))
+            rows = chain(rows, read_one(item, None, options))
             found = recognise(rows, seen, names, stop=options.stop)
         if found or len(seen) >= FIRST_ROWS:
             break
@@ -375,7 +314,7 @@ def _open_by_first_rows(
     if isinstance(decided, FlatShape) and (found_in := next((one for one in inputs if one.format == "top1000"), None)):
         note = f"{found_in.path} has no header and is read as top1000: query id, passage id, query, passage"
         decided = replace(decided, told=(note, *decided.told))
-    items = _slice_rows(chain(seen, rows, _all_items(later, decided, options)), options)
+    items = slice_rows(chain(seen, rows, _all_items(later, decided, options)), options)
     return decided, look_at(items, decided)
 
 
@@ -415,7 +354,7 @@ def _no_ids_error() -> UsageError:
 
 def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> Kind | None:
     """The shape of a table, by its first rows or else its columns; None for one without columns."""
-    columns = _columns_of(item)
+    columns = columns_of(item)
     found = recognise(iter(rows), [], names)
     kind = found if found is not None and found.tables else detect_shape(columns, names)
     if kind is None and columns:
@@ -427,126 +366,8 @@ def _first_rows_of_table(item: Input) -> list[JsonRow]:
     """The first rows with all columns whose name is theirs alone."""
     from rerank_cli.formats import parquet
 
-    columns = _columns_of(item)
+    columns = columns_of(item)
     once = [name for name in columns if columns.count(name) == 1]
     wanted = dict.fromkeys(once)
     rows = islice(parquet.read_rows(item.path, wanted, item.partition), _TABLE_SAMPLE) if columns else iter(())
     return [JsonRow(row.file, row.number, row.fields, b"") for row in rows if not isinstance(row, RowError)]
-
-
-def ordered_by_group(
-    inputs: Sequence[Input], shape: Shape, items: Iterator[Item], options: ReadOptions
-) -> Iterator[Item]:
-    """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
-    if not isinstance(shape, Groups) or not can_be_reread(inputs):
-        return items
-    keys = _keys(inputs, shape, replace(options, position=None))  # a look ahead is no progress
-    if not _is_scattered(islice(keys, options.skip, options.stop)):
-        return items
-    formats = {item.format for item in inputs}
-    if "parquet" not in formats and len(formats) == 1:
-        return _gather_lines(inputs, shape, options)
-    if len(inputs) == 1 and isinstance(shape, FlatShape):
-        return _gather_table(inputs[0], shape, options)
-    raise InputError(
-        f"{inputs[0].path}: the rows of a query are scattered over files that are not all JSON lines",
-        hint="sort the rows by query first, or give each file on its own",
-    )
-
-
-def _keys(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[tuple[Format, int] | None]:
-    """The format and the group of each row; None for a row that cannot be read."""
-    for item in inputs:
-        if item.format == "parquet" and isinstance(shape, FlatShape):
-            for key in _table_keys(item, shape):
-                yield item.format, key
-        else:
-            for row in _read_one(item, shape, options):
-                if not isinstance(row, Gap):
-                    yield (item.format, shape.group_key(row.fields)) if isinstance(row, JsonRow) else None
-
-
-def _table_keys(item: Input, shape: FlatShape) -> Iterator[int]:
-    """The group of each row of a table; only the columns that decide it are read."""
-    from rerank_cli.formats import parquet
-
-    if columns := _columns_of(item):
-        wanted = shape.key_columns(columns)
-        for values in zip(*(parquet.iter_column(item.path, name, item.partition) for name in wanted), strict=True):
-            yield shape.group_key(dict(zip(wanted, values, strict=True)))
-
-
-def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
-    """Whether a group comes back after another one, or in a file of another format."""
-    finished: set[int] = set()
-    current: tuple[Format, int] | None = None
-    for key in keys:
-        if key is None or key == current:
-            continue
-        if current is not None:
-            finished.add(current[1])
-        if key[1] in finished:
-            return True
-        current = key
-    return False
-
-
-def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
-    """Rows ordered by (first appearance of their group, place), through a temporary SQLite file."""
-    parse = jsonl.parse_row if inputs[0].format in ("jsonl", *SEPARATED) else jsonl.parse_text_line
-    with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
-        # Not bound to one thread: a run that stops may close this generator from another one than reads it.
-        spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
-        try:
-            spool.execute("PRAGMA journal_mode = OFF")
-            spool.execute(
-                "CREATE TABLE rows (grp INTEGER, place INTEGER PRIMARY KEY, file TEXT, number INTEGER, raw BLOB)"
-            )
-            yield from _fill(spool, inputs, shape, options)
-            spool.execute("CREATE INDEX by_group ON rows (grp, place)")
-            for file, number, raw in spool.execute("SELECT file, number, raw FROM rows ORDER BY grp, place"):
-                yield parse(raw, file=file, number=number)
-        except sqlite3.Error as error:
-            raise InputError(
-                f"{folder}: rows cannot be gathered by query: {error}", hint="set TMPDIR to a folder with room"
-            ) from error
-        finally:
-            spool.close()
-
-
-def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
-    """Store all good rows; the others (bad rows, blank lines) are yielded at once."""
-    groups: dict[int, int] = {}
-    rows: list[tuple[int, int, str, int, bytes]] = []
-    place = 0
-    insert = "INSERT INTO rows VALUES (?, ?, ?, ?, ?)"
-    spool.execute("BEGIN")
-    for item in read_items(inputs, shape, options):
-        if not isinstance(item, JsonRow):
-            assert isinstance(item, (RowError, Gap)), "lines give JSON rows"
-            yield item
-            continue
-        group = groups.setdefault(shape.group_key(item.fields), len(groups))
-        rows.append((group, place, item.file, item.number, item.raw))
-        place += 1
-        if len(rows) == _SPOOL_ROWS:
-            spool.executemany(insert, rows)
-            rows.clear()
-    spool.executemany(insert, rows)
-    spool.execute("COMMIT")
-
-
-def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
-    """Rows of one Parquet file ordered by first appearance of their group; the file is taken into memory."""
-    from rerank_cli.formats import parquet
-
-    groups: dict[int, int] = {}
-    places = range(parquet.row_count(item.path))[options.skip : options.stop]
-    keys = islice(_table_keys(item, shape), options.skip, options.stop)
-    numbers = [groups.setdefault(key, len(groups)) for key in keys]
-    order = sorted(places, key=lambda place: numbers[place - options.skip])
-    if options.position:
-        options.position.table(item.path, parquet.row_count(item.path))
-    columns = shape.columns(_columns_of(item))
-    most = _MAX_GATHERED_PARQUET_BYTES
-    yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)

@@ -17,15 +17,9 @@ from rerank_cli.errors import UsageError
 from rerank_cli.evaluation.calibration_file import BOUND, Calibration, read_calibration
 from rerank_cli.evaluation.qrels import read_qrels
 from rerank_cli.evaluation.teacher import teacher_kind
-from rerank_cli.formats.inputs import (
-    Input,
-    ReadOptions,
-    open_lists,
-    open_pairs,
-    ordered_by_group,
-    resolve_inputs,
-)
+from rerank_cli.formats.inputs import Input, ReadOptions, open_lists, open_pairs, resolve_inputs
 from rerank_cli.formats.position import Position
+from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import (
     Conversion,
     FlatShape,

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from rerank_cli.encoding.images.seen import SeenImages
 from rerank_cli.errors import StoppedError
 from rerank_cli.evaluation.measures import Evaluator
-from rerank_cli.formats.inputs import Input, ReadOptions, count_rows
+from rerank_cli.formats.inputs import Input, ReadOptions
+from rerank_cli.formats.row_counts import count_rows
 from rerank_cli.formats.sinks import BestSink
 from rerank_cli.job.kept_vectors import EmbeddedTexts
 from rerank_cli.job.output import Destination

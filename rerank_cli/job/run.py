@@ -22,7 +22,8 @@ from rerank_cli.engine import open_engine
 from rerank_cli.evaluation.measures import Evaluation, Evaluator, orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
 from rerank_cli.formats.choices import TEACHER_FORMATS
-from rerank_cli.formats.inputs import can_be_reread, count_lines, count_rows, resolve_inputs
+from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
+from rerank_cli.formats.row_counts import count_lines, count_rows
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page

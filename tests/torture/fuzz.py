@@ -64,8 +64,9 @@ def _row(folder: Path) -> Callable[[bytes], None]:
 
 def _rows(folder: Path) -> Callable[[bytes], None]:
     from rerank_cli.errors import RerankError
-    from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+    from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
     from rerank_cli.formats.jsonl import error_row
+    from rerank_cli.formats.scattered_groups import ordered_by_group
     from rerank_cli.formats.shapes import SHAPES, FieldNames, Selection, written_as
     from rerank_cli.records import CandidateList, Gap, RankedList, RankedPassage, RowError
 

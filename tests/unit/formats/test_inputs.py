@@ -17,16 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats.inputs import (
-    Input,
-    ReadOptions,
-    count_rows,
-    open_lists,
-    ordered_by_group,
-    read_items,
-    resolve_inputs,
-)
+from rerank_cli.formats.inputs import Input, ReadOptions, open_lists, read_items, resolve_inputs
 from rerank_cli.formats.parquet import ArrowRow
+from rerank_cli.formats.row_counts import count_rows
+from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Item, ListShape, PairShape, Shape
 from rerank_cli.records import CandidateList, Gap, JsonRow, RowError
 from tests.conftest import told, write_lines, write_table
@@ -379,6 +373,7 @@ def test_a_spool_without_room_is_told_with_what_to_do(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "from rerank_cli.errors import InputError\n"
         "from rerank_cli.formats.inputs import *\n"
+        "from rerank_cli.formats.scattered_groups import ordered_by_group\n"
         "inputs, read = resolve_inputs(sys.argv[1:]), ReadOptions()\n"
         "shape, items = open_lists(inputs, FieldNames(), read, 'auto')\n"
         "try: list(ordered_by_group(inputs, shape, items, read))\n"

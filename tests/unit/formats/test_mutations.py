@@ -26,7 +26,8 @@ import pytest
 
 from rerank_cli.cli import main
 from rerank_cli.errors import RerankError
-from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
+from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.records import CandidateList, RowError
 from tests.conftest import LONG, TINY_CHECKPOINT

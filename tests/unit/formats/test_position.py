@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
 from rerank_cli.formats.position import Position
+from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.records import Gap
 from tests.conftest import write_lines, write_table

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats.inputs import ReadOptions, open_lists, ordered_by_group, resolve_inputs
+from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
+from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import NO_TEXTS, SHAPES, FieldNames, Grouped, Selection, Shape, Texts
 from rerank_cli.formats.shapes.trec import falling_scores
 from rerank_cli.records import CandidateList, Gap, RowError

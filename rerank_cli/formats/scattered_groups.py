@@ -1,0 +1,157 @@
+"""The rows of each query together, where an input scatters them.
+
+Flat rows and run lines of a query need not be adjacent in a file: `ordered_by_group` looks at the group keys first (a
+second pass over the keys costs a few microseconds a row, scoring costs milliseconds) and only where a query comes back
+brings the rows of each query together, in order of first appearance, through a temporary SQLite file, so that memory
+stays flat. From a pipe nothing can be read twice: there a query that comes back is an error row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from rerank_cli.errors import InputError
+from rerank_cli.formats import jsonl
+from rerank_cli.formats.inputs import (
+    SEPARATED,
+    Format,
+    Input,
+    ReadOptions,
+    can_be_reread,
+    columns_of,
+    read_items,
+    read_one,
+)
+from rerank_cli.formats.shapes import (
+    FlatShape,
+    Groups,
+    Item,
+    Shape,
+)
+from rerank_cli.records import Gap, JsonRow, RowError
+
+_MAX_GATHERED_PARQUET_BYTES = 2**30
+_SPOOL_ROWS = 10_000
+
+
+def ordered_by_group(
+    inputs: Sequence[Input], shape: Shape, items: Iterator[Item], options: ReadOptions
+) -> Iterator[Item]:
+    """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
+    if not isinstance(shape, Groups) or not can_be_reread(inputs):
+        return items
+    keys = _keys(inputs, shape, replace(options, position=None))  # a look ahead is no progress
+    if not _is_scattered(islice(keys, options.skip, options.stop)):
+        return items
+    formats = {item.format for item in inputs}
+    if "parquet" not in formats and len(formats) == 1:
+        return _gather_lines(inputs, shape, options)
+    if len(inputs) == 1 and isinstance(shape, FlatShape):
+        return _gather_table(inputs[0], shape, options)
+    raise InputError(
+        f"{inputs[0].path}: the rows of a query are scattered over files that are not all JSON lines",
+        hint="sort the rows by query first, or give each file on its own",
+    )
+
+
+def _keys(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[tuple[Format, int] | None]:
+    """The format and the group of each row; None for a row that cannot be read."""
+    for item in inputs:
+        if item.format == "parquet" and isinstance(shape, FlatShape):
+            for key in _table_keys(item, shape):
+                yield item.format, key
+        else:
+            for row in read_one(item, shape, options):
+                if not isinstance(row, Gap):
+                    yield (item.format, shape.group_key(row.fields)) if isinstance(row, JsonRow) else None
+
+
+def _table_keys(item: Input, shape: FlatShape) -> Iterator[int]:
+    """The group of each row of a table; only the columns that decide it are read."""
+    from rerank_cli.formats import parquet
+
+    if columns := columns_of(item):
+        wanted = shape.key_columns(columns)
+        for values in zip(*(parquet.iter_column(item.path, name, item.partition) for name in wanted), strict=True):
+            yield shape.group_key(dict(zip(wanted, values, strict=True)))
+
+
+def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
+    """Whether a group comes back after another one, or in a file of another format."""
+    finished: set[int] = set()
+    current: tuple[Format, int] | None = None
+    for key in keys:
+        if key is None or key == current:
+            continue
+        if current is not None:
+            finished.add(current[1])
+        if key[1] in finished:
+            return True
+        current = key
+    return False
+
+
+def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
+    """Rows ordered by (first appearance of their group, place), through a temporary SQLite file."""
+    parse = jsonl.parse_row if inputs[0].format in ("jsonl", *SEPARATED) else jsonl.parse_text_line
+    with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
+        # Not bound to one thread: a run that stops may close this generator from another one than reads it.
+        spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
+        try:
+            spool.execute("PRAGMA journal_mode = OFF")
+            spool.execute(
+                "CREATE TABLE rows (grp INTEGER, place INTEGER PRIMARY KEY, file TEXT, number INTEGER, raw BLOB)"
+            )
+            yield from _fill(spool, inputs, shape, options)
+            spool.execute("CREATE INDEX by_group ON rows (grp, place)")
+            for file, number, raw in spool.execute("SELECT file, number, raw FROM rows ORDER BY grp, place"):
+                yield parse(raw, file=file, number=number)
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{folder}: rows cannot be gathered by query: {error}", hint="set TMPDIR to a folder with room"
+            ) from error
+        finally:
+            spool.close()
+
+
+def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
+    """Store all good rows; the others (bad rows, blank lines) are yielded at once."""
+    groups: dict[int, int] = {}
+    rows: list[tuple[int, int, str, int, bytes]] = []
+    place = 0
+    insert = "INSERT INTO rows VALUES (?, ?, ?, ?, ?)"
+    spool.execute("BEGIN")
+    for item in read_items(inputs, shape, options):
+        if not isinstance(item, JsonRow):
+            assert isinstance(item, (RowError, Gap)), "lines give JSON rows"
+            yield item
+            continue
+        group = groups.setdefault(shape.group_key(item.fields), len(groups))
+        rows.append((group, place, item.file, item.number, item.raw))
+        place += 1
+        if len(rows) == _SPOOL_ROWS:
+            spool.executemany(insert, rows)
+            rows.clear()
+    spool.executemany(insert, rows)
+    spool.execute("COMMIT")
+
+
+def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
+    """Rows of one Parquet file ordered by first appearance of their group; the file is taken into memory."""
+    from rerank_cli.formats import parquet
+
+    groups: dict[int, int] = {}
+    places = range(parquet.row_count(item.path))[options.skip : options.stop]
+    keys = islice(_table_keys(item, shape), options.skip, options.stop)
+    numbers = [groups.setdefault(key, len(groups)) for key in keys]
+    order = sorted(places, key=lambda place: numbers[place - options.skip])
+    if options.position:
+        options.position.table(item.path, parquet.row_count(item.path))
+    columns = shape.columns(columns_of(item))
+    most = _MAX_GATHERED_PARQUET_BYTES
+    yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)
