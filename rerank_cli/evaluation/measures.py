@@ -10,6 +10,8 @@ would answer; repeats are counted. Where no list holds a judged passage, the ids
 there is nothing that could be measured: `Evaluation.problem` says so, with an id of each side.
 
 A list is measured when it comes, and only the values are kept: two numbers for each judged query and measure.
+
+Over 400 lines, most of them the description of what is reported.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 file its name at the end, the output last. Compressed rows are a gzip member or a zstd frame a window, so the output of
 a continued run is that of an undisturbed one. `StdoutDestination` streams rows to stdout; bad rows and the report of
 such a run are kept only where the user names a file for them.
+
+Over 400 lines: the destinations answer the same calls, and what one does is understood beside the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A job: the work folder of one output, from the first window to the name. See the package's text for its states."""
+"""A job: the work folder of one output, from the first window to the name. See the package's text for its states.
+
+Over 400 lines: the steps of one object between its states, whose order is what makes a kill harmless, are read in one
+place.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@
 
 A list that is written as a JSON text comes back as one. What the user names by `--query-field`, `--passages-field`,
 `--text-field` and `--id-field` is read in place of what the table says.
+
+Over 400 lines: reading a shape and writing it back are two sides of one table.
 """
 
 from __future__ import annotations
