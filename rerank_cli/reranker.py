@@ -12,7 +12,7 @@ the same order. `formats/in_memory.py` turns rows of a program into those of a f
 Options have the names of the command line's with `_` for `-`. Unlike there no environment variable is heard, and the
 environment of the process stays as it is; nothing is downloaded unless `online` is given.
 
-Over 400 lines: it is the whole public face of the program in Python, half of it the description of arguments.
+Over 400 lines: it is the whole public face of the program in Python.
 """
 
 from __future__ import annotations

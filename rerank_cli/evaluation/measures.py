@@ -10,34 +10,27 @@ would answer; repeats are counted. Where no list holds a judged passage, the ids
 there is nothing that could be measured: `Evaluation.problem` says so, with an id of each side.
 
 A list is measured when it comes, and only the values are kept: two numbers for each judged query and measure.
-
-Over 400 lines, most of them the description of what is reported.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rerank_cli.errors import InputError
 from rerank_cli.evaluation.calculate import calculate, parse_measure
 from rerank_cli.evaluation.changed_most import ChangedMost, Shown
 from rerank_cli.evaluation.drawn import sorted_changes
-from rerank_cli.evaluation.qrels import id_text, read_qrels
+from rerank_cli.evaluation.orders import Orders, drop_repeats
+from rerank_cli.evaluation.qrels import read_qrels
 from rerank_cli.evaluation.shown_lists import first_passages, shortened
 from rerank_cli.evaluation.significance import Significance, randomisation_test
-from rerank_cli.formats.shapes import Shape, passage_id
-from rerank_cli.records import RankedList
 
 GIVEN_ORDER = "the order of the input"
-
-_PASSAGE_HINT = "`--id-field NAME` names the field of a passage that has the id of the qrels, such as `url`"
-_ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
 
 
 _FEW = 0.2  # of the judged queries with a judged passage in their list: fewer are rarely meant
@@ -46,23 +39,6 @@ Values = list[float | None]
 Noted = tuple[Any, ...]
 """What a later process must know of the orders of a query: its id, the values of both, how many ids were repeated,
 whether a judged passage was met, the first id, and what is shown of a query that changed much (else None)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """The passage ids of one query in both orders, best first; given is None where nobody knows it.
-
-    repeated: how many ids that had stood before were left out. scores: of `reranked`; NaN of a passage without one.
-    text, texts: the query's, and those of the passages by id, for people.
-    """
-
-    query: str
-    given: Sequence[str] | None
-    reranked: Sequence[str]
-    repeated: int = 0
-    scores: Sequence[float] = ()
-    text: str = ""
-    texts: Callable[[], Mapping[str | None, str | None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +136,7 @@ class Evaluator:
 
     def add(self, orders: Iterable[Orders]) -> None:
         """Measure the orders of some queries; those of an unjudged query may be empty."""
-        added = [_drop_repeats(item) for item in orders]
+        added = [drop_repeats(item) for item in orders]
         judged: dict[str, Orders] = {}
         for item in added:
             if self.is_judged(item.query) and item.query not in self._values:
@@ -337,55 +313,6 @@ class Evaluator:
         self, orders: Mapping[str, Sequence[str]], *measures: Any
     ) -> dict[tuple[str, str], float | None]:
         return calculate(measures or self._measures, self._qrels, orders)
-
-
-def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[str], bool]) -> Iterable[Orders]:
-    """Both orders of ranked lists, which must be complete (selection comes after evaluation)."""
-    for item in ranked:
-        if item.source.id is None:
-            row = item.source.rows[0]
-            raise InputError(f"{row.file}:{row.number}: no query id, which --qrels needs", hint=_ID_HINT)
-        query = id_text(item.source.id)
-        if not is_judged(query):
-            yield Orders(query, (), ())
-            continue
-        names = {entry.index: _passage_name(item, entry.index, shape) for entry in item.ranking}
-        yield Orders(
-            query, [names[index] for index in sorted(names)], [names[one.index] for one in item.ranking],
-            # Scores of two scorers have no scale in common: those of the first are left out.
-            scores=[math.nan if one.scored_by == "first" else one.logit for one in item.ranking],
-            text=item.source.query, texts=partial(_texts_of, item, names),
-        )  # fmt: skip
-
-
-def _texts_of(item: RankedList, names: Mapping[int, str]) -> Mapping[str | None, str | None]:
-    """The texts of a list by the ids of its passages; of an id that comes again, the first."""
-    source = item.source
-    by_place = {source.place_of(index): passage for index, passage in enumerate(source.passages)}
-    texts: dict[str | None, str | None] = {}
-    for index in sorted(names, reverse=True):
-        passage = by_place[index]
-        texts[names[index]] = passage if isinstance(passage, str) else passage.text
-    return texts
-
-
-def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
-    passage = passage_id(item, index, shape)
-    if passage is None:
-        row = item.source.row_of(index)
-        raise InputError(f"{row.file}:{row.number}: passage {index} has no id, which --qrels needs", hint=_PASSAGE_HINT)
-    return id_text(passage)
-
-
-def _drop_repeats(orders: Orders) -> Orders:
-    """Orders in which each passage stands at its first place alone."""
-    reranked = list(dict.fromkeys(orders.reranked))
-    given = None if orders.given is None else list(dict.fromkeys(orders.given))
-    scores = dict(zip(reversed(orders.reranked), reversed(orders.scores), strict=True)) if orders.scores else {}
-    return replace(
-        orders, given=given, reranked=reranked, repeated=len(orders.reranked) - len(reranked),
-        scores=[scores[name] for name in reranked] if scores else (),
-    )  # fmt: skip
 
 
 def _as_it_is(shown: Shown | None) -> Shown | None:

@@ -36,7 +36,7 @@ What is promised: OUT is there whole or not at all, after any number of runs on 
 `alive-RUN` or a `clock-RUN` of some bytes may stay behind where a machine dies between two calls at the very end; the
 next run on this output takes them away.
 
-Over 400 lines, a fifth of them the model of the store above.
+Over 400 lines, a sixth of them the model of the store above.
 """
 
 from __future__ import annotations

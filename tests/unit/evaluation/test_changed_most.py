@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rerank_cli.evaluation.limits import EXTREMES
-from rerank_cli.evaluation.measures import Evaluator, Orders
+from rerank_cli.evaluation.measures import Evaluator
+from rerank_cli.evaluation.orders import Orders
 
 DEPTH = 8
 

@@ -10,7 +10,8 @@ import ir_measures
 import pytest
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.evaluation.measures import Evaluation, Evaluator, Orders, orders_of
+from rerank_cli.evaluation.measures import Evaluation, Evaluator
+from rerank_cli.evaluation.orders import Orders, orders_of
 from rerank_cli.formats.shapes import FieldNames, FlatShape, ListShape, Shape
 from rerank_cli.records import CandidateList, RankedList
 from tests.conftest import json_rows, ranked_of
