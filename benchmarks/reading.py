@@ -27,7 +27,10 @@ READ = """
 import json, sys, time
 sys.path[:] = [sys.argv[1], *(path for path in sys.path if path)]
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
-from rerank_cli.formats.scattered_groups import ordered_by_group
+try:
+    from rerank_cli.formats.scattered_groups import ordered_by_group
+except ModuleNotFoundError:  # a version of before 2026-11-29
+    from rerank_cli.formats.inputs import ordered_by_group
 from rerank_cli.formats.shapes import FieldNames
 def read():
     inputs, options = resolve_inputs([sys.argv[2]]), ReadOptions()
