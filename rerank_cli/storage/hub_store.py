@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -168,7 +169,8 @@ class HubStore:
     def _refuse_offline(self) -> None:
         from huggingface_hub import constants
 
-        if constants.HF_HUB_OFFLINE:
+        # The library reads the variable once; a process that had been online may be so no longer.
+        if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
             raise UsageError(
                 f"{self._url}: the Hub is not asked without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
             )

@@ -66,7 +66,8 @@ def test_a_logit_of_another_run_stays_beside_the_cosine(tmp_path):
     (row,) = read_lines(out)
     assert (row["logit"], row["prob"]) == (3.5, 0.97)
     assert "cosine" in row
-    assert (row["truncated"], row["tokens"], row["kept_tokens"]) == (True, 9, 8)  # the user's, as this run has none
+    # The names of a cut are ours in every row, so the user's stay under others.
+    assert (row["input_truncated"], row["input_tokens"], row["input_kept_tokens"]) == (True, 9, 8)
 
 
 def test_the_report_tells_how_many_texts_were_embedded(rows, tmp_path):
