@@ -145,7 +145,9 @@ def json_rows(*rows: Mapping[str, Any]) -> list[JsonRow]:
 def ranked_of(source: CandidateList, *logits: float) -> RankedList:
     """`source` ranked by these logits, one for each of its passages."""
     order = sorted(range(len(logits)), key=lambda index: (-logits[index], index))
-    ranking = (RankedPassage(rank, index, logits[index], 10, 10) for rank, index in enumerate(order, 1))
+    ranking = (
+        RankedPassage(rank, source.place_of(index), logits[index], 10, 10) for rank, index in enumerate(order, 1)
+    )
     return RankedList(source, tuple(ranking))
 
 

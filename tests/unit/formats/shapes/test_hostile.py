@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.formats.jsonl import parse_row
@@ -50,6 +50,7 @@ def read(row: dict[str, Any], number: int) -> Item:
 @pytest.mark.parametrize("name", LIKELY)
 @settings(max_examples=25)
 @given(fields=rows, whole=st.booleans())
+@example(fields={"passages": [None, ""]}, whole=True)
 def test_a_row_of_any_content_is_a_list_or_an_error_row(
     name: str, to: str, fields: dict[str, Any], whole: bool
 ) -> None:
