@@ -132,6 +132,15 @@ def test_a_list_now_and_then_is_sampled_and_written_as_if_it_were_not(
     assert often["cascade"]["read_by_second"] == rare["cascade"]["read_by_second"]
 
 
+def test_bad_rows_before_the_first_list_make_no_rule(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    bad = json.dumps({"query": "q", "passages": [None]})
+    source.write_text(f"{bad}\n" * 520 + "".join(json.dumps(row) + "\n" for row in made_rows(16)))
+    report = rerank(str(source), tmp_path / "out.jsonl", "--first", "bf16", "--first-top", "2", "--quiet", code=3)
+    assert report["cascade"]["bound"]["pairs"] == 520
+    assert report["cascade"]["read_by_second"] < 16 * 40
+
+
 def test_parquet_says_it_in_a_column_and_csv_too(lists: str, full: list[dict[str, Any]], tmp_path: Path) -> None:
     source = write_table(tmp_path / "in.parquet", made_rows(8))
     options = ("--first", "bf16", "--first-keep", "6", "--first-top", "3", "--quiet")

@@ -75,16 +75,16 @@ class Cascade:
         self._agreement, self._kept = Agreement(asked.top), Kept()
         self._sample: Window | None = None
         if state:
-            self._rule = Rule.of_state(state["rule"])
+            self._rule = Rule.of_state(state["rule"]) if state["rule"] else None
             self._agreement, self._kept = Agreement(**state["agreement"]), Kept(**state["kept"])
             first.work, second.work = Work(**state["first"]), Work(**state["second"])
 
     @property
     def state(self) -> dict[str, Any]:
         """What the next process must know, for a JSON file."""
-        assert self._rule is not None, "a window has been scored"
         return {
-            "rule": self._rule.state, "agreement": asdict(self._agreement), "kept": asdict(self._kept),
+            "rule": self._rule.state if self._rule else None,
+            "agreement": asdict(self._agreement), "kept": asdict(self._kept),
             "first": asdict(self.first.work), "second": asdict(self.second.work),
             "calibration": {name: _calibration(one) for name, one in (("first", self.first), ("second", self.second))},
             "plan": {name: getattr(self.first.plan, name) for name in KEPT_OF_PLAN},
@@ -121,12 +121,14 @@ class Cascade:
     def _rank(self, scored: ScoredWindow) -> ScoredWindow:
         """A window that the first scorer has scored, with what the second one says."""
         window = scored.encoded.window
+        if not window.lists:  # bad rows alone make no rule
+            return scored
         counts: Counter[str] = Counter(scored.counts)
         have = _Read(self.second, window.number, counts)
         entries, scores = _by_list(scored.encoded, scored.logits)
         if self._rule is None:
             self._rule = self._measure(scored, have, counts)
-        elif window.number % _EVERY == 0 and window.number and window.lists:
+        elif window.number % _EVERY == 0 and window.number:
             self._sample_list(window.lists[0], scores[0], have)
         choices = [ListChoice(one, self._rule) for one in scores]
         while wanted := [(place, some) for place, one in enumerate(choices) if (some := one.wanted())]:
