@@ -161,7 +161,7 @@ def rank_window(
         places = encoded.places[begin : begin + len(item.passages)]
         begin += len(item.passages)
         entries = [encoded.encoded[place] for place in places]
-        found, bad = rank_list(item, entries, [_shortest(logits[place]) for place in places], blend)
+        found, bad = rank_list(item, entries, [shortest(logits[place]) for place in places], blend)
         ranked += [found] if found else []
         errors += bad
     return ranked, errors
@@ -253,6 +253,6 @@ def select(ranked: RankedList, selection: Selection) -> RankedList:
     return replace(ranked, ranking=tuple(islice(kept, min(wanted, default=None))))
 
 
-def _shortest(logit: np.float32) -> float:
+def shortest(logit: np.float32) -> float:
     """The float that prints with the fewest digits that still name this float32 (9.267, not 9.26700019836)."""
     return float(str(logit))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -226,11 +226,9 @@ class Kept:
     exceeded: int = 0
     """Pairs whose second score lay further above the first than the bound."""
     furthest: float | None = None
-    lists: int = field(default=0)
 
     def add(self, choice: ListChoice, rule: Rule) -> None:
         """Count a list."""
-        self.lists += 1
         self.passages += len(choice.first)
         self.read += len(choice.read)
         if rule.over is not None and len(excess := choice.excess()):

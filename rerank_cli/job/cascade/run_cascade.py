@@ -34,7 +34,7 @@ from rerank_cli.job.cascade.choice import (
 )
 from rerank_cli.job.cascade.scorer import Scorer, Work
 from rerank_cli.job.first_scorer import Asked
-from rerank_cli.job.ranking import rank_list
+from rerank_cli.job.ranking import rank_list, shortest
 from rerank_cli.job.score_store.known_scores import Asked as Pair
 from rerank_cli.job.scoring_loop import ScoredWindow, in_order, score_windows
 from rerank_cli.job.windows import Windows
@@ -142,7 +142,7 @@ class Cascade:
             pairs = [(item.limits, *pair) for pair in item.pairs]
             both = [have.entry(pairs[place]) if place in choice.read else entry for place, entry in enumerate(of_first)]
             joined = np.where(np.isin(np.arange(len(cheap)), sorted(choice.read)), choice.second, cheap).tolist()
-            found, bad = rank_list(item, both, [_shortest(one) for one in joined], second=choice.read)
+            found, bad = rank_list(item, both, [shortest(np.float32(one)) for one in joined], second=choice.read)
             ranked += [found] if found else []
             errors += bad
         return replace(scored, ranked=ranked, errors=in_order([*window.errors, *errors]), counts=counts)
@@ -288,11 +288,6 @@ def _by_list(encoded: EncodedWindow, logits: Any) -> tuple[list[list[Encoded]], 
             np.array([_score(encoded.encoded[place], float(logits[place])) for place in places], dtype=np.float64)
         )
     return entries, scores
-
-
-def _shortest(logit: float) -> float:
-    """The float that prints with the fewest digits that still name this float32."""
-    return float(str(np.float32(logit)))
 
 
 def _calibration(scorer: Scorer) -> Mapping[str, Any] | None:
