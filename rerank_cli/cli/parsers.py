@@ -17,17 +17,17 @@ from rerank_cli.storage import refuse_url
 
 _TEMPLATE_BYTES = 2**20
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]i?b|[kmgt]|b?)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]i?b|[kmgt]|b?)")
 UNITS = {"B": 1} | {
     f"{prefix}{infix}B": base**power
     for power, prefix in enumerate("KMGT", start=1)
     for infix, base in (("", 1000), ("i", 1024))
 }
 """Bytes of a unit of memory."""
-_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)([kmb]?)", re.ASCII)
+_COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)")
 _TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MOST = 10**15
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _MOST_SECONDS = 10**9  # a timer of the system takes no 2^63
 
@@ -66,7 +66,7 @@ def parse_count(text: str) -> int:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of `i/n`."""
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError("not a part", "parts count from 1: 1/4 is the first of four, 4/4 the last")
     return int(found[1]), int(found[2])
@@ -74,16 +74,16 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def parse_error_limit(text: str) -> ErrorLimit:
     """The limit that `100` or `0.5%` names."""
-    if re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"[0-9]+", text):
         return ErrorLimit(rows=int(text))
-    if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?%", text) and float(text[:-1]) <= 100:
         return ErrorLimit(share=float(text[:-1]) / 100)
     raise ValueError("neither a number of rows nor a percentage", "for example 100 or 0.5%")
 
 
 def parse_share(text: str) -> float:
     """The share that `5%` names."""
-    if re.fullmatch(r"\d+(\.\d+)?%", text) and float(text[:-1]) <= 100:
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?%", text) and float(text[:-1]) <= 100:
         return float(text[:-1]) / 100
     raise ValueError("not a percentage", "for example 5%")
 

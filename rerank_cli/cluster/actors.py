@@ -146,7 +146,7 @@ def _refuse_too_many(engines: int, what: str, each: float, total: float) -> None
 
 def _refuse_silent(address: str) -> None:
     """Ray asks a host that does not answer for minutes."""
-    found = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    found = re.fullmatch(r"(?:ray://)?(.+):([0-9]{1,5})", address)
     if found is None:
         return  # a name of Ray's own, such as `auto`
     try:

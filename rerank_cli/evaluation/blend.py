@@ -36,7 +36,7 @@ class Blend:
 
 def parse_blend(text: str) -> Blend:
     """The blend that `rrf:0.5` or `z:0.3` names."""
-    found = re.fullmatch(r"(rrf|z):(\d+(?:\.\d*)?|\.\d+)", text)
+    found = re.fullmatch(r"(rrf|z):([0-9]+(?:\.[0-9]*)?|\.[0-9]+)", text)
     if found is None or not 0 <= float(found[2]) <= 1:
         raise ValueError("not a blend", "for example rrf:0.5 or z:0.3; the weight of the given order is 0 to 1")
     return Blend(cast(Any, found[1]), float(found[2]))

@@ -36,6 +36,8 @@ def parse_measure(name: str) -> Any:
     # Imported here: it costs 0.3 s that a run without judgements need not pay.
     import ir_measures
 
+    if not name.isascii():
+        raise UsageError(f"--metric {name}: not a measure: digits are 0 to 9", hint=_KNOWN)
     try:
         measure = ir_measures.parse_measure(name)
         # Some fail only when they compute, for want of a program or of an option; better now than after the run.

@@ -75,8 +75,8 @@ def least_of_second(asked: Asked, passages: int) -> int:
 
 def parse_first_keep(text: str) -> str:
     """`text`, where it is what `--first-keep` takes."""
-    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
-    if text in ("auto", "exact") or (share and 0 < float(share[1]) <= 100) or re.fullmatch(r"[1-9]\d{0,8}", text):
+    share = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
+    if text in ("auto", "exact") or (share and 0 < float(share[1]) <= 100) or re.fullmatch(r"[1-9][0-9]{0,8}", text):
         return text
     raise ValueError("neither a number, a percentage, `auto` nor `exact`", "for example 100, 10%, auto or exact")
 

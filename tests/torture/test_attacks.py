@@ -308,6 +308,34 @@ def test_a_number_that_no_run_can_mean_is_refused(
     assert flag in capsys.readouterr().err
 
 
+def in_other_digits(text: str) -> str:
+    """Arabic ones, as Python's `int` and `\\d` take them too."""
+    return text.translate({ord("0") + digit: 0x660 + digit for digit in range(10)})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--deadline 3", "--lock-wait 3s", "--checkpoint-every 1.5m", "--max-errors 3", "--max-errors 3%",
+        "--max-unknown 3%", "--store-limit 3GB", "--shard 1/3", "--top-n 3", "--threshold 3", "--engines 3",
+        "--limit 3", "--max-tokens 128", "--first-keep 3%", "--first-keep 13", "--blend rrf:0.5", "--metric nDCG@10",
+        "--device cuda:0",
+    ],
+)  # fmt: skip
+def test_digits_of_a_number_are_those_of_ascii(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    qrels = tmp_path / "qrels"
+    qrels.write_text("q 0 d 1\n")
+    flag, _, value = given.partition(" ")
+    value = in_other_digits(value)
+    more = ["--first", str(TINY_CHECKPOINT)] if flag == "--first-keep" else []
+    more += ["--qrels", str(qrels)] if flag == "--metric" else []
+    arguments = [str(source), "-o", str(tmp_path / "out.jsonl"), "--model", str(TINY_CHECKPOINT), *more, flag, value]
+    assert main(["rerank-file", *arguments]) == 2
+    assert f"{flag} {value}: " in capsys.readouterr().err
+
+
 def test_a_template_without_end_and_engines_without_number_are_refused(tmp_path: Path, source: Path) -> None:
     assert score(source, "-o", tmp_path / "out.jsonl", "--template", "/dev/zero") == 4
     assert score(source, "-o", tmp_path / "out.jsonl", "--engines", 99999) == 6
