@@ -94,6 +94,7 @@ _FLASH = _Names(
     contract="mlp.fc2",
     out_norm="norm2",
 )
+_FLASH_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +247,12 @@ class EncoderCrossEncoder:
                 raise ModelError(
                     f"{checkpoint.config_place}: `{key}` is set: another model of the jina line, which is not supported"
                 )
+        # Source: create_mlp_cls in the authors' modeling_xlm_roberta.py takes the exact GELU for any other name.
+        if self._shape.activation not in _FLASH_ACTIVATIONS:
+            raise ModelError(
+                f"{checkpoint.config_place}: `hidden_act` is {self._shape.activation!r}: under the names of the flash "
+                f"implementation it is one of {', '.join(_FLASH_ACTIVATIONS)}"
+            )
         return _FLASH
 
     def _read_head(self, weights: WeightReader, checkpoint: Checkpoint) -> Head:

@@ -207,16 +207,16 @@ def _read_shape(checkpoint: Checkpoint) -> _Shape:
 
 
 def _read_scaling(checkpoint: Checkpoint) -> float:
-    """The factor of `rope_scaling`; 1 where there is none."""
+    """The factor of `rope_scaling`; 1 where there is none. The authors' code scales nothing by a factor below 1."""
     scaling = checkpoint.config.get("rope_scaling")
     if scaling is None:
         return 1.0
     known = isinstance(scaling, dict) and scaling.get("type") == "ntk" and scaling.get("mixed_b") is None
     factor = scaling.get("factor") if known else None
     known = known and scaling.keys() <= {"type", "rope_type", "factor", "mixed_b"}
-    if not known or isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor > 0:
+    if not known or isinstance(factor, bool) or not isinstance(factor, (int, float)) or not factor >= 1:
         raise ModelError(
             f"{checkpoint.config_place}: `rope_scaling` is not known for NewForSequenceClassification: {scaling!r}",
-            hint='known is {"type": "ntk", "factor": F}, without `mixed_b`',
+            hint='known is {"type": "ntk", "factor": F} with F of 1 or more, without `mixed_b`',
         )
     return float(factor)

@@ -84,7 +84,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever another program's classes raise for a value that they do not take
         raise ModelError(
             f"{checkpoint.path}: transformers cannot read this config.json: {_first_line(error)}"
         ) from error
@@ -106,7 +106,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:
         raise ModelError(f"{checkpoint.path}: weights cannot be loaded: {_first_line(error)}") from error
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loading.get(kind):

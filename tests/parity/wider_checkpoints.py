@@ -19,8 +19,6 @@ _HEADS = ("score", "classifier", "classifier.out_proj")
 _KEYS: list[dict[str, Any]] = [
     {"_name_or_path": "somebody/some-model", "transformers_version": "4.57.1"},
     {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.1"}},
-    {"problem_type": "single_label_classification"},
-    {"problem_type": "regression"},
     {"use_cache": False},
     {"gradient_checkpointing": True, "classifier_dropout": 0.3},
     {"torch_dtype": "bfloat16"},
@@ -100,7 +98,11 @@ def _rope(folder: Path, own: Path, draw: random.Random, told: dict[str, Any]) ->
 
 def _tokenizer(folder: Path, own: Path, draw: random.Random, told: dict[str, Any]) -> Any:
     chosen = draw.choice(_TOKENIZER)
+    if "padding_side" in chosen and told["kind"] not in ("logit", "decoder"):
+        return None  # the library then counts positions from the padding on, so a score depends on the batch
     _edit(own / "tokenizer_config.json", **chosen)
+    if "add_prefix_space" in chosen:
+        told.setdefault("may", []).append("blank")
     return chosen
 
 
@@ -131,6 +133,8 @@ def _labels(folder: Path, own: Path, draw: random.Random, told: dict[str, Any]) 
         config |= {"label2id": {f"LABEL_{n}": n for n in range(labels)}}
     elif told_by == "number":
         config["num_labels"] = labels
+    if draw.random() < 0.5:  # with one label the library refuses it
+        config["problem_type"] = "single_label_classification"
     (own / "config.json").write_text(json.dumps(config))
     for name in (f"{head}.weight", f"{head}.bias"):
         if name in tensors:
