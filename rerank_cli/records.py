@@ -145,6 +145,7 @@ class CandidateList:
     passage_error: how a passage that has no score is told, by (place, code, message); None where one makes its whole
     list bad, as in a request.
     whole: of which this is the head that is scored (`--depth`); the other passages keep their place.
+    duplicates: passages that were left out because one before them says the same (`--drop-duplicates`).
     """
 
     query: str
@@ -157,6 +158,7 @@ class CandidateList:
     places: tuple[int, ...] = ()
     passage_error: Callable[[int, str, str], RowError] | None = field(default=None, compare=False)
     whole: CandidateList | None = None
+    duplicates: int = 0
 
     @property
     def pairs(self) -> list[tuple[str, Passage]]:
@@ -313,18 +315,19 @@ class RankedList:
 class Counts:
     """What a run has done so far.
 
-    rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored; a list
-    is, if one of its passages is. passages_error: passages that cannot be scored, of lists that are ranked without
-    them: they are in the errors file and in none of the numbers of rows. output_rows: rows written. pairs_scored:
-    distinct pairs that a model saw. tokens: what it read of these, after truncation; an embedder reads what several
-    pairs share once. pairs_found, tokens_found: distinct pairs whose scores were known before, by an earlier window or
-    by the store, and their tokens. dropped: passages that the user's selection left out. ties: neighbours in rank order
-    with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for images;
-    retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not fit and
-    were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were computed
-    again in fp32. lists_without_rows: with too few negatives to train on. computed_tokens: `tokens`, and those
-    that only fill batches up; 0 where nobody counts them.
-    engine_deaths: processes that scored pairs, ended by themselves and were started again.
+    rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored; a list is, if
+    one of its passages is. passages_error: passages that cannot be scored, of lists that are ranked without them: they
+    are in the errors file and in none of the numbers of rows. output_rows: rows written. pairs_scored: distinct pairs
+    that a model saw. tokens: what it read of these, after truncation; an embedder reads what several pairs share once.
+    pairs_found, tokens_found: distinct pairs of a window whose scores were known before, by an earlier window or by the
+    store, and their tokens. dropped: passages that the user left out. near_duplicates: passages that say what one
+    before them in their list says (`job/duplicates.py`), dropped or not. ties: neighbours in rank order with equal
+    logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for images;
+    retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not fit and were
+    cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were computed again in
+    fp32. lists_without_rows: with too few negatives to train on. computed_tokens: `tokens`, and those that only fill
+    batches up; 0 where nobody counts them. engine_deaths: processes that scored pairs, ended by themselves and were
+    started again.
     """
 
     rows_in: int = 0
@@ -354,6 +357,7 @@ class Counts:
     computed_tokens: int = 0
     pairs_found: int = 0
     tokens_found: int = 0
+    near_duplicates: int = 0
 
     @property
     def in_errors_file(self) -> int:

@@ -61,6 +61,11 @@ OPTIONS = [
         "z-scores. `rerank-cli evaluate` says what helps. Default: the scores alone.",
     ),
     option(
+        "--drop-duplicates", bool, group=SELECTION, into="drop_duplicates",
+        help="Leave out passages that are equal to one before them in their list but for case, white space and "
+        "punctuation, before anything is scored.",
+    ),
+    option(
         "--first", str, group=SELECTION, into="first.scorer", metavar="MODEL|PRECISION",
         help="A cheap scorer that reads every candidate: the same model in int8 or bf16, another model, or "
         "MODEL:PRECISION. The model of the run reads what can still matter.",
@@ -152,8 +157,8 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if given["engine"] == "ray":
         from rerank_cli.cluster import ClusterOptions
 
-        for flag in ("depth", "blend", "first"):
-            if given[flag] is not None:
+        for flag in ("depth", "blend", "first", "drop-duplicates"):
+            if given[flag.replace("-", "_")]:
                 raise UsageError(f"--{flag}: cannot be had with `--engine ray`", hint="leave out `--engine`")
         if given["dry_run"]:
             raise UsageError("--dry-run: cannot be had with `--engine ray`", hint="leave out `--engine`")

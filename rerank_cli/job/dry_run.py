@@ -16,12 +16,13 @@ import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.errors import UsageError
+from rerank_cli.job.duplicates import count_duplicates
 from rerank_cli.job.first_scorer import Asked, least_of_second, read_asked
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import Prepared, find_known, prepare
 from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, rank_window, without_pixels
-from rerank_cli.job.windows import cut_windows, heads_of
+from rerank_cli.job.windows import cut_windows, wanted_of
 from rerank_cli.journal.store_log import probe
 from rerank_cli.machine.detect import Machine, describe_machine
 from rerank_cli.planning.cards import time_of_plan
@@ -100,11 +101,15 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     asked = read_asked(options) if prepared.first else None
     first: RowError | None = None
     unknown = UnknownTokens()
-    lists = heads_of(prepared.shape.group(prepared.items), options.depth)
+    lists = wanted_of(prepared.shape.group(prepared.items), options.depth, drop_duplicates=options.drop_duplicates)
     for window in cut_windows(lists, max_pairs=prepared.plan.window_pairs):
-        counts.rows_in += window.rows
-        counts.blank += window.blank
-        counts.lists += len(window.lists)
+        duplicates = sum(item.duplicates + count_duplicates(item) for item in window.lists)
+        counts.add(
+            {
+                "rows_in": window.rows, "blank": window.blank, "lists": len(window.lists),
+                "near_duplicates": duplicates,
+            }
+        )  # fmt: skip
         counts.pairs += sum(len(item.passages) for item in window.lists)
         of_second += sum(least_of_second(asked, len(item.passages)) for item in window.lists) if asked else 0
         times = Counter((item.limits, *pair) for item in window.lists for pair in item.pairs)

@@ -207,6 +207,8 @@ class JobOptions:
     """Candidates of a list that are scored, from its start; the others keep their place. None: all."""
     blend: Blend | None = None
     """How the scores are joined with the given order."""
+    drop_duplicates: bool = False
+    """Leave out passages that say what one before them in their list says."""
     first: First = field(default_factory=First)
     """The cheap scorer that reads every candidate, if there is one."""
     check_precision: int | None = None

@@ -193,7 +193,8 @@ def rank_list(
             return None, [row_error(item.rows[0], problem.code, f"{where}{problem.message}", item.id)]
         errors += [item.passage_error(item.place_of(i), one.code, one.message) for i, one in bad.items()]
     else:
-        errors += [row_error(item.rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
+        rows = {i: item.row_of(item.place_of(i)) for i in bad}
+        errors += [row_error(rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
     good = [index for index in range(len(entries)) if index not in bad]
     if good or not item.passages or item.whole:
         return _rank(item, good, entries, scores, blend, second), errors

@@ -39,7 +39,7 @@ from rerank_cli.job.scorers import OneModel, OpensEngine, open_scorers
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.watched_images import WatchedImages
-from rerank_cli.job.windows import Share, Windows, heads_of
+from rerank_cli.job.windows import Share, Windows, wanted_of
 from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
@@ -311,8 +311,9 @@ def _windows(options: JobOptions, prepared: Prepared, plan: Plan, images: Watche
     shard, shards = options.shard or (1, 1)
     lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
     max_pairs = _SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
+    lists = wanted_of(prepared.shape.group(prepared.items), options.depth, drop_duplicates=options.drop_duplicates)
     return Windows(
-        images.look(heads_of(prepared.shape.group(prepared.items), options.depth)), max_pairs=max_pairs,
+        images.look(lists), max_pairs=max_pairs,
         share=Share(shard, shards, lines), position=lambda: prepared.position.share,
     )  # fmt: skip
 

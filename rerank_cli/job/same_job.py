@@ -148,8 +148,8 @@ def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
     del fields["selection"]["scored_by"]  # what `--first` says
     if options.first.scorer is None:
         del fields["first"]
-    for name in ("depth", "blend"):
-        if fields[name] is None:
+    for name in ("depth", "blend", "drop_duplicates"):
+        if not fields[name]:
             del fields[name]
     for name, value in fields.items():
         inner = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}

@@ -9,7 +9,7 @@ The input and the options alone cut windows, and batches never cross windows: th
 window with many images is encoded and scored in parts (`image_parts.py`). An engine of several processes, or on a GPU,
 has some parts under way at a time (`Engine.depth`) and computes while the caller writes; their logits are taken in the
 order of the input. Pairs with the same texts and image are scored once in a window, and with `KnownScores` once in a
-run, or in all runs that share a store.
+run (as far as its table holds), or in all runs that share a store.
 
 The stages are joined by short queues (`Ahead`). Their heavy parts release the interpreter lock (file and decompression,
 the Rust tokenizer, torch), so three threads are enough to hide reading and tokenising behind the engine.

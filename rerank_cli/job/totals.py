@@ -8,6 +8,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from rerank_cli.job.duplicates import count_duplicates
 from rerank_cli.machine.this_process import peak_rss_bytes
 from rerank_cli.records import Counts, Timing
 from rerank_cli.report.observations import Observations
@@ -79,6 +80,8 @@ class Totals:
         counts.rows_out += window.rows - bad
         counts.blank += window.blank
         counts.lists += len(scored.ranked)
+        counts.near_duplicates += sum(item.duplicates + count_duplicates(item) for item in window.lists)
+        counts.dropped += sum(item.duplicates for item in window.lists)
         counts.pairs += len(encoded.places)
         counts.pairs_scored += len(encoded.encoded) - len(scored.known)
         counts.chunked += sum(1 for entry in encoded.encoded if isinstance(entry, tuple) and len(entry) > 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from rerank_cli.formats.shapes import Grouped
+from rerank_cli.job.duplicates import without_duplicates
 from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RowError, Window
 
 _WINDOW_BYTES = 32 * 2**20  # of text: long documents must not make a window of gigabytes
@@ -87,6 +88,11 @@ class Windows:
                 if self.on_first:
                     self.on_first(window)
             yield window
+
+
+def wanted_of(items: Iterable[Grouped], depth: int | None, *, drop_duplicates: bool) -> Iterator[Grouped]:
+    """What is to be scored of `items`: heads of so many passages, without those that say what others say."""
+    return heads_of(without_duplicates(items) if drop_duplicates else items, depth)
 
 
 def heads_of(items: Iterable[Grouped], depth: int | None) -> Iterator[Grouped]:

@@ -4,6 +4,7 @@
     folder.py          the store of a folder, or why a folder cannot have one here
     logit_facts.py     everything that decides a logit but the pair itself
     known_scores.py    the keys of pairs, and which pairs of a window need not be computed
+    memory_table.py    a bounded table of a run alone, where there is no store
     run_store.py       the store of a run, from its options to its report
 
 Nothing here ends a run. What cannot be read is not found, what cannot be written is not kept, and why is told once. An

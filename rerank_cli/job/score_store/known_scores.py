@@ -34,6 +34,7 @@ from rerank_cli.encoding.images.source import ImageProblem, read_source
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.job.score_store import Rate, ScoreStore
 from rerank_cli.job.score_store.database import KEY_BYTES, QUERY_BYTES
+from rerank_cli.job.score_store.memory_table import MemoryTable
 from rerank_cli.records import EncodedPair, ImageBlock, ImagePassage, Limits, Passage, Timing, Window
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class KnownScores:
     """The scores that are known before they are computed, for one pass over an input.
 
     Args:
-        store: Where they are.
+        store: Where they are; a `MemoryTable` where no other run shall know them.
         basis_of: A digest of all that decides a logit but the pair, by the calibration of the engine.
         engine: Of the run.
         timing: Tells what computing has cost.
@@ -99,7 +100,7 @@ class KnownScores:
 
     def __init__(
         self,
-        store: ScoreStore,
+        store: ScoreStore | MemoryTable,
         basis_of: Callable[[Mapping[str, Any] | None], bytes],
         engine: Engine,
         *,
@@ -107,6 +108,7 @@ class KnownScores:
         encodes_all: bool = False,
     ) -> None:
         self.store, self.encodes_all = store, encodes_all
+        self._reads_images = isinstance(store, ScoreStore)
         self._basis_of, self._timing, self._spent = basis_of, timing, timing.compute
         self._basis: bytes | None = None
         self._turn = threading.Condition()
@@ -142,7 +144,7 @@ class KnownScores:
         if self._basis is None:
             found.keys = [None] * len(found.pairs)
         else:
-            found.keys = self._keys(found.pairs, self._basis, found.images)
+            found.keys = self._keys(found.pairs, self._basis, found.images, reads_images=self._reads_images)
             self._find(found)
         return found
 
@@ -207,8 +209,10 @@ class KnownScores:
         return tokens * rate.seconds / rate.tokens if rate.tokens else None
 
     @staticmethod
-    def _keys(pairs: Sequence[Asked], basis: bytes, digests: dict[int, bytes]) -> list[bytes | None]:
-        """The keys of pairs; None of one whose image cannot be read. digests: gets those of images, by place."""
+    def _keys(
+        pairs: Sequence[Asked], basis: bytes, digests: dict[int, bytes], *, reads_images: bool = True
+    ) -> list[bytes | None]:
+        """The keys of pairs; None of one whose image cannot be read, or is not. digests: gets those of images."""
         queries: dict[str, tuple[bytes, hashlib.blake2b]] = {}
         images: dict[object, bytes | None] = {}
         keys: list[bytes | None] = []
@@ -222,6 +226,9 @@ class KnownScores:
             first, begun = of_query
             digest = begun.copy()
             if isinstance(passage, ImagePassage):
+                if not reads_images:
+                    keys.append(None)
+                    continue
                 if passage.image not in images:
                     images[passage.image] = _image_digest(passage)
                 if (image := images[passage.image]) is None:

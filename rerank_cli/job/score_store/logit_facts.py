@@ -100,7 +100,12 @@ def depends_on_batch(prepared: PreparedModel, plan: Plan) -> str | None:
     return None
 
 
-def basis_of(facts: Mapping[str, Any], calibration: Mapping[str, Any] | None) -> bytes:
-    """A digest of the facts; calibration: of an int8 model, which decides how it is rounded."""
+def basis_of(facts: Mapping[str, Any], calibration: Mapping[str, Any] | str | None) -> bytes:
+    """A digest of the facts.
+
+    Args:
+        facts: See `logit_facts`.
+        calibration: Of an int8 model, which decides how it is rounded; a word for what is no score.
+    """
     text = json.dumps({**facts, "calibration": calibration}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

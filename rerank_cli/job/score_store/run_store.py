@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rerank_cli.encoding.encoder import ReadsImages
+from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import PreparedModel
 from rerank_cli.job.score_store import ScoreStore, Unusable, open_store
 from rerank_cli.job.score_store.known_scores import KnownScores
 from rerank_cli.job.score_store.logit_facts import basis_of, depends_on_batch, logit_facts
+from rerank_cli.job.score_store.memory_table import MemoryTable
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, Timing
 
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine
+
+
+def read_calibration(value: bytes) -> Mapping[str, Any] | None:
+    """The calibration that a store has kept; None of what is none."""
+    try:
+        found = json.loads(value)
+        return found if isinstance(found, dict) and isinstance(found["pairs"], int) else None
+    except (ValueError, KeyError):
+        return None
 
 
 class RunStore:
@@ -41,6 +54,7 @@ class RunStore:
         self._path, self._engine = options.store, engine
         self._encodes_all = options.check_precision is not None
         self._varies = depends_on_batch(prepared, plan)
+        self._reads_texts = not isinstance(prepared.encoder, ReadsImages)
         self._told: list[str] = []
         self._on_note = on_note
         self._store: ScoreStore | None = None
@@ -50,9 +64,34 @@ class RunStore:
                 self._tell("note: --store is not used: with `--embeddings` the vectors of all texts are computed")
             else:
                 self._store = self._open_or_warn(options)
+        self._facts: Mapping[str, Any] = {}  # of a run alone all pairs have the same
         if self._store is not None:
-            facts = logit_facts(options, prepared, plan, engine.kernels)
-            self._basis_of: Callable[[Mapping[str, Any] | None], bytes] = lambda found: basis_of(facts, found)
+            self._facts = logit_facts(options, prepared, plan, engine.kernels)
+            self._use_calibration(self._store)
+
+    def _use_calibration(self, store: ScoreStore) -> None:
+        """Give an engine that has none the calibration of the first run with this store, whose scores it then finds.
+
+        One of an earlier process of the run stays: a run ends as it began.
+        """
+        engine = self._engine
+        if not isinstance(engine, NeedsCalibration) or not engine.needs_calibration:
+            return
+        key = basis_of(self._facts, "calibration")
+        if (value := store.find([key]).get(key)) and (found := read_calibration(value)):
+            engine.use_calibration(found)
+            self._tell(
+                f"note: --store: {found['pairs']} pairs of an earlier run have calibrated the model, so that its "
+                "scores are found; without the store the first window of this one would"
+            )
+
+    def _basis_of(self, calibration: Mapping[str, Any] | None) -> bytes:
+        """All that decides a logit but the pair. A calibration that is the first of its model is kept."""
+        if self._store is not None and calibration is not None:
+            key = basis_of(self._facts, "calibration")
+            if not self._store.find([key]):
+                self._store.add({key: json.dumps(calibration).encode()})
+        return basis_of(self._facts, calibration)
 
     def _open_or_warn(self, options: JobOptions) -> ScoreStore | None:
         assert options.store is not None, "else there is nothing to open"
@@ -72,12 +111,14 @@ class RunStore:
         self._on_note(text)
 
     def known(self, timing: Timing) -> KnownScores | None:
-        """What is known for a pass over an input; None without a store. timing: of the pass."""
-        if self._store is None:
+        """What is known for a pass over an input; None where nothing may be. timing: of the pass.
+
+        Without a store a pair that comes twice in the pass is computed once, where its logit is the same to the bit.
+        """
+        store = self._store or (None if self._varies or not self._reads_texts else MemoryTable())
+        if store is None:
             return None
-        self._last = KnownScores(
-            self._store, self._basis_of, self._engine, timing=timing, encodes_all=self._encodes_all
-        )
+        self._last = KnownScores(store, self._basis_of, self._engine, timing=timing, encodes_all=self._encodes_all)
         return self._last
 
     def document(self, counts: Counts) -> dict[str, Any]:

@@ -53,11 +53,11 @@ def test_an_option_that_decides_bytes_counts(options: JobOptions, name: str) -> 
 
 def test_every_option_counts_or_is_known_not_to(options: JobOptions) -> None:
     counted = {field.name for field in fields(JobOptions)} - FREE
-    assert counted - set(CHANGED) == {"fields", "images", "depth", "blend", "first", "teacher"}
+    assert counted - set(CHANGED) == {"fields", "images", "depth", "blend", "drop_duplicates", "first", "teacher"}
     values = asdict(options)
     leaves = (
-        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted - {"teacher", "first"}) - 5
-    )  # origins; depth and blend only where given; what a calibration makes of a score; which scorer gave it
+        sum(len(values[name]) if isinstance(values[name], dict) else 1 for name in counted - {"teacher", "first"}) - 6
+    )  # origins; depth, blend, drop_duplicates only where given; a calibration's curve; which scorer
     others = {"input formats", "output format", "versions", "cpu", "--embeddings", "--per-query"}
     assert len(set(asked(options)) - others) == leaves  # so no two have one name
 

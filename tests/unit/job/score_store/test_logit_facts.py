@@ -25,7 +25,7 @@ OF_THE_PAIR = {"query", "in_format", "shape", "texts", "fields"}
 AFTERWARDS = {
     "inputs", "names", "pairs", "request_notes", "selection", "error_limit", "overwrite", "restart", "checkpoint_every",
     "lock_wait", "deadline", "shard", "skip", "limit", "max_line_bytes", "qrels", "metrics", "calibration", "command",
-    "teacher", "depth", "blend", "first", "check_precision", "store", "store_limit",
+    "teacher", "depth", "blend", "first", "drop_duplicates", "check_precision", "store", "store_limit",
 }  # fmt: skip
 """What decides which pairs are asked for, when, and what becomes of their scores."""
 

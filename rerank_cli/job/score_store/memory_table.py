@@ -1,0 +1,55 @@
+"""Scores of this process alone: what a run without a store knows of the pairs that it has computed.
+
+A table of `_PLACES` places, 34 bytes each: a pair has one place, by its key, and the last one that wants it gets it. So
+memory is bounded (18 MB; pages that were never written take none), a look-up is a few operations of numpy for a whole
+window, and what is found depends on nothing but the pairs before. Of a pair in chunks nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from rerank_cli.job.score_store.database import KEY_BYTES, Rate
+
+VALUE_BYTES: Final = 18
+"""A logit, and the lengths of a pair that is read as one (`known_scores.py`)."""
+
+_PLACES = 2**19
+
+
+class MemoryTable:
+    """Entries that were added before, by this process. It is asked as a `ScoreStore` is."""
+
+    def __init__(self, places: int = _PLACES) -> None:
+        self._keys = np.zeros((places, KEY_BYTES // 8), dtype=np.uint64)
+        self._values = np.zeros((places, VALUE_BYTES), dtype=np.uint8)
+        self._is_empty = True
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values of those of `keys` that are there."""
+        if self._is_empty or not keys:
+            return {}
+        asked = np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(len(keys), -1)
+        places = asked[:, 1] % np.uint64(len(self._keys))
+        hits = np.flatnonzero((self._keys[places] == asked).all(axis=1)).tolist()
+        return {keys[hit]: self._values[places[hit]].tobytes() for hit in hits}
+
+    def add(self, entries: Mapping[bytes, bytes], basis: bytes = b"", rate: Rate | None = None) -> None:
+        """Keep `entries` that have one length; what they have cost is not asked for."""
+        del basis, rate
+        kept = {key: value for key, value in entries.items() if len(value) == VALUE_BYTES}
+        if not kept:
+            return
+        keys = np.frombuffer(b"".join(kept), dtype=np.uint64).reshape(len(kept), -1)
+        values = np.frombuffer(b"".join(kept.values()), dtype=np.uint8).reshape(len(kept), -1)
+        places = keys[:, 1] % np.uint64(len(self._keys))
+        self._keys[places], self._values[places] = keys, values
+        self._is_empty = False
+
+    def rate(self, basis: bytes) -> Rate:
+        """Nothing is known of what others have cost."""
+        del basis
+        return Rate()
