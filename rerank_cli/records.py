@@ -19,8 +19,8 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -311,6 +311,10 @@ class RankedList:
     tokens: int = 0
 
 
+WORK: Final = ("computed_tokens", "pairs_repeated", "tokens_repeated")
+"""Of `Counts`: what it has taken, which goes by what the processes of a run knew."""
+
+
 @dataclass(slots=True)
 class Counts:
     """What a run has done so far.
@@ -318,16 +322,19 @@ class Counts:
     rows_in: rows read, bad ones included, blank lines not. rows_out: of these, the ones that were scored; a list is, if
     one of its passages is. passages_error: passages that cannot be scored, of lists that are ranked without them: they
     are in the errors file and in none of the numbers of rows. output_rows: rows written. pairs_scored: distinct pairs
-    that a model saw. tokens: what it read of these, after truncation; an embedder reads what several pairs share once.
-    pairs_found, tokens_found: distinct pairs of a window whose scores were known before, by an earlier window or by the
-    store, and their tokens. dropped: passages that the user left out. near_duplicates: passages that say what one
-    before them in their list says (`job/duplicates.py`), dropped or not. ties: neighbours in rank order with equal
-    logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for images;
-    retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not fit and were
-    cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were computed again in
-    fp32. lists_without_rows: with too few negatives to train on. computed_tokens: `tokens`, and those that only fill
-    batches up; 0 where nobody counts them. engine_deaths: processes that scored pairs, ended by themselves and were
-    started again.
+    of windows that have their score from the model, and not from a store. tokens: what a model reads of these, after
+    truncation; an embedder reads what several pairs share once. pairs_found, tokens_found: distinct pairs of a window
+    whose scores the store knew, and their tokens. dropped: passages that the user left out. near_duplicates: passages
+    that say what one before them in their list says (`job/duplicates.py`), dropped or not. ties: neighbours in rank
+    order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for
+    images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not
+    fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
+    computed again in fp32. lists_without_rows: with too few negatives to train on. computed_tokens: what engines have
+    computed, with tokens that only fill batches up; 0 where nobody counts them. engine_deaths: processes that scored
+    pairs, ended by themselves and were started again. pairs_repeated, tokens_repeated: of `pairs_scored` those that an
+    earlier window of the process had, so that nothing was computed.
+
+    All but `WORK` are the same whatever has computed a pair, and wherever a run was stopped and went on.
     """
 
     rows_in: int = 0
@@ -358,6 +365,13 @@ class Counts:
     pairs_found: int = 0
     tokens_found: int = 0
     near_duplicates: int = 0
+    pairs_repeated: int = 0
+    tokens_repeated: int = 0
+
+    @property
+    def done(self) -> dict[str, int]:
+        """By name, what was done; `WORK` is left out."""
+        return {name: number for name, number in asdict(self).items() if name not in WORK}
 
     @property
     def in_errors_file(self) -> int:

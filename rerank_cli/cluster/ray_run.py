@@ -195,7 +195,7 @@ def _manifest(
         "model": reports[0]["model"],
         "plan": reports[0]["plan"],
         "cluster": asdict(room),
-        "counts": asdict(counts),
+        "counts": counts.done,
         "seconds": {"wall": round(seconds, 3), **{name: round(value, 3) for name, value in asdict(timing).items()}},
         "speed": {
             "pairs_per_second": round(counts.pairs / spent, 3),

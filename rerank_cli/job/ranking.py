@@ -68,18 +68,26 @@ def score_part(part: EncodedPart, logits: npt.NDArray[np.float32], trouble: Trou
 
 
 def known_part(found: FoundPairs | None) -> list[ScoredPart]:
-    """The pairs of a window that were not computed, as a part of it; no part where there are none."""
+    """The pairs of a window that were not computed, as a part of it; no part where there are none.
+
+    What a store knew counts by itself. What an earlier window of the process had counts as if it were computed, since
+    that process may not be the one that is asked about it in the end.
+    """
     if not found or not found.known:
         return []
     known = [(place, found.entries.get(place) or slot.entry, slot.logit) for place, slot in found.known.items()]
     entries = [entry for _, entry, _ in known if entry is not None]
     assert len(entries) == len(known), "windows are scored in their order"
+    tokens = sum(map(kept_tokens, entries))
+    counts = {"pairs_found": len(known), "tokens_found": tokens}
+    if found.repeats:
+        counts = {"pairs_repeated": len(known), "tokens_repeated": tokens, "tokens": tokens}
     return [
         ScoredPart(
             [place for place, _, _ in known],
             [without_pixels(entry) for entry in entries],
             np.array([logit for _, _, logit in known], dtype=np.float32),
-            {"pairs_found": len(known), "tokens_found": sum(map(kept_tokens, entries))},
+            counts,
         )
     ]
 

@@ -43,7 +43,7 @@ from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.evaluation.blend import Blend
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
 from rerank_cli.job.ranking import ScoredPart, join_parts, known_part, rank_window, score_part
-from rerank_cli.job.score_store.known_scores import KnownScores
+from rerank_cli.job.score_store.known_scores import FoundPairs, KnownScores
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Windows
 from rerank_cli.records import EncodedPair, ImagePassage, Passage, RankedList, RowError, Timing, Window
@@ -68,7 +68,8 @@ class ScoredWindow:
     ranked: list[RankedList]  # the complete rankings: no selection has dropped anything
     errors: list[RowError]  # all bad rows of the window; those of one file in the order of the file
     counts: Mapping[str, int]  # what the engine and the images add to `Counts`, by name
-    known: frozenset[int] = frozenset()  # of the distinct pairs, those that were not computed
+    known: frozenset[int] = frozenset()  # of the distinct pairs, those that a store knew
+    repeated: frozenset[int] = frozenset()  # those that an earlier window of this process had
 
 
 def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
@@ -132,8 +133,9 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
                     counts.update(one.counts)
                 if known and part.found:
                     known.keep(part.found)
-                found: frozenset[int] = frozenset(part.found.known) if part.found else frozenset()
-                yield ScoredWindow(encoded, logits, ranked, in_order([*part.window.errors, *errors]), counts, found)
+                of_store, repeated = _places_known(part.found)
+                errors = in_order([*part.window.errors, *errors])
+                yield ScoredWindow(encoded, logits, ranked, errors, counts, of_store, repeated)
                 done = []
 
 
@@ -246,6 +248,12 @@ class _Stages:
             until = self.share + (until - self.share) * len(part.members) / max(len(part.members), pairs)
         self.share = until
         return until
+
+
+def _places_known(found: FoundPairs | None) -> tuple[frozenset[int], frozenset[int]]:
+    """Of the pairs of a window, those that a store knew, and those that an earlier window had."""
+    known: frozenset[int] = frozenset(found.known) if found else frozenset()
+    return (frozenset(), known) if found and found.repeats else (known, frozenset())
 
 
 def in_order(errors: list[RowError]) -> list[RowError]:

@@ -91,7 +91,7 @@ class Totals:
             counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
             counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if (a.logit, a.scored_by) == (b.logit, b.scored_by))
-        self.observed.add_lengths(encoded, scored.known)
+        self.observed.add_lengths(encoded, scored.known | scored.repeated)
         self.observed.add_ranked(scored.ranked)
         for error in scored.errors:
             self.first_error = self.first_error or (error.file, error.row, error.message)

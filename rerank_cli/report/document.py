@@ -15,7 +15,7 @@ from rerank_cli.evaluation.measures import Evaluation
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.planning.run_plan import Plan
-from rerank_cli.records import Counts, Timing
+from rerank_cli.records import WORK, Counts, Timing
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
 
 SCHEMA = "rerank-cli/report/1"
@@ -55,12 +55,12 @@ def build_report(
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")},
         },
-        "counts": asdict(counts),
+        "counts": counts.done,
         "seconds": {"wall": round(seconds, 3), **{name: round(value, 3) for name, value in asdict(timing).items()}},
         "speed": {
             "pairs_per_second": round(counts.pairs / spent, 3),
             "tokens_per_second": round(counts.tokens / spent, 1),
-            **_padding(counts),
+            **_work(counts),
         },
     }
 
@@ -81,11 +81,13 @@ def gpu_facts(machine: Machine) -> dict[str, Any]:
     return {"driver": machine.driver, "cuda": machine.cuda, "gpus": gpus}
 
 
-def _padding(counts: Counts) -> dict[str, float]:
-    """The share of what was computed that only filled batches up, where the engine has counted it."""
-    if not counts.computed_tokens:
-        return {}
-    return {"padding_share": round(max(0.0, 1 - counts.tokens / counts.computed_tokens), 4)}
+def _work(counts: Counts) -> dict[str, float]:
+    """What was computed, and the share of it that only filled batches up, where the engine has counted it."""
+    found: dict[str, float] = {name: number for name in WORK if (number := getattr(counts, name))}
+    if counts.computed_tokens:
+        read = counts.tokens - counts.tokens_repeated
+        found["padding_share"] = round(max(0.0, 1 - read / counts.computed_tokens), 4)
+    return found
 
 
 def use_of_device(
@@ -94,11 +96,13 @@ def use_of_device(
     """Operations a second of the forward passes and, on a CPU, their share of what it reaches in a matrix product.
 
     A GPU is left out of the second: the product that is measured is too small for it. squares: sum of the squared
-    lengths of the pairs. alone: one process has computed everything; what it reaches says nothing of several.
+    lengths of the pairs that were computed. alone: one process has computed everything; what it reaches says nothing
+    of several.
     """
-    if not counts.tokens or not timing.compute:
+    tokens = counts.tokens - counts.tokens_repeated
+    if not tokens or not timing.compute:
         return {}
-    flops = forward_flops(checkpoint, tokens=counts.tokens, squares=squares, tiles=counts.tiles)
+    flops = forward_flops(checkpoint, tokens=tokens, squares=squares, tiles=counts.tiles)
     found = {"gflops": round(flops / timing.compute / 1e9, 1)}
     if alone and plan.device == "cpu" and timing.compute >= _UTILISATION_FROM:
         reached = matrix_speed(plan)

@@ -31,7 +31,7 @@ _WAIT_SECONDS = 0.05
 
 @dataclass(slots=True)
 class Work:
-    """What a scorer has done: distinct pairs of windows that it read or found, their tokens, and seconds."""
+    """What a scorer has done: distinct pairs of windows that it scored or its store knew, their tokens, and seconds."""
 
     pairs_scored: int = 0
     pairs_found: int = 0
@@ -106,15 +106,14 @@ class Scorer:
                 known.settle(part.found, part.members, scored.encoded, scored.logits)
             if part.places is not None:
                 places = part.places
-                found = known_part(part.found)
-                computed = sum(len(one.encoded) for one in done)
-                done += found
+                done += known_part(part.found)
                 if known and part.found:
                     known.keep(part.found)
                 for one in done:
                     counts.update(one.counts)
-                self.work.add(counts, computed)
-                counts["pairs_scored"] += computed
+                pairs = sum(len(one.encoded) for one in done) - counts["pairs_found"]
+                self.work.add(counts, pairs)
+                counts["pairs_scored"] += pairs
             began = time.perf_counter()
         assert places is not None, "the last part has the places"
         encoded, logits = join_parts(window, done, places)

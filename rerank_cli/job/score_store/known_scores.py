@@ -79,6 +79,8 @@ class FoundPairs:
     known: dict[int, Slot] = field(default_factory=dict)
     own: dict[int, Slot] = field(default_factory=dict)
     images: dict[int, bytes] = field(default_factory=dict)
+    repeats: bool = False
+    """What is known is known of earlier windows of this process, and of no store."""
     entries: dict[int, Encoded] = field(default_factory=dict)
     """Of known pairs, with their token ids, where these are asked for."""
     tokens: int = 0
@@ -135,7 +137,7 @@ class KnownScores:
 
     def look_up(self, window: Window) -> FoundPairs:
         """Find what is known of the distinct pairs of a window; kept for `take`."""
-        found = FoundPairs(*distinct_pairs(window))
+        found = FoundPairs(*distinct_pairs(window), repeats=not isinstance(self.store, ScoreStore))
         with self._turn:
             while self._basis is None and self._waits_for_calibration and not self._is_closed:
                 self._turn.wait()

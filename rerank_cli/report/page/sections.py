@@ -20,7 +20,7 @@ _COUNTS = {
     "rows_in": "rows in", "rows_out": "rows scored", "rows_error": "rows in the errors file",
     "passages_error": "passages in the errors file", "blank": "blank lines",
     "output_rows": "rows written", "lists": "lists", "pairs": "pairs",
-    "pairs_scored": "distinct pairs, read once", "tokens": "tokens", "computed_tokens": "tokens with padding",
+    "pairs_scored": "distinct pairs, read once", "tokens": "tokens",
     "truncated": "pairs cut to fit", "chunked": "passages in chunks", "dropped": "passages that were not selected",
     "lists_without_rows": "lists with too few negatives for a row",
     "ties": "neighbours with equal scores", "empty_queries": "empty queries", "empty_passages": "empty passages",

@@ -119,6 +119,21 @@ def test_the_best_rows_of_a_run_are_those_of_all_its_processes(source: str, tmp_
     assert written(tmp_path / "whole") == written(tmp_path / "resumed")
 
 
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_pairs_that_come_again_count_alike_wherever_a_run_was_stopped(tmp_path: Path, stop_after: int) -> None:
+    rows = [PAIRS[n % 50] for n in range(290)]  # five windows, four of pairs that were there before
+    source = write_lines(tmp_path / "pairs.jsonl", rows)
+    whole = run(source, tmp_path / "whole.jsonl")
+    assert whole.counts.pairs_repeated > 150
+    with pytest.raises(StoppedError):
+        run(source, tmp_path / "resumed.jsonl", stop_after=stop_after)
+    resumed = run(source, tmp_path / "resumed.jsonl")
+    assert (tmp_path / "whole.jsonl").read_bytes() == (tmp_path / "resumed.jsonl").read_bytes()
+    assert facts(whole) == facts(resumed)
+    assert resumed.counts.pairs_repeated < whole.counts.pairs_repeated
+    assert resumed.report["speed"]["computed_tokens"] > whole.report["speed"]["computed_tokens"]
+
+
 def test_an_evaluation_is_that_of_all_processes(tmp_path: Path) -> None:
     # Grouped rows: 13 queries of 40 passages are two windows of 512 pairs.
     rows = [{**PAIRS[n % 90], "query_id": f"q{n % 13}", "query": WORDS[n % 13], "id": n} for n in range(520)]

@@ -315,8 +315,8 @@ def test_a_watcher_sees_the_plan_the_batches_and_the_share_of_the_input(tmp_path
         ),
     )
     assert [checkpoint.architecture for checkpoint, _ in started] == ["BertForSequenceClassification"]
-    assert sum(count for count, _ in batches) == outcome.counts.pairs_scored
-    assert sum(tokens for _, tokens in batches) == outcome.counts.tokens
+    assert sum(count for count, _ in batches) == outcome.counts.pairs_scored - outcome.counts.pairs_repeated
+    assert sum(tokens for _, tokens in batches) == outcome.counts.tokens - outcome.counts.tokens_repeated
     assert [rows for rows, _ in progress] == [*range(64, len(PAIRS) * 7, 64), len(PAIRS) * 7]
     shares = [share for _, share in progress if share is not None]
     assert shares == sorted(shares)

@@ -45,7 +45,7 @@ DOCUMENT: dict[str, Any] = {
                 "gpus": [{"cuda_index": 1, "name": "NVIDIA H100", "total_bytes": 80 * 2**30}]},
     "counts": {
         "rows_in": 1043, "rows_out": 1041, "rows_error": 2, "lists": 1041, "pairs": 20820, "pairs_scored": 20817,
-        "tokens": 2457713, "computed_tokens": 2500000, "truncated": 17, "ties": 6, "empty_passages": 1,
+        "tokens": 2457713, "truncated": 17, "ties": 6, "empty_passages": 1,
         "fp32_reruns": 3, "out_of_memory_splits": 4,
     },
     "seconds": {
