@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from rerank_cli.records import WORK
 from rerank_cli.report.page.changed import change_section, lists_section, moves_section, relevance_section
 from rerank_cli.report.page.performance import memory_section, throughput_section, time_section
 from rerank_cli.report.page.results import errors_section, evaluation_section, lengths_section, scores_section
@@ -27,6 +28,8 @@ _COUNTS = {
     "images": "images", "tiles": "tiles of images", "image_tokens": "tokens of images",
     "retiled": "images in fewer tiles to fit", "out_of_memory_splits": "batches that did not fit in memory",
     "fp32_reruns": "results computed again in fp32",
+    "computed_tokens": "tokens with padding", "pairs_repeated": "pairs that came again, not read again",
+    "tokens_repeated": "tokens of these",
 }  # fmt: skip
 
 
@@ -65,12 +68,16 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
         "inputs": list(_inputs(document)),
         "model": list(_model(document)),
         "machine": list(_machine(document)),
-        "counts": [
-            (_COUNTS.get(name, name), number(value)) for name, value in document.get("counts", {}).items() if value
-        ],
+        "counts": [(_COUNTS.get(name, name), number(value)) for name, value in _counts(document).items() if value],
         "options": list(_flatten_options(document.get("options", {}))),
         "version": document.get("version", ""),
     }
+
+
+def _counts(document: Document) -> dict[str, Any]:
+    """What was done, and what it has taken."""
+    speed = document.get("speed", {})
+    return {**document.get("counts", {}), **{name: speed[name] for name in WORK if name in speed}}
 
 
 def _changed(document: Document) -> dict[str, Any]:
