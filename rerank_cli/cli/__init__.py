@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -41,6 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Terminated(BaseException):
@@ -101,8 +105,9 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
             forget_stdout()
             code = 141
         case OSError():
-            name = f"{error.filename}: " if error.filename else ""
-            say_error(OutputError(f"{name}{error.strerror or error}"))
+            # Whatever else is written names its file.
+            name = error.filename or ("standard output" if error.errno in _NO_ROOM else None)
+            say_error(OutputError(f"{name}: {error.strerror or error}" if name else error.strerror or str(error)))
             code = OutputError.exit_code
         case Exception():
             say("error: unexpected fault of the program")

@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from rerank_cli.errors import OutputError
+from rerank_cli.journal.room import FULL, room_left
+from rerank_cli.storage import UrlPath
+from rerank_cli.storage.copies import copies_folder
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest  # typeshed's name of it
@@ -268,4 +271,9 @@ def naming(path: Path) -> Iterator[None]:
 def output_error(path: Path, error: OSError) -> OutputError:
     """What the operating system says against writing `path`."""
     hint = f"make the folder `{path.parent}` first" if error.errno == errno.ENOENT else None
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}", hint=hint)
+    what = error.strerror or str(error)
+    # The work of an object lies on this machine, and the file that could not be written may have a name of its own.
+    full = error.filename or (copies_folder() if isinstance(path, UrlPath) else path)
+    if error.errno in FULL and (room := room_left(Path(os.fsdecode(full)))):
+        what += f": {room}"
+    return OutputError(f"{path}: cannot be written: {what}", hint=hint)

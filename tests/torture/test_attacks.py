@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
@@ -419,23 +418,3 @@ def test_a_journal_by_another_hand_is_refused_by_name(
             (tmp_path / "out.jsonl").unlink()
             (tmp_path / "out.jsonl.report.json").unlink()
             assert runs.run(asked, at=30).code == -9
-
-
-# Disks
-
-
-def test_a_disk_that_is_full_is_named(tmp_path: Path, source: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = 'mount -t tmpfs -o size=200k none "$1" && shift && exec "$@"'
-    rows = [{"query": "q", "passage": "p", "more": "x" * 4000} for _ in range(300)]
-    long = write_lines(tmp_path / "long.jsonl", rows)  # type: ignore[arg-type]
-    command = ["unshare", "-m", "sh", "-c", script, "sh", str(disk), sys.executable, "-m", "rerank_cli", "score", long]
-    done = subprocess.run(
-        [*command, "-o", str(disk / "out.jsonl"), "--model", str(TINY_CHECKPOINT)],
-        capture_output=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-    if b"unshare" in done.stderr or b"mount:" in done.stderr:
-        pytest.skip("no mounts of its own here")
-    assert done.returncode == 4, done.stderr
-    assert f"{disk / 'out.jsonl'}: cannot be written: {os.strerror(errno.ENOSPC)}" in done.stderr.decode()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY_CHECKPOINT, write_lines
-from tests.torture.conftest import outputs
+from tests.torture.conftest import EMBEDDER, outputs
 from tests.torture.runs import ROOT, Asked, Runs
 from tests.torture.test_stop import program
 
@@ -48,6 +48,7 @@ def test_a_run_waits_in_its_folder_until_there_is_room(
     full = runs.run(asked)
     assert full.code == 4
     assert f"{small_disk / name}: cannot be written: No space left on device" in full.said
+    assert f" left on the file system at {small_disk}" in full.said
     assert "run the same command again" in full.said
     assert (small_disk / name).read_bytes() == b"old"
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
@@ -58,11 +59,78 @@ def test_a_run_waits_in_its_folder_until_there_is_room(
     assert outputs(small_disk) == outputs(tmp_path / "whole")
 
 
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with lists, bad rows between them, and judgements."""
+    folder = tmp_path_factory.mktemp("lists")
+    rows: list[object] = []
+    for number in range(60):
+        passages = [{"id": f"d{number}-{place}", "text": "wood " + "z" * 400} for place in range(4)]
+        rows += [{"id": f"q{number}", "query": f"two roads {number}", "passages": passages}, b"{" + b"y" * 300]
+    write_lines(folder / "lists.jsonl", rows)  # type: ignore[arg-type]
+    (folder / "qrels").write_text(
+        "".join(f"q{number} 0 d{number}-{place} 1\n" for number in range(60) for place in (1, 3))
+    )
+    return folder
+
+
+# What is written on the disk that is full, under which name, and the options that it needs.
+WRITERS: dict[str, tuple[str, dict[str, object]]] = {
+    "output of lists": ("output", {}),
+    "compressed output": ("output", {}),
+    "table of cells": ("output", {}),
+    "run": ("output", {}),
+    "errors": ("errors", {}),
+    "report": ("report", {}),
+    "page": ("report", {}),
+    "values of each query": ("per_query", {"qrels": "qrels"}),
+    "vectors": ("embeddings", {"pairs": True, "model": str(EMBEDDER)}),
+}
+SUFFIXES = {
+    "compressed output": ".jsonl.gz", "table of cells": ".csv", "run": ".trec", "report": ".json", "page": ".html",
+    "vectors": ".parquet",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_whatever_is_written_names_the_full_disk_and_is_whole_when_there_is_room(
+    tmp_path: Path, runs: Runs, wide: str, lists: Path, small_disk: Path, writer: str
+) -> None:
+    kind, options = WRITERS[writer]
+    given = {**options, "overwrite": True} | ({"qrels": str(lists / "qrels")} if "qrels" in options else {})
+    source = wide if "pairs" in options else str(lists / "lists.jsonl")
+    name = f"written{SUFFIXES.get(writer, '.jsonl')}"
+
+    def asked(disk: Path, folder: Path) -> Asked:
+        folder.mkdir(exist_ok=True)
+        if kind == "output":
+            return Asked((source,), str(disk / name), given)
+        return Asked((source,), str(folder / "out.jsonl"), {**given, "names": {kind: str(disk / name)}})
+
+    whole, here = asked(tmp_path / "whole", tmp_path / "whole"), asked(small_disk, tmp_path / "run")
+    code = runs.run(whole).code
+    assert code in (0, 3)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(2**20 - 2**12))
+    full = runs.run(here)
+    assert full.code == 4, full.said
+    assert f"{small_disk / name}: cannot be written: No space left on device: " in full.said
+    assert f" left on the file system at {small_disk}" in full.said
+    assert not (small_disk / name).exists()
+    ballast.unlink()
+    again = runs.run(here)
+    assert again.code in (0, code), again.said
+    found, wanted = {**outputs(small_disk), **outputs(tmp_path / "run")}, outputs(tmp_path / "whole")
+    assert found.keys() == wanted.keys()
+    for path, data in found.items():
+        assert data == wanted[path] or (kind == "report" and path == name), path  # a report tells times
+
+
 def test_a_pipe_to_a_full_device_is_said(wide: str) -> None:
     with Path("/dev/full").open("wb") as full, program("score", wide, stdout=full, stderr=subprocess.PIPE) as process:
         _, said = process.communicate(timeout=300)
     assert process.returncode == 4
-    assert b"No space left on device" in said
+    assert b"standard output: No space left on device" in said
     assert b"Traceback" not in said
 
 

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from rerank_cli.journal.room import FULL, room_left
+
 KEY_BYTES: Final = 16
 QUERY_BYTES: Final = 4
 """Of a key: the same for all pairs of a query."""
@@ -300,11 +302,20 @@ class ScoreStore:
             self._reads = False
         if self._on_fault and not told:
             what = "scores of this run are not kept" if self._reads else "this run goes on without it"
-            self._on_fault(f"warning: the store {self.path} failed ({error}); {what}")
+            self._on_fault(f"warning: the store {self.path} failed ({why_it_failed(error, self.path)}); {what}")
 
     @staticmethod
     def _day_number() -> int:
         return int(time.time()) // _DAY_SECONDS
+
+
+def why_it_failed(error: Exception, path: Path) -> str:
+    """What the database or the operating system says, and the room that is left where that may be the reason."""
+    said = getattr(error, "strerror", None) or str(error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    is_full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or getattr(error, "errno", None) in FULL
+    room = room_left(path) if is_full else None
+    return f"{said}: {room}" if room else said
 
 
 class ForeignError(sqlite3.DatabaseError):

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerank_cli.job.score_store.database import ForeignError, ScoreStore
+from rerank_cli.job.score_store.database import ForeignError, ScoreStore, why_it_failed
 
 DATABASE = "scores.sqlite3"
 
@@ -54,7 +54,7 @@ def open_store(
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
-        return Unusable(f"{folder}: {error.strerror}")
+        return Unusable(f"{folder}: {why_it_failed(error, folder)}")
     try:
         shared_memory, locks = file_system(folder)
         if not locks:
@@ -63,7 +63,7 @@ def open_store(
         store = _open(folder, lock, limit_bytes, shared_memory=shared_memory, on_fault=on_fault)
     except (OSError, sqlite3.Error) as error:
         os.close(lock)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = why_it_failed(error, folder)
         locking = isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
         return Unusable(f"{folder}: " + ("the file system does not lock" + f" ({reason})" if locking else reason))
     return store
