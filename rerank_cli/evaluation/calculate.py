@@ -21,12 +21,12 @@ def calculate(
     """The values of orders, by measure and query; `ArithmeticError` of a measure that divides by nothing."""
     import ir_measures
 
-    qrels = [ir_measures.Qrel(query, passage, grade) for query in orders for passage, grade in grades[query].items()]
-    run = [
-        ir_measures.ScoredDoc(query, passage, -float(place))
+    qrels = {query: dict(grades[query]) for query in orders}
+    run = {
+        query: {passage: -float(place) for place, passage in enumerate(order)}
         for query, order in orders.items()
-        for place, passage in enumerate(order)
-    ]
+        if order  # as in a file, which has no line for it
+    }
     values = ((one, float(one.value)) for one in ir_measures.iter_calc(measures, qrels, run))
     return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
 

@@ -4,11 +4,13 @@ overlap@k     share of the k best that both have
 RBO           rank-biased overlap, extrapolated (Webber et al., TOIS 2010, equation 32): agreement at every depth,
               the top weighing most; p = .9 gives the ten best 86 % of the weight
 Kendall's tau tau-b of the places of the candidates that both have; an order has no ties
+
+A hundred thousand queries are compared in blocks, all queries of a block at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +19,12 @@ import numpy.typing as npt
 RBO_P = 0.9
 TOP = 10
 
+_QUERIES_AT_ONCE = 1_000
+_CELLS_AT_ONCE = 1_000_000  # queries times passages of the longest list
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # odd, so that each query of a block moves the hashes elsewhere
+
 Ids = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,56 +40,107 @@ class Likeness:
     most_different: tuple[str, ...]
 
 
-def overlap_at(one: Ids, other: Ids, k: int = TOP) -> float:
-    """The share of the k best that both have; of the shorter list's length where a list is shorter than k."""
-    size = min(k, max(len(one), len(other)))
-    return len(np.intersect1d(one[:k], other[:k], assume_unique=True)) / size if size else 1.0
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """Two lists of each query, held against each other."""
+
+    places: npt.NDArray[np.intp]
+    """Of each passage of the one list in the other, from 1, and 0 where it is not there: [queries, longest]."""
+    short: npt.NDArray[np.intp]
+    """The length of the shorter list of each query."""
+    long: npt.NDArray[np.intp]
 
 
-def rbo(one: Ids, other: Ids, p: float = RBO_P) -> float:
+def match(ones: Sequence[Ids], others: Sequence[Ids]) -> Matched:
+    """The lists `ones` and `others` of the same queries; ids are hashes, and no list has one twice."""
+    sizes = np.array([[len(one) for one in lists] for lists in (ones, others)], dtype=np.intp)
+    rows, columns = zip(*(_cells(each) for each in sizes), strict=True)
+    keys = [
+        np.concatenate([*lists, np.empty(0, np.uint64)]) + row.astype(np.uint64) * _SPREAD
+        for lists, row in zip((ones, others), rows, strict=True)
+    ]
+    _, in_one, in_other = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
+    places = np.zeros((sizes.shape[1], int(sizes.max(initial=0))), dtype=np.intp)
+    places[rows[0][in_one], columns[0][in_one]] = columns[1][in_other] + 1
+    return Matched(places, sizes.min(axis=0), sizes.max(axis=0))
+
+
+def _cells(sizes: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Row and column of each element of lists of these sizes, one list after another."""
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    starts = np.cumsum(sizes) - sizes
+    return rows, np.arange(len(rows)) - starts[rows]
+
+
+def overlap_at(lists: Matched, k: int = TOP) -> Floats:
+    """The share of the k best that both have; of the longer list's length where that is shorter than k."""
+    top = lists.places[:, :k]
+    return _divide(((top > 0) & (top <= k)).sum(axis=1), np.minimum(k, lists.long), where_empty=1.0)
+
+
+def rbo(lists: Matched, p: float = RBO_P) -> Floats:
     """Extrapolated rank-biased overlap of two orders, which may be of different length."""
-    short, long = sorted((one, other), key=len)
-    s, size = len(short), len(long)
-    if not s:
-        return float(not size)
-    place = {value: at for at, value in enumerate(short.tolist(), 1)}
-    # The depth at which a passage of the longer list is in both.
-    meets = np.array([max(at, place.get(value, size + 1)) for at, value in enumerate(long.tolist(), 1)])
-    common = np.cumsum(np.bincount(meets[meets <= size], minlength=size + 1))[1:].astype(np.float64)
-    depths = np.arange(1, size + 1)
-    weights = p**depths
-    found = float((common / depths * weights).sum())
-    beyond = depths[s:]
-    found += float((common[s - 1] * (beyond - s) / (s * beyond) * weights[s:]).sum())
-    last = (common[-1] - common[s - 1]) / size + common[s - 1] / s
-    return (1 - p) / p * found + float(last * p**size)
+    queries, width = lists.places.shape
+    rows, columns = np.nonzero(lists.places)
+    # The depth from which on a passage is in both.
+    meets = np.maximum(columns + 1, lists.places[rows, columns])
+    common = np.bincount(rows * (width + 1) + meets, minlength=queries * (width + 1)).reshape(queries, width + 1)
+    common = common.cumsum(axis=1)
+    depths = np.arange(1, width + 1)
+    short, long = lists.short[:, None], lists.long[:, None]
+    of_short = np.take_along_axis(common, short, axis=1)
+    of_long = np.take_along_axis(common, long, axis=1)
+    found = common[:, 1:] / depths
+    found += np.where(depths > short, of_short * (depths - short) / (np.maximum(short, 1) * depths), 0.0)
+    total = np.where(depths <= long, found * p**depths, 0.0).sum(axis=1)
+    last = (of_long - of_short) / np.maximum(long, 1) + of_short / np.maximum(short, 1)
+    value = (1 - p) / p * total + last[:, 0] * p**lists.long
+    return np.asarray(np.where(lists.short > 0, value, lists.long == 0), dtype=np.float64)
 
 
-def kendall_tau(one: Ids, other: Ids) -> float | None:
-    """Kendall's tau of the candidates that both lists have; None for fewer than two."""
-    _, at_one, at_other = np.intersect1d(one, other, assume_unique=True, return_indices=True)
-    if len(at_one) < 2:
-        return None
-    places = at_other[np.argsort(at_one)]
-    later = np.triu(np.ones((len(places), len(places)), dtype=bool), 1)
-    concordant = int((later & (places[:, None] < places[None, :])).sum())
-    pairs = len(places) * (len(places) - 1) // 2
-    return (2 * concordant - pairs) / pairs
+def kendall_tau(lists: Matched) -> Floats:
+    """Kendall's tau of the candidates that both lists have; NaN for fewer than two."""
+    there = lists.places > 0
+    count = there.sum(axis=1)
+    pairs = count * (count - 1) // 2
+    concordant = np.zeros(len(count), dtype=np.int64)
+    for place in range(1, lists.places.shape[1]):
+        before, here = lists.places[:, :place], lists.places[:, place, None]
+        concordant += ((before > 0) & (before < here)).sum(axis=1)
+    return _divide(2 * concordant - pairs, pairs, where_empty=np.nan)
 
 
 def compare(one: str, first: Mapping[str, Ids], other: str, second: Mapping[str, Ids], *, worst: int = 5) -> Likeness:
     """Two systems over the queries that both have."""
     shared = [query for query in first if query in second]
-    by_rbo = {query: rbo(first[query], second[query]) for query in shared}
-    taus = [tau for query in shared if (tau := kendall_tau(first[query], second[query])) is not None]
+    overlaps, rbos, taus = np.empty(len(shared)), np.empty(len(shared)), np.empty(len(shared))
+    for begin, end in _blocks([max(len(first[query]), len(second[query])) for query in shared]):
+        queries = shared[begin:end]
+        lists = match([first[query] for query in queries], [second[query] for query in queries])
+        overlaps[begin:end], rbos[begin:end] = overlap_at(lists), rbo(lists)
+        taus[begin:end] = kendall_tau(lists)
+    taus = taus[~np.isnan(taus)]
     return Likeness(
-        one, other, len(shared),
-        _mean([overlap_at(first[query], second[query]) for query in shared]),
-        _mean(list(by_rbo.values())),
-        _mean(taus) if taus else None,
-        tuple(sorted(by_rbo, key=lambda query: by_rbo[query])[:worst]),
+        one, other, len(shared), _mean(overlaps), _mean(rbos), _mean(taus) if len(taus) else None,
+        tuple(shared[place] for place in np.argsort(rbos, kind="stable")[:worst].tolist()),
     )  # fmt: skip
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
+def _blocks(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Begin and end of blocks of queries that are compared at once; widths: passages of each."""
+    begin, widest = 0, 0
+    for place, width in enumerate(widths):
+        widest = max(widest, width)
+        if place > begin and (place - begin >= _QUERIES_AT_ONCE or (place - begin + 1) * widest > _CELLS_AT_ONCE):
+            yield begin, place
+            begin, widest = place, width
+    if widths:
+        yield begin, len(widths)
+
+
+def _divide(above: npt.NDArray[np.int64], below: npt.NDArray[np.int64], *, where_empty: float) -> Floats:
+    return np.asarray(np.divide(above, below, out=np.full(len(above), where_empty), where=below > 0))
+
+
+def _mean(values: Floats) -> float:
+    return float(np.mean(values)) if len(values) else 0.0

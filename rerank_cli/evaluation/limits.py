@@ -25,7 +25,7 @@ def find_limits(
     ordered = sorted((query for query in queries if changes[query] is not None), key=lambda one: changes[one] or 0.0)
     judged_bad = any(grade <= 0 for query in queries for grade in grades[query].values())
     found: dict[str, Any] = {
-        "perfect_order": _mean([system.perfect[query][0] for query in queries]),
+        "perfect_order": _mean([system.perfect[query] for query in queries]),
         "without_relevant_candidate": len(without),
         "examples_without": without[:_EXAMPLES],
         "judged_in_top_10": _mean([_judged_share(one.grades[:_TOP]) for one in lists]),
@@ -37,8 +37,8 @@ def find_limits(
     if judged_bad:
         kept = [system.condensed[query] for query in queries]
         found["condensed"] = {
-            "given": _mean([one[0][0] for one in kept if one[0] is not None]),
-            "value": _mean([one[1][0] for one in kept]),
+            "given": _mean([one[0] for one in kept if one[0] is not None]),
+            "value": _mean([one[1] for one in kept]),
         }
     else:
         found["condensed"] = None  # every judged passage is relevant: without the others each list would be perfect

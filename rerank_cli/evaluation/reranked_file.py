@@ -57,7 +57,8 @@ class Order:
         if self.field is None:
             return list(passages)
         sign = -1 if self.falling else 1
-        return sorted(passages, key=lambda passage: sign * passage.number(self.field))
+        keys = [sign * passage.number(self.field) for passage in passages]
+        return [passages[place] for place in sorted(range(len(keys)), key=keys.__getitem__)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,8 @@ class RerankedFile:
         wanted: whether a query counts. The list of one that does not is empty, whatever it holds.
         """
         items = read_items(self._inputs, self._columns, self._options)
-        for query, passages in self._group_by_query(items, on_error):
-            if not wanted(query):
+        for query, passages in self._group_by_query(items, wanted, on_error):
+            if passages is None:
                 yield OrderedList(query, (), ())
                 continue
             if self.reranked is None and passages:
@@ -141,14 +142,21 @@ class RerankedFile:
             yield OrderedList(query, given, reranked)
 
     def _group_by_query(
-        self, items: Iterable[Row | RowError | Gap], on_error: Callable[[RowError], None]
-    ) -> Iterator[tuple[str, list[OrderedPassage]]]:
-        current: tuple[str, list[OrderedPassage]] | None = None
+        self,
+        items: Iterable[Row | RowError | Gap],
+        wanted: Callable[[str], bool],
+        on_error: Callable[[RowError], None],
+    ) -> Iterator[tuple[str, list[OrderedPassage] | None]]:
+        """Queries with their passages; None for those of a query that is not wanted."""
+        current: tuple[str, list[OrderedPassage] | None] | None = None
         finished: set[str] = set()
         for item in items:
             if isinstance(item, Gap):
                 continue
-            found = item if isinstance(item, RowError) else self._read(item)
+            if isinstance(item, RowError):
+                on_error(item)
+                continue
+            found = self._read(item, wanted)
             if isinstance(found, RowError):
                 on_error(found)
                 continue
@@ -162,21 +170,23 @@ class RerankedFile:
                 continue
             if query in finished:
                 raise InputError(
-                    f"{passages[0].where}: the rows of query `{query}` are not adjacent", hint="sort them by query"
+                    f"{item.file}:{item.number}: the rows of query `{query}` are not adjacent",
+                    hint="sort them by query",
                 )
-            current = (query, current[1] if current else [])
-            current[1].extend(passages)
+            if current is None:
+                current = (query, passages)
+            elif current[1] is not None:
+                current[1].extend(passages or ())
         if current is not None:
             yield current
 
-    def _read(self, row: Row) -> tuple[str, list[OrderedPassage], bool] | RowError:
-        """(query, passages, whether they are all) of a row."""
-        where = f"{row.file}:{row.number}"
+    def _read(
+        self, row: Row, wanted: Callable[[str], bool]
+    ) -> tuple[str, list[OrderedPassage] | None, bool] | RowError:
+        """(query, passages, whether they are all) of a row; no passages of a query that is not wanted."""
         if self._is_run:
             line = parse_line(row)
-            if not isinstance(line, RunLine):
-                return line
-            return line.query, [OrderedPassage(line.passage, {"score": line.score}, where)], False
+            return _read_run_line(row, line, wanted) if isinstance(line, RunLine) else line
         fields, names = row.fields, self._names
         if self._known is None:
             self._known = _known_shape(fields, names) or False
@@ -184,20 +194,19 @@ class RerankedFile:
             return _read_known(row, self._known)
         entries = _find_passages(fields, names)
         if entries is None:
-            query = first_of(fields, names.group_by, "query_id")
-            passage = OrderedPassage(
-                _optional_id(identity_of(fields, names.id, "passage_id")), fields, where, _query_text(fields)
-            )
-            return _query_id(query, where, fields), [passage], False
+            return _read_flat(row, names, wanted)
         if not isinstance(entries, (list, tuple)):
             return row_error(row, "wrong-type", "its passages are not a list", None)
+        where = f"{row.file}:{row.number}"
         query = fields.get("custom_id")  # first: the `id` beside it is that of the answer
-        query = identity_of(fields, names.id, "list_id") if query is None else query
+        query = _query_id(identity_of(fields, names.id, "list_id") if query is None else query, where, fields)
+        if not wanted(query):
+            return query, None, True
         passages, asked = [], _query_text(fields)
         for place, entry in enumerate(entries):
             own = entry if isinstance(entry, Mapping) else {}
             passages.append(OrderedPassage(_passage_id(own, fields, names), own, f"{where}: passages[{place}]", asked))
-        return _query_id(query, where, fields), passages, True
+        return query, passages, True
 
 
 def passage_names(passages: Iterable[OrderedPassage]) -> list[str]:
@@ -249,6 +258,26 @@ def _passage_id(entry: Mapping[str, Any], fields: Mapping[str, Any], names: Fiel
     return _optional_id(found)
 
 
+def _read_run_line(
+    row: Row, line: RunLine, wanted: Callable[[str], bool]
+) -> tuple[str, list[OrderedPassage] | None, bool]:
+    if not wanted(line.query):
+        return line.query, None, False
+    where = f"{row.file}:{row.number}"
+    return line.query, [OrderedPassage(line.passage, {"score": line.score}, where)], False
+
+
+def _read_flat(
+    row: Row, names: FieldNames, wanted: Callable[[str], bool]
+) -> tuple[str, list[OrderedPassage] | None, bool]:
+    fields, where = row.fields, f"{row.file}:{row.number}"
+    query = _query_id(first_of(fields, names.group_by, "query_id"), where, fields)
+    if not wanted(query):
+        return query, None, False
+    name = _optional_id(identity_of(fields, names.id, "passage_id"))
+    return query, [OrderedPassage(name, fields, where, _query_text(fields))], False
+
+
 def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
     if value is None:
         hint = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
@@ -268,6 +297,8 @@ def _optional_id(value: object) -> str | None:
 
 
 def _number(value: object) -> float | None:
+    if type(value) is float:  # nearly always, and a million times
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

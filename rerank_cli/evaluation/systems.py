@@ -58,10 +58,10 @@ class System:
     lists: dict[str, SystemList] = field(default_factory=dict)
     values: dict[str, Values] = field(default_factory=dict)
     given: dict[str, Values] = field(default_factory=dict)
-    perfect: dict[str, Values] = field(default_factory=dict)
-    """Of the same candidates in the order of their grades."""
-    condensed: dict[str, tuple[Values | None, Values]] = field(default_factory=dict)
-    """Of the given and the new order without the unjudged passages."""
+    perfect: dict[str, float | None] = field(default_factory=dict)
+    """By the first measure, of the same candidates in the order of their grades."""
+    condensed: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """By the first measure, of the given and the new order without the unjudged passages."""
     unjudged: int = 0
     repeated: int = 0
     repeated_passages: int = 0
@@ -90,23 +90,30 @@ class Measurer:
 
     def of(self, orders: Mapping[str, Sequence[str]]) -> dict[str, Values]:
         """The values of each query, in the order of the measures."""
-        if not orders:
-            return {}
-        found: dict[tuple[str, str], float | None] = {}
-        try:
-            found = self._calculate_measures(orders, self.measures)
-        except ArithmeticError:  # some measures divide by the number of something that a query has none of
-            for query, order in orders.items():
-                for measure in self.measures:
-                    try:
-                        found |= self._calculate_measures({query: order}, [measure])
-                    except ArithmeticError:
-                        found[str(measure), query] = None
-        return {query: [found.get((name, query)) for name in self.names] for query in orders}
+        return self._values(orders, self.measures)
+
+    def first_of(self, orders: Mapping[str, Sequence[str]]) -> dict[str, float | None]:
+        """The value of each query by the first measure."""
+        return {query: values[0] for query, values in self._values(orders, self.measures[:1]).items()}
 
     def nothing(self, query: str) -> Values:
         """The values of a query for which nothing is found."""
         return self.of({query: ()})[query]
+
+    def _values(self, orders: Mapping[str, Sequence[str]], measures: Sequence[Any]) -> dict[str, Values]:
+        if not orders:
+            return {}
+        found: dict[tuple[str, str], float | None] = {}
+        try:
+            found = self._calculate_measures(orders, measures)
+        except ArithmeticError:  # some measures divide by the number of something that a query has none of
+            for query, order in orders.items():
+                for measure in measures:
+                    try:
+                        found |= self._calculate_measures({query: order}, [measure])
+                    except ArithmeticError:
+                        found[str(measure), query] = None
+        return {query: [found.get((str(one), query)) for one in measures] for query in orders}
 
     def _calculate_measures(
         self, orders: Mapping[str, Sequence[str]], measures: Sequence[Any]
@@ -205,10 +212,12 @@ def _measure(
     given = {query: order for query, order, _, _ in some if order is not None}
     system.values |= measurer.of(new)
     system.given |= measurer.of(given)
-    system.perfect |= measurer.of(
+    system.perfect |= measurer.first_of(
         {query: sorted(order, key=lambda name, of=grades[query]: -of.get(name, 0)) for query, order in new.items()}  # type: ignore[misc]
     )
-    kept_new = measurer.of({query: [one for one in order if one in grades[query]] for query, order in new.items()})
-    kept = measurer.of({query: [one for one in order if one in grades[query]] for query, order in given.items()})
+    kept_new = measurer.first_of(
+        {query: [one for one in order if one in grades[query]] for query, order in new.items()}
+    )
+    kept = measurer.first_of({query: [one for one in order if one in grades[query]] for query, order in given.items()})
     for query in new:
         system.condensed[query] = kept.get(query), kept_new[query]
