@@ -41,7 +41,7 @@ _NEW_SCORES = ("logit", "cosine", "dot", "relevance_score", "rerank_score")
 _PLACES = ("rank", "index", "score", *_NEW_SCORES)
 _TEXTS = ("text", "passage", "document", "doc", "content", "contents", "body")
 _ANSWERS = ("rankings", "results", "response.body.results", "response.body.rankings")
-_NO_IDS = "an answer has its passages' ids only in `document`; `--out-format list` keeps them"
+_NO_IDS_IN_ANSWER = "an answer has its passages' ids only in `document`; `--out-format list` keeps them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class OrderedPassage:
-    """A passage with what says its place. where: for messages. query, text: where they were read, and there are any."""
+    """A passage with what says its place. where: for messages. query, text: where they were read, and there are any.
+
+    in_answer: whether it stands in the answer to a request, which often has no ids.
+    """
 
     id: str | None
     fields: Mapping[str, Any]
     where: str
     query: str | None = None
+    in_answer: bool = False
 
     @property
     def text(self) -> str | None:
@@ -150,17 +154,7 @@ class RerankedFile:
         """Queries with their passages; None for those of a query that is not wanted."""
         current: tuple[str, list[OrderedPassage] | None] | None = None
         finished: set[str] = set()
-        for item in items:
-            if isinstance(item, Gap):
-                continue
-            if isinstance(item, RowError):
-                on_error(item)
-                continue
-            found = self._read(item, wanted)
-            if isinstance(found, RowError):
-                on_error(found)
-                continue
-            query, passages, is_whole = found
+        for item, (query, passages, is_whole) in self._read_rows(items, wanted, on_error):
             if current is not None and (is_whole or query != current[0]):
                 yield current
                 finished.add(current[0])
@@ -180,6 +174,22 @@ class RerankedFile:
         if current is not None:
             yield current
 
+    def _read_rows(
+        self,
+        items: Iterable[Row | RowError | Gap],
+        wanted: Callable[[str], bool],
+        on_error: Callable[[RowError], None],
+    ) -> Iterator[tuple[Row, tuple[str, list[OrderedPassage] | None, bool]]]:
+        """The rows that can be read, with what `_read` has of them."""
+        for item in items:
+            if isinstance(item, Gap):
+                continue
+            found = item if isinstance(item, RowError) else self._read(item, wanted)
+            if isinstance(found, RowError):
+                on_error(found)
+            elif not isinstance(item, RowError):
+                yield item, found
+
     def _read(
         self, row: Row, wanted: Callable[[str], bool]
     ) -> tuple[str, list[OrderedPassage] | None, bool] | RowError:
@@ -192,7 +202,7 @@ class RerankedFile:
             self._known = _known_shape(fields, names) or False
         if self._known:
             return _read_known(row, self._known)
-        entries = _find_passages(fields, names)
+        entries, in_answer = _find_passages(fields, names)
         if entries is None:
             return _read_flat(row, names, wanted)
         if not isinstance(entries, (list, tuple)):
@@ -205,7 +215,8 @@ class RerankedFile:
         passages, asked = [], _query_text(fields)
         for place, entry in enumerate(entries):
             own = entry if isinstance(entry, Mapping) else {}
-            passages.append(OrderedPassage(_passage_id(own, fields, names), own, f"{where}: passages[{place}]", asked))
+            name = _passage_id(own, fields, names)
+            passages.append(OrderedPassage(name, own, f"{where}: passages[{place}]", asked, in_answer))
         return query, passages, True
 
 
@@ -239,11 +250,11 @@ class _Columns:
         return wanted | dict.fromkeys(lists, (*of_passage, *ALIASES["passage_id"], *_PLACES, *self._texts))
 
 
-def _find_passages(fields: Mapping[str, Any], names: FieldNames) -> Any:
-    """The passages of a row, or of the answer in it; None where the row is a passage."""
+def _find_passages(fields: Mapping[str, Any], names: FieldNames) -> tuple[Any, bool]:
+    """The passages of a row, and whether they are those of an answer in it; None where the row is a passage."""
     paths = (names.passages,) if names.passages else (*_ANSWERS, *ALIASES["passages"])
-    found = (lookup(fields, path) for path in paths)
-    return next((value for value in found if value is not None), None)
+    found = ((lookup(fields, path), path in _ANSWERS) for path in paths)
+    return next((one for one in found if one[0] is not None), (None, False))
 
 
 def _passage_id(entry: Mapping[str, Any], fields: Mapping[str, Any], names: FieldNames) -> str | None:
@@ -280,7 +291,10 @@ def _read_flat(
 
 def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
     if value is None:
-        hint = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
+        hint = (
+            "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row); where none holds it, "
+            "add a `query_id`, as the judgements have it, to each row"
+        )
         raise InputError(f"{where}: no query id, which --qrels needs; the row has {shown_names(fields)}", hint=hint)
     return id_text(value)
 
@@ -310,7 +324,7 @@ def _number(value: object) -> float | None:
 
 def _known_shape(fields: Mapping[str, Any], names: FieldNames) -> PathShape | None:
     """The known shape that a row has, where it is none of the plain ones."""
-    if _find_passages(fields, names) is not None and LIST.recognise(fields, names) == 2:
+    if _find_passages(fields, names)[0] is not None and LIST.recognise(fields, names) == 2:
         return None
     found = next((one for one in KNOWN if one.layout != "rows" and fits(one, fields, names)), None)
     return None if found is None else PathShape(names, known=found)
@@ -336,7 +350,17 @@ def _read_known(row: Row, shape: PathShape) -> tuple[str, list[OrderedPassage], 
 
 
 def _hint_for(passage: OrderedPassage) -> str:
-    return _NO_IDS if any(passage.has(name) for name in _NEW_SCORES) else "name its field with `--id-field`"
+    """What to do about a passage without an id."""
+    if passage.in_answer:
+        return _NO_IDS_IN_ANSWER
+    known = {*_PLACES, *_TEXTS, *ALIASES["query"], "title", "prob", "probability"}
+    others = [
+        name for name, value in passage.fields.items()
+        if name not in known and isinstance(value, (str, int)) and not isinstance(value, bool)
+    ]  # fmt: skip
+    if others:
+        return f"name its field with `--id-field`: {', '.join(others[:5])}"
+    return "judgements name passages by ids: add an `id` to each passage of the file that is reranked; it is kept"
 
 
 def _orders_of(passages: Sequence[OrderedPassage], *, is_run: bool) -> tuple[Order | None, Order]:
