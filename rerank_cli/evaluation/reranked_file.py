@@ -353,7 +353,7 @@ def _hint_for(passage: OrderedPassage) -> str:
     """What to do about a passage without an id."""
     if passage.in_answer:
         return _NO_IDS_IN_ANSWER
-    known = {*_PLACES, *_TEXTS, *ALIASES["query"], "title", "prob", "probability"}
+    known = {*_PLACES, *_TEXTS, *ALIASES["query"], *ALIASES["query_id"], "title", "prob", "probability"}
     others = [
         name for name, value in passage.fields.items()
         if name not in known and isinstance(value, (str, int)) and not isinstance(value, bool)
