@@ -67,6 +67,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Property tests are not traced: a hundred examples run the lines that one runs, and tracing doubles their time."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.no_cover)
+
+
 TINY_CHECKPOINT = Path(__file__).parent / "parity" / "bert-ce-open" / "checkpoint"
 """A real BERT cross-encoder of 0.4 MB with random weights."""
 
