@@ -63,7 +63,7 @@ OPTIONS = [
     option(
         "--drop-duplicates", bool, group=SELECTION, into="drop_duplicates",
         help="Leave out passages that are equal to one before them in their list but for case, white space and "
-        "punctuation, before anything is scored.",
+        "the marks around words, before anything is scored.",
     ),
     option(
         "--first", str, group=SELECTION, into="first.scorer", metavar="MODEL|PRECISION",

@@ -1,33 +1,32 @@
-"""Passages of a list that say the same: equal but for case, white space and punctuation of ASCII.
+"""Passages of a list that say the same: equal but for case, white space, and the marks around a word.
 
-They are counted in every run, by a digest of what is left of a text. `--drop-duplicates` leaves out all but the first
-of them before anything is scored. A passage with an image is the same as another with the same text and image.
+Marks are quotes and brackets on either side of a word, and what ends a sentence behind it. Other punctuation is a part
+of the word: `C++` is not `C`, `-5` and `.5` are not `5`. They are counted in every run, by a hash of what is left of a
+text. `--drop-duplicates` leaves out all but the first of them before anything is scored. A passage with an image is the
+same as another with the same text and image.
 """
 
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from rerank_cli.formats.shapes import Grouped
 from rerank_cli.records import CandidateList, ImagePassage, Passage
 
-_LEFT_OUT = dict.fromkeys(map(ord, string.punctuation + string.whitespace))
-
-
-def folded(passage: Passage) -> int:
-    """What is equal for passages that say the same: a hash, as only those of one list are compared."""
-    if isinstance(passage, ImagePassage):
-        return hash((passage.text.casefold().translate(_LEFT_OUT), passage.image))
-    return hash(passage.casefold().translate(_LEFT_OUT))
+_BEFORE = "\"'([{\u201c\u2018\u00ab"
+_BEHIND = "\"')]}\u201d\u2019\u00bb.,;:!?\u2026"
+_SPACES = "".join(char for char in map(chr, range(0x3001)) if char.isspace())  # the last of them is U+3000
+_LEFT_OUT = dict.fromkeys(map(ord, string.punctuation + _BEFORE + _BEHIND + _SPACES))
 
 
 def count_duplicates(item: CandidateList) -> int:
     """Passages of a list that say what one before them says."""
     if item.queries:  # each passage has a query of its own
         return 0
-    return len(item.passages) - len({folded(passage) for passage in item.passages})
+    return len(item.passages) - len(set(what_they_say(item.passages)))
 
 
 def without_duplicates(items: Iterable[Grouped]) -> Iterator[Grouped]:
@@ -36,7 +35,7 @@ def without_duplicates(items: Iterable[Grouped]) -> Iterator[Grouped]:
         if not isinstance(item, CandidateList) or not (duplicates := count_duplicates(item)):
             yield item
             continue
-        first = {folded(passage): place for place, passage in reversed(list(enumerate(item.passages)))}
+        first = {said: place for place, said in reversed(list(enumerate(what_they_say(item.passages))))}
         kept = sorted(first.values())
         yield replace(
             item,
@@ -44,3 +43,24 @@ def without_duplicates(items: Iterable[Grouped]) -> Iterator[Grouped]:
             places=tuple(item.place_of(place) for place in kept),
             duplicates=duplicates,
         )
+
+
+def what_they_say(passages: Iterable[Passage]) -> list[int]:
+    """A hash of each passage of a list, equal for those that say the same."""
+    folded = [(_text(one).casefold(), one.image if isinstance(one, ImagePassage) else None) for one in passages]
+    # Letters and digits alone are there in 3 us, words in 20; only passages with the same letters need the second.
+    letters = [hash((text.translate(_LEFT_OUT), image)) for text, image in folded]
+    times = Counter(letters)
+    return [
+        key if times[key] == 1 else hash((_words(text), image))
+        for key, (text, image) in zip(letters, folded, strict=True)
+    ]
+
+
+def _text(passage: Passage) -> str:
+    return passage.text if isinstance(passage, ImagePassage) else passage
+
+
+def _words(text: str) -> str:
+    words = (word.lstrip(_BEFORE).rstrip(_BEHIND) for word in text.split())
+    return " ".join(filter(None, words))
