@@ -242,5 +242,7 @@ def _is_text(line: bytes) -> bool:
 
 def _excerpt(text: bytes, limit: int = 40) -> str:
     start = text[: 4 * limit].decode(errors="replace")
-    shown = "".join(char if char.isprintable() else " " for char in start[:limit])
+    shown = "".join(
+        char if char.isprintable() else " " if char.isspace() else ascii(char)[1:-1] for char in start[:limit]
+    )
     return f"`{shown}`" + ("..." if len(start) > limit else "")

@@ -14,7 +14,7 @@ from pathlib import Path
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
 from rerank_cli.formats.content import HEAD_BYTES, KNOWN_FIELDS, Description, described
-from rerank_cli.formats.shapes import Item, PairShape, Shape, commands_for
+from rerank_cli.formats.shapes import Item, PairShape, Shape, commands_for, commands_for_pair
 from rerank_cli.formats.shapes.fields import lacks_a_value
 from rerank_cli.records import CandidateList, Gap, RowError
 from rerank_cli.storage import is_object, is_url
@@ -83,8 +83,12 @@ def no_rows(first: RowError, rows: int, shape: Shape | None = None) -> InputErro
         looks = _looks_like(first)
     like = f", and it looks like {looks.words}" if looks.words != "JSON lines" else ""
     commands = []
-    if first.code == "missing-field" and shape is not None and not isinstance(shape, PairShape):
-        commands = commands_for(json.loads(first.raw), shape.names)
+    if first.code == "missing-field" and shape is not None:
+        fields = json.loads(first.raw)
+        if not isinstance(shape, PairShape):
+            commands = commands_for(fields, shape.names)
+        elif looks.words == "JSON lines":
+            commands = commands_for_pair(fields, shape.names)
     return InputError(
         f"{first.file}:{first.row}: {first.message} ({count}{like}); nothing was replaced",
         hint=looks.hint,

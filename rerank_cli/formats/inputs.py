@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,7 @@ from rerank_cli.formats.shapes import (
     recognise,
     sample,
     settle_shape,
+    with_titles_of_table,
 )
 from rerank_cli.records import Gap, JsonRow, RowError
 from rerank_cli.storage import is_object, is_url
@@ -311,6 +313,8 @@ def _open_by_first_rows(
         raise _no_ids_error()
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
     decided = settle_shape(decided, sample(seen) or seen_of_table)
+    for table in [item for item in inputs if item.format == "parquet"][:_TABLE_SAMPLE]:
+        decided = with_titles_of_table(decided, partial(_fields_of_table, table))
     if isinstance(decided, FlatShape) and (found_in := next((one for one in inputs if one.format == "top1000"), None)):
         note = f"{found_in.path} has no header and is read as top1000: query id, passage id, query, passage"
         decided = replace(decided, told=(note, *decided.told))
@@ -331,6 +335,7 @@ def _open_named(
     named = _open_shape(kind, inputs, names, texts)
     if inputs and inputs[0].format == "parquet":
         named = settle_shape(named, _first_rows_of_table(inputs[0]))
+        named = with_titles_of_table(named, partial(_fields_of_table, inputs[0]))
         return named, look_at(read_items(inputs, named, options), named)
     items = read_items(inputs, named, options)
     first = list(islice(items, FIRST_ROWS))
@@ -360,6 +365,12 @@ def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> 
     if kind is None and columns:
         raise no_shape(item.path, rows[0].fields if rows else dict.fromkeys(columns, ...), names)
     return kind
+
+
+def _fields_of_table(item: Input) -> set[str]:
+    from rerank_cli.formats import parquet
+
+    return parquet.fields_with_values(item.path)
 
 
 def _first_rows_of_table(item: Input) -> list[JsonRow]:

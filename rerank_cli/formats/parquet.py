@@ -75,6 +75,9 @@ class ArrowRow:
         return json.dumps(to_json_rows(table)[0], ensure_ascii=False, allow_nan=False).encode()
 
 
+_LIST_LEVEL = re.compile(r"[.](list[.](element|item)|bag[.]array_element|array)(?=[.]|$)")
+
+
 def read_schema(path: str, partition: Partition = ()) -> pa.Schema:
     """Columns, types and metadata of a file. partition: columns that the folders of its path add."""
     with _open_parquet(path) as file:
@@ -90,6 +93,21 @@ def row_count(path: str) -> int:
     """Rows of a file, by its footer."""
     with _open_parquet(path) as file:
         return int(file.metadata.num_rows)
+
+
+def fields_with_values(path: str) -> set[str]:
+    """The fields that hold a value in some row, by the footer's statistics; dotted, without the levels of lists.
+
+    A field without statistics counts as one that does.
+    """
+    found = set()
+    with _open_parquet(path) as file:
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                counts = column.statistics if column.is_stats_set else None
+                if counts is None or not counts.has_null_count or counts.null_count < column.num_values:
+                    found.add(_LIST_LEVEL.sub("", column.path_in_schema))
+    return found
 
 
 def read_rows(

@@ -25,6 +25,7 @@ from rerank_cli.evaluation.per_query import per_query_bytes
 from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.formats.row_counts import count_lines, count_rows
+from rerank_cli.formats.shapes import tell_of_late_titles
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
@@ -217,7 +218,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         with destination.reading() if members and destination.state else nullcontext():
             texts = open_kept_texts(scorers.reads_all, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
-        windows = _windows(options, prepared, plan, images)
+        windows = _windows(options, prepared, plan, images, watcher.on_note)
         totals.begin_scoring()
         resume.pass_over(windows)
         scoring = scorers.score(
@@ -306,12 +307,17 @@ def _write_whole(
     return evaluation
 
 
-def _windows(options: JobOptions, prepared: Prepared, plan: Plan, images: WatchedImages) -> Windows:
+def _windows(
+    options: JobOptions, prepared: Prepared, plan: Plan, images: WatchedImages, tell: Callable[[str], None] | None
+) -> Windows:
     """The windows of the run's share of the input."""
     shard, shards = options.shard or (1, 1)
     lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
     max_pairs = _SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
-    lists = wanted_of(prepared.shape.group(prepared.items), options.depth, drop_duplicates=options.drop_duplicates)
+    lists = prepared.shape.group(prepared.items)
+    if tell:
+        lists = tell_of_late_titles(lists, prepared.shape, lambda note: tell(f"note: {note}"))
+    lists = wanted_of(lists, options.depth, drop_duplicates=options.drop_duplicates)
     return Windows(
         images.look(lists), max_pairs=max_pairs,
         share=Share(shard, shards, lines), position=lambda: prepared.position.share,

@@ -26,9 +26,9 @@ from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape, kind_of, recognise
-from rerank_cli.formats.shapes.settle import reading_of, sample, settle_shape
+from rerank_cli.formats.shapes.settle import reading_of, sample, settle_shape, tell_of_late_titles, with_titles_of_table
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
-from rerank_cli.formats.shapes.suggestions import commands_for, no_shape
+from rerank_cli.formats.shapes.suggestions import commands_for, commands_for_pair, no_shape
 from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
 from rerank_cli.records import RankedList
 
@@ -54,6 +54,7 @@ __all__ = [
     "Texts",
     "TrecShape",
     "commands_for",
+    "commands_for_pair",
     "detect_shape",
     "group_key",
     "kind_of",
@@ -67,6 +68,8 @@ __all__ = [
     "row_error",
     "sample",
     "settle_shape",
+    "tell_of_late_titles",
+    "with_titles_of_table",
     "written_as",
 ]
 

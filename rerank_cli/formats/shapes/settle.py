@@ -8,19 +8,21 @@ the rows, belongs too: those are bad rows. A known shape says itself what is in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.choices import FieldNames
-from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, lookup, shown_names
+from rerank_cli.formats.shapes.conversion import Conversion
+from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, lookup, name_in_row, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import BELONGS, ListShape, as_list
-from rerank_cli.formats.shapes.shape import OF_A_CUT, OWN_PREFIX, Item, Shape, is_own_output
-from rerank_cli.records import Gap, Row, RowError
+from rerank_cli.formats.shapes.shape import OF_A_CUT, OWN_PREFIX, Grouped, Item, Shape, is_own_output
+from rerank_cli.records import CandidateList, Gap, Row, RowError
 
+_NOT_READ = "which is not read"
 _OURS = ("rank", "logit", "cosine", "index", *OF_A_CUT)
 
 
@@ -33,6 +35,8 @@ def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
         fields = [row.fields for row in rows]
         inner = _passages(shape, rows) if isinstance(shape, ListShape) else []
         _refuse_missing("--id-field", (shape.names.id,), [*inner, *fields], rows)
+    if isinstance(shape, ListShape | FlatShape):
+        _check_joined_texts(shape, rows)
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
         told = (*_notes_of_lists(shape, rows), *shape.told)
@@ -89,6 +93,25 @@ def _refuse_missing(
         raise InputError(f"{option} {gone}: none of the first {len(rows)} rows of {rows[0].file} has it: one has {has}")
 
 
+def _check_joined_texts(shape: ListShape | FlatShape, rows: Sequence[Row]) -> None:
+    """`InputError` where the last of several `--text-field` stands in none of the first passages, under another name.
+
+    What is left to be scored would be the title alone.
+    """
+    paths = field_paths(shape.names.text) if shape.names.text else ()
+    places = _passages(shape, rows) if isinstance(shape, ListShape) else [row.fields for row in rows]
+    if len(paths) < 2 or not places or any(lookup(fields, paths[-1]) is not None for fields in places):
+        return
+    held = (name for name in ALIASES["passage"] if any(isinstance(fields.get(name), str) for fields in places))
+    other = next((name for name in held if name not in paths), None)
+    if other is not None and any(lookup(fields, path) is not None for fields in places for path in paths):
+        raise InputError(
+            f"--text-field {shape.names.text}: none of the first {len(rows)} rows of {rows[0].file} has "
+            f"`{paths[-1]}`: one has {shown_names(places[0])}",
+            commands=[["--text-field", ",".join([*paths[:-1], other])]],
+        )
+
+
 def _passages(shape: ListShape, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
     """The passages of the first rows that are objects."""
     found: list[Mapping[str, Any]] = []
@@ -140,8 +163,7 @@ def _notes_of_lists(shape: ListShape, rows: Sequence[Row]) -> Iterator[str]:
             continue
         whole.append(found)
         passages += [one for one in found if isinstance(one, Mapping)]
-    titles = shape.known.title if isinstance(shape, PathShape) else ("title",)
-    yield from _title_note(titles, passages, shape.names)
+    yield from _title_note(_titles_of(shape), passages, shape)
     if not any(map(is_own_output, whole)):
         taken = passages if not (isinstance(shape, PathShape) and shape.in_columns) else [row.fields for row in rows]
         yield from _note_own_fields(taken)
@@ -149,20 +171,58 @@ def _notes_of_lists(shape: ListShape, rows: Sequence[Row]) -> Iterator[str]:
 
 def _notes_of_rows(shape: FlatShape, rows: Sequence[Row]) -> Iterator[str]:
     fields = [row.fields for row in rows]
-    yield from _title_note(("title",), fields, shape.names)
+    yield from _title_note(_titles_of(shape), fields, shape)
     if not is_own_output(fields[:1]):
         yield from _note_own_fields(fields)
 
 
-def _title_note(titles: Sequence[str], passages: Iterable[Mapping[str, Any]], names: FieldNames) -> Iterator[str]:
-    asked = field_paths(names.text) if names.text else ()
+def _titles_of(shape: ListShape | FlatShape) -> tuple[str, ...]:
+    """The paths of titles that are not read: none where the user asks for one."""
+    titles = shape.known.title if isinstance(shape, PathShape) else ("title",)
+    asked = field_paths(shape.names.text) if shape.names.text else ()
+    return () if "title" in asked or any(title in asked for title in titles) else titles
+
+
+def _title_note(
+    titles: Sequence[str], passages: Iterable[Mapping[str, Any]], shape: ListShape | FlatShape
+) -> Iterator[str]:
     for title in titles:
-        if title in asked or "title" in asked:
+        held = next((one for one in passages if lookup(one, title)), None)
+        if held is not None:
+            text = shape.names.text or ("text" if isinstance(shape, ListShape) else name_in_row(held, None, "passage"))
+            yield f"passages have a `{title}`, {_NOT_READ}: `--text-field title,{field_paths(text)[-1]}` reads it"
             return
-        if any(lookup(one, title) for one in passages):
-            text = (asked or ("text",))[-1]
-            yield f"passages have a `{title}`, which is not read: `--text-field title,{text}` reads it"
-            return
+
+
+def with_titles_of_table(shape: Shape, fields: Callable[[], set[str]]) -> Shape:
+    """`shape`, which also tells of a title that its first rows had not. fields: those of the table with a value."""
+    if not isinstance(shape, ListShape | FlatShape) or any(_NOT_READ in told for told in shape.told):
+        return shape
+    titles = _titles_of(shape)
+    held = dict.fromkeys(fields(), "a text") if titles else {}
+    for title in titles:
+        if title in held if isinstance(shape, FlatShape) else any(name.endswith(f".{title}") for name in held):
+            return replace(shape, told=(*shape.told, *_title_note((title,), [{**held, title: "a title"}], shape)))
+    return shape
+
+
+def tell_of_late_titles(lists: Iterable[Grouped], shape: Shape, tell: Callable[[str], None]) -> Iterator[Grouped]:
+    """`lists`, all of them; tells once of a title that is not read and that the first rows had not."""
+    own = shape.source if isinstance(shape, Conversion) else shape
+    found = iter(lists)
+    if isinstance(own, ListShape | FlatShape) and not any(_NOT_READ in told for told in own.told):
+        titles = _titles_of(own)
+        for one in found if titles else ():
+            yield one
+            if isinstance(one, CandidateList) and (note := next(_title_note(titles, _own(one, own), own), None)):
+                tell(note)
+                break
+    yield from found
+
+
+def _own(found: CandidateList, shape: ListShape | FlatShape) -> list[Mapping[str, Any]]:
+    """The user's objects of the passages of a list."""
+    return _passages(shape, found.rows[:1]) if isinstance(shape, ListShape) else [row.fields for row in found.rows]
 
 
 def _note_own_fields(passages: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -129,7 +129,8 @@ def _text_within(passage: Mapping[str, Any]) -> str | None:
 def _has_no_query(fields: Mapping[str, Any], names: FieldNames) -> bool:
     """Whether a row has passages, and no text beside them."""
     leaves = dict(_leaves(fields))
-    found = any(isinstance(value, str) and value for path, value in leaves.items() if not _names_an_id(path))
+    texts = {path: value for path, value in leaves.items() if isinstance(value, str) and value}
+    found = any(not _names_an_id(path) and not _names_a_label(path) for path in texts)
     return names.query is None and not found and any(map(_kind_of_list, leaves.values()))
 
 
@@ -170,6 +171,12 @@ def commands_for(fields: Mapping[str, Any], names: FieldNames) -> list[list[str]
     others = [path for path, value in _leaves(fields) if path != chosen and kind and _kind_of_list(value) == kind]
     more = [suggested(fields, names, only=path) for path in others if not _is_beside(path, lookup(fields, path))]
     return [first, *(options for options in more if "--passages-field" in options)][:_MOST_COMMANDS]
+
+
+def commands_for_pair(fields: Mapping[str, Any], names: FieldNames) -> list[list[str]]:
+    """Options that would read a row as a pair, as `commands_for`."""
+    options = suggested(fields, names, only="")
+    return [options] if options else []
 
 
 def _is_beside(path: str, values: Sequence[Any]) -> bool:
@@ -253,7 +260,7 @@ def _guess_text_field(fields: Mapping[str, Any], names: FieldNames, only: str | 
         and not _is_beside(path, value)
         and not _is_talk(value)
     }
-    query = names.query or _likeliest(texts, _QUERIES)
+    query = names.query or _query_of(texts, flat=not lists)
     best: tuple[int, str, str, list[str]] | None = None
     for path, value in lists.items():
         head, _, last = path.rpartition(".")
@@ -289,6 +296,14 @@ def _guess_text_field(fields: Mapping[str, Any], names: FieldNames, only: str | 
     return [*asked, "--text-field", text] if text else []
 
 
+def _query_of(texts: Mapping[str, str], *, flat: bool) -> str | None:
+    """The path of the text that is likely the query; never that of an id, a model's name or another label."""
+    named = {path: value for path, value in texts.items() if not _names_an_id(path) and not _names_a_label(path)}
+    if flat and len(named) > 1 and not _likeliest(named, _QUERIES, named=True):
+        return next(iter(named))  # of two texts without known names the query comes first, as `sentence1` does
+    return _likeliest(named, _QUERIES)
+
+
 _IN_STEP = "lists in step: "
 _QUERIES = ("query", "question", "q", "user_input", "input", "search", "prompt", "claim", "topic", "title")
 _PASSAGES = (
@@ -296,6 +311,7 @@ _PASSAGES = (
     "description", "reference", "answer",
 )  # fmt: skip
 _SPEAKERS = ("user", "assistant", "system", "developer", "tool", "human", "ai")
+_LABELS = ("model", "object", "type", "status", "namespace", "index", "collection", "url", "created", "version")
 _IDS = ("id", "_id", "docid", "doc_id", "docno", "pid", "passage_id", "key", "uid", "uuid")
 
 
@@ -328,6 +344,10 @@ def _is_words(value: object) -> bool:
 
 def _names_an_id(path: str) -> bool:
     return path.rpartition(".")[2].lower() in _IDS
+
+
+def _names_a_label(path: str) -> bool:
+    return path.rpartition(".")[2].lower() in _LABELS
 
 
 def _is_talk(value: Sequence[Any]) -> bool:
