@@ -1,33 +1,38 @@
-"""The architectures that have a model of our own, by the entry of `architectures` in config.json: what each reads.
+"""The architectures that have a model of our own, by the entry of `architectures` in config.json: what each is.
 
-Whoever asks what kind of model a checkpoint is asks here. Any other `*ForSequenceClassification` is `Family()`: a pair
-in the tokenizer's own form, scored by transformers.
-
-Two more tables have these names as keys, and a test holds all three against each other: `models.FAMILIES` and
-`models.EMBEDDERS`, the classes that compute (they need torch, this module needs nothing), and `memory.shape.FAMILIES`,
-whose forward each is to the memory model.
+Whoever asks what kind of model a checkpoint is asks here: the classes that compute (`models/`), the memory model
+(`planning/memory/`), the templates (`encoding/`). Any other `*ForSequenceClassification` is `Family()`: a pair in the
+tokenizer's own form, scored by transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from rerank_cli.checkpoint.transformers_classifiers import CLASSIFIERS
+
+Forward = Literal["bert", "roberta", "electra", "modernbert", "gte", "llama", "vl", "padded"]
+"""Whose forward runs: one of the packed ones, or that of transformers, padded."""
+BERT_LIKE: tuple[Forward, ...] = ("bert", "roberta", "electra")
+"""Those that differ in names, positions and heads only; their weights' names begin so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a model reads a query and a passage, and what it gives.
+    """Whose forward a model has, how it reads a query and a passage, and what it gives.
 
     prompted: set into a prompt, not as the tokenizer's own pair. decoder: a causal language model, whose files say what
     pairs are written in (`encoding/scoring.py`). answers: its score is a logit of its vocabulary. embeds: each of the
     two becomes a vector, the score is their cosine. headless: a bare encoder, whose head the modules of its checkpoint
     declare. images: passages may be images. fp8: its products can be in FP8 where its weights are in 16 bits.
+    int8: it has int8 layers for a CPU (`models/int8_encoder.py`).
     max_tokens: the longest pair (of an embedder, text) on the model card, where the model has more positions than it
     was trained to read.
     """
 
+    forward: Forward = "padded"
     prompted: bool = False
     decoder: bool = False
     answers: bool = False
@@ -35,33 +40,38 @@ class Family:
     headless: bool = False
     images: bool = False
     fp8: bool = False
+    int8: bool = False
     max_tokens: int | None = None
 
 
-_PAIR = Family()
-_BARE = Family(headless=True)
+def _bare(family: Family) -> Family:
+    return replace(family, headless=True, int8=False)
+
+
+_BERT, _ROBERTA = Family("bert", int8=True), Family("roberta", int8=True)
+_ELECTRA, _MODERNBERT = Family("electra"), Family("modernbert")
 # 8192: the limit on the model cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
-_PROMPT = Family(prompted=True, fp8=True, max_tokens=8192)
-_QUESTION = Family(prompted=True, decoder=True, answers=True, fp8=True, max_tokens=8192)
-_DECODER = Family(decoder=True, fp8=True)
+_PROMPT = Family("llama", prompted=True, fp8=True, max_tokens=8192)
+_QUESTION = Family("llama", prompted=True, decoder=True, answers=True, fp8=True, max_tokens=8192)
+_DECODER = Family("llama", decoder=True, fp8=True)
 # 10240: text and image together, on the cards of the Llama-Nemotron VL models.
-_PAGE = Family(prompted=True, images=True, fp8=True, max_tokens=10240)
-_PAGE_VECTOR = Family(embeds=True, images=True, fp8=True, max_tokens=10240)
+_PAGE = Family("vl", prompted=True, images=True, fp8=True, max_tokens=10240)
+_PAGE_VECTOR = Family("vl", embeds=True, images=True, fp8=True, max_tokens=10240)
 
 FAMILIES: Mapping[str, Family] = {
-    "BertForSequenceClassification": _PAIR,
-    "RobertaForSequenceClassification": _PAIR,
-    "XLMRobertaForSequenceClassification": _PAIR,
-    "CamembertForSequenceClassification": _PAIR,
-    "ElectraForSequenceClassification": _PAIR,
-    "ModernBertForSequenceClassification": _PAIR,
-    "NewForSequenceClassification": _PAIR,
-    "BertModel": _BARE,
-    "RobertaModel": _BARE,
-    "XLMRobertaModel": _BARE,
-    "CamembertModel": _BARE,
-    "ElectraModel": _BARE,
-    "ModernBertModel": _BARE,
+    "BertForSequenceClassification": _BERT,
+    "RobertaForSequenceClassification": _ROBERTA,
+    "XLMRobertaForSequenceClassification": _ROBERTA,
+    "CamembertForSequenceClassification": _ROBERTA,
+    "ElectraForSequenceClassification": _ELECTRA,
+    "ModernBertForSequenceClassification": _MODERNBERT,
+    "NewForSequenceClassification": Family("gte"),
+    "BertModel": _bare(_BERT),
+    "RobertaModel": _bare(_ROBERTA),
+    "XLMRobertaModel": _bare(_ROBERTA),
+    "CamembertModel": _bare(_ROBERTA),
+    "ElectraModel": _bare(_ELECTRA),
+    "ModernBertModel": _bare(_MODERNBERT),
     "LlamaBidirectionalForSequenceClassification": _PROMPT,
     "LlamaNemotronVLForSequenceClassification": _PAGE,
     "LlamaNemotronVLModel": _PAGE_VECTOR,
@@ -78,9 +88,12 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+_ANY = Family()
+
+
 def family_of(architecture: str) -> Family:
     """What a model of this architecture reads and gives."""
-    return FAMILIES.get(architecture, _PAIR)
+    return FAMILIES.get(architecture, _ANY)
 
 
 def is_known(architecture: str) -> bool:
@@ -88,11 +101,8 @@ def is_known(architecture: str) -> bool:
     return architecture in FAMILIES or architecture in CLASSIFIERS
 
 
-_INT8 = {f"{name}ForSequenceClassification" for name in ("Bert", "Roberta", "XLMRoberta", "Camembert")}
-
-
 def int8_refusal(architecture: str, activation: str) -> str | None:
     """Why a model has no int8 layers (`models/int8_encoder.py`); None where it has. activation: of its MLP."""
-    if architecture not in _INT8:
+    if not family_of(architecture).int8:
         return f"only BERT, RoBERTa and XLM-R classifiers have int8 layers, not {architecture}"
     return None if activation == "gelu" else f"int8 layers know the activation `gelu`, not `{activation}`"

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.batching import plan_batches
 from rerank_cli.engine.protocols import OnBatch, Scores, Trouble
@@ -40,7 +41,6 @@ from rerank_cli.engine.worker import (
 )
 from rerank_cli.errors import EngineError
 from rerank_cli.machine.supervised_pool import SupervisedPool, Worker
-from rerank_cli.models import is_native
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 
@@ -116,7 +116,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         self.needs_calibration = False
         self._calibrating: _Worker | None = None
         self._budget = plan.token_budget
-        self._padded = not is_native(checkpoint.architecture)
+        self._padded = family_of(checkpoint.architecture).forward == "padded"
         self._numbers = 0
         self._peaks: dict[tuple[str, int], int] = {}  # by device and place of a worker
         self._kernels = ""

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine.batching import (
     FittingBatches,
     does_not_fit,
@@ -55,7 +56,7 @@ from rerank_cli.engine.lanes import Lanes
 from rerank_cli.engine.protocols import OnBatch, Pending, Scores, Trouble
 from rerank_cli.errors import EngineError
 from rerank_cli.machine.this_process import peak_rss_bytes
-from rerank_cli.models import Calibrates, RerankModel, SeesImages, is_native, load_model
+from rerank_cli.models import Calibrates, RerankModel, SeesImages, load_model
 from rerank_cli.models.transfer import PAUSE_SECONDS, Arriving, Transfer, current, transfer_for
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
@@ -159,7 +160,7 @@ class LocalEngine:
         if plan.device == "cpu":
             torch.set_num_threads(plan.threads)
         self._plan, self._checkpoint = plan, checkpoint
-        self._batches = FittingBatches(plan.token_budget, padded=not is_native(checkpoint.architecture))
+        self._batches = FittingBatches(plan.token_budget, padded=family_of(checkpoint.architecture).forward == "padded")
         self._model = model or load_model(
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )

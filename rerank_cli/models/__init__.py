@@ -1,9 +1,9 @@
 """How a pair becomes a logit: the families, and which one a checkpoint belongs to.
 
-`FAMILIES` maps the `architectures` entry of config.json to a native, packed model. Every other
-`*ForSequenceClassification` that transformers itself knows runs through `padded.PaddedCrossEncoder`, which is slower
-and said so. To add a family: one file here, one row in this table and in those that `checkpoint/families.py`
-names, one parity test.
+`checkpoint/families.py` says whose forward an architecture has; `class_of` gives the class that computes it. Every
+`*ForSequenceClassification` that is not in that table and that transformers itself knows runs through
+`padded.PaddedCrossEncoder`, which is slower and said so. To add a family: one file here, one row there, one parity
+test.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rerank_cli.checkpoint import Checkpoint, families
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import BERT_LIKE, FAMILIES, Forward, family_of
 from rerank_cli.checkpoint.labels import check_labels
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.causal import CausalReranker
-from rerank_cli.models.embedder import EMBEDDERS, Embedder
-from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder
+from rerank_cli.models.embedder import Embedder, NemotronEmbedder
+from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.gte import GteCrossEncoder
 from rerank_cli.models.int8_encoder import Int8Encoder
 from rerank_cli.models.llama import LlamaCrossEncoder
@@ -62,24 +63,31 @@ class Calibrates(Protocol):
         """Be ready as `calibrate` was when it returned `state`, bit for bit."""
 
 
-FAMILIES: dict[str, Callable[..., RerankModel]] = {
-    **dict.fromkeys(PREFIXES, EncoderCrossEncoder),
-    "ModernBertForSequenceClassification": ModernBertCrossEncoder,
-    "ModernBertModel": ModernBertCrossEncoder,
-    "NewForSequenceClassification": GteCrossEncoder,
-    "LlamaBidirectionalForSequenceClassification": LlamaCrossEncoder,
-    "LlamaNemotronVLForSequenceClassification": LlamaNemotronVLCrossEncoder,
-    **{name: CausalReranker for name, family in families.FAMILIES.items() if family.decoder},
+_CLASSES: dict[Forward, Callable[..., RerankModel]] = {
+    **dict.fromkeys(BERT_LIKE, EncoderCrossEncoder),
+    "modernbert": ModernBertCrossEncoder,
+    "gte": GteCrossEncoder,
+    "llama": LlamaCrossEncoder,
+    "vl": LlamaNemotronVLCrossEncoder,
 }
-"""Native families by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 """Of what is between the products, by precision; every family can run in all but fp8, where the device has them."""
 
 
-def is_native(architecture: str) -> bool:
-    """The architecture has a packed model of our own."""
-    return architecture in FAMILIES
+def class_of(architecture: str) -> Callable[..., Any]:
+    """What computes a model of this architecture: called with (checkpoint, device=, dtype=, attention=)."""
+    family = family_of(architecture)
+    if family.embeds:
+        return NemotronEmbedder
+    if family.decoder:
+        return CausalReranker
+    if family.forward != "padded":
+        return _CLASSES[family.forward]
+    # Imported here: transformers costs seconds that the native families need not pay.
+    from rerank_cli.models.padded import PaddedCrossEncoder
+
+    return PaddedCrossEncoder
 
 
 def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> RerankModel:
@@ -90,30 +98,27 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
     Raises `ModelError` where the checkpoint is not a reranker that this program can score rightly.
     """
     architecture = checkpoint.architecture
-    if architecture not in FAMILIES and not architecture.endswith("ForSequenceClassification"):
+    known = architecture in FAMILIES and not family_of(architecture).embeds
+    if not known and not architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{checkpoint.path / 'config.json'}: architecture `{architecture}` is not a reranker that is known",
-            hint=f"known are {', '.join(sorted([*FAMILIES, *EMBEDDERS]))} and the sequence classifiers of transformers",
+            hint=f"known are {', '.join(sorted(FAMILIES))} and the sequence classifiers of transformers",
         )
     check_labels(checkpoint)
     if precision == "int8":
         return Int8Encoder(checkpoint, **_placement(device, "fp32", attention))
-    family = FAMILIES.get(architecture)
-    if family is None:
-        # Imported here: transformers costs seconds that the native families need not pay.
-        from rerank_cli.models.padded import PaddedCrossEncoder
-
-        family = PaddedCrossEncoder
     placed = _placement(device, precision, attention)
     with current(placed["device"]):
-        return family(checkpoint, **placed, **_quantised(checkpoint, precision))
+        model: RerankModel = class_of(architecture)(checkpoint, **placed, **_quantised(checkpoint, precision))
+        return model
 
 
 def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> Embedder:
-    """Load an embedding model (its architecture is in `EMBEDDERS`); else as `load_model`."""
+    """Load an embedding model; else as `load_model`."""
     placed = _placement(device, precision, attention)
     with current(placed["device"]):
-        return EMBEDDERS[checkpoint.architecture](checkpoint, **placed, **_quantised(checkpoint, precision))
+        model: Embedder = class_of(checkpoint.architecture)(checkpoint, **placed, **_quantised(checkpoint, precision))
+        return model
 
 
 def _placement(device: str, precision: str, attention: str) -> dict[str, Any]:
@@ -134,6 +139,6 @@ def _quantised(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
     """What the families that know of FP8 are told of it; for the others it is refused."""
     if precision != "fp8":
         return {}
-    if not families.family_of(checkpoint.architecture).fp8:
+    if not family_of(checkpoint.architecture).fp8:
         raise DoesNotFitError(f"--precision fp8: {checkpoint.architecture} has no products in FP8")
     return {"fp8": True}

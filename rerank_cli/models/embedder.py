@@ -10,7 +10,7 @@ Source: NVIDIA NeMo AutoModel, llama_nemotron_vl/model.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -82,7 +82,3 @@ class NemotronEmbedder:
         """A vector for each text, float32 [len(texts), dimensions], on the model's device."""
         vectors = self._trunk.pooled(texts)
         return F.normalize(vectors, dim=1) if self._normalises else vectors
-
-
-EMBEDDERS: dict[str, Callable[..., Embedder]] = {"LlamaNemotronVLModel": NemotronEmbedder}
-"""Embedding models by architecture. Each is called with (checkpoint, device=, dtype=, attention=)."""

@@ -42,20 +42,6 @@ from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
-PREFIXES = {
-    "BertForSequenceClassification": "bert",
-    "RobertaForSequenceClassification": "roberta",
-    "XLMRobertaForSequenceClassification": "roberta",
-    "CamembertForSequenceClassification": "roberta",
-    "ElectraForSequenceClassification": "electra",
-    "BertModel": "bert",
-    "RobertaModel": "roberta",
-    "XLMRobertaModel": "roberta",
-    "CamembertModel": "roberta",
-    "ElectraModel": "electra",
-}
-"""Prefix of the weights' names by architecture; a bare encoder may go without."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Names:
@@ -145,7 +131,7 @@ class EncoderCrossEncoder:
         kind = linear_kind(device, dtype)
         self._kind: Callable[..., Linear] = kind
         self.kernels = f"linear layers: {kind.kernel}; attention: {self._attention}"
-        self._kind_of_names = PREFIXES[checkpoint.architecture]
+        self._kind_of_names = family_of(checkpoint.architecture).forward
         self._padding_id = checkpoint.integer("pad_token_id", 1) if self._kind_of_names == "roberta" else None
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._prefix = prefix_of_names(checkpoint, self._kind_of_names)

@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rerank_cli.checkpoint.families import BERT_LIKE
 from rerank_cli.machine.gpu_names import CardSpeed
 from rerank_cli.planning.memory import ModelShape
 
@@ -87,7 +88,7 @@ def why_no_time(
     """Why there is no time to tell; None where `pair_time` has one. images: whether some pairs have one."""
     if speed is None:
         return "no published peak and bandwidth of the card were found"
-    if shape is None or shape.family == "padded":
+    if shape is None or shape.forward == "padded":
         return "this model's forward is padded, and how much of a batch is padding depends on how lengths mix"
     if precision not in ("fp16", "bf16", "fp8"):
         return f"the reckoning is fitted to 16 bits and fp8, not to {precision}"
@@ -128,14 +129,14 @@ def pair_time(
 
 def _layer_weights(shape: ModelShape) -> int:
     """Weights of a layer that multiply every token."""
-    matrices = 2 if shape.family in ("bert", "roberta") else 3  # of the MLP: up and down, and a gate
+    matrices = 2 if shape.forward in BERT_LIKE else 3  # of the MLP: up and down, and a gate
     attention = 2 * shape.hidden * shape.queries + 2 * shape.hidden * shape.keys
     return attention + matrices * shape.hidden * shape.intermediate
 
 
 def _layer_traffic(shape: ModelShape) -> int:
     """Bytes a token that a layer reads and writes between its products."""
-    if shape.family in ("bert", "roberta"):  # twice: a sum, and a norm; and an activation
+    if shape.forward in BERT_LIKE:  # twice: a sum, and a norm; and an activation
         return _BYTES * (10 * shape.hidden + 2 * shape.intermediate)
     return _BYTES * (10 * shape.hidden + 2 * (shape.queries + shape.keys) + 3 * shape.intermediate)
 
@@ -149,7 +150,7 @@ def _attended_tokens(shape: ModelShape, lengths: PairLengths) -> float:
 
 
 def _skips_last(shape: ModelShape) -> int:
-    return int(shape.family in ("bert", "roberta") and shape.layers > 1)
+    return int(shape.forward in BERT_LIKE and shape.layers > 1)
 
 
 def time_to_json(time: PairTime) -> dict[str, Any]:

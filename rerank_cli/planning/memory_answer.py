@@ -123,7 +123,7 @@ def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools)
     points = _points(request, question, known)
     rows = tuple(question.at(*point) for point in points)
     answer = MemoryAnswer(known, request, question, rows, file=file, published=published)
-    if model is not None and model.shape.family == "padded":
+    if model is not None and model.shape.forward == "padded":
         answer = replace(answer, rows=tools.followed(rows, question, known.checkpoint), method="tracker")
     answer = replace(answer, times=tuple(_times(answer)))
     if request.measure:

@@ -148,7 +148,7 @@ def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int
     if checkpoint is None or machine is None or _is_embedder(known) or planned.needed_bytes is None:
         return 1, planned.needed_bytes
     model = memory_model(checkpoint)
-    if model is None or model.shape.family == "padded":
+    if model is None or model.shape.forward == "padded":
         return 1, planned.needed_bytes
     free = machine.cpu.memory_available_bytes
     for lanes in range(min(threads, MOST_LANES), 1, -1):

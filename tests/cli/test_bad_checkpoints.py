@@ -16,9 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rerank_cli.checkpoint.families import FAMILIES
 from rerank_cli.cli import main
-from rerank_cli.models import FAMILIES
-from rerank_cli.models.embedder import EMBEDDERS
 
 PARITY = Path(__file__).parents[1] / "parity"
 BERT, LLAMA, SHARDED, PADDED, EMBEDDER, YES_NO = (
@@ -131,7 +130,7 @@ BAD: list[tuple[str, str, Spoil, list[str]]] = [
     ("config-not-json", BERT, written("config.json", "{"), ["config.json: not JSON"]),
     ("no-architecture", BERT, config(architectures=None), ["`architectures` must name one class"]),
     ("unknown-architecture", BERT, config(architectures=["JinaForRanking"]),
-     ["architecture `JinaForRanking`", "known are", *FAMILIES, *EMBEDDERS]),
+     ["architecture `JinaForRanking`", "known are", *FAMILIES]),
     ("unknown-classifier", BERT, config(architectures=["OwnForSequenceClassification"]),
      ["architecture `OwnForSequenceClassification`", "is not a reranker that is known"]),
     ("two-labels", BERT, config(id2label={"0": "no", "1": "yes"}), ["`classifier.weight` has shape [1, 48]"]),

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine.scorer import LocalEngine
-from rerank_cli.models import EMBEDDERS, load_embedder, load_model
+from rerank_cli.models import load_embedder, load_model
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.linear import row_scaled_refusal
 from rerank_cli.models.transfer import Overlapping, transfer_for
@@ -99,7 +100,7 @@ def test_no_forward_waits_for_the_device(name: str, precision: str) -> None:
     llama = name not in ("bert-ce-open", "xlmr-ce-open", "modernbert-ce-open")
     if precision == "fp8" and (not llama or row_scaled_refusal(CUDA)):
         pytest.skip("no products in FP8 here")
-    load = load_embedder if checkpoint.architecture in EMBEDDERS else load_model
+    load = load_embedder if family_of(checkpoint.architecture).embeds else load_model
     model: Any = load(checkpoint, device="cuda:0", precision=precision, attention="varlen")
     forward = model.embed if load is load_embedder else model.forward
     pairs = pairs_of([90, 41, 40, 40, 7, 1])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.models import FAMILIES, RerankModel
+from rerank_cli.models import RerankModel, class_of
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import EncodedPair
 
@@ -117,8 +117,9 @@ def made_up_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype) -> RerankModel:
     """The model of a made-up checkpoint, on the CPU."""
-    family = FAMILIES[checkpoint.architecture]
-    return family(checkpoint, device=torch.device("cpu"), dtype=dtype, attention="runs")
+    kind = class_of(checkpoint.architecture)
+    model: RerankModel = kind(checkpoint, device=torch.device("cpu"), dtype=dtype, attention="runs")
+    return model
 
 
 def weights_of(model: object) -> list[torch.Tensor]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.models import FAMILIES
+from rerank_cli.models import class_of
 from rerank_cli.models.tracker import StorageTracker
 from rerank_cli.planning.memory import BatchSize, MemoryModel, Placement, count_weights, estimate, read_model_shape
 from rerank_cli.records import EncodedPair
@@ -28,8 +28,9 @@ BATCHES = {
 
 def followed(config: Mapping[str, Any], lengths: Sequence[int]) -> tuple[int, Checkpoint]:
     checkpoint = Checkpoint(checkpoint_of(config).path, "made up", dict(config), {}, {}, blank=True)
-    family = FAMILIES[checkpoint.architecture]
-    model = family(checkpoint, device=torch.device("meta"), dtype=torch.float16, attention="varlen")
+    model = class_of(checkpoint.architecture)(
+        checkpoint, device=torch.device("meta"), dtype=torch.float16, attention="varlen"
+    )
     assert model.kernels.endswith("varlen")
     pairs = [EncodedPair(np.full(n, 5, dtype=np.int32), 3, n) for n in lengths]
     with torch.no_grad(), StorageTracker(weights_of(model)) as tracker:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.checkpoint.families import FAMILIES
 from rerank_cli.cli import main
-from rerank_cli.models import FAMILIES
 
 CARDS = json.loads((Path(__file__).parents[1] / "data" / "nim" / "golden_logits.json").read_text())["usable"]
 MODEL_OF = {

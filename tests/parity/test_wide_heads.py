@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.models import FAMILIES, load_model
+from rerank_cli.models import class_of, load_model
 from tests.parity.wide import ENCODERS, wide_cases, wide_checkpoint
 
 
@@ -24,6 +24,6 @@ def test_a_model_with_wider_heads_has_the_logits_of_transformers(name, tmp_path)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_its_heads_meet_the_varlen_kernel(name, tmp_path):
     checkpoint = read_checkpoint(wide_checkpoint(name, tmp_path))
-    family = FAMILIES[checkpoint.architecture]
+    family = class_of(checkpoint.architecture)
     model = family(checkpoint, device=torch.device("meta"), dtype=torch.float16, attention="varlen")
     assert model.kernels.endswith("varlen")

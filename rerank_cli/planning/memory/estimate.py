@@ -109,7 +109,7 @@ class Placement:
             old = self.capability is not None and self.capability < _FLASH_CAPABILITY
             flash = not old and element != _FLOAT
             return Execution(element=element, repeats_heads=not flash, varlen=flash and takes_varlen(shape.head_size))
-        llama = shape.family in ("llama", "vl")
+        llama = shape.forward in ("llama", "vl")
         products = self.attention == "products"
         if self.precision == "int8":
             return Execution(element=_FLOAT, fused=True, products=products, threads=self.cores)

@@ -142,15 +142,15 @@ class Moment:
 
 def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
     """The largest moment of a forward of `shape` over `batch`."""
-    if shape.family == "padded":
+    if shape.forward == "padded":
         return _padded(shape, batch, how)
     inputs = input_bytes(batch)
     workspace = _attention_workspace(shape, batch, how)
-    if shape.family == "modernbert":
+    if shape.forward == "modernbert":
         attending, others = _modernbert(shape, batch, how)
-    elif shape.family == "gte":
+    elif shape.forward == "gte":
         attending, others = _gte(shape, batch, how)
-    elif shape.family in ("llama", "vl"):
+    elif shape.forward in ("llama", "vl"):
         attending, others = _llama(shape, batch, how)
     else:
         attending, others = _bert(shape, batch, how)

@@ -1,21 +1,14 @@
-"""What the memory model must know of a model: sizes from config.json, or from a profile where no checkpoint is at hand.
-
-The families are those of `rerank_cli/models`, which cannot be asked here because it loads torch; a test holds the two
-tables against each other.
-"""
+"""What the memory model must know of a model: sizes from config.json, or from a profile without a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import BERT_LIKE, Forward, family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.planning.profiles import ModelFacts
-
-Family = Literal["bert", "roberta", "modernbert", "gte", "llama", "vl", "padded"]
-"""Whose forward runs: the packed ones, the vision-language model, or any other classifier, padded by transformers."""
 
 PaddedAttention = Literal["fused", "scores", "positions"]
 """How a classifier that transformers runs attends: by a fused kernel, by a matrix of scores, or by several of them."""
@@ -45,34 +38,6 @@ _SYNONYMS = {
 }
 _FOUR_TIMES = 4  # the hidden size: an MLP's, where config.json does not tell it
 
-FAMILIES: Mapping[str, Family] = {
-    "BertForSequenceClassification": "bert",
-    "RobertaForSequenceClassification": "roberta",
-    "XLMRobertaForSequenceClassification": "roberta",
-    "CamembertForSequenceClassification": "roberta",
-    "ElectraForSequenceClassification": "bert",
-    "ModernBertForSequenceClassification": "modernbert",
-    "NewForSequenceClassification": "gte",
-    "BertModel": "bert",
-    "RobertaModel": "roberta",
-    "XLMRobertaModel": "roberta",
-    "CamembertModel": "roberta",
-    "ElectraModel": "bert",
-    "ModernBertModel": "modernbert",
-    "LlamaBidirectionalForSequenceClassification": "llama",
-    "Qwen3ForCausalLM": "llama",
-    "Qwen2ForCausalLM": "llama",
-    "GemmaForCausalLM": "llama",
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen3ForSequenceClassification": "llama",
-    "Qwen2ForSequenceClassification": "llama",
-    "GemmaForSequenceClassification": "llama",
-    "LlamaForSequenceClassification": "llama",
-    "MistralForSequenceClassification": "llama",
-    "LlamaNemotronVLForSequenceClassification": "vl",
-    "LlamaNemotronVLModel": "vl",
-}
 _MAX_INPUT_TILES = 6  # the default of the processor of the Nemotron VL models
 _SIGLIP = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -120,7 +85,7 @@ class ModelShape:
     the activation of its MLP is made of several operators.
     """
 
-    family: Family
+    forward: Forward
     architecture: str
     hidden: int
     intermediate: int
@@ -153,13 +118,13 @@ class ModelShape:
 def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
     """The sizes of a checkpoint; `ModelError` naming the key that config.json lacks."""
     architecture = checkpoint.architecture
-    family = FAMILIES.get(architecture, "padded")
-    if family == "padded":
+    forward = family_of(architecture).forward
+    if forward == "padded":
         return _read_padded(checkpoint, architecture)
-    if family != "vl":
-        return _read_language(checkpoint, family, architecture)
+    if forward != "vl":
+        return _read_language(checkpoint, forward, architecture)
     text = replace(checkpoint, config=_read_block(checkpoint, "llm_config"))
-    language = replace(_read_language(text, "llama", architecture), family="vl")
+    language = replace(_read_language(text, "llama", architecture), forward="vl")
     return replace(language, vision=_read_vision(checkpoint, language.hidden))
 
 
@@ -172,7 +137,7 @@ def shape_of_profile(facts: ModelFacts) -> ModelShape:
             hint="pass the folder of the checkpoint; `--compare nim` shows the published rows without it",
         )
     return ModelShape(
-        family=FAMILIES.get(facts.architecture, "padded"),
+        forward=family_of(facts.architecture).forward,
         architecture=facts.architecture,
         hidden=language.hidden_size,
         intermediate=language.intermediate_size,
@@ -210,14 +175,14 @@ def _read_block(checkpoint: Checkpoint, key: str) -> dict[str, Any]:
     return block
 
 
-def _read_language(checkpoint: Checkpoint, family: Family, architecture: str) -> ModelShape:
+def _read_language(checkpoint: Checkpoint, forward: Forward, architecture: str) -> ModelShape:
     hidden, heads = checkpoint.integer("hidden_size"), checkpoint.integer("num_attention_heads")
     layers, intermediate = checkpoint.integer("num_hidden_layers"), checkpoint.integer("intermediate_size")
     if min(hidden, heads, layers, intermediate) < 1:
         raise ModelError(f"{checkpoint.path / 'config.json'}: sizes must be at least 1: {hidden=}, {heads=}, {layers=}")
     given = {key for key, value in checkpoint.config.items() if value is not None}
     shape = ModelShape(
-        family=family,
+        forward=forward,
         architecture=architecture,
         hidden=hidden,
         intermediate=intermediate,
@@ -227,15 +192,15 @@ def _read_language(checkpoint: Checkpoint, family: Family, architecture: str) ->
         head_size=checkpoint.integer("head_dim") if "head_dim" in given else hidden // heads,
         vocabulary=checkpoint.integer("vocab_size"),
     )
-    if family in ("bert", "roberta"):
+    if forward in BERT_LIKE:
         keys = ("max_position_embeddings", "type_vocab_size")
         positions, types = (checkpoint.integer(key) if key in given else 0 for key in keys)
         return replace(shape, positions=positions, types=types)
-    if family == "modernbert":
+    if forward == "modernbert":
         local = _has_local_layers(checkpoint, layers)
         window = checkpoint.integer("local_attention", 128) // 2 if local else None
         return replace(shape, rotary_kinds=1 + local, window=window)
-    if family == "gte":
+    if forward == "gte":
         return replace(shape, rotary_kinds=1, types=checkpoint.integer("type_vocab_size", 1))
     return replace(shape, head_norms=architecture.startswith("Qwen3For"))
 

@@ -18,16 +18,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import Forward
 from rerank_cli.planning.memory.peak import CHUNK
-from rerank_cli.planning.memory.shape import Family, ModelShape
+from rerank_cli.planning.memory.shape import ModelShape
 
 _FLOAT = 4
 _FP8_MULTIPLE = 16  # of rows and columns of a matrix that is multiplied in FP8 (`models/linear.py`)
 _FP8 = "F8_E4M3"
 _PRODUCT = re.compile(r"^(?!.*vision_model\.).*layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight$")
-_KEPT_WIDE: dict[Family, re.Pattern[str]] = {
+_KEPT_WIDE: dict[Forward, re.Pattern[str]] = {
     "bert": re.compile(r"^(bert\.pooler\.dense|classifier)\.|/"),
     "roberta": re.compile(r"^classifier\.|/"),
+    "electra": re.compile(r"^classifier\.|/"),
     "modernbert": re.compile(r"^(head|classifier)\.|/"),
     "gte": re.compile(r"^(new\.pooler\.dense|classifier)\."),
     "llama": re.compile(r"norm\.weight$|^score\."),
@@ -98,11 +100,11 @@ class Weights:
 
 def count_weights(shape: ModelShape, checkpoint: Checkpoint | None) -> Weights:
     """The weights that are loaded: by the headers of the checkpoint, or without one by the shape."""
-    llama = shape.family in ("llama", "vl")
+    llama = shape.forward in ("llama", "vl")
     if checkpoint is None:
         wide = wide_parameters(shape)
         return Weights(parameters(shape) - wide, wide, Products.of(_products(shape) if llama else []))
-    kept_wide = _KEPT_WIDE.get(shape.family)
+    kept_wide = _KEPT_WIDE.get(shape.forward)
     narrow = wide = 0
     for name, info in checkpoint.tensors.items():
         if info.dtype in _HELD_AS_THEY_ARE or _NOT_LOADED.search(name):
@@ -126,15 +128,15 @@ def _products(shape: ModelShape) -> list[tuple[int, int]]:
 def parameters(shape: ModelShape) -> int:
     """Weights that a model of this shape loads."""
     h, i, layers = shape.hidden, shape.intermediate, shape.layers
-    if shape.family in ("llama", "vl"):
+    if shape.forward in ("llama", "vl"):
         qwen = shape.architecture.startswith("Qwen2For")
         attention = 2 * h * shape.queries + 2 * h * shape.keys + (shape.queries + 2 * shape.keys) * qwen
         vision = shape.vision.parameters if shape.vision else 0
         return shape.vocabulary * h + layers * (attention + 3 * h * i) + vision + wide_parameters(shape)
-    if shape.family == "gte":
+    if shape.forward == "gte":
         table = (shape.vocabulary + shape.types + 2) * h
         return table + layers * (4 * (h + 1) * h + 3 * h * i + 5 * h) + wide_parameters(shape)
-    if shape.family == "modernbert":
+    if shape.forward == "modernbert":
         return shape.vocabulary * h + layers * (4 * h * h + 3 * h * i + 2 * h) + h + wide_parameters(shape)
     tables = (shape.vocabulary + shape.positions + shape.types + 2) * h
     return tables + layers * (4 * (h + 1) * h + (2 * h + 1) * i + 5 * h) + wide_parameters(shape)
@@ -143,7 +145,7 @@ def parameters(shape: ModelShape) -> int:
 def wide_parameters(shape: ModelShape) -> int:
     """Those in float32 whatever the precision: heads, and Llama's norms."""
     h = shape.hidden
-    if shape.family in ("llama", "vl"):
+    if shape.forward in ("llama", "vl"):
         scores = shape.architecture.endswith("ForSequenceClassification")
         return (2 * shape.layers + 1 + scores) * h + 2 * shape.layers * shape.head_size * shape.head_norms
     return h * h + 2 * h + 1  # dense with its bias (ModernBERT: a norm instead), and one logit

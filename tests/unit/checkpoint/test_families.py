@@ -1,17 +1,17 @@
-"""The table of architectures agrees with the tables that have its names as keys."""
+"""The table of architectures agrees with what computes them."""
 
 from __future__ import annotations
 
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from rerank_cli import models
 from rerank_cli.checkpoint import families
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.recipes import RECIPES
 from rerank_cli.checkpoint.transformers_classifiers import CLASSIFIERS
 from rerank_cli.encoding import yes_no
-from rerank_cli.planning.memory import shape
+from rerank_cli.models import class_of
+from rerank_cli.models.embedder import NemotronEmbedder
 
 DECODERS, HEADS = ("Qwen3", "Qwen2", "Llama", "Mistral", "Gemma"), ("CausalLM", "SequenceClassification")
 
@@ -22,12 +22,11 @@ def named(**facts: bool) -> set[str]:
     return {name for name, family in found if all(getattr(family, fact) == value for fact, value in facts.items())}
 
 
-def test_every_architecture_has_a_class_and_a_memory_model() -> None:
-    assert set(families.FAMILIES) == {*models.FAMILIES, *models.EMBEDDERS} == set(shape.FAMILIES)
-
-
-def test_what_embeds_is_loaded_as_an_embedder_and_nothing_else_is() -> None:
-    assert named(embeds=True) == set(models.EMBEDDERS)
+@pytest.mark.parametrize("architecture", families.FAMILIES)
+def test_every_architecture_is_packed_by_a_class_of_its_own(architecture: str) -> None:
+    assert family_of(architecture).forward != "padded"
+    assert class_of(architecture).__module__ != class_of("DebertaV2ForSequenceClassification").__module__
+    assert (class_of(architecture) is NemotronEmbedder) == family_of(architecture).embeds
 
 
 def test_what_answers_has_a_prompt_and_answers() -> None:
@@ -47,7 +46,7 @@ def test_a_bare_encoder_has_no_head_of_its_own() -> None:
 
 
 def test_what_reads_images_has_a_tower_in_the_memory_model() -> None:
-    assert named(images=True) == {name for name, family in shape.FAMILIES.items() if family == "vl"}
+    assert named(images=True) == {name for name, family in families.FAMILIES.items() if family.forward == "vl"}
 
 
 @pytest.mark.parametrize("architecture", ["DebertaV2ForSequenceClassification", "Nonsense"])

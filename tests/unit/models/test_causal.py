@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.encoding.encoder import answer_ids, open_encoder
 from rerank_cli.errors import ModelError
-from rerank_cli.models import RerankModel, is_native, load_model
+from rerank_cli.models import RerankModel, load_model
 from rerank_cli.records import EncodedPair
 
 PARITY = Path(__file__).parents[2] / "parity"
@@ -64,7 +65,7 @@ def reference(folder: Path, pairs: list[EncodedPair]) -> np.ndarray:
 def test_logits_are_those_of_transformers_in_every_batch(name):
     folder = FOLDERS[name] / "checkpoint"
     model = open_model(folder)
-    assert is_native(read_checkpoint(folder).architecture)
+    assert family_of(read_checkpoint(folder).architecture).forward == "llama"
     for lengths in ((30,), (30, 30, 30), (90, 7, 30, 1, 7)):
         pairs = random_pairs(*lengths)
         np.testing.assert_allclose(logits(model, pairs), reference(folder, pairs), atol=5e-5, rtol=0)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.errors import ModelError
-from rerank_cli.models.encoder import PREFIXES, EncoderCrossEncoder, _roberta_positions
+from rerank_cli.models.encoder import EncoderCrossEncoder, _roberta_positions
 from rerank_cli.models.packed import pack
 from rerank_cli.records import EncodedPair
 
@@ -31,10 +31,6 @@ def refusal(path) -> str:
 
 def pair(*ids: int, second: int = 1) -> EncodedPair:
     return EncodedPair(input_ids=np.array(ids, dtype=np.int32), second_start=second, tokens=len(ids))
-
-
-def test_every_family_has_the_prefix_of_its_weights():
-    assert set(PREFIXES.values()) == {"bert", "roberta", "electra"}
 
 
 def test_a_batch_gives_one_float32_logit_a_pair(tiny):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
-from rerank_cli.models import EMBEDDERS, FAMILIES, llama
+from rerank_cli.models import class_of, llama
 from rerank_cli.models.elementwise import Rotation, Unfused
 from rerank_cli.models.siglip import BATCH_TILES
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
@@ -101,8 +101,7 @@ def blank(config: dict[str, Any]) -> Checkpoint:
 
 
 def loaded(checkpoint: Checkpoint, attention: str = "varlen") -> Any:
-    family = {**FAMILIES, **EMBEDDERS}[checkpoint.architecture]
-    return family(checkpoint, device=META, dtype=torch.bfloat16, attention=attention)
+    return class_of(checkpoint.architecture)(checkpoint, device=META, dtype=torch.bfloat16, attention=attention)
 
 
 def pairs_of(lengths: Sequence[int]) -> list[EncodedPair]:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from rerank_cli import models
 from rerank_cli.checkpoint import read_checkpoint
+from rerank_cli.checkpoint.families import FAMILIES
 from rerank_cli.engine.scorer import name_faults
 from rerank_cli.errors import DoesNotFitError, ModelError
-from rerank_cli.models import FAMILIES, is_native, load_model
+from rerank_cli.models import class_of, load_model
 from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
 from rerank_cli.records import EncodedPair
@@ -28,13 +30,12 @@ def load(path, **more):
 )
 def test_a_checkpoint_gets_the_family_of_its_architecture(tiny, family, kind):
     path = tiny(family)
-    assert is_native(read_checkpoint(path).architecture)
-    assert type(load(path)) is kind
+    assert class_of(read_checkpoint(path).architecture) is kind is type(load(path))
 
 
 def test_every_other_classifier_of_transformers_is_padded(tiny):
     path = tiny("deberta")
-    assert not is_native(read_checkpoint(path).architecture)
+    assert class_of(read_checkpoint(path).architecture).__name__ == "PaddedCrossEncoder"
     assert type(load(path)).__name__ == "PaddedCrossEncoder"
 
 
@@ -146,7 +147,7 @@ def test_a_model_on_cuda_keeps_sdpa_from_cudnn_and_has_its_device_current(tiny, 
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", Entered)
-    monkeypatch.setitem(FAMILIES, "BertForSequenceClassification", family)
+    monkeypatch.setitem(models._CLASSES, "bert", family)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)

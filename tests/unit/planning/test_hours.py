@@ -12,15 +12,15 @@ from rerank_cli.planning.memory import ModelShape
 
 H100 = speed_of("NVIDIA-H100-80GB-HBM3")
 MINI_LM = ModelShape(
-    family="bert", architecture="BertForSequenceClassification", hidden=384, intermediate=1536, layers=6, heads=12,
+    forward="bert", architecture="BertForSequenceClassification", hidden=384, intermediate=1536, layers=6, heads=12,
     kv_heads=12, head_size=32, vocabulary=30522,
 )  # fmt: skip
 XLM_R_LARGE = ModelShape(
-    family="roberta", architecture="XLMRobertaForSequenceClassification", hidden=1024, intermediate=4096, layers=24,
+    forward="roberta", architecture="XLMRobertaForSequenceClassification", hidden=1024, intermediate=4096, layers=24,
     heads=16, kv_heads=16, head_size=64, vocabulary=250002,
 )  # fmt: skip
 LLAMA_1B = ModelShape(
-    family="llama", architecture="LlamaBidirectionalForSequenceClassification", hidden=2048, intermediate=8192,
+    forward="llama", architecture="LlamaBidirectionalForSequenceClassification", hidden=2048, intermediate=8192,
     layers=16, heads=32, kv_heads=8, head_size=64, vocabulary=128256,
 )  # fmt: skip
 L12 = replace(MINI_LM, layers=12)
@@ -85,14 +85,14 @@ def test_a_small_model_on_a_fast_card_waits_for_the_host() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "card", "precision"),
-    [(MINI_LM, None, "fp16"), (replace(MINI_LM, family="padded"), H100, "fp16"), (MINI_LM, H100, "fp32")],
+    [(MINI_LM, None, "fp16"), (replace(MINI_LM, forward="padded"), H100, "fp16"), (MINI_LM, H100, "fp32")],
 )
 def test_what_is_not_known_is_not_guessed(shape: ModelShape, card: object, precision: str) -> None:
     assert pair_time(shape, PairLengths.of(1, 10), card, precision=precision) is None  # type: ignore[arg-type]
 
 
 def test_local_layers_of_modernbert_see_their_window_alone() -> None:
-    modern = replace(XLM_R_LARGE, family="modernbert", window=64)
+    modern = replace(XLM_R_LARGE, forward="modernbert", window=64)
     long = PairLengths.of(10, 8192)
     local, full = (pair_time(one, long, H100, precision="fp16") for one in (modern, replace(modern, window=None)))
     assert local is not None and full is not None
@@ -120,7 +120,7 @@ def test_what_has_no_time_has_a_reason() -> None:
     assert why_no_time(L12, H100, precision="fp16") is None
     for shape, speed, precision, said in [
         (L12, None, "fp16", "no published peak"), (L12, H100, "fp32", "not to fp32"),
-        (replace(L12, family="padded"), H100, "fp16", "padded"),
+        (replace(L12, forward="padded"), H100, "fp16", "padded"),
     ]:  # fmt: skip
         assert pair_time(shape, PairLengths.of(1000, 200), speed, precision=precision) is None
         assert said in (why_no_time(shape, speed, precision=precision) or "")
