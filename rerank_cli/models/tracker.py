@@ -79,7 +79,8 @@ def padded_peak(checkpoint: Checkpoint, *, pairs: int, length: int, dtype: torch
             mask = torch.ones_like(ids)
             with StorageTracker([*model.parameters(), *model.buffers()]) as tracker:
                 model(input_ids=ids, attention_mask=mask)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{checkpoint.path}: transformers cannot build this model: {error}") from error
+    except Exception as error:  # whatever another program's classes raise for a value that they do not take
+        why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"{checkpoint.path}: transformers cannot build this model: {why[:500]}") from error
     peak: int = tracker.peak_bytes
     return peak + 3 * 8 * pairs * length  # ids, types and mask

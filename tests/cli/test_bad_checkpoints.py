@@ -242,3 +242,23 @@ def test_the_canary_sings_when_it_is_imported(tmp_path):
     with_code_of_its_own(Path(shutil.copytree(PARITY / BERT / "checkpoint", tmp_path / "model")))
     subprocess.run([sys.executable, str(tmp_path / "model" / "modeling_mine.py")], check=True)
     assert (tmp_path / "model" / "sung").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_dropout_prob": "much"}, {"id2label": [1]}, {"initializer_range": "x"}, {"dtype": "float99"}]
+)
+@pytest.mark.parametrize("command", ["score", "mem-estimate"])
+def test_a_value_that_another_programs_classes_do_not_take_is_no_fault_of_this_program(
+    command, change, tmp_path, capsys
+):
+    model = tmp_path / "model"
+    shutil.copytree(PARITY / PADDED / "checkpoint", model)
+    config(**change)(model)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "a", "passage": "b"}\n')
+    given = [str(rows), "-o", str(tmp_path / "out.jsonl")] if command == "score" else []
+    code = main([command, *given, "--model", str(model)])
+    said = capsys.readouterr().err
+    assert code in (0, 5)
+    assert code == 0 or said.startswith("error: ")
+    assert "Traceback" not in said
