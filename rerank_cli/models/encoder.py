@@ -35,7 +35,7 @@ from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attention_kind
 from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.head import Head, dense, score_layer
-from rerank_cli.models.linear import Linear, activation, linear_kind
+from rerank_cli.models.linear import BLOCK_ROWS, Linear, activation, linear_kind
 from rerank_cli.models.module_head import prefix_of_names, read_module_head
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
@@ -101,6 +101,17 @@ class _Rest:
         """x: [rows, hidden], with the attention added. Returns the layer's output."""
         return self.out_norm(self.contract.add(self.expand(x), x))
 
+    def finish(self, context: Tensor, x: Tensor) -> Tensor:
+        """Both, of a whole batch. In bfloat16 on a CPU block by block, into `x`, so that what the MLP widens stays in L2.
+
+        Measured with AMX, one thread, CPU time, the built-in model: 1.1 to 1.3 times as fast; in float32 somewhat slower.
+        """
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            return self.add_mlp(self.add_attention(context, x))
+        for some, rows in zip(context.split(BLOCK_ROWS), x.split(BLOCK_ROWS), strict=True):
+            rows.copy_(self.add_mlp(self.add_attention(some, rows)))
+        return x
+
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
@@ -158,7 +169,7 @@ class EncoderCrossEncoder:
         batch = pack(pairs, device=self._device)
         x = self._embed(batch)
         for qkv, rest in zip(self._attentions, self._rests, strict=False):
-            x = rest.add_mlp(rest.add_attention(self._attend(qkv, x, batch), x))
+            x = rest.finish(self._attend(qkv, x, batch), x)
         return self._finish(x, batch)
 
     def _finish(self, x: Tensor, batch: PackedBatch) -> Tensor:

@@ -119,7 +119,10 @@ class HeadLinear(PlainLinear):
         return self._then(y) if self._then else y
 
 
-_BLOCK_ROWS = 256
+BLOCK_ROWS = 256
+"""Rows of a batch that a layer of a CPU takes at a time where it goes by blocks: what lies between its products stays in
+the L2 of a core."""
+
 _LONG_INPUTS = 385  # from here on oneDNN may cut a sum in pieces whose number depends on the rows
 # Measured with AMX, torch 2.13, one thread, 32 to 2,048 rows: 128 to 384 inputs are never cut; 512, 640, 768 and 1,024
 # are, for some numbers of outputs. In blocks none is.
@@ -128,7 +131,7 @@ _LONG_INPUTS = 385  # from here on oneDNN may cut a sum in pieces whose number d
 class OneDnnLinear:
     """A linear layer with its weight prepacked for oneDNN; satisfies `Linear`.
 
-    In bfloat16 long sums go by blocks of exactly `_BLOCK_ROWS` rows, the last one filled up: oneDNN adds them up in
+    In bfloat16 long sums go by blocks of exactly `BLOCK_ROWS` rows, the last one filled up: oneDNN adds them up in
     another order for every number of rows, and a logit would move by some hundredths with the batch it is in. On AMX it
     costs some 0.5 ms per layer and 1,024 rows (384 channels, torch 2.13).
     """
@@ -161,9 +164,11 @@ class OneDnnLinear:
         return y
 
     def _blocks(self, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if len(inputs[0]) == BLOCK_ROWS:
+            return compute(*inputs)
         out = inputs[0].new_empty(len(inputs[0]), self._outputs)
-        for into, *rows in zip(out.split(_BLOCK_ROWS), *(x.split(_BLOCK_ROWS) for x in inputs), strict=True):
-            missing = _BLOCK_ROWS - len(into)
+        for into, *rows in zip(out.split(BLOCK_ROWS), *(x.split(BLOCK_ROWS) for x in inputs), strict=True):
+            missing = BLOCK_ROWS - len(into)
             block = [F.pad(part, (0, 0, 0, missing)) for part in rows] if missing else rows
             into.copy_(compute(*block)[: len(into)])
         return out

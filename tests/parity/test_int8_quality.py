@@ -25,6 +25,7 @@ def checked(source: Path, folder: Path, *, pairs: int, limit: int) -> dict[str, 
     """What `--check-precision` says of the first lists of a file."""
     out = folder / "out.jsonl"
     arguments = ["rerank-file", str(source), "-o", str(out), "-q", "--precision", "int8", "--device", "cpu"]
+    arguments += ["--max-tokens", "160"]
     assert main([*arguments, "--limit", str(limit), "--check-precision", str(pairs)]) == 0
     report: dict[str, Any] = json.loads(Path(f"{out}.report.json").read_text())
     assert report["plan"]["precision"] == "int8", report["plan"]["warnings"]
@@ -33,8 +34,8 @@ def checked(source: Path, folder: Path, *, pairs: int, limit: int) -> dict[str, 
 
 
 def test_the_samples_are_ranked_nearly_as_in_fp32(tmp_path):
-    found = checked(SAMPLES, tmp_path, pairs=40, limit=4)
-    assert found["pairs"] >= 40
+    found = checked(SAMPLES, tmp_path, pairs=20, limit=2)
+    assert found["pairs"] >= 20
     assert 0 < found["max_logit_difference"] < 0.7
     assert found["kendall_tau"] > 0.9
 

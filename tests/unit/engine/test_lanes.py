@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from benchmarks.material import plain_checkpoint
+from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.engine.batching import FittingBatches
 from rerank_cli.engine.lanes import Lanes
 from rerank_cli.engine.protocols import Trouble
@@ -32,8 +33,9 @@ def lanes():
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return read_checkpoint(locate_checkpoint(None))
+def checkpoint(tmp_path_factory) -> Checkpoint:
+    """The widths of a real model, whose sums oneDNN cuts, in two layers: one whole, one for the first token alone."""
+    return read_checkpoint(plain_checkpoint(tmp_path_factory.mktemp("two") / "model", layers=2))
 
 
 def pairs_of(count: int, *, longest: int = 90) -> list[EncodedPair]:
@@ -51,7 +53,7 @@ def scored(plan: Plan, checkpoint: Checkpoint, pairs: list[EncodedPair]) -> np.n
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_lanes_and_threads_leave_every_bit_of_the_logits(checkpoint, precision):
-    pairs = pairs_of(60)
+    pairs = pairs_of(30)
     plan = replace(PLAN, precision=precision)
     alone = scored(plan, checkpoint, pairs)
     assert np.isfinite(alone).all()
@@ -132,7 +134,7 @@ def test_another_fault_ends_the_run_and_nothing_more_is_begun(lanes):
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_in_low_precision_a_pair_has_one_logit_whatever_it_is_batched_with(checkpoint, precision):
-    pairs = pairs_of(40, longest=200)
+    pairs = pairs_of(20, longest=200)
     with LocalEngine(replace(PLAN, precision=precision, lanes=2), checkpoint) as engine:
         if engine.needs_calibration:
             engine.calibrate(pairs)
