@@ -41,7 +41,7 @@ from rerank_cli.job.ranking import select
 from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scoring_loop import score_windows
 from rerank_cli.job.windows import Windows
-from rerank_cli.planning.choices import ProfileRequest, parse_device
+from rerank_cli.planning.choices import ProfileRequest, least_overlap, parse_device
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import RankedList, RowError, Timing
 
@@ -476,6 +476,11 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
         device=device, gpus=gpus, profile="auto" if file else profile, engine_count=1,
         origins={"engine_count": "Reranker"}, **_pick_options(options, _OF_REQUEST),
     )  # fmt: skip
+    if least_overlap(request.precision):
+        raise UsageError(
+            f"precision {request.precision}: is found on the first lists of a file, and a Reranker has none yet",
+            hint='`rerank-cli rerank-file --precision auto:0.99` finds one; `precision="bf16"` takes it',
+        )
     template = options.get("template")
     if isinstance(template, Path):
         template = template.read_text(encoding="utf-8").removesuffix("\n")

@@ -6,7 +6,7 @@ A new option is a row here, a field in `job/options.py` (or in a dataclass of it
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from rerank_cli.cli.declare import (
     BAD,
@@ -36,7 +36,7 @@ from rerank_cli.cli.parsers import (
     read_template,
 )
 from rerank_cli.encoding.choices import Pool, SpecialTokens, Truncation
-from rerank_cli.planning.choices import Precision
+from rerank_cli.planning.choices import Precision, parse_precision
 
 OnError = Literal["collect", "fail"]
 Format = Literal["auto", "text", "json"]
@@ -57,8 +57,10 @@ ONE_MODEL = [
         help="Allow a download of the model. Without it no connection is made.",
     ),
     option(
-        "--precision", Precision, group=MODEL, into="request.precision", metavar="P", basic=True, case_sensitive=False,
-        help="fp32, bf16, fp16, fp8, int8 or auto. auto: fp32 on a CPU, fp16 on a GPU.",
+        "--precision", str, group=MODEL, into="request.precision", metavar="P", basic=True, parse=parse_precision,
+        complete=lambda: get_args(Precision),
+        help="fp32, bf16, fp16, fp8, int8 or auto. auto: fp32 on a CPU, fp16 on a GPU; auto:0.99: the cheapest of a "
+        "CPU whose ten best are to 99 % those of fp32 on the first lists.",
     ),
     option(
         "--engines", int, group=SCALE, into="request.engine_count", aliases=("--engine-count",), metavar="N", min=1,

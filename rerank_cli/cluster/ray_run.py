@@ -25,6 +25,7 @@ from rerank_cli.job.run import Outcome, Watcher
 from rerank_cli.job.same_job import fingerprint_of
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import Files, Fingerprint, naming, write_file
+from rerank_cli.planning.choices import least_overlap
 from rerank_cli.records import Counts, Timing
 from rerank_cli.report.document import evaluation_report
 from rerank_cli.storage import is_url, path_of
@@ -96,6 +97,11 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
         )
     if names.report and Path(names.report).suffix.lower() in PAGE_SUFFIXES:
         raise UsageError(f"--report {names.report}: no page is made of a run on a cluster", hint="end it in .json")
+    if least_overlap(options.request.precision):
+        raise UsageError(
+            f"--precision {options.request.precision}: cannot be had with `--engine ray`, whose machines may differ",
+            hint="name one: `--precision bf16`",
+        )
     for flag, given in {
         "--shard": options.shard, "--skip": options.skip or None, "--errors": names.errors,
         "--embeddings": names.embeddings, "--calibration": options.calibration,

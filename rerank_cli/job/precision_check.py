@@ -16,7 +16,7 @@ is a note of the first window that was committed, the comparison is a few sums i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from rerank_cli.encoding.choices import Pool
 from rerank_cli.encoding.encoder import Encoded
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine import NeedsCalibration, ScoresExactly
+from rerank_cli.job.agreement import Agreement, first_n
 from rerank_cli.job.ranking import score_exactly
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 LEAST_OVERLAP = 0.95
 """A run with a smaller overlap warns: one of twenty of the best passages is another."""
 _TOP = 10
-_LONGEST = 1000  # passages of a list: tau compares each with each
+LONGEST = 1000  # passages of a list: tau compares each with each
 _FEW_PAIRS = 8  # to calibrate on: with 4 of one list logits were off by 0.1 in the mean, with 1 by 0.7
 
 Logits = npt.NDArray[np.float32]
@@ -61,9 +62,9 @@ class PrecisionCheck:
     ) -> None:
         self._pool = pool
         self._on_note = on_note
-        self._agreement = Agreement(wanted) if wanted else None
+        self._comparison = Comparison(wanted) if wanted else None
         if state and state["agreement"]:
-            self._agreement = Agreement(**state["agreement"])
+            self._comparison = Comparison.of_state(state["agreement"])
         self.calibration: Mapping[str, Any] | None = next(
             (note["calibration"] for _, note in reversed(notes) if "calibration" in note), None
         )
@@ -72,26 +73,26 @@ class PrecisionCheck:
     @property
     def state(self) -> dict[str, Any]:
         """See `Totals.state`."""
-        return {"agreement": asdict(self._agreement) if self._agreement else None}
+        return {"agreement": asdict(self._comparison) if self._comparison else None}
 
     def begin(self, engine: Engine, precision: str) -> None:
         """The engine is loaded: give the comparison up where there is nothing to compare."""
-        if self._agreement is None or self._agreement.complete:
+        if self._comparison is None or self._comparison.complete:
             return
         exact = isinstance(engine, ScoresExactly)
         if not exact or precision == "fp32":
-            self._agreement = None
+            self._comparison = None
             why = "the run is in fp32" if exact else "the model gives no logits"
             self._on_note(f"--check-precision: nothing to compare, {why}")
 
     def add(self, encoded: EncodedWindow, logits: Logits, engine: Engine) -> None:
         """Compare a window, while pairs are wanted. logits: of its distinct pairs."""
-        agreement = self._agreement
-        if agreement is None or agreement.complete:
+        comparison = self._comparison
+        if comparison is None or comparison.complete:
             return
         assert isinstance(engine, ScoresExactly), "`begin` has looked"
-        agreement.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
-        if agreement.pairs >= agreement.wanted:
+        comparison.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
+        if comparison.complete:
             engine.forget_exact()
 
     def take_note(self, engine: Engine) -> dict[str, Any]:
@@ -108,19 +109,23 @@ class PrecisionCheck:
 
     def document(self) -> dict[str, Any]:
         """For the report."""
-        return {"precision_check": self._agreement.to_json()} if self._agreement else {}
+        return {"precision_check": self._comparison.to_json()} if self._comparison else {}
 
 
 @dataclass(slots=True)
-class Agreement:
-    """What was compared so far, as a few sums."""
+class Comparison:
+    """A precision and fp32, compared list by list, as a few sums."""
 
     wanted: int  # pairs
     pairs: int = 0
-    lists: int = 0
     largest: float = 0.0  # difference of two logits
-    taus: float = 0.0  # sum over `lists`
-    overlaps: float = 0.0  # likewise
+    taus: float = 0.0  # sum over the lists
+    heads: Agreement = field(default_factory=lambda: Agreement(_TOP))
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Comparison:
+        """What `asdict` has made of one."""
+        return cls(**{**state, "heads": Agreement(**state["heads"])})
 
     @property
     def complete(self) -> bool:
@@ -131,10 +136,10 @@ class Agreement:
         """Compare lists of a window. logits: of its distinct pairs; exact: the same in fp32 for some of them."""
         chosen: list[list[int]] = []
         room = self.wanted - self.pairs
-        for places in _places_of_lists(encoded):
+        for places in places_of_lists(encoded):
             if room <= 0:
                 break
-            usable = [place for place in dict.fromkeys(places) if np.isfinite(logits[place])][:_LONGEST]
+            usable = [place for place in dict.fromkeys(places) if np.isfinite(logits[place])][:LONGEST]
             chosen += [usable] * bool(usable)
             room -= len(usable)
         members = list(dict.fromkeys(place for places in chosen for place in places))
@@ -150,24 +155,25 @@ class Agreement:
         self.pairs += len(both)
         if not len(exact):
             return
-        self.lists += 1
         self.largest = max(self.largest, float(np.abs(reduced - exact).max()))
         self.taus += tau_b(reduced, exact)
-        self.overlaps += top_overlap(reduced, exact)
+        self.heads.add(first_n(exact, _TOP), first_n(reduced, _TOP), passages=len(exact))
 
     def to_json(self) -> dict[str, Any]:
         """For the report; None for what no list was there for."""
-        lists = self.lists or None
+        heads = self.heads
+        lists = heads.lists or None
         return {
             "pairs": self.pairs,
-            "lists": self.lists,
+            "lists": heads.lists,
             "max_logit_difference": self.largest if lists else None,
             "kendall_tau": self.taus / lists if lists else None,
-            "top10_overlap": self.overlaps / lists if lists else None,
+            "top10_overlap": heads.mean_overlap,
+            "interval": None if heads.interval is None else [round(end, 6) for end in heads.interval],
         }
 
 
-def _places_of_lists(encoded: EncodedWindow) -> Iterator[list[int]]:
+def places_of_lists(encoded: EncodedWindow) -> Iterator[list[int]]:
     """The places of each list's pairs among the distinct ones; those of lists of one together."""
     begin, single = 0, []
     for item in encoded.window.lists:
@@ -186,9 +192,3 @@ def tau_b(a: Logits, b: Logits) -> float:
     signs = [np.sign(x[:, None] - x[None, :]) for x in (a, b)]
     untied = float(np.sqrt((signs[0] != 0).sum(dtype=np.float64) * (signs[1] != 0).sum(dtype=np.float64)))
     return float((signs[0] * signs[1]).sum(dtype=np.float64)) / untied if untied else 1.0
-
-
-def top_overlap(a: Logits, b: Logits) -> float:
-    """Share of the best ten by `a` that are among the best ten by `b`; of equal ones the first count."""
-    best = [set(np.argsort(-x, kind="stable")[:_TOP].tolist()) for x in (a, b)]
-    return len(best[0] & best[1]) / len(best[1])

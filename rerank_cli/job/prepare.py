@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
@@ -75,6 +75,7 @@ class Prepared(PreparedModel):
     told: tuple[str, ...] = ()  # of the shape of the rows, once
     calibration: Calibration | None = None
     first: PreparedModel | None = None  # the cheap scorer of a cascade
+    found: Mapping[str, Any] = field(default_factory=dict)  # before the run, for its report
 
 
 def prepare(options: JobOptions) -> Prepared:

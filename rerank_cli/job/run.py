@@ -30,6 +30,7 @@ from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
 from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.precision_check import PrecisionCheck
+from rerank_cli.job.precision_choice import choose_precision, refuse_unfit_choice
 from rerank_cli.job.prepare import Prepared, find_first, find_known, prepare_inputs
 from rerank_cli.job.progress import Progress
 from rerank_cli.job.resume import Resume, say_stopped
@@ -40,7 +41,7 @@ from rerank_cli.job.scorers import OneModel, OpensEngine, open_scorers
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.totals import Totals
 from rerank_cli.job.watched_images import WatchedImages
-from rerank_cli.job.windows import Share, Windows, wanted_of
+from rerank_cli.job.windows import SCORE_WINDOW_PAIRS, Share, Windows, wanted_of
 from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
@@ -53,7 +54,6 @@ from rerank_cli.report import document as reports
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine
 
-_SCORE_WINDOW_PAIRS = 64  # `score` streams: a window is what a reader at the other end of a pipe waits for
 _HASH_SECONDS = 1.0  # how long a finished run waits to know all files by their content; later it can look at them again
 
 
@@ -100,6 +100,7 @@ def run_job(
     with stop.listening(options.deadline), watch.explaining(), explaining_bus_errors(watch.check):
         refuse_unusable(options)
         inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
+        refuse_unfit_choice(options, inputs)
         names = options.names
         watch.look(paths_read(options, inputs))
         watch.look(files_of_folder(options.model))
@@ -121,7 +122,11 @@ def run_job(
             return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
-        prepared = prepare_inputs(options, inputs, known, first)
+        # The fingerprint takes what was asked, and the plan what it came to.
+        chosen, choice = choose_precision(options, inputs, known, open_engine=open_engine, stop=stop)
+        prepared = prepare_inputs(chosen, inputs, known, first)
+        if choice:
+            prepared = replace(prepared, told=(*prepared.told, choice.told), found=choice.document())
         stop.check()
         evaluator = Evaluator(options.qrels, options.metrics) if options.qrels else None
         fingerprint = None
@@ -249,7 +254,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         output.finish(note)
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # before the report reads them again: one may be a pipe by now
-        document = _report(options, prepared, plan, totals, engine, texts) | precision.document()
+        document = _report(options, prepared, plan, totals, engine, texts) | prepared.found | precision.document()
         document |= scorers.document(totals.counts)
         if prepared.calibration:
             document["probability"] = prepared.calibration.of_run(document)
@@ -313,7 +318,7 @@ def _windows(
     """The windows of the run's share of the input."""
     shard, shards = options.shard or (1, 1)
     lines = count_lines(prepared.inputs, prepared.read) if options.shard else 1
-    max_pairs = _SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
+    max_pairs = SCORE_WINDOW_PAIRS if options.pairs else plan.window_pairs
     lists = prepared.shape.group(prepared.items)
     if tell:
         lists = tell_of_late_titles(lists, prepared.shape, lambda note: tell(f"note: {note}"))

@@ -110,6 +110,10 @@ def heads_of(items: Iterable[Grouped], depth: int | None) -> Iterator[Grouped]:
             )
 
 
+SCORE_WINDOW_PAIRS = 64
+"""`score` streams: a window is what a reader at the other end of a pipe waits for."""
+
+
 def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:
     """Group whole candidate lists into windows of at least `max_pairs` pairs or `max_bytes` of text."""
     lists: list[CandidateList] = []

@@ -102,9 +102,9 @@ class _Rest:
         return self.out_norm(self.contract.add(self.expand(x), x))
 
     def finish(self, context: Tensor, x: Tensor) -> Tensor:
-        """Both, of a whole batch. In bfloat16 on a CPU block by block, into `x`, so that what the MLP widens stays in L2.
+        """Both, of a whole batch. In bfloat16 on a CPU block by block, into `x`: what the MLP widens stays in L2.
 
-        Measured with AMX, one thread, CPU time, the built-in model: 1.1 to 1.3 times as fast; in float32 somewhat slower.
+        Measured with AMX, one thread, CPU time, the built-in model: 1.1 to 1.3 times as fast; float32 somewhat slower.
         """
         if x.device.type != "cpu" or x.dtype != torch.bfloat16:
             return self.add_mlp(self.add_attention(context, x))

@@ -120,8 +120,8 @@ class HeadLinear(PlainLinear):
 
 
 BLOCK_ROWS = 256
-"""Rows of a batch that a layer of a CPU takes at a time where it goes by blocks: what lies between its products stays in
-the L2 of a core."""
+"""Rows of a batch that a layer of a CPU takes at a time where it goes by blocks: what lies between its products then
+stays in the L2 of a core."""
 
 _LONG_INPUTS = 385  # from here on oneDNN may cut a sum in pieces whose number depends on the rows
 # Measured with AMX, torch 2.13, one thread, 32 to 2,048 rows: 128 to 384 inputs are never cut; 512, 640, 768 and 1,024

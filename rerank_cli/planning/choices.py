@@ -49,6 +49,20 @@ class ProfileRequest:
         return self.origins.get(name, f"--{name.replace('_', '-')}")
 
 
+def parse_precision(text: str) -> str:
+    """`text` in small letters, where it is what `--precision` takes."""
+    name = text.lower()
+    if name in get_args(Precision) or least_overlap(name) is not None:
+        return name
+    raise ValueError("not known", f"known are {', '.join(get_args(Precision))}, and auto:0.99 (a share above 0)")
+
+
+def least_overlap(precision: str) -> float | None:
+    """The share of `auto:0.99`; None of any other precision."""
+    found = re.fullmatch(r"auto:(0?\.\d{1,6}|1(?:\.0{1,6})?)", precision)
+    return float(found[1]) if found and float(found[1]) > 0 else None
+
+
 def parse_device(text: str, origin: str = "--device") -> tuple[str, tuple[int, ...] | None]:
     """`device` and `gpus` of a request: `cuda` and (0, 1) of `cuda:0,1`. origin: what messages call it."""
     kind, colon, numbers = text.partition(":")

@@ -20,7 +20,7 @@ from rerank_cli.machine.cpu import detect_cpu, usable_cores
 from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.gpu_names import speed_of
-from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest
+from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest, least_overlap
 from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
@@ -142,13 +142,18 @@ def _find_placement(request: MemoryRequest, tools: MemoryTools) -> tuple[Placeme
     if kind == "cpu":
         if request.gpu:
             raise UsageError("--device cpu and --gpu contradict each other")
-        precision = "fp32" if request.precision == "auto" else request.precision
+        precision = "fp32" if request.precision == "auto" or least_overlap(request.precision) else request.precision
         capacity = request.capacity
         if capacity is None and request.room:
             capacity = detect_cpu().memory_available_bytes
         attention = cpu_attention(detect_cpu(), precision)
         place = Placement(True, precision, cores=usable_cores(), engines=request.engines, attention=attention)
         return place, capacity
+    if least_overlap(request.precision):
+        raise UsageError(
+            f"--precision {request.precision}: compares the precisions of a CPU",
+            hint="`--device cpu` is one; on a GPU `auto` is fp16",
+        )
     gpu = describe_machine([request.gpu]).gpus[0] if request.gpu else None
     if gpu is None and request.room and request.capacity is None:
         gpu = _first_gpu()
@@ -268,6 +273,8 @@ def _add_published_tables(
 def _notes(request: MemoryRequest, question: MemoryQuestion, known: KnownModel) -> list[str]:
     notes = []
     place, model = question.place, question.model
+    if least_overlap(request.precision):
+        notes.append(f"precision {request.precision}: that of fp32, with which the run begins")
     if place.precision == "int8" and place.cpu:
         notes.append(
             "int8: the peak is the calibration, with the model in float32; afterwards its layers need a quarter"

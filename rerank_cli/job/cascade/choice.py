@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.evaluation.blend import order_by_score
+from rerank_cli.job.agreement import Agreement, first_n
 from rerank_cli.job.first_scorer import Asked
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +33,6 @@ LEAST_AGREEMENT = 0.99
 """A run whose sampled lists agree less than this warns."""
 
 _MARGIN = 1.5
-_Z95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,6 @@ def cheap_order(scores: Floats) -> list[int]:
     return order
 
 
-def first_n(scores: Floats, top: int) -> list[int]:
-    """The places of the best scores, best first; equal ones in input order."""
-    order: list[int] = order_by_score(np.where(np.isfinite(scores), scores, -math.inf)).tolist()
-    return [place for place in order if np.isfinite(scores[place])][:top]
-
-
 class ListChoice:
     """The passages of one list that the second scorer reads.
 
@@ -170,51 +164,22 @@ def choose(first: Floats, second: Floats, rule: Rule) -> ListChoice:
     return choice
 
 
-@dataclass(slots=True)
-class Agreement:
-    """How well the first n of sampled lists agree with those of a full run, as sums over lists."""
-
-    top: int
-    lists: int = 0
-    passages: int = 0
-    same: int = 0
-    """Lists whose first n are the same passages in the same order."""
-    overlap: float = 0.0
-    ndcg: float = 0.0
-
-    def add(self, first: Floats, second: Floats, rule: Rule) -> None:
-        """Count a list of which all second scores are known."""
-        whole, found = first_n(second, self.top), first_n(choose(first, second, rule).second, self.top)
-        if not whole:
-            return
-        self.lists += 1
-        self.passages += len(first)
-        self.same += whole == found
-        self.overlap += len(set(whole) & set(found)) / len(whole)
-        gains = {place: len(whole) - rank for rank, place in enumerate(whole)}
-        self.ndcg += _dcg([gains.get(place, 0) for place in found]) / _dcg(list(gains.values()))
-
-    def document(self) -> dict[str, Any]:
-        """For the report; no means without lists."""
-        if not self.lists:
-            return {"lists": 0, "top_n": self.top}
-        overlap = self.overlap / self.lists
-        return {
-            "lists": self.lists, "passages": self.passages, "top_n": self.top, "same_order": self.same,
-            "overlap": round(overlap, 6), "interval": [round(end, 6) for end in interval(overlap, self.lists)],
-            "ndcg": round(self.ndcg / self.lists, 6),
-        }  # fmt: skip
+def add_list(agreement: Agreement, first: Floats, second: Floats, rule: Rule) -> None:
+    """Count a list of which all second scores are known."""
+    found = first_n(choose(first, second, rule).second, agreement.top)
+    agreement.add(first_n(second, agreement.top), found, passages=len(first))
 
 
-def interval(share: float, draws: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; a list counts as one draw, which is the widest that it can be."""
-    middle = (share + _Z95**2 / (2 * draws)) / (1 + _Z95**2 / draws)
-    half = _Z95 * math.sqrt(share * (1 - share) / draws + _Z95**2 / (4 * draws**2)) / (1 + _Z95**2 / draws)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _dcg(gains: Sequence[int]) -> float:
-    return sum(gain / math.log2(place + 2) for place, gain in enumerate(gains))
+def agreement_document(agreement: Agreement) -> dict[str, Any]:
+    """For the report; no means without lists."""
+    overlap, ends = agreement.mean_overlap, agreement.interval
+    if overlap is None or ends is None:
+        return {"lists": 0, "top_n": agreement.top}
+    return {
+        "lists": agreement.lists, "passages": agreement.passages, "top_n": agreement.top,
+        "same_order": agreement.same, "overlap": round(overlap, 6), "interval": [round(end, 6) for end in ends],
+        "ndcg": round(agreement.ndcg / agreement.lists, 6),
+    }  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -22,13 +22,15 @@ import numpy as np
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
+from rerank_cli.job.agreement import Agreement
 from rerank_cli.job.cascade.choice import (
     LEAST_AGREEMENT,
-    Agreement,
     Floats,
     Kept,
     ListChoice,
     Rule,
+    add_list,
+    agreement_document,
     cheap_order,
     make_rule,
 )
@@ -160,7 +162,7 @@ class Cascade:
         both = [self._both(item, one, have) for item, one in zip(sample.lists, scores, strict=True)]
         rule = make_rule(self._asked, both)
         for first, second in both:
-            self._agreement.add(first, second, rule)
+            add_list(self._agreement, first, second, rule)
         if rule.bound and rule.bound.pairs < _FEW_PAIRS:
             self._on_note(
                 f"warning: the bound of --first is measured on the first {rule.bound.pairs} pairs alone; with fewer "
@@ -170,7 +172,7 @@ class Cascade:
 
     def _sample_list(self, item: CandidateList, first: Floats, have: _Read) -> None:
         assert self._rule is not None, "made with the first window"
-        self._agreement.add(*self._both(item, first, have), self._rule)
+        add_list(self._agreement, *self._both(item, first, have), self._rule)
 
     def _both(self, item: CandidateList, first: Floats, have: _Read) -> tuple[Floats, Floats]:
         """The scores of both scorers of the best passages of a list, by the first one."""
@@ -185,7 +187,7 @@ class Cascade:
             "top_n": self._asked.top, "passages": kept.passages, "read_by_second": kept.read,
             "share_read": round(kept.read / kept.passages, 6) if kept.passages else None,
             "kept_of_a_list": rule.keep if rule else None, "deepest": rule.deepest if rule else None, "bound": None,
-            "agreement": self._agreement.document(),
+            "agreement": agreement_document(self._agreement),
         }  # fmt: skip
         if rule and rule.bound:
             found["bound"] = asdict(rule.bound) | {"exceeded": kept.exceeded, "furthest": kept.furthest}
@@ -212,7 +214,7 @@ class Cascade:
         return {"store": b | sums | {"seconds_saved": round(sum(saved), 3) if saved else None, "notes": notes}}
 
     def _warn(self) -> None:
-        found = self._agreement.document()
+        found = agreement_document(self._agreement)
         if found["lists"] and found["overlap"] < LEAST_AGREEMENT:
             self._on_note(
                 f"warning: of {found['lists']} sampled lists the first {found['top_n']} agree with a full run by "

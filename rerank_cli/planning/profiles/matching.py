@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rerank_cli.errors import UsageError
-from rerank_cli.planning.choices import POLICIES, REQUIREMENTS, ProfileRequest
+from rerank_cli.planning.choices import POLICIES, REQUIREMENTS, ProfileRequest, least_overlap
 from rerank_cli.planning.profiles.model_profiles import GB, ModelProfiles, Profile, same_sku, show_capability
 from rerank_cli.planning.profiles.request import (
     GENERIC_PRECISIONS,
@@ -100,8 +100,11 @@ class ProfileSearch:
 
     @property
     def precision(self) -> str | None:
-        """The precision that is asked for; `--require fp8` asks for it too."""
-        if self.request.precision != "auto":
+        """The precision that is asked for; `--require fp8` asks for it too.
+
+        With `auto:0.99` it is None here: a run asks for what it has found (`job/precision_choice.py`).
+        """
+        if self.request.precision != "auto" and least_overlap(self.request.precision) is None:
             return self.request.precision
         return "fp8" if self.request.require == "fp8" else None
 
@@ -153,7 +156,7 @@ def check_request(choice: ProfileSearch) -> None:
         ("require", request.require or REQUIREMENTS[0], REQUIREMENTS),
         ("device", request.device, ("auto", "cpu", "cuda")),
     ):
-        if value not in known:
+        if value not in known and not (name == "precision" and least_overlap(value)):
             raise UsageError(f"{request.origin(name)} {value}: not known", hint="known are " + ", ".join(known))
     if request.require == "fp8" and request.precision not in ("auto", "fp8"):
         raise UsageError(f"{request.origin('precision')} {request.precision}: contradicts `--require fp8`")

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rerank_cli.planning.choices import ProfileRequest
+from rerank_cli.planning.choices import ProfileRequest, least_overlap
 from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
 from rerank_cli.planning.profiles.matching import (
     LEAST_CAPABILITY,
@@ -70,6 +70,11 @@ def select_profile(
     gpus = _usable_gpus(choice)
     if not gpus:
         return _cpu_decision(choice)
+    if least_overlap(request.precision):
+        raise choice.refusal(
+            f"{request.origin('precision')} {request.precision}: compares the precisions of a CPU",
+            hint="`--device cpu` runs there; on a GPU `auto` is fp16",
+        )
     if choice.precision == "int8":
         why = "int8 layers are there for CPUs alone"
         raise choice.refusal(
@@ -347,6 +352,8 @@ def _cpu_decision(choice: ProfileSearch) -> Decision:
         lacks = machine.cpu_lacks.get(asked, "this CPU does not multiply it in hardware")
         choice.warn(f"{choice.precision_origin} {asked}: {lacks}; {precision} is used")
         why = f"{asked} is not to be had here"
+    elif (least := least_overlap(choice.request.precision)) is not None:
+        why = f"until the first lists are tried; a cheaper one is taken if their ten best agree by {least:g}"
     profile = Profile(f"cpu-{precision}", "cpu", precision, choice.rules.max_tokens)
     choice.rejected += [Rejection(other.name, f"for GPUs; {choice.reasons[-1]}") for other in choice.rules.profiles]
     wish, need = _wish_for(choice, profile, None), _need_of(choice, profile, None)

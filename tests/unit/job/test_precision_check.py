@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rerank_cli.encoding.pairs import EncodedWindow
-from rerank_cli.job.precision_check import Agreement, tau_b, top_overlap
+from rerank_cli.job.agreement import Agreement, first_n
+from rerank_cli.job.precision_check import Comparison, tau_b
 from rerank_cli.records import CandidateList, EncodedPair, Window
 
 
@@ -57,6 +58,12 @@ def test_kendalls_tau_of_all_orders_of_five_counts_pairs():
         assert tau_b(order, logits(*other)) == pytest.approx(agree / 10)
 
 
+def top_overlap(a: np.ndarray, b: np.ndarray) -> float | None:
+    found = Agreement(10)
+    found.add(first_n(b, 10), first_n(a, 10), passages=len(a))
+    return found.mean_overlap
+
+
 def test_overlap_is_of_the_ten_best_or_of_all_if_there_are_fewer():
     a = np.arange(20, dtype=np.float32)
     b = a.copy()
@@ -67,7 +74,7 @@ def test_overlap_is_of_the_ten_best_or_of_all_if_there_are_fewer():
 
 
 def test_whole_lists_are_compared_until_there_are_enough_pairs():
-    found = Agreement(wanted=4)
+    found = Comparison(wanted=4)
     exact, asked = exactly(1, 2, 3, 5, 6, 7)
     found.add(encoded(3, 3, 3), logits(1, 2, 3.5, 5, 6, 6.5, 0, 0, 0), exact)
     assert asked == [6]
@@ -75,19 +82,20 @@ def test_whole_lists_are_compared_until_there_are_enough_pairs():
     found.add(encoded(3), logits(1, 2, 3), exact)
     assert asked == [6]
     assert found.to_json() == {
-        "pairs": 6, "lists": 2, "max_logit_difference": 0.5, "kendall_tau": 1.0, "top10_overlap": 1.0
+        "pairs": 6, "lists": 2, "max_logit_difference": 0.5, "kendall_tau": 1.0, "top10_overlap": 1.0,
+        "interval": [pytest.approx(0.34238, abs=1e-5), 1.0],
     }  # fmt: skip
 
 
 def test_rows_of_one_pair_are_one_list_a_window():
-    found = Agreement(wanted=100)
+    found = Comparison(wanted=100)
     found.add(encoded(1, 1, 1), logits(1, 2, 3), exactly(3, 2, 1)[0])
-    assert (found.pairs, found.lists, found.complete) == (3, 1, False)
+    assert (found.pairs, found.heads.lists, found.complete) == (3, 1, False)
     assert found.to_json()["kendall_tau"] == -1
 
 
 def test_a_pair_without_a_logit_is_not_compared():
-    found = Agreement(wanted=100)
+    found = Comparison(wanted=100)
     exact, asked = exactly(1, 2)
     found.add(encoded(3), logits(1, np.nan, 2), exact)
     assert asked == [2]
@@ -95,15 +103,15 @@ def test_a_pair_without_a_logit_is_not_compared():
 
 
 def test_nothing_to_compare_is_no_agreement():
-    found = Agreement(wanted=100)
+    found = Comparison(wanted=100)
     found.add(encoded(), logits(), exactly()[0])
     assert found.to_json()["top10_overlap"] is None
 
 
 def test_its_state_goes_on_where_it_was():
-    found = Agreement(wanted=5)
+    found = Comparison(wanted=5)
     found.add(encoded(3), logits(1, 2, 3.25), exactly(1, 2, 3)[0])
-    again = Agreement(**json.loads(json.dumps(asdict(found))))
+    again = Comparison.of_state(json.loads(json.dumps(asdict(found))))
     for one in (found, again):
         one.add(encoded(3), logits(3, 2, 1), exactly(1, 2, 3)[0])
     assert again.to_json() == found.to_json()
@@ -114,7 +122,7 @@ def test_of_a_list_of_a_hundred_thousand_the_first_thousand_are_compared() -> No
     size = 5000
     found = logits(*range(size))
     exact, asked = exactly(*range(size))
-    agreement = Agreement(10_000)
+    agreement = Comparison(10_000)
     agreement.add(encoded(size, 3), np.concatenate([found, found[:3]]), exact)
     assert asked == [1003]
     assert agreement.pairs == 1003

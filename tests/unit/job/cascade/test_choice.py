@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rerank_cli.job.cascade.choice import Agreement, Bound, Kept, ListChoice, Rule, choose, first_n, interval, make_rule
+from rerank_cli.job.agreement import Agreement, first_n, interval
+from rerank_cli.job.cascade.choice import (
+    Bound,
+    Kept,
+    ListChoice,
+    Rule,
+    add_list,
+    agreement_document,
+    choose,
+    make_rule,
+)
 from rerank_cli.job.first_scorer import Asked, Keep
 
 NAN = float("nan")
@@ -47,8 +57,8 @@ def test_a_bound_that_holds_not_is_counted_and_changes_the_head() -> None:
     kept.add(choose(first, second + np.array([0, 1, 0, 0]), rule), rule)
     assert (kept.exceeded, kept.furthest) == (1, 1.0)
     agreement = Agreement(2)
-    agreement.add(first, second, rule)
-    assert agreement.document()["overlap"] == 0.5
+    add_list(agreement, first, second, rule)
+    assert agreement_document(agreement)["overlap"] == 0.5
 
 
 def test_passages_without_a_first_score_are_read_by_the_second() -> None:
@@ -103,5 +113,5 @@ def test_an_interval_is_as_wide_as_few_lists_make_it() -> None:
 
 def test_nothing_agrees_or_differs_without_lists() -> None:
     agreement = Agreement(10)
-    agreement.add(np.zeros(0), np.zeros(0), Rule(10, keep=10))
-    assert agreement.document() == {"lists": 0, "top_n": 10}
+    add_list(agreement, np.zeros(0), np.zeros(0), Rule(10, keep=10))
+    assert agreement_document(agreement) == {"lists": 0, "top_n": 10}

@@ -1,0 +1,193 @@
+"""`--precision auto:0.99`: the cheapest precision whose ten best are those of fp32 to that share, tried on the input.
+
+Before a run is planned, its first window is read (of the whole input, so every shard reads the same) and the first
+whole lists in it, of some 200 pairs, are scored in fp32 and then in the precisions that this CPU has, the fastest
+first. The first one whose mean overlap reaches the share is taken; else fp32. Its interval is told and stands in the
+report; it does not decide, as few lists make it wide.
+
+Nothing of it is random, and a logit depends neither on threads nor on the batch in these precisions: a run that goes on
+finds the same, on the same kind of CPU, which its fingerprint demands. What was found stands there as the plan's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rerank_cli.encoding.encoder import Encoded
+from rerank_cli.engine import NeedsCalibration
+from rerank_cli.errors import UsageError
+from rerank_cli.formats.inputs import Input, can_be_reread
+from rerank_cli.job.image_parts import encode_parts, pairs_of
+from rerank_cli.job.options import JobOptions
+from rerank_cli.job.precision_check import LONGEST, Comparison, Logits, places_of_lists
+from rerank_cli.job.prepare import Prepared, prepare_inputs, prepare_model
+from rerank_cli.job.ranking import ScoredPart, join_parts, pooled
+from rerank_cli.job.stop import Stop
+from rerank_cli.job.windows import SCORE_WINDOW_PAIRS, cut_windows, wanted_of
+from rerank_cli.planning.choices import least_overlap
+from rerank_cli.planning.cpu_kernels import cheaper_precisions
+from rerank_cli.planning.known_model import KnownModel
+from rerank_cli.planning.run_plan import Plan
+from rerank_cli.records import EncodedPair, Window
+
+if TYPE_CHECKING:
+    from rerank_cli.engine import Engine
+    from rerank_cli.job.scorers import OpensEngine
+
+PAIRS = 200
+"""Of whole lists that are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrecisionChoice:
+    """What was found. least: the share that was asked for. tried: each precision with its comparison, or why not."""
+
+    least: float
+    precision: str
+    tried: dict[str, dict[str, Any]]
+
+    def document(self) -> dict[str, Any]:
+        """For the report."""
+        return {"precision_choice": {"least": self.least, "precision": self.precision, "tried": self.tried}}
+
+    @property
+    def told(self) -> str:
+        """One line for people."""
+        parts = []
+        for name, one in self.tried.items():
+            if "refusal" in one:
+                parts.append(f"{name} is not to be had: {one['refusal']}")
+            elif one["top10_overlap"] is None:
+                parts.append(f"{name} had no list to be compared on")
+            else:
+                low, high = one["interval"]
+                parts.append(
+                    f"{name} agrees by {one['top10_overlap']:.3f} ({low:.3f} to {high:.3f}) on the ten best of "
+                    f"{one['lists']:,} list{'s' * (one['lists'] != 1)}"
+                )
+        said = "; ".join(parts) or "this CPU has no cheaper one"
+        return f"precision auto:{self.least:g}: {self.precision} is taken; {said}"
+
+
+def refuse_unfit_choice(options: JobOptions, inputs: Sequence[Input]) -> None:
+    """`UsageError` where `auto:0.99` cannot be had, before anything is read."""
+    if least_overlap(options.request.precision) is None:
+        return
+    asked = f"--precision {options.request.precision}"
+    hint = "name one: `--precision bf16`, or `--precision fp32`"
+    if not can_be_reread(inputs):
+        raise UsageError(f"{asked}: is found on the first lists, and a pipe cannot be read again", hint=hint)
+    if options.first.scorer is not None:
+        raise UsageError(f"{asked}: cannot be had with --first, which has a precision for each scorer", hint=hint)
+
+
+def choose_precision(
+    options: JobOptions, inputs: list[Input], known: KnownModel, *, open_engine: OpensEngine, stop: Stop
+) -> tuple[JobOptions, PrecisionChoice | None]:
+    """The options with the precision that `auto:0.99` comes to, and how; as they are where nothing else was asked."""
+    least = least_overlap(options.request.precision)
+    if least is None:
+        return options, None
+    exact = _in(options, "fp32")
+    prepared = prepare_inputs(exact, inputs, known)
+    if prepared.family.embeds:
+        raise UsageError(
+            f"--precision {options.request.precision}: {prepared.checkpoint.name} embeds, and has no logits to compare",
+            hint="`--precision fp32` or another one by name",
+        )
+    tried: dict[str, dict[str, Any]] = {}
+    sample = _Sample(prepared, options)
+    found = "fp32"
+    for name in cheaper_precisions(prepared.machine.cpu):
+        plan = prepare_model(_in(options, name), known).plan
+        if plan.precision != name:
+            tried[name] = {"refusal": next((text for text in plan.warnings if name in text), "not on this machine")}
+            continue
+        comparison = sample.compare(prepared.plan, plan, open_engine, stop)
+        tried[name] = comparison.to_json()
+        overlap = comparison.heads.mean_overlap
+        if overlap is not None and overlap >= least:
+            found = name
+            break
+    return _in(options, found), PrecisionChoice(least, found, tried)
+
+
+def _in(options: JobOptions, precision: str) -> JobOptions:
+    origins = {**options.request.origins, "precision": f"--precision {options.request.precision}"}
+    return replace(options, request=replace(options.request, precision=precision, origins=origins))
+
+
+class _Sample:
+    """The first lists of the input, and their logits in fp32 once somebody wants them."""
+
+    def __init__(self, prepared: Prepared, options: JobOptions) -> None:
+        self._prepared, self._pool, self._is_score = prepared, options.pool, options.pairs
+        items = prepared.shape.group(prepared.items)
+        lists = wanted_of(items, options.depth, drop_duplicates=options.drop_duplicates)
+        window = next((one for one in cut_windows(lists, max_pairs=prepared.plan.window_pairs) if one.lists), None)
+        self.encoded, self._entries = self._encode(window or Window(0, (), (), 0, 0))
+        self._exact: dict[int, float] | None = None
+
+    def _encode(self, window: Window) -> tuple[Any, list[Encoded]]:
+        parts, places = [], []
+        for part in encode_parts(window, self._prepared.encoder):
+            parts.append(ScoredPart(part.members, part.encoded, np.zeros(len(part.encoded), dtype=np.float32), {}))
+            places = part.places or places
+        encoded, _ = join_parts(window, parts, places)
+        return encoded, encoded.encoded
+
+    @property
+    def _chosen(self) -> list[int]:
+        """Places of the pairs of the first whole lists."""
+        chosen: dict[int, None] = {}
+        for places in places_of_lists(self.encoded):
+            chosen |= dict.fromkeys(places[:LONGEST])
+            if len(chosen) >= PAIRS:
+                break
+        return list(chosen)
+
+    @property
+    def _first_window(self) -> list[Encoded]:
+        """The pairs of the run's first window."""
+        if not self._is_score:
+            return self._entries
+        places = dict.fromkeys(self.encoded.places[:SCORE_WINDOW_PAIRS])
+        return [self._entries[place] for place in places]
+
+    def compare(self, exact_plan: Plan, plan: Plan, open_engine: OpensEngine, stop: Stop) -> Comparison:
+        """A precision and fp32 on the sample."""
+        if self._exact is None:
+            self._exact = dict(zip(self._chosen, self._score(exact_plan, open_engine, stop), strict=True))
+        logits = np.full(len(self._entries), np.nan, dtype=np.float32)
+        logits[self._chosen] = self._score(plan, open_engine, stop)
+        comparison = Comparison(PAIRS)
+        by_entry = {id(self._entries[place]): value for place, value in self._exact.items()}
+        look_up: Callable[[list[Encoded]], Logits] = lambda some: np.array(  # noqa: E731
+            [by_entry[id(entry)] for entry in some], dtype=np.float32
+        )
+        comparison.add(self.encoded, logits, look_up)
+        return comparison
+
+    def _score(self, plan: Plan, open_engine: OpensEngine, stop: Stop) -> Logits:
+        """Logits of the chosen pairs; int8 is calibrated on the whole window, as the run will be."""
+        entries = [self._entries[place] for place in self._chosen]
+        pairs = pairs_of(entries)
+        with closing(open_engine(plan, self._prepared.checkpoint, None, on_note=None)) as engine:
+            if isinstance(engine, NeedsCalibration) and engine.needs_calibration and pairs:
+                engine.calibrate(pairs_of(self._first_window))
+            return pooled(entries, _logits(engine, pairs, stop), self._pool)
+
+
+def _logits(engine: Engine, pairs: list[EncodedPair], stop: Stop) -> Logits:
+    if not pairs:
+        return np.zeros(0, dtype=np.float32)
+    pending = engine.submit(pairs, on_batch=lambda pairs, tokens: stop.check())
+    while (scores := pending.scores()) is None:
+        engine.wait(1.0)
+        stop.check()
+    return scores.logits
