@@ -72,7 +72,7 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
-        passages = _write(rows, options.pairs, options.words)
+        passages = write_lists(rows, options.pairs, options.words)
         outcomes = [_run(rows, Path(folder) / f"out{turn}.jsonl", options.model) for turn in range(options.rounds)]
     counts, report = outcomes[0].counts, outcomes[0].report
     speeds = [outcome.counts.pairs / outcome.report["seconds"]["wall"] for outcome in outcomes]
@@ -83,7 +83,7 @@ def main() -> None:
     print(f"the tokenizer alone: {len(passages) / _tokenizing_seconds(checkpoint, passages):,.0f} passages/s")
 
 
-def _write(path: Path, pairs: int, words: int) -> list[str]:
+def write_lists(path: Path, pairs: int, words: int) -> list[str]:
     """Lists of passages that are all different; returns the passages."""
     draw = random.Random(0)
     known = " ".join(passage for _, passage in read_pairs(SAMPLES, limit=10**6)).split()
