@@ -92,7 +92,7 @@ class PrecisionCheck:
             return
         assert isinstance(engine, ScoresExactly), "`begin` has looked"
         comparison.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
-        if comparison.complete:
+        if comparison.pairs >= comparison.wanted:
             engine.forget_exact()
 
     def take_note(self, engine: Engine) -> dict[str, Any]:

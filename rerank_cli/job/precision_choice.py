@@ -134,7 +134,8 @@ class _Sample:
         self._exact: dict[int, float] | None = None
 
     def _encode(self, window: Window) -> tuple[Any, list[Encoded]]:
-        parts, places = [], []
+        parts: list[ScoredPart] = []
+        places: list[int] = []
         for part in encode_parts(window, self._prepared.encoder):
             parts.append(ScoredPart(part.members, part.encoded, np.zeros(len(part.encoded), dtype=np.float32), {}))
             places = part.places or places

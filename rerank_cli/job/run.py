@@ -254,7 +254,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         output.finish(note)
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # before the report reads them again: one may be a pipe by now
-        document = _report(options, prepared, plan, totals, engine, texts) | prepared.found | precision.document()
+        document = _report(options, prepared, plan, totals, engine, texts) | dict(prepared.found) | precision.document()
         document |= scorers.document(totals.counts)
         if prepared.calibration:
             document["probability"] = prepared.calibration.of_run(document)
