@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -30,9 +31,13 @@ def notes_of(document: dict[str, Any]) -> list[str]:
 
 
 def write(text: str) -> None:
-    """Lines that break no word on a terminal; a command stays one line that can be copied."""
-    lines = (one if one.lstrip().startswith("rerank-cli ") else wrapped(one, sys.stdout) for one in text.split("\n"))
-    sys.stdout.write("\n".join(lines))
+    """Lines that break no word on a terminal."""
+    sys.stdout.write("\n".join(wrapped(one, sys.stdout) for one in text.split("\n")))
+
+
+def write_command(command: str) -> None:
+    """A command on one line, however long: it is copied from there."""
+    sys.stdout.write(f"    {command}\n")
 
 
 def print_answer(document: dict[str, Any]) -> None:
@@ -76,8 +81,9 @@ def _print_use(system: dict[str, Any]) -> None:
     if use["recommended"]:
         write(
             f"  {use['recommended']} brings {use['gain_of_choosing']:+.4f} over the scores alone, on queries that were "
-            f"not used to choose it:\n    {use['command']}\n"
+            "not used to choose it:\n"
         )
+        write_command(use["command"])
     else:
         write(
             f"  as they are: choosing a depth or a blend would bring {use['gain_of_choosing']:+.4f} "
@@ -153,5 +159,5 @@ def print_calibration(path: str, calibration: dict[str, Any]) -> None:
     write(
         f"\n{path}: {calibration['kind']}, fitted on {facts['passages']:,} passages of {facts['queries']:,} queries, "
         f"{facts['relevant']:,} of them relevant; of {calibration['model']['name']} alone\n"
-        f"  rerank-cli rerank-file IN -o OUT --calibration {path}\n"
     )
+    write_command(f"rerank-cli rerank-file IN -o OUT --calibration {shlex.quote(path)}")

@@ -25,7 +25,8 @@ def recommended_command(file: str, options: str, suffix: str = "blended") -> str
     words, folder = made
     here = Path(folder) == Path.cwd() or is_url(output)
     kept = list(_keep_words(words, output if here else str(Path(output).absolute())))
-    line = f"{shlex.join(kept)} {options}"
+    at = kept.index("--") if "--" in kept else len(kept)
+    line = " ".join([*_quote_words(kept[:at]), options, *_quote_words(kept[at:])])
     return line if Path(folder) == Path.cwd() else f"cd {shlex.quote(folder)} && {line}"
 
 
@@ -55,6 +56,15 @@ def _keep_words(words: Sequence[str], output: str) -> Iterator[str]:
                 next(given, None)
         else:
             yield word
+
+
+def _quote_words(words: Sequence[str]) -> Iterator[str]:
+    """As a shell reads them; a variable before the program stays one, so its value alone is quoted."""
+    is_variable = True
+    for word in words:
+        name, equals, value = word.partition("=")
+        is_variable = is_variable and bool(equals) and name.isidentifier()
+        yield f"{name}={shlex.quote(value)}" if is_variable else shlex.quote(word)
 
 
 def _with_suffix(name: str, suffix: str) -> str:

@@ -2,7 +2,7 @@
 
 Of each judged query a system keeps the values of the measures and, as arrays, what blends and comparisons need of its
 list: a hash of each passage's id, its grade, its place in the given order and its score. A hundred thousand queries of
-a hundred candidates are some 250 MB a system. Without judgements every query counts.
+thirty candidates are some 270 MB a system, with their judgements. Without judgements every query counts.
 
 A list that lacks a query counts as nothing found, as it does in ir-measures. The first list of a query and the first
 place of an id count.

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rerank_cli.cli import main
+from rerank_cli.cli import main, verdict_text
 from rerank_cli.evaluation.recommended import recommended_command
 from tests.conftest import write_lines
 
@@ -297,6 +297,32 @@ def test_the_recommended_command_is_the_one_that_made_the_file(tmp_path: Path) -
     report["output"] = {"bytes": 1}  # of another file
     Path(f"{file}.report.json").write_text(json.dumps(report))
     assert recommended_command(str(file), "--depth 40") == f"rerank-cli rerank-file IN -o {out} --depth 40"
+
+
+def test_the_recommended_command_runs_as_it_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With names that a shell would cut: blanks, quotes, `$`, `&`, a bracket, a line that is longer than a terminal."""
+    folder = tmp_path / "it's $HOME & (more)"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    write_lines(
+        folder / 'my "lists" $1 [a].jsonl',
+        [{"query": "t", "passages": [{"id": str(at), "text": f"t {at}"} for at in range(6)]}],
+    )
+    checkpoint = str(ROOT / "tests" / "parity" / "bert-ce-open" / "checkpoint")
+    given = ["rerank-file", 'my "lists" $1 [a].jsonl', "-o", "the 'new' one.jsonl", "--model", checkpoint, "-q"]
+    assert main(given) == 0
+    capsys.readouterr()
+    command = recommended_command("the 'new' one.jsonl", "--depth 3 --blend rrf:0.5")
+    verdict_text.write_command(command)
+    printed = capsys.readouterr().out.strip()
+    assert "\n" not in printed
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    done = subprocess.run(["bash", "-c", printed], capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, (printed, done.stderr)
+    new = [json.loads(line) for line in (folder / "the 'new' one.blended.jsonl").read_text().splitlines()]
+    assert [one["logit"] is None for one in new[0]["passages"]].count(False) == 3
 
 
 def test_the_page_says_the_verdict_first_and_has_no_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

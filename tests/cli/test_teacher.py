@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +186,32 @@ def test_losses_of_sentence_transformers_take_the_rows(tmp_path: Path) -> None:
             value = loss(model)(inputs, tensor)
             assert torch.isfinite(value)
             assert value.requires_grad
+
+
+def test_the_loader_of_flagembedding_takes_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loader alone: the whole package imports modules that newer versions of transformers do not have."""
+    spec = importlib.util.find_spec("FlagEmbedding")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("FlagEmbedding is not installed")
+    home = Path(spec.submodule_search_locations[0])
+    for name in ("", ".abc", ".abc.finetune", ".abc.finetune.reranker"):
+        bare = types.ModuleType(f"FlagEmbedding{name}")
+        bare.__path__ = [str(home.joinpath(*name.split(".")))]
+        monkeypatch.setitem(sys.modules, bare.__name__, bare)
+    loader = importlib.import_module("FlagEmbedding.abc.finetune.reranker.AbsDataset")
+    settings = importlib.import_module("FlagEmbedding.abc.finetune.reranker.AbsArguments")
+    from transformers import AutoTokenizer
+
+    made(tmp_path, "flagembedding")
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "parity" / "bert-ce-open" / "checkpoint")
+    for distillation in (True, False):
+        asked = settings.AbsRerankerDataArguments(
+            train_data=[str(tmp_path / "out.jsonl")], knowledge_distillation=distillation, train_group_size=4,
+            cache_path=str(tmp_path / "cache"),
+        )  # fmt: skip
+        rows = loader.AbsRerankerTrainDataset(asked, tokenizer)
+        assert len(rows) == len(read_lines(tmp_path / "out.jsonl"))
+        for place in range(len(rows)):
+            pairs, scores = rows[place]
+            assert len(pairs) == 4
+            assert scores is None if not distillation else scores[0] > max(scores[1:])
