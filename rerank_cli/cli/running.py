@@ -61,7 +61,10 @@ def run_and_report(
             # Here and not in main(): click turns a closed pipe into exit code 1 before main() sees it.
             forget_stdout()
             return 141
-        except StoppedError:
+        except StoppedError as error:
+            if cluster is None and not getattr(error, "__notes__", None):  # while the model was loaded
+                kept = "" if options.names.output == "-" else "what an earlier run has kept stays; "
+                error.add_note(f"stopped: nothing was scored yet; {kept}run the same command again")
             if options.names.output == "-":
                 forget_stdout()  # what its reader has not taken by now would keep the process waiting
             raise

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rerank_cli.cli import main
+from rerank_cli.job import run as job_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +82,24 @@ def test_a_reader_that_leaves_a_pipe_ends_the_run_quietly(lists: Path, tiny_mode
         assert run.wait(timeout=300) == 141
         assert run.stderr.read() == b""
     assert [len(json.loads(line)["passages"]) for line in first] == [1000] * 3
+
+
+def test_a_stop_before_anything_is_scored_says_that_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = job_run.prepare_inputs
+
+    def load_and_be_stopped(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(*given)
+
+    monkeypatch.setattr(job_run, "prepare_inputs", load_and_be_stopped)
+    given = ["rerank-file", str(ROOT / "samples" / "python-docs.jsonl"), "-o", str(tmp_path / "out.jsonl"), "-q"]
+    assert main(given) == 143
+    assert capsys.readouterr().err.splitlines() == [
+        "stopped by SIGTERM",
+        "stopped: nothing was scored yet; what an earlier run has kept stays; run the same command again",
+    ]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
