@@ -218,7 +218,7 @@ def _warn_of_unknown(unknown: Mapping[str, Any] | None) -> None:
     """What a report, or a dry run, tells of tokens that the model does not know."""
     if unknown and (unread := unknown["pairs_over_5_percent"]):
         say(
-            f"warning: of {unread:,} pairs more than 5 % of the tokens are unknown to the model "
+            f"warning: of {unread:,} pair{'s' * (unread > 1)} more than 5 % of the tokens are unknown to the model "
             f"({100 * unknown['share']:.2g} % of all): it cannot read them, and their scores mean little; "
             "`--max-unknown 5%` makes them bad rows"
         )

@@ -26,7 +26,7 @@ def run(tmp_path: Path, *options: str) -> int:
 
 def test_pairs_of_unknown_tokens_are_warned_about_and_reported(tmp_path, capsys):
     assert run(tmp_path) == 0
-    assert "warning: of 1 pairs more than 5 % of the tokens are unknown to the model" in capsys.readouterr().err
+    assert "warning: of 1 pair more than 5 % of the tokens are unknown to the model" in capsys.readouterr().err
     found = json.loads((tmp_path / "out.jsonl.report.json").read_text())["unknown_tokens"]
     assert found["pairs_over_5_percent"] == 1
     assert 0.2 < found["share"] < 0.9
@@ -55,7 +55,7 @@ def test_of_a_chat_template_only_the_texts_count(tmp_path, capsys):
     source = write_lines(tmp_path / "in.jsonl", ROWS)
     out = ("-o", str(tmp_path / "out.jsonl"), "--overwrite", "--model", str(folder))
     assert main(["score", source, *out]) == 0
-    assert "warning: of 1 pairs more than 5 %" in capsys.readouterr().err
+    assert "warning: of 1 pair more than 5 %" in capsys.readouterr().err
     assert json.loads((tmp_path / "out.jsonl.report.json").read_text())["unknown_tokens"]["tokens"] == 16
     assert main(["score", source, *out, "--max-unknown", "90%"]) == 3
     (error,) = read_lines(tmp_path / "out.jsonl.errors.jsonl")
@@ -65,7 +65,7 @@ def test_of_a_chat_template_only_the_texts_count(tmp_path, capsys):
 def test_a_dry_run_tells_of_them(tmp_path, capsys):
     assert run(tmp_path, "--dry-run") == 0
     said = capsys.readouterr()
-    assert "warning: of 1 pairs more than 5 %" in said.err
+    assert "warning: of 1 pair more than 5 %" in said.err
     assert json.loads(said.out)["unknown_tokens"]["tokens"] == 16
     assert run(tmp_path, "--dry-run", "--limit", "1") == 0
     assert json.loads(capsys.readouterr().out)["unknown_tokens"] is None
