@@ -73,6 +73,10 @@ class Progress:
     def end_window(self, share: float | None, rows: int) -> None:
         """A window is written; rows: of the run so far."""
         self.kept_rows, self.kept_share = rows, share
+        self.reach(share)
+
+    def reach(self, share: float | None) -> None:
+        """All that was to be done up to a share is done, whatever its batches have told."""
         while share is not None and self._steps and (self._steps[0][1] or 0.0) <= share:
             self._base = self._steps.popleft()
             self._tokens = max(self._tokens, self._base[0])

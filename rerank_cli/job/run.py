@@ -218,7 +218,13 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         stack.callback(store.close)
         model = OneModel(options, prepared, plan, engine, store, stop, _counted_batches(totals, watcher))
         scorers = open_scorers(
-            model, stack, destination.state, open_engine, _counted_batches(totals, watcher, of_all=False), note
+            model,
+            stack,
+            destination.state,
+            open_engine,
+            _counted_batches(totals, watcher, of_all=False),
+            note,
+            watcher.progress,
         )
         with destination.reading() if members and destination.state else nullcontext():
             texts = open_kept_texts(scorers.reads_all, members, destination.path, destination.state)
@@ -278,12 +284,11 @@ def _tell_start(watcher: Watcher, prepared: Prepared, plan: Plan) -> None:
 
 
 def _counted_batches(totals: Totals, watcher: Watcher, *, of_all: bool = True) -> Callable[[int, int], None]:
-    """What counts batches. of_all: they are those of all pairs, by which progress goes."""
+    """What counts batches. of_all: they are those of all pairs; others read some of them again."""
 
     def on_batch(pairs: int, tokens: int) -> None:
         totals.observed.add_batch(totals.seconds, pairs, tokens)
-        if of_all:
-            watcher.progress.add_batch(pairs, tokens)
+        watcher.progress.add_batch(pairs if of_all else 0, tokens)
         if watcher.on_batch:
             watcher.on_batch(pairs, tokens)
 

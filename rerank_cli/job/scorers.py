@@ -14,6 +14,7 @@ from rerank_cli.job.cascade.scorer import Scorer
 from rerank_cli.job.first_scorer import first_options, read_asked
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import Prepared
+from rerank_cli.job.progress import Progress
 from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scoring_loop import ScoredWindow, score_windows
 from rerank_cli.job.stop import Stop
@@ -88,6 +89,7 @@ def open_scorers(
     open_engine: OpensEngine,
     on_second: OnBatch,
     on_note: Callable[[str], None],
+    progress: Progress,
 ) -> OneModel | Cascade:
     """What scores the windows of a run.
 
@@ -98,6 +100,7 @@ def open_scorers(
         open_engine: Loads the cheap scorer.
         on_second: Told the pairs and tokens of each batch that the model reads after the cheap scorer.
         on_note: Told what a user should know.
+        progress: Of the run.
     """
     options, prepared = model.options, model.prepared
     if prepared.first is None:
@@ -114,4 +117,4 @@ def open_scorers(
     stack.callback(store.close)
     first = Scorer(prepared.first, plan, engine, store, options.pool, model.stop, model.on_batch)
     second = Scorer(prepared, model.plan, model.engine, model.store, options.pool, model.stop, on_second)
-    return Cascade(asked, first, second, state=before, on_note=on_note)
+    return Cascade(asked, first, second, state=before, on_note=on_note, progress=progress)

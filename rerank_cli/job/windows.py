@@ -66,6 +66,8 @@ class Windows:
         """The first window of the whole input that has lists, once it is read."""
         self.on_first: Callable[[Window], None] | None = None
         """Told of that window when it is read."""
+        self.passed: float | None = None
+        """The share of the input that is read with the last window that was given."""
         self._has_begun = False
         share = share or Share()
         windows = (
@@ -77,7 +79,9 @@ class Windows:
         return self
 
     def __next__(self) -> Window:
-        return next(self._own)
+        window = next(self._own)
+        self.passed = window.share
+        return window
 
     def _remember_first(self, windows: Iterator[Window]) -> Iterator[Window]:
         for window in windows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 
 from rerank_cli.cli import main
 from rerank_cli.job.cascade import run_cascade
+from rerank_cli.job.options import First, JobOptions, Names
+from rerank_cli.job.run import Watcher, run_job
+from rerank_cli.planning.choices import ProfileRequest
 from tests.conftest import TINY_CHECKPOINT, read_lines, write_lines, write_table
 
 WORDS = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split()
@@ -130,6 +134,29 @@ def test_a_list_now_and_then_is_sampled_and_written_as_if_it_were_not(
     assert rare["cascade"]["agreement"]["lists"] == 13
     assert often["cascade"]["agreement"]["lists"] == 15  # of each of the two other windows one more
     assert often["cascade"]["read_by_second"] == rare["cascade"]["read_by_second"]
+
+
+@pytest.mark.parametrize("first", ["bf16", str(EMBEDDER)])
+def test_progress_grows_while_either_scorer_reads(tmp_path: Path, first: str) -> None:
+    """On one window: what the first has read is not nearly all, and the share grows with the second's batches."""
+    source = write_lines(tmp_path / "in.jsonl", made_rows(6, 90))
+    options = JobOptions(
+        (source,), Names(str(tmp_path / "out.jsonl")), model=str(TINY_CHECKPOINT),
+        request=ProfileRequest(token_budget=200), first=First(first),
+    )  # fmt: skip
+    watcher = Watcher()
+    seen: list[float] = []
+    watcher.on_batch = lambda pairs, tokens: seen.append(watcher.progress.share or 0.0)
+    run_job(options, watcher)
+    assert seen == sorted(seen)
+    after_first = min(share for share in seen if share >= 0.3)  # where the first has read the window
+    assert after_first == pytest.approx(0.3)
+    of_second = [share for share in seen if share > 0.3]
+    assert len(set(of_second)) > 10
+    steps = [later - former for former, later in pairwise([0.3, *sorted(set(of_second))])]
+    assert max(steps) < 0.2
+    assert seen[-1] > 0.9
+    assert watcher.progress.pairs == 540
 
 
 def test_bad_rows_before_the_first_list_make_no_rule(tmp_path: Path) -> None:

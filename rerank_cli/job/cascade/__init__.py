@@ -2,6 +2,7 @@
 
     choice.py        which passages of a list the second scorer reads; how well the result agrees with a full run
     scorer.py        one of the two: its engine, its store, what it has done
+    shares.py        how far a run of both is
     run_cascade.py   the windows of the first scorer in, ranked windows out
 
 `../first_scorer.py` says what `--first` and `--first-keep` mean, and what they cannot be had with.

@@ -35,7 +35,9 @@ from rerank_cli.job.cascade.choice import (
     make_rule,
 )
 from rerank_cli.job.cascade.scorer import Scorer, Work
+from rerank_cli.job.cascade.shares import WindowShares
 from rerank_cli.job.first_scorer import Asked
+from rerank_cli.job.progress import Progress
 from rerank_cli.job.ranking import rank_list, shortest
 from rerank_cli.job.score_store.known_scores import Asked as Pair
 from rerank_cli.job.scoring_loop import ScoredWindow, in_order, score_windows
@@ -61,6 +63,7 @@ class Cascade:
         second: The dear one.
         state: Of the run after an earlier process, as `state` gave it.
         on_note: Told what a user should know.
+        progress: Of the run.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Cascade:
         *,
         state: Mapping[str, Any] | None,
         on_note: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         self._asked, self.first, self.second, self._on_note = asked, first, second, on_note
         self._rule: Rule | None = None
@@ -80,6 +84,8 @@ class Cascade:
             self._rule = Rule.of_state(state["rule"]) if state["rule"] else None
             self._agreement, self._kept = Agreement(**state["agreement"]), Kept(**state["kept"])
             first.work, second.work = Work(**state["first"]), Work(**state["second"])
+        self._shares = WindowShares(progress, first.work, second.work, self._kept)
+        second.on_submit = self._shares.submit_second
 
     @property
     def state(self) -> dict[str, Any]:
@@ -101,6 +107,8 @@ class Cascade:
             settings: Others of `score_windows`, for the first scorer.
         """
         windows.on_first = self._see_first
+        self._shares.begin(windows.passed)
+        settings["on_submit"] = self._shares.submit_first
         scored_by_first = score_windows(
             windows, self.first.prepared.encoder, self.first.engine, timing=self.first.timing,
             known=self.first.store.known(self.first.timing), pool=self.first.pool, stop=self.first.stop,
@@ -110,7 +118,9 @@ class Cascade:
         with closing(scored_by_first):
             for scored in scored_by_first:
                 self.first.work.add(scored.counts, len(scored.encoded.encoded) - len(scored.known))
+                self._shares.end_first(scored.encoded.window.share)
                 window = self._rank(scored)
+                self._shares.end_window()
                 for one in (self.first, self.second):
                     one.work.seconds += one.timing.compute - before[id(one)].compute
                     _add_timing(timing, one.timing, before[id(one)])
@@ -131,9 +141,11 @@ class Cascade:
         if self._rule is None:
             self._rule = self._measure(scored, have, counts)
         elif window.number % _EVERY == 0 and window.number:
+            have.share = self._shares.round(1 / len(window.lists))
             self._sample_list(window.lists[0], scores[0], have)
         choices = [ListChoice(one, self._rule) for one in scores]
         while wanted := [(place, some) for place, one in enumerate(choices) if (some := one.wanted())]:
+            have.share = self._shares.round(1.0 if self._rule.over is None else 0.5)
             have([(window.lists[place], some) for place, some in wanted])
             for place, some in wanted:
                 choices[place].put(some, have.scores(window.lists[place], some))
@@ -159,7 +171,10 @@ class Cascade:
             have = _Read(self.second, sample.number, counts)
         self.second.calibrate(sample)
         _, scores = _by_list(encoded, logits)
-        both = [self._both(item, one, have) for item, one in zip(sample.lists, scores, strict=True)]
+        both = []
+        for place, (item, one) in enumerate(zip(sample.lists, scores, strict=True)):
+            have.share = self._shares.round(1 / (len(scores) - place))
+            both.append(self._both(item, one, have))
         rule = make_rule(self._asked, both)
         for first, second in both:
             add_list(self._agreement, first, second, rule)
@@ -239,6 +254,8 @@ class _Read:
     def __init__(self, scorer: Scorer, number: int, counts: Counter[str]) -> None:
         self._scorer, self._number, self._counts = scorer, number, counts
         self._have: dict[Pair, tuple[Encoded, float]] = {}
+        self.share: float | None = None
+        """Of the input that is done with what is read next."""
 
     def __call__(self, wanted: Iterable[tuple[CandidateList, Sequence[int]]]) -> None:
         """Read passages of lists that are not read yet."""
@@ -258,7 +275,7 @@ class _Read:
                 )
         if not lists:
             return
-        encoded, logits, counts = self._scorer.read(Window(self._number, tuple(lists), (), 0, 0))
+        encoded, logits, counts = self._scorer.read(Window(self._number, tuple(lists), (), 0, 0, self.share))
         self._counts.update(counts)
         asked = [(item.limits, *pair) for item in lists for pair in item.pairs]
         for pair, place in zip(asked, encoded.places, strict=True):

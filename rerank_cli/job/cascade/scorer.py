@@ -57,7 +57,7 @@ class Scorer:
     """A model that scores windows for a cascade.
 
     prepared: the model. plan: as the run goes. timing: of this scorer alone. on_batch: told the pairs and tokens of
-    each batch.
+    each batch. on_submit: told the tokens that the engine gets of a window in `read`, and the window's share.
     """
 
     prepared: PreparedModel
@@ -67,6 +67,7 @@ class Scorer:
     pool: Pool
     stop: Stop
     on_batch: Callable[[int, int], None] | None = None
+    on_submit: Callable[[int, float | None], None] | None = None
     timing: Timing = field(default_factory=Timing)
     work: Work = field(default_factory=Work)
     _known: KnownScores | None = None
@@ -95,6 +96,8 @@ class Scorer:
         for part in encode_parts(window, self.prepared.encoder, known):
             self.timing.tokenise += time.perf_counter() - began
             began = time.perf_counter()
+            if self.on_submit:
+                self.on_submit(sum(len(pair.input_ids) for pair in part.pairs), window.share)
             with self.stop.released():
                 pending = self.engine.submit(part.pairs, on_batch=self._batch_done)
                 while (scores := pending.scores()) is None:

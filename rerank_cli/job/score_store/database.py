@@ -5,7 +5,9 @@
     rates    seconds and tokens by what computed them      what a found score has saved
 
 The first bytes of a key are those of its query (`QUERY_BYTES`), so the entries of a list are neighbours: a window is
-found on some twenty pages of the database, and written to them, where scattered keys would touch five hundred.
+found on some twenty pages of the database, and written to them, where scattered keys would touch five hundred. What is
+asked of one query is read as a range, which takes half the time of as many keys one by one; only where the store knows
+far more of the query than is asked, key by key.
 
 Several processes at once: WAL lets them read while one writes, a transaction a window. A process that is killed leaves
 whole transactions. After a power cut the last ones may be missing, which `synchronous=NORMAL` allows: they are computed
@@ -24,6 +26,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -42,9 +46,12 @@ CREATE TABLE days (day INTEGER NOT NULL PRIMARY KEY, bytes INTEGER NOT NULL);
 CREATE TABLE rates (basis BLOB NOT NULL PRIMARY KEY, tokens INTEGER NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
 """
 _CHECK_BYTES = 4
+_query_of = itemgetter(slice(QUERY_BYTES))
 _WHOLE = 0x2144DF1C  # the CRC-32 of anything with its own CRC-32 behind it
 _AT_A_TIME = 500  # keys of a statement; of old versions of SQLite one takes 999 values
 _OF_KEYS = "FROM scores WHERE key IN "
+_RANGE_KEYS = 8  # of a query, from which on a range is faster than its keys
+_RANGE_ROWS = 64  # more than twice the keys, that a range may have
 _CACHE_KIB = 16 * 1024
 _BUSY_SECONDS = 10.0
 _DAY_SECONDS = 86400
@@ -103,18 +110,19 @@ class ScoreStore:
         if not self._reads or not keys:
             return {}
         found: dict[bytes, bytes] = {}
-        today = self._day_number()
+        today, wanted = self._day_number(), set(keys)
         old: dict[int, list[bytes]] = {}
         with self._lock:
             try:
-                for some, asked in _in_chunks(keys):
-                    for key, value, day in self._database.execute(f"SELECT key, value, day {_OF_KEYS}({asked})", some):
-                        if (whole := _unseal(key, value)) is None:
-                            self.damaged += 1
-                            continue
-                        found[key] = whole
-                        if day != today:
-                            old.setdefault(day, []).append(key)
+                for key, value, day in self._rows(sorted(wanted)):
+                    if key not in wanted:
+                        continue
+                    if (whole := _unseal(key, value)) is None:
+                        self.damaged += 1
+                        continue
+                    found[key] = whole
+                    if day != today:
+                        old.setdefault(day, []).append(key)
                 self._renew(old, today)
             except sqlite3.Error as error:
                 self._fault(error, reading=True)
@@ -168,6 +176,24 @@ class ScoreStore:
             self._release = None
 
     # Inside, with the lock held
+
+    def _rows(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes, int]]:
+        """The rows of `keys`, which are in order, and perhaps others between them."""
+        single: list[bytes] = []
+        for _, of_query in groupby(keys, key=_query_of):
+            some = list(of_query)
+            if len(some) < _RANGE_KEYS:
+                single += some
+                continue
+            most = 2 * len(some) + _RANGE_ROWS
+            which = "FROM scores WHERE key BETWEEN ? AND ? LIMIT ?"
+            rows = self._database.execute(f"SELECT key, value, day {which}", (some[0], some[-1], most)).fetchall()
+            if len(rows) < most:
+                yield from rows
+            else:
+                single += some
+        for some, asked in _in_chunks(single):
+            yield from self._database.execute(f"SELECT key, value, day {_OF_KEYS}({asked})", some)
 
     def _begin(self, *, shared_memory: bool) -> None:
         ask = self._database.execute

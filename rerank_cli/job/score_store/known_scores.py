@@ -240,8 +240,7 @@ class KnownScores:
                 digest.update(b"\xff" + image)
                 text = passage.text.encode("utf-8", "surrogatepass")
             else:
-                digest.update(b"\xfe")
-                text = passage.encode("utf-8", "surrogatepass")
+                text = b"\xfe" + passage.encode("utf-8", "surrogatepass")
             if limits.whole or limits.passage_tokens is not None:
                 digest.update(f"{limits.whole} {limits.passage_tokens}".encode() + b"\xfd")
             digest.update(text)

@@ -42,6 +42,18 @@ def test_what_was_added_is_found_by_the_next_process_and_by_one_beside(tmp_path:
     again.close()
 
 
+@pytest.mark.parametrize("asked", [3, 8, 30, 700])
+def test_of_a_query_is_found_what_is_asked_however_much_of_it_is_known(tmp_path: Path, asked: int) -> None:
+    store = opened(tmp_path)
+    for query in range(5):
+        store.add(entries(10 if query == 4 else 900, query))
+    wanted = {key: value for query in range(5) for key, value in list(entries(900, query).items())[5:][:asked]}
+    there = {key: value for query in range(5) for key, value in entries(10 if query == 4 else 900, query).items()}
+    assert store.find([*reversed(wanted)]) == {key: value for key, value in wanted.items() if key in there}
+    assert store.damaged == 0
+    store.close()
+
+
 def test_an_entry_that_was_edited_torn_or_moved_is_none(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.add(entries(10))
