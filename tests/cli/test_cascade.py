@@ -150,7 +150,7 @@ def test_progress_grows_while_either_scorer_reads(tmp_path: Path, first: str) ->
     run_job(options, watcher)
     assert seen == sorted(seen)
     after_first = min(share for share in seen if share >= 0.3)  # where the first has read the window
-    assert after_first == pytest.approx(0.3)
+    assert after_first < 0.35
     of_second = [share for share in seen if share > 0.3]
     assert len(set(of_second)) > 10
     steps = [later - former for former, later in pairwise([0.3, *sorted(set(of_second))])]
