@@ -192,8 +192,8 @@ class ScoreStore:
                 yield from rows
             else:
                 single += some
-        for some, asked in _in_chunks(single):
-            yield from self._database.execute(f"SELECT key, value, day {_OF_KEYS}({asked})", some)
+        for chunk, asked in _in_chunks(single):
+            yield from self._database.execute(f"SELECT key, value, day {_OF_KEYS}({asked})", chunk)
 
     def _begin(self, *, shared_memory: bool) -> None:
         ask = self._database.execute
