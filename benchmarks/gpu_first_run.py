@@ -58,6 +58,7 @@ class Step:
 def main() -> int:
     """Run what is asked; returns how many steps did not end well."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and with it what it has started
     options.out.mkdir(parents=True, exist_ok=True)
     material = _Material(options.out)
     done: list[dict[str, Any]] = []
@@ -130,7 +131,6 @@ def steps(options: argparse.Namespace, material: _Material) -> list[Step]:
     """All steps, in their order: what shows a fault first, then figures by their worth."""
     small, device, out = options.small, options.device, options.out
     python = sys.executable
-    limit = 0.25 if small else 1.0  # of what a card needs
 
     def module(name: str, *arguments: object) -> list[str]:
         return [python, "-m", name, *map(str, arguments)]
@@ -173,20 +173,20 @@ def steps(options: argparse.Namespace, material: _Material) -> list[Step]:
         Step(
             "tests",
             [module("pytest", "tests/gpu", "-q", "-rs", "-p", "no:cacheprovider", "--timeout", 90, "--durations", 8)],
-            900 * limit,
+            900,
         ),
-        *(Step(name, [bench(name)], 600 * limit, {_DEPRIORITIZED: "1"}) for name in SECTIONS),
+        *(Step(name, [bench(name)], 600, {_DEPRIORITIZED: "1"}) for name in SECTIONS),
         Step(
             "kernels",
             [module("benchmarks.gpu_kernels", "--device", device, *(["--small"] if small else []))],
-            600 * limit,
+            600,
         ),
         Step("host", [module("benchmarks.host", "--pairs", 200 if small else 40_000, "--rounds", 1 if small else 2)],
-             300 * limit),
-        Step("file", [of_file("file")], 400 * limit),
-        Step("shards-2", [of_file("shards", "--shard", f"{number}/2") for number in (1, 2)], 400 * limit),
-        Step("peers", [peers], 600 * limit, {_DEPRIORITIZED: "1"}),
-        Step("peers-cudnn", [peers], 600 * limit, {_DEPRIORITIZED: "0"}),
+             300),
+        Step("file", [of_file("file")], 400),
+        Step("shards-2", [of_file("shards", "--shard", f"{number}/2") for number in (1, 2)], 400),
+        Step("peers", [peers], 600, {_DEPRIORITIZED: "1"}),
+        Step("peers-cudnn", [peers], 600, {_DEPRIORITIZED: "0"}),
     ]  # fmt: skip
     if kind != "cpu":  # a CPU has no context to measure
         whole.append(Step("constants", [module("benchmarks.gpu_constants", "--device", device)], 200))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -52,7 +53,11 @@ def test_every_step_runs_whatever_became_of_those_before(tmp_path, monkeypatch, 
     ]
     monkeypatch.setattr(gpu_first_run, "steps", lambda options, material: made)
     monkeypatch.setattr(sys, "argv", ["gpu_first_run", "--device", "cpu", "--small", "--out", str(tmp_path / "out")])
-    assert gpu_first_run.main() == 1
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert gpu_first_run.main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     told = json.loads((tmp_path / "out" / "first-run.json").read_text())
     assert [one["ok"] for one in told["steps"]] == [False, True]
     assert "first: FAILED (exit codes [1])" in capsys.readouterr().out
