@@ -27,6 +27,7 @@ from rerank_cli.checkpoint.refusals import (
     refuse_module_kinds,
     refuse_modules,
     refuse_pickle,
+    refuse_special_files,
     refuse_weights,
     refuse_without_config,
 )
@@ -208,6 +209,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     Raises `ModelError` for whatever is missing, unsafe or contradicts itself.
     """
     root = path
+    refuse_special_files(root)
     path = root / find_model_folder(root)
     refuse_weights(root, path)
     refuse_module_kinds(root)

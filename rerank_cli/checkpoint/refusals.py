@@ -19,6 +19,8 @@ from rerank_cli.checkpoint.families import FAMILIES, is_known
 from rerank_cli.checkpoint.json_file import read_json_file
 from rerank_cli.errors import ModelError
 
+_MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # of files that are read
+
 _ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
 _WANTED = "a reranker is needed, for example a ...ForSequenceClassification"
@@ -26,6 +28,13 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_BYTES = 1024
 _DEPTH, _MOST_ENTRIES = 3, 10_000  # of a folder that is looked through: a checkpoint has less, a home folder more
 _SHOWN = 3
+
+
+def refuse_special_files(root: Path) -> None:
+    """A pipe, a socket or a device where a model has a file: who opens it may wait for ever."""
+    for path in (root / name for name in _walk_entries(root)):
+        if path.suffix in _MODEL_SUFFIXES and path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError(f"{path}: is no regular file", hint="copy the model's files into a folder of their own")
 
 
 def refuse_weights(root: Path, model: Path) -> None:

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_SECONDS = 30.0
 
+_MOST_CHARACTERS = 5000  # of the begin and of the end of a line
+
 
 def say(text: str) -> None:
     """One line to stderr, made printable: a line break in it is one of a file's name or of data."""
+    if len(text) > 2 * _MOST_CHARACTERS:  # an id of a megabyte is in it
+        text = f"{text[:_MOST_CHARACTERS]} ... {text[-_MOST_CHARACTERS:]}"
     sys.stderr.write(wrapped(printable(text), sys.stderr) + "\n")
     sys.stderr.flush()
 

@@ -10,6 +10,7 @@ is written without a fraction (`id_text`): 1.0 in a table is 1 in the qrels, and
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shlex
@@ -25,6 +26,7 @@ _PASSAGE_NAMES = (
     "corpus-id", "corpus_id", "doc_id", "docid", "docno", "doc-id", "passage_id", "pid", "document_id", "doc",
 )  # fmt: skip
 _GRADE_NAMES = ("score", "relevance", "rel", "grade", "label", "relevancy")
+_MOST_BYTES_OF_LINE = 2**20  # ids and a grade take no more; /dev/zero has no line
 _FORM = "a line has `query 0 passage grade`, or below a header `query-id corpus-id score`"
 
 
@@ -62,8 +64,10 @@ def _judgements(path: str) -> Iterator[tuple[int, Judgement]]:
     places: tuple[int, int, int] | None = None
     with open_input(path) as stream:
         try:
-            for number, raw in enumerate(stream, 1):
+            for number, raw in enumerate(_lines(stream), 1):
                 where = f"{path}:{number}"
+                if len(raw) > _MOST_BYTES_OF_LINE:
+                    raise InputError(f"{where}: a line of more than {_MOST_BYTES_OF_LINE:,} bytes", hint=_FORM)
                 line = _decoded(raw, where).strip()
                 if not line:
                     continue
@@ -79,6 +83,11 @@ def _judgements(path: str) -> Iterator[tuple[int, Judgement]]:
                 yield number, _parse_cells(cells, places, where)
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
+    """The lines; of one that is too long its begin."""
+    return iter(lambda: stream.readline(_MOST_BYTES_OF_LINE + 1), b"")
 
 
 def _decoded(raw: bytes, where: str) -> str:

@@ -112,6 +112,8 @@ def open_special(path: Path) -> int:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
+            if not path.is_fifo():
+                raise OutputError(f"{path}: cannot be written: is a socket, or a device that is not there") from error
             if time.monotonic() > deadline:
                 raise OutputError(f"{path}: a pipe that nobody reads", hint="start its reader first") from error
         time.sleep(_POLL_MILLISECONDS / 4000)

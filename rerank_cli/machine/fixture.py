@@ -24,6 +24,7 @@ SCHEMA = "rerank-cli/machine/1"
 _T = TypeVar("_T")
 _CAPABILITY = re.compile(r"([0-9]{1,2})\.([0-9])")
 _LARGEST = 2**63 - 1
+_MOST_BYTES = 2**24
 
 
 def machine_to_json(machine: Machine) -> dict[str, Any]:
@@ -34,7 +35,11 @@ def machine_to_json(machine: Machine) -> dict[str, Any]:
 def load_machine_fixture(path: str | Path) -> Machine:
     """The machine in a file that `machine_to_json` wrote, or that somebody wrote by hand; `InputError` otherwise."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open("rb") as stream:  # no more of it: /dev/zero has no end
+            data = stream.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise InputError(f"{path}: more than {_MOST_BYTES:,} bytes, which no machine's description has")
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -42,6 +42,11 @@ _MOST_PARTS = 9000  # S3 takes 10,000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "ExpiredTokenException")
 _EXPIRED_ATTEMPTS = 4  # of a HEAD that is answered with 400: it has no body, which would say that a token has expired
+_SIGN_IN = "sign in again, then run the same command: it goes on"
+_NO_REASON = (
+    "it gives no reason: expired credentials and those of another region are answered so; "
+    "sign in again, or set AWS_REGION to the bucket's region"
+)
 _NEVER = ("400 Bad Request", "405 Method", "InvalidBucketName")
 _REDIRECTS = ("301 Moved", "302 Found", "303 See", "307 Temp", "308 Perm", "PermanentRedirect", "TemporaryRedirect")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
@@ -351,6 +356,9 @@ class ObjectStore:
                     expired += 1
                 elif failure is not None:
                     raise failure from error
+                if time.monotonic() > until and any(word in _error_text(error) for word in _EXPIRED):
+                    reason = f"the credentials are not valid any more, or the clock is wrong ({_reason_of(error)})"
+                    raise StoreError(f"{self._place}/{key}: {reason}", hint=_SIGN_IN) from error
                 if time.monotonic() > until:
                     raise StoreError(f"{self._place}/{key}: the store does not answer: {_reason_of(error)}") from error
                 if may_be_expired or any(word in _error_text(error) for word in _EXPIRED):
@@ -384,7 +392,9 @@ class ObjectStore:
             or code in _NEVER
             or any(word in text for word in _NEVER)
         ):
-            lasting = StoreError(f"{self._place}/{key}: the store refuses it ({_reason_of(error)})")
+            refused = f"{self._place}/{key}: the store refuses it ({_reason_of(error)})"
+            no_reason = "400 Bad Request" in text and _CODE.search(text) is None
+            lasting = StoreError(refused, hint=_NO_REASON) if no_reason else StoreError(refused)
         elif self._is_sent_elsewhere(key, text):
             lasting = StoreError(
                 f"{self._place}/{key}: the store sends to another address, which is not followed",

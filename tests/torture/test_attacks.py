@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -333,6 +334,45 @@ def test_digits_of_a_number_are_those_of_ascii(
     arguments = [str(source), "-o", str(tmp_path / "out.jsonl"), "--model", str(TINY_CHECKPOINT), *more, flag, value]
     assert main(["rerank-file", *arguments]) == 2
     assert f"{flag} {value}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors", "vocab.txt"])
+def test_a_pipe_in_a_model_is_refused_before_it_is_opened(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY_CHECKPOINT, model)
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    assert main(["score", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", str(model)]) == 5
+    assert f"{model / name}: is no regular file" in capsys.readouterr().err
+
+
+def test_what_has_no_end_is_no_judgement_and_no_machine(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["-o", str(tmp_path / "out.jsonl"), "--model", str(TINY_CHECKPOINT), "--qrels", "/dev/zero"]
+    assert main(["rerank-file", str(source), *given]) == 4
+    assert "/dev/zero:1: a line of more than" in capsys.readouterr().err
+    assert main(["profile-select", "--fixture", "/dev/zero"]) == 4
+    assert "/dev/zero: more than" in capsys.readouterr().err
+
+
+def test_a_message_about_a_long_id_can_be_read(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(source, "-o", tmp_path / "out.jsonl", "--text-field", "d" * 100_000) == 4
+    assert len(capsys.readouterr().err) < 30_000
+
+
+def test_a_socket_is_no_pipe_that_waits_for_its_reader(
+    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's name has room for 107 bytes
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("errors")
+        assert score(source, "-o", "out.jsonl", "--errors", "errors") == 4
+    assert "errors: cannot be written: is a socket" in capsys.readouterr().err
 
 
 def test_a_template_without_end_and_engines_without_number_are_refused(tmp_path: Path, source: Path) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from rerank_cli.storage import object_store
 from rerank_cli.storage.local_store import LocalStore
 from rerank_cli.storage.object_store import PART_BYTES, ObjectStore
-from rerank_cli.storage.store import ChangedError, Store
+from rerank_cli.storage.store import ChangedError, Store, StoreError
 from rerank_cli.storage.url import parse_url
+from tests.fault_proxy import fault_proxy
 from tests.stores import Bucket, new_container
 
 
@@ -127,6 +129,20 @@ def test_the_parts_of_a_dead_upload_are_dropped(bucket: Bucket) -> None:
     store = ObjectStore(parse_url(bucket.url("")))
     assert store.drop_uploads("out.jsonl") == 1
     assert bucket.uploads() == ["other"]
+
+
+def test_credentials_that_have_expired_are_said_in_words(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed read has a body that says why; a HEAD has none, and only its 400."""
+    monkeypatch.setattr(object_store, "_FIRST_PAUSE", 0.001)
+    with fault_proxy(bucket.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        monkeypatch.setattr(proxy, "draw", lambda _: "expired")
+        with pytest.raises(StoreError, match="the credentials are not valid any more") as caught:
+            ObjectStore(parse_url(bucket.url("")), patience=0.0).read("a", 0, 1)
+        assert "sign in again" in str(caught.value.hint)
+        with pytest.raises(StoreError, match="400 Bad Request") as caught:
+            ObjectStore(parse_url(bucket.url(""))).stat("a")
+        assert "expired credentials" in str(caught.value.hint)
 
 
 def test_refusals_name_the_bucket_and_no_secret(bucket: Bucket) -> None:
