@@ -184,7 +184,7 @@ def steps(options: argparse.Namespace, material: _Material) -> list[Step]:
         Step("host", [module("benchmarks.host", "--pairs", 200 if small else 40_000, "--rounds", 1 if small else 2)],
              300),
         Step("file", [of_file("file")], 400),
-        Step("shards-2", [of_file("shards", "--shard", f"{number}/2") for number in (1, 2)], 400),
+        Step("shards-2", [of_file(f"shard-{number}", "--shard", f"{number}/2") for number in (1, 2)], 400),
         Step("peers", [peers], 600, {_DEPRIORITIZED: "1"}),
         Step("peers-cudnn", [peers], 600, {_DEPRIORITIZED: "0"}),
     ]  # fmt: skip

@@ -37,8 +37,14 @@ _GOOD_BATCHES = 16
 _GROWTH = 1.25
 # What is said where memory runs out and torch has no class of its own: by its allocator for the CPU
 # (c10/core/impl/alloc_cpu.cpp), by CUDA where something else than torch's allocator asked for memory (a buffer on the
-# host, the code or the stack of a kernel: cudaErrorMemoryAllocation, after which a device goes on), and by cuBLAS.
-_FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# host, the code or the stack of a kernel: cudaErrorMemoryAllocation, after which a device goes on), by Triton where it
+# loads a kernel, and by cuBLAS.
+_FULL = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def plan_batches(lengths: Sequence[int], *, token_budget: int, padded: bool = False) -> Iterator[list[int]]:

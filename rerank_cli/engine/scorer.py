@@ -64,8 +64,8 @@ from rerank_cli.records import EncodedPair
 Launched = tuple[list[int], Tensor]
 """Places of the pairs of a batch, and their logits, float32, on the model's device, which may still compute them."""
 
-# cuBLAS and cuDNN have no class of their own in torch: they raise RuntimeErrors with these words.
-_FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error")
+# cuBLAS, cuDNN and Triton have no class of their own in torch: they raise RuntimeErrors with these words.
+_FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,8 @@ def test_each_module_that_a_step_names_is_there(tmp_path: Path, device: str) -> 
     options = argparse.Namespace(device=device, small=True, only=[], out=tmp_path, environments=tmp_path)
     found = steps(options, gpu_first_run._Material(tmp_path))
     assert len({step.name for step in found}) == len(found)
+    outputs = [command[command.index("-o") + 1] for step in found for command in step.commands if "-o" in command]
+    assert len(set(outputs)) == len(outputs)  # two shards at once would write one file
     for command in (command for step in found for command in step.commands if "-m" in command):
         name = command[command.index("-m") + 1].replace(".", os.sep)
         root = gpu_first_run.ROOT / name

@@ -263,8 +263,9 @@ def test_a_part_that_is_interrupted_is_forgotten(device: Behind | None) -> None:
     [
         torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
     ],
-    ids=["cuda", "cublas"],
+    ids=["cuda", "cublas", "triton"],
 )
 def test_memory_that_others_than_torchs_allocator_miss_cuts_batches_too(fault: Exception) -> None:
     scorer = engine(Small(30, fault), Behind())
