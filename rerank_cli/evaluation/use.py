@@ -35,7 +35,8 @@ def use_of(system: System, measure: Any, grades: Grades) -> dict[str, Any]:
     values = values_of(scores, gains, settings, known)
     plain = np.array([system.values[query][0] or 0.0 for query in queries])
     if np.abs(values[0] - plain).max() > 1e-9:
-        return {"reason": "the file is not in the order of its scores: it was cut or blended before"}
+        why = "it was cut or blended before, or some are equal for having been rounded"
+        return {"reason": f"the file is not in the order of its scores: {why}"}
     given = known.of(gains)
     choice = choose(values)
     best = np.argsort(-values.mean(1), kind="stable")[:_SHOWN]
