@@ -19,6 +19,8 @@ def room_left(path: Path) -> str | None:
     A file system that has no more room for names says so: it may have gigabytes left.
     """
     folder = path.absolute()
+    if folder.exists() and not (folder.is_file() or folder.is_dir()):
+        return None  # a device has no room of its file system's
     try:
         while not folder.exists():
             folder = folder.parent

@@ -22,7 +22,9 @@ LIMIT = "6"
 
 
 def rerank(out: Path, *options: str | Path, source: Path = SAMPLES / "python-docs.jsonl") -> int:
-    return main(["rerank-file", str(source), "-o", str(out), "-q", "--limit", LIMIT, *map(str, options)])
+    return main(
+        ["rerank-file", str(source), "-o", str(out), "-q", "--limit", LIMIT, "--max-tokens", "64", *map(str, options)]
+    )
 
 
 @pytest.fixture(scope="module")
