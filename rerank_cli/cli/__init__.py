@@ -44,9 +44,6 @@ app = typer.Typer(
 )
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 class _Terminated(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that nothing half-written stays."""
 
@@ -105,8 +102,10 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
             forget_stdout()
             code = 141
         case OSError():
+            from rerank_cli.journal.room import FULL  # here: a start need not pay for it
+
             # Whatever else is written names its file.
-            name = error.filename or ("standard output" if error.errno in _NO_ROOM else None)
+            name = error.filename or ("standard output" if error.errno in (*FULL, errno.EFBIG) else None)
             say_error(OutputError(f"{name}: {error.strerror or error}" if name else error.strerror or str(error)))
             code = OutputError.exit_code
         case Exception():

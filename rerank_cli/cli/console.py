@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_SECONDS = 30.0
 
-_MOST_CHARACTERS = 5000  # of the begin and of the end of a line
+_MOST_CHARACTERS = 5000  # of the beginning and of the end of a line
 
 
 def say(text: str) -> None:

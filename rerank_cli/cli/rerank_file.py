@@ -158,7 +158,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
         from rerank_cli.cluster import ClusterOptions
 
         for flag in ("depth", "blend", "first", "drop-duplicates"):
-            if given[flag.replace("-", "_")]:
+            if given[flag.replace("-", "_")] not in (None, False):
                 raise UsageError(f"--{flag}: cannot be had with `--engine ray`", hint="leave out `--engine`")
         if given["dry_run"]:
             raise UsageError("--dry-run: cannot be had with `--engine ray`", hint="leave out `--engine`")

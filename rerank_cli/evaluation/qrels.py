@@ -86,7 +86,7 @@ def _judgements(path: str) -> Iterator[tuple[int, Judgement]]:
 
 
 def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    """The lines; of one that is too long its begin."""
+    """The lines; of one that is too long its beginning."""
     return iter(lambda: stream.readline(_MOST_BYTES_OF_LINE + 1), b"")
 
 

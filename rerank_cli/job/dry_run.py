@@ -103,11 +103,10 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     unknown = UnknownTokens()
     lists = wanted_of(prepared.shape.group(prepared.items), options.depth, drop_duplicates=options.drop_duplicates)
     for window in cut_windows(lists, max_pairs=prepared.plan.window_pairs):
-        duplicates = sum(item.duplicates + count_duplicates(item) for item in window.lists)
         counts.add(
             {
                 "rows_in": window.rows, "blank": window.blank, "lists": len(window.lists),
-                "near_duplicates": duplicates,
+                "near_duplicates": count_duplicates(window.lists),
             }
         )  # fmt: skip
         counts.pairs += sum(len(item.passages) for item in window.lists)

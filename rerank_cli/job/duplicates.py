@@ -22,27 +22,33 @@ _SPACES = "".join(char for char in map(chr, range(0x3001)) if char.isspace())  #
 _LEFT_OUT = dict.fromkeys(map(ord, string.punctuation + _BEFORE + _BEHIND + _SPACES))
 
 
-def count_duplicates(item: CandidateList) -> int:
-    """Passages of a list that say what one before them says."""
-    if item.queries:  # each passage has a query of its own
-        return 0
-    return len(item.passages) - len(set(what_they_say(item.passages)))
+def count_duplicates(lists: Iterable[CandidateList]) -> int:
+    """Passages of lists that say, or of those that were left out said, what one before them in their list says."""
+    return sum(item.duplicates + len(item.passages) - len(_first_places(item)) for item in lists)
 
 
 def without_duplicates(items: Iterable[Grouped]) -> Iterator[Grouped]:
     """`items` without the passages that say what one before them in their list says."""
     for item in items:
-        if not isinstance(item, CandidateList) or not (duplicates := count_duplicates(item)):
+        if not isinstance(item, CandidateList) or len(kept := _first_places(item)) == len(item.passages):
             yield item
             continue
-        first = {said: place for place, said in reversed(list(enumerate(what_they_say(item.passages))))}
-        kept = sorted(first.values())
         yield replace(
             item,
             passages=tuple(item.passages[place] for place in kept),
             places=tuple(item.place_of(place) for place in kept),
-            duplicates=duplicates,
+            duplicates=len(item.passages) - len(kept),
         )
+
+
+def _first_places(item: CandidateList) -> list[int]:
+    """The places of the passages that say what none before them says, in their order."""
+    if item.queries:  # each passage has a query of its own
+        return list(range(len(item.passages)))
+    first: dict[int, int] = {}
+    for place, said in enumerate(what_they_say(item.passages)):
+        first.setdefault(said, place)
+    return list(first.values())
 
 
 def what_they_say(passages: Iterable[Passage]) -> list[int]:

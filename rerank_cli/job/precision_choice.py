@@ -11,7 +11,7 @@ finds the same, on the same kind of CPU, which its fingerprint demands. What was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,7 @@ class _Sample:
         lists = wanted_of(items, options.depth, drop_duplicates=options.drop_duplicates)
         window = next((one for one in cut_windows(lists, max_pairs=prepared.plan.window_pairs) if one.lists), None)
         self.encoded, self._entries = self._encode(window or Window(0, (), (), 0, 0))
+        self._chosen = self._first_lists()
         self._exact: dict[int, float] | None = None
 
     def _encode(self, window: Window) -> tuple[Any, list[Encoded]]:
@@ -142,8 +143,7 @@ class _Sample:
         encoded, _ = join_parts(window, parts, places)
         return encoded, encoded.encoded
 
-    @property
-    def _chosen(self) -> list[int]:
+    def _first_lists(self) -> list[int]:
         """Places of the pairs of the first whole lists."""
         chosen: dict[int, None] = {}
         for places in places_of_lists(self.encoded):
@@ -168,10 +168,11 @@ class _Sample:
         logits[self._chosen] = self._score(plan, open_engine, stop)
         comparison = Comparison(PAIRS)
         by_entry = {id(self._entries[place]): value for place, value in self._exact.items()}
-        look_up: Callable[[list[Encoded]], Logits] = lambda some: np.array(  # noqa: E731
-            [by_entry[id(entry)] for entry in some], dtype=np.float32
-        )
-        comparison.add(self.encoded, logits, look_up)
+
+        def exact_of(some: list[Encoded]) -> Logits:
+            return np.array([by_entry[id(entry)] for entry in some], dtype=np.float32)
+
+        comparison.add(self.encoded, logits, exact_of)
         return comparison
 
     def _score(self, plan: Plan, open_engine: OpensEngine, stop: Stop) -> Logits:

@@ -80,7 +80,7 @@ class Totals:
         counts.rows_out += window.rows - bad
         counts.blank += window.blank
         counts.lists += len(scored.ranked)
-        counts.near_duplicates += sum(item.duplicates + count_duplicates(item) for item in window.lists)
+        counts.near_duplicates += count_duplicates(window.lists)
         counts.dropped += sum(item.duplicates for item in window.lists)
         counts.pairs += len(encoded.places)
         counts.pairs_scored += len(encoded.encoded) - len(scored.known)

@@ -59,7 +59,7 @@ def parse_precision(text: str) -> str:
 
 def least_overlap(precision: str) -> float | None:
     """The share of `auto:0.99`; None of any other precision."""
-    found = re.fullmatch(r"auto:(0?\.\d{1,6}|1(?:\.0{1,6})?)", precision)
+    found = re.fullmatch(r"auto:(0?\.[0-9]{1,6}|1(?:\.0{1,6})?)", precision)
     return float(found[1]) if found and float(found[1]) > 0 else None
 
 

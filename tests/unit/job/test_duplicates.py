@@ -39,7 +39,7 @@ def test_case_white_space_and_marks_around_words_do_not_count(a: str, b: str, sa
 def test_an_image_is_another_passage_than_its_text() -> None:
     a, b = (ImagePassage("Two roads", ImageSource(name)) for name in ("a.png", "b.png"))
     again = ImagePassage("two roads.", ImageSource("a.png"))
-    assert count_duplicates(CandidateList("q", ("two roads", a, b, again), ())) == 1
+    assert count_duplicates([CandidateList("q", ("two roads", a, b, again), ())]) == 1
 
 
 def test_they_are_counted_and_stay(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_share_is_read(text: str, least: float | None) -> None:
     assert least_overlap(parse_precision(text)) == least
 
 
-@pytest.mark.parametrize("text", ["auto:0", "auto:1.1", "auto:", "auto:x", "fp32:0.9", "fp64"])
+@pytest.mark.parametrize("text", ["auto:0", "auto:.\u0669", "auto:1.1", "auto:", "auto:x", "fp32:0.9", "fp64"])
 def test_what_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_precision(text)
