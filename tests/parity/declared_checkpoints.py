@@ -78,12 +78,7 @@ def make_checkpoint(folder: Path, seed: int) -> dict[str, Any]:
     given = json.loads((golden / "config.json").read_text())
     config = getattr(transformers, f"{family}Config")(**sizes_of(draw, family, given))
     model = getattr(transformers, family + tail)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.15)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+    randomise(model, matrices=0.15, vectors=0.1)
     nested = draw.random() < 0.25
     own = folder / draw.choice(["0_Transformer", "modules/encoder"]) if nested else folder
     own.mkdir(parents=True)
@@ -99,6 +94,16 @@ def make_checkpoint(folder: Path, seed: int) -> dict[str, Any]:
     _declare(folder, own, draw, told, tokenizer, kind=kind, hidden=config.hidden_size, vocabulary=config.vocab_size)
     (own / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return told
+
+
+def randomise(model: torch.nn.Module, *, matrices: float, vectors: float) -> None:
+    """Matrices with this standard deviation; so much noise is added to norms and biases."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, matrices)
+            else:
+                parameter.add_(torch.randn_like(parameter) * vectors)
 
 
 def sizes_of(draw: random.Random, family: str, given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901 (a line for each thing that is drawn)

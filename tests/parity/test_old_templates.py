@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.engine.scorer import LocalEngine
+from tests.parity.declared_checkpoints import randomise
 from tests.parity.test_against_transformers import PLAN
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64,
@@ -96,9 +97,7 @@ def make(folder: Path, family: str, *, labels: int) -> Path:
     sizes = {**SIZES, **SETTINGS.get(family, {}), "vocab_size": tokenizer.get_vocab_size(), "num_labels": labels}
     config = getattr(transformers, f"{family}Config")(**sizes, pad_token_id=tokenizer.token_to_id("[PAD]"))
     model = getattr(transformers, f"{family}ForSequenceClassification")(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
+    randomise(model, matrices=0.3, vectors=0.1)
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}

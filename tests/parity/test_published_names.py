@@ -21,7 +21,7 @@ import transformers
 from safetensors.torch import save_file
 
 from tests.parity.conftest import HERE
-from tests.parity.declared_checkpoints import PAIRS
+from tests.parity.declared_checkpoints import PAIRS, randomise
 from tests.parity.test_declared import scored
 
 COUNT = int(os.environ.get("RERANK_CLI_DECLARED", "12"))
@@ -52,15 +52,6 @@ _NO_SAY: list[dict[str, Any]] = [
     {"use_flash_attn": False, "use_memory_efficient_attention": True, "unpad_inputs": True},
     {"problem_type": "regression", "finetuning_task": "rerank", "bos_token_id": 0, "eos_token_id": 2},
 ]
-
-
-def _randomise(model: torch.nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.2)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
 
 
 def _rename(tensors: dict[str, torch.Tensor], rows: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
@@ -104,7 +95,7 @@ def _jina(draw: random.Random, vocabulary: int) -> tuple[Any, dict[str, torch.Te
     }
     own = transformers.XLMRobertaConfig(**sizes, num_labels=labels, attn_implementation="eager")
     model = transformers.XLMRobertaForSequenceClassification(own).eval()
-    _randomise(model)
+    randomise(model, matrices=0.2, vectors=0.2)
     rows = [
         (r"embeddings\.LayerNorm", "emb_ln"), (r"encoder\.layer\.", "encoder.layers."),
         (r"attention\.output\.dense", "mixer.out_proj"), (r"attention\.output\.LayerNorm", "norm1"),
@@ -141,7 +132,7 @@ def _gte(draw: random.Random, vocabulary: int) -> tuple[Any, dict[str, torch.Ten
         rope = {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / size)}
     own = transformers.GteConfig(**sizes, num_labels=labels, rope_parameters=rope, attn_implementation="eager")
     model = transformers.GteForSequenceClassification(own).eval()
-    _randomise(model)
+    randomise(model, matrices=0.2, vectors=0.2)
     rows = [
         (r"^gte\.", "new."), (r"\blayers\.", "encoder.layer."), (r"self_attn\.", "attention."),
         (r"post_attention_layernorm", "attn_ln"), (r"post_mlp_layernorm", "mlp_ln"),
