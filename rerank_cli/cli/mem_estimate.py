@@ -22,8 +22,9 @@ from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 
 if TYPE_CHECKING:
     from rerank_cli.cli.plan_request import Asked
+    from rerank_cli.planning.known_model import KnownModel
     from rerank_cli.planning.memory.table import MemoryRow
-    from rerank_cli.planning.memory_answer import MemoryAnswer
+    from rerank_cli.planning.memory_answer import FirstModel, MemoryAnswer
 
 Solve = Literal["batch-size", "max-tokens"]
 Published = Literal["nim"]
@@ -60,6 +61,10 @@ def _join_numbers(numbers: Iterable[int]) -> str:
 
 OPTIONS = [
     *ONE_MODEL,
+    option(
+        "--first", str, group=MODEL, into="memory.first", metavar="MODEL|PRECISION",
+        help="The cheap scorer before the model, as `rerank-file` takes it: the memory of both.",
+    ),
     option(
         "--device", str, group=MODEL, into="memory.device", metavar="DEVICE", parse=device_kind, complete=devices,
         help="cuda, what a GPU needs, or cpu; auto is cuda, with --measure what this torch can use.",
@@ -146,8 +151,10 @@ def mem_estimate(
             compare=given["compare"] is not None,
         )
         known = find_model(model, revision=given["revision"], online=given["online"])
+        first = _find_first(request.first, known, online=given["online"])
         with told_what_is_missing():  # where lengths are counted or a forward is run
-            answer = answer_memory(request, known, MeasuringTools())
+            answer = answer_memory(request, known, MeasuringTools(), first)
+        _refuse_unfit_first(answer)
         answer = replace(answer, notes=(*answer.notes, *_decisions(asked), *asked.notes))
     except RerankError as error:
         if as_json:
@@ -169,6 +176,29 @@ def mem_estimate(
     if fits and answer.too_large:
         raise _nothing_fits_error(answer)
     return 0
+
+
+def _find_first(text: str | None, known: KnownModel, *, online: bool) -> FirstModel | None:
+    """The cheap scorer that `--first` names. known: the model of the run."""
+    if text is None:
+        return None
+    from rerank_cli.job.first_scorer import read_scorer, refuse_embedder
+    from rerank_cli.planning.known_model import find_model
+    from rerank_cli.planning.memory_answer import FirstModel
+
+    if known.checkpoint is not None:
+        refuse_embedder(known.checkpoint)
+    model, precision = read_scorer(text)
+    found = known if model is None else find_model(model, online=online)
+    return FirstModel(found, precision or "auto", same_model=model is None)
+
+
+def _refuse_unfit_first(answer: MemoryAnswer) -> None:
+    from rerank_cli.job.first_scorer import refuse_no_lower
+
+    own = answer.question.first
+    if answer.first is not None and own is not None and answer.first.same_model:
+        refuse_no_lower(own.place.precision, answer.question.place.precision)
 
 
 class MemEstimateCommand(ReportCommand):
@@ -199,7 +229,7 @@ def _decisions(asked: Asked) -> list[str]:
 
 def _nothing_fits_error(answer: MemoryAnswer) -> DoesNotFitError:
     capacity = answer.question.capacity or 0
-    smallest = min(row.estimate.total for row in answer.too_large if row.estimate)
+    smallest = min(row.total for row in answer.too_large if row.total is not None)
     some = f"{len(answer.too_large)} of {len(answer.rows)} points do not fit"
     return DoesNotFitError(
         f"{some} {_gib(capacity)} GiB: the smallest of them needs {_gib(smallest)} GiB",
@@ -214,7 +244,9 @@ def _print_text(answer: MemoryAnswer) -> None:
     device = place.sku or ("CPU" if place.cpu else "GPU")
     room = "" if answer.question.capacity is None else f", {_gib(answer.question.capacity)} GiB there"
     engines = f", {place.engines} engines" if place.engines > 1 else ""
-    title = f"{answer.known.name}, {place.precision} on {device}{engines}{room}; GiB, by {answer.method}"
+    own = answer.question.first
+    before = f", {answer.first.known.name} in {own.place.precision} first" if answer.first and own else ""
+    title = f"{answer.known.name}, {place.precision} on {device}{engines}{room}{before}; GiB, by {answer.method}"
     cells = [_cells(row, answer) for row in answer.rows]
     shown = [name for name in cells[0] if any(row[name] not in ("-", "0.00") for row in cells)]
     if answer.question.model is not None or answer.question.tables:
@@ -228,6 +260,11 @@ def _print_text(answer: MemoryAnswer) -> None:
     if answer.file:
         tokens = ", ".join(f"{name} {number}" for name, number in answer.file["tokens"].items())
         say(f"{answer.file['path']}: {answer.file['pairs']:,} pairs; tokens: {tokens}")
+    if run := answer.run:
+        lanes = f"{run.plan.lanes} lanes, each of " if run.plan.lanes > 1 else ""
+        both = " with both scorers" if run.first else ""
+        tokens = f"{lanes}at most {run.plan.token_budget:,} tokens"
+        say(f"a run here{both}: {_gib(run.needed_bytes)} GiB, in {tokens} at a time")
     for time in answer.times:
         of_length = f" of {time['tokens']:,} tokens" if time["tokens"] else ""
         took = show_time(time["low"], time["high"])
@@ -241,7 +278,8 @@ def _print_text(answer: MemoryAnswer) -> None:
 def _cells(row: MemoryRow, answer: MemoryAnswer) -> dict[str, str]:
     """The cells of a row by column; a column without a single value is left out of the table."""
     found, mark = row.estimate, {"interpolated": "~", "published-any": "="}
-    parts: dict[str, int | None] = dict.fromkeys(("weights", "activations", "attn", "vision", "runtime", "total"))
+    names = ("weights", "activations", "attn", "vision", "runtime", "first", "total")
+    parts: dict[str, int | None] = dict.fromkeys(names)
     if found is not None:
         parts = {
             "weights": found.weights,
@@ -253,8 +291,10 @@ def _cells(row: MemoryRow, answer: MemoryAnswer) -> dict[str, str]:
             + found.context
             + found.slack
             + found.waiting
-            + found.loading,
-            "total": found.total,
+            + found.loading
+            + found.known_pairs,
+            "first": row.first.total if row.first else 0,
+            "total": row.total,
         }
     return {
         "pairs": str(row.batch_size),

@@ -24,8 +24,8 @@ def draw(answer: MemoryAnswer, path: str) -> None:
         raise UsageError(f"--plot {path}: only .png and .html can be drawn")
     lines: dict[int, list[tuple[int, float]]] = {}
     for row in answer.rows:
-        if row.estimate is not None:
-            lines.setdefault(row.max_tokens, []).append((row.batch_size, row.estimate.total / _GIB))
+        if row.total is not None:
+            lines.setdefault(row.max_tokens, []).append((row.batch_size, row.total / _GIB))
     try:
         # Without pyplot: no window system is looked for, and no state is left behind.
         figures = import_module("matplotlib.figure")

@@ -39,9 +39,7 @@ class MeasuringTools:
         for row in rows:
             batch = question.batch(row.batch_size, row.max_tokens)
             peak = padded_peak(checkpoint, pairs=batch.pairs, length=batch.longest, dtype=dtype)
-            found = row.with_forward(peak, place.constants.slack_share)
-            total = found.estimate.total if found.estimate else 0
-            done.append(replace(found, fits=None if question.capacity is None else total <= question.capacity))
+            done.append(question.judge(row.with_forward(peak, place.constants.slack_share)))
         return tuple(done)
 
     def measured(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:

@@ -27,7 +27,7 @@ from rerank_cli.journal.store_log import probe
 from rerank_cli.machine.detect import Machine, describe_machine
 from rerank_cli.planning.cards import time_of_plan
 from rerank_cli.planning.hours import PairLengths, PairTime
-from rerank_cli.planning.run_plan import Plan, plan_model
+from rerank_cli.planning.run_plan import Plan, needed_together, plan_model
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report.unknown_tokens import UnknownTokens
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
@@ -172,8 +172,7 @@ def _first_scorer(
         return None, 0.0
     flops = forward_flops(first.checkpoint, tokens=kept, squares=squares, tiles=counts.tiles)
     speed = matrix_speed(first.plan) * max(1, len(first.plan.engines))
-    needed = [one.needed_bytes for one in (first.plan, prepared.plan)]
-    total = None if None in needed else sum(one or 0 for one in needed)
+    total = needed_together(first.plan, prepared.plan)
     told = FirstScorer(first.checkpoint.name, first.plan.precision, asked.keep, of_second, total)
     return told, flops / (_SHARE_REACHED * speed)
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import DoesNotFitError, UsageError
 from rerank_cli.formats.choices import Selection
 from rerank_cli.job.options import NO_FIRST, JobOptions
 from rerank_cli.machine.detect import Machine
 from rerank_cli.planning.choices import Precision
-from rerank_cli.planning.run_plan import Plan
+from rerank_cli.planning.run_plan import Plan, needed_together
 
 Keep = Literal["count", "share", "auto", "exact"]
 
@@ -46,17 +48,21 @@ def read_asked(options: JobOptions) -> Asked:
     """What the options ask of a cascade."""
     first = options.first
     assert first.scorer is not None, "else there is no cascade"
-    known = [name for name in get_args(Precision) if name != "auto"]
-    model: str | None = first.scorer
-    precision: str | None = None
-    head, colon, tail = first.scorer.rpartition(":")
-    if first.scorer in known:
-        model, precision = None, first.scorer
-    elif colon and tail in known and not Path(first.scorer).expanduser().exists():
-        model, precision = head, tail
+    model, precision = read_scorer(first.scorer)
     same = model is None
     keep, number = _read_keep(first.keep or ("exact" if same else "auto"))
     return Asked(same, precision, model, keep, number, first.top or options.selection.top_n or TOP)
+
+
+def read_scorer(text: str) -> tuple[str | None, str | None]:
+    """What `--first` names: the model, None for that of the run, and its precision, None for its own default."""
+    known = [name for name in get_args(Precision) if name != "auto"]
+    head, colon, tail = text.rpartition(":")
+    if text in known:
+        return None, text
+    if colon and tail in known and not Path(text).expanduser().exists():
+        return head, tail
+    return text, None
 
 
 def _read_keep(text: str) -> tuple[Keep, float]:
@@ -160,20 +166,35 @@ def refuse_unfit_cascade(options: JobOptions, asked: Asked, shape: str, name: st
             f"--prob: the scores of {name} are other ones than those that `prob` is made of",
             hint="leave out one of `--prob` and `--first`",
         )
-    if asked.same_model and _EXACTER.index(first.precision) >= _EXACTER.index(second.precision):
+    if asked.same_model:
+        refuse_no_lower(first.precision, second.precision)
+
+
+def refuse_no_lower(first: str, second: str) -> None:
+    """`UsageError` where the model is no cheaper in the precision `first` than in that of the run, `second`."""
+    if _EXACTER.index(first) >= _EXACTER.index(second):
         raise UsageError(
-            f"--first {options.first.scorer}: no lower precision than that of the run, {second.precision}",
+            f"--first {first}: no lower precision than that of the run, {second}",
             hint="`--precision fp32` asks for another one; `--first MODEL` names another model",
+        )
+
+
+def refuse_embedder(checkpoint: Checkpoint) -> None:
+    """`UsageError` where the model of the run embeds."""
+    if family_of(checkpoint.architecture).embeds:
+        raise UsageError(
+            f"--first: {checkpoint.name} embeds each text once, and a candidate costs it no more than a product",
+            hint="leave out `--first`",
         )
 
 
 def refuse_both_too_large(first: Plan, second: Plan, machine: Machine) -> None:
     """`DoesNotFitError` where each scorer fits, and both do not."""
-    if first.needed_bytes is None or second.needed_bytes is None or first.device != second.device:
+    needed = needed_together(first, second)
+    if needed is None or first.device != second.device:
         return
     devices = {f"cuda:{one.cuda_index}": one.free_bytes for one in machine.devices}
     free = machine.cpu.memory_available_bytes if second.device == "cpu" else devices.get(second.device)
-    needed = first.needed_bytes + second.needed_bytes
     if free is not None and needed > free:
         raise DoesNotFitError(
             f"--first: both models need {needed / 2**30:.2f} GiB on {second.device}, of which {free / 2**30:.2f} GiB "

@@ -36,6 +36,7 @@ from rerank_cli.job.first_scorer import (
     first_options,
     read_asked,
     refuse_both_too_large,
+    refuse_embedder,
     refuse_unfit_cascade,
     refuse_unusable_cascade,
 )
@@ -113,11 +114,7 @@ def prepare_first(options: JobOptions, first: KnownModel | None, model: Prepared
     """The cheap scorer of a cascade, if there is one. model: that of the run, with which it must fit."""
     if first is None:
         return None
-    if model.family.embeds:
-        raise UsageError(
-            f"--first: {model.checkpoint.name} embeds each text once, and a candidate costs it no more than a product",
-            hint="leave out `--first`",
-        )
+    refuse_embedder(model.checkpoint)
     prepared = prepare_model(first_options(options, read_asked(options)), first)
     refuse_both_too_large(prepared.plan, model.plan, model.machine)
     return prepared

@@ -81,7 +81,7 @@ class MemoryRequest:
     """What is asked; None and `auto` mean "decide".
 
     gpu: as `--gpu` describes one. capacity: bytes of the device. room: the capacity is needed, so it is looked up on
-    this machine where nothing names it. solve: `batch-size` or `max-tokens`.
+    this machine where nothing names it. solve: `batch-size` or `max-tokens`. first: the cheap scorer before the model.
     """
 
     device: str = "auto"
@@ -98,3 +98,4 @@ class MemoryRequest:
     solve: str | None = None
     compare: bool = False
     measure: bool = False
+    first: str | None = None

@@ -3,6 +3,9 @@
     answer = answer_memory(asked, find_model("nvidia/llama-nemotron-rerank-1b-v2"), MeasuringTools())
     answer.to_json()
 
+With a cheap scorer before the model (`--first`) both are loaded, and every point is that of both. For the CPU of this
+machine the answer has beside its points what a run takes as it is planned, which is what `--dry-run` says.
+
 The answer is arithmetic (`memory/`) wherever the model is one of ours. Three things need more than arithmetic: the peak
 of a model that transformers runs, a measured forward, and the token lengths of a file. They load torch or a tokenizer,
 so the command hands them in (`MemoryTools`; the real ones are in `engine/memory_tools.py`).
@@ -15,21 +18,46 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.errors import DoesNotFitError, ModelError, UsageError
+from rerank_cli.errors import DoesNotFitError, ModelError, RerankError, UsageError
 from rerank_cli.machine.cpu import detect_cpu, usable_cores
 from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.gpu_names import speed_of
-from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest, least_overlap
+from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest, ProfileRequest, least_overlap
 from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
 from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json, unique
 from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
+from rerank_cli.planning.run_plan import Plan, needed_together, plan_model, plan_run
 
 SCHEMA = "rerank-cli/mem-estimate/1"
 _MEASURED_POINT = (1, 512)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstModel:
+    """The cheap scorer before the model. precision: as it is asked. same_model: it is the model itself."""
+
+    known: KnownModel
+    precision: str
+    same_model: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """What a run takes as it is planned. needed_bytes: of both scorers, where there are two; first: the cheap one."""
+
+    plan: Plan
+    needed_bytes: int
+    first: Plan | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document; sizes in bytes."""
+        both = {"first_bytes": self.first.needed_bytes if self.first else 0, "needed_bytes": self.needed_bytes}
+        names = ("max_tokens", "token_budget", "lanes")
+        return {**{name: getattr(self.plan, name) for name in names}, "engine_count": len(self.plan.engines), **both}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +65,8 @@ class MemoryAnswer:
     """The rows and what they are about.
 
     method: `closed form`, or `tracker` for a model that transformers runs. file: pairs and lengths of a file. times:
-    what the pairs of a file, or a million of each length, take on a card that is known by name.
+    what the pairs of a file, or a million of each length, take on a card that is known by name. first: the cheap
+    scorer. run: on the CPU of this machine.
     """
 
     known: KnownModel
@@ -49,6 +78,8 @@ class MemoryAnswer:
     published: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     times: tuple[dict[str, Any], ...] = ()
+    first: FirstModel | None = None
+    run: PlannedRun | None = None
 
     @property
     def too_large(self) -> tuple[MemoryRow, ...]:
@@ -64,6 +95,7 @@ class MemoryAnswer:
             "model": self.known.to_json(),
             "method": self.method,
             "precision": place.precision,
+            "first": self._first_document(),
             "device": {
                 "kind": "cpu" if place.cpu else "gpu",
                 "sku": place.sku,
@@ -77,10 +109,16 @@ class MemoryAnswer:
             },
             "file": self.file,
             "rows": [row.to_json() for row in self.rows],
+            "run": self.run and self.run.to_json(),
             "published": list(self.published),
             "times": list(self.times),
             "notes": list(self.notes),
         }
+
+    def _first_document(self) -> dict[str, Any] | None:
+        if self.first is None or self.question.first is None:
+            return None
+        return {"model": self.first.known.to_json(), "precision": self.question.first.place.precision}
 
 
 class MemoryTools(Protocol):
@@ -101,8 +139,17 @@ class MemoryTools(Protocol):
         """Tokens of every pair of a file, longest first, and a summary."""
 
 
-def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools) -> MemoryAnswer:
-    """The answer; `DoesNotFitError` where `solve` finds nothing, `UsageError` where the request contradicts itself."""
+def answer_memory(
+    request: MemoryRequest, known: KnownModel, tools: MemoryTools, first: FirstModel | None = None
+) -> MemoryAnswer:
+    """The answer; `DoesNotFitError` where `solve` finds nothing, `UsageError` where the request contradicts itself.
+
+    Args:
+        request: What is asked.
+        known: The model.
+        tools: What needs more than arithmetic.
+        first: The cheap scorer before it.
+    """
     place, capacity = _find_placement(request, tools)
     model, notes = _memory_model(request, known)
     question = MemoryQuestion(
@@ -116,19 +163,80 @@ def answer_memory(request: MemoryRequest, known: KnownModel, tools: MemoryTools)
     if request.from_file is not None:
         lengths, file = tools.file_lengths(request.from_file, known)
         question = replace(question, lengths=lengths)
+    if first is not None:
+        question = replace(question, first=_first_question(request, question, first, tools))
     published: tuple[dict[str, Any], ...] = ()
     if request.compare:
         question, published, said = _add_published_tables(question, known)
         notes = (*notes, *said)
     points = _points(request, question, known)
     rows = tuple(question.at(*point) for point in points)
-    answer = MemoryAnswer(known, request, question, rows, file=file, published=published)
+    if question.first is not None and first is not None:
+        rows = _follow_first(rows, question, question.first, first, tools)
+    answer = MemoryAnswer(known, request, question, rows, file=file, published=published, first=first)
     if model is not None and model.shape.forward == "padded":
         answer = replace(answer, rows=tools.followed(rows, question, known.checkpoint), method="tracker")
+    if place.cpu:
+        answer = _with_run(answer)
     answer = replace(answer, times=tuple(_times(answer)))
     if request.measure:
         answer = replace(answer, rows=(tools.measured(answer.rows[0], question, known),))
-    return replace(answer, notes=(*notes, *_notes(request, question, known)))
+    return replace(answer, notes=(*notes, *_notes(request, question, known), *answer.notes))
+
+
+# The cheap scorer, and the run.
+
+
+def _first_question(
+    request: MemoryRequest, question: MemoryQuestion, first: FirstModel, tools: MemoryTools
+) -> MemoryQuestion:
+    """The question of the cheap scorer, at the same points."""
+    for flag, value in (("--measure", request.measure), ("--compare", request.compare)):
+        if value:
+            raise UsageError(
+                f"--first: cannot be had with {flag}, which is about one model", hint="leave out one of them"
+            )
+    place, _ = _find_placement(replace(request, precision=first.precision), tools)
+    model, _ = _memory_model(request, first.known)
+    lengths = question.lengths
+    if request.from_file is not None and not first.same_model:
+        lengths, _ = tools.file_lengths(request.from_file, first.known)
+    return replace(question, model=model, place=place, lengths=lengths, limit=first.known.max_tokens, capacity=None)
+
+
+def _follow_first(
+    rows: tuple[MemoryRow, ...], question: MemoryQuestion, own: MemoryQuestion, first: FirstModel, tools: MemoryTools
+) -> tuple[MemoryRow, ...]:
+    """The rows, with the forward of a first scorer that transformers runs followed in place of the bound."""
+    if own.model is None or own.model.shape.forward != "padded":
+        return rows
+    alone = tuple(
+        replace(row, estimate=row.first, first=None, max_tokens=min(row.max_tokens, own.limit or row.max_tokens))
+        for row in rows
+    )
+    followed = tools.followed(alone, own, first.known.checkpoint)
+    return tuple(question.judge(replace(row, first=one.estimate)) for row, one in zip(rows, followed, strict=True))
+
+
+def _with_run(answer: MemoryAnswer) -> MemoryAnswer:
+    """The answer, with what a run takes on this machine; a note where it cannot be planned."""
+    request, first = answer.request, answer.first
+    machine = describe_machine([])
+    lengths = request.max_tokens or ()
+    asked = ProfileRequest(
+        precision=answer.question.place.precision, device="cpu", engine_count=request.engines,
+        max_tokens=lengths[0] if len(lengths) == 1 else None,
+    )  # fmt: skip
+    try:
+        plan = plan_run(plan_model(asked, answer.known, machine), cuda_devices=0)
+        cheap = None
+        if first is not None:
+            own = replace(asked, precision=first.precision, max_tokens=asked.max_tokens if first.same_model else None)
+            cheap = plan_run(plan_model(own, first.known, machine), cuda_devices=0)
+        needed = needed_together(cheap, plan)
+    except RerankError as error:
+        return replace(answer, notes=(*answer.notes, f"a run here cannot be planned: {error.message}"))
+    return answer if needed is None else replace(answer, run=PlannedRun(plan, needed, cheap))
 
 
 # The device.
@@ -221,8 +329,8 @@ def _require_fit(number: int, question: MemoryQuestion, batch_size: int, max_tok
     """`number`, unless it says that nothing fits."""
     if number:
         return number
-    least = question.at(batch_size, max_tokens).estimate
-    needed = f"{least.total / GIB:.2f} GiB" if least else "unknown"
+    least = question.at(batch_size, max_tokens).total
+    needed = "unknown" if least is None else f"{least / GIB:.2f} GiB"
     have = f"{(question.capacity or 0) / GIB:.2f} GiB"
     pairs = f"{batch_size} pair{'s' * (batch_size > 1)} of {max_tokens} token{'s' * (max_tokens > 1)}"
     raise DoesNotFitError(f"{pairs} need {needed}, there are {have}", hint=None)
@@ -234,7 +342,7 @@ def _require_fit(number: int, question: MemoryQuestion, batch_size: int, max_tok
 def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
     """What the pairs of the file take, else a million pairs of each length of the rows; nothing where it is unknown."""
     model, place, limit = answer.question.model, answer.question.place, answer.known.max_tokens
-    if model is None or place.cpu or answer.question.images:
+    if model is None or place.cpu or answer.question.images or answer.first:
         return
     asked: list[tuple[int | None, PairLengths]]
     if answer.question.lengths is not None:
@@ -275,7 +383,7 @@ def _notes(request: MemoryRequest, question: MemoryQuestion, known: KnownModel) 
     place, model = question.place, question.model
     if least_overlap(request.precision):
         notes.append(f"precision {request.precision}: that of fp32, with which the run begins")
-    if place.precision == "int8" and place.cpu:
+    if place.cpu and "int8" in (place.precision, question.first and question.first.place.precision):
         notes.append(
             "int8: the peak is the calibration, with the model in float32; afterwards its layers need a quarter"
         )
@@ -288,7 +396,9 @@ def _notes(request: MemoryRequest, question: MemoryQuestion, known: KnownModel) 
         notes.append(f"--images: {known.name} reads none")
     if place.sku and not place.cpu:
         shape, speed = model.shape if model else None, speed_of(place.sku)
-        if why := why_no_time(shape, speed, precision=place.precision, images=bool(request.images)):
+        if question.first:
+            notes.append(f"the time on {place.sku} is not reckoned for two scorers")
+        elif why := why_no_time(shape, speed, precision=place.precision, images=bool(request.images)):
             notes.append(f"the time on {place.sku} is not known: {why}")
     if place.constants.status == "default":
         notes.append(f"context and slack are cautious defaults: {place.constants.source}")

@@ -137,6 +137,17 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
     )
 
 
+def needed_together(first: Plan | None, second: Plan) -> int | None:
+    """Bytes of each device with a cheap scorer beside the model; None where they are not known of both.
+
+    Each is counted as if it were alone, with what the process holds for itself: the built-in model with int8 first took
+    0.42 GiB more than alone, 1.05 GiB of 1.36 that are counted (Intel Xeon with AMX, 2 cores, 800 pairs).
+    """
+    if first is None or second.needed_bytes is None:
+        return second.needed_bytes
+    return None if first.needed_bytes is None else first.needed_bytes + second.needed_bytes
+
+
 def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int, int | None]:
     """Lanes of each engine on a CPU, as many as its memory allows, and the bytes of all engines then.
 

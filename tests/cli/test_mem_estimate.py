@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 
 from rerank_cli.cli import main
+from rerank_cli.planning.memory import KNOWN_PAIR_BYTES, KNOWN_PAIRS
 from rerank_cli.planning.profiles import load_all_profiles, show_capability
+from tests.conftest import TINY_CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
+EMBEDDER, DEBERTA = (
+    ROOT / "tests" / "parity" / name / "checkpoint" for name in ("nemotron-vl-embed-open", "deberta-ce-open")
+)
 TEXT, SMALL, VISION = (
     f"nvidia/llama-nemotron-rerank-{name}-v2" for name in ("1b", "500m", "vl-1b")
 )  # `SMALL` has published values and no known shape
@@ -54,11 +59,66 @@ def test_a_row_for_each_point_of_which_the_parts_make_the_total(ask: Ask) -> Non
     assert points == [(1, 1024), (1, 8192), (30, 1024), (30, 8192)]
     for row in document["rows"]:
         parts = [size for name, size in row.items() if name.endswith("_bytes") and name != "total_bytes"]
-        assert len(parts) == 10
+        assert len(parts) == 12
         assert row["total_bytes"] == 2 * sum(parts)
     assert document["rows"][0]["weights_bytes"] == 2_471_772_160
     assert document["method"] == "closed form"
     assert document["constants"]["status"] == "default"
+
+
+@pytest.mark.parametrize("first", [None, "bf16", str(EMBEDDER), f"{DEBERTA}:fp32"])
+def test_a_run_takes_what_its_dry_run_says_and_every_point_is_that_of_both_scorers(
+    ask: Ask, capsys: pytest.CaptureFixture[str], first: str | None
+) -> None:
+    model = ("--model", str(TINY_CHECKPOINT), "--device", "cpu", "--max-tokens", "64")
+    before = () if first is None else ("--first", first)
+    found = ask(*model, *before, "--batch-size", "1,8")
+    pairs = str(ROOT / "samples" / "python-docs.jsonl")
+    arguments = ["rerank-file", pairs, "-o", "-", *model, *before, "--dry-run", "--format", "json", "--limit", "1"]
+    assert main(arguments) == 0
+    dry = json.loads(capsys.readouterr().out)
+    assert found["run"]["needed_bytes"] == (dry["first"] or dry["plan"])["needed_bytes"]
+    assert {name: found["run"][name] for name in ("token_budget", "lanes", "max_tokens")} == {
+        name: dry["plan"][name] for name in ("token_budget", "lanes", "max_tokens")
+    }
+    alone = [row["total_bytes"] for row in ask(*model, "--batch-size", "1,8")["rows"]]
+    assert all(row["known_pairs_bytes"] == KNOWN_PAIRS * KNOWN_PAIR_BYTES for row in found["rows"])
+    assert [row["total_bytes"] - row["first_bytes"] for row in found["rows"]] == alone
+    if first is None:
+        assert (found["first"], found["run"]["first_bytes"]) == (None, 0)
+        return
+    path, _, precision = first.rpartition(":") if first.endswith(":fp32") else (first, "", "fp32")
+    own = ("--precision", first) if first == "bf16" else ("--precision", precision, "--model", path)
+    cheap = ask(*model, *own, "--batch-size", "1,8")["rows"]
+    assert [row["first_bytes"] for row in found["rows"]] == [row["total_bytes"] for row in cheap]
+
+
+def test_a_capacity_is_that_of_both_scorers(ask: Ask) -> None:
+    model = ("--device", "cpu", "--max-tokens", "512", "--batch-size", "1")
+    one, both = ask(*model)["rows"][0]["total_bytes"], ask(*model, "--first", "int8")["rows"][0]["total_bytes"]
+    room = ("--vram", f"{(one + both) // 2}B", "--fits")
+    ask(*model, *room)
+    ask(*model, *room, "--first", "int8", code=6)
+    room = ("--vram", f"{both + 2**28}B", "--solve", "batch-size")
+    pairs = [ask(*model[:4], *room, *first)["rows"][0]["batch_size"] for first in ((), ("--first", "int8"))]
+    assert pairs[0] > pairs[1] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--first", "fp32"), "no lower precision than that of the run"),
+        (("--first", "int8", "--measure"), "cannot be had with --measure"),
+        (("--first", "int8", "--model", str(EMBEDDER)), "embeds each text once"),
+        (("--first", "int8", "--compare", "nim"), "cannot be had with --compare"),
+        (("--first", "./nowhere"), "./nowhere"),
+    ],
+)
+def test_what_two_scorers_cannot_be_had_with_is_refused_as_a_run_does(
+    ask: Ask, arguments: tuple[str, ...], said: str
+) -> None:
+    code = 5 if "./nowhere" in arguments else 2
+    assert said in ask("--device", "cpu", *arguments, code=code)["error"]["message"]
 
 
 def test_the_points_go_no_further_than_the_model_reads(ask: Ask, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
 """Scores of this process alone: what a run without a store knows of the pairs that it has computed.
 
-A table of `_PLACES` places, 34 bytes each: a pair has one place, by its key, and the last one that wants it gets it. So
-memory is bounded (18 MB; pages that were never written take none), a look-up is a few operations of numpy for a whole
-window, and what is found depends on nothing but the pairs before. Of a pair in chunks nothing is kept.
+A table of `KNOWN_PAIRS` places, 34 bytes each: a pair has one place, by its key, and the last one that wants it gets
+it. So memory is bounded (18 MB; pages that were never written take none), a look-up is a few operations of numpy for a
+whole window, and what is found depends on nothing but the pairs before. Of a pair in chunks nothing is kept.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import Final
 import numpy as np
 
 from rerank_cli.job.score_store.database import KEY_BYTES, Rate
+from rerank_cli.planning.memory import KNOWN_PAIRS
 
 VALUE_BYTES: Final = 18
 """A logit, and the lengths of a pair that is read as one (`known_scores.py`)."""
-
-_PLACES = 2**19
 
 
 class MemoryTable:
     """Entries that were added before, by this process. It is asked as a `ScoreStore` is."""
 
-    def __init__(self, places: int = _PLACES) -> None:
+    def __init__(self, places: int = KNOWN_PAIRS) -> None:
         self._keys = np.zeros((places, KEY_BYTES // 8), dtype=np.uint64)
         self._values = np.zeros((places, VALUE_BYTES), dtype=np.uint8)
         self._is_empty = True

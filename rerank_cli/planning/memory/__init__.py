@@ -5,6 +5,7 @@
 
     total = engines x (weights + activations + attention workspace + vision + pooled outputs
                        + cuBLAS workspace + context + allocator slack + waiting batches + loading)
+            + known pairs
 
 weights      each tensor in the precision that it is held in       weights.py
 peak         the most that one forward of our own holds at once    peak.py, from the sizes in shape.py
@@ -16,7 +17,13 @@ The published figures are for another runtime (TensorRT engines, with activation
 stand beside the estimate and are never part of it.
 """
 
-from rerank_cli.planning.memory.constants import DeviceConstants, cublas_workspace_bytes, device_constants
+from rerank_cli.planning.memory.constants import (
+    KNOWN_PAIR_BYTES,
+    KNOWN_PAIRS,
+    DeviceConstants,
+    cublas_workspace_bytes,
+    device_constants,
+)
 from rerank_cli.planning.memory.estimate import (
     ELEMENT_BYTES,
     Estimate,
@@ -34,6 +41,8 @@ from rerank_cli.planning.memory.weight_bytes import Weights, count_weights, para
 
 __all__ = [
     "ELEMENT_BYTES",
+    "KNOWN_PAIRS",
+    "KNOWN_PAIR_BYTES",
     "BatchSize",
     "DeviceConstants",
     "Estimate",

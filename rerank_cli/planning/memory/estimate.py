@@ -4,8 +4,8 @@
     need_for(model)                 the same as the choice of a profile asks it
     largest(fits, limit)            the largest batch or length that still fits
 
-The total never falls when batch, length or engines grow. Every engine is a process of its own, so everything is
-multiplied by their number.
+The total never falls when batch, length or engines grow. Every engine is a process of its own, so everything but the
+scores that the run keeps is multiplied by their number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from typing import Protocol
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.planning.cpu_kernels import cpu_attention
-from rerank_cli.planning.memory.constants import DeviceConstants, cublas_workspace_bytes, device_constants
+from rerank_cli.planning.memory.constants import (
+    KNOWN_PAIR_BYTES,
+    KNOWN_PAIRS,
+    DeviceConstants,
+    cublas_workspace_bytes,
+    device_constants,
+)
 from rerank_cli.planning.memory.peak import (
     AHEAD,
     BATCH_TILES,
@@ -140,6 +146,7 @@ class Estimate:
     activations, attention_workspace: at the peak of the forward. vision: image embeddings and pixels, and what the
     tower needs beyond the peak of the language model; the two do not run at once. pooled: what comes out of the layers.
     waiting: batches that a GPU has and has not begun. loading: what rounding the weights to FP8 needs beyond a forward.
+    known_pairs: scores that a run on a CPU keeps, once for all engines; the cache of a store is no larger.
     lanes: forwards at a time. Images are seen by one tower for all of them, and counted with each: a cautious figure.
     """
 
@@ -153,6 +160,7 @@ class Estimate:
     slack: int
     waiting: int = 0
     loading: int = 0
+    known_pairs: int = 0
     engines: int = 1
     lanes: int = 1
 
@@ -166,7 +174,7 @@ class Estimate:
         """Bytes of all engines together."""
         one = self.weights + self.lanes * self.forward + self.cublas_workspace + self.context + self.slack
         one += self.waiting + self.loading
-        return one * self.engines
+        return one * self.engines + self.known_pairs
 
 
 def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: int = 0) -> Estimate:
@@ -188,6 +196,7 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: i
         slack=constants.slack_bytes + int(constants.slack_share * forward * place.lanes),
         waiting=0 if place.cpu else _waiting_bytes(shape, batch, tiles),
         loading=max(0, model.weights.loading_bytes(fp8=fp8) - forward),
+        known_pairs=KNOWN_PAIRS * KNOWN_PAIR_BYTES if place.cpu else 0,
         engines=place.engines,
         lanes=place.lanes,
     )

@@ -15,7 +15,7 @@ MOST_PAIRS = 65536
 """The largest batch that is looked for."""
 _PARTS = (
     "weights", "activations", "attention_workspace", "vision", "pooled", "cublas_workspace", "context", "slack",
-    "waiting", "loading",
+    "waiting", "loading", "known_pairs",
 )  # fmt: skip
 
 
@@ -25,7 +25,8 @@ class MemoryQuestion:
 
     model: None where nothing but published values is known of it. lengths: real lengths of pairs, longest first; a
     batch is then the longest of them, cut at `max_tokens`. images: of a batch, at most one a pair.
-    capacity: bytes that the device has; None where nobody asks.
+    capacity: bytes that the device has; None where nobody asks. limit: tokens that the model reads; None where points
+    stay below it. first: the same of the cheap scorer that is loaded beside the model.
     """
 
     model: MemoryModel | None
@@ -35,6 +36,8 @@ class MemoryQuestion:
     images: int = 0
     max_input_tiles: int | None = None
     capacity: int | None = None
+    limit: int | None = None
+    first: MemoryQuestion | None = None
 
     def at(self, batch_size: int, max_tokens: int) -> MemoryRow:
         """The answer at a point."""
@@ -44,8 +47,14 @@ class MemoryQuestion:
         vision = self.model.shape.vision
         tiles = min(self.images, batch_size) * vision.tiles(self.max_input_tiles) if vision else 0
         found = estimate(self.model, self.batch(batch_size, max_tokens), self.place, tiles=tiles)
-        fits = None if self.capacity is None else found.total <= self.capacity
-        return MemoryRow(batch_size, max_tokens, estimate=found, fits=fits, nim=nim)
+        first = (
+            self.first.at(batch_size, min(max_tokens, self.first.limit or max_tokens)).estimate if self.first else None
+        )
+        return self.judge(MemoryRow(batch_size, max_tokens, estimate=found, nim=nim, first=first))
+
+    def judge(self, row: MemoryRow) -> MemoryRow:
+        """The row, which says whether it fits."""
+        return replace(row, fits=None if self.capacity is None or row.total is None else row.total <= self.capacity)
 
     def batch(self, batch_size: int, max_tokens: int) -> BatchSize:
         """The batch of a point."""
@@ -69,7 +78,10 @@ class MemoryQuestion:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRow:
-    """One point with its answer. estimate: None where the model's shape is unknown, or where nothing fits."""
+    """One point with its answer.
+
+    estimate: None where the model's shape is unknown, or where nothing fits. first: of the cheap scorer.
+    """
 
     batch_size: int
     max_tokens: int
@@ -77,6 +89,12 @@ class MemoryRow:
     fits: bool | None = None
     nim: PublishedMemory | None = None
     measured: dict[str, Any] = field(default_factory=dict)
+    first: Estimate | None = None
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of all that is loaded; None where the model's shape is unknown."""
+        return None if self.estimate is None else self.estimate.total + (self.first.total if self.first else 0)
 
     def with_forward(self, forward_bytes: int, share: float) -> MemoryRow:
         """The same with a forward that was followed by the tracker; share: what the allocator adds."""
@@ -95,7 +113,8 @@ class MemoryRow:
             "max_tokens": self.max_tokens,
             **{f"{part}_bytes": found and getattr(found, part) for part in _PARTS},
             "engine_count": found and found.engines,
-            "total_bytes": found and found.total,
+            "first_bytes": self.first.total if self.first else 0,
+            "total_bytes": self.total,
             "fits": self.fits,
             "nim": self.nim and published_to_json(self.nim),
             **({"measured": self.measured} if self.measured else {}),

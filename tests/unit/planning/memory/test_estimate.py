@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
+from rerank_cli.job.score_store.memory_table import MemoryTable
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.planning.memory import (
     BatchSize,
@@ -43,11 +44,19 @@ T4 = GpuFacts(0, sku="Tesla-T4", compute_capability=(7, 5))
 NIM = json.loads((Path(__file__).parents[3] / "data" / "nim" / "memory_footprint.json").read_text())["rows"]
 
 
-def test_the_total_is_every_part_times_the_engines() -> None:
-    parts = [item.name for item in fields(Estimate) if item.name not in ("engines", "lanes")]
+def test_the_total_is_every_part_times_the_engines_and_the_known_pairs_once() -> None:
+    parts = [item.name for item in fields(Estimate) if item.name not in ("engines", "lanes", "known_pairs")]
     one = Estimate(*range(1, len(parts) + 1))
     assert one.total == sum(range(1, len(parts) + 1))
-    assert Estimate(*range(1, len(parts) + 1), engines=3).total == 3 * one.total
+    assert Estimate(*range(1, len(parts) + 1), known_pairs=7, engines=3).total == 3 * one.total + 7
+
+
+def test_scores_that_are_kept_are_counted_on_a_cpu_alone() -> None:
+    table = MemoryTable()
+    on_cpu, on_gpu = (
+        estimate(BUILTIN, BatchSize.of([8]), Placement(cpu=cpu, precision="fp32")) for cpu in (True, False)
+    )
+    assert (on_cpu.known_pairs, on_gpu.known_pairs) == (table._keys.nbytes + table._values.nbytes, 0)
 
 
 @given(
