@@ -67,10 +67,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+TRACED = (Path(__file__).parent / "unit", Path(__file__).parent / "cli")
+"""Coverage is of these. Tracing takes a third of a test's time, and the others are there for what they compare."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Property tests are not traced: a hundred examples run the lines that one runs, and tracing doubles their time."""
     for item in items:
-        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False) or not any(
+            item.path.is_relative_to(folder) for folder in TRACED
+        ):
             item.add_marker(pytest.mark.no_cover)
 
 
