@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tests.own_process  # noqa: F401  (what it does is done at its import)
+
+# isort: split
 import csv
 import json
 import os
