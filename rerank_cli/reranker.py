@@ -75,6 +75,7 @@ class ModelOptions(TypedDict, total=False):
     max_image_pixels: int
     special_tokens: SpecialTokens
     instruction: str | None
+    taken_as: str | None
     label: int | None
     max_unknown: float | None
     template: str | Path | None
@@ -131,7 +132,8 @@ _ALWAYS = {
     "trust_remote_code": "code in a checkpoint is never run",
 }
 _OF_ENCODER = (
-    "special_tokens", "instruction", "label", "max_unknown", "truncate", "chunk_overlap", "pool", "revision", "online"
+    "special_tokens", "instruction", "taken_as", "label", "max_unknown", "truncate", "chunk_overlap", "pool",
+    "revision", "online",
 )  # fmt: skip
 _OF_REQUEST = ("precision", "max_tokens", "token_budget")
 _OF_SELECTION = ("top_n", "threshold", "prob")
@@ -361,11 +363,12 @@ def _in_python_words() -> Iterator[None]:
 
 def _as_argument(found: re.Match[str]) -> str:
     name, value = found[1].replace("-", "_"), found[2]
+    name = "taken_as" if name == "as" else name
     if name not in Options.__annotations__:
         return found[0]
     if value is None:
         return f"{name}=True" if name in ("online", "prob") else name
-    return f"{name}={value}" if value.isdecimal() else f'{name}="{value}"'
+    return f"{name}={value}" if value.isdecimal() or value == "N" else f'{name}="{value}"'
 
 
 def _list_passages(passages: Iterable[Any]) -> list[Any]:

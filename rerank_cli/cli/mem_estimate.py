@@ -136,9 +136,8 @@ def mem_estimate(
     as_json = wants_json(output_mode)
     prepare_process(online=given["online"])
     # Imported here because --help must not wait for them.
-    from rerank_cli.cli.plan_request import read_asked
+    from rerank_cli.cli.plan_request import OF_MODEL, find_asked_model, read_asked
     from rerank_cli.engine.memory_tools import MeasuringTools
-    from rerank_cli.planning.known_model import find_model
     from rerank_cli.planning.memory_answer import SCHEMA, answer_memory
 
     try:
@@ -150,12 +149,13 @@ def mem_estimate(
             room=fits or given["solve"] is not None,
             compare=given["compare"] is not None,
         )
-        known = find_model(model, revision=given["revision"], online=given["online"])
+        found = find_asked_model(model, **{name: given[name] for name in OF_MODEL})
+        known = found.known
         first = _find_first(request.first, known, online=given["online"])
         with told_what_is_missing():  # where lengths are counted or a forward is run
             answer = answer_memory(request, known, MeasuringTools(), first)
         _refuse_unfit_first(answer)
-        answer = replace(answer, notes=(*answer.notes, *_decisions(asked), *asked.notes))
+        answer = replace(answer, notes=(*answer.notes, *found.notes, *_decisions(asked), *asked.notes))
     except RerankError as error:
         if as_json:
             print_json({"schema": SCHEMA, "error": error_to_json(error)})
@@ -182,14 +182,14 @@ def _find_first(text: str | None, known: KnownModel, *, online: bool) -> FirstMo
     """The cheap scorer that `--first` names. known: the model of the run."""
     if text is None:
         return None
+    from rerank_cli.cli.plan_request import find_asked_model
     from rerank_cli.job.first_scorer import read_scorer, refuse_embedder
-    from rerank_cli.planning.known_model import find_model
     from rerank_cli.planning.memory_answer import FirstModel
 
     if known.checkpoint is not None:
         refuse_embedder(known.checkpoint)
     model, precision = read_scorer(text)
-    found = known if model is None else find_model(model, online=online)
+    found = known if model is None else find_asked_model(model, online=online).known
     return FirstModel(found, precision or "auto", same_model=model is None)
 
 

@@ -57,6 +57,20 @@ ONE_MODEL = [
         help="Allow a download of the model. Without it no connection is made.",
     ),
     option(
+        "--as", str, group=MODEL, name="taken_as", into="taken_as", metavar="FAMILY", complete=families,
+        help="Which reranker a language model is, where its files do not say it: qwen3-reranker, mxbai-rerank-v2 or "
+        "bge-reranker-v2-gemma.",
+    ),
+    option(
+        "--label", int, group=MODEL, into="label", metavar="N", min=0,
+        help="Which label of a classifier is the score, from 0. Default: the one label; of two, 1 less 0.",
+    ),
+    option(
+        "--template", str, group=MODEL, into="template", metavar="FILE|none", parse=read_template,
+        help="A file with a prompt that has {query} and {passage}; its last newline does not count. none: the "
+        "tokenizer's own encoding of a pair. Default: the model's.",
+    ),
+    option(
         "--precision", str, group=MODEL, into="request.precision", metavar="P", basic=True, parse=parse_precision,
         complete=lambda: get_args(Precision),
         help="fp32, bf16, fp16, fp8, int8 or auto. auto: fp32 on a CPU, fp16 on a GPU; auto:0.99: the cheapest of a "
@@ -132,20 +146,6 @@ SCORING = [
     option(
         "--instruction", str, group=MODEL, into="instruction", metavar="TEXT",
         help="Stands in place of the model's own prompt; an empty one: none.",
-    ),
-    option(
-        "--as", str, group=MODEL, name="taken_as", into="taken_as", metavar="FAMILY", complete=families,
-        help="Which reranker a language model is, where its files do not say it: qwen3-reranker, mxbai-rerank-v2 or "
-        "bge-reranker-v2-gemma.",
-    ),
-    option(
-        "--label", int, group=MODEL, into="label", metavar="N", min=0,
-        help="Which label of a classifier is the score, from 0. Default: the one label; of two, 1 less 0.",
-    ),
-    option(
-        "--template", str, group=MODEL, into="template", metavar="FILE|none", parse=read_template,
-        help="A file with a prompt that has {query} and {passage}; its last newline does not count. none: the "
-        "tokenizer's own encoding of a pair. Default: the model's.",
     ),
     option(
         "--in-format", str, group=ROWS, into="in_format", metavar="F", complete=in_formats,

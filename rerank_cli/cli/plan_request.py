@@ -10,13 +10,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
 from rerank_cli.cli.declare import decided_by, declared_options, values_into
+from rerank_cli.cli.libraries import missing_library
 from rerank_cli.errors import UsageError
 from rerank_cli.planning.choices import Precision, ProfileRequest, parse_device
+
+if TYPE_CHECKING:
+    from rerank_cli.planning.known_model import KnownModel
 
 _NIM = {"precision": ("NIM_PRECISION", "NIM_ENGINE_PRECISION"), "engine_count": ("NIM_ENGINE_COUNT",)}
 """NVIDIA's variables by the field that they decide; its pages disagree on the name of the first."""
@@ -72,6 +76,46 @@ def read_plan_request(
         origins={"engine_count": "--engines", **asked.origins}, **values,
     )  # fmt: skip
     return PlanRequest(request, asked.notes, file)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedModel:
+    """The model that a command plans for, and what is to be said of it."""
+
+    known: KnownModel
+    notes: tuple[str, ...] = ()
+
+
+OF_MODEL = ("revision", "online", "label", "taken_as", "template")
+"""The options that say which model it is and how it is scored, beside `--model`."""
+
+
+def find_asked_model(
+    model: str | None,
+    *,
+    online: bool,
+    revision: str | None = None,
+    label: int | None = None,
+    taken_as: str | None = None,
+    template: str | None = None,
+    profiles_file: str | None = None,
+) -> AskedModel:
+    """The model, refused where `score` refuses it, in the same words."""
+    from rerank_cli.encoding.scoring import check_scoring
+    from rerank_cli.planning.known_model import find_model, with_choices
+
+    known = find_model(model, revision=revision, online=online, profiles_file=profiles_file)
+    known = with_choices(known, label=label, taken_as=taken_as)
+    if known.checkpoint is None:
+        return AskedModel(known)
+    try:
+        check_scoring(known.checkpoint, own_template=template is not None)
+    except ModuleNotFoundError as error:  # planning goes on without what only scoring needs
+        missing = missing_library(error)
+        if missing is None:
+            raise
+        return AskedModel(known, (f"whether {known.name} can be scored was not looked at: {missing.message}",))
+    return AskedModel(known)
 
 
 def _find_origins(context: typer.Context) -> dict[str, str]:

@@ -87,8 +87,7 @@ def profile_select(
     online, output_mode = given["online"], given["output_mode"]
     prepare_process(online=online)
     machine = _MachineInQuestion(gpu or [], given["fixture"])
-    from rerank_cli.cli.plan_request import read_plan_request
-    from rerank_cli.planning.known_model import find_model
+    from rerank_cli.cli.plan_request import OF_MODEL, find_asked_model, read_plan_request
     from rerank_cli.planning.profile_answer import MachinePlan, environment_of
     from rerank_cli.planning.run_plan import plan_model
 
@@ -97,7 +96,8 @@ def profile_select(
             raise UsageError("--env and --list print different things: name one of them")
         # What is exported must run here: with a torch that cannot use the GPU that is the CPU's plan.
         asked = read_plan_request(context, assume_cuda=not env or bool(gpu))
-        known = find_model(model, revision=given["revision"], online=online, profiles_file=asked.profiles_file)
+        found = find_asked_model(model, profiles_file=asked.profiles_file, **{name: given[name] for name in OF_MODEL})
+        known = found.known
         if gpu == ["all"]:
             if env or list_profiles or given["fixture"]:
                 raise UsageError("--gpu all: compares cards, which --env, --list and --fixture have no place for")
@@ -107,7 +107,7 @@ def profile_select(
             return print_cards(asked, known, **numbers, as_json=wants_json(output_mode))
         if given["pairs"] or given["tokens"]:
             raise UsageError("--pairs and --tokens: are for the comparison of cards", hint="`--gpu all` compares them")
-        answer = plan_model(asked.request, known, machine.answer(), notes=asked.notes)
+        answer = plan_model(asked.request, known, machine.answer(), notes=(*asked.notes, *found.notes))
     except RerankError as error:
         answer = MachinePlan(error=error)
     try:

@@ -13,14 +13,17 @@ option that decides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.declared import LogitScore
 from rerank_cli.checkpoint.families import family_of
+from rerank_cli.checkpoint.labels import check_labels
 from rerank_cli.checkpoint.recipes import RECIPES, Recipe, recipe_of, trunk_of
-from rerank_cli.encoding.chat_template import ChatTemplate, read_chat_template
-from rerank_cli.encoding.tokenizer import read_tokenizer_file
 from rerank_cli.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from rerank_cli.encoding.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,17 @@ class Scoring:
     taken: bool = False
 
 
+def check_scoring(checkpoint: Checkpoint, *, own_template: bool = False) -> Scoring:
+    """How its pairs are scored, where they are: what every command asks before it thinks of memory.
+
+    Raises `ModelError` for a checkpoint whose files leave open what its score is, and `UsageError` for a `--as` or a
+    `--label` that it has not.
+    """
+    scoring = decide_scoring(checkpoint, own_template=own_template)
+    check_labels(checkpoint)
+    return scoring
+
+
 def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, own_template: bool = False) -> Scoring:
     """The only reading of a checkpoint's files, or `ModelError`; `UsageError` for a `--as` that does not fit them.
 
@@ -48,7 +62,7 @@ def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, ow
     family = family_of(checkpoint.architecture)
     if family.embeds or (family.prompted and not family.decoder):
         return Scoring()  # these have one prompt, whatever their tokenizer's chat template was made for
-    template = None if own_template or named else read_chat_template(checkpoint, instruction)
+    template = None if own_template or named else _chat_template(checkpoint, instruction)
     if checkpoint.declared.listed:
         return _scoring_as_declared(checkpoint, template)
     if named is not None:
@@ -63,6 +77,15 @@ def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, ow
             hint=_template_hint(checkpoint),
         )
     return Scoring(template=template, told="pairs are written in the checkpoint's chat template")
+
+
+def _chat_template(checkpoint: Checkpoint, instruction: str | None = None) -> ChatTemplate | None:
+    if checkpoint.declared.chat_template is None:
+        return None
+    # Imported here: jinja2 costs 0.1 s that most checkpoints need not pay.
+    from rerank_cli.encoding.chat_template import read_chat_template
+
+    return read_chat_template(checkpoint, instruction)
 
 
 def _template_hint(checkpoint: Checkpoint) -> str:
@@ -109,7 +132,7 @@ def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
             )
         return Scoring(recipe=recipe, told=_describe_recipe(checkpoint, recipe), taken=True)
     if template is None:  # the user's own is used: the answers are still to be known
-        template = read_chat_template(checkpoint)
+        template = _chat_template(checkpoint)
     assert template is not None, "a checkpoint without modules.json uses the chat template that it has"
     failure = template.failure()
     if failure is None and template.takes_any_role:
@@ -142,6 +165,8 @@ def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
 
 def _find_yes_and_no(checkpoint: Checkpoint) -> LogitScore | None:
     """The tokens `yes` and `no`, as sentence-transformers takes them where nothing is declared."""
+    from rerank_cli.encoding.tokenizer import read_tokenizer_file
+
     tokenizer = read_tokenizer_file(checkpoint)
     yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
     return None if yes is None or no is None else LogitScore(yes, no)
@@ -161,6 +186,8 @@ def answer_ids(checkpoint: Checkpoint) -> list[int]:
         return [number for number in (scoring.answers.true_id, scoring.answers.false_id) if number is not None]
     if scoring.recipe is None:
         raise ModelError(f"{checkpoint.path}: a language model, and modules.json declares no LogitScore")
+    from rerank_cli.encoding.tokenizer import read_tokenizer_file
+
     tokenizer = read_tokenizer_file(checkpoint)
     found = []
     for answer in scoring.recipe.answers:

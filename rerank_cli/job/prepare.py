@@ -8,11 +8,11 @@ from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import Family, family_of
-from rerank_cli.checkpoint.labels import check_labels, read_score
-from rerank_cli.checkpoint.max_tokens import model_max_tokens
+from rerank_cli.checkpoint.labels import read_score
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.checkpoint.similarity import similarity_of
-from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, decide_scoring, open_encoder
+from rerank_cli.encoding.encoder import ReadsImages, TextEncoder, open_encoder
+from rerank_cli.encoding.scoring import check_scoring
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation.calibration_file import BOUND, Calibration, read_calibration
 from rerank_cli.evaluation.qrels import read_qrels
@@ -43,8 +43,7 @@ from rerank_cli.job.first_scorer import (
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_format import output_format, output_kind, output_shape
 from rerank_cli.machine.detect import Machine, detect_machine
-from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint
-from rerank_cli.planning.profiles import GenericFacts
+from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint, with_choices
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 
 
@@ -95,10 +94,7 @@ def find_known(options: JobOptions) -> KnownModel:
     if checkpoint is None:
         checkpoint = read_checkpoint(locate_checkpoint(options.model, **where), name=options.model)
         known = with_checkpoint(known, checkpoint)
-    checkpoint = replace(checkpoint, label=options.label, taken_as=options.taken_as)
-    if options.taken_as and isinstance(known.profiles, GenericFacts):  # a family of rerankers has a limit of its own
-        known = replace(known, profiles=replace(known.profiles, max_tokens=model_max_tokens(checkpoint)))
-    return replace(known, checkpoint=checkpoint)
+    return with_choices(known, label=options.label, taken_as=options.taken_as)
 
 
 def find_first(options: JobOptions, known: KnownModel) -> KnownModel | None:
@@ -128,8 +124,7 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
     assert checkpoint is not None, "find_known has read it"
     family = family_of(checkpoint.architecture)
     # Before memory is thought of.
-    scoring = decide_scoring(checkpoint, own_template=options.template is not None)
-    check_labels(checkpoint)
+    scoring = check_scoring(checkpoint, own_template=options.template is not None)
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())

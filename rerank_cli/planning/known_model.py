@@ -84,6 +84,16 @@ def with_checkpoint(known: KnownModel, checkpoint: Checkpoint) -> KnownModel:
     return replace(known, checkpoint=checkpoint)
 
 
+def with_choices(known: KnownModel, *, label: int | None, taken_as: str | None) -> KnownModel:
+    """The model as its user says that it is scored; the same where its checkpoint is not here."""
+    if known.checkpoint is None:
+        return known
+    checkpoint = replace(known.checkpoint, label=label, taken_as=taken_as)
+    if taken_as and isinstance(known.profiles, GenericFacts):  # a family of rerankers has a limit of its own
+        known = replace(known, profiles=replace(known.profiles, max_tokens=model_max_tokens(checkpoint)))
+    return replace(known, checkpoint=checkpoint)
+
+
 def _cached_checkpoint(model: str, revision: str | None) -> Checkpoint | None:
     """The checkpoint of an id in the local Hugging Face cache, if it is there and whole."""
     # Looked for first because the library that knows the cache costs 0.1 s.
