@@ -86,6 +86,7 @@ class FlatShape:
     kind: ClassVar[Kind] = FLAT
     names: FieldNames
     told: tuple[str, ...] = ()
+    title_told: bool = False
     reading: str = ""
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:

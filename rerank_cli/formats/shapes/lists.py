@@ -103,11 +103,13 @@ class ListShape:
     """One query and its passages a row.
 
     siblings: paths of the lists that are in step. told, reading: see `settle_shape`.
+    title_told: among what is told is a title that is not read.
     """
 
     names: FieldNames
     siblings: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    title_told: bool = False
     reading: str = ""
 
     @property

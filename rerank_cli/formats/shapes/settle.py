@@ -22,12 +22,11 @@ from rerank_cli.formats.shapes.lists import BELONGS, ListShape, as_list
 from rerank_cli.formats.shapes.shape import OF_A_CUT, OWN_PREFIX, Grouped, Item, Shape, is_own_output
 from rerank_cli.records import CandidateList, Gap, Row, RowError
 
-_NOT_READ = "which is not read"
 _OURS = ("rank", "logit", "cosine", "index", *OF_A_CUT)
 
 
 def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
-    """`shape` with what its first rows say of it: `siblings`, `told` (once, to the user), `reading` (what is read).
+    """`shape` with what its first rows say of it: `siblings`, `told` (once, to the user), `title_told`, `reading`.
 
     `InputError` where they leave open which lists are in step.
     """
@@ -37,14 +36,14 @@ def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
         _refuse_missing("--id-field", (shape.names.id,), [*inner, *fields], rows)
     if isinstance(shape, ListShape | FlatShape):
         _check_joined_texts(shape, rows)
+    if not isinstance(shape, ListShape | FlatShape):
+        return shape
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
-        told = (*_notes_of_lists(shape, rows), *shape.told)
-        return replace(shape, told=told, reading=_reading_in_words(reading_of(shape, rows)))
-    if isinstance(shape, FlatShape):
-        told = (*_notes_of_rows(shape, rows), *shape.told)
-        return replace(shape, told=told, reading=_reading_in_words(reading_of(shape, rows)))
-    return shape
+    title = _note_title(shape, _places(shape, rows))
+    notes = (*_notes_of_lists(shape, rows), *_noted(title), *_notes_of_own_fields(shape, rows))
+    shape = replace(shape, told=(*notes, *shape.told), title_told=title is not None)
+    return replace(shape, reading=_reading_in_words(reading_of(shape, rows)))
 
 
 # Siblings
@@ -99,7 +98,7 @@ def _check_joined_texts(shape: ListShape | FlatShape, rows: Sequence[Row]) -> No
     What is left to be scored would be the title alone.
     """
     paths = field_paths(shape.names.text) if shape.names.text else ()
-    places = _passages(shape, rows) if isinstance(shape, ListShape) else [row.fields for row in rows]
+    places = _places(shape, rows)
     if len(paths) < 2 or not places or any(lookup(fields, paths[-1]) is not None for fields in places):
         return
     held = (name for name in ALIASES["passage"] if any(isinstance(fields.get(name), str) for fields in places))
@@ -114,13 +113,21 @@ def _check_joined_texts(shape: ListShape | FlatShape, rows: Sequence[Row]) -> No
 
 def _passages(shape: ListShape, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
     """The passages of the first rows that are objects."""
-    found: list[Mapping[str, Any]] = []
+    return [one for passages in _lists_of_passages(shape, rows) for one in passages if isinstance(one, Mapping)]
+
+
+def _lists_of_passages(shape: ListShape, rows: Sequence[Row]) -> Iterator[Sequence[Any]]:
+    """The passages of each good row."""
     for row in rows:
         try:
-            found += [one for one in shape.passages_of(row)[1] if isinstance(one, Mapping)]
+            yield shape.passages_of(row)[1]
         except RowProblem:
             continue
-    return found
+
+
+def _places(shape: ListShape | FlatShape, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
+    """The objects of the user that hold a passage each."""
+    return _passages(shape, rows) if isinstance(shape, ListShape) else [row.fields for row in rows]
 
 
 def _counts(shape: ListShape, rows: Sequence[Row]) -> Iterator[tuple[int, dict[str, int]]]:
@@ -149,60 +156,56 @@ def _counts(shape: ListShape, rows: Sequence[Row]) -> Iterator[tuple[int, dict[s
 # What is told once
 
 
-def _notes_of_lists(shape: ListShape, rows: Sequence[Row]) -> Iterator[str]:
+def _notes_of_lists(shape: ListShape | FlatShape, rows: Sequence[Row]) -> Iterator[str]:
     if isinstance(shape, PathShape):
         yield f"read as {shape.known.name} ({shape.known.of}): {_reading_in_words(reading_of(shape, rows))}"
-    if shape.siblings:
+    if isinstance(shape, ListShape) and shape.siblings:
         yield "in step with the passages: " + ", ".join(f"`{path}`" for path in shape.siblings)
-    passages: list[Mapping[str, Any]] = []
-    whole: list[Sequence[Any]] = []
-    for row in rows:
-        try:
-            _, found = shape.passages_of(row)
-        except RowProblem:
-            continue
-        whole.append(found)
-        passages += [one for one in found if isinstance(one, Mapping)]
-    yield from _title_note(_titles_of(shape), passages, shape)
-    if not any(map(is_own_output, whole)):
-        taken = passages if not (isinstance(shape, PathShape) and shape.in_columns) else [row.fields for row in rows]
-        yield from _note_own_fields(taken)
 
 
-def _notes_of_rows(shape: FlatShape, rows: Sequence[Row]) -> Iterator[str]:
-    fields = [row.fields for row in rows]
-    yield from _title_note(_titles_of(shape), fields, shape)
-    if not is_own_output(fields[:1]):
-        yield from _note_own_fields(fields)
+def _notes_of_own_fields(shape: ListShape | FlatShape, rows: Sequence[Row]) -> Iterator[str]:
+    if isinstance(shape, FlatShape):
+        if not is_own_output([row.fields for row in rows[:1]]):
+            yield from _note_own_fields(_places(shape, rows))
+    elif not any(map(is_own_output, _lists_of_passages(shape, rows))):
+        in_columns = isinstance(shape, PathShape) and shape.in_columns
+        yield from _note_own_fields([row.fields for row in rows] if in_columns else _passages(shape, rows))
 
 
 def _titles_of(shape: ListShape | FlatShape) -> tuple[str, ...]:
-    """The paths of titles that are not read: none where the user asks for one."""
+    """The paths of titles that are not read: none where the user asks for one, or has been told of one."""
     titles = shape.known.title if isinstance(shape, PathShape) else ("title",)
     asked = field_paths(shape.names.text) if shape.names.text else ()
-    return () if "title" in asked or any(title in asked for title in titles) else titles
+    return () if shape.title_told or "title" in asked or any(title in asked for title in titles) else titles
 
 
-def _title_note(
-    titles: Sequence[str], passages: Iterable[Mapping[str, Any]], shape: ListShape | FlatShape
-) -> Iterator[str]:
-    for title in titles:
+def _note_title(shape: ListShape | FlatShape, passages: Iterable[Mapping[str, Any]]) -> str | None:
+    """What is told of the first title in these passages that is not read."""
+    for title in _titles_of(shape):
         held = next((one for one in passages if lookup(one, title)), None)
         if held is not None:
-            text = shape.names.text or ("text" if isinstance(shape, ListShape) else name_in_row(held, None, "passage"))
-            yield f"passages have a `{title}`, {_NOT_READ}: `--text-field title,{field_paths(text)[-1]}` reads it"
-            return
+            return _title_in_words(title, shape, held)
+    return None
+
+
+def _title_in_words(title: str, shape: ListShape | FlatShape, held: Mapping[str, Any]) -> str:
+    """held: fields of a passage, of which one is its text."""
+    text = shape.names.text or ("text" if isinstance(shape, ListShape) else name_in_row(held, None, "passage"))
+    return f"passages have a `{title}`, which is not read: `--text-field title,{field_paths(text)[-1]}` reads it"
+
+
+def _noted(note: str | None) -> tuple[str, ...]:
+    return () if note is None else (note,)
 
 
 def with_titles_of_table(shape: Shape, fields: Callable[[], set[str]]) -> Shape:
     """`shape`, which also tells of a title that its first rows had not. fields: those of the table with a value."""
-    if not isinstance(shape, ListShape | FlatShape) or any(_NOT_READ in told for told in shape.told):
+    if not isinstance(shape, ListShape | FlatShape) or not (titles := _titles_of(shape)):
         return shape
-    titles = _titles_of(shape)
-    held = dict.fromkeys(fields(), "a text") if titles else {}
+    held = dict.fromkeys(fields(), "a text")
     for title in titles:
         if title in held if isinstance(shape, FlatShape) else any(name.endswith(f".{title}") for name in held):
-            return replace(shape, told=(*shape.told, *_title_note((title,), [{**held, title: "a title"}], shape)))
+            return replace(shape, told=(*shape.told, _title_in_words(title, shape, held)), title_told=True)
     return shape
 
 
@@ -210,11 +213,10 @@ def tell_of_late_titles(lists: Iterable[Grouped], shape: Shape, tell: Callable[[
     """`lists`, all of them; tells once of a title that is not read and that the first rows had not."""
     own = shape.source if isinstance(shape, Conversion) else shape
     found = iter(lists)
-    if isinstance(own, ListShape | FlatShape) and not any(_NOT_READ in told for told in own.told):
-        titles = _titles_of(own)
-        for one in found if titles else ():
+    if isinstance(own, ListShape | FlatShape) and _titles_of(own):
+        for one in found:
             yield one
-            if isinstance(one, CandidateList) and (note := next(_title_note(titles, _own(one, own), own), None)):
+            if isinstance(one, CandidateList) and (note := _note_title(own, _own(one, own))):
                 tell(note)
                 break
     yield from found
@@ -222,7 +224,7 @@ def tell_of_late_titles(lists: Iterable[Grouped], shape: Shape, tell: Callable[[
 
 def _own(found: CandidateList, shape: ListShape | FlatShape) -> list[Mapping[str, Any]]:
     """The user's objects of the passages of a list."""
-    return _passages(shape, found.rows[:1]) if isinstance(shape, ListShape) else [row.fields for row in found.rows]
+    return _places(shape, found.rows[:1] if isinstance(shape, ListShape) else found.rows)
 
 
 def _note_own_fields(passages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
