@@ -1,82 +1,89 @@
 """Stopping early inside the built-in model: what a linear head on [CLS] of an early layer knows of the final order.
 
-    python -m benchmarks.early_stop COLLECTION [--fit N] [--short N] [--long N] [--seconds S] [--precision P]
+    python -m benchmarks.early_stop COLLECTION [--length 50|1000] [--sampled N] [--lists N] [--seconds S] [--keep DIR]
 
-The head is fitted by ridge regression of the final logits on the [CLS] of a layer, over the first `--fit` lists of 50.
-The rule of `--first-keep auto` (`job/cascade/choice.py`) then takes from these lists how many of a list go on, and the
-other lists say what that is worth: the share that goes on, and the top-10 overlap with the whole model. A list of
-1,000 is the list of a query, and passages drawn from those of others; its rule is made by the first one.
+The layers run in int8, which is the cheapest first scorer. As a run would do, the head is fitted on its first
+`--sampled` lists, by ridge regression of the final logits on the [CLS] of a layer, and the rule of `--first-keep auto`
+(`job/cascade/choice.py`) takes from the same lists how many of a list go on. All other lists say what that is worth:
+the share that goes on, and the top-10 overlap with fp32. So that one beginning does not decide, each block of
+`--sampled` lists is the sample in turn. A list of 1,000 is the list of a query, and passages drawn from those of
+others; its ten best are found as in `cascade.py`.
 
-The cost of a layer is its share of the seconds that the threads worked in the whole forward, in `--precision`. From it:
+The cost of a layer is its share of the seconds that the threads worked in the forward. From it, and from the speed of
+int8 that `--int8` says in times fp32, with so many read again by fp32 in the end as `--exact` says:
 
-    inside      all pairs run to the layer, the share goes on from there: 1 / (c + share (1 - c))
-    int8 first  the layers and the head in int8 before the whole model in fp32: 1 / (c / INT8 + share), without what the
-                share's own hidden states would spare, as they are those of another precision
+    fp32 next   what goes on is read by fp32: 1 / (c / INT8 + share)
+    int8 next   it is read in int8, and what can still be among the first by fp32: 1 / (c / INT8 + share / INT8 + EXACT)
 
-No more lists are begun after `--seconds`.
+No more lists are begun after `--seconds`. With `--keep` what was read stays, and the next call goes on behind it.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import tempfile
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.cascade import LONG, TOP, Side
-from benchmarks.material import candidate_lists, machine, read_lists
+from benchmarks.cascade import LONG, TOP, Side, drawn_lists, near_best
+from benchmarks.material import machine
 from rerank_cli.engine.batching import plan_batches
-from rerank_cli.job.cascade.choice import Agreement, choose, make_rule
+from rerank_cli.job.agreement import Agreement
+from rerank_cli.job.cascade.choice import add_list, agreement_document, choose, make_rule
 from rerank_cli.job.first_scorer import Asked
-from rerank_cli.models import DTYPES
-from rerank_cli.models.encoder import EncoderCrossEncoder
+from rerank_cli.models.int8_encoder import Int8Encoder
 from rerank_cli.models.packed import pack
 
 LAYERS = (2, 4, 6, 8)
-INT8 = 2.56
-"""How many times fp32's speed the built-in model has in int8 (RESULTS.md, speed beside every peer, on an AMD)."""
 
 Floats = npt.NDArray[np.float64]
 
 
 class Layers:
-    """The built-in model, which also gives the [CLS] of early layers, and what each layer has cost."""
+    """The built-in model in int8, which also gives the [CLS] of early layers, and what each layer has cost."""
 
-    def __init__(self, precision: str) -> None:
-        self.side = Side(precision)
-        self.model: Any = EncoderCrossEncoder(
-            self.side.prepared.checkpoint, device=torch.device("cpu"), dtype=DTYPES[precision], attention="auto"
+    def __init__(self) -> None:
+        self.side, self.exact = Side("int8"), Side("fp32")
+        plan, checkpoint = self.side.prepared.plan, self.side.prepared.checkpoint
+        self.model: Any = Int8Encoder(
+            checkpoint, device=torch.device("cpu"), dtype=torch.float32, attention=plan.attention
         )
         self.spent: dict[int, float] = defaultdict(float)
 
+    def calibrate(self, pairs: list[Any]) -> None:
+        """As a run is by its first list."""
+        self.side.engine.calibrate(pairs)
+        self.model.use(self.side.engine.calibration)
+
     @torch.inference_mode()
-    def read(self, query: str, passages: list[str]) -> tuple[dict[int, Floats], Floats]:
-        """[CLS] of each of `LAYERS` by its number, and the logits."""
-        pairs = self.side.encoded(query, passages)
-        first = {layer: np.zeros((len(pairs), self.model._shape.hidden)) for layer in LAYERS}
+    def read(self, pairs: list[Any]) -> dict[str, Floats]:
+        """[CLS] of each of `LAYERS`, the logits, and those in fp32 of what is near the best."""
+        self.spent.clear()
+        found = {f"layer{layer}": np.zeros((len(pairs), self.model._shape.hidden)) for layer in LAYERS}
         logits = np.zeros(len(pairs))
-        for places in plan_batches([len(pair.input_ids) for pair in pairs], token_budget=4096):
+        for places in plan_batches([len(pair.input_ids) for pair in pairs], token_budget=2048):
             batch = pack([pairs[place] for place in places], device=torch.device("cpu"))
             began = time.process_time()
             x = self.model._embed(batch)
-            for number, (qkv, rest) in enumerate(zip(self.model._attentions, self.model._rests, strict=False), 1):
-                x = rest.add_mlp(rest.add_attention(self.model._attend(qkv, x, batch), x))
+            room = torch.empty_like(x)
+            for number, layer in enumerate(self.model._layers, 1):
+                x = self.model._run(layer, x, batch, room)
                 self.spent[number] += time.process_time() - began
-                began = time.process_time()
                 if number in LAYERS:
-                    first[number][places] = x[batch.starts[: len(places)]].double().numpy()
+                    found[f"layer{number}"][places] = x[batch.starts[: len(places)]].double().numpy()
+                began = time.process_time()
             logits[places] = self.model._finish(x, batch).double().numpy()
             self.spent[0] += time.process_time() - began  # the last layer, for [CLS] alone
-        return first, logits
-
-    def share_until(self, layer: int) -> float:
-        """The share of the forward's seconds up to a layer."""
-        return sum(self.spent[one] for one in range(1, layer + 1)) / sum(self.spent.values())
+        exact = np.full(len(pairs), np.nan)
+        near = near_best(logits)
+        exact[near], _ = self.exact.score([pairs[place] for place in near])
+        return {**found, "logits": logits, "exact": exact, "spent": np.array([self.spent[n] for n in range(12)])}
 
 
 def fit_head(rows: Floats, logits: Floats) -> tuple[Floats, float]:
@@ -95,62 +102,79 @@ def fit_head(rows: Floats, logits: Floats) -> tuple[Floats, float]:
     return best[1], middle - float(mean @ best[1])
 
 
+def _read_lists(given: argparse.Namespace, folder: Path) -> list[dict[str, Floats]]:
+    until = time.perf_counter() + given.seconds
+    model = Layers()
+    read: list[dict[str, Floats]] = []
+    for place, (query, passages) in enumerate(drawn_lists(given.collection, given.length)[: given.lists]):
+        file = folder / f"{place}.npz"
+        if file.exists():
+            with np.load(file) as found:
+                read.append(dict(found))
+            continue
+        if time.perf_counter() > until and read:
+            break
+        pairs = model.side.encoded(query, passages)
+        if not model.model.calibrated:  # by the first list, in every call
+            model.calibrate(
+                pairs if place == 0 else model.side.encoded(*drawn_lists(given.collection, given.length)[0])
+            )
+        found = model.read(pairs)
+        np.savez(file, **found)
+        read.append(found)
+    return read
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("collection")
-    parser.add_argument("--fit", type=int, default=10)
-    parser.add_argument("--short", type=int, default=60)
-    parser.add_argument("--long", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=200)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--length", type=int, default=LONG)
+    parser.add_argument("--sampled", type=int, default=1)
+    parser.add_argument("--lists", type=int, default=10**6)
+    parser.add_argument("--seconds", type=float, default=400)
+    parser.add_argument("--int8", type=float, default=2.56)
+    parser.add_argument("--exact", type=float, default=0.025)
+    parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
-    began = time.perf_counter()
-    everything = read_lists(candidate_lists(given.collection), lists=10**6, candidates=50)
-    pool = [passage for _, passages in everything for passage in passages]
-    chance = random.Random(19)
-    model = Layers(given.precision)
-    fitted = [model.read(*item) for item in everything[: given.fit]]
-    heads = {
-        layer: fit_head(np.concatenate([one[layer] for one, _ in fitted]), np.concatenate([last for _, last in fitted]))
-        for layer in LAYERS
-    }
-
-    def both(read: tuple[dict[int, Floats], Floats], layer: int) -> tuple[Floats, Floats]:
-        weights, bias = heads[layer]
-        return read[0][layer] @ weights + bias, read[1]
-
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        lists = _read_lists(given, folder)
     print(machine())
-    print(f"{given.collection}: heads fitted on {given.fit} lists of 50, {given.precision}", flush=True)
+    print(f"{given.collection}: {len(lists)} lists of {given.length}, {given.sampled} of them sampled, in turn")
+    if len(lists) <= given.sampled:
+        raise SystemExit("no list is left to measure on: a larger --seconds, and --keep to go on")
     asked = Asked(same_model=False, precision=None, model=None, keep="auto", number=0, top=TOP)
-    rest = everything[given.fit :]
-    for length, count, until in ((50, given.short, 0.5), (LONG, given.long + 1, 1.0)):
-        lists: list[tuple[dict[int, Floats], Floats]] = []
-        for query, own in rest[:count]:
-            if time.perf_counter() - began > until * given.seconds and len(lists) > 1:
-                break
-            more = chance.sample(pool, LONG) if length == LONG else []
-            lists.append(model.read(query, (own + more)[:length]))
-        makers = fitted if length == 50 else lists[:1]
-        measured = lists if length == 50 else lists[1:]
-        print(f"  {len(measured)} lists of {length}")
-        for layer in LAYERS:
-            rule = make_rule(asked, [both(one, layer) for one in makers])
-            agreement, kept, passages = Agreement(TOP), 0, 0
-            near = []
-            for one in measured:
-                first, second = both(one, layer)
-                agreement.add(first, second, rule)
-                kept += len(choose(first, second, rule).read)
-                passages += len(second)
-                near.append(np.corrcoef(first, second)[0, 1])
-            told, share, cost = agreement.document(), kept / passages, model.share_until(layer)
-            print(
-                f"  | {layer} | {100 * cost:.0f} % | {np.mean(near):.3f} | {100 * share:.0f} % | "
-                f"{told['overlap']:.4f} ({told['interval'][0]:.3f} to {told['interval'][1]:.3f}) | "
-                f"{1 / (cost + share * (1 - cost)):.2f}x | {1 / (cost / INT8 + share):.2f}x |",
-                flush=True,
+    spent = sum(one["spent"] for one in lists)
+    for layer in LAYERS:
+        agreement, kept, passages, near = Agreement(TOP), 0, 0, []
+        for begin in range(0, len(lists) - given.sampled + 1, given.sampled):
+            sample = lists[begin : begin + given.sampled]
+            weights, bias = fit_head(
+                np.concatenate([one[f"layer{layer}"] for one in sample]),
+                np.concatenate([one["logits"] for one in sample]),
             )
+            heads = [one[f"layer{layer}"] @ weights + bias for one in lists]
+            rule = make_rule(
+                asked, [(heads[place], lists[place]["exact"]) for place in range(begin, begin + given.sampled)]
+            )
+            for place, (one, head) in enumerate(zip(lists, heads, strict=True)):
+                if begin <= place < begin + given.sampled:
+                    continue
+                add_list(agreement, head, one["exact"], rule)
+                kept += len(choose(head, np.zeros(len(head)), rule).read)
+                passages += len(head)
+                near.append(np.corrcoef(head, one["logits"])[0, 1])
+        told, share = agreement_document(agreement), kept / passages
+        cost = float(spent[1 : layer + 1].sum() / spent.sum())
+        fp32_next = 1 / (cost / given.int8 + share)
+        int8_next = 1 / ((cost + share) / given.int8 + given.exact)
+        print(
+            f"| {layer} | {100 * cost:.0f} % | {np.mean(near):.3f} | {100 * share:.1f} % | {told['overlap']:.4f} | "
+            f"{fp32_next:.2f}x | {int8_next:.2f}x |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def _one(kind: str, source: str, output: str, store: str | None, limit: int | No
             found.known = dict.fromkeys(range(len(found.pairs)), slot)
 
         known_scores.KnownScores._find = find  # type: ignore[method-assign]
-        known_scores.KnownScores._keys = staticmethod(lambda pairs, *_: [None] * len(pairs))  # type: ignore[method-assign]
+        known_scores.KnownScores._keys = staticmethod(lambda pairs, *_, **__: [None] * len(pairs))  # type: ignore[method-assign]
 
     def opened(plan: Any, checkpoint: Any, calibration: Mapping[str, Any] | None, *, on_note: Any) -> Any:
         engine = open_engine(plan, checkpoint, calibration, on_note=on_note)

@@ -2,10 +2,12 @@
 
 Three decisions shape this module.
 
-**Each distinct text is tokenised once.** A query stands in as many pairs as it has passages, and tokenising is most of
-what a host does beside a GPU. So texts are tokenised alone, without special tokens, in one call of the Rust batch API,
-and the pair's ids are put together from the template. The template is not assumed: it is read off the checkpoint's own
-tokenizer by letting it encode a pair, and checked on further pairs when the encoder is made.
+**Each distinct text of a window is tokenised once.** A query stands in as many pairs as it has passages, and tokenising
+is most of what a host does beside a GPU. So texts are tokenised alone, without special tokens, in one call of the Rust
+batch API, and the pair's ids are put together from the template. A table of texts for the whole run would spare 0.3 %
+of a run in int8 where each text comes in five windows (`benchmarks/RESULTS.md`). The template is not assumed: it is
+read off the checkpoint's own tokenizer by letting it encode a pair, and checked on further pairs when the encoder is
+made.
 
 **Truncation is ours.** The tokenizers library cuts the longer of the two texts (`longest_first`), which can cut the
 query. Modes here:

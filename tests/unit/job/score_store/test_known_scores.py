@@ -122,12 +122,12 @@ def test_a_night_computes_what_has_changed_and_writes_the_bytes_of_a_run_without
     chance = random.Random(6)
     rows = [
         {"query": f"{number} {passage(chance)}", "passages": [f"{place} {passage(chance)}" for place in range(50)]}
-        for number in range(60)
+        for number in range(24)
     ]
     first = tmp_path / "first.jsonl"
     first.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    assert stored(run(str(first), tmp_path / "filled.jsonl", store=str(tmp_path / "s")))[2] == 3000
-    for place in chance.sample(range(3000), 30):  # 1 %
+    assert stored(run(str(first), tmp_path / "filled.jsonl", store=str(tmp_path / "s")))[2] == 1200
+    for place in chance.sample(range(1200), 12):  # 1 %
         rows[place // 50]["passages"][place % 50] = f"new {place}"
     second = tmp_path / "second.jsonl"
     second.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -139,8 +139,8 @@ def test_a_night_computes_what_has_changed_and_writes_the_bytes_of_a_run_without
         store = str(shutil.copytree(tmp_path / "s", tmp_path / f"s{number}"))
         names = [tmp_path / f"{number} {part}.jsonl" for part in range(len(parts))]
         done = [run(str(second), name, store=store, **part) for name, part in zip(names, parts, strict=True)]
-        assert sum(stored(one)[2] for one in done) == 30
-        assert sum(stored(one)[0] for one in done) == 3000
+        assert sum(stored(one)[2] for one in done) == 12
+        assert sum(stored(one)[0] for one in done) == 1200
         assert b"".join(name.read_bytes() for name in names) == (tmp_path / "plain.jsonl").read_bytes()
 
 
@@ -239,7 +239,7 @@ def test_an_image_is_known_by_its_bytes(tmp_path: Path) -> None:
     source.write_text(
         "".join(
             json.dumps({"query": f"q {row}", "passages": [{"text": "t", "image": f"{n}.png"} for n in range(6)]}) + "\n"
-            for row in range(4)
+            for row in range(2)
         )
     )
     options: dict[str, Any] = {
@@ -247,16 +247,16 @@ def test_an_image_is_known_by_its_bytes(tmp_path: Path) -> None:
         "fields": FieldNames(image_root=str(folder)),
     }  # fmt: skip
     cold = run(str(source), tmp_path / "a.jsonl", **options)
-    assert stored(cold) == (24, 0, 24)
+    assert stored(cold) == (12, 0, 12)
     shutil.copytree(folder, tmp_path / "moved")
     (tmp_path / "moved" / "3.png").write_bytes(encoded(picture(41, 99)))
     options["fields"] = replace(options["fields"], image_root=str(tmp_path / "moved"))
     warm = run(str(source), tmp_path / "b.jsonl", **options)
-    assert stored(warm) == (24, 20, 4)
+    assert stored(warm) == (12, 10, 2)
     assert warm.counts.images == 1
     assert "depends" not in str(warm.report["store"])
     again = run(str(source), tmp_path / "c.jsonl", **options)
-    assert stored(again) == (24, 24, 0)
+    assert stored(again) == (12, 12, 0)
     assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "c.jsonl").read_bytes()
 
 
