@@ -12,13 +12,13 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 
 from rerank_cli.cli import main
-from tests.conftest import read_lines, write_lines
+from tests.conftest import TINY_CHECKPOINT, read_lines, write_lines
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 QRELS = SAMPLES / "qrels.txt"
 ADDED = ("rank", "logit", "index", "probability")
-SHORT = ("--max-tokens", "64")  # a third of the time
-OTHER_MODEL = Path(__file__).parents[1] / "parity" / "bert-ce-open" / "checkpoint"
+TINY = ("--model", str(TINY_CHECKPOINT), "--max-tokens", "64")  # what it scores does not matter here
+OTHER_MODEL = TINY_CHECKPOINT.parents[1] / "bert-types-open" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +26,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A scored file, and the isotonic calibration that was fitted on it."""
     folder = tmp_path_factory.mktemp("fitted")
     scored, calibration = folder / "scored.jsonl", folder / "model.json"
-    assert main(["rerank-file", str(SAMPLES / "python-docs.jsonl"), "-o", str(scored), "-q", *SHORT]) == 0
+    assert main(["rerank-file", str(SAMPLES / "python-docs.jsonl"), "-o", str(scored), "-q", *TINY]) == 0
     assert main(["evaluate", str(scored), "--qrels", str(QRELS), "--calibrate-to", str(calibration), "-q",
                  "--calibrator", "isotonic"]) == 0  # fmt: skip
     return scored, calibration
 
 
 def rerank(out: Path, *options: str | Path, source: str = "python-docs.jsonl") -> int:
-    return main(
-        ["rerank-file", str(SAMPLES / source), "-o", str(out), "-q", "--limit", "3", *SHORT, *map(str, options)]
-    )
+    return main(["rerank-file", str(SAMPLES / source), "-o", str(out), "-q", "--limit", "3", *TINY, *map(str, options)])
 
 
 def judged(path: Path) -> tuple[list[float], list[float]]:
@@ -70,7 +68,7 @@ def test_tables_and_flat_rows_and_pairs_have_them_too(fitted: tuple[Path, Path],
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert all(0 <= value_of(one) <= 1 for one in (*lists, *rows))
     assert "probability" in (tmp_path / "out.csv").read_text().splitlines()[0]
-    pairs = ["score", str(SAMPLES / "pairs.jsonl"), "-o", str(tmp_path / "pairs.jsonl"), "-q", "--limit", "2", *SHORT]
+    pairs = ["score", str(SAMPLES / "pairs.jsonl"), "-o", str(tmp_path / "pairs.jsonl"), "-q", "--limit", "2", *TINY]
     assert main([*pairs, "--calibration", str(fitted[1])]) == 0
     assert all(0 <= value_of(one) <= 1 for one in read_lines(tmp_path / "pairs.jsonl"))
 
@@ -89,7 +87,7 @@ def test_a_run_with_another_calibration_is_another_run(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model", str(OTHER_MODEL)], "was fitted on scores of ms-marco-MiniLM-L-12-v2-int8"),
+        (["--model", str(OTHER_MODEL)], "was fitted on scores of "),
         (["--truncate", "error"], "was fitted with --truncate end, and this run has error"),
         (["--out-format", "nim"], "rows of the shape nim have no place for a probability"),
     ],
@@ -149,7 +147,7 @@ def test_texts_that_the_model_cannot_read_are_warned_of(fitted: tuple[Path, Path
         "--calibration",
         str(fitted[1]),
         *page,
-        *SHORT,
+        *TINY,
     ]
     assert main(given) == 0
     report = json.loads(Path(f"{out}.report.json").read_text())
@@ -175,11 +173,12 @@ def test_only_a_file_with_its_report_is_calibrated(
     assert "is the report of another output" in capsys.readouterr().err
 
 
-def test_a_threshold_keeps_the_precision(fitted: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["evaluate", str(fitted[0]), "--qrels", str(QRELS), "--format", "json", "-q"]
+def test_a_threshold_keeps_the_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    scored = SAMPLES / "expected" / "python-docs.top3.jsonl"
+    given = ["evaluate", str(scored), "--qrels", str(QRELS), "--format", "json", "-q"]
     assert main([*given, "--keep-precision", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)["systems"][0]["threshold"]
-    logits, relevant = judged(fitted[0])
+    logits, relevant = judged(scored)
     kept = [mark for logit, mark in zip(logits, relevant, strict=True) if logit >= found["threshold"]]
     assert sum(kept) / len(kept) >= 0.5
     assert found["kept"] == pytest.approx(len(kept) / len(logits))

@@ -12,13 +12,14 @@ import pytest
 import scipy.stats
 
 from rerank_cli.cli import main
-from tests.conftest import read_lines
+from tests.conftest import TINY_CHECKPOINT, read_lines
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 def rerank(out: Path, *options: str, source: str = "python-docs.jsonl", code: int = 0) -> list[dict[str, Any]]:
-    arguments = ["rerank-file", str(SAMPLES / source), "-o", str(out), "--quiet", "--overwrite", *options]
+    model = ["--model", str(TINY_CHECKPOINT), "--max-tokens", "64"]  # what it scores does not matter here
+    arguments = ["rerank-file", str(SAMPLES / source), "-o", str(out), "--quiet", "--overwrite", *model, *options]
     assert main(arguments) == code
     return read_lines(out) if out.suffix == ".jsonl" and not code else []
 

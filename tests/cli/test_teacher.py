@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ import numpy as np
 import pytest
 
 from rerank_cli.cli import main
-from tests.conftest import read_lines, write_lines
+from tests.conftest import TINY_CHECKPOINT, read_lines, write_lines
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 QRELS = SAMPLES / "qrels.txt"
-LIMIT = "6"
+TINY = ("--model", str(TINY_CHECKPOINT), "--limit", "12")
 
 
-def rerank(out: Path, *options: str | Path, source: Path = SAMPLES / "python-docs.jsonl") -> int:
-    return main(
-        ["rerank-file", str(source), "-o", str(out), "-q", "--limit", LIMIT, "--max-tokens", "64", *map(str, options)]
-    )
+def rerank(
+    out: Path,
+    *options: str | Path,
+    source: Path = SAMPLES / "python-docs.jsonl",
+    model: Sequence[str] = TINY,
+) -> int:
+    return main(["rerank-file", str(source), "-o", str(out), "-q", "--max-tokens", "64", *model, *map(str, options)])
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,7 @@ def test_triplets_have_each_positive_with_its_hardest_negatives(lists: list[dict
         for one in below(row, [positive], 2, absolute=1.0)
     ]
     found = made(tmp_path, "triplet", "--negatives", "2", "--absolute-margin", "1")
+    assert len(found) > 4
     assert [tuple(one.values())[:3] for one in found] == [one[:3] for one in expected]
     assert [one["label"] for one in found] == pytest.approx([one[3] for one in expected], abs=1e-4)
 
@@ -81,13 +86,16 @@ def test_tuples_have_all_their_columns_or_are_not_there(lists: list[dict[str, An
         if positive["positive"] and len(negatives := below(row, [positive], 3)) == 3
     ]
     found = made(tmp_path, "n-tuple", "--negatives", "3")
+    assert len(found) > 4
     assert [list(one.values())[:-1] for one in found] == expected
     assert all(len(one["label"]) == 4 and one["label"][0] > max(one["label"][1:]) for one in found)
 
 
 @pytest.mark.parametrize("name", ["labeled-list", "flagembedding"])
 def test_lists_have_negatives_below_all_positives(name: str, lists: list[dict[str, Any]], tmp_path: Path) -> None:
-    rows = iter(made(tmp_path, name))
+    found_rows = made(tmp_path, name)
+    assert len(found_rows) > 4
+    rows = iter(found_rows)
     for row in lists:
         positives = [one for one in row["passages"] if one["positive"]]
         if not (negatives := below(row, positives, 5)):
@@ -118,7 +126,7 @@ def test_lists_without_a_positive_are_bad_rows_and_those_without_a_negative_are_
     ]
     write_lines(tmp_path / "in.jsonl", rows)
     options = ("--out-format", "triplet", "--positive-field", "good")
-    assert rerank(tmp_path / "out.jsonl", *options, source=tmp_path / "in.jsonl") == 3
+    assert rerank(tmp_path / "out.jsonl", *options, source=tmp_path / "in.jsonl", model=()) == 3
     assert [row["negative"] for row in read_lines(tmp_path / "out.jsonl")] == ["how to weld steel"]
     errors = read_lines(tmp_path / "out.jsonl.errors.jsonl")
     assert [(error["row"], error["error"]["code"]) for error in errors] == [(2, "no-positive"), (3, "no-negative")]
@@ -152,7 +160,7 @@ def test_the_lowest_grade_of_a_positive_has_one_name_and_its_older_one(tmp_path:
     found = []
     for name in ("--relevant-from", "--positive-from"):
         out = tmp_path / f"{name}.jsonl"
-        assert main(["rerank-file", source, "-o", str(out), "-q", *options, name, "3"]) == 0
+        assert main(["rerank-file", source, "-o", str(out), "-q", *TINY, *options, name, "3"]) == 0
         found.append(read_lines(out))
     assert found[0] == found[1]
     assert all(row["pos"] == ["a road 3"] for row in found[0])
