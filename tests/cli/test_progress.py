@@ -178,7 +178,7 @@ def test_a_run_that_was_stopped_says_what_is_kept_and_the_next_begins_there(tmp_
         )
     ]
     command = ["score", source, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model, "--checkpoint-every", "0"]
-    first = watch(command, seconds_per_token=2e-4, stop_at=45)
+    first = watch(command, seconds_per_token=4e-4, stop_at=45)
     assert first.code == 130
     last = first.said.strip().splitlines()[-1].strip()
     found = re.fullmatch(
@@ -189,7 +189,7 @@ def test_a_run_that_was_stopped_says_what_is_kept_and_the_next_begins_there(tmp_
     kept, percent = map(int, found.groups())
     assert kept % 64 == 0
     assert percent == round(100 * kept / 640)
-    second = watch(command, seconds_per_token=2e-4)
+    second = watch(command, seconds_per_token=4e-4)
     assert second.code == 0, second.said
     assert f"goes on after {kept} of 640 rows ({percent} %), which an earlier process has finished at " in second.said
     check(second, begins_at=percent)
@@ -199,10 +199,10 @@ def test_a_run_that_was_stopped_says_what_is_kept_and_the_next_begins_there(tmp_
 @pytest.mark.slow
 def test_a_log_says_the_same(tmp_path: Path, tiny_model: str) -> None:
     (source,) = write_input(tmp_path, "jsonl")
-    command = [sys.executable, "-m", "tests.cli.slow_run", "5e-5", "8"]
+    command = [sys.executable, "-m", "tests.cli.slow_run", "1e-4", "8"]
     done = subprocess.run(
         [*command, "rerank-file", source, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model],
-        cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "LINE_EVERY": "2"},
+        cwd=ROOT, capture_output=True, text=True, check=True, env={**os.environ, "LINE_EVERY": "4"},
     )  # fmt: skip
     found = re.search(
         r"([\d,]+) pairs in (\d+) s \(([\d,.]+) pairs/s\), (\d+) %, about (\d+) (s|min) left", done.stderr
