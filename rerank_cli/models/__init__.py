@@ -93,8 +93,8 @@ def class_of(architecture: str) -> Callable[..., Any]:
 def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> RerankModel:
     """Load a checkpoint's weights onto `device` in `precision`.
 
-    attention: `runs`, `products` or `varlen` (see `attention.py`); what the padded fallback does is transformers' own
-    affair.
+    attention: `runs`, `products`, `tiles` or `varlen` (see `attention.py`); what the padded fallback does is
+    transformers' own affair.
     Raises `ModelError` where the checkpoint is not a reranker that this program can score rightly.
     """
     architecture = checkpoint.architecture

@@ -9,16 +9,54 @@ of 32, some 1,000 tokens, attention by products over torch's own:
 
 torch's flash kernel multiplies by oneDNN's blocks where there are tiles and by float32 elsewhere. `python -m
 benchmarks.attention` tries both on the machine at hand and says whether this table is right there.
+
+Whole layers of a BERT-like encoder in bfloat16 are one kernel of our own where there are tiles and the library is here
+(`models/tiles.py`): 2 to 3 times as fast as torch's. In the plan and the journal it stands as the kind of attention.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from rerank_cli.machine import tiles
 from rerank_cli.machine.cpu import Cpu
 
+TILES = "tiles"
+"""The kind of attention that is part of a kernel for whole layers."""
 
-def cpu_attention(cpu: Cpu, precision: str) -> str:
-    """The kind of attention of a model in `precision` on `cpu`, as `models/attention.py` names it."""
+
+class LayerShape(Protocol):
+    """What matters of a model's shape (`planning/memory/shape.py`). activation: of BERT-like encoders alone."""
+
+    @property
+    def hidden(self) -> int:
+        """Channels of a token."""
+
+    @property
+    def intermediate(self) -> int:
+        """Channels of the MLP."""
+
+    @property
+    def heads(self) -> int:
+        """Of the attention."""
+
+    @property
+    def activation(self) -> str:
+        """Of the MLP; empty for other families."""
+
+
+def cpu_attention(cpu: Cpu, precision: str, shape: LayerShape | None = None) -> str:
+    """The kind of attention of a model in `precision` on `cpu`, as `models/attention.py` names it.
+
+    shape: of the model, None where it is not known.
+    """
+    if precision == "bf16" and shape and _tiles_take(shape) and tiles.runs_on(cpu):
+        return TILES
     return "products" if precision in ("bf16", "int8") and cpu.has_bf16 and not cpu.has_amx else "runs"
+
+
+def _tiles_take(shape: LayerShape) -> bool:
+    return tiles.takes(hidden=shape.hidden, inner=shape.intermediate, heads=shape.heads, activation=shape.activation)
 
 
 def cheaper_precisions(cpu: Cpu) -> tuple[str, ...]:

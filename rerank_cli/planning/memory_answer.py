@@ -152,6 +152,8 @@ def answer_memory(
     """
     place, capacity = _find_placement(request, tools)
     model, notes = _memory_model(request, known)
+    if place.cpu and model is not None:
+        place = replace(place, attention=cpu_attention(detect_cpu(), place.precision, model.shape))
     question = MemoryQuestion(
         model=model,
         place=place,
@@ -254,9 +256,7 @@ def _find_placement(request: MemoryRequest, tools: MemoryTools) -> tuple[Placeme
         capacity = request.capacity
         if capacity is None and request.room:
             capacity = detect_cpu().memory_available_bytes
-        attention = cpu_attention(detect_cpu(), precision)
-        place = Placement(True, precision, cores=usable_cores(), engines=request.engines, attention=attention)
-        return place, capacity
+        return Placement(True, precision, cores=usable_cores(), engines=request.engines), capacity
     if least_overlap(request.precision):
         raise UsageError(
             f"--precision {request.precision}: compares the precisions of a CPU",

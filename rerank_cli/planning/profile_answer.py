@@ -31,6 +31,7 @@ from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.known_model import KnownModel
+from rerank_cli.planning.memory import ModelShape, read_model_shape
 from rerank_cli.planning.profiles import (
     GpuFacts,
     MachineFacts,
@@ -116,7 +117,7 @@ def plan_machine(
         return replace(answer, error=error)
     plan = decision.plan
     if plan.kind == "cpu":
-        plan = replace(plan, attention=cpu_attention(machine.cpu, plan.precision))
+        plan = replace(plan, attention=cpu_attention(machine.cpu, plan.precision, _layers_of(model)))
     return replace(
         answer,
         plan=plan,
@@ -261,6 +262,14 @@ def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int
         there = f"CUDA shows {len(numbers)} device{'s' * (len(numbers) != 1)} here" + (f": {why}" if why else "")
         raise DoesNotFitError(f"{request.origin('device')} cuda:{unknown[0]}: {there}")
     return replace(request, gpus=tuple(numbers[number] for number in request.gpus))
+
+
+def _layers_of(model: KnownModel) -> ModelShape | None:
+    """The sizes that decide which kernels take its layers; None where they are not known."""
+    try:
+        return read_model_shape(model.checkpoint) if model.checkpoint else None
+    except ModelError:  # whoever loads it says so
+        return None
 
 
 def _device(plan: ProfilePlan, cuda_index: Mapping[GpuFacts, int]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,9 +28,9 @@ pytestmark = [
 ]
 
 
-def _build(kind: str, source: Path, out: Path) -> Path:
+def _build(kind: str, source: Path, out: Path, **environment: str) -> Path:
     command = [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", str(out), str(source)]
-    subprocess.run(command, check=True, capture_output=True, cwd=out)
+    subprocess.run(command, check=True, capture_output=True, cwd=out, env=os.environ | environment)
     (built,) = out.iterdir()
     return built
 
@@ -48,8 +50,28 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
 
 
-def test_the_wheel_is_for_any_machine_with_python_3(wheel: Path) -> None:
-    assert wheel.name == f"rerank_cli-{__version__}-py3-none-any.whl"
+def test_the_wheel_is_for_the_machine_of_its_library_or_else_for_any(wheel: Path) -> None:
+    compiles = sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("g++")
+    assert ("rerank_cli/models/_tiles.so" in _contents(wheel)) == bool(compiles)
+    machine = "linux_x86_64" if compiles else "any"
+    assert wheel.name == f"rerank_cli-{__version__}-py3-none-{machine}.whl"
+
+
+def test_without_a_compiler_the_wheel_is_for_any_machine_and_holds_no_library(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    out.mkdir()
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", "NOTICE", "profiles"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, _made(source) / name)
+    shutil.copytree(ROOT / "rerank_cli", source / "rerank_cli", ignore=shutil.ignore_patterns("builtin", "__pycache__"))
+    built = _build("wheel", source, out, CXX="false")
+    assert built.name == f"rerank_cli-{__version__}-py3-none-any.whl"
+    assert "rerank_cli/models/tiles.cpp" in _contents(built)
+    assert "rerank_cli/models/_tiles.so" not in _contents(built)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_the_profiles_and_no_other(wheel: Path) -> None:

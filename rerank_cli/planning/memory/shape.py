@@ -82,7 +82,7 @@ class ModelShape:
     rotary_kinds: how many tables of rotary angles a ModernBERT keeps. window: tokens that its local layers reach to
     either side, None where no layer is local. head_norms: queries and keys are normalised (Qwen3). Of a model that
     transformers runs: how it attends, how many relative positions it reads whole for each pair, and whether
-    the activation of its MLP is made of several operators.
+    the activation of its MLP is made of several operators. activation: of a BERT-like encoder's MLP.
     """
 
     forward: Forward
@@ -102,6 +102,7 @@ class ModelShape:
     padded_attention: PaddedAttention = "positions"
     relative_positions: int = 0
     wide_activation: bool = False
+    activation: str = ""
     vision: VisionShape | None = None
 
     @property
@@ -195,7 +196,8 @@ def _read_language(checkpoint: Checkpoint, forward: Forward, architecture: str) 
     if forward in BERT_LIKE:
         keys = ("max_position_embeddings", "type_vocab_size")
         positions, types = (checkpoint.integer(key) if key in given else 0 for key in keys)
-        return replace(shape, positions=positions, types=types)
+        activation = checkpoint.text("hidden_act", "gelu")
+        return replace(shape, positions=positions, types=types, activation=activation)
     if forward == "modernbert":
         local = _has_local_layers(checkpoint, layers)
         window = checkpoint.integer("local_attention", 128) // 2 if local else None

@@ -1,0 +1,87 @@
+"""The library of `models/tiles.cpp`: whether it is here, and whether this CPU and this Linux run it.
+
+`hatch_build.py` makes it when the package is built or installed; nothing is compiled later. It runs where all of this
+holds, and otherwise torch's kernels do, without a word but in the plan and the report:
+
+    the library lies in the package and was compiled of the very source that lies beside it
+    the CPU has its instructions (Sapphire Rapids and later), and Linux gives this process the tiles
+    RERANK_TILES is not 0
+
+This module knows nothing of torch: the plan asks it too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+
+from rerank_cli.machine.cpu import Cpu, detect_cpu
+
+SWITCH = "RERANK_TILES"
+"""The environment variable that says 0 where torch's kernels are wanted."""
+_NEEDED = {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"}
+_MODELS = Path(__file__).parents[1] / "models"
+_CHANNELS = 32  # that a product of tiles sums up
+
+
+class LayerWeights(ctypes.Structure):
+    """`Layer` of tiles.cpp: addresses of packed weights in bfloat16, and of biases and norms in float32."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in (
+            "qkv", "qkv_bias", "out", "out_bias", "attention_norm", "attention_shift",
+            "expand", "expand_bias", "contract", "contract_bias", "out_norm", "out_shift",
+        )
+    ]  # fmt: skip
+
+
+class Sizes(ctypes.Structure):
+    """`Sizes` of tiles.cpp."""
+
+    _fields_ = [
+        ("layers", ctypes.c_int),
+        ("hidden", ctypes.c_int),
+        ("inner", ctypes.c_int),
+        ("heads", ctypes.c_int),
+        ("epsilon", ctypes.c_float),
+    ]
+
+
+def takes(*, hidden: int, inner: int, heads: int, activation: str) -> bool:
+    """The library computes layers of these sizes."""
+    whole = all(size > 0 and size % _CHANNELS == 0 for size in (hidden, inner))
+    return whole and activation == "gelu" and heads > 0 and hidden % (heads * _CHANNELS) == 0
+
+
+def runs_on(cpu: Cpu) -> bool:
+    """The library is here and runs on `cpu`. A description of a CPU may be that of another machine."""
+    return cpu.flags >= _NEEDED and os.environ.get(SWITCH) != "0" and library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library with the types of its functions, ready to run; None where it is not here or does not run."""
+    if not detect_cpu().flags >= _NEEDED:  # nothing of it may run there
+        return None
+    try:
+        found = ctypes.CDLL(str(_MODELS / "_tiles.so"))
+        source = (_MODELS / "tiles.cpp").read_bytes()
+        found.tiles_source.restype = ctypes.c_char_p
+        if found.tiles_source().decode() != hashlib.sha256(source).hexdigest() or not found.tiles_permit():
+            return None
+        address, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+        sizes = ctypes.POINTER(Sizes)
+        found.tiles_huge.argtypes, found.tiles_huge.restype = [address, long], None
+        found.tiles_pack.argtypes, found.tiles_pack.restype = [address, address, number, number], None
+        found.tiles_room.argtypes, found.tiles_room.restype = [sizes, long, long], long
+        found.tiles_run.restype = None
+        found.tiles_run.argtypes = [
+            sizes, ctypes.POINTER(LayerWeights), address, address, number, address, long, long, number,
+        ]  # fmt: skip
+    except (OSError, AttributeError):  # not compiled, or by another loader's rules
+        return None
+    return found
