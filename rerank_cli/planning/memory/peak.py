@@ -10,7 +10,7 @@ All of it is linear in the rows of a batch: attention is computed for each pair 
 size, I the MLP's, Q and K the channels of all query and of all key heads.
 
     BERT, RoBERTa    2H + 2I, with the activation fused 3H + I | in attention 6H
-        by AMX tiles     H and what each thread writes | embeddings 3H
+        by AMX tiles     H and what each thread writes | embeddings 4H
     ModernBERT       2H + 3I | in attention 8H | rotation in float32
     GTE              3H + 3I | in attention 8H | rotation in float32
     Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
@@ -193,8 +193,8 @@ def input_bytes(batch: BatchSize) -> int:
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
     """The moment of attention, and others. A layer keeps its input H to its end; q, k, v are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
-    if how.tiles:  # x is written over from layer to layer; before that words, types and their sum, or it and positions
-        return e * h * t, [3 * e * h * t]
+    if how.tiles:  # x is written over from layer to layer; before it types, their sum with words, positions, all three
+        return e * h * t, [e * h * t * (3 if shape.forward == "roberta" else 4)]  # RoBERTa's types are one row
     attending = e * (5 * h * t + _attention_result_elements(h, batch, how))  # input, q, k, v, context
     expand = e * t * (2 * h + (i if how.fused else 2 * i))  # input, x; the layer's output and its activation
     contract = e * t * (3 * h + i)
