@@ -16,11 +16,15 @@ from torch import Tensor
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.machine import tiles
 from rerank_cli.machine.cpu import detect_cpu
+from rerank_cli.machine.detect import Machine
 from rerank_cli.models import load_model
 from rerank_cli.models.tiles import TilesLayer, TilesLayers
+from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.cpu_kernels import cpu_attention
+from rerank_cli.planning.known_model import find_model
 from rerank_cli.planning.memory import read_model_shape
 from rerank_cli.planning.memory.peak import tiles_groups, tiles_workspace
+from rerank_cli.planning.run_plan import plan_model
 from tests.parity.conftest import HERE
 
 EPSILON = 1e-12
@@ -178,6 +182,10 @@ def test_which_sizes_it_takes() -> None:
 def test_the_plan_takes_it_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = read_model_shape(read_checkpoint(locate_checkpoint(None)))
     assert cpu_attention(detect_cpu(), "bf16", shape) == "tiles"
+    answer = plan_model(ProfileRequest(device="cpu", precision="bf16"), find_model(None), Machine(cpu=detect_cpu()))
+    assert answer.plan is not None
+    assert answer.plan.attention == "tiles"
+    assert any("AMX tiles" in reason for reason in answer.reasons), "-v tells of it"
     assert cpu_attention(detect_cpu(), "bf16") == cpu_attention(detect_cpu(), "fp32", shape) == "runs"
     monkeypatch.setenv(tiles.SWITCH, "0")
     assert cpu_attention(detect_cpu(), "bf16", shape) == "runs"
