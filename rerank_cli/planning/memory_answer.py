@@ -152,8 +152,7 @@ def answer_memory(
     """
     place, capacity = _find_placement(request, tools)
     model, notes = _memory_model(request, known)
-    if place.cpu and model is not None:
-        place = replace(place, attention=cpu_attention(detect_cpu(), place.precision, model.shape))
+    place = _with_kernels(place, model)
     question = MemoryQuestion(
         model=model,
         place=place,
@@ -200,6 +199,7 @@ def _first_question(
             )
     place, _ = _find_placement(replace(request, precision=first.precision), tools)
     model, _ = _memory_model(request, first.known)
+    place = _with_kernels(place, model)
     lengths = question.lengths
     if request.from_file is not None and not first.same_model:
         lengths, _ = tools.file_lengths(request.from_file, first.known)
@@ -242,6 +242,13 @@ def _with_run(answer: MemoryAnswer) -> MemoryAnswer:
 
 
 # The device.
+
+
+def _with_kernels(place: Placement, model: MemoryModel | None) -> Placement:
+    """On a CPU with the kind of attention that `model` has there."""
+    if not place.cpu or model is None:
+        return place
+    return replace(place, attention=cpu_attention(detect_cpu(), place.precision, model.shape))
 
 
 def _find_placement(request: MemoryRequest, tools: MemoryTools) -> tuple[Placement, int | None]:
