@@ -53,6 +53,9 @@ from rerank_cli.records import (
 from tests.served import served_program
 from tests.stores import Bucket, azurite, new_bucket, only_these, s3_server
 
+# Hundreds of processes are started, and each would compile the package anew: half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 LONG = os.environ.get("RERANK_TORTURE") == "long"

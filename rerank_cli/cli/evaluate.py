@@ -160,6 +160,7 @@ def _refuse_outputs(inputs: list[str], given: dict[str, Any]) -> None:
     """What cannot be written, before anything is read."""
     from rerank_cli.evaluation.evaluate import refuse_outputs
     from rerank_cli.evaluation.per_query import refuse_per_query_name
+    from rerank_cli.formats.inputs import resolve_inputs
 
     output = given["output"]
     if output is not None and Path(output).suffix.lower() not in (".json", *PAGE_SUFFIXES):
@@ -171,7 +172,8 @@ def _refuse_outputs(inputs: list[str], given: dict[str, Any]) -> None:
     if given["run_report"] is not None and given["calibrate_to"] is None:
         raise UsageError("--run-report: only `--calibrate-to` asks for the model")
     outputs = {"--output": output, "--per-query": given["per_query"], "--calibrate-to": given["calibrate_to"]}
-    named = (*inputs, given["qrels"], given["baseline"], given["run_report"])
+    named = [item.path for item in resolve_inputs([path for path in inputs if path != "-"], "auto", "auto")]
+    named += [given[name] for name in ("qrels", "baseline", "run_report")]
     refuse_outputs(outputs, [path for path in named if path not in (None, "-")], overwrite=given["overwrite"])
 
 

@@ -163,7 +163,7 @@ def mem_estimate(
     if plot is not None:
         from rerank_cli.cli.mem_plot import draw
 
-        draw(answer, plot)
+        draw(answer, plot, [name for name in (model, given["first"]) if name])
     try:
         if as_json:
             print_json(answer.to_json())

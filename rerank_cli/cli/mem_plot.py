@@ -5,6 +5,7 @@ As PNG, or as a page with the picture as SVG in it, which zooms and needs nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from importlib import import_module
 from io import StringIO
@@ -12,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from rerank_cli.errors import OutputError, UsageError
+from rerank_cli.journal import identity_of
 from rerank_cli.planning.memory_answer import MemoryAnswer
 
 _GIB = 2**30
 
 
-def draw(answer: MemoryAnswer, path: str) -> None:
-    """Write the picture; `UsageError` where it cannot be drawn here."""
+def draw(answer: MemoryAnswer, path: str, models: Sequence[str]) -> None:
+    """Write the picture; `UsageError` where it cannot be drawn here, or would replace a file of one of the models."""
     kind = Path(path).suffix.lower()
     if kind not in (".png", ".html"):
         raise UsageError(f"--plot {path}: only .png and .html can be drawn")
+    _refuse_model(path, models)
     lines: dict[int, list[tuple[int, float]]] = {}
     for row in answer.rows:
         if row.total is not None:
@@ -66,3 +69,9 @@ def _page(name: str, svg: str) -> str:
         f'<meta name="viewport" content="width=device-width">\n<style>svg {{ max-width: 100%; height: auto }}</style>\n'
         f"{picture}\n</html>\n"
     )
+
+
+def _refuse_model(path: str, models: Sequence[str]) -> None:
+    for folder in (Path(model).expanduser() for model in models):
+        if folder.is_dir() and identity_of(Path(path)) in {identity_of(file) for file in folder.iterdir()}:
+            raise UsageError(f"--plot {path}: would replace a file of the model in {folder}", hint="name another file")

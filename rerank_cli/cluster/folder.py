@@ -10,7 +10,8 @@ At a URL it is the same. The lock lies in `OUT.job/` beside it then, as that of 
 each part has its log beside itself; a file gets its name by one put.
 
 A folder with a manifest is finished and nothing is ever added to it. One without a manifest is not to be read yet, and
-the same command goes on in it. One that holds anything else is refused.
+the same command goes on in it. One that holds anything else is refused. What its documents say is believed only where
+it is what this program writes: `--restart` removes the files that they name, so a name leads nowhere else.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ from rerank_cli.storage.opened import open_store
 
 _SCHEMA = "rerank-cli/tasks/1"
 _VALUES = ".per-query.jsonl"
+_NO_PARTS = ("", "..", "_rerank", "_manifest.json")
+_FILE_FACTS = {"bytes", "stat", "settled", "sha256"}
 _LEASES = 1.5  # after one, the lock of a machine that is gone can be taken
+_ORPHAN_SECONDS = 60.0  # an actor ends soon after its driver; until then it has the lock of its part
 _AGAIN = "`--restart --overwrite` does it all again"
 
 
@@ -67,11 +71,20 @@ class OutputFolder:
             return self
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path}: is no folder", hint="a cluster writes a folder of files")
+        if self._beside.is_symlink():
+            raise OutputError(f"{self._beside}: is a link, and is not followed", hint="name a new folder")
         with naming(self.path):
             if self.path.is_dir() and not self._is_ours() and any(self.path.iterdir()):
                 raise OutputError(f"{self.path}: holds files of something else", hint="name a new folder")
+            is_new = not self.path.exists()
             self._beside.mkdir(parents=True, exist_ok=True)
-            self._lock = take_lock(self._beside / "lock", out=self.path, wait=self._lock_wait, files=self._files)
+            try:
+                self._lock = take_lock(self._beside / "lock", out=self.path, wait=self._lock_wait, files=self._files)
+            except OutputError:
+                if is_new:
+                    with suppress(OSError):  # not if something is in it by now
+                        self.path.rmdir()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,7 +141,9 @@ class OutputFolder:
         manifest = self._read("_manifest.json")
         if manifest is None:
             return None
-        parts = manifest["parts"]
+        parts = manifest.get("parts")
+        if not isinstance(parts, list) or not all(map(_is_part, parts)) or not _is_job(manifest.get("job")):
+            raise self.by_another_hand("_manifest.json")
         if fingerprint.differs_in_request(manifest["job"]):
             raise OutputError(f"{self.path}: holds the output of another run", hint=_AGAIN)
         changed = next((part for part in parts if not same_output(self.path / part["name"], part)), None)
@@ -141,13 +156,14 @@ class OutputFolder:
         begun = self._read("_rerank/tasks.json")
         if begun is None:
             return None
+        tasks = self._tasks_of(begun)
         if differences := fingerprint.differences(begun["job"]):
             raise JobChangedError(
                 f"{self.path}: the unfinished work in it was started with another input, model or option: "
                 + "; ".join(differences),
                 hint="`--restart` starts over; the former command, on the former input, goes on",
             )
-        return tuple(Task(**fields) for fields in begun["tasks"])
+        return tasks
 
     def begin(self, tasks: Sequence[Task], fingerprint: Fingerprint) -> None:
         """Say which parts there will be."""
@@ -162,11 +178,12 @@ class OutputFolder:
         """Take away what a run has left here; `OutputError` for a finished one, unless `finished`."""
         if (self.path / "_manifest.json").exists() and not finished:
             raise OutputError(f"{self.path}: holds a finished run", hint=_AGAIN)
-        begun = self._read("_rerank/tasks.json") or {"tasks": []}
+        begun = self._read("_rerank/tasks.json")
+        tasks = () if begun is None else self._tasks_of(begun)
         with naming(self.path):
             remove_file(self.path / "_manifest.json", self._files)  # first: without it nothing counts as complete
-            for fields in begun["tasks"]:
-                names = self.names(Task(**fields), "auto", judged=True)
+            for task in tasks:
+                names = self.names(task, "auto", judged=True)
                 for path in names.files.values():
                     remove_file(path, self._files)
                 _remove_work(names.output)
@@ -174,8 +191,8 @@ class OutputFolder:
 
     @property
     def lock_wait(self) -> float:
-        """How long a part is waited for that a machine has left which is gone."""
-        return max(self._lock_wait, _LEASES * store_log.LEASE_SECONDS) if self._log else self._lock_wait
+        """How long a part is waited for that a driver or a machine has left which is gone."""
+        return max(self._lock_wait, _LEASES * store_log.LEASE_SECONDS if self._log else _ORPHAN_SECONDS)
 
     def _is_ours(self) -> bool:
         return (self._beside / "lock").exists()
@@ -187,9 +204,24 @@ class OutputFolder:
                 return None
             try:
                 document: dict[str, Any] = json.loads(path.read_bytes())
-            except ValueError as error:
-                raise OutputError(f"{path}: is no JSON document of this program", hint="name a new folder") from error
+            except (ValueError, RecursionError) as error:
+                raise self.by_another_hand(name) from error
+        if not isinstance(document, dict):
+            raise self.by_another_hand(name)
         return document
+
+    def _tasks_of(self, begun: Mapping[str, Any]) -> tuple[Task, ...]:
+        """The parts that a document names; `OutputError` if it is by another hand."""
+        listed = begun.get("tasks")
+        if begun.get("schema") != _SCHEMA or not isinstance(listed, list) or not _is_job(begun.get("job")):
+            raise self.by_another_hand("_rerank/tasks.json")
+        if not all(map(_is_task, listed)) or len({fields["name"] for fields in listed}) < len(listed):
+            raise self.by_another_hand("_rerank/tasks.json")
+        return tuple(Task(**fields) for fields in listed)
+
+    def by_another_hand(self, name: str) -> OutputError:
+        """The refusal of a document in the folder that this program has not written."""
+        return OutputError(f"{self.path / name}: is no JSON document of this program", hint="name a new folder")
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
         path = self.path / name
@@ -202,6 +234,33 @@ class OutputFolder:
             write_whole(work, json_document(document), self._files)
             place_file(work, path, self._files)
             self._files.sync_folder(path.parent)
+
+
+def _is_name(value: object) -> bool:
+    """Whether it can be that of a part, which lies in the folder itself."""
+    return isinstance(value, str) and value == Path(value).name and not ("\0" in value or value in _NO_PARTS)
+
+
+def _is_task(fields: object) -> bool:
+    if not isinstance(fields, dict) or fields.keys() - {"limit"} != {"input", "name", "shard", "shards"}:
+        return False
+    numbers = [fields["shard"], fields["shards"], fields.get("limit")]
+    if not all(type(number) is int for number in numbers[:2]) or not (numbers[2] is None or type(numbers[2]) is int):
+        return False
+    return isinstance(fields["input"], str) and _is_name(fields["name"]) and 1 <= numbers[0] <= numbers[1]
+
+
+def _is_part(facts: object) -> bool:
+    return (
+        isinstance(facts, dict) and _is_name(facts.get("name")) and {"bytes", "modified_ns", "sha256"} <= facts.keys()
+    )
+
+
+def _is_job(document: object) -> bool:
+    if not isinstance(document, dict) or not all(isinstance(document.get(key), dict) for key in ("asked", "files")):
+        return False
+    files = document["files"].values()
+    return "plan" in document and all(isinstance(facts, dict) and facts.keys() >= _FILE_FACTS for facts in files)
 
 
 def _remove_work(out: str) -> None:

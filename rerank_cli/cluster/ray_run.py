@@ -22,6 +22,7 @@ from rerank_cli.formats.jsonl import json_document
 from rerank_cli.job.options import PAGE_SUFFIXES, JobOptions
 from rerank_cli.job.prepare import find_known
 from rerank_cli.job.run import Outcome, Watcher
+from rerank_cli.job.run_paths import files_of_folder, paths_read
 from rerank_cli.job.same_job import fingerprint_of
 from rerank_cli.job.stop import Stop
 from rerank_cli.journal import Files, Fingerprint, naming, write_file
@@ -54,8 +55,12 @@ def run_on_ray(
             if options.restart:
                 folder.clear(finished=options.overwrite)
             elif (manifest := folder.finished(fingerprint)) is not None:
+                try:
+                    outcome = _make_outcome(manifest, folder, was_done=True)
+                except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                    raise folder.by_another_hand("_manifest.json") from error
                 _write_copy(manifest, options)
-                return _make_outcome(manifest, folder, was_done=True)
+                return outcome
             _refuse_taken(options, files)
             with connected(cluster) as ray:
                 room = room_for(ray.cluster_resources(), options, cluster)
@@ -118,8 +123,14 @@ def _refuse_taken(options: JobOptions, files: Sequence[tuple[str, str]]) -> None
     for flag, path in outputs.items():
         if path is not None and path_of(path).absolute().is_relative_to(path_of(options.names.output).absolute()):
             raise UsageError(f"{flag} {path}: lies in the folder of the output", hint="write to another folder")
-    read = [path for path, _ in files] + [path for path in (options.qrels, options.texts.queries) if path]
-    refuse_outputs(outputs, read, overwrite=options.overwrite)
+    for given in options.inputs:
+        if path_of(given).is_dir() and path_of(options.names.output).resolve().is_relative_to(path_of(given).resolve()):
+            raise UsageError(
+                f"{options.names.output}: lies in {given}, whose files are the input", hint="write to another folder"
+            )
+    inputs = resolve_inputs([path for path, _ in files], options.in_format, options.shape)
+    read = paths_read(options, inputs) | files_of_folder(options.model) | files_of_folder(options.first.scorer)
+    refuse_outputs(outputs, [str(path) for path in read.values()], overwrite=options.overwrite)
 
 
 def _write_copy(manifest: Mapping[str, Any], options: JobOptions) -> None:

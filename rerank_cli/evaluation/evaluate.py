@@ -15,7 +15,7 @@ from rerank_cli.evaluation.reranked_file import RerankedFile, passage_names
 from rerank_cli.formats.inputs import STDIN, ReadOptions, resolve_inputs
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.shapes import FieldNames
-from rerank_cli.journal import Files, write_file
+from rerank_cli.journal import Files, identity_of, write_file
 from rerank_cli.records import RowError
 from rerank_cli.storage import UrlPath, path_of
 
@@ -109,14 +109,14 @@ def _notes(file: RerankedFile) -> Iterator[str]:
 
 def refuse_outputs(outputs: Mapping[str, str | None], read: Iterable[str], *, overwrite: bool) -> None:
     """Outputs that exist, lie in no folder, or are one file with another one. read: the files that are inputs."""
-    taken = {path_of(path).resolve() for path in read}
+    taken = {identity_of(path_of(path)) for path in read}
     for name, path in outputs.items():
         if path is None:
             continue
         final = path_of(path)
-        if final.resolve() in taken:
+        if identity_of(final) in taken:
             raise UsageError(f"{name} {path}: is an input or another output")
-        taken.add(final.resolve())
+        taken.add(identity_of(final))
         if not isinstance(final, UrlPath) and not final.parent.is_dir():
             raise OutputError(f"{path}: cannot be written: its folder does not exist")
         if final.is_dir():

@@ -112,8 +112,9 @@ def run_job(
             read |= {f"first {name}": path for name, path in model_files(first.checkpoint).items()}
         watch.only(read)
         paths = RunPaths(
-            names, read, folders=folders_of(inputs), model=known.checkpoint.path, overwrite=options.overwrite
-        )
+            names, read, folders=folders_of(inputs), store=options.store, overwrite=options.overwrite,
+            models=[one.checkpoint.path for one in (known, first) if one and one.checkpoint],
+        )  # fmt: skip
         may_continue = can_be_reread(inputs) and names.output != STDOUT
         asked = None
         if may_continue and not options.restart:

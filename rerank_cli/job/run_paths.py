@@ -4,7 +4,8 @@ A path is what it leads to: device and inode where there is a file, the real pat
 other spellings are the same path. Refused are, each by name:
 
 * a file that is written over one that is read (inputs, texts, judgements, template, profiles, model, standard input),
-  or into the folder of the model under a name that a model reads; an image, which may be one that a row names;
+  or into the folder of a model under a name that a model reads, or into the store of scores; an image, which may be one
+  that a row names;
 * two outputs in one file, an output in the work folder of the run, an input out of it;
 * standard output that goes into a file that is read (`>> in.jsonl`);
 * a folder that is not there or cannot be written to, a name that is too long, a pipe that nobody reads;
@@ -27,7 +28,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import OutputError, UsageError
 from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.job.options import STDOUT, JobOptions, Names
-from rerank_cli.journal import Job, is_special, naming
+from rerank_cli.journal import Identity, Job, identity_of, is_special, naming
 from rerank_cli.journal.placing import open_special
 from rerank_cli.storage import UrlPath, is_url, path_of
 from rerank_cli.storage.upload import refuse_unwritable
@@ -45,8 +46,6 @@ _PART_SUFFIX = ".12345678.part"  # of a copy beside a final name (`journal/placi
 
 _KEYS_OF_BAD_ROWS = {"file", "row", "id", "error"}
 _FIRST_LINE_BYTES = 2**20
-
-Identity = tuple[int, int] | str
 
 
 def paths_read(options: JobOptions, inputs: Sequence[Input]) -> dict[str, Path]:
@@ -80,8 +79,8 @@ def folders_of(inputs: Sequence[Input]) -> set[str]:
 class RunPaths:
     """The paths of one run. names: what it writes; read: what it reads, by what each is called.
 
-    model: the folder of the checkpoint. overwrite: what is there may be replaced. Raises `UsageError` or
-    `OutputError` for what is refused. Of an object it is asked once whether it is there.
+    models: the folders of the checkpoints. store: that of known scores. overwrite: what is there may be replaced.
+    Raises `UsageError` or `OutputError` for what is refused. Of an object it is asked once whether it is there.
     """
 
     def __init__(
@@ -90,19 +89,21 @@ class RunPaths:
         read: Mapping[str, Path],
         *,
         folders: Iterable[str] = (),
-        model: Path | None = None,
+        models: Sequence[Path] = (),
+        store: str | None = None,
         overwrite: bool = False,
     ) -> None:
         self._names = names
         self._overwrite = overwrite
         self._work = None if names.output == STDOUT else Job.folder_of(names.output)
-        self._read = {_identity(path): f"{name}, {path}" for name, path in read.items()}
+        self._read = {identity_of(path): f"{name}, {path}" for name, path in read.items()}
         self._read |= dict.fromkeys(_identity_of_stream(sys.stdin), "standard input")
         self._there: dict[Path, os.stat_result | None] = {}
         for kind, path in reversed(names.files.items()):
             self._refuse_unwritable(kind, path)
-            self._refuse_read(kind, path, model)
+            self._refuse_read(kind, path, models)
         self._refuse_inside(folders)
+        self._refuse_in_store(store)
         self._refuse_twice()
         self._refuse_work_folder(read)
         if names.output == STDOUT:
@@ -178,13 +179,13 @@ class RunPaths:
             elif not os.access(path, os.W_OK):
                 raise OutputError(f"{path}: cannot be written: no permission")
 
-    def _refuse_read(self, kind: str, path: Path, model: Path | None) -> None:
+    def _refuse_read(self, kind: str, path: Path, models: Sequence[Path]) -> None:
         if is_special(path):
             return
-        if what := self._read.get(_identity(path)):
+        if what := self._read.get(identity_of(path)):
             replaced = "an input" if what.startswith("input") else f"a file that the run reads ({what})"
             raise UsageError(f"{path}: would replace {replaced}", hint="write to another file")
-        if model is not None and _is_of_model(path, model):
+        if (model := next((one for one in models if _is_of_model(path, one)), None)) is not None:
             raise UsageError(f"{path}: would replace a file of the model in {model}", hint="write to another file")
         if self._there.get(path, ...) is not None and _is_image(path):
             raise UsageError(f"{path}: is an image ({_OPTIONS[kind]})", hint="write to another file")
@@ -198,12 +199,23 @@ class RunPaths:
                         f"{path}: lies in {folder}, whose files are the input", hint="write to another folder"
                     )
 
+    def _refuse_in_store(self, store: str | None) -> None:
+        if store is None:
+            return
+        folder = Path(store).expanduser().resolve()
+        there = {identity_of(path) for path in folder.iterdir()} if folder.is_dir() else set()
+        for path in self._names.files.values():
+            if isinstance(path, UrlPath):
+                continue
+            if path.resolve().is_relative_to(folder) or identity_of(path) in there:
+                raise UsageError(f"{path}: lies in {store}, the store of scores", hint="write to another folder")
+
     def _refuse_twice(self) -> None:
         seen: set[Identity] = set()
         for path in self._names.files.values():
             if is_special(path):
                 continue
-            identity = _identity(path)
+            identity = identity_of(path)
             if identity in seen:
                 raise UsageError(
                     f"{path.resolve()}: two outputs in one file",
@@ -251,17 +263,6 @@ def _is_errors_file(path: Path) -> bool:
     return isinstance(row, dict) and row.keys() >= _KEYS_OF_BAD_ROWS
 
 
-def _identity(path: Path) -> Identity:
-    """What a path leads to; a URL leads to itself."""
-    if isinstance(path, UrlPath):
-        return str(path)
-    try:
-        found = path.stat()
-    except OSError:
-        return str(path.resolve())
-    return found.st_dev, found.st_ino
-
-
 def _identity_of_stream(stream: object) -> Iterable[Identity]:
     """That of a standard stream, where it is a regular file."""
     with suppress(OSError, ValueError, AttributeError):
@@ -274,7 +275,7 @@ def _is_of_model(path: Path, model: Path) -> bool:
     """Whether a name lies in a model's folder, and is there already or is one that models have."""
     if isinstance(path, UrlPath):
         return False
-    if _identity(path.parent) != _identity(model):
+    if identity_of(path.parent) != identity_of(model):
         return path.is_file() and path.resolve().is_relative_to(model.resolve())
     return path.is_file() or path.name in _MODEL_FILES or path.name.endswith((".safetensors", ".index.json"))
 

@@ -65,13 +65,13 @@ written the same bytes. Everything that is written here goes through `files.File
 
 from __future__ import annotations
 
-from rerank_cli.journal.files import Files, WorkFile, naming
+from rerank_cli.journal.files import Files, Identity, WorkFile, identity_of, naming
 from rerank_cli.journal.fingerprint import Fingerprint, same_output, sha256_of
 from rerank_cli.journal.placing import MayReplace, feed, is_special, place_file, remove_file, write_file, write_whole
 from rerank_cli.journal.watch import Watch
 from rerank_cli.journal.work_folder import Job, Terms
 
 __all__ = [
-    "Files", "Fingerprint", "Job", "MayReplace", "Terms", "Watch", "WorkFile", "feed", "is_special", "naming",
-    "place_file", "remove_file", "same_output", "sha256_of", "write_file", "write_whole",
+    "Files", "Fingerprint", "Identity", "Job", "MayReplace", "Terms", "Watch", "WorkFile", "feed", "identity_of",
+    "is_special", "naming", "place_file", "remove_file", "same_output", "sha256_of", "write_file", "write_whole",
 ]  # fmt: skip

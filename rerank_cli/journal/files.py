@@ -259,6 +259,21 @@ def _not_ours_error(path: Path, what: str) -> OutputError:
     return OutputError(f"{path}: {what}, and was not made by this program", hint="move it away, or name another output")
 
 
+Identity = tuple[int, int] | str
+"""What a path leads to: device and inode, or the name where there is no file yet."""
+
+
+def identity_of(path: Path) -> Identity:
+    """What a path leads to; a URL leads to itself."""
+    if isinstance(path, UrlPath):
+        return str(path)
+    try:
+        found = path.stat()
+    except OSError:
+        return str(path.resolve())
+    return found.st_dev, found.st_ino
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """What the operating system says inside becomes an `OutputError` that names `path`, the file the user knows."""

@@ -19,7 +19,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rerank_cli.errors import LockedError, OutputError, RerankError
@@ -74,7 +74,7 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
         except FileNotFoundError:  # the process before us has just taken the folder away
             continue
         try:
-            mine = _try(descriptor, path)
+            mine = _try(descriptor, path, files)
             if mine and _is_found_at(descriptor, path):
                 who = _who()
                 files.truncate(descriptor, 0)
@@ -106,7 +106,7 @@ def is_lock(data: bytes) -> bool:
     return isinstance(who, dict) and {"pid", "host"} <= who.keys()
 
 
-def _try(descriptor: int, path: Path) -> bool:
+def _try(descriptor: int, path: Path, files: Files) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -114,11 +114,21 @@ def _try(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        _take_away(descriptor, path, files)
         raise OutputError(
             f"{path}: cannot be locked: the file system has no locks ({os.strerror(error.errno)})",
             hint="write to a file system that has them (a local disk, NFS with its lock service), and copy from there",
         ) from error
     return True
+
+
+def _take_away(descriptor: int, path: Path, files: Files) -> None:
+    """Remove what was just made of a lock that cannot be had: where there are no locks, nobody has this one."""
+    if os.fstat(descriptor).st_size or not _is_found_at(descriptor, path):
+        return  # of a run on a file system that had locks then
+    with suppress(OSError):
+        files.unlink(path)
+        files.rmdir(path.parent)  # if nothing else is in it
 
 
 def _is_found_at(descriptor: int, path: Path) -> bool:

@@ -53,10 +53,10 @@ def _wait_until_it_listens(head: subprocess.Popen[bytes], port: int, log: Path) 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster of four CPUs and one GPU, all of them logical."""
+    """A cluster of two CPUs and one GPU, all of them logical. Ray starts a process for each CPU when a run connects."""
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        with cluster(cpus=4, gpus=1) as address:
+        with cluster(cpus=2, gpus=1) as address:
             yield address

@@ -19,7 +19,7 @@ import pytest
 
 from rerank_cli.cli import main
 from tests.conftest import LONG, TINY_CHECKPOINT, read_lines, write_lines, write_table
-from tests.processes import Started
+from tests.processes import Started, wait_until
 from tests.torture.conftest import TEXT
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -40,16 +40,10 @@ def run(*arguments: str, code: int = 0, **settings: Any) -> str:
     return said.decode()
 
 
-def on(address: str, *more: str) -> list[str]:
-    """Two engines of one CPU on the cluster."""
+def on(address: str, *more: str, engines: int = 2) -> list[str]:
+    """Engines of one CPU on the cluster."""
     where = ["--engine", "ray", "--ray-address", address]
-    return [*where, "--device", "cpu", "--cpus-per-engine", "1", "--engines", "2", *more]
-
-
-def here(source: Path, out: Path) -> bytes:
-    """What one engine with one thread writes."""
-    run(str(source), "-o", str(out), "-q", preexec_fn=lambda: os.sched_setaffinity(0, ONE_CORE))
-    return out.read_bytes()
+    return [*where, "--device", "cpu", "--cpus-per-engine", "1", "--engines", str(engines), *more]
 
 
 def joined(folder: Path, stem: str) -> bytes:
@@ -73,12 +67,14 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(lists: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one engine with one thread writes."""
     folder = tmp_path_factory.mktemp("here")
     made = {}
     for name in ("large", "small"):
-        source = lists / f"{name}.jsonl"
         out = folder / f"{name}.jsonl"
-        run(str(source), "-o", str(out), "-q", code=3, preexec_fn=lambda: os.sched_setaffinity(0, ONE_CORE))
+        with one_core():
+            more = ["-q", "--model", str(TINY_CHECKPOINT)]
+            assert main(["rerank-file", str(lists / f"{name}.jsonl"), "-o", str(out), *more]) == 3
         made[name] = out.read_bytes()
     return made
 
@@ -96,38 +92,7 @@ def assert_whole(folder: Path, whole: dict[str, bytes]) -> dict[str, Any]:
     return manifest
 
 
-def test_a_folder_of_files_becomes_a_folder_of_the_same_bytes_once(
-    address: str, lists: Path, whole: dict[str, bytes], tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    said = run(str(lists), "-o", str(out), *on(address), code=3)
-    assert "2 of 300 rows could not be scored and are in" in said
-    manifest = assert_whole(out, whole)
-    assert manifest["cluster"] == {"engines": 2, "cpus": 1, "gpus": 0.0}
-    assert manifest["plan"]["threads"] == 1
-    errors = [row for path in sorted((out / "_rerank").glob("*.errors.jsonl")) for row in read_lines(path)]
-    assert [(row["row"], row["error"]["code"]) for row in errors] == [(8, "wrong-type")] * 2
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
-    again = run(str(lists), "-o", str(out), *on("127.0.0.1:9"))  # nobody is asked
-    assert "nothing to do" in again
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")} == before
-    assert "holds the output of another run" in run(str(lists), "-o", str(out), *on(address, "--top-n", "3"), code=4)
-
-
-def test_parquet_and_a_share_of_a_gpu(address: str, tmp_path: Path) -> None:
-    rows = [{"query": f"two roads {n}", "passages": [f"wood {n} {k}" for k in range(8)]} for n in range(60)]
-    source = write_table(tmp_path / "in.parquet", rows)
-    options = ["--engine", "ray", "--ray-address", address, "--gpus-per-engine", "0.5", "--engines", "2"]
-    said = run(source, "-o", str(tmp_path / "out"), *options, "--out-format", "jsonl")
-    assert "60 rows, 480 pairs" in said
-    manifest = json.loads((tmp_path / "out" / "_manifest.json").read_text())
-    assert manifest["cluster"] == {"engines": 2, "cpus": 1, "gpus": 0.5}
-    assert manifest["plan"]["device"] == "cpu"  # the actor has looked: Ray's GPU is logical
-    read = [json.loads(line) for line in joined(tmp_path / "out", "in").splitlines()]
-    assert [row["query"] for row in read] == [row["query"] for row in rows]
-
-
-def test_known_shapes_and_tables_are_the_same_bytes_as_here(address: str, tmp_path: Path) -> None:
+def test_known_shapes_and_tables_on_shares_of_a_gpu_are_the_same_bytes_as_here(address: str, tmp_path: Path) -> None:
     def found(n: int) -> list[dict[str, Any]]:
         return [
             {"id": f"d{k}", "title": f"Road {k}", "text": f"wood {n} {k * n % 7}", "score": "1.5"} for k in range(9)
@@ -137,6 +102,7 @@ def test_known_shapes_and_tables_are_the_same_bytes_as_here(address: str, tmp_pa
     (tmp_path / "dpr").mkdir()
     write_lines(tmp_path / "dpr" / "a.jsonl", rows[:25])
     (tmp_path / "dpr" / "b.json").write_text(json.dumps(rows[25:], indent=1))
+    write_table(tmp_path / "dpr" / "c.parquet", rows[5:20])
     (tmp_path / "csv").mkdir()
     for name, cut in (("a", rows[:25]), ("b", rows[25:])):
         lines = [
@@ -146,19 +112,24 @@ def test_known_shapes_and_tables_are_the_same_bytes_as_here(address: str, tmp_pa
         ]
         (tmp_path / "csv" / f"{name}.csv").write_text("query_id,query,doc_id,title,text\n" + "".join(lines))
     table = ("--out-format", "csv")
-    tries: list[tuple[str, tuple[str, str], tuple[str, ...]]] = [("dpr", ("a.jsonl", "b.json"), table)]
+    shares = ["--engine", "ray", "--ray-address", address, "--gpus-per-engine", "0.5", "--engines", "2"]
+    tries: list[tuple[str, list[str], tuple[str, ...]]] = [("dpr", shares, table)]
     if LONG:
-        tries += [("dpr", ("a.jsonl", "b.json"), ()), ("csv", ("a.csv", "b.csv"), table)]
-    for kind, suffixes, options in tries:
+        tries += [("dpr", on(address), ()), ("csv", on(address), table)]
+    for kind, where, options in tries:
         more = ["--text-field", "title,text", "--model", str(TINY_CHECKPOINT), "-q", *options]
         out = tmp_path / f"{kind} of ray {len(options)}"
-        run(str(tmp_path / kind), "-o", str(out), *on(address), "--text-field", "title,text", "-q", *options)
-        for name in suffixes:
-            alone = tmp_path / f"alone {len(options)} {name}.{'csv' if options else 'jsonl'}"
+        run(str(tmp_path / kind), "-o", str(out), *where, "--text-field", "title,text", "-q", *options)
+        manifest = json.loads((out / "_manifest.json").read_text())
+        assert manifest["cluster"] == {"engines": 2, "cpus": 1, "gpus": 0.5 if where is shares else 0.0}
+        assert manifest["plan"]["device"] == "cpu"  # the actor has looked: Ray's GPU is logical
+        for source in sorted((tmp_path / kind).iterdir()):
+            parts = sorted(out.glob(f"{source.name[0]}*"))
+            alone = tmp_path / f"alone {len(options)} {source.name}{parts[0].suffix}"
             with one_core():
-                assert main(["rerank-file", str(tmp_path / kind / name), "-o", str(alone), *more]) == 0
-            parts = sorted(out.glob(f"{name[0]}*"))
-            assert _put_together(parts, is_table=bool(options)) == alone.read_bytes()
+                assert main(["rerank-file", str(source), "-o", str(alone), *more]) == 0
+            if alone.suffix != ".parquet":
+                assert _put_together(parts, is_table=bool(options)) == alone.read_bytes()
 
 
 def _put_together(parts: list[Path], *, is_table: bool) -> bytes:
@@ -196,41 +167,91 @@ def until(process: subprocess.Popen[bytes], folder: Path, pattern: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("victim", ["actor", "driver"])
-def test_whoever_is_killed_at_any_moment_no_row_is_lost_and_none_doubled(
-    address: str, lists: Path, whole: dict[str, bytes], tmp_path: Path, victim: str
+def refused_as_another_run(lists: Path, out: Path) -> str:
+    """A finished folder and other options; no cluster is asked."""
+    return run(str(lists), "-o", str(out), *on("127.0.0.1:9", "--top-n", "3"), code=4)
+
+
+def test_a_folder_becomes_a_folder_of_the_same_bytes_once_though_an_actor_is_killed(
+    address: str, lists: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
-    moment = random.Random(victim)
+    moment = random.Random("actor")
     for place in range(MOMENTS):
         out = tmp_path / f"{place}"
         process = start(str(lists), "-o", str(out), *on(address, "--checkpoint-every", "0s"))
         if until(process, out, "*.job"):
             time.sleep(moment.uniform(0, 3.0))
-            killed = actors() if victim == "actor" else [process.pid]
+            killed = actors()
             for pid in moment.sample(killed, min(1, len(killed))):
                 os.kill(pid, signal.SIGKILL)
-        _, said = process.communicate(timeout=400)
-        if process.returncode != 3:
-            assert victim == "driver", said.decode()
-            assert not (out / "_manifest.json").exists()
-            while actors():  # they end with their driver
-                time.sleep(0.1)
-            run(str(lists), "-o", str(out), *on(address), code=3)
+        said = process.communicate(timeout=400)[1].decode()
+        assert process.returncode == 3, said
+        assert "2 of 300 rows could not be scored and are in" in said
+        manifest = assert_whole(out, whole)
+    assert manifest["cluster"] == {"engines": 2, "cpus": 1, "gpus": 0.0}
+    assert manifest["plan"]["threads"] == 1
+    errors = [row for path in sorted((out / "_rerank").glob("*.errors.jsonl")) for row in read_lines(path)]
+    assert [(row["row"], row["error"]["code"]) for row in errors] == [(8, "wrong-type")] * 2
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
+    assert "nothing to do" in run(str(lists), "-o", str(out), *on("127.0.0.1:9"))  # nobody is asked
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")} == before
+    assert "holds the output of another run" in refused_as_another_run(lists, out)
+    facts = json.loads((out / "_manifest.json").read_text())
+    (out / "_manifest.json").write_text(json.dumps({**facts, "counts": {"rows": 7}}))
+    assert "_manifest.json: is no JSON document of this program" in run(
+        str(lists), "-o", str(out), *on("127.0.0.1:9"), code=4
+    )
+
+
+def test_of_two_drivers_one_works_and_a_killed_one_is_continued_but_not_over_what_another_hand_made(
+    address: str, lists: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    moment = random.Random("driver")
+    for place in range(MOMENTS):
+        out = tmp_path / f"{place}"
+        there = [str(lists), "-o", str(out)]
+        process = start(*there, *on(address, "--checkpoint-every", "0s"))
+        assert until(process, out, "*.job")
+        began = time.monotonic()
+        assert "another process works on this output" in run(*there, *on(address), code=11)
+        time.sleep(max(0.0, moment.uniform(0, 3.0) + began - time.monotonic()))
+        process.kill()
+        process.communicate(timeout=100)
+        if (out / "_manifest.json").exists():
+            continue
+        # The actors of the killed one still have their parts for a moment.
+        parts = [task["name"] for task in json.loads((out / "_rerank" / "tasks.json").read_text())["tasks"]]
+        poisoned = next((out / name for name in parts if (out / name).exists()), out / parts[-1])
+        before = poisoned.read_bytes() if poisoned.exists() else None
+        poisoned.write_bytes(b"by another hand\n")
+        said = run(*there, *on(address), code=4)
+        assert f"{poisoned}: " in said
+        assert not (out / "_manifest.json").exists()
+        assert poisoned.read_bytes() == b"by another hand\n"
+        poisoned.unlink() if before is None else poisoned.write_bytes(before)
+        run(*there, *on(address, engines=1), code=3)
         assert_whole(out, whole)
 
 
-def test_a_run_is_not_continued_with_other_options(address: str, lists: Path, whole, tmp_path: Path) -> None:
+def test_a_begun_run_is_only_replaced_when_that_is_asked_for(address: str, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    for name in ("a", "b"):
+        rows: list[Any] = [{"id": n, "query": "two roads", "passages": [f"wood {n}", "yellow"]} for n in range(20)]
+        write_lines(tmp_path / "lists" / f"{name}.jsonl", [*rows, {"id": 7, "query": 7}])
     out = tmp_path / "out"
-    process = start(str(lists), "-o", str(out), *on(address, "--checkpoint-every", "0s"))
-    assert until(process, out, "*.job")
-    process.terminate()
-    _, said = process.communicate(timeout=100)
-    assert process.returncode == 143, said.decode()
-    changed = run(str(lists), "-o", str(out), *on(address, "--max-tokens", "16"), code=8)
+    there = [str(tmp_path / "lists"), "-o", str(out)]
+    too_many = run(*there, *on(address, "--max-errors", "1", engines=1), code=7)  # the bad rows of all parts
+    assert "2 rows failed, --max-errors allows 1" in too_many
+    changed = run(*there, *on(address, "--max-tokens", "16", engines=1), code=8)
     assert "`--max-tokens` was not given, is 16" in changed
-    run(str(lists), "-o", str(out), *on(address, "--max-tokens", "16", "--restart"), code=3)
-    run(str(lists), "-o", str(out), *on(address, "--restart", "--overwrite"), code=3)
-    assert_whole(out, whole)
+    process = start(*there, *on(address, "--max-tokens", "16", "--restart", engines=1))
+    wait_until(lambda: f'"pid": {process.pid},' in (out / "_rerank" / "lock").read_text(), "has no lock")
+    process.terminate()
+    said = process.communicate(timeout=100)[1].decode()
+    assert process.returncode == 143, said
+    run(*there, *on(address, "--max-tokens", "16", "--restart", engines=1), code=3)
+    assert "holds a finished run" in run(*there, *on(address, "--restart", engines=1), code=4)
+    assert len(joined(out, "").splitlines()) == 40
 
 
 HURT = """
@@ -275,8 +296,3 @@ def test_too_few_cpus_are_refused_within_seconds(tmp_path: Path, lists: Path) ->
 def test_a_cluster_that_does_not_answer_is_told(tmp_path: Path, lists: Path) -> None:
     options = ["--engine", "ray", "--ray-address", "127.0.0.1:9"]
     assert "127.0.0.1:9: no Ray cluster answers" in run(str(lists), "-o", str(tmp_path / "out"), *options, code=4)
-
-
-def test_bad_rows_of_all_parts_count_together(address: str, lists: Path, tmp_path: Path) -> None:
-    said = run(str(lists), "-o", str(tmp_path / "out"), *on(address, "--max-errors", "1"), code=7)
-    assert "2 rows failed, --max-errors allows 1" in said

@@ -223,6 +223,48 @@ def test_a_broken_list_of_parts_is_told(tmp_path: Path) -> None:
             folder.tasks(fingerprint())
 
 
+def _begun(**changes: object) -> dict[str, object]:
+    task = {"input": "/in/a.jsonl", "name": "a.jsonl", "shard": 1, "shards": 1, "limit": None}
+    document = {"schema": "rerank-cli/tasks/1", "job": fingerprint().document(), "tasks": [task]}
+    if "task" in changes:
+        return {**document, "tasks": [{**task, **changes["task"]}]}  # type: ignore[dict-item]
+    return {**document, **changes}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [], 7, {}, {"tasks": []}, _begun(schema="rerank-cli/tasks/9"), _begun(tasks=None), _begun(job={}),
+        _begun(job={"asked": {}, "plan": {}, "files": {"input 1": {}}}), _begun(tasks=[{}]), _begun(tasks=["a"]),
+        *(_begun(task={"name": name}) for name in ("../victim", "/victim", "..", "", "_rerank", "a\0", None, "a/b")),
+        *(_begun(task={"shard": shard}) for shard in (0, 2, "1", True)), _begun(task={"more": 1}),
+    ],
+)  # fmt: skip
+def test_a_list_of_parts_by_another_hand_is_refused_and_nothing_outside_is_removed(
+    tmp_path: Path, document: object
+) -> None:
+    victim = tmp_path / "victim"
+    victim.touch()
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        (folder.path / "_rerank" / "tasks.json").write_text(json.dumps(document))
+        for read in (lambda: folder.tasks(fingerprint()), lambda: folder.clear(finished=True)):
+            with pytest.raises(OutputError, match=r"tasks\.json: is no JSON document of this program"):
+                read()
+        (folder.path / "_manifest.json").write_text(json.dumps(document))
+        with pytest.raises(OutputError, match=r"_manifest\.json: is no JSON document of this program"):
+            folder.finished(fingerprint())
+    assert victim.exists()
+
+
+def test_a_link_in_place_of_the_folder_beside_the_parts_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_rerank").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match="_rerank: is a link"), OutputFolder(str(tmp_path / "out")):
+        pass
+    assert not list((tmp_path / "victim").iterdir())
+
+
 def test_the_tasks_file_is_readable_json(tmp_path: Path) -> None:
     with OutputFolder(str(tmp_path / "out")) as folder:
         folder.begin(TASKS, fingerprint())

@@ -57,29 +57,6 @@ def link(kind: str, target: Path, name: Path) -> Path:
     return name
 
 
-@pytest.mark.parametrize("kind", ["same", "dots", "symlink", "hard link"])
-@pytest.mark.parametrize("flag", ["--errors", "--report", "-o"])
-@pytest.mark.parametrize("victim", ["--template", "--profile", "model"])
-def test_what_a_run_reads_is_never_written(
-    tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], kind: str, flag: str, victim: str
-) -> None:
-    shutil.copytree(TINY_CHECKPOINT, tmp_path / "model")
-    read = tmp_path / "read.toml"
-    if victim == "model":
-        read, given = tmp_path / "model" / "config.json", []
-    else:
-        profiles = next((ROOT / "profiles").glob("*.toml"))
-        read.write_bytes(profiles.read_bytes() if victim == "--profile" else b"{query} {passage}")
-        given = [victim, str(read)]
-    before = read.read_bytes()
-    written = link(kind, read, tmp_path / "other.jsonl")
-    arguments = ["score", str(source), "--overwrite", "--model", str(tmp_path / "model"), *given, flag, str(written)]
-    code = main([*arguments, *(() if flag == "-o" else ("-o", str(tmp_path / "out.jsonl")))])
-    assert code in (2, 4), capsys.readouterr().err
-    assert "would replace a file" in capsys.readouterr().err or code == 2
-    assert read.read_bytes() == before
-
-
 @pytest.mark.parametrize("flag", ["--errors", "--report"])
 def test_a_file_that_is_there_is_not_replaced_unasked(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str], flag: str

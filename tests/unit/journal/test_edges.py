@@ -53,6 +53,12 @@ def test_a_file_system_without_locks_is_refused_with_a_sentence(
     with pytest.raises(OutputError, match="lock: cannot be locked: the file system has no locks") as caught:
         take_lock(tmp_path / "job" / "lock", out=tmp_path, wait=0, files=Files())
     assert "a local disk" in str(caught.value.hint)
+    assert not (tmp_path / "job").exists()
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "lock").write_text('{"pid": 1, "host": "h"}')  # of a run when there were locks
+    with pytest.raises(OutputError, match="cannot be locked"):
+        take_lock(tmp_path / "job" / "lock", out=tmp_path, wait=0, files=Files())
+    assert (tmp_path / "job" / "lock").stat().st_size
     monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
         take_lock(tmp_path / "job" / "lock", out=tmp_path, wait=0, files=Files())
