@@ -15,6 +15,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+AS_QUICK = {"RAY_worker_niceness": "0"}
+"""Variables of Ray. Its workers have the lowest claim on a CPU by default, and wait for minutes where tests run beside
+them."""
+
 
 @contextmanager
 def cluster(*, cpus: int, gpus: int = 0, logs: str | None = None) -> Iterator[str]:
@@ -30,7 +34,7 @@ def cluster(*, cpus: int, gpus: int = 0, logs: str | None = None) -> Iterator[st
             "--disable-usage-stats", f"--temp-dir={folder}", "--object-store-memory=100000000",
         ]  # fmt: skip
         log = stack.enter_context((Path(folder) / "start.log").open("wb"))
-        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **AS_QUICK})
         try:
             _wait_until_it_listens(head, port, Path(log.name))
             yield f"127.0.0.1:{port}"

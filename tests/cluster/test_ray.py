@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.cli import main
+from tests.cluster.conftest import AS_QUICK
 from tests.conftest import LONG, TINY_CHECKPOINT, read_lines, write_lines, write_table
 from tests.processes import Started, wait_until
 from tests.torture.conftest import TEXT
@@ -275,7 +276,7 @@ def test_a_row_that_kills_its_worker_is_an_error_after_three_tries(tmp_path: Pat
     source = write_lines(tmp_path / "in.jsonl", rows)
     options = ["--engine", "ray", "--cpus-per-engine", "1", "--engines", "1"]  # on a cluster that the run starts
     out = tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hurt")}
+    environment = {**os.environ, **AS_QUICK, "PYTHONPATH": str(tmp_path / "hurt")}
     said = run(source, "-o", str(out), *options, code=3, env=environment)
     assert "1 passage of a list that is ranked without it could not be scored" in said
     assert "was lost (killed by SIGKILL" in said
