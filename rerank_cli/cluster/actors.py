@@ -96,6 +96,7 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
     if address is None:
         cores = usable_cores()
         _refuse_too_many(cluster.engines or 1, "CPU", cluster.cpus or 1, cores)  # before seconds are spent on a start
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default whatever else runs here goes before the engines
         settings |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         if "RAY_AUTH_MODE" not in os.environ:  # of this run alone; Ray itself would leave one in the home folder
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -338,7 +338,7 @@ def _child(asked: Asked, path: Path) -> None:
     code = 1
     with path.open("w") as log:
         os.dup2(log.fileno(), 2)
-        faulthandler.dump_traceback_later(_HANGS_AFTER, exit=True, file=log)  # code 1, and where it hangs
+        faulthandler.dump_traceback_later(_hangs_after(), exit=True, file=log)  # code 1, and where it hangs
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # before the run listens, and behind it
         signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
@@ -354,6 +354,11 @@ def _child(asked: Asked, path: Path) -> None:
                 traceback.print_exc(file=log)
                 log.flush()
             os._exit(code)
+
+
+def _hangs_after() -> float:
+    """Seconds after which a run hangs; more on a machine on which others wait for a CPU."""
+    return _HANGS_AFTER * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def _started(asked: Asked, log: Path) -> Callable[[], dict[str, Any]]:
