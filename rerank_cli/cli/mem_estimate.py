@@ -12,11 +12,11 @@ import typer
 
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, say, write
 from rerank_cli.cli.declare import BESIDE, MODEL, POINT, ROOM, ROWS, option, takes, values_into
-from rerank_cli.cli.libraries import told_what_is_missing
 from rerank_cli.cli.options import OF_RUNS, ONE_MODEL
 from rerank_cli.cli.parsers import UNITS, devices
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
 from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError
+from rerank_cli.machine.libraries import told_what_is_missing
 from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 

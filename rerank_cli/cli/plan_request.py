@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import typer
 
 from rerank_cli.cli.declare import decided_by, declared_options, values_into
-from rerank_cli.cli.libraries import missing_library
 from rerank_cli.errors import UsageError
+from rerank_cli.machine.libraries import missing_library
 from rerank_cli.planning.choices import Precision, ProfileRequest, parse_device
 
 if TYPE_CHECKING:

@@ -212,7 +212,7 @@ def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, 
 
 def _next_command(model: str | None, *, here: bool) -> str:
     """What runs by this plan, on a file of the user's; on this machine first of all what installs a missing torch."""
-    from rerank_cli.cli.libraries import install_command, missing_packages
+    from rerank_cli.machine.libraries import install_command, missing_packages
 
     if here and (missing := missing_packages()):
         return install_command(missing)

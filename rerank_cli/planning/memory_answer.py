@@ -23,6 +23,7 @@ from rerank_cli.machine.cpu import detect_cpu, usable_cores
 from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.gpu_names import speed_of
+from rerank_cli.machine.libraries import missing_library
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest, ProfileRequest, least_overlap
 from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json, why_no_time
@@ -64,9 +65,9 @@ class PlannedRun:
 class MemoryAnswer:
     """The rows and what they are about.
 
-    method: `closed form`, or `tracker` for a model that transformers runs. file: pairs and lengths of a file. times:
-    what the pairs of a file, or a million of each length, take on a card that is known by name. first: the cheap
-    scorer. run: on the CPU of this machine.
+    method: `closed form`, or `tracker` for one that transformers runs, if torch is there. file: pairs and lengths of a
+    file. times: what the pairs of a file, or a million of each length, take on a card that is known by name. first: the
+    cheap scorer. run: on the CPU of this machine.
     """
 
     known: KnownModel
@@ -176,7 +177,16 @@ def answer_memory(
         rows = _follow_first(rows, question, question.first, first, tools)
     answer = MemoryAnswer(known, request, question, rows, file=file, published=published, first=first)
     if model is not None and model.shape.forward == "padded":
-        answer = replace(answer, rows=tools.followed(rows, question, known.checkpoint), method="tracker")
+        try:
+            answer = replace(answer, rows=tools.followed(rows, question, known.checkpoint), method="tracker")
+        except ModuleNotFoundError as error:
+            missing = missing_library(error)
+            if missing is None:
+                raise
+            notes = (
+                *notes,
+                f"reckoned from the shape alone, as transformers' forward could not be followed: {missing.message}",
+            )
     if place.cpu:
         answer = _with_run(answer)
     answer = replace(answer, times=tuple(_times(answer)))

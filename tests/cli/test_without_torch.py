@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+GOLDENS = ROOT / "tests" / "parity"
 PLANNING = ("typer", "rich", "numpy", "nvidia-ml-py")
 SCRIPT = """
 import contextlib, io, json, sys
@@ -23,6 +24,10 @@ for arguments in json.load(sys.stdin):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
     answers.append([code, out.getvalue(), err.getvalue()])
+try:
+    from rerank_cli import Reranker
+except ImportError as error:
+    answers.append([0, f"{type(error).__name__}: {error}", ""])
 heavy = sorted({"torch", "transformers", "tokenizers", "pandas", "pyarrow"} & set(sys.modules))
 print(json.dumps({"answers": answers, "heavy": heavy}))
 """
@@ -33,6 +38,8 @@ WORK = [
     ["profile-select", "--model", "nvidia/llama-nemotron-rerank-1b-v2", "--gpu", "H100", "--explain"],
     ["mem-estimate", "--format", "text"],
     ["mem-estimate", "--gpu", "8.9:24GB", "--solve", "batch-size", "--format", "json"],
+    ["mem-estimate", "--model", str(GOLDENS / "deberta-ce-open" / "checkpoint"), "--format", "json"],
+    ["mem-estimate", "--model", str(GOLDENS / "zerank2-open" / "checkpoint"), "--format", "json"],
     ["version", "--verbose"],
     ["rerank-file", "--help-all"],
 ]  # fmt: skip
@@ -97,7 +104,7 @@ def test_planning_works_and_loads_nothing_else(answers: dict[str, Any]) -> None:
 
 
 def test_everything_else_ends_in_one_sentence_with_the_command_that_helps(answers: dict[str, Any]) -> None:
-    for arguments, (code, out, err) in zip(DO_NOT, answers["answers"][len(WORK) :], strict=True):
+    for arguments, (code, out, err) in zip(DO_NOT, answers["answers"][len(WORK) : -1], strict=True):
         (line,) = err.splitlines()
         assert code == 2, arguments
         told = re.fullmatch(r"error: (\S+) is not installed: `(.+ install .+)`", line)
@@ -111,3 +118,7 @@ def test_a_plan_without_torch_names_what_to_install_as_the_next_command(answers:
     _, out, _ = answers["answers"][0]
     assert "next: " in out
     assert re.search(r" install .*\btorch\b", out.rpartition("next: ")[2])
+
+
+def test_the_library_says_the_same_where_it_is_imported(answers: dict[str, Any]) -> None:
+    assert re.fullmatch(r"ImportError: (\S+) is not installed: `.+ install .*\btorch\b.*`", answers["answers"][-1][1])
