@@ -197,6 +197,8 @@ def main() -> None:
     first, _ = cheap.score(encoded)  # in every call: it calibrates
     if sums.rule is None:
         sums.rule, sums.done = make_rule(asked, [(first, dear.score(encoded)[0])]).state, 1
+        if given.log:
+            given.log.write_text(json.dumps(asdict(sums)))
     while sums.done < len(lists) and (time.perf_counter() < until or not sums.pairs):
         measure_list(sums, cheap, dear, *lists[sums.done], timed=sums.done <= given.timed)
         if given.log:
