@@ -175,6 +175,22 @@ def test_nothing_is_wider_than_the_screen(chromium: Any, report: Path, width: in
     assert wider == []
 
 
+def test_an_evaluation_is_no_wider_than_a_phone_a_tablet_and_paper(chromium: Any, report: Path) -> None:
+    page = report.with_name("evaluation.html")
+    scored = str(report.with_name("out.jsonl"))
+    shutil.copy(scored, other := str(report.with_name("other.jsonl")))
+    asked = ["evaluate", scored, other, "--qrels", str(report.with_name("qrels.txt")), "-q", "--overwrite"]
+    assert main([*asked, "-o", str(page)]) == 0
+    for media, width in (("", SIZES["phone"]), ("", SIZES["tablet"]), ("print", 680)):  # A4 less its margins
+        show(chromium, page, width=width)
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+        wide = """
+            return [...document.querySelectorAll('table')].filter(found =>
+                (arguments[0] || !found.closest('.scroll')) && found.getBoundingClientRect().right > innerWidth + 1
+            ).map(found => found.outerHTML.slice(0, 300))"""
+        assert chromium.execute_script(wide, media) == [], (media, width)  # paper cannot be scrolled
+
+
 def test_charts_are_as_wide_as_their_place_and_have_labels(chromium: Any, report: Path) -> None:
     show(chromium, report, width=SIZES["phone"])
     charts = chromium.execute_script(
