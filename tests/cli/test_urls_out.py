@@ -12,6 +12,7 @@ from rerank_cli.cli import main
 from rerank_cli.errors import LockedError
 from rerank_cli.journal import store_log
 from rerank_cli.storage import UrlPath
+from rerank_cli.storage.object_store import ObjectStore
 from tests.stores import KEY_ID, SECRET, Bucket
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -52,6 +53,24 @@ def test_the_same_bytes_as_on_a_disk(
     assert report["errors_file"] == bucket.url(f"a/out{suffix}.errors.jsonl")
     assert not list(own_cache.rglob("*.job"))
     assert not bucket.uploads()
+
+
+def test_each_checkpoint_is_one_put(
+    bucket: Bucket, source: Path, tiny_model: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, puts = ObjectStore.put_new, list[str]()
+
+    def counted(store: ObjectStore, key: str, *given: Any) -> Any:
+        puts.append(key)
+        return put(store, key, *given)
+
+    monkeypatch.setattr(ObjectStore, "put_new", counted)
+    assert _run(source, bucket.url("a/out.jsonl"), tiny_model, "--checkpoint-every", "1h") == 3
+    assert puts == [f"a/out.jsonl.job/{number:08d}" for number in range(4)]  # the lock, the first, the last, the end
+    puts.clear()
+    assert _run(source, bucket.url("b/out.jsonl"), tiny_model, "--checkpoint-every", "0s") == 3
+    windows = 3  # of 512 pairs
+    assert len(puts) <= windows + 4
 
 
 def test_what_is_done_is_not_done_again_and_not_replaced_unasked(
