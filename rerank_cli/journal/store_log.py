@@ -121,6 +121,7 @@ class StoreLog:
         self._next = 0
         self._before: str | None = None  # the run whose the entry before the next one is; None where it may go
         self._lost = False
+        self._is_new = False  # there was no entry when this run took the lock
         self._shipped: dict[str, int] = {}
         self._said_at = clock()
         self._turn = threading.Lock()
@@ -151,6 +152,7 @@ class StoreLog:
             holder = None if entry is None or entry.kind in ("release", "placed") else entry.header
             if holder is None or self._is_dead(holder, found, last):
                 self._next = 0 if last is None else last + 1
+                self._is_new = last is None
                 self._before = None if entry is None or entry.kind == "placed" else entry.header["run"]
                 if entry is not None and entry.kind != "placed" and isinstance(entry.header.get("job"), str):
                     self.job = entry.header["job"]
@@ -186,6 +188,8 @@ class StoreLog:
 
     def restore(self, folder: Path) -> None:
         """Play the log back into an empty folder."""
+        if self._is_new:
+            return
         found = self._objects()
         for number in sorted(number for number in found if isinstance(number, int)):
             entry = self._read(number, found[number])
@@ -341,6 +345,7 @@ class StoreLog:
             self._beating.join()
 
     def _beat(self) -> None:
+        self._store.get_ready()
         while not self._ended.wait(LEASE_SECONDS / _BEATS / 4):
             if self._clock() - self._said_at < LEASE_SECONDS / _BEATS:
                 continue

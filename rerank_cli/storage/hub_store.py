@@ -115,6 +115,9 @@ class HubStore:
         """Not done."""
         self._refuse(key)
 
+    def get_ready(self) -> None:
+        """See `Store`: nothing."""
+
     def drop_uploads(self, key: str) -> int:
         """See `Store`."""
         return 0

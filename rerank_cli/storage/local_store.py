@@ -88,6 +88,9 @@ class LocalStore:
         path.with_name(_FACTS + path.name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
+    def get_ready(self) -> None:
+        """See `Store`: nothing."""
+
     def drop_uploads(self, key: str) -> int:
         """See `Store`."""
         begun = [

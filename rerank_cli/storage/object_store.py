@@ -290,6 +290,11 @@ class ObjectStore:
         except Exception as error:  # noqa: BLE001 (botocore's failures have no common kind but this; the first one counts)
             del error
 
+    def get_ready(self) -> None:
+        """See `Store`: botocore reads its description of S3 for half a second."""
+        if self._is_s3:
+            _ = self._client
+
     def drop_uploads(self, key: str) -> int:
         """See `Store`."""
         if not self._is_s3:  # Azure drops blocks after a week; obstore cannot ask GCS

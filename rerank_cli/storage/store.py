@@ -67,6 +67,9 @@ class Store(Protocol):
     def drop_uploads(self, key: str) -> int:
         """Take away the parts of uploads to `key` that nobody has completed; returns of how many."""
 
+    def get_ready(self) -> None:
+        """Make what the last calls of a run need, in a thread of its own, while the run computes."""
+
 
 class StoreError(InputError, OSError):
     """A call that failed for good. It names its object: it can be shown where nobody has caught it as an `OSError`."""
