@@ -289,7 +289,7 @@ class Runs:
 
 def _run(asked: Asked, log: Any) -> int:
     from rerank_cli.errors import RerankError
-    from rerank_cli.formats.choices import Texts
+    from rerank_cli.formats.choices import Teacher, Texts
     from rerank_cli.formats.shapes import FieldNames, Selection
     from rerank_cli.job.options import ErrorLimit, First, JobOptions, Names
     from rerank_cli.job.run import Watcher, run_job
@@ -302,6 +302,7 @@ def _run(asked: Asked, log: Any) -> int:
         "fields": FieldNames,
         "request": ProfileRequest,
         "texts": Texts,
+        "teacher": Teacher,
         "first": First,
     }
     fields |= {name: make(**fields[name]) for name, make in made.items() if name in fields}
