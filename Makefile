@@ -86,7 +86,7 @@ $(VENV)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-$(VENV)/installed: $(VENV)/python pyproject.toml hatch_build.py rerank_cli/models/tiles.cpp
+$(VENV)/installed: $(VENV)/python pyproject.toml hatch_build.py rerank_cli/models/amx.cpp
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable .
 	touch $@
 

@@ -1,10 +1,10 @@
-"""Compiles `rerank_cli/models/tiles.cpp` when the package is built or installed from its source.
+"""Compiles `rerank_cli/models/amx.cpp` when the package is built or installed from its source.
 
 The library goes into the wheel, which is then one for Linux on x86-64. Where there is no compiler, or another machine,
 or the compiler refuses, the wheel is one for any machine and runs by torch's kernels: an installation never fails for
 it. Nothing is compiled where the program runs.
 
-    python hatch_build.py        compiles into the source tree, after a change of tiles.cpp
+    python hatch_build.py        compiles into the source tree, after a change of amx.cpp
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ try:
 except ModuleNotFoundError:  # as a program it needs no hatchling
     BuildHookInterface = object  # type: ignore[assignment, misc]
 
-SOURCE = "rerank_cli/models/tiles.cpp"
-LIBRARY = "rerank_cli/models/_tiles.so"
+SOURCE = "rerank_cli/models/amx.cpp"
+LIBRARY = "rerank_cli/models/_amx.so"
 _FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-shared", "-s", "-pthread", "-fvisibility=hidden",
     "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
@@ -35,14 +35,14 @@ _FLAGS = [
 ]  # fmt: skip
 
 
-class TilesHook(BuildHookInterface):  # type: ignore[type-arg, unused-ignore]
+class AmxHook(BuildHookInterface):  # type: ignore[type-arg, unused-ignore]
     """What hatchling calls."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and say what the wheel then is. version: `standard` or `editable`."""
         if self.target_name != "wheel":
             return
-        if why := compile_tiles(Path(self.root)):
+        if why := compile_amx(Path(self.root)):
             self.app.display_warning(f"{SOURCE} is not compiled, torch's kernels run: {why}")
             return
         build_data["artifacts"].append(LIBRARY)
@@ -50,7 +50,7 @@ class TilesHook(BuildHookInterface):  # type: ignore[type-arg, unused-ignore]
         build_data["tag"] = "py3-none-linux_x86_64"
 
 
-def compile_tiles(root: Path) -> str | None:
+def compile_amx(root: Path) -> str | None:
     """Make the library of the tree at `root` anew; returns why not, and then there is none."""
     why = _compile(root)
     if why:
@@ -67,7 +67,7 @@ def _compile(root: Path) -> str | None:
         return "there is no C++ compiler (g++, clang++, or CXX)"
     digest = hashlib.sha256((root / SOURCE).read_bytes()).hexdigest()
     try:
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix=".tiles-") as scratch:
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix=".amx-") as scratch:
             made = Path(scratch) / library.name
             command = [*compiler, *_FLAGS, f'-DSOURCE="{digest}"', SOURCE, "-o", str(made)]
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
@@ -80,4 +80,4 @@ def _compile(root: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(compile_tiles(Path(__file__).parent))
+    sys.exit(compile_amx(Path(__file__).parent))

@@ -93,7 +93,7 @@ def class_of(architecture: str) -> Callable[..., Any]:
 def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> RerankModel:
     """Load a checkpoint's weights onto `device` in `precision`.
 
-    attention: `runs`, `products`, `tiles` or `varlen` (see `attention.py`); what the padded fallback does is
+    attention: `runs`, `products`, `amx` or `varlen` (see `attention.py`); what the padded fallback does is
     transformers' own affair.
     Raises `ModelError` where the checkpoint is not a reranker that this program can score rightly.
     """

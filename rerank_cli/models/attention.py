@@ -6,7 +6,7 @@ Kinds (a `Plan` names one):
   On a CPU this is torch's flash kernel; no mask is built.
 * `products`: the same for bfloat16 on a CPU by matrix products (`product_attention.py`), where those are faster
   (`planning/cpu_kernels.py`). What they do not take, long pairs and other dtypes, goes by runs.
-* `tiles`: part of a kernel for whole layers (`tiles.py`); what it leaves to torch goes by runs.
+* `amx`: part of a kernel for whole layers (`amx.py`); what it leaves to torch goes by runs.
 * `varlen`: the kernel of `torch.nn.attention.varlen`, one launch for the whole batch. CUDA, compute capability 8.0 and
   up, fp16 or bf16.
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rerank_cli.models.packed import PackedBatch, Run
 from rerank_cli.models.product_attention import LONGEST, attend_by_products
-from rerank_cli.planning.cpu_kernels import TILES
+from rerank_cli.planning.cpu_kernels import AMX
 from rerank_cli.planning.memory import takes_varlen
 
 _BLOCK = 256  # queries of a block of windowed attention
@@ -186,7 +186,7 @@ def _varlen_kernel(
 
 def attention_kind(asked: str, head_size: int) -> str:
     """`asked`, or `runs` where the varlen kernel does not take heads of this size, or whole layers are one kernel."""
-    return "runs" if asked == TILES or (asked == "varlen" and not takes_varlen(head_size)) else asked
+    return "runs" if asked == AMX or (asked == "varlen" and not takes_varlen(head_size)) else asked
 
 
 def varlen_runs(device: torch.device, dtype: torch.dtype) -> bool:

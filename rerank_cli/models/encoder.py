@@ -16,7 +16,7 @@ adapters, pooled embeddings) is refused.
 Where the head reads [CLS] alone, the last layer is computed for it alone (`first_token.py`). The result is the same; a
 sixth of a 6-layer model's work falls away.
 
-In bfloat16 on a CPU with tiles all other layers are one kernel (`tiles.py`), where the plan says so and it is here.
+In bfloat16 on a CPU with tiles all other layers are one kernel (`amx.py`), where the plan says so and it is here.
 
 Source of the maths: transformers' modeling_bert.py, modeling_xlm_roberta.py and modeling_electra.py, against which the
 tests compare; of the flash names: its authors' conversion script and transformers' conversion_mapping.py.
@@ -34,7 +34,9 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
-from rerank_cli.machine.tiles import library, takes
+from rerank_cli.machine.amx import library, takes
+from rerank_cli.models.amx import KERNEL as AMX_KERNEL
+from rerank_cli.models.amx import AmxLayer, AmxLayers
 from rerank_cli.models.attention import attend, attention_kind
 from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.head import Head, dense, score_layer
@@ -42,10 +44,8 @@ from rerank_cli.models.linear import BLOCK_ROWS, Linear, activation, linear_kind
 from rerank_cli.models.module_head import prefix_of_names, read_module_head
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.tiles import KERNEL as TILES_KERNEL
-from rerank_cli.models.tiles import TilesLayer, TilesLayers
 from rerank_cli.models.weights import WeightReader, open_weights
-from rerank_cli.planning.cpu_kernels import TILES
+from rerank_cli.planning.cpu_kernels import AMX
 from rerank_cli.records import EncodedPair
 
 
@@ -147,7 +147,7 @@ class EncoderCrossEncoder:
         kind = linear_kind(device, dtype)
         self._kind: Callable[..., Linear] = kind
         self.kernels = f"linear layers: {kind.kernel}; attention: {self._attention}"
-        self._tiles: TilesLayers | None = None
+        self._amx: AmxLayers | None = None
         self._kind_of_names = family_of(checkpoint.architecture).forward
         self._padding_id = checkpoint.integer("pad_token_id", 1) if self._kind_of_names == "roberta" else None
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
@@ -165,9 +165,9 @@ class EncoderCrossEncoder:
                 self._widen = self._linear(weights, widen, shape.embedding, shape.hidden)
             names = [self.layer_name(number) for number in range(shape.layers)]
             whole, last = (names[:-1], names[-1]) if self._head.first_token_only else (names, None)
-            if whole and attention == TILES and dtype == torch.bfloat16 and self._tiles_take_it():
-                self._tiles = self._read_tiles(weights, whole)
-                self.kernels = f"layers: {TILES_KERNEL}; beside them {self.kernels}"
+            if whole and attention == AMX and dtype == torch.bfloat16 and self._amx_takes_it():
+                self._amx = self._read_amx(weights, whole)
+                self.kernels = f"layers: {AMX_KERNEL}; beside them {self.kernels}"
                 whole = []
             self._attentions = [self._qkv(weights, name) for name in whole]
             self._last_attention = self._first_token_attention(weights, last) if last else None
@@ -178,8 +178,8 @@ class EncoderCrossEncoder:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
         x = self._embed(batch)
-        if self._tiles is not None:
-            self._tiles.run(x, batch.lengths, threads=torch.get_num_threads())
+        if self._amx is not None:
+            self._amx.run(x, batch.lengths, threads=torch.get_num_threads())
         by_blocks = x.device.type == "cpu" and x.dtype == torch.bfloat16
         for qkv, rest in zip(self._attentions, self._rests, strict=False):
             if by_blocks:
@@ -215,15 +215,15 @@ class EncoderCrossEncoder:
         q, k, v = qkv(x).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
         return attend(q, k, v, batch, kind=self._attention)
 
-    def _tiles_take_it(self) -> bool:
+    def _amx_takes_it(self) -> bool:
         shape = self._shape
         sizes = {"hidden": shape.hidden, "inner": shape.intermediate, "heads": shape.heads}
         return takes(**sizes, activation=shape.activation) and library() is not None
 
-    def _read_tiles(self, weights: WeightReader, names: Sequence[str]) -> TilesLayers:
+    def _read_amx(self, weights: WeightReader, names: Sequence[str]) -> AmxLayers:
         """Layers of these names for the kernel."""
         hidden, inner, parts = self._shape.hidden, self._shape.intermediate, self._names
-        layers = TilesLayers(
+        layers = AmxLayers(
             layers=len(names), hidden=hidden, inner=inner, heads=self._shape.heads, epsilon=self._shape.epsilon
         )
 
@@ -232,7 +232,7 @@ class EncoderCrossEncoder:
 
         for name in names:
             layers.add(
-                TilesLayer(
+                AmxLayer(
                     qkv=self._projections(weights, name),
                     out=read(f"{name}.{parts.attention_out}", hidden, hidden),
                     attention_norm=read(f"{name}.{parts.attention_norm}", hidden),

@@ -11,17 +11,17 @@ torch's flash kernel multiplies by oneDNN's blocks where there are tiles and by 
 benchmarks.attention` tries both on the machine at hand and says whether this table is right there.
 
 Whole layers of a BERT-like encoder in bfloat16 are one kernel of our own where there are tiles and the library is here
-(`models/tiles.py`): 2 to 3 times as fast as torch's. In the plan and the journal it stands as the kind of attention.
+(`models/amx.py`): 2 to 3 times as fast as torch's. In the plan and the journal it stands as the kind of attention.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from rerank_cli.machine import tiles
+from rerank_cli.machine import amx
 from rerank_cli.machine.cpu import Cpu
 
-TILES = "tiles"
+AMX = "amx"
 """The kind of attention that is part of a kernel for whole layers."""
 
 
@@ -50,13 +50,13 @@ def cpu_attention(cpu: Cpu, precision: str, shape: LayerShape | None = None) -> 
 
     shape: of the model, None where it is not known.
     """
-    if precision == "bf16" and shape and _tiles_take(shape) and tiles.runs_on(cpu):
-        return TILES
+    if precision == "bf16" and shape and _amx_takes(shape) and amx.runs_on(cpu):
+        return AMX
     return "products" if precision in ("bf16", "int8") and cpu.has_bf16 and not cpu.has_amx else "runs"
 
 
-def _tiles_take(shape: LayerShape) -> bool:
-    return tiles.takes(hidden=shape.hidden, inner=shape.intermediate, heads=shape.heads, activation=shape.activation)
+def _amx_takes(shape: LayerShape) -> bool:
+    return amx.takes(hidden=shape.hidden, inner=shape.intermediate, heads=shape.heads, activation=shape.activation)
 
 
 def cheaper_precisions(cpu: Cpu) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from rerank_cli.machine.cuda_visible import apply_visibility
 from rerank_cli.machine.detect import Machine, torch_warnings
 from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
 from rerank_cli.planning.choices import ProfileRequest
-from rerank_cli.planning.cpu_kernels import TILES, cpu_attention
+from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import ModelShape, read_model_shape
 from rerank_cli.planning.profiles import (
@@ -118,7 +118,7 @@ def plan_machine(
     plan = decision.plan
     if plan.kind == "cpu":
         plan = replace(plan, attention=cpu_attention(machine.cpu, plan.precision, _layers_of(model)))
-        if plan.attention == TILES:
+        if plan.attention == AMX:
             reasons.append("layers by the kernel for AMX tiles: the CPU has them")
     return replace(
         answer,

@@ -52,7 +52,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_is_for_the_machine_of_its_library_or_else_for_any(wheel: Path) -> None:
     compiles = sys.platform == "linux" and platform.machine() == "x86_64" and shutil.which("g++")
-    assert ("rerank_cli/models/_tiles.so" in _contents(wheel)) == bool(compiles)
+    assert ("rerank_cli/models/_amx.so" in _contents(wheel)) == bool(compiles)
     machine = "linux_x86_64" if compiles else "any"
     assert wheel.name == f"rerank_cli-{__version__}-py3-none-{machine}.whl"
 
@@ -65,8 +65,8 @@ def test_without_a_compiler_the_wheel_is_for_any_machine_and_holds_no_library(tm
     shutil.copytree(ROOT / "rerank_cli", source / "rerank_cli", ignore=shutil.ignore_patterns("builtin", "__pycache__"))
     built = _build("wheel", source, out, CXX="false")
     assert built.name == f"rerank_cli-{__version__}-py3-none-any.whl"
-    assert "rerank_cli/models/tiles.cpp" in _contents(built)
-    assert "rerank_cli/models/_tiles.so" not in _contents(built)
+    assert "rerank_cli/models/amx.cpp" in _contents(built)
+    assert "rerank_cli/models/_amx.so" not in _contents(built)
 
 
 def _made(folder: Path) -> Path:

@@ -12,8 +12,8 @@ import torch
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
+from rerank_cli.machine.amx import library
 from rerank_cli.machine.cpu import usable_cores
-from rerank_cli.machine.tiles import library
 from rerank_cli.models import load_model
 from rerank_cli.models.measure import blank_checkpoint, cpu_forward_peak, measure_forward
 from rerank_cli.models.packed import pack
@@ -45,14 +45,14 @@ def test_the_built_in_model_takes_what_is_estimated(pairs: int, length: int) -> 
     assert estimated.forward == pytest.approx(measured.forward_bytes, rel=0.05)
 
 
-@pytest.mark.skipif(library() is None, reason="no AMX here, or tiles.cpp was not compiled")
+@pytest.mark.skipif(library() is None, reason="no AMX here, or amx.cpp was not compiled")
 @pytest.mark.parametrize(("pairs", "length", "threads"), [(1, 300, 1), (8, 128, 2), (40, 60, 1)])
 def test_layers_by_tiles_take_what_is_estimated(pairs: int, length: int, threads: int) -> None:
     checkpoint = read_checkpoint(locate_checkpoint(None))
-    place = Placement(cpu=True, precision="bf16", cores=threads, attention="tiles")
+    place = Placement(cpu=True, precision="bf16", cores=threads, attention="amx")
     estimated = estimate(MemoryModel.of_checkpoint(checkpoint), BatchSize.of([length] * pairs), place)
     measured = measure_forward(
-        checkpoint, [length] * pairs, device="cpu", precision="bf16", attention="tiles", threads=threads
+        checkpoint, [length] * pairs, device="cpu", precision="bf16", attention="amx", threads=threads
     )
     assert "AMX tiles" in measured.kernels
     assert estimated.forward == pytest.approx(measured.forward_bytes, rel=0.05)

@@ -13,8 +13,8 @@ from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.prepare import find_known, prepare_model
 from rerank_cli.job.score_store.logit_facts import depends_on_batch
+from rerank_cli.machine.amx import library
 from rerank_cli.machine.cpu import detect_cpu
-from rerank_cli.machine.tiles import library
 from rerank_cli.models import Calibrates, RerankModel, load_embedder, load_model
 from rerank_cli.models.embedder import Embedder
 from rerank_cli.planning.choices import ProfileRequest
@@ -92,11 +92,11 @@ def test_a_logit_of_an_encoder_is_the_same_to_the_bit_in_every_batch(goldens, na
         assert in_batches(model, pairs, size).tobytes() == alone.tobytes(), size
 
 
-@pytest.mark.skipif(library() is None, reason="no AMX here, or tiles.cpp was not compiled")
+@pytest.mark.skipif(library() is None, reason="no AMX here, or amx.cpp was not compiled")
 def test_a_logit_by_tiles_is_the_same_to_the_bit_in_every_batch():
     checkpoint = read_checkpoint(locate_checkpoint(None))
     pairs = random_pairs(checkpoint.integer("vocab_size"), count=60)
-    model = load_model(checkpoint, device="cpu", precision="bf16", attention="tiles")
+    model = load_model(checkpoint, device="cpu", precision="bf16", attention="amx")
     assert "AMX tiles" in model.kernels
     alone = in_batches(model, pairs, 1)
     assert np.unique(alone).size > 40

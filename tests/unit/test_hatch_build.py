@@ -35,18 +35,18 @@ def test_a_compiler_that_refuses_or_is_not_there_leaves_no_library(
     hook: ModuleType, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        assert "Linux on x86-64" in hook.compile_tiles(tree)
+        assert "Linux on x86-64" in hook.compile_amx(tree)
         return
     for compiler, said in (("false", "false ended with 1"), ("no-such-compiler", "no-such-compiler")):
         (tree / hook.LIBRARY).write_bytes(b"of another source")
         monkeypatch.setenv("CXX", compiler)
-        assert said in hook.compile_tiles(tree)
-        assert [path.name for path in (tree / hook.SOURCE).parent.iterdir()] == ["tiles.cpp"]
+        assert said in hook.compile_amx(tree)
+        assert [path.name for path in (tree / hook.SOURCE).parent.iterdir()] == ["amx.cpp"]
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", "")
-    assert "no C++ compiler" in hook.compile_tiles(tree)
+    assert "no C++ compiler" in hook.compile_amx(tree)
 
 
 def test_on_another_machine_nothing_is_compiled(hook: ModuleType, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert "aarch64" in hook.compile_tiles(tree)
+    assert "aarch64" in hook.compile_amx(tree)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.machine.cpu import Cpu
-from rerank_cli.planning.cpu_kernels import TILES, cpu_attention
+from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
 from rerank_cli.planning.memory.constants import (
     KNOWN_PAIR_BYTES,
     KNOWN_PAIRS,
@@ -117,12 +117,12 @@ class Placement:
             return Execution(element=element, repeats_heads=not flash, varlen=flash and takes_varlen(shape.head_size))
         llama = shape.forward in ("llama", "vl")
         products = self.attention == "products"
-        tiles = self.attention == TILES
+        amx = self.attention == AMX
         if self.precision == "int8":
             return Execution(element=_FLOAT, fused=True, products=products, threads=self.cores)
         # oneDNN's layers take float32 anywhere and bfloat16 where a CPU has it; Llama's take float32 alone.
         fused = self.precision == "fp32" or (self.precision == "bf16" and not llama)
-        return Execution(element=element, fused=fused, products=products, threads=self.cores, tiles=tiles)
+        return Execution(element=element, fused=fused, products=products, threads=self.cores, amx=amx)
 
     def fp8(self, weights: Weights) -> bool:
         """The products are in FP8 there, as `models/llama.py` and `models/linear.py` decide it."""

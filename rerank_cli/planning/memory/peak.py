@@ -40,7 +40,7 @@ _BFLOAT, _FLOAT, _INT64 = 2, 4, 8
 _WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
 _PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK = 512, 16, 256  # of attention by products (`product_attention.py`)
-_TILES_ROWS, _TILES_BLOCK, _TILES_SIDE = 512, 256, 32  # of groups, blocks and tiles (`models/tiles.cpp`)
+_AMX_ROWS, _AMX_BLOCK, _AMX_SIDE = 512, 256, 32  # of groups, blocks and tiles (`models/amx.cpp`)
 _IMAGE_CHANNELS = 3
 _SHORTEST_PAIR = 8  # tokens; the least that `--max-tokens` takes
 
@@ -117,8 +117,8 @@ class Execution:
     element: bytes of an activation. fused: the linear layers apply their activation in place (oneDNN on a CPU).
     repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
     by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
-    rounded to FP8. varlen: attention of the whole batch is one kernel. tiles: whole layers of a BERT-like encoder are
-    one kernel (`models/tiles.py`).
+    rounded to FP8. varlen: attention of the whole batch is one kernel. amx: whole layers of a BERT-like encoder are
+    one kernel (`models/amx.py`).
     """
 
     element: int = 2
@@ -128,30 +128,30 @@ class Execution:
     threads: int = 0
     fp8: bool = False
     varlen: bool = False
-    tiles: bool = False
+    amx: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class TilesGroups:
-    """How the kernel of `models/tiles.cpp` shares a batch out: the rows of a group at most, and the threads."""
+class AmxGroups:
+    """How the kernel of `models/amx.cpp` shares a batch out: the rows of a group at most, and the threads."""
 
     rows: int
     threads: int
 
 
-def tiles_groups(*, pairs: int, tokens: int, longest: int, threads: int) -> TilesGroups:
+def amx_groups(*, pairs: int, tokens: int, longest: int, threads: int) -> AmxGroups:
     """Whole pairs that a thread takes at a time: so few that they stay in its L2, and some for every thread."""
     threads = min(threads, pairs)
-    return TilesGroups(max(longest, min(_TILES_ROWS, -(-tokens // threads))), threads)
+    return AmxGroups(max(longest, min(_AMX_ROWS, -(-tokens // threads))), threads)
 
 
-def tiles_workspace(shape: ModelShape, groups: TilesGroups, longest: int) -> int:
-    """What its threads write; the same sum as `Room::lay` in `models/tiles.cpp`, which a test compares."""
+def amx_workspace(shape: ModelShape, groups: AmxGroups, longest: int) -> int:
+    """What its threads write; the same sum as `Room::lay` in `models/amx.cpp`, which a test compares."""
     h, head = shape.hidden, shape.hidden // shape.heads
-    rows, longest = (-(-count // _TILES_SIDE) * _TILES_SIDE for count in (groups.rows, longest))
-    block = min(rows, _TILES_BLOCK)
-    between = _BFLOAT * (rows * h + (rows + _TILES_SIDE) * 3 * h)  # x; queries, keys and values
-    attention = longest * (_BFLOAT * (2 * head + _TILES_SIDE) + _FLOAT * _TILES_SIDE)
+    rows, longest = (-(-count // _AMX_SIDE) * _AMX_SIDE for count in (groups.rows, longest))
+    block = min(rows, _AMX_BLOCK)
+    between = _BFLOAT * (rows * h + (rows + _AMX_SIDE) * 3 * h)  # x; queries, keys and values
+    attention = longest * (_BFLOAT * (2 * head + _AMX_SIDE) + _FLOAT * _AMX_SIDE)
     return groups.threads * (between + attention + block * (_BFLOAT * shape.intermediate + _FLOAT * h))
 
 
@@ -193,7 +193,7 @@ def input_bytes(batch: BatchSize) -> int:
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
     """The moment of attention, and others. A layer keeps its input H to its end; q, k, v are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
-    if how.tiles:  # x is written over from layer to layer; before it types, their sum with words, positions, all three
+    if how.amx:  # x is written over from layer to layer; before it types, their sum with words, positions, all three
         return e * h * t, [e * h * t * (3 if shape.forward == "roberta" else 4)]  # RoBERTa's types are one row
     attending = e * (5 * h * t + _attention_result_elements(h, batch, how))  # input, q, k, v, context
     expand = e * t * (2 * h + (i if how.fused else 2 * i))  # input, x; the layer's output and its activation
@@ -287,9 +287,9 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
     repeated: keys and values once more, as many as queries.
     """
     run, e = batch.run_tokens, how.element
-    if how.tiles:
-        groups = tiles_groups(pairs=batch.pairs, tokens=batch.tokens, longest=batch.longest, threads=how.threads)
-        return tiles_workspace(shape, groups, batch.longest)
+    if how.amx:
+        groups = amx_groups(pairs=batch.pairs, tokens=batch.tokens, longest=batch.longest, threads=how.threads)
+        return amx_workspace(shape, groups, batch.longest)
     if how.products:
         # Longer pairs take less; an estimate that fell there would say that a shorter batch does not fit.
         length = -(-min(batch.longest, _PRODUCT_LONGEST) // _PRODUCT_STEP) * _PRODUCT_STEP

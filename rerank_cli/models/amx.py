@@ -1,6 +1,6 @@
 """Whole layers of a BERT-like encoder by our own kernel for CPUs with tiles (Intel AMX), in bfloat16.
 
-The kernel is `tiles.cpp`, whose head tells how it works; `machine/tiles.py` tells where it runs. The encoder gives it
+The kernel is `amx.cpp`, whose head tells how it works; `machine/amx.py` tells where it runs. The encoder gives it
 all layers but one that runs for the first tokens alone; embeddings, that layer and the head stay with torch.
 
 Why it is worth its upkeep (built-in model, one thread, CPU time, in turns with torch's path, 29 November 2026): 2.0 to
@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rerank_cli.machine.tiles import LayerWeights, Sizes, library
-from rerank_cli.planning.memory.peak import tiles_groups
+from rerank_cli.machine.amx import LayerWeights, Sizes, library
+from rerank_cli.planning.memory.peak import amx_groups
 
 _LINE = 64  # bytes that its buffers are aligned to
 KERNEL = "AMX tiles"
 
 
 @dataclass(frozen=True, slots=True)
-class TilesLayer:
+class AmxLayer:
     """Weights [outputs, inputs] and biases of one layer; of its norms weight and bias."""
 
     qkv: tuple[Tensor, Tensor]
@@ -36,11 +36,11 @@ class TilesLayer:
     out_norm: tuple[Tensor, Tensor]
 
 
-class TilesLayers:
+class AmxLayers:
     """Layers one after another, by the kernel.
 
     layers: how many will be added. heads: of each. epsilon: of their norms. The sizes must be such as
-    `machine.tiles.takes` says, and the library must be here.
+    `machine.amx.takes` says, and the library must be here.
     """
 
     def __init__(self, *, layers: int, hidden: int, inner: int, heads: int, epsilon: float) -> None:
@@ -52,11 +52,11 @@ class TilesLayers:
         # One buffer for all: the kernel fetches ahead, and one weight is followed by the next.
         numbers = layers * (4 * hidden * hidden + 2 * hidden * inner)
         self._weights = _aligned(numbers, torch.bfloat16)
-        found.tiles_huge(self._weights.data_ptr(), self._weights.nbytes)
+        found.amx_huge(self._weights.data_ptr(), self._weights.nbytes)
         self._floats: list[Tensor] = []  # what `_layers` has the addresses of
         self._added = self._packed = 0
 
-    def add(self, layer: TilesLayer) -> None:
+    def add(self, layer: AmxLayer) -> None:
         """Pack the next layer; its own tensors are needed no more."""
         into = self._layers[self._added]
         for name in ("qkv", "out", "expand", "contract"):
@@ -81,11 +81,11 @@ class TilesLayers:
         np.cumsum(lengths, out=starts[1:])
         assert min(lengths) > 0 and starts[-1] <= len(x), "pairs of at least one token, all of them in x"
         longest = max(lengths)
-        groups = tiles_groups(pairs=len(lengths), tokens=int(starts[-1]), longest=longest, threads=threads)
+        groups = amx_groups(pairs=len(lengths), tokens=int(starts[-1]), longest=longest, threads=threads)
         sizes = ctypes.byref(self._sizes)
-        room = _aligned(groups.threads * self._library.tiles_room(sizes, groups.rows, longest), torch.uint8)
-        self._library.tiles_huge(room.data_ptr(), room.nbytes)
-        self._library.tiles_run(  # ctypes lets go of the GIL meanwhile
+        room = _aligned(groups.threads * self._library.amx_room(sizes, groups.rows, longest), torch.uint8)
+        self._library.amx_huge(room.data_ptr(), room.nbytes)
+        self._library.amx_run(  # ctypes lets go of the GIL meanwhile
             sizes, self._layers, x.data_ptr(), starts.ctypes.data, len(lengths), room.data_ptr(), groups.rows, longest,
             groups.threads,
         )  # fmt: skip
@@ -94,7 +94,7 @@ class TilesLayers:
         weight = weight.to(torch.bfloat16).contiguous()
         into = self._weights[self._packed : self._packed + weight.numel()]
         self._packed += weight.numel()
-        self._library.tiles_pack(weight.data_ptr(), into.data_ptr(), *weight.shape)
+        self._library.amx_pack(weight.data_ptr(), into.data_ptr(), *weight.shape)
         return into.data_ptr()
 
     def _keep(self, numbers: Tensor) -> int:

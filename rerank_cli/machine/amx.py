@@ -1,11 +1,11 @@
-"""The library of `models/tiles.cpp`: whether it is here, and whether this CPU and this Linux run it.
+"""The library of `models/amx.cpp`: whether it is here, and whether this CPU and this Linux run it.
 
 `hatch_build.py` makes it when the package is built or installed; nothing is compiled later. It runs where all of this
 holds, and otherwise torch's kernels do, without a word but in the plan and the report:
 
     the library lies in the package and was compiled of the very source that lies beside it
     the CPU has its instructions (Sapphire Rapids and later), and Linux gives this process the tiles
-    RERANK_TILES is not 0
+    RERANK_AMX is not 0
 
 This module knows nothing of torch: the plan asks it too.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rerank_cli.machine.cpu import Cpu, detect_cpu
 
-SWITCH = "RERANK_TILES"
+SWITCH = "RERANK_AMX"
 """The environment variable that says 0 where torch's kernels are wanted."""
 _NEEDED = {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"}
 _MODELS = Path(__file__).parents[1] / "models"
@@ -28,7 +28,7 @@ _CHANNELS = 32  # that a product of tiles sums up
 
 
 class LayerWeights(ctypes.Structure):
-    """`Layer` of tiles.cpp: addresses of packed weights in bfloat16, and of biases and norms in float32."""
+    """`Layer` of amx.cpp: addresses of packed weights in bfloat16, and of biases and norms in float32."""
 
     _fields_ = [
         (name, ctypes.c_void_p)
@@ -40,7 +40,7 @@ class LayerWeights(ctypes.Structure):
 
 
 class Sizes(ctypes.Structure):
-    """`Sizes` of tiles.cpp."""
+    """`Sizes` of amx.cpp."""
 
     _fields_ = [
         ("layers", ctypes.c_int),
@@ -68,18 +68,18 @@ def library() -> ctypes.CDLL | None:
     if not detect_cpu().flags >= _NEEDED:  # nothing of it may run there
         return None
     try:
-        found = ctypes.CDLL(str(_MODELS / "_tiles.so"))
-        source = (_MODELS / "tiles.cpp").read_bytes()
-        found.tiles_source.restype = ctypes.c_char_p
-        if found.tiles_source().decode() != hashlib.sha256(source).hexdigest() or not found.tiles_permit():
+        found = ctypes.CDLL(str(_MODELS / "_amx.so"))
+        source = (_MODELS / "amx.cpp").read_bytes()
+        found.amx_source.restype = ctypes.c_char_p
+        if found.amx_source().decode() != hashlib.sha256(source).hexdigest() or not found.amx_permit():
             return None
         address, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
         sizes = ctypes.POINTER(Sizes)
-        found.tiles_huge.argtypes, found.tiles_huge.restype = [address, long], None
-        found.tiles_pack.argtypes, found.tiles_pack.restype = [address, address, number, number], None
-        found.tiles_room.argtypes, found.tiles_room.restype = [sizes, long, long], long
-        found.tiles_run.restype = None
-        found.tiles_run.argtypes = [
+        found.amx_huge.argtypes, found.amx_huge.restype = [address, long], None
+        found.amx_pack.argtypes, found.amx_pack.restype = [address, address, number, number], None
+        found.amx_room.argtypes, found.amx_room.restype = [sizes, long, long], long
+        found.amx_run.restype = None
+        found.amx_run.argtypes = [
             sizes, ctypes.POINTER(LayerWeights), address, address, number, address, long, long, number,
         ]  # fmt: skip
     except (OSError, AttributeError):  # not compiled, or by another loader's rules

@@ -1,4 +1,4 @@
-/* The layers of a BERT-like encoder in bfloat16, on a CPU with tiles (Intel AMX). Loaded by tiles.py.
+/* The layers of a BERT-like encoder in bfloat16, on a CPU with tiles (Intel AMX). Loaded by amx.py.
 
 What a layer computes, for a row x of each token (post-norm, as BERT's):
 
@@ -10,8 +10,9 @@ Numbers between the steps are bfloat16; sums, biases, softmax, GELU and norms ar
 
 Why it is here: torch runs the same steps one after another, each over the whole batch. A core of a Xeon with AMX
 multiplies 3 Tflop/s where the operands lie in L1, a third of that where they come from L3, and torch's own attention
-and copies take more time than the products. Here a thread takes some whole pairs (GROUP_ROWS of tiles.py) through all layers
-by itself, in blocks of BLOCK_ROWS rows, so that what lies between two products never leaves its L2.
+and copies take more time than the products. Here a thread takes some whole pairs (how many: amx_groups in
+planning/memory/peak.py) through all layers by itself, in blocks of BLOCK_ROWS rows, so that what lies between two
+products never leaves its L2.
 
 A logit does not depend on the batch. Every number of a row is a sum over k in ascending order of products of that row
 alone (or of the rows of its pair), whatever stands beside it; threads share nothing but the weights.
@@ -19,13 +20,13 @@ alone (or of the rows of its pair), whatever stands beside it; threads share not
 Layouts. A tile register holds 16 rows of 64 bytes: of the left operand 16 rows x 32 channels, of the right one 16
 channel pairs x 16 outputs, of the sums 16 x 16 float32. The unit of all loops is two by two tiles of sums, SIDE x SIDE.
 
-    weights   for 32 outputs after another: for 32 inputs after another: two right tiles (see tiles_pack)
+    weights   for 32 outputs after another: for 32 inputs after another: two right tiles (see amx_pack)
     x, inner  for 16 rows after another: for 32 channels after another: one left tile, 1 KiB in one piece
     qkv       by rows; the context of a head is written over its queries
 
-Sizes: hidden and inner are multiples of 32, a head has a multiple of 32 channels; tiles.py sees to that.
+Sizes: hidden and inner are multiples of 32, a head has a multiple of 32 channels; amx.py sees to that.
 
-Compiled with -mavx512... and -mamx..., so nothing here may be called before tiles.py has looked at the CPU. */
+Compiled with -mavx512... and -mamx..., so nothing here may be called before amx.py has looked at the CPU. */
 
 #include <immintrin.h>
 #include <sys/mman.h>
@@ -55,7 +56,7 @@ constexpr long HUGE = 2 << 20;   // bytes of a huge page
 
 }  // namespace
 
-/* One layer as tiles.py gives it: packed weights, and biases and norms in float32. */
+/* One layer as amx.py gives it: packed weights, and biases and norms in float32. */
 struct Layer {
     const bf16 *qkv;
     const float *qkv_bias;
@@ -80,7 +81,8 @@ long rounded(long count, long step) { return (count + step - 1) / step * step; }
 
 /* ---- tiles ---------------------------------------------------------------------------------------------------- */
 
-/* GCC's loads of tiles and of their configuration do not say all that they read: what was written for them has to be written by now. */
+/* GCC's loads of tiles and of their configuration do not say all that they read: what was written for them has to be
+written by now. */
 inline void written() { asm volatile("" ::: "memory"); }
 
 /* All eight tiles with 16 rows of 64 bytes. What a thread had before comes back at the end: oneDNN keeps its own. */
@@ -246,7 +248,7 @@ inline long place_by_tiles(long row, long channel, long width) {
 
 /* ---- room ----------------------------------------------------------------------------------------------------- */
 
-/* What one thread writes. The memory model of the plan has the same sum (planning/memory/peak.py, tiles_workspace). */
+/* What one thread writes. The memory model of the plan has the same sum (planning/memory/peak.py, amx_workspace). */
 struct Room {
     bf16 *x, *qkv, *keys, *values, *shares, *inner;
     float *scores, *sums;
@@ -438,44 +440,44 @@ std::vector<int> groups_of(const std::int32_t *starts, int pairs, int most) {
 
 }  // namespace
 
-/* ---- what tiles.py calls ---------------------------------------------------------------------------------------- */
+/* ---- what amx.py calls ---------------------------------------------------------------------------------------- */
 
 #define SEEN __attribute__((visibility("default")))
 
 extern "C" {
 
-/* SHA-256 of this file when it was compiled: tiles.py takes no library of another one. */
-SEEN const char *tiles_source() { return SOURCE; }
+/* SHA-256 of this file when it was compiled: amx.py takes no library of another one. */
+SEEN const char *amx_source() { return SOURCE; }
 
 /* Asks Linux for the tiles, for this process and its threads; 0: there are none to be had. */
-SEEN int tiles_permit() {
+SEEN int amx_permit() {
     constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
 /* Asks Linux for huge pages, where it wants to be asked: with small ones the fetching ahead ends every 4 KiB. */
-SEEN void tiles_huge(char *from, long bytes) {
+SEEN void amx_huge(char *from, long bytes) {
     char *first = (char *)rounded((long)from, HUGE);
     const long whole = (from + bytes - first) / HUGE * HUGE;
     if (whole > 0) madvise(first, (size_t)whole, MADV_HUGEPAGE);  // advice: it may fail
 }
 
 /* A weight [outputs, inputs] as right tiles. */
-SEEN void tiles_pack(const bf16 *weight, bf16 *to, int outputs, int inputs) {
+SEEN void amx_pack(const bf16 *weight, bf16 *to, int outputs, int inputs) {
     for (int n = 0; n < outputs; n += SIDE)
         for (int k = 0; k < inputs; k += STEP)
             for (int half = 0; half < 2; half++, to += TILE) turn(weight + (long)(n + half * 16) * inputs + k, inputs, to);
 }
 
 /* Bytes that a thread writes, for groups of `rows` rows and pairs of `longest` tokens. */
-SEEN long tiles_room(const Sizes *sizes, long rows, long longest) { return Room{}.lay(nullptr, *sizes, rows, longest); }
+SEEN long amx_room(const Sizes *sizes, long rows, long longest) { return Room{}.lay(nullptr, *sizes, rows, longest); }
 
-/* All layers over all pairs. x: [tokens, hidden], in place; starts: [pairs + 1]; room: `threads` times tiles_room of
+/* All layers over all pairs. x: [tokens, hidden], in place; starts: [pairs + 1]; room: `threads` times amx_room of
 `rows`, the most that a group may have where no pair is longer; aligned to 64 bytes. */
-SEEN void tiles_run(const Sizes *sizes, const Layer *layers, bf16 *x, const std::int32_t *starts, int pairs, char *room,
+SEEN void amx_run(const Sizes *sizes, const Layer *layers, bf16 *x, const std::int32_t *starts, int pairs, char *room,
                     long rows, long longest, int threads) {
     const std::vector<int> groups = groups_of(starts, pairs, (int)rows);
-    const long each = tiles_room(sizes, rows, longest);
+    const long each = amx_room(sizes, rows, longest);
     std::atomic<int> next{0};
     auto work = [&](int place) {
         const TilesInUse tiles;

@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
-from rerank_cli.machine import tiles
+from rerank_cli.machine import amx
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.models import load_model
-from rerank_cli.models.tiles import TilesLayer, TilesLayers
+from rerank_cli.models.amx import AmxLayer, AmxLayers
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.known_model import find_model
 from rerank_cli.planning.memory import read_model_shape
-from rerank_cli.planning.memory.peak import tiles_groups, tiles_workspace
+from rerank_cli.planning.memory.peak import amx_groups, amx_workspace
 from rerank_cli.planning.run_plan import plan_model
 from tests.parity.conftest import HERE
 
 EPSILON = 1e-12
-needs_tiles = pytest.mark.skipif(tiles.library() is None, reason="no AMX here, or tiles.cpp was not compiled")
+needs_tiles = pytest.mark.skipif(amx.library() is None, reason="no AMX here, or amx.cpp was not compiled")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def random_layers(sizes: Sizes, *, seed: int = 0) -> list[TilesLayer]:
+def random_layers(sizes: Sizes, *, seed: int = 0) -> list[AmxLayer]:
     draw = torch.Generator().manual_seed(seed)
 
     def linear(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
@@ -59,20 +59,20 @@ def random_layers(sizes: Sizes, *, seed: int = 0) -> list[TilesLayer]:
 
     hidden, inner = sizes.hidden, sizes.inner
     return [
-        TilesLayer(linear(3 * hidden, hidden), linear(hidden, hidden), norm(), linear(inner, hidden),
+        AmxLayer(linear(3 * hidden, hidden), linear(hidden, hidden), norm(), linear(inner, hidden),
                    linear(hidden, inner), norm())
         for _ in range(sizes.layers)
     ]  # fmt: skip
 
 
-def packed(sizes: Sizes, layers: list[TilesLayer]) -> TilesLayers:
-    made = TilesLayers(layers=sizes.layers, hidden=sizes.hidden, inner=sizes.inner, heads=sizes.heads, epsilon=EPSILON)
+def packed(sizes: Sizes, layers: list[AmxLayer]) -> AmxLayers:
+    made = AmxLayers(layers=sizes.layers, hidden=sizes.hidden, inner=sizes.inner, heads=sizes.heads, epsilon=EPSILON)
     for layer in layers:
         made.add(layer)
     return made
 
 
-def exact(sizes: Sizes, layers: list[TilesLayer], x: Tensor) -> Tensor:
+def exact(sizes: Sizes, layers: list[AmxLayer], x: Tensor) -> Tensor:
     """The layers over one pair in float64; x: [tokens, hidden]."""
     x = x.double()
     for layer in layers:
@@ -162,51 +162,51 @@ def test_a_pair_that_is_not_a_number_spoils_no_other(bad: float) -> None:
 @pytest.mark.parametrize("longest", [1, 33, 512, 700])
 def test_the_memory_model_counts_what_the_kernel_writes(longest: int) -> None:
     shape = read_model_shape(read_checkpoint(locate_checkpoint(None)))
-    library = tiles.library()
+    library = amx.library()
     assert library is not None
     for pairs, threads in ((1, 1), (1, 4), (20, 2)):
-        groups = tiles_groups(pairs=pairs, tokens=pairs * longest, longest=longest, threads=threads)
-        sizes = tiles.Sizes(shape.layers, shape.hidden, shape.intermediate, shape.heads, EPSILON)
-        room = library.tiles_room(ctypes.byref(sizes), groups.rows, longest)
-        assert groups.threads * room == pytest.approx(tiles_workspace(shape, groups, longest), rel=0.001)
+        groups = amx_groups(pairs=pairs, tokens=pairs * longest, longest=longest, threads=threads)
+        sizes = amx.Sizes(shape.layers, shape.hidden, shape.intermediate, shape.heads, EPSILON)
+        room = library.amx_room(ctypes.byref(sizes), groups.rows, longest)
+        assert groups.threads * room == pytest.approx(amx_workspace(shape, groups, longest), rel=0.001)
 
 
 def test_which_sizes_it_takes() -> None:
     taken = {"hidden": 384, "inner": 1536, "heads": 12, "activation": "gelu"}
-    assert tiles.takes(**taken)
+    assert amx.takes(**taken)
     for other in ({"hidden": 312}, {"inner": 1540}, {"heads": 24}, {"heads": 5}, {"activation": "relu"}, {"heads": 0}):
-        assert not tiles.takes(**taken | other), other  # type: ignore[arg-type]
+        assert not amx.takes(**taken | other), other  # type: ignore[arg-type]
 
 
 @needs_tiles
 def test_the_plan_takes_it_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = read_model_shape(read_checkpoint(locate_checkpoint(None)))
-    assert cpu_attention(detect_cpu(), "bf16", shape) == "tiles"
+    assert cpu_attention(detect_cpu(), "bf16", shape) == "amx"
     answer = plan_model(ProfileRequest(device="cpu", precision="bf16"), find_model(None), Machine(cpu=detect_cpu()))
     assert answer.plan is not None
-    assert answer.plan.attention == "tiles"
+    assert answer.plan.attention == "amx"
     assert any("AMX tiles" in reason for reason in answer.reasons), "-v tells of it"
     assert cpu_attention(detect_cpu(), "bf16") == cpu_attention(detect_cpu(), "fp32", shape) == "runs"
-    monkeypatch.setenv(tiles.SWITCH, "0")
+    monkeypatch.setenv(amx.SWITCH, "0")
     assert cpu_attention(detect_cpu(), "bf16", shape) == "runs"
 
 
 @needs_tiles
 def test_a_library_of_another_source_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    folder = Path(tiles.__file__).parents[1] / "models"
-    shutil.copy(folder / "_tiles.so", tmp_path)
-    (tmp_path / "tiles.cpp").write_bytes((folder / "tiles.cpp").read_bytes())
-    monkeypatch.setattr(tiles, "_MODELS", tmp_path)
-    assert tiles.library.__wrapped__() is not None
-    (tmp_path / "tiles.cpp").write_bytes(b"// another\n")
-    assert tiles.library.__wrapped__() is None
-    (tmp_path / "_tiles.so").unlink()
-    assert tiles.library.__wrapped__() is None
+    folder = Path(amx.__file__).parents[1] / "models"
+    shutil.copy(folder / "_amx.so", tmp_path)
+    (tmp_path / "amx.cpp").write_bytes((folder / "amx.cpp").read_bytes())
+    monkeypatch.setattr(amx, "_MODELS", tmp_path)
+    assert amx.library.__wrapped__() is not None
+    (tmp_path / "amx.cpp").write_bytes(b"// another\n")
+    assert amx.library.__wrapped__() is None
+    (tmp_path / "_amx.so").unlink()
+    assert amx.library.__wrapped__() is None
 
 
 def test_a_model_of_other_sizes_goes_by_torch() -> None:
     checkpoint = read_checkpoint(HERE / "bert-ce-open" / "checkpoint")  # 48 channels
-    model = load_model(checkpoint, device="cpu", precision="bf16", attention="tiles")
+    model = load_model(checkpoint, device="cpu", precision="bf16", attention="amx")
     assert model.kernels == load_model(checkpoint, device="cpu", precision="bf16", attention="runs").kernels
 
 
@@ -219,7 +219,7 @@ def test_a_model_says_that_it_runs_by_tiles_and_is_as_near_to_float32_as_by_torc
     with torch.inference_mode():
         exactly, torchs, ours = (
             load_model(checkpoint, device="cpu", precision=precision, attention=attention)
-            for precision, attention in (("fp32", "runs"), ("bf16", "runs"), ("bf16", "tiles"))
+            for precision, attention in (("fp32", "runs"), ("bf16", "runs"), ("bf16", "amx"))
         )
         assert ours.kernels.startswith("layers: AMX tiles; ")
         expected = exactly.forward(pairs)
