@@ -27,7 +27,7 @@ from tests.parity.test_declared import scored
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
 COUNT = int(os.environ.get("RERANK_CLI_VARIANTS", "1"))
-TOLERANCE = 2e-4
+TOLERANCE = 1e-4
 _DECLARED = [
     "bert-ce", "bert-left", "bert-prompt", "bert-stcfg", "bert-types", "deberta-ce", "modernbert-ce", "monobert-2label",
     "xlmr-ce", "ettin", "ctxl", "zerank2", "qwen3-st", "qwen3-seqcls", "llama-seqcls-st",
@@ -191,6 +191,9 @@ def make(golden: str, folder: Path, seed: int) -> dict[str, Any]:
 def by_recipe(golden: str, folder: Path) -> list[float]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    if golden == "bge-gemma":  # transformers 5 takes its `gelu` for the tanh approximation: see models/causal.py
+        for layer in model.model.layers:
+            layer.mlp.act_fn = torch.nn.GELU()
 
     def plain(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
