@@ -191,7 +191,8 @@ def make(golden: str, folder: Path, seed: int) -> dict[str, Any]:
 def by_recipe(golden: str, folder: Path) -> list[float]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    if golden == "bge-gemma":  # transformers 5 takes its `gelu` for the tanh approximation: see models/causal.py
+    # transformers 5 takes Gemma's `gelu` for the tanh approximation: see models/causal.py.
+    if golden == "bge-gemma" and json.loads((folder / "config.json").read_text())["hidden_act"] == "gelu":
         for layer in model.model.layers:
             layer.mlp.act_fn = torch.nn.GELU()
 
