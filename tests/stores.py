@@ -10,6 +10,7 @@ import base64
 import hmac
 import os
 import socket
+import threading
 import time
 import urllib.request
 import uuid
@@ -70,9 +71,18 @@ def s3_server() -> Iterator[str]:
     """The endpoint of a server that lives as long as the block."""
     import logging
 
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    # S3 looks at the condition of a put and puts in one step. moto takes two, and another thread may come between.
+    put, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_in_one_step(response: S3Response) -> Any:
+        with one_at_a_time:
+            return put(response)
+
+    S3Response.put_object = put_in_one_step
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
@@ -80,6 +90,7 @@ def s3_server() -> Iterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+        S3Response.put_object = put
 
 
 AZURE_ACCOUNT = "devstoreaccount1"
