@@ -50,7 +50,6 @@ class Watched:
     looks: list[Look]
     said: str
     code: int
-    ended: float
 
 
 def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, stop_at: int | None = None) -> Watched:
@@ -88,7 +87,7 @@ def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, sto
                     stop_at = None
         code = process.wait(60)
     os.close(ours)
-    return Watched(looks, said, code, time.monotonic())
+    return Watched(looks, said, code)
 
 
 def _look(found: re.Match[str], at: float) -> Look:
