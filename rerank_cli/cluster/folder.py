@@ -10,8 +10,8 @@ At a URL it is the same. The lock lies in `OUT.job/` beside it then, as that of 
 each part has its log beside itself; a file gets its name by one put.
 
 A folder with a manifest is finished and nothing is ever added to it. One without a manifest is not to be read yet, and
-the same command goes on in it. One that holds anything else is refused. What its documents say is believed only where
-it is what this program writes: `--restart` removes the files that they name, so a name leads nowhere else.
+the same command goes on in it. One that holds anything else is refused, and so are documents that this program does not
+write (`documents.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from rerank_cli.cluster.documents import BEGUN, MANIFEST, TASKS_SCHEMA
 from rerank_cli.cluster.tasks import Task
 from rerank_cli.errors import JobChangedError, OutputError
 from rerank_cli.formats.jsonl import json_document
@@ -45,10 +48,9 @@ from rerank_cli.storage import UrlPath, is_url
 from rerank_cli.storage.copies import work_folder_of
 from rerank_cli.storage.opened import open_store
 
-_SCHEMA = "rerank-cli/tasks/1"
+_TASKS, _MANIFEST = "_rerank/tasks.json", "_manifest.json"
 _VALUES = ".per-query.jsonl"
-_NO_PARTS = ("", "..", "_rerank", "_manifest.json")
-_FILE_FACTS = {"bytes", "stat", "settled", "sha256"}
+Document = TypeVar("Document")
 _LEASES = 1.5  # after one, the lock of a machine that is gone can be taken
 _ORPHAN_SECONDS = 60.0  # an actor ends soon after its driver; until then it has the lock of its part
 _AGAIN = "`--restart --overwrite` does it all again"
@@ -110,7 +112,7 @@ class OutputFolder:
             if path.is_file():
                 raise OutputError(f"{path}: is no folder", hint="a cluster writes a folder of files")
             names = [key.removeprefix(f"{path.url.key}/") for key, _ in open_store(path.url).list(f"{path.url.key}/")]
-            if names and not any(name.startswith("_rerank/") or name == "_manifest.json" for name in names):
+            if names and not any(name.startswith("_rerank/") or name == _MANIFEST for name in names):
                 raise OutputError(f"{path}: holds files of something else", hint="name a new folder")
             here = work_folder_of(str(path))
             here.mkdir(parents=True, exist_ok=True)
@@ -138,56 +140,56 @@ class OutputFolder:
 
     def finished(self, fingerprint: Fingerprint) -> dict[str, Any] | None:
         """The manifest, if this very run is finished; `OutputError` if another one is."""
-        manifest = self._read("_manifest.json")
-        if manifest is None:
+        data = self._read(_MANIFEST)
+        if data is None:
             return None
-        parts = manifest.get("parts")
-        if not isinstance(parts, list) or not all(map(_is_part, parts)) or not _is_job(manifest.get("job")):
-            raise self.by_another_hand("_manifest.json")
-        if fingerprint.differs_in_request(manifest["job"]):
+        manifest = self._parse(_MANIFEST, data, MANIFEST)
+        if fingerprint.differs_in_request(asdict(manifest.job)):
             raise OutputError(f"{self.path}: holds the output of another run", hint=_AGAIN)
-        changed = next((part for part in parts if not same_output(self.path / part["name"], part)), None)
+        changed = next(
+            (part.name for part in manifest.parts if not same_output(self.path / part.name, asdict(part))), None
+        )
         if changed is not None:
-            raise OutputError(f"{self.path / changed['name']}: is not what the manifest says", hint=_AGAIN)
-        return manifest
+            raise OutputError(f"{self.path / changed}: is not what the manifest says", hint=_AGAIN)
+        found: dict[str, Any] = json.loads(data)
+        return found
 
     def tasks(self, fingerprint: Fingerprint) -> tuple[Task, ...] | None:
         """The parts of the run that was begun here; None where none was. `JobChangedError` if it was another one."""
-        begun = self._read("_rerank/tasks.json")
-        if begun is None:
+        if (data := self._read(_TASKS)) is None:
             return None
-        tasks = self._tasks_of(begun)
-        if differences := fingerprint.differences(begun["job"]):
+        begun = self._parse(_TASKS, data, BEGUN)
+        if differences := fingerprint.differences(asdict(begun.job)):
             raise JobChangedError(
                 f"{self.path}: the unfinished work in it was started with another input, model or option: "
                 + "; ".join(differences),
                 hint="`--restart` starts over; the former command, on the former input, goes on",
             )
-        return tasks
+        return begun.tasks
 
     def begin(self, tasks: Sequence[Task], fingerprint: Fingerprint) -> None:
         """Say which parts there will be."""
-        document = {"schema": _SCHEMA, "job": fingerprint.document(), "tasks": [asdict(task) for task in tasks]}
-        self._write("_rerank/tasks.json", document)
+        document = {"schema": TASKS_SCHEMA, "job": fingerprint.document(), "tasks": [asdict(task) for task in tasks]}
+        self._write(_TASKS, document)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Say that all is there."""
-        self._write("_manifest.json", manifest)
+        self._write(_MANIFEST, manifest)
 
     def clear(self, *, finished: bool) -> None:
         """Take away what a run has left here; `OutputError` for a finished one, unless `finished`."""
-        if (self.path / "_manifest.json").exists() and not finished:
+        if (self.path / _MANIFEST).exists() and not finished:
             raise OutputError(f"{self.path}: holds a finished run", hint=_AGAIN)
-        begun = self._read("_rerank/tasks.json")
-        tasks = () if begun is None else self._tasks_of(begun)
+        data = self._read(_TASKS)
+        tasks = () if data is None else self._parse(_TASKS, data, BEGUN).tasks
         with naming(self.path):
-            remove_file(self.path / "_manifest.json", self._files)  # first: without it nothing counts as complete
+            remove_file(self.path / _MANIFEST, self._files)  # first: without it nothing counts as complete
             for task in tasks:
                 names = self.names(task, "auto", judged=True)
                 for path in names.files.values():
                     remove_file(path, self._files)
                 _remove_work(names.output)
-            remove_file(self._beside / "tasks.json", self._files)
+            remove_file(self.path / _TASKS, self._files)
 
     @property
     def lock_wait(self) -> float:
@@ -197,31 +199,19 @@ class OutputFolder:
     def _is_ours(self) -> bool:
         return (self._beside / "lock").exists()
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str) -> bytes | None:
         path = self.path / name
         with naming(path):
-            if not path.exists():
-                return None
-            try:
-                document: dict[str, Any] = json.loads(path.read_bytes())
-            except (ValueError, RecursionError) as error:
-                raise self.by_another_hand(name) from error
-        if not isinstance(document, dict):
-            raise self.by_another_hand(name)
-        return document
+            return path.read_bytes() if path.exists() else None
 
-    def _tasks_of(self, begun: Mapping[str, Any]) -> tuple[Task, ...]:
-        """The parts that a document names; `OutputError` if it is by another hand."""
-        listed = begun.get("tasks")
-        if begun.get("schema") != _SCHEMA or not isinstance(listed, list) or not _is_job(begun.get("job")):
-            raise self.by_another_hand("_rerank/tasks.json")
-        if not all(map(_is_task, listed)) or len({fields["name"] for fields in listed}) < len(listed):
-            raise self.by_another_hand("_rerank/tasks.json")
-        return tuple(Task(**fields) for fields in listed)
-
-    def by_another_hand(self, name: str) -> OutputError:
-        """The refusal of a document in the folder that this program has not written."""
-        return OutputError(f"{self.path / name}: is no JSON document of this program", hint="name a new folder")
+    def _parse(self, name: str, data: bytes, kind: TypeAdapter[Document]) -> Document:
+        """A document of the folder; `OutputError` for one that this version of the program has not written."""
+        try:
+            return kind.validate_json(data)
+        except ValidationError as error:
+            raise OutputError(
+                f"{self.path / name}: is no JSON document of this version of the program", hint="name a new folder"
+            ) from error
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
         path = self.path / name
@@ -234,33 +224,6 @@ class OutputFolder:
             write_whole(work, json_document(document), self._files)
             place_file(work, path, self._files)
             self._files.sync_folder(path.parent)
-
-
-def _is_name(value: object) -> bool:
-    """Whether it can be that of a part, which lies in the folder itself."""
-    return isinstance(value, str) and value == Path(value).name and not ("\0" in value or value in _NO_PARTS)
-
-
-def _is_task(fields: object) -> bool:
-    if not isinstance(fields, dict) or fields.keys() - {"limit"} != {"input", "name", "shard", "shards"}:
-        return False
-    numbers = [fields["shard"], fields["shards"], fields.get("limit")]
-    if not all(type(number) is int for number in numbers[:2]) or not (numbers[2] is None or type(numbers[2]) is int):
-        return False
-    return isinstance(fields["input"], str) and _is_name(fields["name"]) and 1 <= numbers[0] <= numbers[1]
-
-
-def _is_part(facts: object) -> bool:
-    return (
-        isinstance(facts, dict) and _is_name(facts.get("name")) and {"bytes", "modified_ns", "sha256"} <= facts.keys()
-    )
-
-
-def _is_job(document: object) -> bool:
-    if not isinstance(document, dict) or not all(isinstance(document.get(key), dict) for key in ("asked", "files")):
-        return False
-    files = document["files"].values()
-    return "plan" in document and all(isinstance(facts, dict) and facts.keys() >= _FILE_FACTS for facts in files)
 
 
 def _remove_work(out: str) -> None:

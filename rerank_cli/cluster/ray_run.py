@@ -10,6 +10,7 @@ from typing import Any
 
 import rerank_cli
 from rerank_cli.cluster.actors import Actors, ClusterOptions, FinishedParts, Room, connected, room_for
+from rerank_cli.cluster.documents import MANIFEST_SCHEMA
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
 from rerank_cli.errors import InputError, UsageError, nothing_scored
@@ -30,8 +31,6 @@ from rerank_cli.planning.choices import least_overlap
 from rerank_cli.records import Counts, Timing
 from rerank_cli.report.document import evaluation_report
 from rerank_cli.storage import is_url, path_of
-
-SCHEMA = "rerank-cli/manifest/1"
 
 _SETTLED_SECONDS = 2.5  # a change of a file that was written just now would not show in its times
 _HASH_SECONDS = 60.0  # limit for hashing the inputs, which begins after the run
@@ -55,12 +54,8 @@ def run_on_ray(
             if options.restart:
                 folder.clear(finished=options.overwrite)
             elif (manifest := folder.finished(fingerprint)) is not None:
-                try:
-                    outcome = _make_outcome(manifest, folder, was_done=True)
-                except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                    raise folder.by_another_hand("_manifest.json") from error
                 _write_copy(manifest, options)
-                return outcome
+                return _make_outcome(manifest, folder, was_done=True)
             _refuse_taken(options, files)
             with connected(cluster) as ray:
                 room = room_for(ray.cluster_resources(), options, cluster)
@@ -207,7 +202,7 @@ def _manifest(
             }
         )
     return {
-        "schema": SCHEMA,
+        "schema": MANIFEST_SCHEMA,
         "version": rerank_cli.__version__,
         "model": reports[0]["model"],
         "plan": reports[0]["plan"],

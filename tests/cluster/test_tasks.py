@@ -146,8 +146,7 @@ def test_a_finished_folder_is_finished_for_the_same_run_only(tmp_path: Path) -> 
         folder.begin(TASKS, fingerprint())
         part = folder.path / "a.jsonl"
         part.write_bytes(b"{}\n")
-        facts = {"name": "a.jsonl", "bytes": 3, "modified_ns": part.stat().st_mtime_ns, "sha256": ""}
-        folder.finish({"job": fingerprint().document(), "parts": [facts]})
+        folder.finish(_manifest(part={"bytes": 3, "modified_ns": part.stat().st_mtime_ns}))
         assert folder.finished(fingerprint()) is not None
         with pytest.raises(OutputError, match="holds the output of another run"):
             folder.finished(fingerprint(5))
@@ -158,6 +157,34 @@ def test_a_finished_folder_is_finished_for_the_same_run_only(tmp_path: Path) -> 
             folder.finished(fingerprint())
         folder.clear(finished=True)
         assert sorted(path.name for path in folder.path.rglob("*")) == ["_rerank", "lock"]
+
+
+def _manifest(part: dict[str, object] | None = None, **changes: object) -> dict[str, object]:
+    facts = {
+        "name": "a.jsonl", "input": "/in/a.jsonl", "shard": [1, 1], "bytes": 0, "sha256": "", "modified_ns": 0,
+        "rows_in": 1, "rows_out": 1, "rows_error": 0, **(part or {}),
+    }  # fmt: skip
+    return {
+        "schema": "rerank-cli/manifest/1", "version": "1", "model": {}, "plan": {}, "cluster": {"engines": 1},
+        "counts": {"rows_in": 1}, "seconds": {"wall": 1.5}, "speed": {"pairs_per_second": 2}, "first_error": None,
+        "job": fingerprint().document(), "parts": [facts], **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        _manifest(counts={"rows": 7}), _manifest(counts={"rows_in": "1"}), _manifest(evaluation={}),
+        _manifest(evaluation={"metrics": [{}], "queries": 1, "unjudged": 0}), _manifest(first_error=["a"]),
+        _manifest(parts=None), _manifest(part={"name": "../a.jsonl"}), _manifest(part={"bytes": True}),
+        _manifest(job={"asked": {}, "plan": {}, "files": {"input 1": {}}}), _manifest(more=1),
+    ],
+)  # fmt: skip
+def test_a_manifest_by_another_hand_is_refused(tmp_path: Path, manifest: dict[str, object]) -> None:
+    with OutputFolder(str(tmp_path / "out")) as folder:
+        folder.finish(manifest)
+        with pytest.raises(OutputError, match=r"_manifest\.json: is no JSON document of this version of the program"):
+            folder.finished(fingerprint())
 
 
 def test_starting_over_takes_away_what_the_run_has_left_and_nothing_else(tmp_path: Path) -> None:
@@ -248,10 +275,10 @@ def test_a_list_of_parts_by_another_hand_is_refused_and_nothing_outside_is_remov
     with OutputFolder(str(tmp_path / "out")) as folder:
         (folder.path / "_rerank" / "tasks.json").write_text(json.dumps(document))
         for read in (lambda: folder.tasks(fingerprint()), lambda: folder.clear(finished=True)):
-            with pytest.raises(OutputError, match=r"tasks\.json: is no JSON document of this program"):
+            with pytest.raises(OutputError, match=r"tasks\.json: is no JSON document of this version of the program"):
                 read()
         (folder.path / "_manifest.json").write_text(json.dumps(document))
-        with pytest.raises(OutputError, match=r"_manifest\.json: is no JSON document of this program"):
+        with pytest.raises(OutputError, match=r"_manifest\.json: is no JSON document of this version of the program"):
             folder.finished(fingerprint())
     assert victim.exists()
 
