@@ -1,15 +1,15 @@
 """`rerank-cli evaluate`: every system against the given order or a baseline, as one document.
 
     systems    read and measured, a file each                    systems.py
-    verdicts   one family: each system by each measure           verdict.py
+    verdicts   one for each system and measure, one family       verdict.py
     use        depth and blend, for systems that have scores     use.py, crossfit.py
     limits     candidates, judgements, queries                   limits.py
     chances    how probable relevance is, by the score           probability.py, calibration.py
-    likeness   orders against each other, without judgements     compare.py
+    likeness   how alike the orders are, without judgements      compare.py
     lists      of the queries that changed most                  shown_lists.py
 
-A recommended setting has a verdict of its own, on values that were not used to choose it; those of several systems are
-a family of their own.
+A recommended setting gets a verdict of its own, on values that were not used to choose it. The verdicts on the settings
+of several systems are a second family.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.errors import InputError, UsageError
+from rerank_cli.evaluation.calculate import Values
 from rerank_cli.evaluation.calibration import Kind
 from rerank_cli.evaluation.calibration_file import document_of, report_of
 from rerank_cli.evaluation.compare import Ids, compare
@@ -33,7 +35,7 @@ from rerank_cli.evaluation.probability import RELEVANT_FROM, fit_system, keep_pr
 from rerank_cli.evaluation.qrels import read_qrels
 from rerank_cli.evaluation.recommended import recommended_command
 from rerank_cli.evaluation.shown_lists import lists_of
-from rerank_cli.evaluation.systems import Grades, Measurer, System, Values, read_system
+from rerank_cli.evaluation.systems import Grades, Measurer, System, read_system
 from rerank_cli.evaluation.use import together, use_of
 from rerank_cli.evaluation.verdict import SHIP_AT, Verdict, decide, paired_test
 from rerank_cli.evaluation.words import GIVEN_ORDER, headline, headline_of_likeness, sentence
@@ -45,50 +47,54 @@ SCHEMA = "rerank-cli/verdict/1"
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """What the user asked for.
-
-    qrels: None compares without judgements. keep_precision: of the passages that a threshold keeps. relevant_from: the
-    grade from which on a passage is relevant, for thresholds and probabilities. calibrator: None is the better one.
-    calibrate: make a calibration, of one system. run_report: of the run that has scored it.
-    """
+    """What the user asked for."""
 
     files: tuple[str, ...]
     qrels: str | None = None
+    """None compares the orders without judgements."""
     baseline: str | None = None
     metrics: tuple[str, ...] = ("nDCG@10",)
     ship_at: float = SHIP_AT
     in_format: str = "auto"
     fields: FieldNames = field(default_factory=FieldNames)
     keep_precision: float | None = None
+    """Find a threshold that keeps passages of which this share is relevant."""
     relevant_from: int = RELEVANT_FROM
+    """The lowest grade that counts as relevant, for thresholds and probabilities."""
     calibrate: bool = False
+    """Fit a calibration; needs exactly one file."""
     calibrator: Kind | None = None
+    """None takes the better of both kinds."""
     run_report: str | None = None
+    """The report of the run that scored the file; None looks beside the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class SystemValue:
-    """One measure of one query in one system; None where it has no value. given: of what it is held against."""
+    """One measure of one query in one system; None where it has no value."""
 
     file: str
     query_id: str
     metric: str
     given: float | None
+    """The value of the order that the system is compared with."""
     reranked: float | None
     difference: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """document: what is said. calibration: what its file holds. values: of each query, for a file of their own."""
+    """What an evaluation found."""
 
     document: dict[str, Any]
     calibration: dict[str, Any] | None
+    """The content of the calibration file, if one was asked for."""
     values: Callable[[], Iterator[SystemValue]]
+    """Makes the values of each query, for `--per-query`."""
 
 
 def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError], None]) -> Answer:
-    """The whole of it; raises `InputError` and `UsageError` where there is nothing to answer."""
+    """Read, measure and compare all files; raises `InputError` and `UsageError` where there is nothing to compare."""
     repeated = sorted({file for file in question.files if question.files.count(file) > 1})
     if repeated:
         raise UsageError(f"{repeated[0]}: is named twice")
@@ -96,12 +102,10 @@ def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError],
         raise UsageError(f"--calibrate-to: a calibration is of one model, and {len(question.files)} files are named")
     grades = read_qrels(question.qrels) if question.qrels else {}
     measurer = Measurer(grades, question.metrics) if question.qrels else None
-
-    def read(path: str) -> System:
-        return read_system(
-            path, measurer, grades, names=question.fields, in_format=question.in_format, on_error=on_error
-        )
-
+    read = partial(
+        read_system, measurer=measurer, grades=grades, names=question.fields, in_format=question.in_format,
+        on_error=on_error,
+    )  # fmt: skip
     systems = [read(path) for path in question.files]
     baseline = read(question.baseline) if question.baseline else None
     everything = [*systems, *([baseline] if baseline else [])]
@@ -132,19 +136,20 @@ def evaluate_systems(question: EvaluationRequest, on_error: Callable[[RowError],
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """One measure of one system. old, new: of each of `queries`; NaN where it has no value."""
+    """One measure of one system, before and after."""
 
     system: System
-    place: int
     metric: str
     queries: Sequence[str]
     old: npt.NDArray[np.float64]
+    """float64 [queries], as `new`; NaN where a query has no value."""
     new: npt.NDArray[np.float64]
     before: Mapping[str, Values]
+    """All measures of the order that the system is compared with, by query."""
 
     @property
     def both(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Of the queries that have both values."""
+        """`old` and `new` of the queries that have both values."""
         there = np.isfinite(self.old) & np.isfinite(self.new)
         return self.old[there], self.new[there]
 
@@ -174,7 +179,7 @@ def _calibration(question: EvaluationRequest, system: System) -> dict[str, Any]:
 
 
 def _lists(document: Mapping[str, Any], question: EvaluationRequest, grades: Grades) -> dict[str, dict[str, Any]]:
-    """The lists of the queries that are named in the document, by file and query."""
+    """The lists of the queries that the document names, by file and query."""
     wanted: dict[str, dict[str, None]] = {file: {} for file in question.files}
     if question.baseline:
         wanted.setdefault(question.baseline, {})
@@ -203,7 +208,7 @@ def _values(
     def values_of(found: Mapping[str, Values], query: str) -> Values:
         if query in found:
             return found[query]
-        return nothing.setdefault(query, measurer.nothing(query))
+        return nothing.setdefault(query, measurer.of({query: ()})[query])
 
     found = []
     for system in systems:
@@ -215,7 +220,7 @@ def _values(
             )
             if not (np.isfinite(old) & np.isfinite(new)).any():
                 raise InputError(f"{system.name}: no query has a value of {metric}")
-            found.append(_Compared(system, place, metric, known, old, new, before))
+            found.append(_Compared(system, metric, known, old, new, before))
     return found
 
 
@@ -271,7 +276,7 @@ def _judge_systems(
 
 
 def _before(system: System, systems: Sequence[System], baseline: System | None) -> Mapping[str, Values]:
-    """What a system is held against: the baseline, its own given order, or that of another file."""
+    """The values of the order that a system is compared with: the baseline, its own given order, or another file's."""
     if baseline is not None:
         return baseline.values
     for one in (system, *systems):
@@ -304,7 +309,7 @@ def _describe_measure(
 
 
 def _add_chosen(found: Sequence[dict[str, Any]], question: EvaluationRequest) -> None:
-    """The verdicts on recommended settings and the commands that use them."""
+    """Add the verdicts on recommended settings and the commands that use them."""
     chosen = [one["use"] for one in found if one["use"].get("recommended")]
     tests = [paired_test(use["differences"]) for use in chosen]
     for one in found:
@@ -320,28 +325,22 @@ def _add_chosen(found: Sequence[dict[str, Any]], question: EvaluationRequest) ->
 
 
 def _likeness(systems: Sequence[System], baseline: System | None) -> list[dict[str, Any]]:
-    """The orders against each other: each system's and its given one, and all pairs of systems."""
-    orders: list[tuple[str, Mapping[str, Ids]]] = [(one.name, _ids(one)) for one in systems]
-    pairs = list(combinations(orders, 2))
+    """How alike the orders are: each system and the order it is compared with, then all pairs of systems."""
+    orders: list[tuple[str, Mapping[str, Ids]]] = [
+        (one.name, {query: ranked.ids for query, ranked in one.lists.items()})
+        for one in (*systems, *([baseline] if baseline else []))
+    ]
+    new = orders[: len(systems)]
     if baseline is not None:
-        pairs = [*((one, (baseline.name, _ids(baseline))) for one in orders), *pairs]
+        pairs = [(order, orders[-1]) for order in new]
     else:
-        own = [
-            (order, (GIVEN_ORDER, _given_ids(one)))
-            for order, one in zip(orders, systems, strict=True)
-            if one.given_order is not None
-        ]
-        pairs = [*own, *pairs]
-    return [asdict(compare(*one, *other)) for one, other in pairs]
-
-
-def _ids(system: System) -> dict[str, Ids]:
-    return {query: ranked.ids for query, ranked in system.lists.items()}
-
-
-def _given_ids(system: System) -> dict[str, Ids]:
-    return {
-        query: ranked.ids[np.argsort(ranked.places)]
-        for query, ranked in system.lists.items()
-        if ranked.places is not None
-    }
+        pairs = []
+        for order, one in zip(new, systems, strict=True):
+            if one.given_order is not None:
+                given = {
+                    query: ranked.ids[np.argsort(ranked.places)]
+                    for query, ranked in one.lists.items()
+                    if ranked.places is not None
+                }
+                pairs.append((order, (GIVEN_ORDER, given)))
+    return [asdict(compare(*one, *other)) for one, other in (*pairs, *combinations(new, 2))]

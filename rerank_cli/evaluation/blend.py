@@ -1,4 +1,4 @@
-"""The score of a reranker joined with the order of the first stage, list by list; `rerank-file` and `evaluate` alike.
+"""Join the scores of a reranker with the order of the first stage, list by list; for `rerank-file` and `evaluate`.
 
     rrf:W    reciprocal rank fusion: (1 - W) / (60 + rank) + W / (60 + place)        Cormack et al., SIGIR 2009
     z:W      z-scores: (1 - W) z(score) + W z(-log(place))
@@ -25,10 +25,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """How two orders are joined. weight: of the given order, from 0 to 1."""
+    """How scores and the given order are joined."""
 
     kind: Literal["rrf", "z"]
     weight: float
+    """Of the given order, from 0 to 1."""
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.weight:g}"
@@ -43,9 +44,9 @@ def parse_blend(text: str) -> Blend:
 
 
 def blended(scores: Floats, blend: Blend) -> Floats:
-    """What candidates are sorted by, highest first: float64 [..., n].
+    """The values that candidates are sorted by, highest first: float64 [..., n].
 
-    scores: of the model, [..., n], in the given order; -inf where a list has no candidate.
+    scores: the model's, [..., n], in the given order; -inf where a list has no candidate.
     """
     there = np.isfinite(scores)
     places = np.broadcast_to(np.arange(1, scores.shape[-1] + 1, dtype=np.float64), scores.shape)
@@ -59,7 +60,7 @@ def blended(scores: Floats, blend: Blend) -> Floats:
 
 
 def order_by_score(scores: Floats, *, depth: int | None = None, blend: Blend | None = None) -> npt.NDArray[np.intp]:
-    """The places of candidates in their new order: [..., n]. Those from `depth` on keep theirs."""
+    """The given places of the candidates in their new order: [..., n]. Candidates from `depth` on do not move."""
     head = scores if depth is None else scores[..., :depth]
     order = np.argsort(-(blended(head, blend) if blend else head), axis=-1, kind="stable")
     if head.shape[-1] == scores.shape[-1]:
@@ -71,7 +72,7 @@ def order_by_score(scores: Floats, *, depth: int | None = None, blend: Blend | N
 
 
 def _standardised(values: Floats, there: npt.NDArray[np.bool_]) -> Floats:
-    """(value - mean) / deviation of each list; 0 where all values are equal."""
+    """The z-scores of each list; 0 where all its values are equal."""
     count = np.maximum(there.sum(axis=-1, keepdims=True), 1)
     held = np.where(there, values, 0.0)
     mean = held.sum(axis=-1, keepdims=True) / count

@@ -1,4 +1,4 @@
-"""The measures of ir-measures: which there are, and the values of orders by them. Nothing is computed here.
+"""Calls ir-measures: finds measures by name, and measures orders by them. No measure is computed here.
 
 A run of ir-measures needs a strictly falling score per query, so an order scores by place, and no measure's tie rule
 can change it.
@@ -12,20 +12,41 @@ from typing import Any
 
 from rerank_cli.errors import UsageError
 
+Values = list[float | None]
+"""Of one query, by each measure; None where a measure has no value."""
+
 _KNOWN = "for example nDCG@10, RR@10, P@5"
+
+
+def measure_orders(
+    measures: Sequence[Any], grades: Mapping[str, Mapping[str, int]], orders: Mapping[str, Sequence[str]]
+) -> dict[str, Values]:
+    """The values of each query, in the order of `measures`. orders: passage ids by query, best first."""
+    if not orders:
+        return {}
+    try:
+        values = calculate(measures, grades, orders)
+    except ArithmeticError:  # some measures divide by the number of something that a query has none of
+        if len(orders) > 1:
+            return {query: measure_orders(measures, grades, {query: order})[query] for query, order in orders.items()}
+        if len(measures) > 1:
+            alone = [measure_orders([measure], grades, orders) for measure in measures]
+            return {query: [one[query][0] for one in alone] for query in orders}
+        values = {}
+    return {query: [values.get((str(one), query)) for one in measures] for query in orders}
 
 
 def calculate(
     measures: Sequence[Any], grades: Mapping[str, Mapping[str, int]], orders: Mapping[str, Sequence[str]]
 ) -> dict[tuple[str, str], float | None]:
-    """The values of orders, by measure and query; `ArithmeticError` of a measure that divides by nothing."""
+    """The values by measure and query; `ArithmeticError` of a measure that divides by 0."""
     import ir_measures
 
     qrels = {query: dict(grades[query]) for query in orders}
     run = {
         query: {passage: -float(place) for place, passage in enumerate(order)}
         for query, order in orders.items()
-        if order  # as in a file, which has no line for it
+        if order  # a run file has no line for an empty list either
     }
     values = (
         (one, float(one.value)) for together in _apart(measures) for one in ir_measures.iter_calc(together, qrels, run)
@@ -34,10 +55,10 @@ def calculate(
 
 
 def _apart(measures: Sequence[Any]) -> list[list[Any]]:
-    """Measures that are computed at once.
+    """Groups of measures that can be computed in one call.
 
-    ir-measures 0.4.3 gives the gains of one measure to all that stand beside it: nDCG@10 was another with
-    `nDCG(gains={1: 3})@5` than alone.
+    ir-measures 0.4.3 applies the gains of one measure to all in the same call: nDCG@10 beside `nDCG(gains={1: 3})@5`
+    had another value than alone.
     """
     alone = [[one] for one in measures if "gains" in one.params]
     others = [one for one in measures if "gains" not in one.params]
@@ -45,15 +66,15 @@ def _apart(measures: Sequence[Any]) -> list[list[Any]]:
 
 
 def parse_measure(name: str) -> Any:
-    """The measure of ir-measures with this name; `UsageError` where there is none, or it cannot be computed here."""
-    # Imported here: it costs 0.3 s that a run without judgements need not pay.
+    """The measure of ir-measures with this name; `UsageError` if there is none, or it cannot be computed here."""
+    # Imported here: it costs 0.3 s, which a run without judgements need not pay.
     import ir_measures
 
     if not name.isascii():
         raise UsageError(f"--metric {name}: not a measure: digits are 0 to 9", hint=_KNOWN)
     try:
         measure = ir_measures.parse_measure(name)
-        # Some fail only when they compute, for want of a program or of an option; better now than after the run.
+        # Some fail only when they compute, because a program or an option is missing: better now than after the run.
         run = [ir_measures.ScoredDoc("q", "p", 1.0), ir_measures.ScoredDoc("q", "other", 0.0)]
         list(ir_measures.iter_calc([measure], [ir_measures.Qrel("q", "p", 1)], run))
     except Exception as error:
@@ -62,7 +83,7 @@ def parse_measure(name: str) -> Any:
 
 
 def _nearest(name: str) -> str:
-    """Names of measures that are spelled nearly so, for a hint."""
+    """A hint with measures whose names are spelled nearly like `name`."""
     import difflib
 
     from ir_measures.measures import registry

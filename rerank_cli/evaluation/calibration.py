@@ -1,21 +1,21 @@
-"""From a score to the probability that a passage is relevant, fitted on judgements; scikit-learn's fits, in numpy.
+"""Turns a score into the probability that a passage is relevant, fitted on judgements; scikit-learn's fits in numpy.
 
-isotonic    the rising steps nearest to the judgements (pool adjacent violators), straight lines between them; beyond
-            the lowest and the highest score that was seen, the value there
-platt       1 / (1 + exp(-(slope * score + intercept))), the likeliest of such curves (Platt 1999: the targets are
+isotonic    the rising steps nearest to the judgements (pool adjacent violators), joined by straight lines; constant
+            below the lowest and above the highest score seen
+platt       1 / (1 + exp(-(slope * score + intercept))), fitted by maximum likelihood (Platt 1999: the targets are
             drawn in by one passage on each side, so that no set of judgements asks for an infinite slope)
 
-A curve looks better on the passages that it was fitted on. So queries are split in five, and each is judged by a curve
-that has not seen it: of these values are the Brier score (mean squared error), the expected calibration error (mean
-distance of the probability and the share of relevant passages in ten bins of equal width, each weighing by its
-passages) and the reliability curve. Of the two kinds the one with the lower Brier score is taken.
+A curve looks better on the passages that it was fitted on. So the queries are split into five folds, and each query is
+judged by a curve that has not seen it. From these held-out probabilities come the Brier score (mean squared error), the
+expected calibration error (mean distance between the probability and the share of relevant passages in ten bins of
+equal width, weighted by passages) and the reliability curve. The kind with the lower Brier score is taken.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -38,18 +38,20 @@ Marks = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Probabilities by score, rising. scores, values: of isotonic steps; slope, intercept: of a sigmoid."""
+    """A probability for each score, rising."""
 
     kind: Kind
     scores: tuple[float, ...] = ()
+    """Where the isotonic steps lie; `values` are their probabilities."""
     values: tuple[float, ...] = ()
     slope: float = 0.0
+    """Of the sigmoid, with `intercept`."""
     intercept: float = 0.0
 
     def __call__(self, score: float) -> float:
         """The probability of one passage."""
         if self.kind == "platt":
-            return float(_sigmoid(np.float64(self.slope * score + self.intercept)))
+            return float(sigmoid_of(np.float64(self.slope * score + self.intercept)))
         place = bisect_right(self.scores, score)
         if place in (0, len(self.scores)):
             return self.values[0 if place == 0 else -1]
@@ -58,33 +60,33 @@ class Curve:
         return self.values[place - 1] + share * (self.values[place] - self.values[place - 1])
 
     def of(self, scores: Floats) -> Floats:
-        """Those of many."""
+        """The probabilities of many passages: float64, shaped like `scores`."""
         if self.kind == "platt":
-            return np.asarray(_sigmoid(self.slope * scores + self.intercept))
+            return np.asarray(sigmoid_of(self.slope * scores + self.intercept))
         return np.interp(scores, self.scores, self.values)
 
 
 def fit_isotonic(scores: Floats, relevant: Marks) -> Curve:
-    """The isotonic curve of passages."""
+    """Fit isotonic steps. scores, relevant: [passages]."""
     distinct, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     means = np.bincount(place.ravel(), weights=relevant.astype(np.float64)) / counts
     weights, sizes = counts.astype(np.float64), np.ones(len(distinct), dtype=np.intp)
     while (falls := means[1:] <= means[:-1]).any():
-        # A run of blocks that do not rise is one block of the solution, whatever stands around it.
+        # Neighbouring blocks that do not rise are one block of the solution, whatever stands around them.
         begins = np.flatnonzero(np.concatenate([[True], ~falls]))
         sums = np.add.reduceat(weights * means, begins)
         weights, sizes = np.add.reduceat(weights, begins), np.add.reduceat(sizes, begins)
         means = sums / weights
     last = np.cumsum(sizes) - 1
     first = last - sizes + 1
-    # Of a block its two ends say all: between them the value stays.
+    # The two ends of a block are enough: the value is the same between them.
     ends = np.unique(np.concatenate([first, last]))
     steps = np.repeat(means, sizes)[ends]
     return Curve("isotonic", tuple(distinct[ends].tolist()), tuple(steps.tolist()))
 
 
 def fit_platt(scores: Floats, relevant: Marks) -> Curve:
-    """The sigmoid of passages, by Newton's method (Lin, Lin and Weng, Machine Learning 2007)."""
+    """Fit a sigmoid by Newton's method (Lin, Lin and Weng, Machine Learning 2007). scores, relevant: [passages]."""
     positive = int(relevant.sum())
     negative = len(relevant) - positive
     targets = np.where(relevant, (positive + 1) / (positive + 2), 1 / (negative + 2))
@@ -93,7 +95,7 @@ def fit_platt(scores: Floats, relevant: Marks) -> Curve:
     a, b = 0.0, math.log((positive + 1) / (negative + 1))
     value = _cross_entropy(a * x + b, targets)
     for _ in range(_NEWTON_STEPS):
-        p = _sigmoid(a * x + b)
+        p = sigmoid_of(a * x + b)
         away, bend = p - targets, p * (1 - p)
         slope, level = float((away * x).sum()), float(away.sum())
         if max(abs(slope), abs(level)) <= 1e-10 * len(x):
@@ -111,7 +113,7 @@ def fit_platt(scores: Floats, relevant: Marks) -> Curve:
 
 
 def fit(kind: Kind, scores: Floats, relevant: Marks) -> Curve:
-    """The curve of a kind."""
+    """Fit a curve of this kind."""
     return fit_platt(scores, relevant) if kind == "platt" else fit_isotonic(scores, relevant)
 
 
@@ -130,12 +132,12 @@ def reason_against(scores: Floats, relevant: Marks, queries: int) -> str | None:
 
 
 def folds_of(queries: int) -> npt.NDArray[np.intp]:
-    """The fold of each query; they are of equal size, and the same every time."""
+    """The fold of each query; folds are of equal size and the same every time."""
     return np.random.Generator(np.random.PCG64(_SEED)).permutation(queries) % FOLDS
 
 
 def held_out(kind: Kind, scores: Floats, relevant: Marks, fold: npt.NDArray[np.intp]) -> Floats:
-    """The probability of each passage by a curve that has not seen its query; of each passage `fold` says the fold."""
+    """The probability of each passage by a curve that has not seen its query. fold: of each passage."""
     found = np.empty(len(scores))
     for one in range(FOLDS):
         out = fold == one
@@ -153,7 +155,7 @@ def errors_of(probabilities: Floats, relevant: Marks) -> dict[str, float]:
 
 
 def reliability(probabilities: Floats, relevant: Marks) -> list[dict[str, Any]]:
-    """Of each bin that has passages: how many, their mean probability, and the share of relevant ones."""
+    """For each bin with passages: how many there are, their mean probability, and the share that is relevant."""
     place = np.minimum((probabilities * BINS).astype(np.intp), BINS - 1)
     counts = np.bincount(place, minlength=BINS)
     means = np.bincount(place, weights=probabilities, minlength=BINS)
@@ -165,18 +167,13 @@ def reliability(probabilities: Floats, relevant: Marks) -> list[dict[str, Any]]:
     ]
 
 
-def better_kind(checked: Mapping[Kind, Mapping[str, float]]) -> Kind:
-    """The kind with the lower Brier score; the sigmoid, which says more with less, of two that are equal."""
-    return "isotonic" if checked["isotonic"]["brier"] < checked["platt"]["brier"] else "platt"
-
-
-def sigmoid_of(scores: Floats) -> Floats:
-    """What `--prob` says: the sigmoid of a logit as it is."""
-    return np.asarray(_sigmoid(scores))
+def sigmoid_of(logits: Any) -> Any:
+    """The sigmoid of a number or an array, as `--prob` writes it."""
+    return 0.5 * (1 + np.tanh(0.5 * logits))
 
 
 def threshold_for(precision: float, scores: Floats, relevant: Marks) -> float | None:
-    """The lowest score from which on `precision` of the passages are relevant; None where there is none."""
+    """The lowest score above which a share of `precision` of the passages is relevant; None if there is none."""
     order = np.argsort(-scores, kind="stable")
     ordered, hits = scores[order], np.cumsum(relevant[order])
     last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # equal scores are kept together
@@ -188,16 +185,10 @@ def _cross_entropy(inner: Floats, targets: Floats) -> float:
     return float((np.logaddexp(0, inner) - targets * inner).sum())
 
 
-def _sigmoid(inner: Any) -> Any:
-    return 0.5 * (1 + np.tanh(0.5 * inner))
-
-
 def pooled_lists(lists: Sequence[tuple[Floats, Marks]]) -> tuple[Floats, Marks, npt.NDArray[np.intp]]:
-    """Scores, marks and the fold of each passage of lists, a query each."""
-    folds = folds_of(len(lists))
-    sizes = [len(scores) for scores, _ in lists]
+    """Scores, marks and the fold of each passage. lists: scores and marks of each query."""
     return (
         np.concatenate([scores for scores, _ in lists]) if lists else np.empty(0),
         np.concatenate([marks for _, marks in lists]) if lists else np.empty(0, dtype=bool),
-        np.repeat(folds, sizes),
+        np.repeat(folds_of(len(lists)), [len(scores) for scores, _ in lists]),
     )

@@ -1,9 +1,10 @@
-"""A calibration as a file: the curve, the model that it is of, and what it was fitted on.
+"""A calibration as a file: the curve, the model whose scores it takes, and what it was fitted on.
 
-Scores of another model, or of the same with another prompt, mean something else, and no number shows it. So the file
-names the model by the digest of its files, as every report does, with what was asked of it; a run with anything else
-is refused. A text in another language has scores of the same model, and they may mean less: the share of unknown tokens
-and the scores of the best passages were noted, and a run in which they are far off is warned (`shift`).
+Scores of another model, or of the same model with another prompt, mean something else, and nothing in the numbers shows
+it. So the file names the model by the digest of its files, as every report does, and the options that change a score; a
+run with another model or other options is refused. Texts in another language get scores of the same model, which may
+mean less. So the file also notes the share of unknown tokens and the scores of the best passages, and a run in which
+they are far off gets a warning (`shift`).
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ _FIT_AGAIN = "fit one for this run: `rerank-cli evaluate OUT --qrels FILE --cali
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A file that was read. document: all of it."""
+    """A calibration that was read. document: the whole file."""
 
     path: str
     curve: Curve
     document: Mapping[str, Any]
 
     def refuse_other(self, model: Mapping[str, Any], score: str, asked: Mapping[str, Any]) -> None:
-        """`UsageError` where the scores of a run are not those that were fitted.
+        """`UsageError` if the scores of a run are not of the kind that was fitted.
 
         Args:
-            model: `name` and `sha256` of the run's.
-            score: What its score is called.
+            model: `name` and `sha256` of the run's model.
+            score: What the run's score is called.
             asked: The run's value of each of `BOUND`.
         """
         mine = self.document["model"]
@@ -68,12 +69,14 @@ class Calibration:
                 )
 
     def of_run(self, report: Mapping[str, Any]) -> dict[str, Any]:
-        """What the report of a run says of it."""
+        """What the report of a run says about its calibration."""
         return {"file": self.path, "kind": self.curve.kind, "warnings": list(self.shift(report))}
 
     def shift(self, report: Mapping[str, Any]) -> Iterator[str]:
-        """What of a finished run is unlike what was fitted, in words."""
-        was, now = (_unknown_share(one) for one in (self.document["seen"], report))
+        """Warnings about what is unlike the data of the fit. report: of a finished run."""
+        was, now = (
+            float((one.get("unknown_tokens") or {}).get("share", 0.0)) for one in (self.document["seen"], report)
+        )
         if now > was + _UNKNOWN_MORE:
             yield (
                 f"{now:.1%} of the tokens are unknown to the model, and {was:.1%} were where {self.path} was fitted: "
@@ -91,7 +94,7 @@ class Calibration:
 def document_of(
     curve: Curve, report: Mapping[str, Any], facts: Mapping[str, Any], *, file: str, qrels: str, relevant_from: int
 ) -> dict[str, Any]:
-    """What the file holds. report: of the run that has scored `file`; facts: of `fit_system`."""
+    """The content of the file. report: of the run that scored `file`. facts: from `fit_system`."""
     shape: dict[str, Any] = {"slope": curve.slope, "intercept": curve.intercept}
     if curve.kind == "isotonic":
         shape = {"scores": curve.scores, "probabilities": curve.values}
@@ -113,7 +116,7 @@ def document_of(
 
 
 def read_calibration(path: str) -> Calibration:
-    """The calibration in a file; `InputError` where it is none."""
+    """Read a calibration; `InputError` if the file holds none."""
     try:
         with path_of(path).open("rb") as stream:
             data = stream.read(_MOST_BYTES + 1)
@@ -136,7 +139,7 @@ def read_calibration(path: str) -> Calibration:
 
 
 def report_of(file: str, named: str | None = None) -> dict[str, Any]:
-    """The report of the run that has scored `file`: the one that is named, else the one beside it."""
+    """The report of the run that scored `file`: the one at `named`, else the one beside the file."""
     path = path_of(named or f"{file}.report.json")
     try:
         report: Any = json.loads(path.read_bytes())
@@ -194,12 +197,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def _unknown_share(report: Mapping[str, Any]) -> float:
-    return float((report.get("unknown_tokens") or {}).get("share", 0.0))
-
-
 def _best_of(report: Mapping[str, Any]) -> Mapping[str, float] | None:
-    """The scores of the passages at rank 1."""
+    """Percentiles of the scores at rank 1; None where the report has none."""
     ranks = (report.get("scores") or {}).get("by_rank") or [None]
     first: Mapping[str, float] | None = ranks[0]
     return first if first and first.get("from") == 1 and first.get("to") == 1 else None

@@ -1,8 +1,9 @@
-"""The queries of a run that gained and lost most, with the first passages before and after, kept as lists come.
+"""Keeps the queries of a run that gained and lost most, with their first passages before and after.
 
-A list is gone when the next window comes, so what is shown of it is taken when its change is known: of the queries that
-are among the `EXTREMES` best or worst so far. Of a hundred thousand queries in any order some two hundred are. What is
-taken goes into the note of its window, and a later process takes the same again (`measures.Evaluator.restore`).
+A list is gone when the next window comes. So what will be shown of it is taken as soon as its change is known, if the
+query is among the `EXTREMES` best or worst so far; in a random order, some two hundred of a hundred thousand queries
+are. What is taken goes into the note of its window, from which a resumed run takes it again
+(`measures.Evaluator.restore`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from rerank_cli.evaluation.limits import EXTREMES
 
 Shown = Mapping[str, Any]
-"""`text` of the query, `given` and `new`: the first passages (`shown_lists.first_passages`)."""
+"""`text` of the query; `given` and `new`: the first passages of both orders (`shown_lists.first_passages`)."""
 
 
 class ChangedMost:
@@ -24,9 +25,9 @@ class ChangedMost:
         self._lost: list[dict[str, Any]] = []
 
     def add(self, query: str, change: float | None, show: Callable[[], Shown | None]) -> Shown | None:
-        """Take a query in if it is among those that changed most; returns what is shown of it then.
+        """Keep a query if it is among those that changed most; returns what is shown of it, or None.
 
-        show: its lists; None where nothing is known of them, and then it is not taken.
+        show: makes what is shown; returns None where that is not known, and then the query is not kept.
         """
         if not change:
             return None
@@ -37,10 +38,10 @@ class ChangedMost:
         if shown is None:
             return None
         kept.append({"query": query, "change": change, **shown})
-        kept.sort(key=lambda one: factor * one["change"])  # equal ones in the order in which they came
+        kept.sort(key=lambda one: factor * one["change"])  # stable: equal changes stay in the order they came in
         del kept[EXTREMES:]
         return shown
 
     def document(self) -> dict[str, Any]:
-        """What a report has of them, the largest change first."""
+        """As in a report: the largest change first."""
         return {"gained": list(self._gained), "lost": list(self._lost)}

@@ -1,11 +1,11 @@
 """How alike two orders of the same queries are, without judgements.
 
-overlap@k     share of the k best that both have
+overlap@k     the share of the k best passages that both orders have
 RBO           rank-biased overlap, extrapolated (Webber et al., TOIS 2010, equation 32): agreement at every depth,
               the top weighing most; p = .9 gives the ten best 86 % of the weight
 Kendall's tau tau-b of the places of the candidates that both have; an order has no ties
 
-A hundred thousand queries are compared in blocks, all queries of a block at once.
+Queries are compared in blocks, all queries of a block at once: there may be a hundred thousand.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """Two orders of the same queries, in the mean. most_different: queries with the smallest RBO, that first."""
+    """How alike two orders are, in the mean over queries. most_different: by RBO, the smallest first."""
 
     one: str
     other: str
@@ -42,17 +42,18 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Two lists of each query, held against each other."""
+    """The two lists of each query, matched by passage."""
 
     places: npt.NDArray[np.intp]
-    """Of each passage of the one list in the other, from 1, and 0 where it is not there: [queries, longest]."""
+    """Where each passage of one list stands in the other, from 1; 0 if it does not: [queries, longest]."""
     short: npt.NDArray[np.intp]
-    """The length of the shorter list of each query."""
+    """The length of the shorter list of each query: [queries]."""
     long: npt.NDArray[np.intp]
+    """The length of the longer one: [queries]."""
 
 
 def match(ones: Sequence[Ids], others: Sequence[Ids]) -> Matched:
-    """The lists `ones` and `others` of the same queries; ids are hashes, and no list has one twice."""
+    """Match two lists for each query. ids are hashes; no list may have one twice."""
     sizes = np.array([[len(one) for one in lists] for lists in (ones, others)], dtype=np.intp)
     rows, columns = zip(*(_cells(each) for each in sizes), strict=True)
     keys = [
@@ -73,13 +74,13 @@ def _cells(sizes: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArr
 
 
 def overlap_at(lists: Matched, k: int = TOP) -> Floats:
-    """The share of the k best that both have; of the longer list's length where that is shorter than k."""
+    """The share of the k best that both have: [queries]. Lists shorter than k count by the length of the longer."""
     top = lists.places[:, :k]
     return _divide(((top > 0) & (top <= k)).sum(axis=1), np.minimum(k, lists.long), where_empty=1.0)
 
 
 def rbo(lists: Matched, p: float = RBO_P) -> Floats:
-    """Extrapolated rank-biased overlap of two orders, which may be of different length."""
+    """Extrapolated rank-biased overlap: [queries]. The two lists of a query may differ in length."""
     queries, width = lists.places.shape
     rows, columns = np.nonzero(lists.places)
     # The depth from which on a passage is in both.
@@ -99,7 +100,7 @@ def rbo(lists: Matched, p: float = RBO_P) -> Floats:
 
 
 def kendall_tau(lists: Matched) -> Floats:
-    """Kendall's tau of the candidates that both lists have; NaN for fewer than two."""
+    """Kendall's tau of the candidates that both lists have: [queries]. NaN for fewer than two."""
     there = lists.places > 0
     count = there.sum(axis=1)
     pairs = count * (count - 1) // 2
@@ -111,7 +112,7 @@ def kendall_tau(lists: Matched) -> Floats:
 
 
 def compare(one: str, first: Mapping[str, Ids], other: str, second: Mapping[str, Ids], *, worst: int = 5) -> Likeness:
-    """Two systems over the queries that both have."""
+    """Compare two systems on the queries that both have. first, second: ids by query, best first."""
     shared = [query for query in first if query in second]
     overlaps, rbos, taus = np.empty(len(shared)), np.empty(len(shared)), np.empty(len(shared))
     for begin, end in _blocks([max(len(first[query]), len(second[query])) for query in shared]):
@@ -127,7 +128,7 @@ def compare(one: str, first: Mapping[str, Ids], other: str, second: Mapping[str,
 
 
 def _blocks(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Begin and end of blocks of queries that are compared at once; widths: passages of each."""
+    """Begin and end of each block of queries. widths: the passages of each query."""
     begin, widest = 0, 0
     for place, width in enumerate(widths):
         widest = max(widest, width)

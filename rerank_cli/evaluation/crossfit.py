@@ -1,12 +1,12 @@
-"""Which way to use the scores is best, and is choosing better than not choosing? Cross-fitting over queries.
+"""Which depth and blend are best, and is choosing them better than not choosing? Cross-fitting over queries.
 
-A setting is a depth and a blend. The best of thirty settings on some queries looks better than it is, because it was
-chosen for its luck on them. So the queries are split, many times: each is judged by the setting that was chosen without
-it. The mean of these values is what choosing brings on new queries, and if that is not clearly more than the plain
+A setting is a depth and a blend. The best of thirty settings on some queries looks better than it is, because luck on
+these queries helped to choose it. So the queries are split many times, and each is judged by a setting that was chosen
+without it. The mean of these values is what choosing brings on new queries. If that is not clearly more than the plain
 order of the scores brings, nothing is recommended.
 
-Within a split, a setting is chosen over the plain order only where it is better by more than one standard error of
-their difference: among equals the plain order stays.
+Within a split, a setting is preferred to the plain order only if it is better by more than one standard error of their
+difference.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way to use the scores. depth: None is all candidates; blend: None is the model alone."""
+    """One way to use the scores."""
 
     depth: int | None = None
+    """None is all candidates."""
     blend: Blend | None = None
+    """None is the model alone."""
 
     @property
     def options(self) -> str:
-        """What `rerank-file` is told."""
+        """The setting as options of `rerank-file`."""
         parts = ([f"--depth {self.depth}"] if self.depth else []) + ([f"--blend {self.blend}"] if self.blend else [])
         return " ".join(parts)
 
@@ -51,13 +53,14 @@ PLAIN = Setting()
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What choosing brings. place: of the setting chosen on all queries; 0 is the plain order."""
+    """What choosing brings."""
 
     place: int
+    """Of the setting that was chosen on all queries; 0 is the plain order."""
     values: Floats
-    """Of each query, by the settings that were chosen without it."""
+    """The value of each query, by settings that were chosen without it."""
     gain: float
-    """Mean of `values` over the plain order's."""
+    """By how much the mean of `values` is above the plain order's."""
     error: float
     """Standard error of the gain."""
 
@@ -91,7 +94,8 @@ def choose(values: Floats, *, splits: int = SPLITS, folds: int = FOLDS) -> Choic
     place = int(_choose_setting(differences.sum(1)[None], (differences**2).sum(1)[None], np.array([queries]))[0])
     if queries < _LEAST_QUERIES:
         return Choice(0, values[0], 0.0, 0.0)
-    fold_of = _folds(queries, splits, folds)
+    generator = np.random.Generator(np.random.PCG64(_SEED))
+    fold_of = np.argsort(generator.random((splits, queries)), axis=1) % folds  # folds of equal size
     total = np.zeros(queries)
     for fold in range(folds):
         out = fold_of == fold  # [splits, queries]
@@ -103,7 +107,7 @@ def choose(values: Floats, *, splits: int = SPLITS, folds: int = FOLDS) -> Choic
 
 
 def _choose_setting(sums: Floats, squares: Floats, counts: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
-    """The setting that each row of sums over queries chooses."""
+    """The best setting for each row of sums over queries: [rows]. sums, squares: [rows, settings]."""
     count = counts[:, None]
     means = sums / count
     errors = np.sqrt(np.maximum(squares / count - means**2, 0) / np.maximum(count - 1, 1))
@@ -112,22 +116,14 @@ def _choose_setting(sums: Floats, squares: Floats, counts: npt.NDArray[np.float6
     return np.asarray(np.argmax(worth, axis=1))
 
 
-def _folds(queries: int, splits: int, folds: int) -> npt.NDArray[np.intp]:
-    """The fold of each query in each split; folds of equal size."""
-    generator = np.random.Generator(np.random.PCG64(_SEED))
-    return np.asarray(np.argsort(generator.random((splits, queries)), axis=1) % folds)
-
-
 @dataclass(frozen=True, slots=True)
 class TopMeasure:
-    """nDCG@k, RR@k, P@k or Success@k of many queries at once, as ir-measures has them for one.
-
-    best: of each query the highest sum of discounted gains that its judgements allow; nDCG alone needs it.
-    """
+    """nDCG@k, RR@k, P@k or Success@k of many queries at once, with the values of ir-measures."""
 
     name: str
     cutoff: int | None
     best: Floats
+    """The discounted gains of a perfect order of each query's judgements: [queries]. Only nDCG uses them."""
 
     def of(self, gains: Floats) -> Floats:
         """The values of lists with these gains (0: not relevant), best first: [queries, n]."""

@@ -1,6 +1,6 @@
-"""What a page draws of lists: changes by query, scores of relevant and other passages, how far passages moved.
+"""What a page draws: changes by query, scores of relevant and other passages, how far passages moved.
 
-Each is of bounded size, however many queries there are.
+Each drawing is of bounded size, however many queries there are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rerank_cli.evaluation.systems import SystemList
 
 BARS = 200
 MOVES = (0, 1, 2, 5, 10, 20, 50)
-"""The last place of each group of moves; the group behind holds all that are longer."""
+"""The longest move of each group; one more group holds all longer moves."""
 NO_MOVES = [[0] * (len(MOVES) + 1)] * 2
-"""What `count_moves` begins with."""
+"""The counts that `count_moves` adds to, at the start."""
 
 _BINS = 40
 _MOST_SCORES = 2_000_000
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def sorted_changes(changes: Floats) -> dict[str, Any] | None:
-    """Changes of queries, best first; of more than `BARS` queries the means of equal groups. None without queries."""
+    """The changes of queries, best first; means of equal groups above `BARS` queries. None without queries."""
     if not len(changes):
         return None
     ordered = np.sort(changes)[::-1]
@@ -35,7 +35,10 @@ def sorted_changes(changes: Floats) -> dict[str, Any] | None:
 
 
 def scores_by_relevance(scores: Floats, relevant: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
-    """A histogram of each kind in the same bins; what lies beyond the outermost half percent is in the last bins."""
+    """Histograms of relevant and other passages, in the same bins; the end bins also hold the outermost half percents.
+
+    None where there is nothing to tell apart.
+    """
     if not len(scores) or relevant.all() or not relevant.any():
         return None
     step = max(1, len(scores) // _MOST_SCORES)
@@ -52,7 +55,7 @@ def scores_by_relevance(scores: Floats, relevant: npt.NDArray[np.bool_]) -> dict
 
 
 def moves_of(lists: Iterable[SystemList]) -> list[dict[str, Any]] | None:
-    """How many passages moved up and down, and how far; None where nobody knows the given order."""
+    """How many passages moved up and down, and how far; None where the given order is not known."""
     total = np.array(NO_MOVES, dtype=np.int64)
     for one in lists:
         if one.places is not None:
@@ -61,14 +64,14 @@ def moves_of(lists: Iterable[SystemList]) -> list[dict[str, Any]] | None:
 
 
 def count_moves(total: npt.NDArray[np.int64], moves: npt.NDArray[Any]) -> None:
-    """Add moves, in places up (negative: down), to [up, down] of each group; what stays is `up`."""
+    """Add moves to the counts. total: [2, groups], up and down. moves: in places, up is positive, 0 counts as up."""
     group = np.searchsorted(MOVES, np.abs(moves))
     for row, mine in enumerate((moves >= 0, moves < 0)):
         total[row] += np.bincount(group[mine], minlength=len(MOVES) + 1)
 
 
 def moves_document(total: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """Counts by group, as a report has them; `to` of the last group is None."""
+    """The counts by group, as in a report; `to` of the last group is None."""
     firsts = [0, *(last + 1 for last in MOVES)]
     lasts = [*MOVES, None]
     return [

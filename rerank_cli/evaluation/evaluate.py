@@ -1,4 +1,4 @@
-"""`rerank-file --evaluate-only`: how good a file is that was reranked before. No model, no torch, nothing is scored."""
+"""`rerank-file --evaluate-only`: measure a file that is reranked already. No model is loaded and nothing is scored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IDS = "`--id-field` names the field of the passages' ids"
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """What the user asked for. report, per_query: files that are written, or None."""
+    """What the user asked for. report, per_query: files to write, or None."""
 
     inputs: tuple[str, ...]
     qrels: str
@@ -43,7 +43,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, slots=True)
 class FileEvaluation:
-    """What was found. rows_error: rows that could not be read. notes: what the user should know."""
+    """What was found. rows_error: the number of rows that could not be read. notes: for the user."""
 
     evaluation: Evaluation
     document: dict[str, Any]
@@ -52,7 +52,7 @@ class FileEvaluation:
 
 
 def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]) -> FileEvaluation:
-    """Measure both orders of reranked files; raises `InputError` where there is nothing to measure."""
+    """Measure both orders of reranked files; raises `InputError` if there is nothing to measure."""
     inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
     if options.per_query:
         refuse_per_query_name(options.per_query)
@@ -68,7 +68,10 @@ def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]
         on_error(error)
 
     seen: list[str] = []
-    orders = _orders(file, evaluator, count)
+    orders = (
+        Orders(item.query, None if item.given is None else passage_names(item.given), passage_names(item.reranked))
+        for item in file.lists(evaluator.is_judged, count)
+    )
     while some := list(islice(orders, _QUERIES_AT_ONCE)):
         seen = seen or [some[0].query]
         evaluator.add(some)
@@ -92,12 +95,6 @@ def evaluate_file(options: EvaluateOptions, on_error: Callable[[RowError], None]
     return FileEvaluation(evaluation, document, bad, tuple(_notes(file)))
 
 
-def _orders(file: RerankedFile, evaluator: Evaluator, on_error: Callable[[RowError], None]) -> Iterator[Orders]:
-    for item in file.lists(evaluator.is_judged, on_error):
-        given = None if item.given is None else passage_names(item.given)
-        yield Orders(item.query, given, passage_names(item.reranked))
-
-
 def _notes(file: RerankedFile) -> Iterator[str]:
     if file.given is None:
         yield "nothing in the file says the given order; only the new one is measured"
@@ -108,7 +105,13 @@ def _notes(file: RerankedFile) -> Iterator[str]:
 
 
 def refuse_outputs(outputs: Mapping[str, str | None], read: Iterable[str], *, overwrite: bool) -> None:
-    """Outputs that exist, lie in no folder, or are one file with another one. read: the files that are inputs."""
+    """Refuse an output that exists, whose folder is missing, or that is an input or another output.
+
+    Args:
+        outputs: Paths by option; None is not written.
+        read: The files that are inputs.
+        overwrite: Whether an output may exist.
+    """
     taken = {identity_of(path_of(path)) for path in read}
     for name, path in outputs.items():
         if path is None:

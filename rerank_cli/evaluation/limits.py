@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rerank_cli.evaluation.systems import UNJUDGED, Grades, System, Values
+from rerank_cli.evaluation.calculate import Values
+from rerank_cli.evaluation.systems import UNJUDGED, Grades, System
 
 EXTREMES = 10
 _EXAMPLES = 5
@@ -17,7 +18,7 @@ _TOP = 10
 def find_limits(
     system: System, queries: Sequence[str], baseline: Mapping[str, Values], grades: Grades
 ) -> dict[str, Any]:
-    """By the first measure, over `queries` that the system has."""
+    """What limits a system, by the first measure, on those of `queries` that it has."""
     queries = [query for query in queries if query in system.lists]
     lists = [system.lists[query] for query in queries]
     without = [query for query in queries if not (system.lists[query].grades > 0).any()]
@@ -28,7 +29,7 @@ def find_limits(
         "perfect_order": _mean([system.perfect[query] for query in queries]),
         "without_relevant_candidate": len(without),
         "examples_without": without[:_EXAMPLES],
-        "judged_in_top_10": _mean([_judged_share(one.grades[:_TOP]) for one in lists]),
+        "judged_in_top_10": _mean([float(np.mean(one.grades[:_TOP] != UNJUDGED)) for one in lists if len(one.grades)]),
         "worst": [{"query": one, "change": changes[one]} for one in ordered[:EXTREMES] if (changes[one] or 0) < 0],
         "best": [
             {"query": one, "change": changes[one]} for one in ordered[: -EXTREMES - 1 : -1] if (changes[one] or 0) > 0
@@ -41,12 +42,8 @@ def find_limits(
             "value": _mean([one[1] for one in kept]),
         }
     else:
-        found["condensed"] = None  # every judged passage is relevant: without the others each list would be perfect
+        found["condensed"] = None  # all judged passages are relevant: every condensed list would be perfect
     return found
-
-
-def _judged_share(grades: Any) -> float | None:
-    return float(np.mean(grades != UNJUDGED)) if len(grades) else None
 
 
 def _change(new: Values, old: Values | None) -> float | None:

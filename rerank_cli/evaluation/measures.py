@@ -1,15 +1,14 @@
 """Did reranking help? The given order and the reranked order, measured on the same judgements.
 
-The measures are ir-measures' own (names as it spells them: `nDCG@10`, `RR@10`, `P@5`, ...; `calculate`); nothing is
-computed here but the two runs, and whether the difference is more than chance (`significance`). Queries without
-judgements are counted and not averaged; a judged query whose list is empty counts with what the measure gives for
-nothing found, as it does in ir-measures.
+The measures are those of ir-measures, by its names (`nDCG@10`, `RR@10`, `P@5`, ...; see `calculate`); `significance`
+tells whether the difference is more than chance. Queries without judgements are counted but not averaged. A judged
+query whose list is empty counts with what the measure gives for nothing found, as it does in ir-measures.
 
-An id that stands several times in a list (chunks of a document) counts at its first place, as a retriever of documents
-would answer; repeats are counted. Where no list holds a judged passage, the ids of file and qrels do not meet, and
-there is nothing that could be measured: `Evaluation.problem` says so, with an id of each side.
+An id that stands several times in a list (chunks of a document) counts at its first place only, as if documents had
+been retrieved; repeats are counted. Where no list holds a judged passage, the ids of file and qrels do not match, and
+nothing can be measured: `Evaluation.problem` says so, with an id of each side.
 
-A list is measured when it comes, and only the values are kept: two numbers for each judged query and measure.
+Each list is measured as it comes, and only the values are kept: two numbers for each judged query and measure.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_cli.evaluation.calculate import calculate, parse_measure
+from rerank_cli.evaluation.calculate import Values, measure_orders, parse_measure
 from rerank_cli.evaluation.changed_most import ChangedMost, Shown
 from rerank_cli.evaluation.drawn import sorted_changes
 from rerank_cli.evaluation.orders import Orders, drop_repeats
@@ -32,21 +31,19 @@ from rerank_cli.evaluation.significance import Significance, randomisation_test
 
 GIVEN_ORDER = "the order of the input"
 
+_FEW = 0.2  # of judged queries: a smaller share with a judged passage in their list is rarely intended
 
-_FEW = 0.2  # of the judged queries with a judged passage in their list: fewer are rarely meant
-
-Values = list[float | None]
 Noted = tuple[Any, ...]
-"""What a later process must know of the orders of a query: its id, the values of both, how many ids were repeated,
-whether a judged passage was met, the first id, and what is shown of a query that changed much (else None)."""
+"""What a resumed run must know about a query: its id, the values of both orders, how many ids were repeated, whether
+the list held a judged passage, its first id, and, if the query changed much, what is shown of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One measure over the judged queries, aggregated as it says (mostly their mean).
+    """One measure over the judged queries, aggregated as the measure itself does (mostly the mean).
 
-    wins, losses: queries where reranking raised or lowered it. undefined: queries that the measure has no value for,
-    which are in none of the numbers. given and what follows from it is None where the given order is not known.
+    wins, losses: queries where reranking raised or lowered it. undefined: queries without a value, which count in no
+    other number. Where the given order is not known, `given` and all that compares with it is None.
     """
 
     metric: str
@@ -64,10 +61,10 @@ class Comparison:
 class Evaluation:
     """All measures of a run.
 
-    queries: judged and ranked; unjudged: ranked, but not in the qrels; repeated: lists of a judged query that has had
-    one before, of which the first counts. given_order: what was taken for it, in words. repeated_passages: ids that
-    had stood in their list before. met: judged queries in whose list a judged passage stands. problem: why nothing
-    could be measured. note: that few lists hold a judged passage.
+    queries: judged and ranked. unjudged: ranked, but not in the qrels. repeated: further lists of a judged query; the
+    first one counts. given_order: what was taken for it, in words. repeated_passages: ids that stood in their list
+    before. met: judged queries whose list holds a judged passage. problem: why nothing could be measured. note: a
+    warning that few lists hold a judged passage.
     """
 
     metrics: tuple[Comparison, ...]
@@ -82,7 +79,7 @@ class Evaluation:
 
     @classmethod
     def of_report(cls, found: Mapping[str, Any]) -> Evaluation:
-        """What `asdict` made a document of."""
+        """An `Evaluation` from the document that `asdict` made of one."""
         metrics = []
         for metric in found["metrics"]:
             test = metric["significance"]
@@ -104,8 +101,8 @@ class QueryValue:
 class Evaluator:
     """Measures orders as they come.
 
-    note: of the orders added last, what `restore` must be told to have them again. scores: of their passages, those of
-    relevant ones and those of the others.
+    note: what `restore` needs to take the orders added last again. scores: of their relevant passages, and of their
+    other ones.
 
     Raises `UsageError` for a measure that cannot be computed here, and `InputError` for qrels that cannot be read.
     """
@@ -126,7 +123,7 @@ class Evaluator:
         self.scores: tuple[list[float], list[float]] = [], []
 
     def is_judged(self, query: str) -> bool:
-        """Whether the qrels say anything of a query."""
+        """Whether the qrels name a query."""
         return query in self._qrels
 
     @property
@@ -141,8 +138,9 @@ class Evaluator:
         for item in added:
             if self.is_judged(item.query) and item.query not in self._values:
                 judged.setdefault(item.query, item)
-        reranked = self._measure_orders({query: item.reranked for query, item in judged.items()})
-        given = self._measure_orders({query: item.given for query, item in judged.items() if item.given is not None})
+        reranked = measure_orders(self._measures, self._qrels, {query: item.reranked for query, item in judged.items()})
+        given_orders = {query: item.given for query, item in judged.items() if item.given is not None}
+        given = measure_orders(self._measures, self._qrels, given_orders)
         self.note, self.scores = [], self._scores_of(judged.values())
         for item in added:
             met = not self._qrels.get(item.query, {}).keys().isdisjoint(item.reranked)
@@ -152,9 +150,9 @@ class Evaluator:
             self.note.append((*entry, shown) if shown else entry)
 
     def restore(self, note: Iterable[Noted]) -> None:
-        """Take what `note` said in an earlier process."""
+        """Take queries from the `note` of an earlier process, without measuring them again."""
         for query, given, reranked, *more in note:
-            repeated, met, example = more[:3] or (0, True, None)  # of a version that did not note them
+            repeated, met, example = more[:3] or (0, True, None)  # notes of older versions lack them
             shown = more[3] if len(more) > 3 else None
             self._take(query, given, reranked, repeated, met, example, show=partial(_as_it_is, shown))
 
@@ -169,7 +167,7 @@ class Evaluator:
         *,
         show: Callable[[], Shown | None],
     ) -> Shown | None:
-        """Count a query; returns what is shown of it where it changed much."""
+        """Count a query; returns what is shown of it if it changed much."""
         if not self.is_judged(query):
             self._unjudged.add(query)
             self._example_query = self._example_query or query
@@ -205,14 +203,14 @@ class Evaluator:
         return relevant, others
 
     def changes(self) -> dict[str, Any] | None:
-        """How the first measure changed by query, and the queries that changed most; None where nobody knows."""
+        """How the first measure changed by query, and the queries that changed most; None if no change is known."""
         measure = str(self._measures[0])
         changes = [change for given, new in self._values.values() if (change := _change(given, new)) is not None]
         bars = sorted_changes(np.array(changes, dtype=np.float64))
         return None if bars is None else {"metric": measure, **bars, **self._changed_most.document()}
 
     def add_part(self, values: Iterable[QueryValue], found: Evaluation) -> None:
-        """Take what a run of a part of the input has found. values: its `per_query`; found: what it has finished."""
+        """Add what the run of one part of the input found. values: from its `per_query`. found: from its `finish`."""
         queries: dict[str, list[QueryValue]] = {}
         for value in values:
             queries.setdefault(value.query_id, []).append(value)
@@ -229,9 +227,13 @@ class Evaluator:
     def finish(self, given_order: str | None = GIVEN_ORDER) -> Evaluation:
         """The measures of both orders over the queries that were judged and ranked."""
         compared = (self._compare_orders(place, measure) for place, measure in enumerate(self._measures))
+        count, note = len(self._values), None
+        if self._met and self._met < _FEW * count:
+            few = f"only {self._met:,} of {count:,} judged queries"
+            note = f"{few} have a judged passage in their list: are the ids the same?"
         return Evaluation(
-            tuple(compared), len(self._values), len(self._unjudged) + self._unjudged_in_parts, self._repeated,
-            given_order, self._repeated_passages, self._met, self._explain_nothing_measured(), self._note_of_few(),
+            tuple(compared), count, len(self._unjudged) + self._unjudged_in_parts, self._repeated, given_order,
+            self._repeated_passages, self._met, self._explain_nothing_measured(), note,
         )  # fmt: skip
 
     def _explain_nothing_measured(self) -> str | None:
@@ -251,15 +253,8 @@ class Evaluator:
             f"`{next(iter(self._qrels[query]))}`"
         )
 
-    def _note_of_few(self) -> str | None:
-        count = len(self._values)
-        if not self._met or self._met >= _FEW * count:
-            return None
-        of_all = f"only {self._met:,} of {count:,} judged queries"
-        return f"{of_all} have a judged passage in their list: are the ids the same?"
-
     def per_query(self) -> Iterable[QueryValue]:
-        """Each measure of each judged query, in the order in which they came."""
+        """Each measure of each judged query, in the order in which the queries came."""
         for query, (given, reranked) in self._values.items():
             for place, measure in enumerate(self._measures):
                 before, after = given[place] if given else None, reranked[place]
@@ -289,31 +284,6 @@ class Evaluator:
             significance=randomisation_test(changes) if knows_given else None,
         )
 
-    def _measure_orders(self, orders: Mapping[str, Sequence[str]]) -> dict[str, Values]:
-        """The values of each query, in the order of the measures."""
-        if not orders:
-            return {}
-        try:
-            values = self._calculate_all(orders)
-        except ArithmeticError:  # some measures divide by the number of something that a query has none of
-            if len(orders) > 1:
-                return {query: self._measure_orders({query: order})[query] for query, order in orders.items()}
-            values = {}
-            for measure in self._measures:
-                values |= self._calculate_if_defined(orders, measure)
-        return {query: [values.get((str(one), query)) for one in self._measures] for query in orders}
-
-    def _calculate_if_defined(self, orders: Mapping[str, Sequence[str]], measure: Any) -> dict[Any, float | None]:
-        try:
-            return self._calculate_all(orders, measure)
-        except ArithmeticError:
-            return {}
-
-    def _calculate_all(
-        self, orders: Mapping[str, Sequence[str]], *measures: Any
-    ) -> dict[tuple[str, str], float | None]:
-        return calculate(measures or self._measures, self._qrels, orders)
-
 
 def _as_it_is(shown: Shown | None) -> Shown | None:
     return shown
@@ -326,7 +296,7 @@ def _change(given: Values | None, new: Values) -> float | None:
 
 
 def _aggregate(measure: Any, values: Sequence[float]) -> float:
-    """What ir-measures says of all queries together."""
+    """The value of all queries together, aggregated by ir-measures."""
     if not values:
         return 0.0
     aggregator = measure.aggregator()

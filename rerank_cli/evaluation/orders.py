@@ -1,4 +1,4 @@
-"""Both orders of a list, as an evaluation compares them: ids, and the texts that are shown."""
+"""The given and the new order of a list, as an evaluation compares them: ids, and texts to show."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PASSAGE_HINT = "`--id-field NAME` names the field of a passage that has the id 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """The passage ids of one query in both orders, best first; given is None where nobody knows it.
+    """The passage ids of one query in both orders, best first; `given` is None where it is not known.
 
-    repeated: how many ids that had stood before were left out. scores: of `reranked`; NaN of a passage without one.
-    text, texts: the query's, and those of the passages by id, for people.
+    repeated: how many repeated ids were left out. scores: of `reranked`; NaN for a passage without one. text: of the
+    query. texts: of the passages, by id.
     """
 
     query: str
@@ -46,14 +46,14 @@ def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[s
         names = {entry.index: _passage_name(item, entry.index, shape) for entry in item.ranking}
         yield Orders(
             query, [names[index] for index in sorted(names)], [names[one.index] for one in item.ranking],
-            # Scores of two scorers have no scale in common: those of the first are left out.
+            # Two scorers have no common scale, so the scores of the first are left out.
             scores=[math.nan if one.scored_by == "first" else one.logit for one in item.ranking],
             text=item.source.query, texts=partial(_texts_of, item, names),
         )  # fmt: skip
 
 
 def _texts_of(item: RankedList, names: Mapping[int, str]) -> Mapping[str | None, str | None]:
-    """The texts of a list by the ids of its passages; of an id that comes again, the first."""
+    """The texts of a list by passage id; of a repeated id, the first."""
     source = item.source
     by_place = {source.place_of(index): passage for index, passage in enumerate(source.passages)}
     texts: dict[str | None, str | None] = {}
@@ -72,7 +72,7 @@ def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
 
 
 def drop_repeats(orders: Orders) -> Orders:
-    """Orders in which each passage stands at its first place alone."""
+    """The same orders with each passage at its first place only."""
     reranked = list(dict.fromkeys(orders.reranked))
     given = None if orders.given is None else list(dict.fromkeys(orders.given))
     scores = dict(zip(reversed(orders.reranked), reversed(orders.scores), strict=True)) if orders.scores else {}

@@ -1,9 +1,9 @@
 """The values of each query as a file: TSV with a header, or JSON lines, either also compressed.
 
-    query_id  metric  given  reranked  difference          of `rerank-cli evaluate` behind `file`
+    query_id  metric  given  reranked  difference          with `file` before them in `rerank-cli evaluate`
 
-A value that does not exist (see `evaluation.QueryValue`) is empty in TSV and null in JSON. Numbers are written so that
-they come back as they were.
+A missing value (see `measures.QueryValue`) is empty in TSV and null in JSON. Numbers are written in full, so that they
+read back unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def refuse_per_query_name(path: str) -> None:
-    """`UsageError` for a name that tells no format."""
+    """`UsageError` for a name whose suffix tells no format."""
     if text_suffix(path) not in (".tsv", ".jsonl", ".ndjson"):
         raise UsageError(f"--per-query {path}: the suffix tells no format", hint="end the name in .tsv or .jsonl")
 
@@ -38,9 +38,12 @@ def per_query_bytes(values: Iterable[Any], path: str, kind: type = QueryValue) -
     elif Path(path.lower()).suffix in SUFFIXES:
         yield compressed(b"", path)  # an empty file is no gzip and no zstd file
     rows = iter(values)
-    line = _tsv_line if is_tsv else _json_line
     while part := list(islice(rows, _ROWS_AT_ONCE)):
-        yield compressed("".join(map(line, part)).encode(), path)
+        if is_tsv:
+            lines = ["\t".join(_cell(getattr(value, name)) for name in columns) for value in part]
+        else:
+            lines = [json.dumps(asdict(value), ensure_ascii=False, allow_nan=False) for value in part]
+        yield compressed("".join(f"{line}\n" for line in lines).encode(), path)
 
 
 def read_values(data: bytes) -> Iterator[QueryValue]:
@@ -48,15 +51,7 @@ def read_values(data: bytes) -> Iterator[QueryValue]:
     return (QueryValue(**json.loads(line)) for line in data.splitlines())
 
 
-def _tsv_line(value: Any) -> str:
-    cells = (getattr(value, field.name) for field in fields(value))
-    return (
-        "\t".join(
-            "" if one is None else one.translate(_ESCAPES) if isinstance(one, str) else repr(one) for one in cells
-        )
-        + "\n"
-    )
-
-
-def _json_line(value: Any) -> str:
-    return json.dumps(asdict(value), ensure_ascii=False, allow_nan=False) + "\n"
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.translate(_ESCAPES) if isinstance(value, str) else repr(value)

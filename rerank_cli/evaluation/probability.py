@@ -1,7 +1,7 @@
-"""What the scores of a system say of relevance: how probable it is, and from which score on they can be trusted.
+"""What the scores of a system tell about relevance: how probable it is, and the threshold that keeps a precision.
 
-An unjudged passage counts as not relevant, as it does in the measures. A threshold is chosen on all queries and judged
-on queries that it was chosen without (`calibration`).
+An unjudged passage counts as not relevant, as it does in the measures. A threshold is chosen on all queries; its
+precision and recall are measured with thresholds chosen without the query (folds as in `calibration`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from rerank_cli.evaluation.calibration import (
     Floats,
     Kind,
     Marks,
-    better_kind,
     errors_of,
     fit,
     held_out,
@@ -35,31 +34,33 @@ from rerank_cli.evaluation.systems import UNJUDGED, System
 
 RELEVANT_FROM = 1
 
-_MOST_QUERIES = 20_000  # that curves are checked on; more would change no digit that is shown
+_MOST_QUERIES = 20_000  # curves are checked on so many; more would change no digit that is shown
 _SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The judged passages of a system. fold: of the query of each passage; starts: where the queries begin."""
+    """The passages of a system's judged queries, one query after another."""
 
     scores: Floats
     relevant: Marks
     fold: npt.NDArray[np.intp]
+    """The fold of each passage's query."""
     starts: npt.NDArray[np.intp]
+    """Where each query begins."""
     judged: float
-    """The share that the judgements name."""
+    """The share of passages that the judgements name."""
 
     @property
     def queries(self) -> int:
-        """How many there are."""
+        """The number of queries."""
         return len(self.starts)
 
 
 def pool_of(system: System, relevant_from: int = RELEVANT_FROM, most: int | None = _MOST_QUERIES) -> Pool | None:
-    """The passages of queries that have scores, at most those of `most` queries; None where there is none."""
+    """The passages of the queries that have scores, of at most `most` queries; None if there are none."""
     lists = [one for one in system.lists.values() if one.scores is not None and len(one.scores)]
-    if not system.has_scores or not lists:
+    if not system.score or not lists:
         return None
     if most is not None and len(lists) > most:
         drawn = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(lists))[:most]
@@ -72,13 +73,14 @@ def pool_of(system: System, relevant_from: int = RELEVANT_FROM, most: int | None
 
 
 def check_curves(pool: Pool, *, plain: bool) -> tuple[Kind, dict[str, Any]]:
-    """The better kind, and what both are worth on queries that they have not seen; as the page shows it.
+    """The better kind of curve, and how good both are on queries that they have not seen, as the page shows it.
 
-    plain: the score is a logit, whose own sigmoid can be held against them.
+    plain: the score is a logit, so its own sigmoid is checked as well.
     """
     values = {kind: held_out(kind, pool.scores, pool.relevant, pool.fold) for kind in KINDS}
     checked = {kind: errors_of(found, pool.relevant) for kind, found in values.items()}
-    kind = better_kind(checked)
+    # Of two equal kinds the sigmoid, which needs two numbers only.
+    kind: Kind = "isotonic" if checked["isotonic"]["brier"] < checked["platt"]["brier"] else "platt"
     document: dict[str, Any] = {
         "kind": kind,
         "queries": pool.queries,
@@ -96,7 +98,7 @@ def check_curves(pool: Pool, *, plain: bool) -> tuple[Kind, dict[str, Any]]:
 
 
 def probabilities_of(system: System, pool: Pool | None) -> dict[str, Any]:
-    """How well scores tell relevance; a `reason` where that cannot be said."""
+    """How well the scores predict relevance; a `reason` where that cannot be told."""
     if pool is None:
         return {"reason": "the file has no scores of its new order"}
     if reason := reason_against(pool.scores, pool.relevant, pool.queries):
@@ -105,7 +107,7 @@ def probabilities_of(system: System, pool: Pool | None) -> dict[str, Any]:
 
 
 def fit_system(system: System, kind: Kind | None, relevant_from: int = RELEVANT_FROM) -> tuple[Curve, dict[str, Any]]:
-    """The curve of all queries, of the better kind if none is asked for, and what it is worth; raises `ValueError`."""
+    """A curve fitted on all queries, and how good it is. kind: None takes the better one. Raises `ValueError`."""
     whole = pool_of(system, relevant_from, most=None)
     if whole is None:
         raise ValueError("the file has no scores of its new order")
@@ -120,9 +122,10 @@ def fit_system(system: System, kind: Kind | None, relevant_from: int = RELEVANT_
 
 
 def keep_precision(pool: Pool | None, precision: float) -> dict[str, Any]:
-    """The lowest score from on which that share of passages is relevant, and what is kept above it; or a `reason`.
+    """The lowest score above which that share of passages is relevant, and what it keeps; or a `reason`.
 
-    `precision` and `recall` are of queries that the threshold was chosen without, with the ends of a 95 % interval.
+    `precision` and `recall` are measured on queries that the threshold was chosen without; `low` and `high` are the
+    ends of a 95 % interval of the precision.
     """
     asked: dict[str, Any] = {"asked": precision}
     if pool is None:
@@ -154,7 +157,7 @@ def keep_precision(pool: Pool | None, precision: float) -> dict[str, Any]:
 
 
 def _ratio_interval(hits: Floats, kept: Floats) -> tuple[float | None, float | None]:
-    """95 % interval of the ratio of two sums over queries, whose passages are not independent (linearised)."""
+    """95 % interval of the ratio of two sums over queries (linearised: passages of one query are not independent)."""
     count, whole = len(kept), kept.sum()
     if count < 2 or not whole:
         return None, None

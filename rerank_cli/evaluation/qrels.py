@@ -1,16 +1,15 @@
-"""Judgements from a file: TREC's qrels, and those of BEIR with their header.
+"""Reads judgements: TREC's qrels, and BEIR's with a header or as JSON.
 
     11 0 a1 1                        query, iteration, passage, grade; blanks or tabs between them
     query-id<TAB>corpus-id<TAB>score a header, then query, passage, grade
-    {"query-id": ..., "corpus-id": ..., "score": ...}   a judgement a line as an object
+    {"query-id": ..., "corpus-id": ..., "score": ...}   one object a line
 
-Byte order marks, carriage returns and compression do not matter. Ids are compared as texts, and a number that is whole
-is written without a fraction (`id_text`): 1.0 in a table is 1 in the qrels, and `007` is not 7.
+Byte order marks, carriage returns and compression do not matter. Ids are compared as texts. A whole number is written
+without a fraction (`id_text`): 1.0 in a table is 1 in the qrels, but `007` is not 7.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shlex
@@ -26,13 +25,13 @@ _PASSAGE_NAMES = (
     "corpus-id", "corpus_id", "doc_id", "docid", "docno", "doc-id", "passage_id", "pid", "document_id", "doc",
 )  # fmt: skip
 _GRADE_NAMES = ("score", "relevance", "rel", "grade", "label", "relevancy")
-_MOST_BYTES_OF_LINE = 2**20  # ids and a grade take no more; /dev/zero has no line
+_MOST_BYTES_OF_LINE = 2**20  # more than ids and a grade need; a file without line ends is not read whole
 _FORM = "a line has `query 0 passage grade`, or below a header `query-id corpus-id score`"
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """How well a passage answers a query, as somebody has judged it."""
+    """How well a passage answers a query, as judged by somebody. relevance: the grade."""
 
     query_id: str
     doc_id: str
@@ -40,14 +39,14 @@ class Judgement:
 
 
 def id_text(value: object) -> str:
-    """An id as it is compared: a number that is whole without its fraction."""
+    """An id as a text to compare; a whole number has no fraction."""
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         return str(int(value))
     return str(value)
 
 
 def read_qrels(path: str) -> dict[str, dict[str, int]]:
-    """Grades by query and passage; `InputError` that names the line and what a line must be."""
+    """Grades by query and passage; an `InputError` names the line and what a line must look like."""
     grades: dict[str, dict[str, int]] = {}
     for number, one in _judgements(path):
         of_query = grades.setdefault(one.query_id, {})
@@ -64,7 +63,8 @@ def _judgements(path: str) -> Iterator[tuple[int, Judgement]]:
     places: tuple[int, int, int] | None = None
     with open_input(path) as stream:
         try:
-            for number, raw in enumerate(_lines(stream), 1):
+            # Of a line that is too long, only its beginning is read.
+            for number, raw in enumerate(iter(lambda: stream.readline(_MOST_BYTES_OF_LINE + 1), b""), 1):
                 where = f"{path}:{number}"
                 if len(raw) > _MOST_BYTES_OF_LINE:
                     raise InputError(f"{where}: a line of more than {_MOST_BYTES_OF_LINE:,} bytes", hint=_FORM)
@@ -85,11 +85,6 @@ def _judgements(path: str) -> Iterator[tuple[int, Judgement]]:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    """The lines; of one that is too long its beginning."""
-    return iter(lambda: stream.readline(_MOST_BYTES_OF_LINE + 1), b"")
-
-
 def _decoded(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig").removesuffix("\x1a")
@@ -102,7 +97,7 @@ def _decoded(raw: bytes, where: str) -> str:
 
 
 def _find_columns(cells: list[str]) -> tuple[tuple[int, int, int], bool]:
-    """Where query, passage and grade stand, and whether this line is a header that says so."""
+    """The columns of query, passage and grade, and whether this line is a header that names them."""
     names = [cell.lower() for cell in cells]
     found = tuple(
         next((names.index(name) for name in known if name in names), -1)

@@ -1,4 +1,4 @@
-"""The command that uses a recommended setting: the one that has made the file, with the setting and another output."""
+"""The command that uses a recommended setting: the one that made the file, with the setting and another output."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 from rerank_cli.storage import is_url, path_of
 
 _DROPPED = {"--overwrite": 0, "--restart": 0, "--report": 1, "--errors": 1, "--per-query": 1, "--embeddings": 1}
-"""Options that would meet the files of the first run, and how many words follow each."""
+"""Options that would touch the files of the first run, and how many words follow each."""
 _OUTPUTS = ("-o", "--output")
 
 
 def recommended_command(file: str, options: str, suffix: str = "blended") -> str:
-    """The whole command, where the report beside `file` says how it was made; else with IN in place of the input."""
+    """The whole command, if the report beside `file` tells how it was made; else one with IN in place of the input."""
     folder, slash, name = file.rpartition("/")
-    output = f"{folder}{slash}{_with_suffix(name, suffix)}"
+    stem, dot, rest = name.partition(".")
+    # scored.jsonl.gz becomes scored.blended.jsonl.gz
+    output = f"{folder}{slash}{stem}.{suffix}{dot}{rest}" if stem else f"{file}.{suffix}"
     made = _made_by(file)
     if made is None:
         return f"rerank-cli rerank-file IN -o {shlex.quote(output)} {options}"
@@ -31,7 +33,7 @@ def recommended_command(file: str, options: str, suffix: str = "blended") -> str
 
 
 def _made_by(file: str) -> tuple[list[str], str] | None:
-    """The words of the command that has made `file`, and the folder it was given in."""
+    """The words of the command that made `file`, and the folder it ran in."""
     try:
         report: Any = json.loads(path_of(f"{file}.report.json").read_bytes())
         words = shlex.split(report["command"]["line"])
@@ -59,15 +61,9 @@ def _keep_words(words: Sequence[str], output: str) -> Iterator[str]:
 
 
 def _quote_words(words: Sequence[str]) -> Iterator[str]:
-    """As a shell reads them; a variable before the program stays one, so its value alone is quoted."""
+    """Quote words for a shell; of `NAME=value` before the program, only the value, so that it stays a variable."""
     is_variable = True
     for word in words:
         name, equals, value = word.partition("=")
         is_variable = is_variable and bool(equals) and name.isidentifier()
         yield f"{name}={shlex.quote(value)}" if is_variable else shlex.quote(word)
-
-
-def _with_suffix(name: str, suffix: str) -> str:
-    """`scored.blended.jsonl.gz` of `scored.jsonl.gz`."""
-    stem, dot, rest = name.partition(".")
-    return f"{stem}.{suffix}{dot}{rest}" if stem else f"{name}.{suffix}"

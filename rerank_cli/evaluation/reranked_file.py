@@ -1,13 +1,13 @@
-"""The orders in a file that was reranked before, by this program or another; texts are not needed and not read.
+"""Reads the given and the new order from a file that was reranked before, by this program or another.
 
-What a row may be: a list of passages, one passage (rows of a query stand together), an answer in the form of NIM,
-Cohere or an OpenAI batch file as far as it holds passage ids, or a line of a TREC run. Which orders the passages say is
-decided once, by the fields that all passages of the first list have:
+A row may be a list of passages, one passage (rows of a query stand together), an answer in the form of NIM, Cohere or
+an OpenAI batch file as far as it holds passage ids, or a line of a TREC run. Where both orders stand is decided once,
+by the fields that all passages of the first list have:
 
     new order      `rank`, if `index` stands beside it (our own output); else the score of a reranker, highest first;
                    else the order of the file. A TREC run: by score, equal ones in the order of the lines
     given order    `index`, the place in the list that was reranked; else the `rank` or the `score` of a first stage;
-                   else the order of the file, if that is not the new order; else nobody knows it
+                   else the order of the file, if that is not the new order; else it is not known
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ _NO_IDS_IN_ANSWER = "an answer has its passages' ids only in `document`; `--out-
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One way to sort passages. field: None is the order of the file. words: what to call it."""
+    """One way to sort passages."""
 
     field: str | None
+    """None is the order of the file."""
     words: str
+    """What messages call this order."""
     falling: bool = False
 
     def sorted(self, passages: Sequence[OrderedPassage]) -> list[OrderedPassage]:
-        """The passages, best first; equal ones as they stand."""
+        """The passages, best first; equal ones keep their order."""
         if self.field is None:
             return list(passages)
         sign = -1 if self.falling else 1
@@ -63,28 +65,28 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class OrderedPassage:
-    """A passage with what says its place. where: for messages. query, text: where they were read, and there are any.
-
-    in_answer: whether it stands in the answer to a request, which often has no ids.
-    """
+    """A passage with the fields that tell its place."""
 
     id: str | None
     fields: Mapping[str, Any]
     where: str
+    """The file and line, for messages."""
     query: str | None = None
+    """The text of the query, if the row has it."""
     in_answer: bool = False
+    """Whether it stands in the answer to a request, which often has no ids."""
 
     @property
     def text(self) -> str | None:
-        """What it says, as far as its fields say it."""
+        """The text of the passage, if a field has it."""
         return next((text for name in _TEXTS if isinstance(text := self.fields.get(name), str)), None)
 
     def has(self, field: str) -> bool:
-        """Whether `field` is a number, or a text that says one."""
+        """Whether `field` is a number, or a text that reads as one."""
         return _number(self.fields.get(field)) is not None
 
     def number(self, field: str | None) -> float:
-        """The number in `field`; `InputError` where there is none."""
+        """The number in `field`; `InputError` if there is none."""
         found = None if field is None else _number(self.fields.get(field))
         if found is None:
             raise InputError(f"{self.where} has no number in `{field}`, by which the first list is ordered")
@@ -93,7 +95,7 @@ class OrderedPassage:
 
 @dataclass(frozen=True, slots=True)
 class OrderedList:
-    """One query with its passages in both orders. given: None where nobody knows it."""
+    """One query with its passages in both orders. given: None where it is not known."""
 
     query: str
     given: Sequence[OrderedPassage] | None
@@ -103,8 +105,8 @@ class OrderedList:
 class RerankedFile:
     """The lists of reranked files.
 
-    given, reranked: the orders, once the first list was read. differ: whether they have differed in any list so far.
-    cut: lists that have fewer passages than were reranked. texts: those of tables are read too.
+    given, reranked: both orders, known once the first list was read. differ: whether they differed in any list so far.
+    cut: how many lists have fewer passages than were reranked. texts: also read the text columns of tables.
     """
 
     def __init__(
@@ -125,9 +127,9 @@ class RerankedFile:
         self.cut = 0
 
     def lists(self, wanted: Callable[[str], bool], on_error: Callable[[RowError], None]) -> Iterator[OrderedList]:
-        """All lists, one after another; a row that cannot be read is told to `on_error`.
+        """All lists, one after another; `on_error` gets each row that cannot be read.
 
-        wanted: whether a query counts. The list of one that does not is empty, whatever it holds.
+        wanted: whether a query counts. The list of a query that does not is left empty.
         """
         items = read_items(self._inputs, self._columns, self._options)
         for query, passages in self._group_by_query(items, wanted, on_error):
@@ -142,7 +144,8 @@ class RerankedFile:
             reranked = self.reranked.sorted(passages)
             given = self.given.sorted(passages) if self.given else None
             self.differ = self.differ or given not in (None, reranked)
-            self.cut += _is_cut(passages, self.given)
+            if self.given is not None and self.given.field == "index":
+                self.cut += max(passage.number("index") for passage in passages) >= len(passages)
             yield OrderedList(query, given, reranked)
 
     def _group_by_query(
@@ -180,7 +183,7 @@ class RerankedFile:
         wanted: Callable[[str], bool],
         on_error: Callable[[RowError], None],
     ) -> Iterator[tuple[Row, tuple[str, list[OrderedPassage] | None, bool]]]:
-        """The rows that can be read, with what `_read` has of them."""
+        """The rows that can be read, each with the result of `_read`."""
         for item in items:
             if isinstance(item, Gap):
                 continue
@@ -193,7 +196,7 @@ class RerankedFile:
     def _read(
         self, row: Row, wanted: Callable[[str], bool]
     ) -> tuple[str, list[OrderedPassage] | None, bool] | RowError:
-        """(query, passages, whether they are all) of a row; no passages of a query that is not wanted."""
+        """A row's query, its passages, and whether these are the whole list; None for an unwanted query's passages."""
         if self._is_run:
             line = parse_line(row)
             return _read_run_line(row, line, wanted) if isinstance(line, RunLine) else line
@@ -221,7 +224,7 @@ class RerankedFile:
 
 
 def passage_names(passages: Iterable[OrderedPassage]) -> list[str]:
-    """The ids; `InputError` for a passage that has none."""
+    """The ids of passages; `InputError` for a passage without one."""
     names = []
     for passage in passages:
         if passage.id is None:
@@ -233,7 +236,7 @@ def passage_names(passages: Iterable[OrderedPassage]) -> list[str]:
 
 
 class _Columns:
-    """The columns that say orders; satisfies `ReadsColumns`."""
+    """The columns of a table that tell orders; satisfies `ReadsColumns`."""
 
     def __init__(self, names: FieldNames, *, texts: bool = False) -> None:
         self._names = names
@@ -251,14 +254,14 @@ class _Columns:
 
 
 def _find_passages(fields: Mapping[str, Any], names: FieldNames) -> tuple[Any, bool]:
-    """The passages of a row, and whether they are those of an answer in it; None where the row is a passage."""
+    """The passages of a row, and whether they stand in an answer to a request; None if the row is one passage."""
     paths = (names.passages,) if names.passages else (*_ANSWERS, *ALIASES["passages"])
     found = ((lookup(fields, path), path in _ANSWERS) for path in paths)
     return next((one for one in found if one[0] is not None), (None, False))
 
 
 def _passage_id(entry: Mapping[str, Any], fields: Mapping[str, Any], names: FieldNames) -> str | None:
-    """The id that a passage has itself, in its `document`, or in the request that stands beside the answer."""
+    """A passage's id: its own, that of its `document`, or that in the request beside the answer."""
     found = identity_of(entry, names.id, "passage_id")
     if found is None and isinstance(document := entry.get("document"), Mapping):
         found = identity_of(document, names.id, "passage_id")
@@ -300,7 +303,7 @@ def _query_id(value: object, where: str, fields: Mapping[str, Any]) -> str:
 
 
 def _query_text(fields: Mapping[str, Any]) -> str | None:
-    """The text of the query, where the row has it in `query`."""
+    """The text of the query, if the row has one in `query`."""
     found = fields.get("query")
     found = found.get("text") if isinstance(found, Mapping) else found
     return found if isinstance(found, str) else None
@@ -311,7 +314,7 @@ def _optional_id(value: object) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    if type(value) is float:  # nearly always, and a million times
+    if type(value) is float:  # nearly always, and this is called a million times
         return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
@@ -323,7 +326,7 @@ def _number(value: object) -> float | None:
 
 
 def _known_shape(fields: Mapping[str, Any], names: FieldNames) -> PathShape | None:
-    """The known shape that a row has, where it is none of the plain ones."""
+    """The shape of a row written by another program; None for our own shapes."""
     if _find_passages(fields, names)[0] is not None and LIST.recognise(fields, names) == 2:
         return None
     found = next((one for one in KNOWN if one.layout != "rows" and fits(one, fields, names)), None)
@@ -364,7 +367,7 @@ def _hint_for(passage: OrderedPassage) -> str:
 
 
 def _orders_of(passages: Sequence[OrderedPassage], *, is_run: bool) -> tuple[Order | None, Order]:
-    """The given order, if anything says it, and the new one."""
+    """The given order, if a field tells it, and the new one."""
     if is_run:
         return None, Order("score", "the scores of the run", falling=True)
     in_file = Order(None, "the order of the file")
@@ -377,10 +380,3 @@ def _orders_of(passages: Sequence[OrderedPassage], *, is_run: bool) -> tuple[Ord
     if of_first_stage is None and score is not None:
         of_first_stage = in_file
     return of_first_stage, score or in_file
-
-
-def _is_cut(passages: Sequence[OrderedPassage], given: Order | None) -> bool:
-    """Whether passages are missing that were reranked, by the places they had."""
-    if given is None or given.field != "index" or not passages:
-        return False
-    return max(passage.number("index") for passage in passages) >= len(passages)

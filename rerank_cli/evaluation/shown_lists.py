@@ -1,7 +1,7 @@
-"""The lists of a few queries with their texts, for people to look at: a second reading of files that were measured.
+"""The lists of a few queries with their texts, for people to look at: reads files that were measured a second time.
 
-The first reading keeps numbers alone, as there may be a hundred thousand queries. What is shown is cut: the first
-passages of both orders, and the begin of each text.
+The first reading keeps numbers only, as there may be a hundred thousand queries. What is shown is cut: the first
+passages of both orders, and the beginning of each text.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile
+from rerank_cli.evaluation.reranked_file import RerankedFile
 from rerank_cli.evaluation.systems import Grades
 from rerank_cli.formats.inputs import ReadOptions, can_be_reread, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames
@@ -21,9 +21,9 @@ CHARACTERS = 200
 def lists_of(
     path: str, wanted: Collection[str], grades: Grades, *, names: FieldNames, in_format: str = "auto"
 ) -> dict[str, dict[str, Any]]:
-    """Of each wanted query its text and the first passages of the given and of the new order.
+    """The text of each wanted query, and the first passages of its given and its new order.
 
-    Nothing of a file that can be read only once.
+    Empty for a file that can be read only once, such as a pipe.
     """
     inputs = resolve_inputs([path], in_format)
     if not wanted or not can_be_reread(inputs):
@@ -34,8 +34,9 @@ def lists_of(
         if item.query not in wanted or item.query in found:
             continue
         of_query = grades.get(item.query, {})
-        texts = {one.id: one.text for one in reversed(item.reranked)}  # of an id that comes again, the first
-        new, given = _ids(item.reranked), None if item.given is None else _ids(item.given)
+        texts = {one.id: one.text for one in reversed(item.reranked)}  # of a repeated id, the first
+        new = [one.id for one in item.reranked]
+        given = None if item.given is None else [one.id for one in item.given]
         found[item.query] = {
             "text": next((shortened(one.query) for one in item.reranked if one.query), None),
             "given": None if given is None else first_passages(given, texts, new, of_query),
@@ -47,7 +48,7 @@ def lists_of(
 
 
 def shortened(text: str, most: int = CHARACTERS) -> str:
-    """The begin of a text, on one line."""
+    """The beginning of a text, on one line."""
     line = " ".join(text[: 4 * most].split())
     return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
@@ -58,7 +59,7 @@ def first_passages(
     other_order: Sequence[str | None] | None,
     grades: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-    """The first passages of an order. other_order: in which the place of each is told; None where nobody knows it."""
+    """The first passages of an order, with the place of each in `other_order`, which is None where it is not known."""
     elsewhere = None if other_order is None else _places_by_id(other_order)
     return [
         {
@@ -76,7 +77,3 @@ def _places_by_id(names: Sequence[str | None]) -> dict[str | None, int]:
     for name in names:
         places.setdefault(name, len(places) + 1)
     return places
-
-
-def _ids(passages: Sequence[OrderedPassage]) -> list[str | None]:
-    return [one.id for one in passages]

@@ -1,4 +1,4 @@
-"""Student's t distribution: its two tails and its quantiles. scipy has them too, and its import costs seconds.
+"""Student's t distribution: its two tails and its quantiles. scipy has them too, but its import costs seconds.
 
 The tails are the regularised incomplete beta function, by its continued fraction (Lentz; Numerical Recipes 6.4).
 """
@@ -13,14 +13,14 @@ _EPSILON = 1e-15
 
 
 def two_tails(t: float, freedom: float) -> float:
-    """The chance of a value at least as far from 0 as `t`: the p-value of a two-sided t-test."""
+    """The probability of a value at least as far from 0 as `t`: the p-value of a two-sided t-test."""
     if math.isinf(t):
         return 0.0
     return _beta_share(freedom / 2, 0.5, freedom / (freedom + t * t), t * t / (freedom + t * t))
 
 
 def quantile(level: float, freedom: float) -> float:
-    """The t that two tails of `1 - level` together lie beyond: 1.96 for .95 and many degrees of freedom."""
+    """The t beyond which both tails together have `1 - level`: 1.96 for .95 and many degrees of freedom."""
     low, high = 0.0, 1.0
     while two_tails(high, freedom) > 1 - level:
         low, high = high, 2 * high
@@ -33,7 +33,7 @@ def quantile(level: float, freedom: float) -> float:
 
 
 def _beta_share(a: float, b: float, x: float, rest: float) -> float:
-    """The regularised incomplete beta function at x; rest: 1 - x, without the rounding."""
+    """The regularised incomplete beta function at x. rest: 1 - x, not rounded."""
     if x <= 0:
         return 0.0
     if rest <= 0:

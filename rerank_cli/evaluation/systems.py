@@ -1,11 +1,11 @@
-"""The systems that `evaluate` holds against each other: files of ranked lists, read once, measured as they come.
+"""The systems that `evaluate` compares: files of ranked lists, each read once and measured as its lists come.
 
-Of each judged query a system keeps the values of the measures and, as arrays, what blends and comparisons need of its
+For each judged query a system keeps the values of the measures and, as arrays, what blends and comparisons need of its
 list: a hash of each passage's id, its grade, its place in the given order and its score. A hundred thousand queries of
-thirty candidates are some 270 MB a system, with their judgements. Without judgements every query counts.
+thirty candidates take some 270 MB a system, with their judgements. Without judgements every query counts.
 
-A list that lacks a query counts as nothing found, as it does in ir-measures. The first list of a query and the first
-place of an id count.
+A query that a file lacks counts as nothing found, as it does in ir-measures. Only the first list of a query and the
+first place of an id count.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.calculate import calculate, parse_measure
+from rerank_cli.evaluation.calculate import Values, measure_orders, parse_measure
 from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
 from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames
@@ -31,7 +30,6 @@ SCORES = ("logit", "cosine", "dot", "relevance_score", "rerank_score", "score")
 
 _QUERIES_AT_ONCE = 200
 
-Values = list[float | None]
 Grades = Mapping[str, Mapping[str, int]]
 
 
@@ -44,13 +42,13 @@ class SystemList:
     grades: npt.NDArray[np.int32]
     """`UNJUDGED` where the judgements say nothing."""
     places: npt.NDArray[np.int32] | None
-    """In the given order, from 0; None where nobody knows it."""
+    """In the given order, from 0; None where that is not known."""
     scores: npt.NDArray[np.float64] | None
 
 
 @dataclass(slots=True)
 class System:
-    """One file of ranked lists, and what was measured of it, by query."""
+    """One file of ranked lists and its measures, by query."""
 
     name: str
     new_order: str = ""
@@ -59,22 +57,17 @@ class System:
     values: dict[str, Values] = field(default_factory=dict)
     given: dict[str, Values] = field(default_factory=dict)
     perfect: dict[str, float | None] = field(default_factory=dict)
-    """By the first measure, of the same candidates in the order of their grades."""
+    """By the first measure, with the same candidates in the order of their grades."""
     condensed: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    """By the first measure, of the given and the new order without the unjudged passages."""
+    """By the first measure, for the given and the new order without their unjudged passages."""
     unjudged: int = 0
     repeated: int = 0
     repeated_passages: int = 0
     rows_error: int = 0
     score: str = ""
-    """The field of the new order's scores; none where it has none."""
+    """The field of the new order's scores; empty where it has none."""
     cut: int = 0
     """Lists with fewer passages than were reranked."""
-
-    @property
-    def has_scores(self) -> bool:
-        """Whether its new order has scores."""
-        return bool(self.score)
 
 
 class Measurer:
@@ -85,40 +78,13 @@ class Measurer:
         self.names = [str(one) for one in self.measures]
         self._grades = grades
         cutoffs = [one.params.get("cutoff") for one in self.measures]
-        # What stands below every cutoff changes no value.
+        # Passages below every cutoff change no value.
         self._cutoff = None if None in cutoffs else max(cutoffs)
 
-    def of(self, orders: Mapping[str, Sequence[str]]) -> dict[str, Values]:
-        """The values of each query, in the order of the measures."""
-        return self._values(orders, self.measures)
-
-    def first_of(self, orders: Mapping[str, Sequence[str]]) -> dict[str, float | None]:
-        """The value of each query by the first measure."""
-        return {query: values[0] for query, values in self._values(orders, self.measures[:1]).items()}
-
-    def nothing(self, query: str) -> Values:
-        """The values of a query for which nothing is found."""
-        return self.of({query: ()})[query]
-
-    def _values(self, orders: Mapping[str, Sequence[str]], measures: Sequence[Any]) -> dict[str, Values]:
-        if not orders:
-            return {}
-        found: dict[tuple[str, str], float | None] = {}
-        try:
-            found = self._calculate_measures(orders, measures)
-        except ArithmeticError:  # some measures divide by the number of something that a query has none of
-            for query, order in orders.items():
-                for measure in measures:
-                    try:
-                        found |= self._calculate_measures({query: order}, [measure])
-                    except ArithmeticError:
-                        found[str(measure), query] = None
-        return {query: [found.get((str(one), query)) for one in measures] for query in orders}
-
-    def _calculate_measures(
-        self, orders: Mapping[str, Sequence[str]], measures: Sequence[Any]
-    ) -> dict[tuple[str, str], float | None]:
-        return calculate(measures, self._grades, {query: order[: self._cutoff] for query, order in orders.items()})
+    def of(self, orders: Mapping[str, Sequence[str]], *, first_only: bool = False) -> dict[str, Values]:
+        """The values of each query, in the order of the measures. first_only: of the first measure alone."""
+        measures = self.measures[:1] if first_only else self.measures
+        return measure_orders(measures, self._grades, {query: order[: self._cutoff] for query, order in orders.items()})
 
 
 def read_system(
@@ -130,7 +96,7 @@ def read_system(
     in_format: str = "auto",
     on_error: Callable[[RowError], None],
 ) -> System:
-    """Read a file and measure it; without a measurer every query is kept and none measured."""
+    """Read and measure a file; without a measurer every query is kept and none is measured."""
     file = RerankedFile(resolve_inputs([path], in_format), names, ReadOptions())
     system = System(path)
 
@@ -186,7 +152,7 @@ def _read_lists(
 
 
 def _score_field(file: RerankedFile, passages: Sequence[OrderedPassage]) -> str:
-    """The field of the new order's scores; none where it is the given order's, or not every passage has one."""
+    """The field of the new order's scores; empty if that is the given order's, or a passage lacks it."""
     of_given = file.given.field if file.given else None
     return next((name for name in SCORES if name != of_given and all(one.has(name) for one in passages)), "")
 
@@ -212,12 +178,16 @@ def _measure(
     given = {query: order for query, order, _, _ in some if order is not None}
     system.values |= measurer.of(new)
     system.given |= measurer.of(given)
-    system.perfect |= measurer.first_of(
-        {query: sorted(order, key=lambda name, of=grades[query]: -of.get(name, 0)) for query, order in new.items()}  # type: ignore[misc]
+    perfect = measurer.of(
+        {query: sorted(order, key=lambda name, of=grades[query]: -of.get(name, 0)) for query, order in new.items()},  # type: ignore[misc]
+        first_only=True,
     )
-    kept_new = measurer.first_of(
-        {query: [one for one in order if one in grades[query]] for query, order in new.items()}
+    kept_new, kept_given = (
+        measurer.of(
+            {query: [one for one in order if one in grades[query]] for query, order in orders.items()}, first_only=True
+        )
+        for orders in (new, given)
     )
-    kept = measurer.first_of({query: [one for one in order if one in grades[query]] for query, order in given.items()})
     for query in new:
-        system.condensed[query] = kept.get(query), kept_new[query]
+        system.perfect[query] = perfect[query][0]
+        system.condensed[query] = kept_given[query][0] if query in kept_given else None, kept_new[query][0]

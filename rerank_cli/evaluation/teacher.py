@@ -1,17 +1,17 @@
-"""Rows to train a smaller model on, with the scores of the reranker as its teacher.
+"""Writes rows to train a smaller model on, with the reranker as its teacher.
 
     triplet         {"query", "positive", "negative", "label"}; label: by how much the positive's score is higher
     n-tuple         {"query", "positive", "negative_1", ..., "negative_N", "label"}; label: the scores, in this order
     labeled-list    {"query", "docs", "labels"}; labels: the sigmoids of the logits, or the similarities
     flagembedding   {"query", "pos", "neg", "pos_scores", "neg_scores"}, as FlagEmbedding's loaders read it
 
-The first three are read by the losses of sentence-transformers (MultipleNegativesRanking, MarginMSE, DistillKLDiv,
-LambdaLoss), whose inputs are the columns in their order, and their labels the column of that name.
+The first three are for the losses of sentence-transformers (MultipleNegativesRanking, MarginMSE, DistillKLDiv,
+LambdaLoss): their inputs are the columns in this order, their label is the column of that name.
 
-Positives are what judgements or a field say. A passage that nobody has judged may answer too, and the teacher's score
-tells: a negative must lie below the positive by both margins, of which the relative one is of the sigmoid of a logit
-(0.05: at most 95 % of the positive's). The hardest come first. Where a row has several positives, its negatives lie
-below all of them.
+Judgements or a field tell which passages are positive. A passage that nobody judged may be an answer too, so a negative
+must score below the positive by two margins: the absolute one in the score, the relative one in the sigmoid of the
+logit (0.05: at most 95 % of the positive's). The hardest negatives come first. In a row with several positives, the
+negatives lie below all of them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rerank_cli.evaluation.qrels import id_text
 from rerank_cli.formats.choices import Selection, Teacher
 from rerank_cli.formats.shapes import FieldNames, Texts, lookup
 from rerank_cli.formats.shapes.shape import ALL_CONTENT, Exchange, Kind, Shape
-from rerank_cli.records import RankedList, RankedPassage, sigmoid
+from rerank_cli.records import RankedList, sigmoid
 
 Grades = Mapping[str, Mapping[str, int]]
 
 
 def teacher_kind(name: str, asked: Teacher, grades: Grades | None) -> Kind:
-    """The shape of rows in this format; `UsageError` where nothing says which passages are positive."""
+    """The shape of rows in this format; `UsageError` if nothing says which passages are positive."""
     if grades is None and asked.positive_field is None:
         raise UsageError(
             f"--out-format {name}: nothing says which passages are positive",
@@ -40,7 +40,7 @@ def teacher_kind(name: str, asked: Teacher, grades: Grades | None) -> Kind:
     rules = _Rules(name, asked, grades)
     return Kind(
         name, lambda fields, names: 0, _open, rules.write, refuse=rules.refuse,
-        # Rows to train on have texts and scores alone; that the rest stays behind is what they are for.
+        # Training rows hold texts and scores only; leaving out the rest is intended, so nothing is said about it.
         carries=ALL_CONTENT | {"logits", "marks of truncation"},
     )  # fmt: skip
 
@@ -54,7 +54,7 @@ class _Scored:
     text: str
     score: float
     value: float
-    """What the relative margin and the labels of lists are of."""
+    """The sigmoid of a logit, or a similarity: for the relative margin and the labels of lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class _Rules:
     grades: Grades | None
 
     def is_positive(self, exchange: Exchange, index: int) -> bool:
-        """Whether judgements or the field say so."""
+        """Whether a passage is positive, by its field or the judgements."""
         if self.asked.positive_field is not None:
             found = lookup(exchange.passages[index], self.asked.positive_field)
             return isinstance(found, (bool, int, float)) and found >= self.asked.relevant_from
@@ -73,7 +73,7 @@ class _Rules:
         return of_query.get(id_text(exchange.ids[index]), 0) >= self.asked.relevant_from
 
     def refuse(self, exchange: Exchange) -> tuple[str, str] | None:
-        """A list from which no row can come, before anything is computed for it."""
+        """The error code and message of a list that can give no row; found before it is scored."""
         if self.asked.positive_field is None and exchange.id is None:
             return "no-query-id", "the row has no query id, by which judgements name it"
         if self.asked.positive_field is None and None in exchange.ids:
@@ -88,13 +88,14 @@ class _Rules:
         return None
 
     def write(self, exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
-        """The rows of a list; none where too few negatives lie below the margins."""
+        """The rows of a list; none if too few negatives lie below the margins."""
         positives: list[_Scored] = []
         others: list[_Scored] = []
         for entry in ranked.ranking:
             if entry.is_scored:
-                mine = positives if self.is_positive(exchange, entry.index) else others
-                mine.append(_scored_passage(exchange, entry, selection))
+                value = sigmoid(entry.logit) if selection.score == "logit" else entry.logit
+                scored = _Scored(exchange.passages[entry.index]["text"], entry.logit, value)
+                (positives if self.is_positive(exchange, entry.index) else others).append(scored)
         if not positives:
             return
         if self.name in ("triplet", "n-tuple"):
@@ -107,7 +108,7 @@ class _Rules:
         score = min(one.score for one in positives) - self.asked.absolute_margin
         value = min(one.value for one in positives)
         value -= abs(value) * self.asked.relative_margin
-        known = {one.text for one in positives}  # an other id may stand for the same text
+        known = {one.text for one in positives}  # the same text may have another id
         below = [one for one in others if one.score <= score and one.value <= value and one.text not in known]
         return below[: self.asked.negatives]
 
@@ -133,8 +134,3 @@ class _Rules:
             "pos_scores": [one.score for one in positives],
             "neg_scores": [one.score for one in negatives],
         }
-
-
-def _scored_passage(exchange: Exchange, entry: RankedPassage, selection: Selection) -> _Scored:
-    value = sigmoid(entry.logit) if selection.score == "logit" else entry.logit
-    return _Scored(exchange.passages[entry.index]["text"], entry.logit, value)

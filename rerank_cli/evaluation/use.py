@@ -1,18 +1,18 @@
-"""How to use the scores of a system: how deep, and how much of the first stage; see `crossfit` for how it is chosen."""
+"""How to use the scores of a system: how deep to rerank, and how much to blend in the first stage (see `crossfit`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.evaluation.blend import order_by_score
-from rerank_cli.evaluation.crossfit import KNOWN, Setting, TopMeasure, best_gains, choose, settings_for, values_of
+from rerank_cli.evaluation.crossfit import KNOWN, TopMeasure, best_gains, choose, settings_for, values_of
 from rerank_cli.evaluation.systems import Grades, System
 
-_MOST_QUERIES = 5_000  # that settings are tried on; more would change no choice
+_MOST_QUERIES = 5_000  # settings are tried on so many; more would change no choice
 _LONGEST = 1_000
 _SHOWN = 5
 _CURVE = (1, 2, 3, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1_000)
@@ -22,10 +22,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def use_of(system: System, measure: Any, grades: Grades) -> dict[str, Any]:
-    """What settings bring, the recommended one, and how the gain grows with the depth; a `reason` where none can be.
+    """What each setting brings, which is recommended, and how the gain grows with the depth; or a `reason` for nothing.
 
-    `values` has what choosing brings on each of `queries`, by settings that were chosen without it, and `given` what
-    the given order does.
+    `differences` has, for each query, the value by a setting that was chosen without it minus that of the given order.
     """
     top = _top_measure(measure, system, grades)
     if isinstance(top, str):
@@ -39,14 +38,15 @@ def use_of(system: System, measure: Any, grades: Grades) -> dict[str, Any]:
         return {"reason": f"the file is not in the order of its scores: {why}"}
     given = known.of(gains)
     choice = choose(values)
+    chosen = settings[choice.place] if choice.is_better else None
     best = np.argsort(-values.mean(1), kind="stable")[:_SHOWN]
     return {
         "measure": str(measure),
         "queries": len(queries),
         "given": float(given.mean()),
         "plain": float(values[0].mean()),
-        "recommended": settings[choice.place].options if choice.is_better else "",
-        "setting": _setting_to_json(settings[choice.place]) if choice.is_better else None,
+        "recommended": chosen.options if chosen else "",
+        "setting": {"depth": chosen.depth, "blend": str(chosen.blend) if chosen.blend else None} if chosen else None,
         "gain_of_choosing": choice.gain,
         "standard_error": choice.error,
         "on_these_queries": [
@@ -58,9 +58,9 @@ def use_of(system: System, measure: Any, grades: Grades) -> dict[str, Any]:
 
 
 def together(systems: Sequence[System], measure: Any, grades: Grades) -> dict[str, Any] | None:
-    """All systems joined by the mean of their reciprocal ranks; None where that cannot be measured here."""
-    base, cutoff = _split_measure(measure)
-    if base not in KNOWN or (base == "P" and cutoff is None) or len(systems) < 2:
+    """All systems joined by the mean of their reciprocal ranks; None if the measure is not known here."""
+    found = _name_and_cutoff(measure)
+    if found is None or len(systems) < 2:
         return None
     queries = [query for query in systems[0].lists if all(query in one.lists for one in systems)]
     if not queries:
@@ -78,8 +78,8 @@ def together(systems: Sequence[System], measure: Any, grades: Grades) -> dict[st
         rows.append([gain[name] for name in order])
     width = max(map(len, rows))
     gains = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.float64)
-    best = np.array([best_gains(list(grades[query].values()), cutoff) for query in queries])
-    values = TopMeasure(base, cutoff, best).of(gains)
+    best = np.array([best_gains(list(grades[query].values()), found[1]) for query in queries])
+    values = TopMeasure(*found, best).of(gains)
     singles = [float(np.mean([one.values[query][0] or 0.0 for query in queries])) for one in systems]
     return {
         "measure": str(measure), "how": "mean of 1 / (60 + rank)", "queries": len(queries),
@@ -87,19 +87,22 @@ def together(systems: Sequence[System], measure: Any, grades: Grades) -> dict[st
     }  # fmt: skip
 
 
-def _split_measure(measure: Any) -> tuple[str, int | None]:
-    """Name and cutoff of a measure; no name that is known where it has other settings."""
-    more = set(measure.params) - {"cutoff"}
-    return ("" if more else measure.NAME), measure.params.get("cutoff")
+def _name_and_cutoff(measure: Any) -> tuple[str, int | None] | None:
+    """Name and cutoff of a measure that `TopMeasure` computes; None for any other."""
+    name, cutoff = measure.NAME, measure.params.get("cutoff")
+    has_other_settings = set(measure.params) - {"cutoff"}
+    if has_other_settings or name not in KNOWN or (name == "P" and cutoff is None):
+        return None
+    return name, cutoff
 
 
 def _top_measure(measure: Any, system: System, grades: Grades) -> tuple[list[str], Floats, Floats, TopMeasure] | str:
-    base, cutoff = _split_measure(measure)
-    if base not in KNOWN or (base == "P" and cutoff is None):
+    found = _name_and_cutoff(measure)
+    if found is None:
         return f"depth and blend are chosen by one of {', '.join(KNOWN)}, and {measure} is none"
     if system.cut:
         return f"{system.cut:,} lists have fewer passages than were reranked: rerank without `--top-n`"
-    if not system.has_scores:
+    if not system.score:
         return "the file has no scores of its new order"
     queries = [query for query, ranked in system.lists.items() if ranked.places is not None and len(ranked.ids)]
     if not queries:
@@ -116,12 +119,12 @@ def _top_measure(measure: Any, system: System, grades: Grades) -> tuple[list[str
         order = np.argsort(ranked.places)[:longest]
         scores[row, : len(order)] = ranked.scores[order]
         gains[row, : len(order)] = np.maximum(ranked.grades[order], 0)
-    best = np.array([best_gains(list(grades[query].values()), cutoff) for query in queries])
-    return queries, scores, gains, TopMeasure(base, cutoff, best)
+    best = np.array([best_gains(list(grades[query].values()), found[1]) for query in queries])
+    return queries, scores, gains, TopMeasure(*found, best)
 
 
 def _curve(scores: Floats, gains: Floats, measure: TopMeasure, given: Floats, plain: Floats) -> list[dict[str, Any]]:
-    """The value for each depth, the share of candidates that are read for it, and of the gain that it has."""
+    """For each depth: the value, the share of candidates that are scored, and the share of the whole gain."""
     longest = scores.shape[1]
     candidates = np.isfinite(scores).sum(1)
     whole = float(plain.mean() - given.mean())
@@ -133,7 +136,3 @@ def _curve(scores: Floats, gains: Floats, measure: TopMeasure, given: Floats, pl
         gained = value - float(given.mean())
         found.append({"depth": depth, "read": share, "value": value, "of_gain": gained / whole if whole > 0 else None})
     return found
-
-
-def _setting_to_json(setting: Setting) -> Mapping[str, Any]:
-    return {"depth": setting.depth, "blend": None if setting.blend is None else str(setting.blend)}

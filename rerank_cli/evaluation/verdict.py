@@ -1,16 +1,16 @@
-"""Should it ship? A verdict on the differences of one measure, a query each, with a known rate of errors.
+"""Should it ship? A verdict on the per-query differences of one measure, with a known rate of errors.
 
-Two tests must agree that a difference is more than chance: the paired t-test, to which the 95 % interval belongs, and
-the paired randomisation test, which takes nothing for granted of how the differences are spread (`significance`). The
-larger of their p-values is the p-value of the verdict. Several systems or measures are one family: Holm's correction
-keeps the chance of even one wrong verdict at 5 %.
+Two tests must agree that a difference is more than chance: the paired t-test, which also gives the 95 % interval, and
+the paired randomisation test, which assumes nothing about the distribution of differences (`significance`). The larger
+of their p-values is the p-value of the verdict. Several systems or measures are one family: Holm's correction keeps the
+chance of even one wrong verdict at 5 %.
 
-    ship        better, more than chance, and the gain that is worth having (`ship_at`) lies not above the interval
-    don't ship  worse, more than chance; or the whole interval is too small for a gain worth having
-    undecided   anything else, with the number of judged queries that would probably settle it
+    ship        better, more than chance, and the interval reaches the gain that is worth having (`ship_at`)
+    don't ship  worse, more than chance; or the whole interval is below a gain worth having
+    undecided   anything else, with the number of further judged queries that would probably settle it
 
-How many more: so that a difference as large as the one seen, or as `ship_at` if that is larger, is found in four of
-five collections. The error rates are simulated in `benchmarks/verdict.py`.
+That number is chosen so that a difference as large as the one seen, or as `ship_at` if that is larger, would be found
+in four of five collections. The error rates are simulated in `benchmarks/verdict.py`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ Numbers = Sequence[float] | npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """The mean of paired differences, and whether it is more than chance."""
+    """The mean of paired differences, and the tests of whether it is more than chance."""
 
     queries: int
     difference: float
     deviation: float | None
     """Standard deviation of the differences; None for a single query."""
     low: float | None
-    """Ends of the 95 % interval."""
+    """The ends of the 95 % interval are `low` and `high`."""
     high: float | None
     t: float | None
     """None where all differences are equal."""
@@ -61,7 +61,7 @@ class PairedTest:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to do, and what it rests on."""
+    """What to do, and why."""
 
     word: Word
     test: PairedTest
@@ -70,15 +70,15 @@ class Verdict:
     family: int
     """Verdicts that are corrected together."""
     more_queries: int | None = None
-    """Judged queries that would probably settle it; None where it is settled, or nobody can say."""
+    """Judged queries that would probably settle it; None where it is settled, or no number can be told."""
     too_small: bool = False
-    """Settled because any gain is smaller than the one worth having."""
+    """Whether "don't ship" means that any gain is smaller than one worth having."""
 
 
 def paired_test(
     differences: Numbers, randomise: Callable[[Any], Significance | None] = randomisation_test
 ) -> PairedTest:
-    """Test differences, at least one. randomise: the randomisation test, which a simulation shortens."""
+    """Test at least one difference. randomise: the randomisation test; a simulation passes a shorter one."""
     found = np.asarray(differences, dtype=np.float64)
     test = randomise(found)
     p_randomisation = test.p_value if test else 1.0
@@ -135,11 +135,7 @@ def _count_more_queries(verdict: Verdict, ship_at: float) -> int | None:
     for effect in (max(abs(test.difference), ship_at), abs(test.difference)):
         needed = (z * test.deviation / effect) ** 2 - test.queries if effect else 0
         if needed > 0:
-            return _rounded_up(needed)
+            # To two digits: 1,234 queries would promise more than anybody knows.
+            step = 10 ** max(0, math.floor(math.log10(max(needed, 1))) - 1)
+            return int(math.ceil(needed / step) * step)
     return None
-
-
-def _rounded_up(number: float) -> int:
-    """To two digits: 1,234 queries promise more than anybody knows."""
-    step = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
-    return int(math.ceil(number / step) * step)

@@ -1,4 +1,4 @@
-"""A verdict in words: one exact sentence for each, and three lines on top for people who never heard of p-values."""
+"""Verdicts in words: an exact sentence for each, and three lines on top for people who never heard of p-values."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import PurePath
 from typing import Any
 
 GIVEN_ORDER = "the given order"
-"""What a system is held against that has no baseline."""
+"""What a system is compared with if there is no baseline."""
 OLD_ORDER = "the order before reranking"
-"""What it is called where nobody has read of given orders yet."""
+"""What the three lines call it: their readers do not know the term."""
 
 _FROM_0_TO_1 = ("nDCG", "RR", "P", "AP", "R", "Success", "RBP", "ERR", "nERR", "Rprec", "Judged", "Bpref")
 _DEPTHS = (5, 10, 20, 50, 100)
 
 
 def shown_depths(use: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of the depth curve that people are shown: a few round depths, and the last."""
+    """The rows of the depth curve that are shown: a few round depths, and the last."""
     curve = use["depths"]
     return [one for one in curve if one["depth"] in (*_DEPTHS, curve[-1]["depth"])]
 
@@ -43,10 +43,10 @@ def label(facts: Mapping[str, Any]) -> str:
 
 
 def headline(systems: Sequence[Mapping[str, Any]], compared_with: str) -> list[str]:
-    """Three lines: the verdict, what was seen, and what to do; of the best system, by the first measure."""
+    """Three lines about the best system by the first measure: the verdict, what was seen, and what to do."""
     found = [(one, one["measures"][0], None) for one in systems]
     tuned = [(one, one["use"]["verdict"], one["use"]) for one in systems if one["use"].get("verdict")]
-    # A setting is spoken of only where it ships: else people would take its figures for the file's.
+    # A setting is mentioned only if it ships: else readers would take its figures for the file's.
     shipped = [one for one in (*found, *tuned) if one[1]["verdict"] == "ship"]
     undecided = [one for one in found if one[1]["verdict"] == "undecided"]
     system, facts, use = max(shipped or undecided or found, key=lambda one: one[1]["difference"])
@@ -76,7 +76,7 @@ def headline(systems: Sequence[Mapping[str, Any]], compared_with: str) -> list[s
 
 
 def headline_of_likeness(likeness: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The three lines where nobody has judged: that there is no verdict, what was seen, and what to do."""
+    """The three lines without judgements: that there is no verdict, what was seen, and what to do."""
     one = likeness[0]
     names = [OLD_ORDER if name == GIVEN_ORDER else PurePath(name).name for name in (one["one"], one["other"])]
     queries = "1 query" if one["queries"] == 1 else f"{one['queries']:,} queries"
