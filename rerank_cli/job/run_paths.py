@@ -6,7 +6,8 @@ other spellings are the same path. Refused are, each by name:
 * a file that is written over one that is read (inputs, texts, judgements, template, profiles, model, standard input),
   or into the folder of a model under a name that a model reads, or into the store of scores; an image, which may be one
   that a row names;
-* two outputs in one file, an output in the work folder of the run, an input out of it;
+* two outputs in one file, or in names that the file system takes for one; an output in the work folder of the run, an
+  input out of it;
 * standard output that goes into a file that is read (`>> in.jsonl`);
 * a folder that is not there or cannot be written to, a name that is too long, a pipe that nobody reads;
 * files that are there, without `--overwrite` (but for the errors file of a run that gave no output). With it, only
@@ -20,6 +21,7 @@ import os
 import stat
 import sys
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -211,17 +213,17 @@ class RunPaths:
                 raise UsageError(f"{path}: lies in {store}, the store of scores", hint="write to another folder")
 
     def _refuse_twice(self) -> None:
-        seen: set[Identity] = set()
+        seen: dict[Identity, Path] = {}
         for path in self._names.files.values():
             if is_special(path):
                 continue
             identity = identity_of(path)
-            if identity in seen:
+            if identity in seen or any(_are_one_name(path, other) for other in seen.values()):
                 raise UsageError(
                     f"{path.resolve()}: two outputs in one file",
                     hint="--output, --errors, --report, --embeddings and --per-query differ",
                 )
-            seen.add(identity)
+            seen[identity] = path
 
     def _refuse_work_folder(self, read: Mapping[str, Path]) -> None:
         if self._work is None:
@@ -236,6 +238,21 @@ class RunPaths:
         for path in read.values():
             if path.resolve().is_relative_to(work):
                 raise UsageError(f"{path}: is read, and lies in {self._work}, the work folder of this run")
+
+
+def _are_one_name(one: Path, other: Path) -> bool:
+    """Whether the file system takes names that differ in case, or in how they are composed, for one."""
+    if isinstance(one, UrlPath) or isinstance(other, UrlPath) or _folded(one) != _folded(other):
+        return False
+    if identity_of(one.parent) != identity_of(other.parent):
+        return False
+    with naming(one), tempfile.TemporaryDirectory(dir=one.parent) as probe:
+        Path(probe, one.name).touch()
+        return Path(probe, other.name).exists()
+
+
+def _folded(path: Path) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path.name).casefold())
 
 
 def _is_there(path: Path) -> bool:

@@ -103,3 +103,51 @@ def test_a_strict_mount_changes_no_byte(tmp_path: Path, runs: Runs, pairs: str, 
         done = mounted(options, str(tmp_path / "tmp"), *command, TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 3, done.stderr
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.fixture
+def blind_to_case(tmp_path: Path) -> Iterator[Path]:
+    """A folder of a file system for which `OUT` is `out`: ext4's, where the kernel has it, else NTFS as a program."""
+    disk, folder = tmp_path / "disk", tmp_path / "blind"
+    folder.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(64 * 2**20)
+    attempts = (
+        f"mkfs.ext4 -q -F -O casefold -E encoding=utf8 {disk} && mount -o loop {disk} {folder} && mkdir {folder}/there "
+        f"&& chattr +F {folder}/there",
+        f"mkntfs -q -F -Q {disk} && lowntfs-3g -o ignore_case {disk} {folder} && mkdir {folder}/there",
+    )
+    said = ""
+    for attempt in attempts:
+        done = subprocess.run(attempt, shell=True, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            break
+        said += done.stderr
+    else:
+        pytest.skip(f"no file system without case here: {said[-200:]}")
+    yield folder / "there"
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_names_that_a_file_system_takes_for_one_are_one(
+    tmp_path: Path, runs: Runs, pairs: str, blind_to_case: Path
+) -> None:
+    there = blind_to_case
+    shutil.copy(pairs, there / "in.jsonl")
+    asked = Asked((str(there / "in.jsonl"),), str(there / "out.jsonl"), {"pairs": True})
+    for names in ({"errors": "OUT.jsonl"}, {"report": "Out.JSONL"}):
+        refused = runs.run(asked, options={"pairs": True, "names": {k: str(there / name) for k, name in names.items()}})
+        assert refused.code == 2, refused.said
+        assert "two outputs in one file" in refused.said
+    over_its_input = runs.run(asked, output=str(there / "IN.jsonl"), options={"pairs": True, "overwrite": True})
+    assert over_its_input.code == 2, over_its_input.said
+    assert [path.name for path in there.iterdir()] == ["in.jsonl"]
+    assert runs.run(asked, at=30).code == -9
+    done = runs.run(asked, output=str(there / "OUT.jsonl"))
+    assert done.code == 3, done.said
+    assert "goes on after" in done.said
+    elsewhere = runs.run(asked, output=str(tmp_path / "out.jsonl"))
+    assert elsewhere.code == 3
+    assert (there / "out.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+    names = {"errors": str(tmp_path / "A.jsonl"), "report": str(tmp_path / "a.jsonl")}
+    assert runs.run(asked, output=str(tmp_path / "B.jsonl"), options={"pairs": True, "names": names}).code == 3
