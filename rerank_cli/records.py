@@ -329,7 +329,8 @@ class Counts:
     order with equal logits. images, tiles: what a vision tower saw; image_tokens: of the tokens, those that stand for
     images; retiled: passages whose image was cut in fewer tiles to fit. out_of_memory_splits: batches that did not
     fit and were cut. fp32_reruns: pairs (of an embedding model texts) whose result was no number and that were
-    computed again in fp32. lists_without_rows: with too few negatives to train on. computed_tokens: what engines have
+    computed again in fp32. lists_without_rows: with too few negatives to train on. empty_lists: written without a
+    passage, as they had none, or none at or above the threshold. computed_tokens: what engines have
     computed, with tokens that only fill batches up; 0 where nobody counts them. engine_deaths: processes that scored
     pairs, ended by themselves and were started again. pairs_repeated, tokens_repeated: of `pairs_scored` those that an
     earlier window of the process had, so that nothing was computed.
@@ -351,6 +352,7 @@ class Counts:
     chunked: int = 0
     dropped: int = 0
     lists_without_rows: int = 0
+    empty_lists: int = 0
     ties: int = 0
     empty_queries: int = 0
     empty_passages: int = 0

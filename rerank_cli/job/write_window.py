@@ -25,7 +25,7 @@ class WindowWriter:
         destination: Where rows and bad rows go.
         selection: What is kept of each list, or with `whole` of the whole run (`score --top-n`).
         counts: Grow by what is written.
-        whole: Keep the best rows until the end.
+        whole: Rows are pairs, which are no lists: keep the best ones until the end.
         released: The `Stop` of a run to a pipe. Its reader may be busy or asleep, and a request does not wait for it.
         on_error: Told of each bad row.
         count_empty: Count lists that give no row (rows to train on).
@@ -42,7 +42,7 @@ class WindowWriter:
         on_error: Callable[[RowError], None] | None = None,
         count_empty: bool = False,
     ) -> None:
-        self._count_empty = count_empty
+        self._count_empty, self._whole = count_empty, whole
         self._destination, self._counts, self._on_error = destination, counts, on_error
         self.best: BestSink | None = None
         """Keeps the best rows of the whole run."""
@@ -57,6 +57,8 @@ class WindowWriter:
         self._counts.dropped += sum(
             len(item.ranking) - len(less.ranking) for item, less in zip(window.ranked, kept, strict=True)
         )
+        if not self._whole:
+            self._counts.empty_lists += sum(not item.ranking for item in kept)
         with self._released.released() if self._released else nullcontext():
             self._counts.output_rows += self._write(kept)
         for error in window.errors:
@@ -73,9 +75,14 @@ class WindowWriter:
         return sum(rows)
 
     def finish(self, note: Callable[[str], None] = lambda text: None) -> None:
-        """Write the best rows of the whole run, if they were kept; say what gave no row."""
+        """Write the best rows of the whole run, if they were kept; say which lists gave nothing."""
         if empty := self._counts.lists_without_rows:
             note(f"note: {empty:,} lists gave no row: too few negatives lie below their positives by the margins")
+        if empty := self._counts.empty_lists:
+            reason = "" if self._selection.threshold is None else ", or none that reaches --threshold"
+            note(
+                f"note: {empty:,} of {self._counts.lists:,} lists are empty in the output: they have no passage{reason}"
+            )
         if self.best:
             self._counts.output_rows += self.best.finish()
             self._counts.dropped += self.best.dropped

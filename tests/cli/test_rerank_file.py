@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from rerank_cli.cli import main
 from rerank_cli.job import run as job_run
+from tests.conftest import read_lines, write_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -237,3 +239,18 @@ def test_memory_stays_flat_when_the_file_grows(tmp_path: Path, tiny_model: str) 
         assert run.wait(timeout=300) == 0
         peaks[queries] = json.loads(Path(f"{out}.report.json").read_text())["peak_rss_bytes"]
     assert peaks[400] - peaks[40] < 50 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [((), ""), (("--threshold", "100"), ", or none that reaches --threshold")]
+)
+def test_lists_that_are_written_empty_are_told(
+    options: Sequence[str], told: str, tmp_path: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"query": "a", "passages": ["b"]}, {"query": "a", "passages": []}])
+    out = tmp_path / "out.jsonl"
+    assert main(["rerank-file", source, "-o", str(out), "--model", tiny_model, *options]) == 0
+    empty = 2 if options else 1
+    assert f"note: {empty} of 2 lists are empty in the output: they have no passage{told}\n" in capsys.readouterr().err
+    assert json.loads(Path(f"{out}.report.json").read_text())["counts"]["empty_lists"] == empty
+    assert [len(row["passages"]) for row in read_lines(out)] == [2 - empty, 0]

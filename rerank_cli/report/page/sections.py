@@ -24,6 +24,7 @@ _COUNTS = {
     "pairs_scored": "distinct pairs, read once", "tokens": "tokens",
     "truncated": "pairs cut to fit", "chunked": "passages in chunks", "dropped": "passages that were not selected",
     "lists_without_rows": "lists with too few negatives for a row",
+    "empty_lists": "lists written without a passage",
     "ties": "neighbours with equal scores", "empty_queries": "empty queries", "empty_passages": "empty passages",
     "images": "images", "tiles": "tiles of images", "image_tokens": "tokens of images",
     "retiled": "images in fewer tiles to fit", "out_of_memory_splits": "batches that did not fit in memory",

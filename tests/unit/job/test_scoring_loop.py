@@ -281,7 +281,7 @@ def test_a_run_counts_what_it_did() -> None:
     assert run.counts == Counts(
         rows_in=8, rows_out=5, rows_error=3, blank=1, output_rows=4, lists=4, pairs=9, pairs_scored=8,
         tokens=3 + 2 + 1 + 2 + 4 + 2 + 1, truncated=1, chunked=0, dropped=4, ties=2, near_duplicates=1,
-        empty_queries=1, empty_passages=1,
+        empty_queries=1, empty_passages=1, empty_lists=2,
     )  # fmt: skip
     assert [told(error) for error in memory.errors] == [(2, "not-finite"), (2, "too-long"), (9, "bad-json")]
     assert [len(item.ranking) for item in memory.ranked] == [2, 0, 1, 0]
