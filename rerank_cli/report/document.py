@@ -1,4 +1,4 @@
-"""The report of a run as one JSON document: what was asked, what was done, by what, and how long it took."""
+"""The report of a run as one JSON document: options, model, plan, machine, counts and times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rerank_cli.report.utilisation import forward_flops, matrix_speed
 
 SCHEMA = "rerank-cli/report/1"
 
-_UTILISATION_FROM = 20.0  # seconds of a run; below, measuring the device would take more than 1 % of them
+_UTILISATION_FROM = 20.0  # seconds of computing; of less, measuring the device would take more than 1 %
 
 
 def build_report(
@@ -33,7 +33,7 @@ def build_report(
     timing: Timing,
     seconds: float,
 ) -> dict[str, Any]:
-    """The report's document. seconds: wall time of the whole run, loading included, of which the speeds are."""
+    """The document. seconds: wall time of the whole run, loading included; the speeds are relative to it."""
     spent = seconds or float("inf")
     return {
         "schema": SCHEMA,
@@ -66,12 +66,12 @@ def build_report(
 
 
 def evaluation_report(evaluation: Evaluation, changes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The evaluation as it stands in the report. changes: of the queries, where they are known."""
+    """The evaluation as the report has it. changes: how the queries changed, where that is known."""
     return {"evaluation": asdict(evaluation), **({"changes": dict(changes)} if changes else {})}
 
 
 def gpu_facts(machine: Machine) -> dict[str, Any]:
-    """The GPUs that a run could use, and their driver; nothing where there are none."""
+    """The GPUs that a run could use, and their driver; empty without GPUs."""
     if not machine.devices:
         return {}
     gpus = [
@@ -82,7 +82,7 @@ def gpu_facts(machine: Machine) -> dict[str, Any]:
 
 
 def _work(counts: Counts) -> dict[str, float]:
-    """What was computed, and the share of it that only filled batches up, where the engine has counted it."""
+    """What was computed and the share of padding in it, where the engine counted them."""
     found: dict[str, float] = {name: number for name in WORK if (number := getattr(counts, name))}
     if counts.computed_tokens:
         read = counts.tokens - counts.tokens_repeated
@@ -93,11 +93,18 @@ def _work(counts: Counts) -> dict[str, float]:
 def use_of_device(
     checkpoint: Checkpoint, plan: Plan, counts: Counts, timing: Timing, *, squares: int, alone: bool
 ) -> dict[str, float]:
-    """Operations a second of the forward passes and, on a CPU, their share of what it reaches in a matrix product.
+    """How many operations a second the forward passes did and, on a CPU, as a share of a plain matrix product.
 
-    A GPU is left out of the second: the product that is measured is too small for it. squares: sum of the squared
-    lengths of the pairs that were computed. alone: one process has computed everything; what it reaches says nothing
-    of several.
+    The share is left out on a GPU, for which the measured product is too small, and where several processes computed,
+    because the product is measured in one.
+
+    Args:
+        checkpoint: The model.
+        plan: What ran.
+        counts: Of the run.
+        timing: Of the run.
+        squares: Sum of the squared lengths of the computed pairs.
+        alone: One process computed everything.
     """
     tokens = counts.tokens - counts.tokens_repeated
     if not tokens or not timing.compute:
@@ -111,17 +118,17 @@ def use_of_device(
 
 
 def memory_of(plan: Plan, *, peak_rss: int, engines: int | None = None) -> dict[str, Any]:
-    """The estimate for the device beside what was measured, where both are known.
+    """The estimated and the measured memory of the device, as far as they are known.
 
-    peak_rss: of this process, and of those that did earlier parts of the run. engines: what the processes of several
-    engines have taken of the device.
+    peak_rss: of this process and of those that did earlier parts of the run. engines: bytes that the processes of
+    several engines took on the device.
     """
     if engines is not None:
         measured, by = engines, f"the most that the processes of {len(plan.engines)} engines took, together on a device"
     elif plan.device == "cpu":
         measured, by = peak_rss, "the most memory that the process had resident"
     else:
-        import torch  # it is there by now
+        import torch  # loaded by now
 
         measured, by = torch.cuda.max_memory_reserved(plan.device), "the most that torch's allocator held, no context"
     known = {"estimated_bytes": plan.needed_bytes, "measured_bytes": measured}

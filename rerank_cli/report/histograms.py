@@ -1,7 +1,7 @@
-"""Distributions in bounded memory: how long, how high, how fast, over any number of values.
+"""Distributions of any number of values in bounded memory: lengths, scores, speed over time.
 
-Each kind merges its bins so that what it ends with depends on the values alone, not on their order or on when a run was
-stopped: edges of wider bins are edges of narrower ones too. `state` of each goes through JSON and back.
+Each class merges its bins in such a way that the result depends on the values only, not on their order or on when a run
+was stopped: the edges of wider bins are edges of narrower ones too. Each `state` goes through JSON and back.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, zip_longest
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_OCTAVE = 32  # bins of lengths between two powers of two; below twice as many, each length has its own
+_OCTAVE = 32  # bins between two powers of two; below twice this number, each length has its own bin
 _SPREAD_BINS = 64
 _NARROWEST = 2.0**-7
-_HIGHEST_PLACE = 2**20  # of a bin: beyond, a float has too few digits left for what is within it
+_HIGHEST_PLACE = 2**20  # of a bin: beyond it, a float has too few digits left to tell values within a bin apart
 _TIME_BINS = 64
 _SHORTEST = 0.125  # seconds
 
 
 class LengthHistogram:
-    """Counts of lengths (integers from 0): exact below 64, then within 3 %, whatever the longest is."""
+    """Counts of lengths (integers from 0): exact below 64, within 3 % above, up to any length."""
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self._bins: Counter[int] = Counter()
@@ -36,47 +36,45 @@ class LengthHistogram:
 
     @property
     def count(self) -> int:
-        """How many lengths there were."""
+        """The number of lengths."""
         return self._bins.total()
 
     @property
     def state(self) -> dict[str, Any]:
-        """What makes the same histogram again."""
+        """The argument that makes the same histogram again."""
         return {"longest": self.longest, **_dense(self._bins)}
 
     def add(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Count these lengths."""
+        """Count lengths: int64 [n]."""
         if not len(lengths):
             return
         self.longest = max(self.longest, int(lengths.max()))
-        # frexp: `length` is in [2 ** (exponent - 1), 2 ** exponent), exactly so below 2 ** 53.
+        # frexp: `length` is in [2 ** (exponent - 1), 2 ** exponent); exact below 2 ** 53.
         octave = np.maximum(np.frexp(lengths)[1] - 1 - _OCTAVE.bit_length(), -1) + 1
         found, counts = np.unique(octave * _OCTAVE + (lengths >> octave), return_counts=True)
         self._bins.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
     def bins(self) -> dict[tuple[int, int], int]:
-        """Counts by (first length, last length) of each bin that has some."""
-        return {_lengths_of(place): self._bins[place] for place in sorted(self._bins)}
-
-
-def _lengths_of(place: int) -> tuple[int, int]:
-    octave = max(0, place // _OCTAVE - 1)
-    first = (place - _OCTAVE * octave) << octave
-    return first, first + (1 << octave) - 1
+        """Counts by (first length, last length), of the bins that are not empty."""
+        found = {}
+        for place in sorted(self._bins):
+            octave = max(0, place // _OCTAVE - 1)
+            first = (place - _OCTAVE * octave) << octave
+            found[first, first + (1 << octave) - 1] = self._bins[place]
+        return found
 
 
 def bound_of(bins: Mapping[tuple[int, int], int], share: float) -> int:
-    """The least edge of a bin that `share` of the lengths do not go beyond."""
+    """The lowest upper edge of a bin that at least `share` of the lengths do not exceed."""
     totals = list(accumulate(bins.values()))
     place = bisect_left(totals, math.ceil(share * totals[-1]))
     return list(bins)[place][1]
 
 
 class SpreadHistograms:
-    """Counts of finite numbers, several groups of them in bins of one width, which grows with the range.
+    """Counts of finite numbers in several groups, all in bins of one width, which grows with the range of the values.
 
-    Bin `k` holds what is in [k * width, (k + 1) * width); width is a power of two, so that a wider bin is two whole
-    narrower ones.
+    Bin `k` holds [k * width, (k + 1) * width). The width is a power of two, so that two narrower bins make a wider one.
     """
 
     def __init__(self, groups: int, state: Mapping[str, Any] | None = None) -> None:
@@ -90,11 +88,11 @@ class SpreadHistograms:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What makes the same histograms again."""
+        """The argument that makes the same histograms again, beside the number of groups."""
         return {"width": self.width, "ends": self._ends, "groups": [_dense(bins) for bins in self._bins]}
 
     def add(self, groups: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
-        """Count these values, each in its group."""
+        """Count values, each in its group: both [n]."""
         for group in np.unique(groups).tolist():
             mine = values[groups == group]
             known = [*self._ends[group], float(mine.min()), float(mine.max())]
@@ -118,7 +116,7 @@ class SpreadHistograms:
                 self._bins[number] = merged
 
     def summary(self, group: int, shares: Sequence[float]) -> dict[str, Any] | None:
-        """Number, least and highest value, and quantiles (`p50`, ...; within a bin's width); None of an empty group."""
+        """Number, lowest and highest value, and quantiles (`p50`, ...; exact to a bin's width); None if empty."""
         if not self._ends[group]:
             return None
         low, high = self._ends[group]
@@ -127,7 +125,7 @@ class SpreadHistograms:
         return {"count": sum(count for _, count in bins), "min": round(low, 4), **quantiles, "max": round(high, 4)}
 
     def _quantile(self, bins: Sequence[tuple[int, int]], share: float, low: float, high: float) -> float:
-        """By a straight line through the bin that it falls in."""
+        """Interpolated linearly within the bin that the quantile falls in."""
         wanted, before = share * sum(count for _, count in bins), 0
         for place, count in bins:
             if before + count >= wanted:
@@ -137,7 +135,7 @@ class SpreadHistograms:
         return high
 
     def together(self) -> dict[str, Any]:
-        """All groups in one: `width`, `begin` of the first bin, and `counts`."""
+        """One histogram of all groups: `width`, `begin` of the first bin, and `counts`."""
         total: Counter[int] = sum(self._bins, Counter())
         dense = _dense(total)
         return {"width": self.width, "begin": dense["first"] * self.width, "counts": dense["counts"]}
@@ -151,7 +149,7 @@ class SpreadHistograms:
 
 
 class Timeline:
-    """Amounts over the time of a run, in equal steps whose length doubles when there are too many of them."""
+    """Amounts over the time of a run, in equal steps whose length doubles when they become too many."""
 
     def __init__(self, amounts: int, state: Mapping[str, Any] | None = None) -> None:
         self.step = _SHORTEST
@@ -161,11 +159,11 @@ class Timeline:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What makes the same timeline again, to a hundredth."""
+        """The argument that makes the same timeline again, beside the number of amounts; rounded to hundredths."""
         return {"step": self.step, "series": [[round(amount, 2) for amount in found] for found in self._series]}
 
     def add(self, begin: float, end: float, amounts: Sequence[float]) -> None:
-        """What was done evenly between two times, in seconds."""
+        """Spread amounts evenly over the time from `begin` to `end`, in seconds."""
         while end >= self.step * _TIME_BINS:
             self.step *= 2
             self._series = [
@@ -182,13 +180,8 @@ class Timeline:
 
 
 def _dense(bins: Mapping[int, int]) -> dict[str, Any]:
-    """Counts from the first bin to the last as a list, which is short in JSON."""
+    """The counts from the first bin to the last as a list, which is short in JSON."""
     if not bins:
         return {"first": 0, "counts": []}
     first = min(bins)
     return {"first": first, "counts": [bins.get(place, 0) for place in range(first, max(bins) + 1)]}
-
-
-def whole_numbers(values: Iterable[int]) -> npt.NDArray[np.int64]:
-    """An array for `add`."""
-    return np.fromiter(values, dtype=np.int64)

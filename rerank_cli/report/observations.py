@@ -1,8 +1,8 @@
-"""What a run has seen that its counts do not tell: lengths, scores, moves, speed over time, reasons of bad rows.
+"""What a run saw beyond its counts: lengths, scores, moves, speed over time, reasons of bad rows.
 
-Memory is constant, whatever a run reads (`histograms`), and `state` is a few kilobytes: it goes into the journal with
-every commit, and a run that goes on adds to it, so its report is that of the whole. Nothing is stored of a text; of a
-bad row its id and the message, as they are: who shows them escapes them.
+Memory is constant, whatever a run reads (`histograms`). `state` is a few kilobytes: it goes into the journal with every
+commit, and a resumed run adds to it, so its report covers the whole job. No text is stored, except ids and messages of
+some bad rows. These are not escaped here; whoever shows them must do that.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.evaluation.drawn import NO_MOVES, count_moves, moves_document
 from rerank_cli.records import RankedList, RowError
-from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of, whole_numbers
+from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of
 from rerank_cli.report.unknown_tokens import UnknownTokens
 
-_LAST_RANKS = (1, 2, 3, 5, 10, 20, 50, 100)  # of each group; the last group holds all ranks behind
+_LAST_RANKS = (1, 2, 3, 5, 10, 20, 50, 100)  # of each group; one more group holds all later ranks
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _EXAMPLES = 3  # of each code
-_CODES = 32  # that are told apart; there are fewer
+_CODES = 32  # counted apart; there are fewer
 _LONGEST_TEXT = 200  # characters of an id or a message
 _LARGEST_ID = 2**63
-_CONTINUED_TIMES = 32  # that are remembered, the last ones
+_CONTINUED_TIMES = 32  # only the last so many are kept
 
 
 class Observations:
-    """Grows with a run; `state` of one process is what the next one begins with.
+    """Collects what a run sees; a process that resumes it begins with the `state` of the one before.
 
-    squares: sum of the squared lengths of what a model read, for the operations of attention.
+    squares: sum of the squared lengths that the model read, to count the operations of attention.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
@@ -55,7 +55,7 @@ class Observations:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What `Observations(state)` goes on with, as JSON has it."""
+        """What `Observations(state)` goes on from, fit for JSON."""
         return {
             "whole": self._whole.state,
             "cut": self._cut.state,
@@ -71,24 +71,24 @@ class Observations:
         }
 
     def add_continued(self, seconds: float) -> None:
-        """This process goes on where another has stopped, so many seconds of work after the begin."""
+        """Note that this process resumes a run, after this many seconds of work."""
         self._batch_ended = seconds
         self._continued_at = [*self._continued_at, round(seconds, 3)][-_CONTINUED_TIMES:]
 
     def begin_scoring(self, seconds: float) -> None:
-        """The model is loaded: the first batch begins now."""
+        """Let the first batch begin now, after loading the model."""
         self._batch_ended = seconds
 
     def add_batch(self, seconds: float, pairs: int, tokens: int) -> None:
-        """A batch ends `seconds` after the begin of the run; it began where the one before has ended."""
+        """Add a batch that ended `seconds` after the run began; it began where the batch before ended."""
         self._timeline.add(self._batch_ended, max(seconds, self._batch_ended), (pairs, tokens))
         self._batch_ended = max(seconds, self._batch_ended)
 
     def add_lengths(self, window: EncodedWindow, known: Set[int] = frozenset()) -> None:
-        """The distinct pairs (chunks count as pairs) of a window. known: the places of those that no model has read."""
+        """Add the distinct pairs of a window; a chunk counts as a pair. known: places of pairs that no model read."""
         pairs = [pair for entry in window.encoded if not isinstance(entry, EncodingProblem) for pair in entry]
-        tokens = whole_numbers(pair.tokens for pair in pairs)
-        kept = whole_numbers(pair.kept_tokens for pair in pairs)
+        tokens = np.fromiter((pair.tokens for pair in pairs), np.int64)
+        kept = np.fromiter((pair.kept_tokens for pair in pairs), np.int64)
         self._whole.add(tokens[tokens <= kept])
         self._cut.add(tokens[tokens > kept])
         self._tokens += int(tokens.sum())
@@ -102,7 +102,7 @@ class Observations:
         self._unknown.add(pairs)
 
     def add_ranked(self, ranked: Sequence[RankedList]) -> None:
-        """The complete rankings of a window; of two scorers the scores of the second alone."""
+        """Add the complete rankings of a window; of a cascade, only the second scorer's scores."""
         found = [
             (entry.rank, entry.logit)
             for item in ranked
@@ -119,13 +119,13 @@ class Observations:
                 self._has_lists |= len(given) > 1
 
     def add_relevance(self, relevant: Sequence[float], others: Sequence[float]) -> None:
-        """The scores of passages of judged queries."""
+        """Add scores of passages of judged queries."""
         for group, scores in enumerate((relevant, others)):
             if scores:
                 self._by_relevance.add(np.full(len(scores), group), np.array(scores, dtype=np.float64))
 
     def add_error(self, error: RowError) -> None:
-        """A bad row."""
+        """Add a bad row."""
         code = error.code if error.code in self._codes or len(self._codes) < _CODES else "other"
         found = self._codes.setdefault(code, {"rows": 0, "examples": []})
         found["rows"] += 1
@@ -135,7 +135,8 @@ class Observations:
             )
 
     def document(self, score: str) -> dict[str, Any]:
-        """The parts of a report that are told here; what has no data is left out. score: `logit` or `cosine`."""
+        """The parts of a report made here, without those that have no data. score: `logit` or `cosine`."""
+        codes = sorted(self._codes.items(), key=lambda entry: (-entry[1]["rows"], entry[0]))
         parts = {
             "lengths": self._lengths(),
             "unknown_tokens": self._unknown.document(),
@@ -143,7 +144,7 @@ class Observations:
             "scores_by_relevance": self._scores_by_relevance(score),
             "moves": moves_document(self._moves.tolist()) if self._has_lists else None,
             "timeline": self._over_time(),
-            "errors": [{"code": code, **found} for code, found in sorted(self._codes.items(), key=_order_by_rows)],
+            "errors": [{"code": code, **found} for code, found in codes],
         }
         return {name: part for name, part in parts.items() if part}
 
@@ -190,12 +191,8 @@ class Observations:
         return found if pairs else None
 
 
-def _order_by_rows(entry: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
-    return -entry[1]["rows"], entry[0]
-
-
 def _json_id(value: object) -> Any:
-    """An id as JSON has it: a number or a short text."""
+    """An id for JSON: a number or a short text."""
     if value is None or (isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < _LARGEST_ID):
         return value
     return _shorten(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))

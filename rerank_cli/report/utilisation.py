@@ -1,7 +1,7 @@
-"""Operations of the forward passes of a run, and what a device reaches in a plain product of matrices.
+"""The operations of a run's forward passes, and the speed of a device in a plain matrix product.
 
-The first over the time that computing took, beside the second, is how well a device was used. Both are of the shapes of
-weights: a fast kernel that computes less than they say counts as fast.
+Operations by the time that computing took, as a share of that speed, tell how well a device was used. Operations are
+counted from the shapes of the weights: a kernel that gets along with fewer counts as fast.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.planning.run_plan import Plan
 
 _MEASURED_SECONDS = 0.1
-_ROWS, _CHANNELS = 2048, 1024  # of the product: as many tokens as a batch on a CPU has
-# Multiply no token: they are looked up in, or meet one vector a pair.
+_ROWS, _CHANNELS = 2048, 1024  # of the product: as many rows as a batch on a CPU has tokens
+# Weights that multiply no token: rows are looked up in them, or they multiply one vector a pair.
 _TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.|pooler|^classifier|^score\.")
-_TOWER = re.compile(r"(^|\.)(vision_model|mlp1)\.")  # weights that images pass, and text does not
+_TOWER = re.compile(r"(^|\.)(vision_model|mlp1)\.")  # weights for images only
 
 
 def forward_flops(checkpoint: Checkpoint, *, tokens: int, squares: int, tiles: int = 0) -> float:
-    """Operations of an encoder: 2 per weight that multiplies tokens, and 4 * hidden per layer and squared length.
+    """Operations of an encoder: 2 per weight and token, and 4 * hidden size per layer and squared length.
 
-    A vision tower is such an encoder too, of the patches of its tiles.
+    A vision tower counts as an encoder of the patches of its tiles.
     """
     towers = [name for name in checkpoint.tensors if _TOWER.search(name)]
     flops = 0.0
@@ -45,8 +45,8 @@ def _encoder_flops(part: Checkpoint, names: Sequence[str], *, tokens: int, squar
 
 
 def matrix_speed(plan: Plan) -> float:
-    """Operations a second of the product of a layer, in the plan's precision on its device, measured for a moment."""
-    import torch  # not at the top: a finished run that is started again need not wait for it
+    """Operations a second of a layer's matrix product, measured for 0.1 s in the plan's precision on its device."""
+    import torch  # not at the top: starting a finished run again must not wait for it
 
     from rerank_cli.models.measure import layer_product
 
@@ -64,7 +64,7 @@ def matrix_speed(plan: Plan) -> float:
 
 
 def _settle(device: str) -> None:
-    """Wait for what a GPU still computes."""
+    """Wait until a GPU has finished computing."""
     import torch
 
     if device.startswith("cuda"):

@@ -1,14 +1,14 @@
-"""The report of a run as one page that a browser shows without asking anybody for anything.
+"""The report of a run as one self-contained HTML page.
 
     report of a run   ->  verdict, sections, charts    ->  page.html.jinja        ->  bytes
     of `evaluate`     ->  evaluation, charts, curves   ->  evaluation.html.jinja  ->  bytes
 
-Both have the style sheet (page.css) and what they show of two orders (changed, parts.html.jinja) in common.
+Both share the style sheet (page.css) and the sections about two orders (changed, parts.html.jinja).
 
-Only the document is read, so a report of an earlier run, or of an earlier version that said less, becomes a page too:
-what a document has no data for is left out. There is no script. The page's policy allows its own style sheet, by hash,
-and nothing else, so text from a file could do nothing even if it were not escaped. It is, twice: control and
-bidirectional characters by `printable`, markup by Jinja, and charts are built from numbers and Jinja-escaped text.
+Only the document is read, so a report of an earlier run or an earlier version becomes a page too: sections without data
+are left out. There is no script. The page's policy allows its own style sheet, by hash, and nothing else, so text from
+a file could do nothing even if it were not escaped. It is escaped: control and bidirectional characters by `printable`,
+markup by Jinja, and charts are built from numbers and escaped text.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _FOLDER = Path(__file__).parent
 
 
 def render_report(document: Mapping[str, Any], title: str | None = None) -> bytes:
-    """The page of a report's document; the same bytes for the same document. title: in place of the output's name."""
-    # Imported here, as below: Jinja costs 0.1 s that runs without a page need not pay.
+    """The page of a report; the same bytes for the same document. title: in place of the output's name."""
+    # Imported here, as below: Jinja costs 0.1 s, which runs without a page need not pay.
     from rerank_cli.report.page.sections import page_of
 
     return _render_template("page.html.jinja", page_of(document, title))
 
 
 def render_evaluation(document: Mapping[str, Any], title: str | None = None) -> bytes:
-    """The page of what `rerank-cli evaluate` says."""
+    """The page of the document that `rerank-cli evaluate` makes."""
     from rerank_cli.report.page.evaluation import evaluation_page_of
 
     return _render_template("evaluation.html.jinja", evaluation_page_of(document, title))
@@ -70,12 +70,12 @@ def _environment() -> Environment:
 
 
 def _show_printable(value: Any) -> Any:
-    """What an expression of the template writes: text made printable; markup of ours (a `str` too) as it is."""
+    """What an expression of the template writes: printable text, or our own markup (a subclass of `str`) as it is."""
     return printable(value) if type(value) is str else value
 
 
 def _mark_code(text: str) -> Markup:
-    """What stands between backticks as code."""
+    """Text with the parts between backticks marked as code."""
     from markupsafe import Markup
 
     parts = enumerate(printable(text).split("`"))

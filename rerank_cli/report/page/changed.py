@@ -1,8 +1,8 @@
-"""What the pages of a run and of `evaluate` both show of two orders: changes by query, lists, scores, moves."""
+"""Sections about two orders, for the pages of a run and of `evaluate`: changes by query, lists, scores, moves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rerank_cli.report.page import charts, curves
@@ -44,32 +44,28 @@ def _query(one: Mapping[str, Any]) -> dict[str, Any]:
         "change": "" if one.get("change") is None else signed(one["change"]),
         "rose": (one.get("change") or 0) >= 0,
         "columns": [
-            {"title": title, "passages": [passage_of(each, place, then) for place, each in enumerate(found, 1)]}
-            for title, found, then in (("before", one.get("given"), _goes), ("after", one.get("new"), _moved))
+            {"title": title, "passages": [passage_of(each, place, title) for place, each in enumerate(found, 1)]}
+            for title, found in (("before", one.get("given")), ("after", one.get("new")))
             if found is not None
         ],
     }
 
 
-def passage_of(one: Mapping[str, Any], place: int, then: Callable[[int, int], str] | None = None) -> dict[str, Any]:
-    """A passage of a list that is shown. then: says how its place is another one in the other order."""
+def passage_of(one: Mapping[str, Any], place: int, column: str = "") -> dict[str, Any]:
+    """A passage of a list. column: `before` and `after` also tell how it moved between both orders."""
     grade, other = one.get("grade"), one.get("place")
+    moved = ""
+    if column and other not in (None, place):
+        arrow = f"{'↑' if other > place else '↓'} {abs(other - place)}"
+        moved = arrow if column == "after" else f"now {other}"
     return {
         "place": place,
         "text": one.get("text") or one.get("id") or "",
         "id": one.get("id") if one.get("text") else "",
         "relevant": grade is not None and grade > 0,
         "grade": "not judged" if grade is None else f"grade {grade}",
-        "moved": "" if then is None or other in (None, place) else then(place, other),
+        "moved": moved,
     }
-
-
-def _goes(place: int, new: int) -> str:
-    return f"now {new}"
-
-
-def _moved(place: int, given: int) -> str:
-    return f"{'↑' if given > place else '↓'} {abs(given - place)}"
 
 
 def relevance_section(found: Document | None, score: str = "score") -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """Charts as inline SVG.
 
-Places across are shares of the width, so that a chart is as wide as its place and its text as large as text, on a phone
-and on paper. Colours are classes of the style sheet. Each is `role="img"` with a label that says what it shows; what it
-shows in numbers stands in a table beside it.
+Horizontal places are shares of the width: a chart fills its column, and its text has the size of other text, on a phone
+and on paper. Colours are classes of the style sheet. Each chart is `role="img"` with a label that says what it shows;
+its numbers stand in a table beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEIGHT, _AXIS, _HEAD = 132, 18, 14
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar from `begin` to `end` of the horizontal axis. marked: the part of `value` that is of the second colour."""
+    """A bar from `begin` to `end` on the horizontal axis. marked: the part of `value` in the second colour."""
 
     begin: float
     end: float
@@ -38,7 +38,7 @@ class Line:
 
 
 def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] = (), seconds: bool = False) -> Markup:
-    """A histogram of counts, or a series over time. unit: of the values, in the plural, at the topmost tick."""
+    """A histogram, or a series over time. unit: of the values, in the plural. seconds: the axis is a time."""
     begin, end = found[0].begin, max(found[-1].end, *(line.at for line in lines), found[0].begin + 1e-9)
     scale = ticks(0, max(bar.value for bar in found), least=0 if seconds else 1)
     top = scale[-1] or 1.0
@@ -68,18 +68,20 @@ def _mark(line: Line, across: float) -> list[Markup]:
 
 
 def _column(bar: Bar, left: float, width: float, top: float) -> list[Markup]:
-    """A bar as one or two rectangles; the marked part stands above."""
+    """A bar as one or two rectangles, with the marked part on top."""
     plain, marked = _HEIGHT * (bar.value - bar.marked) / top, _HEIGHT * bar.marked / top
-    base = _HEAD + _HEIGHT
+    base, title = _HEAD + _HEIGHT, element("title", bar.title)
     return [
-        element("rect", _title(bar.title), x=percent_of(left), width=percent_of(width), y=y, height=height, class_=kind)
+        element("rect", title, x=percent_of(left), width=percent_of(width), y=y, height=height, class_=kind)
         for y, height, kind in ((base - plain, plain, "bar"), (base - plain - marked, marked, "bar marked"))
         if height > 0
     ]
 
 
 def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:
-    unit, name = _unit_of(end) if seconds else (1.0, "")
+    unit, name = 1.0, ""
+    if seconds:
+        unit, name = next((one for one in ((1.0, " s"), (60.0, " min")) if end <= 150 * one[0]), (3600.0, " h"))
     found = []
     for tick in ticks(begin / unit, end / unit):
         across = _place_on_axis(tick * unit, begin, end)
@@ -93,27 +95,12 @@ def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:
     return found
 
 
-def _unit_of(seconds: float) -> tuple[float, str]:
-    """What a time of this length is told in."""
-    return next((found for found in ((1.0, " s"), (60.0, " min")) if seconds <= 150 * found[0]), (3600.0, " h"))
+def spread(points: Sequence[float], begin: float, end: float, *, label: str) -> Markup:
+    """A box from the first to the third quartile, on a line from 5 % to 95 %, with the median.
 
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Five numbers of a distribution: its 5 %, 25 %, 50 %, 75 % and 95 % points."""
-
-    low: float
-    first: float
-    middle: float
-    third: float
-    high: float
-
-
-def spread(found: Spread, begin: float, end: float, *, label: str) -> Markup:
-    """A box from the first to the third quartile on a line from 5 % to 95 %, the median drawn in."""
-    low, first, middle, third, high = (
-        _place_on_axis(value, begin, end) for value in (found.low, found.first, found.middle, found.third, found.high)
-    )
+    points: the 5 %, 25 %, 50 %, 75 % and 95 % points of a distribution. begin, end: of the axis.
+    """
+    low, first, middle, third, high = (_place_on_axis(value, begin, end) for value in points)
     zero = _place_on_axis(0.0, begin, end)
     parts = []
     if 0 < zero < 100:
@@ -129,7 +116,7 @@ def spread(found: Spread, begin: float, end: float, *, label: str) -> Markup:
 
 
 def stack(parts: Iterable[tuple[str, float]], *, label: str) -> Markup:
-    """One bar cut in parts: (class, share of the width)."""
+    """One bar divided into parts: (class, share of the width)."""
     left, found = 0.0, []
     for kind, share in parts:
         if share > 0:
@@ -141,7 +128,7 @@ def stack(parts: Iterable[tuple[str, float]], *, label: str) -> Markup:
 
 
 def change(given: float, new: float, end: float, *, label: str) -> Markup:
-    """Two values on a line from 0 to `end`: a ring, and a dot it moved to."""
+    """Two values on a line from 0 to `end`: a ring for the given one, a dot for the new one."""
     a, b = _place_on_axis(given, 0, end), _place_on_axis(new, 0, end)
     kind = "better" if new >= given else "worse"
     parts = [
@@ -154,7 +141,7 @@ def change(given: float, new: float, end: float, *, label: str) -> Markup:
 
 
 def meter(share: float, kind: str, *, label: str) -> Markup:
-    """A bar on the ground of a whole one."""
+    """A bar that fills a share of a whole one."""
     parts = [
         element("rect", x=0, width="100%", y=0, height=12, class_="ground"),
         element("rect", x=0, width=percent_of(100 * share), y=0, height=12, class_=kind),
@@ -163,7 +150,7 @@ def meter(share: float, kind: str, *, label: str) -> Markup:
 
 
 def ticks(low: float, high: float, *, least: float = 0.0) -> list[float]:
-    """Three to seven round numbers from `low` on; the last one is not below `high`. least: between two of them."""
+    """Three to seven round numbers from `low` to at least `high`. least: the smallest step."""
     if high <= low:
         return [low]
     rough = (high - low) / 4
@@ -178,27 +165,21 @@ def _place_on_axis(value: float, begin: float, end: float) -> float:
 
 
 def percent_of(value: float) -> str:
-    """A place across, which is a share of the width."""
+    """A horizontal place as SVG writes it. value: percent of the width."""
     return f"{value:.3f}%"
 
 
-def _title(text: str) -> Markup:
-    return element("title", text)
-
-
 def chart(label: str, height: int, parts: Iterable[Markup]) -> Markup:
-    """A chart of these parts. label: what it shows, for who does not see it."""
+    """A chart of these parts. label: what it shows, for screen readers."""
     return element("svg", *parts, role="img", aria_label=label, width="100%", height=height)
 
 
 def element(name: str, *children: Markup | str, **attributes: str | float) -> Markup:
-    """An element; text and values of attributes are escaped."""
+    """An SVG element; text and attribute values are escaped. `class_` and `text_anchor` become SVG's names."""
     written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain_text(value))
+        Markup(' {}="{}"').format(
+            key.rstrip("_").replace("_", "-"), value if isinstance(value, str) else f"{value:.6g}"
+        )
         for key, value in attributes.items()
     )
     return Markup("<{0}{1}>{2}</{0}>").format(name, written, Markup("").join(children))
-
-
-def _plain_text(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}"

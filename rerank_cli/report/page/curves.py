@@ -1,6 +1,6 @@
-"""Charts of an evaluation as inline SVG: changes by query, a curve over depth, probabilities against what was so.
+"""Charts of an evaluation as inline SVG: changes by query, a curve over depth, reliability of probabilities.
 
-As in `charts`, places across are shares of the width, and colours are classes of the style sheet.
+As in `charts`, horizontal places are shares of the width, and colours are classes of the style sheet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HEIGHT, _HEAD, _AXIS = 120, 14, 18
 
 
 def changes(bars: Sequence[float], *, label: str) -> Markup:
-    """Changes as bars, up from a line where they are gains, down where they are losses."""
+    """Changes as bars on a line, gains up and losses down."""
     most = max((abs(one) for one in bars), default=0.0) or 1.0
     half = _HEIGHT / 2
     middle = _HEAD + half
@@ -45,7 +45,7 @@ def changes(bars: Sequence[float], *, label: str) -> Markup:
 def curve(
     points: Sequence[tuple[float, float]], *, label: str, unit: str, levels: Iterable[tuple[float, str]] = ()
 ) -> Markup:
-    """Values over an axis from 0, joined by lines. unit: of the axis. levels: horizontal lines with a word."""
+    """Points (x, y) joined by lines; x from 0. unit: of x. levels: horizontal lines, each with a word."""
     levels = list(levels)
     end = max(x for x, _ in points) or 1.0
     values = [y for _, y in points] + [level for level, _ in levels]
@@ -83,7 +83,7 @@ def curve(
 def reliability(
     found: Sequence[tuple[float, float, int]], *, label: str, other: Sequence[tuple[float, float, int]] = ()
 ) -> Markup:
-    """(probability, share that was relevant, passages) against the line on which both are equal."""
+    """Points (probability, share that was relevant, passages), and the line on which both are equal."""
 
     def down(share: float) -> float:
         return _HEAD + _HEIGHT * (1 - share)
@@ -114,7 +114,7 @@ def reliability(
 def two_kinds(
     above: Sequence[int], below: Sequence[int], begin: float, width: float, *, label: str, words: tuple[str, str]
 ) -> Markup:
-    """Two histograms on one axis, one upwards and one downwards; a bar is as high as its share of its kind."""
+    """Two histograms on one axis, one upwards and one downwards; bars are shares of their own histogram."""
     half = _HEIGHT / 2
     middle = _HEAD + half
     step = 100 / len(above)
@@ -148,7 +148,7 @@ def two_kinds(
 
 
 def _numbers_below(end: float, unit: str) -> list[Markup]:
-    """The numbers of an axis from 0, the last one with the unit."""
+    """The numbers below an axis from 0, the last one with the unit."""
     shown = [tick for tick in ticks(0, end) if tick <= end]
     found = []
     for tick in shown:
@@ -160,5 +160,5 @@ def _numbers_below(end: float, unit: str) -> list[Markup]:
 
 
 def _under_axis(text: str, share: float, anchor: str) -> Markup:
-    """A number below the axis. share: of the width, in percent; anchor: which end of the text stands there."""
+    """A number below the axis. share: percent of the width. anchor: which part of the text stands there."""
     return element("text", text, x=percent_of(share), y=_HEAD + _HEIGHT + 13, class_="tick", text_anchor=anchor)

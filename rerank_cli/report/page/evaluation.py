@@ -1,4 +1,4 @@
-"""The document of `rerank-cli evaluate` as a page shows it: verdict first, then what it rests on, system by system."""
+"""The document of `rerank-cli evaluate` as a page shows it: the verdict first, then its reasons, system by system."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LISTS = 10
 
 
 def evaluation_page_of(document: Document, title: str | None = None) -> dict[str, Any]:
-    """All that the template writes."""
+    """The values for the template. title: in place of the names of the files."""
     systems = document.get("systems", ())
     head = document["headline"]
     names = [PurePath(path).name for path in document["inputs"]]
@@ -74,7 +74,8 @@ def _row(name: str, one: Document) -> dict[str, Any]:
 
 
 def _system(system: Document, document: Document, *, alone: bool) -> dict[str, Any]:
-    metric = system["measures"][0]["metric"]
+    first = system["measures"][0]
+    metric = first["metric"]
     lists = {**document["lists"].get(system["file"], {})}
     limits = system["limits"]
     changed = {kind: [one for one in limits[kind] if one["query"] in lists][:_LISTS] for kind in ("best", "worst")}
@@ -84,7 +85,7 @@ def _system(system: Document, document: Document, *, alone: bool) -> dict[str, A
     }
     return {
         "name": "" if alone else system["file"],
-        "changes": change_section(system["changes"], metric, _queries_by_change(system["measures"][0])),
+        "changes": change_section(system["changes"], metric, (first["better"], first["worse"], first["same"])),
         "lists": lists_section(metric, shown["best"], shown["worst"]),
         "relevance": relevance_section(system["scores_by_relevance"]),
         "moves": moves_section(system["moves"]),
@@ -92,10 +93,6 @@ def _system(system: Document, document: Document, *, alone: bool) -> dict[str, A
         "reliability": _reliability(system["probabilities"], system.get("threshold")),
         "limits": _limits(system),
     }
-
-
-def _queries_by_change(row: Document) -> tuple[int, int, int]:
-    return row["better"], row["worse"], row["same"]
 
 
 def _depth(use: Document) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The sections of a page that tell what a run took; each is None where the document has no data for it."""
+"""Sections about the time and memory of a run; each is None if the document has no data for it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def throughput_section(document: Document) -> dict[str, Any] | None:
     series = []
     for place, (tokens, pairs) in enumerate(zip(found["tokens"], found["pairs"], strict=True)):
         begin = place * step
-        # The last step may be a part of one: what it holds was done until the end of the run.
+        # The last step may be cut short by the end of the run.
         until = min(begin + step, max(end, begin + step / 8)) if place == len(found["tokens"]) - 1 else begin + step
         speed = [rate(amount / (until - begin), unit) for amount, unit in ((tokens, "tokens"), (pairs, "pairs"))]
         told = f"{duration(begin)} to {duration(until)}: {', '.join(speed)}"
         series.append(Bar(begin, until, tokens / (until - begin), told))
-    # One word for all of them: several would stand on each other.
+    # Only the first line has its word: several would overlap.
     lines = [Line(at, "" if place else "continued") for place, at in enumerate(found.get("continued_at", ()))]
     return {
         "chart": charts.bars(
@@ -40,7 +40,7 @@ def throughput_section(document: Document) -> dict[str, Any] | None:
 
 
 def time_section(document: Document) -> dict[str, Any] | None:
-    """What the wall time went to."""
+    """How the wall time divides into stages."""
     seconds = document.get("seconds", {})
     parts = stages(seconds)
     whole = sum(parts.values())
@@ -73,9 +73,9 @@ def time_section(document: Document) -> dict[str, Any] | None:
 
 
 def memory_section(document: Document) -> dict[str, Any] | None:
-    """The estimate beside what was measured."""
+    """The estimated and the measured memory."""
     found = document.get("memory")
-    if not found and document.get("peak_rss_bytes"):  # of a report that knew no other
+    if not found and document.get("peak_rss_bytes"):  # reports of older versions
         found = {
             "estimated_bytes": document.get("plan", {}).get("needed_bytes"),
             "measured_bytes": document["peak_rss_bytes"],

@@ -1,4 +1,4 @@
-"""The sections of a page that tell what came out; each is None where the document has no data for it."""
+"""Sections about the results of a run; each is None if the document has no data for it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,30 @@ from itertools import pairwise
 from typing import Any
 
 from rerank_cli.report.page import charts
-from rerank_cli.report.page.charts import Bar, Line, Spread
+from rerank_cli.report.page.charts import Bar, Line
 from rerank_cli.report.page.verdict import Document
 from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
 
-_EXACT = 64  # lengths below have bins of their own in a report
+_EXACT = 64  # each shorter length has its own bin in a report
 _SHARES = ("p5", "p25", "p50", "p75", "p95")
 _PARTS = (("50 %", "p50"), ("90 %", "p90"), ("99 %", "p99"))
 
 
 def evaluation_section(document: Document) -> dict[str, Any] | None:
-    """Each measure in the given order and the new one."""
+    """Each measure for the given and the new order."""
     found = document.get("evaluation")
     if not found or not found["queries"]:
         return None
     queries = plural(found["queries"], "judged query", "judged queries")
     tests = [row["significance"] for row in found["metrics"] if row.get("significance")]
-    how = sorted({_choices_of_signs(test) for test in tests})
+    drawn = {"all" if test["method"] == "exact" else f"{number(test['permutations'])} drawn" for test in tests}
+    how = " or ".join(f"{one} choices of signs" for one in sorted(drawn))
     return {
         "rows": [_measure(row) for row in found["metrics"]],
         "queries": queries,
         "given_order": found.get("given_order"),
-        "test": f"p: two-sided paired randomisation test, over {' or '.join(how)}" if how else None,
+        "test": f"p: two-sided paired randomisation test, over {how}" if how else None,
     }
-
-
-def _choices_of_signs(test: Document) -> str:
-    drawn = "" if test["method"] == "exact" else f"{number(test['permutations'])} drawn "
-    return f"{drawn or 'all '}choices of signs"
 
 
 def _measure(row: Document) -> dict[str, Any]:
@@ -65,7 +61,7 @@ def errors_section(document: Document) -> dict[str, Any] | None:
     codes = document.get("errors", [])
     if not bad:
         return None
-    if not codes and document.get("first_error"):  # a report that tells no more
+    if not codes and document.get("first_error"):  # reports of older versions
         file, row, message = document["first_error"]
         codes = [{"code": "first", "rows": 1, "examples": [{"file": file, "row": row, "id": None, "message": message}]}]
     rows = document["counts"]["rows_in"] or 1
@@ -80,19 +76,15 @@ def errors_section(document: Document) -> dict[str, Any] | None:
                 "chart": charts.meter(
                     found["rows"] / rows, "bar marked", label=f"{plural(found['rows'], 'row')} of {number(rows)}"
                 ),
-                "examples": [{**one, "id": _id(one["id"])} for one in found["examples"]],
+                "examples": [{**one, "id": "" if one["id"] is None else str(one["id"])} for one in found["examples"]],
             }
             for found in codes
         ],
     }
 
 
-def _id(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
 def scores_section(document: Document) -> dict[str, Any] | None:
-    """How the scores at each rank are distributed, and all of them."""
+    """The distribution of the scores at each rank, and of all scores."""
     found = document.get("scores")
     if not found:
         return None
@@ -103,7 +95,7 @@ def scores_section(document: Document) -> dict[str, Any] | None:
             "ranks": _ranks(group),
             "passages": number(group["count"]),
             "chart": charts.spread(
-                Spread(*(group[share] for share in _SHARES)),
+                [group[share] for share in _SHARES],
                 low,
                 high,
                 label=f"ranks {_ranks(group)}: median {short(group['p50'])}",
@@ -172,19 +164,15 @@ def lengths_section(document: Document) -> dict[str, Any] | None:
     }
 
 
-def _axis_of(found: Document, most: int) -> tuple[int, int]:
-    """(width, number) of the bars: a power of two, as the bins of the report have at the end of the axis.
+def _merge_bins(found: Document, most: int) -> list[tuple[int, int, int, int]]:
+    """(begin, end, pairs, of these cut) of each bar. most: the limit of the run.
 
-    Lengths far beyond the limit would leave no room for the others; they are in the last bar.
+    The last bar holds all longer pairs too: lengths far beyond the limit would leave no room for the others.
     """
     end = min(found["longest"] + 1, 2 * most)
+    # A power of two, which the report's own bins have at the end of the axis.
     width = max(1, 1 << ((end - 1).bit_length() - 6)) if end > _EXACT else 1
-    return width, -(-end // width)
-
-
-def _merge_bins(found: Document, most: int) -> list[tuple[int, int, int, int]]:
-    """(begin, end, pairs, of these cut) of each bar."""
-    width, count = _axis_of(found, most)
+    count = -(-end // width)
     sums = [[0, 0] for _ in range(count)]
     for one in found["histogram"]:
         place = min(count - 1, one["from"] // width)

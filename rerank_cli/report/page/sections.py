@@ -1,12 +1,12 @@
 """A report's document as the page shows it: texts, tables and charts, section by section.
 
-A section without data is None, and the template leaves it out. Whatever came from a file stays a plain text here; it is
-escaped where it is written.
+A section without data is None, and the template leaves it out. What came from a file stays plain text here; the
+template escapes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -35,7 +35,7 @@ _COUNTS = {
 
 
 def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
-    """All that the template writes. title: in place of the output's name."""
+    """The values for the template. title: in place of the output's name."""
     names = [found["path"] for kind in ("output", "embeddings", "per_query") if (found := document.get(kind))]
     return {
         "name": title or (PurePath(names[0]).name if names else "standard output"),
@@ -43,7 +43,7 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
         "flawed": bool(fallen(document))
         or any(document.get("counts", {}).get(name) for name in ("rows_error", "passages_error")),
         "about": list(_about(document)),
-        "warnings": warnings(document),
+        "warnings": list(warnings(document)),
         "figures": list(_figures(document)),
         "evaluation": evaluation_section(document),
         **_changed(document),
@@ -55,7 +55,7 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
         "time": time_section(document),
         "memory": memory_section(document),
         "plan": _plan(document),
-        "repeat": _command_to_repeat(document),
+        "repeat": document.get("command"),
         "files": [
             {
                 "kind": kind.replace("_", " "),
@@ -76,13 +76,13 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
 
 
 def _counts(document: Document) -> dict[str, Any]:
-    """What was done, and what it has taken."""
+    """The counts of the report, with what was computed (`WORK`)."""
     speed = document.get("speed", {})
     return {**document.get("counts", {}), **{name: speed[name] for name in WORK if name in speed}}
 
 
 def _changed(document: Document) -> dict[str, Any]:
-    """What both pages show of two orders; see `changed`."""
+    """The sections about two orders; see `changed`."""
     found, measures = document.get("changes"), (document.get("evaluation") or {}).get("metrics", ())
     scores = document.get("scores_by_relevance")
     sections = {
@@ -147,22 +147,14 @@ def _plan(document: Document) -> dict[str, Any] | None:
     return {"facts": facts, "reasons": list(plan.get("reasons", ()))}
 
 
-def _command_to_repeat(document: Document) -> dict[str, str] | None:
-    command: dict[str, str] | None = document.get("command")
-    return command
-
-
 def _inputs(document: Document) -> Iterator[dict[str, str]]:
     files: Mapping[str, Any] = document.get("job", {}).get("files", {})
     told = [(name, found) for name, found in files.items() if not name.startswith("model file")]
     for name, found in told:
         yield {"kind": name, "path": found["path"], "sha256": found.get("sha256") or "", "size": size(found["bytes"])}
     if not told:
-        yield from ({"kind": "input", "path": path, "sha256": "", "size": ""} for path in _asked_inputs(document))
-
-
-def _asked_inputs(document: Document) -> Sequence[str]:
-    return ["standard input" if path == "-" else path for path in document.get("options", {}).get("inputs", ())]
+        for path in document.get("options", {}).get("inputs", ()):
+            yield {"kind": "input", "path": "standard input" if path == "-" else path, "sha256": "", "size": ""}
 
 
 def _model(document: Document) -> Iterator[tuple[str, str]]:
@@ -183,7 +175,7 @@ def _machine(document: Document) -> Iterator[tuple[str, str]]:
 
 
 def _flatten_options(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """The options that have a value, by dotted names."""
+    """The options that have a value, under dotted names."""
     for name, value in options.items():
         if isinstance(value, Mapping):
             yield from _flatten_options(value, f"{before}{name}.")

@@ -1,4 +1,4 @@
-"""What matters of a run, in one sentence, and what its reader should know before trusting it."""
+"""The verdict on a run in one sentence, and the warnings that its reader should know before trusting it."""
 
 from __future__ import annotations
 
@@ -56,12 +56,8 @@ def fallen(document: Document) -> list[str]:
     ]
 
 
-def warnings(document: Document) -> list[str]:
+def warnings(document: Document) -> Iterator[str]:
     """What can make the result worth less than it looks, most serious first."""
-    return [*_warnings_of_results(document), *_warnings_of_computing(document)]
-
-
-def _warnings_of_results(document: Document) -> Iterator[str]:
     counts, plan = document.get("counts", {}), document.get("plan", {})
     pairs = counts.get("pairs") or 1
     evaluation = document.get("evaluation")
@@ -90,6 +86,7 @@ def _warnings_of_results(document: Document) -> Iterator[str]:
         yield f"{plural(unjudged, 'query', 'queries')} without judgements are left out of the measures."
     if evaluation and (repeated := evaluation.get("repeated")):
         yield f"{plural(repeated, 'list')} of a query that had one before are not measured."
+    yield from _warnings_of_computing(document)
 
 
 def _warnings_of_computing(document: Document) -> Iterator[str]:
@@ -106,7 +103,7 @@ def _warnings_of_computing(document: Document) -> Iterator[str]:
 
 
 def limit(document: Document) -> str | None:
-    """What the run spent its time on, and so what would make it faster."""
+    """What limits the speed of the run."""
     seconds = document.get("seconds", {})
     parts = {name: share for name, share in stages(seconds).items() if name != "rest"}
     if not parts or not seconds.get("wall"):
@@ -124,7 +121,7 @@ def limit(document: Document) -> str | None:
 
 
 def stages(seconds: Document) -> dict[str, float]:
-    """How the wall time divides: what the computing thread did or waited for, and the rest of it."""
+    """How the wall time divides: seconds by what the main thread did or waited for, and the rest."""
     parts = {name: seconds[name] for name in ("load", "wait", "compute", "write") if name in seconds}
     if not parts:
         return {}

@@ -1,4 +1,4 @@
-"""Numbers as people read them, each with its unit."""
+"""Numbers with their units, as people read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def signed(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """At most four significant digits: an axis, a score."""
+    """At most four significant digits, for axes and scores."""
     if value and (abs(value) >= 1e6 or abs(value) < 1e-4):
         return f"{value:.2e}".replace("-", "\N{MINUS SIGN}")
     if value == int(value):
@@ -31,7 +31,7 @@ def short(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share; what is not nothing is not shown as nothing, and what is not all not as all."""
+    """A share in percent; never rounds a non-zero share to 0 %, nor one below 1 to 100 %."""
     if 0 < share < 0.001:
         return f"<{NARROW}0.1{NARROW}%"
     if 0.999 < share < 1:

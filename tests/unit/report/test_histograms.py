@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of, whole_numbers
+from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of
 
 LENGTHS = st.lists(st.integers(0, 2**40))
 VALUES = st.lists(st.tuples(st.integers(0, 2), st.floats(width=32, allow_nan=False, allow_infinity=False)), min_size=1)
@@ -17,7 +17,7 @@ VALUES = st.lists(st.tuples(st.integers(0, 2), st.floats(width=32, allow_nan=Fal
 
 def lengths_of(found: list[int], state: Any = None) -> LengthHistogram:
     histogram = LengthHistogram(state)
-    histogram.add(whole_numbers(found))
+    histogram.add(np.fromiter(found, np.int64))
     return histogram
 
 
