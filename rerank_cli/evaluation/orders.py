@@ -9,7 +9,7 @@ from functools import partial
 
 from rerank_cli.errors import InputError
 from rerank_cli.evaluation.qrels import id_text
-from rerank_cli.formats.shapes import Shape, passage_id
+from rerank_cli.formats.shapes import Shape
 from rerank_cli.records import RankedList
 
 _ID_HINT = "name its field with `--id-field` (a list a row) or `--group-by` (a pair a row)"
@@ -64,7 +64,7 @@ def _texts_of(item: RankedList, names: Mapping[int, str]) -> Mapping[str | None,
 
 
 def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
-    passage = passage_id(item, index, shape)
+    passage = shape.passage_id(item.source, index)
     if passage is None:
         row = item.source.row_of(index)
         raise InputError(f"{row.file}:{row.number}: passage {index} has no id, which --qrels needs", hint=_PASSAGE_HINT)

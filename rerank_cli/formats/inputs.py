@@ -28,6 +28,7 @@ from rerank_cli.formats.parts import Partition, find_parts, one_format
 from rerank_cli.formats.position import Position
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
+    RUN_LINE,
     SHAPES,
     FieldNames,
     FlatShape,
@@ -38,7 +39,6 @@ from rerank_cli.formats.shapes import (
     Texts,
     detect_shape,
     kind_of,
-    looks_like_run,
     no_shape,
     recognise,
     sample,
@@ -177,7 +177,7 @@ def _format_of_content(head: bytes, by_suffix: Format | None) -> Format:
         return "top1000"
     if by_suffix is not None:
         return by_suffix
-    return "trec" if looks_like_run(first.decode(errors="replace")) else separated(head) or "jsonl"
+    return "trec" if RUN_LINE.match(first.decode(errors="replace")) else separated(head) or "jsonl"
 
 
 def _is_object(line: bytes) -> bool:

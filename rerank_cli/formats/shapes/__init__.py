@@ -10,10 +10,10 @@
     pair           one pair a row, in input order (`score`)    pair.py
     rank_llm, ...  what other programs write                   other_programs.py (a table), known_shape.py (reads it)
 
-A shape reads only the fields it needs and leaves the row's own mapping alone; what comes back is a copy with our fields
-put in, or the response that the API would give, with the fields that it does not know. `recognition.SHAPES` lists them;
-`conversion` lets any come in and any other go out. A row that does not have the shape is a `RowError`, not an
-exception: the rows around it are scored.
+A shape reads only the fields that it needs and never changes the row's own mapping. An output row is a copy with our
+fields added, or the response that the API would give, with the fields that the API does not know. `recognition.SHAPES`
+lists the shapes; `conversion` reads in one and writes in another. A row that does not have the shape is a `RowError`,
+not an exception: the rows around it are scored.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape
 from rerank_cli.formats.shapes.settle import reading_of, sample, settle_shape, tell_of_late_titles, with_titles_of_table
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
 from rerank_cli.formats.shapes.suggestions import commands_for, commands_for_pair, no_shape
-from rerank_cli.formats.shapes.trec import TrecShape, looks_like_run
-from rerank_cli.records import RankedList
+from rerank_cli.formats.shapes.trec import RUN_LINE, TrecShape
 
 __all__ = [
     "NO_TEXTS",
     "PASSAGES",
     "READABLE",
+    "RUN_LINE",
     "SHAPES",
     "Conversion",
     "Exchange",
@@ -58,11 +58,9 @@ __all__ = [
     "detect_shape",
     "group_key",
     "kind_of",
-    "looks_like_run",
     "lookup",
     "no_shape",
     "not_carried",
-    "passage_id",
     "reading_of",
     "recognise",
     "row_error",
@@ -74,9 +72,4 @@ __all__ = [
 ]
 
 Groups = FlatShape | TrecShape
-"""Shapes whose lists are several rows, known by the `group_key` of each."""
-
-
-def passage_id(ranked: RankedList, index: int, shape: Shape) -> object:
-    """The id of a passage, for evaluation; None where the input has none."""
-    return shape.passage_id(ranked.source, index)
+"""Shapes whose lists span several rows, held together by the `group_key` of each."""

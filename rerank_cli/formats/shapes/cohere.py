@@ -4,14 +4,12 @@
     {..., "results": [{"index": 0, "relevance_score": 0.97, "document"?: {"text": ...}}, ...], "usage": {...}}
 
 `relevance_score` is the sigmoid of the logit, in float64; the order is that of the logits, which still differ where
-their sigmoids have been rounded to the same number. An embedding model has no logit and is refused. `top_n` of 0 is all
-documents, as in vLLM.
-A document is a string, or an object with `text`, `image` or both. `truncation` of false makes a pair that is too long
-an error, as at Jina.
-`max_tokens_per_doc` counts tokens of the run's model; without it there is no limit but the model's (Cohere's own
-default is 4096). `raw_scores` (infinity) and `use_activation: false` (vLLM) ask for logits. What each key does is in
-`request_keys.py`: one that would change the scores and cannot be followed makes the request an error row. Fields that
-the APIs do not know come back with the response.
+their sigmoids round to the same number. An embedding model has no logit and is refused. `top_n` of 0 means all
+documents, as in vLLM. A document is a string, or an object with `text`, `image` or both. With `truncation` of false a
+pair that is too long is an error, as at Jina. `max_tokens_per_doc` counts tokens of the run's model; without it only
+the model's limit holds (Cohere's own default is 4096). `raw_scores` (infinity) and `use_activation: false` (vLLM) ask
+for logits. `request_keys.py` says what each key does: one that would change the scores and cannot be followed makes the
+request an error row. Fields that the APIs do not know come back with the response.
 
 Sources: the API references of Cohere (v1 and v2), Jina, vLLM, infinity and Voyage.
 """
@@ -22,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
     fields_without,
@@ -42,14 +40,14 @@ from rerank_cli.formats.shapes.request_keys import (
     switch,
     wants_logits,
 )
-from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names, usage_of
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, usage_of
 from rerank_cli.records import CandidateList, RankedList, Row
 
 _OF_REQUEST = ("query", "documents", *STEERS)
 
 
 def read_body(fields: Mapping[str, Any], row: Row, identity: object, names: FieldNames) -> CandidateList:
-    """The request with this body, which may be the row itself or stand in it; raises `RowProblem`."""
+    """The request with this body, which is the row itself or a field of it; raises `RowProblem`."""
     for name in ("query", "documents"):
         if fields.get(name) is None:
             raise RowProblem("missing-field", f"field `{name}` is missing")
@@ -71,7 +69,7 @@ def read_body(fields: Mapping[str, Any], row: Row, identity: object, names: Fiel
 
 
 def _query(value: object) -> str:
-    """Jina takes an object with `text` too, or with an `image`, which is not read as a query."""
+    """The query's text. Jina also takes an object with `text`, or with an `image`, which is refused here."""
     if isinstance(value, Mapping):
         if value.get("image") is not None:
             raise RowProblem("not-supported", "`query.image`: a query is text")
@@ -100,7 +98,7 @@ def document_id(fields: Mapping[str, Any], index: int, names: FieldNames) -> obj
 
 
 def rest_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What the APIs do not know, and so comes back."""
+    """The fields that the APIs do not know: they come back with the response."""
     return fields_without(fields, *_OF_REQUEST, "results", "usage")
 
 
@@ -110,18 +108,14 @@ def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
     return 2 if any(mark in fields for mark in MARKS) else 1
 
 
-def _open(names: FieldNames, texts: Texts) -> CohereShape:
-    refuse_field_names("cohere", names)
-    return CohereShape(names)
-
-
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     yield {**fields_without(exchange.fields, "results", "usage"), **respond({}, ranked)}
 
 
 COHERE = Kind(
-    "cohere", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True
-)
+    "cohere", _recognise, lambda names, texts: CohereShape(names), _write,
+    carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From one shape to another: what goes in stays what it is, what comes out is written by another shape's rules."""
+"""From one shape to another: rows are read by the rules of one shape and written by those of another."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Conversion:
 
 
 def written_as(shape: Shape, kind: Kind) -> Shape:
-    """`shape`, coming out as `kind`."""
+    """`shape`, written as `kind`."""
     return shape if kind.name == shape.kind.name else Conversion(shape, kind)
 
 
 def not_carried(shape: Shape, selection: Selection) -> tuple[str, ...]:
-    """What the input and the run have and the output has no place for.
+    """What of the input and of the run's results the output has no place for, by name.
 
-    An answer in the shape of its request is no loss: that API does not repeat the texts, and has the scores it has.
+    An answer in the shape of its request counts as no loss: the API itself repeats no texts and gives no other scores.
     """
     asked = {"prob": selection.prob, "probability": selection.probability is not None}
     has: list[str] = [name for name, wanted in asked.items() if wanted]

@@ -1,4 +1,4 @@
-"""The file of `--corpus`, its texts as `--text-field` says: the rule for titles of `fields.py`."""
+"""Open the file of `--corpus`: which of its fields are scored is what `--text-field` says, as in `fields.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rerank_cli.formats.text_index import TEXT_NAMES, TextFile, open_texts
 
 
 def open_corpus(path: str, asked: str | None) -> tuple[TextFile, tuple[str, ...]]:
-    """The texts, and what is told once of their titles. asked: what `--text-field` names."""
+    """The texts, and the notes for the user about their titles. asked: what `--text-field` names."""
 
     def read(fields: dict[str, Any]) -> str | None:
         try:
@@ -26,6 +26,7 @@ def open_corpus(path: str, asked: str | None) -> tuple[TextFile, tuple[str, ...]
 
 
 def _note_titles(path: str, corpus: TextFile, asked: str | None) -> str | None:
+    """The note about titles, if the first rows have any that `--text-field` does not name."""
     entry = next((one for one in corpus.first_rows() if isinstance(one.get("title"), str) and one["title"]), None)
     if entry is None or "title" in field_paths(asked or ""):
         return None

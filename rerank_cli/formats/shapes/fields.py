@@ -1,19 +1,19 @@
-"""Fields of a row by name: dotted paths that the user gave, or the aliases of the field's common spellings.
+"""Fields of a row by name: dotted paths that the user gave, or else the usual names of a field, its aliases.
 
 A path goes through objects by name, through lists by place (`hits.0.text`), and through a text that is JSON as if it
-were what it says. A field whose very name holds the dots wins.
+were the parsed value. A field whose own name has dots in it comes first.
 
-Two aliases of one role that are both in a row and differ make it a bad row: nobody knows which one the user means.
+If a row has two aliases of one role and they differ, it is a bad row: nobody knows which one the user means.
 
-Titles have one rule in every shape: what is scored is what `--text-field` names, several fields joined by a blank as
-BEIR joins them (`title,text`). Without the option a row's text is read without its title, and a corpus as BEIR defines
-its documents, title and text (`text_index.py`). Where there is a title, the user is told which it was.
+Titles follow one rule in every shape: the fields that `--text-field` names are scored, joined by a blank as BEIR joins
+them (`title,text`). Without the option a row's text is read without its title, and a corpus as BEIR defines its
+documents, title and text (`text_index.py`). Where there is a title, the user is told which of the two was done.
 
-`passage_of` is the one place where a passage's own value becomes what is scored; every shape reads passages by it.
+`passage_of` makes what is scored of a passage's own value.
 
 A passage may have an image: a path, a `data:` URI, the bytes of a file, or the object of a Hugging Face data set that
-holds path or bytes (`ImagePassage`). No image is opened here; whether the model reads any is found out later, and one
-that is not read is an error, never ignored.
+holds path or bytes (`ImagePassage`). No image is opened here. Whether the model reads images is known later; where it
+does not, an image is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ ALIASES = {
     "list_id": ("query_id", "qid", "query-id", "id"),
     "passage_id": ("passage_id", "doc_id", "docid", "pid", "docno", "id", "_id"),
 }
-"""Names that are tried, in order, where the user names no field."""
+"""For each role the names to try, in order, where the user names no field."""
 
 OPTIONS = {
     "query": "--query-field", "passages": "--passages-field", "passage": "--text-field", "query_id": "--group-by",
     "list_id": "--id-field", "passage_id": "--id-field",
 }  # fmt: skip
-"""What names the field of a role."""
+"""For each role the option that names its field."""
 
 _ROLES = {
     "query": "the query", "passages": "the list of passages", "passage": "the passage", "query_id": "the query's id"
@@ -51,9 +51,9 @@ _ROLES = {
 
 
 class RowProblem(Exception):  # noqa: N818 (never leaves this package)
-    """A row lacks the shape. code: a stable word for programs; the message is a sentence for people.
+    """A row does not have the shape. code: a stable word for programs; the message is a sentence for people.
 
-    commands: options, each set of which would say what is meant.
+    commands: sets of options, each of which would settle what is meant.
     """
 
     def __init__(self, code: str, message: str, commands: Sequence[Sequence[str]] = ()) -> None:
@@ -63,7 +63,7 @@ class RowProblem(Exception):  # noqa: N818 (never leaves this package)
 
 
 def two_fields(where: str, names: Sequence[str], role: str, option: str, beside: Sequence[str] = ()) -> RowProblem:
-    """The problem of a row in which two fields could have one role. beside: options that the commands need too."""
+    """The problem of a row in which two fields could have one role. beside: options that each command needs too."""
     message = f"`{names[0]}` and `{names[1]}` could both be {role}, and they differ: "
     return RowProblem(
         "two-fields",
@@ -77,9 +77,9 @@ _QUOTED = re.compile(r"`([^`]+)`")
 
 
 def lacks_a_value(message: str, known: Container[str] = ()) -> bool:
-    """Whether what a row lacks, by the message of its problem, stands in it without a value: it has the shape.
+    """Whether the field that a row lacks is there but null, by the message of its problem: then the row has the shape.
 
-    known: Other names of what it may lack.
+    known: other names that the field may have.
     """
     missing, _, has = message.partition(" has `")
     wanted = {part for name in _QUOTED.findall(missing) for part in (name, head_of(name), name.rpartition(".")[2])}
@@ -93,7 +93,7 @@ def row_error(row: Row, code: str, message: str, identity: object) -> RowError:
 
 
 def lookup(fields: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path, or None where there is none. A field whose very name holds the dots wins."""
+    """The value at a dotted path, or None where there is none. A field whose own name has dots in it comes first."""
     if path in fields:
         return fields[path]
     head, _, rest = path.partition(".")
@@ -116,7 +116,7 @@ def _value_below(inner: object, path: str) -> Any:
 
 
 def opened_json(value: object) -> Any:
-    """The list or object that a text says in JSON; None where it is no such text."""
+    """The list or object that a text holds as JSON; None for any other value."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return None
     try:
@@ -139,7 +139,7 @@ def first_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
 def one_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
     """As `first_of`; raises `RowProblem` where two aliases could be meant and differ.
 
-    An alias that holds nothing, or what cannot have the role (a number is no passage), is not meant.
+    An alias does not count where it holds nothing, or a value that cannot have the role (a number is no passage).
     """
     if path is not None:
         return lookup(fields, path)
@@ -169,7 +169,7 @@ def _fits(value: object, kind: str) -> bool:
 
 
 def identity_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
-    """As `first_of`, but where nothing stands at the user's path the aliases are tried."""
+    """As `first_of`, but the aliases are tried too where there is nothing at the user's path."""
     found = None if path is None else lookup(fields, path)
     return first_of(fields, None, kind) if found is None else found
 
@@ -182,7 +182,7 @@ def name_of(fields: Mapping[str, Any], path: str | None, kind: str) -> str | Non
 
 
 def required(row: Row, path: str | None, kind: str, option: str) -> Any:
-    """As `one_of`; raises `RowProblem` where there is nothing. option: what names the field."""
+    """As `one_of`; raises `RowProblem` where there is nothing. option: the one that names the field."""
     value = one_of(row.fields, path, kind)
     if value is None:
         hint = "" if path else f"; name it by {option}"
@@ -193,7 +193,7 @@ def required(row: Row, path: str | None, kind: str, option: str) -> Any:
 
 
 def name_in_row(fields: Mapping[str, Any], path: str | None, kind: str) -> str:
-    """The field that `one_of` reads, by the name that it has in the row."""
+    """The name of the field that `one_of` reads."""
     if path is not None:
         return path
     held = [name for name in ALIASES[kind] if fields.get(name) is not None]
@@ -201,14 +201,14 @@ def name_in_row(fields: Mapping[str, Any], path: str | None, kind: str) -> str:
 
 
 def text_of(value: object, where: str) -> str:
-    """`value`, which must be text."""
+    """`value`; raises `RowProblem` where it is no text."""
     if not isinstance(value, str):
         raise RowProblem("wrong-type", f"`{where}` is {type_in_words(value)}, not text")
     return value
 
 
 def list_of(value: object, where: str) -> Sequence[Any]:
-    """`value`, which must be a list."""
+    """`value`; raises `RowProblem` where it is no list."""
     if not isinstance(value, (list, tuple)):
         hint = ""
         if isinstance(value, str) and value.lstrip().startswith("["):
@@ -218,23 +218,25 @@ def list_of(value: object, where: str) -> Sequence[Any]:
 
 
 def number_of(fields: Mapping[str, Any], name: str, *, least: int) -> int | None:
-    """The whole number in a field of a request, at least `least`; None where there is none."""
+    """The whole number, at least `least`, in a field of a request; None where it is missing. Raises `RowProblem`."""
     value = fields.get(name)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RowProblem("bad-value", f"`{name}` is {_show_value(value)}, not a whole number from {least}")
+        is_short = isinstance(value, (str, int, float)) and len(str(value)) < 40
+        shown = f"`{value}`" if is_short else type_in_words(value)
+        raise RowProblem("bad-value", f"`{name}` is {shown}, not a whole number from {least}")
     return value
 
 
 def passage_of(passage: object, where: str, names: FieldNames, row: Row, option: str = "") -> Passage:
-    """What is scored of a passage that is a string or an object; raises `RowProblem`. option: names its text."""
+    """What is scored of a passage, a string or an object; raises `RowProblem`. option: the one that names its text."""
     if isinstance(passage, str):
         return passage
     if not isinstance(passage, Mapping):
         raise RowProblem("wrong-type", f"{where} is {type_in_words(passage)}, not a text or an object")
     if names.text is None and names.image is None and type(passage.get("text")) is str and "image" not in passage:
-        text: str = passage["text"]  # most of all passages: no more than this may be done for each
+        text: str = passage["text"]  # most passages: nothing slower may be done for them
         return text
     if names.text is None:
         found = passage.get("text")
@@ -256,7 +258,7 @@ def field_paths(text: str) -> tuple[str, ...]:
 
 
 def joined_text(fields: Mapping[str, Any], text: str, where: str = "") -> str | None:
-    """The texts at these paths, joined by a blank as BEIR joins title and text; None where there is nothing at any."""
+    """The texts at the paths in `text`, joined by a blank as BEIR joins title and text; None where there are none."""
     before = f"{where}." if where else ""
     paths = (text,) if text in fields else field_paths(text)
     if len(paths) == 1:
@@ -269,14 +271,14 @@ def joined_text(fields: Mapping[str, Any], text: str, where: str = "") -> str | 
 
 
 def _unwrap_single(value: object) -> object:
-    """The one text of a list of one, as search engines answer."""
+    """The text of a list that holds just one, as search engines answer; any other value itself."""
     if isinstance(value, (list, tuple)) and len(value) == 1 and isinstance(value[0], str):
         return value[0]
     return value
 
 
 def image_of(fields: Mapping[str, Any], names: FieldNames, row: Row, where: str = "") -> ImageSource | None:
-    """Where the image of a passage is; None where it has none: a missing field, null, or a text without characters."""
+    """Where the image of a passage is; None where its field is missing, null or an empty text."""
     value = None if names.image == NO_IMAGES else lookup(fields, names.image_path)
     if isinstance(value, Mapping):  # the `Image` feature of a Hugging Face data set
         value = value.get("bytes") or value.get("path")
@@ -290,9 +292,9 @@ def image_of(fields: Mapping[str, Any], names: FieldNames, row: Row, where: str 
 
 
 def own_passage(own: object, passage: Passage) -> dict[str, Any]:
-    """A passage as an object of its own fields, with what was scored as text in `text`.
+    """A passage as an object of its own fields, with the text that was scored in `text`.
 
-    A field of its own that has this name and was not scored is `passage.text`.
+    A field of its own named `text` that was not scored becomes `passage.text`.
     """
     fields = dict(own) if isinstance(own, Mapping) else {}
     text = passage.text if isinstance(passage, ImagePassage) else passage
@@ -318,7 +320,7 @@ def shown_names(fields: Mapping[str, Any], limit: int = 8) -> str:
 
 
 def with_value(fields: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-    """A copy of `fields` with the value at a dotted path replaced; only what is on the way is copied."""
+    """A copy of `fields` with the value at a dotted path replaced; only the objects on the way are copied."""
     if path in fields:
         return {**fields, path: value}
     head = head_of(path, fields)
@@ -342,7 +344,7 @@ def fields_without(fields: Mapping[str, Any], *names: str | None) -> dict[str, A
 
 
 def columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:
-    """The top-level columns of a path or of all aliases; where none is there the first, so that the reader names it."""
+    """The top-level columns of a path or of all aliases; where none is there the first, so that an error names it."""
     if path is not None:
         paths = (path,) if path in names else field_paths(path)
         return list(dict.fromkeys(one if one in names else head_of(one, names) for one in paths))
@@ -357,22 +359,23 @@ def passage_columns_of(names: Sequence[str], fields: FieldNames) -> list[str]:
 
 
 def head_of(path: str, names: Container[str] = ()) -> str:
-    """The top-level field of a dotted path: that of `names` whose own name holds dots, else what stands before them."""
+    """The top-level field of a dotted path: the one of `names` that begins it, dots included, else its first part."""
     parts = path.split(".")
     beginnings = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
     return next((head for head in beginnings if head in names), parts[0])
 
 
 def id_columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:
-    """The top-level columns that may hold an id, as far as they are there."""
+    """Those of the columns `names` that may hold an id."""
     own = [] if path is None else columns_of(names, path, kind)
     return [name for name in (*own, *ALIASES[kind]) if name in names]
 
 
 def written(value: object) -> str:
-    """A value for comparing: 1, 1.0 and "1" differ, and so do numbers that are written differently."""
+    """A value as text, for comparing: 1, 1.0 and "1" differ, and so do numbers that are written differently."""
     return value.text if isinstance(value, ExactFloat) else repr(value)
 
 
-def _show_value(value: object) -> str:
-    return f"`{value}`" if isinstance(value, (str, int, float)) and len(str(value)) < 40 else type_in_words(value)
+def text_or_type(value: object) -> str:
+    """A text itself, of any other value its type: for a message about what should be one of a few words."""
+    return f"`{value}`" if isinstance(value, str) else type_in_words(value)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, ClassVar
 
-from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
     RowProblem,
@@ -58,10 +58,6 @@ def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
     return 2 if has_passage(fields, names) and not has_list else 0
 
 
-def _open(names: FieldNames, texts: Texts) -> FlatShape:
-    return FlatShape(names)
-
-
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     of_list = {**exchange.fields, "query": exchange.query}
     for entry in ranked.ranking:
@@ -76,7 +72,7 @@ def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iter
         yield scored({**of_list, **own}, entry, selection)
 
 
-FLAT = Kind("flat", _recognise, _open, _write, tables=True)
+FLAT = Kind("flat", _recognise, lambda names, texts: FlatShape(names), _write, tables=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ class FlatShape:
     reading: str = ""
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
-        """See `Shape`. A group that comes back after another one has begun is a `RowError` for each of its rows."""
+        """See `Shape`. Rows of a query that come after those of another one are a `RowError` each."""
         rows: list[tuple[Row, Passage]] = []
         current = 0
         query = ""
@@ -104,7 +100,7 @@ class FlatShape:
                 yield found
                 continue
             key = self.group_key(item.fields)
-            # Rows of a table and rows of JSON cannot come back together: each kind has its own way out.
+            # Rows of a table and rows of JSON are written in different ways, so they cannot share a list.
             if rows and (key != current or type(item) is not type(rows[0][0])):
                 yield self._close(rows, query)
                 finished.add(current)
@@ -146,7 +142,7 @@ class FlatShape:
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
         rows = ranked.source.rows
-        again = is_own_output([row.fields for row in rows]) if "rank" in rows[0].fields else False
+        again = "rank" in rows[0].fields and is_own_output([row.fields for row in rows])
         for entry in ranked.ranking:
             yield scored(rows[entry.index].fields, entry, selection, again=again)
 
@@ -163,7 +159,7 @@ class FlatShape:
         return id_columns_of(names, None, "query_id") + columns_of(names, self.names.query, "query")
 
     def group_key(self, fields: Mapping[str, Any]) -> int:
-        """See `group_key`."""
+        """The key of a row's group: see `group_key`."""
         return group_key(fields, self.names)
 
     def passage_id(self, source: CandidateList, index: int) -> object:
@@ -187,11 +183,11 @@ class FlatShape:
 
 
 def group_key(fields: Mapping[str, Any], names: FieldNames) -> int:
-    """What decides the group of a flat row: its query id, or its query's text where it has no id.
+    """The key of a flat row's group, made of its query id, or of its query's text where it has no id.
 
-    A digest of 128 bits, because 10 million groups must not hold 10 million query texts, and the interpreter's own
-    `hash` takes -1 for -2. Values of different types differ (1, 1.0, "1"), and so do numbers that are written
-    differently (1.10, 1.1).
+    It is a digest of 128 bits: 10 million groups must not keep 10 million query texts in memory, and Python's own
+    `hash` is the same for -1 and -2. Values of different types differ (1, 1.0, "1"), and so do numbers that are
+    written differently (1.10, 1.1).
     """
     kind, value = "id", first_of(fields, names.group_by, "query_id")
     if value is None:
@@ -205,12 +201,12 @@ def _key_of_text(kind: str, value: str) -> int:
 
 
 def digest_of(text: str) -> int:
-    """128 bits that stand for `text`."""
+    """A digest of `text` in 128 bits."""
     return int.from_bytes(blake2b(text.encode(), digest_size=16).digest(), "big")
 
 
 def flat_text(fields: Mapping[str, Any], names: FieldNames) -> str | None:
-    """The text of a row's passage; None where it has none."""
+    """The text of a row's passage; None where it has none. Raises `RowProblem`."""
     if names.text is not None:
         return joined_text(fields, names.text)
     found = one_of(fields, None, "passage")
@@ -224,7 +220,7 @@ def flat_text(fields: Mapping[str, Any], names: FieldNames) -> str | None:
 
 
 def read_pair(row: Row, names: FieldNames, *, query: str | None, identity: object) -> CandidateList:
-    """The pair in `row`, with the user's one query if there is one; raises `RowProblem`."""
+    """The pair in `row`; raises `RowProblem`. query: the user's one query for all rows; None: the row has its own."""
     if query is None:
         query = text_of(required(row, names.query, "query", "--query-field"), names.query or "query")
     image = image_of(row.fields, names, row)

@@ -1,12 +1,12 @@
-"""Read every shape of the table in `other_programs.py`, and write the same row back in rank order.
+"""Read any shape of the table in `other_programs.py`, and write the same row back in rank order.
 
     objects    a list of objects or texts at a path          each passage gets our fields, as in the shape `list`
     columns    an object (or the row) whose fields are       every list in step is reordered; ours are lists beside them
                lists in step, one entry a passage
     rows       one passage a row                             `flat.py` does it, with the names of the table
 
-A list that is written as a JSON text comes back as one. What the user names by `--query-field`, `--passages-field`,
-`--text-field` and `--id-field` is read in place of what the table says.
+A list that is written as a JSON text comes back as one. The fields that the user names by `--query-field`,
+`--passages-field`, `--text-field` and `--id-field` are read in place of those of the table.
 
 Over 400 lines: reading a shape and writing it back are two sides of one table.
 """
@@ -35,7 +35,7 @@ from rerank_cli.formats.shapes.fields import (
     with_value,
 )
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.lists import LIST, ListShape, as_list, has_rank, written_like
+from rerank_cli.formats.shapes.lists import LIST, ListShape, as_list, written_like
 from rerank_cli.formats.shapes.other_programs import KNOWN, SAME_AS, KnownShape
 from rerank_cli.formats.shapes.shape import (
     OF_A_CUT,
@@ -84,7 +84,7 @@ class PathShape(ListShape):
         return query
 
     def passages_of(self, row: Row) -> tuple[str, Sequence[Any]]:
-        """See `ListShape`. Of lists in step an object for each passage."""
+        """See `ListShape`. Lists in step become an object for each passage."""
         path = self.passages_path(row.fields)
         value = as_list(row.fields if path == "" else lookup(row.fields, path))
         if value is None:
@@ -98,7 +98,7 @@ class PathShape(ListShape):
         return path, value
 
     def passages_path(self, fields: Mapping[str, Any]) -> str:
-        """See `ListShape`: the first path at which a list (or lists in step) stands."""
+        """See `ListShape`: the first path that leads to a list (or lists in step)."""
         if self.names.passages:
             return self.names.passages
         wanted = Mapping if self.in_columns else (list, tuple)
@@ -114,7 +114,7 @@ class PathShape(ListShape):
         return [name for name in names if isinstance(container.get(name), (list, tuple))]
 
     def text_column(self, container: Mapping[str, Any]) -> str | None:
-        """The list of the texts of lists in step."""
+        """Which of the lists in step holds the texts."""
         names = (*(field_paths(self.names.text)[::-1] if self.names.text else ()), *self.known.text)
         return next((name for name in names if name and isinstance(container.get(name), (list, tuple))), None)
 
@@ -177,7 +177,7 @@ class PathShape(ListShape):
         found: tuple[str, str] | None = None
         for path in self.known.text:
             if found is not None and found[0].startswith(f"{path}."):
-                continue  # the text of which the other one is a part
+                continue  # what was found is a part of this text
             value = lookup(fields, path)
             if value is None or isinstance(value, Mapping):
                 continue
@@ -213,7 +213,7 @@ class PathShape(ListShape):
             yield after if path == "" else with_value(fields, path, written_like(held, after))
             return
         passages = as_list(held)
-        again = is_own_output(passages) if has_rank(passages) else False
+        again = is_own_output(passages)
         entries = [_scored_passage(passages[entry.index], entry, selection, again=again) for entry in ranked.ranking]
         yield self.with_siblings(with_value(fields, path, written_like(held, entries)), ranked)
 
@@ -265,28 +265,23 @@ class PathShape(ListShape):
 def in_rank_order(
     container: Mapping[str, Any], in_step: Sequence[str], ranked: RankedList, selection: Selection
 ) -> dict[str, Any]:
-    """`container` with its lists in rank order, and ours beside them; what it had under our names stays."""
+    """`container` with its lists in rank order and ours beside them; what it had under our names is renamed."""
     after = dict(container)
     for name in in_step:
         after[name] = [container[name][entry.index] for entry in ranked.ranking]
     ours = [scores_of(entry, selection) for entry in ranked.ranking]
-    always = scores_names(selection)
+    more = {
+        "prob": selection.prob, "probability": selection.probability is not None, "scored_by": selection.scored_by,
+    }  # fmt: skip
+    always = ("rank", selection.score, "index", *(name for name, wanted in more.items() if wanted))
     names = dict.fromkeys([*always, *(name for one in ours for name in one)])
     if not {*names, *OF_A_CUT}.isdisjoint(after):
         after = kept_under_prefix(after, {*names, *OF_A_CUT})
     return after | {name: [one.get(name) for one in ours] for name in names}
 
 
-def scores_names(selection: Selection) -> list[str]:
-    """Our fields that every passage has."""
-    more = {
-        "prob": selection.prob, "probability": selection.probability is not None, "scored_by": selection.scored_by,
-    }  # fmt: skip
-    return ["rank", selection.score, "index", *(name for name, wanted in more.items() if wanted)]
-
-
 def looked_up(texts: TextFile, identity: object, what: str) -> str:
-    """The text of an id; raises `RowProblem`."""
+    """The text of an id; raises `RowProblem`. what: whose id it is, for the message."""
     if not _is_scalar(identity):
         raise RowProblem("wrong-type", f"the id of a {what} is {type_in_words(identity)}, not text or a number")
     found = texts.find(str(identity))
@@ -358,7 +353,7 @@ def open_known(known: KnownShape, names: FieldNames, texts: Texts) -> ListShape 
 
 
 def fits(known: KnownShape, fields: Mapping[str, Any], names: FieldNames) -> bool:
-    """Whether a row is one of the shape: a mark of it is there, and its query and first passage can be read."""
+    """Whether a row has the shape: a mark of it is there, and its query and at least one passage can be read."""
     if names.passages or names.query or names.group_by or not any(_has(fields, mark) for mark in known.marks):
         return False
     if known.layout == "rows":
@@ -385,7 +380,7 @@ def _reads(shape: PathShape, passage: object, row: Row) -> bool:
 
 
 def _has(fields: Mapping[str, Any], mark: str) -> bool:
-    """Whether a row has this mark: a path in it, on which a list stands for its first good entry."""
+    """Whether a row has this mark: a path, which goes on in any entry of a list on its way."""
     if mark in fields:
         return fields[mark] is not None
     head = head_of(mark, fields)

@@ -1,11 +1,12 @@
 """`list`: one query and its passages a row, `{"query": ..., "passages": [...], ...}`.
 
-It comes back as the same object, its passages sorted, each with rank, logit and index. A passage that is null or has no
-text is bad alone: it goes to the errors file with its list, place and id, and the list is ranked without it. Only where
-no passage is left, the row is bad. So rows in = rows out + bad rows, and passages in = passages out + bad passages.
+The output row is the same object, its passages sorted, each with rank, logit and index. If a passage is null or has no
+text, that passage alone is bad: it goes to the errors file with its list, place and id, and the list is ranked without
+it. The row is bad only where no passage is left. So rows in = rows out + bad rows, and passages in = passages out + bad
+passages.
 
-Lists beside that of the passages that belong to it (`ids`, `scores`) are its siblings (`siblings.py`): they come back
-in the same order, cut where it is cut.
+Lists beside the passages may belong to them (`ids`, `scores`): these are their siblings, which `settle.py` finds. They
+come back in the same order as the passages, cut where these are cut.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from rerank_cli.formats import jsonl
-from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
     RowProblem,
@@ -35,6 +36,7 @@ from rerank_cli.formats.shapes.fields import (
     own_passage,
     passage_of,
     required,
+    row_error,
     text_of,
     with_value,
 )
@@ -43,7 +45,6 @@ from rerank_cli.formats.shapes.shape import (
     Grouped,
     Item,
     Kind,
-    candidates,
     is_own_output,
     own_fields,
     passage_error,
@@ -56,7 +57,7 @@ BELONGS = re.compile(
     r"similarit(y|ies)|metadatas?|metas?|embeddings?|vectors?|logits?|chunks?|images?|relevances?|grades?|"
     r"ind(ex|exes|ices)|positions?|offsets?)$"
 )
-"""Names of lists that belong to that of the passages."""
+"""Names of lists that belong to the passages."""
 
 
 def has_list(fields: Iterable[str], names: FieldNames) -> bool:
@@ -65,14 +66,14 @@ def has_list(fields: Iterable[str], names: FieldNames) -> bool:
 
 
 def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
-    # An object as query is a NIM request unless the user says where the text is.
+    # A row whose query is an object is a NIM request, unless the user names fields.
     if not has_list(fields, names) or (not names.of_rows and isinstance(fields.get("query"), Mapping)):
         return 0
     return 2 if names.of_rows or _can_be_read(fields) else 1
 
 
 def _can_be_read(fields: Mapping[str, Any]) -> bool:
-    """Whether the first passage is a text or has one where this shape looks for it; no passage tells nothing."""
+    """Whether the first passage is a text or has one where this shape looks for it; False where there is no passage."""
     passages = fields.get(name_in_row(fields, None, "passages"))
     if not isinstance(passages, (list, tuple)):
         return False
@@ -82,10 +83,6 @@ def _can_be_read(fields: Mapping[str, Any]) -> bool:
     return isinstance(first.get("text"), str) or "image" in first
 
 
-def _open(names: FieldNames, texts: Texts) -> ListShape:
-    return ListShape(names)
-
-
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     again = is_own_output(exchange.passages)
     passages = [scored(exchange.passages[entry.index], entry, selection, again=again) for entry in ranked.ranking]
@@ -93,17 +90,17 @@ def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iter
 
 
 PASSAGES = "passages"
-"""Where the passages of lists that were read in another shape stand."""
+"""The field of the passages of lists that were read in another shape."""
 
-LIST = Kind("list", _recognise, _open, _write, tables=True)
+LIST = Kind("list", _recognise, lambda names, texts: ListShape(names), _write, tables=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ListShape:
     """One query and its passages a row.
 
-    siblings: paths of the lists that are in step. told, reading: see `settle_shape`.
-    title_told: among what is told is a title that is not read.
+    siblings: paths of the lists that are in step. told: notes for the user, each given once. title_told: one of them is
+    about a title that is not read. reading: which field is read for what. `settle_shape` sets them.
     """
 
     names: FieldNames
@@ -124,13 +121,16 @@ class ListShape:
                 yield item
                 continue
             bad: list[RowError] = []
-            found = candidates(_Reader(self, bad), item)
-            if isinstance(found, CandidateList):
+            try:
+                found = self.read(item, bad)
+            except RowProblem as problem:
+                yield row_error(item, problem.code, str(problem), self.identity(item.fields))
+            else:
                 yield from bad
-            yield found
+                yield found
 
     def read(self, row: Row, bad: list[RowError] | None = None) -> CandidateList:
-        """The list in `row`; raises `RowProblem`. bad: takes its bad passages."""
+        """The list in `row`; raises `RowProblem`. bad: the errors of bad passages are added to it."""
         query = self.query_of(row)
         path, passages = self.passages_of(row)
         self._check_siblings(row.fields, passages)
@@ -145,7 +145,7 @@ class ListShape:
                     found.append(self.passage_at(passage, f"{path}[{place}]", row))
                 except RowProblem as problem:
                     if problem.code == "two-fields":
-                        raise  # it is no fault of the one passage
+                        raise  # not the fault of this one passage
                     if places is None:
                         places = list(range(place))
                     problems.append((place, problem))
@@ -172,13 +172,13 @@ class ListShape:
         return text_of(required(row, self.names.query, "query", "--query-field"), self.names.query or "query")
 
     def passages_of(self, row: Row) -> tuple[str, Sequence[Any]]:
-        """Where the passages stand, and the list; raises `RowProblem`."""
+        """The path of the passages, and their list; raises `RowProblem`."""
         value = required(row, self.names.passages, "passages", "--passages-field")
         path = self.passages_path(row.fields)
         return path, list_of(value if isinstance(value, list) else as_list(value), path)
 
     def passage_at(self, passage: object, where: str, row: Row) -> Passage:
-        """What is scored of a passage that is no plain text; raises `RowProblem`."""
+        """What is scored of a passage that is not just a text; raises `RowProblem`."""
         return passage_of(passage, where, self.names, row, "--text-field")
 
     def _check_siblings(self, fields: Mapping[str, Any], passages: Sequence[Any]) -> None:
@@ -209,7 +209,7 @@ class ListShape:
         return identity_of(fields, self.names.id, "list_id")
 
     def passages_path(self, fields: Mapping[str, Any]) -> str:
-        """Where the passages stand in a row that `group` has read."""
+        """The path of the passages in a row that `group` has read."""
         return self.names.passages or name_in_row(fields, None, "passages")
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
@@ -218,7 +218,7 @@ class ListShape:
         path = self.passages_path(fields)
         held = lookup(fields, path)
         passages = as_list(held)
-        again = is_own_output(passages) if has_rank(passages) else False
+        again = is_own_output(passages)
         entries = []
         for entry in ranked.ranking:
             passage = passages[entry.index]
@@ -252,7 +252,7 @@ class ListShape:
         return identity_of(passage, self.names.id, "passage_id") if isinstance(passage, Mapping) else None
 
     def passage_id(self, source: CandidateList, index: int) -> object:
-        """See `Shape`. A passage that is a text has the id that a sibling holds for it."""
+        """See `Shape`. A passage without an id of its own has the one that a sibling holds for it."""
         row = source.rows[0]
         _, passages = self.passages_of(row)
         found = self.own_id(passages[index])
@@ -280,24 +280,8 @@ class ListShape:
         return Exchange(source.id, source.query, rest, passages, ids)
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """A shape, and where the bad passages of the row that it reads go; satisfies `RowShape`."""
-
-    shape: ListShape
-    bad: list[RowError]
-
-    def read(self, row: Row) -> CandidateList:
-        """See `RowShape`."""
-        return self.shape.read(row, self.bad)
-
-    def identity(self, fields: Mapping[str, Any]) -> object:
-        """See `RowShape`."""
-        return self.shape.identity(fields)
-
-
 class _JsonOfTable:
-    """A row with all of its fields as JSON says them; satisfies `Row`."""
+    """A row with all of its fields as they are in JSON; satisfies `Row`."""
 
     def __init__(self, row: Row) -> None:
         self.file, self.number, self.raw = row.file, row.number, b""
@@ -305,23 +289,18 @@ class _JsonOfTable:
 
 
 def holds_ids(path: str) -> bool:
-    """Whether a list of this name holds the ids of its neighbours."""
+    """Whether the name of a list says that it holds the ids of the passages."""
     name = path.rpartition(".")[2].lower().replace("-", "_")
     return name in ("ids", "id", "pids", "docids", "docnos") or name.endswith(("_ids", "_id"))
 
 
-def has_rank(passages: Sequence[Any]) -> bool:
-    """Whether passages may have been ranked before."""
-    return bool(passages) and isinstance(passages[0], Mapping) and "rank" in passages[0]
-
-
 def as_list(value: Any) -> Any:
-    """A list that is written as a JSON text, as the list that it says."""
+    """The list or object that a JSON text holds; any other value itself."""
     if isinstance(value, str) and (opened := opened_json(value)) is not None:
         return opened
     return value
 
 
 def written_like(before: object, after: Sequence[Any] | Mapping[str, Any]) -> Any:
-    """The list `after`; as a JSON text where `before` was one."""
+    """`after`, as a JSON text where `before` was one."""
     return jsonl.dump_value(after) if isinstance(before, str) else after

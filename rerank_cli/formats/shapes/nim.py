@@ -3,12 +3,12 @@
     {"query": {"text": ...}, "passages": [{"text": ..., "image": "data:..."}, ...], "truncate": "NONE" | "END", ...}
     {..., "rankings": [{"index": 0, "logit": 3.5}, ...], "usage": {"prompt_tokens": 12, "total_tokens": 12}}
 
-`truncate` is the request's own: NONE, the default as in the NIM, makes a request with a pair that is too long an error
-row; END leaves its long pairs to `--truncate`, whose own default cuts as END does. Any number of passages may stand in
-a request, where the NIM takes 512. A passage is a text, an image, or both; images are base64 data URIs only, as in the
-NIM. `model` is not followed: the model is the run's. Fields that the API does not know come back with the response, so
-that an id finds its request. The rankings fall by their logit; of an embedding model they have a `cosine` in its place.
-`usage` counts the tokens that the model read, those of images included, after truncation.
+`truncate` belongs to the request. With NONE, the default here and in the NIM, a pair that is too long makes its request
+an error row; with END the long pairs are treated as `--truncate` says, which cuts by default, as END does. A request
+may hold any number of passages, where the NIM takes 512. A passage is a text, an image, or both; images are base64 data
+URIs only, as in the NIM. `model` is not followed: the model is the run's. Fields that the API does not know come back
+with the response, so that an id finds its request. The rankings fall by their logit; an embedding model gives a
+`cosine` in its place. `usage` counts the tokens that the model read, those of images included, after truncation.
 
 Source: the Reranking NIM's API reference.
 """
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
     fields_without,
@@ -28,10 +28,11 @@ from rerank_cli.formats.shapes.fields import (
     passage_of,
     required,
     text_of,
+    text_or_type,
     type_in_words,
 )
 from rerank_cli.formats.shapes.request_keys import refuse_unfollowed
-from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names, usage_of
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, usage_of
 from rerank_cli.records import CandidateList, ImagePassage, Limits, Passage, RankedList, Row
 
 _OF_REQUEST = ("model", "query", "passages", "truncate")
@@ -42,17 +43,15 @@ def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
     return 2 if is_request and not names.of_rows else 0
 
 
-def _open(names: FieldNames, texts: Texts) -> NimShape:
-    refuse_field_names("nim", names)
-    return NimShape(names)
-
-
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     rankings = [{"index": entry.index, selection.score: entry.logit} for entry in ranked.ranking]
     yield {**fields_without(exchange.fields, "rankings", "usage"), "rankings": rankings, "usage": usage_of(ranked)}
 
 
-NIM = Kind("nim", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "logits")))
+NIM = Kind(
+    "nim", _recognise, lambda names, texts: NimShape(names), _write,
+    carries=frozenset(("query ids", "fields of rows", "logits")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +70,18 @@ class NimShape(RequestShape):
         refuse_unfollowed(row.fields)
         truncate = row.fields.get("truncate") or "NONE"
         if truncate not in ("NONE", "END"):
-            raise RowProblem("bad-value", f"`truncate` is {_show_value(truncate)}, not `NONE` or `END`")
+            raise RowProblem("bad-value", f"`truncate` is {text_or_type(truncate)}, not `NONE` or `END`")
         passages = list_of(required(row, "passages", "passages", ""), "passages")
-        found = tuple(self._passage(passage, f"passages[{index}]", row) for index, passage in enumerate(passages))
+        found = [self._read_passage(passage, f"passages[{index}]", row) for index, passage in enumerate(passages)]
         return CandidateList(
             query=text_of(query.get("text"), "query.text"),
-            passages=found,
+            passages=tuple(found),
             rows=(row,),
             id=self.identity(row.fields),
             limits=Limits(whole=truncate == "NONE"),
         )
 
-    def _passage(self, passage: object, where: str, row: Row) -> Passage:
+    def _read_passage(self, passage: object, where: str, row: Row) -> Passage:
         if not isinstance(passage, Mapping):
             raise RowProblem("wrong-type", f"{where} is {type_in_words(passage)}, not an object with `text` or `image`")
         found = passage_of(passage, where, self.names, row)
@@ -104,7 +103,3 @@ class NimShape(RequestShape):
         passages = fields["passages"]
         ids = tuple(self.passage_id(source, index) for index in range(len(passages)))
         return Exchange(source.id, source.query, fields_without(fields, *_OF_REQUEST), passages, ids)
-
-
-def _show_value(value: object) -> str:
-    return f"`{value}`" if isinstance(value, str) else type_in_words(value)

@@ -4,12 +4,12 @@
     {"custom_id": "b", "method": "POST", "url": "/v1/score", "body": {"text_1": ..., "text_2": [...]}}
     {"id": ..., "custom_id": "a", "response": {"status_code": 200, "request_id": ..., "body": {...}}, "error": null}
 
-The output holds the requests that were answered, in the order of the input; the errors file holds the others, in the
-same form with their status code, and beside it what every errors file has (`file`, `row`, `raw`). Ids are made of the
-`custom_id`, so that the same batch gives the same bytes. A `/v1/rerank` body is read and answered as the shape `cohere`
-does. `/v1/score` is vLLM's: one text against one or many, or as many against each other, under each of the names that
-vLLM has for them; `score` is the sigmoid of the logit (the logit itself where the request asks for it), and the data
-stand in the order of the input.
+The output holds the requests that were answered, in the order of the input. The errors file holds the others, in the
+same form with their status code, and with what every errors file has (`file`, `row`, `raw`). Ids are made from the
+`custom_id`, so that the same batch gives the same bytes. A `/v1/rerank` body is read and answered like the shape
+`cohere`. `/v1/score` is vLLM's: one text against one or many, or two lists of the same length pair by pair, under any
+of the names that vLLM has for them. `score` is the sigmoid of the logit (the logit itself where the request asks for
+it), and the data are in the order of the input.
 
 Sources: OpenAI's Batch API reference; vLLM's documentation of its score and rerank APIs.
 """
@@ -22,9 +22,16 @@ from hashlib import blake2b
 from typing import Any, ClassVar
 
 from rerank_cli.formats import jsonl
-from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes import cohere
-from rerank_cli.formats.shapes.fields import RowProblem, fields_without, own_passage, row_error, type_in_words
+from rerank_cli.formats.shapes.fields import (
+    RowProblem,
+    fields_without,
+    own_passage,
+    row_error,
+    text_or_type,
+    type_in_words,
+)
 from rerank_cli.formats.shapes.flat import digest_of
 from rerank_cli.formats.shapes.request_keys import length_limits, refuse_unfollowed, wants_logits
 from rerank_cli.formats.shapes.shape import (
@@ -34,7 +41,6 @@ from rerank_cli.formats.shapes.shape import (
     Kind,
     RequestShape,
     group_rows,
-    refuse_field_names,
     usage_of,
 )
 from rerank_cli.records import CandidateList, RankedList, Row, RowError
@@ -47,11 +53,6 @@ _SCORED_TEXTS = (("text_1", "text_2"), ("queries", "documents"), ("queries", "it
 def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
     is_request = "custom_id" in fields and ("body" in fields or "url" in fields)
     return 2 if is_request and not names.of_rows else 0
-
-
-def _open(names: FieldNames, texts: Texts) -> OpenaiBatchShape:
-    refuse_field_names("openai-batch", names)
-    return OpenaiBatchShape(names)
 
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
@@ -92,7 +93,7 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
 
 
 OPENAI_BATCH = Kind(
-    "openai-batch", _recognise, _open, _write,
+    "openai-batch", _recognise, lambda names, texts: OpenaiBatchShape(names), _write,
     carries=frozenset(("query ids", "prob")), sigmoids=True, refuse=_refuse, dump_error=_dump_error,
 )  # fmt: skip
 
@@ -104,7 +105,7 @@ class OpenaiBatchShape(RequestShape):
     kind: ClassVar[Kind] = OPENAI_BATCH
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
-        """See `Shape`. A `custom_id` that comes back is an error: nobody could tell the answers apart."""
+        """See `Shape`. A repeated `custom_id` is an error: nobody could tell the answers apart."""
         seen: set[int] = set()
         for found in group_rows(self, items):
             if isinstance(found, CandidateList):
@@ -165,8 +166,7 @@ def _endpoint(fields: Mapping[str, Any]) -> str:
     url = fields.get("url")
     last = url.rstrip("/").rpartition("/")[2] if isinstance(url, str) else ""
     if last not in ("rerank", "score"):
-        shown = f"`{url}`" if isinstance(url, str) else type_in_words(url)
-        raise RowProblem("unknown-url", f"`url` is {shown}, and ends neither in `/rerank` nor in `/score`")
+        raise RowProblem("unknown-url", f"`url` is {text_or_type(url)}, and ends neither in `/rerank` nor in `/score`")
     return last
 
 

@@ -1,10 +1,10 @@
 """The table of known shapes: where other programs put query, passages, text, title, id and first-stage score.
 
-Each entry is data and nothing else; `known_shape.py` reads and writes all of them. To add a shape, add an entry and
-rows of it to `tests/unit/formats/shapes/known_rows.py`.
+Each entry is only data; `known_shape.py` reads and writes all of them. To add a shape, add an entry here and rows of it
+to `tests/unit/formats/shapes/known_rows.py`.
 
-Paths are those of `fields.py`. Where a role has several, the first one that holds something is meant; two that hold
-different texts make the row a bad one. Paths of text, title, id and score start at a passage.
+Paths work as in `fields.py`. Where a role has several, the first one with a value counts; two with different texts make
+a bad row. Paths of text, title, id and score start at a passage.
 
 Sources: the files that the named programs write, and their documentation, as of November 2026.
 """
@@ -19,7 +19,7 @@ Layout = Literal["objects", "columns", "rows"]
 
 @dataclass(frozen=True, slots=True)
 class KnownShape:
-    """Where things lie in the rows of a program."""
+    """Where the rows of a program hold what is needed."""
 
     name: str
     of: str
@@ -40,7 +40,7 @@ class KnownShape:
     """Of the layout `columns` in the row itself: the lists that are in step. Of `objects`: lists beside the passages
     that are."""
     marks: tuple[str, ...] = ()
-    """Fields of a row, or of its passages, one of which must be there so that the shape is recognised by itself."""
+    """Fields of a row, or of its passages; without one of them the shape is not recognised by itself."""
     header: tuple[str, ...] = ()
     """The columns of a file of tab-separated values that has no header."""
     ids_only: bool = False
@@ -62,7 +62,7 @@ _TEXTS = (
 
 _LANGCHAIN_LISTS = ("documents", "context", "source_documents", "docs", "outputs.documents")
 _LANGCHAIN_DOCUMENTS = ("", "kwargs.", "0.", "0.kwargs.")
-"""A document as it is, as `dumps` writes it, and both with their score."""
+"""Before the fields of a document: as it is, as `dumps` writes it, and both beside a score."""
 
 _LLAMAINDEX_LISTS = ("source_nodes", "nodes", "sourceNodes", "retrieved_nodes")
 
@@ -201,10 +201,10 @@ KNOWN: tuple[KnownShape, ...] = (
         header=("qid", "pid", "query", "passage"), marks=("pid",),
     ),
 )  # fmt: skip
-"""All known shapes, by the order in which they are tried."""
+"""All known shapes, in the order in which they are tried."""
 
 SAME_AS = {
     "opensearch": "elasticsearch", "rankify": "dpr", "ms_marco": "msmarco", "llama_index": "llamaindex",
     "rank-llm": "rank_llm", "rankllm": "rank_llm",
 }  # fmt: skip
-"""Other names of them."""
+"""Other names of known shapes."""

@@ -1,4 +1,4 @@
-"""`pair`: one pair a row, each on its own, in input order: what `score` reads and writes."""
+"""`pair`: one pair a row, each by itself and in input order. `score` reads and writes it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import columns_of, id_columns_of, identity_of, passage_columns_of
 from rerank_cli.formats.shapes.flat import FLAT, FlatShape, read_pair
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, group_rows, scored
 from rerank_cli.records import CandidateList, RankedList, Row
 
-
-def _open(names: FieldNames, texts: Texts) -> PairShape:
-    return PairShape(names)
-
-
-PAIR = Kind("pair", lambda fields, names: 0, _open, FLAT.write, tables=True)
+PAIR = Kind("pair", lambda fields, names: 0, lambda names, texts: PairShape(names), FLAT.write, tables=True)
 
 
 @dataclass(frozen=True, slots=True)
 class PairShape:
-    """One pair a row, each on its own; `query` is the user's one query for all rows, if given."""
+    """One pair a row, each by itself. query: the user's one query for all rows, if given."""
 
     kind: ClassVar[Kind] = PAIR
     names: FieldNames

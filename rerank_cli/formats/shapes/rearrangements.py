@@ -1,7 +1,7 @@
-"""Programs of jq that make rows of a document which holds them in another arrangement: what a refusal prints.
+"""Programs of jq that make rows of a document in another arrangement; the error that refuses the document shows one.
 
-Each function looks at the first object of a file and answers with the program that takes rows out of it, or None. The
-rows that come out are read, or refused with the options that read them.
+Each function looks at the first object of a file and returns the program that takes rows out of it, or None. The rows
+that it makes are read, or refused with the options that read them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from rerank_cli.formats import jsonl
 
-_DEPTH = 4  # in which rows are looked for
+_DEPTH = 4  # levels below the top at which rows are looked for
 _ASKED = frozenset(("query", "question", "user_input"))
 _NUMBERED = re.compile(r"(.+?)\.(\d+)\.(.+)")
 _GOOD = re.compile(r"(^|_)pos(itives?)?(_|$)")
@@ -20,16 +20,18 @@ _BAD = re.compile(r"(^|_)neg(atives?)?(_|$)")
 
 
 def by_column(fields: Mapping[str, Any]) -> str | None:
-    """Of a table that is written column by column.
+    """For a table that is written column by column.
 
-    As pandas writes one by default (`{"query": {"0": ...}, ...}`), as lists of one length, or names and values apart.
+    It may be as pandas writes it by default (`{"query": {"0": ...}, ...}`), lists of one length, or names and values
+    apart.
     """
-    first = next(iter(fields.values()), None)
-    if {"columns", "data"} <= fields.keys() <= {"columns", "data", "index"} and _is_table(fields["data"]):
+    rows = fields["data"] if {"columns", "data"} <= fields.keys() <= {"columns", "data", "index"} else None
+    if isinstance(rows, list) and rows and isinstance(rows[0], list):
         return ".columns as $names | .data[] | [$names, .] | transpose | map({(.[0]): .[1]}) | add"
     if _ASKED.intersection(fields) and _are_columns(fields.values()):
         name = jsonl.dump_value(next(iter(fields)))
         return f". as $all | range(.[{name}] | length) as $row | $all | map_values(.[$row])"
+    first = next(iter(fields.values()), None)
     if len(fields) < 2 or not isinstance(first, Mapping) or not first or not all(map(str.isdecimal, first)):
         return None
     if not all(isinstance(value, Mapping) and value.keys() == first.keys() for value in fields.values()):
@@ -39,7 +41,7 @@ def by_column(fields: Mapping[str, Any]) -> str | None:
 
 
 def by_query_id(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
-    """Of results as BEIR and MTEB write them: an object of ids and scores (or a list of ids) for each query id."""
+    """For results as BEIR and MTEB write them: an object of ids and scores (or a list of ids) for each query id."""
     if not isinstance(value, Mapping) or not value:
         return None
     entries = list(value.values())
@@ -55,7 +57,7 @@ def by_query_id(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
 
 
 def in_groups(fields: Mapping[str, Any], text_of: Callable[[Mapping[str, Any]], str | None]) -> str | None:
-    """Of passages that stand in groups, whose lists are put together. text_of: the text of an object, if it has one."""
+    """For passages in groups: their lists are joined. text_of: gives the text of an object, if it has one."""
     found = max(_lists_within(fields, "", _DEPTH * 3, text_of), default=(0, ""))[1]
     return f". + {{passages: [{found}]}}" if found.count("[]") > 1 else None
 
@@ -63,7 +65,7 @@ def in_groups(fields: Mapping[str, Any], text_of: Callable[[Mapping[str, Any]], 
 def _lists_within(
     value: Any, path: str, depth: int, text_of: Callable[[Mapping[str, Any]], str | None]
 ) -> Iterator[tuple[int, str]]:
-    """The paths of lists of objects that have a text, each behind the length of the first one's."""
+    """(length of the first text, path) of each list of objects that have a text."""
     if isinstance(value, Mapping):
         for name, one in value.items():
             if depth and isinstance(one, (Mapping, list)):
@@ -80,7 +82,7 @@ def numbered(
     likeliest_text: Callable[[Mapping[str, Any]], str | None],
     likeliest_query: Callable[[Mapping[str, Any]], str | None],
 ) -> str | None:
-    """Of a list that is spread over fields with numbers: `documents.0.content`, `documents.1.content`."""
+    """For a list that is spread over numbered fields: `documents.0.content`, `documents.1.content`."""
     lists: dict[str, dict[str, Any]] = {}
     rest = {}
     for name, value in fields.items():
@@ -102,16 +104,12 @@ def numbered(
 
 
 def good_and_bad(lists: Mapping[str, Any]) -> str | None:
-    """Of rows for training, with a list of good passages and lists of bad ones, all of which are candidates."""
+    """For training rows, with a list of good passages and lists of bad ones: all of them are candidates."""
     good = [path for path in lists if _GOOD.search(path.lower()) and "." not in path]
     bad = [path for path in lists if _BAD.search(path.lower()) and "." not in path]
     if len(good) != 1 or not bad:
         return None
     return f". + {{passages: [{', '.join(f'.[{jsonl.dump_value(path)}][]' for path in (*good, *bad))}]}}"
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
 
 
 def _are_columns(values: Iterable[object]) -> bool:

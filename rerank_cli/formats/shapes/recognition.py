@@ -1,7 +1,7 @@
-"""All shapes, and how the shape of a file is told by its first rows.
+"""All shapes, and how the first rows of a file tell its shape.
 
-A new shape is an entry in the table of `other_programs.py`; one that writes its own form is a file beside this one and
-a row in `SHAPES`.
+To add a shape, add an entry to the table of `other_programs.py`. A shape that writes a form of its own is a file beside
+this one and an entry in `SHAPES`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from rerank_cli.formats.shapes.known_shape import ALL_NAMES, KINDS
 from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
+from rerank_cli.formats.shapes.rearrangements import by_column
 from rerank_cli.formats.shapes.shape import Item, Kind, ReadsRows
-from rerank_cli.formats.shapes.suggestions import is_by_column, no_shape, suggested
+from rerank_cli.formats.shapes.suggestions import no_shape, suggested
 from rerank_cli.formats.shapes.tei import TEI
 from rerank_cli.formats.shapes.trec import TREC
 from rerank_cli.records import Gap, JsonRow, Passage
 
 SHAPES: dict[str, Kind] = {kind.name: kind for kind in (LIST, FLAT, NIM, COHERE, TEI, OPENAI_BATCH, TREC)}
-"""The shapes that rows can be read and written in, by name."""
+"""The shapes in which rows can be read and written, by name."""
 
 READABLE: dict[str, Kind] = {**SHAPES, **ALL_NAMES}
-"""All that `--shape` knows: the known shapes come back as they are, and are no output of other rows."""
+"""All that `--shape` knows: those of other programs too, which are written only for rows that were read in them."""
 
 _FIRST_ROWS = 100
 _FIRST_BYTES = 32 * 2**20
@@ -52,10 +53,10 @@ def detect_shape(columns: Iterable[str], names: FieldNames) -> Kind | None:
 
 
 def recognise(rows: Iterator[Item], seen: list[Item], names: FieldNames, *, stop: int | None = None) -> Kind | None:
-    """The shape that the first rows have in common, or None where none has any; what was read is added to `seen`.
+    """The shape that the first rows share; None where no row has any. Rows that were read are added to `seen`.
 
-    Rows that no shape fits do not count: they will be bad rows. `InputError` for a mixture, with the rows' numbers.
-    stop: how many rows may be looked at, where the run reads no more.
+    Rows that fit no shape do not count: they will be bad rows. `InputError` for a mixture, with the rows' numbers.
+    stop: how many rows the run reads; no more are looked at.
     """
     most = _FIRST_ROWS if stop is None else min(stop, _FIRST_ROWS)
     if most < 1:
@@ -85,19 +86,18 @@ def recognise(rows: Iterator[Item], seen: list[Item], names: FieldNames, *, stop
 
 
 def _possible(fields: Mapping[str, Any], names: FieldNames) -> dict[str, int]:
-    if is_by_column(fields):  # a whole table, whose fields only look like those of a request
+    if by_column(fields):  # a whole table, whose fields only look like those of a request
         return {}
     found = {name: kind.recognise(fields, names) for name, kind in (*SHAPES.items(), *KINDS.items())}
     return {name: sure for name, sure in found.items() if sure}
 
 
-def _best(possible: Mapping[str, int]) -> Kind:
-    """Of several shapes one that some row claims for itself; the latest row of `SHAPES` knows most."""
-    return READABLE[_in_order(possible)[0]]
-
-
 def _in_order(possible: Mapping[str, int]) -> list[str]:
-    """The shapes that could be meant, best first; known ones only where no row claims to be of an earlier kind."""
+    """The shapes that could be meant, best first.
+
+    Those that a row certainly has come first. Of several the later in `SHAPES` is more special; those of other programs
+    come after all of them.
+    """
     rank = {name: place for place, name in enumerate(reversed(SHAPES))}
     rank |= {name: len(rank) + place for place, name in enumerate(KINDS)}
     return sorted(possible, key=lambda name: (possible[name] != _SURE, rank[name]))
@@ -105,8 +105,9 @@ def _in_order(possible: Mapping[str, int]) -> list[str]:
 
 def _one_reading(possible: Mapping[str, int], rows: Sequence[JsonRow], names: FieldNames) -> Kind:
     """The shape that the rows have; `InputError` where two read different texts, or one finds two fields for a role."""
-    sure = [name for name in _in_order(possible) if possible[name] == _SURE]
-    best = _best(possible)
+    in_order = _in_order(possible)
+    sure = [name for name in in_order if possible[name] == _SURE]
+    best = READABLE[in_order[0]]
     if best.texts or best.name == "trec":
         return best
     readings = {name: [_read(READABLE[name], row, names) for row in rows] for name in sure if not READABLE[name].texts}
@@ -147,7 +148,7 @@ def _read(kind: Kind, row: JsonRow, names: FieldNames) -> tuple[str, tuple[Passa
 
 
 def _is_null_alone(kind: Kind, row: JsonRow, names: FieldNames) -> bool:
-    """Whether a row would be read if what stands in it had a value."""
+    """Whether a row can be read, or could be if its null fields had values."""
     shape = kind.open(names, NO_TEXTS)
     try:
         return isinstance(shape, ReadsRows) and bool(shape.read(row))
@@ -167,7 +168,7 @@ def _excerpt(text: Passage) -> str:
 
 
 def _mixture(first: JsonRow, other: JsonRow, names: FieldNames) -> InputError:
-    one, two = (_best(_possible(row.fields, names)).name for row in (first, other))
+    one, two = (_in_order(_possible(row.fields, names))[0] for row in (first, other))
     return InputError(
         f"{other.file}:{other.number}: a row of the shape {two} among rows of the shape {one} "
         f"({first.file}:{first.number})",

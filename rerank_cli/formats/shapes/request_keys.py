@@ -1,8 +1,8 @@
 """What the keys of rerank requests ask for, and what is done about each: followed, refused, or without effect.
 
-A key of any API that is read here stands in `KEYS`, so none is passed over in silence. One that would change scores or
-order and cannot be followed makes its request an error row, unless it says what is done anyway. Keys that no API knows
-pass through. `docs/reference/api-requests.md` shows the same by API; a test compares them.
+`KEYS` has every key of the APIs that are read here, so none is ignored in silence. A key that would change scores or
+order and cannot be followed makes its request an error row, unless it asks for what is done anyway. Keys that no API
+knows pass through. `docs/reference/api-requests.md` shows the same by API; a test compares them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rerank_cli.formats.shapes.fields import RowProblem, number_of, type_in_words
+from rerank_cli.formats.shapes.fields import RowProblem, number_of, text_or_type, type_in_words
 from rerank_cli.records import Limits
 
 Treatment = Literal["followed", "refused", "no effect"]
@@ -19,7 +19,7 @@ Treatment = Literal["followed", "refused", "no effect"]
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """One key. harmless: values with which a refused key asks for nothing else than is done."""
+    """One key. harmless: values of a refused key that ask only for what is done anyway."""
 
     name: str
     treatment: Treatment
@@ -80,7 +80,7 @@ MARKS = tuple(
 
 
 def refuse_unfollowed(fields: Mapping[str, Any]) -> None:
-    """Raise `RowProblem` for what would change the answer and is not done here."""
+    """Raise `RowProblem` for a key that would change the answer and cannot be followed."""
     for name, value in fields.items():
         key = _BY_NAME.get(name)
         if key is None or key.treatment != "refused" or value is None:
@@ -102,7 +102,7 @@ def wants_logits(fields: Mapping[str, Any]) -> bool:
 
 
 def most_results(fields: Mapping[str, Any]) -> int | None:
-    """How many results a request wants; None is all."""
+    """How many results a request wants; None for all."""
     asked = {name: number_of(fields, name, least=0) for name in ("top_n", "top_k")}
     given = {name: value for name, value in asked.items() if value is not None}
     if len(set(given.values())) > 1:
@@ -111,7 +111,7 @@ def most_results(fields: Mapping[str, Any]) -> int | None:
 
 
 def length_limits(fields: Mapping[str, Any], *, whole: bool = False) -> Limits:
-    """How long the pairs of a request may be. whole: what its API does with a pair that is too long: an error."""
+    """How long the pairs of a request may be. whole: its API makes a pair that is too long an error by default."""
     if fields.get("truncation") is not None:
         whole = not switch(fields, "truncation")
     if (value := fields.get("truncate")) is not None:
@@ -120,13 +120,12 @@ def length_limits(fields: Mapping[str, Any], *, whole: bool = False) -> Limits:
         elif isinstance(value, bool):
             whole = not value
         else:
-            shown = f"`{value}`" if isinstance(value, str) else type_in_words(value)
-            raise RowProblem("bad-value", f"`truncate` is {shown}, not NONE, END, true or false")
+            raise RowProblem("bad-value", f"`truncate` is {text_or_type(value)}, not NONE, END, true or false")
     return Limits(whole=whole, passage_tokens=number_of(fields, "max_tokens_per_doc", least=1))
 
 
 def switch(fields: Mapping[str, Any], name: str) -> bool:
-    """A key that is true or false, and false where it is missing."""
+    """The value of a key that is true or false; false where it is missing. Raises `RowProblem` for anything else."""
     value = fields.get(name)
     if not isinstance(value, (bool, type(None))):
         raise RowProblem("bad-value", f"`{name}` is {type_in_words(value)}, not true or false")

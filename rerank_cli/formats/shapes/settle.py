@@ -1,9 +1,10 @@
-"""What the first rows say of an input: which lists are in step, and what is told once.
+"""What the first rows tell of an input: which lists are in step, and the notes that the user gets once.
 
-A list beside the passages is a sibling where it has as many entries as they have in each of the first rows, and either
-these numbers differ from row to row or its name says that it belongs (`doc_ids`, `scores`). Where neither does, nobody
-knows: the input is refused with both commands. One whose name says so, and which is out of step in fewer than half of
-the rows, belongs too: those are bad rows. A known shape says itself what is in step.
+A list beside the passages is their sibling if it has as many entries as there are passages in each of the first rows,
+and either that number differs from row to row or its name says that it belongs to them (`doc_ids`, `scores`). If
+neither holds, nobody knows, and the input is refused with both commands. A list whose name says that it belongs, and
+which is out of step in fewer than half of the rows, is a sibling too: those rows are bad. A known shape says itself
+what is in step.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rerank_cli.errors import InputError, UsageError
-from rerank_cli.formats.choices import FieldNames
+from rerank_cli.errors import InputError
 from rerank_cli.formats.shapes.conversion import Conversion
 from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, lookup, name_in_row, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
@@ -26,30 +26,29 @@ _OURS = ("rank", "logit", "cosine", "index", *OF_A_CUT)
 
 
 def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
-    """`shape` with what its first rows say of it: `siblings`, `told` (once, to the user), `title_told`, `reading`.
+    """`shape` with `siblings`, `told`, `title_told` and `reading` as its first rows tell them.
 
-    `InputError` where they leave open which lists are in step.
+    `InputError` where they leave open which lists are in step, or have none of a field that the user names.
     """
-    if shape.names.id and isinstance(shape, ListShape | FlatShape):
-        fields = [row.fields for row in rows]
-        inner = _passages(shape, rows) if isinstance(shape, ListShape) else []
-        _refuse_missing("--id-field", (shape.names.id,), [*inner, *fields], rows)
-    if isinstance(shape, ListShape | FlatShape):
-        _check_joined_texts(shape, rows)
     if not isinstance(shape, ListShape | FlatShape):
         return shape
+    if shape.names.id:
+        inner = _passages(shape, rows) if isinstance(shape, ListShape) else []
+        _refuse_missing("--id-field", (shape.names.id,), [*inner, *(row.fields for row in rows)], rows)
+    _check_joined_texts(shape, rows)
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
     title = _note_title(shape, _places(shape, rows))
-    notes = (*_notes_of_lists(shape, rows), *_noted(title), *_notes_of_own_fields(shape, rows))
-    shape = replace(shape, told=(*notes, *shape.told), title_told=title is not None)
-    return replace(shape, reading=_reading_in_words(reading_of(shape, rows)))
+    reading = _reading_in_words(reading_of(shape, rows))
+    told = (*_notes(shape, rows, reading, title), *shape.told)
+    return replace(shape, told=told, title_told=title is not None, reading=reading)
 
 
 # Siblings
 
 
 def _siblings(shape: ListShape, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The paths of the lists that are in step: those that the user names, else as the head of this file says."""
     asked = shape.names.siblings
     if asked == "none":
         return ()
@@ -68,7 +67,7 @@ def _siblings(shape: ListShape, rows: Sequence[Row]) -> tuple[str, ...]:
         odd = sum(count != length for count, length in pairs)
         if odd:
             if odd * 2 < len(pairs) and BELONGS.search(path.lower()):
-                sure.append(path)  # where it is out of step, its row is a bad one
+                sure.append(path)  # the rows where it is out of step are bad ones
             continue
         if len({count for count, _ in pairs}) > 1 or BELONGS.search(path.lower()):
             sure.append(path)
@@ -85,7 +84,7 @@ def _siblings(shape: ListShape, rows: Sequence[Row]) -> tuple[str, ...]:
 def _refuse_missing(
     option: str, paths: Sequence[str], places: Sequence[Mapping[str, Any]], rows: Sequence[Row]
 ) -> None:
-    """`InputError` for a field that the user names and none of the first rows has."""
+    """`InputError` for a field that the user names and none of the first rows has. places: where it may be."""
     gone = next((path for path in paths if rows and all(lookup(fields, path) is None for fields in places)), None)
     if gone is not None:
         has = shown_names(places[0]) if places else "no fields"
@@ -93,9 +92,9 @@ def _refuse_missing(
 
 
 def _check_joined_texts(shape: ListShape | FlatShape, rows: Sequence[Row]) -> None:
-    """`InputError` where the last of several `--text-field` stands in none of the first passages, under another name.
+    """`InputError` where the last of several `--text-field` is in none of the first passages, which have another text.
 
-    What is left to be scored would be the title alone.
+    Otherwise the title alone would be scored.
     """
     paths = field_paths(shape.names.text) if shape.names.text else ()
     places = _places(shape, rows)
@@ -112,7 +111,7 @@ def _check_joined_texts(shape: ListShape | FlatShape, rows: Sequence[Row]) -> No
 
 
 def _passages(shape: ListShape, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """The passages of the first rows that are objects."""
+    """Those passages of the rows that are objects."""
     return [one for passages in _lists_of_passages(shape, rows) for one in passages if isinstance(one, Mapping)]
 
 
@@ -126,26 +125,28 @@ def _lists_of_passages(shape: ListShape, rows: Sequence[Row]) -> Iterator[Sequen
 
 
 def _places(shape: ListShape | FlatShape, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """The objects of the user that hold a passage each."""
+    """The user's objects that hold a passage each: passages of lists, or flat rows."""
     return _passages(shape, rows) if isinstance(shape, ListShape) else [row.fields for row in rows]
 
 
 def _counts(shape: ListShape, rows: Sequence[Row]) -> Iterator[tuple[int, dict[str, int]]]:
-    """Of each good row the number of its passages, and of the entries of each list beside them."""
+    """For each good row the number of its passages, and the lengths of the lists beside them by path."""
     for row in rows:
         try:
             path, passages = shape.passages_of(row)
         except RowProblem:
             continue
-        head, dot, last = path.rpartition(".")
-        beside = lookup(row.fields, head) if dot and path not in row.fields else row.fields
+        beside: Any = row.fields
+        own, before = path, ""
+        if "." in path and path not in row.fields:
+            head, _, own = path.rpartition(".")
+            beside, before = lookup(row.fields, head), f"{head}."
         if not isinstance(beside, Mapping):
             continue
         lists: dict[str, int] = {}
         for name, value in beside.items():
-            if name == (last if dot and path not in row.fields else path):
+            if name == own:
                 continue
-            before = f"{head}." if dot and path not in row.fields else ""
             if isinstance(value, (list, tuple)):
                 lists[f"{before}{name}"] = len(value)
             elif isinstance(value, Mapping) and value and all(isinstance(one, list) for one in value.values()):
@@ -153,34 +154,39 @@ def _counts(shape: ListShape, rows: Sequence[Row]) -> Iterator[tuple[int, dict[s
         yield len(passages), lists
 
 
-# What is told once
+# Notes for the user, each given once
 
 
-def _notes_of_lists(shape: ListShape | FlatShape, rows: Sequence[Row]) -> Iterator[str]:
+def _notes(shape: ListShape | FlatShape, rows: Sequence[Row], reading: str, title: str | None) -> Iterator[str]:
+    """How the rows are read, the note about titles, and which of the user's fields are renamed."""
     if isinstance(shape, PathShape):
-        yield f"read as {shape.known.name} ({shape.known.of}): {_reading_in_words(reading_of(shape, rows))}"
+        yield f"read as {shape.known.name} ({shape.known.of}): {reading}"
     if isinstance(shape, ListShape) and shape.siblings:
         yield "in step with the passages: " + ", ".join(f"`{path}`" for path in shape.siblings)
-
-
-def _notes_of_own_fields(shape: ListShape | FlatShape, rows: Sequence[Row]) -> Iterator[str]:
+    if title is not None:
+        yield title
     if isinstance(shape, FlatShape):
-        if not is_own_output([row.fields for row in rows[:1]]):
-            yield from _note_own_fields(_places(shape, rows))
-    elif not any(map(is_own_output, _lists_of_passages(shape, rows))):
-        in_columns = isinstance(shape, PathShape) and shape.in_columns
-        yield from _note_own_fields([row.fields for row in rows] if in_columns else _passages(shape, rows))
+        again = is_own_output([row.fields for row in rows[:1]])
+    else:
+        again = any(map(is_own_output, _lists_of_passages(shape, rows)))
+    in_rows = isinstance(shape, PathShape) and shape.in_columns
+    places = [row.fields for row in rows] if in_rows else _places(shape, rows)
+    own = [name for name in _OURS if any(name in one for one in places)]
+    own = [name for name in own if name != "cosine" or "logit" not in own]
+    if own and not again:
+        kept = ", ".join(f"`{name}` as `{OWN_PREFIX}{name}`" for name in own)
+        yield f"the input has fields of our names, which are kept: {kept}"
 
 
 def _titles_of(shape: ListShape | FlatShape) -> tuple[str, ...]:
-    """The paths of titles that are not read: none where the user asks for one, or has been told of one."""
+    """The paths of titles that are not read; none where the user asked for a title, or was told of one already."""
     titles = shape.known.title if isinstance(shape, PathShape) else ("title",)
     asked = field_paths(shape.names.text) if shape.names.text else ()
     return () if shape.title_told or "title" in asked or any(title in asked for title in titles) else titles
 
 
 def _note_title(shape: ListShape | FlatShape, passages: Iterable[Mapping[str, Any]]) -> str | None:
-    """What is told of the first title in these passages that is not read."""
+    """The note about a title in these passages that is not read, if there is one."""
     for title in _titles_of(shape):
         held = next((one for one in passages if lookup(one, title)), None)
         if held is not None:
@@ -189,17 +195,13 @@ def _note_title(shape: ListShape | FlatShape, passages: Iterable[Mapping[str, An
 
 
 def _title_in_words(title: str, shape: ListShape | FlatShape, held: Mapping[str, Any]) -> str:
-    """held: fields of a passage, of which one is its text."""
+    """The note about a title that is not read. held: the fields of a passage, one of which is its text."""
     text = shape.names.text or ("text" if isinstance(shape, ListShape) else name_in_row(held, None, "passage"))
     return f"passages have a `{title}`, which is not read: `--text-field title,{field_paths(text)[-1]}` reads it"
 
 
-def _noted(note: str | None) -> tuple[str, ...]:
-    return () if note is None else (note,)
-
-
 def with_titles_of_table(shape: Shape, fields: Callable[[], set[str]]) -> Shape:
-    """`shape`, which also tells of a title that its first rows had not. fields: those of the table with a value."""
+    """`shape`, with a note about a title that its first rows did not have. fields: gives those with any value."""
     if not isinstance(shape, ListShape | FlatShape) or not (titles := _titles_of(shape)):
         return shape
     held = dict.fromkeys(fields(), "a text")
@@ -210,33 +212,20 @@ def with_titles_of_table(shape: Shape, fields: Callable[[], set[str]]) -> Shape:
 
 
 def tell_of_late_titles(lists: Iterable[Grouped], shape: Shape, tell: Callable[[str], None]) -> Iterator[Grouped]:
-    """`lists`, all of them; tells once of a title that is not read and that the first rows had not."""
+    """`lists`, unchanged; `tell` gets a note about the first title that is not read and was not in the first rows."""
     own = shape.source if isinstance(shape, Conversion) else shape
     found = iter(lists)
     if isinstance(own, ListShape | FlatShape) and _titles_of(own):
         for one in found:
             yield one
-            if isinstance(one, CandidateList) and (note := _note_title(own, _own(one, own))):
+            if isinstance(one, CandidateList) and (note := _note_title(own, _places(own, one.rows))):
                 tell(note)
                 break
     yield from found
 
 
-def _own(found: CandidateList, shape: ListShape | FlatShape) -> list[Mapping[str, Any]]:
-    """The user's objects of the passages of a list."""
-    return _places(shape, found.rows[:1] if isinstance(shape, ListShape) else found.rows)
-
-
-def _note_own_fields(passages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    own = [name for name in _OURS if any(name in one for one in passages)]
-    own = [name for name in own if name != "cosine" or "logit" not in own]
-    if own:
-        kept = ", ".join(f"`{name}` as `{OWN_PREFIX}{name}`" for name in own)
-        yield f"the input has fields of our names, which are kept: {kept}"
-
-
 def reading_of(shape: Shape, rows: Sequence[Row]) -> dict[str, str]:
-    """Which field was read for what, by the first good row."""
+    """Which field is read for which role, by the first good row."""
     if isinstance(shape, PathShape):
         for row in rows:
             try:
@@ -284,12 +273,6 @@ def _first_at(fields: Mapping[str, Any], paths: Iterable[str]) -> str:
 
 def _reading_in_words(reading: Mapping[str, str]) -> str:
     return ", ".join(f"{role} `{path}`" for role, path in reading.items())
-
-
-def refuse_siblings(names: FieldNames, kind: str) -> None:
-    """`UsageError` where lists in step are named for rows that have none."""
-    if names.siblings is not None:
-        raise UsageError(f"--siblings: rows of the shape {kind} hold no list of passages")
 
 
 def sample(rows: Iterable[Item]) -> list[Row]:

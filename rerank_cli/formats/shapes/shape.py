@@ -1,7 +1,7 @@
 """What every shape is: how rows become candidate lists, and how ranked lists become rows again.
 
-A shape is known by its `Kind`: its name, how its rows are recognised, what it can carry, and how a list of any other
-shape is written in it. The lists of other shapes come as `Exchange`, which is what all shapes have in common.
+Each shape has a `Kind`: its name, how its rows are recognised, what it can carry, and how a list of any other shape is
+written in it. Lists go from one shape to another as an `Exchange`, which holds what all shapes have in common.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from rerank_cli.errors import UsageError
 from rerank_cli.formats import jsonl
@@ -39,11 +39,11 @@ ALL_OUTCOMES: frozenset[Outcome] = frozenset(("logits", "marks of truncation", "
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A candidate list in no shape.
+    """A candidate list in no particular shape.
 
-    fields: of the row, its ids included, without query, passages and what only steered the request. passages: objects
-    with their text in `text` (none where they are only an image), in input order, so that `RankedPassage.index` finds
-    them. ids: of the passages.
+    fields: those of the row, ids included, without query, passages and what only steered the request. passages: objects
+    in input order, so that `RankedPassage.index` finds them; their text is `text` (missing where they are only an
+    image). ids: of the passages.
     """
 
     id: object
@@ -57,12 +57,12 @@ class Exchange:
 class Kind:
     """One row of `recognition.SHAPES`.
 
-    recognise: whether a row with these fields is of this shape: 0 no, 1 it could be, 2 it says so itself. open: the
-    shape for an input. write: a ranked list of another shape in this one. has: what its inputs hold; carries: what
-    survives in its output. tables: it can be read from and written to Parquet. refuse: why a list of another shape
-    cannot be written in this one, as (code, message); None where any can. dump, dump_error: the line of a row, and
-    of a bad row. texts: its rows hold ids, whose texts are in `Texts`. sigmoids: its scores are sigmoids of logits,
-    so a model without logits has none.
+    recognise: whether a row with these fields has this shape: 0 no, 1 possibly, 2 certainly. open: the shape for an
+    input. write: a ranked list of any shape as rows of this one. has: what its inputs hold; carries: what its output
+    keeps. tables: it can be read from and written to Parquet. refuse: why a list of another shape cannot be written in
+    this one, as (code, message); None where every list can. dump, dump_error: the line of a row, and of a bad row.
+    texts: its rows hold ids, whose texts are in `Texts`. sigmoids: its scores are sigmoids of logits, so a model
+    without logits cannot give them.
     """
 
     name: str
@@ -80,10 +80,10 @@ class Kind:
 
 
 class ReadsColumns(Protocol):
-    """Whoever reads a table says which columns."""
+    """Whatever says which columns of a table it reads."""
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
-        """The columns that are read of a table with these, each with the struct fields wanted of it."""
+        """Of the columns `names` those to read, each with the struct fields wanted of it; None for all of them."""
 
 
 class Shape(Protocol):
@@ -95,37 +95,30 @@ class Shape(Protocol):
 
     @property
     def names(self) -> FieldNames:
-        """Where the user says that the fields are."""
+        """The field names that the user gave."""
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
-        """The candidate lists of `items`, in order; rows without the shape become `RowError`s."""
+        """The candidate lists in `items`, in order; rows without the shape become `RowError`s."""
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """The output rows of a ranked list."""
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
-        """The columns that the shape reads of a table with these, each with the struct fields wanted of it."""
+        """Of the columns `names` those to read, each with the struct fields wanted of it; None for all of them."""
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """The id of a passage, for evaluation; None where the input has none."""
 
     def exchange(self, source: CandidateList) -> Exchange:
-        """A list that `group` made, for another shape."""
+        """A list that `group` made, ready to be written in another shape."""
 
 
 @runtime_checkable
 class ReadsRows(Protocol):
-    """A shape that reads a row by itself."""
+    """A shape that can read one row without its neighbours."""
 
     def read(self, row: Row) -> CandidateList:
         """The list in `row`, or the one passage of it; raises `RowProblem`."""
-
-
-class RowShape(Protocol):
-    """A shape whose rows are lists, each by itself."""
-
-    def read(self, row: Row) -> CandidateList:
-        """The list in `row`; raises `RowProblem`."""
 
     def identity(self, fields: Mapping[str, Any]) -> object:
         """The id of a row, if it has one."""
@@ -133,9 +126,16 @@ class RowShape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RequestShape(ABC):
-    """What the shapes of web services have in common: a row is a request, whose fields have fixed names."""
+    """What the shapes of web services have in common: a row is a request, whose fields have fixed names.
 
+    `UsageError` where the user names other fields.
+    """
+
+    kind: ClassVar[Kind]
     names: FieldNames
+
+    def __post_init__(self) -> None:
+        refuse_field_names(self.kind.name, self.names)
 
     @abstractmethod
     def read(self, row: Row) -> CandidateList:
@@ -146,7 +146,7 @@ class RequestShape(ABC):
         return group_rows(self, items)
 
     def identity(self, fields: Mapping[str, Any]) -> object:
-        """The id that a caller has put into the request, if there is one."""
+        """The id that the caller put into the request, if any."""
         return identity_of(fields, self.names.id, "list_id")
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
@@ -154,8 +154,8 @@ class RequestShape(ABC):
         return dict.fromkeys(names)
 
 
-def group_rows(shape: RowShape, items: Iterable[Item]) -> Iterator[Grouped]:
-    """`Shape.group` of a `RowShape`."""
+def group_rows(shape: ReadsRows, items: Iterable[Item]) -> Iterator[Grouped]:
+    """`Shape.group` where each row is a list by itself."""
     for item in items:
         yield item if isinstance(item, (RowError, Gap)) else candidates(shape, item)
 
@@ -168,8 +168,8 @@ def passage_error(
     return RowError(row.file, row.number, shown, code, message, raw, place, own)
 
 
-def candidates(shape: RowShape, row: Row) -> CandidateList | RowError:
-    """The list in `row`, or why there is none."""
+def candidates(shape: ReadsRows, row: Row) -> CandidateList | RowError:
+    """The list in `row`, or the reason why there is none."""
     try:
         return shape.read(row)
     except RowProblem as problem:
@@ -177,7 +177,7 @@ def candidates(shape: RowShape, row: Row) -> CandidateList | RowError:
 
 
 def own_fields(row: Row) -> Mapping[str, Any]:
-    """All fields of a row; a row of a table as JSON says them."""
+    """All fields of a row; of a table's row as they are in JSON."""
     if isinstance(row, JsonRow):
         return row.fields
     fields: Mapping[str, Any] = json.loads(row.raw)
@@ -185,7 +185,7 @@ def own_fields(row: Row) -> Mapping[str, Any]:
 
 
 def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
-    """Our fields of a passage."""
+    """Our fields for a passage."""
     ours: dict[str, Any] = {selection.score: entry.logit if entry.is_scored else None}
     if ranks:
         ours = {"rank": entry.rank, **ours, "index": entry.index}
@@ -205,10 +205,10 @@ def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True)
 def scored(
     own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True, again: bool = False
 ) -> dict[str, Any]:
-    """A copy of a row or passage with our fields as its last.
+    """A copy of a row or passage with our fields at its end.
 
-    Its own fields of the same names stay, under `OWN_PREFIX` and their name. again: they are those of an earlier run of
-    this program (`is_own_output`), which are replaced.
+    Its own fields of the same names stay, with `OWN_PREFIX` before their names. again: an earlier run of this program
+    wrote them (`is_own_output`), so they are replaced.
     """
     ours = scores_of(entry, selection, ranks=ranks)
     if again:
@@ -220,17 +220,17 @@ def scored(
 
 
 OWN_PREFIX = "input_"
-"""Before the name of a field of the user's whose name we need."""
+"""Stands before the name of a user's field whose own name we need."""
 
 
 def kept_under_prefix(own: Mapping[str, Any], ours: Collection[str]) -> dict[str, Any]:
-    """A copy of `own` in which no field has a name of `ours`: such a one gets prefixes until its name is free."""
+    """A copy of `own` in which no field has a name of `ours`: fields that had one are renamed by `kept_name`."""
     names = {name: kept_name(name, {*own, *ours}) if name in ours else name for name in own}
     return {names[name]: value for name, value in own.items()}
 
 
 def kept_name(name: str, taken: Collection[str]) -> str:
-    """The name under which a field of the user's stays."""
+    """The new name of a user's field whose own name we need: prefixes are added until it is not `taken`."""
     name = OWN_PREFIX + name
     while name in taken:
         name = OWN_PREFIX + name
@@ -238,11 +238,11 @@ def kept_name(name: str, taken: Collection[str]) -> str:
 
 
 def is_own_output(items: Sequence[object]) -> bool:
-    """Whether these passages (or rows of a query) are what a run of this program has written.
+    """Whether a run of this program wrote these passages (or rows of a query).
 
-    They say it all together: ranks from 1 in their order, scores that do not rise (those of each of two scorers by
-    themselves), places in a list that differ; below `--depth` there is none. What a blend has ordered cannot be told
-    from another program's, so its fields are kept.
+    They must fit together: ranks count from 1, scores never rise (with two scorers: those of each by themselves; below
+    `--depth` there is none), and each has another place in the list. What a blend has ordered cannot be told from the
+    output of another program, so its fields are kept.
     """
     places: set[object] = set()
     last, scorer = math.inf, None
@@ -262,7 +262,7 @@ def is_own_output(items: Sequence[object]) -> bool:
 
 
 def usage_of(ranked: RankedList) -> dict[str, int]:
-    """The tokens that a model read for a request, as the APIs count them; nothing is generated."""
+    """The tokens that a model read for a request, under the names of the APIs; nothing is generated."""
     return {"prompt_tokens": ranked.tokens, "total_tokens": ranked.tokens}
 
 

@@ -1,4 +1,4 @@
-"""What is told of rows without a shape: the options that would read them, or the command that makes rows of them."""
+"""Advice for rows without a shape: the options that would read them, or the command that makes rows of them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _BESIDE_AN_ERROR = frozenset(
     ("code", "status", "status_code", "statusCode", "type", "path", "timestamp", "trace", "request_id", "requestId")
 ) | {"documentation_url", "success", "ok", "title", "param", "object"}
 _FEW = 5  # entries of an object that are looked at
-_DEPTH = 4  # in which rows are looked for
+_DEPTH = 4  # levels below the top at which rows are looked for
 _PYTHON_LIST = re.compile(r"\[\s*['\"{(]")
 _NUMBER = re.compile(r"\s*[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?\s*")
 
 
 def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header: bool = False) -> InputError:
-    """The error of an input whose first row has no shape, with the options that would read it, if they can be told.
+    """The error of an input whose first row has no shape, with the options that would read it, if any are found.
 
-    header: the names of the fields were read from the first line of a file.
+    header: the field names come from the first line of the file.
     """
     if header and any(name == value for name, value in fields.items()):
         return InputError(
@@ -48,7 +48,7 @@ def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header
     program = _program(fields, names)
     if program and (program[0] not in _BESIDE_COMMANDS or not any("--passages-field" in one for one in commands)):
         commands = []
-    if _is_error(fields):
+    if not fields.keys().isdisjoint(_ERROR) and fields.keys() <= _ERROR | _BESIDE_AN_ERROR:
         commands, hint = [], "a server seems to have answered with an error in place of the file; fetch it again"
     elif (column := _python_list(fields)) is not None:
         commands, hint = [], _literal_hint(where.rpartition(":")[0], column, header=header)
@@ -73,11 +73,11 @@ _GOOD_AND_BAD = "all of these lists may be candidates"
 _GROUPS = "the passages stand in groups"
 _IDS_OF_QUERIES = "it holds ids for each query id"
 _BESIDE_COMMANDS = (_DEEPER, _GOOD_AND_BAD, _GROUPS, _IDS_OF_QUERIES)
-"""What is said only where no list of the row could be that of the passages, or beside the commands that read one."""
+"""Advice that gives way to commands, if these read a list of passages."""
 
 
 def _program(fields: Mapping[str, Any], names: FieldNames) -> tuple[str, str, str] | None:
-    """Why rows must be made of a document, the program of jq that does it, and what this comes to."""
+    """Why rows must be made of a document, the jq program that makes them, and what it does, in words."""
     lists = {path: value for path, value in _leaves(fields) if _kind_of_list(value)}
 
     def passage_text(passage: Mapping[str, Any]) -> str | None:
@@ -109,11 +109,6 @@ def _program(fields: Mapping[str, Any], names: FieldNames) -> tuple[str, str, st
     return (words, program, end) if program else None
 
 
-def is_by_column(fields: Mapping[str, Any]) -> bool:
-    """Whether an object is a whole table, written column by column."""
-    return rearrangements.by_column(fields) is not None
-
-
 def _jq(file: str, program: str) -> str:
     quoted = shlex.quote(file)
     whole = f"(objects, arrays[]) | {program}"  # a document may be an array of what was looked at
@@ -123,14 +118,14 @@ def _jq(file: str, program: str) -> str:
 def _text_within(passage: Mapping[str, Any]) -> str | None:
     """The path of the text of an object that is a passage; None where it has none."""
     inner = {path: one for path, value in _leaves(passage) if _is_words(one := _one(value))}
-    return _likeliest({path: one for path, one in inner.items() if not _names_an_id(path)}, _PASSAGES)
+    return _likeliest({path: one for path, one in inner.items() if _last_name(path) not in _IDS}, _PASSAGES)
 
 
 def _has_no_query(fields: Mapping[str, Any], names: FieldNames) -> bool:
     """Whether a row has passages, and no text beside them."""
     leaves = dict(_leaves(fields))
     texts = {path: value for path, value in leaves.items() if isinstance(value, str) and value}
-    found = any(not _names_an_id(path) and not _names_a_label(path) for path in texts)
+    found = any(_last_name(path) not in (*_IDS, *_LABELS) for path in texts)
     return names.query is None and not found and any(map(_kind_of_list, leaves.values()))
 
 
@@ -141,7 +136,7 @@ def _python_list(fields: Mapping[str, Any]) -> str | None:
 
 
 def _literal_hint(file: str, column: str, *, header: bool) -> str:
-    """What makes JSON of such a column."""
+    """The command that makes JSON of such a column, where the file can be read; else words alone."""
     words = f"`{column}` holds a list as Python prints it; write it by json.dumps"
     path = Path(file)
     if path.suffix not in (".csv", ".tsv", ".jsonl", ".json") or not path.is_file():
@@ -162,7 +157,7 @@ def _literal_hint(file: str, column: str, *, header: bool) -> str:
 
 
 def commands_for(fields: Mapping[str, Any], names: FieldNames) -> list[list[str]]:
-    """Options each set of which would read a row: several where several lists could be that of the passages."""
+    """Sets of options, each of which would read a row: several where several lists could hold the passages."""
     first = suggested(fields, names)
     if "--passages-field" not in first:
         return [first] if first and not _is_corpus(fields) else []
@@ -180,7 +175,7 @@ def commands_for_pair(fields: Mapping[str, Any], names: FieldNames) -> list[list
 
 
 def _is_beside(path: str, values: Sequence[Any]) -> bool:
-    """Whether a list of texts is one of ids, titles or addresses, by its name."""
+    """Whether the name of a list of texts says that it holds ids, titles or addresses."""
     return isinstance(values[0], str) and bool(BELONGS.search(path.lower())) and not _TEXTS.search(path.lower())
 
 
@@ -188,13 +183,8 @@ def _is_corpus(fields: Mapping[str, Any]) -> bool:
     return {"_id", "text"} <= fields.keys() <= {"_id", "text", "title", "metadata"}
 
 
-def _is_error(fields: Mapping[str, Any]) -> bool:
-    """Whether an object is what a web service answers where it has failed."""
-    return not fields.keys().isdisjoint(_ERROR) and fields.keys() <= _ERROR | _BESIDE_AN_ERROR
-
-
 def _kind_of_list(value: Any) -> type | None:
-    """What stands in a list; None for what is no list of texts or objects."""
+    """The type of the entries of a list of texts or objects; None for any other value."""
     first = value[0] if isinstance(value, (list, tuple)) and value else None
     return type(first) if isinstance(first, (str, dict)) else None
 
@@ -205,7 +195,10 @@ def _rows_within(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
         if path and _is_row(value):
             return path
         entries = list(islice(value.values(), _FEW))
-        if len(entries) > 1 and all(isinstance(one, Mapping) and _could_be_row(one) for one in entries):
+        if len(entries) > 1 and all(
+            isinstance(one, Mapping) and (_is_row(one) or "--passages-field" in suggested(one, FieldNames()))
+            for one in entries
+        ):
             return f"{path or '.'} | to_entries[] | {{id: .key}} + .value"
     if not depth:
         return None
@@ -215,13 +208,8 @@ def _rows_within(value: Any, path: str = "", depth: int = _DEPTH) -> str | None:
     return _rows_within(value[0], f"{path}[]", depth - 1) if isinstance(value, list) and value else None
 
 
-def _could_be_row(fields: Mapping[str, Any]) -> bool:
-    """Whether an object is a row that could be read, if need be with the options of its list."""
-    return _is_row(fields) or "--passages-field" in suggested(fields, FieldNames())
-
-
 def _is_row(fields: Mapping[str, Any]) -> bool:
-    """Whether an object is a row that could be read, with options or without."""
+    """Whether an object is a row that can be read without options."""
     row = JsonRow("", 0, fields, b"")
     for shape in (ListShape(FieldNames()), FlatShape(FieldNames())):
         try:
@@ -232,7 +220,7 @@ def _is_row(fields: Mapping[str, Any]) -> bool:
 
 
 def suggested(fields: Mapping[str, Any], names: FieldNames, *, only: str | None = None) -> list[str]:
-    """Options that would read a row; none where nothing is found that does. only: the one list that may be meant."""
+    """Options that would read a row; empty where none are found. only: the path of the one list to consider."""
     options = _guess_text_field(fields, names, only)
     pairs = zip(options[::2], options[1::2], strict=True)
     asked = replace(names, **{_FIELDS[option]: value for option, value in pairs if option in _FIELDS})
@@ -289,16 +277,15 @@ def _guess_text_field(fields: Mapping[str, Any], names: FieldNames, only: str | 
         if of_passage.startswith(_IN_STEP):  # an object of lists in step, which one shape of the table is
             return ["--shape", "msmarco", *asked, "--text-field", of_passage.removeprefix(_IN_STEP)]
         asked += ["--text-field", names.text or of_passage] if of_passage and of_passage != "text" else []
-        known = (*ALIASES["passage_id"],)
-        return asked + (["--id-field", ids[0]] if ids and ids[0] not in known else [])
-    rest = {path: value for path, value in texts.items() if path != query and not _names_an_id(path)}
+        return asked + (["--id-field", ids[0]] if ids and ids[0] not in ALIASES["passage_id"] else [])
+    rest = {path: value for path, value in texts.items() if path != query and _last_name(path) not in _IDS}
     text = _likeliest(rest, _PASSAGES)
     return [*asked, "--text-field", text] if text else []
 
 
 def _query_of(texts: Mapping[str, str], *, flat: bool) -> str | None:
-    """The path of the text that is likely the query; never that of an id, a model's name or another label."""
-    named = {path: value for path, value in texts.items() if not _names_an_id(path) and not _names_a_label(path)}
+    """The path of the text that is most likely the query; never that of an id, a model's name or another label."""
+    named = {path: value for path, value in texts.items() if _last_name(path) not in (*_IDS, *_LABELS)}
     if flat and len(named) > 1 and not _likeliest(named, _QUERIES, named=True):
         return next(iter(named))  # of two texts without known names the query comes first, as `sentence1` does
     return _likeliest(named, _QUERIES)
@@ -319,18 +306,13 @@ def _leaves(fields: Mapping[str, Any], before: str = "", depth: int = 0) -> Iter
     """The paths of a row down to texts, numbers and lists."""
     for name, value in fields.items():
         path = f"{before}{name}"
-        if "," in path or lookup_is_blocked(name):
-            continue
+        if "," in path or not name or name != name.strip() or name.startswith("-"):
+            continue  # no option could name it
         if isinstance(value, Mapping) and depth < 6:
             yield from _leaves(value, f"{path}.", depth + 1)
         else:
             opened = as_list(value)
             yield path, opened if isinstance(opened, list) else value
-
-
-def lookup_is_blocked(name: str) -> bool:
-    """Whether a field cannot be reached by a path."""
-    return not name or name != name.strip() or name.startswith("-")
 
 
 def _one(value: Any) -> Any:
@@ -342,12 +324,8 @@ def _is_words(value: object) -> bool:
     return isinstance(value, str) and bool(value) and not _NUMBER.fullmatch(value)
 
 
-def _names_an_id(path: str) -> bool:
-    return path.rpartition(".")[2].lower() in _IDS
-
-
-def _names_a_label(path: str) -> bool:
-    return path.rpartition(".")[2].lower() in _LABELS
+def _last_name(path: str) -> str:
+    return path.rpartition(".")[2].lower()
 
 
 def _is_talk(value: Sequence[Any]) -> bool:
@@ -361,11 +339,14 @@ def _is_id(value: object) -> bool:
 
 
 def _likeliest(values: Mapping[str, Any], words: Sequence[str], *, named: bool = False) -> str | None:
-    """The path whose name is the first of `words`; else (but not where it must be `named`) that of the longest text."""
+    """The path whose name is the earliest of `words`.
+
+    Else, unless it must be `named`, one whose name contains a word, or else that of the longest text.
+    """
     if not values:
         return None
-    by_word = [path for word in words for path in values if path.rpartition(".")[2].lower() == word]
-    near = [path for word in words for path in values if word in path.rpartition(".")[2].lower()]
+    by_word = [path for word in words for path in values if _last_name(path) == word]
+    near = [path for word in words for path in values if word in _last_name(path)]
     if by_word or (near and not named):
         return (by_word or near)[0]
     return None if named else max(values, key=lambda path: len(str(values[path])))

@@ -3,9 +3,9 @@
     {"query": ..., "texts": [...], "raw_scores"?: true, "return_text"?: true, "truncate"?: true}
     {..., "results": [{"index": 0, "score": 0.97, "text"?: ...}, ...]}
 
-The server answers with the bare list; here it stands in `results`, so that the fields that the API does not know come
-back beside it. `score` is the sigmoid of the logit, or the logit where `raw_scores` asks for it. Without `truncate` a
-pair that is too long is an error, as there.
+The server answers with the bare list; here it is in `results`, beside the request's fields that the API does not know.
+`score` is the sigmoid of the logit, or the logit where `raw_scores` asks for it. As with the server, a pair that is too
+long is an error without `truncate`.
 
 Source: the OpenAPI document of Text Embeddings Inference.
 """
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from rerank_cli.formats.choices import FieldNames, Selection, Texts
+from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import RowProblem, fields_without, list_of, required, text_of
 from rerank_cli.formats.shapes.request_keys import STEERS, length_limits, refuse_unfollowed, switch, wants_logits
-from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape, refuse_field_names
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RequestShape
 from rerank_cli.records import CandidateList, RankedList, Row
 
 _OF_REQUEST = ("query", "texts", *STEERS, "results")
@@ -29,27 +29,22 @@ def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
     return 2 if not names.of_rows and isinstance(fields.get("texts"), list) and "query" in fields else 0
 
 
-def _open(names: FieldNames, texts: Texts) -> TeiShape:
-    refuse_field_names("tei", names)
-    return TeiShape(names)
-
-
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     results = [{"index": entry.index, "score": entry.probability} for entry in ranked.ranking]
     yield {**fields_without(exchange.fields, "results"), "results": results}
 
 
-TEI = Kind("tei", _recognise, _open, _write, carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True)
+TEI = Kind(
+    "tei", _recognise, lambda names, texts: TeiShape(names), _write,
+    carries=frozenset(("query ids", "fields of rows", "prob")), sigmoids=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class TeiShape(RequestShape):
     """One `/rerank` body of Text Embeddings Inference a row."""
 
-    @property
-    def kind(self) -> Kind:
-        """See `Shape`."""
-        return TEI
+    kind: ClassVar[Kind] = TEI
 
     def read(self, row: Row) -> CandidateList:
         """The request in `row`; raises `RowProblem`."""

@@ -2,13 +2,13 @@
 
     q1 Q0 d7 1 12.5 bm25          in and out, a pair a line
 
-The given order of a query is by score, highest first, whatever the rank column says; equal scores stay in the order of
-the lines, which may say more than their ids (by which trec_eval goes). The output's scores are logits with six
-decimals, made to fall strictly: where two logits are equal, or differ by less than the six decimals show, the lower
-rank gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their ids, so "next
-lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 that is 0.000002). So
-no evaluator can see another order than the run's own. Of passages with the same id (chunks of a document) the run has
-the best one.
+The passages of a query are taken in the order of their scores, highest first, whatever the rank column says; equal
+scores stay in the order of the lines, which may say more than the ids that trec_eval goes by. The output's scores are
+logits with six decimals, made to fall strictly: where two logits are equal, or differ by less than six decimals show,
+the lower rank gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their ids,
+so "next lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 it is
+0.000002 lower). So every evaluator sees the run's own order. Of passages with the same id (chunks of a document) the
+run holds the best one.
 """
 
 from __future__ import annotations
@@ -33,13 +33,8 @@ from rerank_cli.records import CandidateList, Gap, RankedList, RankedPassage, Ro
 TAG = "rerank-cli"
 _COLUMNS = 6
 _UNITS = 1_000_000  # a score has six decimals
-_LINE = re.compile(r"^\S+\s+[Qq]0\s+\S+\s+\d+\s+[-+.\deE]+\s+\S+\s*$")
-
-
-def looks_like_run(line: str) -> bool:
-    """Whether a line of unknown origin is one of a TREC run."""
-    return _LINE.match(line) is not None
-
+RUN_LINE = re.compile(r"^\S+\s+[Qq]0\s+\S+\s+\d+\s+[-+.\deE]+\s+\S+\s*$")
+"""What a line of unknown origin looks like if it is one of a TREC run."""
 
 _BLANKS = re.compile(r"[ \t\n\r\f\v]+")  # those of C, which trec_eval cuts at: a no-break space is part of an id
 
@@ -90,7 +85,7 @@ def falling_scores(logits: Iterable[float]) -> list[str]:
 
 
 def _open(names: FieldNames, texts: Texts) -> TrecShape:
-    refuse_field_names("trec", replace(names, text=None))  # which names the text in the corpus
+    refuse_field_names("trec", replace(names, text=None))  # `--text-field` names the text in the corpus
     if texts.queries is None or texts.corpus is None:
         raise UsageError(
             "a TREC run holds ids only: --queries and --corpus are needed",
@@ -116,7 +111,7 @@ def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iter
 
 
 def _refuse(exchange: Exchange) -> tuple[str, str] | None:
-    """An id is what stands between blanks in a run, and evaluators tell passages apart by it."""
+    """A run separates columns by blanks and tells passages apart by their ids: each must be there, without blanks."""
     if exchange.id is None:
         return "no-query-id", "the row has no query id, which a TREC run needs"
     for index, identity in enumerate((exchange.id, *exchange.ids)):
@@ -129,15 +124,11 @@ def _refuse(exchange: Exchange) -> tuple[str, str] | None:
     return None
 
 
-def _dump(row: Mapping[str, Any]) -> bytes:
-    return (" ".join(map(str, row.values())) + "\n").encode()
-
-
 TREC = Kind(
     "trec", lambda fields, names: 0, _open, _write,
     has=frozenset(("query ids", "passage ids", "texts")),
     carries=frozenset(("query ids", "passage ids", "logits")),
-    refuse=_refuse, dump=_dump,
+    refuse=_refuse, dump=lambda row: (" ".join(map(str, row.values())) + "\n").encode(),
 )  # fmt: skip
 
 

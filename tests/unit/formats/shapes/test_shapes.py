@@ -20,7 +20,6 @@ from rerank_cli.formats.shapes import (
     detect_shape,
     group_key,
     lookup,
-    passage_id,
 )
 from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, RowError
 from tests.conftest import json_row, json_rows, ranked_of, told
@@ -525,14 +524,13 @@ def test_of_a_list_in_a_struct_the_whole_column_is_read() -> None:
 )
 def test_the_id_of_a_passage(shape: Shape, row: dict[str, Any], identity: object) -> None:
     source = list_of(shape, {"query": "q", **row})
-    assert passage_id(ranked_of(source, 1.0), 0, shape) == identity
+    assert shape.passage_id(source, 0) == identity
 
 
 def test_each_row_of_a_group_has_its_own_id() -> None:
     (source,) = grouped(FlatShape(NO_NAMES), *({"query": "q", "text": text, "pid": text} for text in "ab"))
     assert isinstance(source, CandidateList)
-    ranked = ranked_of(source, 1.0, 2.0)
-    assert [passage_id(ranked, index, FlatShape(NO_NAMES)) for index in (0, 1)] == ["a", "b"]
+    assert [FlatShape(NO_NAMES).passage_id(source, index) for index in (0, 1)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
