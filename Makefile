@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 # Where there is no NVIDIA GPU, the CPU build of torch is enough and 3 GB smaller.
 CONSTRAINTS := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--constraint .ci/constraints-cpu.txt")
 
+# One more than cores, since tests wait for processes and clocks; four at most, of 1 GB each.
+WORKERS := $(shell echo $$(( $$(nproc) < 3 ? $$(nproc) + 1 : 4 )))
+
 # Peers that speed is compared with, each in an environment of its own: their versions do not agree.
 PEERS      := sentence-transformers onnx openvino rerankers flashrank infinity
 PEERS_VENV := .venv-peers
@@ -22,7 +25,7 @@ demo: $(VENV)/installed  ## rerank samples/ with the built-in model and show whe
 	    --qrels samples/qrels.txt --metric nDCG@10 --metric RR@10 --format text
 
 test: $(VENV)/installed-dev lint  ## all checks and tests, on up to four cores
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: $(VENV)/installed-dev  ## ruff, mypy and the order of imports
 	$(BIN)/ruff check .
