@@ -1,4 +1,4 @@
-"""Which card does a model need: each that is known by name, whether the model fits, and how long pairs take there."""
+"""Which card does a model need? For each known card: whether the model fits, and how long pairs take there."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from rerank_cli.planning.run_plan import plan_model
 
 @dataclass(frozen=True, slots=True)
 class CardAnswer:
-    """What a card would do.
+    """What one card would do.
 
-    plan: None where the model does not fit; `reason` says why. largest_batch: pairs of the asked length, in one batch.
-    time: None where it cannot be reckoned; `no_time` says why.
+    plan: None where the model does not fit; `reason` says why. largest_batch: the most pairs of the asked length that
+    fit into one batch. time: None where it cannot be estimated; `no_time` says why.
     """
 
     name: str
@@ -52,46 +52,35 @@ class CardAnswer:
 def compare_cards(
     request: ProfileRequest, known: KnownModel, *, pairs: int, tokens: int, notes: Iterable[str] = ()
 ) -> list[CardAnswer]:
-    """Each card that is known by name."""
-    model, said = _memory_model_of(known), tuple(notes)
-    return [_on_card(card.name, card.total_bytes, request, known, model, pairs, tokens, said) for card in CARDS]
+    """The answer of each card that is known by name: `pairs` pairs of `tokens` tokens each."""
+    model, notes = _memory_model_of(known), tuple(notes)
 
+    def try_card(name: str, total: int) -> CardAnswer:
+        try:
+            answer = plan_model(request, known, describe_machine([name]), notes=notes)
+        except RerankError as error:
+            return CardAnswer(name, total, reason=error.message)
+        plan, speed = answer.plan, speed_of(name)
+        if plan is None or plan.kind == "cpu":
+            reasons = [""] + ([one.reason for one in answer.rejected] or list(answer.reasons))
+            return CardAnswer(name, total, reason=answer.error.message if answer.error else reasons[-1])
+        if model is None:
+            return CardAnswer(name, total, plan, no_time=why_no_time(None, speed, precision=plan.precision))
+        (gpu,) = plan.gpus
+        length = min(tokens, plan.max_tokens)
+        place = Placement(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
+        batch = MemoryQuestion(model, place, capacity=total).largest_batch(length)
+        time = pair_time(model.shape, PairLengths.of(pairs, length), speed, precision=plan.precision)
+        why = why_no_time(model.shape, speed, precision=plan.precision)
+        return CardAnswer(name, total, plan, largest_batch=batch, time=time, no_time=why)
 
-def _on_card(  # noqa: PLR0913 (what was read once, for every card)
-    name: str,
-    total: int,
-    request: ProfileRequest,
-    known: KnownModel,
-    model: MemoryModel | None,
-    pairs: int,
-    tokens: int,
-    notes: tuple[str, ...],
-) -> CardAnswer:
-    try:
-        machine = describe_machine([name])
-        answer = plan_model(request, known, machine, notes=notes)
-    except RerankError as error:
-        return CardAnswer(name, total, reason=error.message)
-    plan = answer.plan
-    if plan is None or plan.kind == "cpu":
-        reasons = [one.reason for one in answer.rejected] or list(answer.reasons)
-        return CardAnswer(name, total, reason=answer.error.message if answer.error else reasons[-1] if reasons else "")
-    if model is None:
-        why = why_no_time(None, speed_of(name), precision=plan.precision)
-        return CardAnswer(name, total, plan, no_time=why)
-    (gpu,) = plan.gpus
-    tokens = min(tokens, plan.max_tokens)
-    place = Placement(precision=plan.precision, sku=gpu.sku, capability=gpu.compute_capability)
-    batch = MemoryQuestion(model, place, capacity=total).largest_batch(tokens)
-    time = pair_time(model.shape, PairLengths.of(pairs, tokens), speed_of(name), precision=plan.precision)
-    why = why_no_time(model.shape, speed_of(name), precision=plan.precision)
-    return CardAnswer(name, total, plan, largest_batch=batch, time=time, no_time=why)
+    return [try_card(card.name, card.total_bytes) for card in CARDS]
 
 
 def time_of_plan(
     plan: ProfilePlan, known: KnownModel, lengths: PairLengths, *, images: bool
 ) -> tuple[PairTime | None, str | None]:
-    """How long pairs take by a plan for GPUs of one name, which share them; else None, and why.
+    """How long pairs take when the plan's GPUs share them; else None, and why: GPUs must all be of one name.
 
     images: whether some pairs have one.
     """
@@ -110,4 +99,4 @@ def _memory_model_of(known: KnownModel) -> MemoryModel | None:
     try:
         return memory_model(known.checkpoint, facts)
     except ModelError:
-        return None  # of a classifier of transformers, with keys of its own: only its forward would tell
+        return None  # a classifier of transformers whose config.json has keys of its own: only its forward would tell

@@ -19,7 +19,7 @@ BATCH_SIZES, LENGTHS = (1, 8, 16, 30), (1024, 2048, 4096, 8192)
 """The points of NVIDIA's own memory tables: pairs of a batch, tokens of a pair."""
 
 PAIRS, TOKENS = 1_000_000, 200
-"""Whose time is told where nobody names other numbers."""
+"""How many pairs of how many tokens a time is given for, where nobody names other numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ProfileRequest:
 
 
 def parse_precision(text: str) -> str:
-    """`text` in small letters, where it is what `--precision` takes."""
+    """`text` in small letters; `ValueError`, with a hint, for what `--precision` does not take."""
     name = text.lower()
     if name in get_args(Precision) or least_overlap(name) is not None:
         return name
@@ -78,10 +78,11 @@ def parse_device(text: str, origin: str = "--device") -> tuple[str, tuple[int, .
 
 @dataclass(frozen=True, slots=True)
 class MemoryRequest:
-    """What is asked; None and `auto` mean "decide".
+    """What `mem-estimate` is asked; None and `auto` mean "decide".
 
-    gpu: as `--gpu` describes one. capacity: bytes of the device. room: the capacity is needed, so it is looked up on
-    this machine where nothing names it. solve: `batch-size` or `max-tokens`. first: the cheap scorer before the model.
+    gpu: as `--gpu` describes one. capacity: bytes of the device. room: the answer needs the capacity, so it is looked
+    up on this machine where nothing names it. solve: what to look for, `batch-size` or `max-tokens`. first: the cheap
+    scorer before the model.
     """
 
     device: str = "auto"

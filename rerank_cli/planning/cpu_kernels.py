@@ -1,7 +1,7 @@
-"""Which kernels a model runs on a CPU: by what the CPU has, so that the plan and the journal can say it.
+"""Which kernels a model runs on a CPU: decided by what the CPU has, so that the plan and the journal can name them.
 
-Attention in bfloat16, between int8 layers too, has two ways (`models/attention.py`). CPU time of one thread, 12 heads
-of 32, some 1,000 tokens, attention by products over torch's own:
+Attention in bfloat16, between int8 layers too, is computed in one of two ways (`models/attention.py`). The CPU time of
+attention by products, as a multiple of that of torch's own (one thread, 12 heads of 32, some 1,000 tokens):
 
     tokens of a pair            32     64    112    160    224    288    352    448    512
     Intel, AMX, torch 2.13     2.0    1.8    1.8    1.9    1.7    1.8    1.6    1.7    1.8
@@ -11,7 +11,7 @@ torch's flash kernel multiplies by oneDNN's blocks where there are tiles and by 
 benchmarks.attention` tries both on the machine at hand and says whether this table is right there.
 
 Whole layers of a BERT-like encoder in bfloat16 are one kernel of our own where there are tiles and the library is here
-(`models/amx.py`): 2 to 3 times as fast as torch's. In the plan and the journal it stands as the kind of attention.
+(`models/amx.py`): 2 to 3 times as fast as torch's. The plan and the journal name it as a kind of attention.
 """
 
 from __future__ import annotations
@@ -50,17 +50,15 @@ def cpu_attention(cpu: Cpu, precision: str, shape: LayerShape | None = None) -> 
 
     shape: of the model, None where it is not known.
     """
-    if precision == "bf16" and shape and _amx_takes(shape) and amx.runs_on(cpu):
-        return AMX
+    if precision == "bf16" and shape:
+        h, i = shape.hidden, shape.intermediate
+        if amx.takes(hidden=h, inner=i, heads=shape.heads, activation=shape.activation) and amx.runs_on(cpu):
+            return AMX
     return "products" if precision in ("bf16", "int8") and cpu.has_bf16 and not cpu.has_amx else "runs"
 
 
-def _amx_takes(shape: LayerShape) -> bool:
-    return amx.takes(hidden=shape.hidden, inner=shape.intermediate, heads=shape.heads, activation=shape.activation)
-
-
 def cheaper_precisions(cpu: Cpu) -> tuple[str, ...]:
-    """Those that may be faster than fp32 on `cpu`, the fastest first, whatever the model has.
+    """The precisions that may be faster than fp32 on `cpu`, the fastest first; a model need not have all of them.
 
     Pairs a second of the built-in model (`benchmarks/RESULTS.md`): AMX, 28 November 2026, bf16 95 and int8 no more;
     Zen 4, 21 November 2026, int8 39.3, bf16 27.5, fp32 15.1.

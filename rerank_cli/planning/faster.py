@@ -1,4 +1,4 @@
-"""What this machine could do faster than it will, at what price, and the option that tries it.
+"""A hint before a run that could be faster on this machine: by how much, at what price, and the option that tries it.
 
 Figures: `benchmarks/RESULTS.md`, the built-in model in whole runs. Intel with AMX, 28 November 2026: bf16 95.4 and 90.4
 pairs/s, fp32 37.0 and 37.9. Zen 4 (AVX512-BF16), 21 November 2026: 27.47 against 15.14, with a top-10 overlap of .95.

@@ -1,4 +1,4 @@
-"""How long a card takes for pairs of known lengths, reckoned from the shape of a model: without weights, torch or card.
+"""How long a card takes for pairs of known lengths, estimated from the shape of a model: no weights, torch or card.
 
     time = pair_time(shape, PairLengths.of(1_000_000, 200), card.speed, precision="fp16")
     time.seconds, time.low, time.high, time.limit
@@ -10,7 +10,7 @@ The model of a forward has four parts, of which the first three add up and the f
     memory      what norms, sums and activations read and write between products, over a share of the bandwidth
     host        reading, tokenising and writing, which one process does for all of its engines
 
-The last layer of an encoder with a first-token head is computed for one token of a pair and not counted.
+An encoder with a first-token head computes its last layer for one token of a pair; that layer is not counted.
 
 Constants (`_...` below) are fitted to the twelve figures that a review of the CUDA code gives for an H100 (28 November
 2026: MiniLM-L6 and L12, XLM-R-large and a Llama of 1 B at 128 to 8,192 tokens), within 9 % of each, and to its three
@@ -46,7 +46,7 @@ Limit = Literal["products", "attention", "memory", "host"]
 
 @dataclass(frozen=True, slots=True)
 class PairLengths:
-    """Pairs, their tokens, and the sum of the squares of these."""
+    """How many pairs, the tokens of all of them, and the sum of the squares of each pair's tokens."""
 
     pairs: int
     tokens: int
@@ -66,7 +66,7 @@ class PairLengths:
 
 @dataclass(frozen=True, slots=True)
 class PairTime:
-    """How long pairs take. limit: what most of the time is for. low, high: of the interval."""
+    """How long pairs take, in seconds. limit: what takes most of the time."""
 
     seconds: float
     limit: Limit
@@ -85,7 +85,7 @@ class PairTime:
 def why_no_time(
     shape: ModelShape | None, speed: CardSpeed | None, *, precision: str, images: bool = False
 ) -> str | None:
-    """Why there is no time to tell; None where `pair_time` has one. images: whether some pairs have one."""
+    """Why `pair_time` can give no time; None where it can. images: whether some pairs have one."""
     if speed is None:
         return "no published peak and bandwidth of the card were found"
     if shape is None or shape.forward == "padded":
@@ -115,7 +115,8 @@ def pair_time(
     attention = 4.0 * shape.queries * (seen + _ATTENTION_HALF * lengths.tokens) / (peak * _ATTENTION_SHARE * head)
     traffic = _layer_traffic(shape) * lengths.tokens * (_FP8_TRAFFIC if fp8 else 1.0)
     memory = traffic / (speed.gigabytes_per_second * 1e9 * _MEMORY_SHARE)
-    layers = (shape.layers - _skips_last(shape)) / engines
+    skipped = shape.forward in BERT_LIKE and shape.layers > 1  # the last layer
+    layers = (shape.layers - skipped) / engines
     parts: dict[Limit, float] = {
         "products": layers * products,
         "attention": layers * attention,
@@ -142,24 +143,20 @@ def _layer_traffic(shape: ModelShape) -> int:
 
 
 def _attended_tokens(shape: ModelShape, lengths: PairLengths) -> float:
-    """Tokens that tokens attend to, of all pairs, in the mean of the layers."""
+    """How many tokens each token attends to, summed over all tokens of all pairs; the mean of the layers."""
     if shape.window is None or not lengths.pairs:
         return float(lengths.squares)
     near = lengths.tokens * min(2 * shape.window + 1, lengths.tokens / lengths.pairs)
     return (lengths.squares + (_EVERY_GLOBAL - 1) * min(near, lengths.squares)) / _EVERY_GLOBAL
 
 
-def _skips_last(shape: ModelShape) -> int:
-    return int(shape.forward in BERT_LIKE and shape.layers > 1)
-
-
 def time_to_json(time: PairTime) -> dict[str, Any]:
-    """Seconds with their interval, and what most of them are for."""
+    """Seconds with their interval, and what takes most of them."""
     return {"seconds": time.seconds, "low": time.low, "high": time.high, "limit": time.limit}
 
 
 def show_time(low: float, high: float) -> str:
-    """`2.4 to 5.4 h`: the interval, in the unit of its end and with two digits, as a reckoning deserves."""
+    """`2.4 to 5.4 h`: the interval, in the unit of its end and with two digits; an estimate deserves no more."""
     units = (("days", 2 * 86400, 86400), ("h", 3600, 3600), ("min", 60, 60), ("s", 0, 1))
     unit, size = next((unit, size) for unit, least, size in units if high >= least)
     first, last = (f"{n / size:.2g}" if n / size < 99 else f"{n / size:.0f}" for n in (low, high))

@@ -85,33 +85,29 @@ def with_checkpoint(known: KnownModel, checkpoint: Checkpoint) -> KnownModel:
 
 
 def with_choices(known: KnownModel, *, label: int | None, taken_as: str | None) -> KnownModel:
-    """The model as its user says that it is scored; the same where its checkpoint is not here."""
+    """The model with the user's label and family (`taken_as`); unchanged where its checkpoint is not here."""
     if known.checkpoint is None:
         return known
     checkpoint = replace(known.checkpoint, label=label, taken_as=taken_as)
-    if taken_as and isinstance(known.profiles, GenericFacts):  # a family of rerankers has a limit of its own
+    if taken_as and isinstance(known.profiles, GenericFacts):  # the limit of tokens depends on the family
         known = replace(known, profiles=replace(known.profiles, max_tokens=model_max_tokens(checkpoint)))
     return replace(known, checkpoint=checkpoint)
 
 
 def _cached_checkpoint(model: str, revision: str | None) -> Checkpoint | None:
     """The checkpoint of an id in the local Hugging Face cache, if it is there and whole."""
-    # Looked for first because the library that knows the cache costs 0.1 s.
-    if not (_hub_cache() / f"models--{model.replace('/', '--')}").is_dir():
+    # The folder is looked for here because huggingface_hub, which knows where it is, takes 0.1 s to import. The order
+    # of the variables is that of its `constants.py`.
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if not hub:
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        hub = (os.environ.get("HF_HOME") or f"{caches}/huggingface") + "/hub"
+    if not (Path(hub).expanduser() / f"models--{model.replace('/', '--')}").is_dir():
         return None
     try:
         return read_checkpoint(locate_checkpoint(model, revision=revision), name=model)
     except ModelError:
-        return None  # not whole; the profile file tells what is needed, and a run will say what is missing
-
-
-def _hub_cache() -> Path:
-    """Where huggingface_hub keeps its files; source: its `constants.py`."""
-    given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    if given:
-        return Path(given).expanduser()
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{caches}/huggingface").expanduser() / "hub"
+        return None  # not whole; the profile file has what is needed, and a run will say what is missing
 
 
 def _read_whole_number(checkpoint: Checkpoint, key: str) -> int | None:

@@ -1,10 +1,11 @@
-"""What `mem-estimate` answers: a model, points, a device; and beside each estimate what is published or measured.
+"""What `mem-estimate` answers: how much memory a model needs, point by point, beside what is published or measured.
 
     answer = answer_memory(asked, find_model("nvidia/llama-nemotron-rerank-1b-v2"), MeasuringTools())
     answer.to_json()
 
-With a cheap scorer before the model (`--first`) both are loaded, and every point is that of both. For the CPU of this
-machine the answer has beside its points what a run takes as it is planned, which is what `--dry-run` says.
+A point is a batch size and a length. With a cheap scorer before the model (`--first`) both are loaded, and every point
+counts both. For the CPU of this machine the answer also has what a run would need as it is planned, the figure of
+`--dry-run`.
 
 The answer is arithmetic (`memory/`) wherever the model is one of ours. Three things need more than arithmetic: the peak
 of a model that transformers runs, a measured forward, and the token lengths of a file. They load torch or a tokenizer,
@@ -29,7 +30,7 @@ from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
-from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json, unique
+from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json
 from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
 from rerank_cli.planning.run_plan import Plan, needed_together, plan_model, plan_run
 
@@ -39,7 +40,7 @@ _MEASURED_POINT = (1, 512)
 
 @dataclass(frozen=True, slots=True)
 class FirstModel:
-    """The cheap scorer before the model. precision: as it is asked. same_model: it is the model itself."""
+    """The cheap scorer before the model. precision: the one asked for. same_model: it is the model itself."""
 
     known: KnownModel
     precision: str
@@ -48,7 +49,7 @@ class FirstModel:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """What a run takes as it is planned. needed_bytes: of both scorers, where there are two; first: the cheap one."""
+    """What a run would need. needed_bytes: of both scorers, where there are two. first: the plan of the cheap one."""
 
     plan: Plan
     needed_bytes: int
@@ -56,18 +57,23 @@ class PlannedRun:
 
     def to_json(self) -> dict[str, Any]:
         """The document; sizes in bytes."""
-        both = {"first_bytes": self.first.needed_bytes if self.first else 0, "needed_bytes": self.needed_bytes}
-        names = ("max_tokens", "token_budget", "lanes")
-        return {**{name: getattr(self.plan, name) for name in names}, "engine_count": len(self.plan.engines), **both}
+        return {
+            "max_tokens": self.plan.max_tokens,
+            "token_budget": self.plan.token_budget,
+            "lanes": self.plan.lanes,
+            "engine_count": len(self.plan.engines),
+            "first_bytes": self.first.needed_bytes if self.first else 0,
+            "needed_bytes": self.needed_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryAnswer:
     """The rows and what they are about.
 
-    method: `closed form`, or `tracker` for one that transformers runs, if torch is there. file: pairs and lengths of a
-    file. times: what the pairs of a file, or a million of each length, take on a card that is known by name. first: the
-    cheap scorer. run: on the CPU of this machine.
+    method: `closed form`, or `tracker` for a model that transformers runs, if torch is there. file: pairs and lengths
+    of a file. times: how long the pairs of a file, or a million of each length, take on a card that is known by name.
+    first: the cheap scorer. run: what one would need on the CPU of this machine.
     """
 
     known: KnownModel
@@ -96,7 +102,9 @@ class MemoryAnswer:
             "model": self.known.to_json(),
             "method": self.method,
             "precision": place.precision,
-            "first": self._first_document(),
+            "first": self.first
+            and self.question.first
+            and {"model": self.first.known.to_json(), "precision": self.question.first.place.precision},
             "device": {
                 "kind": "cpu" if place.cpu else "gpu",
                 "sku": place.sku,
@@ -116,11 +124,6 @@ class MemoryAnswer:
             "notes": list(self.notes),
         }
 
-    def _first_document(self) -> dict[str, Any] | None:
-        if self.first is None or self.question.first is None:
-            return None
-        return {"model": self.first.known.to_json(), "precision": self.question.first.place.precision}
-
 
 class MemoryTools(Protocol):
     """What an answer needs beyond arithmetic; each may load torch or a tokenizer."""
@@ -131,10 +134,10 @@ class MemoryTools(Protocol):
     def followed(
         self, rows: tuple[MemoryRow, ...], question: MemoryQuestion, checkpoint: Checkpoint | None
     ) -> tuple[MemoryRow, ...]:
-        """The rows of a model that transformers runs, with its forward followed in place of the bound."""
+        """The rows of a model that transformers runs: the forward as a tracker followed it, in place of the bound."""
 
     def measured(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
-        """The row with what a forward at its point really took."""
+        """The row with what a forward at its point really needed."""
 
     def file_lengths(self, path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[str, Any]]:
         """Tokens of every pair of a file, longest first, and a summary."""
@@ -149,7 +152,7 @@ def answer_memory(
         request: What is asked.
         known: The model.
         tools: What needs more than arithmetic.
-        first: The cheap scorer before it.
+        first: The cheap scorer before the model.
     """
     place, capacity = _find_placement(request, tools)
     model, notes = _memory_model(request, known)
@@ -219,7 +222,7 @@ def _first_question(
 def _follow_first(
     rows: tuple[MemoryRow, ...], question: MemoryQuestion, own: MemoryQuestion, first: FirstModel, tools: MemoryTools
 ) -> tuple[MemoryRow, ...]:
-    """The rows, with the forward of a first scorer that transformers runs followed in place of the bound."""
+    """The rows; where transformers runs the cheap scorer, with its forward as a tracker followed it."""
     if own.model is None or own.model.shape.forward != "padded":
         return rows
     alone = tuple(
@@ -231,7 +234,7 @@ def _follow_first(
 
 
 def _with_run(answer: MemoryAnswer) -> MemoryAnswer:
-    """The answer, with what a run takes on this machine; a note where it cannot be planned."""
+    """The answer with what a run would need on this machine, or with a note where it cannot be planned."""
     request, first = answer.request, answer.first
     machine = describe_machine([])
     lengths = request.max_tokens or ()
@@ -255,14 +258,14 @@ def _with_run(answer: MemoryAnswer) -> MemoryAnswer:
 
 
 def _with_kernels(place: Placement, model: MemoryModel | None) -> Placement:
-    """On a CPU with the kind of attention that `model` has there."""
+    """The place; on a CPU with the kind of attention that `model` has there."""
     if not place.cpu or model is None:
         return place
     return replace(place, attention=cpu_attention(detect_cpu(), place.precision, model.shape))
 
 
 def _find_placement(request: MemoryRequest, tools: MemoryTools) -> tuple[Placement, int | None]:
-    """Where the model runs, and the bytes that are there."""
+    """Where the model runs, and how many bytes there are; None where nothing tells them."""
     kind = request.device
     if kind == "auto" and request.measure:
         kind = "cuda" if tools.has_cuda() else "cpu"
@@ -334,16 +337,16 @@ def _points(request: MemoryRequest, question: MemoryQuestion, known: KnownModel)
     else:
         sizes = request.batch_sizes or BATCH_SIZES
         lengths = request.max_tokens or ((limit,) if question.lengths is not None else LENGTHS)
-    lengths = tuple(unique([min(length, limit) for length in lengths]))
+    lengths = tuple(dict.fromkeys(min(length, limit) for length in lengths))
     if request.solve == "batch-size":
         return [(_require_fit(question.largest_batch(length), question, 1, length), length) for length in lengths]
     if request.solve == "max-tokens":
         return [(size, _require_fit(question.longest_pair(size, limit), question, size, 1)) for size in sizes]
-    return [(size, length) for size in unique(sizes) for length in lengths]
+    return [(size, length) for size in dict.fromkeys(sizes) for length in lengths]
 
 
 def _require_fit(number: int, question: MemoryQuestion, batch_size: int, max_tokens: int) -> int:
-    """`number`, unless it says that nothing fits."""
+    """`number`; `DoesNotFitError` where it is 0, with what the least point, `batch_size` x `max_tokens`, needs."""
     if number:
         return number
     least = question.at(batch_size, max_tokens).total
@@ -357,7 +360,7 @@ def _require_fit(number: int, question: MemoryQuestion, batch_size: int, max_tok
 
 
 def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
-    """What the pairs of the file take, else a million pairs of each length of the rows; nothing where it is unknown."""
+    """How long the pairs of the file take, else a million pairs of each length; nothing where it is unknown."""
     model, place, limit = answer.question.model, answer.question.place, answer.known.max_tokens
     if model is None or place.cpu or answer.question.images or answer.first:
         return
@@ -365,7 +368,7 @@ def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
     if answer.question.lengths is not None:
         asked = [(None, PairLengths.all_of(answer.question.lengths, max(row.max_tokens for row in answer.rows)))]
     else:
-        lengths = unique([min(row.max_tokens, limit) for row in answer.rows])
+        lengths = dict.fromkeys(min(row.max_tokens, limit) for row in answer.rows)
         asked = [(length, PairLengths.of(PAIRS, length)) for length in lengths]
     for length, pairs in asked:
         time = pair_time(model.shape, pairs, speed_of(place.sku), precision=place.precision, engines=1)
@@ -379,7 +382,7 @@ def _times(answer: MemoryAnswer) -> Iterator[dict[str, Any]]:
 def _add_published_tables(
     question: MemoryQuestion, known: KnownModel
 ) -> tuple[MemoryQuestion, tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """The question with the published tables of its GPU, all of them as documents, and what is to be said of them."""
+    """The question with the published tables of its GPU, the tables as documents, and notes about them."""
     place = question.place
     if not isinstance(known.profiles, ModelProfiles) or not known.profiles.memory:
         return question, (), (f"nothing is published for {known.name}",)

@@ -1,18 +1,18 @@
 """How a model would run on a machine, with everything that led to it, as one document; loads neither model nor torch.
 
-    planned = plan_machine(request, model, machine)     the plan, or why there is none; never raises for that
-    planned.to_json()                                   what `profile-select` prints
-    environment_of(planned.plan)                        the same plan as RERANK_ variables
+    answer = plan_machine(request, model, machine)      the plan, or why there is none; never raises for that
+    answer.to_json()                                    what `profile-select` prints
+    environment_of(answer)                              the same plan as RERANK_ variables
 
-The decision is `profiles.select_profile`; this module turns a detected machine into what it asks for, and its answer
-into the document. Three rules of its own:
+`profiles.select_profile` decides; this module turns a detected machine into what it asks for, and its answer into the
+document. Three rules are made here:
 
-* GPUs are called by the driver's numbers, those of `nvidia-smi`, in every message and in `devices`. The numbers of CUDA
-  differ where CUDA_VISIBLE_DEVICES hides some; they are `cuda_index`, and `device` has them as `--device` takes them.
+* GPUs go by the driver's numbers, those of `nvidia-smi`, in every message and in `devices`. CUDA's numbers differ where
+  CUDA_VISIBLE_DEVICES hides some; they are `cuda_index`, and `device` has them as `--device` takes them.
 * A torch that cannot use the GPUs is a warning, not a CPU plan, where the request assumes CUDA (`profile-select`): the
   question is how the model should run here. A run does not assume it and goes to the CPU.
-* A GPU that does not work is warned about. One that CUDA_VISIBLE_DEVICES or MIG leaves out was left out by somebody, so
-  that is only a reason. Where the variable is set, nobody can tell the two apart from what CUDA shows: a reason too.
+* A GPU that does not work is a warning. One that CUDA_VISIBLE_DEVICES or MIG leaves out was left out on purpose, so it
+  is only a reason. Where the variable is set, CUDA does not show which of the two it is: a reason too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SCHEMA = "rerank-cli/profile-select/1"
 class MachinePlan:
     """The answer: a plan, or the error that says why there is none; both with what led to them.
 
-    machine, model: None where the error came before them.
+    device: the plan's devices as `--device` takes them. machine, model: None where the error came before them.
     """
 
     machine: Machine | None = None
@@ -76,7 +76,14 @@ class MachinePlan:
             "cpu": machine and _cpu_to_json(machine.cpu),
             "torch": machine and machine.torch and _fields(machine.torch, "version", "accelerator", "cuda"),
             "model": self.model and self.model.to_json(),
-            "plan": plan and _plan_to_json(plan, self.device),
+            "plan": plan
+            and {
+                **_fields(plan, "profile", "kind", "precision", "max_tokens"),
+                **_fields(plan, "engine_count", "token_budget", "attention"),
+                "devices": list(plan.devices),
+                "device": self.device,
+                "needed_bytes": plan.needed_bytes,
+            },
             "reasons": list(self.reasons),
             "rejected": [_fields(rejection, "profile", "reason") for rejection in self.rejected],
             "warnings": list(self.warnings),
@@ -96,16 +103,18 @@ def plan_machine(
     need: MemoryNeed | None = None,
     notes: Iterable[str] = (),
 ) -> MachinePlan:
-    """The plan for `request`. Its `gpus` are CUDA's numbers, as `--device` gives them.
+    """The plan for `request`, whose `gpus` are CUDA's numbers, as `--device` gives them.
 
-    need: the memory model; without one nothing is checked to fit. notes: reasons known before. What cannot be had is
-    the answer's `error`.
+    need: the memory model; without one nothing is checked to fit. notes: reasons known before. A request that cannot be
+    met is the answer's `error`.
     """
-    machine = _number_gpus(machine)
+    if not machine.devices and machine.cuda_visible_devices is None:
+        # A described machine has no numbers of CUDA: it gets those of a process that hides no GPU.
+        machine = replace(machine, gpus=apply_visibility(machine.gpus, {}).gpus)
     hindrances = torch_warnings(machine) if machine.torch else []
     facts, cuda_index = _machine_facts(machine, hindrances, model)
     reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
-    known = [warning for warning in machine.warnings if warning not in hindrances]  # the choice tells of them
+    known = [warning for warning in machine.warnings if warning not in hindrances]  # `select_profile` warns of those
     answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=_drop_repeats(known))
     try:
         asked = _by_driver_number(request, cuda_index, machine.reason)
@@ -152,27 +161,26 @@ def environment_of(answer: MachinePlan, model: str | None = None) -> dict[str, s
     return {"RERANK_MODEL": str(folder.absolute()) if folder.is_dir() else model, **variables}
 
 
-def _number_gpus(machine: Machine) -> Machine:
-    """A machine described without CUDA's numbers gets those of a process that hides nothing."""
-    if machine.devices or machine.cuda_visible_devices is not None:
-        return machine
-    return replace(machine, gpus=apply_visibility(machine.gpus, {}).gpus)
-
-
 def _machine_facts(
     machine: Machine, hindrances: Sequence[str], model: KnownModel
 ) -> tuple[MachineFacts, dict[GpuFacts, int]]:
-    """What the choice asks of a machine, and CUDA's number of each GPU that CUDA shows.
+    """What `select_profile` asks of a machine, and CUDA's number of each GPU that CUDA shows.
 
     hindrances: what keeps torch from using them.
     """
-    shown = {_device_facts(device): device.cuda_index or 0 for device in machine.devices}
-    sick = [] if machine.cuda_visible_devices is not None else _find_sick_gpus(machine)
+    shown = {_gpu_facts(device): device.cuda_index or 0 for device in machine.devices}
+    sick: list[Gpu] = []  # GPUs that do not work, where no variable hides any
+    if machine.cuda_visible_devices is None:
+        sick = [gpu for gpu in machine.gpus if gpu.cuda_index is None and not gpu.mig_instances]
+    torch_reason = None
+    if hindrances:
+        why = hindrances[0].removeprefix("GPU present, but ")
+        torch_reason = f"{why}. Until then `score` and `rerank-file` run on the CPU"
     facts = MachineFacts(
-        gpus=(*shown, *(_whole_facts(gpu, usable=False) for gpu in sick)),
+        gpus=(*shown, *(replace(_gpu_facts(CudaDevice(gpu)), usable=False) for gpu in sick)),
         host_arch=machine.cpu.architecture or "x86_64",
         torch_cuda=not hindrances,
-        torch_reason=_hindered(hindrances),
+        torch_reason=torch_reason,
         no_gpu_reason=machine.reason,
         cpu_precisions=_cpu_precisions(machine.cpu, model),
         cpu_lacks={"int8": refusal} if (refusal := _int8_refusal(machine.cpu, model)) else {},
@@ -181,21 +189,7 @@ def _machine_facts(
     return facts, shown
 
 
-def _hindered(hindrances: Sequence[str]) -> str | None:
-    """What keeps torch from the GPUs, and what comes of it."""
-    if not hindrances:
-        return None
-    return f"{hindrances[0].removeprefix('GPU present, but ')}. Until then `score` and `rerank-file` run on the CPU"
-
-
-def _find_sick_gpus(machine: Machine) -> list[Gpu]:
-    """GPUs that do not work, where no variable hides any."""
-    return [gpu for gpu in machine.gpus if gpu.cuda_index is None and not gpu.mig_instances]
-
-
-def _device_facts(device: CudaDevice) -> GpuFacts:
-    if device.mig is None:
-        return _whole_facts(device.gpu, usable=True)
+def _gpu_facts(device: CudaDevice) -> GpuFacts:
     return GpuFacts(
         index=device.gpu.index,
         uuid=device.uuid,
@@ -204,32 +198,19 @@ def _device_facts(device: CudaDevice) -> GpuFacts:
         compute_capability=device.compute_capability,
         total_bytes=device.total_bytes,
         free_bytes=device.free_bytes,
-        mig=True,
-    )
-
-
-def _whole_facts(gpu: Gpu, *, usable: bool) -> GpuFacts:
-    return GpuFacts(
-        index=gpu.index,
-        uuid=gpu.uuid,
-        name=gpu.name,
-        sku=gpu.sku,
-        compute_capability=gpu.compute_capability,
-        total_bytes=gpu.total_bytes,
-        free_bytes=gpu.free_bytes,
-        reason=_why_unread(gpu),
-        usable=usable,
+        mig=device.mig is not None,
+        reason=_why_unread(device.gpu) if device.mig is None else None,
     )
 
 
 def _cpu_precisions(cpu: Cpu, model: KnownModel) -> tuple[str, ...]:
-    """fp32 is the default: bf16 and int8 are faster, but move logits by up to 0.2 and 0.5."""
+    """What the model runs on this CPU, the default first: bf16 and int8 are faster, but move logits (`run_plan.py`)."""
     there = {"bf16": cpu.has_bf16, "fp16": cpu.has_fp16, "int8": _int8_refusal(cpu, model) is None}
     return ("fp32", *(precision for precision, has in there.items() if has))
 
 
 def _int8_refusal(cpu: Cpu, model: KnownModel) -> str | None:
-    """Why a model does not run in int8 on this CPU; None where it does."""
+    """Why the model does not run in int8 on this CPU; None where it does."""
     if not cpu.has_vnni:
         return "int8 needs a CPU that multiplies int8 in hardware (VNNI), this one does not"
     checkpoint = model.checkpoint
@@ -237,16 +218,16 @@ def _int8_refusal(cpu: Cpu, model: KnownModel) -> str | None:
         return f"only a checkpoint would tell whether {model.name} has int8 layers"
     try:
         return int8_refusal(checkpoint.architecture, checkpoint.text("hidden_act", "gelu"))
-    except ModelError as error:  # the model says so itself when it is loaded
+    except ModelError as error:  # loading the model raises it again
         return error.message
 
 
 def _left_out(machine: Machine) -> list[str]:
-    """The GPUs and MIG instances that nobody can use from here, those with one reason together."""
+    """The GPUs and MIG instances that this process cannot use, grouped by the reason."""
     names: dict[str, list[str]] = {}
     for gpu in machine.gpus:
-        whole_is_told = machine.cuda_visible_devices is None and not gpu.mig_instances  # by a warning
-        if gpu.cuda_index is None and gpu.reason and not whole_is_told:
+        has_warning = machine.cuda_visible_devices is None and not gpu.mig_instances
+        if gpu.cuda_index is None and gpu.reason and not has_warning:
             names.setdefault(gpu.reason, []).append(f"GPU {gpu.index}")
         for mig in gpu.mig_instances:
             if mig.cuda_index is None and mig.reason:
@@ -255,7 +236,7 @@ def _left_out(machine: Machine) -> list[str]:
 
 
 def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int], why: str | None) -> ProfileRequest:
-    """The request with the driver's numbers of GPUs in place of CUDA's. why: there is none."""
+    """The request with the driver's numbers of GPUs in place of CUDA's. why: the reason where CUDA shows no GPU."""
     if request.gpus is None:
         return request
     numbers = {number: gpu.index for gpu, number in cuda_index.items()}
@@ -267,10 +248,10 @@ def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int
 
 
 def _layers_of(model: KnownModel) -> ModelShape | None:
-    """The sizes that decide which kernels take its layers; None where they are not known."""
+    """The model's sizes, which decide which kernels take its layers; None where they are not known."""
     try:
         return read_model_shape(model.checkpoint) if model.checkpoint else None
-    except ModelError:  # whoever loads it says so
+    except ModelError:  # loading the model raises it again
         return None
 
 
@@ -332,7 +313,7 @@ def _row(device: Gpu | MigInstance) -> dict[str, Any]:
 
 
 def _why_unread(device: Gpu | MigInstance) -> str | None:
-    """Why a device cannot be used; else why one of the facts that a plan asks for is missing; else None."""
+    """Why a device cannot be used; else why facts that a plan needs could not be read; else None."""
     if device.reason:
         return device.reason
     unread = dict(device.unread)
@@ -341,16 +322,6 @@ def _why_unread(device: Gpu | MigInstance) -> str | None:
     asked = ("name", "uuid", "compute_capability", "total_bytes", "free_bytes")
     missing = [f"{name}: {unread[name]}" for name in asked if getattr(device, name) is None and name in unread]
     return "; ".join(missing) or None
-
-
-def _plan_to_json(plan: ProfilePlan, device: str | None) -> dict[str, Any]:
-    names = ("profile", "kind", "precision", "max_tokens", "engine_count", "token_budget", "attention")
-    return {
-        **_fields(plan, *names),
-        "devices": list(plan.devices),
-        "device": device,
-        "needed_bytes": plan.needed_bytes,
-    }
 
 
 def _cpu_to_json(cpu: Cpu) -> dict[str, Any]:
@@ -386,7 +357,7 @@ def _profile_row(profile: Profile, answer: MachinePlan) -> dict[str, Any]:
 
 
 def _why_not(profile: Profile, answer: MachinePlan) -> str:
-    """What was said against a profile, on every group of GPUs; else how to ask for it."""
+    """Why each group of GPUs turned the profile down; else how to ask for it."""
     said = [rejection.reason for rejection in answer.rejected if rejection.profile == profile.name]
     if not said and answer.error is not None:
         return answer.error.message

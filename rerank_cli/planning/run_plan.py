@@ -1,4 +1,4 @@
-"""How a run goes: the answer of `machine_plan`, checked against memory, as the engine wants it.
+"""How a run goes: the answer of `profile_answer.py`, checked against memory, as the engine wants it.
 
     answer = plan_model(request, known, machine)        what `profile-select` prints
     plan = plan_run(answer, cuda_devices=...)           what the engine is given; raises where there is no plan
@@ -20,32 +20,31 @@ from dataclasses import dataclass
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.quantisation import read_quantisation
 from rerank_cli.errors import DoesNotFitError, ModelError
-from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import memory_model, need_for
 from rerank_cli.planning.profile_answer import MachinePlan, plan_machine
-from rerank_cli.planning.profiles import MemoryNeed, ModelProfiles, ProfilePlan
+from rerank_cli.planning.profiles import ModelProfiles, ProfilePlan
 
 # Pairs a window holds: what is tokenised, sorted and committed together. Packed batches need no wide window to avoid
 # padding, so on a CPU it is small and results come early.
 _CPU_WINDOW_PAIRS = 512
 _CUDA_WINDOW_PAIRS = 4096
 MOST_LANES = 8
-"""Of an engine on a CPU. Each holds Python's lock for some 4 % of its time with a small model."""
-_IMAGE_PROCESSES = 8  # at most: together they read 58 to 80 pages of 1700 x 2200 pixels a second (`benchmarks/`)
+"""Lanes of an engine on a CPU. With a small model each holds Python's lock for some 4 % of its time."""
+_IMAGE_PROCESSES = 8  # at most; eight read 58 to 80 pages of 1700 x 2200 pixels a second (`benchmarks/`)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One way to run one model on one kind of device, with the reasons.
 
-    device: the first one. engines: the device of each loaded copy of the model; more than one are a process each.
-    max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the CPU, for each
-    engine. needed_bytes: of each device, by the memory model; None where it does not know the model. image_processes:
-    that may read page images ahead of the scoring. taken: what the model was taken for, where its files do not say it.
-    lanes: batches that an engine on a CPU computes side by side, each with its part of the threads
+    device: the first one. engines: the device of each loaded copy of the model; if there are several, each is a process
+    of its own. max_tokens: longest pair after truncation. token_budget: tokens that a batch may hold. threads: of the
+    CPU, for each engine. needed_bytes: of each device, by the memory model; None where it does not know the model.
+    image_processes: how many may read page images ahead of the scoring. taken: what the model was taken for, where its
+    files do not say it. lanes: batches that an engine on a CPU computes side by side, each with its part of the threads
     (`engine/lanes.py`).
     """
 
@@ -70,27 +69,24 @@ class Plan:
 def plan_model(
     request: ProfileRequest, known: KnownModel, machine: Machine, *, notes: Iterable[str] = ()
 ) -> MachinePlan:
-    """The plan for `request`, of which the memory model says that it fits. notes: reasons known before."""
-    need, unchecked = _memory_need(known, machine.cpu)
-    return plan_machine(request, known, machine, need=need, notes=(*notes, *unchecked))
-
-
-def _memory_need(known: KnownModel, cpu: Cpu) -> tuple[MemoryNeed | None, tuple[str, ...]]:
-    """The memory model of a model, or why there is none."""
+    """The plan for `request`, one that fits by the memory model where there is one. notes: reasons known before."""
     facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
+    need, unchecked = None, f"only a checkpoint would tell the shape of {known.name}"
     try:
         model = memory_model(known.checkpoint, facts)
     except ModelError as error:  # a classifier of transformers whose config.json has keys of its own
-        return None, (f"memory is not checked: {error.message}",)
+        model, unchecked = None, error.message
     if model is None:
-        return None, (f"memory is not checked: only a checkpoint would tell the shape of {known.name}",)
-    return need_for(model, cpu=cpu), ()
+        notes = (*notes, f"memory is not checked: {unchecked}")
+    else:
+        need = need_for(model, cpu=machine.cpu)
+    return plan_machine(request, known, machine, need=need, notes=notes)
 
 
 def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
-    """The answer as a run goes; raises its error where it has no plan.
+    """The plan of the answer as the engine wants it; raises the answer's error where there is no plan.
 
-    cuda_devices: devices that this torch can use.
+    cuda_devices: how many devices this torch can use.
     """
     if answer.error is not None:
         raise answer.error
@@ -108,14 +104,18 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
     if on_cpu and cuda_devices and not machine.devices and planned.kind == "cpu":
         warnings.append(f"the run is on the CPU although torch sees {_devices(cuda_devices)}: {machine.reason}")
     engines = each * planned.engine_count  # neighbours in the queue are on different devices
-    if len(engines) > 1 and _is_embedder(answer.model):
+    checkpoint = answer.model.checkpoint if answer.model else None
+    family = family_of(checkpoint.architecture) if checkpoint else None
+    if len(engines) > 1 and family and family.embeds:
         warnings.append(f"one engine runs, on {device}: several of an embedding model are not supported yet")
         engines = [device]
     precision = planned.precision
-    if precision == "fp8" and (_holds_fp8(answer.model) or not _computes_fp8(answer.model)):
-        precision = "fp16"
-        if not _holds_fp8(answer.model):
-            warnings.append("fp8 is computed in fp16: the model has no such products, nor such weights")
+    if precision == "fp8":
+        # Weights that are stored in FP8 are multiplied so where the card can, whatever the run's precision is.
+        stored = checkpoint is not None and read_quantisation(checkpoint) is not None
+        if stored or not (family and family.fp8):
+            precision = "fp16"
+            warnings += [] if stored else ["fp8 is computed in fp16: the model has no such products, nor such weights"]
     threads = max(1, machine.cpu.cores // len(engines))
     lanes, needed = _lanes(answer, planned, threads) if on_cpu else (1, planned.needed_bytes)
     return Plan(
@@ -132,16 +132,17 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
         warnings=tuple(warnings),
         needed_bytes=needed,
         engines=tuple(engines),
-        image_processes=_image_processes(machine.cpu.cores, engines) if _reads_images(answer.model) else 0,
+        image_processes=_image_processes(machine.cpu.cores, engines) if family and family.images else 0,
         lanes=lanes,
     )
 
 
 def needed_together(first: Plan | None, second: Plan) -> int | None:
-    """Bytes of each device with a cheap scorer beside the model; None where they are not known of both.
+    """Bytes of each device with a cheap scorer beside the model; None where the need of one is not known.
 
-    Each is counted as if it were alone, with what the process holds for itself: the built-in model with int8 first took
-    0.42 GiB more than alone, 1.05 GiB of 1.36 that are counted (Intel Xeon with AMX, 2 cores, 800 pairs).
+    Each is counted as if it were alone, with what the process holds for itself, which is too much: the built-in model
+    with int8 before it took 1.05 GiB, 0.42 GiB more than alone; 1.36 are counted (Intel Xeon with AMX, 2 cores, 800
+    pairs).
     """
     if first is None or second.needed_bytes is None:
         return second.needed_bytes
@@ -156,7 +157,9 @@ def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int
     """
     known, machine = answer.model, answer.machine
     checkpoint = known.checkpoint if known else None
-    if checkpoint is None or machine is None or _is_embedder(known) or planned.needed_bytes is None:
+    if checkpoint is None or machine is None or planned.needed_bytes is None:
+        return 1, planned.needed_bytes
+    if family_of(checkpoint.architecture).embeds:
         return 1, planned.needed_bytes
     model = memory_model(checkpoint)
     if model is None or model.shape.forward == "padded":
@@ -176,29 +179,12 @@ def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int
     return 1, planned.needed_bytes
 
 
-def _holds_fp8(known: KnownModel | None) -> bool:
-    """The checkpoint's weights are in FP8: the model multiplies them so where the card can, and says what it does."""
-    return known is not None and known.checkpoint is not None and read_quantisation(known.checkpoint) is not None
-
-
-def _computes_fp8(known: KnownModel | None) -> bool:
-    """Its products can be in FP8 where its weights are in 16 bits."""
-    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).fp8
-
-
-def _is_embedder(known: KnownModel | None) -> bool:
-    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).embeds
-
-
-def _reads_images(known: KnownModel | None) -> bool:
-    return known is not None and known.checkpoint is not None and family_of(known.checkpoint.architecture).images
-
-
 def _image_processes(cores: int, engines: Sequence[str]) -> int:
-    """Each engine on a GPU keeps a core busy; the others can read images.
+    """How many processes read page images: on a GPU the cores that are left, as each engine keeps one busy.
 
-    On a CPU the forward has all cores, and takes seconds for a page that is read in a tenth of one: more processes
-    would only take turns with it. One reads as fast as a thread would, and ends alone if an image ends it.
+    On a CPU the forward uses all cores and takes seconds for a page that is read in a tenth of one: more processes
+    would only take turns with it. One reads as fast as a thread would, and an image that crashes it crashes nothing
+    else.
     """
     if engines[0] == "cpu":
         return 1

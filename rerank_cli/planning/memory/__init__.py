@@ -1,7 +1,7 @@
 """The memory model: how many bytes a run needs, before anything is loaded; arithmetic, without torch.
 
     model = MemoryModel.of_checkpoint(checkpoint)
-    estimate(model, BatchSize.of([512] * 16), Place(precision="fp16")).total
+    estimate(model, BatchSize.of([512] * 16), Placement(precision="fp16")).total
 
     total = engines x (weights + activations + attention workspace + vision + pooled outputs
                        + cuBLAS workspace + context + allocator slack + waiting batches + loading)

@@ -1,7 +1,7 @@
 """Bytes that a model needs at one point: a batch, a precision, a device.
 
-    estimate(model, batch, on)      every part by itself, and the total
-    need_for(model)                 the same as the choice of a profile asks it
+    estimate(model, batch, place)   every part by itself, and the total
+    need_for(model)                 the total, as `select_profile` asks for it
     largest(fits, limit)            the largest batch or length that still fits
 
 The total never falls when batch, length or engines grow. Every engine is a process of its own, so everything but the
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.machine.cpu import Cpu
@@ -29,7 +28,6 @@ from rerank_cli.planning.memory.peak import (
     BATCH_TILES,
     BatchSize,
     Execution,
-    image_embedding_bytes,
     input_bytes,
     peak,
     pixel_bytes,
@@ -38,14 +36,14 @@ from rerank_cli.planning.memory.peak import (
 )
 from rerank_cli.planning.memory.shape import ModelShape, read_model_shape, shape_of_profile
 from rerank_cli.planning.memory.weight_bytes import Weights, count_weights
-from rerank_cli.planning.profiles import Capability, ModelFacts
+from rerank_cli.planning.profiles import Capability, GpuFacts, ModelFacts
 
 _FLOAT = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
 """Bytes of an activation, and of a weight once loaded: 8-bit weights are dequantised to 16 bits on a GPU.
 
-Except the weights of products in FP8, which `Place.fp8` tells. On a CPU int8 is calibrated in float32 with float32
-weights, which are in memory until then: they are its peak.
+Except the weights of products in FP8, which take one byte (`Placement.fp8`). On a CPU int8 is calibrated in float32,
+with weights in float32: they are its peak.
 """
 _PART_IMAGES = 16  # whose vectors are kept at a time (`job/image_parts.py`)
 _FLASH_CAPABILITY = (8, 0)
@@ -54,7 +52,7 @@ _FP8_CAPABILITY = (8, 9)
 
 @dataclass(frozen=True, slots=True)
 class MemoryModel:
-    """A model as far as memory goes."""
+    """What the memory model knows of a model."""
 
     shape: ModelShape
     weights: Weights
@@ -77,18 +75,6 @@ def memory_model(checkpoint: Checkpoint | None, facts: ModelFacts | None = None)
     if checkpoint is not None:
         return MemoryModel.of_checkpoint(checkpoint)
     return MemoryModel.of_profile(facts) if facts is not None and facts.language is not None else None
-
-
-class DescribedGpu(Protocol):
-    """What matters of a GPU's kind; its memory does not."""
-
-    @property
-    def sku(self) -> str | None:
-        """The product name with hyphens."""
-
-    @property
-    def compute_capability(self) -> Capability | None:
-        """Major and minor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +128,12 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes of one engine by what holds them, the engines, and all of it together.
+    """Bytes of one engine by what holds them, the number of engines, and the bytes of all together.
 
     activations, attention_workspace: at the peak of the forward. vision: image embeddings and pixels, and what the
     tower needs beyond the peak of the language model; the two do not run at once. pooled: what comes out of the layers.
-    waiting: batches that a GPU has and has not begun. loading: what rounding the weights to FP8 needs beyond a forward.
+    waiting: ids or tiles of batches that a GPU has and has not begun. loading: what rounding the weights to FP8 needs
+    beyond a forward.
     known_pairs: scores that a run on a CPU keeps, once for all engines; the cache of a store is no larger.
     lanes: forwards at a time. Images are seen by one tower for all of them, and counted with each: a cautious figure.
     """
@@ -186,6 +173,7 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: i
     vision = _vision_bytes(shape, tiles, how, beside=moment.total)
     pooled = _FLOAT * batch.pairs * (shape.hidden + 1)
     forward = moment.total + vision + pooled
+    pixels = pixel_bytes(shape.vision, min(tiles, BATCH_TILES)) if shape.vision else 0
     return Estimate(
         weights=model.weights.size_bytes(how.element, fp8=fp8),
         activations=moment.activations,
@@ -195,7 +183,7 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: i
         cublas_workspace=0 if place.cpu else cublas_workspace_bytes(place.capability),
         context=constants.context_bytes,
         slack=constants.slack_bytes + int(constants.slack_share * forward * place.lanes),
-        waiting=0 if place.cpu else _waiting_bytes(shape, batch, tiles),
+        waiting=0 if place.cpu else AHEAD * max(input_bytes(batch), pixels),
         loading=max(0, model.weights.loading_bytes(fp8=fp8) - forward),
         known_pairs=KNOWN_PAIRS * KNOWN_PAIR_BYTES if place.cpu else 0,
         engines=place.engines,
@@ -203,17 +191,11 @@ def estimate(model: MemoryModel, batch: BatchSize, place: Placement, *, tiles: i
     )
 
 
-def _waiting_bytes(shape: ModelShape, batch: BatchSize, tiles: int) -> int:
-    """Ids of batches, or tiles of images, as many as the host may be ahead."""
-    pixels = pixel_bytes(shape.vision, min(tiles, BATCH_TILES)) if shape.vision else 0
-    return AHEAD * max(input_bytes(batch), pixels)
-
-
 def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int) -> int:
-    """beside: the peak of the language model."""
+    """`Estimate.vision` for so many tiles. beside: the peak of the language model."""
     if shape.vision is None or tiles == 0:
         return 0
-    kept = image_embedding_bytes(shape.vision, shape.hidden, tiles, how)
+    kept = how.element * tiles * shape.vision.tokens_per_tile * shape.hidden  # a vector for each token of a tile
     if how.threads:
         kept += pixel_bytes(shape.vision, tiles)  # a GPU sees a batch of them at a time
     return kept + max(beside, tower_peak(shape.vision, tiles, how)) - beside
@@ -222,12 +204,12 @@ def _vision_bytes(shape: ModelShape, tiles: int, how: Execution, *, beside: int)
 def need_for(model: MemoryModel, *, cpu: Cpu | None = None, lanes: int = 1) -> Callable[..., int]:
     """The memory model as `profiles.select_profile` asks it; satisfies `profiles.MemoryNeed`.
 
-    A batch of a token budget is taken at its hungriest: pairs of every length, and for a model with vision images in
-    all of its tokens, or as many as the tower sees before the batches of a part. cpu: of the machine.
-    lanes: of each engine.
+    A batch of a token budget is taken at its hungriest: pairs of every length, and for a model with vision as many
+    tiles as its tokens can hold, or as the tower sees before the batches of a part. cpu: of the machine. lanes: of each
+    engine.
     """
 
-    def need(gpu: DescribedGpu | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
+    def need(gpu: GpuFacts | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
         place = Placement(
             cpu=gpu is None,
             precision=precision,

@@ -30,7 +30,7 @@ from rerank_cli.planning.memory.shape import ModelShape, VisionShape
 CHUNK = 2048
 """Rows that Llama's MLP, norms and rotation take at a time (`models/elementwise.py`), and a tower's MLP (`siglip.py`).
 
-As many are rounded to FP8 at a time.
+As many rows of weights are rounded to FP8 at a time.
 """
 BATCH_TILES = 8
 """Tiles that a vision tower sees at a time (`models/siglip.py`)."""
@@ -169,15 +169,13 @@ class Moment:
 
 
 def peak(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
-    """The largest moment of a forward of `shape` over `batch`."""
+    """The moment of a forward of `shape` over `batch` that holds the most bytes."""
     if shape.forward == "padded":
         return _padded(shape, batch, how)
     inputs = input_bytes(batch)
     workspace = _attention_workspace(shape, batch, how)
-    if shape.forward == "modernbert":
-        attending, others = _modernbert(shape, batch, how)
-    elif shape.forward == "gte":
-        attending, others = _gte(shape, batch, how)
+    if shape.forward in ("modernbert", "gte"):
+        attending, others = _rotating_encoder(shape, batch, how)
     elif shape.forward in ("llama", "vl"):
         attending, others = _llama(shape, batch, how)
     else:
@@ -191,7 +189,10 @@ def input_bytes(batch: BatchSize) -> int:
 
 
 def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
-    """The moment of attention, and others. A layer keeps its input H to its end; q, k, v are gone before the MLP."""
+    """The bytes at the moment of attention, and at others.
+
+    A layer keeps its input H to its end; q, k, v are gone before the MLP.
+    """
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
     if how.amx:  # x is written over from layer to layer; before it types, their sum with words, positions, all three
         return e * h * t, [e * h * t * (3 if shape.forward == "roberta" else 4)]  # RoBERTa's types are one row
@@ -201,25 +202,15 @@ def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, lis
     return attending, [expand, contract]
 
 
-def _modernbert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
-    """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
+def _rotating_encoder(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
+    """ModernBERT and GTE: a layer keeps its input H to its end; q, k, v 3H and rotated q, k 2H go before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
+    beside_mlp, beside_rotation = (3, 4) if shape.forward == "gte" else (2, 5)  # rows of H
     rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
     attending = rotations + e * (7 * h * t + _attention_result_elements(h, batch, how))
-    mlp = rotations + e * t * (2 * h + 3 * i)  # input, x; the two halves, the activated one
+    mlp = rotations + e * t * (beside_mlp * h + 3 * i)  # input, x (GTE: the output); the two halves, the activated one
     wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
-    rotate = rotations + t * (e * 5 * h + wide + _FLOAT * 6 * h)
-    return attending, [mlp, rotate]
-
-
-def _gte(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
-    """A layer keeps its input H to its end; q, k, v 3H and the rotated q, k 2H are gone before the MLP."""
-    h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
-    rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
-    attending = rotations + e * (7 * h * t + _attention_result_elements(h, batch, how))
-    mlp = rotations + e * t * (3 * h + 3 * i)  # input, x, the layer's output; the two halves, the activated one
-    wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
-    rotate = rotations + t * (e * 4 * h + wide + _FLOAT * 6 * h)
+    rotate = rotations + t * (e * beside_rotation * h + wide + _FLOAT * 6 * h)
     return attending, [mlp, rotate]
 
 
@@ -270,13 +261,12 @@ def _chunked_mlp(shape: ModelShape, t: int, how: Execution) -> int:
 
 
 def _attention_result_elements(width: int, batch: BatchSize, how: Execution) -> int:
-    """Elements of what a run of attention gives before it is put in its place; a block's count as workspace.
+    """Elements of the result of a run of attention before it is copied to its place.
 
-    What the varlen kernel gives is the context itself.
+    The varlen kernel's result is the context itself; the result of a block of products counts as workspace.
     """
-    if how.varlen:
-        return 0
-    return 0 if how.products and batch.longest <= _PRODUCT_LONGEST else width * batch.run_tokens
+    in_place = how.varlen or (how.products and batch.longest <= _PRODUCT_LONGEST)
+    return 0 if in_place else width * batch.run_tokens
 
 
 def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) -> int:
@@ -360,8 +350,3 @@ def tower_peak(vision: VisionShape, tiles: int, how: Execution) -> int:
 def pixel_bytes(vision: VisionShape, tiles: int) -> int:
     """The tiles themselves, which are bytes until their turn comes."""
     return tiles * _IMAGE_CHANNELS * vision.image**2
-
-
-def image_embedding_bytes(vision: VisionShape, hidden: int, tiles: int, how: Execution) -> int:
-    """What the tower hands to the language model: one vector a token of a tile."""
-    return how.element * tiles * vision.tokens_per_tile * hidden

@@ -1,4 +1,4 @@
-"""What the memory model must know of a model: sizes from config.json, or from a profile without a checkpoint."""
+"""The sizes of a model that the memory model needs: from config.json or, without a checkpoint, from a profile."""
 
 from __future__ import annotations
 
@@ -155,7 +155,9 @@ def _vision_of_profile(facts: ModelFacts) -> VisionShape | None:
     vision = facts.vision
     if vision is None:
         return None
-    tower = _used_siglip_parameters(vision.parameters, vision.hidden_size, vision.intermediate_size)
+    # The attention-pooling head is in the file and never used.
+    h, i = vision.hidden_size, vision.intermediate_size
+    head = (4 * h + 4) * h + (2 * h + 1) * i + 4 * h
     return VisionShape(
         hidden=vision.hidden_size,
         intermediate=vision.intermediate_size,
@@ -165,7 +167,7 @@ def _vision_of_profile(facts: ModelFacts) -> VisionShape | None:
         image=vision.image_size,
         tokens_per_tile=vision.tokens_per_tile,
         max_input_tiles=vision.max_input_tiles,
-        parameters=tower + vision.connector_parameters,
+        parameters=vision.parameters - head + vision.connector_parameters,
     )
 
 
@@ -279,6 +281,8 @@ def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
         + 2 * hidden
     )
     connector = 2 * joined + (joined + 1) * language_hidden + (language_hidden + 1) * language_hidden
+    # Tiles are read from processor_config.json alone; `encoding/vision_config.py` says why, and refuses wrong ones.
+    tiles = checkpoint.processor_config.get("max_input_tiles")
     return VisionShape(
         hidden=hidden,
         intermediate=intermediate,
@@ -287,18 +291,6 @@ def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
         patch=patch,
         image=image,
         tokens_per_tile=tokens,
-        max_input_tiles=_declared_tiles(checkpoint),
+        max_input_tiles=tiles if type(tiles) is int and tiles > 0 else _MAX_INPUT_TILES,
         parameters=tower_parameters + connector,
     )
-
-
-def _declared_tiles(checkpoint: Checkpoint) -> int:
-    """Of processor_config.json alone, as `encoding/vision_config.py` says why; what is wrong there is its to refuse."""
-    declared = checkpoint.processor_config.get("max_input_tiles")
-    return declared if type(declared) is int and declared > 0 else _MAX_INPUT_TILES
-
-
-def _used_siglip_parameters(parameters: int, hidden: int, intermediate: int) -> int:
-    """Parameters of a tower without its attention-pooling head, which is in the file and never used."""
-    head = (4 * hidden + 4) * hidden + (2 * hidden + 1) * intermediate + 4 * hidden
-    return parameters - head

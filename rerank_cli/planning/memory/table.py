@@ -1,8 +1,7 @@
-"""The points of a question about memory, each with its answer: what `mem-estimate` prints."""
+"""How much memory a model needs, point by point (a batch size and a length): what `mem-estimate` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,12 +20,12 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class MemoryQuestion:
-    """A model at a place, over batches.
+    """How much memory a model needs at a place.
 
-    model: None where nothing but published values is known of it. lengths: real lengths of pairs, longest first; a
-    batch is then the longest of them, cut at `max_tokens`. images: of a batch, at most one a pair.
-    capacity: bytes that the device has; None where nobody asks. limit: tokens that the model reads; None where points
-    stay below it. first: the same of the cheap scorer that is loaded beside the model.
+    model: None where only published values are known of it. lengths: real lengths of pairs, longest first; a batch is
+    then the longest of them, cut at `max_tokens`. images: of a batch, at most one a pair. capacity: bytes that the
+    device has; None where nobody asks. limit: tokens that the model reads; None where no point is longer. first: the
+    same question about the cheap scorer that is loaded beside the model.
     """
 
     model: MemoryModel | None
@@ -53,7 +52,7 @@ class MemoryQuestion:
         return self.judge(MemoryRow(batch_size, max_tokens, estimate=found, nim=nim, first=first))
 
     def judge(self, row: MemoryRow) -> MemoryRow:
-        """The row, which says whether it fits."""
+        """The row with `fits`; None where the capacity or the need is not known."""
         return replace(row, fits=None if self.capacity is None or row.total is None else row.total <= self.capacity)
 
     def batch(self, batch_size: int, max_tokens: int) -> BatchSize:
@@ -97,7 +96,7 @@ class MemoryRow:
         return None if self.estimate is None else self.estimate.total + (self.first.total if self.first else 0)
 
     def with_forward(self, forward_bytes: int, share: float) -> MemoryRow:
-        """The same with a forward that was followed by the tracker; share: what the allocator adds."""
+        """The same with the bytes of a forward that a tracker followed. share: what the allocator adds to them."""
         if self.estimate is None:
             return self
         bound = self.estimate
@@ -148,8 +147,3 @@ def _heading(table: MemoryTable) -> dict[str, Any]:
         "values": table.values,
         "headings": table.headings,
     }
-
-
-def unique(values: Sequence[int]) -> list[int]:
-    """Each number once, in its order."""
-    return list(dict.fromkeys(values))

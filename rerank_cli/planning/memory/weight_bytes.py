@@ -46,10 +46,11 @@ _HELD_AS_THEY_ARE = {"I64", "I32", "I16", "BOOL"}
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """Matrices, each [outputs, inputs], that can be held in FP8.
+    """The matrices, each [outputs, inputs], that can be held in FP8.
 
-    numbers: in all of them together. rows: their outputs. matrices: how many. rounding: the most bytes that are held
-    beside the model while one of them is rounded: itself in 16 bits, and some of its rows in float32, twice.
+    numbers: elements of all of them. rows: outputs of all of them. matrices: how many there are. rounding: the most
+    bytes that are held beside the model while one of them is rounded: itself in 16 bits, and some of its rows in
+    float32, twice.
     """
 
     numbers: int = 0
@@ -103,7 +104,9 @@ def count_weights(shape: ModelShape, checkpoint: Checkpoint | None) -> Weights:
     llama = shape.forward in ("llama", "vl")
     if checkpoint is None:
         wide = wide_parameters(shape)
-        return Weights(parameters(shape) - wide, wide, Products.of(_products(shape) if llama else []))
+        h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
+        matrices = [(q, h), (k, h), (k, h), (h, q), (i, h), (i, h), (h, i)] * shape.layers  # each (outputs, inputs)
+        return Weights(parameters(shape) - wide, wide, Products.of(matrices if llama else []))
     kept_wide = _KEPT_WIDE.get(shape.forward)
     narrow = wide = 0
     for name, info in checkpoint.tensors.items():
@@ -117,12 +120,6 @@ def count_weights(shape: ModelShape, checkpoint: Checkpoint | None) -> Weights:
     products = [info for name, info in checkpoint.tensors.items() if llama and _PRODUCT.search(name)]
     stored = Products.of(info.shape for info in products if info.dtype == _FP8)
     return Weights(narrow, wide, Products.of(info.shape for info in products), stored)
-
-
-def _products(shape: ModelShape) -> list[tuple[int, int]]:
-    """The matrices of a Llama's layers, each (outputs, inputs)."""
-    h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
-    return [(q, h), (k, h), (k, h), (h, q), (i, h), (i, h), (h, i)] * shape.layers
 
 
 def parameters(shape: ModelShape) -> int:

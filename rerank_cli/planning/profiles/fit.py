@@ -1,11 +1,11 @@
 """How many engines and how large a token budget a device's memory holds: arithmetic over a memory model.
 
-What is given up, and in which order: first the token budget, down to a floor below which there is nothing to gain (one
-longest pair runs whatever the budget is), then engines, one after another. Once an engine has been given up the budget
-stays at the floor, although there may be room for more: only so does more memory never give a smaller budget. The price
-is small, as a batch of one longest pair already fills a card. Engines beyond the wanted ones (performance mode) are
-added only beside the whole budget, for the same reason. So a device with more free memory holds the plan of one with
-less.
+What is given up, in this order: first the token budget, down to a floor below which nothing is gained (one longest pair
+runs whatever the budget is), then engines, one after another. Once an engine has been given up the budget stays at the
+floor, even where there is room for more: otherwise a device with more memory could get a smaller budget. That costs
+little, as a batch of one longest pair already fills a card. For the same reason engines beyond the wanted ones
+(performance mode) are added only beside the whole budget. So a device with more free memory always holds the plan of
+one with less.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _STEP = 256
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is wanted of one device: token budget and engines to start from.
+    """What is wanted of one device: the token budget and the engines to start from.
 
-    floor: the least budget worth having. more_engines: how many there may be where they cost no budget.
+    floor: the least budget worth having. more_engines: the most engines, where more of them cost no budget.
     """
 
     budget: int
@@ -44,7 +44,10 @@ class Fit:
 
 
 def fit_device(wish: Wish, available: int | None, need: Need | None) -> Fit | None:
-    """The most of a wish that a device holds, or None. available: bytes; None (unknown) holds anything."""
+    """The most of a wish that a device holds; None where it holds nothing.
+
+    available: bytes; None (unknown) holds anything.
+    """
 
     def holds(engines: int, budget: int) -> bool:
         return need is None or available is None or need(budget, engines) <= available
@@ -76,9 +79,9 @@ def _largest(holds: Callable[[int], bool], wish: Wish) -> int | None:
 
 
 def fit_group(wish: Wish, available: Sequence[int | None], need: Need | None) -> tuple[Fit, tuple[int, ...]] | None:
-    """One plan for equal devices, and the places of those that hold it: as many engines in all as there can be.
+    """One plan for equal devices with the most engines in all, and the places of the devices that hold it.
 
-    A device that others fill (it has less free) is left out where the rest do better without it.
+    A device with less free memory (others use it) is left out where the rest do better without it.
     """
     fits = [(fit, place) for place, free in enumerate(available) if (fit := fit_device(wish, free, need)) is not None]
     if not fits:

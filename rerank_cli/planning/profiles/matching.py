@@ -1,7 +1,7 @@
 """Which profiles are for a GPU at all, in which order they are tried, and why the others are not.
 
-A profile is rejected for its name or precision (what was asked for), then for the hardware: every reason that applies
-is given, so that a GB10 in an Arm host learns both. Memory is looked at later, in `selection.py`.
+A profile is rejected first for its name or precision (what was asked for), then for the hardware. Every reason that
+applies is given: a GB10 in an Arm host gets two. Memory is looked at later, in `selection.py`.
 
 Policies (source: NVIDIA's Optimization pages of the 1.x and 2.x releases, whose defaults are opposite): `nim-2x`, fp16
 unless fp8 is asked for; `nim-1x`, the lowest precision first. Where a model's file says that automatic selection does
@@ -54,7 +54,7 @@ class Rules:
 
 
 def rules_of(model: ModelProfiles | GenericFacts) -> Rules:
-    """A file's profiles are followed by those that our runtime has beyond the published ones: bf16 and fp32."""
+    """The rules of a model; a file's profiles are followed by the precisions that only our runtime has: bf16, fp32."""
     if isinstance(model, GenericFacts):
         return Rules(
             model=model.model,
@@ -84,9 +84,9 @@ def _generic(precision: str, max_tokens: int) -> Profile:
 
 @dataclass(slots=True)
 class ProfileSearch:
-    """The inputs, and what is said on the way.
+    """The inputs of a choice, and what is said on the way.
 
-    failures: by group of GPUs, what spoke against the profiles that were asked for, for the message if none is left.
+    failures: by group of GPUs, what spoke against the profiles that were asked for; the message if none is left.
     """
 
     request: ProfileRequest
@@ -100,9 +100,9 @@ class ProfileSearch:
 
     @property
     def precision(self) -> str | None:
-        """The precision that is asked for; `--require fp8` asks for it too.
+        """The precision that is asked for, by `--require fp8` too; None for `auto`.
 
-        With `auto:0.99` it is None here: a run asks for what it has found (`job/precision_choice.py`).
+        None for `auto:0.99` as well: the run itself asks for the one it has found (`job/precision_choice.py`).
         """
         if self.request.precision != "auto" and least_overlap(self.request.precision) is None:
             return self.request.precision
@@ -110,7 +110,7 @@ class ProfileSearch:
 
     @property
     def precision_origin(self) -> str:
-        """What asked for it."""
+        """The option or variable that asks for the precision."""
         return self.request.origin("precision" if self.request.precision != "auto" else "require")
 
     def wanted_budget(self, profile: Profile) -> int:
@@ -124,7 +124,7 @@ class ProfileSearch:
         return self.request.performance and (gpu.total_bytes or 0) >= self.rules.performance_min_bytes
 
     def warn(self, text: str) -> None:
-        """Say it once."""
+        """Add a warning, unless it is there already."""
         if text not in self.warnings:
             self.warnings.append(text)
 
@@ -148,7 +148,7 @@ class ProfileSearch:
 
 
 def check_request(choice: ProfileSearch) -> None:
-    """Raise `UsageError` for what is not known, or contradicts itself or the model."""
+    """Raise `UsageError` for values that are not known, or that contradict each other or the model."""
     request = choice.request
     for name, value, known in (
         ("precision", request.precision, ("auto", *PRECISION_BITS)),
@@ -205,22 +205,29 @@ def not_asked_for(choice: ProfileSearch, profile: Profile, precision: str | None
         return "" if profile.name == request.profile else f"{request.origin('profile')} {request.profile}"
     if precision is not None:
         return "" if profile.precision == precision else f"it is {profile.precision}, not {precision}"
-    if _may_choose_unasked(choice, profile):
-        return ""
-    return f"{profile.precision} is chosen only when it is asked for (`--precision {profile.precision}`)"
+    if profile.kind == "generic":
+        unasked = profile.name == choice.rules.profiles[0].name
+    else:
+        unasked = not profile.on_request or (choice.rules.automatic and request.policy == "nim-1x")
+    asked = f"{profile.precision} is chosen only when it is asked for (`--precision {profile.precision}`)"
+    return "" if unasked else asked
 
 
 def not_for(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) -> str:
     """Why a profile is not for these GPUs, memory model aside; empty where it is."""
     if profile.kind == "optimized":
         return "; ".join(_why_not_optimized(choice, profile, group[0]))
-    return _why_not_fallback(profile, group) if profile.kind == "fallback" else _why_not_generic(profile, group[0])
-
-
-def _may_choose_unasked(choice: ProfileSearch, profile: Profile) -> bool:
-    if profile.kind == "generic":
-        return profile.name == choice.rules.profiles[0].name
-    return not profile.on_request or (choice.rules.automatic and choice.request.policy == "nim-1x")
+    if profile.kind == "fallback":  # the published need, of all equal GPUs together
+        known = [gpu.total_bytes for gpu in group if gpu.total_bytes is not None]
+        if profile.min_memory_bytes is None or len(known) < len(group) or sum(known) >= profile.min_memory_bytes:
+            return ""
+        together = " together" if len(group) > 1 else ""
+        return f"it needs {profile.min_memory_bytes / GB:g} GB, {sum(known) / GB:.2f} GB are there{together}"
+    least, capability = _PRECISION_NEEDS.get(profile.precision), group[0].compute_capability
+    if least is None or (capability is not None and capability >= least):
+        return ""
+    needs = f"{profile.precision} needs compute capability {show_capability(least)}"
+    return f"{needs}, this is {show_capability(capability)}"
 
 
 def _why_not_optimized(choice: ProfileSearch, profile: Profile, gpu: GpuFacts) -> list[str]:
@@ -240,20 +247,3 @@ def _why_not_optimized(choice: ProfileSearch, profile: Profile, gpu: GpuFacts) -
     if least is not None and gpu.total_bytes is not None and gpu.total_bytes < least:
         reasons.append(f"it needs {least / GB:g} GB")
     return reasons
-
-
-def _why_not_fallback(profile: Profile, group: Sequence[GpuFacts]) -> str:
-    """The published need, of all equal GPUs together."""
-    known = [gpu.total_bytes for gpu in group if gpu.total_bytes is not None]
-    if profile.min_memory_bytes is None or len(known) < len(group) or sum(known) >= profile.min_memory_bytes:
-        return ""
-    together = " together" if len(group) > 1 else ""
-    return f"it needs {profile.min_memory_bytes / GB:g} GB, {sum(known) / GB:.2f} GB are there{together}"
-
-
-def _why_not_generic(profile: Profile, gpu: GpuFacts) -> str:
-    least, capability = _PRECISION_NEEDS.get(profile.precision), gpu.compute_capability
-    if least is None or (capability is not None and capability >= least):
-        return ""
-    needs = f"{profile.precision} needs compute capability {show_capability(least)}"
-    return f"{needs}, this is {show_capability(capability)}"

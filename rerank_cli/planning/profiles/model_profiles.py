@@ -1,11 +1,11 @@
 """A model's profiles as values: what `profiles/<model>.toml` publishes of it, its GPUs and its memory.
 
-An optimized profile matches by compute capability or by SKU, and all of a file by the same, so that a SKU never decides
-where a capability does. Capabilities match exactly.
+An optimized profile matches by compute capability or by SKU. All optimized profiles of a file match by the same, so
+that a SKU never decides where a capability does. Capabilities match exactly.
 
-Memory is published as GB (1e9 bytes) in the fallback table and as GiB in the footprint tables; names say which. Between
-the rows of a table its `fit` (GiB = weights + a * batch * length + mask * batch * length^2) can be read: a derived
-figure, with its largest miss over the table's own rows, never to be shown as published.
+Memory is published as GB (1e9 bytes) in the fallback table and as GiB in the footprint tables; names say which. The
+`fit` of a table (GiB = weights + a * batch * length + mask * batch * length^2) gives figures between its rows. They are
+derived, stand beside the largest miss of the fit over the table's own rows, and are never shown as published.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Engines:
 
 @dataclass(frozen=True, slots=True)
 class SelectionRule:
-    """automatic: a profile on request may be chosen by a policy; False: only by being asked for."""
+    """automatic: whether a policy may choose a profile `on_request`; if not, only the user can ask for it."""
 
     automatic: bool
     source: Source
@@ -201,11 +201,12 @@ class ModelProfiles:
 
 
 def same_sku(one: str | None, other: str | None) -> bool:
-    """Two spellings of one SKU: NVML's `NVIDIA H100 NVL`, the page's `H100-NVL`, a container's `NVIDIA-H100-NVL`."""
-    return one is not None and other is not None and _plain_sku(one) == _plain_sku(other)
+    """Whether both spell one SKU: NVML's `NVIDIA H100 NVL`, the page's `H100-NVL`, a container's `NVIDIA-H100-NVL`."""
+    return one is not None and other is not None and plain_sku(one) == plain_sku(other)
 
 
-def _plain_sku(sku: str) -> str:
+def plain_sku(sku: str) -> str:
+    """The one spelling by which SKUs are compared: `h100-nvl`."""
     return "-".join(sku.split()).casefold().removeprefix("nvidia-")
 
 

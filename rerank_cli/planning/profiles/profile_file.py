@@ -1,6 +1,6 @@
 """Profile files: what is published about running a model on some GPUs, read from TOML and checked.
 
-One file for each model, `profiles/<model>.toml`. To add a GPU, a precision or a published number is to edit a file; no
+One file for each model, `profiles/<model>.toml`. To add a GPU, a precision or a published number, edit its file; no
 code knows a model by name.
 
     [model]            identity, limit and, where known, the shape, so that planning needs no checkpoint
@@ -11,8 +11,8 @@ code knows a model by name.
     [sources.<key>]    where it was read; every block names one
 
 The values are those of `model_profiles.py`. A profile that no machine and no request could ever reach, because earlier
-ones of its precision match all that it does, is an error, so order never surprises. Checks are plain code: every
-message names file, entry and key. Nothing here imports more than the standard library.
+ones of its precision match all that it does, is an error, so order never surprises. Every message names file, entry and
+key. Nothing here imports more than the standard library.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rerank_cli.planning.profiles.model_profiles import (
     SelectionRule,
     Source,
     VisionTower,
-    _plain_sku,
+    plain_sku,
     show_capability,
 )
 from rerank_cli.planning.profiles.schema import known_names, read_block, show_value
@@ -86,16 +86,18 @@ def find_profiles(
     hidden_size: int | None = None,
     folder: Path | None = None,
 ) -> tuple[ModelProfiles | None, str]:
-    """The profiles of a model, or None, and why.
+    """The profiles of a model, or None; and why.
 
     model: an id, an alias, or a path whose last part is the last part of one. architecture, layers, hidden_size: of its
-    checkpoint, where there is one; they decide: a name whose architecture is another's is not believed, and a
+    checkpoint, where there is one. They come before the name: a name with another architecture is not believed, and a
     checkpoint of the same architecture and shape has the same profiles under any name.
     """
     known = load_all_profiles(folder)
     name = (model or "").rstrip("/").casefold()
     for found in known:
-        if (name and name in _names(found.model)) or name.rpartition("/")[2] in _short_names(found.model):
+        names = {one.casefold() for one in (found.model.id, *found.model.aliases)}
+        short_names = {one.rpartition("/")[2] for one in names}
+        if (name and name in names) or name.rpartition("/")[2] in short_names:
             if architecture in (None, found.model.architecture):
                 return found, f"profiles of {found.model.id}: {found.file}"
             return None, f"no profiles: {model} is a {architecture}, {found.file} is for {found.model.architecture}"
@@ -104,14 +106,6 @@ def find_profiles(
         if shape and (found.model.architecture, shape.layers, shape.hidden_size) == (architecture, layers, hidden_size):
             return found, f"profiles of {found.model.id}: the same architecture and shape ({found.file})"
     return None, f"no profiles for {model or 'this model'} in {folder or profiles_dir()}"
-
-
-def _names(model: ModelFacts) -> set[str]:
-    return {name.casefold() for name in (model.id, *model.aliases)}
-
-
-def _short_names(model: ModelFacts) -> set[str]:
-    return {name.rpartition("/")[2] for name in _names(model)}
 
 
 def parse_profiles(document: Mapping[str, Any], *, file: str) -> ModelProfiles:
@@ -169,7 +163,7 @@ class _Reader:
 
     def engines(self, block: Any) -> Engines:
         values = self.read("engines", block, schema.ENGINES)
-        engines = Engines(performance_min_bytes=_gb_to_bytes(values.pop("performance_min_gb")), **values)
+        engines = Engines(performance_min_bytes=round(values.pop("performance_min_gb") * GB), **values)
         if engines.performance < engines.default:
             raise ProfileError(
                 f"{self.file}: engines: `performance` must not be below `default`: "
@@ -192,7 +186,7 @@ class _Reader:
             raise ProfileError(f"{self.file}: {entry}: a fallback cannot be `on_request`")
         for unit, key in (("min_memory_gb", "min_memory_bytes"), ("disk_gb", "disk_bytes")):
             if unit in values:
-                values[key] = _gb_to_bytes(values.pop(unit))
+                values[key] = round(values.pop(unit) * GB)
         return Profile(compute_capabilities=capabilities, skus=skus, **values)
 
     def memory_group(self, number: int, block: Any) -> list[MemoryTable]:
@@ -260,8 +254,8 @@ def _check_reachable(file: str, profile: Profile, earlier: Sequence[Profile]) ->
     same_precision = [other for other in earlier if other.precision == profile.precision]
     hiding = [other for other in same_precision if profile.on_request or not other.on_request]
     capabilities = {capability for other in hiding for capability in other.compute_capabilities}
-    skus = {_plain_sku(sku) for other in hiding for sku in other.skus}
-    if capabilities.issuperset(profile.compute_capabilities) and skus.issuperset(map(_plain_sku, profile.skus)):
+    skus = {plain_sku(sku) for other in hiding for sku in other.skus}
+    if capabilities.issuperset(profile.compute_capabilities) and skus.issuperset(map(plain_sku, profile.skus)):
         names = ", ".join(f"`{other.name}`" for other in hiding)
         raise ProfileError(f"{file}: profile `{profile.name}`: never chosen, {names} before it match all that it does")
 
@@ -271,7 +265,7 @@ def _check_memory(file: str, tables: Sequence[MemoryTable]) -> None:
     seen = set()
     for table in tables:
         of = table.sku or show_capability(table.compute_capability)
-        heading = (_plain_sku(of), table.precision, table.source.key)
+        heading = (plain_sku(of), table.precision, table.source.key)
         where = f"{file}: memory of {of} {table.precision}"
         if heading in seen:
             raise ProfileError(f"{where}: the heading is there twice")
@@ -294,7 +288,3 @@ def _check_rows(where: str, rows: Sequence[MemoryRow]) -> None:
                     f"{where}: `gib` falls from {gib} at batch size {batch_size}, length {length} to {other_gib} at "
                     f"batch size {other_batch_size}, length {other_length}"
                 )
-
-
-def _gb_to_bytes(gigabytes: float) -> int:
-    return round(gigabytes * GB)

@@ -11,15 +11,15 @@ from rerank_cli.planning.profiles.request import GpuFacts
 
 
 def explain_profile(choice: ProfileSearch, profile: Profile, gpu: GpuFacts, turned_down: Mapping[str, str]) -> str:
-    """Why this profile. turned_down: what was said of those before it."""
+    """Why this profile. turned_down: by name, why those before it were not taken."""
     request = choice.request
     if request.profile != "auto":
         return f"{request.origin('profile')} {request.profile}"
     asked = choice.precision == profile.precision
     if profile.kind == "fallback":
-        optimized = [one.name for one in in_order(choice) if one.kind == "optimized" and one.name in turned_down]
-        same = [name for name in optimized if _precision_of(choice, name) == profile.precision]
-        why = turned_down[(same or optimized)[-1]] if optimized else "the model has none"
+        optimized = [one for one in in_order(choice) if one.kind == "optimized" and one.name in turned_down]
+        same = [one for one in optimized if one.precision == profile.precision]
+        why = turned_down[(same or optimized)[-1].name] if optimized else "the model has none"
         return f"no optimized profile is left: {why}"
     if profile.kind == "generic":
         published = choice.rules.profiles[0].kind != "generic"
@@ -31,10 +31,6 @@ def explain_profile(choice: ProfileSearch, profile: Profile, gpu: GpuFacts, turn
         matched = f"SKU {gpu.sku or gpu.name}"
     decided = choice.precision_origin if asked else f"policy {request.policy}"
     return f"{matched}, {profile.precision} by {decided}"
-
-
-def _precision_of(choice: ProfileSearch, name: str) -> str:
-    return next(profile.precision for profile in choice.rules.profiles if profile.name == name)
 
 
 def explain_limits(choice: ProfileSearch, profile: Profile, fit: Fit) -> list[str]:

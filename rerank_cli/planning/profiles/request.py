@@ -1,4 +1,4 @@
-"""What goes into the choice of a profile and what comes out of it: plain values, no decision.
+"""What goes into the choice of a profile and what comes out of it, as plain values.
 
 GpuFacts          one GPU, or one instance of a MIG GPU
 MachineFacts      the GPUs, the host, and whether torch can use them
@@ -26,8 +26,8 @@ GENERIC_PRECISIONS = ("fp16", "bf16", "fp32")
 class GpuFacts:
     """One GPU, or one MIG instance, as it was detected or described; what could not be read is None.
 
-    sku: product name with hyphens (`NVIDIA-H100-NVL`); other spellings are understood. mig: a MIG instance, its memory
-    its own. reason: what could not be read, or why the GPU is not usable.
+    sku: product name with hyphens (`NVIDIA-H100-NVL`); other spellings are understood. mig: a MIG instance, with memory
+    of its own. reason: what could not be read, or why the GPU is not usable.
     """
 
     index: int
@@ -49,7 +49,7 @@ class GpuFacts:
 
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """What the plan is for. host_arch: as `platform.machine()`.
+    """The machine that the plan is for. host_arch: as `platform.machine()` gives it.
 
     torch_cuda, torch_reason: whether the installed torch can use CUDA; why not, and the remedy. no_gpu_reason: why the
     driver shows no GPU, where it shows none. cpu_precisions: what the CPU runs in hardware, the default first;

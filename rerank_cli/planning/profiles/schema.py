@@ -1,8 +1,8 @@
 """The keys that the blocks of a profile file may have, and what each value must be.
 
 `read_block` checks one block against its `Keys` and returns plain values (lists become tuples, a capability two whole
-numbers); what a value is *about* is the matter of `profile_file.py`. Messages read `<file>: <entry>: <key> must be
-<what>: <the value>`; an unknown key comes with the nearest known one.
+numbers); `profile_file.py` checks what values mean together. Messages read `<file>: <entry>: <key> must be <what>: <the
+value>`; an unknown key comes with the nearest known one.
 """
 
 from __future__ import annotations

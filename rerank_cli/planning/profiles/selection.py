@@ -1,6 +1,6 @@
 """Which profile runs a model on this machine, why, and why not the others.
 
-`select_profile` is a pure function of a request, a model's profiles and a machine. It goes so:
+`select_profile` is a pure function of a request, a model's profiles and a machine. Its steps:
 
 1. A CPU plan where the CPU is asked for, no GPU is usable, or torch cannot use one.
 2. Equal GPUs (SKU, compute capability, memory) are a group; an instance of a MIG GPU is a group of its own.
@@ -118,7 +118,7 @@ def _usable_gpus(choice: ProfileSearch) -> list[GpuFacts]:
 
 
 def _refuse_cpu(choice: ProfileSearch) -> None:
-    """Raise where something is asked for that only a GPU has."""
+    """Raise where the request needs a GPU."""
     request, why = choice.request, choice.reasons[-1].removeprefix("CPU: ")
     if not choice.machine.gpus and choice.machine.no_gpu_reason:
         why += f": {choice.machine.no_gpu_reason}"
@@ -159,7 +159,7 @@ def _groups(gpus: Iterable[GpuFacts]) -> list[tuple[GpuFacts, ...]]:
 class _Walk:
     """A walk over the profiles: the first that is left, and why the others are not.
 
-    ceiling: of the budget in a later walk, the floor of a profile that did not fit.
+    ceiling: the largest token budget of a later walk, which is the floor of a profile that did not fit.
     """
 
     found: _Candidate | None
@@ -184,10 +184,12 @@ def _plan_group(choice: ProfileSearch, group: tuple[GpuFacts, ...]) -> _Candidat
                 f"{on}: {choice.precision_origin} {asked} is not available, "
                 f"{walk.found.plan.precision} is used (profile `{walk.found.plan.profile}`)"
             )
+    nothing_published = choice.rules.profiles[0].kind == "generic"
     choice.rejected += [
         Rejection(profile.name, f"{on}: {turned_down[profile.name]}")
         for profile in choice.rules.profiles
-        if profile.name in turned_down and (profile.kind != "generic" or _of_interest(choice, profile))
+        if profile.name in turned_down
+        and (nothing_published or profile.kind != "generic" or profile.precision == asked)
     ]
     if walk.found is None:
         return None
@@ -197,15 +199,10 @@ def _plan_group(choice: ProfileSearch, group: tuple[GpuFacts, ...]) -> _Candidat
     return replace(walk.found, warnings=(*walk.found.warnings, *warnings))
 
 
-def _of_interest(choice: ProfileSearch, profile: Profile) -> bool:
-    """A generic profile of a model that has published ones is, where its precision is asked for."""
-    return choice.rules.profiles[0].kind == "generic" or choice.precision == profile.precision
-
-
 def _walk(
     choice: ProfileSearch, group: tuple[GpuFacts, ...], precision: str | None, *, ceiling: int | None = None
 ) -> _Walk:
-    """Try the profiles in order. precision: only this one, None as the policy says."""
+    """Try the profiles in order. precision: try only this one; None: as the policy says. ceiling: as in `_Walk`."""
     found: _Candidate | None = None
     turned_down: dict[str, str] = {}
     for profile in in_order(choice):
@@ -225,7 +222,7 @@ def _walk(
 
 
 def _wish_for(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
-    """What is wanted of a device. ceiling: of the budget, the floor of a profile that did not fit."""
+    """What is wanted of a device, or (gpu: None) of the CPU. ceiling: as in `_Walk`."""
     request, rules, longest = choice.request, choice.rules, choice.max_tokens(profile)
     wanted = choice.wanted_budget(profile)
     budget = wanted if ceiling is None else min(wanted, ceiling)
@@ -238,7 +235,7 @@ def _wish_for(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, 
 
 
 def _need_of(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> Need | None:
-    """The memory model at the point of a profile."""
+    """The memory model at the precision and length of a profile."""
     model, longest = choice.need, choice.max_tokens(profile)
     if model is None:
         return None
@@ -298,12 +295,13 @@ def _attention(gpu: GpuFacts, precision: str) -> str:
 
 def _best(choice: ProfileSearch, candidates: Sequence[_Candidate]) -> Decision:
     """The plan of the best group; the others are rejected with what they would have been."""
-    allowed = []
+    allowed, require = [], choice.request.require
     for found in candidates:
-        if _meets_requirement(choice, found.plan):
+        # A precision that is asked for is there: with `--require` no other is tried.
+        if require in (None, found.plan.precision, found.plan.kind):
             allowed.append(found)
         else:
-            missing = f"{show_group(found.plan.gpus)}: --require {choice.request.require}"
+            missing = f"{show_group(found.plan.gpus)}: --require {require}"
             choice.rejected.append(Rejection(found.plan.profile, missing))
     if not allowed:
         raise _unknown_requirement_error(choice)
@@ -325,15 +323,6 @@ def _reject_plan(choice: ProfileSearch, plan: ProfilePlan, best: ProfilePlan) ->
     choice.rejected.append(Rejection(plan.profile, reason))
     if plan.kind == "optimized" and best.kind != "optimized":
         choice.warn(f"{show_group(plan.gpus)} is idle: it has an optimized profile, but fewer engines in all")
-
-
-def _meets_requirement(choice: ProfileSearch, plan: ProfilePlan) -> bool:
-    """What is required. A precision that is asked for is there: with `--require` no other is tried."""
-    if choice.request.require == "fp8":
-        return plan.precision == "fp8"
-    if choice.request.require == "optimized":
-        return plan.kind == "optimized"
-    return True
 
 
 def _rank(choice: ProfileSearch, plan: ProfilePlan) -> tuple[bool, int, bool, int, int, int]:

@@ -12,13 +12,16 @@ def render_support_matrix(models: Iterable[ModelProfiles]) -> str:
     rows = ["| model | profile | GPUs | precision | max tokens | chosen |", "| --- | --- | --- | --- | --- | --- |"]
     for found in models:
         for profile in found.profiles:
+            chosen = "by default" if profile.kind == "optimized" else "where no optimized profile matches"
+            if profile.on_request:
+                chosen = f"with `--precision {profile.precision}`"
             cells = (
                 f"`{found.model.id}`",
                 f"`{profile.name}`",
                 _matching_gpus(profile),
                 profile.precision,
                 f"{profile.max_tokens}",
-                _when_chosen(profile),
+                chosen,
             )
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
@@ -31,9 +34,3 @@ def _matching_gpus(profile: Profile) -> str:
         return ", ".join(f"`{sku}`" for sku in profile.skus)
     room = "" if profile.min_memory_bytes is None else f" with {profile.min_memory_bytes / GB:g} GB"
     return f"any NVIDIA GPU{room}, alone or together with equal ones"
-
-
-def _when_chosen(profile: Profile) -> str:
-    if profile.on_request:
-        return f"with `--precision {profile.precision}`"
-    return "by default" if profile.kind == "optimized" else "where no optimized profile matches"
