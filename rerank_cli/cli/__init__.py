@@ -24,7 +24,7 @@ from rerank_cli.machine.patience import limit_patience
 
 
 class _Program(QuickGroup):
-    """The program, whose commands are loaded when they are asked for."""
+    """The program; each command is loaded when it is asked for."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -32,7 +32,7 @@ class _Program(QuickGroup):
         self.commands = LoadedWhenAsked()  # type: ignore[assignment]  # typer wants to change it, and never does
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Their names."""
+        """The names of the commands."""
         return list(self.commands)
 
 
@@ -45,7 +45,7 @@ app = typer.Typer(
 
 
 class _Terminated(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that nothing half-written stays."""
+    """SIGTERM; unwinds the stack like Ctrl-C, so that nothing half-written stays."""
 
 
 def _show_version(asked: bool) -> None:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[:1] == ["help"]:
         given = [*given[1:], "--help"]
     try:
-        # obj: what was given, for the report; parsing eats the list.
+        # obj: a copy of the arguments, for the report; parsing empties the list it gets.
         with told_what_is_missing():
             result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
         sys.stdout.flush()
@@ -79,15 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_failure(error: BaseException, given: Sequence[str]) -> int:
-    """Say what went wrong, and the exit code for it."""
+    """Say what went wrong; returns the exit code for it."""
     match error:
         case StoppedError():
-            _say_lines(error.message, *_notes(error))
+            _say_lines(error.message, *getattr(error, "__notes__", ()))
             code = error.exit_code
         case RerankError():
             say_error(error)
             _say_commands(error, given)
-            _say_lines(*(f"note: {note}" for note in _notes(error)))
+            _say_lines(*(f"note: {note}" for note in getattr(error, "__notes__", ())))
             code = error.exit_code
         case typer.TyperException():
             from rerank_cli.cli.usage import usage_error
@@ -102,9 +102,9 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
             forget_stdout()
             code = 141
         case OSError():
-            from rerank_cli.journal.room import FULL  # here: a start need not pay for it
+            from rerank_cli.journal.room import FULL  # here: most runs need not load it
 
-            # Whatever else is written names its file.
+            # Only standard output is written without a file name.
             name = error.filename or ("standard output" if error.errno in (*FULL, errno.EFBIG) else None)
             say_error(OutputError(f"{name}: {error.strerror or error}" if name else error.strerror or str(error)))
             code = OutputError.exit_code
@@ -119,7 +119,7 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
 
 
 def _say_commands(error: RerankError, given: Sequence[str]) -> None:
-    """The commands that would work, each whole and on a line of its own."""
+    """Say the commands that would work, each whole and on its own line."""
     if not error.commands:
         return
     from rerank_cli.cli.command_line import with_options
@@ -134,17 +134,13 @@ def _say_lines(*lines: str) -> None:
         say(line)
 
 
-def _notes(error: BaseException) -> list[str]:
-    return list(getattr(error, "__notes__", ()))
-
-
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
 def entry_point() -> None:
     """The console script."""
-    # Registered before anything else can register: what is registered first is called last.
+    # Registered before anything else: what is registered first is called last.
     ending = _Ending()
     atexit.register(ending)
     signal.signal(signal.SIGTERM, _on_sigterm)
@@ -154,20 +150,20 @@ def entry_point() -> None:
 
 
 class _Ending:
-    """The last that is called when the process exits, with threads joined and files closed: ends it there and then.
+    """Ends the process at once when everything else is done: it is called last, with threads joined and files closed.
 
-    Taking torch's modules apart, object by object, would take another 0.4 s (torch 2.13), a fifth of a short run.
+    Otherwise the interpreter would take torch's modules apart, which costs 0.4 s (torch 2.13), a fifth of a short run.
     """
 
-    code: int | None = None  # while `main` has not returned one, the interpreter ends as it always does
+    code: int | None = None  # until `main` returns one, the interpreter ends as usual
 
     def __call__(self) -> None:
-        """End the process if it is known how."""
+        """End the process if its exit code is known."""
         if self.code is None:
             return
         try:
             sys.stdout.flush()
             sys.stderr.flush()
         except (OSError, ValueError):
-            return  # the interpreter flushes again, and its exit code tells of it
+            return  # the interpreter flushes again, and its exit code shows the failure
         os._exit(self.code)

@@ -1,4 +1,4 @@
-"""What `profile-select --gpu all` prints: the cards that are known by name, beside each other."""
+"""`profile-select --gpu all`: compares the cards that are known by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_cards(asked: PlanRequest, known: KnownModel, *, pairs: int | None, tokens: int | None, as_json: bool) -> int:
-    """Print what each card would do; returns 6 if the model fits none."""
+    """Print how the model would run on each card; returns the exit code, 6 if it fits none."""
     from rerank_cli.planning.cards import compare_cards
 
     pairs, tokens = pairs or PAIRS, min(tokens or TOKENS, known.max_tokens)

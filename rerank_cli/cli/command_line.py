@@ -1,4 +1,4 @@
-"""The command line that would do a run again, for its report."""
+"""The command line that would repeat a run, for its report and for hints."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import typer
 
 from rerank_cli.job.options import Command
 
-_HEARD = ("NIM_PRECISION", "NIM_ENGINE_PRECISION", "NIM_ENGINE_COUNT", "CUDA_VISIBLE_DEVICES")
+_READ = ("NIM_PRECISION", "NIM_ENGINE_PRECISION", "NIM_ENGINE_COUNT", "CUDA_VISIBLE_DEVICES")
 
 
 def command_of(context: typer.Context) -> Command | None:
-    """What was given to the shell, variables among it that the program has read; None where it was not told."""
+    """The command as it was typed, with the variables that the program reads; None if the arguments are not known."""
     arguments = context.find_root().obj
     if not isinstance(arguments, list):
         return None
-    variables = {name: value for name, value in os.environ.items() if name.startswith("RERANK_") or name in _HEARD}
+    variables = {name: value for name, value in os.environ.items() if name.startswith("RERANK_") or name in _READ}
     words = [f"{name}={quoted(variables[name])}" for name in sorted(variables)]
     return Command(" ".join([*words, "rerank-cli", *map(quoted, arguments)]), str(Path.cwd()))
 
 
 def with_options(arguments: Sequence[str], options: Sequence[str]) -> str:
-    """The command of these arguments with these options (name, value, ...) in place of what it says of them."""
+    """The command with some options set. options: names and values in turn; they replace those in `arguments`."""
     names, kept = set(options[::2]), []
     words = iter(arguments)
     for word in words:
@@ -39,7 +39,7 @@ def with_options(arguments: Sequence[str], options: Sequence[str]) -> str:
 
 
 def quoted(word: str) -> str:
-    """`word` so that a shell reads it back; control bytes and what is not UTF-8 as bash and zsh write them."""
+    """`word` quoted for a shell; control characters and bytes that are not UTF-8 in the way of bash and zsh."""
     if word.isprintable() or not word:
         return shlex.quote(word)
     return "$'" + "".join(_character(char) for char in word) + "'"

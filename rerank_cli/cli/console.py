@@ -1,14 +1,16 @@
-"""What people see: stdout is data, stderr is talk.
+"""What people see: data goes to stdout, messages go to stderr.
 
-Text from files (ids, names, rows) can hold control bytes that move a terminal's cursor or rename its window. Everything
-that goes to stderr passes `printable`, and rich is only ever given plain text objects, so markup in data prints as it
-stands.
+Text from files (ids, names, rows) can hold control bytes that move a terminal's cursor or rename its window. So
+everything that goes to stderr passes `printable`, and rich gets plain text objects only, so that it prints markup in
+data as it stands.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -18,79 +20,80 @@ from rerank_cli.errors import RerankError, printable
 
 if TYPE_CHECKING:
     from rerank_cli.job.progress import Progress
+    from rerank_cli.records import RowError
 
 _LINE_EVERY_SECONDS = 30.0
-
+SHOWN_ERRORS = 20
 _MOST_CHARACTERS = 5000  # of the beginning and of the end of a line
 
 
 def say(text: str) -> None:
-    """One line to stderr, made printable: a line break in it is one of a file's name or of data."""
-    if len(text) > 2 * _MOST_CHARACTERS:  # an id of a megabyte is in it
+    """Write one line to stderr, made printable; a line break in it came from data and is escaped."""
+    if len(text) > 2 * _MOST_CHARACTERS:  # ids can be a megabyte long
         text = f"{text[:_MOST_CHARACTERS]} ... {text[-_MOST_CHARACTERS:]}"
     sys.stderr.write(wrapped(printable(text), sys.stderr) + "\n")
     sys.stderr.flush()
 
 
 def write(text: str) -> None:
-    """One line to stdout, likewise."""
+    """Write one line to stdout, made printable."""
     sys.stdout.write(wrapped(printable(text), sys.stdout) + "\n")
 
 
 def wrapped(text: str, stream: TextIO, *, under: int | None = None) -> str:
-    """A line that is longer than the terminal, in several that break no word; in a file or a pipe as it is.
+    """`text` in lines that fit the terminal; unchanged in a file or a pipe. Words are not broken.
 
-    under: columns that the further lines are set in; as many as the first, where none are named.
+    under: how far the further lines are indented; None for as far as the first line.
     """
     if not stream.isatty():
         return text
-    import shutil
-    import textwrap
-
     columns = shutil.get_terminal_size().columns
-    if len(text) <= columns or max(map(len, text.split())) >= columns:  # a path is copied in one piece
+    if len(text) <= columns or max(map(len, text.split())) >= columns:  # a long path stays in one piece, to be copied
         return text
-    indent = " " * (len(text) - len(text.lstrip(" ")) if under is None else under)
-    lines = textwrap.wrap(
-        text, max(40, columns - 1), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    return "\n".join(lines)
+    indent = len(text) - len(text.lstrip(" ")) if under is None else under
+    return "\n".join(wrap_words(text, max(40, columns - 1), under=indent))
+
+
+def wrap_words(text: str, columns: int, *, head: str = "", under: int | None = None) -> list[str]:
+    """`head` and `text` in lines of at most `columns`; a longer word has a line of its own. None for an empty text.
+
+    under: how far the further lines are indented; None for as far as `head` reaches.
+    """
+    return textwrap.wrap(
+        text, columns, initial_indent=head, subsequent_indent=" " * (len(head) if under is None else under),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def command_to_paste(text: str, stream: TextIO, *, head: str) -> str:
-    """A command that a shell takes as it stands: where it is longer than the terminal, lines that end in `\\`.
+    """A command to copy into a shell; if it is longer than the terminal, in lines that end in `\\`.
 
-    head: what stands before it, which the further lines are set in by.
+    head: stands before the first line; the further lines are indented as far.
     """
-    import shutil
-    import textwrap
-
     columns = shutil.get_terminal_size().columns if stream.isatty() else 0
     quoted = any(quote in text for quote in "'\"")  # a blank in quotes is part of a word
     if not columns or quoted or len(head + text) <= columns:
         return printable(head + text)
-    lines = textwrap.wrap(
-        printable(text), max(40, columns - len(head) - 2), break_long_words=False, break_on_hyphens=False
-    )
+    lines = wrap_words(printable(text), max(40, columns - len(head) - 2))
     return head + f" \\\n{' ' * len(head)}".join(lines)
 
 
 def say_error(error: RerankError) -> None:
-    """An error and its hint."""
+    """Say an error and its hint."""
     say(f"error: {error.message}")
     if error.hint:
         say(f"hint: {error.hint}")
 
 
 def print_json(document: Any) -> None:
-    """A JSON document on stdout."""
+    """Print a JSON document on stdout."""
     import json
 
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def print_table(columns: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
-    """A table on stdout; the first column to the left, the others to the right."""
+    """Print a table on stdout; the first column is aligned to the left, the others to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -105,14 +108,27 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
 
 
 def forget_stdout() -> None:
-    """Let the interpreter's last flush of stdout go nowhere: its reader is gone, and that is not worth a message."""
+    """Send the interpreter's last flush of stdout nowhere: its reader is gone, which needs no message."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class ErrorTeller:
+    """Says bad rows on stderr, one by one up to a limit."""
+
+    def __init__(self) -> None:
+        self._told = 0
+
+    def __call__(self, error: RowError) -> None:
+        """Say a bad row, if the limit is not reached."""
+        if self._told < SHOWN_ERRORS:
+            say(f"{error.file}:{error.row}: {error.message} ({error.code})")
+        self._told += 1
 
 
 class ProgressDisplay:
     """Shows the progress of a run: a bar on a terminal, a plain line every 30 s elsewhere, nothing when quiet.
 
-    Both are drawn by a thread of their own: the clock goes on while a batch is computed.
+    Its own thread draws it, so that the clock goes on while a batch is computed.
     """
 
     def __init__(self, progress: Progress, *, quiet: bool) -> None:
@@ -157,7 +173,7 @@ def progress_line(progress: Progress) -> str:
 
 
 def _bar_of(progress: Progress) -> Any:
-    """A bar that asks `progress` each time it is drawn."""
+    """A bar that reads `progress` each time it is drawn."""
     from datetime import timedelta
 
     from rich.console import Console
@@ -168,7 +184,7 @@ def _bar_of(progress: Progress) -> Any:
     from rerank_cli.job.progress import about, whole_percent
 
     class Words(ProgressColumn):
-        """Some words on how far the run is."""
+        """A text beside the bar."""
 
         def __init__(self, words: Callable[[], str]) -> None:
             super().__init__()

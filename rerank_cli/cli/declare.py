@@ -1,14 +1,14 @@
-"""How an option is declared: once, as a row of a table, for every command that has it.
+"""Declares each option once, as a row of a table, for every command that has it.
 
     option("--top-n", int, group=SELECTION, into="selection.top_n", metavar="N", min=1, help="Keep the N best.")
 
 A row says what the option is called, what its values are, what it means, and which field of `JobOptions` it sets
 (`into`). Its default is that of the field: no command and no row repeats it, and the help shows it. A command names its
-table, `@takes(OPTIONS)`, and has its values by name. The environment variable follows from the name.
+table, `@takes(OPTIONS)`, and gets the values by name. The environment variable follows from the option's name.
 
 Values are checked here, not in the bodies of commands: by `Literal` types, and by `parse` functions, which raise
-`ValueError` with what is wrong and, second, what helps. So every wrong value ends alike, before a command begins, and
-the shells complete what can be completed.
+`ValueError` with the error and, as a second argument, a hint. So every wrong value ends in the same way, before a
+command begins, and shells can complete values.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ GROUPS = (
     "output", "model", "rows and fields", "selection", "long passages", "evaluation", "bad rows", "run", "scale",
     "choice", "machine", "point", "room", "beside the estimate", "messages",
 )  # fmt: skip
-"""Titles in the help, in the order of every command."""
+"""Titles in the help, in the order in which every command shows them."""
 
 OUTPUT, MODEL, ROWS, SELECTION, LONG, EVALUATION, BAD, RUN, SCALE, CHOICE, MACHINE, POINT, ROOM, BESIDE, SAY = GROUPS
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A row. typed: what Typer is told."""
+    """A row of a table of options. typed: its annotation for Typer."""
 
     name: str
-    """Of the parameter: `top_n`."""
+    """The parameter's name: `top_n`."""
     flag: str
     typed: Any
     default: Any
     group: str
     into: str | None
-    """Path of the field that it sets: `selection.top_n`."""
+    """The path of the field that it sets: `selection.top_n`."""
     basic: bool
-    """It stands in `--help`; the others stand in `--help-all` alone."""
+    """Whether `--help` shows it; the others are in `--help-all` only."""
     aliases: tuple[str, ...]
-    """Names that are understood, and shown nowhere."""
+    """Other names, which are accepted but shown nowhere."""
     hidden: bool = False
-    """It is understood, and shown nowhere."""
+    """Whether it is accepted but shown nowhere."""
     names_file: bool = False
-    """Its value is the name of a file or a folder."""
+    """Whether its value is the name of a file or a folder."""
 
     @property
     def variable(self) -> str:
@@ -87,19 +87,19 @@ def option(
 
     Args:
         flag: Its name on the command line.
-        kind: Type of its values.
+        kind: The type of its values.
         group: One of `GROUPS`.
-        help: One sentence for people; the default is added.
-        name: Of the parameter, where that of the flag is taken.
+        help: What it does; the default is added.
+        name: The parameter's name, if it is not that of the flag.
         short: Its name of one letter.
         aliases: Other names, which the help does not show.
-        into: Path of the field of `JobOptions` that it sets, which has its default.
-        default: That of an option that sets no field.
-        basic: Whether it stands in `--help`.
-        hidden: Whether neither help, reference nor shells show it.
-        parse: Makes the value of the text; raises `ValueError`.
-        complete: What a shell offers, where the type does not say it.
-        settings: Others of `typer.Option`: metavar, min, max.
+        into: The path of the field of `JobOptions` that it sets; the default is the field's.
+        default: The default of an option that sets no field.
+        basic: Whether `--help` shows it.
+        hidden: Whether help, reference and shells leave it out.
+        parse: Makes the value from the text; raises `ValueError`.
+        complete: The values that a shell offers, if the type does not tell them.
+        settings: Further settings of `typer.Option`: metavar, min, max.
     """
     if into and default is None:
         default = default_of(into)
@@ -123,7 +123,7 @@ def option(
 
 
 def argument(name: str, kind: Any, *, help: str, metavar: str, default: Any = inspect.Parameter.empty) -> Option:
-    """An argument: what stands on the command line without a name."""
+    """A row for an argument, which stands on the command line without a name."""
     info = typer.Argument(metavar=metavar, help=help, show_default=False)
     return Option(name, "", Annotated[kind, info], default, "", None, True, ())
 
@@ -138,41 +138,8 @@ def default_of(path: str) -> Any:
 
 
 def _part_of_options(name: str) -> Any:
-    """The dataclass of a field of `JobOptions`; by its annotation, since `get_type_hints` would cost every start."""
+    """The dataclass of a field of `JobOptions`, by its annotation: `get_type_hints` would slow down every start."""
     return MemoryRequest if name == "memory" else getattr(job, JobOptions.__annotations__[name])
-
-
-def takes(
-    options: Sequence[Option], *, examples: str = "", exit_codes: Iterable[int] = ()
-) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Make a command of a function that is given its context and the values by name.
-
-    Args:
-        options: What it takes, arguments first.
-        examples: Lines that stand first in its help.
-        exit_codes: How it can end.
-    """
-    ordered = sorted(options, key=lambda one: GROUPS.index(one.group) if one.group else -1)
-
-    def make(function: Callable[..., int]) -> Callable[..., int]:
-        def command(context: typer.Context, **given: Any) -> int:
-            given.pop("help_all", None)
-            _refuse_urls(ordered, given)
-            return function(context, **given)
-
-        parameters = [inspect.Parameter("context", _KEYWORD, annotation=typer.Context)]
-        parameters += [
-            inspect.Parameter(one.name, _KEYWORD, annotation=one.typed, default=one.default) for one in ordered
-        ]
-        parameters.append(inspect.Parameter("help_all", _KEYWORD, annotation=_HELP_ALL, default=False))
-        command.__name__, command.__doc__ = function.__name__, function.__doc__
-        # Typer reads the signature, and the help reads the rest: attributes that mypy does not know of a function.
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.declared = {one.name: one for one in ordered}  # type: ignore[attr-defined]
-        command.examples, command.exit_codes = examples, tuple(exit_codes)  # type: ignore[attr-defined]
-        return command
-
-    return make
 
 
 _OPENS_URLS = {
@@ -182,39 +149,67 @@ _OPENS_URLS = {
 """Options that take a file and may be given a URL."""
 
 
-def _refuse_urls(options: Iterable[Option], given: dict[str, Any]) -> None:
-    """`UsageError` for a URL where only a local file can be opened."""
-    for one in options:
-        if one.names_file and one.flag not in _OPENS_URLS:
-            refuse_url(one.flag, given.get(one.name))
+def takes(
+    options: Sequence[Option], *, examples: str = "", exit_codes: Iterable[int] = ()
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make a command of a function that takes its context and the values by name.
+
+    Args:
+        options: Its arguments and options, arguments first.
+        examples: Lines for the beginning of its help.
+        exit_codes: The exit codes that it can have.
+    """
+    ordered = sorted(options, key=lambda one: GROUPS.index(one.group) if one.group else -1)
+
+    def make(function: Callable[..., int]) -> Callable[..., int]:
+        def command(context: typer.Context, **given: Any) -> int:
+            given.pop("help_all", None)
+            for one in ordered:
+                if one.names_file and one.flag not in _OPENS_URLS:
+                    refuse_url(one.flag, given.get(one.name))
+            return function(context, **given)
+
+        parameters = [inspect.Parameter("context", _KEYWORD, annotation=typer.Context)]
+        parameters += [
+            inspect.Parameter(one.name, _KEYWORD, annotation=one.typed, default=one.default) for one in ordered
+        ]
+        parameters.append(inspect.Parameter("help_all", _KEYWORD, annotation=_HELP_ALL, default=False))
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        # Typer reads the signature and the help reads the rest; mypy does not know these attributes of a function.
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.declared = {one.name: one for one in ordered}  # type: ignore[attr-defined]
+        command.examples, command.exit_codes = examples, tuple(exit_codes)  # type: ignore[attr-defined]
+        return command
+
+    return make
 
 
 def declared_options(context: typer.Context) -> dict[str, Option]:
-    """The rows of the command that runs, by the name of their parameter."""
+    """The rows of the command that runs, by parameter name."""
     found: dict[str, Option] = getattr(context.command.callback, "declared", {})
     return found
 
 
 def values_into(context: typer.Context, part: str = "") -> dict[str, Any]:
-    """What the command line sets, by the name of the field.
+    """The values of the command line, by the name of the field that they set.
 
     Args:
         context: Of the command that runs.
-        part: The field of `JobOptions` whose fields are meant; its own where none is named.
+        part: The field of `JobOptions` whose own fields are wanted; empty for the fields of `JobOptions`.
     """
     paths = {one.into: context.params[one.name] for one in declared_options(context).values() if one.into}
     return {last: value for path, value in paths.items() for above, _, last in [path.rpartition(".")] if above == part}
 
 
 def fields_of(context: typer.Context) -> dict[str, Any]:
-    """The fields of `JobOptions` that the command line sets, dataclasses in it included; all but the request."""
+    """The fields of `JobOptions` that the command line sets, with the dataclasses in it, but without the request."""
     paths = [one.into for one in declared_options(context).values() if one.into]
     parts = {path.rpartition(".")[0] for path in paths} - {"", "request", "memory"}
     return values_into(context) | {part: _part_of_options(part)(**values_into(context, part)) for part in parts}
 
 
 def decided_by(context: typer.Context, name: str) -> str | None:
-    """What set a parameter: its flag or its variable; None for a default."""
+    """The flag or the variable that set a parameter; None for a default."""
     source = context.get_parameter_source(name)
     one = declared_options(context)[name]
     if source is None or source.name not in ("COMMANDLINE", "ENVIRONMENT"):
@@ -243,7 +238,7 @@ _HELP_ALL = Annotated[
 
 
 def _as_typed(value: Any, metavar: str | None) -> str:
-    """A default as a user would type it; seconds and bytes have their unit."""
+    """A default as a user would type it, with the unit of seconds and bytes."""
     if metavar == "SIZE":
         return f"{value / 10**9:g}GB"
     if isinstance(value, float):
@@ -252,7 +247,7 @@ def _as_typed(value: Any, metavar: str | None) -> str:
 
 
 def _parse_texts_only(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """`parse` for texts; a default is parsed already."""
+    """`parse` for texts; other values, such as a default, are parsed already."""
 
     def parsed(value: Any) -> Any:
         return parse(value) if isinstance(value, str) else value

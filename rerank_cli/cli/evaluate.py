@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from rerank_cli.cli.console import print_json, say
+from rerank_cli.cli.console import ErrorTeller, print_json, say
 from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, argument, option, takes
 from rerank_cli.cli.options import JUDGED, ONE_MODEL, SCORING
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import EXIT_CODES, UsageError
 from rerank_cli.job.options import PAGE_SUFFIXES
 from rerank_cli.machine.this_process import prepare_process
-from rerank_cli.records import RowError
 
 if TYPE_CHECKING:
     from rerank_cli.evaluation.answer import Answer
 
 Calibrator = Literal["auto", "isotonic", "platt"]
 
-_SHOWN_ERRORS = 20
 _SHARED = ("--in-format", "--id-field", "--quiet", "--overwrite")
 
 OPTIONS = [
@@ -107,17 +105,7 @@ def evaluate(
     from rerank_cli.formats.shapes import FieldNames
 
     refuse_metrics_without_qrels(context)
-    if given["qrels"] is None:
-        _refuse_without_qrels(given)
-    _refuse_outputs(inputs, given)
-    told = 0
-
-    def tell(error: RowError) -> None:
-        nonlocal told
-        told += 1
-        if told <= _SHOWN_ERRORS:
-            say(f"{error.file}:{error.row}: {error.message} ({error.code})")
-
+    _refuse_options(inputs, given)
     names = FieldNames(passages=given["passages_field"], id=given["id_field"], group_by=given["group_by"])
     found = evaluate_systems(
         EvaluationRequest(
@@ -128,7 +116,7 @@ def evaluate(
             calibrator=None if given["calibrator"] == "auto" else given["calibrator"],
             run_report=given["run_report"],
         ),
-        tell,
+        ErrorTeller(),
     )  # fmt: skip
     document = found.document
     if not quiet:
@@ -149,19 +137,16 @@ def evaluate(
 _NEED_QRELS = ("per_query", "calibrate_to", "keep_precision")
 
 
-def _refuse_without_qrels(given: dict[str, Any]) -> None:
-    for name in _NEED_QRELS:
-        if given[name] is not None:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag}: nothing is known without judgements", hint="name them with `--qrels`")
-
-
-def _refuse_outputs(inputs: list[str], given: dict[str, Any]) -> None:
-    """What cannot be written, before anything is read."""
+def _refuse_options(inputs: list[str], given: dict[str, Any]) -> None:
+    """Refuse options that miss another one and files that cannot be written, before anything is read."""
     from rerank_cli.evaluation.evaluate import refuse_outputs
     from rerank_cli.evaluation.per_query import refuse_per_query_name
     from rerank_cli.formats.inputs import resolve_inputs
 
+    for name in _NEED_QRELS:
+        if given["qrels"] is None and given[name] is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag}: nothing is known without judgements", hint="name them with `--qrels`")
     output = given["output"]
     if output is not None and Path(output).suffix.lower() not in (".json", *PAGE_SUFFIXES):
         raise UsageError(f"--output {output}: the suffix tells no format", hint="end the name in .json or .html")
@@ -178,7 +163,7 @@ def _refuse_outputs(inputs: list[str], given: dict[str, Any]) -> None:
 
 
 def _write(found: Answer, given: dict[str, Any]) -> None:
-    """The files that were asked for."""
+    """Write the files that were asked for."""
     from rerank_cli.evaluation.answer import SystemValue
     from rerank_cli.evaluation.per_query import per_query_bytes
     from rerank_cli.formats.jsonl import json_document

@@ -1,4 +1,4 @@
-"""What people see of an evaluation, and `rerank-file --evaluate-only`."""
+"""Prints the measures of a run, and runs `rerank-file --evaluate-only`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rerank_cli.cli.console import print_json, print_table, say
+from rerank_cli.cli.console import ErrorTeller, print_json, print_table, say
 from rerank_cli.cli.declare import decided_by, declared_options
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import InputError, UsageError
@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 
     from rerank_cli.evaluation.evaluate import EvaluateOptions
     from rerank_cli.evaluation.measures import Comparison, Evaluation
-    from rerank_cli.records import RowError
 
-_SHOWN_ERRORS = 20
 _USED = {
     "inputs", "output", "shape", "in_format", "passages_field", "id_field", "group_by", "max_line_bytes", "overwrite",
     "limit", "skip", "qrels", "metric", "per_query", "evaluate_only", "quiet", "verbose", "output_mode",
 }  # fmt: skip
-"""Parameters of `rerank-file` that `--evaluate-only` hears."""
+"""The parameters of `rerank-file` that have an effect with `--evaluate-only`."""
 
 
 def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool, quiet: bool) -> None:
-    """The measures as a table or a document; as lines of stderr where stdout has the rows."""
+    """Print the measures as a table or a document; as lines on stderr if stdout has the rows."""
     from rerank_cli.evaluation.evaluate import SCHEMA
 
     if evaluation.problem:
@@ -60,7 +58,7 @@ def _warn(evaluation: Evaluation) -> None:
 
 
 def print_evaluation_table(evaluation: Evaluation) -> None:
-    """A row for each measure."""
+    """Print a table with a row for each measure."""
     unjudged = f", {evaluation.unjudged:,} without judgements left out" if evaluation.unjudged else ""
     columns = ["metric", "given", "reranked", "change", "better", "worse", "same", "p"]
     print_table(columns, [_cells(row) for row in evaluation.metrics], title=f"{evaluation.queries:,} queries{unjudged}")
@@ -70,24 +68,21 @@ def _cells(row: Comparison) -> list[str]:
     given = "" if row.given is None else f"{row.given:.4f}"
     change = "" if row.difference is None else f"{row.difference:+.4f}"
     counts = ["" if number is None else f"{number:,}" for number in (row.wins, row.losses, row.ties)]
-    return [row.metric, given, f"{row.reranked:.4f}", change, *counts, _p_value(row)]
-
-
-def _p_value(row: Comparison) -> str:
-    if row.significance is None:
-        return ""
-    value = row.significance.p_value
-    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
+    chance = ""
+    if row.significance is not None:
+        value = row.significance.p_value
+        chance = "<0.0001" if value < 0.0001 else f"{value:.4f}"
+    return [row.metric, given, f"{row.reranked:.4f}", change, *counts, chance]
 
 
 def refuse_metrics_without_qrels(context: typer.Context) -> None:
-    """`UsageError` for measures on the command line that would be measured against nothing."""
+    """`UsageError` for measures on the command line without judgements."""
     if context.params["qrels"] is None and decided_by(context, "metric") == "--metric":
         raise UsageError("--metric: nothing is measured without judgements", hint="name them with `--qrels`")
 
 
 def refuse_what_needs_a_model(context: typer.Context) -> None:
-    """`UsageError` for options on the command line that `--evaluate-only` would not hear."""
+    """`UsageError` for options on the command line that `--evaluate-only` would ignore."""
     for name, one in declared_options(context).items():
         if name not in _USED and decided_by(context, name) == one.flag:
             raise UsageError(
@@ -99,15 +94,7 @@ def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -
     """Evaluate a reranked file; returns the exit code."""
     from rerank_cli.evaluation.evaluate import evaluate_file
 
-    told = 0
-
-    def tell(error: RowError) -> None:
-        nonlocal told
-        told += 1
-        if told <= _SHOWN_ERRORS:
-            say(f"{error.file}:{error.row}: {error.message} ({error.code})")
-
-    found = evaluate_file(options, tell)
+    found = evaluate_file(options, ErrorTeller())
     evaluation = found.evaluation
     if not quiet:
         for note in found.notes:

@@ -1,12 +1,12 @@
-"""Help as plain text: `--help` on one screen with what most people need, `--help-all` with everything in groups.
+"""Help as plain text: `--help` shows what most people need on one screen, `--help-all` shows everything in groups.
 
     a sentence · examples with a sentence each · arguments · options · exit codes
 
-The short screen has the first sentence of an option's help, and its default where both are one line of 80 columns: so
-a help begins with what most people need of it.
+The short screen has the first sentence of an option's help, and its default if both fit a line of 80 columns. So the
+help of an option begins with what most people need.
 
-Typer's own help draws boxes, which break in narrow terminals and in pipes. Its wrapping cuts words, and options at
-their hyphens; the wrapping here cuts neither.
+Typer's own help draws boxes, which break in narrow terminals and in pipes. Its wrapping cuts words, and cuts options at
+their hyphens; here neither is cut.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from rerank_cli.cli.console import say
+from rerank_cli.cli.console import say, wrap_words
 from rerank_cli.errors import EXIT_CODES, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ VARIABLES = (
 _MOST_COLUMNS, _LEAST_COLUMNS = 100, 40
 _COMPLETED = 60  # columns of an option's help in a shell's list; fish takes a second line for another option
 _SCREEN = 80
-_TERM = 26  # columns of the left side; a longer term has a line to itself
+_TERM = 26  # columns of the left side; a longer term has its own line
 
 Record = tuple[str, str]
 
@@ -51,12 +51,12 @@ class CommandWithHelp(TyperCommand):
 
     @property
     def declared(self) -> dict[str, Option]:
-        """Its rows."""
+        """The rows of its options, by parameter name."""
         found: dict[str, Option] = getattr(self.callback, "declared", {})
         return found
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What a shell offers: no other names of an option, and of its help what fits a line."""
+        """What a shell offers: no aliases of options, and help that fits a line."""
         hidden = {alias for one in self.declared.values() for alias in one.aliases}
         found = [item for item in super().shell_complete(ctx, incomplete) if item.value not in hidden]
         for item in found:
@@ -65,15 +65,12 @@ class CommandWithHelp(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The program: its sentence and its subcommands.
-
-    about: what each does, by its name.
-    """
+    """The program with its subcommands. about: what each of them does, by name."""
 
     about: Mapping[str, str]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse `args`; without any, show the help and end as for a wrong usage."""
+        """Parse `args`; without any, show the help and end with the exit code of wrong usage."""
         if not args and not ctx.resilient_parsing:
             for line in ctx.get_help().splitlines():
                 say(line)
@@ -93,8 +90,8 @@ class Group(TyperGroup):
 
 
 def option_groups(command: CommandWithHelp, ctx: typer.Context) -> dict[str, list[Record]]:
-    """All options with their help, by the title of their group; those of every command come last."""
-    from rerank_cli.cli.declare import GROUPS  # loaded with the command; the program's own help does without
+    """All options with their help, by the title of their group; `--help` and its like come last."""
+    from rerank_cli.cli.declare import GROUPS  # loaded with the command; the program's own help does not need it
 
     groups: dict[str, list[Record]] = {}
     for parameter in command.get_params(ctx):
@@ -147,7 +144,7 @@ def _record(parameter: Any, one: Option | None) -> Record:
 
 
 def _in_a_line(text: str) -> str:
-    """The first sentence, and the default where it has room beside it."""
+    """The first sentence, and the default if there is room for it."""
     first = text.partition(". ")[0].removesuffix(".")
     found = re.search(r"\. (Default: [^.]*(?:\.\w[^.]*)*)\.$", text)
     both = f"{first}. {found[1]}" if found else first
@@ -173,7 +170,4 @@ def _paragraph(text: str) -> list[str]:
 
 def _wrap(head: str, text: str) -> list[str]:
     columns = max(_LEAST_COLUMNS, min(_MOST_COLUMNS, shutil.get_terminal_size().columns)) - 1
-    return textwrap.wrap(
-        text, columns, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
+    return wrap_words(text, columns, head=head)

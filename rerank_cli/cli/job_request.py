@@ -1,4 +1,4 @@
-"""Parsed parameters into `JobOptions`: what `score` and `rerank-file` do before anything else."""
+"""Turns parsed parameters into `JobOptions`, for `score` and `rerank-file`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rerank_cli.job.options import ErrorLimit, JobOptions
 
 
 def read_job_options(context: typer.Context, **more: Any) -> JobOptions:
-    """What the options of a command ask of a run.
+    """The `JobOptions` that a command's options set.
 
     Args:
         context: Of the command that runs.
-        more: Fields that are no option's.
+        more: Fields that no option sets.
     """
     given, asked = context.params, read_plan_request(context)
     fields = fields_of(context) | {

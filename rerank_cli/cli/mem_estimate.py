@@ -31,7 +31,7 @@ Published = Literal["nim"]
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """`1,8,16` as numbers."""
+    """The numbers in `1,8,16`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9][0-9]{0,6}", part, re.ASCII) for part in parts):
         raise ValueError("not whole numbers above 0 with commas between them", "for example 1,8,16")
@@ -39,7 +39,7 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 
 
 def parse_bytes(text: str) -> int:
-    """`24GiB` in bytes."""
+    """The bytes of `24GiB`."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)", text.strip(), re.ASCII)
     size = round(float(match[1]) * UNITS[match[2]]) if match else 0
     if size < 1:
@@ -48,7 +48,7 @@ def parse_bytes(text: str) -> int:
 
 
 def device_kind(text: str) -> str:
-    """The kind of device of `cuda:0`."""
+    """`cuda` of `cuda:0`."""
     kind = text.partition(":")[0]
     if kind not in ("auto", "cuda", "cpu"):
         raise ValueError("not known", "known are auto, cuda, cpu")
@@ -152,7 +152,7 @@ def mem_estimate(
         found = find_asked_model(model, **{name: given[name] for name in OF_MODEL})
         known = found.known
         first = _find_first(request.first, known, online=given["online"])
-        with told_what_is_missing():  # where lengths are counted or a forward is run
+        with told_what_is_missing():  # needed where lengths are counted or a forward pass is run
             answer = answer_memory(request, known, MeasuringTools(), first)
         _refuse_unfit_first(answer)
         answer = replace(answer, notes=(*answer.notes, *found.notes, *_decisions(asked), *asked.notes))
@@ -202,10 +202,10 @@ def _refuse_unfit_first(answer: MemoryAnswer) -> None:
 
 
 class MemEstimateCommand(ReportCommand):
-    """The command, of which a document without rows tells an error."""
+    """The command; the document of an error has no rows."""
 
     def error_document(self, error: RerankError) -> dict[str, Any]:
-        """See `ReportCommand`."""
+        """The document of an error."""
         from rerank_cli.planning.memory_answer import SCHEMA
 
         return {"schema": SCHEMA, "error": error_to_json(error)}
@@ -215,7 +215,7 @@ class MemEstimateCommand(ReportCommand):
 
 
 def _decisions(asked: Asked) -> list[str]:
-    """The variables that decided something, which nobody sees on the command line."""
+    """Notes on the variables that decided something, because they do not show on the command line."""
     names = {"precision": "precision", "engine_count": "engines"}
     return [
         f"{names[field]} {asked.values[field]}: {origin}"
@@ -306,17 +306,14 @@ def _cells(row: MemoryRow, answer: MemoryAnswer) -> dict[str, str]:
 
 
 def _print_published(answer: MemoryAnswer) -> None:
-    """Every published table, where no GPU is named whose values could stand beside the rows."""
-    rows = [
-        [table["sku"] or table["compute_capability"], table["precision"], *_point(row), f"{row['gib']:.2f}"]
-        for table in answer.published
-        for row in table["rows"]
-    ]
+    """Print all published tables; no GPU was named whose values could stand beside the rows."""
+    rows = []
+    for table in answer.published:
+        for row in table["rows"]:
+            point = [str(row[key] or "-") for key in ("max_batch_size", "max_sequence_length")]
+            name = table["sku"] or table["compute_capability"]
+            rows.append([name, table["precision"], *point, f"{row['gib']:.2f}"])
     print_table(["published for", "precision", "pairs", "tokens", "GiB"], rows)
-
-
-def _point(row: dict[str, Any]) -> list[str]:
-    return [str(row[key] or "-") for key in ("max_batch_size", "max_sequence_length")]
 
 
 def _row_text(row: MemoryRow) -> str:

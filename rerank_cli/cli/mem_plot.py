@@ -1,6 +1,6 @@
-"""A picture of `mem-estimate`: memory against batch size, a line for each length, the card's limit drawn in.
+"""Draws the answer of `mem-estimate`: memory against batch size, a line for each length, and the card's limit.
 
-As PNG, or as a page with the picture as SVG in it, which zooms and needs nothing from anywhere.
+As PNG, or as a self-contained page with the picture as SVG.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GIB = 2**30
 
 
 def draw(answer: MemoryAnswer, path: str, models: Sequence[str]) -> None:
-    """Write the picture; `UsageError` where it cannot be drawn here, or would replace a file of one of the models."""
+    """Write the picture to `path`; `UsageError` if it cannot be drawn, or would replace a file of one of `models`."""
     kind = Path(path).suffix.lower()
     if kind not in (".png", ".html"):
         raise UsageError(f"--plot {path}: only .png and .html can be drawn")
@@ -30,7 +30,7 @@ def draw(answer: MemoryAnswer, path: str, models: Sequence[str]) -> None:
         if row.total is not None:
             lines.setdefault(row.max_tokens, []).append((row.batch_size, row.total / _GIB))
     try:
-        # Without pyplot: no window system is looked for, and no state is left behind.
+        # Without pyplot, which would look for a window system and keep global state.
         figures = import_module("matplotlib.figure")
     except ImportError as error:
         raise UsageError(
@@ -63,7 +63,7 @@ def draw(answer: MemoryAnswer, path: str, models: Sequence[str]) -> None:
 
 def _page(name: str, svg: str) -> str:
     title = escape(f"mem-estimate: {name}")
-    picture = svg[svg.index("<svg") :]  # without the declarations of a file of its own
+    picture = svg[svg.index("<svg") :]  # without the declarations of an SVG file
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>svg {{ max-width: 100%; height: auto }}</style>\n'

@@ -1,11 +1,10 @@
-"""The options that commands share, a row each; those of one command stand in its own module.
+"""The options that several commands share, a row each; options of one command stand in its module.
 
-A new option is a row here, a field in `job/options.py` (or in a dataclass of its), and the line that uses the field.
+A new option is a row here, a field in `job/options.py` (or in a dataclass there), and the line that uses the field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 from rerank_cli.cli.declare import (
@@ -19,7 +18,6 @@ from rerank_cli.cli.declare import (
     SAY,
     SCALE,
     SELECTION,
-    Option,
     option,
 )
 from rerank_cli.cli.parsers import (
@@ -287,8 +285,3 @@ JUDGED = [
         help="Also write both values of each query and measure: .tsv or .jsonl.",
     ),
 ]  # fmt: skip
-
-
-def options_without(options: Iterable[Option], *flags: str) -> list[Option]:
-    """The rows but those of `flags`, which a command has otherwise or not at all."""
-    return [one for one in options if one.flag not in flags]

@@ -1,7 +1,7 @@
-"""What the texts of options mean: each function makes the value of one, and says of a wrong one what helps.
+"""Turns the texts of options into values.
 
-A function that parses raises `ValueError` with what is wrong and, second, what helps (`declare.py`); a file that cannot
-be read is an `InputError`. The functions without an argument name what a shell offers.
+A function that parses raises `ValueError` with the error and, as a second argument, a hint (`declare.py`); a file that
+cannot be read is an `InputError`. The functions without an argument list the values that a shell offers.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MOST = 10**15
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
-_MOST_SECONDS = 10**9  # a timer of the system takes no 2^63
+_MOST_SECONDS = 10**9  # the system's timers do not take any number
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `500ms`, `1.5m` or `6h`."""
+    """The seconds in `90`, `90s`, `500ms`, `1.5m` or `6h`."""
     found = _DURATION.fullmatch(text)
     if found is None:
         raise ValueError("not a time", "for example 90, 5s, 500ms, 10m or 6h")
@@ -44,7 +44,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `500MB`, `10GB` or `8GiB`."""
+    """The bytes in `500MB`, `10GB` or `8GiB`."""
     found = _SIZE.fullmatch(text.strip().lower())
     if found is None:
         raise ValueError("not a size", "for example 500MB, 10GB or 8GiB")
@@ -56,7 +56,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_count(text: str) -> int:
-    """The number of `10000000`, `10,000,000`, `10M`, `1.5k` or `1e7`."""
+    """The number in `10000000`, `10,000,000`, `10M`, `1.5k` or `1e7`."""
     found = _COUNT.fullmatch(text.strip().lower().replace(",", "").replace("_", ""))
     number = float(found[1]) * _TIMES[found[2]] if found else 0.0
     if not 1 <= number <= _MOST or number != int(number):
@@ -65,7 +65,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) of `i/n`."""
+    """(i, n) from `i/n`."""
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError("not a part", "parts count from 1: 1/4 is the first of four, 4/4 the last")
@@ -89,7 +89,7 @@ def parse_share(text: str) -> float:
 
 
 def families() -> list[str]:
-    """What `--as` takes."""
+    """The values of `--as`."""
     from rerank_cli.checkpoint.recipes import RECIPES
 
     return list(RECIPES)
@@ -101,7 +101,7 @@ def read_template(name: str) -> str:
         return name
     refuse_url("--template", name)
     try:
-        with Path(name).open("rb") as stream:  # no more of it: /dev/zero has no end
+        with Path(name).open("rb") as stream:  # bounded: /dev/zero has no end
             data = stream.read(_TEMPLATE_BYTES + 1)
         if len(data) > _TEMPLATE_BYTES:
             raise InputError(f"--template {name}: more than {_TEMPLATE_BYTES:,} bytes, which no prompt has")
@@ -113,20 +113,20 @@ def read_template(name: str) -> str:
 
 
 def parse_out_format(text: str) -> str:
-    """A format of files or a shape of rows."""
+    """A file format or a shape of rows, for `--out-format`."""
     return _one_of(text, out_formats())
 
 
 def parse_blend_of(text: str) -> Any:
     """The blend that `rrf:0.5` or `z:0.3` names."""
-    from rerank_cli.evaluation.blend import parse_blend  # with numpy, which a start without the option need not load
+    from rerank_cli.evaluation.blend import parse_blend  # loads numpy, which a start without the option does not need
 
     return parse_blend(text)
 
 
 def parse_first_keep_of(text: str) -> str:
-    """What `--first-keep` takes."""
-    from rerank_cli.job.first_scorer import parse_first_keep  # with the plans, which a start need not load
+    """A value of `--first-keep`."""
+    from rerank_cli.job.first_scorer import parse_first_keep  # loads the plans, which a start does not need
 
     return parse_first_keep(text)
 
@@ -137,14 +137,14 @@ def parse_shape(text: str) -> str:
 
 
 def in_formats() -> list[str]:
-    """What `--in-format` takes."""
+    """The values of `--in-format`."""
     from rerank_cli.formats.inputs import Format as Known
 
     return ["auto", *(name for name in get_args(Known) if name != "text")]
 
 
 def out_formats() -> list[str]:
-    """What `--out-format` takes."""
+    """The values of `--out-format`."""
     from rerank_cli.formats.choices import TEACHER_FORMATS
     from rerank_cli.formats.shapes import SHAPES
 
@@ -152,14 +152,14 @@ def out_formats() -> list[str]:
 
 
 def shapes() -> list[str]:
-    """What `--shape` takes."""
+    """The values of `--shape`."""
     from rerank_cli.formats.shapes import READABLE
 
     return ["auto", *READABLE]
 
 
 def devices() -> list[str]:
-    """Devices that a shell offers."""
+    """The devices that a shell offers."""
     return ["auto", "cpu", "cuda", "cuda:0"]
 
 

@@ -1,7 +1,7 @@
-"""Options and variables into one request for a plan: the one place where NVIDIA's variables are read.
+"""Turns options and variables into a request for a plan; NVIDIA's variables are read here only.
 
 The order is the same in every command: flag, RERANK_ variable, NIM_ variable, default. `auto` on the command line is a
-choice as any other, so it wins over a variable.
+choice like any other, so it wins over a variable.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from rerank_cli.planning.known_model import KnownModel
 
 _NIM = {"precision": ("NIM_PRECISION", "NIM_ENGINE_PRECISION"), "engine_count": ("NIM_ENGINE_COUNT",)}
-"""NVIDIA's variables by the field that they decide; its pages disagree on the name of the first."""
+"""NVIDIA's variables by the field that they set; its pages disagree on the name of the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What options and variables ask of a plan, by the field of `ProfileRequest`."""
+    """What options and variables ask of a plan, by field of `ProfileRequest`."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
-    """What decided a field: an option or a variable."""
+    """The option or variable that decided a field."""
     notes: tuple[str, ...]
     """Variables that were not used, and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """A request, and what came with it."""
+    """A request, with notes and the profiles file that was named."""
 
     request: ProfileRequest
     notes: tuple[str, ...]
@@ -80,14 +80,14 @@ def read_plan_request(
 
 @dataclass(frozen=True, slots=True)
 class AskedModel:
-    """The model that a command plans for, and what is to be said of it."""
+    """The model that a command plans for, and notes on it."""
 
     known: KnownModel
     notes: tuple[str, ...] = ()
 
 
 OF_MODEL = ("revision", "online", "label", "taken_as", "template")
-"""The options that say which model it is and how it is scored, beside `--model`."""
+"""The options beside `--model` that tell which model it is and how it is scored."""
 
 
 def find_asked_model(
@@ -100,7 +100,7 @@ def find_asked_model(
     template: str | None = None,
     profiles_file: str | None = None,
 ) -> AskedModel:
-    """The model, refused where `score` refuses it, in the same words."""
+    """Find the model; it is refused in the cases and words in which `score` refuses it."""
     from rerank_cli.encoding.scoring import check_scoring
     from rerank_cli.planning.known_model import find_model, with_choices
 
@@ -110,7 +110,7 @@ def find_asked_model(
         return AskedModel(known)
     try:
         check_scoring(known.checkpoint, own_template=template is not None)
-    except ModuleNotFoundError as error:  # planning goes on without what only scoring needs
+    except ModuleNotFoundError as error:  # planning does not need the libraries that scoring needs
         missing = missing_library(error)
         if missing is None:
             raise
@@ -119,7 +119,7 @@ def find_asked_model(
 
 
 def _find_origins(context: typer.Context) -> dict[str, str]:
-    """What decided each field of the request that somebody decided: an option or a variable of ours."""
+    """The option or RERANK_ variable that decided each field of the request; defaults are left out."""
     found = {}
     for name, one in declared_options(context).items():
         above, _, field = (one.into or "").rpartition(".")

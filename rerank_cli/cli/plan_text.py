@@ -1,16 +1,16 @@
-"""A `MachinePlan` as text for people: what is here, what would be done, and on request why."""
+"""A `MachinePlan` as text for people: the machine, the plan, and on request the reasons."""
 
 from __future__ import annotations
 
 import shutil
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from rerank_cli.cli.console import wrap_words
 from rerank_cli.errors import printable
 from rerank_cli.planning.faster import faster_on
 from rerank_cli.planning.profile_answer import MachinePlan, gpu_rows, profile_rows
-from rerank_cli.planning.profiles.request import listed, show_gib
+from rerank_cli.planning.profiles.request import ProfilePlan, listed, show_gib
 
 _WORDS = {
     "optimized": "the profile was made for this very GPU, and is the fastest that is known for it.",
@@ -28,46 +28,40 @@ _LABEL = 14  # columns of the left side: the longest label and two blanks
 
 
 def plan_lines(answer: MachinePlan, *, list_profiles: bool, explain: bool) -> Iterator[str]:
-    """The lines, without warnings, which go elsewhere."""
+    """The lines of an answer, without its warnings."""
+    plan = answer.plan
     yield from _machine_lines(answer)
-    if answer.plan is not None:
+    if plan is not None:
         yield ""
-        yield from _plan_lines(answer)
+        yield from _plan_lines(plan, answer.device or "")
     if list_profiles:
         yield from ("", "profiles")
         for row in profile_rows(answer):
             yield from _profile_lines(row)
-    if explain and answer.plan is not None:
+    if explain and plan is not None:
         yield from ("", "words")
-        for word in _explain_words(answer):
-            yield from _item(f"{word}: ", _WORDS[word])
+        said = (plan.kind, "max tokens", "engines", "token budget", *plan.attention.split())
+        for word in [one for one in dict.fromkeys(said) if one in _WORDS]:
+            yield from _wrap(f"  {word}: ", _WORDS[word])
     if explain and answer.reasons:
         yield from ("", "reasons")
         for reason in answer.reasons:
-            yield from _item("", reason)
+            yield from _wrap("  ", reason)
     if explain and answer.rejected:
         yield from ("", "rejected")
         width = max(len(rejection.profile) for rejection in answer.rejected)
         for rejection in answer.rejected:
-            yield from _item(rejection.profile.ljust(width + 2), rejection.reason)
+            yield from _wrap("  " + rejection.profile.ljust(width + 2), rejection.reason)
 
 
 def faster_lines(answer: MachinePlan) -> Iterator[str]:
-    """What would be faster here, where something is known."""
+    """A line on what would be faster here, if something is known."""
     machine, plan = answer.machine, answer.plan
     if machine is None or plan is None or plan.kind != "cpu":
         return
     if told := faster_on(machine.cpu, device="cpu", precision=plan.precision):
         yield ""
         yield from _pair("faster", told)
-
-
-def _explain_words(answer: MachinePlan) -> Iterator[str]:
-    """The words of the plan that not everybody knows."""
-    plan = answer.plan
-    if plan is not None:
-        said = (plan.kind, "max tokens", "engines", "token budget", *plan.attention.split())
-        yield from (word for word in dict.fromkeys(said) if word in _WORDS)
 
 
 def _machine_lines(answer: MachinePlan) -> Iterator[str]:
@@ -103,24 +97,17 @@ def _gpu_text(row: dict[str, Any]) -> str:
     memory = show_gib(total)
     if total is not None and free is not None:
         memory = f"{show_gib(free).removesuffix(' GiB')} of {memory} free"
-    return f"{name}, {capability}, {memory}{_remark_on(row)}"
-
-
-def _remark_on(row: dict[str, Any]) -> str:
     remarks = [row["reason"]] if row["reason"] else []
     if row["memory_source"] not in (None, "nvml", "--gpu"):
         remarks.append(f"memory by {row['memory_source']}")
-    return f" ({'; '.join(remarks)})" if remarks else ""
+    return f"{name}, {capability}, {memory}" + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
-def _plan_lines(answer: MachinePlan) -> Iterator[str]:
-    plan = answer.plan
-    if plan is None:
-        return
+def _plan_lines(plan: ProfilePlan, device: str) -> Iterator[str]:
     each = " on each device" if len(plan.gpus) > 1 else ""
     kind = "" if plan.profile.startswith(plan.kind) else f" ({plan.kind})"
     yield from _pair("profile", f"{plan.profile}{kind}")
-    yield from _pair("device", answer.device or "")
+    yield from _pair("device", device)
     yield from _pair("precision", plan.precision)
     yield from _pair("max tokens", f"{plan.max_tokens}")
     yield from _pair("engines", f"{plan.engine_count}{each}")
@@ -144,7 +131,7 @@ def _profile_lines(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _pair(label: str, text: str) -> Iterator[str]:
-    """A label and its text; a label that is too long for the column has a line to itself."""
+    """A label and its text; a label that is too long for its column has its own line."""
     label = printable(label)
     if len(label) + 2 > _LABEL:
         yield label
@@ -152,14 +139,7 @@ def _pair(label: str, text: str) -> Iterator[str]:
     yield from _wrap(label.ljust(_LABEL), text)
 
 
-def _item(head: str, text: str) -> Iterator[str]:
-    yield from _wrap(f"  {head}", text)
-
-
 def _wrap(head: str, text: str) -> Iterator[str]:
-    """Lines that fit the terminal, the following ones under the first."""
+    """`head` and `text` in lines that fit the terminal; the further ones stand below the text."""
     columns = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
-    yield from textwrap.wrap(
-        printable(text), columns, initial_indent=head, subsequent_indent=" " * len(head),
-        break_long_words=False, break_on_hyphens=False,
-    ) or [head.rstrip()]  # fmt: skip
+    yield from wrap_words(printable(text), columns, head=head) or [head.rstrip()]

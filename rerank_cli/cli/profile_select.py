@@ -94,7 +94,7 @@ def profile_select(
     try:
         if env and list_profiles:
             raise UsageError("--env and --list print different things: name one of them")
-        # What is exported must run here: with a torch that cannot use the GPU that is the CPU's plan.
+        # What is exported must run here: if torch cannot use the GPU, that is the plan for the CPU.
         asked = read_plan_request(context, assume_cuda=not env or bool(gpu))
         found = find_asked_model(model, profiles_file=asked.profiles_file, **{name: given[name] for name in OF_MODEL})
         known = found.known
@@ -128,19 +128,19 @@ def profile_select(
 
 
 class ProfileSelectCommand(ReportCommand):
-    """The command, of which a document without a plan tells an error."""
+    """The command; the document of an error has no plan."""
 
     def error_document(self, error: RerankError) -> dict[str, Any]:
-        """See `ReportCommand`."""
+        """The document of an error."""
         from rerank_cli.planning.profile_answer import MachinePlan
 
         return MachinePlan(error=error).to_json()
 
 
 class _MachineInQuestion:
-    """The machine to plan for: described by options, by a file, or this one, asked while other things are done.
+    """The machine to plan for: described by options or by a file, or this one.
 
-    Asking takes about 0.1 s, in which a thread waits for another process.
+    Detecting this machine takes about 0.1 s, so a thread does it while other things are loaded.
     """
 
     def __init__(self, gpus: list[str], fixture: str | None) -> None:
@@ -157,7 +157,7 @@ class _MachineInQuestion:
         self._found = detect_machine()
 
     def answer(self) -> Machine:
-        """The machine; `UsageError` or `InputError` where its description is wrong."""
+        """The machine; `UsageError` or `InputError` if its description is wrong."""
         from rerank_cli.machine.detect import describe_machine, detect_machine
         from rerank_cli.machine.fixture import load_machine_fixture
 
@@ -176,7 +176,7 @@ class _MachineInQuestion:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """A document that UTF-8 can carry: file names may hold bytes that are no text."""
+    """The document without surrogates, which UTF-8 cannot carry: file names may hold bytes that are no text."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     if isinstance(value, list):
@@ -211,7 +211,7 @@ def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, 
 
 
 def _next_command(model: str | None, *, here: bool) -> str:
-    """What runs by this plan, on a file of the user's; on this machine first of all what installs a missing torch."""
+    """The command to run a file by this plan; if libraries are missing here, the command that installs them."""
     from rerank_cli.machine.libraries import install_command, missing_packages
 
     if here and (missing := missing_packages()):

@@ -1,11 +1,12 @@
 """Commands that start without pydantic.
 
-Typer turns every value into its annotated type through pydantic, even the absent value of `--help`; importing that and
-building its validators costs 60 ms on a fast core (typer 0.29, pydantic 2), a fifth of what `profile-select` may take
-as a whole. What is absent, or is of the wanted type already, needs no turning; all else still goes through typer.
+Typer converts every value to its annotated type through pydantic, even the absent value of `--help`. Importing pydantic
+and building its validators costs 60 ms on a fast core (typer 0.29, pydantic 2), a fifth of what `profile-select` may
+take as a whole. A value that is absent or has the wanted type already needs no conversion; all others still go through
+typer.
 
-Typer has no public place for this: it builds its parameters itself and validates in `process_value` of each. So the
-slot that it fills lazily is filled before it.
+Typer has no public hook for this: it builds its parameters itself and validates in `process_value` of each. So we fill
+the slot for the validator, which typer would fill lazily.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rerank_cli.cli.help import CommandWithHelp, Group
 
 
 class QuickCommand(CommandWithHelp):
-    """`CommandWithHelp` for which typer validates only what needs it."""
+    """`CommandWithHelp` for which typer validates only the values that need it."""
 
     def get_params(self, ctx: Any) -> Any:
         """The parameters, `--help` among them."""
@@ -26,7 +27,7 @@ class QuickCommand(CommandWithHelp):
 
 
 class QuickGroup(Group):
-    """`Group` that starts its commands so; its own options come before theirs."""
+    """`Group` for which typer validates only the values that need it."""
 
     def get_params(self, ctx: Any) -> Any:
         """The parameters, `--help` among them."""
@@ -34,9 +35,9 @@ class QuickGroup(Group):
 
 
 def _without_validators(parameters: Iterable[Any]) -> list[Any]:
-    """The parameters with typer's own slot for the validator filled, where it is still empty.
+    """The parameters with typer's slot for the validator filled, if it is still empty.
 
-    A version of typer that does not know the slot does not look into it: that costs the time and nothing else.
+    A version of typer without this slot ignores it: that costs time and nothing else.
     """
     found = list(parameters)
     for parameter in found:
@@ -46,10 +47,10 @@ def _without_validators(parameters: Iterable[Any]) -> list[Any]:
 
 
 class _TextsAsTheyAre:
-    """Stands in for a validator until one is needed: for a value that is wrong, typer writes the error."""
+    """Stands in for a validator until one is needed; typer itself validates and reports a wrong value."""
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """`value` as its parameter wants it."""
+        """`value` in the type of its parameter."""
         several = param.multiple or param.nargs == -1
         if value is None:
             return () if several else None

@@ -1,4 +1,4 @@
-"""Commands that print a report: one JSON document where JSON is wanted, also for an option that does not exist."""
+"""Commands that print a report: with JSON there is always one document, even for an option that does not exist."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rerank_cli.errors import RerankError
 
 
 class ReportCommand(QuickCommand):
-    """`QuickCommand` whose errors of usage are documents too; stderr tells them as ever."""
+    """`QuickCommand` that also prints usage errors as documents; stderr has them as usual."""
 
     def error_document(self, error: RerankError) -> dict[str, Any]:
-        """The document of an error that came before there was anything to report."""
+        """The document of an error; each command has its own."""
         raise NotImplementedError
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Parse `args`."""
-        given = list(args)  # parsing eats them
+        given = list(args)  # parsing empties the list
         try:
             return super().make_context(info_name, args, parent, **extra)
         except (typer.TyperException, RerankError) as error:
@@ -36,12 +36,12 @@ class ReportCommand(QuickCommand):
 
 
 def wants_json(output_mode: str) -> bool:
-    """`--format` asks for JSON; a value that is not known is taken for `auto`."""
+    """Whether `--format` asks for JSON; an unknown value counts as `auto`."""
     return output_mode == "json" or (output_mode != "text" and not sys.stdout.isatty())
 
 
 def error_to_json(error: RerankError) -> dict[str, Any]:
-    """What a document says of an error."""
+    """An error as documents have it."""
     return {"exit_code": error.exit_code, "message": error.message, "hint": error.hint}
 
 

@@ -148,7 +148,9 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if given["evaluate_only"]:
         refuse_what_needs_a_model(context)
     elif output is None:
-        _without_output(context)
+        if not given["dry_run"]:
+            raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
+        context.params["output"] = STDOUT  # a dry run writes nothing, so no output need be named
     options = read_job_options(context, inputs=tuple(given["inputs"]))
     if given["evaluate_only"]:
         mode = "json" if output == STDOUT else output_mode
@@ -157,11 +159,9 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if given["engine"] == "ray":
         from rerank_cli.cluster import ClusterOptions
 
-        for flag in ("depth", "blend", "first", "drop-duplicates"):
+        for flag in ("depth", "blend", "first", "drop-duplicates", "dry-run"):
             if given[flag.replace("-", "_")] not in (None, False):
                 raise UsageError(f"--{flag}: cannot be had with `--engine ray`", hint="leave out `--engine`")
-        if given["dry_run"]:
-            raise UsageError("--dry-run: cannot be had with `--engine ray`", hint="leave out `--engine`")
         cluster = ClusterOptions(*(given[name] for name in ("ray_address", "engines", *_OF_ENGINES)))
         return run_and_report(options, cluster, **told)
     if any(given[name] is not None for name in ("ray_address", *_OF_ENGINES)):
@@ -170,13 +170,6 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
         return print_dry_run(options, output_mode, given["gpu"] or ())
     refuse_gpu(given["gpu"])
     return run_and_report(options, **told)
-
-
-def _without_output(context: typer.Context) -> None:
-    """A dry run writes nothing, so nothing need be named."""
-    if not context.params["dry_run"]:
-        raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
-    context.params["output"] = STDOUT
 
 
 _OF_ENGINES = ("cpus_per_engine", "gpus_per_engine")

@@ -1,12 +1,22 @@
-"""What `score` and `rerank-file` share once their options are parsed: run, say how it went, choose the exit code."""
+"""What `score` and `rerank-file` share once options are parsed: run, say how it went, choose the exit code."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.cli.console import ProgressDisplay, forget_stdout, print_json, print_table, say, write
+from rerank_cli.cli.console import (
+    SHOWN_ERRORS,
+    ErrorTeller,
+    ProgressDisplay,
+    forget_stdout,
+    print_json,
+    print_table,
+    say,
+    write,
+)
 from rerank_cli.cli.evaluation import print_evaluation
+from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import StoppedError, UsageError, nothing_scored
 from rerank_cli.job.precision_check import LEAST_OVERLAP
 
@@ -19,7 +29,7 @@ if TYPE_CHECKING:
     from rerank_cli.job.options import JobOptions
     from rerank_cli.job.run import Outcome
     from rerank_cli.planning.run_plan import Plan
-    from rerank_cli.records import Counts, RowError
+    from rerank_cli.records import Counts
 
 _ONE = {
     "pairs were truncated": "pair was truncated",
@@ -28,9 +38,8 @@ _ONE = {
     "queries are empty": "query is empty",
     "passages are empty": "passage is empty",
 }
-"""Notes of several things, as they are of one."""
-_LONG_SECONDS = 30  # of a run that would gain by being faster
-_SHOWN_ERRORS = 20  # bad rows that are told one by one where there is no errors file
+"""Notes on one thing, by the same note on several."""
+_LONG_SECONDS = 30  # longer runs are told what would be faster
 
 
 def run_and_report(
@@ -40,14 +49,14 @@ def run_and_report(
     from rerank_cli.job.progress import Progress
     from rerank_cli.job.run import Watcher, run_job
 
-    told = _ErrorTeller(active=options.names.output == "-" and options.names.errors is None)
-
+    # Without an errors file, bad rows are told on stderr.
+    tell = ErrorTeller() if options.names.output == "-" and options.names.errors is None else None
     progress = Progress()
     with ProgressDisplay(progress, quiet=quiet):
         watcher = Watcher(
             on_start=lambda checkpoint, plan: _say_plan(checkpoint, plan, quiet=quiet, verbose=verbose),
             on_note=None if quiet else say,
-            on_error=told.tell,
+            on_error=tell,
             progress=progress,
         )
         try:
@@ -66,14 +75,14 @@ def run_and_report(
                 kept = "" if options.names.output == "-" else "what an earlier run has kept stays; "
                 error.add_note(f"stopped: nothing was scored yet; {kept}run the same command again")
             if options.names.output == "-":
-                forget_stdout()  # what its reader has not taken by now would keep the process waiting
+                forget_stdout()  # flushing would wait for its reader
             raise
     if not quiet:
-        tell = _say_nothing_to_do if outcome.was_done else _summarise
-        tell(outcome, options.names.output)
+        say_outcome = _say_nothing_to_do if outcome.was_done else _summarise
+        say_outcome(outcome, options.names.output)
     failed = outcome.counts.in_errors_file > 0 and not outcome.was_done
     if failed:
-        told.close(outcome)
+        _say_bad_rows(outcome, tell)
     if outcome.evaluation is not None:
         print_evaluation(outcome.evaluation, output_mode, to_stdout=options.names.output != "-", quiet=quiet)
     return 3 if failed else 0
@@ -92,7 +101,7 @@ def _say_plan(checkpoint: Checkpoint, plan: Plan, *, quiet: bool, verbose: bool)
 
 
 def _say_agreement(found: dict[str, Any], precision: str) -> None:
-    """What `--check-precision` found."""
+    """Say what `--check-precision` found."""
     if not found["lists"]:
         return
     say(
@@ -111,35 +120,19 @@ def _say_nothing_to_do(outcome: Outcome, output: str) -> None:
     say(f"{done}; nothing to do (`--restart --overwrite` does it again)")
 
 
-class _ErrorTeller:
-    """Bad rows on stderr, for runs without an errors file."""
-
-    def __init__(self, *, active: bool) -> None:
-        self._active = active
-        self._told = 0
-
-    def tell(self, error: RowError) -> None:
-        """Say one bad row, up to a limit."""
-        if self._active and self._told < _SHOWN_ERRORS:
-            say(f"{error.file}:{error.row}: {error.message} ({error.code})")
-        self._told += 1
-
-    def close(self, outcome: Outcome) -> None:
-        """The last line about bad rows."""
-        count = outcome.counts.in_errors_file
-        if self._active:
-            left = f"; {count - _SHOWN_ERRORS} not shown, `--errors FILE` keeps all" if count > _SHOWN_ERRORS else ""
-            say(f"{_bad_in_words(outcome.counts)} could not be scored{left}")
-        elif first := outcome.first_error:
-            file, row, message = first
-            say(
-                f"{_bad_in_words(outcome.counts)} could not be scored and are in {outcome.errors}; "
-                f"the first is {file}:{row}: {message}"
-            )
+def _say_bad_rows(outcome: Outcome, told: ErrorTeller | None) -> None:
+    """Say how many rows were bad. told: has said them one by one, without an errors file."""
+    bad = f"{_bad_in_words(outcome.counts)} could not be scored"
+    if told is not None:
+        left = outcome.counts.in_errors_file - SHOWN_ERRORS
+        say(bad + (f"; {left} not shown, `--errors FILE` keeps all" if left > 0 else ""))
+    elif first := outcome.first_error:
+        file, row, message = first
+        say(f"{bad} and are in {outcome.errors}; the first is {file}:{row}: {message}")
 
 
 def _bad_in_words(counts: Counts) -> str:
-    """Bad rows, and bad passages of lists that were ranked without them."""
+    """How many rows and passages were bad; lists are ranked without their bad passages."""
     bad = counts.passages_error
     passages = f"{bad} passages of lists that are ranked without them"
     if bad == 1:
@@ -182,7 +175,7 @@ def _summarise(outcome: Outcome, output: str) -> None:
 
 
 def _say_cascade(both: Mapping[str, Any]) -> None:
-    """What each of two scorers has read, and how well the first passages agree with a full run."""
+    """Say what each of two scorers read, and how well the first passages agree with a full run."""
     first, second, agreed = both["first"], both["second"], both["agreement"]
     names = [one["precision"] for one in (first, second)]
     if first["sha256"] != second["sha256"]:
@@ -205,7 +198,7 @@ def _say_cascade(both: Mapping[str, Any]) -> None:
 
 
 def _say_store(stored: Mapping[str, Any]) -> None:
-    """What the store has spared the run."""
+    """Say what the store saved."""
     saved = stored["seconds_saved"]
     time = f", about {_duration(saved)} saved" if saved is not None and stored["found"] else ""
     say(
@@ -215,7 +208,7 @@ def _say_store(stored: Mapping[str, Any]) -> None:
 
 
 def _warn_of_unknown(unknown: Mapping[str, Any] | None) -> None:
-    """What a report, or a dry run, tells of tokens that the model does not know."""
+    """Warn of tokens that the model does not know. unknown: as in a report."""
     if unknown and (unread := unknown["pairs_over_5_percent"]):
         say(
             f"warning: of {unread:,} pair{'s' * (unread > 1)} more than 5 % of the tokens are unknown to the model "
@@ -225,7 +218,7 @@ def _warn_of_unknown(unknown: Mapping[str, Any] | None) -> None:
 
 
 def faster_here(device: str, precision: str) -> str | None:
-    """What would be faster on this machine than such a run."""
+    """What would be faster on this machine; None if nothing is known."""
     from rerank_cli.machine.cpu import detect_cpu
     from rerank_cli.planning.faster import faster_on
 
@@ -233,7 +226,7 @@ def faster_here(device: str, precision: str) -> str | None:
 
 
 def refuse_gpu(gpus: Sequence[str] | None) -> None:
-    """`UsageError` for a card that is described, where the run is one of this machine."""
+    """`UsageError` for `--gpu`, which describes a card, in a run on this machine."""
     if gpus:
         raise UsageError(
             f"--gpu {gpus[0]}: describes a card, and the run is on this machine",
@@ -243,7 +236,6 @@ def refuse_gpu(gpus: Sequence[str] | None) -> None:
 
 def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = ()) -> int:
     """Print what a run would do; returns the exit code."""
-    import sys
     from dataclasses import asdict
 
     from rerank_cli.job.dry_run import dry_run
@@ -254,49 +246,55 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     for warning in result.plan.warnings:
         say(f"warning: {warning}")
     _warn_of_unknown(result.unknown_tokens)
-    if output_mode == "json" or (output_mode == "auto" and not sys.stdout.isatty()):
+    if wants_json(output_mode):
         print_json({"schema": "rerank-cli/dry-run/1", **asdict(result)})
-        return _dry_exit_code(result, options)
-    counts = result.counts
-    facts: dict[str, Any] = {
-        "rows": f"{counts.rows_in:,}",
-        "bad rows": f"{counts.rows_error:,}",
-        **({"bad passages": f"{counts.passages_error:,}"} if counts.passages_error else {}),
+    else:
+        print_table(["dry run", ""], [[name, value] for name, value in _dry_facts(result).items()])
+        write(f"expected time: at 70 % of {result.gflops:,.0f} GFLOP/s, measured just now")
+        if told := faster_here(result.plan.device, result.plan.precision):
+            write(f"faster: {told}")
+    return _dry_exit_code(result, options)
+
+
+def _dry_facts(result: DryRun) -> dict[str, str]:
+    """The lines of the table."""
+    counts, plan = result.counts, result.plan
+    facts = {"rows": f"{counts.rows_in:,}", "bad rows": f"{counts.rows_error:,}"}
+    if counts.passages_error:
+        facts["bad passages"] = f"{counts.passages_error:,}"
+    facts |= {
         "lists": f"{counts.lists:,}",
         "pairs": f"{counts.pairs:,}",
         "pairs to score": f"{counts.pairs_scored:,}",
         "tokens to score": f"{result.total_tokens:,}",
         **{f"tokens of a pair, {name}": f"{value:,}" for name, value in result.tokens.items()},
-        **_image_facts(counts),
-        "pairs that would be truncated": f"{result.truncated:,}",
-        "pairs that cannot be scored": f"{result.unscorable:,}",
-        **_unknown_facts(result.unknown_tokens),
-        **_first_facts(result),
-        "expected time": f"about {_duration(result.seconds)}",
-        **{f"expected time on {one.gpu}": _time_on_other_card(one) for one in result.elsewhere},
-        "precision": f"{result.plan.precision} on {result.plan.device}, at most {result.plan.max_tokens} tokens a pair",
     }
-    print_table(["dry run", ""], [[name, value] for name, value in facts.items()])
-    write(f"expected time: at 70 % of {result.gflops:,.0f} GFLOP/s, measured just now")
-    if told := faster_here(result.plan.device, result.plan.precision):
-        write(f"faster: {told}")
-    return _dry_exit_code(result, options)
-
-
-def _first_facts(result: DryRun) -> dict[str, str]:
-    if result.first is None:
-        return {}
-    one = result.first
-    needed = {} if one.needed_bytes is None else {"memory of both": f"{one.needed_bytes / 2**30:.2f} GiB"}
-    return {
-        "first scorer": f"{one.model} in {one.precision}, every pair",
-        "pairs for the second": f"at least {one.pairs_of_second:,}",
-        **needed,
-    }
+    if counts.images:
+        facts |= {
+            "images": f"{counts.images:,}",
+            "tiles": f"{counts.tiles:,}",
+            "tokens of images": f"{counts.image_tokens:,}",
+            "images in fewer tiles to fit": f"{counts.retiled:,}",
+        }
+    facts["pairs that would be truncated"] = f"{result.truncated:,}"
+    facts["pairs that cannot be scored"] = f"{result.unscorable:,}"
+    if unknown := result.unknown_tokens:
+        share = f"{100 * unknown['share']:.2g} % of the texts"
+        facts["tokens that the model does not know"] = f"{unknown['tokens']:,} ({share})"
+        facts["pairs with more than 5 % of them"] = f"{unknown['pairs_over_5_percent']:,}"
+    if first := result.first:
+        facts["first scorer"] = f"{first.model} in {first.precision}, every pair"
+        facts["pairs for the second"] = f"at least {first.pairs_of_second:,}"
+        if first.needed_bytes is not None:
+            facts["memory of both"] = f"{first.needed_bytes / 2**30:.2f} GiB"
+    facts["expected time"] = f"about {_duration(result.seconds)}"
+    facts |= {f"expected time on {one.gpu}": _time_on_other_card(one) for one in result.elsewhere}
+    facts["precision"] = f"{plan.precision} on {plan.device}, at most {plan.max_tokens} tokens a pair"
+    return facts
 
 
 def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
-    """The exit code that the run would have, as far as its rows decide it."""
+    """The exit code that the run would have, as far as its rows tell."""
     counts = result.counts
     options.error_limit.check(counts, last=True)
     if counts.rows_in and not counts.rows_out:
@@ -315,26 +313,6 @@ def _time_on_other_card(found: Elsewhere) -> str:
     return (
         f"{show_time(found.time.low, found.time.high)} in {found.precision}, most of it {found.time.limit} (reckoned)"
     )
-
-
-def _unknown_facts(unknown: Mapping[str, Any] | None) -> dict[str, str]:
-    if not unknown:
-        return {}
-    return {
-        "tokens that the model does not know": f"{unknown['tokens']:,} ({100 * unknown['share']:.2g} % of the texts)",
-        "pairs with more than 5 % of them": f"{unknown['pairs_over_5_percent']:,}",
-    }
-
-
-def _image_facts(counts: Counts) -> dict[str, str]:
-    if not counts.images:
-        return {}
-    return {
-        "images": f"{counts.images:,}",
-        "tiles": f"{counts.tiles:,}",
-        "tokens of images": f"{counts.image_tokens:,}",
-        "images in fewer tiles to fit": f"{counts.retiled:,}",
-    }
 
 
 def _duration(seconds: float) -> str:

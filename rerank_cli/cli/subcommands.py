@@ -1,7 +1,7 @@
-"""The subcommands, each loaded when it is asked for: `--version` and the program's `--help` load none.
+"""The subcommands; each is loaded when it is asked for. `--version` and the program's `--help` load none.
 
-What a command takes, its rows, and the modules they speak of cost a tenth of a second to import. A night does not feel
-it; a shell that completes, or a script that asks for the version, does.
+The options of a command and the modules that they need take a tenth of a second to import. A night's run does not
+notice that; a shell that completes, or a script that asks for the version, does.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from rerank_cli.cli.quick import QuickCommand
 
 
 class Subcommand(NamedTuple):
-    """Where a command is, and what it does.
-
-    function: of the module of the same name. about: the first sentence of its docstring, so that help need not load it.
-    command: the name in its module of its class, if it has one of its own.
-    """
+    """Where a command is, and what it does."""
 
     function: str
+    """Its name, in the module of the same name."""
     about: str
+    """The first sentence of its docstring, so that help need not load it."""
     command: str | None = None
+    """The name of its class in its module; None for `QuickCommand`."""
 
 
 SUBCOMMANDS = {
@@ -44,11 +43,11 @@ SUBCOMMANDS = {
     ),
     "version": Subcommand("version", "Print the version, and on request what it runs with."),
 }
-"""By name, in the order of help."""
+"""By name, in the order of the help."""
 
 
 class LoadedWhenAsked(Mapping[str, CommandWithHelp]):
-    """The commands by name."""
+    """The commands by name, each loaded when it is first looked up."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, CommandWithHelp] = {}

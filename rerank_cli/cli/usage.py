@@ -1,4 +1,4 @@
-"""What is said of a command line that cannot be parsed: what is wrong, where it came from, and what leads on."""
+"""Messages for a command line that cannot be parsed: what is wrong, where it came from, and what to do."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ELSEWHERE = {
     "--ignore-errors": _BAD_ROWS,
     "--continue-on-error": _BAD_ROWS,
 }
-"""Options of other tools that have no counterpart of one word."""
+"""Options of other tools without a direct counterpart, and what to do instead."""
 _NO_LISTS = "rows of `score` are pairs, each by itself, and no list has a head; `rerank-cli rerank-file` has it"
 _OF_THE_OTHER = {
     ("rerank-file", "--query"): "rows of `rerank-file` have their own query; `rerank-cli score --query Q` asks one of "
     "all rows",
     **{("score", flag): _NO_LISTS for flag in ("--first", "--first-keep", "--first-top")},
 }
-"""Options that the other command has, and why this one has not."""
+"""Options that only the other command has, and why."""
 _SAME = {
     "--top-n": ("--top-k", "--topk", "-k", "--top", "--k", "--n"),
     "--max-tokens": ("--max-length", "--max-seq-length", "--max-len", "--max-seq-len", "--max-model-len"),
@@ -51,8 +51,7 @@ _SAME = {
     "--pool": ("--pooling", "--aggregate"),
     "--limit": ("--max-rows", "--max-samples", "--head"),
 }
-"""Options of ours with what other tools call them."""
-
+"""Our options, and what other tools call them."""
 
 _WRONG = {
     "int_parsing": "not a whole number",
@@ -61,11 +60,11 @@ _WRONG = {
     "greater_than_equal": "must be at least {ge:g}",
     "less_than_equal": "must be at most {le:g}",
 }
-"""What a check of typer's library calls wrong, in words of ours; by its own word for the kind."""
+"""Our words for pydantic's kinds of errors."""
 
 
 def usage_error(error: typer.TyperException) -> UsageError:
-    """Typer's error in our form: a message, and a hint with what helps."""
+    """Typer's error as one of ours, with a message and a hint."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "rerank-cli"
     name, parameter = getattr(error, "option_name", None), getattr(error, "param", None)
@@ -78,7 +77,7 @@ def usage_error(error: typer.TyperException) -> UsageError:
 
 
 def _hint_for_unknown(name: str, context: Any) -> str:
-    """What leads on from an option that the command does not have."""
+    """A hint for an option that the command does not have."""
     command = context.command_path.rpartition(" ")[2]
     own = {one.flag: one for one in declared_options(context).values() if one.flag}
     if told := _OF_THE_OTHER.get((command, name)):
@@ -98,7 +97,7 @@ def _hint_for_unknown(name: str, context: Any) -> str:
 
 
 def _value_error(error: Any, parameter: Any, context: Any) -> UsageError:
-    """`--deadline 5x: not a time`; the variable in place of the flag, where the value is its."""
+    """`--deadline 5x: not a time`; with the variable's name if the value came from it."""
     one, source = declared_options(context).get(parameter.name), context.get_parameter_source(parameter.name)
     flag = one.flag if one and one.flag else parameter.opts[0]
     if one and source is not None and source.name == "ENVIRONMENT":
@@ -108,7 +107,7 @@ def _value_error(error: Any, parameter: Any, context: Any) -> UsageError:
     if choices := parameter.type_descriptor.choices:
         what, hint = "not known", "known are " + ", ".join(choices)
     elif first.get("type") == "value_error":
-        what, *hints = first["ctx"]["error"].args  # of a function that parses
+        what, *hints = first["ctx"]["error"].args  # raised by a `parse` function
         hint = hints[0] if hints else hint
     else:
         what = _WRONG.get(first.get("type", ""), error.message.rstrip(".")).format(**first.get("ctx", {}))

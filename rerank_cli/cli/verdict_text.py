@@ -1,4 +1,4 @@
-"""What people see of `rerank-cli evaluate` on a terminal."""
+"""Prints what `rerank-cli evaluate` found, for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN_QUERIES = 5
 
 
 def notes_of(document: dict[str, Any]) -> list[str]:
-    """What the reader should know of the files."""
+    """Notes on queries, lists and passages that were left out."""
     notes = []
     if missing := document.get("queries_in_no_file"):
         notes.append(f"{missing:,} judged queries are in no file and are left out")
@@ -31,17 +31,17 @@ def notes_of(document: dict[str, Any]) -> list[str]:
 
 
 def write(text: str) -> None:
-    """Lines that break no word on a terminal."""
+    """Write lines to stdout, wrapped on a terminal."""
     sys.stdout.write("\n".join(wrapped(one, sys.stdout) for one in text.split("\n")))
 
 
 def write_command(command: str) -> None:
-    """A command on one line, however long: it is copied from there."""
+    """Write a command on one line, however long, so that it can be copied."""
     sys.stdout.write(f"    {command}\n")
 
 
 def print_answer(document: dict[str, Any]) -> None:
-    """The verdict, and what stands below it."""
+    """Print the verdicts and what they rest on."""
     for line in document.get("headline", ()):
         write(line + "\n")
     systems = document.get("systems", ())
@@ -122,7 +122,7 @@ def _print_limits(system: dict[str, Any]) -> None:
 
 
 def _print_probabilities(system: dict[str, Any]) -> None:
-    """How well scores tell relevance, and the threshold that was asked for."""
+    """Print how well scores predict relevance, and the threshold that was asked for."""
     found = system["probabilities"]
     if "reason" not in found:
         write(f"How probable relevance is by the score, in {system['file']}\n")
@@ -134,27 +134,21 @@ def _print_probabilities(system: dict[str, Any]) -> None:
     if reason := threshold.get("reason"):
         write(f"  no threshold: {reason}\n")
         return
+    share = "none" if threshold["precision"] is None else f"{threshold['precision']:.0%}"
+    interval = ""
+    if threshold["low"] is not None:
+        interval = f" (95 % interval {threshold['low']:.0%} to {threshold['high']:.0%})"
     write(
         f"  --threshold {threshold['threshold']!r} keeps {threshold['kept']:.1%} of the passages; on queries that it "
-        f"was not chosen on {_share(threshold['precision'])} of them are relevant{_interval(threshold)}, and "
+        f"was not chosen on {share} of them are relevant{interval}, and "
         f"{threshold['recall']:.0%} of the relevant ones are kept\n"
     )
     if nothing := threshold["queries_with_nothing"]:
         write(f"  {nothing:,} of {threshold['queries']:,} queries are left with nothing\n")
 
 
-def _share(value: float | None) -> str:
-    return "none" if value is None else f"{value:.0%}"
-
-
-def _interval(threshold: dict[str, Any]) -> str:
-    if threshold["low"] is None:
-        return ""
-    return f" (95 % interval {threshold['low']:.0%} to {threshold['high']:.0%})"
-
-
 def print_calibration(path: str, calibration: dict[str, Any]) -> None:
-    """Where the calibration is, and how it is used."""
+    """Print where the calibration is, and how to use it."""
     facts = calibration["fitted_on"]
     write(
         f"\n{path}: {calibration['kind']}, fitted on {facts['passages']:,} passages of {facts['queries']:,} queries, "

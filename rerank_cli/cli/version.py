@@ -1,4 +1,4 @@
-"""`rerank-cli version`, and what a bug report needs of a machine with `--verbose`."""
+"""`rerank-cli version`; with `--verbose` also what a bug report needs."""
 
 from __future__ import annotations
 
@@ -38,50 +38,41 @@ What a bug report should hold:
 @takes(OPTIONS, examples=EXAMPLES, exit_codes=(0, 1, 2, 130, 141, 143))
 def version(context: typer.Context, *, verbose: bool, **given: Any) -> int:
     """Print the version, and on request what it runs with."""
-    lines = list(_facts()) if verbose else []
+    lines = [f"{name:<{_NAMES}}  {value}" for name, value in _facts()] if verbose else []
     shown = [wrapped(printable(line), sys.stdout, under=_NAMES + 2) for line in lines]
     sys.stdout.write("\n".join([f"rerank-cli {__version__}", *shown]) + "\n")
     return 0
 
 
-def _facts() -> Iterator[str]:
-    """Facts without an import of a library: versions are read from their metadata, devices from the driver."""
+def _facts() -> Iterator[tuple[str, str]]:
+    """Names and values. No library is imported: versions come from metadata, devices from the driver."""
     import platform
+    from importlib import metadata  # not at the top: it would take 10 ms of every start
 
     from rerank_cli.checkpoint.read import locate_checkpoint
     from rerank_cli.machine.detect import detect_machine
     from rerank_cli.planning.profiles import profiles_dir
 
-    yield _fact("python", f"{platform.python_version()} ({sys.executable})")
-    yield _fact("system", platform.platform())
+    yield "python", f"{platform.python_version()} ({sys.executable})"
+    yield "system", platform.platform()
     for name in _LIBRARIES:
-        yield _fact(name, _version_of(name))
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, "not installed"
     machine = detect_machine()
     if machine.torch:
-        yield _fact("torch's build", f"{machine.torch.accelerator} {machine.torch.cuda or ''}".strip())
-    yield _fact("cpu", f"{machine.cpu.name}, {machine.cpu.cores} cores")
-    yield _fact("driver", f"{machine.driver}, CUDA {machine.cuda}" if machine.driver else "none")
+        yield "torch's build", f"{machine.torch.accelerator} {machine.torch.cuda or ''}".strip()
+    yield "cpu", f"{machine.cpu.name}, {machine.cpu.cores} cores"
+    yield "driver", f"{machine.driver}, CUDA {machine.cuda}" if machine.driver else "none"
     for gpu in machine.gpus:
-        yield _fact(f"gpu {gpu.index}", f"{gpu.name}, {gpu.total_bytes or 0:,} bytes")
+        yield f"gpu {gpu.index}", f"{gpu.name}, {gpu.total_bytes or 0:,} bytes"
     if machine.reason:
-        yield _fact("gpus", f"none: {machine.reason}")
-    yield _fact("package", str(Path(__file__).parents[1]))
-    yield _fact("profiles", str(profiles_dir()))
-    yield _fact("model", f"{locate_checkpoint(None)} (built in)")
-    yield _fact("cache", os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface")
+        yield "gpus", f"none: {machine.reason}"
+    yield "package", str(Path(__file__).parents[1])
+    yield "profiles", str(profiles_dir())
+    yield "model", f"{locate_checkpoint(None)} (built in)"
+    yield "cache", os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or "~/.cache/huggingface"
     for name in sorted(os.environ):
         if name.startswith(_VARIABLES):
-            yield _fact(name, os.environ[name])
-
-
-def _version_of(name: str) -> str:
-    from importlib import metadata  # here, because it takes 10 ms of every start
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _fact(name: str, value: str) -> str:
-    return f"{name:<{_NAMES}}  {value}"
+            yield name, os.environ[name]
