@@ -30,6 +30,7 @@ from rerank_cli.evaluation.calibration import Kind
 from rerank_cli.evaluation.calibration_file import document_of, report_of
 from rerank_cli.evaluation.compare import Ids, compare
 from rerank_cli.evaluation.drawn import moves_of, scores_by_relevance, sorted_changes
+from rerank_cli.evaluation.kept_lists import KeptLists
 from rerank_cli.evaluation.limits import find_limits
 from rerank_cli.evaluation.probability import RELEVANT_FROM, fit_system, keep_precision, pool_of, probabilities_of
 from rerank_cli.evaluation.qrels import read_qrels
@@ -201,7 +202,7 @@ def _values(
     systems: Sequence[System], baseline: System | None, measurer: Measurer, grades: Grades, qrels: str
 ) -> list[_Compared]:
     known = list({query: None for one in (*systems, *([baseline] if baseline else [])) for query in one.lists})
-    if not any((ranked.grades > 0).any() for one in systems for ranked in one.lists.values()):
+    if not any(one.lists.have_relevant() for one in systems):
         raise InputError(f"{qrels}: no list holds a passage that is judged relevant; are the ids the same?")
     nothing: dict[str, Values] = {}
 
@@ -326,21 +327,36 @@ def _add_chosen(found: Sequence[dict[str, Any]], question: EvaluationRequest) ->
 
 def _likeness(systems: Sequence[System], baseline: System | None) -> list[dict[str, Any]]:
     """How alike the orders are: each system and the order it is compared with, then all pairs of systems."""
-    orders: list[tuple[str, Mapping[str, Ids]]] = [
-        (one.name, {query: ranked.ids for query, ranked in one.lists.items()})
-        for one in (*systems, *([baseline] if baseline else []))
-    ]
+    orders = [(one.name, _IdsOf(one.lists)) for one in (*systems, *([baseline] if baseline else []))]
     new = orders[: len(systems)]
     if baseline is not None:
         pairs = [(order, orders[-1]) for order in new]
     else:
-        pairs = []
-        for order, one in zip(new, systems, strict=True):
-            if one.given_order is not None:
-                given = {
-                    query: ranked.ids[np.argsort(ranked.places)]
-                    for query, ranked in one.lists.items()
-                    if ranked.places is not None
-                }
-                pairs.append((order, (GIVEN_ORDER, given)))
+        pairs = [
+            (order, (GIVEN_ORDER, _IdsOf(one.lists, given=True)))
+            for order, one in zip(new, systems, strict=True)
+            if one.given_order is not None
+        ]
     return [asdict(compare(*one, *other)) for one, other in (*pairs, *combinations(new, 2))]
+
+
+@dataclass(frozen=True, slots=True)
+class _IdsOf(Mapping[str, Ids]):
+    """The ids of lists by query, made when asked for. given: in the given order, of those that have one."""
+
+    lists: KeptLists
+    given: bool = False
+
+    def __getitem__(self, query: str) -> Ids:
+        ranked = self.lists[query]
+        if not self.given:
+            return ranked.ids
+        if ranked.places is None:
+            raise KeyError(query)
+        return ranked.ids[np.argsort(ranked.places)]
+
+    def __iter__(self) -> Iterator[str]:
+        return (query for query in self.lists if query in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

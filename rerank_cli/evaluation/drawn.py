@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.evaluation.systems import SystemList
+from rerank_cli.evaluation.kept_lists import SystemList
 
 BARS = 200
 MOVES = (0, 1, 2, 5, 10, 20, 50)

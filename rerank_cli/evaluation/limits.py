@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from rerank_cli.evaluation.calculate import Values
-from rerank_cli.evaluation.systems import UNJUDGED, Grades, System
+from rerank_cli.evaluation.kept_lists import UNJUDGED
+from rerank_cli.evaluation.systems import Grades, System
 
 EXTREMES = 10
 _EXAMPLES = 5
@@ -26,7 +27,7 @@ def find_limits(
     ordered = sorted((query for query in queries if changes[query] is not None), key=lambda one: changes[one] or 0.0)
     judged_bad = any(grade <= 0 for query in queries for grade in grades[query].values())
     found: dict[str, Any] = {
-        "perfect_order": _mean([system.perfect[query] for query in queries]),
+        "perfect_order": _mean([system.perfect[query][0] for query in queries]),
         "without_relevant_candidate": len(without),
         "examples_without": without[:_EXAMPLES],
         "judged_in_top_10": _mean([float(np.mean(one.grades[:_TOP] != UNJUDGED)) for one in lists if len(one.grades)]),

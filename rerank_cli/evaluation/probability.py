@@ -29,8 +29,9 @@ from rerank_cli.evaluation.calibration import (
     sigmoid_of,
     threshold_for,
 )
+from rerank_cli.evaluation.kept_lists import UNJUDGED
 from rerank_cli.evaluation.student import quantile
-from rerank_cli.evaluation.systems import UNJUDGED, System
+from rerank_cli.evaluation.systems import System
 
 RELEVANT_FROM = 1
 

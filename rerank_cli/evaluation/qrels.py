@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
     """Grades by query and passage; an `InputError` names the line and what a line must look like."""
     grades: dict[str, dict[str, int]] = {}
     for number, one in _judgements(path):
-        of_query = grades.setdefault(one.query_id, {})
+        of_query = grades.setdefault(sys.intern(one.query_id), {})
         if of_query.setdefault(one.doc_id, one.relevance) != one.relevance:
             raise InputError(
                 f"{path}:{number}: passage `{one.doc_id}` of query `{one.query_id}` is judged twice, and otherwise"

@@ -1,8 +1,8 @@
 """The systems that `evaluate` compares: files of ranked lists, each read once and measured as its lists come.
 
 For each judged query a system keeps the values of the measures and, as arrays, what blends and comparisons need of its
-list: a hash of each passage's id, its grade, its place in the given order and its score. A hundred thousand queries of
-thirty candidates take some 270 MB a system, with their judgements. Without judgements every query counts.
+list: a hash of each passage's id, its grade, its place in the given order and its score (`kept_lists`). Without
+judgements every query counts.
 
 A query that a file lacks counts as nothing found, as it does in ir-measures. Only the first list of a query and the
 first place of an id count.
@@ -11,39 +11,26 @@ first place of an id count.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
 from rerank_cli.errors import InputError
 from rerank_cli.evaluation.calculate import Values, measure_orders, parse_measure
+from rerank_cli.evaluation.kept_lists import UNJUDGED, KeptLists, KeptValues, SystemList
 from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
 from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.records import RowError
 
-UNJUDGED = np.iinfo(np.int32).min
 SCORES = ("logit", "cosine", "dot", "relevance_score", "rerank_score", "score")
 
 _QUERIES_AT_ONCE = 200
 
 Grades = Mapping[str, Mapping[str, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class SystemList:
-    """The list of one query in its new order."""
-
-    ids: npt.NDArray[np.uint64]
-    """Hashes of the passages' ids."""
-    grades: npt.NDArray[np.int32]
-    """`UNJUDGED` where the judgements say nothing."""
-    places: npt.NDArray[np.int32] | None
-    """In the given order, from 0; None where that is not known."""
-    scores: npt.NDArray[np.float64] | None
 
 
 @dataclass(slots=True)
@@ -53,12 +40,12 @@ class System:
     name: str
     new_order: str = ""
     given_order: str | None = None
-    lists: dict[str, SystemList] = field(default_factory=dict)
-    values: dict[str, Values] = field(default_factory=dict)
-    given: dict[str, Values] = field(default_factory=dict)
-    perfect: dict[str, float | None] = field(default_factory=dict)
+    lists: KeptLists = field(default_factory=KeptLists)
+    values: KeptValues = field(init=False)
+    given: KeptValues = field(init=False)
+    perfect: KeptValues = field(init=False)
     """By the first measure, with the same candidates in the order of their grades."""
-    condensed: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    condensed: KeptValues = field(init=False)
     """By the first measure, for the given and the new order without their unjudged passages."""
     unjudged: int = 0
     repeated: int = 0
@@ -68,6 +55,10 @@ class System:
     """The field of the new order's scores; empty where it has none."""
     cut: int = 0
     """Lists with fewer passages than were reranked."""
+
+    def __post_init__(self) -> None:
+        """Values stand in the order of the lists."""
+        self.values, self.given, self.perfect, self.condensed = (KeptValues(self.lists.numbers) for _ in range(4))
 
 
 class Measurer:
@@ -109,7 +100,7 @@ def read_system(
         if measurer is not None:
             _measure(system, measurer, grades, some)
         for query, _, _, ranked in some:
-            system.lists[query] = ranked
+            system.lists.add(query, ranked)
     system.cut = file.cut
     system.new_order = file.reranked.words if file.reranked else ""
     system.given_order = file.given.words if file.given else None
@@ -131,7 +122,8 @@ def _read_lists(
         if item.query in seen:
             system.repeated += 1
             continue
-        seen.add(item.query)
+        query = sys.intern(item.query)  # a text that all systems and the judgements share
+        seen.add(query)
         passages = _drop_repeats(item.reranked)
         new = [one[0] for one in passages]
         system.repeated_passages += len(item.reranked) - len(new)
@@ -148,7 +140,7 @@ def _read_lists(
             places=None if place is None else np.array([place[name] for name in new], dtype=np.int32),
             scores=scores,
         )
-        yield item.query, given, new, ranked
+        yield query, given, new, ranked
 
 
 def _score_field(file: RerankedFile, passages: Sequence[OrderedPassage]) -> str:
@@ -176,8 +168,7 @@ def _measure(
 ) -> None:
     new = {query: order for query, _, order, _ in some}
     given = {query: order for query, order, _, _ in some if order is not None}
-    system.values |= measurer.of(new)
-    system.given |= measurer.of(given)
+    values, values_of_given = measurer.of(new), measurer.of(given)
     perfect = measurer.of(
         {query: sorted(order, key=lambda name, of=grades[query]: -of.get(name, 0)) for query, order in new.items()},  # type: ignore[misc]
         first_only=True,
@@ -188,6 +179,9 @@ def _measure(
         )
         for orders in (new, given)
     )
+    width = len(measurer.names)
     for query in new:
-        system.perfect[query] = perfect[query][0]
-        system.condensed[query] = kept_given[query][0] if query in kept_given else None, kept_new[query][0]
+        system.values.append(values[query], width)
+        system.given.append(values_of_given.get(query), width)
+        system.perfect.append(perfect[query], 1)
+        system.condensed.append([kept_given[query][0] if query in kept_given else None, kept_new[query][0]], 2)
