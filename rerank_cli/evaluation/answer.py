@@ -192,10 +192,14 @@ def _lists(document: Mapping[str, Any], question: EvaluationRequest, grades: Gra
         for name in (one["one"], one["other"]):
             if name in wanted:
                 wanted[name] |= dict.fromkeys(one["most_different"])
-    return {
+    found = {
         file: lists_of(file, queries, grades, names=question.fields, in_format=question.in_format)
         for file, queries in wanted.items()
     }
+    texts = {query: one["text"] for lists in found.values() for query, one in lists.items() if one["text"]}
+    for query, one in ((query, one) for lists in found.values() for query, one in lists.items()):
+        one["text"] = one["text"] or texts.get(query)  # a TREC run has none, and another file may
+    return found
 
 
 def _values(

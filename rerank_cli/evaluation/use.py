@@ -14,6 +14,7 @@ from rerank_cli.evaluation.systems import Grades, System
 
 _MOST_QUERIES = 5_000  # settings are tried on so many; more would change no choice
 _LONGEST = 1_000
+_QUERIES_AT_ONCE = 1_000  # whose joined lists are in memory
 _SHOWN = 5
 _CURVE = (1, 2, 3, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1_000)
 _SEED = 0
@@ -65,6 +66,22 @@ def together(systems: Sequence[System], measure: Any, grades: Grades) -> dict[st
     queries = [query for query in systems[0].lists if all(query in one.lists for one in systems)]
     if not queries:
         return None
+    values = np.concatenate(
+        [
+            _values_together(systems, queries[begin : begin + _QUERIES_AT_ONCE], *found, grades)
+            for begin in range(0, len(queries), _QUERIES_AT_ONCE)
+        ]
+    )
+    singles = [float(np.mean([one.values[query][0] or 0.0 for query in queries])) for one in systems]
+    return {
+        "measure": str(measure), "how": "mean of 1 / (60 + rank)", "queries": len(queries),
+        "value": float(values.mean()), "best_alone": max(singles),
+    }  # fmt: skip
+
+
+def _values_together(
+    systems: Sequence[System], queries: Sequence[str], base: str, cutoff: int | None, grades: Grades
+) -> Floats:
     rows = []
     for query in queries:
         joined: dict[int, float] = {}
@@ -78,13 +95,8 @@ def together(systems: Sequence[System], measure: Any, grades: Grades) -> dict[st
         rows.append([gain[name] for name in order])
     width = max(map(len, rows))
     gains = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.float64)
-    best = np.array([best_gains(list(grades[query].values()), found[1]) for query in queries])
-    values = TopMeasure(*found, best).of(gains)
-    singles = [float(np.mean([one.values[query][0] or 0.0 for query in queries])) for one in systems]
-    return {
-        "measure": str(measure), "how": "mean of 1 / (60 + rank)", "queries": len(queries),
-        "value": float(values.mean()), "best_alone": max(singles),
-    }  # fmt: skip
+    best = np.array([best_gains(list(grades[query].values()), cutoff) for query in queries])
+    return TopMeasure(base, cutoff, best).of(gains)
 
 
 def _name_and_cutoff(measure: Any) -> tuple[str, int | None] | None:

@@ -74,9 +74,17 @@ def _show_printable(value: Any) -> Any:
     return printable(value) if type(value) is str else value
 
 
+_UNBROKEN = 30
+"""Characters of the longest code that stays on one line, so that no option is broken at its hyphens."""
+
+
 def _mark_code(text: str) -> Markup:
     """Text with the parts between backticks marked as code."""
     from markupsafe import Markup
 
-    parts = enumerate(printable(text).split("`"))
-    return Markup("").join(Markup("<code>{}</code>" if place % 2 else "{}").format(part) for place, part in parts)
+    def mark(place: int, part: str) -> Markup:
+        if place % 2 == 0:
+            return Markup("{}").format(part)
+        return Markup('<code class="flag">{}</code>' if len(part) <= _UNBROKEN else "<code>{}</code>").format(part)
+
+    return Markup("").join(mark(place, part) for place, part in enumerate(printable(text).split("`")))

@@ -15,7 +15,10 @@ from markupsafe import Markup
 
 from rerank_cli.report.page.wording import short
 
-_HEIGHT, _AXIS, _HEAD = 132, 18, 14
+GUTTER = 12
+"""The share of the width, in percent, in which the numbers of the vertical axis stand."""
+
+_HEIGHT, _AXIS, _HEAD = 132, 18, 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +41,19 @@ class Line:
 
 
 def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] = (), seconds: bool = False) -> Markup:
-    """A histogram, or a series over time. unit: of the values, in the plural. seconds: the axis is a time."""
+    """A histogram, or a series over time. unit: of the values, in the plural, above. seconds: the axis is a time."""
     begin, end = found[0].begin, max(found[-1].end, *(line.at for line in lines), found[0].begin + 1e-9)
     scale = ticks(0, max(bar.value for bar in found), least=0 if seconds else 1)
     top = scale[-1] or 1.0
     height = {tick: _HEAD + _HEIGHT * (1 - tick / top) for tick in scale}
-    parts = [element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid") for y in height.values()]
+    parts = [element("text", unit, x=0, y=_HEAD - 18, class_="tick")]
+    for tick in scale:
+        parts += level_of(height[tick], short(tick))
     for bar in found:
-        left, width = _place_on_axis(bar.begin, begin, end), 100 * (bar.end - bar.begin) / (end - begin)
-        parts += _column(bar, left, width, top)
-    for tick in scale[1:]:
-        named = unit.removesuffix("s") if tick == 1 else unit
-        text = f"{short(tick)} {named}" if tick == top else short(tick)
-        parts.append(element("text", text, x=0, y=height[tick] - 3, class_="tick"))
+        left = right_of_gutter(_place_on_axis(bar.begin, begin, end))
+        parts += _column(bar, left, (100 - GUTTER) * (bar.end - bar.begin) / (end - begin), top)
     for line in lines:
-        parts += _mark(line, _place_on_axis(line.at, begin, end))
+        parts += _mark(line, right_of_gutter(_place_on_axis(line.at, begin, end)))
     return chart(label, _HEAD + _HEIGHT + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
 
 
@@ -84,10 +85,10 @@ def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:
         unit, name = next((one for one in ((1.0, " s"), (60.0, " min")) if end <= 150 * one[0]), (3600.0, " h"))
     found = []
     for tick in ticks(begin / unit, end / unit):
-        across = _place_on_axis(tick * unit, begin, end)
         if tick * unit > end + 1e-9:
             continue
-        anchor = "start" if across < 5 else "end" if across > 95 else "middle"
+        across = right_of_gutter(_place_on_axis(tick * unit, begin, end))
+        anchor = "end" if across > 95 else "middle"
         y = _HEAD + _HEIGHT + 13
         found.append(
             element("text", f"{short(tick)}{name}", x=percent_of(across), y=y, class_="tick", text_anchor=anchor)
@@ -162,6 +163,19 @@ def ticks(low: float, high: float, *, least: float = 0.0) -> list[float]:
 
 def _place_on_axis(value: float, begin: float, end: float) -> float:
     return min(100.0, max(0.0, 100 * (value - begin) / (end - begin))) if end > begin else 50.0
+
+
+def right_of_gutter(share: float) -> float:
+    """Where a share of a chart's own width, in percent, stands beside the numbers of its vertical axis."""
+    return GUTTER + (100 - GUTTER) * share / 100
+
+
+def level_of(y: float, text: str) -> list[Markup]:
+    """A horizontal line of the grid with its number in the gutter."""
+    return [
+        element("line", x1=percent_of(GUTTER), x2="100%", y1=y, y2=y, class_="grid"),
+        element("text", text, x=percent_of(GUTTER), dx=-5, y=y + 4, class_="tick", text_anchor="end"),
+    ]
 
 
 def percent_of(value: float) -> str:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from rerank_cli.report.page.charts import chart, element, percent_of, ticks
+from rerank_cli.report.page.charts import GUTTER, chart, element, level_of, percent_of, right_of_gutter, ticks
 from rerank_cli.report.page.wording import percent, short, signed
 
 _HEIGHT, _HEAD, _AXIS = 120, 14, 18
@@ -54,7 +54,7 @@ def curve(
     low, high = low - room, high + room
 
     def across(x: float) -> float:
-        return 100 * x / end
+        return right_of_gutter(100 * x / end)
 
     def down(y: float) -> float:
         return _HEAD + _HEIGHT * (1 - (y - low) / (high - low))
@@ -62,10 +62,9 @@ def curve(
     parts = []
     for tick in ticks(low, high):
         if low <= tick <= high:
-            parts.append(element("line", x1="0", x2="100%", y1=down(tick), y2=down(tick), class_="grid"))
-            parts.append(element("text", short(tick), x=0, y=down(tick) - 3, class_="tick"))
+            parts += level_of(down(tick), short(tick))
     for level, word in levels:
-        parts.append(element("line", x1="0", x2="100%", y1=down(level), y2=down(level), class_="limit"))
+        parts.append(element("line", x1=percent_of(GUTTER), x2="100%", y1=down(level), y2=down(level), class_="limit"))
         parts.append(element("text", word, x="100%", y=down(level) - 4, class_="mark", text_anchor="end"))
     for (x1, y1), (x2, y2) in pairwise(points):
         parts.append(
@@ -85,29 +84,29 @@ def reliability(
 ) -> Markup:
     """Points (probability, share that was relevant, passages), and the line on which both are equal."""
 
+    def across(share: float) -> str:
+        return percent_of(right_of_gutter(100 * share))
+
     def down(share: float) -> float:
         return _HEAD + _HEIGHT * (1 - share)
 
     parts = []
     for tick in (0.0, 0.5, 1.0):
-        parts.append(element("line", x1="0", x2="100%", y1=down(tick), y2=down(tick), class_="grid"))
-        parts.append(element("text", percent(tick), x=0, y=down(tick) - 3, class_="tick"))
-    parts.append(element("line", x1="0", x2="100%", y1=down(0), y2=down(1), class_="limit"))
+        parts += level_of(down(tick), percent(tick))
+    parts.append(element("line", x1=percent_of(GUTTER), x2="100%", y1=down(0), y2=down(1), class_="limit"))
     for points, kind in ((other, "other"), (found, "")):
         for (x1, y1, _), (x2, y2, _) in pairwise(points):
             parts.append(
                 element(
-                    "line", x1=percent_of(100 * x1), x2=percent_of(100 * x2), y1=down(y1), y2=down(y2),
+                    "line", x1=across(x1), x2=across(x2), y1=down(y1), y2=down(y2),
                     class_=f"curve {kind}".strip(),
                 )
             )  # fmt: skip
         for x, y, count in points:
             title = element("title", f"probability {percent(x)}: {percent(y)} relevant, of {count:,} passages")
-            parts.append(
-                element("circle", title, cx=percent_of(100 * x), cy=down(y), r=3.5, class_=f"point {kind}".strip())
-            )
+            parts.append(element("circle", title, cx=across(x), cy=down(y), r=3.5, class_=f"point {kind}".strip()))
     for tick, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
-        parts.append(_under_axis(percent(tick), 100 * tick, anchor))
+        parts.append(_under_axis(percent(tick), right_of_gutter(100 * tick), anchor))
     return chart(label, _HEAD + _HEIGHT + _AXIS, parts)
 
 
@@ -155,7 +154,7 @@ def _numbers_below(end: float, unit: str) -> list[Markup]:
         share = 100 * tick / end
         anchor = "start" if share < 5 else "end" if share > 90 else "middle"
         text = f"{short(tick)} {unit}" if tick == max(shown) else short(tick)
-        found.append(_under_axis(text, share, anchor))
+        found.append(_under_axis(text, right_of_gutter(share), anchor))
     return found
 
 

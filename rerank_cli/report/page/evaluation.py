@@ -123,7 +123,7 @@ def _reliability(found: Document, threshold: Document | None) -> dict[str, Any] 
     section: dict[str, Any] = {"threshold": _threshold(threshold)}
     if "reason" in found:
         return {**section, "reason": found["reason"]} if threshold else None
-    names = {"isotonic": "isotonic", "platt": "Platt", "sigmoid": "sigmoid as it is (--prob)"}
+    names = {"isotonic": "isotonic", "platt": "Platt", "sigmoid": "sigmoid as it is (`--prob`)"}
     points, other = (
         [(one["probability"], one["relevant"], one["passages"]) for one in found.get(name, ())]
         for name in ("reliability", "reliability_of_sigmoid")
