@@ -1,8 +1,8 @@
-"""The architectures that have a model of our own, by the entry of `architectures` in config.json: what each is.
+"""What kind of model each architecture is, by the entry of `architectures` in config.json.
 
-Whoever asks what kind of model a checkpoint is asks here: the classes that compute (`models/`), the memory model
-(`planning/memory/`), the templates (`encoding/`). Any other `*ForSequenceClassification` is `Family()`: a pair in the
-tokenizer's own form, scored by transformers.
+All rooms ask here: the classes that compute (`models/`), the memory model (`planning/memory/`), the templates
+(`encoding/`). Any other `*ForSequenceClassification` is `Family()`: pairs in the tokenizer's own form, scored by
+transformers.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from typing import Literal
 from rerank_cli.checkpoint.transformers_classifiers import CLASSIFIERS
 
 Forward = Literal["bert", "roberta", "electra", "modernbert", "gte", "llama", "vl", "padded"]
-"""Whose forward runs: one of the packed ones, or that of transformers, padded."""
+"""Which forward pass runs: one of our packed ones, or `padded`, that of transformers."""
 BERT_LIKE: tuple[Forward, ...] = ("bert", "roberta", "electra")
-"""Those that differ in names, positions and heads only; their weights' names begin so."""
+"""Forwards that differ in names, positions and heads only; the names of their weights begin with these words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Whose forward a model has, how it reads a query and a passage, and what it gives.
-
-    prompted: set into a prompt, not as the tokenizer's own pair. decoder: a causal language model, whose files say what
-    pairs are written in (`encoding/scoring.py`). answers: its score is a logit of its vocabulary. embeds: each of the
-    two becomes a vector, the score is their cosine. headless: a bare encoder, whose head the modules of its checkpoint
-    declare. images: passages may be images. fp8: its products can be in FP8 where its weights are in 16 bits.
-    int8: it has int8 layers for a CPU (`models/int8_encoder.py`).
-    max_tokens: the longest pair (of an embedder, text) on the model card, where the model has more positions than it
-    was trained to read.
-    """
+    """Which forward pass a model has, how it reads a query and a passage, and what it gives."""
 
     forward: Forward = "padded"
     prompted: bool = False
+    """Query and passage are put into a prompt, not into the tokenizer's own form of a pair."""
     decoder: bool = False
+    """A causal language model; its files say how pairs are written (`encoding/scoring.py`)."""
     answers: bool = False
+    """The score is a logit of its vocabulary."""
     embeds: bool = False
+    """Query and passage become a vector each; the score is their similarity."""
     headless: bool = False
+    """A bare encoder; the modules of its checkpoint declare the head."""
     images: bool = False
+    """Passages may be images."""
     fp8: bool = False
+    """Its products can run in FP8 if its weights are in 16 bits."""
     int8: bool = False
+    """It has int8 layers for a CPU (`models/int8_encoder.py`)."""
     max_tokens: int | None = None
+    """The longest pair (for an embedder: text) by the model card, if the model has more positions than that."""
 
 
 def _bare(family: Family) -> Family:
@@ -92,17 +92,17 @@ _ANY = Family()
 
 
 def family_of(architecture: str) -> Family:
-    """What a model of this architecture reads and gives."""
+    """The family of an architecture; `Family()` for one without a model of ours."""
     return FAMILIES.get(architecture, _ANY)
 
 
 def is_known(architecture: str) -> bool:
-    """Some code scores it: a model of our own, or transformers'."""
+    """Whether a model of ours or of transformers can score it."""
     return architecture in FAMILIES or architecture in CLASSIFIERS
 
 
 def int8_refusal(architecture: str, activation: str) -> str | None:
-    """Why a model has no int8 layers (`models/int8_encoder.py`); None where it has. activation: of its MLP."""
+    """Why a model has no int8 layers (`models/int8_encoder.py`); None if it has. activation: of its MLP."""
     if not family_of(architecture).int8:
         return f"only BERT, RoBERTa and XLM-R classifiers have int8 layers, not {architecture}"
     return None if activation == "gelu" else f"int8 layers know the activation `gelu`, not `{activation}`"

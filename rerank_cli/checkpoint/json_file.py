@@ -1,4 +1,4 @@
-"""Small files of a checkpoint: JSON, and what else is read whole and in bounds."""
+"""Reads small files of a checkpoint, JSON above all, up to a limit in size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_BYTES = 100 * 2**20
 
 
 def read_json_file(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; `ModelError` naming the file where it holds anything else."""
+    """The JSON object in a file; `ModelError` if it holds anything else."""
     value = _read(path)
     if not isinstance(value, dict):
         raise ModelError(f"{path}: not a JSON object")
@@ -20,7 +20,7 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def read_json_list(path: Path) -> list[Any]:
-    """The JSON list in a file; else as `read_json_file`."""
+    """The JSON list in a file; `ModelError` if it holds anything else."""
     value = _read(path)
     if not isinstance(value, list):
         raise ModelError(f"{path}: not a JSON list")
@@ -28,7 +28,7 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def read_bounded(path: Path, most: int, what: str) -> bytes:
-    """All of a file; `ModelError` where it cannot be read, or has more bytes than any `what` has."""
+    """All of a file; `ModelError` if it cannot be read or has more than `most` bytes. what: it is, for messages."""
     try:
         with path.open("rb") as stream:
             data = stream.read(most + 1)

@@ -1,6 +1,6 @@
-"""What a folder is that is no reranker of ours, by the names of its files, its class and its modules.
+"""What a folder holds that is no reranker of ours, by the names of its files, its class and its modules.
 
-Facts alone, as data: `refusals.py` makes sentences of them, so that a refusal says what the user has in hand.
+Only facts, as data: `refusals.py` makes sentences of them, so that a refusal says what the user has.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ PROGRAMS: tuple[tuple[str, str], ...] = (
 )
 """Files of programs that keep no config.json, and what their folder is."""
 
-_VECTORS = "an embedding model: it gives a vector of each text, and no score of a pair"
+VECTORS = "an embedding model: it gives a vector of each text, and no score of a pair"
+"""What a chain of modules that ends in a vector is."""
 _SPARSE = "a sparse embedding model (SPLADE and its like): it weighs words, and gives no score of a pair"
 _LATE = "late interaction (ColBERT): a vector for every token, and no score of a pair"
 _WORDS = "an embedding model of word vectors: it gives no score of a pair"
 _STATIC = "an embedding model of static embeddings, one for each token: it gives no score of a pair"
 
-# By the class's own name, whatever package it lies in.
+# By the name of the class, without its package.
 _MODULES = {
     **dict.fromkeys(("BoW", "CNN", "LSTM", "WordEmbeddings", "WordWeights"), _WORDS),
     **dict.fromkeys(("IDF", "MLMTransformer", "SparseAutoEncoder", "SparseStaticEmbedding", "SpladePooling"), _SPARSE),
@@ -51,7 +52,7 @@ _MODULES = {
     "StaticEmbedding": _STATIC,
 }
 
-# The first that is found in the name of the class.
+# The first pattern that is found in the name of the class counts.
 _ARCHITECTURES: tuple[tuple[str, str], ...] = (
     ("ColBERT|ColPali|ColQwen", _LATE),
     ("StaticModel", _STATIC),
@@ -79,7 +80,7 @@ _ARCHITECTURES: tuple[tuple[str, str], ...] = (
 
 
 def describe_architecture(name: str) -> str | None:
-    """What a class of this name is; None where the name does not tell."""
+    """What a class of this name is; None if the name does not tell."""
     return next((what for pattern, what in _ARCHITECTURES if re.search(pattern, name)), None)
 
 
@@ -91,11 +92,6 @@ def describe_module(dotted: str) -> str | None:
 
 
 def describe_config(config: object) -> str | None:
-    """What a config.json without `architectures` is of, where its keys tell."""
+    """What a config.json without `architectures` belongs to; None if its keys do not tell."""
     keys = set(config) if isinstance(config, dict) else set()
     return "an image model of timm" if {"architecture", "pretrained_cfg"} & keys else None
-
-
-def describe_vectors() -> str:
-    """What a chain of modules that ends in a vector is."""
-    return _VECTORS

@@ -1,12 +1,12 @@
-"""Which logits of a classifier are its score; needs no torch.
+"""Which logits of a classifier are its score; imports no torch.
 
     labels                     the score
     1                          its logit
     2                          logit[1] - logit[0]: label 1 is the relevant one, and the sigmoid is its probability
     more, or with `--label N`  logit[N], as the user says; without it three labels or more are refused
 
-Two labels are what monoBERT and monoELECTRA have. Source: pygaggle's classification reranker takes log_softmax of the
-last of two labels, which has the order of this difference, and the raw logit where there is one label.
+monoBERT and monoELECTRA have two labels. Source: pygaggle's classification reranker takes log_softmax of the last of
+two labels, which gives the same order as this difference, and the raw logit of a single label.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError, UsageError
 
-# The last layer of a classifier, as transformers names it in its families.
+# The last layer of a classifier, by the names that transformers gives it.
 _HEAD = re.compile(r"^(classifier|classifier\.out_proj|score|logits_proj|sequence_summary\.summary)\.weight$")
 _SHOWN = 5  # labels in a message
-_DEFAULT_LABELS = 2  # of transformers, where config.json tells nothing
+_DEFAULT_LABELS = 2  # what transformers assumes if config.json does not tell
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The score of a head with `labels` logits: logit[plus], less logit[minus] where that is not None."""
+    """The score of a head with `labels` logits: logit[plus], minus logit[minus] if that is not None."""
 
     labels: int
     plus: int
@@ -39,7 +39,7 @@ class Score:
 
 
 def count_labels(checkpoint: Checkpoint) -> int:
-    """How many logits the head gives: what config.json says, else the rows of the head."""
+    """How many logits the head gives, by config.json, else by the rows of the head."""
     names = checkpoint.config.get("id2label")
     if isinstance(names, dict):
         return len(names)
@@ -52,8 +52,8 @@ def count_labels(checkpoint: Checkpoint) -> int:
 def read_score(checkpoint: Checkpoint) -> Score:
     """Which logits are the score.
 
-    Raises `ModelError` for a model of more than two labels of which none was chosen, and `UsageError` for a label that
-    it does not have.
+    Raises `ModelError` for a model with more than two labels if none was chosen, and `UsageError` for a label that the
+    model does not have.
     """
     labels = count_labels(checkpoint)
     if labels < 1:
@@ -73,7 +73,7 @@ def read_score(checkpoint: Checkpoint) -> Score:
 
 
 def check_labels(checkpoint: Checkpoint) -> None:
-    """Raise where the checkpoint has not the labels that its family reads, or not the one that the user wants."""
+    """Refuse a checkpoint without the labels that its family needs, or without the one that the user wants."""
     family = family_of(checkpoint.architecture)
     if family.answers or family.embeds or family.headless:
         if checkpoint.label is not None:
@@ -86,7 +86,7 @@ def check_labels(checkpoint: Checkpoint) -> None:
 
 
 def _names(checkpoint: Checkpoint) -> str:
-    """The names of the first labels, in parentheses, where config.json tells them."""
+    """The names of the first labels in parentheses; empty if config.json does not tell them."""
     names = checkpoint.config.get("id2label")
     if not isinstance(names, dict):
         return ""

@@ -9,8 +9,8 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 
 # Architectures whose positions begin behind the padding id: a table of 514 rows holds 512 tokens. Their configurations
-# say `model_type` too, but a published one may leave it out. Source: `create_position_ids_from_input_ids` in
-# transformers' modeling files of text encoders.
+# also have a `model_type`, but published ones may lack it. Source: `create_position_ids_from_input_ids` in the text
+# encoders of transformers.
 _OFFSET_POSITIONS = re.compile(
     r"^(Roberta|XLMRoberta|XLMRobertaXL|RobertaPreLayerNorm|Camembert|MPNet|Longformer|Data2VecText|Xmod|IBert|Luke|Lilt"
     r")(For|Model)"
@@ -19,10 +19,10 @@ _NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
 
 
 def model_max_tokens(checkpoint: Checkpoint) -> int:
-    """The smaller of what its tokenizer and its model card say, and no more than there are positions.
+    """The smallest of the tokenizer's limit, the model card's limit and the number of positions.
 
-    A processor that names a limit of its own (`rerank_max_length`) is asked in place of tokenizer and card, and so is
-    sentence-transformers' `max_seq_length`.
+    A limit of the processor (`rerank_max_length`) or of sentence-transformers (`max_seq_length`) replaces those of
+    tokenizer and card.
     Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
     """
     family = family_of(checkpoint.architecture)
@@ -30,7 +30,7 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
     if said == [None] and checkpoint.declared.max_tokens is not None:
         said = [_read_limit(checkpoint.declared.max_tokens)]
     elif said == [None]:
-        # The card's limit is that of a family of rerankers: what declares its own score is not taken for one.
+        # The card's limit belongs to a family of rerankers; a model that declares its own score is not one of them.
         own = family.decoder and (checkpoint.declared.listed or checkpoint.declared.chat_template is not None)
         card = None if own and checkpoint.taken_as is None else family.max_tokens
         said = [card, _read_limit(checkpoint.tokenizer_config.get("model_max_length"))]
@@ -41,12 +41,12 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
 
 
 def _read_limit(value: Any) -> int | None:
-    """A number of tokens that means a limit."""
+    """A number of tokens; None if it is no limit."""
     return int(value) if isinstance(value, (int, float)) and 0 < value < _NO_LIMIT else None
 
 
 def _positions(checkpoint: Checkpoint, architecture: str) -> int | None:
-    """Tokens that the model has positions for, where config.json says so. architecture: of the whole model."""
+    """How many tokens the model has positions for, by config.json. architecture: of the whole model."""
     if "max_position_embeddings" not in checkpoint.config:
         return None
     offset = 0
@@ -56,6 +56,6 @@ def _positions(checkpoint: Checkpoint, architecture: str) -> int | None:
 
 
 def _window(checkpoint: Checkpoint) -> int | None:
-    """Tokens up to which the attention of a Mistral with a sliding window is that of one without."""
+    """The sliding window of a Mistral: up to so many tokens, attention is the same as without it."""
     mistral = checkpoint.architecture.startswith("Mistral")
     return _read_limit(checkpoint.config.get("sliding_window")) if mistral else None

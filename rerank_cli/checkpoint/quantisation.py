@@ -1,16 +1,16 @@
-"""Whether a checkpoint's weights are quantised, and how; every way that is not known here is refused.
+"""Whether a checkpoint's weights are quantised, and how; all ways but one are refused.
 
-Known is FP8 as NVIDIA's ModelOpt writes it: for a quantised layer `X`
+The one is FP8 as NVIDIA's ModelOpt writes it: for a quantised layer `X`
 
     X.weight         float8_e4m3fn [out, in]
     X.weight_scale   float32, one number: the weight is `X.weight * X.weight_scale`
-    X.input_scale    float32, one number: what inputs are divided by before they are rounded to e4m3 themselves
+    X.input_scale    float32, one number: inputs are divided by it before they are rounded to e4m3, too
     k_scale, v_scale of a key/value cache, which an encoder does not have
 
-and everything else as in the model before. It is named by `quantization_config` in config.json, or by
-hf_quant_config.json alone in older exports. Read from nvidia-modelopt 0.42.0's own output.
+and everything else as in the unquantised model. `quantization_config` in config.json names it, or, in older exports,
+hf_quant_config.json alone. Source: the output of nvidia-modelopt 0.42.0.
 
-The 8-bit integers of the built-in model are a format of our own, without a name in config.json (`models/weights.py`).
+The 8-bit integers of the built-in model are our own format, without a name in config.json (`models/weights.py`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 _MODELOPT_FILE = "hf_quant_config.json"
 _KEYS = ("quantization_config", "compression_config")
-# Files that older exports have beside config.json, whose weights are of another kind than it says.
+# Files beside config.json by which older exports tell that their weights are quantised.
 _OTHER_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _SECTIONS = ("llm_config", "text_config", "vision_config")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """A way of quantising: who made it (`modelopt`) and which numbers the weights are (`FP8`)."""
+    """A way of quantising: the tool (`modelopt`) and the kind of numbers (`FP8`)."""
 
     method: str
     algorithm: str
@@ -48,12 +48,12 @@ _KNOWN = Quantisation("modelopt", "FP8")
 
 
 def read_quantisation(checkpoint: Checkpoint) -> Quantisation | None:
-    """How the checkpoint says that it is quantised; None where it is not. `ModelError` for any way but FP8."""
+    """How the checkpoint is quantised; None if it is not. `ModelError` for any way but ModelOpt's FP8."""
     return check_quantisation(checkpoint.path, checkpoint.config)
 
 
 def check_quantisation(path: Path, config: Mapping[str, Any]) -> Quantisation | None:
-    """As `read_quantisation`, of the folder `path` and its config.json."""
+    """As `read_quantisation`, before there is a `Checkpoint`. path: its folder. config: its config.json."""
     declared = list(_declarations(path, config))
     for where, method, algorithm in declared:
         if (method, algorithm) != (_KNOWN.method, _KNOWN.algorithm):
@@ -67,7 +67,7 @@ def check_quantisation(path: Path, config: Mapping[str, Any]) -> Quantisation | 
 
 
 def _declarations(path: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Each place that speaks of quantisation, as (file, method, algorithm)."""
+    """Each place that declares quantisation, as (file, method, algorithm)."""
     other = read_json_file(path / _MODELOPT_FILE) if (path / _MODELOPT_FILE).exists() else {}
     inner = other.get("quantization")
     beside = inner.get("quant_algo") if isinstance(inner, Mapping) else None

@@ -1,8 +1,8 @@
-"""Facts of a checkpoint from its files alone: no weight is read, nothing of the checkpoint is executed.
+"""Reads what a checkpoint is from its files; no weight is read, and no code of the checkpoint is run.
 
 A checkpoint is a folder with `config.json`, `tokenizer.json`, `tokenizer_config.json` and safetensors weights: one
-file, or shards listed by `*.safetensors.index.json`. What a model is follows from `architectures` in config.json, never
-from a name.
+file, or shards listed by `*.safetensors.index.json`. The kind of model follows from `architectures` in config.json,
+never from a name.
 
 Pickle weights (`.bin`, `.pt`) are never read.
 """
@@ -30,6 +30,7 @@ from rerank_cli.checkpoint.refusals import (
     refuse_special_files,
     refuse_weights,
     refuse_without_config,
+    some_names,
 )
 from rerank_cli.checkpoint.safetensors_header import TensorInfo, read_safetensors_header
 from rerank_cli.errors import ModelError
@@ -39,10 +40,10 @@ BUILTIN_MODEL = "ms-marco-MiniLM-L-12-v2-int8"
 """The model inside the package, used when none is named."""
 
 _BUILTIN_DIR = Path(__file__).parent / "builtin"
-_MAX_LAYERS = 10_000  # ten times the deepest models; each layer is built one by one, so 10^9 of them never end
+_MAX_LAYERS = 10_000  # ten times the deepest models; layers are built one by one, and 10^9 of them would take for ever
 _LAYER_COUNT = re.compile(r"(?:num_|n_)?(?:\w+_)?layers?|depth")
-_OUT_OF_RANGE = 2**63  # of a number of config.json: sizes are 64 bits wide, and nothing else comes near
-# What transformers may read beside tokenizer.json, where it makes the tokenizer (`encoding/tokenizer.py`).
+_OUT_OF_RANGE = 2**63  # for numbers of config.json: sizes have 64 bits, and no other number comes near
+# What transformers may read beside tokenizer.json when it makes the tokenizer (`encoding/tokenizer.py`).
 _TOKENIZER_FILES = (
     "added_tokens.json", "merges.txt", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model",
     "vocab.json", "vocab.txt",
@@ -53,37 +54,39 @@ _SHARD = re.compile(r"-0*([0-9]+)-of-0*([2-9]|[0-9]{2,})\.safetensors$")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's configuration and the headers of its weights.
-
-    name: what the user called it; config, tokenizer_config: the JSON files as they are, but that the special tokens of
-    an older checkpoint are those of its special_tokens_map.json (see `_read_tokenizer_config`). processor_config: how a
-    vision model's inputs are made, empty for others. declared: how the score is computed, by what else lies there.
-    root: the folder that was named, of which `path` is the model's own. taken_as: the family of rerankers that the user
-    says it is (`recipes.py`). part: the object of config.json that `config` is, `` for all. blank: there are no files,
-    only a shape to be measured (`models/measure.py`). label: which of several labels the user wants as the score
-    (`labels.py`).
-    """
+    """A checkpoint's configuration and the headers of its weights."""
 
     path: Path
+    """The folder of the model itself."""
     name: str
+    """What the user called it."""
     config: Mapping[str, Any]
+    """config.json, or one object in it (`part`)."""
     tokenizer_config: Mapping[str, Any]
+    """tokenizer_config.json, with the special tokens of older checkpoints (see `_read_tokenizer_config`)."""
     tensors: Mapping[str, TensorInfo]
     processor_config: Mapping[str, Any] = field(default_factory=dict)
+    """How a vision model's inputs are made; empty for others."""
     declared: Declaration = UNDECLARED
+    """How further files say that the score is computed."""
     root: Path | None = None
+    """The folder that was named; `path` is that or lies in it."""
     taken_as: str | None = None
+    """The family of rerankers that the user says it is (`recipes.py`)."""
     part: str = ""
+    """The key of config.json whose object `config` is; empty for the whole file."""
     blank: bool = False
+    """There are no files, only a shape to be measured (`models/measure.py`)."""
     label: int | None = None
+    """Which of several labels the user wants as the score (`labels.py`)."""
 
     @property
     def config_place(self) -> str:
-        """Where `config` stands, for messages."""
+        """The file, and the key in it, that `config` was read from; for messages."""
         return f"{self.path / 'config.json'}{self.part and f': `{self.part}`'}"
 
     def within(self, key: str) -> Checkpoint:
-        """The checkpoint with the object `key` of its config.json as the whole of it."""
+        """The same checkpoint with the object under `key` as its `config`."""
         value = self.config.get(key)
         if not isinstance(value, dict):
             raise ModelError(f"{self.config_place}: `{key}` must be an object: {value!r}")
@@ -104,7 +107,7 @@ class Checkpoint:
 
     @property
     def weight_files(self) -> list[Path]:
-        """The safetensors files that hold the weights, each once, in the order of their names."""
+        """The safetensors files that hold the weights, sorted by name."""
         return sorted({tensor.file for tensor in self.tensors.values()})
 
     @property
@@ -114,7 +117,7 @@ class Checkpoint:
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """The files that decide a score, by their names in the folder: configuration, tokenizer, weights, modules."""
+        """The files that decide a score, by name in the folder: configuration, tokenizer, weights, modules."""
         root = self.root or self.path
         beside = [
             self.path / "config.json",
@@ -139,12 +142,12 @@ class Checkpoint:
         return digest.hexdigest()
 
     def read_json(self, name: str) -> Mapping[str, Any]:
-        """The JSON object in the file `name` of the folder; empty where there is no such file."""
+        """The JSON object in the file `name` of the folder; empty if there is no such file."""
         path = self.path / name
         return read_json_file(path) if path.exists() else {}
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number of config.json; `ModelError` where it is missing (and has no default) or is something else."""
+        """A whole number of config.json; `ModelError` if it is something else, or missing without a default."""
         value = self.config.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _OUT_OF_RANGE:
             raise ModelError(f"{self.config_place}: `{key}` must be a whole number: {value!r}")
@@ -187,11 +190,11 @@ def locate_checkpoint(model: str | None, *, revision: str | None = None, online:
 
 
 def _locate_in_hub_cache(model: str, *, revision: str | None, online: bool) -> Path:
-    # Imported here because it costs 0.1 s that a directory or the built-in model need not pay.
+    # Imported here because it costs 0.1 s, which a directory or the built-in model need not pay.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # `*` reaches into folders too: each module of sentence-transformers has one.
+    # `*` also matches files in folders: each module of sentence-transformers has its own.
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
         return Path(snapshot_download(model, revision=revision, local_files_only=not online, allow_patterns=wanted))
@@ -206,7 +209,7 @@ def _locate_in_hub_cache(model: str, *, revision: str | None, online: bool) -> P
 def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     """Read config.json, tokenizer_config.json and the safetensors headers in the folder `path`.
 
-    Raises `ModelError` for whatever is missing, unsafe or contradicts itself.
+    Raises `ModelError` for anything that is missing, unsafe or contradictory.
     """
     root = path
     refuse_special_files(root)
@@ -234,10 +237,10 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
         found = read_safetensors_header(file)
         missing = [tensor for tensor in expected if tensor not in found]
         if missing:
-            raise ModelError(f"{file}: the index promises tensors that are not in it: {_shorten_names(missing)}")
+            raise ModelError(f"{file}: the index promises tensors that are not in it: {some_names(missing)}")
         doubled = [tensor for tensor in found if tensor in tensors]
         if doubled:
-            raise ModelError(f"{file}: tensors that another shard holds too: {_shorten_names(doubled)}")
+            raise ModelError(f"{file}: tensors that another shard holds too: {some_names(doubled)}")
         tensors.update(found)
     for file in declared.module_weights:
         tensors |= _module_tensors(root, file)
@@ -274,9 +277,9 @@ def _refuse_endless(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read_tokenizer_config(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with special_tokens_map.json over it where transformers still heeds that file.
+    """tokenizer_config.json, updated from special_tokens_map.json if transformers still reads that file.
 
-    Source: transformers 5.23, PreTrainedTokenizerBase._from_pretrained: only where there is no `added_tokens_decoder`.
+    Source: transformers 5.23, PreTrainedTokenizerBase._from_pretrained: only without an `added_tokens_decoder`.
     """
     config = read_json_file(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
     old = path / "special_tokens_map.json"
@@ -284,10 +287,10 @@ def _read_tokenizer_config(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(path: Path) -> dict[Path, list[str]]:
-    """The safetensors files of a folder, each with the tensors that an index promises of it."""
+    """The safetensors files of a folder, each with the tensors that an index lists for it."""
     indexes = sorted(path.glob("*.safetensors.index.json"))
     if len(indexes) > 1:
-        raise ModelError(f"{path}: several weight indexes: {_shorten_names([index.name for index in indexes])}")
+        raise ModelError(f"{path}: several weight indexes: {some_names([index.name for index in indexes])}")
     if indexes:
         return _sharded_files(indexes[0])
     standard = path / "model.safetensors"
@@ -295,9 +298,7 @@ def _weight_files(path: Path) -> dict[Path, list[str]]:
     if not files:
         refuse_pickle(path)
     if len(files) > 1:
-        raise ModelError(
-            f"{path}: several safetensors files and no index: {_shorten_names([file.name for file in files])}"
-        )
+        raise ModelError(f"{path}: several safetensors files and no index: {some_names([file.name for file in files])}")
     if part := _SHARD.search(files[0].name):
         raise ModelError(
             f"{files[0]}: shard {part[1]} of {part[2]}, and neither the others nor an index are there",
@@ -319,9 +320,3 @@ def _sharded_files(index: Path) -> dict[Path, list[str]]:
         if not file.is_file():
             raise ModelError(f"{file}: this shard is missing (named by {index.name})")
     return files
-
-
-def _shorten_names(names: list[str], limit: int = 5) -> str:
-    """Names in backticks, shortened where there are many."""
-    shown = ", ".join(f"`{name}`" for name in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

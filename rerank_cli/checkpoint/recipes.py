@@ -1,4 +1,4 @@
-"""Rerankers that are language models and whose files may not say so: the names that `--as` takes."""
+"""Rerankers that are language models but whose files may not say so: the names that `--as` takes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one family of rerankers asks a language model (`encoding/yes_no.py` has its prompt).
+    """How one family of rerankers asks a language model (`encoding/yes_no.py` has its prompt)."""
 
-    answers: the words whose first tokens are compared: the score is the first one's logit, less the other's.
-    """
-
-    name: str  # as `--as` takes it
+    name: str
+    """As `--as` takes it."""
     title: str
-    trunk: str  # its `architectures` begin with it: `Qwen3`
+    trunk: str
+    """The beginning of its architecture's name: `Qwen3`."""
     answers: tuple[str, ...]
+    """The score is the logit of the first word's first token, minus that of the second word, if there is one."""
 
 
 _ALL = (
@@ -33,5 +33,5 @@ def trunk_of(architecture: str) -> str:
 
 
 def recipe_of(architecture: str) -> Recipe | None:
-    """The family of rerankers that is made of this language model."""
+    """The family of rerankers that is built on this language model; None if none is."""
     return next((recipe for recipe in _ALL if recipe.trunk == trunk_of(architecture)), None)

@@ -1,8 +1,8 @@
-"""Folders that are no reranker of ours, refused by what they are, before a tokenizer, memory or torch is thought of.
+"""Refuses folders that are no reranker of ours, and says what they are, before anything else is loaded.
 
-In this order: weights of a kind that is not read, an adapter, modules of another kind of model, an architecture, how
-the modules score, code of the checkpoint, quantisation, pickle. `kinds.py` knows the names; what is wrong inside one of
-these is told where it is read.
+In this order: weights that are not read, an adapter, modules of another kind of model, an architecture, how the modules
+score, code of the checkpoint, quantisation, pickle. `kinds.py` has the names. Errors inside one of these files are
+reported where the file is read.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
 _WANTED = "a reranker is needed, for example a ...ForSequenceClassification"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_BYTES = 1024
-_DEPTH, _MOST_ENTRIES = 3, 10_000  # of a folder that is looked through: a checkpoint has less, a home folder more
+_DEPTH, _MOST_ENTRIES = 3, 10_000  # how far a folder is searched: a checkpoint is smaller, a home folder larger
 _SHOWN = 3
 
 
 def refuse_special_files(root: Path) -> None:
-    """A pipe, a socket or a device where a model has a file: who opens it may wait for ever."""
+    """Refuse a pipe, socket or device among the model's files: opening it could block for ever."""
     for path in (root / name for name in _walk_entries(root)):
         if path.suffix in _MODEL_SUFFIXES and path.exists() and not path.is_file() and not path.is_dir():
             raise ModelError(f"{path}: is no regular file", hint="copy the model's files into a folder of their own")
 
 
 def refuse_weights(root: Path, model: Path) -> None:
-    """Weights that are not read, or that are not all of the model. model: the folder of the model's own, in `root`."""
+    """Refuse weights that are not read or not a whole model. model: the model's own folder, in `root`."""
     _refuse_pointers(root, model)
     adapter = next((folder for folder in (root, model) if (folder / _ADAPTER).is_file()), None)
     weights = sorted({file.name for folder in (root, model) for one in _ADAPTER_WEIGHTS for file in folder.glob(one)})
@@ -61,13 +61,13 @@ def refuse_weights(root: Path, model: Path) -> None:
     for program, patterns in kinds.FORMATS:
         if files := [name for name in found if any(fnmatch(Path(name).name, pattern) for pattern in patterns)]:
             raise ModelError(
-                f"{root}: {program} only ({_list(files)}): the *.safetensors of the model are needed",
+                f"{root}: {program} only ({some_names(files, _SHOWN)}): the *.safetensors of the model are needed",
                 hint="name the repository that has them; what was made of a reranker names it in its README",
             )
 
 
 def refuse_without_config(root: Path, model: Path) -> None:
-    """A folder without config.json, by what else lies there."""
+    """Refuse a folder without config.json, and say what it is by its other files."""
     if (model / "config.json").is_file():
         return
     for name, what in kinds.PROGRAMS:
@@ -81,7 +81,7 @@ def refuse_without_config(root: Path, model: Path) -> None:
 
 
 def refuse_module_kinds(root: Path) -> None:
-    """Modules of another kind of model, by the name of their class."""
+    """Refuse modules of another kind of model, by the name of their class."""
     for dotted in module_types(root):
         if what := kinds.describe_module(dotted):
             name = dotted.rpartition(".")[2] if dotted.startswith("sentence_transformers.") else dotted
@@ -89,7 +89,7 @@ def refuse_module_kinds(root: Path) -> None:
 
 
 def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> None:
-    """A model whose class is not known here, and not to transformers either. path: the model's own folder."""
+    """Refuse a model whose class is known neither here nor to transformers. path: the model's own folder."""
     names = config.get("architectures")
     place = path / "config.json"
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
@@ -106,7 +106,7 @@ def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> No
     what = kinds.describe_architecture(names[0])
     types = [dotted.rpartition(".")[2] for dotted in module_types(root)]
     if types and types[-1] in ("Pooling", "Normalize"):
-        what = f"{kinds.describe_vectors()} ({', '.join(types)})"
+        what = f"{kinds.VECTORS} ({', '.join(types)})"
     code = "its code is in the checkpoint, and code of a checkpoint is never run" if _has_code(path, config) else None
     told = "; ".join(one for one in (what, code) if one)
     raise ModelError(
@@ -118,7 +118,7 @@ def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> No
 
 
 def refuse_modules(root: Path, config: Mapping[str, Any], declared: Declaration) -> None:
-    """Modules that give a vector where the model is no embedder of ours, or a score that is not this model's."""
+    """Refuse modules that do not belong to the model: a vector of no embedder of ours, or another model's score."""
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
     family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
@@ -150,7 +150,7 @@ def refuse_modules(root: Path, config: Mapping[str, Any], declared: Declaration)
 
 
 def refuse_code(root: Path, config: Mapping[str, Any], declared: Declaration) -> None:
-    """A language model whose code says how it is scored."""
+    """Refuse a language model whose code says how it is scored."""
     names = config.get("architectures")
     language = isinstance(names, list) and any(str(name).endswith("ForCausalLM") for name in names)
     if declared.listed or not language or not _has_code(root, config):
@@ -164,11 +164,11 @@ def refuse_code(root: Path, config: Mapping[str, Any], declared: Declaration) ->
 
 
 def refuse_pickle(path: Path) -> NoReturn:
-    """Weights in pickle alone. path: the model's own folder, in which there are no safetensors."""
+    """Refuse a folder without safetensors, and name its pickled weights. path: the model's own folder."""
     names = [name for name in _walk_entries(path, depth=1) if any(fnmatch(name, pattern) for pattern in kinds.PICKLES)]
     if names:
         raise ModelError(
-            f"{path}: no safetensors weights, and pickle is not read: {_list(names)}",
+            f"{path}: no safetensors weights, and pickle is not read: {some_names(names, _SHOWN)}",
             hint="convert them with safetensors: `AutoModelForSequenceClassification.from_pretrained(folder)"
             ".save_pretrained(folder, safe_serialization=True)`",
         )
@@ -180,7 +180,7 @@ def _has_code(path: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _refuse_pointers(*folders: Path) -> None:
-    """Files that Git LFS has left its pointers for."""
+    """Refuse pointers of Git LFS in place of files."""
     for file in (file for folder in dict.fromkeys(folders) for file in sorted(folder.glob("*"))):
         if not file.is_file() or file.stat().st_size > _MAX_POINTER_BYTES:
             continue
@@ -193,7 +193,7 @@ def _refuse_pointers(*folders: Path) -> None:
 
 
 def _walk_entries(root: Path, depth: int = _DEPTH) -> Iterator[str]:
-    """Files and folders below `root`, by their paths in it, in the order of their names; not deep and not many."""
+    """Paths below `root`, sorted by name in each folder; up to `depth` levels and `_MOST_ENTRIES` entries."""
     found = 0
     for folder, folders, files in os.walk(root):
         inside = Path(folder).relative_to(root)
@@ -205,7 +205,7 @@ def _walk_entries(root: Path, depth: int = _DEPTH) -> Iterator[str]:
                 return
 
 
-def _list(names: Sequence[str]) -> str:
-    """Names in backticks, shortened where there are many."""
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+def some_names(names: Sequence[str], most: int = 5) -> str:
+    """The first names in backticks, and how many more there are."""
+    shown = ", ".join(f"`{name}`" for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

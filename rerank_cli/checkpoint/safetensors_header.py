@@ -1,6 +1,6 @@
-"""The header of a safetensors file: 8 bytes of length and a JSON object.
+"""Reads the header of a safetensors file: 8 bytes of length and a JSON object.
 
-Both are checked here against the size of the file, so a header that lies is refused before anything maps the file.
+Both are checked against the size of the file, so that a wrong header is refused before the file is mapped.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ _ELEMENT_BITS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a checkpoint: where it lies and its shape, not its values.
-
-    dtype: as safetensors spells it (`F32`). offset: where its bytes begin in the file. stored_name: what its file calls
-    it, where the checkpoint calls it otherwise.
-    """
+    """One tensor of a checkpoint: its place and shape, not its values."""
 
     file: Path
     dtype: str
+    """In the spelling of safetensors: `F32`."""
     shape: tuple[int, ...]
     offset: int
+    """Where its bytes begin in the file."""
     size_bytes: int
     stored_name: str = ""
+    """Its name in the file, if the checkpoint has another one for it."""
 
 
 def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
@@ -64,7 +63,7 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
 def _tensor_info(path: Path, name: str, entry: Any, *, begins: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        # Within 64 bits, and not many: a product of huge numbers must not take hours to be found wrong.
+        # At most 64 bits each, and not many of them: multiplying huge numbers could take hours.
         whole = len(shape) <= _MAX_DIMENSIONS and all(
             type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)
         )
@@ -78,7 +77,7 @@ def _tensor_info(path: Path, name: str, entry: Any, *, begins: int) -> TensorInf
 
 
 def _check_layout(path: Path, header: Mapping[str, Any], *, data_bytes: int) -> None:
-    """The tensors fill the data part without gap or overlap (what the format demands)."""
+    """Refuse tensors that do not fill the data part without gaps or overlaps, as the format demands."""
     position = 0
     for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         begin, end = entry["data_offsets"]

@@ -1,4 +1,4 @@
-"""What an embedding model declares of its vectors: how they are made, and how two of them become a score."""
+"""What an embedding model declares about its vectors: how they are made, and how two of them become a score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROLES = {"query": ("query",), "passage": ("document", "passage", "corpus")}
 
 
 def similarity_of(checkpoint: Checkpoint) -> Similarity:
-    """`similarity_fn_name`, which is `cosine` where it is not given; `ModelError` for one that is not computed."""
+    """The declared `similarity_fn_name`, by default cosine; `ModelError` for one that is not computed here."""
     named = checkpoint.declared.similarity or "cosine"
     for known in _SIMILARITIES:
         if named == known:
@@ -27,7 +27,7 @@ def similarity_of(checkpoint: Checkpoint) -> Similarity:
 
 
 def check_embedder(checkpoint: Checkpoint) -> None:
-    """`ModelError` for modules and prompts of an embedder that would give other vectors than are computed."""
+    """Refuse an embedder with modules or prompts that are not computed here."""
     declared = checkpoint.declared
     similarity_of(checkpoint)
     if not declared.listed:
@@ -49,7 +49,7 @@ def check_embedder(checkpoint: Checkpoint) -> None:
 
 
 def declared_pooling(checkpoint: Checkpoint) -> str | None:
-    """How tokens become a vector, as config.json would name it; None where modules.json does not say."""
+    """How tokens become a vector, in the words of config.json; None if modules.json does not say."""
     pooling = checkpoint.declared.pooling
     if pooling is None:
         return None
@@ -62,12 +62,12 @@ def declared_pooling(checkpoint: Checkpoint) -> str | None:
 
 
 def normalises(checkpoint: Checkpoint) -> bool:
-    """Vectors are brought to length 1."""
+    """Whether vectors are brought to length 1."""
     return any(isinstance(module, Normalize) for module in checkpoint.declared.modules)
 
 
 def declared_prefixes(checkpoint: Checkpoint) -> tuple[str, str] | None:
-    """What stands before a query and before a passage, by the prompts' roles; None where there are no prompts."""
+    """The prefixes of a query and of a passage, from the prompts of these roles; None without prompts."""
     declared = checkpoint.declared
     if not declared.listed or not declared.prompts:
         return None

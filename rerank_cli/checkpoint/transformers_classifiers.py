@@ -1,4 +1,4 @@
-"""The sequence classifiers that transformers 5.24 brings: without importing it, which takes seconds.
+"""The sequence classifiers of transformers 5.24, listed here because importing it takes seconds.
 
 A test compares them with transformers' own table.
 """

@@ -1,4 +1,4 @@
-"""modules.json, and the config.json in the folder of each module behind the model."""
+"""Reads modules.json, and the config.json of each module behind the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OLD_POOLING_KEYS: dict[str, PoolingMode] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# Modules of torch that are made without arguments and act on each number by itself.
+# Modules of torch that take no arguments and act on each number by itself.
 _ACTIVATIONS = {
     "CELU", "ELU", "GELU", "Hardsigmoid", "Hardswish", "Hardtanh", "Identity", "LeakyReLU", "LogSigmoid", "Mish",
     "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softsign", "Tanh", "Tanhshrink",
@@ -37,9 +37,9 @@ _ACTIVATIONS = {
 
 
 class Config:
-    """The config.json of a module (or another JSON object), whose keys are asked for one by one.
+    """The config.json of a module (or another JSON object), whose keys are taken one by one.
 
-    place: the file, for messages. `finish` refuses keys that nobody asked for.
+    place: the file, for messages. `finish` refuses keys that were not taken.
     """
 
     def __init__(self, place: str, values: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Config:
     def only(self, key: str, *known: Any, default: Any) -> Any:
         """The value of `key`, which must be one of `known`."""
         value = self._left.pop(key, default)
-        # `1 == True`, and neither is the other here.
+        # Types are compared too, because `1 == True`.
         if not any(type(value) is type(one) and value == one for one in known):
             self.refuse(key, f"is {value!r}; known is {' or '.join(repr(one) for one in known)}")
         return value
@@ -77,7 +77,7 @@ class Config:
         raise ModelError(f"{self.place}: `{key}` {what}", hint=_HINT)
 
     def finish(self) -> None:
-        """Refuse keys that nobody took: they may change the score."""
+        """Refuse keys that were not taken: they may change the score."""
         if self._left:
             names = ", ".join(f"`{name}`" for name in sorted(self._left))
             raise ModelError(f"{self.place}: {names} {'are' if len(self._left) > 1 else 'is'} not known", hint=_HINT)
@@ -86,20 +86,21 @@ class Config:
 _HINT = "what is declared here changes the score, and another score is never given: use sentence-transformers for it"
 
 
-def read_model_folder(root: Path) -> str:
-    """The folder of the first module, which is the model."""
-    entries = read_json_list(root / "modules.json")
-    return _entry(root / "modules.json", entries[0])["path"] if entries else ""
+def find_model_folder(root: Path) -> str:
+    """The folder of config.json, tokenizer and weights, below `root`: that of the first module, which is the model."""
+    place = root / "modules.json"
+    entries = read_json_list(place) if place.is_file() else []
+    return _entry(place, entries[0])["path"] if entries else ""
 
 
 def module_types(root: Path) -> list[str]:
-    """The classes that modules.json names, as it writes them; none where there is no such file."""
+    """The classes that modules.json names, with their packages; empty without such a file."""
     place = root / "modules.json"
     return [_entry(place, entry)["type"] for entry in read_json_list(place)] if place.is_file() else []
 
 
 def read_modules(root: Path) -> tuple[str, tuple[Module, ...], tuple[str, ...]]:
-    """The model's own folder, the modules behind it, and the files that say so; all folders below `root`."""
+    """The model's own folder, the modules behind the model, and the files that were read; paths below `root`."""
     place = root / "modules.json"
     entries = [_entry(place, entry) for entry in read_json_list(place)]
     if not entries:
@@ -140,7 +141,7 @@ def _entry(place: Path, entry: Any) -> dict[str, str]:
 
 
 def _class(place: Path, dotted: str) -> str:
-    """The class's own name; the package that it lies in has changed, and the class has not."""
+    """The name of the class without its package, which differs between versions."""
     if not dotted.startswith("sentence_transformers."):
         raise ModelError(
             f"{place}: the module `{dotted}` is code of the checkpoint, which is never run",
@@ -184,10 +185,6 @@ def _dense(config: Config, folder: str) -> Module:
     return dense
 
 
-def _layer_norm(config: Config, folder: str) -> Module:
-    return DeclaredLayerNorm(folder=folder, size=config.whole("dimension", least=1))
-
-
 def _normalize(config: Config, folder: str) -> Module:
     config.only("module_input_name", _VECTOR, default=_VECTOR)
     config.only("module_output_name", _VECTOR, None, default=None)
@@ -205,14 +202,14 @@ def _logit_score(config: Config, folder: str) -> Module:
 _READERS: dict[str, Callable[[Config, str], Module]] = {
     "Pooling": _pooling,
     "Dense": _dense,
-    "LayerNorm": _layer_norm,
+    "LayerNorm": lambda config, folder: DeclaredLayerNorm(folder, size=config.whole("dimension", least=1)),
     "Normalize": _normalize,
     "LogitScore": _logit_score,
 }
 
 
 def _check_chain(place: Path, modules: Sequence[Module]) -> None:
-    """Refuse an order in which the modules give no score and no vector."""
+    """Refuse modules that give neither a score nor a vector in this order."""
     kinds = [type(module).__name__ for module in modules]
     scoring = [number for number, module in enumerate(modules) if isinstance(module, Dense) and module.scores]
     known = (

@@ -1,4 +1,4 @@
-"""All that a checkpoint declares, from its folder."""
+"""Reads all that a checkpoint declares, from its folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rerank_cli.checkpoint.declared.modules import Config, read_model_folder, read_modules
+from rerank_cli.checkpoint.declared.modules import Config, read_modules
 from rerank_cli.checkpoint.declared.transformer import Task, TransformerConfig, read_transformer_config
 from rerank_cli.checkpoint.declared.values import Declaration, MessageFormat, Module
 from rerank_cli.checkpoint.json_file import read_bounded, read_json_file
 from rerank_cli.errors import ModelError
 
 _FLAT_MODEL_TYPES = {"apertus", "deepseek_v3", "gpt_oss", "seed_oss"}
-# Signs of a template whose contents are lists of parts.
+# Signs of a template that takes the content of a message as a list of parts.
 _STRUCTURED = ("content[0]", ".type", "'type'", '"type"', "item.type", "message.content[")
 
 _MAX_TEMPLATE_BYTES = 2**24
@@ -22,7 +22,7 @@ _MORE_TEMPLATES = "additional_chat_templates"
 
 
 def read_declaration(root: Path) -> Declaration:
-    """What the folder `root` declares; `ModelError` naming the key that changes a score and is not known."""
+    """What the folder `root` declares; `ModelError` for an unknown key that changes a score."""
     if not (root / "modules.json").is_file():
         template = _read_template(root, "")
         return Declaration(
@@ -35,7 +35,7 @@ def read_declaration(root: Path) -> Declaration:
     model = root / folder
     transformer = read_transformer_config(model)
     _check_task(model, transformer, modules)
-    # One that pairs do not go through may be anything.
+    # A template that pairs do not go through is not read, whatever it is.
     template = None if transformer.message_format is None else _read_template(root, folder)
     shared = root / "config_sentence_transformers.json"
     prompts, prompt, similarity = _read_shared(shared, modules)
@@ -57,11 +57,6 @@ def read_declaration(root: Path) -> Declaration:
     )
 
 
-def find_model_folder(root: Path) -> str:
-    """The folder of config.json, tokenizer and weights, below the checkpoint's."""
-    return read_model_folder(root) if (root / "modules.json").is_file() else ""
-
-
 def _template_files(root: Path, folder: str) -> tuple[str, ...]:
     found = [*sorted((root / folder).glob("*.jinja")), *_additional_templates(root / folder)]
     return tuple(path.relative_to(root).as_posix() for path in found)
@@ -73,7 +68,7 @@ def _additional_templates(root: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """A chat template and where it stands. several: it is one of templates with names."""
+    """A chat template and the place where it stands. several: it is one of several named templates."""
 
     place: str
     text: str
@@ -81,11 +76,11 @@ class _Template:
 
 
 def _read_template(root: Path, model: str) -> _Template | None:
-    """The chat template of a model; None where there is none. model: its own folder, below `root`.
+    """The chat template of a model; None without one. model: its own folder, below `root`.
 
-    Files come before tokenizer_config.json, whose templates do not count beside any. Of several templates the one that
-    is called `default` is used. transformers lists further files in the folder that it is given, and not in the model's
-    own below it, so that there they do not count.
+    Files come before tokenizer_config.json, whose templates are ignored if there are files. Of several templates the
+    one called `default` is used. transformers looks for further files in the folder that it is given, not in the
+    model's own folder below it, so they do not count there.
     Source: transformers 5.24, PreTrainedTokenizerBase.from_pretrained and get_chat_template.
     """
     folder = root / model
@@ -140,7 +135,7 @@ def _message_format(transformer: TransformerConfig, template: _Template | None, 
 
 
 def _guess_format(template: _Template, model: Path) -> MessageFormat:
-    """As sentence-transformers does where nothing says it: of several templates it looks at none."""
+    """Guess the form of messages like sentence-transformers, which does not look into several templates."""
     config = model / "config.json"
     model_type = read_json_file(config).get("model_type") if config.is_file() else None
     if model_type in _FLAT_MODEL_TYPES:
@@ -150,14 +145,14 @@ def _guess_format(template: _Template, model: Path) -> MessageFormat:
 
 
 def _check_task(model: Path, transformer: TransformerConfig, modules: tuple[Module, ...]) -> None:
-    """Refuse a task that opens another model than the modules behind it read."""
+    """Refuse a task that does not fit the modules behind the model."""
     kind = type(modules[0]).__name__ if modules else None
     wanted: dict[str | None, Task] = {
         None: "sequence-classification",
         "LogitScore": "text-generation",
         "Pooling": "feature-extraction",
     }
-    # Nothing said means feature-extraction, with which sentence-transformers fails on the others.
+    # No task means feature-extraction, with which sentence-transformers fails for other modules.
     if transformer.task not in (None, wanted[kind]):
         raise ModelError(
             f"{model / str(transformer.file)}: `transformer_task` is {transformer.task!r}, and modules.json "
@@ -167,7 +162,7 @@ def _check_task(model: Path, transformer: TransformerConfig, modules: tuple[Modu
 
 
 def _read_shared(file: Path, modules: tuple[Module, ...]) -> tuple[Mapping[str, str], str | None, str | None]:
-    """Prompts, the default one and the similarity of config_sentence_transformers.json."""
+    """Prompts, the default prompt and the similarity, from config_sentence_transformers.json."""
     values = Config(str(file), read_json_file(file) if file.is_file() else {})
     embeds = Declaration(modules=modules).embeds
     model_type = values.take("model_type", "SentenceTransformer")

@@ -10,25 +10,25 @@ from typing import Any, Literal
 from rerank_cli.checkpoint.declared.modules import Config
 from rerank_cli.checkpoint.json_file import read_json_file
 
-# The first that is there and not empty is read.
+# The first file that exists and is not empty is read.
 _NAMES = (
     "sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json",
     "sentence_camembert_config.json", "sentence_albert_config.json", "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )  # fmt: skip
 Task = Literal["feature-extraction", "sequence-classification", "text-generation"]
-# What the model's own output is called, and what the modules behind it find it under.
+# The name of the model's output, and the name under which the modules behind it find it.
 _OUTPUTS: dict[Task, tuple[str, str]] = {
     "feature-extraction": ("last_hidden_state", "token_embeddings"),
     "sequence-classification": ("logits", "scores"),
     "text-generation": ("logits", "causal_logits"),
 }
-# Arguments of `from_pretrained` that leave a score alone, but for rounding.
+# Arguments of `from_pretrained` that do not change a score, except by rounding.
 _HARMLESS_ARGUMENTS = {
     "attn_implementation", "cache_dir", "device_map", "dtype", "local_files_only", "low_cpu_mem_usage", "padding_side",
     "revision", "subfolder", "token", "torch_dtype", "trust_remote_code", "use_fast", "use_safetensors",
 }  # fmt: skip
-# Of `apply_chat_template`, and no variables of the template.
+# Arguments of `apply_chat_template` that are no variables of the template.
 _NOT_VARIABLES = {
     "chat_template", "common_kwargs", "continue_final_message", "conversation", "documents", "max_length", "messages",
     "padding", "processor_kwargs", "restore_suffix", "return_assistant_tokens_mask", "return_dict", "return_tensors",
@@ -38,7 +38,7 @@ _NOT_VARIABLES = {
 
 @dataclass(frozen=True, slots=True)
 class TransformerConfig:
-    """What the file says. message_format: None for plain pairs, `auto` where the template decides."""
+    """The content of the file. message_format: None for plain pairs; `auto` if the template decides."""
 
     file: str | None = None
     task: Task | None = None
@@ -49,7 +49,7 @@ class TransformerConfig:
 
 
 def read_transformer_config(folder: Path) -> TransformerConfig:
-    """The file of the module whose folder this is; all defaults where there is none."""
+    """Read the file in the folder of the model; all defaults without one."""
     for name in _NAMES:
         if (folder / name).is_file() and (values := read_json_file(folder / name)):
             config = Config(str(folder / name), values)
@@ -96,7 +96,7 @@ def _read_object(config: Config, key: str) -> dict[str, Any]:
 
 
 def _read_limit(config: Config, key: str, value: Any) -> int | None:
-    """A number of tokens; what is larger than any text is no limit."""
+    """A number of tokens, cut to 2^62; None if there is none."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value < 1:
@@ -105,11 +105,11 @@ def _read_limit(config: Config, key: str, value: Any) -> int | None:
 
 
 def _message_format(config: Config, task: Task) -> str | None:
-    """How messages are written, where pairs go through the chat template; None for plain pairs."""
+    """The form of messages if pairs go through the chat template; None for plain pairs."""
     given = config.take("modality_config")
     own, output = _OUTPUTS[task]
     if given is None:
-        config.take("module_output_name")  # sentence-transformers has its own where there is no `modality_config`
+        config.take("module_output_name")  # without a `modality_config`, sentence-transformers uses its own
         return None
     if not isinstance(given, dict):
         config.refuse("modality_config", f"must be an object: {given!r}")

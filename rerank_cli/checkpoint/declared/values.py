@@ -1,4 +1,4 @@
-"""What a checkpoint declares of its score, as values."""
+"""What a checkpoint declares about its score, as values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MessageFormat = Literal["flat", "structured"]
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """Token vectors become one: each mode's vector, side by side in this order.
+    """Joins token vectors into one: the vectors of all modes, side by side in this order.
 
     All real tokens count, special ones included.
     """
 
     modes: tuple[PoolingMode, ...]
-    skips_prompt: bool = False  # those of a prompt do not count, and neither do the special ones before it
+    skips_prompt: bool = False  # the tokens of a prompt do not count, nor the special ones before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Dense:
     inputs: int
     outputs: int
     bias: bool
-    activation: str  # a class of torch.nn that is made without arguments: `GELU`
+    activation: str  # a class of torch.nn that takes no arguments: `GELU`
     residual: bool
-    scores: bool  # what it gives is the score
+    scores: bool  # its output is the score
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class DeclaredLayerNorm:
 
 @dataclass(frozen=True, slots=True)
 class Normalize:
-    """Division by the Euclidean length (at least 1e-12)."""
+    """Divides a vector by its Euclidean length (at least 1e-12)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,43 +67,43 @@ Module = Pooling | Dense | DeclaredLayerNorm | Normalize | LogitScore
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the files of a checkpoint say of its score, beside config.json and the tokenizer.
+    """What a checkpoint's files say about its score, beside config.json and the tokenizer.
 
-    Everything is as if nothing were declared where the checkpoint has no modules.json, but for the chat template.
+    Without a modules.json only the chat template is read, and the rest keeps its defaults.
     """
 
     listed: bool = False  # there is a modules.json
     modules: tuple[Module, ...] = ()  # behind the model, in the order in which they run
     model_folder: str = ""  # of config.json, tokenizer and weights, below the checkpoint
-    max_tokens: int | None = None  # in place of the tokenizer's limit
+    max_tokens: int | None = None  # replaces the tokenizer's limit
     lower_case: bool = False  # the whole text, before the tokenizer's own normaliser
     prompts: Mapping[str, str] = field(default_factory=dict)
-    prompt: str | None = None  # the default one; never empty
+    prompt: str | None = None  # the default prompt; never empty
     similarity: str | None = None  # of an embedding model: `cosine` or `dot`
     message_format: MessageFormat | None = None  # pairs go through the chat template in this form; None: plain pairs
     chat_template: str | None = None
-    chat_template_place: str = ""  # the file that holds it, and the key in it
+    chat_template_place: str = ""  # its file, and the key in it
     template_variables: Mapping[str, Any] = field(default_factory=dict)
-    files: tuple[str, ...] = ()  # that were read, below the checkpoint
+    files: tuple[str, ...] = ()  # the files that were read, below the checkpoint
 
     @property
     def logit_score(self) -> LogitScore | None:
-        """The module of a language model that gives the score."""
+        """The module that gives the score of a language model."""
         return next((module for module in self.modules if isinstance(module, LogitScore)), None)
 
     @property
     def pooling(self) -> Pooling | None:
-        """How token vectors become one, for a model without a head of its own."""
+        """The module that joins token vectors into one, for a model without its own head."""
         return next((module for module in self.modules if isinstance(module, Pooling)), None)
 
     @property
     def embeds(self) -> bool:
-        """The modules give a vector and no score."""
+        """Whether the modules give a vector and no score."""
         return self.pooling is not None and not any(isinstance(one, Dense) and one.scores for one in self.modules)
 
     @property
     def head(self) -> tuple[Module, ...]:
-        """The modules behind the pooling, of a model whose score they give; empty for any other."""
+        """The modules behind the pooling, if they give the score; empty otherwise."""
         return () if self.pooling is None or self.embeds else self.modules[1:]
 
     @property
