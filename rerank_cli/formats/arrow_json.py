@@ -1,4 +1,4 @@
-"""Arrow values as the Python values that JSON can carry.
+"""Arrow values as Python values that JSON can hold.
 
     integers, booleans, text, null      as they are
     double                              number; NaN and infinities are null
@@ -13,8 +13,8 @@
     map                                 object if the keys are text and differ, else list of [key, value]
     dictionary, other extension types   the values they stand for
 
-Text that is not UTF-8 (Parquet does not check) becomes U+FFFD, or UnicodeDecodeError where the caller wants to know.
-A timestamp outside of the years that Arrow can print is the integer it is stored as.
+In text that is not UTF-8 (Parquet does not check) bad bytes become U+FFFD; `exact` raises UnicodeDecodeError instead.
+A timestamp outside of the years that Arrow can print becomes the integer that is stored.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ import pyarrow.compute as pc
 from rerank_cli.formats.arrow_types import is_list, list_parts
 
 _DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BINARIES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 
 
 def to_json_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of `table` as objects for JSON; of columns with the same name the last one stays."""
+    """The rows of `table` as objects for JSON; of columns with the same name the last one wins."""
     columns = [[value for chunk in column.chunks for value in to_values(chunk)] for column in table.columns]
     names = table.schema.names
     if not names:
@@ -47,7 +49,7 @@ def to_json_rows(table: pa.Table) -> list[dict[str, Any]]:
 def to_values(array: pa.Array, *, keep: Collection[str] | None = None, exact: bool = False) -> list[Any]:
     """The values of `array`, one for each place.
 
-    keep: names of the struct fields wanted, of the first structs met; None for all.
+    keep: names of the struct fields wanted, for the outermost structs; None for all.
     exact: binary stays bytes, and text that is not UTF-8 raises UnicodeDecodeError.
     """
     return _Converter(exact).values(array, keep)
@@ -55,7 +57,7 @@ def to_values(array: pa.Array, *, keep: Collection[str] | None = None, exact: bo
 
 @dataclass(frozen=True, slots=True)
 class _Converter:
-    """One way to convert, passed down through nested types."""
+    """Converts arrays, those inside of lists and structs too. exact: see `to_values`."""
 
     exact: bool
 
@@ -72,8 +74,9 @@ class _Converter:
             words = self.values(array.dictionary)
             return [None if at is None else words[at] for at in array.indices.to_pylist()]
         if isinstance(data_type, pa.BaseExtensionType):
-            values = _Converter(exact=True).values(array.storage) if _is_uuid(data_type) else self.values(array.storage)
-            return _map_valid(values, _uuid_text) if _is_uuid(data_type) else values
+            is_uuid = getattr(data_type, "extension_name", "") == "arrow.uuid"
+            values = (_Converter(exact=True) if is_uuid else self).values(array.storage)
+            return _map_valid(values, lambda value: str(uuid.UUID(bytes=value))) if is_uuid else values
         return self._leaves(array)
 
     def _lists(self, array: pa.Array, keep: Collection[str] | None) -> list[Any]:
@@ -104,11 +107,11 @@ class _Converter:
         for matches, convert in _LEAVES:
             if matches(array.type):
                 return convert(array)
-        if _is_text(array.type):
+        if any(is_kind(array.type) for is_kind in _TEXTS):
             return self._text(array)
-        if _is_binary(array.type):
+        if any(is_kind(array.type) for is_kind in _BINARIES):
             values = array.to_pylist()
-            return values if self.exact else _map_valid(values, _base64)
+            return values if self.exact else _map_valid(values, lambda value: base64.b64encode(value).decode("ascii"))
         return [str(value) if value.is_valid else None for value in array]
 
     def _text(self, array: pa.Array) -> list[Any]:
@@ -139,28 +142,6 @@ def _map_valid(values: list[Any], convert: Callable[[Any], Any]) -> list[Any]:
 def _object_or_pairs(pairs: list[list[Any]]) -> Any:
     by_key = {key: item for key, item in pairs if isinstance(key, str)}
     return by_key if len(by_key) == len(pairs) else pairs
-
-
-def _base64(value: bytes) -> str:
-    return base64.b64encode(value).decode("ascii")
-
-
-def _is_uuid(data_type: pa.DataType) -> bool:
-    return getattr(data_type, "extension_name", "") == "arrow.uuid"
-
-
-def _uuid_text(value: bytes) -> str:
-    return str(uuid.UUID(bytes=value))
-
-
-def _is_text(data_type: pa.DataType) -> bool:
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(kind(data_type) for kind in kinds)
-
-
-def _is_binary(data_type: pa.DataType) -> bool:
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-    return any(kind(data_type) for kind in kinds)
 
 
 def _as_they_are(array: pa.Array) -> list[Any]:

@@ -1,19 +1,18 @@
 """Ranked lists as Arrow tables: the rows of the input rearranged by `take`, with the columns of the scores.
 
-What the user had never becomes a Python object here, so types, nulls, dictionaries, nested values and metadata come
-back as they were. Python sees one number for each passage: where it lies.
+The user's values never become Python objects here, so types, nulls, dictionaries, nested values and metadata come back
+as they were. Python handles one number for each passage: its place.
 
-    list shape    the passages column is rebuilt: its values are taken in rank order and get our fields; its nulls stay
-    flat shape    the rows are taken in rank order and get our columns
+    list shape      the passages column is rebuilt: its values are taken in rank order and get our fields; nulls stay
+    flat shape      the rows are taken in rank order and get our columns
+    lists in step   the values of each list are taken in rank order, and our lists stand beside them
 
-    lists in step the values of each list are taken in rank order, and ours stand beside them as lists
+The passages may be inside of structs. Lists beside them that are in step are taken in the same order. Only a list that
+is written as a JSON text is read by Python.
 
-The passages may lie in structs. Lists beside them that are in step are taken in the same order. A list that is written
-as a JSON text is the one thing that Python reads.
-
-Ours come last. Fields of the user's with the names of ours stay under another (`kept_name`); only where a table has all
-of ours with our types, it was written by this program, and they are replaced. A passage that was text becomes a struct.
-In the list shape the fields of a struct that could be null become nullable: the struct itself no longer is null.
+Our fields come last. A user's field with the name of one of ours is renamed (`kept_name`). Only if a table has all of
+our fields with our types, this program wrote it, and they are replaced. A passage that was text becomes a struct. In
+the list shape, where structs could be null their fields become nullable, because the structs themselves no longer are.
 
 Over 400 lines: the two shapes share every step but the last.
 """
@@ -57,12 +56,12 @@ def rank_lists(  # noqa: PLR0913 (where passages lie, and which fields they get)
     probability: Callable[[float], float] | None = None,
     scored_by: bool = False,
 ) -> pa.Table:
-    """A row for each list, as it was but with the passages of `ranking` in that order (list shape).
+    """A row for each list, as it was but with the passages of `ranking` in their order (list shape).
 
     passages: the column with the lists of strings or of structs, or its path in structs; a null list has no
     passages and stays null. siblings: the lists that are in step with it. text: the field that a string passage
-    becomes; score: the field of the logit; prob: add its sigmoid; probability: add what this makes of it;
-    scored_by: add which of two scorers has given it.
+    becomes; score: the name of the score's field; prob: add the sigmoid; probability: add what this function makes
+    of the score; scored_by: add which of two scorers gave it.
 
     Each `source.rows` is one ArrowRow. Without lists the table has no columns. Raises InputError if rows come from
     files whose columns do not fit together.
@@ -94,7 +93,7 @@ def rank_columns(
     probability: Callable[[float], float] | None = None,
     scored_by: bool = False,
 ) -> pa.Table:
-    """A row for each list, as it was but with its lists in step in rank order, and ours beside them.
+    """A row for each list, as it was but with its lists in step in rank order and our lists beside them.
 
     container: the path of the struct that holds the lists; empty where they are columns. in_step: their names.
     Otherwise as `rank_lists`.
@@ -117,7 +116,7 @@ def rank_columns(
 
 
 def replace_texts(ranked: Sequence[RankedList], column: str, texts: Sequence[object]) -> pa.Table:
-    """A row for each list, as it was but with these texts in a column: lists that are written as JSON."""
+    """A row for each list, as it was but with `texts` in a column: the lists, written as JSON."""
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
     place = column_at(table.schema, column)
@@ -147,7 +146,7 @@ def rank_rows(
     some = next((row for one in ranked for row in one.source.rows), None)
     if some is None:
         return pa.table({})
-    table = _gather(rows) if rows else _table(cast(ArrowRow, some).batch.slice(0, 0))
+    table = _gather(rows) if rows else pa.Table.from_batches([cast(ArrowRow, some).batch.slice(0, 0)])
     scores = _Scores(score, prob, probability, scored_by=scored_by, ranks=ranks, tiles=_any_retiled(ranked))
     fields = scores.fields
     columns = scores.columns([place for one in ranked for place in one.ranking])
@@ -195,13 +194,9 @@ def _gather(rows: Sequence[ArrowRow]) -> pa.Table:
 
 def _take(batch: pa.RecordBatch, indices: list[int]) -> pa.Table:
     first = indices[0]
-    if indices == list(range(first, first + len(indices))):
-        return _table(batch.slice(first, len(indices)))
-    return _table(batch.take(pa.array(indices, pa.int64())))
-
-
-def _table(batch: pa.RecordBatch) -> pa.Table:
-    return pa.Table.from_batches([batch])
+    is_run = indices == list(range(first, first + len(indices)))
+    taken = batch.slice(first, len(indices)) if is_run else batch.take(pa.array(indices, pa.int64()))
+    return pa.Table.from_batches([taken])
 
 
 def _same_schema(tables: list[pa.Table], files: list[str]) -> list[pa.Table]:
@@ -219,7 +214,7 @@ def _same_schema(tables: list[pa.Table], files: list[str]) -> list[pa.Table]:
 
 @contextmanager
 def _naming_files(file: str, schemas: Mapping[str, pa.Schema]) -> Iterator[None]:
-    """TypesDiffer becomes an InputError that names `file` and one whose column has another type."""
+    """TypesDiffer becomes an InputError that names `file` and another one whose column has a different type."""
     try:
         yield
     except TypesDiffer as error:
@@ -239,15 +234,14 @@ def _with_one_dictionary(table: pa.Table) -> pa.Table:
     """The chunks of each dictionary column with the same dictionary, so that they can be one chunk."""
     try:
         return table.unify_dictionaries()
-    except pa.ArrowInvalid:  # more words than the index type counts
-        fields = [_with_wide_index(field) for field in table.schema]
-        return table.cast(pa.schema(fields, table.schema.metadata)).unify_dictionaries()
-
-
-def _with_wide_index(field: pa.Field) -> pa.Field:
-    if not pa.types.is_dictionary(field.type):
-        return field
-    return field.with_type(pa.dictionary(pa.int32(), field.type.value_type, ordered=field.type.ordered))
+    except pa.ArrowInvalid:  # more words than the index type can count
+        wide = [
+            field.with_type(pa.dictionary(pa.int32(), field.type.value_type, ordered=field.type.ordered))
+            if pa.types.is_dictionary(field.type)
+            else field
+            for field in table.schema
+        ]
+        return table.cast(pa.schema(wide, table.schema.metadata)).unify_dictionaries()
 
 
 # Passages
@@ -256,7 +250,7 @@ _Change = Callable[[pa.Array, Sequence[RankedList]], pa.Array]
 
 
 def _change_at_path(table: pa.Table, path: str, ranked: Sequence[RankedList], change: _Change, file: str) -> pa.Table:
-    """`table` with what stands at a path changed, chunk by chunk."""
+    """`table` with the column at `path`, or the part of it there, changed chunk by chunk."""
     head, _, rest = (path, "", "") if column_at(table.schema, path) is not None else path.partition(".")
     place = column_at(table.schema, head)
     if place is None:
@@ -314,7 +308,7 @@ def _ranked_struct(held: pa.Array, ranked: Sequence[RankedList], scores: _Scores
 
 
 def _keep_fields(fields: list[tuple[pa.Field, Any]], scores: _Scores) -> list[tuple[pa.Field, Any]]:
-    """The fields of the user's, none with a name of ours; those that this program has written before are gone."""
+    """The user's fields, none with a name of ours; those that this program wrote before are left out."""
     ours = {field.name: field.type for field in scores.fields}
     names = [field.name for field, _ in fields]
     theirs = {field.name: field.type for field, _ in fields if field.name in ours}
@@ -322,17 +316,13 @@ def _keep_fields(fields: list[tuple[pa.Field, Any]], scores: _Scores) -> list[tu
     if (
         scores.ranks
         and always <= theirs.keys()
-        and all(ours[name] in (kind, _item(kind)) for name, kind in theirs.items())
+        and all(ours[name] == (kind.value_type if is_list(kind) else kind) for name, kind in theirs.items())
     ):
         return [pair for pair in fields if pair[0].name not in ours]
     return [
         (field.with_name(kept_name(field.name, {*names, *ours})), column) if field.name in ours else (field, column)
         for field, column in fields
     ]
-
-
-def _item(data_type: pa.DataType) -> pa.DataType:
-    return data_type.value_type if is_list(data_type) else data_type
 
 
 def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scores: _Scores) -> pa.Array:
@@ -352,7 +342,7 @@ def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scor
 
 
 def _passage_fields(values: pa.Array, item: pa.Field, text: str) -> list[tuple[pa.Field, pa.Array]]:
-    """The fields of the user's passages."""
+    """The user's fields of the passages; a passage that is text becomes the field `text`."""
     if not pa.types.is_struct(values.type):
         return [(pa.field(text, values.type, nullable=item.nullable), values)]
     return [

@@ -1,9 +1,9 @@
 """Arrow types that can hold what two windows hold, and arrays brought to such a type.
 
-Windows of one run are written one after another, so a column's type is settled before all its values are seen: the
-first window may hold only nulls, whole numbers or objects with two fields, a later one text, fractions or a third
-field. `widen` gives the type for both; `conform` brings an array there without changing a value, and says so where it
-cannot; `infer` gives the type of Python values as a JSON parser makes them.
+Windows of one run are written one after another, so a column gets its type before all of its values are seen: the first
+window may hold only nulls, whole numbers or objects with two fields, a later one text, fractions or a third field.
+`widen_type` gives the type for both. `conform` brings an array to it without changing a value, or raises `TypesDiffer`.
+`infer_type` gives the type of Python values as a JSON parser makes them.
 
     null + T                  T
     int64 + double            double, if every integer is exact in it
@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 MAX_DEPTH = 64
-"""Levels of objects and lists that are followed: far beyond real rows, far below Python's recursion limit."""
+"""How many levels of objects and lists are read: far more than real rows have, far below Python's recursion limit."""
 
 _EXACT_IN_DOUBLE = 2**53
 
@@ -50,7 +50,7 @@ def scored_fields(
     ranks: bool = True,
     tiles: bool = False,
 ) -> list[pa.Field]:
-    """The fields that a scored passage gets, in the order of the output; tiles: of images cut in fewer tiles too."""
+    """The fields that a scored passage gets, in the order of the output. tiles: also those of `TILE_FIELDS`."""
     fields = [pa.field(score, pa.float32())]
     if ranks:
         fields = [pa.field("rank", pa.int32()), *fields, pa.field("index", pa.int32())]
@@ -68,10 +68,10 @@ TRUNCATION_FIELDS = (
     pa.field("tokens", pa.int32()),
     pa.field("kept_tokens", pa.int32()),
 )
-"""Always there, null unless the pair was cut, so that each window has the same schema."""
+"""Always there and null unless the pair was cut, so that every window has the same schema."""
 
 TILE_FIELDS = (pa.field("tiles", pa.int32()), pa.field("kept_tiles", pa.int32()))
-"""There from the first window on in which an image was cut in fewer tiles, null in all other passages."""
+"""There from the first window with an image that was cut in fewer tiles; null for all other passages."""
 
 
 def is_list(data_type: pa.DataType) -> bool:
@@ -157,10 +157,6 @@ def widen_type(first: pa.DataType, second: pa.DataType, path: str) -> pa.DataTyp
         return pa.large_list(item) if large else pa.list_(item)
     if pa.types.is_dictionary(first) != pa.types.is_dictionary(second):
         return widen_type(_without_dictionary(first), _without_dictionary(second), path)
-    return _widen_leaf(first, second, path)
-
-
-def _widen_leaf(first: pa.DataType, second: pa.DataType, path: str) -> pa.DataType:
     schemas = [pa.schema([pa.field("", leaf)]) for leaf in (first, second)]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -242,7 +238,7 @@ def conform(array: pa.Array, data_type: pa.DataType, path: str) -> pa.Array:
 
 
 def _without_values_of_nulls(array: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """As `list_parts`; a null list of fixed size owns values, and pyarrow 17 cannot write those of a list."""
+    """As `list_parts`, without the values that null lists of fixed size own: pyarrow 17 cannot write these."""
     if not pa.types.is_fixed_size_list(array.type) or not array.null_count:
         return list_parts(array)
     lengths = [array.type.list_size if valid else 0 for valid in array.is_valid().to_pylist()]
@@ -321,7 +317,7 @@ def _infer_object(values: list[dict[str, Any]], path: str, depth: int) -> pa.Dat
     return pa.struct([pa.field(name, data_type) for name, data_type in types.items()])
 
 
-def _list(values: list[list[Any]], path: str, depth: int) -> pa.DataType:
+def _infer_list(values: list[list[Any]], path: str, depth: int) -> pa.DataType:
     return pa.list_(infer_type(list(chain.from_iterable(values)), path, depth + 1))
 
 
@@ -331,8 +327,8 @@ _INFERENCE: dict[type, Callable[[list[Any], str, int], pa.DataType]] = {
     float: lambda _values, _path, _depth: pa.float64(),
     str: lambda _values, _path, _depth: pa.string(),
     dict: _infer_object,
-    list: _list,
-    tuple: _list,
+    list: _infer_list,
+    tuple: _infer_list,
 }
 
 _JSON_NAMES = {bool: "a boolean", int: "a number", float: "a number", str: "text", dict: "an object", list: "a list"}

@@ -1,4 +1,4 @@
-"""What a user can choose of rows and files, with the defaults: plain values that the command line reads quickly."""
+"""What a user can choose about rows and files, with the defaults: plain values that the command line loads quickly."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 64 * 2**20
-"""The longest line of JSON that is read where nothing else is said."""
+"""The longest line that is read, unless the user says otherwise."""
 
 MAX_VALUES = 2**22
 """How many values a row of text may hold: `{},` is 3 bytes in a file and 70 in memory."""
 
 NO_IMAGES = "none"
-"""In place of a path to the image: what stands in `image` is no image of the passage."""
+"""Says in place of a path that passages have no images, whatever their field `image` holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,11 @@ class FieldNames:
     """Dotted paths that the user gave; None means the aliases.
 
     text: one path, or several with commas between them, whose texts are joined by a blank.
-    id: of a row and of a passage; where the one or the other has nothing there, its aliases are tried.
-    siblings: lists beside that of the passages that are in step with it, with commas between them; `none`: there are
-    none; None: as far as the first rows show it.
+    id: of rows and of passages; where a row or passage has nothing there, its aliases are tried.
+    siblings: the lists that are in step with the passages, with commas between them; `none` where there are none; None:
+    the first rows tell.
     image: of a passage; `none` where passages have no images, whatever the row says. image_root: the folder that paths
-    of images start from; None for that of the input file.
+    of images start from; None for the folder of the input file.
     """
 
     query: str | None = None
@@ -43,7 +43,7 @@ class FieldNames:
 
     @property
     def of_rows(self) -> tuple[str, ...]:
-        """The options that name fields of our own shapes; the requests of other programs have theirs by definition."""
+        """The options that the user gave to name fields of our own shapes; requests have fixed field names."""
         options = {
             "--query-field": self.query,
             "--passages-field": self.passages,
@@ -59,8 +59,8 @@ class Selection:
     """Which scored passages come back, and with what.
 
     top_n: the first n of each list; threshold: only logits of at least this; prob: adds `prob`, the sigmoid of the
-    logit. score: what the model's score is called in the output. probability: adds `probability`, what this makes of
-    the score (`--calibration`). scored_by: adds `scored_by`, which of two scorers has given it (`--first`).
+    logit. score: the name of the model's score in the output. probability: adds `probability`, what this function makes
+    of the score (`--calibration`). scored_by: adds `scored_by`, which of two scorers gave it (`--first`).
     """
 
     top_n: int | None = None
@@ -72,15 +72,16 @@ class Selection:
 
 
 TEACHER_FORMATS = ("triplet", "n-tuple", "labeled-list", "flagembedding")
-"""Rows to train another model on: shapes of outputs alone."""
+"""Rows to train another model on: shapes that are only written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Which passages stand in rows to train on.
+    """Which passages go into rows to train on.
 
-    negatives: of a row, or of a positive. absolute_margin, relative_margin: by how much they lie below the positive.
-    positive_field: of a passage; None where judgements say it. relevant_from: the lowest grade of a positive.
+    negatives: how many a row, or a positive, gets. absolute_margin, relative_margin: how far they score below the
+    positive. positive_field: the field that marks a positive passage; None where judgements do. relevant_from: the
+    lowest grade of a positive.
     """
 
     negatives: int = 5

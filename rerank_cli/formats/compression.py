@@ -3,15 +3,15 @@
 An input is recognised by its first bytes, so a wrong or missing suffix does no harm. The suffix decides only where the
 content cannot: a file named `.gz` or `.zst` that ends within those first bytes was cut, and is not an empty input.
 
-gzip, bzip2 and xz are read by the standard library. zstd is read by `backports.zstd`, which is the module that Python
-3.14 has in its standard library: with windows of up to 2 GiB (`zstd --ultra --long=31`), where pyarrow stops at 128
-MiB. A stream needs as much memory as its window. Members, streams and frames (skippable ones too) that follow each
-other are read as one; a cut one and bytes behind the last one are faults. A fault raises `InputError` when reading
-reaches it; the content before it has been handed out by then, except for what was decompressed in the same step (at
-most 64 KiB).
+gzip, bzip2 and xz are read by the standard library. zstd is read by `backports.zstd`, the module that Python 3.14 has
+in its standard library. It takes windows of up to 2 GiB (`zstd --ultra --long=31`), where pyarrow stops at 128 MiB; a
+stream needs as much memory as its window. Members, streams and frames (skippable ones too) that follow each other are
+read as one. If one is cut, or bytes follow the last one, that is a fault. Reading raises `InputError` when it reaches
+a fault; the content before it has been handed out by then, except for what was decompressed in the same step (at most
+64 KiB).
 
 Input that is not compressed is never read ahead: one read asks the operating system once, so a line is handed out as
-soon as it was written. Decompression waits for blocks.
+soon as it is written. Decompression waits for blocks.
 
 Over 400 lines: five forms behind one reader and one writer.
 """
@@ -31,13 +31,13 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from rerank_cli.errors import InputError
-from rerank_cli.storage import is_url
+from rerank_cli.storage import is_object, is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
-"""What a suffix stands for: compression of an output, and a hint for an input."""
+"""The compression that a suffix means: for an output it decides, for an input it is a hint."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -51,7 +51,7 @@ _MAGICS = (
     | dict.fromkeys(_ZSTD_SKIPPABLE_MAGICS, "zstd")
 )
 _LARGEST_WINDOW_LOG = 31  # of zstd: 2 GiB, the most that the format's own tool writes
-_XZ_PADDING = 4  # xz streams may be followed by zero bytes in multiples of this
+_XZ_PADDING = 4  # zero bytes may follow an xz stream, in multiples of this
 
 _READ_BYTES = 64 * 1024
 _STEPS, _LEAST_STEP_BYTES = 1024, 512  # of a file
@@ -71,6 +71,11 @@ def open_input(path: str) -> io.BufferedReader:
         source.close()
         raise
     return io.BufferedReader(Content(path, source, compression), _READ_BYTES)
+
+
+def is_regular(path: str) -> bool:
+    """Whether a path names a file, or a URL an object."""
+    return is_object(path) if is_url(path) else Path(path).is_file()
 
 
 def open_output(raw: BinaryIO, name: str) -> BinaryIO:
@@ -170,7 +175,7 @@ def _reason_of(error: BaseException) -> str:
 
 
 def _input_error(path: str, kind: str, position: int, error: BaseException) -> InputError:
-    """The one place where failures to read or to decompress become messages.
+    """A failure to read or to decompress as an `InputError`.
 
     An error with a number comes from the operating system, whatever was being decompressed.
     """
@@ -180,7 +185,7 @@ def _input_error(path: str, kind: str, position: int, error: BaseException) -> I
 
 
 class _Source(io.RawIOBase):
-    """The bytes of a stream as they stand, also those that were read to recognise it."""
+    """The raw bytes of a stream; those that were read to recognise it come again."""
 
     def __init__(self, stream: io.BufferedIOBase, *, keep_open: bool) -> None:
         self._stream = stream
@@ -188,12 +193,12 @@ class _Source(io.RawIOBase):
         self._keep_open = keep_open
         self._step: int | None = None
         self.taken = 0
-        """Bytes that were read."""
+        """Bytes that were read so far."""
 
     def read_in_steps(self) -> int | None:
-        """Give a small file out in many pieces, so that `taken` tells how far its reader is.
+        """Hand out a file in many pieces, so that `taken` tells how far its reader is.
 
-        Returns how many bytes of content to ask for at a time, for the same reason; None for as many as there are.
+        Returns how many bytes of content to ask for at a time, for the same reason; None where there is no limit.
         """
         try:
             found = os.fstat(self.fileno())
@@ -205,7 +210,7 @@ class _Source(io.RawIOBase):
         return self._step
 
     def read_head(self) -> bytes:
-        """As many bytes as tell the compression, to be read again; no more, because a live line may be that short."""
+        """The few bytes that tell the compression; they are read again. No more, as a live line may be that short."""
         while any(len(self._head) < len(magic) and magic.startswith(self._head) for magic in _MAGICS):
             more = self._stream.read1(1)
             if not more:
@@ -240,30 +245,24 @@ class _Source(io.RawIOBase):
 
 
 class Content(io.RawIOBase):
-    """The content of a source; every failure to read it is an `InputError` with the place."""
+    """The content of a source; every failure to read it is an `InputError` with the place.
+
+    is_compressed: the bytes on disk differ from the content. done: bytes of content that were read so far.
+    """
 
     def __init__(self, path: str, source: _Source, compression: str | None) -> None:
         self._path = path
         self._source = source
         self._kind = compression or "file"
         self._fill, self._faults = _content_reader(source, compression)
-        self._position = 0
         self._fault: InputError | None = None
         self._most = source.read_in_steps()
-
-    @property
-    def is_compressed(self) -> bool:
-        """Whether its bytes on disk are others than these."""
-        return self._kind != "file"
-
-    @property
-    def done(self) -> int:
-        """Bytes of content that were read."""
-        return self._position
+        self.is_compressed = compression is not None
+        self.done = 0
 
     @property
     def taken(self) -> int:
-        """Bytes on disk that this took."""
+        """Bytes on disk that were read so far."""
         return self._source.taken
 
     def readable(self) -> bool:
@@ -272,18 +271,18 @@ class Content(io.RawIOBase):
 
     def fileno(self) -> int:
         """The descriptor to wait on; a compressed input has none, as its content comes at other times."""
-        return super().fileno() if self._kind != "file" else self._source.fileno()
+        return super().fileno() if self.is_compressed else self._source.fileno()
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from one step of reading or decompressing."""
-        if self._fault is not None:  # after a fault zstd goes on with bytes that mean nothing
+        if self._fault is not None:  # after a fault zstd would go on with meaningless bytes
             raise self._fault
         try:
             count = self._fill(memoryview(buffer)[: self._most])
         except self._faults as error:
-            self._fault = _input_error(self._path, self._kind, self._position, error)
+            self._fault = _input_error(self._path, self._kind, self.done, error)
             raise self._fault from error
-        self._position += count
+        self.done += count
         return count
 
     def close(self) -> None:
@@ -296,7 +295,7 @@ _Faults = tuple[type[BaseException], ...]
 
 
 def _content_reader(source: _Source, compression: str | None) -> tuple[Callable[[Any], int], _Faults]:
-    """A function that fills a buffer with content and returns how much it was (0 is the end), and what it may raise."""
+    """A function that fills a buffer with content and returns its bytes (0 at the end), and the errors it may raise."""
     match compression:
         case "gzip":
             return gzip.GzipFile(fileobj=source, mode="rb").readinto1, (OSError, EOFError, zlib.error)
@@ -334,8 +333,8 @@ class _Decompressor(Protocol):
 class _Streams:
     """Compressed streams that follow each other, as one content.
 
-    The file objects of the standard library take what they cannot read behind a stream for no data; here it is a fault.
-    padding: zero bytes that may stand behind a stream, in multiples of this; 0 for none.
+    The file objects of the standard library ignore bytes behind a stream that they cannot read; here these are a fault.
+    padding: zero bytes may follow a stream in multiples of this; 0 where none may.
     """
 
     def __init__(self, source: _Source, begin: Callable[[], _Decompressor], *, padding: int = 0) -> None:
@@ -367,17 +366,18 @@ class _Streams:
                 return len(content)
 
     def _behind_padding(self, data: bytes) -> bytes:
+        """What follows the padding, read on from `data`."""
+        if not self._padding:
+            return data
         zeros = 0
-        while self._padding and data and not data.strip(b"\x00"):
+        while data and not data.strip(b"\x00"):
             zeros += len(data)
             data = self._source.read(_READ_BYTES) or b""
-        if self._padding:
-            rest = data.lstrip(b"\x00")
-            zeros += len(data) - len(rest)
-            if zeros % self._padding:
-                raise EOFError(f"{zeros} zero bytes stand behind a stream, which is no padding")
-            return rest
-        return data
+        rest = data.lstrip(b"\x00")
+        zeros += len(data) - len(rest)
+        if zeros % self._padding:
+            raise EOFError(f"{zeros} zero bytes stand behind a stream, which is no padding")
+        return rest
 
 
 class _ZstdOutput(io.BufferedIOBase):
@@ -394,12 +394,12 @@ class _ZstdOutput(io.BufferedIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """Compress `data`; it reaches the stream below with the next full block, flush or close."""
+        """Compress `data`; it reaches the raw stream with the next full block, flush or close."""
         self._compressed.write(data)
         return len(data)
 
     def flush(self) -> None:
-        """Push all that was written through to the stream below, and flush that."""
+        """Pass all that was written on to the raw stream, and flush that."""
         if not self._compressed.closed:
             self._compressed.flush()
         self._raw.flush()
@@ -411,7 +411,7 @@ class _ZstdOutput(io.BufferedIOBase):
 
 
 class _KeptOpen(io.RawIOBase):
-    """Takes the `close` that pyarrow passes on to the file below."""
+    """A file that stays open when pyarrow closes it."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
@@ -421,5 +421,5 @@ class _KeptOpen(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """Write `data` to the file below."""
+        """Write `data` to the raw stream."""
         return self._raw.write(data)

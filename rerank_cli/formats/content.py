@@ -1,7 +1,7 @@
-"""What a file is, by its first bytes: a format that is read, or another one and the command that makes it one that is.
+"""What the first bytes of a file tell: its format, and for one that is not read the command that converts it.
 
 `foreign` knows the magic bytes of formats, and texts that tell what they are (an error page, a pointer of Git LFS). It
-answers only where nothing else is possible; `described` also says what a file looks like that was found to be no rows.
+answers only where it is certain. `described` also says what a file looks like in which no rows were found.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rerank_cli.errors import InputError
+from rerank_cli.formats.jsonl import is_json
 from rerank_cli.formats.shapes.fields import ALIASES
 
 HEAD_BYTES = 4096
-"""How much is looked at."""
+"""How many bytes of a file are looked at."""
 
 PARQUET_MAGIC = b"PAR1"
 _MARK = b"\xef\xbb\xbf"
@@ -64,7 +65,7 @@ _TAR_MAGIC_AT = 257
 KNOWN_FIELDS = frozenset(name for names in ALIASES.values() for name in names) | {
     "title", "contents", "content", "segment", "body", "question", "score", "rank", "label", "query-id", "corpus-id",
 }  # fmt: skip
-"""Names of columns by which a header is known."""
+"""Names of columns: a line that has one is a header."""
 
 _TOP1000_COLUMNS = 4
 
@@ -78,7 +79,7 @@ class Description:
 
 
 def foreign(head: bytes, path: str) -> Description | None:
-    """The format of a file that begins like this, if it is certainly none that is read. path: for the command."""
+    """The format of a file with this head, if it is certainly none that is read. path: the file, for the command."""
     file = shlex.quote(path)
     for magic, words, command in _MAGICS:
         if head.startswith(magic) and _is_meant(magic, head):
@@ -96,7 +97,7 @@ def foreign(head: bytes, path: str) -> Description | None:
 
 
 def _recognise_wide_text(head: bytes, file: str) -> Description | None:
-    """Text in another encoding, of which each character takes several bytes."""
+    """Text in an encoding in which every character takes two or four bytes."""
     found = next((name for mark, name in _WIDE if head.startswith(mark)), None)
     if found is None and len(head) >= 8 and b"\x00" in head[:64]:
         odd, even = head[1:64:2].count(0), head[0:64:2].count(0)
@@ -122,20 +123,20 @@ def _recognise_markup(head: bytes) -> Description | None:
 
 
 def _is_meant(magic: bytes, head: bytes) -> bool:
-    """Whether what begins with a magic number of two or three bytes also goes on as this format does."""
+    """Whether the bytes after a short magic number fit its format too."""
     if magic == b"ORC":
         return not head[3:4].isalnum() and not head[3:4].isspace() and len(head) > len(magic)
     return magic[0] != _PICKLE or head[2:3] in (b"\x95", b"}", b"]", b"c", b"(", b"K", b"X")
 
 
 def refuse_foreign_format(head: bytes, path: str) -> None:
-    """`InputError` for a file that is certainly of no format that is read."""
+    """`InputError` for a file whose format is certainly none that is read."""
     if (found := foreign(head, path)) is not None:
         raise InputError(f"{path}: is {found.words}", hint=found.hint)
 
 
 def described(head: bytes, path: str) -> Description:
-    """What a file looks like in which no row was found. head: of its content, unpacked."""
+    """What a file looks like in which no row was found. head: the first bytes of its content, unpacked."""
     if (found := foreign(head, path)) is not None:
         return found
     if head.startswith(PARQUET_MAGIC):
@@ -153,7 +154,7 @@ def described(head: bytes, path: str) -> Description:
 
 def _describe_lines(text: bytes, first: bytes, file: str) -> Description:
     """What text looks like that does not begin with a bracket. first: its first line."""
-    if (at := first.find(b"{")) > 0 and _is_json(first[at:]):
+    if (at := first.find(b"{")) > 0 and is_json(first[at:]):
         words = f"JSON lines with {_excerpt(first[:at])} before each"
         return Description(words, f"`sed 's/^[^{{]*//' {file} > {file}.jsonl`")
     if (kind := separated(text)) is not None:
@@ -167,11 +168,11 @@ def _describe_json(first: bytes, file: str) -> Description:
     """What text looks like that begins with a bracket. first: its first line."""
     if first.startswith(b"[") and not first[1:].lstrip().startswith(b"{"):
         return Description("a JSON array of values that are no objects")
-    if _is_json(first) or len(first) > HEAD_BYTES // 2:  # a line that long may go on behind what was looked at
+    if is_json(first) or len(first) > HEAD_BYTES // 2:  # a line that long may go on behind what was looked at
         return Description("JSON lines")
     if first.endswith(b"}") and b"'" in first:
         return Description("objects of Python, not of JSON", "write them with json.dumps")
-    if _is_json(first.rstrip(b", \t")):
+    if is_json(first.rstrip(b", \t")):
         return Description("JSON lines with a comma behind each", f"`sed 's/,[[:space:]]*$//' {file} > {file}.jsonl`")
     if _is_begun(first):
         return Description("JSON, and its first line is no whole object", f"`jq -c . {file} > {file}.jsonl`")
@@ -179,7 +180,7 @@ def _describe_json(first: bytes, file: str) -> Description:
 
 
 def _is_begun(line: bytes) -> bool:
-    """Whether a line is the beginning of an object, or one with others behind it: what `jq` would put on lines."""
+    """Whether a line begins an object, or holds several: `jq` would put each on a line of its own."""
     text = line.decode(errors="replace")
     try:
         _, end = json.JSONDecoder().raw_decode(text)
@@ -217,16 +218,8 @@ def is_top1000(head: bytes) -> bool:
     return ids and all(len(texts) == 1 for texts in queries.values())
 
 
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _is_utf8(head: bytes) -> bool:
-    """Whether these are characters of UTF-8; the last may be cut."""
+    """Whether bytes are UTF-8; the last character may be cut."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:

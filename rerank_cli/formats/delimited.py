@@ -1,28 +1,27 @@
 """Separated values: CSV and TSV, a header with the names of the columns, then a row a record.
 
-    csv           commas (or semicolons, tabs or bars, if these alone split the header); quoted as RFC 4180 has it
+    csv           commas (or semicolons, tabs or bars, if these alone split the header); quoted as in RFC 4180
     tsv-quoted    tabs, quoted in the same way: pandas, Python's csv.writer, Excel
-    tsv-plain     tabs; a quote is a character like others: MS MARCO and most files of the field
+    tsv-plain     tabs; a quote is a character like any other: MS MARCO and most files of information retrieval
     tsv           one of the two, by the first cells that begin with a quote
-    top1000       tsv without a header: query id, passage id, query, passage, as MS MARCO's `top1000.*.tsv` have it
+    top1000       tsv without a header: query id, passage id, query, passage, as in MS MARCO's `top1000.*.tsv`
 
-Quoted records are read by Python's csv module in its strict mode; a cell may hold the separator, quotes and newlines,
-and comes back exactly as it was written. All cells are text. Rows go on as JSON objects, which is what the output and
-the errors file hold of them; their number is that of the line they begin at.
+Python's csv module reads quoted records in its strict mode; a cell may hold the separator, quotes and newlines, and
+comes back exactly as it was written. All cells are text. Rows become JSON objects, and so the output and the errors
+file hold them; the number of a row is that of its first line.
 
-Nothing is guessed. A TSV file in which both readings fit is refused with both commands, and a file that contradicts
-itself ends the run where it does: a quote where none may stand, a second header with other columns. A row that has
-other columns, repeats the header (files that were put together) or is JSON is a bad row, and so is a last record
-without a line end: nobody can tell whether its last cell was cut.
+Nothing is guessed. A TSV file that can be read in both ways is refused with both commands. A file that contradicts
+itself (a quote where none may be, a second header with other columns) ends the run at that place. A row with other
+columns, a repeated header (files that were joined) and a line of JSON are bad rows, and so is a last record without a
+line end: nobody can tell whether its last cell was cut.
 
-Over 400 lines: one reader, whose question whether quotes quote is asked at every step.
+Over 400 lines: one reader, and whether quotes quote matters at each of its steps.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shlex
 from collections import Counter, deque
@@ -71,16 +70,12 @@ def read_rows(
 
 
 class _Line(NamedTuple):
-    """A line of the file, without what ends it. end: the newline, with what stood before it; empty where none came."""
+    """A line of the file, without its end. end: `\\n` or `\\r\\n`; empty if the file ends first. too_long: its size."""
 
     number: int
     raw: bytes
     end: bytes
     too_long: int = 0
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.end)
 
     @property
     def text(self) -> str:
@@ -92,7 +87,7 @@ class _Line(NamedTuple):
 
 
 class _Lines:
-    """The lines of an input, of which some may be looked at before they are taken."""
+    """The lines of an input; some can be looked at before they are taken."""
 
     def __init__(self, stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -> None:
         self._lines = jsonl.split_lines(stream, max_line_bytes=max_line_bytes, live=live)
@@ -106,11 +101,11 @@ class _Lines:
         return self._ahead[0] if self._ahead else None
 
     def take(self) -> _Line | Gap | None:
-        """The next line, which is gone then."""
+        """The next line, which is removed; None at the end."""
         return self._ahead.popleft() if self._ahead else self._read()
 
     def look(self, lines: int, size: int) -> tuple[list[_Line], bool]:
-        """The next lines, which stay, up to a pause of a live input; and whether these are all there are."""
+        """The next lines, up to a pause of a live input and without removing them; and whether these are all."""
         while len(self._ahead) < lines and size > 0:
             if self._ahead and isinstance(self._ahead[-1], Gap):
                 return [line for line in self._ahead if isinstance(line, _Line)], False
@@ -137,7 +132,7 @@ class _Lines:
 
 @dataclass(slots=True)
 class _Record:
-    """A record: its lines as they stand, and its cells. number: of its first line."""
+    """A record: its lines as they were read, and its cells. number: of its first line."""
 
     number: int
     raw: bytes
@@ -149,8 +144,8 @@ class _Record:
 class _Reader:
     """One pass over a file.
 
-    quoted: whether quotes quote; None as long as nobody knows. said: the separator that the file names itself.
-    opened: in which kind of record before this one an apostrophe stands before a cell and none behind it.
+    quoted: whether quotes quote; None while that is unknown. said: the separator that the file names itself.
+    opened: what an earlier record was that has a cell which begins with an apostrophe and does not end with one.
     """
 
     file: str
@@ -210,7 +205,7 @@ class _Reader:
                 yield RowError(self.file, record.number, None, "bad-utf8", broken, record.raw) if broken else record
 
     def _begin(self, header: _Line) -> None:
-        """What separates the cells, by the header."""
+        """Find the separator, by the header."""
         usual = "," if self.kind == "csv" else "\t"
         splits = [mark for mark in _SEPARATORS if len(_cells(header.text, mark) or ()) > 1]
         self.separator = self.said or (usual if usual in splits or len(splits) != 1 else splits[0])
@@ -222,7 +217,7 @@ class _Reader:
         cells = line.text.removeprefix(_MARK).split(self.separator)
         if self.kind != "tsv-plain" and (found := _find_quoting(cells)):
             raise self._contradiction(line.number, found)
-        return _Record(line.number, line.raw, cells, line.ended)
+        return _Record(line.number, line.raw, cells, bool(line.end))
 
     def _quoted_record(self) -> _Record:
         taken: list[_Line] = []
@@ -250,7 +245,7 @@ class _Reader:
             raise self._contradiction(taken[0].number, "a quote stands in a cell that is not quoted")
         if any(_IN_APOSTROPHES.fullmatch(cell) and _quote(cell) not in text for cell in cells):
             raise self._contradiction(taken[0].number, _APOSTROPHES)
-        return _Record(taken[0].number, raw, cells, last.ended)
+        return _Record(taken[0].number, raw, cells, bool(last.end))
 
     def _decide_quoting(self) -> bool:
         """Whether quotes quote, by the next lines; `InputError` where both readings fit."""
@@ -262,7 +257,7 @@ class _Reader:
         cells = [cell for text in texts for cell in text.split("\t") if cell.startswith('"')]
         doubled = any(_DOUBLED.fullmatch(cell) for cell in cells)
         place = next(line.number for line in lines if _QUOTED_CELL.search(line.raw))
-        if quoted is None and (plain or doubled or not lines[-1].ended):
+        if quoted is None and (plain or doubled or not lines[-1].end):
             raise self._contradiction(place, "quotes stand around cells, and not around all that begin with one")
         if quoted is None or plain < quoted:
             return False
@@ -279,7 +274,7 @@ class _Reader:
         if twice is not None and not all(_NUMBER.fullmatch(cell) for cell in cells):
             raise InputError(f"{where}: the header names `{twice}` twice")
         if not cells[0] and len(cells) > 1:
-            cells = ["Unnamed: 0", *cells[1:]]  # the index that pandas has written; it calls it so when it reads
+            cells = ["Unnamed: 0", *cells[1:]]  # the index of a data frame; pandas reads it under this name
         if not all(cells):
             place = next(n for n, cell in enumerate(cells, 1) if not cell)
             raise InputError(f"{where}: the header has no name for column {place} of {len(cells)}")
@@ -311,7 +306,7 @@ class _Reader:
     def _find_fault(self, record: _Record) -> tuple[str, str] | None:
         """Why a record is no row, as (code, message)."""
         cells = record.cells
-        if record.raw.startswith(b"{") and _is_json(record.raw):
+        if record.raw.startswith(b"{") and jsonl.is_json(record.raw):
             return "wrong-columns", "the line is JSON, among separated values"
         if cells == self.columns:
             return "repeated-header", "the header stands here again: files were put together"
@@ -328,7 +323,7 @@ class _Reader:
         return None
 
     def _refuse_apostrophes(self, record: _Record, *, is_row: bool) -> None:
-        """A cell within apostrophes over several lines looks like a row, before or behind rows with other columns."""
+        """End the run at a cell that is quoted by apostrophes over several lines: parts of it may look like rows."""
         closes = any(cell.endswith("'") and not cell.startswith("'") for cell in record.cells)
         if closes and (self.opened == "no row" or (self.opened == "row" and not is_row)):
             raise self._contradiction(record.number, f"{_APOSTROPHES}, over several lines")
@@ -353,7 +348,7 @@ def _cells(text: str, separator: str) -> Sequence[str] | None:
 
 
 def _count_faults_when_quoted(texts: Sequence[str], width: int, *, is_all: bool) -> int | None:
-    """How many records have other columns if quotes quote; None where they cannot. is_all: the file ends with them."""
+    """How many records have not `width` cells if quotes quote; None where they cannot. is_all: the file ends here."""
     wrong = 0
     reader = csv.reader((f"{text}\n" for text in texts), delimiter="\t", strict=True)
     while True:
@@ -371,7 +366,7 @@ def _quote(cell: str) -> str:
 
 
 def _find_quoting(cells: Sequence[str]) -> str | None:
-    """What says that quotes do quote in a file in which they seemed not to."""
+    """What shows that quotes do quote, in a file where they seemed not to."""
     for cell in cells:
         if _DOUBLED.fullmatch(cell):
             return "a cell is quoted, and quotes in cells before it do not quote"
@@ -389,14 +384,6 @@ def _find_bad_utf8(record: _Record) -> str | None:
     except UnicodeDecodeError as error:
         return f"not UTF-8: byte 0x{record.raw[error.start]:02x} at offset {error.start} of the record"
     return None
-
-
-def _is_json(raw: bytes) -> bool:
-    try:
-        json.loads(raw)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _explain_csv_error(error: csv.Error) -> str:

@@ -1,6 +1,6 @@
 """Vectors to a Parquet file: `kind` (query or passage), `text`, `image`, and `vector`, a list of float32 of one size.
 
-`image` is null for texts, the path that the row gave, or `sha256:` and the digest of a file that lay in the row itself.
+`image` is the path that the row gave, or `sha256:` and the digest of an image in the row itself; null for texts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A look at the first rows, before anything is opened for writing: a file without a row of the shape ends the run here.
+"""A look at the first rows before anything is opened for writing: without a row of the shape the run ends here.
 
-The look ends at the first row that has the shape, so most files cost one row. It goes on through 100 rows at most, and
-never waits: where a live input pauses, what it has is scored. No row that was looked at is lost.
+The look ends at the first row that has the shape, so most files cost one row. It goes through 100 rows at most, and
+never waits: where a live input pauses, what it has is scored. Rows that were looked at are not lost.
 """
 
 from __future__ import annotations
@@ -9,24 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 from rerank_cli.errors import InputError
-from rerank_cli.formats.compression import open_input
+from rerank_cli.formats.compression import is_regular, open_input
 from rerank_cli.formats.content import HEAD_BYTES, KNOWN_FIELDS, Description, described
 from rerank_cli.formats.shapes import Item, PairShape, Shape, commands_for, commands_for_pair
 from rerank_cli.formats.shapes.fields import lacks_a_value
 from rerank_cli.records import CandidateList, Gap, RowError
-from rerank_cli.storage import is_object, is_url
 
 FIRST_ROWS = 100
-"""How many rows are looked at."""
+"""The most rows that are looked at."""
 
 _OF_ANOTHER_SHAPE = ("missing-field", "bad-run-line")
 
 
 def look_at(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
-    """`items`, all of them; `InputError` where rows come first and none has the shape."""
+    """`items`, all of them; `InputError` where none of the first rows has the shape."""
     seen: list[Item] = []
     first: RowError | None = None
     rows = 0
@@ -50,12 +48,12 @@ def look_at(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
 
 
 def look_later(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
-    """The same of an input that is read later, so that nobody waits for its first row before."""
+    """As `look_at`, but the look waits until the first row is asked for."""
     yield from look_at(items, shape)
 
 
 def _error_of(item: Item, shape: Shape) -> RowError | None:
-    """Why a row has another shape; None for one that has this one, whether it can be scored or not."""
+    """Why a row does not have the shape; None for one that does, even if it cannot be scored."""
     if isinstance(item, RowError):
         return item
     errors = []
@@ -72,9 +70,9 @@ def no_rows(first: RowError, rows: int, shape: Shape | None = None) -> InputErro
     """The failure of a file in which no row was found.
 
     Args:
-        first: The first that was none.
-        rows: How many were looked at.
-        shape: What they were read as.
+        first: The first bad row.
+        rows: How many rows were looked at.
+        shape: The shape that was expected.
     """
     count = "its only row is none" if rows == 1 else f"none of its first {rows} rows is one"
     if isinstance(shape, PairShape) and _has_a_list(first.raw):
@@ -108,11 +106,11 @@ def _has_a_list(raw: bytes) -> bool:
 
 
 def _looks_like(first: RowError) -> Description:
-    """What the file of a bad row looks like; of a pipe only the row is left."""
+    """What the file of a bad row looks like; of a pipe only the row itself is left to look at."""
     head = first.raw
     if first.code == "missing-field":  # what was read is a row: its format is right
         return Description("JSON lines")
-    if is_object(first.file) if is_url(first.file) else Path(first.file).is_file():
+    if is_regular(first.file):
         try:
             with open_input(first.file) as stream:
                 head = stream.read(HEAD_BYTES)

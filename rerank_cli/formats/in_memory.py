@@ -1,16 +1,16 @@
 """Rows that a Python program holds: data frames, Arrow tables and lists, in and out.
 
-    pandas.DataFrame    a row a list, or a pair a row     comes back as a data frame
+    pandas.DataFrame    a list a row, or a pair a row     comes back as a data frame
     pyarrow.Table       likewise                          comes back as a table
     an Arrow C stream   likewise                          polars and datasets come back as they came, others (a
                                                           relation of DuckDB, a record batch) as a table
     iterable of rows    dicts, or (query, passages)       comes back as a list of dicts
 
-The columns that a shape reads become rows as a file gives them, and the shapes and the Arrow code of the files make the
-answer. All other columns of a frame or a table are never looked at: they are rearranged, so their types stay.
+The columns that a shape reads become rows as if they came from a file, and the shapes and the Arrow code for files make
+the answer. All other columns of a frame or a table are only rearranged, so their types stay.
 
-The rows of a query need not be adjacent, as in a file. A row that cannot be scored is kept, where that is asked for,
-behind the others of its query, with null for its rank and score and with the reason in `rerank_error`.
+The rows of a query need not be adjacent, as in a file. On request a row that cannot be scored is kept behind the others
+of its query, with null for its rank and score and with the reason in `rerank_error`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from rerank_cli.formats.shapes import (
     settle_shape,
 )
 from rerank_cli.formats.shapes.fields import ALIASES
+from rerank_cli.formats.shapes.shape import OF_A_CUT
 from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Row, RowError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ERROR = "rerank_error"
-"""The column or field of the reason why a kept row has no score."""
+"""The column or field with the reason why a kept row has no score."""
 
 _NAME = "rows"
 _FIRST_ROWS = 100  # that are looked at for lists in step
@@ -52,7 +53,7 @@ _FIRST_ROWS = 100  # that are looked at for lists in step
 
 @dataclass(frozen=True, slots=True)
 class RankedRows:
-    """What a run found. lists: those with scores. errors: the rows without, by their number."""
+    """What a run found. lists: those with scores. errors: of rows without a score, by their number."""
 
     lists: Sequence[RankedList]
     errors: Mapping[int, RowError]
@@ -67,12 +68,12 @@ class Given(Protocol):
         """The rows, with the fields that the shape reads."""
 
     def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
-        """The ranked rows in the form of the given ones. reasons: of kept rows; None where none are kept."""
+        """The ranked rows in the form of the given ones. reasons: of kept rows by number; None where none are kept."""
 
 
 def given_rows(data: object, names: FieldNames) -> Given:
     """`data` as rows of the shape that its columns or its first rows have."""
-    # A program that has not imported a library cannot have an object of it.
+    # A program that did not import a library cannot hold an object of it.
     pandas, arrow = sys.modules.get("pandas"), sys.modules.get("pyarrow")
     if pandas is not None and isinstance(data, pandas.DataFrame):
         return _Frame(data, names)
@@ -96,9 +97,9 @@ def _what_gives_rows(data: object) -> str:
 
 
 def _stream_of(data: object) -> pa.Table | None:
-    """The table of an object that speaks the Arrow C stream interface (PyCapsule); None for another one."""
+    """The table of an object with the Arrow C stream interface (PyCapsule); None for other objects."""
     import_arrow = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
-    # One without a length is read row by row, and one of several splits is a mapping.
+    # A data set without a length is read row by row, and one of several splits is a mapping.
     is_dataset = type(data).__module__.startswith("datasets.") and hasattr(data, "with_format")
     is_dataset = is_dataset and hasattr(data, "__len__") and not isinstance(data, Mapping)
     if not import_arrow and not is_dataset:
@@ -112,7 +113,7 @@ def _stream_of(data: object) -> pa.Table | None:
 
 
 def read(rows: Iterable[Row]) -> Iterator[Item]:
-    """`rows`, of which those that no file could hold are bad ones: Python's texts may have half a surrogate pair."""
+    """`rows`, with a `RowError` for one that no file could hold: Python's texts may have half a surrogate pair."""
     for row in rows:
         try:
             if isinstance(row, JsonRow):
@@ -141,7 +142,7 @@ def in_groups(given: Given, rows: Sequence[Row]) -> list[Row]:
 
 
 def answer_rows(given: Given, rows: Sequence[Row], ranked: RankedRows, selection: Selection, *, keep: bool) -> Any:
-    """The answer to `given`. keep: with the rows that have no score."""
+    """The answer for `given`. keep: also the rows that have no score."""
     if not keep:
         return given.answer(ranked.lists, None, selection)
     groups = _groups(given.shape, rows)
@@ -152,7 +153,7 @@ def answer_rows(given: Given, rows: Sequence[Row], ranked: RankedRows, selection
 
 
 def _groups(shape: Shape, rows: Iterable[Row]) -> dict[int, int]:
-    """The place of each row's query among all queries, by the number of the row."""
+    """For each row, by its number, the place of its query among all queries."""
     if not isinstance(shape, FlatShape):
         return {row.number: row.number for row in rows}
     places: dict[int, int] = {}
@@ -160,7 +161,7 @@ def _groups(shape: Shape, rows: Iterable[Row]) -> dict[int, int]:
 
 
 def _without_scores(row: Row, shape: Shape) -> RankedList:
-    """A row that is kept, its passages in the order given, as far as it has any."""
+    """A row without scores as a list: its passages, if it has any, in the given order."""
     count = 1
     if not isinstance(shape, FlatShape):
         passages = lookup(row.fields, shape.names.passages or "")
@@ -170,7 +171,7 @@ def _without_scores(row: Row, shape: Shape) -> RankedList:
 
 
 def _shape_of(columns: Sequence[str], names: FieldNames) -> Shape:
-    """The shape of a table; of several columns that could hold the passages the first alias does, in every row."""
+    """The shape of a table. If several columns could hold the passages, the first alias does, for every row."""
     kind = detect_shape(columns, names)
     if kind is None:
         shown = ", ".join(f"`{name}`" for name in columns[:8]) or "no columns"
@@ -183,14 +184,11 @@ def _shape_of(columns: Sequence[str], names: FieldNames) -> Shape:
     return kind.open(names, NO_TEXTS)
 
 
-_SOMETIMES = ("truncated", "tokens", "kept_tokens")  # what a scored passage says only if it is true
-
-
 def _without_empty(table: pa.Table, given: Sequence[str]) -> pa.Table:
-    """The table without what no row has to say; given: columns that are the user's."""
+    """The table without our fields about truncation where no passage was cut. given: the columns of the user."""
     import pyarrow as pa
 
-    for name in _SOMETIMES:
+    for name in OF_A_CUT:
         if name in table.column_names and name not in given and table[name].null_count == len(table):
             table = table.drop_columns([name])
     for place, field in enumerate(table.schema):
@@ -199,7 +197,7 @@ def _without_empty(table: pa.Table, given: Sequence[str]) -> pa.Table:
             continue
         passages = pa.chunked_array([chunk.flatten() for chunk in table[place].chunks], kind.value_type)
         inner = pa.Table.from_struct_array(passages)
-        kept = [one for one in kind.value_type if one.name not in _SOMETIMES or inner[one.name].null_count < len(inner)]
+        kept = [one for one in kind.value_type if one.name not in OF_A_CUT or inner[one.name].null_count < len(inner)]
         if "rank" in inner.column_names and len(kept) < kind.value_type.num_fields:
             of = pa.list_ if pa.types.is_list(kind) else pa.large_list
             fewer = of(kind.value_field.with_type(pa.struct(kept)))
@@ -276,14 +274,14 @@ class _Frame:
 
 
 def _rows_of_frame(frame: pd.DataFrame, names: Sequence[str]) -> list[JsonRow]:
-    """The rows of a frame, with these of its columns."""
+    """The rows of a frame, with the columns `names`."""
     columns = [[_json_value(value) for value in frame[name].tolist()] for name in names]
     fields: Iterable[tuple[Any, ...]] = zip(*columns, strict=True) if columns else [()] * len(frame)
     return [JsonRow(_NAME, n, dict(zip(names, values, strict=True)), b"") for n, values in enumerate(fields, 1)]
 
 
 def _json_value(value: Any) -> Any:
-    """A cell as JSON would have it: a list for an array, None for what pandas calls missing."""
+    """A cell as a value of JSON: a list for an array, None for what pandas calls missing."""
     if hasattr(value, "tolist"):  # numpy's arrays and scalars
         value = value.tolist()
     missing = value != value if isinstance(value, float) else type(value).__name__ in ("NAType", "NaTType")
@@ -306,7 +304,12 @@ class _Table:
         """See `Given`."""
         from rerank_cli.formats.parquet import table_rows
 
-        return list(_readable(table_rows(self._table, self.shape.columns(self._table.column_names), "the table")))
+        found: list[Row] = []
+        for row in table_rows(self._table, self.shape.columns(self._table.column_names), "the table"):
+            if isinstance(row, RowError):
+                raise InputError(f"row {row.row}: {row.message}")
+            found.append(row)
+        return found
 
     def answer(self, ranked: Sequence[RankedList], reasons: Mapping[int, str] | None, selection: Selection) -> Any:
         """See `Given`."""
@@ -321,14 +324,17 @@ class _Table:
         table = _without_empty(table, self._table.column_names)
         if reasons is None:
             return table
-        numbers = [row.number for one in ranked for row in _rows_of(one, self.shape)]
+        if isinstance(self.shape, FlatShape):
+            numbers = [one.source.row_of(entry.index).number for one in ranked for entry in one.ranking]
+        else:
+            numbers = [one.source.rows[0].number for one in ranked]
         if ERROR in table.column_names:
             table = table.drop_columns([ERROR])
         return table.append_column(ERROR, pa.array([reasons.get(number) for number in numbers], pa.string()))
 
 
 class _Stream(_Table):
-    """What came through the Arrow C stream interface."""
+    """A table that came through the Arrow C stream interface, from an object of the type `came_as`."""
 
     def __init__(self, table: pa.Table, came_as: type, names: FieldNames) -> None:
         super().__init__(table, names)
@@ -345,22 +351,8 @@ class _Stream(_Table):
         return table
 
 
-def _readable(rows: Iterable[Row | RowError]) -> Iterator[Row]:
-    for row in rows:
-        if isinstance(row, RowError):
-            raise InputError(f"row {row.row}: {row.message}")
-        yield row
-
-
-def _rows_of(ranked: RankedList, shape: Shape) -> list[Row]:
-    """The input row of each output row of a list."""
-    if not isinstance(shape, FlatShape):
-        return [ranked.source.rows[0]]
-    return [ranked.source.row_of(entry.index) for entry in ranked.ranking]
-
-
 class _Rows:
-    """Dicts in any shape of JSON rows, or (query, passages)."""
+    """Dicts in any shape of JSON rows, or tuples of a query and its passages."""
 
     def __init__(self, data: Iterable[object], names: FieldNames) -> None:
         self._rows: list[Row] = [_row(number, value) for number, value in enumerate(data, 1)]

@@ -1,11 +1,10 @@
 """The inputs of a run as one stream of rows, whatever each file's format.
 
-An input is a file, a folder or a pattern (`parts.py`), on a disk or at a URL (`storage/`). The format follows the
-suffix (`.jsonl .ndjson .json`, `.csv`, `.tsv`, `.parquet`, `.trec .run`, each text format also compressed) and
-`--in-format` wins over it. A file without a known suffix is looked at, and so is any other as far as its content says
-for certain that the suffix is wrong (`content.py`): Parquet is Parquet, and a file of a format that is not read is
-refused before anything is done. The row shape is that of the first rows that have one (`shapes.recognise`); a TREC run
-is a format and a shape in one.
+An input is a file, a folder or a pattern (`parts.py`), on a disk or at a URL (`storage/`). `--in-format` says its
+format, or else its suffix (`.jsonl .ndjson .json`, `.csv`, `.tsv`, `.parquet`, `.trec .run`, each text format also
+compressed). Without a known suffix the content tells (`content.py`), and it overrules a suffix that is certainly wrong:
+Parquet is read as Parquet under any name, and a file of a format that is not read is refused before anything is done.
+The row shape is that of the first rows that have one (`shapes.recognise`); a TREC run is a format and a shape in one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, Literal
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import delimited, json_document, jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
-from rerank_cli.formats.compression import open_input, text_suffix
+from rerank_cli.formats.compression import is_regular, open_input, text_suffix
 from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign_format, separated
 from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows
 from rerank_cli.formats.parts import Partition, find_parts, one_format
@@ -57,7 +56,7 @@ FORMATS: dict[str, Format] = {
 """Formats by suffix; `text` is plain lines and never guessed."""
 
 IN_FORMATS: tuple[Format, ...] = ("jsonl", "parquet", "trec", "csv", "tsv", "tsv-plain", "tsv-quoted", "top1000")
-"""What `--in-format` may say, besides `auto`."""
+"""The values of `--in-format`, besides `auto`."""
 
 SEPARATED = ("csv", "tsv", "tsv-plain", "tsv-quoted", "top1000")
 """Formats of `delimited.py`."""
@@ -71,7 +70,7 @@ _SPACE = b" \t\r\n"
 class Input:
     """One file of a run. path: as the user gave it, `-` for stdin.
 
-    folder: the folder that the user named in its place; partition: the fields that its path gives each row.
+    folder: the folder that the user named, if it was found there; partition: the fields that its path adds to each row.
     """
 
     path: str
@@ -84,9 +83,9 @@ class Input:
 class ReadOptions:
     """Which rows are read, and how.
 
-    max_line_bytes: the longest line. live: a pause of a pipe is told (`Gap.IDLE`). skip, limit: the rows left out at
-    the start of the first input, and how many are read from there, bad ones included, blank lines not. position: learns
-    how far reading is.
+    max_line_bytes: the longest line. live: a pause of a pipe gives `Gap.IDLE`. skip, limit: how many rows are left out
+    at the start, and how many are read from there; bad rows count, blank lines do not. position: is told how far
+    reading is.
     """
 
     max_line_bytes: int = MAX_LINE_BYTES
@@ -97,12 +96,12 @@ class ReadOptions:
 
     @property
     def stop(self) -> int | None:
-        """The row, counted from 0, before which reading ends; None for the last."""
+        """The row, counted from 0, before which reading ends; None where all are read."""
         return None if self.limit is None else self.skip + self.limit
 
 
 def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "auto") -> list[Input]:
-    """The inputs with their formats; `InputError` for a file that is not there. shape: what `--shape` says."""
+    """The inputs with their formats; `InputError` for a file that does not exist. shape: the value of `--shape`."""
     if shape == "trec" and in_format == "auto":
         in_format = "trec"
     inputs = [item for path in paths for item in _files_of(path, in_format)]
@@ -128,7 +127,7 @@ def _files_of(path: str, in_format: str) -> list[Input]:
 
 
 def _format_of(path: str, in_format: str) -> Format:
-    # Not of a pipe such as `<(...)`, of which a look would take the first bytes.
+    # A look at a pipe such as `<(...)` would take its first bytes.
     head = _head(path) if path != STDIN and is_regular(path) else None
     if in_format != "auto":
         known: dict[str, Format] = {name: name for name in ("text", *IN_FORMATS)}
@@ -147,17 +146,12 @@ def _format_of(path: str, in_format: str) -> Format:
     return _format_of_content(head, by_suffix)
 
 
-def is_regular(path: str) -> bool:
-    """Whether a path names a file, or a URL an object; what keeps a store from answering is said by its reader."""
-    return is_object(path) if is_url(path) else Path(path).is_file()
-
-
 def _is_there(path: str) -> bool:
     return is_object(path) if is_url(path) else Path(path).exists()
 
 
 def _head(path: str) -> bytes | None:
-    """The first bytes of a file, unpacked; None where they cannot be read, which the reader will say."""
+    """The first bytes of a file, unpacked; None where they cannot be read: the reader will say why."""
     try:
         with open_input(path) as stream:
             return stream.read(HEAD_BYTES)
@@ -166,22 +160,20 @@ def _head(path: str) -> bytes | None:
 
 
 def _format_of_content(head: bytes, by_suffix: Format | None) -> Format:
-    """What the first bytes say, where the suffix says nothing or certainly something wrong."""
+    """The format by the first bytes, where the suffix tells nothing or is certainly wrong; else by the suffix."""
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
     first = text.partition(b"\n")[0]
-    if by_suffix in ("csv", "tsv", "trec") and (json_document.is_document(head) or _is_object(first)):
-        return "jsonl"
+    if by_suffix in ("csv", "tsv", "trec"):
+        is_row = isinstance(jsonl.parse_row(first.rstrip(b"\r"), file="", number=1), JsonRow)
+        if is_row or json_document.is_document(head):
+            return "jsonl"
     if by_suffix in (None, "tsv") and is_top1000(head):
         return "top1000"
     if by_suffix is not None:
         return by_suffix
     return "trec" if RUN_LINE.match(first.decode(errors="replace")) else separated(head) or "jsonl"
-
-
-def _is_object(line: bytes) -> bool:
-    return isinstance(jsonl.parse_row(line.rstrip(b"\r"), file="", number=1), JsonRow)
 
 
 def can_be_reread(inputs: Iterable[Input]) -> bool:
@@ -213,7 +205,7 @@ def slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
 
 
 def read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
-    """All rows of one input, whatever `options` says of the first and the last. shape: None for what is no table."""
+    """All rows of one input; `skip` and `limit` of `options` do not count. shape: needed for Parquet alone."""
     if item.format == "parquet":
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
         from rerank_cli.formats import parquet
@@ -243,7 +235,7 @@ def read_text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions)
 
 
 def _with_fields(rows: Iterator[Item], fields: dict[str, Any]) -> Iterator[Item]:
-    """The rows with the fields of their file's path, where they have none of this name."""
+    """The rows with the fields that their file's path adds, where they have none of that name."""
     for row in rows:
         if isinstance(row, JsonRow):
             whole = {**row.fields, **{name: value for name, value in fields.items() if name not in row.fields}}
@@ -253,14 +245,14 @@ def _with_fields(rows: Iterator[Item], fields: dict[str, Any]) -> Iterator[Item]
 
 
 def columns_of(item: Input) -> list[str]:
-    """The columns of a Parquet file; none where an empty run has left it."""
+    """The columns of a Parquet file; none in one that a run without rows wrote."""
     from rerank_cli.formats import parquet
 
     return parquet.column_names(item.path, item.partition)
 
 
 def open_pairs(inputs: Sequence[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
-    """The rows of all inputs for `score`, after a look at the first; a pipe is looked at when it is read."""
+    """The rows of all inputs for `score`, after a look at the first ones; a pipe is looked at when it is read."""
     items = read_items(inputs, shape, options)
     return look_at(items, shape) if can_be_reread(inputs) else look_later(items, shape)
 
@@ -270,7 +262,7 @@ def open_lists(
 ) -> tuple[Shape, Iterator[Item]]:
     """The shape of the first rows that have one (or the one that `shape` names) and the rows of all inputs.
 
-    texts: where those of a TREC run are.
+    texts: the files with the texts of a TREC run.
     """
     runs = [item.path for item in inputs if item.format == "trec"]
     if runs and len(runs) < len(inputs):
@@ -285,7 +277,7 @@ def open_lists(
 def _open_by_first_rows(
     inputs: Sequence[Input], names: FieldNames, options: ReadOptions, texts: Texts
 ) -> tuple[Shape, Iterator[Item]]:
-    """`open_lists` where nobody has said the shape."""
+    """`open_lists` without `--shape`."""
     seen: list[Item] = []
     rows: Iterator[Item] = iter(())
     found: Kind | None = None
@@ -325,7 +317,7 @@ def _open_by_first_rows(
 def _open_named(
     inputs: Sequence[Input], names: FieldNames, options: ReadOptions, shape: str, texts: Texts
 ) -> tuple[Shape, Iterator[Item]]:
-    """`open_lists` where `--shape` says the shape."""
+    """`open_lists` with `--shape`."""
     kind = kind_of(shape, "--shape")
     runs = any(item.format == "trec" for item in inputs)
     if runs != (kind.name == "trec"):
@@ -374,7 +366,7 @@ def _fields_of_table(item: Input) -> set[str]:
 
 
 def _first_rows_of_table(item: Input) -> list[JsonRow]:
-    """The first rows with all columns whose name is theirs alone."""
+    """The first rows, with the columns whose names occur once."""
     from rerank_cli.formats import parquet
 
     columns = columns_of(item)

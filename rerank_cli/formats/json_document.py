@@ -1,16 +1,16 @@
-"""Rows from JSON that is no JSON lines: arrays of objects, and objects over several lines, one after another.
+"""Rows from JSON that is not JSON lines: arrays of objects, and objects over several lines, one after another.
 
     [{"query": ...}, {"query": ...}]        one array, compact or pretty, or several of them
     {                                       what `jq .` and `json.dump(..., indent=2)` write
       "query": ...
     }
 
-An element is found by its brackets, strings skipped, and is then parsed as a JSON line is (`jsonl.parse_row`): numbers
-keep their digits, and a key that stands twice is an error of this row. Its number is its place, from 1. Memory holds
+An element is found by its brackets, skipping strings, and then parsed like a JSON line (`jsonl.parse_row`): numbers
+keep their digits, and a key that occurs twice is an error of this row. Its number is its place, from 1. Memory holds
 one element, up to the longest line that is read; a longer one is skipped and is an error row.
 
-A document has no line ends to start anew at: where the brackets or commas are wrong, or the end is missing, the rows
-before have been given and `InputError` ends the run.
+After a fault a document has no line ends at which to start again. Where brackets or commas are wrong, or the end is
+missing, the rows before have been handed out and `InputError` ends the run.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _KEY = re.compile(rb'"(?:[^"\\]++|\\.)*+"[ \t\r\n]*+(.?)', re.DOTALL)
 
 
 def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
-    """Whether an input that begins like this is JSON that is no JSON lines.
+    """Whether an input with this head is JSON that is not JSON lines.
 
-    is_all: no more can be seen. Else None is the answer where more would tell.
+    is_all: no more can be read. Otherwise the answer is None where more bytes would tell.
     """
     text = head.removeprefix(_MARK).lstrip(_SPACE)
     first, newline, rest = text.partition(b"\n")
@@ -54,17 +54,17 @@ def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
         return False if text not in (b"", _MARK[:1], _MARK[:2]) else unknown
     inside = text[1:].lstrip(_SPACE)[:1]
     if newline and first.rstrip(_SPACE) == b"[" and inside in (b"/", b"#"):
-        return True  # a comment, which will be told; no line of JSON lines is a bracket alone
+        return True  # a comment, which the reader will refuse; no line of JSON lines is just a bracket
     if inside not in (b"{", b"]"):
         return False if inside else unknown
-    # A line that is an array, among lines that are objects, is one bad row of JSON lines.
-    if newline and rest and _is_whole(first):
+    # A whole array in one line, before lines that are objects, is a bad row of JSON lines.
+    if newline and rest and jsonl.is_json(first):
         return not rest.startswith(b"{")
-    return True if is_all or (newline and not _is_whole(first)) else None
+    return True if is_all or (newline and not jsonl.is_json(first)) else None
 
 
 def look_into(stream: io.BufferedIOBase) -> tuple[bool, io.BufferedIOBase]:
-    """Whether a stream is a document, and the stream to read in its place; of a pipe nothing is lost."""
+    """Whether a stream is a document, and the stream to read in its place, which has all of its bytes."""
     head = b""
     while len(head) < _LOOKED_AT_BYTES and is_document(head, is_all=False) is None:
         more = stream.read1(_LOOKED_AT_BYTES)
@@ -75,7 +75,7 @@ def look_into(stream: io.BufferedIOBase) -> tuple[bool, io.BufferedIOBase]:
 
 
 class _Begun:
-    """A stream whose first bytes were read before, and come again."""
+    """A stream whose first bytes were read before and come again."""
 
     def __init__(self, head: bytes, stream: io.BufferedIOBase) -> None:
         self._head = head
@@ -91,14 +91,6 @@ class _Begun:
     def fileno(self) -> int:
         """The descriptor to wait on for more."""
         return self._stream.fileno()
-
-
-def _is_whole(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def read_rows(
@@ -119,11 +111,11 @@ def read_rows(
 
 
 class _Document:
-    """What is known of a document while it is read.
+    """The state of reading a document.
 
-    held: bytes that are not done with; scanned: up to where its brackets were seen. depth: brackets that are open.
-    begin: where in `held` the element stands that is open, or -1. gap: where that begins which stands between elements.
-    dropped, head: of an element that is too long, how much of it is gone, and its first bytes.
+    held: bytes that are still needed; scanned: how many of them were searched for brackets. depth: how many brackets
+    are open. begin: where in `held` the open element begins, or -1. gap: where the text between two elements begins.
+    dropped, head: of an element that is too long, how many bytes were dropped, and its first ones.
     """
 
     def __init__(self, file: str, max_bytes: int) -> None:
@@ -141,7 +133,7 @@ class _Document:
         self._before = 0  # bytes of the document before `held`
 
     def elements(self, stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | jsonl.LongLine | Gap]:
-        """Each element's own bytes, in order."""
+        """The bytes of each element, in order."""
         wanted = 0
         more: list[bytes] = []
         for chunk in jsonl.chunks(stream, live=live):
@@ -151,7 +143,7 @@ class _Document:
                 continue
             more.append(chunk)
             if sum(map(len, more)) < wanted:
-                continue  # a string is scanned from its start again: the next time with as much again
+                continue  # an unfinished string is scanned from its start again: not before it has grown twofold
             self._held += b"".join(more)
             more = []
             yield from self._scan()
@@ -211,7 +203,7 @@ class _Document:
         return jsonl.LongLine(head or self._held[self._begin : self._begin + _KEPT_BYTES], size)
 
     def _read_between(self, end: int, *, is_last: bool = False) -> Iterator[bytes]:
-        """What stands between two elements: a comma, and values that are no objects, which are rows like others."""
+        """Read what is between two elements: a comma, and values that are not objects, which are rows too."""
         text = self._held[self._gap : end].strip(_SPACE)
         if not self._in_array:
             if text not in (b"", _MARK):
@@ -229,7 +221,7 @@ class _Document:
             yield jsonl.dump_row({"": value})[len(b'{"": ') : -len(b"}\n")]
 
     def _trim(self) -> None:
-        """Let go of what is done with, and of an element that is too long."""
+        """Drop the bytes that are no longer needed, and those of an element that is too long."""
         if self._begin < 0:
             if self._scanned - self._gap > self._max:
                 raise self._fault("no row follows", self._gap)

@@ -1,24 +1,24 @@
 r"""Rows from JSON lines or plain text lines, and rows to JSON lines.
 
 A bad line never ends a run: it becomes a `RowError` with its number and bytes, and the next line is read. So that no
-row is lost, changed or written unreadably without a word, the reader is stricter than `json.loads`:
+row is silently lost, changed or written unreadably, the reader is stricter than `json.loads`:
 
 * Lines end at `\n` only. `str.splitlines` would also cut at U+2028 and other characters that JSON strings may hold. A
-  `\r` before the `\n`, and a byte order mark at the start of the file, are not part of a line. Before an object a mark
-  is none at any line: files that each begin with one were put together.
-* A key that stands twice in an object is an error, at any depth: the last one would win silently.
+  `\r` before the `\n`, and a byte order mark at the start of the file, are not part of a line. A mark before an object
+  is dropped on every line, as files that begin with one may have been joined.
+* A key that occurs twice in an object is an error, at any depth: otherwise the last one would win silently.
 * Numbers stay as they were written. Where Python would write one differently (`1.10`, `1e5`, `-0`, more digits than a
-  float or an int can take), the value is an `ExactFloat`, which knows its text.
+  float or an int can hold), the value is an `ExactFloat`, which keeps its text.
 * `NaN` and `Infinity` are not JSON. A surrogate escape without its other half (`"\ud800"`) can be read but has no UTF-8
   form, so it would fail at write time, after scoring.
 * Nesting is limited to `MAX_NESTING`, so that what was read here can always be written, from any depth of the stack.
   Python's own limit depends on that depth and on its version.
 * A line has at most `MAX_VALUES` values, so that a line of the largest size takes hundreds of MB and not gigabytes.
-* A line is held up to `max_line_bytes`; the rest of a longer one is read past without being kept.
+* A line is kept up to `max_line_bytes`; the rest of a longer one is skipped.
 
-Live input: an input of which nothing more is there right now (a pipe whose writer pauses) gives `Gap.IDLE` before the
-reader waits, so that the consumer can score what it has. The pause is found by polling the descriptor after each chunk;
-regular files always have more, and decompressed streams and memory have no descriptor, so these give none.
+Live input: where an input has nothing more right now (a pipe whose writer pauses), the reader gives `Gap.IDLE` before
+it waits, so that the consumer can score what it has. It polls the descriptor after each chunk to find a pause. Regular
+files always have more, and decompressed streams and memory have no descriptor, so these give none.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 MAX_NESTING = 200
-"""How deep objects and arrays may stand in each other."""
+"""How deep objects and arrays may be nested."""
 
 _READ_BYTES = 64 * 1024
 _PAUSE_MILLISECONDS = 20  # longer than a busy writer needs between two writes, shorter than anyone notices
@@ -52,13 +52,13 @@ _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class ExactFloat(float):
-    """A number that Python would write differently, with its text as it stood in the input."""
+    """A number that Python would write differently, with its text from the input."""
 
     __slots__ = ("text",)
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """The number that the JSON number `text` means, as near as a float can be (it may be infinite)."""
+        """The float nearest to the JSON number `text`; it may be infinite."""
         number = super().__new__(cls, text)
         number.text = text
         return number
@@ -69,7 +69,7 @@ def read_rows(
 ) -> Iterator[JsonRow | RowError | Gap]:
     """The rows of JSON lines, in order; every line is a row, an error or a blank, and counts in the row numbers.
 
-    live: also yield `Gap.IDLE`, once per pause, where nothing more is there right now.
+    live: also yield `Gap.IDLE`, once a pause, where the input has nothing more right now.
     Error codes: `bad-utf8`, `bad-json`, `not-an-object`, `too-deep`, `lone-surrogate`, `duplicate-key`,
     `too-many-values`, `line-too-long` (of that line only the first 1024 bytes are kept).
     """
@@ -102,25 +102,34 @@ def dump_row(fields: Mapping[str, Any]) -> bytes:
 
 
 def dump_value(value: Any) -> str:
-    """A value as JSON text, as `dump_row` writes it; raises as it does."""
+    """A value as JSON text, written as by `dump_row`; raises as it does."""
     return _encode_exact(value) if _has_exact((value,)) else _ENCODER.encode(value)
 
 
 def parse_value(text: str) -> Any:
-    """The value of a JSON text that stands in a field, numbers as they were written; `ValueError` where it is none."""
+    """The value of a JSON text in a field, numbers as they were written; `ValueError` where it is not JSON."""
     try:
         return _DECODER.decode(text)
     except (json.JSONDecodeError, RecursionError, _LineError) as error:
         raise ValueError(str(error)) from error
 
 
+def is_json(text: bytes) -> bool:
+    """Whether Python can read bytes as JSON, less strictly than `parse_row`."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def error_row(error: RowError) -> bytes:
-    """The line of the errors file."""
+    """The line of the errors file for a bad row."""
     return dump_row(error_fields(error))
 
 
 def error_fields(error: RowError) -> dict[str, Any]:
-    """What the errors file says of a row: `raw` as text, or as `raw_base64` where it is not UTF-8."""
+    """The fields of a row in the errors file: `raw` as text, or `raw_base64` where it is not UTF-8."""
     raw: dict[str, str]
     try:
         raw = {"raw": error.raw.decode()}
@@ -192,9 +201,9 @@ def _row_or_error(
 
 
 def split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -> Iterator[bytes | LongLine | Gap]:
-    """The lines without their newline; holds one chunk and the line that has begun, up to `max_line_bytes`."""
-    held = bytearray()  # a bytearray, because a list of parts costs 40 bytes for each write of a slow pipe
-    size = 0  # of the line that has begun, of which `held` is the start or all
+    """The lines without their newline; memory holds a chunk and an unfinished line of up to `max_line_bytes`."""
+    held = bytearray()  # a list of parts would cost 40 bytes for each write of a slow pipe
+    size = 0  # of the unfinished line; `held` is its start or all of it
     for chunk in chunks(stream, live=live):
         if isinstance(chunk, Gap):
             yield chunk
@@ -218,7 +227,7 @@ def split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -
 
 
 def chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
-    """What each read gives, with `Gap.IDLE` before a read that would wait, if a line has ended since the last one."""
+    """What each read gives. live: also `Gap.IDLE` before a read that would wait, if a line ended since the last."""
     poll = _poll_of(stream) if live else None
     ended = False
     while chunk := stream.read1(_READ_BYTES):
@@ -254,16 +263,19 @@ def _parse_object(line: bytes) -> dict[str, Any]:
         raise _LineError("too-deep", _TOO_DEEP) from error
     if not isinstance(fields, dict):
         raise _LineError("not-an-object", f"the row is {_JSON_NAMES.get(type(fields), 'a number')}, not an object")
-    # Counting brackets bounds the depth from above and is cheap; few rows have to be walked.
+    # The number of brackets is cheap and no less than the depth, so few rows have to be walked.
     if line.count(b"[") + line.count(b"{") > MAX_NESTING and _is_deeper_than(fields, MAX_NESTING):
         raise _LineError("too-deep", _TOO_DEEP)
     if b"\\" in line and _SURROGATE_ESCAPE.search(line):
-        _refuse_lone_surrogates(fields)
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise _LineError("lone-surrogate", _surrogate_message(error)) from error
     return fields
 
 
 def _count_values(line: bytes) -> int:
-    """How many values a line has at the most: one stands before each comma and in each bracket."""
+    """The most values that a line can have: one before each comma and one in each bracket."""
     values = _values(line)
     return values if values <= MAX_VALUES else _values(_JSON_STRING.sub(b"", line))
 
@@ -321,7 +333,7 @@ def _syntax_message(error: json.JSONDecodeError) -> str:
 
 
 def _excerpt(text: str) -> str:
-    """The start of `text` for a message; nothing in it can steer a terminal."""
+    """The start of `text` for a message, without characters that control a terminal."""
     start = text[:_EXCERPT_CHARACTERS]
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in start)
     return f"`{shown}`" if start == text else f"`{shown}`..."
@@ -340,19 +352,12 @@ def _items(container: Any) -> Iterable[Any]:
     return container.values() if isinstance(container, dict) else container
 
 
-def _refuse_lone_surrogates(fields: dict[str, Any]) -> None:
-    try:
-        json.dumps(fields, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise _LineError("lone-surrogate", _surrogate_message(error)) from error
-
-
 def _surrogate_message(error: UnicodeEncodeError) -> str:
     return f"lone surrogate {_excerpt(error.object[error.start])}, which no UTF-8 text can hold"
 
 
 def _dump_field(name: str, value: Any) -> bytes:
-    """`"name": value`; the C encoder for all but values that hold an `ExactFloat`, which it would rewrite."""
+    """`"name": value`, by the C encoder except for values with an `ExactFloat`, which it would write differently."""
     try:
         text = _encode_exact(value) if _has_exact((value,)) else _ENCODER.encode(value)
         return f"{encode_basestring(name)}: {text}".encode()
@@ -385,11 +390,11 @@ def _encode_exact(value: Any) -> str:
 
 
 def _escape_surrogates(text: str) -> str:
-    """`text` with the bytes of a file name that is not UTF-8 written as `\\udcff`."""
+    """`text` with bytes of a file name that are not UTF-8 written like `\\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def json_document(document: Mapping[str, Any]) -> bytes:
-    """A document, readable by people too; the bytes of a file name that is not UTF-8 stand as `\\udcff`."""
+    """A document with indented lines; bytes of a file name that are not UTF-8 are written like `\\udcff`."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace")

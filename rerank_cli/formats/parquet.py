@@ -1,13 +1,13 @@
-"""Parquet files: rows out of them in bounded memory.
+"""Rows from Parquet files, in bounded memory.
 
-The sizes in a Parquet file say nothing about the memory its rows take: 695 bytes can hold 100,000 rows of 1 MB
-through dictionary and run-length encoding, and the metadata may lie. So rows are decoded a few at a time and the
-decoded bytes are looked at: 1, 4, 16, 64 rows, and fewer where that would pass `BATCH_BYTES`. Never more than 64, since
-nothing tells beforehand that the next row is a thousand times the last; a batch of 64 small rows of six columns costs
-about 70 µs (pyarrow 26, 2 cores, 2026), which is little beside scoring them.
+The sizes in a Parquet file say nothing about the memory that its rows take: through dictionary and run-length encoding
+695 bytes can hold 100,000 rows of 1 MB, and the metadata may lie. So rows are decoded a few at a time, and the decoded
+bytes are measured: 1, 4, 16, 64 rows, and fewer where these would pass `BATCH_BYTES`. There are never more than 64,
+since the next row may be a thousand times as large as the last. A batch of 64 small rows of six columns costs about 70
+µs (pyarrow 26, 2 cores, 2026), which is little beside scoring them.
 
-Only the columns that the shape reads become Python values. All the others stay Arrow data and are rearranged as such,
-so they come back bit for bit.
+Only the columns that the shape reads become Python values. All others stay Arrow data and are rearranged as such, so
+they come back bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import pyarrow as pa
@@ -40,16 +40,16 @@ from rerank_cli.storage import is_url
 from rerank_cli.storage.reading import ObjectReader
 
 BATCH_BYTES = 16 * 2**20
-"""What a decoded batch may take, if one row does not take more; see the module's text."""
+"""The most memory of a decoded batch, unless a single row takes more; see the head of this file."""
 
 BATCH_ROWS = 64
 """The most rows decoded at once: with 1 MB a row and four such columns 256 MB."""
 
-_TABLE_BATCH_ROWS = 4096  # of a table in memory, whose sizes need not be found out
+_TABLE_BATCH_ROWS = 4096  # of a table that is in memory already
 _READ_BUFFER_BYTES = 2**20
 _WHOLE_CHUNKS_BYTES = 64 * 2**20
-"""Files up to here are read by whole column chunks. Larger ones need a stream, as a row group may be most of the file;
-but a stream takes the memory that a damaged page header claims (2 GiB resident, pyarrow 26), whole chunks do not."""
+"""Files up to this size are read by whole column chunks. Larger ones need a stream, as a row group may be most of the
+file. But a stream takes the memory that a damaged page header claims (2 GiB resident, pyarrow 26); chunks do not."""
 
 _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
 
@@ -58,8 +58,8 @@ _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
 class ArrowRow:
     """A row of a Parquet file; satisfies `Row`.
 
-    fields: the columns that the shape reads, as Python values; batch: all columns, of this row and its neighbours.
-    index: the row's place in `batch`.
+    fields: the columns that the shape reads, as Python values. batch: all columns of this row and its neighbours;
+    index: the row's place in it.
     """
 
     file: str
@@ -96,9 +96,9 @@ def row_count(path: str) -> int:
 
 
 def fields_with_values(path: str) -> set[str]:
-    """The fields that hold a value in some row, by the footer's statistics; dotted, without the levels of lists.
+    """The fields that have a value in some row, by the footer's statistics; dotted, without the levels of lists.
 
-    A field without statistics counts as one that does.
+    A field without statistics counts as having one.
     """
     found = set()
     with _open_parquet(path) as file:
@@ -117,10 +117,9 @@ def read_rows(
 
     columns: the top-level columns wanted in `ArrowRow.fields`, each with the names of the struct fields wanted (of a
     struct, or of a list of structs; a name that the structs lack is left out) or None for the whole value. partition:
-    columns that the folders of its path add, where the file has none of this name.
+    columns that the folders of its path add, where the file has none of that name.
 
-    A row with wanted text that is not UTF-8 is a RowError. Raises InputError when it meets a fault of the file: rows
-    before it have been yielded.
+    A row is a RowError if wanted text is not UTF-8. Raises InputError at a fault of the file, after the rows before it.
     """
     with _open_parquet(path) as file:
         wanted = _Wanted.of(_with_columns(file.schema_arrow, partition), columns, path)
@@ -141,7 +140,7 @@ def read_rows_in_order(
 ) -> Iterator[ArrowRow | RowError]:
     """The rows at the places `order` (from 0) in that order, otherwise as `read_rows`.
 
-    The whole file is decoded into memory before the first row; InputError if it takes more than `max_bytes`.
+    The whole file is decoded into memory before the first row; InputError if that takes more than `max_bytes`.
     """
     batches: list[pa.RecordBatch] = []
     starts = [0]
@@ -166,9 +165,9 @@ def read_rows_in_order(
 
 
 def iter_column(path: str, name: str, partition: Partition = ()) -> Iterator[Any]:
-    """The values of one column, for each row in order; only that column is read.
+    """The values of one column, in the order of the rows; only that column is read.
 
-    The same values as `ArrowRow.fields` holds, but text that is not UTF-8 comes with U+FFFD.
+    They are those of `ArrowRow.fields`, except that bytes which are not UTF-8 become U+FFFD.
     """
     with _open_parquet(path) as file:
         of_path = dict(partition)
@@ -177,7 +176,12 @@ def iter_column(path: str, name: str, partition: Partition = ()) -> Iterator[Any
             return
         _find(file.schema_arrow, name, path)
         for batch in _batches(file, path, [name]):
-            yield from _scan_values(batch.column(_find(batch.schema, name, path)))
+            array = batch.column(_find(batch.schema, name, path))
+            try:
+                values = to_values(array, exact=True)
+            except UnicodeDecodeError:
+                values = to_values(array)
+            yield from values
 
 
 def _with_columns(schema: pa.Schema, partition: Partition) -> pa.Schema:
@@ -188,7 +192,7 @@ def _with_columns(schema: pa.Schema, partition: Partition) -> pa.Schema:
 
 
 def _with_values(batch: pa.RecordBatch, partition: Partition) -> pa.RecordBatch:
-    """`batch` with the columns that its path adds."""
+    """`batch` with the columns of `partition` that it lacks."""
     for name, value in partition:
         if name not in batch.schema.names:
             batch = batch.append_column(name, pa.repeat(pa.scalar(value), batch.num_rows))
@@ -198,7 +202,7 @@ def _with_values(batch: pa.RecordBatch, partition: Partition) -> pa.RecordBatch:
 def table_rows(
     table: pa.Table, columns: Mapping[str, tuple[str, ...] | None], name: str
 ) -> Iterator[ArrowRow | RowError]:
-    """The rows of a table in memory, otherwise as `read_rows`. name: what messages call it."""
+    """The rows of a table in memory, otherwise as `read_rows`. name: of the table, for messages."""
     wanted = _Wanted.of(table.schema, columns, name)
     before = 0
     for batch in table.to_batches(max_chunksize=_TABLE_BATCH_ROWS):
@@ -219,18 +223,23 @@ class _Wanted:
         return cls(path, {name: _find(schema, name, path) for name in columns}, columns)
 
     def rows(self, batch: pa.RecordBatch, before: int, part: range) -> Iterator[ArrowRow | RowError]:
-        """The rows at `part` of a batch that has `before` rows before it in its file."""
+        """The rows at `part` of a batch; the file has `before` rows before the batch."""
         arrays = {
             name: (batch.column(place).slice(part.start, len(part)), self.keep[name])
             for name, place in self.places.items()
         }
         for index, fields in zip(part, _fields(arrays, len(part)), strict=True):
-            row = ArrowRow(self.path, before + index + 1, {} if isinstance(fields, str) else fields, batch, index)
-            yield _bad_utf8_row(row, fields) if isinstance(fields, str) else row
+            number = before + index + 1
+            if isinstance(fields, str):
+                raw = ArrowRow(self.path, number, {}, batch, index).raw
+                message = f"column `{fields}` holds text that is not UTF-8"
+                yield RowError(self.path, number, None, "bad-utf8", message, raw)
+            else:
+                yield ArrowRow(self.path, number, fields, batch, index)
 
 
 def _runs(order: Sequence[int], starts: Sequence[int]) -> Iterator[range]:
-    """`order` as runs of successive places that cross no start of a batch."""
+    """`order` as runs of successive places, each within one batch."""
     bounds = frozenset(starts)
     begin = 0
     for end in range(1, len(order) + 1):
@@ -239,15 +248,8 @@ def _runs(order: Sequence[int], starts: Sequence[int]) -> Iterator[range]:
             begin = end
 
 
-def _scan_values(array: pa.Array) -> list[Any]:
-    try:
-        return to_values(array, exact=True)
-    except UnicodeDecodeError:
-        return to_values(array)
-
-
 def _fields(wanted: Mapping[str, tuple[pa.Array, tuple[str, ...] | None]], rows: int) -> Iterator[dict[str, Any] | str]:
-    """The wanted fields of each row, or the name of the column that is not UTF-8 there."""
+    """The wanted fields of each row, or the name of a column whose text is not UTF-8 there."""
     try:
         columns = [to_values(array, keep=keep, exact=True) for array, keep in wanted.values()]
     except UnicodeDecodeError:
@@ -272,10 +274,6 @@ def _is_utf8(array: pa.Array, keep: tuple[str, ...] | None) -> bool:
     return True
 
 
-def _bad_utf8_row(row: ArrowRow, name: str) -> RowError:
-    return RowError(row.file, row.number, None, "bad-utf8", f"column `{name}` holds text that is not UTF-8", row.raw)
-
-
 def _find(schema: pa.Schema, name: str, path: str) -> int:
     at = column_at(schema, name)
     if at is not None:
@@ -288,7 +286,7 @@ def _find(schema: pa.Schema, name: str, path: str) -> int:
 
 @contextmanager
 def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    # OSFile and not the path: pyarrow would take a path such as `s3://...` for an address and open it its own way.
+    # Not the path itself: pyarrow would take one such as `s3://...` for an address and open it in its own way.
     try:
         source = pa.PythonFile(ObjectReader(path), mode="r") if is_url(path) else pa.OSFile(path)
     except OSError as error:
@@ -307,7 +305,7 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
 
 
 def _names(field: pa.Field, depth: int = 0) -> Iterator[str]:
-    """All names and time zones; raises UnicodeDecodeError here, where it can be told, if one is not UTF-8."""
+    """All names and time zones; raises UnicodeDecodeError where one is not UTF-8, early enough to name the file."""
     if depth > MAX_DEPTH:
         raise pa.ArrowInvalid(f"columns nest more than {MAX_DEPTH} levels")
     yield field.name
@@ -329,7 +327,7 @@ def _batches(file: pq.ParquetFile, path: str, columns: list[str] | None) -> Iter
             rows += batch.num_rows
             previous = batch
             size = _next_size(batch)
-            # Takes effect within the iteration: the reader looks at it before each batch.
+            # Takes effect at once: the reader looks at the size before each batch.
             file.reader.set_batch_size(size)
     if rows != file.metadata.num_rows:
         raise InputError(f"{path}: is damaged: it holds {rows} rows, its footer says {file.metadata.num_rows}")
@@ -340,8 +338,9 @@ def _next_batch(reader: Iterator[pa.RecordBatch], path: str, rows: int) -> pa.Re
         batch = next(reader, None)
         if batch is not None:
             batch.validate()
-            for column in batch.columns:
-                _check_dictionaries(column)
+            # The reader accepts an index without a word, and `take` would read past the end: this raises ArrowInvalid.
+            for array in chain.from_iterable(map(_dictionaries, batch.columns)):
+                pa.DictionaryArray.from_arrays(array.indices, array.dictionary, safe=True)
             plain = schema_without_views(batch.schema)
             batch = batch if plain is batch.schema else batch.cast(plain)
     except _FAULTS as error:
@@ -356,7 +355,7 @@ def _next_size(batch: pa.RecordBatch) -> int:
 
 
 def _dictionaries(array: pa.Array) -> Iterator[pa.DictionaryArray]:
-    """The dictionary arrays in a column; their words do not grow with the rows."""
+    """The dictionary arrays in a column. Their words take the same memory for any number of rows."""
     if pa.types.is_dictionary(array.type):
         yield array
     elif is_list(array.type):
@@ -366,14 +365,8 @@ def _dictionaries(array: pa.Array) -> Iterator[pa.DictionaryArray]:
             yield from _dictionaries(array.field(place))
 
 
-def _check_dictionaries(column: pa.Array) -> None:
-    """Raise ArrowInvalid for an index without a word: the reader lets it pass, and `take` would read past the end."""
-    for array in _dictionaries(column):
-        pa.DictionaryArray.from_arrays(array.indices, array.dictionary, safe=True)
-
-
 def _with_shared_dictionaries(batch: pa.RecordBatch, previous: pa.RecordBatch | None) -> pa.RecordBatch:
-    """`batch` with the dictionaries of `previous` where they are equal: the reader copies them for each batch."""
+    """`batch` with the dictionaries of `previous` where they are equal, as the reader makes a copy for each batch."""
     if previous is None or not any(pa.types.is_dictionary(field.type) for field in batch.schema):
         return batch
     columns = [_share_dictionary(array, before) for array, before in zip(batch.columns, previous.columns, strict=True)]
@@ -381,7 +374,7 @@ def _with_shared_dictionaries(batch: pa.RecordBatch, previous: pa.RecordBatch | 
 
 
 def _shared_bytes(batch: pa.RecordBatch, previous: pa.RecordBatch) -> int:
-    """Bytes of the dictionaries of `batch` that are those of `previous`, in memory once."""
+    """The bytes of the dictionaries that `batch` shares with `previous`."""
     pairs = [pair for pair in zip(batch.columns, previous.columns, strict=True) if pa.types.is_dictionary(pair[0].type)]
     return sum(int(a.dictionary.nbytes) for a, b in pairs if a.dictionary.equals(b.dictionary))
 
@@ -393,6 +386,6 @@ def _share_dictionary(array: pa.Array, before: pa.Array) -> pa.Array:
 
 
 def arrow_reason(error: BaseException) -> str:
-    """What Arrow says went wrong, on one line and without the numbers of the system."""
+    """What Arrow says went wrong, on one line and without error numbers of the system."""
     detail = str(getattr(error, "strerror", None) or error) or type(error).__name__
     return " ".join(re.sub(r".*Detail: (\[errno \d+\] )?", "", detail, flags=re.DOTALL).split()).rstrip(".")

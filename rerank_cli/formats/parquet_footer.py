@@ -1,11 +1,11 @@
-"""Whether a file is one whole Parquet file, by its first and last bytes and by what its footer accounts for.
+"""Whether a file is one whole Parquet file, by its first and last bytes and by where its footer says that data end.
 
-`cat a.parquet b.parquet` makes a file that every reader takes for one: the last footer counts from the first byte of
-its own file, so it finds other rows in the place of its own, or half of all rows. Here the footer is read for where its
-data end. What lies between them and the footer is indexes and Bloom filters, or as many bytes as another file has.
+`cat a.parquet b.parquet` makes a file that every reader takes for a single one: the last footer counts from the first
+byte of its own file, so it finds wrong rows, or half of all rows. Here the footer tells where its data end. Between
+them and the footer are indexes and Bloom filters, or else the bytes of another file.
 
-The footer is read by ourselves (Thrift's compact protocol, skipping all but five fields): pyarrow 26 ends the process
-when it is asked for the columns of an encrypted file.
+We read the footer ourselves (Thrift's compact protocol, skipping all but a few fields), because pyarrow 26 ends the
+process when it is asked for the columns of an encrypted file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rerank_cli.errors import InputError
 _MAGIC, _ENCRYPTED_MAGIC = b"PAR1", b"PARE"
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _SEARCHED_BYTES = 2**20  # at once
-_LARGEST_FOOTER = 16 * 2**20  # that is looked into: 5 s; a larger one is of some 100,000 column chunks
+_LARGEST_FOOTER = 16 * 2**20  # that is read: it takes 5 s; one of 100,000 column chunks is as large
 
 # Types of the compact protocol, and the fields of parquet.thrift that lead to a column chunk's place.
 _BYTE, _BINARY, _STRUCT = 3, 8, 12
@@ -31,7 +31,7 @@ _ROW_GROUPS, _COLUMNS, _META_DATA, _SIZE, _DATA_PAGE, _DICTIONARY_PAGE = 4, 1, 3
 
 
 def check_magic(source: pa.NativeFile, path: str) -> None:
-    """`InputError` for a file that neither begins nor ends as a Parquet file does."""
+    """`InputError` for a file that does not begin and end as a Parquet file does."""
     size = source.size()
     head = source.read_at(4, 0) if size >= 12 else b""
     tail = source.read_at(4, size - 4) if size >= 12 else b""
@@ -51,7 +51,7 @@ def check_magic(source: pa.NativeFile, path: str) -> None:
 
 
 def refuse_joined(source: pa.NativeFile, path: str) -> None:
-    """`InputError` for files that were put together; a file that `check_magic` has let pass."""
+    """`InputError` for several files that were joined. Call `check_magic` before."""
     size = source.size()
     length = int.from_bytes(source.read_at(4, size - 8), "little")
     footer_at = size - 8 - length
@@ -66,7 +66,7 @@ def refuse_joined(source: pa.NativeFile, path: str) -> None:
 
 
 def _second_file(source: pa.NativeFile, size: int) -> int:
-    """Where a file ends and another one begins, if the first is no larger than `size`; else 0."""
+    """Where a second file begins, if the first takes at most `size` bytes; 0 where there is none."""
     at, before = 0, b""
     while at < size:
         chunk = source.read_at(min(_SEARCHED_BYTES, size + len(_MAGIC) - at), at)
@@ -83,26 +83,23 @@ def _second_file(source: pa.NativeFile, size: int) -> int:
 @lru_cache(maxsize=16)
 def _data_end(footer: bytes) -> int | None:
     """The byte behind the last column chunk; None for a footer that cannot be read."""
+    found = _Footer(footer)
     try:
-        return _Footer(footer).data_end()
+        found.read_struct((_ROW_GROUPS, _COLUMNS, _META_DATA))
     except (IndexError, RecursionError, ValueError):
-        return None  # it is damaged, which the reader will tell
+        return None  # it is damaged, and the reader will say so
+    return found.data_end
 
 
 class _Footer:
-    """A cursor through a footer."""
+    """A cursor through a footer. data_end: the byte behind the last column chunk that was read."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
-        self._end = len(_MAGIC)
+        self.data_end = len(_MAGIC)
 
-    def data_end(self) -> int:
-        """See the function."""
-        self._struct((_ROW_GROUPS, _COLUMNS, _META_DATA))
-        return self._end
-
-    def _struct(self, way: tuple[int, ...]) -> None:
+    def read_struct(self, way: tuple[int, ...]) -> None:
         """Read a struct. way: the fields that lead from here to the metadata of column chunks; empty in them."""
         field = 0
         found: dict[int, int] = {}
@@ -117,17 +114,17 @@ class _Footer:
                 self._skip(kind)
         if not way and _DATA_PAGE in found:
             start = found.get(_DICTIONARY_PAGE) or found[_DATA_PAGE]
-            self._end = max(self._end, start + found.get(_SIZE, 0))
+            self.data_end = max(self.data_end, start + found.get(_SIZE, 0))
 
     def _follow(self, kind: int, way: tuple[int, ...]) -> None:
         if kind == _STRUCT:
-            self._struct(way[1:])
+            self.read_struct(way[1:])
             return
         count, inner = self._list_head()
         for _ in range(count):
             if inner != _STRUCT:
                 raise ValueError("no list of structs")
-            self._struct(way[1:])
+            self.read_struct(way[1:])
 
     def _skip(self, kind: int) -> None:
         if kind in _VARINTS:

@@ -1,10 +1,10 @@
 """Files that are one input: a folder of parts, or a pattern.
 
-Folders are read as Spark, Dask and polars write them: all parts below, by name (numbers in names count as numbers, so
-`9.part` stands before `10.part`), without hidden files, names that begin with `_` (`_SUCCESS`), and the errors
-and reports of earlier runs (`OUT.errors.jsonl` beside `OUT`). Folders named
-`key=value` give each row below the field `key`, as Hive has it: a number if all values of the key in this input are
-whole numbers, null for `__HIVE_DEFAULT_PARTITION__`.
+Folders are read as Spark, Dask and polars write them: all parts below, in the order of their names (numbers in names
+count as numbers, so `9.part` comes before `10.part`). Hidden files, names that begin with `_` (`_SUCCESS`), and the
+errors and reports of earlier runs (`OUT.errors.jsonl` beside `OUT`) are left out. As in Hive, a folder named
+`key=value` gives each row below it the field `key`: a number if all values of the key in this input are whole numbers,
+null for `__HIVE_DEFAULT_PARTITION__`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PART_NAME = re.compile(r"part-.*|.*\.part", re.IGNORECASE)  # Hadoop, Dask: no 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of an input. folder: the folder that the user named, if it was one; partition: the fields of its path."""
+    """A file of an input. folder: the folder that the user named, if any; partition: the fields that its path gives."""
 
     path: str
     folder: str | None = None
@@ -60,7 +60,7 @@ def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
 
 
 def data_files(folder: Path, is_data: Callable[[str], bool]) -> Iterator[Path]:
-    """The files below a folder that hold data, in the order of their names."""
+    """The data files below a folder, in the order of their names."""
     for path in sorted(folder.rglob("*"), key=lambda path: natural(str(path))):
         hidden = any(map(_is_hidden, path.relative_to(folder).parts))
         if hidden or _is_beside(str(path), lambda name: Path(name).exists()) or not path.is_file():
@@ -70,7 +70,7 @@ def data_files(folder: Path, is_data: Callable[[str], bool]) -> Iterator[Path]:
 
 
 def _is_beside(name: str, is_there: Callable[[str], bool]) -> bool:
-    """Whether a file is what an earlier run has written beside its output: bad rows, or a report."""
+    """Whether a file holds the bad rows or the report that an earlier run wrote beside its output."""
     base = next((name.removesuffix(end) for end in _BESIDE if name.endswith(end)), "")
     return bool(base) and is_there(base)
 
@@ -91,7 +91,7 @@ def _parts_of_folder(path: str, is_data: Callable[[str], bool]) -> list[Part]:
 
 
 def _parts_of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
-    """As files and folders: an object, all below a prefix, or what a pattern matches."""
+    """The objects that a URL stands for: itself, those below a prefix, or those that a pattern matches."""
     try:
         if not glob.has_magic(path):
             return [Part(path)] if not path.endswith("/") and is_object(path) else _parts_below(path, is_data)
@@ -128,7 +128,7 @@ def _parts_below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
 
 
 def _with_partitions(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> list[Part]:
-    """The files of a folder, each with the folders between."""
+    """The parts of a folder. files: the path of each, and the names of the folders between."""
     keys = [_keys(folders) for _, folders in files]
     if len({tuple(name for name, _ in found) for found in keys}) > 1:
         raise InputError(f"{path}: its files lie in folders with different keys (`key=value`)", hint="name one of them")
@@ -159,7 +159,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def one_format(path: str, formats: Iterable[str]) -> None:
-    """`InputError` for a folder whose files have several formats, of which some may be no data."""
+    """`InputError` for a folder whose files have several formats: some of them may not be data."""
     found = sorted(set(formats))
     if len(found) > 1:
         raise InputError(

@@ -1,16 +1,16 @@
-"""How far the rows that were handed on are in the inputs, as a share of all their content.
+"""How far a run is in its inputs: the share of their content whose rows were handed on.
 
 Readers are ahead of what they hand on: by a buffer, by two windows, or by the whole file where the rows of a query had
-to be brought together first. So the bytes of the rows that were handed on are counted, and divided by those of all
-rows:
+to be brought together first. So the bytes of the rows that were handed on are counted, and divided by an estimate of
+the bytes of all rows:
 
-    a text file     the bytes of the rows that were read of it, times its size over the bytes on disk that these took:
-                    so CSV and JSON documents count as what their rows are, and compressed files by their offset.
-                    Decompression is ahead by some 64 KiB: the content of a small file is counted first
+    a text file     the bytes of its rows read so far, times its size over the bytes on disk that these took. So CSV
+                    and JSON documents count by their rows as they are handed on, and compressed files by their offset.
+                    Decompression is ahead by some 64 KiB, so the content of a small file is counted first
     a Parquet file  its size, spread evenly over the rows that its footer counts
 
-With `--limit` the rows are counted too, and the larger of both shares holds. A pipe has no size, hence no share, unless
-there is a limit.
+With `--limit` the rows are counted too, and the larger share is taken. A pipe has no size, so without a limit it has no
+share.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_cli.errors import InputError
@@ -46,7 +45,7 @@ class _File:
     is_read: bool = False  # to its end
 
     def expected(self, ratio: float) -> float | None:
-        """The bytes of all rows, as far as can be told now; ratio: of rows to size in the files that were read."""
+        """An estimate of the bytes of all rows; None for a pipe. ratio: bytes of rows to bytes on disk so far."""
         if self.is_read:
             return self.read
         if self.size is None:
@@ -61,7 +60,7 @@ class _File:
 
 
 class Position:
-    """How much of the inputs has been handed on. All but `share` is for the thread that reads.
+    """How much of the inputs has been handed on. Only the reading thread may call anything but `share`.
 
     Args:
         paths: Of the inputs.
@@ -69,26 +68,29 @@ class Position:
     """
 
     def __init__(self, paths: Sequence[str], limit: int | None = None) -> None:
-        self._files = {path: _File(_size_of(path_of(path))) for path in paths}
+        self._files: dict[str, _File] = {}
+        for path in paths:
+            on_disk = path_of(path)
+            self._files[path] = _File(on_disk.stat().st_size if on_disk.is_file() else None)
         self._limit = limit
         self._passed = 0.0
         self._skipped = 0.0
         self._rows = 0
 
     def table(self, path: str, rows: int) -> None:
-        """A Parquet file of so many rows is read."""
+        """Say that a Parquet file of so many rows is read now."""
         if (file := self._files.get(path)) and file.size is not None:
             file.row_bytes = file.size / max(1, rows)
 
     def text(self, path: str, stream: io.BufferedReader, items: Iterator[Item]) -> Iterator[Item]:
-        """`items`, which are read from `stream`, the content of a text file."""
+        """`items`, unchanged; they are read from `stream`, the content of a text file."""
         content, file = stream.raw, self._files.get(path)
-        if file is None or not isinstance(content, Content):  # stdin, of which nothing can be told
+        if file is None or not isinstance(content, Content):  # stdin, whose size is unknown
             yield from items
             return
         file.content, file.read, file.is_read = content, 0.0, False  # it may have been begun before, for a look
         if content.is_compressed and file.size is not None and file.size <= _COUNTED_BYTES:
-            with suppress(InputError), open_input(path) as again:  # what is wrong with it the reader says
+            with suppress(InputError), open_input(path) as again:  # the reader will say what is wrong with it
                 file.total = sum(map(len, iter(lambda: again.read(_CHUNK_BYTES), b"")))
         for item in items:
             file.read += self._content_of(item)
@@ -96,7 +98,7 @@ class Position:
         file.is_read = True
 
     def skip(self, item: Item) -> None:
-        """A row was read and is none of those that were asked for."""
+        """Say that a row was read which is skipped."""
         self._skipped += self._content_of(item)
 
     def count(self, items: Iterable[Item]) -> Iterator[Item]:
@@ -108,7 +110,7 @@ class Position:
 
     @property
     def share(self) -> float | None:
-        """From 0 to 1; None where it cannot be told."""
+        """From 0 to 1; None where it is unknown."""
         by_rows = None if self._limit is None else self._rows / max(1, self._limit)
         by_content = self._share_of_content()
         known = [share for share in (by_rows, by_content) if share is not None]
@@ -135,7 +137,3 @@ class Position:
         if file is not None and file.row_bytes is not None:
             return file.row_bytes
         return len(item.raw) + 1.0 if isinstance(item, (JsonRow, RowError)) else 0.0
-
-
-def _size_of(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

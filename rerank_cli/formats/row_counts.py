@@ -1,4 +1,4 @@
-"""How many rows an input has, as far as that costs little."""
+"""How many rows an input has, where counting is cheap."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rerank_cli.formats import json_document
-from rerank_cli.formats.compression import SUFFIXES, open_input
+from rerank_cli.formats.compression import SUFFIXES, is_regular, open_input
 from rerank_cli.formats.inputs import (
     STDIN,
     Input,
     ReadOptions,
-    is_regular,
     read_one,
     read_text_rows,
     slice_rows,
@@ -24,7 +23,7 @@ _COUNTED_FILE_BYTES = 2**26  # of a file whose lines are counted while a user wa
 
 
 def count_rows(inputs: Sequence[Input], options: ReadOptions) -> int | None:
-    """How many rows `read_items` gives of files, blank lines not counted; None where counting them would take long."""
+    """How many rows `read_items` gives, without blank lines; None for a pipe, or where counting would take long."""
     rows = 0
     for item in inputs:
         if item.path == STDIN or not is_regular(item.path) or (is_url(item.path) and item.format != "parquet"):
@@ -50,13 +49,13 @@ def count_rows(inputs: Sequence[Input], options: ReadOptions) -> int | None:
 
 
 def count_lines(inputs: Sequence[Input], options: ReadOptions) -> int:
-    """About how many rows and blank lines `read_items` will give; files are read or, if Parquet, asked."""
+    """About how many rows and blank lines `read_items` gives; text is read for it, Parquet says it in its footer."""
     lines = sum(_lines_of(item) for item in inputs) - options.skip
     return max(0, lines if options.limit is None else min(lines, options.limit))
 
 
 def count_exactly(item: Input, options: ReadOptions) -> int:
-    """How many rows `read_items` gives of a file, bad ones included; a text is read as far as the limit goes."""
+    """How many rows `read_items` gives of a file, bad ones included; text is read up to the limit."""
     if item.format == "parquet":
         return count_lines([item], options)
     return sum(1 for row in slice_rows(read_one(item, None, options), options) if not isinstance(row, Gap))

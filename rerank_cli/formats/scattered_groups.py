@@ -1,9 +1,9 @@
-"""The rows of each query together, where an input scatters them.
+"""Bring the rows of each query together, where an input scatters them.
 
-Flat rows and run lines of a query need not be adjacent in a file: `ordered_by_group` looks at the group keys first (a
-second pass over the keys costs a few microseconds a row, scoring costs milliseconds) and only where a query comes back
-brings the rows of each query together, in order of first appearance, through a temporary SQLite file, so that memory
-stays flat. From a pipe nothing can be read twice: there a query that comes back is an error row.
+Flat rows and run lines of a query need not be adjacent in a file. `ordered_by_group` first looks at the group keys
+only: this costs a few microseconds a row, where scoring costs milliseconds. If a query comes back after another one,
+it brings the rows of each query together, in order of first appearance. They go through a temporary SQLite file, so
+that memory does not grow. A pipe cannot be read twice: there a query that comes back is an error row.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SPOOL_ROWS = 10_000
 def ordered_by_group(
     inputs: Sequence[Input], shape: Shape, items: Iterator[Item], options: ReadOptions
 ) -> Iterator[Item]:
-    """`items`, with the rows of each group brought together where its rows are scattered and files can be reread."""
+    """`items`, with the rows of each group brought together where they are scattered and files can be reread."""
     if not isinstance(shape, Groups) or not can_be_reread(inputs):
         return items
     keys = _keys(inputs, shape, replace(options, position=None))  # a look ahead is no progress
@@ -82,7 +82,7 @@ def _table_keys(item: Input, shape: FlatShape) -> Iterator[int]:
 
 
 def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
-    """Whether a group comes back after another one, or in a file of another format."""
+    """Whether a group comes back after another one, or continues in a file of another format."""
     finished: set[int] = set()
     current: tuple[Format, int] | None = None
     for key in keys:
@@ -97,10 +97,10 @@ def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
 
 
 def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
-    """Rows ordered by (first appearance of their group, place), through a temporary SQLite file."""
+    """The rows ordered by first appearance of their group, then by place, through a temporary SQLite file."""
     parse = jsonl.parse_row if inputs[0].format in ("jsonl", *SEPARATED) else jsonl.parse_text_line
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
-        # Not bound to one thread: a run that stops may close this generator from another one than reads it.
+        # Not bound to one thread: a run that stops may close this generator in another thread than the reading one.
         spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
         try:
             spool.execute("PRAGMA journal_mode = OFF")
@@ -120,7 +120,7 @@ def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) 
 
 
 def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
-    """Store all good rows; the others (bad rows, blank lines) are yielded at once."""
+    """Store all good rows; yield the others (bad rows, blank lines) at once."""
     groups: dict[int, int] = {}
     rows: list[tuple[int, int, str, int, bytes]] = []
     place = 0
@@ -142,16 +142,17 @@ def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: Groups, opt
 
 
 def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
-    """Rows of one Parquet file ordered by first appearance of their group; the file is taken into memory."""
+    """The rows of a Parquet file ordered by first appearance of their group; the whole file is held in memory."""
     from rerank_cli.formats import parquet
 
     groups: dict[int, int] = {}
-    places = range(parquet.row_count(item.path))[options.skip : options.stop]
+    rows = parquet.row_count(item.path)
+    places = range(rows)[options.skip : options.stop]
     keys = islice(_table_keys(item, shape), options.skip, options.stop)
     numbers = [groups.setdefault(key, len(groups)) for key in keys]
     order = sorted(places, key=lambda place: numbers[place - options.skip])
     if options.position:
-        options.position.table(item.path, parquet.row_count(item.path))
+        options.position.table(item.path, rows)
     columns = shape.columns(columns_of(item))
     most = _MAX_GATHERED_PARQUET_BYTES
     yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)

@@ -1,9 +1,9 @@
 """Rows to CSV or TSV: collected as JSON lines, and written as a table when all are there.
 
-The header names the columns of every row, so nothing can be written before the last one is known. Columns stand in the
-order in which rows bring them: the user's own, then ours. A cell that a row lacks, and a null, is empty; a list or an
-object is its JSON. Cells are quoted as RFC 4180 has it, tabs between them or commas, and a line ends in a newline, so
-pandas, DuckDB and this program read back what was written.
+The header names the columns of every row, so nothing can be written before the last row is known. Columns are in the
+order in which rows first have them: the user's own, then ours. A cell is empty where the row lacks it or has null, and
+holds JSON for a list or an object. Cells are quoted as in RFC 4180, with tabs or commas between them, and each line
+ends in a newline, so that pandas, DuckDB and this program read back what was written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rerank_cli.formats.compression import compressed
 from rerank_cli.formats.sinks import JsonlSink
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
-"""By format of the output."""
+"""The separator of each output format."""
 
 _END = "\r\n"
 _ROWS = 1000  # that are written at once
@@ -33,9 +33,9 @@ class SeparatedSink(JsonlSink):
         """Write the table.
 
         Args:
-            file: what is written to.
-            rows: where the JSON lines lie.
-            name: of the output, whose suffix may ask for compression.
+            file: where the table goes.
+            rows: the file with the JSON lines.
+            name: of the output; its suffix may ask for compression.
             kind: `csv` or `tsv`.
             check: called before each thousand rows.
         """

@@ -1,11 +1,11 @@
-"""Ranked lists to output rows, in any pairing of input and output format.
+"""Ranked lists to output rows, for every pair of input and output format.
 
 JSON rows  -> JSONL      the row's own object with our fields put in
 JSON rows  -> Parquet    the same objects, their types inferred; numbers as the doubles nearest to them
 Parquet    -> Parquet    Arrow data rearranged as it is: foreign columns come back bit for bit
 Parquet    -> JSONL      the rearranged table as JSON objects
 
-Rows that come out in another shape than they came in are written by that shape's own rules, whatever they came from.
+Rows that are written in another shape than they were read in follow the rules of that shape, for every input format.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rerank_cli.formats.shapes import PASSAGES, Conversion, FlatShape, ListShape, PathShape, Selection, Shape, lookup
+from rerank_cli.formats.shapes.shape import OF_A_CUT
 from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Window
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_TRUNCATION = ("truncated", "tokens", "kept_tokens")
 _TILES = ("tiles", "kept_tiles")
 
 
@@ -63,10 +63,10 @@ class JsonlSink:
 
 
 class ParquetSink:
-    """Writes a part a window to a stream (`TableParts`); `finish` makes the file of all parts.
+    """Writes one part for each window to a stream (`TableParts`); `finish` makes the file of all parts.
 
-    name: what messages call it. earlier: opens the files that hold what the stream has taken. like: a Parquet input,
-    whose columns the output has if no row is written.
+    name: of the output, for messages. earlier: opens the files with what was written to the stream so far. like: a
+    Parquet input, whose columns the output has if no row is written.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ParquetSink:
         return written
 
     def finish(self, file: BinaryIO, check: Callable[[], None] = lambda: None) -> None:
-        """Write the file; without any row it is a table without columns, or with those of `like` and ours.
+        """Write the file; without rows it is a table without columns, or with those of `like` and ours.
 
         check: called before each row group.
         """
@@ -116,10 +116,10 @@ class ParquetSink:
 
 
 class BestSink:
-    """Keeps the best rows of a whole run and hands them on at the end, best first (`score --top-n`).
+    """Keeps the best rows of a whole run and writes them at the end, best first (`score --top-n`).
 
-    dropped: how many scored rows were not among the best. note: of the lists written last, what `restore` must be told
-    to keep them again: the row number of each that was kept, and the numbers of its `RankedPassage` from `logit` on.
+    dropped: how many scored rows were not among the best. note: what `restore` needs to keep the rows of the last
+    `write` again: the row number of each that was kept, and the numbers of its `RankedPassage` from `logit` on.
     """
 
     def __init__(self, sink: JsonlSink | ParquetSink, *, top_n: int) -> None:
@@ -130,7 +130,7 @@ class BestSink:
         self.note: list[tuple[float, ...]] = []
 
     def write(self, ranked: Sequence[RankedList]) -> int:
-        """Keep what is among the best so far; nothing is written yet."""
+        """Keep the rows that are among the best so far; nothing is written yet, so the result is 0."""
         self.dropped += self._keep(ranked)
         new = {id(item) for item in ranked}
         self.note = [
@@ -142,13 +142,13 @@ class BestSink:
         return 0
 
     def restore(self, window: Window, note: Sequence[Sequence[Any]]) -> None:
-        """Keep again what `write` has kept of a window in an earlier process."""
+        """Keep again what `write` kept of a window in an earlier process."""
         lists = {item.rows[0].number: item for item in window.lists}
         entries = [(number, RankedPassage(1, 0, *numbers)) for number, *numbers in note]
         self._keep([RankedList(lists[number], (entry,)) for number, entry in entries])
 
     def _keep(self, ranked: Sequence[RankedList]) -> int:
-        """Keep the best of what is kept and `ranked`; returns how many that leaves out."""
+        """Keep the best of those kept so far and `ranked`; returns how many are left out."""
         scored = [item for item in [*self._best, *ranked] if item.ranking]
         scored.sort(key=lambda item: -item.ranking[0].logit)  # stable: earlier rows first
         self._best = scored[: self._top_n]
@@ -160,7 +160,7 @@ class BestSink:
 
 
 def _passages_path(ranked: RankedList, shape: Shape) -> str | None:
-    """The field of the passages, in a shape that has them in one."""
+    """The field of the passages; None in a shape without a list of passages."""
     if isinstance(shape, Conversion):
         return PASSAGES if shape.kind.name == "list" else None
     return shape.passages_path(ranked.source.rows[0].fields) if isinstance(shape, ListShape) else None
@@ -171,7 +171,7 @@ def _render_rows(shape: Shape, ranked: Iterable[RankedList], selection: Selectio
 
 
 def _in_doubles(value: Any) -> Any:
-    """`value` with plain floats in place of numbers that JSON wrote differently (1.10), except those beyond a float."""
+    """`value` with plain floats in place of `ExactFloat` numbers such as 1.10, except those too large for a float."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else value
     if isinstance(value, dict):
@@ -180,7 +180,7 @@ def _in_doubles(value: Any) -> Any:
 
 
 def _by_origin(ranked: Sequence[RankedList], shape: Shape) -> Iterator[tuple[bool, list[RankedList]]]:
-    """Neighbours whose rows are written by their shape (True) or as a table (False), passages in the same field."""
+    """Groups of neighbours with passages in the same field: written by their shape (True) or as a table (False)."""
 
     def origin(item: RankedList) -> tuple[bool, str | None]:
         by_shape = isinstance(item.source.rows[0], JsonRow) or isinstance(shape, Conversion)
@@ -213,7 +213,7 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
 
 
 def empty_table(schema: pa.Schema, shape: Shape, selection: Selection) -> pa.Table:
-    """The table of no rows that a ranked one of `schema` has: that of one row of nulls, without this row."""
+    """The output table without rows for an input of `schema`: that of a row of nulls, without the row."""
     import pyarrow as pa
 
     from rerank_cli.formats.arrow_types import is_list
@@ -231,17 +231,18 @@ def empty_table(schema: pa.Schema, shape: Shape, selection: Selection) -> pa.Tab
 
 
 def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Selection) -> list[dict[str, Any]]:
-    """The rows as JSON objects; where nothing was cut, the truncation fields are left out, as in JSON rows."""
+    """The rows as JSON objects; as in JSON rows, the fields about truncation are left out where nothing was cut."""
     from rerank_cli.formats.arrow_json import to_json_rows
 
     rows = to_json_rows(ranked_table(shape, ranked, selection))
     for row in rows:
-        scored: Any = lookup(row, shape.passages_path(row)) if isinstance(shape, ListShape) else [row]
         if isinstance(shape, PathShape) and shape.in_columns:
-            scored = _drop_silent_lists(row, shape)
+            _drop_empty_lists(row, shape)
+            continue
+        scored: Any = lookup(row, shape.passages_path(row)) if isinstance(shape, ListShape) else [row]
         for passage in scored if isinstance(scored, list) else ():
             if passage.get("truncated") is None:
-                for name in _TRUNCATION:
+                for name in OF_A_CUT:
                     passage.pop(name, None)
             if passage.get("kept_tiles", 0) is None:
                 for name in _TILES:
@@ -249,12 +250,11 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
     return rows
 
 
-def _drop_silent_lists(row: dict[str, Any], shape: PathShape) -> list[dict[str, Any]]:
-    """The object with the lists in step, without the lists of ours that tell nothing."""
+def _drop_empty_lists(row: dict[str, Any], shape: PathShape) -> None:
+    """Delete those of our lists about truncation that hold no value, from the object with the lists in step."""
     path = shape.passages_path(row)
     held = lookup(row, path) if path else row
     if isinstance(held, dict):
-        for name in (*_TRUNCATION, *_TILES):
+        for name in (*OF_A_CUT, *_TILES):
             if name in held and not any(held[name] or ()):
                 del held[name]
-    return []

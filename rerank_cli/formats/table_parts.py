@@ -1,9 +1,9 @@
 """Tables into one Parquet file whose schema may grow.
 
-A Parquet file has one schema, which is known when the last window is, and a footer at its end, without which
-it is nothing. So windows wait as Arrow streams (`TableParts`) and one pass at the end makes the file, a row group a
-window, with one window in memory. When a later window widens the schema, the values of those before are looked at once
-more, as they must fit too; fields and types rarely change after the first windows.
+A Parquet file has one schema, which is known only with the last window, and is useless without the footer at its end.
+So windows wait as Arrow streams (`TableParts`), and one pass at the end makes the file: a row group for each window,
+with one window in memory. When a later window widens the schema, the values of earlier ones are checked again, as they
+must fit too; fields and types rarely change after the first windows.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _PART_LENGTH = struct.Struct("<Q")
 
 
 class TableParts:
-    """The tables of one output: bytes that wait, window by window, and a Parquet file when all are there.
+    """The tables of one output: parts that wait, one for each window, and a Parquet file when all are there.
 
-    A part is the length of an Arrow stream (8 bytes, little-endian) and the stream, a table. Arrow streams keep every
-    type as it is and end with themselves, so parts can be appended, cut off and read one at a time.
+    A part is the length of an Arrow stream (8 bytes, little-endian) and the stream, which holds a table. Arrow streams
+    keep every type as it is and say where they end, so parts can be appended, cut off and read one at a time.
 
-    The types of all parts so far have a common schema, and a part that does not fit is refused when it is made, not
-    when the file is written hours later.
+    All parts so far have a common schema. A part that does not fit is refused when it is made, not when the file is
+    written hours later.
 
-    name: what messages call the output. earlier: opens the files that hold the parts so far, in their order. score: the
-    name of the score field.
+    name: of the output, for messages. earlier: opens the files with the parts so far, in order. score: the name of the
+    score field.
     """
 
     def __init__(self, name: str, earlier: Callable[[], Sequence[pa.NativeFile]], *, score: str = "logit") -> None:
@@ -59,7 +59,7 @@ class TableParts:
         self.schema: pa.Schema | None = None
 
     def of_table(self, table: pa.Table) -> bytes:
-        """A row group; a table without rows only makes its columns known, one without columns is no part.
+        """A row group as a part. A table without rows only adds its columns to the schema; without columns it is empty.
 
         Raises OutputError where a column fits no type together with the parts before.
         """
@@ -76,10 +76,10 @@ class TableParts:
         return _PART_LENGTH.pack(len(data)) + data
 
     def of_rows(self, rows: Sequence[dict[str, Any]], *, passages: str | None = None) -> bytes:
-        """A row group of rows as a JSON parser makes them, with the types that they have and fixed ones for our fields.
+        """A row group of rows from a JSON parser; types are inferred, except for our own fields.
 
-        passages: the list column whose objects are the scored passages; None if the rows are. Raises OutputError for a
-        field whose values have no common type, and for integers beyond 64 bit.
+        passages: the list column with the scored passages; None if each row is one. Raises OutputError for a field
+        whose values have no common type, and for integers beyond 64 bit.
         """
         if not rows:
             return b""
@@ -93,7 +93,7 @@ class TableParts:
         return self.of_table(pa.table(columns))
 
     def restore(self) -> None:
-        """Learn the schema of the parts that are there from an earlier process."""
+        """Learn the schema of the parts that an earlier process wrote."""
         for part in self._open_part_streams():
             schema = pa.ipc.open_stream(part).schema
             self.schema = schema if self.schema is None else widen_schema(self.schema, schema)
@@ -116,7 +116,7 @@ class TableParts:
                     writer.write_table(table, row_group_size=table.num_rows)
 
     def _admit(self, table: pa.Table) -> None:
-        """Widen the schema to hold `table` too, if all values fit: those of `table` and those before."""
+        """Widen the schema to hold `table` too; TypesDiffer where a value, of it or of earlier parts, does not fit."""
         schema = table.schema if self.schema is None else widen_schema(self.schema, table.schema)
         if self.schema is None or not schema.equals(self.schema, check_metadata=True):
             with self._naming_output():
@@ -142,7 +142,7 @@ class TableParts:
         return array
 
     def _scored_lists(self, lists: pa.Array) -> pa.Array:
-        """Lists of objects with our own fields in their fixed types, complete if there is a score."""
+        """Lists of objects with our own fields in their fixed types; if there is a score, with all about truncation."""
         offsets, items = list_parts(lists)
         if not pa.types.is_struct(items.type):
             return lists
@@ -155,7 +155,7 @@ class TableParts:
         return make_list(offsets, objects, pa.list_(lists.type.value_field.with_type(objects.type)), lists)
 
     def _cast_to_fixed(self, array: pa.Array, name: str) -> pa.Array:
-        """`array` in the fixed type of our field `name`; as it is if it is another's and does not fit."""
+        """`array` in the fixed type of our field `name`; unchanged if it is a user's field that does not fit it."""
         field = self._scored.get(name)
         if field is None or pa.types.is_boolean(array.type) != pa.types.is_boolean(field.type):
             return array if field is None or not pa.types.is_null(array.type) else pa.nulls(len(array), field.type)
@@ -180,7 +180,7 @@ class TableParts:
 
     @contextmanager
     def _naming_output(self) -> Iterator[None]:
-        """What Arrow cannot write becomes an OutputError; OSError passes."""
+        """Arrow's errors become an OutputError that names the output; OSError passes."""
         try:
             yield
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:

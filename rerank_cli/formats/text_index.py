@@ -1,17 +1,17 @@
 """Texts by id, from a TSV or JSONL file that is not held in memory: an index of byte offsets, and the file itself.
 
     q1<TAB>how do I delete a directory                          TSV: id, text; further columns belong to the text
-    {"_id": "d1", "title": "os.rmdir", "text": "Remove ..."}    JSONL, as BEIR has it; `id`, `docid`, ... as well
+    {"_id": "d1", "title": "os.rmdir", "text": "Remove ..."}    JSONL as in BEIR; `id`, `docid`, ... as well
 
-The text of a passage is what `--text-field` names, several fields joined by a blank. Without it title and text are
-joined and stripped, because a corpus of BEIR means both by a document; which of the two it was is told.
+The text of a passage is what `--text-field` names, several fields joined by a blank. Without the option title and text
+are joined and stripped, because a document of BEIR is both; the user is told which of the two was done.
 
 A packed file is unpacked into a temporary one first, because it cannot be read from its middle.
 
-The index is two sorted columns of 64 bits, digest of the id and offset of its line: 16 bytes an id, and about three
-times as much while it is made (10 million passages: 160 MB, then 480 MB). It is made anew in each run, at 2 to 5
-microseconds a line, so that no file of it can be out of date. The digest only says where to look: the id that stands
-there is compared, so two ids with the same digest are no danger.
+The index is two columns of 64 bits, sorted by the first: digest of the id, and offset of its line. That is 16 bytes an
+id, and about three times as much while it is made (10 million passages: 160 MB, and 480 MB for a while). Each run makes
+it anew, at 2 to 5 microseconds a line, so it is never out of date. The digest only says where to look: the id in the
+file is compared too, so two ids with the same digest do no harm.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from rerank_cli.storage import is_url
 
 _ID_NAMES = ("_id", "query_id", "qid", "passage_id", "doc_id", "docid", "docno", "pid", "id")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_HEAD_BYTES = 64  # by which a file that is not packed is told from its own content
+_HEAD_BYTES = 64  # a file is packed if these differ from those of its content
 _LOOKED_AT_LINES = 100  # for titles
 TEXT_NAMES = ("text", "query", "passage", "contents", "body")
 
@@ -55,10 +55,10 @@ class Missing:
 
 
 class TextFile:
-    """The texts of one file, which is closed when this goes. `find` is not safe to call from two threads at once.
+    """The texts of one file, which is closed with this object. Two threads must not call `find` at once.
 
-    index: digests, sorted, and the offsets of their lines: uint64 [2, ids]. read: what the text of a JSON line is,
-    by its fields; None for what `joined` takes.
+    index: digests, sorted, and the offsets of their lines: uint64 [2, ids]. read: gives the text of a JSON line, by its
+    fields; None for `joined`. is_json: whether the lines have named fields.
     """
 
     def __init__(
@@ -68,18 +68,13 @@ class TextFile:
         self._stream = stream
         weakref.finalize(self, stream.close)
         self._digests, self._offsets = index
-        self._is_json = _is_json(stream)
+        self.is_json = _is_json(stream)
         self._read = read or joined
 
-    @property
-    def is_json(self) -> bool:
-        """Whether the lines have named fields."""
-        return self._is_json
-
     def first_rows(self) -> Iterator[dict[str, Any]]:
-        """The fields of the first lines of JSON."""
+        """The fields of the first lines; nothing where the file is not JSON."""
         self._stream.seek(0)
-        lines = islice(self._stream, _LOOKED_AT_LINES if self._is_json else 0)
+        lines = islice(self._stream, _LOOKED_AT_LINES if self.is_json else 0)
         yield from filter(None, map(_fields, lines))
 
     def __len__(self) -> int:
@@ -93,7 +88,7 @@ class TextFile:
         found: set[str] = set()
         for offset in self._offsets[begin:end].tolist():
             self._stream.seek(offset)
-            entry = _entry(self._stream.readline(), is_json=self._is_json, read=self._read)
+            entry = _entry(self._stream.readline(), is_json=self.is_json, read=self._read)
             if entry is not None and entry[0] == identity:
                 if entry[1] is None:
                     return Missing("no-text", f"`{identity}` has no text in {self._name}")
@@ -126,7 +121,7 @@ def open_texts(path: str, read: ReadText | None = None) -> TextFile:
 
 
 def _open_seekable(path: str) -> BinaryIO:
-    """The file, or a temporary copy of what cannot be read from its middle: a packed file, a pipe, an object."""
+    """The file, or a temporary copy where it cannot be read from its middle: a packed file, a pipe, an object."""
     with open_input(path) as packed:  # raises, with the reason in words
         if not is_url(path) and Path(path).is_file():
             stream = Path(path).open("rb")  # noqa: SIM115 (lives as long as the run)
@@ -175,7 +170,7 @@ def _is_json(stream: BinaryIO) -> bool:
 
 
 def _fields(line: bytes) -> dict[str, Any] | None:
-    """The object of a line of JSON."""
+    """The object in a line of JSON; None where there is none."""
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError):
@@ -201,7 +196,7 @@ def _entry(line: bytes, *, is_json: bool, read: ReadText | None = None) -> tuple
 
 
 def joined(fields: dict[str, Any]) -> str | None:
-    """Title and text as BEIR joins them."""
+    """Title and text, joined as in BEIR; None where there is neither."""
     text = next((fields[name] for name in TEXT_NAMES if isinstance(fields.get(name), str)), None)
     title = fields.get("title")
     if isinstance(title, str):

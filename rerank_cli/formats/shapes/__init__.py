@@ -21,7 +21,7 @@ from __future__ import annotations
 from rerank_cli.formats.choices import NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
 from rerank_cli.formats.shapes.fields import lookup, row_error
-from rerank_cli.formats.shapes.flat import FlatShape, group_key
+from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known_shape import PathShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
@@ -56,7 +56,6 @@ __all__ = [
     "commands_for",
     "commands_for_pair",
     "detect_shape",
-    "group_key",
     "kind_of",
     "lookup",
     "no_shape",

@@ -159,8 +159,16 @@ class FlatShape:
         return id_columns_of(names, None, "query_id") + columns_of(names, self.names.query, "query")
 
     def group_key(self, fields: Mapping[str, Any]) -> int:
-        """The key of a row's group: see `group_key`."""
-        return group_key(fields, self.names)
+        """The key of a row's group, made of its query id, or of its query's text where it has no id.
+
+        It is a digest of 128 bits: 10 million groups must not keep 10 million query texts in memory, and Python's own
+        `hash` is the same for -1 and -2. Values of different types differ (1, 1.0, "1"), and so do numbers that are
+        written differently (1.10, 1.1).
+        """
+        kind, value = "id", first_of(fields, self.names.group_by, "query_id")
+        if value is None:
+            kind, value = "query", first_of(fields, self.names.query, "query")
+        return _key_of_text(kind, value) if type(value) is str else digest_of(f"{kind} {written(value)}")
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`."""
@@ -180,19 +188,6 @@ class FlatShape:
             ids.append(self.passage_id(source, index))
         of_list = {} if source.id is None else {"query_id": source.id}
         return Exchange(source.id, source.query, of_list, passages, ids)
-
-
-def group_key(fields: Mapping[str, Any], names: FieldNames) -> int:
-    """The key of a flat row's group, made of its query id, or of its query's text where it has no id.
-
-    It is a digest of 128 bits: 10 million groups must not keep 10 million query texts in memory, and Python's own
-    `hash` is the same for -1 and -2. Values of different types differ (1, 1.0, "1"), and so do numbers that are
-    written differently (1.10, 1.1).
-    """
-    kind, value = "id", first_of(fields, names.group_by, "query_id")
-    if value is None:
-        kind, value = "query", first_of(fields, names.query, "query")
-    return _key_of_text(kind, value) if type(value) is str else digest_of(f"{kind} {written(value)}")
 
 
 @lru_cache(maxsize=2)  # the rows of a query mostly stand together

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from rerank_cli.formats.choices import FieldNames, Selection
+from rerank_cli.formats.choices import Selection
 from rerank_cli.formats.shapes.fields import columns_of, id_columns_of, identity_of, passage_columns_of
 from rerank_cli.formats.shapes.flat import FLAT, FlatShape, read_pair
-from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, group_rows, scored
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RowShape, scored
 from rerank_cli.records import CandidateList, RankedList, Row
 
 PAIR = Kind("pair", lambda fields, names: 0, lambda names, texts: PairShape(names), FLAT.write, tables=True)
 
 
 @dataclass(frozen=True, slots=True)
-class PairShape:
+class PairShape(RowShape):
     """One pair a row, each by itself. query: the user's one query for all rows, if given."""
 
     kind: ClassVar[Kind] = PAIR
-    names: FieldNames
     query: str | None = None
-
-    def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
-        """See `Shape`."""
-        return group_rows(self, items)
 
     def read(self, row: Row) -> CandidateList:
         """The pair in `row`; raises `RowProblem`."""
         return read_pair(row, self.names, query=self.query, identity=self.identity(row.fields))
-
-    def identity(self, fields: Mapping[str, Any]) -> object:
-        """The id of a row, if it has one."""
-        return identity_of(fields, self.names.id, "list_id")
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""

@@ -125,29 +125,35 @@ class ReadsRows(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class RequestShape(ABC):
-    """What the shapes of web services have in common: a row is a request, whose fields have fixed names.
-
-    `UsageError` where the user names other fields.
-    """
+class RowShape(ABC):
+    """What shapes have in common whose rows are lists, each by itself."""
 
     kind: ClassVar[Kind]
     names: FieldNames
 
-    def __post_init__(self) -> None:
-        refuse_field_names(self.kind.name, self.names)
-
     @abstractmethod
     def read(self, row: Row) -> CandidateList:
-        """The request in `row`; raises `RowProblem`."""
+        """The list in `row`; raises `RowProblem`."""
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`."""
         return group_rows(self, items)
 
     def identity(self, fields: Mapping[str, Any]) -> object:
-        """The id that the caller put into the request, if any."""
+        """The id of a row, if it has one."""
         return identity_of(fields, self.names.id, "list_id")
+
+
+class RequestShape(RowShape):
+    """What the shapes of web services have in common: a row is a request, whose fields have fixed names.
+
+    `UsageError` where the user names other fields.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        refuse_field_names(self.kind.name, self.names)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""

@@ -18,7 +18,6 @@ from rerank_cli.formats.shapes import (
     Selection,
     Shape,
     detect_shape,
-    group_key,
     lookup,
 )
 from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, RowError
@@ -385,7 +384,8 @@ def test_ids_that_only_look_alike_are_different_groups() -> None:
 
 
 def test_an_id_is_not_taken_for_the_text_of_a_query() -> None:
-    assert group_key({"query_id": "q"}, NO_NAMES) != group_key({"query": "q"}, NO_NAMES)
+    shape = FlatShape(NO_NAMES)
+    assert shape.group_key({"query_id": "q"}) != shape.group_key({"query": "q"})
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 2)), max_size=12))
