@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import Content, open_input
 from rerank_cli.records import Gap, JsonRow, RowError
-from rerank_cli.storage import path_of
+from rerank_cli.storage import UrlPath, path_of
 
 if TYPE_CHECKING:
     from rerank_cli.formats.shapes import Item
@@ -71,7 +71,10 @@ class Position:
         self._files: dict[str, _File] = {}
         for path in paths:
             on_disk = path_of(path)
-            self._files[path] = _File(on_disk.stat().st_size if on_disk.is_file() else None)
+            is_file = (
+                isinstance(on_disk, UrlPath) or on_disk.is_file()
+            )  # an object was found: it is not asked for again
+            self._files[path] = _File(on_disk.stat().st_size if is_file else None)
         self._limit = limit
         self._passed = 0.0
         self._skipped = 0.0

@@ -203,8 +203,11 @@ class FileDestination:
             raise OutputError(f"{self._out}: is a folder", hint="name a file in it")
         if not isinstance(self._out, UrlPath) and self._out.exists() and not self._out.is_file():
             raise OutputError(f"{self._out}: is no regular file", hint="`--output -` writes to stdout")
-        if not Job.is_begun(names.output):
+        try:
             self.refuse_existing()
+        except OutputError:
+            if not Job.is_begun(names.output):  # else its own files may be among them
+                raise
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -290,7 +293,8 @@ class FileDestination:
     def place(self, names: dict[str, Path], stop: Stop) -> None:
         """Give work files their names; until the first has it, a request to stop is heard."""
         self._has_errors = "errors" in names
-        outdated = [] if self._has_errors else [self._names.files["errors"]]
+        errors = self._names.files["errors"]
+        outdated = [errors] if not self._has_errors and self._paths.was_there(errors) else []
         self._job.feed(names, self._paths.pipes, stop.check)
         stop.is_late()
         self._job.place(names, outdated=outdated, may_replace=self._paths.may_replace)

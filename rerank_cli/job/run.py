@@ -27,7 +27,7 @@ from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 from rerank_cli.formats.row_counts import count_lines, count_rows
 from rerank_cli.formats.shapes import tell_of_late_titles
 from rerank_cli.job.kept_vectors import EmbeddedTexts, open_kept_texts
-from rerank_cli.job.options import STDOUT, JobOptions, refuse_unusable
+from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_unusable
 from rerank_cli.job.output import Destination, FileDestination, open_destination, place_page
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.precision_choice import choose_precision, refuse_unfit_choice
@@ -119,7 +119,7 @@ def run_job(
         asked = None
         if may_continue and not options.restart:
             asked = fingerprint_of(options, inputs, known, first=first)
-        if asked and not Job.is_begun(names.output) and (done := finished_report(names, asked)):
+        if asked and _is_left_alone(names, paths) and (done := finished_report(names, asked)):
             return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
@@ -173,6 +173,11 @@ def run_job(
                 watcher=watcher, stop=stop, open_engine=open_engine,
                 images=WatchedImages(paths, began_ns=began if may_continue else None), watch=watch,
             )  # fmt: skip
+
+
+def _is_left_alone(names: Names, paths: RunPaths) -> bool:
+    """Whether there is a report and no work on its output: a store is asked for the work only where there is one."""
+    return paths.was_there(names.files["report"]) and not Job.is_begun(names.output)
 
 
 def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stages of a run one after another)

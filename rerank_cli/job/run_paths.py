@@ -24,6 +24,7 @@ import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 from rerank_cli.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ from rerank_cli.job.options import STDOUT, JobOptions, Names
 from rerank_cli.journal import Identity, Job, identity_of, is_special, naming
 from rerank_cli.journal.placing import open_special
 from rerank_cli.storage import UrlPath, is_url, path_of
+from rerank_cli.storage.at_once import at_once
 from rerank_cli.storage.upload import refuse_unwritable
 
 _OPTIONS = {
@@ -100,7 +102,9 @@ class RunPaths:
         self._work = None if names.output == STDOUT else Job.folder_of(names.output)
         self._read = {identity_of(path): f"{name}, {path}" for name, path in read.items()}
         self._read |= dict.fromkeys(_identity_of_stream(sys.stdin), "standard input")
-        self._there: dict[Path, os.stat_result | None] = {}
+        urls = [path for path in reversed(names.files.values()) if isinstance(path, UrlPath)]
+        looks = at_once([partial(_refuse_unwritable_url, path) for path in urls])
+        self._there: dict[Path, os.stat_result | None] = dict(zip(urls, looks, strict=True))
         for kind, path in reversed(names.files.items()):
             self._refuse_unwritable(kind, path)
             self._refuse_read(kind, path, models)
@@ -122,13 +126,19 @@ class RunPaths:
 
         is_mine: whether the same job has put it there. anew: objects are asked for once more.
         """
+        urls = [path for path in self._names.files.values() if isinstance(path, UrlPath) and anew]
+        now = dict(zip(urls, at_once([path.exists for path in urls]), strict=True))
         for path in self._names.files.values():
-            if isinstance(path, UrlPath) and not anew:
-                there = self._there[path] is not None
+            if isinstance(path, UrlPath):
+                there = now.get(path, self.was_there(path))
             else:
-                there = _is_there(path) and not is_special(path)
+                there = os.path.lexists(path) and not is_special(path)
             if there and not self._overwrite and path not in self._leftovers and not is_mine(path):
                 raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
+
+    def was_there(self, path: Path) -> bool:
+        """Whether a path that the run writes was taken when it began."""
+        return self._there[path] is not None
 
     def _find_leftovers(self) -> set[Path]:
         """The errors file, under its default name, of an earlier run that could score no row and so left no output.
@@ -166,7 +176,6 @@ class RunPaths:
     def _refuse_unwritable(self, kind: str, path: Path) -> None:
         folder = path.parent
         if isinstance(path, UrlPath):
-            self._there[path] = _refuse_unwritable_url(path)
             return
         if not folder.is_dir():
             raise OutputError(
@@ -253,10 +262,6 @@ def _are_one_name(one: Path, other: Path) -> bool:
 
 def _folded(path: Path) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path.name).casefold())
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() if isinstance(path, UrlPath) else os.path.lexists(path)
 
 
 def _refuse_unwritable_url(path: UrlPath) -> os.stat_result | None:

@@ -18,8 +18,8 @@ The kinds of entries, and what moves the log from one to the next:
 
 The lock is the end of the log. To put entry N is to hold it, since one run alone can; a run that finds entry N taken by
 another has lost it, writes nothing more, and ends with exit code 11. The same run may find N free once more, when the
-other one has finished and deleted the log from its start; so N counts only while N - 1 is there behind it, put by the
-run that is known to have put it. No clock and no message decides who may write.
+other one has finished and deleted the log; so N counts only while N - 1 is there behind it, put by the run that is
+known to have put it. No clock and no message decides who may write.
 A lease decides only who may try: a lock whose holder has given no sign of life for `LEASE_SECONDS` may be taken, by the
 time that the store gives the last sign and an object that is put now. Each commit is a sign of life. A machine that was
 asleep for longer has lost its lock, and sees it at its next entry.
@@ -29,8 +29,9 @@ journal says which bytes are whole. An entry that is damaged or gone is left out
 
 At the end the files get their names one by one, the output last, each as one put or one upload in parts with its
 SHA-256 and the job's name as metadata. A run that comes in between makes the files once more from the finished windows
-and puts those that are not there yet. Then `placed` is put and the log is deleted from its start. Parts of uploads that
-nobody completed are dropped before a file is put.
+and puts those that are not there yet. Then `placed` is put and the log is deleted: entries of earlier runs one by one
+from the start, so that no number is free behind one that a run which has lost the lock has put, then those
+of this run at once, and `placed` last. Parts of uploads that nobody completed are dropped before a file is put.
 
 What is promised: OUT is there whole or not at all, after any number of runs on any number of machines. Not promised: an
 `alive-RUN` or a `clock-RUN` of some bytes may stay behind where a machine dies between two calls at the very end; the
@@ -51,11 +52,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rerank_cli.errors import LockedError, OutputError
 from rerank_cli.storage import UrlPath
+from rerank_cli.storage.at_once import at_once
 from rerank_cli.storage.copies import copies_folder
 from rerank_cli.storage.opened import open_store
 from rerank_cli.storage.store import Stat, Store
@@ -119,6 +122,7 @@ class StoreLog:
         self._machine = machine_id()
         self.job = secrets.token_hex(8)
         self._next = 0
+        self._took = 0  # the entry by which this run took the lock
         self._before: str | None = None  # the run whose the entry before the next one is; None where it may go
         self._lost = False
         self._is_new = False  # there was no entry when this run took the lock
@@ -151,7 +155,7 @@ class StoreLog:
             entry = None if last is None else self._read(last, found[last])
             holder = None if entry is None or entry.kind in ("release", "placed") else entry.header
             if holder is None or self._is_dead(holder, found, last):
-                self._next = 0 if last is None else last + 1
+                self._next = self._took = 0 if last is None else last + 1
                 self._is_new = last is None
                 self._before = None if entry is None or entry.kind == "placed" else entry.header["run"]
                 if entry is not None and entry.kind != "placed" and isinstance(entry.header.get("job"), str):
@@ -247,11 +251,13 @@ class StoreLog:
         self._stop_beating()
         if self._lost:
             return
+        found: dict[int | str, Stat] = {}
+        calls: list[Callable[[], None]] = [lambda: self._put("placed"), lambda: found.update(self._objects())]
         try:
-            self._put("placed")
+            at_once(calls)
         except FileExistsError:
             return
-        self._sweep(self._objects(), self._next - 1)
+        self._sweep(found, self._next - 1)
 
     # Inside
 
@@ -325,13 +331,21 @@ class StoreLog:
         )
 
     def _sweep(self, found: Mapping[int | str, Stat], upto: int | None) -> None:
-        """Delete what nobody needs: signs of life of runs that have lost the lock, and entries up to `upto`."""
+        """Delete what nobody needs: signs of life of runs that have lost the lock, and entries up to `upto`.
+
+        A run that has lost the lock looks for its last entry behind the one that it puts: that goes before the next.
+        """
         for name in sorted(name for name in found if isinstance(name, str)):
             if name.startswith(("alive-", "clock-", "probe-")):
                 self._store.delete(self._prefix + name)
         if upto is not None:
-            for number in sorted(number for number in found if isinstance(number, int) and number <= upto):
-                self._store.delete(self._key(number))
+            before = sorted(number for number in found if isinstance(number, int) and number < upto)
+            for number in before:
+                if number < self._took:
+                    self._store.delete(self._key(number))
+            own = [self._key(number) for number in before if number >= self._took]
+            at_once([partial(self._store.delete, key) for key in own])
+            self._store.delete(self._key(upto))
 
     # Signs of life
 
@@ -358,10 +372,15 @@ class StoreLog:
 
     def _is_taken(self) -> bool:
         """Whether the entry that would be ours is there, or our last one is not."""
+        last = self._next - 1
+        is_next, is_last = at_once([partial(self._is_there, last + 1), partial(self._is_of, last, self._run)])
+        return is_next or not is_last
+
+    def _is_there(self, number: int) -> bool:
         try:
-            self._store.stat(self._key(self._next))
+            self._store.stat(self._key(number))
         except FileNotFoundError:
-            return not self._is_of(self._next - 1, self._run)
+            return False
         return True
 
     def _is_of(self, number: int, run: str) -> bool:

@@ -2,7 +2,8 @@
 
 A reader from front to back gets blocks that grow from `_FIRST_BYTES` to `_BLOCK_BYTES`, and the next one is asked for
 while it works on the last: two blocks are in memory. A reader that jumps, as of Parquet, gets the ranges it asks for;
-the end of an object, which such a reader looks at many times, is kept.
+the end of an object, which such a reader looks at many times, is kept, and so is its start, by which a format is told
+before it is read.
 """
 
 from __future__ import annotations
@@ -85,10 +86,12 @@ class ObjectReader(io.RawIOBase):
         size = self._stat.size
         if self._at >= size - _TAIL_BYTES and self._at != self._begin + len(self._block):
             begin = max(0, size - _TAIL_BYTES)
-            self._block, self._begin = _tail(self.name, self._stat.etag, begin, size), begin
+            self._block, self._begin = _kept(self.name, self._stat.etag, begin, size), begin
             return
         is_next = self._at == self._begin + len(self._block)
-        if self._ahead is not None and self._ahead[0] == self._at:
+        if self._at == 0:
+            data = _kept(self.name, self._stat.etag, 0, min(_FIRST_BYTES, size))
+        elif self._ahead is not None and self._ahead[0] == self._at:
             data = self._ahead[1].result()
         else:
             data = self._read(self._at, wanted if is_next else max(wanted, _JUMP_BYTES))
@@ -110,6 +113,6 @@ class ObjectReader(io.RawIOBase):
 
 
 @lru_cache(maxsize=16)
-def _tail(name: str, etag: str, begin: int, end: int) -> bytes:
+def _kept(name: str, etag: str, begin: int, end: int) -> bytes:
     url = parse_url(name)
     return open_store(url).read(url.key, begin, end, etag)

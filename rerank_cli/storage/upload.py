@@ -10,10 +10,13 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+from rerank_cli.storage.at_once import at_once
 from rerank_cli.storage.hub_store import HubStore
 from rerank_cli.storage.opened import open_store
+from rerank_cli.storage.store import Stat
 from rerank_cli.storage.url_path import JOB, SHA256, UrlPath, as_file
 
 MayReplace = Callable[[Path, os.stat_result], bool]
@@ -39,20 +42,24 @@ def upload(
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     metadata = {SHA256: sha256, JOB: job or secrets.token_hex(8)}
     store, key = open_store(final.url), final.url.key
-    try:
-        there = final.look()
-    except FileNotFoundError:
-        replace = False
-    else:
+    # The parts of uploads by runs that are gone: whoever has the lock is alone.
+    there, _ = at_once([partial(_look, final), partial(store.drop_uploads, key) if job is not None else lambda: None])
+    replace = False
+    if isinstance(there, Stat):
         mine = job is not None and there.metadata.get(JOB) == job
         if (mine or job is None) and there.metadata.get(SHA256) == sha256:
             return
         replace = mine or may_replace(final, final.lstat())
         if not replace:
             raise FileExistsError(f"{final}: is there")
-    if job is not None:
-        store.drop_uploads(key)  # of runs that are gone: whoever has the lock is alone
     store.put_file(key, work, metadata, replace=replace, check=check)
+
+
+def _look(path: UrlPath) -> Stat | None:
+    try:
+        return path.look()
+    except FileNotFoundError:
+        return None
 
 
 def refuse_unwritable(path: UrlPath) -> None:
