@@ -2,8 +2,8 @@
 
 `checkpoint/families.py` says whose forward an architecture has; `class_of` gives the class that computes it. Every
 `*ForSequenceClassification` that is not in that table and that transformers itself knows runs through
-`padded.PaddedCrossEncoder`, which is slower and said so. To add a family: one file here, one row there, one parity
-test.
+`padded.PaddedCrossEncoder`, which is slower; its `kernels` says so. To add a family: one file here, one row there, one
+parity test.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from rerank_cli.records import EncodedPair
 
 
 class RerankModel(Protocol):
-    """A loaded cross-encoder on one device."""
+    """A loaded cross-encoder on one device.
 
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report: a slower kind than expected must be seen somewhere."""
+    kernels: which implementations run, in words, for the report: there it is seen that a slower one runs than expected.
+    """
+
+    kernels: str
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device; does not wait for the device."""
@@ -52,15 +53,15 @@ class SeesImages(Protocol):
 
 @runtime_checkable
 class Calibrates(Protocol):
-    """A `RerankModel` that must see some pairs before it scores any: how its weights are rounded depends on them."""
+    """A `RerankModel` that must see some pairs before it scores any, as the rounding of its weights depends on them."""
 
     calibrated: bool
 
     def calibrate(self, batches: Sequence[Sequence[EncodedPair]]) -> dict[str, Any]:
-        """See these pairs and be ready. Returns a state for a JSON file."""
+        """Round the weights by these pairs. Returns a state for a JSON file."""
 
     def use(self, state: Mapping[str, Any]) -> None:
-        """Be ready as `calibrate` was when it returned `state`, bit for bit."""
+        """Round the weights as the call of `calibrate` did that returned `state`, bit for bit."""
 
 
 _CLASSES: dict[Forward, Callable[..., RerankModel]] = {
@@ -72,7 +73,7 @@ _CLASSES: dict[Forward, Callable[..., RerankModel]] = {
 }
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
-"""Of what is between the products, by precision; every family can run in all but fp8, where the device has them."""
+"""By precision, the dtype of what is between the products. All families run in all but fp8, on devices that have it."""
 
 
 def class_of(architecture: str) -> Callable[..., Any]:
@@ -93,9 +94,8 @@ def class_of(architecture: str) -> Callable[..., Any]:
 def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> RerankModel:
     """Load a checkpoint's weights onto `device` in `precision`.
 
-    attention: `runs`, `products`, `amx` or `varlen` (see `attention.py`); what the padded fallback does is
-    transformers' own affair.
-    Raises `ModelError` where the checkpoint is not a reranker that this program can score rightly.
+    attention: `runs`, `products`, `amx` or `varlen` (see `attention.py`); the padded fallback ignores it. Raises
+    `ModelError` where the checkpoint is not a reranker that this program can score rightly.
     """
     architecture = checkpoint.architecture
     known = architecture in FAMILIES and not family_of(architecture).embeds
@@ -122,7 +122,7 @@ def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attent
 
 
 def _placement(device: str, precision: str, attention: str) -> dict[str, Any]:
-    """Device, dtype and kind of attention that a model is called with."""
+    """Device, dtype and kind of attention, as the class of a model takes them."""
     where, dtype = torch.device(device), DTYPES[precision]
     if where.type == "cuda" and not torch.cuda.is_available():
         raise DoesNotFitError(f"--device {device}: torch {torch.__version__} sees no CUDA device")
@@ -136,7 +136,7 @@ def _placement(device: str, precision: str, attention: str) -> dict[str, Any]:
 
 
 def _quantised(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
-    """What the families that know of FP8 are told of it; for the others it is refused."""
+    """`fp8=True` for `--precision fp8`; `DoesNotFitError` for a family without products in FP8."""
     if precision != "fp8":
         return {}
     if not family_of(checkpoint.architecture).fp8:

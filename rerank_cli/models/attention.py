@@ -5,14 +5,14 @@ Kinds (a `Plan` names one):
 * `runs`: scaled dot product attention of torch, one call for each run of pairs of equal length. Exact, runs anywhere.
   On a CPU this is torch's flash kernel; no mask is built.
 * `products`: the same for bfloat16 on a CPU by matrix products (`product_attention.py`), where those are faster
-  (`planning/cpu_kernels.py`). What they do not take, long pairs and other dtypes, goes by runs.
-* `amx`: part of a kernel for whole layers (`amx.py`); what it leaves to torch goes by runs.
+  (`planning/cpu_kernels.py`). Long pairs and other dtypes, which they do not take, are computed as `runs`.
+* `amx`: part of a kernel for whole layers (`amx.py`); what it leaves to torch is computed as `runs`.
 * `varlen`: the kernel of `torch.nn.attention.varlen`, one launch for the whole batch. CUDA, compute capability 8.0 and
   up, fp16 or bf16.
 
 Keys and values may have fewer heads than queries, each for a group of neighbouring query heads (GQA). The kernels take
-them as they are, except where torch would leave its fast ones for that (see `_attention`): there they are repeated, a
-run at a time.
+them as they are, except where torch has no fast kernel for that (see `_attention`): there they are repeated, a run at a
+time.
 
 A window (ModernBERT's local layers) limits a token to its neighbours at a distance of at most `window` on either side.
 In `runs` long pairs are cut in blocks of queries that see only the keys in reach: memory stays linear in the length.
@@ -51,15 +51,18 @@ def attend(
     Returns [T, heads * head_dim]; filler rows hold finite numbers that nobody reads.
     """
     if kind == "varlen":
-        return _varlen(q, k, v, batch, (-1, 0) if causal else (-1, -1) if window is None else (window, window))
+        # The filler is a sequence of its own: the kernel writes every row, and nothing need be cleared or copied.
+        longest = max(batch.longest, len(q) - batch.tokens)
+        reach = (-1, 0) if causal else (-1, -1) if window is None else (window, window)
+        return _varlen_kernel(q, k, v, (batch.sequences, batch.sequences), (longest, longest), reach).flatten(1)
     heads, size = q.shape[1:]
     out = q.new_empty(q.shape[0], heads * size)
     out[batch.tokens :] = 0
     by_head = out.unflatten(1, (heads, size))
     runs: Sequence[Run] = batch.runs
     if kind == "products" and q.dtype == torch.bfloat16 and not causal:
-        reach = LONGEST if window is None else min(LONGEST, window + 1)
-        runs = _after_products(q, k, v, batch, by_head, reach=reach, scale=size**-0.5 * math.log2(math.e))
+        longest = LONGEST if window is None else min(LONGEST, window + 1)
+        runs = _after_products(q, k, v, batch, by_head, longest=longest, scale=size**-0.5 * math.log2(math.e))
     for run in runs:
         run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
         if window is None or run.length <= window + 1:
@@ -73,12 +76,16 @@ def attend(
 def attend_first(
     q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, *, kind: str = "runs", window: int | None = None
 ) -> Tensor:
-    """Attention of the first token of each pair over its pair: all that the last layer owes to [CLS] pooling.
+    """Attention of the first token of each pair over its pair, which is all that [CLS] pooling reads of the last layer.
 
     q: [P, heads, head_dim], P as in `PackedBatch.starts`; k, v: [T, heads, head_dim]. Returns [P, heads * head_dim].
     """
     if kind == "varlen" and window is None:  # with a window the kernel would take the query for the pair's last token
-        return _varlen_first(q, k, v, batch)
+        out = q.new_zeros(q.shape)
+        pairs, n = len(batch.lengths), batch.tokens
+        each = torch.arange(pairs + 1, dtype=torch.int32, device=q.device)
+        out[:pairs] = _varlen_kernel(q[:pairs], k[:n], v[:n], (each, batch.cumulative), (1, batch.longest), (-1, -1))
+        return out.flatten(1)
     reach = None if window is None else window + 1
     heads, size = q.shape[1:]
     out = q.new_zeros(q.shape[0], heads * size)
@@ -111,7 +118,7 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
     by_head = out.unflatten(1, q.shape[1:])
     runs: Sequence[Run] = batch.runs
     if kind == "products" and q.dtype == torch.bfloat16:
-        runs = _after_products(q, k, v, batch, by_head, reach=LONGEST, scale=1.0)
+        runs = _after_products(q, k, v, batch, by_head, longest=LONGEST, scale=1.0)
     for run in runs:
         run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
         run.heads(by_head).copy_(F.scaled_dot_product_attention(run_q, run_k, run_v, scale=math.log(2)))
@@ -119,15 +126,15 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
 
 
 def _after_products(
-    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor, *, reach: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor, *, longest: int, scale: float
 ) -> list[Run]:
-    """Fill `out`, [T, heads, head_dim], by matrix products for pairs of up to `reach` tokens; returns what is left.
+    """Fill `out`, [T, heads, head_dim], by matrix products for pairs of up to `longest` tokens; returns what is left.
 
-    What a pair is computed by depends on its own length and scores, never on those beside it.
+    How a pair is computed depends on its own length and scores, never on the pairs beside it.
     """
-    near = [run for run in batch.runs if run.length <= reach]
-    far = [run for run in batch.runs if run.length > reach]
-    return far + attend_by_products(q, k, v, near, out, scale=scale) if near else far
+    short = [run for run in batch.runs if run.length <= longest]
+    long = [run for run in batch.runs if run.length > longest]
+    return long + attend_by_products(q, k, v, short, out, scale=scale) if short else long
 
 
 def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -146,24 +153,6 @@ def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return torch.cat(blocks, dim=2)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, reach: tuple[int, int]) -> Tensor:
-    """reach: how many tokens to the left and to the right a token sees; -1 is all.
-
-    The filler is a sequence of its own: the kernel writes every row, and nothing need be cleared or copied.
-    """
-    longest = max(batch.longest, len(q) - batch.tokens)
-    return _varlen_kernel(q, k, v, (batch.sequences, batch.sequences), (longest, longest), reach).flatten(1)
-
-
-def _varlen_first(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch) -> Tensor:
-    """One query a pair, all pairs in one kernel."""
-    out = q.new_zeros(q.shape)
-    pairs, n = len(batch.lengths), batch.tokens
-    each = torch.arange(pairs + 1, dtype=torch.int32, device=q.device)
-    out[:pairs] = _varlen_kernel(q[:pairs], k[:n], v[:n], (each, batch.cumulative), (1, batch.longest), (-1, -1))
-    return out.flatten(1)
-
-
 def _varlen_kernel(
     q: Tensor,
     k: Tensor,
@@ -172,9 +161,10 @@ def _varlen_kernel(
     longest: tuple[int, int],
     reach: tuple[int, int],
 ) -> Tensor:
-    """The operator under `torch.nn.attention.varlen`. cumulative, longest: of the queries and of the keys.
+    """The operator under `torch.nn.attention.varlen`.
 
-    That function takes fewer heads of keys only when told so (`enable_gqa`), which torch 2.11 does not know; the
+    cumulative, longest: of the queries and of the keys. reach: how many tokens to the left and to the right a token
+    sees; -1 is all. The function takes fewer heads of keys only with `enable_gqa`, which torch 2.11 does not know; the
     operator takes them by itself and is the same from 2.11 on. It also saves the function's own kernel for its state.
     """
     result: Tensor = torch.ops.aten._flash_attention_forward(
@@ -190,7 +180,7 @@ def attention_kind(asked: str, head_size: int) -> str:
 
 
 def varlen_runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """The varlen kernel takes this device and dtype (see the module's head for its limits)."""
+    """Whether the varlen kernel takes this device and dtype (see the module's head for its limits)."""
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)

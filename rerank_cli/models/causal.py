@@ -8,16 +8,15 @@ They are Llama and its close kin:
     Gemma            scales its embeddings by the root of their size, adds 1 to the weights of its norms, gelu
 
 so they run through `LlamaTrunk`, with the last layer computed for the last token alone. Of a `...ForCausalLM`'s
-vocabulary only the rows of the answers are multiplied, in float32; which these are: `encoding/scoring.py`. A
-`...ForSequenceClassification` has one row in the place of their difference. It reads the last token that is not its
-padding token, by the id: a text that ends in this token is scored before it, here as in transformers.
+vocabulary only the rows of the answers are multiplied, in float32; `encoding/scoring.py` says which those are. A
+`...ForSequenceClassification` has one row instead of their difference. It reads the last token whose id is not the
+padding's: a text that ends in the padding token is read up to the token before it, here as in transformers.
 
 Gemma's `gelu` is taken as config.json has it, as the reference code of bge-reranker-v2-gemma does on transformers 4;
 transformers 5 takes it for the tanh approximation, and logits of the golden cases move by up to 6e-4.
 
-Source of the maths: transformers' modeling_qwen3.py, modeling_qwen2.py, modeling_llama.py,
-modeling_mistral.py and modeling_gemma.py, against which the tests
-compare.
+Source of the maths: transformers' modeling_qwen3.py, modeling_qwen2.py, modeling_llama.py, modeling_mistral.py and
+modeling_gemma.py, against which the tests compare.
 """
 
 from __future__ import annotations
@@ -43,7 +42,10 @@ from rerank_cli.records import EncodedPair
 
 
 class CausalReranker:
-    """A language model whose score is its vector of the last token times one row; satisfies `RerankModel`."""
+    """A language model whose score is its vector of the last token times one row; satisfies `RerankModel`.
+
+    kernels: which implementations run, in words, for the report.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
@@ -64,23 +66,23 @@ class CausalReranker:
                 self._direction = rows[score.plus] if score.minus is None else rows[score.plus] - rows[score.minus]
                 weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further
             weights.finish()
+        self.kernels = self._trunk.kernels
 
     def _read_direction(
         self, checkpoint: Checkpoint, weights: WeightReader, shape: LlamaShape, answers: list[int]
     ) -> Tensor:
-        words = self._trunk.words
+        """The row, float32 [hidden], that the last token's vector is multiplied by: of two answers the difference."""
+        words, has_output = self._trunk.words, weights.has("lm_head.weight")
+        tied = not has_output
+        if checkpoint.config.get("tie_word_embeddings") is not None:
+            tied = read_switch(checkpoint, "tie_word_embeddings")
         # transformers does not tie two tables of a checkpoint that differ, whatever config.json says.
-        if _is_tied(checkpoint, weights) and not (checkpoint.declared.listed and weights.has("lm_head.weight")):
+        if tied and not (checkpoint.declared.listed and has_output):
             weights.ignore(r"^lm_head\.weight$")
         else:
             words = weights.take("lm_head.weight", (shape.vocabulary, shape.hidden))
         rows = words[answers].float()
         return rows[0] - rows[1] if len(answers) == 2 else rows[0]
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report."""
-        return self._trunk.kernels
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
@@ -110,19 +112,12 @@ def _padding_id(checkpoint: Checkpoint) -> int | None:
 
 
 def _without_padding(pair: EncodedPair, padding: int) -> EncodedPair:
-    """The pair up to its last token that is not `padding`: what stands behind it cannot be seen from there."""
+    """The pair up to its last token that is not `padding`, which cannot see what follows it."""
     if pair.input_ids[-1] != padding:
         return pair
     other = np.flatnonzero(pair.input_ids != padding)
     kept = int(other[-1]) + 1 if len(other) else 1
     return replace(pair, input_ids=pair.input_ids[:kept], second_start=min(pair.second_start, kept))
-
-
-def _is_tied(checkpoint: Checkpoint, weights: WeightReader) -> bool:
-    """The table of the output is that of the input."""
-    if checkpoint.config.get("tie_word_embeddings") is None:
-        return not weights.has("lm_head.weight")
-    return read_switch(checkpoint, "tie_word_embeddings")
 
 
 def _read_shape(checkpoint: Checkpoint) -> LlamaShape:

@@ -1,8 +1,8 @@
 """What lies between the matrix products of a Llama layer: norms, rotation, the gate of the MLP, rows in FP8.
 
-None of it computes much; all of it moves every activation. On a GPU that is what a forward pass loses beside its
-products: written as torch operations, in float32 as the precision asks for, it moves five to ten times the bytes that
-it must (66,000 tokens of a 1B model in bf16 at 3.3 TB/s, on paper: 90 ms beside 190 ms of products; fused 30 ms).
+None of it computes much; all of it moves every activation. On a GPU that is the time a forward pass spends beside its
+products: as torch operations, in float32 as precision requires, it moves five to ten times the bytes that it must
+(66,000 tokens of a 1B model in bf16 at 3.3 TB/s, on paper: 90 ms beside 190 ms of products; fused 30 ms).
 
 * `Unfused`: torch operations, a chunk of tokens at a time, so that the float32 copies stay small. Runs anywhere.
 * `Fused`: one Triton kernel each (`triton_kernels.py`). CUDA; each is tried on a few numbers when a model loads, and
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 2048
-"""Tokens that the MLP, the norms and the rotation take at a time. 2,048 rows fill a matrix product, and are so few that
-a pair of 8,192 tokens has its peak of memory in attention, as a batch of many pairs has."""
+"""Tokens that the MLP, the norms and the rotation take at a time. 2,048 rows fill a matrix product, and are few enough
+that the peak of memory lies in attention, for a pair of 8,192 tokens as for a batch of many pairs."""
 
 FP8_MAX = 448.0
 """The largest number of float8_e4m3fn, which has no infinity."""
@@ -30,11 +30,11 @@ Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles, each float32 [T, 1, head_size / 2]."""
 
 _GATES = {"silu": False, "swish": False, "gelu_new": True, "gelu_pytorch_tanh": True}
-"""Activations that `gate_` has, and whether they go by a tanh."""
+"""The activations that `gate_` has, and whether they are the tanh approximation."""
 
 
 class Elementwise(Protocol):
-    """The operations, whoever does them. name: in words, for the report."""
+    """The operations. name: of the implementation, in words, for the report."""
 
     name: ClassVar[str]
 
@@ -149,9 +149,9 @@ def elementwise_for(device: torch.device, dtype: torch.dtype) -> tuple[Elementwi
 def disagreement(
     one: Elementwise, device: torch.device, dtype: torch.dtype, *, leave_out: Collection[str] = ()
 ) -> str | None:
-    """What `one` computes otherwise than `Unfused` on some numbers, by the name of the operation; None for nothing.
+    """The first operation that `one` and `Unfused` compute differently on some numbers, in words; None if all agree.
 
-    Half a unit in the last place may differ, as the unfused gate rounds once more. leave_out: operations.
+    Half a unit in the last place may differ, as the unfused gate rounds once more. leave_out: operations by name.
     """
     other = Unfused()
     numbers = torch.Generator().manual_seed(0)

@@ -2,8 +2,8 @@
 
 It is the trunk of the VL rerankers (`nemotron_vl.py`) without a head: the vector of a text, of an image or of both is
 the mean of the last hidden states of all its tokens, in float32, as the model gives it: not normalised. Where there is
-a modules.json its Pooling takes the place of the mean, and its Normalize is done. Names of weights have no `model.`
-before them, or one where the model was saved as a part of another.
+a modules.json, its Pooling replaces the mean and its Normalize is applied. The weights' names begin with `model.` only
+where the model was saved as a part of another.
 
 Source: NVIDIA NeMo AutoModel, llama_nemotron_vl/model.py.
 """
@@ -27,13 +27,10 @@ from rerank_cli.records import EncodedPair
 
 
 class Embedder(Protocol):
-    """A loaded embedding model on one device."""
+    """A loaded embedding model on one device. kernels: which implementations run, in words, for the report."""
 
     dimensions: int
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report."""
+    kernels: str
 
     def see(self, texts: Sequence[EncodedPair]) -> None:
         """Make ready what `embed` needs of the images of `texts`, and forget all others."""
@@ -68,11 +65,7 @@ class NemotronEmbedder:
             )
             weights.finish()
         self.dimensions = self._trunk.hidden
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report."""
-        return self._trunk.kernels
+        self.kernels = self._trunk.kernels
 
     def see(self, texts: Sequence[EncodedPair]) -> None:
         """See `Embedder`."""

@@ -10,13 +10,14 @@ prefix of the weights' names, in how positions are counted, and in the head (`he
     BertModel, XLMRobertaModel, ...        no prefix      as their classifiers          declared by modules.json
 
 XLM-R is also published under the names of its flash implementation (jina-reranker-v2, without `model_type`): the same
-model, with query, key and value in one matrix. What else of that line computes otherwise (rotary positions, LoRA
-adapters, pooled embeddings) is refused.
+model, with query, key and value in one matrix. Other models of that line compute something else (rotary positions, LoRA
+adapters, pooled embeddings) and are refused.
 
 Where the head reads [CLS] alone, the last layer is computed for it alone (`first_token.py`). The result is the same; a
 sixth of a 6-layer model's work falls away.
 
-In bfloat16 on a CPU with tiles all other layers are one kernel (`amx.py`), where the plan says so and it is here.
+In bfloat16 on a CPU with tiles (AMX) all other layers are one kernel (`amx.py`), if the plan says so and the library is
+here.
 
 Source of the maths: transformers' modeling_bert.py, modeling_xlm_roberta.py and modeling_electra.py, against which the
 tests compare; of the flash names: its authors' conversion script and transformers' conversion_mapping.py.
@@ -42,7 +43,7 @@ from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.head import Head, dense, score_layer
 from rerank_cli.models.linear import BLOCK_ROWS, Linear, activation, linear_kind
 from rerank_cli.models.module_head import prefix_of_names, read_module_head
-from rerank_cli.models.norms import LayerNorm
+from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.planning.cpu_kernels import AMX
@@ -51,9 +52,9 @@ from rerank_cli.records import EncodedPair
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What a model's weights are called, behind the prefix; of a layer, behind its number.
+    """The names of a model's weights, after the prefix; those of a layer, after its number.
 
-    qkv: query, key and value; one name where they stand in one matrix, in that order.
+    qkv: query, key and value; one name where one matrix holds all three, in that order.
     """
 
     embedding_norm: str
@@ -100,7 +101,7 @@ class _Rest:
     out_norm: LayerNorm
 
     def add_attention(self, context: Tensor, x: Tensor) -> Tensor:
-        """context: what the attention gave; x: the layer's input; both [rows, hidden]."""
+        """The sum, normalised. context: the result of the attention; x: the layer's input; both [rows, hidden]."""
         return self.attention_norm(self.attention_out.add(context, x))
 
     def add_mlp(self, x: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class _Rest:
         return self.out_norm(self.contract.add(self.expand(x), x))
 
     def finish_by_blocks(self, context: Tensor, x: Tensor) -> Tensor:
-        """Both, block by block and into `x`, so that what the MLP widens stays in L2.
+        """`add_attention` and `add_mlp`, block by block and into `x`, so that the wide rows of the MLP stay in L2.
 
         Measured with AMX in bfloat16, one thread, CPU time, the built-in model: 1.1 to 1.3 times as fast; in float32
         somewhat slower.
@@ -158,7 +159,8 @@ class EncoderCrossEncoder:
             self._words = weights.take(f"{table}.word_embeddings.weight", (shape.vocabulary, shape.embedding))
             self._positions = weights.take(f"{table}.position_embeddings.weight", (shape.positions, shape.embedding))
             self._types = weights.take(f"{table}.token_type_embeddings.weight", (shape.types, shape.embedding))
-            self._embedding_norm = self._norm(weights, f"{self._prefix}{self._names.embedding_norm}", shape.embedding)
+            embedding_norm = f"{self._prefix}{self._names.embedding_norm}"
+            self._embedding_norm = read_norm(weights, embedding_norm, shape.embedding, shape.epsilon)
             self._widen: Linear | None = None
             if shape.embedding != shape.hidden:
                 widen = f"{self._prefix}embeddings_project"
@@ -184,12 +186,12 @@ class EncoderCrossEncoder:
         for qkv, rest in zip(self._attentions, self._rests, strict=False):
             if by_blocks:
                 x = rest.finish_by_blocks(self._attend(qkv, x, batch), x)
-            else:  # the context has no name here, so it is given back before the MLP widens
+            else:  # the context has no name here, so its memory is free before the MLP needs room
                 x = rest.add_mlp(rest.add_attention(self._attend(qkv, x, batch), x))
         return self._finish(x, batch)
 
     def _finish(self, x: Tensor, batch: PackedBatch) -> Tensor:
-        """The head, and before it the last layer where that is for the first tokens. x: [T, hidden]."""
+        """The head, after the last layer where that runs for the first tokens alone. x: [T, hidden]."""
         if self._last_attention is None:
             return self._head.of_tokens(x, batch)
         last = self._rests[-1]
@@ -197,7 +199,7 @@ class EncoderCrossEncoder:
         return self._head.of_first_tokens(first, batch)
 
     def layer_name(self, number: int) -> str:
-        """What the names of a layer's weights begin with."""
+        """What the names of a layer's weights begin with: `bert.encoder.layer.0`."""
         return f"{self._prefix}{self._names.layers}.{number}"
 
     def _embed(self, batch: PackedBatch) -> Tensor:
@@ -243,11 +245,6 @@ class EncoderCrossEncoder:
             )
         return layers
 
-    def _norm(self, weights: WeightReader, name: str, size: int | None = None) -> LayerNorm:
-        shape = (size or self._shape.hidden,)
-        weight, bias = (weights.take(f"{name}.{part}", shape) for part in ("weight", "bias"))
-        return LayerNorm(weight, bias, self._shape.epsilon)
-
     def _qkv(self, weights: WeightReader, name: str) -> Linear:
         """Query, key and value side by side."""
         return self._kind(*self._projections(weights, name))
@@ -262,17 +259,18 @@ class EncoderCrossEncoder:
 
     def _first_token_attention(self, weights: WeightReader, name: str) -> FirstTokenAttention:
         (q, k, v), (q_bias, _, v_bias) = (part.chunk(3) for part in self._projections(weights, name))
-        # The bias of the keys moves all scores of a query alike.
+        # The keys' bias is left out: it moves all scores of a query alike.
         return FirstTokenAttention(self._kind(q, q_bias), k, v, v_bias, heads=self._shape.heads, kind=self._attention)
 
     def _rest(self, weights: WeightReader, name: str) -> _Rest:
         hidden, inner, names = self._shape.hidden, self._shape.intermediate, self._names
+        epsilon = self._shape.epsilon
         return _Rest(
             attention_out=self._linear(weights, f"{name}.{names.attention_out}", hidden, hidden),
-            attention_norm=self._norm(weights, f"{name}.{names.attention_norm}"),
+            attention_norm=read_norm(weights, f"{name}.{names.attention_norm}", hidden, epsilon),
             expand=self._linear(weights, f"{name}.{names.expand}", hidden, inner, self._shape.activation),
             contract=self._linear(weights, f"{name}.{names.contract}", inner, hidden),
-            out_norm=self._norm(weights, f"{name}.{names.out_norm}"),
+            out_norm=read_norm(weights, f"{name}.{names.out_norm}", hidden, epsilon),
         )
 
     def _linear(self, weights: WeightReader, name: str, inputs: int, outputs: int, then: str | None = None) -> Linear:

@@ -28,9 +28,10 @@ from rerank_cli.models.product_attention import blocks
 
 
 class FirstTokenAttention:
-    """query: the layer of the queries. key, value: their weights, [hidden, hidden]; value_bias: [hidden].
+    """The attention of one layer.
 
-    kind: as `attend` takes it.
+    query: the layer of the queries. key, value: their weights, [hidden, hidden]; value_bias: [hidden]. kind: as
+    `attend` takes it.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class FirstTokenAttention:
             v = F.linear(x, self._value.transpose(1, 2).flatten(0, 1)).unflatten(1, (self._heads, -1))
             return attend_first(q, k, v, batch, kind="varlen") + self._value_bias
         probes = torch.bmm((q * q.shape[-1] ** -0.5).transpose(0, 1), self._key).transpose(0, 1)
-        if x.device.type != "cpu":  # a GPU would rather copy some rows than start kernels for every length
+        if x.device.type != "cpu":  # on a GPU copying some rows is cheaper than kernels for every length
             mean = _means_by_rectangles(probes, x, batch)
         else:
             mean = (_means_by_blocks if x.dtype == torch.bfloat16 else _means_by_runs)(probes, x, batch)
@@ -72,7 +73,7 @@ def _means_by_runs(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
 
 
 def _means_by_blocks(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:
-    """The same in products of few shapes, which oneDNN wants in bfloat16 (`product_attention.py`)."""
+    """The same in products of few shapes, which suits oneDNN in bfloat16 (`product_attention.py`)."""
     means = torch.zeros_like(probes)
     pair = 0
     for block in blocks(batch.runs):
@@ -108,7 +109,7 @@ def _means_by_rectangles(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tenso
 
 
 def rectangles(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Neighbours of which none is shorter than half of the first; (begin, end) of each. lengths: longest first."""
+    """Neighbours, none shorter than half of the first, as (begin, end). lengths: longest first."""
     begin = 0
     for place, length in enumerate(lengths):
         if 2 * length < lengths[begin]:

@@ -11,8 +11,8 @@ Post-norm layers like BERT's, without a table of positions: rotary ones in every
     new.pooler.dense, classifier                         tanh on the first token
 
 `rope_scaling: {"type": "ntk", "factor": f}` is fixed NTK, at every length: with d channels a head,
-inv_freq[i] = (theta * f) ** (-2i / d) / f ** (2 / d). What the authors' code can do besides (`mixed_b`, scaled scores,
-RMS norms, a table of positions) is refused.
+inv_freq[i] = (theta * f) ** (-2i / d) / f ** (2 / d). Other variants of the authors' code (`mixed_b`, scaled scores,
+RMS norms, a table of positions) are refused.
 
 Source of the maths: the authors' modeling.py and transformers' modeling_gte.py, which agree within 3e-6.
 """
@@ -30,13 +30,13 @@ from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.head import Head, dense, score_layer
 from rerank_cli.models.linear import Linear, activation, linear_kind
-from rerank_cli.models.norms import LayerNorm
+from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.rotary import rotary_frequencies, rotate, rotation
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
-# Keys of config.json whose other values are other models, with the value that each has where it is missing.
+# Keys of config.json with the only value that is computed here, which is also the one of a missing key.
 _FIXED = {
     "position_embedding_type": "rope",
     "layer_norm_type": "layer_norm",
@@ -91,14 +91,16 @@ class GteCrossEncoder:
         self._activate: Callable[[Tensor], Tensor] = activation(shape.activation, where=checkpoint.config_place)
         self._kind = linear_kind(device, dtype)
         self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
-        self._frequencies = _frequencies(shape, device)
+        # With the fixed NTK scaling; radians a token of each pair of channels, float32 [head_size / 2].
+        plain = rotary_frequencies(shape.theta * shape.scaling, shape.head_size, device)
+        self._frequencies = plain / float(shape.scaling ** (2 / shape.head_size))
         hidden = shape.hidden
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._words = weights.take("new.embeddings.word_embeddings.weight", (shape.vocabulary, hidden))
             self._types: Tensor | None = None
             if shape.types:
                 self._types = weights.take("new.embeddings.token_type_embeddings.weight", (shape.types, hidden))
-            self._embedding_norm = self._norm(weights, "new.embeddings.LayerNorm")
+            self._embedding_norm = read_norm(weights, "new.embeddings.LayerNorm", hidden, shape.epsilon)
             self._layers = [self._layer(weights, f"new.encoder.layer.{i}") for i in range(shape.layers)]
             pooler = dense(weights, "new.pooler.dense", hidden, hidden, then="tanh")
             self._head = Head(("cls",), [pooler, score_layer(weights, checkpoint, "classifier", hidden)])
@@ -147,31 +149,21 @@ class GteCrossEncoder:
         up, gate = layer.gated(x).chunk(2, dim=-1)
         return layer.contract.add(self._activate(gate).mul_(up), x)
 
-    def _norm(self, weights: WeightReader, name: str) -> LayerNorm:
-        size = (self._shape.hidden,)
-        return LayerNorm(weights.take(f"{name}.weight", size), weights.take(f"{name}.bias", size), self._shape.epsilon)
-
     def _layer(self, weights: WeightReader, name: str) -> _Layer:
-        hidden, inner = self._shape.hidden, self._shape.intermediate
+        hidden, inner, epsilon = self._shape.hidden, self._shape.intermediate, self._shape.epsilon
         return _Layer(
             qkv=self._linear(weights, f"{name}.attention.qkv_proj", (3 * hidden, hidden)),
             attention_out=self._linear(weights, f"{name}.attention.o_proj", (hidden, hidden)),
-            attention_norm=self._norm(weights, f"{name}.attn_ln"),
+            attention_norm=read_norm(weights, f"{name}.attn_ln", hidden, epsilon),
             gated=self._linear(weights, f"{name}.mlp.up_gate_proj", (2 * inner, hidden), bias=False),
             contract=self._linear(weights, f"{name}.mlp.down_proj", (hidden, inner)),
-            out_norm=self._norm(weights, f"{name}.mlp_ln"),
+            out_norm=read_norm(weights, f"{name}.mlp_ln", hidden, epsilon),
         )
 
     def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool = True) -> Linear:
         return self._kind(
             weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]) if bias else None
         )
-
-
-def _frequencies(shape: _Shape, device: torch.device) -> Tensor:
-    """Radians a token of each pair of channels, float32 [head_size / 2], with the fixed NTK scaling."""
-    plain = rotary_frequencies(shape.theta * shape.scaling, shape.head_size, device)
-    return plain / float(shape.scaling ** (2 / shape.head_size))
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:

@@ -28,29 +28,26 @@ from rerank_cli.models.weights import WeightReader
 
 
 class Head:
-    """modes: of the pooling, whose vectors stand side by side. layers: of the head, each [pairs, channels] to the same.
+    """A pooling and the layers after it.
 
-    The last layer gives one channel, the score. skips_prompt: the first token may be none that the pooling counts.
+    modes: of the pooling; their vectors stand side by side. layers: each from [pairs, channels] to the same, the last
+    one to a single channel, the score. skips_prompt: the pooling may leave out the first token. first_token_only: the
+    head reads nothing but the first token of each pair.
     """
 
     def __init__(
         self, modes: Sequence[str], layers: Sequence[Callable[[Tensor], Tensor]], *, skips_prompt: bool = False
     ) -> None:
-        self._skips_prompt = skips_prompt
         self._modes = tuple(modes)
         self._layers = tuple(layers)
-
-    @property
-    def first_token_only(self) -> bool:
-        """The head reads nothing but the first token of each pair."""
-        return self._modes == ("cls",) and not self._skips_prompt
+        self.first_token_only = self._modes == ("cls",) and not skips_prompt
 
     def of_tokens(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """Scores, float32 [pairs], from the last layer's output for all tokens, [T, hidden]."""
         return self._run(pool(x, batch, self._modes))
 
     def of_first_tokens(self, first: Tensor, batch: PackedBatch) -> Tensor:
-        """Scores, float32 [pairs], from that of the first tokens, [P, hidden], P as in `PackedBatch.starts`."""
+        """Scores, float32 [pairs], from its output for the first tokens, [P, hidden], P as in `PackedBatch.starts`."""
         return self._run(first[: len(batch.lengths)].float())
 
     def _run(self, vectors: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ KiB a token of resident memory for a pair of 8,192 tokens, 2,048 wide, bf16 (CPU
 **Precision.** Norms, rotation, pooling and head are computed in float32 whatever the precision of the layers: a bf16
 logit of 20 has a spacing of 0.125, and rankings would tie.
 
-`LlamaTrunk` is all but the head, for models that bring embeddings of their own, and for Llama's close kin (see
-`causal.py`), which differ by the switches of `LlamaShape`.
+`LlamaTrunk` is all but the head, for models that bring embeddings of their own, and for close relatives of Llama
+(`causal.py`), which differ by the switches of `LlamaShape`.
 
 Source of the maths: transformers' modeling_llama.py and NVIDIA NeMo AutoModel's llama_bidirectional/model.py, against
 which the tests compare. What config.json says is read in `llama_config.py`.
@@ -50,8 +50,8 @@ from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
-_SEGMENT_TOKENS = 4 * CHUNK  # whose float32 copy is made at a time
-_LONG_TOKENS = 256  # of a pair whose mean is worth a kernel for its length
+_SEGMENT_TOKENS = 4 * CHUNK  # how many are copied to float32 at a time
+_LONG_TOKENS = 256  # pairs of as many or more get a kernel for their length
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class LlamaTrunk:
     """Embeddings, layers, final norm and pooling of a Llama model.
 
     prefix: of the weights' names, with its dot. fp8: the products are in FP8, of weights in 16 bits. words: the table
-    of embeddings [vocabulary, hidden].
+    of embeddings [vocabulary, hidden]. kernels: which implementations run, in words, for the report.
     """
 
     def __init__(
@@ -116,9 +116,7 @@ class LlamaTrunk:
         # second copy, and F.linear is as fast there (2,048 tokens, 2,048 to 8,192 channels in bf16, AMD EPYC, torch
         # 2.13: 166 ms, prepacked 163 ms).
         self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
-        self._elementwise, self._told = elementwise_for(device, dtype)
-        self._fp8 = f", FP8 weights {fp8_reason(device, dtype)}" if weights.quantised else ""
-        self._rows = fp8
+        self._elementwise, described = elementwise_for(device, dtype)
         if fp8 and (refusal := row_scaled_refusal(device)):
             raise DoesNotFitError(f"--precision fp8: {refusal}", hint="`--precision bf16`")
         rows = self._elementwise if fp8 else None
@@ -129,13 +127,10 @@ class LlamaTrunk:
         self.words = weights.take(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.hidden))
         self._layers = [self._layer(linear, f"{prefix}layers.{i}") for i in range(shape.layers)]
         self._final_norm = self._norm(weights, f"{prefix}norm")
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report."""
-        between = "" if self._told == Unfused.name else f"; between them {self._told}"
-        kernel = RowScaledFp8Linear.kernel if self._rows else self._kind.kernel
-        return f"packed; linear {kernel}{self._fp8}{between}; attention {self._attention}"
+        kernel = RowScaledFp8Linear.kernel if fp8 else self._kind.kernel
+        stored = f", FP8 weights {fp8_reason(device, dtype)}" if weights.quantised else ""
+        between = "" if described == Unfused.name else f"; between them {described}"
+        self.kernels = f"packed; linear {kernel}{stored}{between}; attention {self._attention}"
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of tokens [T]."""
@@ -225,7 +220,10 @@ class LlamaTrunk:
 
 
 class LlamaCrossEncoder:
-    """A Llama cross-encoder in eval mode; satisfies `RerankModel`."""
+    """A Llama cross-encoder in eval mode; satisfies `RerankModel`.
+
+    kernels: which implementations run, in words, for the report.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
@@ -241,11 +239,7 @@ class LlamaCrossEncoder:
             self._score = weights.take("score.weight", (1, shape.hidden), dtype=torch.float32)
             weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further
             weights.finish()
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report."""
-        return self._trunk.kernels
+        self.kernels = self._trunk.kernels
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""

@@ -7,7 +7,7 @@ llama_bidirectional/model.py. `temperature` comes from the file as it stands the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from rerank_cli.models.linear import activation
 
 Pooling = Literal["avg", "cls", "last"]
 _POOLINGS: tuple[Pooling, ...] = ("avg", "cls", "last")
+_ROPE_TYPES = ("default", "linear", "llama3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def read_pooling(checkpoint: Checkpoint, default: Pooling) -> Pooling:
 
 
 def read_temperature(checkpoint: Checkpoint) -> float:
-    """What the logit is divided by, as config.json has it."""
+    """What the logit is divided by."""
     temperature = checkpoint.number("temperature", 1.0)
     if not (math.isfinite(temperature) and temperature > 0):
         raise ModelError(f"{checkpoint.config_place}: `temperature` must be above 0: {temperature}")
@@ -127,9 +128,9 @@ def _read_frequencies(checkpoint: Checkpoint, head_size: int) -> Tensor:
     if not isinstance(parameters, dict):
         raise ModelError(f"{where}: `{key}` must be an object: {parameters!r}")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if not isinstance(kind, str) or kind not in _SCALINGS:
+    if kind not in _ROPE_TYPES:
         raise ModelError(
-            f"{where}: `rope_type` of `{key}` is not known: {kind!r}", hint=f"known are {', '.join(_SCALINGS)}"
+            f"{where}: `rope_type` of `{key}` is not known: {kind!r}", hint=f"known are {', '.join(_ROPE_TYPES)}"
         )
     for holder in (checkpoint.config, parameters):
         if holder.get("partial_rotary_factor", 1.0) not in (1.0, None):
@@ -137,7 +138,10 @@ def _read_frequencies(checkpoint: Checkpoint, head_size: int) -> Tensor:
     top = checkpoint.config.get("rope_theta")
     theta = _number({"rope_theta": 10_000.0 if top is None else top, **parameters}, "rope_theta", where)
     exponents = torch.arange(0, head_size, 2, dtype=torch.float32) / head_size
-    return _SCALINGS[kind](1.0 / theta**exponents, parameters, checkpoint)
+    frequencies = 1.0 / theta**exponents
+    if kind == "linear":
+        return frequencies / _number(parameters, "factor", where)
+    return _scale_as_llama3(frequencies, parameters, checkpoint) if kind == "llama3" else frequencies
 
 
 def _number(values: Mapping[str, Any], key: str, where: str) -> float:
@@ -148,16 +152,8 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float:
     raise ModelError(f"{where}: `{key}` must be a number above 0: {value!r}")
 
 
-def _no_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
-    return frequencies
-
-
-def _linear_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
-    return frequencies / _number(parameters, "factor", checkpoint.config_place)
-
-
-def _llama3_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
-    """Long wavelengths are stretched by `factor`, short ones stay, those between are mixed of both."""
+def _scale_as_llama3(frequencies: Tensor, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> Tensor:
+    """Long wavelengths are stretched by `factor`, short ones stay, those between are a mixture of both."""
     where = checkpoint.config_place
     values = {"original_max_position_embeddings": checkpoint.config.get("max_position_embeddings"), **parameters}
     factor, low, high, trained = (
@@ -171,10 +167,3 @@ def _llama3_scaling(frequencies: Tensor, parameters: Mapping[str, Any], checkpoi
     mixed = (1 - share) * frequencies / factor + share * frequencies
     scaled = torch.where(wavelengths > trained / low, frequencies / factor, mixed)
     return torch.where(wavelengths < trained / high, frequencies, scaled)
-
-
-_SCALINGS: dict[str, Callable[[Tensor, Mapping[str, Any], Checkpoint], Tensor]] = {
-    "default": _no_scaling,
-    "linear": _linear_scaling,
-    "llama3": _llama3_scaling,
-}

@@ -1,7 +1,7 @@
-"""What a forward really takes: the allocator's own figures, to stand beside the estimate; and the product of a layer.
+"""How much memory a forward really takes, by torch's allocator, to stand beside the estimate; and a layer's product.
 
-On a GPU torch counts for itself. On a CPU it does not, but its profiler is told of every allocation and release; what
-is counted is what the forward adds to the loaded model. What libraries allocate past torch is in neither.
+On a GPU torch counts by itself. On a CPU it does not, but its profiler sees every allocation and release. What the
+forward adds to the loaded model is counted; what libraries allocate past torch is in neither figure.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from rerank_cli.records import EncodedPair
 class Measured:
     """Peaks of one forward.
 
-    forward_bytes: beyond the loaded model. total_bytes: all that the device lost to this process, its context among it;
-    None on a CPU. reserved_bytes: what the allocator holds; None on a CPU.
+    forward_bytes: beyond the loaded model. kernels: as in `RerankModel`. reserved_bytes: what the allocator holds; None
+    on a CPU. total_bytes: all that this process takes of the device, its context included; None on a CPU.
     """
 
     device: str
     forward_bytes: int
+    kernels: str
     reserved_bytes: int | None = None
     total_bytes: int | None = None
-    kernels: str = "not told"
 
 
 def layer_product(precision: str, device: str, *, rows: int, inputs: int, outputs: int) -> Callable[[], object]:
-    """The product of a layer as models compute it in `precision` on `device`, to be called.
+    """A function that multiplies as a layer of the models does in `precision` on `device`.
 
-    It is 2 * rows * inputs * outputs operations. For FP8 it is that of bf16.
+    Each call is 2 * rows * inputs * outputs operations. For FP8 the product is that of bf16.
     """
     where = torch.device(device)
     if precision == "int8":
@@ -102,7 +102,7 @@ def measure_forward(
         model = load_model(checkpoint, device=device, precision=precision, attention=attention)
         pairs = _pairs(checkpoint, lengths)
         model.forward(pairs)
-        return Measured(device, cpu_forward_peak(model, pairs), kernels=_kernels(model))
+        return Measured(device, cpu_forward_peak(model, pairs), model.kernels)
     free_before = torch.cuda.mem_get_info(device)[0]
     model = load_model(checkpoint, device=device, precision=precision, attention=attention)
     pairs = _pairs(checkpoint, lengths)
@@ -116,17 +116,13 @@ def measure_forward(
         forward_bytes=torch.cuda.max_memory_allocated(device) - loaded,
         reserved_bytes=torch.cuda.max_memory_reserved(device),
         total_bytes=free_before - torch.cuda.mem_get_info(device)[0],
-        kernels=_kernels(model),
+        kernels=model.kernels,
     )
 
 
 def cuda_devices() -> int:
     """Devices that this torch can use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _kernels(model: RerankModel) -> str:
-    return str(getattr(model, "kernels", "not told"))
 
 
 def _pairs(checkpoint: Checkpoint, lengths: Sequence[int]) -> list[EncodedPair]:
@@ -159,8 +155,7 @@ def cpu_forward_peak(model: RerankModel, pairs: Sequence[EncodedPair]) -> int:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Nothing on stderr meanwhile."""
-    # torch's profiler (2.13) writes there when it starts and stops, past Python, whatever its log level.
+    """Silence stderr: torch's profiler (2.13) writes there when it starts and stops, past Python, at any log level."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

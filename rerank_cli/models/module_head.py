@@ -1,8 +1,7 @@
 """The head of a bare encoder, as the modules of its checkpoint declare it (`checkpoint/declared`).
 
-Pooling, and then any row of Dense, LayerNorm and Normalize, of which the last Dense gives the score. Each module is a
-layer of the head; which they are, in which order, and with which activations, biases and residuals, is read and not
-known beforehand.
+A Pooling, and then Dense, LayerNorm and Normalize in any order; the last Dense gives the score. Each module is a layer
+of the head. The order, activations, biases and residuals are all read from the checkpoint.
 
 Source of the maths: sentence-transformers 6.2, base/modules/dense.py and normalize.py, and
 sentence_transformer/modules/layer_norm.py.
@@ -22,16 +21,15 @@ from rerank_cli.checkpoint.declared import DeclaredLayerNorm, Dense, Module, Nor
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.models.head import Head, dense
-from rerank_cli.models.linear import Linear
-from rerank_cli.models.norms import LayerNorm
+from rerank_cli.models.norms import read_norm
 from rerank_cli.models.weights import WeightReader
 
 _EPSILON = 1e-5  # torch's default, which the module keeps
-_LEAST_LENGTH = 1e-12  # that a vector is divided by
+_LEAST_LENGTH = 1e-12  # a shorter vector is divided by this
 
 
 def prefix_of_names(checkpoint: Checkpoint, base: str) -> str:
-    """What the names of an encoder's weights begin with: `base.`, which those of a bare encoder may go without."""
+    """What the names of an encoder's weights begin with: `base.`, which a bare encoder may leave out."""
     bare = family_of(checkpoint.architecture).headless
     return "" if bare and not any(name.startswith(f"{base}.") for name in checkpoint.tensors) else f"{base}."
 
@@ -59,7 +57,7 @@ def read_module_head(weights: WeightReader, checkpoint: Checkpoint, hidden: int)
 def _layer(
     weights: WeightReader, checkpoint: Checkpoint, module: Module, size: int
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """A module as a layer for vectors of `size` channels, and how many its own have."""
+    """A module as a layer for vectors of `size` channels, and how many channels its output has."""
     if isinstance(module, Normalize):
         return partial(F.normalize, dim=1, eps=_LEAST_LENGTH), size
     assert isinstance(module, (Dense, DeclaredLayerNorm)), "the reader of modules.json has checked the chain"
@@ -70,37 +68,16 @@ def _layer(
             f"before it gives {size}"
         )
     if isinstance(module, DeclaredLayerNorm):
-        weight, bias = (
-            weights.take(f"{module.folder}/norm.{part}", (size,), dtype=torch.float32) for part in ("weight", "bias")
-        )
-        return LayerNorm(weight, bias, _EPSILON), size
+        return read_norm(weights, f"{module.folder}/norm", size, _EPSILON, dtype=torch.float32), size
     linear = dense(weights, f"{module.folder}/linear", size, module.outputs, bias=module.bias)
-    residual: Callable[[Tensor], Tensor] | None = None
-    if module.residual:
-        residual = _identity if size == module.outputs else _residual(weights, module)
-    return partial(_dense, linear=linear, then=_activation(module.activation), residual=residual), module.outputs
+    # A class of torch.nn; the reader of modules.json knows which names there may be.
+    activate: Callable[[Tensor], Tensor] = getattr(torch.nn, module.activation)()
+    adds, narrow = module.residual, None
+    if adds and size != module.outputs:
+        narrow = dense(weights, f"{module.folder}/residual", size, module.outputs, bias=False)
 
+    def run(x: Tensor) -> Tensor:
+        y = activate(linear(x))
+        return y + (narrow(x) if narrow else x) if adds else y
 
-def _residual(weights: WeightReader, module: Dense) -> Linear:
-    return dense(weights, f"{module.folder}/residual", module.inputs, module.outputs, bias=False)
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    """An activation by the name of its class in torch.nn; the reader of modules.json knows which there may be."""
-    kind: Callable[[], Callable[[Tensor], Tensor]] = getattr(torch.nn, name)
-    return kind()
-
-
-def _dense(
-    x: Tensor,
-    *,
-    linear: Linear,
-    then: Callable[[Tensor], Tensor],
-    residual: Callable[[Tensor], Tensor] | None,
-) -> Tensor:
-    y = then(linear(x))
-    return y if residual is None else y + residual(x)
+    return run, module.outputs

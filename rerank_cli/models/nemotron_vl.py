@@ -5,8 +5,8 @@ distinct image once; `forward` then embeds a batch of pairs by their tokens, lay
 images (`ImageBlock`), and goes on as a text reranker: layers, mean over all tokens, one linear layer in float32,
 division by `temperature`.
 
-`VisionLanguageTrunk` is all but the head and knows of no prompt: the embedder of the same kin (`embedder.py`) is this
-trunk without the prefix `model.` and another use of `pooled`.
+`VisionLanguageTrunk` is all but the head and knows nothing of prompts: the embedder of the same line (`embedder.py`) is
+this trunk without the prefix `model.`, whose `pooled` is used differently.
 
 Configuration: `llm_config` and `vision_config` are those of the two parts; `pooling` and `temperature` stand at the top
 level of config.json and are read there alone, as the published code does. Weights: `model.vision_model.*` (with another
@@ -36,7 +36,7 @@ from rerank_cli.models.siglip import VisionTower
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair, Tiles
 
-# What transformers' LlamaConfig takes for a missing key; in a nested config it leaves out what is so by default.
+# What transformers' LlamaConfig takes for a missing key; a nested config leaves out the defaults.
 _LLAMA_DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
@@ -51,6 +51,7 @@ class VisionLanguageTrunk:
     """Pairs with and without images to one vector each.
 
     prefix: of the weights' names, with its dot. pooling: of the last hidden states, as `read_pooling` gives it.
+    kernels: which implementations run, in words, for the report.
     """
 
     def __init__(
@@ -73,11 +74,7 @@ class VisionLanguageTrunk:
         weights.ignore(rf"^{prefix.replace('.', '[.]')}language_model[.]lm_head[.]weight$")  # of the model it came from
         self._seen: dict[Tiles, Tensor] = {}
         self.hidden = shape.hidden
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report."""
-        return self._language.kernels
+        self.kernels = self._language.kernels
 
     def see(self, pairs: Sequence[EncodedPair]) -> None:
         """Run the tower over the images of `pairs`; their vectors are kept until the next call."""
@@ -103,13 +100,16 @@ class VisionLanguageTrunk:
 
 
 class LlamaNemotronVLCrossEncoder:
-    """A Llama-Nemotron VL reranker in eval mode; satisfies `RerankModel` and `SeesImages`."""
+    """A Llama-Nemotron VL reranker in eval mode; satisfies `RerankModel` and `SeesImages`.
+
+    kernels: which implementations run, in words, for the report.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
     ) -> None:
         self._temperature = read_temperature(checkpoint)
-        if "pooling" not in checkpoint.config:  # the published code takes another one for it than it writes
+        if "pooling" not in checkpoint.config:  # the published code's default is not the one that it writes
             raise ModelError(f"{checkpoint.config_place}: `pooling` is missing")
         pooling = read_pooling(checkpoint, "avg")
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
@@ -125,11 +125,7 @@ class LlamaNemotronVLCrossEncoder:
             )
             self._score = weights.take("score.weight", (1, self._trunk.hidden), dtype=torch.float32)
             weights.finish()
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations run, in words, for the report."""
-        return self._trunk.kernels
+        self.kernels = self._trunk.kernels
 
     def see(self, pairs: Sequence[EncodedPair]) -> None:
         """See `SeesImages`."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rerank_cli.models.weights import WeightReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,3 +22,11 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """Normalised over the last dimension."""
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
+
+
+def read_norm(
+    weights: WeightReader, name: str, size: int, epsilon: float, *, dtype: torch.dtype | None = None
+) -> LayerNorm:
+    """The norm `name` over `size` channels, with its bias; dtype: as `WeightReader.take` takes it."""
+    weight, bias = (weights.take(f"{name}.{part}", (size,), dtype=dtype) for part in ("weight", "bias"))
+    return LayerNorm(weight, bias, epsilon)

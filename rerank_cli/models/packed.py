@@ -4,9 +4,9 @@ Linear layers see a matrix [T, hidden] of real tokens; attention alone must know
 of a batch stand longest first, so that pairs of equal length are neighbours and their attention is one call.
 
 T is rounded up (`rounded_rows`) with filler tokens that belong to no pair: their rows go through the linear layers and
-are never read; so is the number of rows of a last layer that runs for the first token of each pair alone. The rounding
-bounds how many shapes oneDNN sees, and so the size of its kernel cache (without it 100,000 pairs cost 80 MB more than
-5,000). Full batches stand just below the token budget, which is a round number, so they pay next to nothing.
+are never read. The rows of a last layer that runs for the first token of each pair alone are rounded up too. Rounding
+limits how many shapes oneDNN sees, and so the size of its kernel cache (without it 100,000 pairs cost 80 MB more than
+5,000). Full batches are just below the token budget, which is a round number, so the filler costs next to nothing.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class PackedBatch:
     starts: int64 [P], the first token of each pair, then zeros up to the rounded P.
     cumulative: int32 [pairs + 1], as varlen kernels want it. sequences: the same with the filler as one sequence more,
     int32 [pairs + 2].
-    lengths: tokens of each pair, on the host. tokens: their sum; T - tokens is filler. unpooled: tokens at the begin of
-    each pair that its pooling leaves out, on the host.
+    lengths: tokens of each pair, on the host. tokens: their sum; T - tokens is filler. unpooled: how many tokens at the
+    start of each pair its pooling leaves out, on the host.
     """
 
     input_ids: Tensor

@@ -41,7 +41,7 @@ class PaddedCrossEncoder:
         if device.type == "cpu":
             give_back_large_blocks()
         self._model = _load(checkpoint, dtype).to(device).eval()
-        # The loaded config knows the defaults of its class, which config.json may leave out.
+        # The loaded config has the defaults of its class, which config.json may leave out.
         config = self._model.config
         if not isinstance(config.pad_token_id, int):
             raise ModelError(f"{checkpoint.path / 'config.json'}: no `pad_token_id`, which a padded batch needs")
@@ -88,7 +88,7 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"{checkpoint.path}: transformers cannot read this config.json: {_first_line(error)}"
         ) from error
-    config.num_labels = read_score(checkpoint).labels  # where config.json tells none, the head's rows do
+    config.num_labels = read_score(checkpoint).labels  # config.json may not have it; the head's rows do
     model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if model_class is None or model_class.__name__ != architecture:
         raise ModelError(
@@ -129,7 +129,7 @@ def _quiet_transformers() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            with warnings.catch_warnings():  # where the environment says that there are none, it says so anew
+            with warnings.catch_warnings():  # it warns where the environment forbids bars
                 warnings.simplefilter("ignore")
                 logging.enable_progress_bar()
 

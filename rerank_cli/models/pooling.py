@@ -1,7 +1,7 @@
 """How the tokens of a pair become one vector, for encoders; always float32.
 
-The modes are those of sentence-transformers' Pooling module: over all tokens of the pair, special ones included. Where
-a checkpoint leaves its prompt out (`include_prompt`), its tokens and the special one before them do not count.
+The modes are those of sentence-transformers' Pooling module: over all tokens of the pair, special ones included. If a
+checkpoint leaves its prompt out (`include_prompt`), neither the prompt's tokens nor the special one before them count.
 
     cls                    the first token
     lasttoken              the last token
@@ -74,4 +74,4 @@ _MODES: Mapping[str, Callable[[Tensor, PackedBatch], Tensor]] = {
     "max": _largest,
 }
 POOLINGS = tuple(_MODES)
-"""The modes by their names."""
+"""The names of the modes."""

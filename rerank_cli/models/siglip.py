@@ -31,7 +31,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
 from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
-from rerank_cli.models.norms import LayerNorm
+from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.transfer import transfer_for
 from rerank_cli.models.weights import WeightReader
 from rerank_cli.records import Tiles
@@ -89,7 +89,9 @@ class VisionTower:
         self._device, self._dtype = device, dtype
         self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
         self._hidden = hidden
-        name = _tower_name(weights, f"{prefix}vision_model.")
+        name = f"{prefix}vision_model."
+        if weights.has(f"{name}vision_model.embeddings.patch_embedding.weight"):
+            name += "vision_model."  # transformers 4 has one level more
         weights.ignore(rf"^{name.replace('.', '[.]')}head[.]")
         side = geometry.patch_size
         patches = weights.take(f"{name}embeddings.patch_embedding.weight", (shape.hidden, 3, side, side))
@@ -98,9 +100,9 @@ class VisionTower:
         )
         self._positions = weights.take(f"{name}embeddings.position_embedding.weight", (geometry.patches, shape.hidden))
         self._layers = [self._layer(weights, f"{name}encoder.layers.{i}") for i in range(shape.layers)]
-        self._final_norm = _norm(weights, f"{name}post_layernorm", shape.hidden, shape.epsilon)
+        self._final_norm = read_norm(weights, f"{name}post_layernorm", shape.hidden, shape.epsilon)
         wide = shape.hidden * geometry.shuffle**2
-        self._projector_norm = _norm(weights, f"{prefix}mlp1.0", wide, _PROJECTOR_EPSILON)
+        self._projector_norm = read_norm(weights, f"{prefix}mlp1.0", wide, _PROJECTOR_EPSILON)
         self._projector_in = self._linear(weights, f"{prefix}mlp1.1", wide, hidden, then="gelu")
         self._projector_out = self._linear(weights, f"{prefix}mlp1.3", hidden, hidden)
 
@@ -164,12 +166,12 @@ class VisionTower:
             for part in ("q_proj", "k_proj", "v_proj", "out_proj")
         )
         return _Layer(
-            attention_norm=_norm(weights, f"{name}.layer_norm1", hidden, epsilon),
+            attention_norm=read_norm(weights, f"{name}.layer_norm1", hidden, epsilon),
             query=query,
             key=key,
             value=value,
             attention_out=out,
-            mlp_norm=_norm(weights, f"{name}.layer_norm2", hidden, epsilon),
+            mlp_norm=read_norm(weights, f"{name}.layer_norm2", hidden, epsilon),
             up=self._linear(weights, f"{name}.mlp.fc1", hidden, middle, then=self._shape.activation),
             down=self._linear(weights, f"{name}.mlp.fc2", middle, hidden),
         )
@@ -196,7 +198,7 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
 
 
 def read_tower_shape(checkpoint: Checkpoint) -> TowerShape:
-    """Sizes from `vision_config`; a missing key is what transformers' SiglipVisionConfig takes."""
+    """Sizes from `vision_config`; a missing key has the default of transformers' SiglipVisionConfig."""
     config = checkpoint.within("vision_config")
     where = config.config_place
     kind, channels = config.text("model_type", "siglip_vision_model"), config.integer("num_channels", 3)
@@ -219,13 +221,3 @@ def read_tower_shape(checkpoint: Checkpoint) -> TowerShape:
         epsilon=config.number("layer_norm_eps", 1e-6),
         activation=name,
     )
-
-
-def _tower_name(weights: WeightReader, prefix: str) -> str:
-    """`prefix`, or with the level that transformers 4 puts below it."""
-    nested = f"{prefix}vision_model."
-    return nested if weights.has(f"{nested}embeddings.patch_embedding.weight") else prefix
-
-
-def _norm(weights: WeightReader, name: str, size: int, epsilon: float) -> LayerNorm:
-    return LayerNorm(weights.take(f"{name}.weight", (size,)), weights.take(f"{name}.bias", (size,)), epsilon)

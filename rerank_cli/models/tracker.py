@@ -1,12 +1,11 @@
 """Peak memory of a forward pass without running it: storages followed under FakeTensorMode.
 
-A fake tensor has a shape, a dtype and a storage of that many bytes, but no bytes. So a model of any size is built and
-run in a second on a laptop, and the moment at which most storages are alive is that of the real run: what the model's
-own code keeps alive is what counts, and that is the code that runs.
+A fake tensor has a shape, a dtype and a storage with a size, but no bytes. So a model of any size is built and run in a
+second on a laptop. The model's own code runs, so its storages live and die as in a real run, and so does their peak.
 
-What is not seen: buffers inside a kernel (a CPU's flash attention keeps some per thread, cuBLAS has its workspace) and
-what an allocator adds by rounding. Fake tensors are on the CPU, whose fused attention needs, like a GPU's flash kernel,
-the output and the log-sum-exp of each row.
+Not seen are buffers inside a kernel (a CPU's flash attention keeps some per thread, cuBLAS has its workspace) and what
+an allocator adds by rounding. Fake tensors are on the CPU, whose fused attention needs, like a GPU's flash kernel, the
+output and the log-sum-exp of each row.
 """
 
 from __future__ import annotations
@@ -62,10 +61,10 @@ class StorageTracker(TorchDispatchMode):
 
 
 def padded_peak(checkpoint: Checkpoint, *, pairs: int, length: int, dtype: torch.dtype) -> int:
-    """Peak of a classifier that transformers runs, over `pairs` pairs of `length` tokens; weights are not counted.
+    """Peak in bytes of a classifier that transformers runs, over `pairs` pairs of `length` tokens, without weights.
 
-    The mask of padding is always there, as transformers would not leave it out of a traced forward: up to 4 % more than
-    a batch without padding needs.
+    The mask of padding is always counted, as transformers does not leave it out of a traced forward: up to 4 % more
+    than a batch without padding needs.
     """
     # Imported here: transformers costs seconds that the packed families need not pay.
     import transformers

@@ -15,8 +15,8 @@
 * The host is at most `AHEAD` copies before the device: ids and pixels of batches that wait take memory, and a run that
   is stopped should not have an hour of work in a queue. At the bound it sleeps and asks; it never spins.
 
-A device reports what goes wrong in a kernel to whoever asks it next. Every question here passes that on as it comes
-(`torch.AcceleratorError`), so numbers behind a fault are never read.
+A device reports a fault in a kernel to the next caller that asks it anything. Every call here lets that error through
+(`torch.AcceleratorError`), so numbers computed after a fault are never read.
 
 Elsewhere (`Direct`) a copy is `Tensor.to`, and done when it returns.
 """
@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, Protocol
 
@@ -34,8 +35,8 @@ import torch
 from torch import Tensor
 
 AHEAD = 8
-"""Batches that the host may be before the device: half a second to two of a large model, and of a small one the whole
-of a window, so that the device has work while the host ranks, writes and commits."""
+"""Batches that the host may be ahead of the device: half a second to two of a large model, a whole window of a small
+one, so that the device has work while the host ranks, writes and commits."""
 
 PAUSE_SECONDS = 0.0005
 """Between two questions to a device; each takes a microsecond or two."""
@@ -63,14 +64,14 @@ class Transfer(Protocol):
         """`host`, on the device."""
 
     def to_host(self, there: Tensor) -> Arriving:
-        """Have a tensor of the device copied, once it is computed."""
+        """Start to copy a tensor of the device; the copy is made once the tensor is computed."""
 
 
+@dataclass(frozen=True, slots=True)
 class There:
     """A tensor that has arrived; satisfies `Arriving`."""
 
-    def __init__(self, here: Tensor) -> None:
-        self._here = here
+    here: Tensor
 
     def is_there(self) -> bool:
         """See `Arriving`."""
@@ -78,7 +79,7 @@ class There:
 
     def wait(self) -> Tensor:
         """See `Arriving`."""
-        return self._here
+        return self.here
 
 
 class Direct:
@@ -102,22 +103,22 @@ class Direct:
         return There(there.cpu())
 
 
+@dataclass(frozen=True, slots=True)
 class _Pinned:
-    """A buffer that a device writes, and the event behind that; satisfies `Arriving`."""
+    """A buffer that a device writes, and the event after the last write; satisfies `Arriving`."""
 
-    def __init__(self, buffer: Tensor, written: torch.cuda.Event) -> None:
-        self._buffer = buffer
-        self._written = written
+    buffer: Tensor
+    written: torch.cuda.Event
 
     def is_there(self) -> bool:
         """See `Arriving`."""
-        return bool(self._written.query())
+        return bool(self.written.query())
 
     def wait(self) -> Tensor:
         """See `Arriving`; asks and sleeps, as `Event.synchronize` would let no signal through."""
         while not self.is_there():
             time.sleep(PAUSE_SECONDS)
-        return self._buffer
+        return self.buffer
 
 
 class Overlapping:
@@ -128,7 +129,7 @@ class Overlapping:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies = torch.cuda.Stream(device)
-        self._before: deque[torch.cuda.Event] = deque()  # what each copy of late came after, in the compute stream
+        self._before: deque[torch.cuda.Event] = deque()  # of each recent copy: where the compute stream was before it
 
     def has_room(self) -> bool:
         """See `Transfer`."""
@@ -159,7 +160,7 @@ class Overlapping:
 
 @contextmanager
 def current(device: torch.device) -> Iterator[None]:
-    """Inside, what names no device of its own is on `device`.
+    """Make `device` the current one inside: the one of everything that names no device.
 
     Triton starts its kernels there, and pinned memory, streams and events wake the GPU that they are asked of: without
     this a model on the second GPU would fail or take half a GiB of the first.

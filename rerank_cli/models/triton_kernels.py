@@ -1,7 +1,7 @@
 """Triton kernels for what lies between the matrix products of a Llama layer; see `elementwise.py` for who calls them.
 
-Each reads its input once and writes its result once, with float32 in between. Imported only where Triton is there and
-a GPU is used, or where `TRITON_INTERPRET=1` runs them on a CPU, which is how the tests look at their numbers.
+Each reads its input once and writes its result once, with float32 in between. Imported only where Triton is installed
+and a GPU is used, or where `TRITON_INTERPRET=1` runs them on a CPU, as the tests do to compare their numbers.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _quantise_kernel(x, out, scales, size, BLOCK: tl.constexpr):
     inside = channels < size
     values = tl.load(x + row * size + channels, mask=inside, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(values), 0) / _FP8_MAX, _LEAST_SCALE)
-    # Maxima leave out what is no number. It must not come out as one: its row is then none at all.
+    # Maxima ignore NaN, which must not come out as a number: the whole row becomes NaN.
     scale = tl.where(tl.max(tl.where(values != values, 1, 0), 0) > 0, float("nan"), scale)
     values = tl.minimum(tl.maximum(values / scale, -_FP8_MAX), _FP8_MAX)
     tl.store(out + row * size + channels, values.to(out.dtype.element_ty), mask=inside)

@@ -1,9 +1,9 @@
 """Tensors of a checkpoint, converted as they are read, each asked for exactly once.
 
 `WeightReader` memory-maps the safetensors files; a tensor becomes memory of our own only by a conversion (another
-dtype, another device, prepacking). What is converted is read apart from the mapping, a tensor at a time, so that at no
-time two copies of a model are resident. A family takes what it needs by name; `finish` then refuses a checkpoint that
-holds weights nobody asked for, because an ignored weight means another model than the one that was trained.
+dtype, another device, prepacking). What is converted is read apart from the mapping, a tensor at a time, so that two
+copies of a model are never resident. A family takes what it needs by name; `finish` then refuses a checkpoint with
+weights that nobody asked for, because a model without them is not the one that was trained.
 
 8-bit tensors: an int8 or uint8 tensor `X` with companions `X.scale` (float32) and, where the zero point is not 0,
 `X.zero` stands for `(X - zero) * scale`; scale and zero have one element, or one for each row of `X` (per-channel).
@@ -53,7 +53,7 @@ class Fp8Weight:
 class WeightReader:
     """The weights of one checkpoint, by name, in one dtype on one device. A context manager: closes the files.
 
-    quantised: the checkpoint says that it is, in a way that is known.
+    quantised: the checkpoint says that it is quantised, in a way that is known.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -78,7 +78,7 @@ class WeightReader:
         self._files.clear()
 
     def has(self, name: str) -> bool:
-        """The checkpoint holds a tensor of this name."""
+        """Whether the checkpoint holds a tensor of this name."""
         return name in self._checkpoint.tensors
 
     def take(self, name: str, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
@@ -92,16 +92,17 @@ class WeightReader:
             tensor = fp8.values.to(torch.float32).mul_(fp8.scale)
         elif info.dtype in _INTEGERS:
             tensor = self._dequantise(stored, self._read(stored, info))
-        elif info.dtype in _FLOATS:
-            # As it lies in the mapped file, where nothing is to be converted.
-            as_it_is = _FLOATS[info.dtype] == (dtype or self._dtype) and self._device.type == "cpu"
-            tensor = self._map_tensor(stored, info) if as_it_is else self._read(stored, info)
-        else:
+        elif info.dtype not in _FLOATS:
             raise ModelError(f"{info.file}: `{stored}` holds {info.dtype}, not weights")
+        elif _FLOATS[info.dtype] == (dtype or self._dtype) and self._device.type == "cpu":
+            self._taken.add(stored)  # as it lies in the mapped file: nothing is to be converted
+            tensor = self._files[info.file].get_tensor(info.stored_name or stored)
+        else:
+            tensor = self._read(stored, info)
         return tensor.to(device=self._device, dtype=dtype or self._dtype)
 
     def is_fp8(self, name: str) -> bool:
-        """The tensor `name` is there and in float8_e4m3fn."""
+        """Whether the tensor `name` is there and in float8_e4m3fn."""
         info = self._checkpoint.tensors.get(name)
         return info is not None and info.dtype == _FP8
 
@@ -131,29 +132,21 @@ class WeightReader:
                 hint="config.json and weights are of different models",
             )
 
-    def _stored_name(self, name: str) -> str:
-        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        for candidate in (name, old):
-            if self.has(candidate):
-                return candidate
-        raise ModelError(f"{self._checkpoint.path}: weight `{name}` is missing")
-
     def _find(self, name: str, shape: Sequence[int]) -> tuple[str, TensorInfo]:
-        stored = self._stored_name(name)
-        info = self._checkpoint.tensors[stored]
+        """The name that `name` is stored under, and what the header says of it."""
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        stored = name if self.has(name) else old
+        info = self._checkpoint.tensors.get(stored)
+        if info is None:
+            raise ModelError(f"{self._checkpoint.path}: weight `{name}` is missing")
         if info.shape != tuple(shape):
             raise ModelError(
                 f"{info.file}: `{stored}` has shape {list(info.shape)}, config.json asks for {list(shape)}"
             )
         return stored, info
 
-    def _map_tensor(self, name: str, info: TensorInfo) -> Tensor:
-        self._taken.add(name)
-        tensor: Tensor = self._files[info.file].get_tensor(info.stored_name or name)
-        return tensor
-
     def _read(self, name: str, info: TensorInfo) -> Tensor:
-        """The tensor in memory of its own: pages of the mapping that were touched would stay resident beside it."""
+        """The tensor, read into memory of its own: pages of the mapping would stay resident beside it once touched."""
         if info.dtype not in _DTYPES:
             raise ModelError(f"{info.file}: `{name}` holds {info.dtype}, not weights")
         self._taken.add(name)
