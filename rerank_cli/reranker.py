@@ -34,7 +34,7 @@ from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.errors import InputError, RerankError, UsageError
 from rerank_cli.formats.in_memory import RankedRows, answer_rows, given_rows, in_groups, read
 from rerank_cli.formats.shapes import FieldNames, Item, Selection
-from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_store, refuse_unusable
+from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_idle, refuse_store, refuse_unusable
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
 from rerank_cli.job.progress import Progress as RunProgress
 from rerank_cli.job.ranking import select
@@ -157,6 +157,7 @@ class Reranker:
 
     def _load(self, model: str | Path | None, options: ModelOptions) -> None:
         self._options = _job_options(model, options)
+        refuse_idle(self._options, {name: f"--{name.replace('_', '-')}" for name in options})
         refuse_store(self._options)
         prepared = prepare_model(self._options, find_known(self._options))
         self.plan: Plan = prepared.plan

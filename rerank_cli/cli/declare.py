@@ -217,6 +217,12 @@ def decided_by(context: typer.Context, name: str) -> str | None:
     return one.flag if source.name == "COMMANDLINE" else one.variable
 
 
+def typed_options(context: typer.Context) -> dict[str, str]:
+    """The flags on the command line, by the path of the field that they set; not what the environment says."""
+    found = declared_options(context).items()
+    return {one.into: one.flag for name, one in found if one.into and decided_by(context, name) == one.flag}
+
+
 def _show_all(context: typer.Context, asked: bool) -> None:
     if asked and not context.resilient_parsing:
         command: Any = context.command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from rerank_cli.cli.console import ErrorTeller, print_json, say
-from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, argument, option, takes
+from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, argument, decided_by, declared_options, option, takes
 from rerank_cli.cli.options import JUDGED, ONE_MODEL, SCORING
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import EXIT_CODES, UsageError
@@ -99,12 +99,11 @@ def evaluate(
 ) -> int:
     """Say whether new orders should ship, and how to use the scores. No model is loaded."""
     prepare_process(online=False)
-    from rerank_cli.cli.evaluation import refuse_metrics_without_qrels
     from rerank_cli.cli.verdict_text import notes_of, print_answer, print_calibration
     from rerank_cli.evaluation.answer import EvaluationRequest, evaluate_systems
     from rerank_cli.formats.shapes import FieldNames
 
-    refuse_metrics_without_qrels(context)
+    _refuse_idle(context)
     _refuse_options(inputs, given)
     names = FieldNames(passages=given["passages_field"], id=given["id_field"], group_by=given["group_by"])
     found = evaluate_systems(
@@ -135,6 +134,21 @@ def evaluate(
 
 
 _NEED_QRELS = ("per_query", "calibrate_to", "keep_precision")
+
+
+_NEEDS = {
+    "metric": ("qrels",), "ship_at": ("qrels",), "calibrator": ("calibrate_to",),
+    "relevant_from": ("calibrate_to", "keep_precision"),
+}  # fmt: skip
+"""Options that change nothing unless one of these is there."""
+
+
+def _refuse_idle(context: typer.Context) -> None:
+    flags = {name: one.flag for name, one in declared_options(context).items()}
+    for name, needed in _NEEDS.items():
+        if decided_by(context, name) == flags[name] and all(context.params[other] is None for other in needed):
+            others = " or ".join(f"`{flags[other]}`" for other in needed)
+            raise UsageError(f"{flags[name]}: changes nothing without {others}")
 
 
 def _refuse_options(inputs: list[str], given: dict[str, Any]) -> None:

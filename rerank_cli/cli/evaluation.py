@@ -75,12 +75,6 @@ def _cells(row: Comparison) -> list[str]:
     return [row.metric, given, f"{row.reranked:.4f}", change, *counts, chance]
 
 
-def refuse_metrics_without_qrels(context: typer.Context) -> None:
-    """`UsageError` for measures on the command line without judgements."""
-    if context.params["qrels"] is None and decided_by(context, "metric") == "--metric":
-        raise UsageError("--metric: nothing is measured without judgements", hint="name them with `--qrels`")
-
-
 def refuse_what_needs_a_model(context: typer.Context) -> None:
     """`UsageError` for options on the command line that `--evaluate-only` would ignore."""
     for name, one in declared_options(context).items():

@@ -8,9 +8,9 @@ from typing import Any
 import typer
 
 from rerank_cli.cli.command_line import command_of
-from rerank_cli.cli.declare import fields_of
+from rerank_cli.cli.declare import fields_of, typed_options
 from rerank_cli.cli.plan_request import read_plan_request
-from rerank_cli.job.options import ErrorLimit, JobOptions
+from rerank_cli.job.options import ErrorLimit, JobOptions, refuse_idle
 
 
 def read_job_options(context: typer.Context, **more: Any) -> JobOptions:
@@ -27,4 +27,6 @@ def read_job_options(context: typer.Context, **more: Any) -> JobOptions:
         "command": command_of(context),
     }  # fmt: skip
     options = JobOptions(**(fields | more))
-    return replace(options, metrics=tuple(options.metrics))
+    options = replace(options, metrics=tuple(options.metrics))
+    refuse_idle(options, typed_options(context))
+    return options

@@ -140,11 +140,10 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     prepare_process(online=online)
     keep_freed_memory()
     # Imported here because they load numpy and more, which --help must not wait for.
-    from rerank_cli.cli.evaluation import refuse_metrics_without_qrels, refuse_what_needs_a_model, run_evaluation
+    from rerank_cli.cli.evaluation import refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.job_request import read_job_options
     from rerank_cli.cli.running import print_dry_run, refuse_gpu, run_and_report
 
-    refuse_metrics_without_qrels(context)
     if given["evaluate_only"]:
         refuse_what_needs_a_model(context)
     elif output is None:

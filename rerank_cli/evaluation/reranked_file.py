@@ -121,6 +121,7 @@ class RerankedFile:
             raise InputError(f"{runs[0]}: a TREC run among files of other formats", hint="evaluate each on its own")
         self._is_run = bool(runs)
         self._known: PathShape | Literal[False] | None = None
+        self._lacks_id = names.id is not None and not self._is_run
         self.given: Order | None = None
         self.reranked: Order | None = None
         self.differ = False
@@ -128,6 +129,8 @@ class RerankedFile:
 
     def lists(self, wanted: Callable[[str], bool], on_error: Callable[[RowError], None]) -> Iterator[OrderedList]:
         """All lists, one after another; `on_error` gets each row that cannot be read.
+
+        `InputError` at the end where no row had the id field that the user names.
 
         wanted: whether a query counts. The list of a query that does not is left empty.
         """
@@ -147,6 +150,8 @@ class RerankedFile:
             if self.given is not None and self.given.field == "index":
                 self.cut += max(passage.number("index") for passage in passages) >= len(passages)
             yield OrderedList(query, given, reranked)
+        if self._lacks_id and self.reranked is not None:
+            raise InputError(f"--id-field {self._names.id}: no row of {self._inputs[0].path} has it")
 
     def _group_by_query(
         self,
@@ -204,8 +209,11 @@ class RerankedFile:
         if self._known is None:
             self._known = _known_shape(fields, names) or False
         if self._known:
+            self._lacks_id = False  # the shape says where ids are
             return _read_known(row, self._known)
         entries, in_answer = _find_passages(fields, names)
+        if self._lacks_id:
+            self._lacks_id = not _has_id(fields, entries, names)
         if entries is None:
             return _read_flat(row, names, wanted)
         if not isinstance(entries, (list, tuple)):
@@ -258,6 +266,14 @@ def _find_passages(fields: Mapping[str, Any], names: FieldNames) -> tuple[Any, b
     paths = (names.passages,) if names.passages else (*_ANSWERS, *ALIASES["passages"])
     found = ((lookup(fields, path), path in _ANSWERS) for path in paths)
     return next((one for one in found if one[0] is not None), (None, False))
+
+
+def _has_id(fields: Mapping[str, Any], entries: Any, names: FieldNames) -> bool:
+    """Whether a row, or one of the objects where `_passage_id` looks, has the id field that the user names."""
+    asked = first_of(fields, names.passages, "passages")
+    inner = [one for found in (entries, asked) if isinstance(found, (list, tuple)) for one in found]
+    places = [fields, *inner, *(one.get("document") for one in inner if isinstance(one, Mapping))]
+    return any(isinstance(one, Mapping) and lookup(one, names.id or "") is not None for one in places)
 
 
 def _passage_id(entry: Mapping[str, Any], fields: Mapping[str, Any], names: FieldNames) -> str | None:

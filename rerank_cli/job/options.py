@@ -7,13 +7,23 @@ and the tests all start here, so this module imports nothing that is slow to loa
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, ImageLimits, Pool, SpecialTokens, Truncation
 from rerank_cli.errors import InputError, TooManyBadRowsError, UsageError
-from rerank_cli.formats.choices import MAX_LINE_BYTES, NO_TEXTS, FieldNames, Selection, Teacher, Texts
+from rerank_cli.formats.choices import (
+    MAX_LINE_BYTES,
+    NO_TEXTS,
+    TEACHER_FORMATS,
+    FieldNames,
+    Selection,
+    Teacher,
+    Texts,
+)
 from rerank_cli.job.bounds import MOST_ROWS, MOST_TOKENS, refuse_too_large, refuse_too_many_engines
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.storage import is_url, path_of, refuse_url
@@ -273,6 +283,32 @@ def _refuse_names(options: JobOptions) -> None:
         refuse_per_query_name(names.per_query)
         if options.qrels is None:
             raise UsageError("--per-query: nothing is measured without judgements", hint="name them with `--qrels`")
+
+
+_CHUNKS = ("truncate", ("chunk",), "--truncate chunk")
+_TRAINING = ("names.out_format", TEACHER_FORMATS, f"--out-format {'|'.join(TEACHER_FORMATS)}")
+NEEDS: Final[Mapping[str, tuple[str, tuple[str, ...], str]]] = {
+    "chunk_overlap": _CHUNKS, "pool": _CHUNKS, "store_limit": ("store", (), "--store DIR"),
+    "metrics": ("qrels", (), "--qrels FILE"),
+    "teacher.negatives": _TRAINING, "teacher.absolute_margin": _TRAINING, "teacher.relative_margin": _TRAINING,
+    "teacher.positive_field": _TRAINING, "teacher.relevant_from": _TRAINING,
+}  # fmt: skip
+"""Fields of the options that change nothing without another one: which, the values of it that will do (none: any), and
+the option that sets it."""
+
+
+def refuse_idle(options: JobOptions, typed: Mapping[str, str]) -> None:
+    """`UsageError` for an option that would change nothing.
+
+    Args:
+        options: All of the run.
+        typed: By its field, each option that somebody has typed for this run. One of the environment is for many runs.
+    """
+    for path in NEEDS.keys() & typed.keys():
+        needed, values, command = NEEDS[path]
+        found = attrgetter(needed)(options)
+        if found not in values if values else found is None:
+            raise UsageError(f"{typed[path]}: changes nothing without `{command}`")
 
 
 def refuse_store(options: JobOptions) -> None:

@@ -330,6 +330,9 @@ def _points(request: MemoryRequest, question: MemoryQuestion, known: KnownModel)
     too_long = [length for length in request.max_tokens or () if length > limit]
     if too_long:
         raise UsageError(f"--max-tokens {too_long[0]}: {known.name} reads at most {limit} tokens")
+    solved = {"batch-size": request.batch_sizes, "max-tokens": request.max_tokens}
+    if request.solve and solved[request.solve]:
+        raise UsageError(f"--{request.solve}: is what `--solve {request.solve}` finds", hint="leave out one of them")
     if request.measure:
         sizes, lengths = request.batch_sizes or _MEASURED_POINT[:1], request.max_tokens or (_MEASURED_POINT[1],)
         if len(sizes) * len(lengths) > 1:

@@ -390,7 +390,7 @@ def test_a_run_its_report_its_output_and_ir_measures_on_the_command_line_agree(
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--metric", "RR"], 2, "--metric: nothing is measured without judgements"),
+        (["--metric", "RR"], 2, "--metric: changes nothing without `--qrels FILE`"),
         (["--per-query", "x.tsv"], 2, "--per-query: nothing is measured without judgements"),
         (["--per-query", "{folder}/x.csv"], 2, "end the name in .tsv or .jsonl"),
         (["--qrels", "{folder}/qrels", "--per-query", "{folder}/qrels.tsv"], 4, "qrels.tsv: exists"),

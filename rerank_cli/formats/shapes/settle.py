@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from rerank_cli.errors import InputError
+from rerank_cli.formats.choices import NO_IMAGES
 from rerank_cli.formats.shapes.conversion import Conversion
 from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, lookup, name_in_row, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
@@ -35,6 +36,10 @@ def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
     if shape.names.id:
         inner = _passages(shape, rows) if isinstance(shape, ListShape) else []
         _refuse_missing("--id-field", (shape.names.id,), [*inner, *(row.fields for row in rows)], rows)
+    if isinstance(shape, ListShape) and shape.names.group_by and rows:
+        raise InputError(f"--group-by: the rows of {rows[0].file} are lists, and each is a group of its own")
+    if shape.names.image not in (None, NO_IMAGES):
+        _refuse_missing("--image-field", (shape.names.image_path,), _places(shape, rows), rows)
     _check_joined_texts(shape, rows)
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
