@@ -1,7 +1,7 @@
-"""How much of the first n of lists are those of a full run by the exact scores: one count for whatever is cheaper.
+"""Counts how many of the first n passages of lists are the same as in a run with the exact scores.
 
-The precisions of a model (`precision_check.py`, `precision_choice.py`) and two scorers (`cascade/choice.py`) are
-compared by it, so their shares can be.
+Precisions (`precision_check.py`, `precision_choice.py`) and cascades (`cascade/choice.py`) are measured by the same
+count, so their shares can be compared.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _Z95 = 1.959964
 
 
 def first_n(scores: npt.NDArray[np.floating[Any]], top: int) -> list[int]:
-    """The places of the best scores, best first; equal ones in input order, and none without a score."""
+    """The places of the best scores, best first; equal ones in input order; places without a score are left out."""
     order: list[int] = order_by_score(np.where(np.isfinite(scores), scores, -math.inf)).tolist()
     return [place for place in order if np.isfinite(scores[place])][:top]
 
 
 @dataclass(slots=True)
 class Agreement:
-    """What was compared so far, as sums over lists."""
+    """What was compared so far, summed over lists."""
 
     top: int
-    """Passages at the head of a list that are compared."""
+    """How many passages at the head of a list are compared."""
     lists: int = 0
     passages: int = 0
     same: int = 0
@@ -39,7 +39,7 @@ class Agreement:
     ndcg: float = 0.0
 
     def add(self, exact: Sequence[int], found: Sequence[int], *, passages: int) -> None:
-        """Count a list of so many passages by its heads, best first; one without any exact score is none."""
+        """Count a list. exact, found: its first n places, best first; a list without any exact score is not counted."""
         if not exact:
             return
         self.lists += 1
@@ -51,17 +51,17 @@ class Agreement:
 
     @property
     def mean_overlap(self) -> float | None:
-        """Of the lists; None without any."""
+        """The mean over lists; None without any."""
         return self.overlap / self.lists if self.lists else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of `mean_overlap`, at 95 %."""
+        """The 95 % interval of `mean_overlap`; None without lists."""
         return interval(self.overlap / self.lists, self.lists) if self.lists else None
 
 
 def interval(share: float, draws: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; a list counts as one draw, which is the widest that it can be."""
+    """Wilson's 95 % interval of a share; a list counts as one draw, which gives the widest interval."""
     middle = (share + _Z95**2 / (2 * draws)) / (1 + _Z95**2 / draws)
     half = _Z95 * math.sqrt(share * (1 - share) / draws + _Z95**2 / (4 * draws**2)) / (1 + _Z95**2 / draws)
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,8 +1,8 @@
-"""Numbers that no run can mean: refused by name, before a library stumbles over them.
+"""Refuses numbers that are too large for any run, by name, before a library fails on them.
 
-Rows, bytes and places in a list are counted in up to 2^53, which is what JSON numbers and doubles hold exactly; tokens
-and pairs of a batch in 32 bits, as the kernels count them. A machine gets at most `ENGINES_PER_CPU` engines a CPU, and
-16 in any case: each is a process of some hundred MB, and more than one a core makes nothing faster.
+Rows, bytes and places in a list may be up to 2^53, which JSON numbers and doubles hold exactly; tokens and pairs of a
+batch up to 2^31 - 1, as the kernels count them in 32 bits. A machine gets at most `ENGINES_PER_CPU` engines a CPU, and
+16 in any case: each is a process of some hundred MB, and more than one for each core makes nothing faster.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FEW_ENGINES = 16
 
 
 def refuse_too_large(numbers: Mapping[str, int | None], most: int) -> None:
-    """`UsageError` for the first option whose number is too large to be meant."""
+    """`UsageError` for the first option whose number is above `most`."""
     for flag, number in numbers.items():
         if number is not None and number > most:
             raise UsageError(f"{flag} {number}: at most {most}")

@@ -1,8 +1,8 @@
-"""What a run would do: everything is read and tokenised, nothing is scored, weights are not loaded.
+"""What a run would do: everything is read and tokenised, but nothing is scored and no weights are loaded.
 
-Here the expected time is the number of operations of the forward passes over the speed of a matrix product, measured
-for a tenth of a second in the plan's precision; a whole forward reaches 65 to 80 % of it on a CPU (Zen 4, torch 2.13).
-On a card that is not here it is reckoned (`planning/hours.py`), without the start of the program.
+The expected time is the number of operations of the forward passes, divided by the speed of a matrix product that is
+measured for a tenth of a second in the plan's precision; on a CPU a whole forward pass reaches 65 to 80 % of that speed
+(Zen 4, torch 2.13). For a card that is not here it is calculated (`planning/hours.py`), without the program's start.
 """
 
 from __future__ import annotations
@@ -39,45 +39,44 @@ _SHARE_REACHED = 0.7
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """What a run would do.
-
-    tokens: length of each distinct pair before truncation, as percentiles. unscorable: distinct pairs that have no
-    logit. seconds: a rough estimate. first_error: the first bad row, as file, row and message. elsewhere: on other
-    cards, by the name that was asked for. unknown_tokens: as in a report; None where the model knows all.
-    """
+    """What a run would do."""
 
     counts: Counts
     tokens: dict[str, int]
+    """Percentiles of the lengths of distinct pairs before truncation."""
     total_tokens: int
     truncated: int
     unscorable: int
+    """Distinct pairs that cannot get a logit."""
     plan: Plan
     seconds: float
+    """A rough estimate."""
     gflops: float
     first_error: tuple[str, int, str] | None = None
+    """File, row and message of the first bad row."""
     elsewhere: tuple[Elsewhere, ...] = ()
+    """The same run on other cards."""
     unknown_tokens: dict[str, Any] | None = None
+    """As in a report; None if the model knows all tokens."""
     first: FirstScorer | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FirstScorer:
-    """What a run with two scorers does with the cheap one.
-
-    pairs_of_second: what the second one reads at least; how many more is known when both have scored the first window.
-    needed_bytes: of both models; None where that is not known.
-    """
+    """The cheap scorer of a run with two scorers."""
 
     model: str
     precision: str
     keep: str
     pairs_of_second: int
+    """Pairs that the second scorer reads at least; the rest depends on the scores of the first window."""
     needed_bytes: int | None
+    """Of both models; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Elsewhere:
-    """What the run would take on another card. time: None where it does not fit or cannot be reckoned; reason: why."""
+    """The run on another card. time: None if the model does not fit or the time is not known; `reason` says why."""
 
     gpu: str
     precision: str | None
@@ -88,7 +87,7 @@ class Elsewhere:
 def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     """Read and tokenise everything, score nothing: rows, pairs, lengths, truncations and an expected time.
 
-    gpus: cards for which the time is told too, as `--gpu` names them.
+    gpus: further cards to estimate the time for, as `--gpu` names them.
     """
     machines = [describe_machine([gpu]) for gpu in gpus]  # refused before anything is read
     if gpus and options.first.scorer is not None:
@@ -161,8 +160,8 @@ def _first_scorer(
 
     Args:
         prepared: The run.
-        asked: What its options ask of two scorers; None with one.
-        of_second: Pairs of the second one.
+        asked: What its options ask of two scorers; None for a run with one.
+        of_second: Pairs that the second scorer reads.
         kept: Tokens of all pairs.
         squares: Sum of their squared lengths.
         counts: Of the run.
@@ -178,7 +177,7 @@ def _first_scorer(
 
 
 def _try_outputs(options: JobOptions) -> None:
-    """Refuse what cannot be written at a URL."""
+    """Refuse URLs that cannot be written to."""
     for path in options.names.files.values():
         if is_on_hub(path):
             refuse_unwritable(path)
@@ -189,7 +188,7 @@ def _try_outputs(options: JobOptions) -> None:
 def _estimate_elsewhere(
     gpu: str, machine: Machine, options: JobOptions, lengths: PairLengths, *, images: bool
 ) -> Elsewhere:
-    """The run on the card that was asked for as `gpu`, of pairs as long as they are by this machine's plan."""
+    """The run on the card `gpu`; `lengths` are those by the plan for this machine."""
     request = replace(options.request, device="auto", gpus=None, assume_cuda=True)
     known = find_known(options)
     answer = plan_model(request, known, machine)
@@ -201,6 +200,6 @@ def _estimate_elsewhere(
 
 
 def _without_logits(part: EncodedPart) -> ScoredPart:
-    """A part as if it had been scored, by which the rows are found that would be bad whatever their logits."""
+    """The part as if it were scored, to find rows that are bad whatever their logits are."""
     kept = [without_pixels(entry) for entry in part.encoded]
     return ScoredPart(part.members, kept, np.zeros(len(kept), dtype=np.float32), {})

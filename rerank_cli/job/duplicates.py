@@ -1,9 +1,9 @@
-"""Passages of a list that say the same: equal but for case, white space, and the marks around a word.
+"""Finds passages of a list that say the same: equal except for case, white space, and the marks around words.
 
-Marks are quotes and brackets on either side of a word, and what ends a sentence behind it. Other punctuation is a part
-of the word: `C++` is not `C`, `-5` and `.5` are not `5`. They are counted in every run, by a hash of what is left of a
-text. `--drop-duplicates` leaves out all but the first of them before anything is scored. A passage with an image is the
-same as another with the same text and image.
+Marks are quotes and brackets on either side of a word, and sentence ends behind it. Other punctuation is part of the
+word: `C++` is not `C`, `-5` and `.5` are not `5`. Such passages are counted in every run, by a hash of the remaining
+text. `--drop-duplicates` leaves out all but the first of them before anything is scored. Passages with images are
+duplicates if both text and image are the same.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _LEFT_OUT = dict.fromkeys(map(ord, string.punctuation + _BEFORE + _BEHIND + _SPA
 
 
 def count_duplicates(lists: Iterable[CandidateList]) -> int:
-    """Passages of lists that say, or of those that were left out said, what one before them in their list says."""
+    """How many passages repeat one before them in their list; those that were left out count too."""
     return sum(item.duplicates + len(item.passages) - len(_first_places(item)) for item in lists)
 
 
 def without_duplicates(items: Iterable[Grouped]) -> Iterator[Grouped]:
-    """`items` without the passages that say what one before them in their list says."""
+    """`items` without the passages that repeat one before them in their list."""
     for item in items:
         if not isinstance(item, CandidateList) or len(kept := _first_places(item)) == len(item.passages):
             yield item
@@ -42,8 +42,8 @@ def without_duplicates(items: Iterable[Grouped]) -> Iterator[Grouped]:
 
 
 def _first_places(item: CandidateList) -> list[int]:
-    """The places of the passages that say what none before them says, in their order."""
-    if item.queries:  # each passage has a query of its own
+    """The places of the passages that repeat none before them, in order."""
+    if item.queries:  # each passage has its own query
         return list(range(len(item.passages)))
     first: dict[int, int] = {}
     for place, said in enumerate(what_they_say(item.passages)):
@@ -53,18 +53,17 @@ def _first_places(item: CandidateList) -> list[int]:
 
 def what_they_say(passages: Iterable[Passage]) -> list[int]:
     """A hash of each passage of a list, equal for those that say the same."""
-    folded = [(_text(one).casefold(), one.image if isinstance(one, ImagePassage) else None) for one in passages]
-    # Letters and digits alone are there in 3 us, words in 20; only passages with the same letters need the second.
+    folded = [
+        (one.text.casefold(), one.image) if isinstance(one, ImagePassage) else (one.casefold(), None)
+        for one in passages
+    ]
+    # Letters and digits alone take 3 us, words 20 us: only passages with the same letters are compared by words.
     letters = [hash((text.translate(_LEFT_OUT), image)) for text, image in folded]
     times = Counter(letters)
     return [
         key if times[key] == 1 else hash((_words(text), image))
         for key, (text, image) in zip(letters, folded, strict=True)
     ]
-
-
-def _text(passage: Passage) -> str:
-    return passage.text if isinstance(passage, ImagePassage) else passage
 
 
 def _words(text: str) -> str:

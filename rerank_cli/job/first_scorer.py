@@ -1,4 +1,4 @@
-"""What `--first` asks for, and what it cannot be had with."""
+"""What `--first` asks for, and which other options it excludes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rerank_cli.planning.run_plan import Plan, needed_together
 Keep = Literal["count", "share", "auto", "exact"]
 
 TOP = 10
-"""Passages at the head of a list that are to be those of a full run, where nobody says how many."""
+"""How many passages at the head of a list should be those of a full run, by default."""
 
 _EXACTER = ("int8", "fp8", "bf16", "fp16", "fp32")
 _SHAPES_WITH_RANKS = ("list", "flat")
@@ -29,19 +29,18 @@ _SHAPES_WITH_RANKS = ("list", "flat")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the options of a cascade mean.
-
-    same_model: the first scorer is the model itself in a lower precision. precision: of the first scorer; None: its
-    own default. number: of passages, or their share. top: passages at the head of a list that are to be those of a
-    full run.
-    """
+    """What the options of a cascade mean."""
 
     same_model: bool
+    """The first scorer is the run's own model in a lower precision."""
     precision: str | None
+    """Of the first scorer; None for its default."""
     model: str | None
     keep: Keep
     number: float
+    """Of passages that are kept, or their share."""
     top: int
+    """How many passages at the head of a list should be those of a full run."""
 
 
 def read_asked(options: JobOptions) -> Asked:
@@ -55,7 +54,7 @@ def read_asked(options: JobOptions) -> Asked:
 
 
 def read_scorer(text: str) -> tuple[str | None, str | None]:
-    """What `--first` names: the model, None for that of the run, and its precision, None for its own default."""
+    """The model (None: that of the run) and the precision (None: its default) that `--first` names."""
     known = [name for name in get_args(Precision) if name != "auto"]
     head, colon, tail = text.rpartition(":")
     if text in known:
@@ -80,7 +79,7 @@ def least_of_second(asked: Asked, passages: int) -> int:
 
 
 def parse_first_keep(text: str) -> str:
-    """`text`, where it is what `--first-keep` takes."""
+    """`text`, if `--first-keep` takes it; else `ValueError`."""
     share = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
     if text in ("auto", "exact") or (share and 0 < float(share[1]) <= 100) or re.fullmatch(r"[1-9][0-9]{0,8}", text):
         return text
@@ -88,7 +87,7 @@ def parse_first_keep(text: str) -> str:
 
 
 def first_options(options: JobOptions, asked: Asked) -> JobOptions:
-    """The options of the first scorer as those of a run of its own."""
+    """The options of the first scorer, as if it ran alone."""
     request = options.request
     alone = replace(
         options, first=NO_FIRST, calibration=None, qrels=None, selection=Selection(),
@@ -105,7 +104,7 @@ def first_options(options: JobOptions, asked: Asked) -> JobOptions:
 
 
 def refuse_unusable_cascade(options: JobOptions) -> None:
-    """`UsageError` for options that mean nothing together, before anything is read."""
+    """`UsageError` for options that do not go together, before anything is read."""
     first = options.first
     if first.scorer is None:
         for flag, value in (("--first-keep", first.keep), ("--first-top", first.top)):
@@ -128,7 +127,7 @@ def refuse_unusable_cascade(options: JobOptions) -> None:
 
 
 def _conflicts(options: JobOptions) -> Iterator[tuple[str, str, str]]:
-    """What `--first` cannot be had with: the option, why, and what helps."""
+    """The options given that `--first` excludes: the option, why, and a hint."""
     if options.pairs:
         yield "`score`", "its rows are pairs, each by itself, and no list has a head", "`rerank-file` reads lists"
     if options.names.embeddings:
@@ -144,15 +143,15 @@ def _conflicts(options: JobOptions) -> Iterator[tuple[str, str, str]]:
 
 
 def refuse_unfit_cascade(options: JobOptions, asked: Asked, shape: str, name: str, first: Plan, second: Plan) -> None:
-    """`UsageError` for what the shape of the rows or the models cannot do.
+    """`UsageError` for a cascade that does not suit the shape of the rows or the models.
 
     Args:
         options: Of the run.
-        asked: What they mean.
+        asked: The cascade that they ask for.
         shape: Of the rows that are written.
         name: Of the first scorer's model.
-        first: Its plan.
-        second: Plan of the second one.
+        first: The plan of the first scorer.
+        second: The plan of the second one.
     """
     top_n = options.selection.top_n
     if shape not in _SHAPES_WITH_RANKS and (top_n is None or top_n > asked.top):
@@ -171,7 +170,7 @@ def refuse_unfit_cascade(options: JobOptions, asked: Asked, shape: str, name: st
 
 
 def refuse_no_lower(first: str, second: str) -> None:
-    """`UsageError` where the model is no cheaper in the precision `first` than in that of the run, `second`."""
+    """`UsageError` if the precision `first` is no lower than that of the run, `second`."""
     if _EXACTER.index(first) >= _EXACTER.index(second):
         raise UsageError(
             f"--first {first}: no lower precision than that of the run, {second}",
@@ -180,7 +179,7 @@ def refuse_no_lower(first: str, second: str) -> None:
 
 
 def refuse_embedder(checkpoint: Checkpoint) -> None:
-    """`UsageError` where the model of the run embeds."""
+    """`UsageError` if the model of the run is an embedder."""
     if family_of(checkpoint.architecture).embeds:
         raise UsageError(
             f"--first: {checkpoint.name} embeds each text once, and a candidate costs it no more than a product",
@@ -189,7 +188,7 @@ def refuse_embedder(checkpoint: Checkpoint) -> None:
 
 
 def refuse_both_too_large(first: Plan, second: Plan, machine: Machine) -> None:
-    """`DoesNotFitError` where each scorer fits, and both do not."""
+    """`DoesNotFitError` if each scorer fits but not both together."""
     needed = needed_together(first, second)
     if needed is None or first.device != second.device:
         return

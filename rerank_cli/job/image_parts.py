@@ -1,9 +1,9 @@
-"""A window in parts: each encoded and scored by itself, so that the pixels of few images are in memory at a time.
+"""Divides a window into parts that are encoded and scored one by one, so that memory holds the pixels of few images.
 
-A text costs kilobytes, an image of seven tiles 5.5 MB of pixels and as much again of vision vectors, and a list may
-hold a thousand of them. So a window is encoded in parts of `_PART_IMAGES` distinct images, each with all pairs of the
-window that hold it: every image is read, cut and seen by the tower once a window. A window without images is one part.
-When a part is scored its pixels go, and the last part brings the window back together (`ranking.py`).
+A text takes kilobytes; an image of seven tiles takes 5.5 MB of pixels and as much again of vision vectors, and a list
+may hold a thousand images. So a part has `_PART_IMAGES` distinct images, with all pairs of the window that hold them:
+every image is read, cut and given to the vision tower once a window. A window without images is one part. The pixels
+of a part are dropped when it is scored, and the last part joins the window again (`ranking.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rerank_cli.encoding.encoder import Encoded, Encoder, EncodingProblem, Reads
 from rerank_cli.job.score_store.known_scores import Asked, FoundPairs, KnownScores, distinct_pairs
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Limits, Window
 
-_PART_IMAGES = 16  # of 7 tiles, 512 pixels wide: 88 MB of pixels, and tower batches and text batches that are full
+_PART_IMAGES = 16  # 88 MB of pixels with 7 tiles of 512 pixels each; enough to fill batches of tiles and of texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class EncodedPart:
     """Some of the distinct pairs of a window.
 
     Args:
-        window: Which one.
-        encoded: One entry each.
+        window: The whole window.
+        encoded: One entry for each pair.
         members: Their places among the window's distinct pairs.
-        pairs: What a model is given of them (`pairs_of`).
-        places: As in `EncodedWindow`, with the window's last part; None before.
-        found: What is known of the window without its being computed. Members are the other pairs.
+        pairs: What the model gets of them (`pairs_of`).
+        places: As in `EncodedWindow`, in the window's last part; None before.
+        found: Pairs of the window whose scores are known already; they are not among `members`.
     """
 
     window: Window
@@ -42,9 +42,9 @@ class EncodedPart:
 def encode_parts(
     window: Window, encoder: Encoder | ReadsImages, known: KnownScores | None = None
 ) -> Iterator[EncodedPart]:
-    """Token ids of the window's pairs, each distinct pair once; one part, or more where it has many images.
+    """Encode the distinct pairs of a window, in one part, or in several if it has many images.
 
-    known: has looked the window up; what it has found is not encoded, unless somebody will ask for token ids.
+    known: has looked the window up; pairs that it found are not encoded, unless `encodes_all` is set.
     """
     found = known.take(window) if known else None
     pairs, places = (found.pairs, found.places) if found else distinct_pairs(window)
@@ -67,7 +67,7 @@ def encode_parts(
 
 
 def _encode_by_limits(pairs: Sequence[Asked], encoder: Encoder | ReadsImages) -> list[Encoded]:
-    """Token ids of pairs whose requests have limits of their own: those with the same limits at once."""
+    """Encode pairs whose requests may have their own limits; pairs with the same limits in one call."""
     by_limits: dict[Limits, list[int]] = {}
     for place, (limits, _, _) in enumerate(pairs):
         by_limits.setdefault(limits, []).append(place)
@@ -79,5 +79,5 @@ def _encode_by_limits(pairs: Sequence[Asked], encoder: Encoder | ReadsImages) ->
 
 
 def pairs_of(encoded: Sequence[Encoded]) -> list[EncodedPair]:
-    """What a model is given of these: each pair, or each chunk of one, in order."""
+    """What the model gets: each pair, or each chunk of a pair, in order."""
     return [pair for entry in encoded if not isinstance(entry, EncodingProblem) for pair in entry]

@@ -1,13 +1,13 @@
-"""What a run with an embedding model keeps beside its rows: the vectors it has computed, and whose they are.
+"""The vectors and texts that a run with an embedding model keeps beside its rows.
 
-    vectors     each vector with its key, in the order of computing. A run that goes on in another process reads them
-                back, so that a text is embedded once in a run, not once in a process.
-    texts       `--embeddings` only: a JSON line a text, `[kind, text, image, key, mark]`. Each distinct query and each
-                distinct passage is one, in the order in which the input first names it. Passages are the same if text
-                and image are named alike.
+    vectors     each vector with its key, in the order of computing. A resumed run reads them back, so that a text is
+                embedded once in a run, not once in each process.
+    texts       `--embeddings` only: a JSON line for each distinct query and passage, `[kind, text, image, key, mark]`,
+                in the order in which the input first names them. Passages are the same if text and image are named
+                alike.
 
-Both are members of the job (`journal`): windows append to them. The file that the user asked for is made of them at the
-end.
+Both are members of the job (`journal`), to which each window appends. At the end, the file for the user is made of
+them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EmbeddedTexts:
 
     Args:
         engine: Computes the vectors, and knows which texts are new.
-        members: Names of what `take` gives: vectors where the run can be continued, texts where they are asked for.
+        members: What `take` returns: `vectors` if the run can be resumed, `texts` if the user wants them.
     """
 
     def __init__(self, engine: EmbeddingEngine, members: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ class EmbeddedTexts:
         self._lines: list[bytes] = []
 
     def add(self, window: EncodedWindow) -> None:
-        """Take the texts of a window that were not there before; a pair that has no score has no vectors."""
+        """Keep the new texts of a window; a pair without a score has no vectors."""
         if "texts" not in self._members:
             return
         pairs = (pair for item in window.window.lists for pair in item.pairs)
@@ -63,13 +63,13 @@ class EmbeddedTexts:
                 ]
 
     def take(self) -> dict[str, bytes]:
-        """What the windows since the last call add to each member."""
+        """What the windows since the last call append to each member."""
         lines, self._lines = self._lines, []
         found = {"vectors": self._engine.take_fresh(), "texts": b"".join(lines)}
         return {name: found[name] for name in self._members}
 
     def restore(self, vectors: Path, texts: Path | None, state: Mapping[str, Any]) -> None:
-        """Know again what an earlier process has taken. state: `EmbeddedTexts.state` of that time."""
+        """Restore the vectors and texts of an earlier process. state: its `EmbeddedTexts.state`."""
         with vectors.open("rb") as stream:
             self._engine.restore(stream, **state)
         if texts:
@@ -79,7 +79,7 @@ class EmbeddedTexts:
 
     @property
     def state(self) -> dict[str, Any]:
-        """How many texts were embedded in the run, and what the model read of them (`EmbeddingEngine.work`)."""
+        """How many texts the run embedded, and how many tokens the model read for that (`EmbeddingEngine.work`)."""
         return {"texts": self._engine.texts, "work": dict(self._engine.work)}
 
     @property
@@ -92,8 +92,8 @@ class EmbeddedTexts:
         }
 
     def write_file(self, texts: Path, stream: BinaryIO) -> None:
-        """Write the Parquet file of all texts of the run, which lie in the member `texts`."""
-        # Imported here: pyarrow costs 0.2 s that other runs need not pay.
+        """Write the Parquet file of all texts of the run. texts: the member of that name."""
+        # Imported here: pyarrow costs 0.2 s, which other runs need not pay.
         from rerank_cli.formats.embeddings import EmbeddingsFile
 
         file = EmbeddingsFile(stream, self._engine.dimensions)
@@ -107,15 +107,15 @@ class EmbeddedTexts:
 def open_kept_texts(
     engine: Engine, members: Sequence[str], path: Callable[[str], Path], state: Mapping[str, Any] | None
 ) -> EmbeddedTexts | None:
-    """What a run with `engine` keeps, with what an earlier process has kept; None of a model that embeds nothing.
+    """The texts that a run keeps, restored from an earlier process; None if the model is no embedder.
 
     Args:
         engine: Of the run.
         members: See `EmbeddedTexts`.
-        path: Where a member lies.
+        path: The path of a member.
         state: The run's state after an earlier process.
     """
-    from rerank_cli.engine.embedding import EmbeddingEngine  # torch is there by now
+    from rerank_cli.engine.embedding import EmbeddingEngine  # torch is loaded by now
 
     if not isinstance(engine, EmbeddingEngine):
         return None
@@ -135,19 +135,19 @@ def _read_some_at_a_time(texts: Path) -> Iterator[list[list[Any]]]:
 
 
 def _identity_of_side(side: Passage) -> tuple[str, str | None]:
-    """The text of one side of a pair, and its image: a path as its row gives it, or the digest of what lies there."""
+    """The text of one side of a pair, and its image: the path in the row, or a digest of an image within the row."""
     if isinstance(side, str):
         return side, None
     value = side.image.value
     if isinstance(value, str):
         if value[:5].lower() != "data:":
             return side.text, value
-        value = base64.b64decode(value.partition(",")[2])  # it has been read as an image
+        value = base64.b64decode(value.partition(",")[2])  # known to be valid: it was read as an image
     return side.text, f"sha256:{hashlib.sha256(value).hexdigest()}"
 
 
 def _mark(kind: str, side: Passage) -> bytes:
-    """Tells one side of a pair from every other that rows name, 16 bytes."""
-    # Of a tuple of strings and bytes, so that no two have the same form.
+    """16 bytes that identify one side of a pair."""
+    # `ascii` of a tuple of strings and bytes is different for different tuples.
     form = (kind, side) if isinstance(side, str) else (kind, side.text, side.image.value, side.image.root)
     return hashlib.blake2b(ascii(form).encode(), digest_size=16).digest()

@@ -1,7 +1,7 @@
-"""What the user asks of a run, with every default: the one place where they stand.
+"""The options of a run with all their defaults, which stand here only.
 
 The command line (`cli/options.py` declares the options, `cli/job_request.py` makes these values of them), `Reranker`
-and the tests all start here, so this module imports nothing that is slow to load: `--help` reads the defaults from it.
+and the tests all start here. This module imports nothing that is slow to load, because `--help` reads the defaults.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ if TYPE_CHECKING:
 STDOUT = "-"
 PAGE_SUFFIXES = (".html", ".htm")
 STORE_LIMIT = 10 * 10**9
-"""Bytes of a store where nothing else is said: some 150 million pairs."""
+"""The default, in bytes: some 150 million pairs."""
 LEAST_STORE = 10**6
-_RATE_IS_MEANINGFUL_FROM = 1000  # rows; a percentage of fewer rows stops a run for a bad first line
+_RATE_IS_MEANINGFUL_FROM = 1000  # rows; with fewer, a single bad line could exceed a percentage
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorLimit:
-    """How many bad rows a run bears: `rows`, or `share` of all rows, or any number (both None).
+    """How many bad rows a run may have: `rows`, or a `share` of all rows, or any number (both None).
 
-    all: a run in which not one row can be scored is no failure either: a part, where only the whole can tell.
+    all: even a run without a single scored row is no failure. That is for a part of the input, since only the whole can
+    tell.
 
-    Bad passages of lists that are ranked without them count too: each against `rows`, and against `share` as part of
-    all passages.
+    Bad passages of lists that are ranked without them count too: against `rows`, and against `share` as a share of all
+    passages.
     """
 
     rows: int | None = None
@@ -86,7 +87,7 @@ class TemplateText(str):
         return made
 
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # `path` is an argument here
-        """What a copy, also one in another process, is made of."""
+        """The arguments that copies and other processes make the text from."""
         return str(self), self.path
 
     path: str
@@ -94,7 +95,7 @@ class TemplateText(str):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a shell would be given to do a run again: a line, and the folder it was given in."""
+    """The command that repeats a run: a line for a shell, and the folder to run it in."""
 
     line: str
     folder: str
@@ -102,28 +103,26 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What the user calls the outputs of a run; None is the default: beside `output`, or nowhere for stdout.
-
-    report: of the JSON document, or of a page (`.html`), beside which the document has its default name. title: of the
-    page, in place of the output's name.
-    """
+    """The names of the outputs of a run; None is the default: beside `output`, or nowhere for stdout."""
 
     output: str
     errors: str | None = None
     report: str | None = None
+    """Of the JSON document, or of a page (`.html`); with a page, the document has its default name."""
     out_format: str = "auto"
     embeddings: str | None = None
     per_query: str | None = None
     title: str | None = None
+    """Of the page, in place of the output's name."""
 
     @property
     def results(self) -> tuple[str, ...]:
-        """The kinds of files that are what a run is for; they are not replaced unasked."""
+        """The kinds of files that are the results of the run."""
         return tuple(name for name in ("output", "embeddings", "per_query") if name in self.files)
 
     @property
     def files(self) -> dict[str, Path]:
-        """The files by what they hold, the output last; stdout is none."""
+        """The files by kind, the output last; stdout is not among them."""
         beside = "" if self.output == STDOUT else self.output
         page = self.report if self.report and Path(self.report).suffix.lower() in PAGE_SUFFIXES else None
         paths = {
@@ -142,12 +141,12 @@ class First:
     """The cheap scorer of a cascade, which reads every candidate (`job/cascade`)."""
 
     scorer: str | None = None
-    """A model, a precision of the run's own model, or MODEL:PRECISION; None: there is none."""
+    """A model, a precision of the run's own model, or MODEL:PRECISION; None for no cascade."""
     keep: str | None = None
-    """What the run's own model reads: a number, a percentage, `auto` or `exact`; None: exact for a precision, else
+    """What the run's own model reads: a number, a percentage, `auto` or `exact`. None: exact for a precision, else
     auto."""
     top: int | None = None
-    """Passages at the head of a list that are to be those of a full run. None: those of `--top-n`, else 10."""
+    """How many passages at the head of a list should be those of a full run. None: `--top-n`, else 10."""
 
 
 NO_FIRST = First()
@@ -157,7 +156,7 @@ NO_FIRST = First()
 class JobOptions:
     """What the user asked for; every field that changes the output's bytes is here.
 
-    A field of its own or of a dataclass in it is the default of the option that `cli/options.py` declares for it.
+    The default of a field, also in a dataclass of a field, is the default of its option in `cli/options.py`.
     """
 
     inputs: tuple[str, ...]
@@ -187,11 +186,11 @@ class JobOptions:
     instruction: str | None = None
     label: int | None = None
     max_unknown: float | None = None
-    """The largest share of unknown tokens of a pair that is scored."""
+    """A pair with a larger share of unknown tokens is not scored."""
     template: str | None = None
-    """The text of a template (`TemplateText`, where it was a file), or `none`."""
+    """The text of a template (`TemplateText` if it was a file), or `none`."""
     taken_as: str | None = None
-    """The family of rerankers that the model is, where its files do not say it."""
+    """The family of rerankers that the model belongs to, if its files do not tell."""
     selection: Selection = field(default_factory=Selection)
     error_limit: ErrorLimit = field(default_factory=ErrorLimit)
     overwrite: bool = False
@@ -208,17 +207,17 @@ class JobOptions:
     qrels: str | None = None
     metrics: tuple[str, ...] = ("nDCG@10",)
     calibration: str | None = None
-    """A file that says how probable relevance is by the score; it adds `probability`."""
+    """A file that turns scores into probabilities of relevance; it adds `probability`."""
     command: Command | None = None
     """The command line, for the report."""
     teacher: Teacher = field(default_factory=Teacher)
     """For formats of rows to train on."""
     depth: int | None = None
-    """Candidates of a list that are scored, from its start; the others keep their place. None: all."""
+    """How many candidates of a list are scored, from its start; the others keep their place. None: all."""
     blend: Blend | None = None
     """How the scores are joined with the given order."""
     drop_duplicates: bool = False
-    """Leave out passages that say what one before them in their list says."""
+    """Leave out passages that repeat one before them in their list (`duplicates.py`)."""
     first: First = field(default_factory=First)
     """The cheap scorer that reads every candidate, if there is one."""
     check_precision: int | None = None
@@ -230,8 +229,8 @@ class JobOptions:
 
 
 def refuse_unusable(options: JobOptions) -> None:
-    """Refuse values that parse and mean nothing, before the run starts."""
-    # Imported here: they are slow to load, and the command line reads the defaults above before it knows of a run.
+    """Refuse values that make no sense, before the run starts."""
+    # Imported here: it is slow to load, and the command line reads the defaults above before there is a run.
     from rerank_cli.formats.inputs import can_be_reread, resolve_inputs
 
     refuse_too_large(
@@ -273,7 +272,7 @@ def refuse_unusable(options: JobOptions) -> None:
 
 
 def _refuse_names(options: JobOptions) -> None:
-    """`UsageError` for a name that belongs to nothing."""
+    """`UsageError` for a title or a file without what it belongs to."""
     names = options.names
     if names.title is not None and "page" not in names.files:
         raise UsageError("--title: there is no page to be called so", hint="`--report run.html` writes one")
@@ -312,7 +311,7 @@ def refuse_idle(options: JobOptions, typed: Mapping[str, str]) -> None:
 
 
 def refuse_store(options: JobOptions) -> None:
-    """`UsageError` for a store that cannot be one."""
+    """`UsageError` for a store with an impossible folder or limit."""
     folder = None if options.store is None else Path(options.store).expanduser()
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UsageError(f"--store {options.store}: not a folder", hint="name a folder; it is made if it is not there")

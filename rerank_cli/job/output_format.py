@@ -14,11 +14,11 @@ from rerank_cli.formats.shapes import SHAPES, Kind
 from rerank_cli.job.options import STDOUT, Names
 
 FILE_FORMATS = ("jsonl", "parquet", *SEPARATORS)
-"""What `--out-format` may say of the file."""
+"""The values of `--out-format` that name a file format."""
 
 
 def output_format(names: Names) -> str:
-    """`parquet`, `csv`, `tsv`, or `jsonl` for lines of any shape."""
+    """The file format: `parquet`, `csv`, `tsv`, or `jsonl` for lines of any shape."""
     if names.out_format not in ("auto", *FILE_FORMATS, *SHAPES, *TEACHER_FORMATS):
         known = ", ".join((*FILE_FORMATS, *SHAPES, *TEACHER_FORMATS))
         raise UsageError(f"--out-format {names.out_format}: not known", hint=f"known are auto, {known}")
@@ -38,7 +38,7 @@ def output_format(names: Names) -> str:
 
 
 def output_shape(names: Names) -> str | None:
-    """The shape that `names` ask for; None where they leave it to the input."""
+    """The shape of rows that `names` ask for; None if it is that of the input."""
     if names.out_format in (*SHAPES, *TEACHER_FORMATS):
         return names.out_format
     by_suffix = names.out_format == "auto" and FORMATS.get(text_suffix(names.output)) == "trec"
@@ -46,9 +46,9 @@ def output_shape(names: Names) -> str | None:
 
 
 def output_kind(names: Names, own: Kind, teacher: Callable[[str], Kind] | None = None) -> Kind:
-    """The shape that the rows of an input of shape `own` are written in: its own, where `names` ask for no other.
+    """The shape in which the rows are written: that of the input, `own`, unless `names` ask for another one.
 
-    A run is written as lists in a file of JSON lines or Parquet. teacher: makes the shape of rows to train on.
+    A TREC run is written as lists into JSON lines or Parquet. teacher: makes the shape of rows to train on.
     """
     wanted = output_shape(names)
     if wanted in TEACHER_FORMATS and teacher:
@@ -77,7 +77,7 @@ def output_kind(names: Names, own: Kind, teacher: Callable[[str], Kind] | None =
 
 
 def refuse_table_pipe(names: Names) -> None:
-    """`UsageError` for a table on stdout: Parquet is written back and forth, and a header names all columns."""
+    """`UsageError` for a table on stdout: Parquet needs to seek, and a header needs all columns in advance."""
     table = output_format(names)
     if names.output == STDOUT and table != "jsonl":
         shown = "Parquet" if table == "parquet" else table.upper()

@@ -1,16 +1,16 @@
-"""What a run in another precision than fp32 does besides scoring: it calibrates, and may compare itself with fp32.
+"""Calibrates a run in another precision than fp32, and compares it with fp32 if asked.
 
 `--check-precision` compares the first pairs of the run:
 
     max |logit difference|    over all pairs that were compared
     Kendall's tau             tau-b of the two orders of a list, mean over lists
-    top-10 overlap            share of a list's ten best that are the ten best in fp32 too, mean over lists
+    top-10 overlap            share of a list's ten best that are among the ten best in fp32, mean over lists
 
-Whole lists are compared (of a list of over 1,000 passages the first 1,000), until there are as many pairs as were asked
-for. Pairs in lists of one (rows of `score`) are taken as one list a window.
+Whole lists are compared (of longer lists the first 1,000 passages), until there are as many pairs as were asked for.
+Lists of one pair (rows of `score`) count as one list for each window.
 
-Calibration and comparison look at the first windows of the input, so a run that goes on has done them: the calibration
-is a note of the first window that was committed, the comparison is a few sums in the state.
+Both use the first windows of the input, so a resumed run has them already: the calibration is a note of the first
+window that was committed, the comparison is a few sums in the state.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from rerank_cli.engine import Engine
 
 LEAST_OVERLAP = 0.95
-"""A run with a smaller overlap warns: one of twenty of the best passages is another."""
+"""A run with a smaller overlap warns: more than one in twenty of the best passages is another."""
 _TOP = 10
-LONGEST = 1000  # passages of a list: tau compares each with each
-_FEW_PAIRS = 8  # to calibrate on: with 4 of one list logits were off by 0.1 in the mean, with 1 by 0.7
+LONGEST = 1000  # passages of a list: tau compares all pairs of them
+_FEW_PAIRS = 8  # too few to calibrate on: with 4 of one list logits were off by 0.1 in the mean, with 1 by 0.7
 
 Logits = npt.NDArray[np.float32]
 
@@ -46,10 +46,10 @@ class PrecisionCheck:
 
     Args:
         wanted: How many pairs to compare; None for no comparison.
-        pool: Joins the logits of the chunks of a pair.
+        pool: How the logits of a pair's chunks are joined.
         state: The run's state after an earlier process.
-        notes: What an earlier process has noted, with the number of the window.
-        on_note: Told what a user should know.
+        notes: The notes of an earlier process, with the numbers of their windows.
+        on_note: Gets messages for the user.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class PrecisionCheck:
         self.calibration: Mapping[str, Any] | None = next(
             (note["calibration"] for _, note in reversed(notes) if "calibration" in note), None
         )
-        """What an engine is opened with, so that a run ends as it began."""
+        """What the engine is opened with, so that a resumed run goes on with the same calibration."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class PrecisionCheck:
         return {"agreement": asdict(self._comparison) if self._comparison else None}
 
     def begin(self, engine: Engine, precision: str) -> None:
-        """The engine is loaded: give the comparison up where there is nothing to compare."""
+        """Give up the comparison if there is nothing to compare; called when the engine is loaded."""
         if self._comparison is None or self._comparison.complete:
             return
         exact = isinstance(engine, ScoresExactly)
@@ -86,17 +86,17 @@ class PrecisionCheck:
             self._on_note(f"--check-precision: nothing to compare, {why}")
 
     def add(self, encoded: EncodedWindow, logits: Logits, engine: Engine) -> None:
-        """Compare a window, while pairs are wanted. logits: of its distinct pairs."""
+        """Compare a window, if more pairs are wanted. logits: of its distinct pairs."""
         comparison = self._comparison
         if comparison is None or comparison.complete:
             return
-        assert isinstance(engine, ScoresExactly), "`begin` has looked"
+        assert isinstance(engine, ScoresExactly), "checked by `begin`"
         comparison.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
         if comparison.pairs >= comparison.wanted:
             engine.forget_exact()
 
     def take_note(self, engine: Engine) -> dict[str, Any]:
-        """What a window adds to the journal: a new calibration, once, as it is as large as a thousand rows."""
+        """What a window adds to the journal: a new calibration. Only once, as it is as large as a thousand rows."""
         if self.calibration or not isinstance(engine, NeedsCalibration) or engine.calibration is None:
             return {}
         self.calibration = engine.calibration
@@ -114,7 +114,7 @@ class PrecisionCheck:
 
 @dataclass(slots=True)
 class Comparison:
-    """A precision and fp32, compared list by list, as a few sums."""
+    """The comparison of a precision with fp32, as sums over lists."""
 
     wanted: int  # pairs
     pairs: int = 0
@@ -124,16 +124,16 @@ class Comparison:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Comparison:
-        """What `asdict` has made of one."""
+        """A `Comparison` from what `asdict` made of one."""
         return cls(**{**state, "heads": Agreement(**state["heads"])})
 
     @property
     def complete(self) -> bool:
-        """There are as many pairs as were wanted."""
+        """Whether enough pairs were compared."""
         return self.pairs >= self.wanted
 
     def add(self, encoded: EncodedWindow, logits: Logits, exact: Callable[[list[Encoded]], Logits]) -> None:
-        """Compare lists of a window. logits: of its distinct pairs; exact: the same in fp32 for some of them."""
+        """Compare lists of a window. logits: of its distinct pairs. exact: gives the logits of some of them in fp32."""
         chosen: list[list[int]] = []
         room = self.wanted - self.pairs
         for places in places_of_lists(encoded):
@@ -160,7 +160,7 @@ class Comparison:
         self.heads.add(first_n(exact, _TOP), first_n(reduced, _TOP), passages=len(exact))
 
     def to_json(self) -> dict[str, Any]:
-        """For the report; None for what no list was there for."""
+        """For the report; values are None without lists."""
         heads = self.heads
         lists = heads.lists or None
         return {
@@ -174,7 +174,7 @@ class Comparison:
 
 
 def places_of_lists(encoded: EncodedWindow) -> Iterator[list[int]]:
-    """The places of each list's pairs among the distinct ones; those of lists of one together."""
+    """For each list, the places of its pairs among the distinct ones; lists of one pair are joined."""
     begin, single = 0, []
     for item in encoded.window.lists:
         places = encoded.places[begin : begin + len(item.passages)]
@@ -188,7 +188,7 @@ def places_of_lists(encoded: EncodedWindow) -> Iterator[list[int]]:
 
 
 def tau_b(a: Logits, b: Logits) -> float:
-    """Kendall's tau-b of two sets of scores of the same things; 1 where either does not order them at all."""
+    """Kendall's tau-b of two scores of the same passages; 1 if all scores of either are equal."""
     signs = [np.sign(x[:, None] - x[None, :]) for x in (a, b)]
     untied = float(np.sqrt((signs[0] != 0).sum(dtype=np.float64) * (signs[1] != 0).sum(dtype=np.float64)))
     return float((signs[0] * signs[1]).sum(dtype=np.float64)) / untied if untied else 1.0

@@ -1,12 +1,12 @@
-"""`--precision auto:0.99`: the cheapest precision whose ten best are those of fp32 to that share, tried on the input.
+"""`--precision auto:0.99`: the cheapest precision whose ten best agree with those of fp32 to that share.
 
-Before a run is planned, its first window is read (of the whole input, so every shard reads the same) and the first
-whole lists in it, of some 200 pairs, are scored in fp32 and then in the precisions that this CPU has, the fastest
-first. The first one whose mean overlap reaches the share is taken; else fp32. Its interval is told and stands in the
-report; it does not decide, as few lists make it wide.
+Before a run is planned, its first window is read (that of the whole input, so that all shards read the same). The first
+whole lists in it, some 200 pairs, are scored in fp32 and then in the precisions of this CPU, the fastest first. The
+first precision whose mean overlap reaches the share is taken, else fp32. Its interval is reported but does not decide:
+few lists make it wide.
 
-Nothing of it is random, and a logit depends neither on threads nor on the batch in these precisions: a run that goes on
-finds the same, on the same kind of CPU, which its fingerprint demands. What was found stands there as the plan's.
+Nothing here is random, and in these precisions a logit depends neither on threads nor on the batch. So a resumed run
+finds the same on the same kind of CPU, which its fingerprint demands; the fingerprint has the choice in its plan.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rerank_cli.encoding.encoder import Encoded
+from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine import NeedsCalibration
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.inputs import Input, can_be_reread
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
     from rerank_cli.job.scorers import OpensEngine
 
 PAIRS = 200
-"""Of whole lists that are compared."""
+"""How many pairs of whole lists are compared, about."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrecisionChoice:
-    """What was found. least: the share that was asked for. tried: each precision with its comparison, or why not."""
+    """What was chosen. least: the share that was asked for. tried: the comparison of each precision, or its refusal."""
 
     least: float
     precision: str
@@ -57,7 +58,7 @@ class PrecisionChoice:
 
     @property
     def told(self) -> str:
-        """One line for people."""
+        """A line for the user."""
         parts = []
         for name, one in self.tried.items():
             if "refusal" in one:
@@ -75,7 +76,7 @@ class PrecisionChoice:
 
 
 def refuse_unfit_choice(options: JobOptions, inputs: Sequence[Input]) -> None:
-    """`UsageError` where `auto:0.99` cannot be had, before anything is read."""
+    """`UsageError` if `auto:0.99` is impossible here, before anything is read."""
     if least_overlap(options.request.precision) is None:
         return
     asked = f"--precision {options.request.precision}"
@@ -89,7 +90,7 @@ def refuse_unfit_choice(options: JobOptions, inputs: Sequence[Input]) -> None:
 def choose_precision(
     options: JobOptions, inputs: list[Input], known: KnownModel, *, open_engine: OpensEngine, stop: Stop
 ) -> tuple[JobOptions, PrecisionChoice | None]:
-    """The options with the precision that `auto:0.99` comes to, and how; as they are where nothing else was asked."""
+    """The options with the precision that `auto:0.99` comes to, and how; unchanged if it was not asked for."""
     least = least_overlap(options.request.precision)
     if least is None:
         return options, None
@@ -123,34 +124,31 @@ def _in(options: JobOptions, precision: str) -> JobOptions:
 
 
 class _Sample:
-    """The first lists of the input, and their logits in fp32 once somebody wants them."""
+    """The first lists of the input, with their logits in fp32 once these are needed."""
 
     def __init__(self, prepared: Prepared, options: JobOptions) -> None:
         self._prepared, self._pool, self._is_score = prepared, options.pool, options.pairs
         items = prepared.shape.group(prepared.items)
         lists = wanted_of(items, options.depth, drop_duplicates=options.drop_duplicates)
         window = next((one for one in cut_windows(lists, max_pairs=prepared.plan.window_pairs) if one.lists), None)
-        self.encoded, self._entries = self._encode(window or Window(0, (), (), 0, 0))
-        self._chosen = self._first_lists()
-        self._exact: dict[int, float] | None = None
-
-    def _encode(self, window: Window) -> tuple[Any, list[Encoded]]:
-        parts: list[ScoredPart] = []
-        places: list[int] = []
-        for part in encode_parts(window, self._prepared.encoder):
-            parts.append(ScoredPart(part.members, part.encoded, np.zeros(len(part.encoded), dtype=np.float32), {}))
-            places = part.places or places
-        encoded, _ = join_parts(window, parts, places)
-        return encoded, encoded.encoded
-
-    def _first_lists(self) -> list[int]:
-        """Places of the pairs of the first whole lists."""
+        self.encoded = self._encode(window or Window(0, (), (), 0, 0))
+        self._entries = self.encoded.encoded
         chosen: dict[int, None] = {}
         for places in places_of_lists(self.encoded):
             chosen |= dict.fromkeys(places[:LONGEST])
             if len(chosen) >= PAIRS:
                 break
-        return list(chosen)
+        self._chosen = list(chosen)
+        """Places of the pairs of the first whole lists."""
+        self._exact: dict[int, float] | None = None
+
+    def _encode(self, window: Window) -> EncodedWindow:
+        parts: list[ScoredPart] = []
+        places: list[int] = []
+        for part in encode_parts(window, self._prepared.encoder):
+            parts.append(ScoredPart(part.members, part.encoded, np.zeros(len(part.encoded), dtype=np.float32), {}))
+            places = part.places or places
+        return join_parts(window, parts, places)[0]
 
     @property
     def _first_window(self) -> list[Encoded]:
@@ -161,7 +159,7 @@ class _Sample:
         return [self._entries[place] for place in places]
 
     def compare(self, exact_plan: Plan, plan: Plan, open_engine: OpensEngine, stop: Stop) -> Comparison:
-        """A precision and fp32 on the sample."""
+        """Compare a precision with fp32 on the sample."""
         if self._exact is None:
             self._exact = dict(zip(self._chosen, self._score(exact_plan, open_engine, stop), strict=True))
         logits = np.full(len(self._entries), np.nan, dtype=np.float32)
@@ -176,7 +174,7 @@ class _Sample:
         return comparison
 
     def _score(self, plan: Plan, open_engine: OpensEngine, stop: Stop) -> Logits:
-        """Logits of the chosen pairs; int8 is calibrated on the whole window, as the run will be."""
+        """Logits of the chosen pairs; int8 is calibrated on the whole window, as in the run."""
         entries = [self._entries[place] for place in self._chosen]
         pairs = pairs_of(entries)
         with closing(open_engine(plan, self._prepared.checkpoint, None, on_note=None)) as engine:

@@ -1,4 +1,4 @@
-"""What is known of a run before weights are loaded: its model, plan, encoder, inputs and rows."""
+"""Prepares a run before weights are loaded: finds its model, plan, encoder, inputs and rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """What can be known of a model on this machine before weights are loaded, whatever rows it will read."""
+    """A model on this machine before its weights are loaded, whatever rows it will read."""
 
     checkpoint: Checkpoint
     family: Family
@@ -65,21 +65,21 @@ class PreparedModel:
 
 @dataclass(frozen=True, slots=True)
 class Prepared(PreparedModel):
-    """What can be known of a run before weights are loaded."""
+    """A run before weights are loaded."""
 
     inputs: list[Input]
     shape: Shape
     items: Iterator[Item]
     position: Position  # how far reading is
-    read: ReadOptions  # how the rows were asked for
-    told: tuple[str, ...] = ()  # of the shape of the rows, once
+    read: ReadOptions  # how rows are read
+    told: tuple[str, ...] = ()  # notes on the shape of the rows
     calibration: Calibration | None = None
     first: PreparedModel | None = None  # the cheap scorer of a cascade
-    found: Mapping[str, Any] = field(default_factory=dict)  # before the run, for its report
+    found: Mapping[str, Any] = field(default_factory=dict)  # facts from before the run, for its report
 
 
 def prepare(options: JobOptions) -> Prepared:
-    """Everything that can be known or refused before weights are loaded."""
+    """Find all that can be known before weights are loaded, and refuse all that can be refused."""
     refuse_unusable(options)
     known = find_known(options)
     inputs = resolve_inputs(options.inputs, options.in_format, options.shape)
@@ -87,7 +87,7 @@ def prepare(options: JobOptions) -> Prepared:
 
 
 def find_known(options: JobOptions) -> KnownModel:
-    """The model, with its checkpoint."""
+    """Find the model and read its checkpoint."""
     where: dict[str, Any] = {"revision": options.revision, "online": options.online}
     known = find_model(options.model, **where, profiles_file=options.profiles_file)
     checkpoint = known.checkpoint
@@ -98,7 +98,7 @@ def find_known(options: JobOptions) -> KnownModel:
 
 
 def find_first(options: JobOptions, known: KnownModel) -> KnownModel | None:
-    """The model of the cheap scorer of a cascade; None where there is none. known: that of the run."""
+    """The model of the cheap scorer; None without a cascade. known: the model of the run."""
     refuse_unusable_cascade(options)
     if options.first.scorer is None:
         return None
@@ -107,7 +107,7 @@ def find_first(options: JobOptions, known: KnownModel) -> KnownModel | None:
 
 
 def prepare_first(options: JobOptions, first: KnownModel | None, model: PreparedModel) -> PreparedModel | None:
-    """The cheap scorer of a cascade, if there is one. model: that of the run, with which it must fit."""
+    """The cheap scorer; None without a cascade. model: that of the run; both must fit in memory together."""
     if first is None:
         return None
     refuse_embedder(model.checkpoint)
@@ -117,13 +117,13 @@ def prepare_first(options: JobOptions, first: KnownModel | None, model: Prepared
 
 
 def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
-    """The plan and the encoder of a model that was found before. Imports torch."""
-    import torch  # not at the top: a run that has been done already need not wait for it
+    """The plan and the encoder of a model. known: by `find_known`. Imports torch."""
+    import torch  # not at the top: a run that is finished already must not wait for it
 
     checkpoint = known.checkpoint
-    assert checkpoint is not None, "find_known has read it"
+    assert checkpoint is not None, "read by find_known"
     family = family_of(checkpoint.architecture)
-    # Before memory is thought of.
+    # Before the plan: a model that cannot be scored is refused for that, not for its size.
     scoring = check_scoring(checkpoint, own_template=options.template is not None)
     machine = detect_machine()
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
@@ -142,20 +142,27 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
     )
     told = (scoring.told,) if scoring.told else ()
     own = (*_model_reasons(checkpoint, family, plan), *told)
-    said = (*own, f"template {encoder.template!r}", *_image_reasons(encoder, plan))
-    plan = replace(plan, reasons=(*plan.reasons, *said), taken=scoring.told if scoring.taken else "")
+    reasons = [*plan.reasons, *own, f"template {encoder.template!r}"]
+    if isinstance(encoder, ReadsImages):
+        count = plan.image_processes
+        reasons.append(f"images in at most {encoder.max_tiles} tiles: {encoder.reason}")
+        reasons.append(f"many images are read ahead by {count} process{'es' * (count > 1)}")
+    plan = replace(plan, reasons=tuple(reasons), taken=scoring.told if scoring.taken else "")
     return PreparedModel(checkpoint, family, plan, machine, encoder)
 
 
 def prepare_inputs(
     options: JobOptions, inputs: list[Input], known: KnownModel, first_known: KnownModel | None = None
 ) -> Prepared:
-    """`prepare`, with the inputs and the models that were found before. Imports torch."""
+    """As `prepare`, with inputs and models that were found before. Imports torch."""
     model = prepare_model(options, known)
     first = prepare_first(options, first_known, model)
     plan = model.plan
     if first:
-        plan = replace(plan, reasons=(*plan.reasons, _first_reason(first)), warnings=_both_warnings(first, plan))
+        one = first.plan
+        why = f"first scorer: {first.checkpoint.name} in {one.precision} on {one.device}, {one.max_tokens} tokens"
+        more = (f"first scorer: {warning}" for warning in one.warnings if warning not in plan.warnings)
+        plan = replace(plan, reasons=(*plan.reasons, why), warnings=(*plan.warnings, *more))
     position = Position([item.path for item in inputs], options.limit)
     read = ReadOptions(
         options.max_line_bytes, live=options.pairs, skip=options.skip, limit=options.limit, position=position
@@ -187,18 +194,8 @@ def prepare_inputs(
     )  # fmt: skip
 
 
-def _first_reason(first: PreparedModel) -> str:
-    plan = first.plan
-    return f"first scorer: {first.checkpoint.name} in {plan.precision} on {plan.device}, {plan.max_tokens} tokens"
-
-
-def _both_warnings(first: PreparedModel, plan: Plan) -> tuple[str, ...]:
-    own = (f"first scorer: {warning}" for warning in first.plan.warnings if warning not in plan.warnings)
-    return (*plan.warnings, *own)
-
-
 def refuse_sigmoids(shape: Shape, model: PreparedModel) -> None:
-    """`UsageError` for a shape that has sigmoids of logits, and a model that has no logits."""
+    """`UsageError` for a shape with sigmoids of logits and a model without logits."""
     if shape.kind.sigmoids and model.family.embeds:
         raise UsageError(
             f"--out-format {shape.kind.name}: {model.checkpoint.name} gives a {model.score}, which is not the logit of "
@@ -208,7 +205,7 @@ def refuse_sigmoids(shape: Shape, model: PreparedModel) -> None:
 
 
 def refuse_scores_in_order(shape: Shape, options: JobOptions) -> None:
-    """`UsageError` for a shape whose order is that of its scores, where the order is another one."""
+    """`UsageError` for a shape in the order of its scores, and options that give another order."""
     for flag, value in (("--depth", options.depth), ("--blend", options.blend)):
         if value is not None and shape.kind.name not in ("list", "flat"):
             raise UsageError(
@@ -218,7 +215,7 @@ def refuse_scores_in_order(shape: Shape, options: JobOptions) -> None:
 
 
 def open_calibration(options: JobOptions, model: PreparedModel) -> Calibration | None:
-    """The file of `--calibration`, which must be of this model as it is asked."""
+    """The file of `--calibration`; refused if it was fitted on another model or with other options."""
     if options.calibration is None:
         return None
     found = read_calibration(options.calibration)
@@ -231,7 +228,7 @@ def open_calibration(options: JobOptions, model: PreparedModel) -> Calibration |
 
 
 def open_teacher(name: str, options: JobOptions) -> Kind:
-    """The shape of rows to train on, which takes the whole of each list."""
+    """The shape of rows to train on; refuses options that cut lists."""
     for flag, value in (("--top-n", options.selection.top_n), ("--threshold", options.selection.threshold)):
         if value is not None:
             raise UsageError(
@@ -242,7 +239,7 @@ def open_teacher(name: str, options: JobOptions) -> Kind:
 
 
 def refuse_no_place(shape: Shape, calibration: Calibration | None) -> None:
-    """`UsageError` for a shape that has no field for a probability."""
+    """`UsageError` for a calibration and a shape without a field for a probability."""
     if calibration and "probability" not in shape.kind.carries:
         raise UsageError(
             f"--calibration {calibration.path}: rows of the shape {shape.kind.name} have no place for a probability",
@@ -251,7 +248,7 @@ def refuse_no_place(shape: Shape, calibration: Calibration | None) -> None:
 
 
 def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Iterator[str]:
-    """What the output has no place for, in words."""
+    """Warnings about what the output has no place for."""
     if missing := not_carried(shape, options.selection):
         yield f"the shape {shape.kind.name} has no place for: {', '.join(missing)}"
     tables = output_format(options.names) == "parquet" and any(item.format == "parquet" for item in inputs)
@@ -259,18 +256,8 @@ def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Itera
         yield "columns come out as JSON has them: a time or a decimal number as text"
 
 
-def _image_reasons(encoder: TextEncoder, plan: Plan) -> list[str]:
-    if not isinstance(encoder, ReadsImages):
-        return []
-    count = plan.image_processes
-    return [
-        f"images in at most {encoder.max_tiles} tiles: {encoder.reason}",
-        f"many images are read ahead by {count} process{'es' * (count > 1)}",
-    ]
-
-
 def _model_reasons(checkpoint: Checkpoint, family: Family, plan: Plan) -> Iterator[str]:
-    """What else is decided by the files of the model, in words."""
+    """Reasons for what the files of the model decide."""
     import torch
 
     from rerank_cli.models import DTYPES
@@ -285,7 +272,7 @@ def _model_reasons(checkpoint: Checkpoint, family: Family, plan: Plan) -> Iterat
 
 
 def refuse_unfit(options: JobOptions, checkpoint: Checkpoint, family: Family) -> None:
-    """Options that mean nothing for this command or this kind of model."""
+    """Refuse options that make no sense for this command or this kind of model."""
     if options.pairs and (shape := output_shape(options.names)):
         raise UsageError(
             f"--out-format {shape}: `score` gives every row its score", hint="`rerank-file` writes other shapes"

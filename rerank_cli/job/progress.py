@@ -1,14 +1,14 @@
 """How much of a run is finished, and how long the rest takes at the rate of this process.
 
-Finished is what was computed, never what was read: reading is up to two windows ahead. Each part of the input that the
-engine gets is a step on a line from tokens to the share of the input (`Window.share`); the tokens of the batches that
-are done say where on that line the run is. So the share grows with every batch, also where a window takes minutes, and
+Only what was computed counts, not what was read: reading is up to two windows ahead. Each part of the input that the
+engine gets is a step on a line from tokens to the share of the input (`Window.share`). The tokens of the finished
+batches tell where on that line the run is. So the share grows with every batch, even if a window takes minutes, and
 never runs ahead of the work.
 
-The rest is estimated from what this process has done since its engine had its first pairs. What an earlier process has
-finished counts for the share and not for the rate: it may have been another machine.
+The rest is estimated from what this process has done since its engine got its first pairs. What an earlier process
+finished counts for the share but not for the rate: it may have run on another machine.
 
-The thread that computes calls the methods that tell something; the properties may be read by any other.
+The computing thread calls the methods that report something; any thread may read the properties.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _ALMOST = 0.999
 
 
 class Progress:
-    """The progress of a run, also of one that goes on where an earlier process has ended."""
+    """The progress of a run, which may be a resumed one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.began = clock()
         self.pairs = 0
-        """Of the batches that are done, in this process."""
+        """Of the finished batches of this process."""
         self.share: float | None = None
-        """Of the whole run, from 0 to 1; None where it cannot be told."""
+        """The finished share of the whole run, from 0 to 1; None if not known."""
         self.kept_rows = 0
-        """Rows, bad ones included, that a later process need not do again; with a pipe those that are done."""
+        """Rows, bad ones included, that a later process need not repeat; with a pipe, the finished rows."""
         self.kept_share: float | None = None
         self._scoring_since: float | None = None
         self._first_share = 0.0
@@ -42,28 +42,28 @@ class Progress:
         self._steps: deque[tuple[int, float | None]] = deque()  # (tokens, share) at their ends
         self._base: tuple[int, float | None] = (0, 0.0)  # where the current step begins
 
-    # Told by the run
+    # Called by the run
 
     def begin(self) -> None:
-        """The run begins, and with it the wall time that its last line and its report tell."""
+        """Begin the run and its wall time."""
         self.began = self._clock()
 
     def begin_at(self, share: float | None, rows: int) -> None:
-        """An earlier process has finished so much."""
+        """Note what an earlier process finished."""
         self.share = self.kept_share = share
         self.kept_rows = rows
         self._first_share = share or 0.0
         self._base = (0, share)
 
     def submit(self, tokens: int, share: float | None) -> None:
-        """The engine gets so many tokens; share: of the input, when they are done."""
+        """Note tokens that the engine gets. share: of the input that is finished with them."""
         if self._scoring_since is None:
             self._scoring_since = self._clock()
         self._step_tokens += tokens
         self._steps.append((self._step_tokens, share))
 
     def add_batch(self, pairs: int, tokens: int) -> None:
-        """A batch is done."""
+        """Note a finished batch."""
         self.pairs += pairs
         self._tokens = min(self._tokens + tokens, self._step_tokens)
         while self._steps and self._steps[0][0] <= self._tokens:
@@ -71,28 +71,28 @@ class Progress:
         self._grow(self._share_within_window())
 
     def end_window(self, share: float | None, rows: int) -> None:
-        """A window is written; rows: of the run so far."""
+        """Note a window that was written. rows: of the run so far."""
         self.kept_rows, self.kept_share = rows, share
         self.reach(share)
 
     def reach(self, share: float | None) -> None:
-        """All that was to be done up to a share is done, whatever its batches have told."""
+        """Note that all up to a share is finished, whatever its batches reported."""
         while share is not None and self._steps and (self._steps[0][1] or 0.0) <= share:
             self._base = self._steps.popleft()
             self._tokens = max(self._tokens, self._base[0])
         self._grow(share)
 
     def end_part(self, pairs: int, share: float, rows: int) -> None:
-        """Another machine has finished a part; all numbers are those of the run so far."""
+        """Note a part that another machine finished; all numbers are totals of the run so far."""
         self.pairs = pairs
         self.kept_rows, self.kept_share = rows, share
         self._grow(share)
 
-    # Asked by who shows it
+    # Read by displays
 
     @property
     def share_under_way(self) -> float | None:
-        """`share`, which is less than all as long as anybody asks: names have still to be given."""
+        """`share`, but below 1: while it is shown, the files still have to get their names."""
         return None if self.share is None else min(self.share, _ALMOST)
 
     @property
@@ -106,27 +106,22 @@ class Progress:
         return self.pairs / max(self.seconds, 1e-9)
 
     @property
-    def seconds_left(self) -> float | None:
-        """Until the end, from what is done now; None where it cannot be told."""
-        return self.seconds_after(self.share)
-
-    @property
     def clock_left(self) -> float | None:
-        """`seconds_left`, less the time since the share last grew: it counts down while a batch is computed."""
-        left = self.seconds_left
+        """Seconds until the end; counts down while a batch is computed. None if not known."""
+        left = self.seconds_after(self.share)
         if left is None or self._seconds_of_share is None or self._scoring_since is None:
             return left
         return max(0.0, left - (self._clock() - self._scoring_since - self._seconds_of_share))
 
     def seconds_after(self, share: float | None) -> float | None:
-        """From a share of the run until its end, at the rate of this process."""
+        """Seconds from a share of the run until its end, at the rate of this process; None if not known."""
         if share is None or self.share is None or self._seconds_of_share is None:
             return None
         done = self.share - self._first_share
         return (1.0 - share) * self._seconds_of_share / done if done > 0 else None
 
     def state(self) -> Mapping[str, Any]:
-        """What a later process says of this one."""
+        """What a later process reads about this one."""
         left = self.seconds_after(self.kept_share)
         return {
             "share": self.kept_share,
@@ -134,10 +129,10 @@ class Progress:
             "pairs_per_second": round(self.pairs_per_second, 1),
         }
 
-    # Inside
+    # Internal
 
     def _share_within_window(self) -> float | None:
-        """The share at the tokens that are done."""
+        """The share at the finished tokens."""
         tokens, share = self._base
         if not self._steps or share is None:
             return share
@@ -156,12 +151,12 @@ class Progress:
 
 
 def whole_percent(share: float) -> str:
-    """`20 %`; 0 and 100 are nothing and all."""
+    """`20 %`; 0 % and 100 % are exactly nothing and all."""
     return f"{min(99, max(1, round(100 * share))) if 0 < share < 1 else round(100 * share)} %"
 
 
 def about(seconds: float) -> str:
-    """A time to come in words: `about 1 min`."""
+    """A time in words: `about 1 min`."""
     if seconds < 1:
         return "less than 1 s"
     if seconds < 60:
@@ -174,14 +169,10 @@ def about(seconds: float) -> str:
 
 
 def rows_of(done: int, total: int | None, share: float | None) -> str:
-    """`44 of 225 rows (20 %)`; the total is an estimate where rows were not counted."""
+    """`44 of 225 rows (20 %)`; without a total, it is estimated from the share."""
     if total is not None:
         return f"{done:,} of {total:,} rows ({whole_percent(done / max(1, total))})"
     if share:
-        return f"{done:,} of about {_rounded(done / share):,} rows ({whole_percent(share)})"
+        estimate = int(float(f"{done / share:.2g}"))  # two digits
+        return f"{done:,} of about {estimate:,} rows ({whole_percent(share)})"
     return f"{done:,} rows"
-
-
-def _rounded(number: float) -> int:
-    """To two digits."""
-    return int(float(f"{number:.2g}"))

@@ -1,17 +1,17 @@
-"""Every path that a run reads and writes, known in one place before anything is opened.
+"""Checks all paths that a run reads and writes, before anything is opened.
 
-A path is what it leads to: device and inode where there is a file, the real path where there is none yet, so links and
-other spellings are the same path. Refused are, each by name:
+Paths are compared by what they lead to: by device and inode of a file, or by the real path if there is no file yet, so
+links and other spellings are the same path. The following is refused by name:
 
-* a file that is written over one that is read (inputs, texts, judgements, template, profiles, model, standard input),
-  or into the folder of a model under a name that a model reads, or into the store of scores; an image, which may be one
-  that a row names;
-* two outputs in one file, or in names that the file system takes for one; an output in the work folder of the run, an
-  input out of it;
-* standard output that goes into a file that is read (`>> in.jsonl`);
-* a folder that is not there or cannot be written to, a name that is too long, a pipe that nobody reads;
-* files that are there, without `--overwrite` (but for the errors file of a run that gave no output). With it, only
-  those that were there when the run began are replaced.
+* an output in place of a file that is read (inputs, texts, judgements, template, profiles, model, standard input), or
+  in the folder of a model under a name that models read, or in the store of scores, or in place of an image, which a
+  row might name;
+* two outputs in one file, or under names that are the same for the file system; an output or an input in the work
+  folder of the run;
+* standard output that is appended to a file that is read (`>> in.jsonl`);
+* a folder that does not exist or cannot be written to, a name that is too long, a pipe without a reader;
+* existing files without `--overwrite`, except the errors file of a run that gave no output. With it, only files that
+  were there when the run began are replaced.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _MODEL_FILES = {
     "preprocessor_config.json", "hf_quant_config.json", "vocab.txt", "tokenizer.model", "chat_template.jinja",
 }  # fmt: skip
 _IMAGE_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"RIFF")
-_PART_SUFFIX = ".12345678.part"  # of a copy beside a final name (`journal/placing.py`)
+_PART_SUFFIX = ".12345678.part"  # the longest suffix of a copy beside a final name (`journal/placing.py`)
 
 _KEYS_OF_BAD_ROWS = {"file", "row", "id", "error"}
 _FIRST_LINE_BYTES = 2**20
 
 
 def paths_read(options: JobOptions, inputs: Sequence[Input]) -> dict[str, Path]:
-    """The files that a run reads besides its model, by what they are called in messages."""
+    """The files that a run reads besides its model, by the names that messages use."""
     found = {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     others = {
         "--queries": options.texts.queries, "--corpus": options.texts.corpus, "--qrels": options.qrels,
@@ -64,12 +64,12 @@ def paths_read(options: JobOptions, inputs: Sequence[Input]) -> dict[str, Path]:
 
 
 def model_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """The files of a model, by what they are called in messages."""
+    """The files of a model, by the names that messages use."""
     return {f"model file `{name}`": path for name, path in checkpoint.files.items()}
 
 
 def files_of_folder(model: str | None) -> dict[str, Path]:
-    """The files of a model that is a folder, before any of them is read; none for the others."""
+    """The files of a model that is a local folder, before any is read; empty for other models."""
     if model is None or is_url(model) or not (folder := Path(model).expanduser()).is_dir():
         return {}
     return {f"model file `{path.name}`": path for path in sorted(folder.iterdir()) if path.is_file()}
@@ -81,10 +81,11 @@ def folders_of(inputs: Sequence[Input]) -> set[str]:
 
 
 class RunPaths:
-    """The paths of one run. names: what it writes; read: what it reads, by what each is called.
+    """The paths of one run; raises `UsageError` or `OutputError` for what is refused.
 
-    models: the folders of the checkpoints. store: that of known scores. overwrite: what is there may be replaced.
-    Raises `UsageError` or `OutputError` for what is refused. Of an object it is asked once whether it is there.
+    names: what the run writes. read: what it reads, by name. folders: whose files are inputs. models: the folders of
+    the checkpoints. store: the folder of known scores. overwrite: existing files may be replaced. Whether an object at
+    a URL exists is asked once.
     """
 
     def __init__(
@@ -119,12 +120,12 @@ class RunPaths:
         self._there |= {path: _lstat(path) for path in names.files.values() if path not in self._there}
         self._leftovers = self._find_leftovers()
         self.pipes: dict[Path, int] = {}
-        """Descriptors of the pipes and devices that are written to, while `open_pipes` is entered."""
+        """Descriptors of the pipes and devices that `open_pipes` opened."""
 
     def refuse_existing(self, is_mine: Callable[[Path], bool] = lambda _: False, *, anew: bool = False) -> None:
         """`OutputError` if a file is there and may not be replaced.
 
-        is_mine: whether the same job has put it there. anew: objects are asked for once more.
+        is_mine: whether the same job wrote a file. anew: ask once more whether an object at a URL exists.
         """
         urls = [path for path in self._names.files.values() if isinstance(path, UrlPath) and anew]
         now = dict(zip(urls, at_once([path.exists for path in urls]), strict=True))
@@ -141,9 +142,9 @@ class RunPaths:
         return self._there[path] is not None
 
     def _find_leftovers(self) -> set[Path]:
-        """The errors file, under its default name, of an earlier run that could score no row and so left no output.
+        """The errors file, under its default name, of an earlier run that scored no row and so left no output.
 
-        The command that a user has put right would be refused for it, though `--overwrite` guards outputs.
+        Without this exception, the command would be refused for that file even after the user has corrected it.
         """
         errors = self._names.files.get("errors")
         if errors is None or self._names.errors is not None or self._there[self._names.files["output"]] is not None:
@@ -153,12 +154,15 @@ class RunPaths:
         return {errors} if _is_errors_file(errors) else set()
 
     def may_replace(self, path: Path, found: os.stat_result) -> bool:
-        """Whether a file goes for one of the run: with `--overwrite`, if it was there as it is when the run began."""
+        """Whether a file may be replaced: with `--overwrite`, if it has not changed since the run began."""
         before = self._there.get(path)
-        return (self._overwrite or path in self._leftovers) and before is not None and _is_same_file(before, found)
+        if before is None or not (self._overwrite or path in self._leftovers):
+            return False
+        same = (before.st_size, before.st_mtime_ns) == (found.st_size, found.st_mtime_ns)
+        return same and os.path.samestat(before, found)
 
     def refuse_image(self, path: Path, found: os.stat_result) -> None:
-        """`UsageError` if an image that a row names is a file that the run will replace."""
+        """`UsageError` if the run would replace an image that a row names."""
         for written in self._names.files.values():
             if (there := self._there[written]) and os.path.samestat(there, found):
                 raise UsageError(
@@ -166,7 +170,7 @@ class RunPaths:
                 )
 
     def open_pipes(self, stack: ExitStack) -> None:
-        """Open what is a pipe or a device: a pipe that nobody reads is refused before anything is computed."""
+        """Open outputs that are pipes or devices; a pipe without a reader is refused before anything is computed."""
         for path in self._names.files.values():
             if is_special(path) and path not in self.pipes:
                 with naming(path):
@@ -184,9 +188,9 @@ class RunPaths:
         if kind != "output" and path.is_dir():
             raise OutputError(f"{path}: is a folder", hint="name a file in it")
         with naming(path):
-            _lstat(path.with_name(f"{path.name}{_PART_SUFFIX}"))  # says that a name is too long
+            _lstat(path.with_name(f"{path.name}{_PART_SUFFIX}"))  # fails if the name is too long
             if not is_special(path):
-                tempfile.TemporaryFile(dir=folder).close()  # what a mode does not tell: a mount, an attribute, /proc
+                tempfile.TemporaryFile(dir=folder).close()  # a mode shows no read-only mount, attribute or /proc
             elif not os.access(path, os.W_OK):
                 raise OutputError(f"{path}: cannot be written: no permission")
 
@@ -202,7 +206,7 @@ class RunPaths:
             raise UsageError(f"{path}: is an image ({_OPTIONS[kind]})", hint="write to another file")
 
     def _refuse_inside(self, folders: Iterable[str]) -> None:
-        """An output in a folder of inputs would be read as one of them the next time."""
+        """Refuse outputs in a folder of inputs: the next run would read them."""
         for folder in folders:
             for path in self._names.files.values():
                 if path.resolve().is_relative_to(path_of(folder).resolve()):
@@ -250,7 +254,7 @@ class RunPaths:
 
 
 def _are_one_name(one: Path, other: Path) -> bool:
-    """Whether the file system takes names that differ in case, or in how they are composed, for one."""
+    """Whether two names that differ in case or Unicode composition are the same for the file system."""
     if isinstance(one, UrlPath) or isinstance(other, UrlPath) or _folded(one) != _folded(other):
         return False
     if identity_of(one.parent) != identity_of(other.parent):
@@ -265,7 +269,7 @@ def _folded(path: Path) -> str:
 
 
 def _refuse_unwritable_url(path: UrlPath) -> os.stat_result | None:
-    """`OutputError` if it cannot be an object; else what is there."""
+    """`OutputError` if the URL cannot be written to; else the facts of an object that is there, or None."""
     if not path.url.key or path.url.key.endswith("/"):
         raise OutputError(f"{path}: cannot be written: it names no object", hint=f"for example {path / 'out.jsonl'}")
     with naming(path):
@@ -274,7 +278,7 @@ def _refuse_unwritable_url(path: UrlPath) -> os.stat_result | None:
 
 
 def _is_errors_file(path: Path) -> bool:
-    """Whether a regular file begins with a bad row as rerank-cli writes it."""
+    """Whether this is a regular file that begins with a bad row as we write it."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
@@ -286,7 +290,7 @@ def _is_errors_file(path: Path) -> bool:
 
 
 def _identity_of_stream(stream: object) -> Iterable[Identity]:
-    """That of a standard stream, where it is a regular file."""
+    """The identity of a standard stream, if it is a regular file."""
     with suppress(OSError, ValueError, AttributeError):
         found = os.fstat(stream.fileno())  # type: ignore[attr-defined]
         if stat.S_ISREG(found.st_mode):
@@ -294,7 +298,7 @@ def _identity_of_stream(stream: object) -> Iterable[Identity]:
 
 
 def _is_of_model(path: Path, model: Path) -> bool:
-    """Whether a name lies in a model's folder, and is there already or is one that models have."""
+    """Whether a path is a file in a model's folder, or would be one under a name that models use."""
     if isinstance(path, UrlPath):
         return False
     if identity_of(path.parent) != identity_of(model):
@@ -316,7 +320,3 @@ def _lstat(path: Path) -> os.stat_result | None:
         return path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _is_same_file(before: os.stat_result, now: os.stat_result) -> bool:
-    return os.path.samestat(before, now) and (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns)

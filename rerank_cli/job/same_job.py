@@ -1,10 +1,9 @@
-"""When two runs write the same bytes, and whether a finished run has done so already; without torch.
+"""Tells whether two runs write the same bytes, and whether a finished run is this one; without torch.
 
-Every field of the options counts but those that only say how a run goes on: what is added to the options counts from
-its first day. Each stands under the name and with the value that a user types, because the message that refuses another
-job shows both. Paths do not count: files are known by what is in them. Images that rows name are not looked at here:
-there may be millions, and a window that is done does not change with them (`encoding/images/seen.py` looks when a run
-goes on).
+All fields of the options count, except those that only say how a run proceeds; a new field counts from its first day.
+Each has the name and the value that a user types, because the message that refuses another job shows both. Paths do not
+count: files are known by their content. Images that rows name are not checked here: there may be millions, and a
+finished window does not change with them (`encoding/images/seen.py` checks them when a run is resumed).
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ _TYPED_AS = {
     "taken_as": "--as", "request.engine_count": "--engines", "request.gpus": "--device cuda:",
     "selection.score": "score", "request.assume_cuda": "CUDA is assumed",
 }  # fmt: skip
-"""Fields of the options that are not named as their option is, or have none."""
+"""Fields of the options that are not named like their option, or have no option."""
 
-# Words, an estimate, and what a run goes on with as it has begun.
+# Words, an estimate, and what a resumed run takes from its beginning.
 _NOT_IN_THE_PLAN = {
     "reasons", "warnings", "needed_bytes", "threads", "lanes", "token_budget", "image_processes", "taken",
 }  # fmt: skip
@@ -71,10 +70,10 @@ def fingerprint_of(
         options: Of the run.
         inputs: What it reads.
         known: Its model.
-        plan: As the run goes; None where only a finished run is looked for.
-        machine: This one, likewise.
+        plan: Of the run; None if only a finished run is looked for.
+        machine: This one; None likewise.
         first: The model of the cheap scorer of a cascade.
-        first_plan: Its plan, likewise.
+        first_plan: Its plan; None likewise.
     """
     assert known.checkpoint is not None, "a run has a checkpoint"
     files = model_files(known.checkpoint)
@@ -88,7 +87,7 @@ def fingerprint_of(
         **asdict(options.texts),
     }
     for name, path in read.items():
-        if path and path_of(path).is_file():  # else reading it says what is wrong
+        if path and path_of(path).is_file():  # else reading it will report the error
             files[name] = path_of(path)
     names = options.names
     versions = {"rerank-cli": rerank_cli.__version__, "python": platform.python_version()}
@@ -119,7 +118,7 @@ def _planned(plan: Plan | None) -> dict[str, Any]:
 
 
 def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | None:
-    """The report of the run that has written the output `names`, if it was this one; else None."""
+    """The report of the run that wrote the output in `names`, if it was this run; else None."""
     path = names.files.get("report")
     if names.output == STDOUT or path is None or not path.is_file():
         return None
@@ -131,21 +130,21 @@ def finished_report(names: Names, fingerprint: Fingerprint) -> dict[str, Any] | 
             return None
         return report if whole and not fingerprint.differs_in_request(report["job"]) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # of another program, or of a version that did not say these things
+        return None  # a report of another program, or of a version without these keys
 
 
 def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
-    """Each field that decides bytes, as its option is called and its value is typed."""
+    """Each field that decides bytes: the name of its option, and the value as it is typed."""
     fields = {name: value for name, value in asdict(options).items() if name not in _NOT_IN_THE_BYTES}
-    del fields["request"]["origins"]  # who asked for it
-    del fields["selection"]["probability"]  # what the file of `--calibration` says
+    del fields["request"]["origins"]  # where the values came from
+    del fields["selection"]["probability"]  # follows from the file of `--calibration`
     fields["pairs"] = "score" if options.pairs else "rerank-file"
     fields["shard"] = options.shard and "{}/{}".format(*options.shard)
-    # Only where they are given: unfinished runs of versions without them are known by what they had.
+    # Only if they are given, so that unfinished runs of versions without these options still match.
     fields["blend"] = options.blend and str(options.blend)
     if options.names.out_format not in TEACHER_FORMATS:
         del fields["teacher"]
-    del fields["selection"]["scored_by"]  # what `--first` says
+    del fields["selection"]["scored_by"]  # follows from `--first`
     if options.first.scorer is None:
         del fields["first"]
     for name in ("depth", "blend", "drop_duplicates"):
@@ -158,12 +157,12 @@ def _typed(options: JobOptions) -> Iterator[tuple[str, Any]]:
 
 
 def _value(value: Any) -> Any:
-    """None for what is not given; a flag is given or not."""
+    """A value for the fingerprint: `given` or None for a flag, one text for several values."""
     if isinstance(value, (tuple, list)):
         return ",".join(map(str, value))
     return {True: "given", False: None}[value] if isinstance(value, bool) else value
 
 
 def _plain(facts: Any) -> Any:
-    """`facts` as they come back from a JSON file."""
+    """`facts` as they would be read from a JSON file."""
     return json.loads(json.dumps(facts))

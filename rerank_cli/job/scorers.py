@@ -1,4 +1,4 @@
-"""What scores the windows of a run: its one model, or that and a cheap one before it (`cascade`)."""
+"""The scorers of a run: its model alone, or a cheap one before it (`cascade`)."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class OpensEngine(Protocol):
         *,
         on_note: Callable[[str], None] | None,
     ) -> Engine:
-        """An engine for the plan, which the run closes."""
+        """Open an engine for the plan; the run closes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OneModel:
-    """The model of a run, opened. on_batch: told the pairs and tokens of each batch."""
+    """The opened model of a run without a cascade. on_batch: gets the pairs and tokens of each batch."""
 
     options: JobOptions
     prepared: Prepared
@@ -61,16 +61,16 @@ class OneModel:
 
     @property
     def state(self) -> None:
-        """What the next process must know of several scorers."""
+        """What a resumed run must know about a cascade: nothing."""
         return
 
     def score(self, windows: Windows, timing: Timing, **settings: Any) -> Generator[ScoredWindow]:
-        """Score `windows` in their order. To be closed, which ends its threads.
+        """Score `windows` in their order; the caller closes the generator, which ends its threads.
 
         Args:
-            windows: Those to score.
-            timing: Grows by what each stage takes.
-            settings: Others of `score_windows`.
+            windows: To score.
+            timing: Each stage adds its time.
+            settings: Further arguments of `score_windows`.
         """
         return score_windows(
             windows, self.prepared.encoder, self.engine, pool=self.options.pool, blend=self.options.blend,
@@ -91,15 +91,15 @@ def open_scorers(
     on_note: Callable[[str], None],
     progress: Progress,
 ) -> OneModel | Cascade:
-    """What scores the windows of a run.
+    """The model of a run, or the cascade that begins with a cheap one.
 
     Args:
         model: Of the run.
         stack: Closes what is opened.
         state: Of the run after an earlier process.
         open_engine: Loads the cheap scorer.
-        on_second: Told the pairs and tokens of each batch that the model reads after the cheap scorer.
-        on_note: Told what a user should know.
+        on_second: Gets the pairs and tokens of each batch that the model reads after the cheap scorer.
+        on_note: Gets messages for the user.
         progress: Of the run.
     """
     options, prepared = model.options, model.prepared

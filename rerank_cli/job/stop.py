@@ -1,14 +1,16 @@
-"""How a run is stopped from outside: by its deadline, by SIGTERM, by SIGINT.
+"""Stops a run from outside: at its deadline, or by SIGTERM or SIGINT.
 
-While a run is prepared, and while a batch is computed, the request is an exception raised where the program happens to
-be: all that matters by then is on disk or can be computed again, and a batch of a large model on a CPU can take longer
-than a user waits. Everywhere else in the loop over windows it waits (`held`), because an exception out of nowhere
-leaves a queue's lock or a half-written window behind. A library may swallow such an exception, so the run also asks
-(`check`) after each batch, between two stages, and while it waits for a window. Or it may swallow it and fail for what
-it missed (torch looks at the items of a sequence in C and takes any exception for "has no shape"): what comes after a
-request was raised is its consequence, and the run ends as requested.
+While a run is prepared, and while a batch is computed, the request raises an exception wherever the program happens to
+be: what matters is on disk by then or can be computed again, and a batch of a large model on a CPU can take longer than
+a user waits. Everywhere else in the loop over windows the request waits (`held`), because an exception at any place
+could leave a queue locked or a window half written.
 
-The second SIGINT ends the process on the spot, which is as safe as kill -9 is.
+A library may swallow the exception, so the run also asks (`check`) after each batch, between two stages, and while it
+waits for a window. Or a library may swallow it and then fail (torch looks at the items of a sequence in C and takes any
+exception for "has no shape"). So any error after a raised request counts as its consequence, and the run ends as
+requested.
+
+A second SIGINT ends the process at once, which is as safe as kill -9.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ _SIGNALS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
 
 
 class Stop:
-    """A request to stop that may come at any time, until it is too late."""
+    """A request to stop, which may come at any time."""
 
     def __init__(self) -> None:
         self._request: StoppedError | None = None
@@ -35,20 +37,20 @@ class Stop:
         self._is_late = False
 
     def request(self, error: StoppedError) -> None:
-        """Stop with `error`: now, or when what is being written is written. Only the first request counts."""
+        """Stop with `error`: now, or at the end of a `held` block. Only the first request counts."""
         if self._request is None:
             self._request = error
             if not self._held:
                 self.check()
 
     def check(self) -> None:
-        """Raise what was requested."""
+        """Raise the request, if there is one."""
         if self._request is not None and not self._is_late:
             self._was_raised = True
             raise self._request
 
     def is_late(self) -> None:
-        """From here on a request changes nothing: all is computed, and files only get their names."""
+        """Ignore requests from here on: all is computed, and the files only get their names."""
         self._is_late = True
 
     @contextmanager
@@ -76,12 +78,12 @@ class Stop:
     def listening(self, deadline: float | None = None) -> Iterator[None]:
         """Inside, SIGTERM, SIGINT and the end of `deadline` seconds are requests.
 
-        Signals can be caught in a program's main thread alone; elsewhere this does nothing.
+        Signals can be caught only in a program's main thread; elsewhere this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # A program started in the background of a shell has SIGINT ignored, and keeps it so.
+        # A shell starts a program in the background with SIGINT ignored; it stays ignored.
         wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._on_signal) for number in wanted}
         if deadline is not None:

@@ -1,9 +1,9 @@
-"""The image files that rows name: whether each is the same from before it is read until its window is finished.
+"""Watches the image files that rows name: none may change before its window is finished.
 
-There may be millions, so they are not known before: each is looked at when its row is read, which is before its pixels
-are, and again when its window is written. In a run of files, which can be read again, one that was made or changed
-since the run began stops it as well, because another window may have read what was there before. Rows from a pipe may
-name images that are made beside the run.
+There may be millions, so they are not known in advance. Each is looked at when its row is read, which is before its
+pixels are read, and again when its window is written. In a run of files, which can be read again, an image that was
+made or changed since the run began stops the run too, because another window may have read the older one. Rows from a
+pipe may name images that are made while the run goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rerank_cli.records import CandidateList, ImagePassage, Passage, Window
 
 
 class WatchedImages:
-    """The images of the windows that are under way. began_ns: when the run began, if files stay as they are since."""
+    """The images of the windows in progress. began_ns: the start of the run, since when no image may change."""
 
     def __init__(self, paths: RunPaths | None = None, *, began_ns: int | None = None) -> None:
         self._paths = paths
@@ -31,7 +31,7 @@ class WatchedImages:
         self._both = Lock()  # rows are read in one thread, windows finished in another
 
     def look(self, items: Iterable[Grouped]) -> Iterator[Grouped]:
-        """`items`, whose images are looked at as they pass."""
+        """Pass on `items` and look at their images."""
         for item in items:
             if isinstance(item, CandidateList):
                 for path in _paths_of(item.passages):
@@ -39,7 +39,7 @@ class WatchedImages:
             yield item
 
     def finish(self, window: Window) -> None:
-        """`InputError` if an image of a window that is done was changed since it was looked at."""
+        """`InputError` if an image of a finished window has changed since it was looked at."""
         for item in window.lists:
             for path in _paths_of(item.passages):
                 before, now = self._seen.get(path), _stat(path)

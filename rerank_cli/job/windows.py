@@ -1,6 +1,6 @@
-"""Rows cut into windows of whole queries, and which of the windows a run does.
+"""Cuts rows into windows of whole queries, and selects the windows of a shard.
 
-The input and the options alone decide which window a row is in: a shard cuts all windows up to its own last one, and
+Only the input and the options decide which window a row is in: a shard cuts all windows up to its own last one, and
 drops those of other shards.
 """
 
@@ -12,22 +12,22 @@ from typing import Self
 
 from rerank_cli.formats.shapes import Grouped
 from rerank_cli.job.duplicates import without_duplicates
-from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RowError, Window
+from rerank_cli.records import CandidateList, Gap, ImagePassage, RowError, Window
 
-_WINDOW_BYTES = 32 * 2**20  # of text: long documents must not make a window of gigabytes
-_IMAGE_WEIGHT = 8  # pairs that one with an image counts as in a window: 1,800 tokens are those of 8 to 10 texts
+_WINDOW_BYTES = 32 * 2**20  # of text: long documents must not make windows of gigabytes
+_IMAGE_WEIGHT = 8  # a pair with an image counts as so many: its 1,800 tokens are those of 8 to 10 texts
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Which windows of an input a run does. The shares are neighbouring and together they are all windows."""
+    """The windows of an input that a shard does; those of all shards together are all windows, in order."""
 
     shard: int = 1  # from 1
     shards: int = 1
-    lines: int = 1  # rows and blank lines of the input, as far as known: how even the shares are, nothing else
+    lines: int = 1  # rows and blank lines of the input, as far as known; only decides how even the shares are
 
     def of(self, windows: Iterable[Window]) -> Iterator[Window]:
-        """The windows of the share: each is in the one that its first line is in."""
+        """The windows of this share; a window belongs to the share of its first line."""
         line = 0
         for window in windows:
             shard = 1 + min(self.shards - 1, line * self.shards // max(1, self.lines))
@@ -38,7 +38,7 @@ class Share:
                 yield window
 
     def within(self, read: float | None) -> float | None:
-        """How much of this share is read when so much of the input is."""
+        """How much of this share is read, if `read` is the share of the whole input that is."""
         return None if read is None else min(1.0, max(0.0, read * self.shards - (self.shard - 1)))
 
 
@@ -46,10 +46,10 @@ class Windows:
     """The windows of a share, one after the other.
 
     Args:
-        items: What the input holds.
+        items: The rows of the input.
         max_pairs: See `cut_windows`.
-        share: Which windows of the input these are.
-        position: How far reading is, as a share of the input.
+        share: Selects the windows; None for all.
+        position: Tells how far reading is, as a share of the input.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Windows:
         position: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.keep_first = True
-        """Somebody may still ask for `first`."""
+        """Whether `first` may still be needed."""
         self.first: Window | None = None
         """The first window of the whole input that has lists, once it is read."""
         self.on_first: Callable[[Window], None] | None = None
-        """Told of that window when it is read."""
+        """Gets that window when it is read."""
         self.passed: float | None = None
-        """The share of the input that is read with the last window that was given."""
+        """How much of the share is read with the last window that was given out."""
         self._has_begun = False
         share = share or Share()
         windows = (
@@ -95,13 +95,8 @@ class Windows:
 
 
 def wanted_of(items: Iterable[Grouped], depth: int | None, *, drop_duplicates: bool) -> Iterator[Grouped]:
-    """What is to be scored of `items`: heads of so many passages, without those that say what others say."""
-    return heads_of(without_duplicates(items) if drop_duplicates else items, depth)
-
-
-def heads_of(items: Iterable[Grouped], depth: int | None) -> Iterator[Grouped]:
-    """`items` with the first `depth` passages of each list alone, which are those that are scored."""
-    for item in items:
+    """`items` with the passages that are scored: the first `depth` of each list, if asked without duplicates."""
+    for item in without_duplicates(items) if drop_duplicates else items:
         if depth is None or not isinstance(item, CandidateList) or len(item.passages) <= depth:
             yield item
         else:
@@ -115,7 +110,7 @@ def heads_of(items: Iterable[Grouped], depth: int | None) -> Iterator[Grouped]:
 
 
 SCORE_WINDOW_PAIRS = 64
-"""`score` streams: a window is what a reader at the other end of a pipe waits for."""
+"""Small, because `score` streams: the reader of a pipe waits for a window."""
 
 
 def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _WINDOW_BYTES) -> Iterator[Window]:
@@ -135,7 +130,8 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
         elif isinstance(item, CandidateList):
             lists.append(item)
             pairs += sum(_IMAGE_WEIGHT if isinstance(passage, ImagePassage) else 1 for passage in item.passages)
-            size += len(item.query) + sum(map(_size, item.passages)) + sum(map(len, item.queries))
+            size += len(item.query) + sum(map(len, item.queries))
+            size += sum(one.size if isinstance(one, ImagePassage) else len(one) for one in item.passages)
         elif item is Gap.BLANK:
             blank += 1
         paused = item is Gap.IDLE and bool(lists or errors)
@@ -146,7 +142,3 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
             blank = pairs = size = 0
     if lists or errors or blank:
         yield close()
-
-
-def _size(passage: Passage) -> int:
-    return passage.size if isinstance(passage, ImagePassage) else len(passage)

@@ -1,9 +1,9 @@
-"""A good output is never replaced by a worse one in silence: what a run without a single row leaves.
+"""Keeps a run without a single row from replacing a good output.
 
-    rows in, none scored    exit code 10: the errors file gets its name, nothing else does
-    no row in               exit code 4 if that would put nothing in the place of something; else an empty output
+    rows in, none scored    exit code 10: only the errors file gets its name
+    no row in               exit code 4 if there is an output with rows; else the output is empty
 
-Both leave no work folder behind, so the next run, on whatever input, begins anew.
+Neither leaves a work folder behind, so the next run begins anew, whatever its input is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rerank_cli.job.totals import Totals
 
 
 def refuse_worse(totals: Totals, destination: Destination, options: JobOptions) -> None:
-    """Raise where all windows are done and the output would hold nothing; the older output stays."""
+    """Raise if all windows are done and the output would hold nothing; the older output is kept."""
     counts, out = totals.counts, options.names.output
     if counts.rows_in and not counts.rows_out and not options.error_limit.all:
         errors = destination.give_up()

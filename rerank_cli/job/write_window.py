@@ -1,4 +1,4 @@
-"""Which rows of a scored window are written, and where: to the destination's sink, bad rows to its errors."""
+"""Writes the selected rows of scored windows to the destination's sink, and bad rows to its errors."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class WindowWriter:
     Args:
         destination: Where rows and bad rows go.
         selection: What is kept of each list, or with `whole` of the whole run (`score --top-n`).
-        counts: Grow by what is written.
-        whole: Rows are pairs, which are no lists: keep the best ones until the end.
-        released: The `Stop` of a run to a pipe. Its reader may be busy or asleep, and a request does not wait for it.
-        on_error: Told of each bad row.
+        counts: What is written is added here.
+        whole: Rows are pairs, not lists: the best ones are kept until the end.
+        released: The `Stop` of a run to a pipe: a request to stop must not wait for a reader that is busy or asleep.
+        on_error: Gets each bad row.
         count_empty: Count lists that give no row (rows to train on).
     """
 

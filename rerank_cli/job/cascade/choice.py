@@ -1,16 +1,17 @@
-"""Which passages of a list the second scorer reads, and how well the first ones agree with those of a full run.
+"""Chooses the passages of a list that the second scorer reads, and measures how well that agrees with a full run.
 
-By number or share, the best of the first scorer are read. With a bound, those are that can still be among the first n:
+With a number or a share, the best of the first scorer are read. With a bound, those that can still be among the first n
+are read:
 
     1. the n best of the first scorer are read; t is the n-th best of their new scores
     2. all others whose first score plus the bound reaches t are read too
 
-What is left has a lower score than t as long as no second score lies further above the first than the bound, so the
-first n are those of a full run, ties included. The bound is measured: on so many pairs the second score lay at most so
-far above the first. It is that excess over the median, half as much again, because the next pair may be the worst one.
-Pairs that lay beyond it in the run are counted.
+The rest scores lower than t, as long as no second score is further above the first than the bound. So the first n are
+those of a full run, ties included. The bound is measured on some pairs: the median of how far the second score is above
+the first, plus one and a half times the distance from the median to the largest, because the next pair may be worse.
+Pairs of the run beyond the bound are counted.
 
-`auto` keeps as many as the sampled lists needed for their first n, half as many again, and at least twice n.
+`auto` keeps one and a half times as many as the sampled lists needed for their first n, and at least 2 n.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from rerank_cli.job.first_scorer import Asked
 Floats = npt.NDArray[np.float64]
 
 LEAST_AGREEMENT = 0.99
-"""A run whose sampled lists agree less than this warns."""
+"""A run whose sampled lists agree less well warns."""
 
 _MARGIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How far a second score lies above the first, measured on some pairs."""
+    """How far second scores are above first scores, measured on some pairs."""
 
     pairs: int
     median: float
@@ -47,7 +48,7 @@ class Bound:
 
     @classmethod
     def of(cls, excess: Floats) -> Bound | None:
-        """Of the differences of some pairs; None where there are none."""
+        """The bound from the differences of some pairs; None without pairs."""
         if not len(excess):
             return None
         median, largest = float(np.median(excess)), float(excess.max())
@@ -58,18 +59,20 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is read of each list. keep: passages at least; over: the bound, if there is one; None reads all."""
+    """Which passages of each list are read; all of them if `keep`, `share` and `over` are None."""
 
     top: int
     keep: int | None = None
+    """How many passages are read."""
     share: float | None = None
     over: float | None = None
+    """The bound, as a number."""
     bound: Bound | None = None
     deepest: int | None = None
-    """Of the sampled lists, how far down the first scorer had placed one of their first n."""
+    """How far down the first scorer placed one of the first n of a sampled list."""
 
     def at_once(self, passages: int) -> int:
-        """How many of a list are read whatever their second scores are."""
+        """How many passages of a list are read in the first round."""
         if self.over is not None:
             return min(passages, self.top)
         if self.share is not None:
@@ -78,18 +81,18 @@ class Rule:
 
     @property
     def state(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """The rule for a JSON file."""
         return asdict(self)
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> Rule:
-        """What `state` has told."""
+        """The rule from its `state`."""
         bound = state["bound"]
         return cls(**{**state, "bound": Bound(**bound) if bound else None})
 
 
 def make_rule(asked: Asked, lists: Sequence[tuple[Floats, Floats]]) -> Rule:
-    """The rule of a run. lists: scores of both scorers, of sampled lists; NaN where there is none."""
+    """The rule of a run. lists: the scores of both scorers for sampled lists; NaN where there is none."""
     if asked.keep == "count":
         return Rule(asked.top, keep=int(asked.number))
     if asked.keep == "share":
@@ -104,13 +107,13 @@ def make_rule(asked: Asked, lists: Sequence[tuple[Floats, Floats]]) -> Rule:
 
 
 def _deepest(first: Floats, second: Floats, top: int) -> int:
-    """How many of the first scorer's best hold the `top` best of the second."""
+    """How many of the first scorer's best must be read to have the `top` best of the second."""
     places = {place: rank for rank, place in enumerate(cheap_order(first), 1)}
     return max((places[place] for place in first_n(second, top)), default=0)
 
 
 def cheap_order(scores: Floats) -> list[int]:
-    """Places in the order in which they are read: those without a score first, as nothing is known of them."""
+    """Places in the order in which they are read, best first; those without a score come before all others."""
     order: list[int] = order_by_score(np.where(np.isfinite(scores), scores, math.inf)).tolist()
     return order
 
@@ -119,7 +122,7 @@ class ListChoice:
     """The passages of one list that the second scorer reads.
 
     Args:
-        first: Scores of the first scorer, NaN where it has none.
+        first: Scores of the first scorer; NaN where there is none.
         rule: Of the run.
     """
 
@@ -130,7 +133,7 @@ class ListChoice:
         self._order = cheap_order(first)
 
     def wanted(self) -> list[int]:
-        """What is to be read next, in the order of the input; empty when the choice is made."""
+        """The places to read next, in the order of the input; empty when the choice is complete."""
         unscored = int(np.count_nonzero(~np.isfinite(self.first)))
         at_once = unscored + self._rule.at_once(len(self.first) - unscored)
         if not self.read:
@@ -146,18 +149,18 @@ class ListChoice:
         return sorted(place for place in left if self.first[place] + over >= least)
 
     def put(self, places: Sequence[int], scores: Sequence[float]) -> None:
-        """The second scores of what was wanted; NaN where there is none."""
+        """Take the second scores of places that were wanted; NaN where there is none."""
         self.read.update(places)
         self.second[list(places)] = scores
 
     def excess(self) -> Floats:
-        """How far second scores lie above the first, of passages with both."""
+        """How far second scores are above first scores, for passages with both."""
         excess = self.second - self.first
         return excess[np.isfinite(excess)]
 
 
 def choose(first: Floats, second: Floats, rule: Rule) -> ListChoice:
-    """The choice for a list of which all second scores are known."""
+    """The complete choice for a list whose second scores are all known."""
     choice = ListChoice(first, rule)
     while places := choice.wanted():
         choice.put(places, second[places].tolist())
@@ -165,13 +168,13 @@ def choose(first: Floats, second: Floats, rule: Rule) -> ListChoice:
 
 
 def add_list(agreement: Agreement, first: Floats, second: Floats, rule: Rule) -> None:
-    """Count a list of which all second scores are known."""
+    """Count a list whose second scores are all known."""
     found = first_n(choose(first, second, rule).second, agreement.top)
     agreement.add(first_n(second, agreement.top), found, passages=len(first))
 
 
 def agreement_document(agreement: Agreement) -> dict[str, Any]:
-    """For the report; no means without lists."""
+    """For the report; without means if there are no lists."""
     overlap, ends = agreement.mean_overlap, agreement.interval
     if overlap is None or ends is None:
         return {"lists": 0, "top_n": agreement.top}
@@ -184,12 +187,12 @@ def agreement_document(agreement: Agreement) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Kept:
-    """What the choices of a run have come to."""
+    """Totals of the choices of a run."""
 
     passages: int = 0
     read: int = 0
     exceeded: int = 0
-    """Pairs whose second score lay further above the first than the bound."""
+    """Pairs whose second score is further above the first than the bound."""
     furthest: float | None = None
 
     def add(self, choice: ListChoice, rule: Rule) -> None:

@@ -1,12 +1,11 @@
-"""The windows of a run through two scorers.
+"""Runs windows through two scorers.
 
-    first     scores every pair of a window as a run with one model does (`scoring_loop.py`)
-    second    scores what the choice wants of it, in one round, or two with a bound (`choice.py`)
+    first     scores every pair of a window, like a run with one model (`scoring_loop.py`)
+    second    scores the pairs that the choice wants, in one round, or in two with a bound (`choice.py`)
 
-The first window of the whole input is read by both in full: it makes the rule, and begins the agreement that the report
-states. Of every 32nd window the first list is read in full too, for the agreement alone: what is written of a list does
-not depend on its having been sampled. A list of which a sample is taken counts with its first 2,000 passages in the
-order of the first scorer.
+Both read the whole first window of the input: it makes the rule, and its lists are the first of the agreement that the
+report states. Both also read the whole first list of every 32nd window, for the agreement only: the output for a list
+does not depend on whether it was sampled. Of a sampled list, the best 2,000 passages by the first scorer count.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from rerank_cli.engine import Engine
 
 SAMPLED_PASSAGES = 2000
-"""Of a sampled list that both scorers read at most."""
+"""The most passages of a sampled list that count."""
 
 _EVERY = 32  # windows, of which one list is sampled
 _FEW_PAIRS = 100  # to measure a bound on
@@ -58,11 +57,11 @@ class Cascade:
     """Scores windows with two models.
 
     Args:
-        asked: What the options ask.
+        asked: What the options ask for.
         first: The cheap scorer.
-        second: The dear one.
-        state: Of the run after an earlier process, as `state` gave it.
-        on_note: Told what a user should know.
+        second: The expensive one.
+        state: The `state` of an earlier process.
+        on_note: Gets messages for the user.
         progress: Of the run.
     """
 
@@ -85,11 +84,11 @@ class Cascade:
             self._agreement, self._kept = Agreement(**state["agreement"]), Kept(**state["kept"])
             first.work, second.work = Work(**state["first"]), Work(**state["second"])
         self._shares = WindowShares(progress, first.work, second.work, self._kept)
-        second.on_submit = self._shares.submit_second
+        second.on_submit = progress.submit
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the next process must know, for a JSON file."""
+        """What a resumed run must know, for a JSON file."""
         return {
             "rule": self._rule.state if self._rule else None,
             "agreement": asdict(self._agreement), "kept": asdict(self._kept),
@@ -99,12 +98,12 @@ class Cascade:
         }  # fmt: skip
 
     def score(self, windows: Windows, timing: Timing, **settings: Any) -> Generator[ScoredWindow]:
-        """Score `windows` in their order. To be closed, which ends its threads.
+        """Score `windows` in their order; the caller closes the generator, which ends its threads.
 
         Args:
-            windows: Those to score.
-            timing: Grows by what each stage takes.
-            settings: Others of `score_windows`, for the first scorer.
+            windows: To score.
+            timing: Each stage adds its time.
+            settings: Further arguments of `score_windows`, for the first scorer.
         """
         windows.on_first = self._see_first
         self._shares.begin(windows.passed)
@@ -131,9 +130,9 @@ class Cascade:
         self._sample = window
 
     def _rank(self, scored: ScoredWindow) -> ScoredWindow:
-        """A window that the first scorer has scored, with what the second one says."""
+        """Let the second scorer read what matters of a window that the first has scored, and rank it."""
         window = scored.encoded.window
-        if not window.lists:  # bad rows alone make no rule
+        if not window.lists:  # bad rows only
             return scored
         counts: Counter[str] = Counter(scored.counts)
         have = _Read(self.second, window.number, counts)
@@ -142,7 +141,7 @@ class Cascade:
             self._rule = self._measure(scored, have, counts)
         elif window.number % _EVERY == 0 and window.number:
             have.share = self._shares.round(1 / len(window.lists))
-            self._sample_list(window.lists[0], scores[0], have)
+            add_list(self._agreement, *self._both(window.lists[0], scores[0], have), self._rule)
         choices = [ListChoice(one, self._rule) for one in scores]
         while wanted := [(place, some) for place, one in enumerate(choices) if (some := one.wanted())]:
             have.share = self._shares.round(1.0 if self._rule.over is None else 0.5)
@@ -162,10 +161,10 @@ class Cascade:
         return replace(scored, ranked=ranked, errors=in_order([*window.errors, *errors]), counts=counts)
 
     def _measure(self, scored: ScoredWindow, have: _Read, counts: Counter[str]) -> Rule:
-        """Make the rule by the first window of the whole input, which both scorers read in full."""
+        """Make the rule from the first window of the whole input, which both scorers read in full."""
         sample = self._sample or scored.encoded.window
         encoded, logits = scored.encoded, scored.logits
-        if sample.number != scored.encoded.window.number:  # of another shard
+        if sample.number != scored.encoded.window.number:  # the first window belongs to another shard
             encoded, logits, more = self.first.read(sample)
             counts.update(more)
             have = _Read(self.second, sample.number, counts)
@@ -185,17 +184,15 @@ class Cascade:
             )
         return rule
 
-    def _sample_list(self, item: CandidateList, first: Floats, have: _Read) -> None:
-        assert self._rule is not None, "made with the first window"
-        add_list(self._agreement, *self._both(item, first, have), self._rule)
-
     def _both(self, item: CandidateList, first: Floats, have: _Read) -> tuple[Floats, Floats]:
-        """The scores of both scorers of the best passages of a list, by the first one."""
+        """The scores of both scorers for a list, of its best passages by the first scorer."""
         places = sorted(cheap_order(first)[:SAMPLED_PASSAGES])
         have([(item, places)])
         return first[places], np.array(have.scores(item, places), dtype=np.float64)
 
-    def _own_document(self) -> dict[str, Any]:
+    def document(self, counts: Counts) -> dict[str, Any]:
+        """For the report; also warns if the first passages are not those of a full run."""
+        self._warn()
         rule, kept = self._rule, self._kept
         found: dict[str, Any] = {
             "first": self.first.document(), "second": self.second.document(), "keep": self._asked.keep,
@@ -206,12 +203,7 @@ class Cascade:
         }  # fmt: skip
         if rule and rule.bound:
             found["bound"] = asdict(rule.bound) | {"exceeded": kept.exceeded, "furthest": kept.furthest}
-        return {"cascade": found}
-
-    def document(self, counts: Counts) -> dict[str, Any]:
-        """For the report; says too where the first passages are not those of a full run."""
-        self._warn()
-        return self._own_document() | self._stores_document(counts)
+        return {"cascade": found} | self._stores_document(counts)
 
     @property
     def reads_all(self) -> Engine:
@@ -239,23 +231,23 @@ class Cascade:
 
 
 KEPT_OF_PLAN = ("threads", "lanes", "token_budget")
-"""What the first scorer of a run that goes on has as it began."""
+"""What the first scorer of a resumed run keeps from its beginning."""
 
 
 class _Read:
-    """What the second scorer says of the pairs of a window: each is read once, whoever asks.
+    """The second scorer's entries and scores of the pairs of a window; each pair is read once.
 
     Args:
-        scorer: Reads them.
+        scorer: Reads the pairs.
         number: Of the window.
-        counts: Grow by what it reads.
+        counts: What is read is added here.
     """
 
     def __init__(self, scorer: Scorer, number: int, counts: Counter[str]) -> None:
         self._scorer, self._number, self._counts = scorer, number, counts
         self._have: dict[Pair, tuple[Encoded, float]] = {}
         self.share: float | None = None
-        """Of the input that is done with what is read next."""
+        """The share of the input that is done after the next read."""
 
     def __call__(self, wanted: Iterable[tuple[CandidateList, Sequence[int]]]) -> None:
         """Read passages of lists that are not read yet."""
@@ -282,11 +274,11 @@ class _Read:
             self._have[pair] = encoded.encoded[place], float(logits[place])
 
     def entry(self, pair: Pair) -> Encoded:
-        """What was read of a pair."""
+        """The encoded entry of a pair that was read."""
         return self._have[pair][0]
 
     def scores(self, item: CandidateList, places: Sequence[int]) -> list[float]:
-        """The scores of passages that were read; NaN of one that has none."""
+        """The scores of passages that were read; NaN where there is none."""
         pairs = item.pairs
         return [_score(*self._have[item.limits, *pairs[place]]) for place in places]
 
@@ -296,7 +288,7 @@ def _score(entry: Encoded, logit: float) -> float:
 
 
 def _by_list(encoded: EncodedWindow, logits: Any) -> tuple[list[list[Encoded]], list[Floats]]:
-    """Entries and scores of the passages of each list; NaN where there is no score."""
+    """The entries and scores of each list's passages; NaN where there is no score."""
     entries, scores = [], []
     begin = 0
     for item in encoded.window.lists:

@@ -1,4 +1,4 @@
-"""One of the two scorers of a cascade: its model, its engine, its store, and what it has done."""
+"""One of the two scorers of a cascade: its model, engine, store, and the work it did."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WAIT_SECONDS = 0.05
 
 @dataclass(slots=True)
 class Work:
-    """What a scorer has done: distinct pairs of windows that it scored or its store knew, their tokens, and seconds."""
+    """What a scorer did: distinct pairs that it scored or found in the store, their tokens, and seconds."""
 
     pairs_scored: int = 0
     pairs_found: int = 0
@@ -47,18 +47,14 @@ class Work:
         self.tokens_found += counts.get("tokens_found", 0)
 
     def of_counts(self, counts: Counts) -> Counts:
-        """`counts` as if this scorer had been alone."""
+        """`counts` of the run, with the pairs and tokens of this scorer only."""
         names = ("pairs_scored", "pairs_found", "tokens", "tokens_found")
         return replace(counts, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(slots=True)
 class Scorer:
-    """A model that scores windows for a cascade.
-
-    prepared: the model. plan: as the run goes. timing: of this scorer alone. on_batch: told the pairs and tokens of
-    each batch. on_submit: told the tokens that the engine gets of a window in `read`, and the window's share.
-    """
+    """A model that scores windows for a cascade."""
 
     prepared: PreparedModel
     plan: Plan
@@ -67,14 +63,17 @@ class Scorer:
     pool: Pool
     stop: Stop
     on_batch: Callable[[int, int], None] | None = None
+    """Gets the pairs and tokens of each batch."""
     on_submit: Callable[[int, float | None], None] | None = None
+    """Gets the tokens that `read` gives to the engine, and the window's share."""
     timing: Timing = field(default_factory=Timing)
+    """Of this scorer only."""
     work: Work = field(default_factory=Work)
     _known: KnownScores | None = None
     _is_open: bool = False
 
     def calibrate(self, window: Window) -> None:
-        """Let an engine that must be calibrated see the first window of the input."""
+        """Calibrate the engine on the first window of the input, if it must be calibrated."""
         engine = self.engine
         if isinstance(engine, NeedsCalibration) and engine.needs_calibration:
             pairs = [pair for part in encode_parts(window, self.prepared.encoder) for pair in part.pairs]
@@ -82,7 +81,7 @@ class Scorer:
                 engine.calibrate(pairs)
 
     def read(self, window: Window) -> tuple[EncodedWindow, npt.NDArray[np.float32], Counter[str]]:
-        """The distinct pairs of a window with their logits, and what this adds to `Counts`."""
+        """Score the distinct pairs of a window; returns them, their logits, and what this adds to `Counts`."""
         self.calibrate(window)
         if not self._is_open:
             self._known, self._is_open = self.store.known(self.timing), True
