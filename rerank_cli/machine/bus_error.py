@@ -1,9 +1,9 @@
-"""SIGBUS says which file was cut, where the system would only end the process.
+"""A message that names the file that was cut, where the system would end the process without one (SIGBUS).
 
-The weights of a model are read through a memory map. When such a file is cut, what was behind the cut is gone, and the
-next read of it ends the process: the system knows no milder answer. It does the same where memory is shared through a
-file system that is full (`/dev/shm`). Python's own handlers run behind the instruction that failed, which is never, so
-this one is C's, and runs in the midst of it: it says what it can say, and ends the process.
+The weights of a model are read through a memory map. When such a file is cut, a read beyond the cut raises SIGBUS,
+which ends the process. So does memory that is shared through a full file system (`/dev/shm`). A handler of Python's
+runs only after the instruction that failed, which never ends. So this one is C's: it runs in the middle of that
+instruction, says what it can, and ends the process.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _UNKNOWN = "a bus error: a file that is mapped into memory was cut, or /dev/shm 
 
 @contextmanager
 def explaining_bus_errors(check: Callable[[], None]) -> Iterator[None]:
-    """Inside, a bus error ends the process with the message and the exit code of what `check` raises.
+    """Inside, a bus error ends the process with the message and the exit code of the error that `check` raises.
 
-    Where it raises nothing the process ends by the signal, as it would have. Once for a process: a call inside of
-    another one takes its place for as long as it lasts.
+    If `check` raises nothing, the signal ends the process as usual. There is one handler for a process: a call inside
+    another one replaces it meanwhile.
     """
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
@@ -37,7 +37,7 @@ def explaining_bus_errors(check: Callable[[], None]) -> Iterator[None]:
             os.write(2, "".join(f"{printable(line)}\n" for line in lines).encode())
             os._exit(error.exit_code)
         os.write(2, f"error: {_UNKNOWN}\n".encode())
-        library.signal(number, None)  # the default; what failed is done again, and ends the process
+        library.signal(number, None)  # the default; the instruction fails once more, and ends the process
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)
     before = library.signal(signal.SIGBUS, ctypes.cast(handler, ctypes.c_void_p))

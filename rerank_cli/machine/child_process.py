@@ -3,9 +3,9 @@
 The two are joined by a socket, over which they exchange pickled objects, as both are this program. A child is a Python
 of its own: nothing is forked, so threads and locks of the parent do not matter, and it imports what its module imports.
 
-Signals are the parent's business. Those that a terminal or a service manager sends to the whole group are blocked in a
-child from its first instruction, so that it says nothing even while it starts, and it ends when its parent does: at the
-end of the socket, whatever it is doing.
+The parent handles signals. Those that a terminal or a service manager sends to the whole group are blocked in a child
+from its first instruction, so that it prints nothing even while it starts. It ends when its parent does: at the end of
+the socket, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,8 +29,9 @@ _LEAVE_SECONDS = 5.0
 class Child:
     """A process that runs `main` of `module`. environment: variables besides those of this process.
 
-    patience: seconds for which a message that has begun may rest, else sending or receiving it is an `OSError`; so a
-    process that somebody stops in the middle of one stops no other. Raises `OSError` where no process can be had.
+    patience: seconds for which a message may stand still once it has begun; after that sending or receiving it is an
+    `OSError`. So a process that is stopped in the middle of a message does not stop the other one. Raises `OSError`
+    where no process can be started.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class Child:
                     ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("ll", int(patience) + 1, 0))
             # -P: nothing is imported from the current folder. Packages are found where this process has found them.
             start = f"import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main()"
-            with _blocked_signals():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # a child inherits this
+            try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-c", start, str(theirs.fileno()), *sys.path],
                     pass_fds=[theirs.fileno()],
@@ -51,15 +53,17 @@ class Child:
                     stdout=2,  # a library that prints must not write into the output
                     env={**os.environ, **(environment or {})},
                 )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self.connection: Connection[Any, Any] = Connection(ours.detach())
 
     def tell(self, message: object) -> None:
-        """Send it something; if it has died, whoever waits for its answer hears of that."""
+        """Send it something; if it has died nothing happens here, as the wait for its answer finds that out."""
         with suppress(OSError):
             self.connection.send(message)
 
     def end(self) -> str:
-        """The process is over, or will be at once; returns how it ended."""
+        """End the process, which is over or about to be; returns how it ended, in words."""
         self.connection.close()
         try:
             code = self._process.wait(_LEAVE_SECONDS)
@@ -72,22 +76,12 @@ class Child:
         return f"ended with exit code {code}"
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Kill it, whatever it is doing."""
         self._process.kill()
 
     def wait(self) -> None:
         """Wait for its end."""
         self._process.wait()
-
-
-@contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Inside, a process that this thread starts has the signals of the whole group blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def parent_of_this_process() -> Connection[Any, Any]:
@@ -98,16 +92,17 @@ def parent_of_this_process() -> Connection[Any, Any]:
 def hear(connection: Connection[Any, Any]) -> queue.SimpleQueue[Any]:
     """In a child: what the parent sends, in order. At the end of the socket this process ends at once.
 
-    A thread takes it, so that the next thing is there when one is done, and the parent never waits for a child to read.
+    A thread receives, so that the next message is there when one is done, and the parent never waits for a child to
+    read.
     """
     heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, heard), name="receive", daemon=True).start()
+
+    def receive() -> None:
+        try:
+            while True:
+                heard.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # the parent has gone, or wants this process to go: nothing here is worth finishing
+
+    threading.Thread(target=receive, name="receive", daemon=True).start()
     return heard
-
-
-def _receive(connection: Connection[Any, Any], heard: queue.SimpleQueue[Any]) -> None:
-    try:
-        while True:
-            heard.put(connection.recv())
-    except (EOFError, OSError):
-        os._exit(0)  # the parent has gone, or wants this process to go: nothing here is worth finishing

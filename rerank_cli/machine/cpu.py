@@ -1,13 +1,14 @@
 """The processor and the memory that this process may really use.
 
 A container that may use 2 of 64 cores and starts 64 threads is slower than one that starts 2, and one that believes
-the host's free memory is killed at its own limit. So both are cut to the limits of the cgroup:
+the host's free memory is killed at its own limit. So cores and memory are cut to the limits of the cgroup:
 
-* Which cgroup: /proc/self/cgroup names it, one line for cgroup v2 (`0::/path`) and one a controller for v1. A limit on
-  any folder from there up to the mount counts, so all are read and the smallest wins. In a container without a cgroup
-  namespace the named path is the host's and does not exist here; then the mount itself is the container's cgroup.
-* Memory in use: what the cgroup is charged, less `inactive_file`, the page cache that the kernel drops first. (The
-  kubelet counts its working set so.) Without that, having read a large file once would look like a full memory.
+* Which cgroup: /proc/self/cgroup names it, in one line for cgroup v2 (`0::/path`), in one for each controller for v1. A
+  limit on any folder from there up to the mount counts, so all are read and the smallest wins. In a container without a
+  cgroup namespace the named path is the host's and does not exist here; then the mount itself is the container's
+  cgroup.
+* Memory in use: what the cgroup is charged, less `inactive_file`, the page cache that the kernel drops first (as the
+  kubelet counts its working set). Otherwise memory would look full once a large file has been read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Cpu:
     """The processor as this process may use it.
 
     flags: instruction sets as /proc/cpuinfo spells them. architecture: `x86_64`, `aarch64`, ...
-    memory_available_bytes: what can still be had without swapping, within the cgroup's limit.
+    memory_available_bytes: what can still be allocated without swapping, within the cgroup's limit.
     """
 
     name: str
@@ -76,7 +77,9 @@ class HostMemory:
 
 def detect_cpu(root: Path = _ROOT) -> Cpu:
     """The CPU of this machine, within the limits of this process. root: where `proc` and `sys` lie."""
-    info = _cpuinfo(root)
+    first = _read_text_or_nothing(root / "proc/cpuinfo").split("\n\n")[0]  # of the processors; nothing on macOS
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    info = {key.strip(): value.strip() for key, value in pairs}
     flags = info.get("flags") or info.get("Features") or ""
     architecture = os.uname().machine
     total, available = _usable_memory(root)
@@ -124,7 +127,7 @@ def _usable_memory(root: Path) -> tuple[int | None, int | None]:
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """Folders that can limit this process, from its own cgroup up to the mount; not all of them need exist."""
+    """Folders that can limit this process, from its own cgroup up to the mount; some may not exist."""
     mount = root / "sys/fs/cgroup"
     found = False
     for line in _read_text_or_nothing(root / "proc/self/cgroup").splitlines():
@@ -174,13 +177,6 @@ def _inactive_file(folder: Path) -> int:
     )
     value = stat.get("total_inactive_file") or stat.get("inactive_file") or ""
     return int(value) if value.isdecimal() else 0
-
-
-def _cpuinfo(root: Path) -> dict[str, str]:
-    """The first processor's block of /proc/cpuinfo; empty where there is none (macOS)."""
-    block = _read_text_or_nothing(root / "proc/cpuinfo").split("\n\n")[0]
-    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _read_text_or_nothing(path: Path) -> str:

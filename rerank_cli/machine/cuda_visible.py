@@ -3,9 +3,9 @@
 CUDA's rules, as the driver has them (CUDA C programming guide, "CUDA Environment Variables"; torch's
 `torch/cuda/__init__.py:_parse_visible_devices` follows them, and so does this module, case for case):
 
-* The list is of integers or of UUIDs, by its first entry. An entry of the other kind, an unknown or ambiguous one, or a
-  negative number ends the list: what stands before it counts. So `""` and `-1` show nothing.
-* A prefix of a UUID is enough where only one device has it. A number may have anything after its digits.
+* The list is of integers or of UUIDs; its first entry decides. An entry of the other kind, an unknown or ambiguous one,
+  or a negative number ends the list: only the entries before it count. So `""` and `-1` show nothing.
+* A prefix of a UUID is enough where only one device has it. Anything may follow the digits of a number.
 * Nothing is visible where one device is named twice.
 * A MIG instance is named by its own UUID, or by `MIG-GPU-<uuid>/<gpu instance>/<compute instance>`.
 
@@ -47,7 +47,7 @@ _Name = tuple[int, int | None]
 
 
 def apply_visibility(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> Visible:
-    """Number the GPUs as CUDA does in a process with this environment, and say why the others are not there."""
+    """Number the GPUs as CUDA does in a process with this environment, and say why CUDA does not show the others."""
     value = environment.get(VARIABLE)
     setting = f"`{VARIABLE}={clean(value) or ''}`"
     warnings: list[str] = []
@@ -184,18 +184,14 @@ def _number(gpu: Gpu, numbers: Mapping[_Name, int], named: set[_Name], hidden: s
     is_named = any(index == gpu.index for index, _ in named)
     if gpu.mig == "enabled":
         instances = tuple(_number_instance(gpu.index, mig, numbers, named, hidden) for mig in gpu.mig_instances)
-        return replace(gpu, mig_instances=instances, reason=gpu.reason or (_explain_mig(gpu) if is_named else hidden))
+        why = "MIG is enabled: work runs on its instances"
+        if not gpu.mig_instances:
+            why = dict(gpu.unread).get("mig_instances", _NO_INSTANCE)
+        return replace(gpu, mig_instances=instances, reason=gpu.reason or (why if is_named else hidden))
     number = numbers.get((gpu.index, None))
     if number is not None or gpu.reason:
         return replace(gpu, cuda_index=number)
     return replace(gpu, reason=_NOT_BESIDE_MIG if is_named else hidden)
-
-
-def _explain_mig(gpu: Gpu) -> str:
-    """Say why a GPU in MIG mode is not a device itself."""
-    if gpu.mig_instances:
-        return "MIG is enabled: work runs on its instances"
-    return dict(gpu.unread).get("mig_instances", _NO_INSTANCE)
 
 
 def _number_instance(

@@ -1,4 +1,4 @@
-"""A machine: its GPUs as CUDA numbers them, its CPU, the torch that is installed, and what is wrong between them."""
+"""A machine: its GPUs as CUDA numbers them, its CPU, the installed torch, and what keeps them from working together."""
 
 from __future__ import annotations
 

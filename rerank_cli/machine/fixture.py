@@ -1,7 +1,7 @@
 """A machine as a JSON document and back: `--fixture FILE`, and what a bug report carries.
 
-A document need not be complete: fields that are left out have the values of a field that could not be read, so that a
-machine can be described in three lines. A key that is not known is refused, because it is a typing error.
+A document need not be complete: a field that is left out counts as one that could not be read, so a machine can be
+described in three lines. An unknown key is refused, because it is a typing error.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ def machine_to_json(machine: Machine) -> dict[str, Any]:
 def load_machine_fixture(path: str | Path) -> Machine:
     """The machine in a file that `machine_to_json` wrote, or that somebody wrote by hand; `InputError` otherwise."""
     try:
-        with Path(path).open("rb") as stream:  # no more of it: /dev/zero has no end
+        with Path(path).open("rb") as stream:  # a part of it alone: /dev/zero has no end
             data = stream.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise InputError(f"{path}: more than {_MOST_BYTES:,} bytes, which no machine's description has")
@@ -129,12 +130,21 @@ def _list_of(read: Callable[[Any, str], _T]) -> Callable[[Any, str], tuple[_T, .
     return read_list
 
 
-def _object_reader(kind: type[_T]) -> Callable[[Any, str], _T]:
-    return lambda value, where: _read(kind, value, where)
-
-
-def _flags(value: Any, where: str) -> frozenset[str]:
-    return frozenset(_list_of(_read_text)(value, where))
+def _read(kind: type[_T], document: Any, where: str) -> _T:
+    """Read an object of `kind`, each field by its rule."""
+    if not isinstance(document, Mapping):
+        raise InputError(f"{where}: an object is wanted, not {_kind(document)}")
+    rules = _FIELDS[kind]
+    for key in document:
+        if key not in rules:
+            raise InputError(f"{where}: unknown key `{key}`", hint="known keys are " + ", ".join(rules))
+    values = {key: rules[key](value, f"{where}.{key}") for key, value in document.items()}
+    try:
+        return kind(**values)
+    except TypeError:
+        known = dataclasses.fields(kind)  # type: ignore[arg-type]  # `_T` is not bound to dataclasses
+        needed = [item.name for item in known if item.default is dataclasses.MISSING and item.name not in values]
+        raise InputError(f"{where}: missing {', '.join(f'`{name}`' for name in needed)}") from None
 
 
 _MAYBE_TEXT, _MAYBE_INTEGER = _optional(_read_text), _optional(_integer)
@@ -163,52 +173,35 @@ _FIELDS: dict[type, dict[str, Callable[[Any, str], Any]]] = {
         "pci_bus_id": _MAYBE_TEXT,
         "memory_source": _MAYBE_TEXT,
         "mig": _MAYBE_TEXT,
-        "mig_instances": _list_of(_object_reader(MigInstance)),
+        "mig_instances": _list_of(partial(_read, MigInstance)),
         "ecc": _MAYBE_TEXT,
         "throttling": _TEXTS,
-        "processes": _list_of(_object_reader(GpuProcess)),
+        "processes": _list_of(partial(_read, GpuProcess)),
         "virtualization": _MAYBE_TEXT,
         "warnings": _TEXTS,
     },
     Cpu: {
         "name": _read_text,
         "cores": _cores,
-        "flags": _flags,
+        "flags": lambda value, where: frozenset(_TEXTS(value, where)),
         "architecture": _read_text,
         "memory_total_bytes": _MAYBE_INTEGER,
         "memory_available_bytes": _MAYBE_INTEGER,
     },
     TorchBuild: {"version": _read_text, "accelerator": _read_text, "cuda": _MAYBE_TEXT},
     Machine: {
-        "cpu": _object_reader(Cpu),
-        "gpus": _list_of(_object_reader(Gpu)),
+        "cpu": partial(_read, Cpu),
+        "gpus": _list_of(partial(_read, Gpu)),
         "driver": _MAYBE_TEXT,
         "cuda": _MAYBE_TEXT,
         "reason": _MAYBE_TEXT,
-        "torch": _optional(_object_reader(TorchBuild)),
+        "torch": _optional(partial(_read, TorchBuild)),
         "cuda_visible_devices": _MAYBE_TEXT,
         "order_certain": _boolean,
         "warnings": _TEXTS,
     },
 }
 """How each field of each class is read; a test holds it against the classes."""
-
-
-def _read(kind: type[_T], document: Any, where: str) -> _T:
-    """Read an object of `kind`, each field by its rule."""
-    if not isinstance(document, Mapping):
-        raise InputError(f"{where}: an object is wanted, not {_kind(document)}")
-    rules = _FIELDS[kind]
-    for key in document:
-        if key not in rules:
-            raise InputError(f"{where}: unknown key `{key}`", hint="known keys are " + ", ".join(rules))
-    values = {key: rules[key](value, f"{where}.{key}") for key, value in document.items()}
-    try:
-        return kind(**values)
-    except TypeError:
-        known = dataclasses.fields(kind)  # type: ignore[arg-type]  # `_T` is not bound to dataclasses
-        needed = [item.name for item in known if item.default is dataclasses.MISSING and item.name not in values]
-        raise InputError(f"{where}: missing {', '.join(f'`{name}`' for name in needed)}") from None
 
 
 def _kind(value: Any) -> str:

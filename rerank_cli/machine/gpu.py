@@ -65,8 +65,8 @@ class Gpu:
     virtualization: `none`, `passthrough`, `vgpu`, `host vgpu`, `host vsga`.
     cuda_index: the number CUDA gives it in a process started here, None where it gives none.
     reason: why it cannot be used as a whole, None where it can.
-    unread: (what, why) of what could not be read, by field; `memory` stands for both of its sizes, `ecc_errors` and
-    `remapped_rows` for what would only have given warnings.
+    unread: (field, why) for each field that could not be read; `memory` stands for both sizes. `ecc_errors` and
+    `remapped_rows` are no fields, but would have given warnings.
     """
 
     index: int

@@ -86,7 +86,7 @@ CARDS = (
     Card("RTX-A6000", "NVIDIA RTX A6000", (8, 6), 49_140, CardSpeed(154.8, 768)),  # j
     Card("RTX-6000-Ada", "NVIDIA RTX 6000 Ada Generation", (8, 9), 49_140),
 )
-"""Those that can be named."""
+"""The cards that can be named."""
 
 
 def find_card(text: str) -> Card | None:

@@ -1,7 +1,7 @@
 """A library that is not installed, as an error with the command that installs all that are missing.
 
-Planning needs typer, rich, numpy and nvidia-ml-py alone; everything else needs what `pyproject.toml` names. Names stand
-here by module, because that is what a failed import knows.
+Planning needs only typer, rich, numpy and nvidia-ml-py; the rest needs all that `pyproject.toml` names. Distributions
+stand here by module, because a failed import tells the module.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DISTRIBUTIONS = {
 
 @contextmanager
 def told_what_is_missing() -> Iterator[None]:
-    """`UsageError` in place of the failed import of a library that is required and not installed."""
+    """Inside, the failed import of a library that is required and not installed is a `UsageError`."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -43,7 +43,7 @@ def told_what_is_missing() -> Iterator[None]:
 
 
 def missing_library(error: ModuleNotFoundError) -> UsageError | None:
-    """The error that tells of it; None where the module is none of ours to install."""
+    """The error for the user; None where the module is not among those that this program requires."""
     name = (error.name or "").partition(".")[0]
     if name not in _DISTRIBUTIONS:
         return None
@@ -51,12 +51,12 @@ def missing_library(error: ModuleNotFoundError) -> UsageError | None:
 
 
 def missing_packages(failed: str | None = None) -> list[str]:
-    """The distributions that are required and not there, with that of the module whose import failed."""
+    """The required distributions that are not installed, and that of `failed`, the module whose import failed."""
     return [package for module, package in _DISTRIBUTIONS.items() if module == failed or not _is_there(module)]
 
 
 def install_command(packages: list[str]) -> str:
-    """What installs `packages` into the environment of this process, which need not be that of the shell."""
+    """The command that installs `packages` into the environment of this process, which may not be the shell's."""
     tool = [sys.executable, "-m", "pip", "install"]
     if not _is_there("pip"):
         tool = ["uv", "pip", "install", "--python", sys.executable]

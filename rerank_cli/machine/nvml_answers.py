@@ -1,7 +1,7 @@
 """GPUs from the lines that `nvml_child.py` writes: which facts there are, and why the others are missing.
 
-A GPU whose memory NVML does not tell is given the host's only where CPU and GPU are known to share it: a discrete
-card with a broken driver says "not supported" as well.
+A GPU whose memory NVML does not tell gets the host's, but only where CPU and GPU are known to share it: a discrete card
+with a broken driver says "not supported" as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ _MODES = {0: "disabled", 1: "enabled"}
 _ESSENTIAL = ("handle", "compute_capability", "memory", "mig")
 """Without an answer to these (an error is an answer) nothing can be planned on a GPU."""
 _QUIET = {"ecc_errors", "remapped_rows"}
-"""Questions that feed warnings alone: that a GPU does not know them is no news."""
+"""Questions whose answers only give warnings: a GPU that does not know them is not worth a word."""
 
 Of = tuple[int | None, int | None]
 SYSTEM: Of = (None, None)
@@ -92,7 +92,9 @@ class Answers:
         """Why each field without a value has none."""
         device = self.device(of)
         fields = [question.field for question in questions if question.field not in device.said]
-        return {name: self.why(of, name) for name in fields if name not in _QUIET or not _is_unknown(device, name)}
+        unknown = (nvml.NOT_SUPPORTED, nvml.FUNCTION_NOT_FOUND)
+        quiet = {name for name in _QUIET if device.failed.get(name, (None, ""))[0] in unknown}
+        return {name: self.why(of, name) for name in fields if name not in quiet}
 
 
 def collect(lines: Iterable[bytes]) -> Answers:
@@ -127,7 +129,8 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
         unread["mig_instances"] = answers.why((index, None), "mig_slots")
     memory = _memory(device, unread)
     source = None if memory is None else NVML
-    if memory is None and "memory" in said | device.failed and _shares_memory(name, capability):
+    shares = (name and _SHARED_MEMORY_NAME.search(name)) or capability in _SHARED_MEMORY_CAPABILITIES
+    if memory is None and "memory" in said | device.failed and shares:
         memory, source = (host.total_bytes, host.available_bytes), HOST_MEMORY
     total, free = memory or (None, None)
     throttling = said.get("throttling") or 0
@@ -144,7 +147,10 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
         mig_instances=_read_instances(index, answers),
         ecc=_mode(said.get("ecc")),
         throttling=tuple(text for bit, (text, _) in _THROTTLING.items() if throttling & bit),
-        processes=_other_processes(said.get("processes") or ()),
+        # All but this process, and but number 0, which Jetsons list (wentbackward/nv-monitor#17).
+        processes=tuple(
+            GpuProcess(pid, used) for pid, used in said.get("processes") or () if pid and pid != os.getpid()
+        ),
         virtualization=_VIRTUALIZATION.get(said.get("virtualization", -1)),
         reason=_explain_unusable(index, answers),
         warnings=tuple(_warnings(said)),
@@ -155,10 +161,6 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
 def clean(text: str | None) -> str | None:
     """A name fit to print: no control characters; None where nothing is left."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text or "").strip() or None
-
-
-def _is_unknown(device: Device, name: str) -> bool:
-    return device.failed.get(name, (None, ""))[0] in (nvml.NOT_SUPPORTED, nvml.FUNCTION_NOT_FOUND)
 
 
 def _explain_unusable(index: int, answers: Answers) -> str | None:
@@ -194,11 +196,6 @@ def _memory(device: Device, unread: dict[str, str]) -> tuple[int | None, int | N
     return total, free
 
 
-def _shares_memory(name: str | None, capability: tuple[int, int] | None) -> bool:
-    """Whether CPU and GPU are known to use the same memory."""
-    return bool(name and _SHARED_MEMORY_NAME.search(name)) or capability in _SHARED_MEMORY_CAPABILITIES
-
-
 def _read_instances(gpu: int, answers: Answers) -> tuple[MigInstance, ...]:
     """Read the MIG instances of a GPU; empty slots are skipped."""
     slots = sorted(of[1] for of in answers.devices if of[0] == gpu and of[1] is not None)
@@ -221,12 +218,13 @@ def _read_instance(gpu: int, slot: int, answers: Answers) -> MigInstance:
         # (NVIDIA/nvidia-container-toolkit#1363).
         memory = (said["memory_mib"] * _MIB, None)
     total, free = memory or (None, None)
-    name = clean(said.get("name"))
+    name = clean(said.get("name"))  # `NVIDIA H100 80GB HBM3 MIG 1g.10gb` ends in the profile
+    _, marker, profile = (name or "").rpartition(" MIG ")
     return MigInstance(
         index=slot,
         uuid=clean(said.get("uuid")),
         name=name,
-        profile=_profile(name),
+        profile=(profile.strip() or None) if marker else None,
         compute_capability=_capability(said.get("compute_capability")),
         total_bytes=total,
         free_bytes=free,
@@ -235,12 +233,6 @@ def _read_instance(gpu: int, slot: int, answers: Answers) -> MigInstance:
         reason=_find_death(device) if "handle" in device.said else answers.why((gpu, slot), "handle"),
         unread=tuple(unread.items()),
     )
-
-
-def _profile(name: str | None) -> str | None:
-    """`1g.10gb` in `NVIDIA H100 80GB HBM3 MIG 1g.10gb`."""
-    _, marker, profile = (name or "").rpartition(" MIG ")
-    return (profile.strip() or None) if marker else None
 
 
 def _warnings(said: dict[str, Any]) -> list[str]:
@@ -259,11 +251,6 @@ def _warnings(said: dict[str, Any]) -> list[str]:
     elif waiting:
         warnings.append("a broken row of memory waits to be remapped; reset the GPU")
     return warnings
-
-
-def _other_processes(said: Sequence[Sequence[int | None]]) -> tuple[GpuProcess, ...]:
-    """All processes but this one. Process 0 is skipped: Jetsons list it (wentbackward/nv-monitor#17)."""
-    return tuple(GpuProcess(pid, used) for pid, used in said if pid and pid != os.getpid())
 
 
 def _mode(said: list[int] | None) -> str | None:

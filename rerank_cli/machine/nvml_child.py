@@ -1,7 +1,7 @@
-"""Asks NVML what it knows, as a program of its own: `python -P nvml.py SECONDS`, answers as JSON lines on stdout.
+"""Asks NVML what it knows, as a program of its own: `python -P nvml_child.py SECONDS` answers in JSON lines on stdout.
 
-It is run by its path, not imported, and imports nothing of this package: starting must stay cheap (0.02 s, and 0.04 s
-for pynvml). Only the tables at its top are read by others. The lines, in any order between devices:
+It is run by its path and imports nothing of this package: starting must stay cheap (0.02 s, and 0.04 s for pynvml).
+Other modules read only the tables at its top. The lines, in any order between devices:
 
     {"fault": [CODE or null, TEXT]}                         NVML gives nothing; the last line
     {"asks": FIELD, "of": [GPU, MIG], "function": NAME}     before each call: the last one names what hangs
@@ -12,7 +12,7 @@ for pynvml). Only the tables at its top are read by others. The lines, in any or
 `of` is [null, null] for the machine and [GPU, null] for a GPU. Every GPU is asked in a thread of its own (NVML is
 thread-safe), so that one that hangs does not silence the others.
 
-Traps that this module knows, each met in the wild:
+Traps that this module avoids, each met in the wild:
 
 * Several packages install a module `pynvml`; only that of nvidia-ml-py has `_nvmlGetFunctionPointer`, and only since
   11.510 `nvmlMemory_v2` (gpustat and nvitop check likewise).
@@ -95,7 +95,7 @@ GPU_QUESTIONS = (
     DeviceField("ecc_errors", ("nvmlDeviceGetTotalEccErrors",), _json_value, (_UNCORRECTED, _SINCE_DRIVER_LOAD)),
     DeviceField("remapped_rows", ("nvmlDeviceGetRemappedRows",), _json_value),
 )
-"""What a GPU is asked, in this order: what a plan needs comes before what only warns."""
+"""What a GPU is asked, in this order: what a plan needs comes before what only gives warnings."""
 MIG_QUESTIONS = (
     *_IDENTITY,
     _MEMORY,
@@ -162,7 +162,7 @@ class _Session:
             return _json_value(error.object)
 
     def ask_gpu(self, index: int) -> None:
-        """Report all that is to be known of one GPU and its MIG instances."""
+        """Report everything about one GPU and its MIG instances."""
         of: list[int | None] = [index, None]
         handle = self._handle(of, "nvmlDeviceGetHandleByIndex", index)
         if handle is None:

@@ -60,7 +60,7 @@ _HANG_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class DriverAnswer:
-    """The driver's versions and GPUs. reason: why there is no GPU to speak of, None where there is one."""
+    """The driver's versions and GPUs. reason: why there is no GPU; None where there is one."""
 
     gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
@@ -80,7 +80,7 @@ class DriverQuestion:
         if library_is_absent(environment, root):
             self._failure = _FAULTS[nvml.LIBRARY_NOT_FOUND]
             return
-        # -P: the program's own folder is no place to import from. Warnings would be talk that nobody reads.
+        # -P: nothing is imported from the program's own folder. Nobody would read its warnings.
         command = [sys.executable, "-P", "-W", "ignore", str(Path(nvml.__file__)), str(timeout_seconds)]
         try:
             self._child = subprocess.Popen(
@@ -129,7 +129,7 @@ class DriverQuestion:
 
 
 def library_is_absent(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
-    """The loader of this machine would find no `libnvidia-ml.so.1`; false where that is not certain.
+    """Whether the loader of this machine would find no `libnvidia-ml.so.1`; false where that is not certain.
 
     It looks where the loader of Linux looks (ld.so(8)): preloaded libraries, LD_LIBRARY_PATH, the run path of the
     interpreter (conda's names its own `lib`), the cache of `ldconfig`, and the default folders, which a container may
@@ -183,9 +183,13 @@ def _describe_end(code: int | None) -> str:
 def _interpret(answers: Answers, host: HostMemory) -> DriverAnswer:
     """Make the answer from what the child has said."""
     if answers.fault:
-        return DriverAnswer(reason=_describe_fault(*answers.fault))
+        code, text = answers.fault
+        if code is not None and code < 0:
+            return DriverAnswer(reason=f"{_FAULTS[code]} ({text})")
+        return DriverAnswer(reason=f"{_FAULTS.get(code or 0, 'NVML did not start')} (NVML: {text})")
     system = answers.device(SYSTEM).said
-    driver, cuda = clean(system.get("driver")), _format_cuda_version(system.get("cuda"))
+    number = system.get("cuda")  # 13000 for 13.0
+    driver, cuda = clean(system.get("driver")), f"{number // 1000}.{number % 1000 // 10}" if number else None
     if "count" not in system:
         reason = f"no GPU is known: {answers.why(SYSTEM, 'count')}{'' if answers.done else _HANG_HINT}"
         return DriverAnswer(driver=driver, cuda=cuda, reason=reason)
@@ -196,19 +200,8 @@ def _interpret(answers: Answers, host: HostMemory) -> DriverAnswer:
     return DriverAnswer(gpus, driver, cuda, warnings=warnings)
 
 
-def _describe_fault(code: int | None, text: str) -> str:
-    if code is not None and code < 0:
-        return f"{_FAULTS[code]} ({text})"
-    return f"{_FAULTS.get(code or 0, 'NVML did not start')} (NVML: {text})"
-
-
 def _describe_silence(answers: Answers, gpus: Sequence[Gpu]) -> str:
     """Name the questions without an answer, by GPU."""
     asked = {f"GPU {gpu.index}": answers.pending(gpu.index) for gpu in gpus} | {"the driver": answers.pending(None)}
     silent = [f"{who} ({', '.join(pending)})" for who, pending in asked.items() if pending]
     return f"{answers.silence}{': ' if silent else ''}{', '.join(silent)}{_HANG_HINT}"
-
-
-def _format_cuda_version(said: int | None) -> str | None:
-    """`13.0` for NVML's 13000."""
-    return f"{said // 1000}.{said % 1000 // 10}" if said else None

@@ -1,9 +1,9 @@
-"""A signal ends this process within some seconds, whatever other people's code is doing.
+"""A signal ends this process within some seconds, whatever library code is doing.
 
-Python hears a signal between two of its own instructions, and a library may stay in C or Rust for minutes (a regular
-expression, a normaliser, the opening of a pipe). So a thread is told of each signal by the descriptor that the
-interpreter writes into from the handler itself, and ends the process if that has not ended by then: as `kill -9` would,
-which costs what was not committed and nothing else.
+Python handles a signal between two of its own instructions, and a library may stay in C or Rust for minutes (a regular
+expression, a normaliser, the opening of a pipe). So a thread reads the descriptor that the interpreter writes each
+signal to, from within the C handler. If the process has not ended some seconds later, the thread ends it as `kill -9`
+would: only what was not committed is lost.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import threading
 import time
 
 SECONDS = 8.0
-"""From a signal to the end; a service manager waits for 10 at the least (systemd 90, Kubernetes 30, docker 10)."""
+"""From a signal to the end. Service managers wait for 10 seconds at least (systemd 90, Kubernetes 30, docker 10)."""
 
 _ENDS: dict[int, int] = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT, signal.SIGALRM: 9}
 
 
 def limit_patience() -> None:
-    """From here on a signal that this process handles ends it in time. Of the main thread alone."""
+    """From here on a signal that this process handles ends it in time. To be called by the main thread."""
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)

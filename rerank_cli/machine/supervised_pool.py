@@ -34,7 +34,8 @@ class SupervisedPool(ABC, Generic[W]):
     """Workers and their messages.
 
     Args:
-        task: What a worker does and with what, for the message of a run that stops: `scores`, `pairs it is`.
+        task: For the message of a run that stops, two parts of "every process that scores ends, whatever pairs it is
+            given": `scores`, `pairs it is`.
         deaths: How many workers may end in a row, with nothing done in between.
         on_note: Takes what a user should know, such as the death of a process.
     """

@@ -1,6 +1,6 @@
-"""The process before torch is imported: settings that libraries read once, at import, and those of the allocator.
+"""Settings of this process: those that libraries read once, at import, and those of the allocator.
 
-Called by the commands that load a model, before they import anything that imports torch. What the user has set in the
+The commands that load a model make them before they import anything that imports torch. What the user has set in the
 environment stays.
 """
 
@@ -49,7 +49,7 @@ def prepare_process(*, online: bool) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C allocator keep what a batch frees for the next batch; returns whether this one can be told so.
+    """Let the C allocator keep what a batch frees for the next batch; returns whether this allocator can do that.
 
     By default glibc gives blocks of some MB back to the system and gets them anew, page by page, each page cleared:
     5 % of the time of a small encoder on a CPU (3,000 pages a pair; Zen 4, glibc 2.36, torch 2.13). It is a setting of
@@ -79,10 +79,10 @@ def share_one_heap() -> bool:
 def give_back_large_blocks() -> None:
     """Let blocks of 1 MiB and more go back to the system when they are freed, each by itself.
 
-    For models whose tensors have another size in each batch: none of the next batch fits into the free blocks of the
-    heap that `keep_freed_memory` has made large. A padded MPNet whose tensors are 97 MiB at their peak took 362 MiB so
-    after 60 batches of two layers, an ALBERT of 56 MiB took 152; with this they took 94 and 61 MiB after 6 batches of
-    one layer (torch 2.13, glibc 2.36). Does nothing where the heap was left as it is.
+    For models whose tensors have another size in each batch: those of the next batch do not fit into the free blocks of
+    the heap that `keep_freed_memory` has made large. Without this a padded MPNet whose tensors are 97 MiB at their peak
+    took 362 MiB after 60 batches of two layers, an ALBERT of 56 MiB took 152; with it they took 94 and 61 MiB after 6
+    batches of one layer (torch 2.13, glibc 2.36). Does nothing where the heap was left as it is.
     """
     if _keeps_freed_memory:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK_BYTES)
@@ -91,8 +91,8 @@ def give_back_large_blocks() -> None:
 def peak_rss_bytes() -> int:
     """The most memory that this program has had resident.
 
-    On Linux from /proc, where it is: getrusage counts there what the process had before it became this program, and a
-    process that a large one started had its parent's memory until then.
+    On Linux from /proc where it is mounted. getrusage also counts what the process had before it became this program:
+    a process that a large one started had its parent's memory until then.
     """
     status = Path("/proc/self/status")
     if status.exists() and (line := _PEAK.search(status.read_text(encoding="ascii", errors="replace"))):

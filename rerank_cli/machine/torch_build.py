@@ -1,6 +1,6 @@
 """What the installed torch was built for, without importing it (that takes a second and wakes the driver).
 
-The rule, from the surest source down:
+The sources, the surest first:
 
 1. `torch/version.py` beside the package that `import torch` would take. The build writes it: `__version__`, and `cuda`,
    `hip`, `xpu` with a version or None. It is right for wheels, conda packages and builds from source alike, and it
@@ -41,28 +41,23 @@ def detect_torch_build() -> TorchBuild | None:
 
 
 def read_torch_build(package: Path) -> TorchBuild | None:
-    """The build of the torch in this folder, or None where neither it nor its metadata tells a version."""
+    """The build of the torch in this folder, or None where neither it nor the metadata beside it tells a version."""
     try:
         text = (package / "version.py").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     facts: dict[str, str] = dict(_ASSIGNMENT.findall(text))
-    if facts.get("__version__"):
-        return _from_version_file(facts)
+    if version := facts.get("__version__"):
+        if facts.get("hip"):
+            return TorchBuild(version, "rocm")
+        if facts.get("cuda"):
+            return TorchBuild(version, "cuda", facts["cuda"])
+        return TorchBuild(version, "xpu" if facts.get("xpu") else "cpu")
     for metadata in sorted(package.parent.glob("torch-*.dist-info/METADATA")):
         build = _from_metadata(metadata.read_text(encoding="utf-8", errors="replace"))
         if build:
             return build
     return None
-
-
-def _from_version_file(facts: dict[str, str]) -> TorchBuild:
-    version = facts["__version__"]
-    if facts.get("hip"):
-        return TorchBuild(version, "rocm")
-    if facts.get("cuda"):
-        return TorchBuild(version, "cuda", facts["cuda"])
-    return TorchBuild(version, "xpu" if facts.get("xpu") else "cpu")
 
 
 def _from_metadata(text: str) -> TorchBuild | None:
