@@ -27,8 +27,8 @@ def open_engine(
 ) -> Engine:
     """Load the plan's model on the plan's devices.
 
-    calibration: what another engine was calibrated with. on_note: told what happens to processes that score. apart: a
-    single engine has a process of its own too.
+    calibration: what another engine was calibrated with. on_note: takes what happens to the processes that score.
+    apart: a single engine gets a process of its own too.
     """
     # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
     if family_of(checkpoint.architecture).embeds:

@@ -2,15 +2,15 @@
 
 Longest first: pairs of equal length become neighbours, which attention wants, and the first batch is the hardest on
 memory. Packed models pay for the tokens that are there, so a batch is filled up: where the next pair does not fit, the
-longest one that does is taken. Nearly all batches then have the same number of tokens, and what is filled up to a
-round number of rows (`models/packed.py`) is next to nothing (4.7 % of 11,250 pairs of cranfield before, 0.5 % now).
-Padded models pay for the longest pair times the number of pairs. Either way a pair longer than the budget is a batch of
-its own, never pushed back for ever.
+longest one that does is taken. Nearly all batches then have the same number of tokens, and little filler is needed for
+a round number of rows (`models/packed.py`; 0.5 % for 11,250 pairs of cranfield, 4.7 % without filling up). Padded
+models pay for the longest pair times the number of pairs. Either way a pair longer than the budget is a batch of its
+own.
 
 How much a batch needs is estimated before a run, and other programs take memory during it. So a batch that does not fit
-is computed in halves, halves of halves and so on. The budget that was too large is remembered: it becomes what the half
-held, later batches above it are cut before they are tried, and it grows again by a quarter after every `_GOOD_BATCHES`
-batches that fitted, up to the plan's. A single pair that does not fit has no score; it becomes a bad row.
+is computed in halves, halves of halves and so on. The budget becomes what the half held, and later batches above it are
+cut before they are tried. After every `_GOOD_BATCHES` batches that fitted it grows by a quarter, up to the plan's. A
+single pair that does not fit has no score; it becomes a bad row.
 
 Logits can move in their last digit with the batch they were computed in. A run in which memory ran out is therefore
 only equal to another one within the tolerance of batching.
@@ -35,10 +35,10 @@ T = TypeVar("T")
 
 _GOOD_BATCHES = 16
 _GROWTH = 1.25
-# What is said where memory runs out and torch has no class of its own: by its allocator for the CPU
-# (c10/core/impl/alloc_cpu.cpp), by CUDA where something else than torch's allocator asked for memory (a buffer on the
-# host, the code or the stack of a kernel: cudaErrorMemoryAllocation, after which a device goes on), by Triton where it
-# loads a kernel, and by cuBLAS.
+# Words of errors that mean that memory ran out, for which torch has no class: of its allocator for the CPU
+# (c10/core/impl/alloc_cpu.cpp), of CUDA where something else than torch's allocator asked for memory (a buffer on the
+# host, the code or the stack of a kernel: cudaErrorMemoryAllocation, after which a device goes on), of Triton where it
+# loads a kernel, and of cuBLAS.
 _FULL = (
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -53,7 +53,7 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int, padded: bool = Fa
     Every place is in exactly one batch, the longest of a batch first. padded: a batch counts as its longest pair times
     its number of pairs.
     """
-    # Shortest first, so that what is taken most often stands at the end; of equal ones the first in the input last.
+    # Shortest first, as the longest are taken most often, from the end; of equal ones the first in the input last.
     waiting = sorted(range(len(lengths)), key=lambda place: (lengths[place], -place))
     if padded:
         while waiting:
@@ -90,8 +90,8 @@ class FittingBatches:
     ) -> Iterator[tuple[list[int], T]]:
         """Each batch of places in `lengths` with what `compute` makes of it.
 
-        A place that does not fit alone comes in none of them, and is told in `trouble`. lanes: where batches are
-        computed side by side, if they are enough; those after one that did not fit have all cores each.
+        A place that does not fit alone is in none of them, but in `trouble`. lanes: where batches are computed side by
+        side, if there are enough of them; those after one that did not fit have all cores each.
         """
         waiting = list(plan_batches(lengths, token_budget=self.tokens, padded=self._padded))
         waiting.reverse()
@@ -127,7 +127,7 @@ class FittingBatches:
             size = self._size(batch, lengths)
             made = unless_full(result)
             if made is None and side:
-                side = None  # another lane has what this one lacked: once more, by itself
+                side = None  # other lanes take memory too: this batch is tried once more, by itself
                 waiting.append(batch)
                 continue
             if made is not None:
@@ -136,7 +136,8 @@ class FittingBatches:
                 yield batch, made[0]
                 continue
             trouble.splits += 1
-            self._shrink(size)
+            self._good = 0
+            self.tokens = max(1, min(self.tokens, size // 2))
             if len(batch) > 1:
                 waiting += _halves(batch)
             else:
@@ -145,10 +146,6 @@ class FittingBatches:
     def _size(self, batch: Sequence[int], lengths: Sequence[int]) -> int:
         found = [lengths[place] for place in batch]
         return max(found) * len(found) if self._padded else sum(found)
-
-    def _shrink(self, size: int) -> None:
-        self._good = 0
-        self.tokens = max(1, min(self.tokens, size // 2))
 
     def _grow(self) -> None:
         self._good += 1
@@ -163,7 +160,7 @@ def _halves(batch: list[int]) -> list[list[int]]:
 
 
 def does_not_fit(what: str) -> EncodingProblem:
-    """The problem of what has no score because memory ran out."""
+    """The problem of a pair that has no score because memory ran out."""
     return EncodingProblem("out-of-memory", f"{what} does not fit in memory")
 
 
@@ -183,6 +180,6 @@ def unless_full(compute: Callable[[], T]) -> tuple[T] | None:
 
 
 def loaded_where_it_fits(load: Callable[[str], T], device: str) -> tuple[T, str]:
-    """`load(device)`, or `load("cpu")` where the device has no room for it; and what the report says of the second."""
+    """`load(device)` and "", or where the device has no room `load("cpu")` and what the report says of that."""
     found = unless_full(partial(load, device))
     return (found[0], "") if found else (load("cpu"), f"; fp32 reruns on the CPU, as {device} has no room for them")

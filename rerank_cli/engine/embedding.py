@@ -1,11 +1,11 @@
 """An embedding model as a place where pairs are scored: the cosine of two vectors, or the dot that is declared.
 
-Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept by what was
-read, token ids and the image among them. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with
-an image or without.)
+Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept under a digest
+of the token ids and the image. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with an image
+or without.)
 
-A vector can differ in its last digit with the batch it was computed in, so a run that goes on in another process is
-given the vectors of the windows before (`restore`) and forms the batches that it would have formed.
+A vector can differ in its last digit with the batch it was computed in. So a run that is resumed in another process
+gets the vectors of the windows before (`restore`), and forms the batches that it would have formed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _RESTORED_VECTORS = 1024  # at a time
 class EmbeddingEngine(InProcess):
     """The plan's embedding model in this process. Loads the weights when it is made.
 
-    texts: how many were embedded so far.
+    dimensions: numbers in a vector. texts: how many were embedded so far. work: what the model has read so far, by the
+    names of a run's counts; less than what the pairs hold together.
     """
 
     def __init__(
@@ -68,23 +69,14 @@ class EmbeddingEngine(InProcess):
         self._transfer = transfer or transfer_for(torch.device(plan.device))
         self._store = VectorStore(self._model.dimensions)
         self._fresh: list[bytes] = []
+        self.dimensions = self._model.dimensions
         self.texts = 0
-        self._work = {"tokens": 0, "images": 0, "tiles": 0, "image_tokens": 0}
+        self.work = {"tokens": 0, "images": 0, "tiles": 0, "image_tokens": 0}
 
     @property
     def kernels(self) -> str:
         """Which implementations the model runs on, in words, for the report."""
         return self._model.kernels + self._reruns
-
-    @property
-    def dimensions(self) -> int:
-        """Numbers in a vector."""
-        return self._model.dimensions
-
-    @property
-    def work(self) -> Mapping[str, int]:
-        """What the model has read so far, by the names of a run's counts: less than what the pairs hold together."""
-        return self._work
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """The cosine (or dot product) of each pair, float32 [len(pairs)]; NaN where a vector of a cosine is zero."""
@@ -110,7 +102,7 @@ class EmbeddingEngine(InProcess):
         places = {key: place for place, key in enumerate(dict.fromkeys(key for both in keys for key in both))}
         sides = np.array([[places[key] for key in both] for both in keys], dtype=np.int64)
         vectors = self._store.get(list(places))
-        with np.errstate(invalid="ignore"):  # 0 / 0 of a vector of zeros, and what is no number already
+        with np.errstate(invalid="ignore"):  # 0 / 0 of a vector of zeros, and vectors with NaN
             if self._similarity == "cosine":
                 vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
             scores: npt.NDArray[np.float32] = np.einsum("ij,ij->i", vectors[sides[:, 0]], vectors[sides[:, 1]])
@@ -136,7 +128,7 @@ class EmbeddingEngine(InProcess):
             found = [block[start : start + size] for start in range(0, len(block), size)]
             vectors = {entry[:_KEY_BYTES]: np.frombuffer(entry[_KEY_BYTES:], dtype=np.float32) for entry in found}
             self._store.put(vectors)
-        self.texts, self._work = texts, dict(work)
+        self.texts, self.work = texts, dict(work)
 
     def is_new(self, mark: bytes) -> bool:
         """Whether this is the first time in the run that `mark` is asked about."""
@@ -144,7 +136,7 @@ class EmbeddingEngine(InProcess):
 
     @torch.inference_mode()
     def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> dict[bytes, EncodingProblem]:
-        """Embed what has no vector yet; returns why some texts have none now."""
+        """Embed the texts that have no vector yet; returns why some still have none."""
         keys = self._store.missing(list(texts))
         self._see([texts[key] for key in keys])
         lengths = [len(texts[key].input_ids) for key in keys]
@@ -152,7 +144,7 @@ class EmbeddingEngine(InProcess):
         def embed(batch: list[int]) -> Arriving:
             return self._transfer.to_host(self._model.embed([texts[keys[place]] for place in batch]))
 
-        # Where the device computes behind the host, it has the next batch while the vectors of this one are kept.
+        # A device that computes behind the host gets the next batch before the vectors of this one are stored.
         ahead = 1 if self._transfer.overlaps else 0
         for batch, arriving in _lag_behind(self._batches.run(lengths, embed, self.trouble), ahead):
             vectors = self._numbers([texts[keys[place]] for place in batch], arriving)
@@ -161,7 +153,7 @@ class EmbeddingEngine(InProcess):
             self._fresh += [key + vector.tobytes() for key, vector in made.items()]
             tokens = sum(lengths[place] for place in batch)
             self.texts += len(batch)
-            self._work["tokens"] += tokens
+            self.work["tokens"] += tokens
             if on_batch:
                 on_batch(0, tokens)
         failed, self.trouble.failed = self.trouble.failed, {}
@@ -194,9 +186,9 @@ class EmbeddingEngine(InProcess):
         self._model.see(texts)
         blocks = [text.block for text in texts if text.block]
         distinct = {block.image: block.tiles for block in blocks}
-        self._work["images"] += len(distinct)
-        self._work["tiles"] += sum(distinct.values())
-        self._work["image_tokens"] += sum(block.length for block in blocks)
+        self.work["images"] += len(distinct)
+        self.work["tiles"] += sum(distinct.values())
+        self.work["image_tokens"] += sum(block.length for block in blocks)
 
     def close(self) -> None:
         """Drop the model and the vectors."""
@@ -205,7 +197,7 @@ class EmbeddingEngine(InProcess):
 
 
 def _lag_behind(items: Iterable[T], number: int) -> Iterator[T]:
-    """Each of `items` when so many more have been made."""
+    """Each of `items`, once `number` more have been made."""
     made: deque[T] = deque()
     for item in items:
         made.append(item)
@@ -215,7 +207,7 @@ def _lag_behind(items: Iterable[T], number: int) -> Iterator[T]:
 
 
 def _key(text: EncodedPair) -> bytes:
-    """Tells what the model would read from everything else that it reads in a run."""
+    """A digest of all that the model reads of `text`."""
     digest = hashlib.blake2b(text.input_ids.tobytes(), digest_size=_KEY_BYTES)
     if text.block:
         digest.update(f"image at {text.block.start} ".encode() + text.block.digest)

@@ -1,4 +1,4 @@
-"""What `mem-estimate` can only learn by loading code: a followed forward, a measured forward, the lengths of a file."""
+"""What `mem-estimate` learns only with torch or a tokenizer: a tracked or measured forward, the lengths of a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MeasuringTools:
     def followed(
         self, rows: tuple[MemoryRow, ...], question: MemoryQuestion, checkpoint: Checkpoint | None
     ) -> tuple[MemoryRow, ...]:
-        """The rows of a model that transformers runs, with its forward followed in place of the bound."""
+        """The rows of a model that transformers runs: the forward as a tracker followed it, in place of the bound."""
         if checkpoint is None:
             return rows
         from rerank_cli.models import DTYPES
@@ -43,7 +43,7 @@ class MeasuringTools:
         return tuple(done)
 
     def measured(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
-        """The row with what a forward at its point really took; without a checkpoint, of the shape in the profile."""
+        """The row with what a forward at its point really needed; without a checkpoint, of the profile's shape."""
         from rerank_cli.models.measure import blank_checkpoint, measure_forward
 
         place, checkpoint = question.place, known.checkpoint
@@ -72,7 +72,7 @@ class MeasuringTools:
         return replace(row, measured=document)
 
     def file_lengths(self, path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """Tokens of every pair of a file, longest first, cut at what the model reads, and a summary."""
+        """Tokens of every pair of a file, longest first, cut at the model's maximum; and a summary."""
         if known.checkpoint is None:
             raise ModelError(
                 f"--from-file: the tokenizer of {known.name} is not here", hint="pass the folder of its checkpoint"

@@ -3,13 +3,13 @@
     pairs -> units -> the worker that has least to do -> logits back in their places
 
 A unit is a batch as `LocalEngine` would form it, so the logits do not depend on how many engines there are or which of
-them computes what. Pairs with images stay together: each image is seen by one tower once. A worker has one unit in hand
-and one waiting.
+them computes what. Pairs with images stay together, so that one tower sees each image, once. A worker has one unit in
+hand and one waiting.
 
-A process that ends by itself (killed for its memory, a fault of the driver) is started again, and the unit it had in
-hand is given out again in halves, so that what ended it is found: a single pair that has ended `_TRIES` processes has
-no score. On a GPU a process has begun its second unit too, so at first both are given out again, each to be computed
-alone. A device whose process cannot be started again is left out while there are others.
+A process that ends by itself (killed for its memory, a fault of the driver) is started again. The unit it had in hand
+is given out again in halves, until the pair that ends processes is found: a single pair that has ended `_TRIES` of them
+has no score. On a GPU a process has begun its second unit too, so at first both are given out again, each to be
+computed alone. A device whose process cannot be started again is left out while there are others.
 `machine/supervised_pool.py` has what this pool shares with that of the image readers.
 """
 
@@ -45,7 +45,7 @@ from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 
 _TRIES = 3
-_PATIENCE = 40  # ended processes in a row: what it takes to find ten pairs, or those of three large batches
+_PATIENCE = 40  # ended processes in a row: enough to find ten such pairs, or those of three large batches
 _AHEAD = 2  # units that a worker has: one in hand and one waiting
 
 
@@ -83,12 +83,11 @@ class _Work:
 
 
 class _Worker(Worker):
-    """One process. place: among the engines. kernels: empty until its model is loaded. overlaps: see `EngineReady`."""
+    """One process. place: among the engines. overlaps: see `EngineReady`."""
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, calibration: Mapping[str, Any] | None, place: int) -> None:
         self.plan = plan
         self.place = place
-        self.kernels = ""
         self.overlaps = False
         self.doing: deque[tuple[int, _Work]] = deque()
         super().__init__("rerank_cli.engine.worker")
@@ -98,7 +97,7 @@ class _Worker(Worker):
 class PoolEngine(SupervisedPool[_Worker]):
     """The plan's engines, each in a process of its own. Loads the models when it is made.
 
-    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. on_note, patience: see `SupervisedPool`.
+    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. on_note: see `SupervisedPool`; patience: its `deaths`.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         self._padded = family_of(checkpoint.architecture).forward == "padded"
         self._numbers = 0
         self._peaks: dict[tuple[str, int], int] = {}  # by device and place of a worker
-        self._kernels = ""
+        self.kernels = ""
         self._engines = len(plan.engines)
         self.depth = len(plan.engines) + 1
         try:
@@ -131,11 +130,6 @@ class PoolEngine(SupervisedPool[_Worker]):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def kernels(self) -> str:
-        """Which implementations the models run on, in words, and in how many processes."""
-        return f"{self._kernels}; {self._engines} processes"
 
     @property
     def peak_bytes(self) -> int | None:
@@ -159,7 +153,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         return submission
 
     def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
-        """See `NeedsCalibration`: one engine looks at the pairs, and the others are told what it has seen."""
+        """See `NeedsCalibration`: one engine looks at the pairs, and the others get its calibration."""
         while self.calibration is None:
             if self._calibrating is None:
                 self._calibrating = next((worker for worker in self._workers if worker.is_ready), None)
@@ -200,7 +194,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         if isinstance(message, Scored):
             self._finish(worker, message)
         elif isinstance(message, EngineReady):
-            self._kernels = worker.kernels = message.kernels
+            self.kernels = f"{message.kernels}; {self._engines} processes"
             worker.overlaps, worker.is_ready = message.overlaps, True
             self.needs_calibration = message.needs_calibration and self.calibration is None
         elif isinstance(message, Calibrated):
@@ -252,7 +246,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         self._workers.insert(place, _Worker(worker.plan, self._checkpoint, self.calibration, worker.place))
 
     def _less(self, suspect: _Work, reason: str) -> list[_Work]:
-        """What has ended a process, in halves; a single pair as it is, until it has ended too many."""
+        """The work that has ended a process, in halves; a single pair as it is, until it has ended too many."""
         places = suspect.places
         if len(places) > 1:
             middle = len(places) // 2
@@ -265,7 +259,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         return []
 
     def _give_out(self) -> None:
-        """Fill the hands of those that have least."""
+        """Give waiting work to the workers that have least to do, up to `_AHEAD` units each."""
         while self._waiting:
             free = [worker for worker in self._workers if worker.is_ready and len(worker.doing) < _AHEAD]
             if not free:

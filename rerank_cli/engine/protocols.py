@@ -22,7 +22,7 @@ class Trouble:
     """What went wrong while pairs were scored."""
 
     failed: dict[int, EncodingProblem] = field(default_factory=dict)
-    """By place, the pairs that have no score for a reason of their own."""
+    """The pairs that have no score, by place, and why."""
     splits: int = 0
     """Batches that did not fit and were cut."""
     reruns: int = 0
@@ -30,10 +30,10 @@ class Trouble:
     deaths: int = 0
     """Processes that ended by themselves while they computed."""
     computed: int = 0
-    """Tokens of the batches that fitted, with those that only fill them up."""
+    """Tokens of the batches that fitted, filler and padding included."""
 
     def add(self, part: Trouble, places: Sequence[int]) -> None:
-        """Count that of some of the pairs in. places: where each pair of the part stands among these."""
+        """Add the trouble of some of the pairs. places: where each pair of `part` stands among all."""
         self.failed |= {places[place]: problem for place, problem in part.failed.items()}
         self.splits += part.splits
         self.reruns += part.reruns
@@ -62,21 +62,21 @@ class Engine(Protocol):
     """A place where pairs are scored."""
 
     depth: int
-    """Submissions that are worth having under way at a time."""
+    """How many submissions should be under way at a time."""
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most that processes of the engine's own have taken of a device; None where it has none."""
+        """The most memory that the engine's own processes have taken of a device; None where it has none."""
 
     @property
     def kernels(self) -> str:
         """Which implementations the model runs with, in words."""
 
     def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
-        """Have `pairs` scored."""
+        """Start to score `pairs`. on_batch: see `OnBatch`."""
 
     def wait(self, seconds: float) -> None:
-        """Let what was submitted go on until something of it is done, for so long at most."""
+        """Work on what was submitted until some of it is done, for `seconds` at most."""
 
     def close(self) -> None:
         """Give back what the engine holds."""
@@ -86,20 +86,20 @@ class Engine(Protocol):
 class NeedsCalibration(Protocol):
     """An `Engine` that may have to see some pairs before it scores any.
 
-    calibration: what it has seen, for a JSON file; None before that. Engines with the same one give the same logits.
+    calibration: the result, for a JSON file; None before there is one. Engines with the same one give the same logits.
     """
 
     calibration: Mapping[str, Any] | None
 
     @property
     def needs_calibration(self) -> bool:
-        """It cannot score yet."""
+        """Whether it cannot score yet."""
 
     def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
-        """Look at some of `pairs`, the same ones for the same pairs, and be ready. Returns `calibration`."""
+        """Calibrate with some of `pairs`, always the same ones for the same pairs. Returns `calibration`."""
 
     def use_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Be ready with what another engine has returned."""
+        """Take the calibration that another engine has returned."""
 
 
 @runtime_checkable
@@ -107,7 +107,7 @@ class ScoresExactly(Protocol):
     """An `Engine` that can also score in fp32, whatever its precision."""
 
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
-        """As `Engine.score`, in fp32; NaN where there is no logit."""
+        """Logits of `pairs` in fp32, float32 [len(pairs)], in their order; NaN where there is none."""
 
     def forget_exact(self) -> None:
         """Give back the memory that `score_exactly` took."""

@@ -1,7 +1,7 @@
 """The plain engine: a model on one device in this process.
 
-On a CPU a part of the input is scored when it is submitted, by a batch a core (`lanes.py`). A CUDA
-device computes behind the host:
+On a CPU pairs are scored when they are submitted, a batch on each core (`lanes.py`). A CUDA device computes behind the
+host:
 
     submit   hands batches over, `AHEAD` of them at most (`models/transfer.py`), and returns
     wait     hands over more as room comes, and looks whether logits have arrived
@@ -10,12 +10,11 @@ device computes behind the host:
 so while the host ranks, writes and commits one part, the device computes the next. Nothing here waits for a kernel.
 Batches, their order and so every bit of the logits are the same as if each were waited for.
 
-Memory runs out where a batch is handed over, because torch's allocator gives memory out then and not when a kernel
-runs: `FittingBatches` cuts it in halves there and then. Anything else that goes wrong on a device is heard of later, by
-whoever asks it next; it leaves the device unusable for this process, so it ends the run (`name_faults`) and no number
-is read.
+Memory runs out when a batch is handed over, because torch's allocator gives memory out then and not when a kernel runs:
+`FittingBatches` cuts the batch in halves at once. Any other fault of a device shows later, in the next call that asks
+it anything. The device is then unusable for this process, so the run ends (`name_faults`) and no number is read.
 
-**No CUDA graphs**, by this reckoning. A kernel costs the host 4 to 5 us to launch. A small batch of MiniLM-L6 is 100
+**No CUDA graphs**, for these reasons. A kernel costs the host 4 to 5 us to launch. A small batch of MiniLM-L6 is 100
 launches and one of the 1B Llama 271 (`tests/unit/models/test_launches.py` counts them): 0.5 ms and 1.3 ms. The device
 needs longer than that from some 2,400 tokens of MiniLM-L6 (21 MFLOP each, at 100 TFLOP/s) and 300 of the 1B (2 GFLOP,
 at 400). A full batch of 65,536 tokens of the 1B is 3,300 launches, as its MLP goes by chunks: 16 ms beside 330 ms.
@@ -102,7 +101,7 @@ class InProcess(ABC):
 
 @dataclass(slots=True)
 class _Part:
-    """Pairs that were submitted together; satisfies `Pending`. steps: hands a batch over each. done: see `scores`."""
+    """Pairs that were submitted together; satisfies `Pending`. steps: each hands a batch over. done: see `scores`."""
 
     pairs: Sequence[EncodedPair]
     trouble: Trouble
@@ -167,7 +166,10 @@ class LocalEngine:
         self._transfer = transfer or transfer_for(torch.device(plan.device))
         self._parts: deque[_Part] = deque()  # those that are not done
         self.depth = 2 if self._transfer.overlaps else 1
-        self._lanes = _lanes(plan)
+        self._lanes: Lanes | None = None
+        if plan.lanes > 1:
+            least = 1 if plan.precision in ("bf16", "int8") else None
+            self._lanes = Lanes(plan.lanes, threads=plan.threads // plan.lanes, least=least)
         self._exact = exact  # the same model in fp32, loaded when it is needed
         self._reruns = ""  # where it is, if it is not on the plan's device
         self.trouble = Trouble()
@@ -252,7 +254,7 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _go_on(self) -> None:
-        """Hand over what the device has room for, then finish the parts whose logits are there, in their order."""
+        """Hand over batches while the device has room, then finish the parts whose logits are there, in their order."""
         try:
             with name_faults(self._plan.device):
                 for part in self._parts:
@@ -263,7 +265,7 @@ class LocalEngine:
                 while self._parts and self._parts[0].has_arrived():
                     self._finish(self._parts.popleft())
         except BaseException:
-            self._parts.clear()  # what was interrupted stays so: its steps end here, and would look complete
+            self._parts.clear()  # their steps have ended here, so unfinished parts would look complete
             raise
 
     def _finish(self, part: _Part) -> None:
@@ -276,7 +278,7 @@ class LocalEngine:
         part.done = Scores(logits, trouble)
 
     def _score_in_fp32(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
-        """The logits of the model in fp32. Where that does not fit either, a number that is no number stays."""
+        """The logits of the model in fp32; NaN for a pair that does not fit there either."""
         model, trouble = self._exact_model(), Trouble()
         part = _Part(pairs, trouble, launch_batches(model, pairs, self._batches, trouble))
         while not part.is_launched:
@@ -284,7 +286,7 @@ class LocalEngine:
         return part.gathered()
 
     def _exact_model(self) -> RerankModel:
-        """The model in fp32: on the plan's device if it has room, else on the CPU, where it is slow and as exact."""
+        """The model in fp32: on the plan's device if it has room, else on the CPU, slower and just as exact."""
         if self._exact is None:
 
             def load(device: str) -> RerankModel:
@@ -310,10 +312,10 @@ def launch_batches(
     on_batch: OnBatch | None = None,
     lanes: Lanes | None = None,
 ) -> Iterator[Launched]:
-    """Hand over a batch with each step, until all of `pairs` are; what has no logit is told in `trouble`.
+    """Hand over a batch with each step, until all of `pairs` are; pairs without a logit are in `trouble`.
 
-    lanes: see `FittingBatches.run`. To be stepped in inference mode: a mode that this set would last from one step to
-    the next.
+    lanes: see `FittingBatches.run`. The caller must be in inference mode: set in here, the mode would last from one
+    step to the next.
     """
     if isinstance(model, SeesImages) and not unless_full(partial(model.see, pairs)):
         yield from _in_halves(model, pairs, batches, trouble, on_batch, lanes)
@@ -368,16 +370,8 @@ def name_faults(device: str) -> Iterator[None]:
         ) from error
 
 
-def _lanes(plan: Plan) -> Lanes | None:
-    if plan.lanes < 2:
-        return None
-    return Lanes(
-        plan.lanes, threads=plan.threads // plan.lanes, least=1 if plan.precision in ("bf16", "int8") else None
-    )
-
-
 def _sample_evenly(pairs: Sequence[EncodedPair], tokens: int) -> list[EncodedPair]:
-    """Pairs evenly over all of `pairs`, of about `tokens` tokens together; at least one."""
+    """Some of `pairs`, evenly spread, of about `tokens` tokens together; at least one."""
     mean = sum(len(pair.input_ids) for pair in pairs) / len(pairs)
     count = max(1, min(len(pairs), int(tokens / mean)))
     return [pairs[number * len(pairs) // count] for number in range(count)]

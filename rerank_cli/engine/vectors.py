@@ -1,8 +1,8 @@
 """The vectors of a run, each computed once, in bounded memory.
 
-A private SQLite database without a name: its pages stay in memory up to `cache_bytes`, the rest goes to a temporary
+A private SQLite database without a name: up to `cache_bytes` of its pages stay in memory, the rest goes to a temporary
 file that nobody else sees and that is gone when the run ends (SQLITE_TMPDIR names its folder). Keys are digests of what
-was embedded, so texts themselves are not kept.
+was embedded; the texts are not kept.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
 
 On a device that computes behind the host, a second unit is begun while the first is computed; they are answered in
 their order. A unit that is `alone` is begun when nothing else is under way, and finished before anything else is begun:
-if the process ends then, it was that unit.
+if the process ends meanwhile, that unit has ended it.
 
 How the two are joined, and what becomes of signals, is in `machine/child_process.py`.
 """
@@ -38,7 +38,7 @@ from rerank_cli.records import EncodedPair, ImageBlock
 if TYPE_CHECKING:
     from rerank_cli.engine.scorer import LocalEngine
 
-_LOOK_SECONDS = 0.005  # for the device, before it is looked whether there is another unit
+_LOOK_SECONDS = 0.005  # to wait for the device before looking for another unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class UseCalibration:
 
 
 class ForgetExact:
-    """The fp32 of the model is not needed any more."""
+    """The model in fp32 is not needed any more."""
 
 
 Asked = Unit | Calibrate | UseCalibration | ForgetExact
@@ -172,7 +172,7 @@ def serve(connection: Connection) -> None:
 
 
 class Hand:
-    """What a worker has to do: units that its engine computes. answer: called with what the parent is told."""
+    """What a worker has in hand: units that its engine computes. answer: called with each answer to the parent."""
 
     def __init__(self, engine: LocalEngine, answer: Callable[[Scored | Calibrated], None]) -> None:
         self._engine = engine
@@ -190,7 +190,7 @@ class Hand:
         return len(self._under_way) >= self._engine.depth
 
     def take(self, asked: Asked) -> None:
-        """Begin with it; what is no plain unit, or is `alone`, is done when this returns, and all before it."""
+        """Begin with it; if it is not a plain unit, or is `alone`, it and all before it are done when this returns."""
         plain = isinstance(asked, Unit) and not asked.exact
         by_itself = not plain or (isinstance(asked, Unit) and asked.alone)
         if by_itself:

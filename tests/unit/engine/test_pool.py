@@ -262,7 +262,7 @@ def test_what_one_engine_has_calibrated_all_others_use() -> None:
         killed = pool._workers[0]
         killed.kill()  # the one in its place is told as well
         killed.wait()
-        while pool._workers[0] is killed or pool._workers[0].kernels is None:
+        while pool._workers[0] is killed or not pool._workers[0].is_ready:
             pool.wait(1.0)
         assert np.array_equal(finish(pool, pool.submit(pairs)).logits, expected)
         exact = pool.score_exactly(pairs)
