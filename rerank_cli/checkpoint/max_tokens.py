@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint
@@ -33,11 +34,16 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
         # The card's limit belongs to a family of rerankers; a model that declares its own score is not one of them.
         own = family.decoder and (checkpoint.declared.listed or checkpoint.declared.chat_template is not None)
         card = None if own and checkpoint.taken_as is None else family.max_tokens
-        said = [card, _read_limit(checkpoint.tokenizer_config.get("model_max_length"))]
+        said = [card, _read_limit(_length_of_tokenizer(checkpoint.tokenizer_config))]
     language = checkpoint.within("llm_config") if family.images else checkpoint
     said += [_positions(language, checkpoint.architecture), _window(checkpoint) if family.decoder else None]
     limits = [limit for limit in said if limit is not None]
     return min(limits) if limits else 512
+
+
+def _length_of_tokenizer(config: Mapping[str, Any]) -> Any:
+    """tokenizer_config.json's limit; `max_len` is its name of 2020, which transformers heeds where the other is not."""
+    return config.get("model_max_length", config.get("max_len"))
 
 
 def _read_limit(value: Any) -> int | None:

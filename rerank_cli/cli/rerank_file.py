@@ -139,7 +139,9 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     """Put each query's passages in order of relevance."""
     prepare_process(online=online)
     keep_freed_memory()
-    # Imported here because they load numpy and more, which --help must not wait for.
+    if output is None and not given["evaluate_only"] and not given["dry_run"]:
+        raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
+    # Imported here because they load more than --help must wait for.
     from rerank_cli.cli.evaluation import refuse_what_needs_a_model, run_evaluation
     from rerank_cli.cli.job_request import read_job_options
     from rerank_cli.cli.running import print_dry_run, refuse_gpu, run_and_report
@@ -147,8 +149,6 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if given["evaluate_only"]:
         refuse_what_needs_a_model(context)
     elif output is None:
-        if not given["dry_run"]:
-            raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
         context.params["output"] = STDOUT  # a dry run writes nothing, so no output need be named
     options = read_job_options(context, inputs=tuple(given["inputs"]))
     if given["evaluate_only"]:

@@ -18,7 +18,7 @@ from rerank_cli.cli.console import (
 from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import StoppedError, UsageError, nothing_scored
-from rerank_cli.job.precision_check import LEAST_OVERLAP
+from rerank_cli.job.at_once import refuse_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +46,8 @@ def run_and_report(
     options: JobOptions, cluster: ClusterOptions | None = None, *, quiet: bool, verbose: bool, output_mode: str
 ) -> int:
     """Run the job, here or on a cluster; returns the exit code."""
+    if cluster is None:
+        refuse_at_once(options)
     from rerank_cli.job.progress import Progress
     from rerank_cli.job.run import Watcher, run_job
 
@@ -109,6 +111,8 @@ def _say_agreement(found: dict[str, Any], precision: str) -> None:
         f"{found['max_logit_difference']:.2g}, Kendall's tau {found['kendall_tau']:.3f}, "
         f"top-10 overlap {found['top10_overlap']:.3f}"
     )
+    from rerank_cli.job.precision_check import LEAST_OVERLAP
+
     if found["top10_overlap"] < LEAST_OVERLAP:
         say(f"warning: more than one in twenty of the ten best passages is another than in fp32 ({precision})")
 
@@ -237,6 +241,8 @@ def refuse_gpu(gpus: Sequence[str] | None) -> None:
 def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = ()) -> int:
     """Print what a run would do; returns the exit code."""
     from dataclasses import asdict
+
+    refuse_at_once(options)
 
     from rerank_cli.job.dry_run import dry_run
 

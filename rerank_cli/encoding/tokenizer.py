@@ -26,6 +26,7 @@ from typing import Any
 from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.checkpoint.json_file import read_json_file
 from rerank_cli.encoding.normaliser import normalizers_in, refuse_exploding
 from rerank_cli.errors import ModelError
 
@@ -57,6 +58,7 @@ def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
     tokenizer_config.json, and not by the file.
     """
     tokenizer = _open_file(checkpoint)
+    _check_added_tokens(tokenizer, checkpoint)
     if tokenizer_class(checkpoint) not in (None, *_PLAIN):
         declared = bool(checkpoint.tokenizer_config.get("add_prefix_space"))
         if any(prefix is not declared for prefix in _byte_level_prefixes(tokenizer)):
@@ -110,12 +112,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The checkpoint's tokenizer, without padding and truncation."""
     tokenizer = _open_file(checkpoint)
     name = tokenizer_class(checkpoint)
-    if name in _RULES:
-        try:
+    if name is None or name in _RULES or name in _PLAIN:
+        _check_added_tokens(tokenizer, checkpoint)
+    try:
+        if name in _RULES:
             _RULES[name](tokenizer, checkpoint.tokenizer_config)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ModelError(f"{checkpoint.path / 'tokenizer_config.json'}: {error}") from error
-    elif name is not None and name not in _PLAIN:
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"{checkpoint.path / 'tokenizer_config.json'}: {error}") from error
+    if name in _RULES:
+        return _as_declared(tokenizer, checkpoint)
+    if name is not None and name not in _PLAIN:
         template = tokenizer.post_processor
         tokenizer = _backend_of_transformers(checkpoint)
         if template is not None and _surrounds_pairs(template):
@@ -231,6 +237,37 @@ def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
             f"{checkpoint.tokenizer_file}: {pieces} tokens, but the model's `vocab_size` is {rows}",
             hint="tokenizer and weights are of different models",
         )
+    for number, token in tokenizer.get_added_tokens_decoder().items():
+        # A special one, mostly for padding, never comes out of a text that is taken as it is.
+        if isinstance(rows, int) and number >= rows and not token.special:
+            raise ModelError(
+                f"{checkpoint.tokenizer_file}: the added token `{token.content}` has the id {number}, and the model's "
+                f"`vocab_size` is {rows}",
+                hint="the weights are of a model before that token was added",
+            )
+
+
+def _check_added_tokens(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Refuse tokens that other files add and tokenizer.json lacks: transformers would cut them out of a text."""
+    config, file = checkpoint.tokenizer_config, checkpoint.path / "added_tokens.json"
+    added: list[tuple[str, Any, int | None]] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        found = config.get(key) or ()
+        added += [(key, one, None) for one in (found.values() if isinstance(found, Mapping) else found)]
+    decoder = config.get("added_tokens_decoder") or {}
+    added += [("added_tokens_decoder", one, int(number)) for number, one in decoder.items() if number.isdecimal()]
+    if file.is_file():
+        added += [(file.name, one, number) for one, number in read_json_file(file).items()]
+    for key, one, number in added:
+        token = str(one.get("content")) if isinstance(one, Mapping) else str(one)
+        have = tokenizer.token_to_id(token)
+        if have is None or number not in (None, have):
+            where = "is not in it" if have is None else f"is {have} in it"
+            said = f"adds `{token}`" + ("" if number is None else f" as {number}")
+            raise ModelError(
+                f"{checkpoint.tokenizer_file}: `{key}` {said}, which {where}",
+                hint="save the tokenizer again with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
+            )
 
 
 def _token(config: Mapping[str, Any], key: str, default: str) -> str:

@@ -27,14 +27,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input
 from rerank_cli.storage import is_url
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _ID_NAMES = ("_id", "query_id", "qid", "passage_id", "doc_id", "docid", "docno", "pid", "id")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -82,6 +83,8 @@ class TextFile:
 
     def find(self, identity: str) -> str | Missing:
         """The text of an id."""
+        import numpy as np  # here, since each run imports this module and few have a file of texts
+
         digest = np.uint64(_digest(identity))
         begin = int(np.searchsorted(self._digests, digest, side="left"))
         end = int(np.searchsorted(self._digests, digest, side="right"))
@@ -148,6 +151,8 @@ def _build(stream: BinaryIO) -> npt.NDArray[np.uint64]:
         if entry is not None:
             digests.append(_digest(entry[0]))
             offsets.append(offset)
+    import numpy as np
+
     keys = np.frombuffer(digests, dtype=np.uint64)
     order = np.argsort(keys, kind="stable")
     index = np.empty((2, len(keys)), dtype=np.uint64)

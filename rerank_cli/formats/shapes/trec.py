@@ -19,8 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
-
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.corpus import open_corpus
@@ -69,6 +67,8 @@ def parse_line(row: Row) -> RunLine | RowError:
 
 def falling_scores(logits: Iterable[float]) -> list[str]:
     """Logits that do not rise, as numbers with six decimals that fall strictly, also as 32-bit floats."""
+    import numpy as np  # here, since each run imports this module and few write a run of TREC
+
     scores: list[str] = []
     last: int | None = None
     for logit in logits:

@@ -1,0 +1,67 @@
+"""What the other files of a tokenizer say of its tokens and its limit: as transformers has it, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parity.conftest import HERE
+from tests.parity.test_declared import expected, scored
+
+GOLDENS = ("bert-ce", "qwen3-st")
+
+
+@pytest.fixture(params=GOLDENS)
+def folder(request, tmp_path) -> Path:
+    shutil.copytree(HERE / f"{request.param}-open" / "checkpoint", tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def edit(file: Path, **values: Any) -> None:
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(found | values))
+
+
+def test_the_limit_is_obeyed_under_its_name_of_2020(folder, capsys):
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config.pop("model_max_length", None)
+    file.write_text(json.dumps(config | {"max_len": 20}))
+    code, logits, said = scored(folder, capsys)
+    assert code == 0, said
+    assert logits == pytest.approx(expected(folder), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tokenizer_config.json", {"additional_special_tokens": ["<quay>"]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"quay": "<quay>"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": "<quay>", "special": True}}}),
+        ("added_tokens.json", {"<quay>": 5}),
+    ],
+)
+def test_a_token_that_another_file_adds_is_refused_by_name(folder, name, values, capsys):
+    edit(folder / name, **values)
+    code, _, said = scored(folder, capsys)
+    assert code == 5
+    assert "adds `<quay>`" in said
+    assert "which is not in it" in said
+
+
+def test_an_added_token_without_a_row_of_the_model_is_refused_by_name(folder, capsys):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    number = json.loads((folder / "config.json").read_text())["vocab_size"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    while len({*tokenizer["model"]["vocab"], *(one["content"] for one in tokenizer["added_tokens"])}) < number:
+        free = len({*tokenizer["model"]["vocab"], *(one["content"] for one in tokenizer["added_tokens"])})
+        tokenizer["added_tokens"].append({"id": free, "content": f"<free {free}>", **flags})
+    tokenizer["added_tokens"].append({"id": number, "content": "<quay>", **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    code, _, said = scored(folder, capsys)
+    assert code == 5
+    assert f"the added token `<quay>` has the id {number}" in said
