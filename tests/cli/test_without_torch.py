@@ -81,6 +81,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             (folder / top).symlink_to(Path(str(place)).parents[len(file.parts) - 2] if len(file.parts) > 1 else place)
     for name in ("rerank_cli", "samples", "profiles"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "in.parquet").write_bytes(b"PAR1")
     # -I -S: nothing of this environment, neither its packages nor its variables.
     script = f"import sys; sys.path.insert(0, {str(folder)!r})\n{SCRIPT}"
     done = subprocess.run(
