@@ -1,12 +1,12 @@
 """Chat templates: a query and a passage as messages, written as one text by the checkpoint's own Jinja template.
 
-A template is text, not code of the checkpoint that could do anything: jinja2's immutable sandbox renders it, with the
-filters and functions that transformers gives it, less those that do not give the same text each time (the time,
-`random`, `lipsum`). It is rendered for each pair: templates trim and cut texts, or leave a line out where one is empty.
+A template cannot do whatever it likes: jinja2's immutable sandbox renders it, with the filters and functions that
+transformers offers, except those that give another text each time (the time, `random`, `lipsum`). It is rendered for
+each pair, as templates trim and cut texts, or leave out a line where a text is empty.
 
-Whether a template carries a pair is found out by rendering: where another query, or another passage, leaves the text
-as it was, the model would never see it. One that writes messages of any role, as ChatML does, is a chat model's: it
-carries a pair too, and its text is not what a reranker was trained with.
+Rendering shows whether a template carries a pair: if the text does not change with the query, or with the passage, the
+model would never see it. A template that writes messages of any role, as ChatML does, belongs to a chat model: it
+carries a pair too, but no reranker was trained with its text.
 
 Source: transformers' utils/chat_template_utils.py; sentence-transformers' base/modality.py (pair_roles_failure).
 """
@@ -30,7 +30,7 @@ from rerank_cli.checkpoint.declared import MessageFormat
 from rerank_cli.errors import ModelError
 
 _TIME = "strftime_now"
-# Of the special tokens, what the classes of these trunks take where tokenizer_config.json names none.
+# The special tokens that these classes take where tokenizer_config.json names none.
 _CLASS_TOKENS: dict[str, dict[str, str]] = {
     "Qwen2Tokenizer": {"unk_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
     "LlamaTokenizer": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
@@ -41,11 +41,11 @@ _PROBES = (("alpha", "bravo"), ("charlie", "bravo"), ("alpha", "foxtrot"))
 
 
 class TemplateFailedError(Exception):
-    """A template that raises, or fails, for a pair."""
+    """A template raised an error, or failed, for a pair."""
 
 
 class _Generation(Extension):
-    """`{% generation %}`, which transformers knows: a block that is written as it stands."""
+    """`{% generation %}`, a block of transformers: its content is written unchanged."""
 
     tags = {"generation"}  # noqa: RUF012 (as jinja2 wants it)
 
@@ -60,7 +60,7 @@ def _raise(message: str) -> None:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """As transformers' filter: without the escapes for HTML of jinja2's own."""
+    """Like the filter of transformers: without the HTML escapes of jinja2's own."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -76,9 +76,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A checkpoint's template, with all that it is rendered with but the pair.
+    """A checkpoint's template, with all of its variables except the pair.
 
-    place: the file, for messages. system: the content of a first message; empty for none. variables: more of them.
+    place: the file, for messages. system: the content of a first message; empty for none. variables: further ones.
     """
 
     place: str
@@ -106,15 +106,14 @@ class ChatTemplate:
             messages.insert(0, ("system", self.system))
         variables = {"add_generation_prompt": False, "tools": None, "documents": None, **self.variables}
         template = self._template
+        written = [
+            {"role": role, "content": text if self.form == "flat" else [{"type": "text", "text": text}]}
+            for role, text in messages
+        ]
         try:
-            return template.render(
-                messages=[{"role": role, "content": self._content(text)} for role, text in messages], **variables
-            )
-        except Exception as error:  # whatever a template does, it is the pair that cannot be written
+            return template.render(messages=written, **variables)
+        except Exception as error:  # whatever a template does, only this pair cannot be written
             raise TemplateFailedError(f"{type(error).__name__}: {error}") from error
-
-    def _content(self, text: str) -> Any:
-        return text if self.form == "flat" else [{"type": "text", "text": text}]
 
     def failure(self) -> str | None:
         """Why the template carries no pair; None where it does."""
@@ -127,7 +126,7 @@ class ChatTemplate:
 
     @property
     def takes_any_role(self) -> bool:
-        """Messages of roles that nobody knows come out too: this is how a chat model's template writes them."""
+        """Whether messages of made-up roles are written too, as the template of a chat model does it."""
         try:
             texts = [self.render(*probe, roles=("zulu", "yankee")) for probe in _PROBES]
         except TemplateFailedError:
@@ -136,9 +135,9 @@ class ChatTemplate:
 
 
 def read_chat_template(checkpoint: Checkpoint, instruction: str | None = None) -> ChatTemplate | None:
-    """The chat template that pairs of this checkpoint go through; None where they do not.
+    """The chat template in which this checkpoint's pairs are written; None where they are not.
 
-    instruction: in place of the checkpoint's own prompt; an empty one means none.
+    instruction: replaces the checkpoint's own prompt; an empty one means no prompt.
     """
     declared = checkpoint.declared
     if declared.message_format is None or declared.chat_template is None:
@@ -153,7 +152,7 @@ def read_chat_template(checkpoint: Checkpoint, instruction: str | None = None) -
 
 
 def _special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
-    """The special tokens by name, as transformers hands them to a template."""
+    """The special tokens by name, as transformers gives them to a template."""
     config = checkpoint.tokenizer_config
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     found = dict(_CLASS_TOKENS.get(name, {}))

@@ -1,4 +1,4 @@
-"""What a user can choose of encoding, with the defaults: plain values that the command line reads without numpy."""
+"""What a user can choose about encoding, with the defaults: plain values that the command line loads without numpy."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CHUNK_OVERLAP = 64
 """Tokens that neighbouring chunks of a passage share."""
 
 MAX_TEXT_CHARACTERS = 2**20
-"""The longest query and the longest passage: while it is tokenised a character takes up to 475 bytes (CJK and
-punctuation, which are a token each), so the longest takes 500 MB, and most take 130 MB. It is twice a long novel."""
+"""The longest query and the longest passage; a long novel has half as many. While a text is tokenised a character takes
+up to 475 bytes (CJK and punctuation, which are a token each): the longest text takes 500 MB at most, mostly 130 MB."""
 
 MAX_IMAGE_PIXELS = 40_000_000
-"""The largest image where nothing else is said: an A3 page at 400 dpi has 31 million, and decoded it takes 160 MB."""
+"""The largest image, unless the user says otherwise. It takes 160 MB decoded; an A3 page at 400 dpi has 31 million."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What the user allows of images. max_tiles: parts of an image, None for what the checkpoint says."""
+    """What the user allows for images. max_tiles: parts of an image; None for what the checkpoint says."""
 
     max_tiles: int | None = None
     max_pixels: int = MAX_IMAGE_PIXELS

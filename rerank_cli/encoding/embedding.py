@@ -1,13 +1,13 @@
 """Pairs to token ids, for models that embed the query and the passage each by itself.
 
-The two get the prefixes that the model was trained with, `query: ` and `passage: `, and the special tokens that the
-tokenizer puts around a text; an image stands behind the passage's prefix, its text behind the image. In an
-`EncodedPair` the ids of the two stand one behind the other; the passage's begin at `second_start`.
+Both get the prefix that the model was trained with, `query: ` or `passage: `, and the special tokens that the tokenizer
+puts around a text. An image follows the passage's prefix, and its text follows the image. An `EncodedPair` holds the
+ids of the query, then those of the passage from `second_start` on.
 
-`max_tokens` holds for each of the two, prefix included. What is cut, and when, is as in `prompt.py` and `vision.py`:
-the passage's text from its right, then its image in fewer tiles, the query never; in `reference` either text.
+`max_tokens` is the limit of each text, prefix included. They are cut as in `prompt.py` and `vision.py`: the passage's
+text from its right, then its image in fewer tiles, the query never; with `reference` either text.
 
-The processor of the Nemotron embedder takes the first `<image>` in a passage for the place of its image, and deletes it
+The processor of the Nemotron embedder takes the first `<image>` in a passage as the place of its image, and deletes it
 where there is no image. With `special_tokens="allow"` this is done here too; otherwise `<image>` is text.
 
 Source: NVIDIA NeMo AutoModel, llama_nemotron_vl/processor.py (process_queries, process_documents).
@@ -35,23 +35,22 @@ from rerank_cli.records import NO_LIMITS, EncodedPair, Limits, Passage
 
 
 def embedding_prompts(prefix: str) -> VisionPrompts:
-    """How a passage is read behind its prefix, with an image and without."""
+    """The prompts of a passage with this prefix, with an image and without."""
     before: tuple[Part, ...] = ((prefix,),) if prefix else ()
     image = Prompt(parts=(*before, (IMAGE,), (" ", Slot.PASSAGE)), wrapped=True)
     return VisionPrompts(text=_prompt_of_prefix(prefix), image=image, rgb_first=True)
 
 
 def _prompt_of_prefix(prefix: str) -> Prompt:
-    # A text stands where a passage stands in a prompt: at the end, so that it is what is cut.
+    # The text is in the place of a passage, at the end, so that it is cut where it is too long.
     return Prompt(parts=((prefix, Slot.PASSAGE),), wrapped=True)
 
 
 class EmbeddingEncoder:
-    """Encodes pairs for one checkpoint that embeds texts and images; makes no use of the weights.
+    """Encodes pairs for one checkpoint that embeds texts and images; does not use the weights.
 
-    max_unknown: the largest share of unknown tokens of a pair that is scored.
-    tokenizer: for queries. prefix: what stands before a query. passages: encodes them (`embedding_prompts`), each with
-    an empty query. options: of `PromptEncoder`.
+    max_unknown: the largest share of unknown tokens in a pair that is scored. tokenizer: for queries. prefix: before a
+    query. passages: encodes passages, each with an empty query (`embedding_prompts`). options: of `PromptEncoder`.
     """
 
     def __init__(
@@ -69,32 +68,16 @@ class EmbeddingEncoder:
         query_truncate: Truncation = "reference" if truncate == "reference" else "error"
         self._queries = PromptEncoder(tokenizer, _prompt_of_prefix(prefix), truncate=query_truncate, **options)
         self.max_tokens = self._queries.max_tokens
-
-    @property
-    def template(self) -> str:
-        """What is put before a query, before a passage, and around an image."""
+        self.max_tiles, self.reason = passages.max_tiles, passages.reason
+        self.images = passages.images
         query = self._queries.template.replace(Slot.PASSAGE.value, Slot.QUERY.value)
-        return f"{query} | {self._passages.template}"
-
-    @property
-    def max_tiles(self) -> int:
-        """Parts that an image is cut in at most."""
-        return self._passages.max_tiles
-
-    @property
-    def reason(self) -> str:
-        """What said so."""
-        return self._passages.reason
-
-    @property
-    def images(self) -> ImagesAhead:
-        """Where the images of passages come from."""
-        return self._passages.images
+        self.template = f"{query} | {passages.template}"
 
     def with_images(self, images: ImagesAhead) -> Self:
-        """The same, with its images from `images`."""
+        """A copy that takes its images from `images`."""
         other = copy(self)
         other._passages = self._passages.with_images(images)
+        other.images = images
         return other
 
     def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
@@ -127,7 +110,7 @@ class EmbeddingEncoder:
         )
 
     def _problem_of(self, passage: EncodingProblem) -> EncodingProblem:
-        """In the words of a passage that stands alone: nothing but its image can be too long to be cut."""
+        """The problem in the words of a passage without a query: only its image can be too long to be cut."""
         if passage.code == "query-too-long":
             return EncodingProblem(
                 "too-long", f"the passage's image has no room in a limit of {self.max_tokens} tokens"
@@ -136,7 +119,7 @@ class EmbeddingEncoder:
 
 
 def split_pair(pair: EncodedPair) -> tuple[EncodedPair, EncodedPair]:
-    """The query and the passage of a pair that an `EmbeddingEncoder` made, each as a text by itself."""
+    """The query and the passage of a pair from an `EmbeddingEncoder`, each as a text by itself."""
     cut = pair.second_start
     query, passage = (
         EncodedPair(input_ids=ids, second_start=len(ids), tokens=len(ids))
@@ -146,7 +129,7 @@ def split_pair(pair: EncodedPair) -> tuple[EncodedPair, EncodedPair]:
 
 
 def embedding_prefixes(checkpoint: Checkpoint) -> tuple[str, str]:
-    """What stands before a query and before a passage, from prompts by role, processor_config.json or config.json."""
+    """The prefixes of queries and of passages, from prompts by role, processor_config.json or config.json."""
     if (declared := declared_prefixes(checkpoint)) is not None:
         return declared
     sources = (checkpoint.processor_config, checkpoint.config)

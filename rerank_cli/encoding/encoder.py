@@ -1,4 +1,4 @@
-"""Text to token ids, without torch: which encoder and which length limit a checkpoint asks for."""
+"""From text to token ids, without torch: `open_encoder` chooses the encoder that a checkpoint needs."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class Encoder(Protocol):
     """Texts to token ids; one that takes images too is a `ReadsImages`."""
 
     def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
-        """The token ids of each (query, passage), in order; limits: what their request says of them."""
+        """The token ids of each (query, passage), in order. limits: those of their request."""
 
 
-class TextEncoder(Protocol):
+class TextEncoder(Encoder, Protocol):
     """Encodes pairs of texts for one checkpoint."""
 
     max_tokens: int
@@ -80,31 +80,23 @@ class TextEncoder(Protocol):
     def template(self) -> str:
         """What is put around a query and a passage, with `{query}` and `{passage}` in their places."""
 
-    def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
-        """The token ids of each (query, passage), in order; limits: what their request says of them."""
-
 
 @runtime_checkable
 class ReadsImages(Protocol):
-    """A `TextEncoder` whose passages may be images."""
+    """A `TextEncoder` whose passages may be images.
 
-    @property
-    def max_tiles(self) -> int:
-        """Parts that an image is cut in at most."""
+    max_tiles: the most parts that an image is cut in. reason: what set this number. images: where images come from.
+    """
 
-    @property
-    def reason(self) -> str:
-        """What said so."""
-
-    @property
-    def images(self) -> ImagesAhead:
-        """Where its images come from."""
+    max_tiles: int
+    reason: str
+    images: ImagesAhead
 
     def with_images(self, images: ImagesAhead) -> Self:
-        """The same, with its images from `images`."""
+        """A copy that takes its images from `images`."""
 
     def encode(self, pairs: Sequence[tuple[str, Passage]], limits: Limits = NO_LIMITS) -> list[Encoded]:
-        """The token ids, and tiles, of each (query, passage), in order; limits: what their request says of them."""
+        """The token ids, and tiles, of each (query, passage), in order. limits: those of their request."""
 
 
 def open_encoder(  # noqa: PLR0913 (one argument an option)
@@ -121,8 +113,8 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
 ) -> TextEncoder:
     """The encoder of a checkpoint; `UsageError` where an option does not fit the model.
 
-    instruction: in place of the prompt that the checkpoint declares, or of a yes/no model's own; an empty one means
-    none. max_unknown: the largest share of unknown tokens of a pair that is scored. template: in place of the family's
+    instruction: replaces the prompt that the checkpoint declares, or that of a yes/no model; an empty one means no
+    prompt. max_unknown: the largest share of unknown tokens in a pair that is scored. template: replaces the family's
     prompt: text with `{query}` and `{passage}`, or `none` for the tokenizer's own encoding of a pair.
     """
     limit = model_max_tokens(checkpoint)
@@ -167,7 +159,7 @@ def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **optio
     query, passage = embedding_prefixes(checkpoint)
     tokenizer = read_tokenizer_file(checkpoint)
     options["unknown"] = unknown_id(tokenizer, checkpoint.tokenizer_config)
-    # The passages first: an image's markers are looked up before special tokens become text.
+    # The passages come first: an image's markers are looked up before special tokens become text.
     passages = _open_vision_encoder(checkpoint, tokenizer, embedding_prompts(passage), images, **options)
     return EmbeddingEncoder(tokenizer, query, passages, **options)
 
@@ -227,8 +219,8 @@ def _open_text_encoder(
             unpooled=pooling is not None and pooling.skips_prompt,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
-    # The classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) are the file as
-    # it is; transformers 5 fails on some of them.
+    # For the classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) the file is
+    # right as it is; transformers 5 fails on some of them.
     tokenizer = read_tokenizer_file(checkpoint)
     prompt: Prompt = NEMOTRON
     if scoring.recipe is not None:
@@ -262,8 +254,8 @@ def encode_pairs(
 ) -> list[Encoded]:
     """The token ids of each pair, in order.
 
-    A text that is too long to be tokenised is a problem of its pair. So is an image that is given to a model of texts,
-    also where there is a text beside it.
+    A text that is too long to be tokenised is a problem of its pair. So is an image for a model that reads only text,
+    even with a text beside it.
     """
     long = {place: problem for place, pair in enumerate(pairs) if (problem := _problem_of_size(pair))}
     if long:
@@ -298,23 +290,19 @@ def _problem_of_size(pair: tuple[str, Passage]) -> EncodingProblem | None:
 
 
 def _encoded(encode: Callable[[Any, Limits], list[Encoded]], pairs: Sequence[Any], limits: Limits) -> list[Encoded]:
-    """What `encode` gives for the pairs; one on which the tokenizer itself fails is a problem of its own.
+    """What `encode` gives for the pairs; a pair on which the tokenizer itself fails is a problem.
 
-    A regular expression that meets its library's limit on one text panics, and takes all texts of the call with it:
-    the pairs are halved until it is alone.
+    A regular expression that meets its library's limit on one text panics, and the call fails for all texts: the pairs
+    are halved until the bad one is alone.
     """
     try:
         return encode(pairs, limits)
     except BaseException as error:
-        if not _is_of_tokenizer(error):
+        # The library fails with a panic, which is not an `Exception`, or with a plain `Exception`.
+        if type(error) is not Exception and not is_panic(error):
             raise
         reason = str(error).partition("\n")[0][:_REASON_CHARACTERS]
     if len(pairs) == 1:
         return [EncodingProblem("tokenizer-failed", f"the tokenizer fails on a text of the pair: {reason}")]
     middle = len(pairs) // 2
     return [*_encoded(encode, pairs[:middle], limits), *_encoded(encode, pairs[middle:], limits)]
-
-
-def _is_of_tokenizer(error: BaseException) -> bool:
-    """Whether the tokenizers library failed: a panic, which is no `Exception`, or a plain `Exception`."""
-    return type(error) is Exception or is_panic(error)

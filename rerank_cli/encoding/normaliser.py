@@ -1,9 +1,9 @@
-"""Normalisers that make a text longer and longer, refused before they see one.
+"""Refuse normalisers that make texts longer and longer, before they see one.
 
-Twenty replacements of one character by two, each of what the one before it has made, turn a word into a million; forty
-end no run and leave no memory, and the library cannot be interrupted. So the replacements of a tokenizer.json are
-tried, one after another, on a text that has every printable ASCII character and every pattern in it. Published
-normalisers make it longer by some per cent.
+Twenty replacements of one character by two, each applied to the result of the one before, turn one character into a
+million. Forty would never end and take all memory, and the library cannot be interrupted. So the replacements of a
+tokenizer.json are tried, one after another, on a text with every printable ASCII character and every pattern. Published
+normalisers make it a few per cent longer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, normalizers
@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, normalizers
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 
-_MOST_TIMES = 16  # longer than what was tried: a passage of 5 MB stays below 100
+_MOST_TIMES = 16  # how much longer the text may become: a passage of 5 MB stays below 100 MB
 _SEED_CHARACTERS = 2**16
 _PATTERN_CHARACTERS = 64
 _KEY = re.compile(r'"normalizer"\s*:\s*\{')
@@ -28,10 +28,10 @@ _NOTHING = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "voca
 
 
 def normalizers_in(data: bytes) -> list[Mapping[str, Any]]:
-    """What a tokenizer.json has as its normaliser, before the library has opened it.
+    """The normaliser of a tokenizer.json, without opening the file with the library.
 
-    Only that value is parsed: a vocabulary of 17 MB would take a third of a second. A word `normalizer` of the
-    vocabulary is not followed by an object.
+    Only this value is parsed: a vocabulary of 17 MB would take a third of a second. Where the vocabulary has a word
+    `normalizer`, no object follows it.
     """
     text = data.decode(errors="replace")
     found = [_DECODER.raw_decode(text, match.end() - 1)[0] for match in _KEY.finditer(text)]
@@ -39,7 +39,7 @@ def normalizers_in(data: bytes) -> list[Mapping[str, Any]]:
 
 
 def _as_library_has_it(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The value as the library reads it; None where it cannot, which opening the file says."""
+    """The value as the library reads it; None where it cannot: opening the file will say so."""
     try:
         opened = Tokenizer.from_str(json.dumps(_NOTHING | {"normalizer": state}))
     except Exception:  # noqa: BLE001 (the library has no other kind)
@@ -50,20 +50,19 @@ def _as_library_has_it(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def refuse_exploding(states: Iterable[Mapping[str, Any]], checkpoint: Checkpoint) -> None:
     """`ModelError` for a normaliser that makes texts many times longer. states: of tokenizer.json."""
     for state in states:
-        _refuse_exploding(list(_replacements(state)), checkpoint)
-
-
-def _refuse_exploding(parts: Sequence[Mapping[str, Any]], checkpoint: Checkpoint) -> None:
-    patterns = (pattern for part in parts for pattern in _replacement_texts(part))
-    seed = text = "\n".join([string.printable, *(one[:_PATTERN_CHARACTERS] for one in patterns)])[:_SEED_CHARACTERS]
-    for part in parts:
-        text = _build_replace(part).normalize_str(text)
-        if len(text) > _MOST_TIMES * len(seed):
-            raise ModelError(
-                f"{checkpoint.tokenizer_file}: its normaliser makes a text {len(text) / len(seed):.0f} times longer "
-                f"after `{json.dumps(part['pattern'], ensure_ascii=False)[:_PATTERN_CHARACTERS]}`: "
-                f"at most {_MOST_TIMES} times is allowed"
-            )
+        parts = list(_replacements(state))
+        patterns = (pattern for part in parts for pattern in _replacement_texts(part))
+        seed = text = "\n".join([string.printable, *(one[:_PATTERN_CHARACTERS] for one in patterns)])[:_SEED_CHARACTERS]
+        for part in parts:
+            pattern = part["pattern"]
+            replaced = pattern["String"] if "String" in pattern else Regex(pattern["Regex"])
+            text = normalizers.Replace(replaced, part["content"]).normalize_str(text)
+            if len(text) > _MOST_TIMES * len(seed):
+                raise ModelError(
+                    f"{checkpoint.tokenizer_file}: its normaliser makes a text {len(text) / len(seed):.0f} times "
+                    f"longer after `{json.dumps(pattern, ensure_ascii=False)[:_PATTERN_CHARACTERS]}`: "
+                    f"at most {_MOST_TIMES} times is allowed"
+                )
 
 
 def _replacements(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -78,8 +77,3 @@ def _replacement_texts(part: Mapping[str, Any]) -> Iterator[str]:
     if "String" in part["pattern"]:
         yield part["pattern"]["String"]
     yield part["content"]
-
-
-def _build_replace(part: Mapping[str, Any]) -> normalizers.Replace:
-    pattern = part["pattern"]
-    return normalizers.Replace(pattern["String"] if "String" in pattern else Regex(pattern["Regex"]), part["content"])

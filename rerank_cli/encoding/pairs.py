@@ -2,37 +2,34 @@
 
 Three decisions shape this module.
 
-**Each distinct text of a window is tokenised once.** A query stands in as many pairs as it has passages, and tokenising
-is most of what a host does beside a GPU. So texts are tokenised alone, without special tokens, in one call of the Rust
-batch API, and the pair's ids are put together from the template. A table of texts for the whole run would spare 0.3 %
-of a run in int8 where each text comes in five windows (`benchmarks/RESULTS.md`). The template is not assumed: it is
-read off the checkpoint's own tokenizer by letting it encode a pair, and checked on further pairs when the encoder is
-made.
+**Each distinct text of a window is tokenised once.** A query is in as many pairs as it has passages, and tokenising is
+most of the work of a host beside a GPU. So texts are tokenised alone, without special tokens, in one call of the Rust
+batch API, and the template joins the ids of a pair. A table of texts for the whole run would save 0.3 % of a run in
+int8 where each text comes in five windows (`benchmarks/RESULTS.md`). The template is not assumed: the checkpoint's own
+tokenizer encodes a pair, which shows it, and further pairs check it when the encoder is made.
 
 **Truncation is ours.** The tokenizers library cuts the longer of the two texts (`longest_first`), which can cut the
-query. Modes here:
+query. The modes here:
 
     end        the passage is cut, from the right unless the checkpoint says otherwise; query and template stay whole
     error      a pair over the limit cannot be scored
-    chunk      the passage is cut in overlapping pieces, each read with the whole query; the pieces' logits are pooled
-    later
+    chunk      the passage is cut in overlapping pieces, each read with the whole query; their logits are pooled later
     reference  as the reference code of the family does: longest_first
 
 A query that leaves no room for its passage is a problem of the pair in every mode but `reference`.
 
-**Special tokens written in a text are text.** `[SEP]` in a passage would otherwise end it, and so would `</s>`, which
-is HTML too. So are tokens of the template that their file does not mark as special (`mark_special`, the rule of
-`prompt.py`). `special_tokens="allow"` gives the reference behaviour.
+**Special tokens written in a text are text.** Otherwise `[SEP]` in a passage would end it, and so would `</s>`, which
+is also HTML. The same holds for tokens of the template that their file does not mark as special (`mark_special`, the
+rule of `prompt.py`). `special_tokens="allow"` gives the reference behaviour.
 
-Token types are taken from the tokenizer's own encoding: a wrapper that forgets them shifts logits by more than 1. Where
-the checkpoint says that its model is not told them, they are all 0.
+Token types are those of the tokenizer's own encoding: without them logits shift by more than 1. They are all 0 where
+the checkpoint says that its model does not get them.
 
-**What else a checkpoint declares** is in `PairForm`: a prompt that stands before the query's text, and which end of a
-text is cut. The cut side holds for every mode that cuts tokens away; requests that ask for so many tokens of a passage
-get its first ones.
+**What else a checkpoint declares** is in `PairForm`: a prompt before the query's text, and which end of a text is cut.
+That end counts in every mode that cuts tokens; a request that asks for some tokens of a passage gets the first ones.
 
-**Unknown tokens are counted** in the two texts of each pair, and not in what stands around them: a model that cannot
-read the language of a text still gives it a logit.
+**Unknown tokens are counted** in the two texts of each pair, not around them: a model that cannot read the language of
+a text still gives it a logit.
 """
 
 from __future__ import annotations
@@ -91,7 +88,7 @@ class PairTemplate:
         return len(self.before) + len(self.between) + len(self.after)
 
     def join(self, query: Ids, passage: Ids, *, tokens: int, unknown: int | None = None) -> EncodedPair:
-        """The pair's ids; tokens: its length before truncation. unknown: the id that is counted."""
+        """The pair's ids. tokens: its length before truncation. unknown: the id that is counted as unknown."""
         ids = np.concatenate((self.before, query, self.between, passage, self.after))
         second = len(self.before) + len(query) + self.first_type_of_between
         return EncodedPair(
@@ -105,12 +102,12 @@ class PairTemplate:
 
 @dataclass(frozen=True, slots=True)
 class PairForm:
-    """What a checkpoint declares of its pairs beside its tokenizer.
+    """What is known about a checkpoint's pairs besides its tokenizer.
 
-    prompt: what stands before the query's text. typed: the model is told token types. cuts_left: a text that is too
-    long loses its begin. unknown: the id of the unknown token. max_unknown: the largest share of it in the texts of a
-    pair that is scored, from the user. bare: nothing may stand around and between the texts. unpooled: the pooling
-    leaves the prompt out.
+    prompt: goes before the query's text. typed: the model gets token types. cuts_left: a text that is too long loses
+    its beginning. unknown: the id of the unknown token. max_unknown: the user's limit on its share in the texts of a
+    pair that is scored. bare: there may be no tokens around and between the texts. unpooled: the pooling leaves the
+    prompt out.
     """
 
     prompt: str = ""
@@ -123,7 +120,7 @@ class PairForm:
 
 
 class PairEncoder:
-    """Encodes pairs for one checkpoint; makes no use of the weights.
+    """Encodes pairs for one checkpoint; does not use the weights.
 
     max_tokens: the longest pair after truncation, template included. where: names the tokenizer in messages.
     """
@@ -189,7 +186,7 @@ class PairEncoder:
 
     @cached_property
     def _plain_tokenizer(self) -> Tokenizer:
-        """Made when a text first needs it: for a vocabulary of 250,000 pieces it takes more than a second."""
+        """Made when a text first needs it, as it takes more than a second for a vocabulary of 250,000 pieces."""
         return without_special_pieces(self._tokenizer)
 
     def _encode_pair(  # noqa: PLR0911 (a mode of truncation each)
@@ -220,7 +217,7 @@ class PairEncoder:
         return tuple(self._chunks(query, passage, room))
 
     def _chunks(self, query: Ids, passage: Ids, room: int) -> Iterator[EncodedPair]:
-        """The pair once for each piece of at most `room` passage tokens; together the pieces hold the whole passage."""
+        """A pair for each piece of at most `room` passage tokens; together the pieces hold the whole passage."""
         for begin in chunk_starts(len(passage), room, self._chunk_overlap):
             piece = passage[begin : begin + room]
             yield self._join(query, piece, tokens=self._template.size + len(query) + len(piece))
@@ -230,17 +227,17 @@ class PairEncoder:
         return replace(pair, unpooled=self._unpooled) if self._unpooled else pair
 
     def _cut(self, ids: Ids, kept: int) -> Ids:
-        """The tokens of a text that stay where `kept` of them do."""
+        """The `kept` tokens of a text that stay."""
         return ids[len(ids) - kept :] if self._form.cuts_left else ids[:kept]
 
 
 def count_of(number: int | None, ids: Ids) -> int:
-    """How often an id stands among others."""
+    """How often `number` occurs in `ids`; 0 for None."""
     return 0 if number is None else int(np.count_nonzero(ids == number))
 
 
 def unless_unread(entry: Encoded, most: float | None) -> Encoded:
-    """The entry, or a problem where the share of unknown tokens is above `most`."""
+    """The entry, or a problem where its share of unknown tokens is above `most`."""
     if isinstance(entry, EncodingProblem) or most is None:
         return entry
     unknown, read = sum(pair.unknown for pair in entry), sum(pair.text_tokens for pair in entry)
@@ -270,9 +267,9 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _split_prompt(tokenizer: Tokenizer, prompt: str, where: str) -> tuple[Ids, str]:
-    """The ids of a prompt up to its last special token, and its text behind: that is tokenised with the query.
+    """The ids of a prompt up to its last special token, and the rest of its text, which is tokenised with the query.
 
-    Special tokens of a prompt act although those of texts do not.
+    Special tokens of a prompt act, although those in texts do not.
     """
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     end = max((prompt.rfind(token) + len(token) for token in special if token in prompt), default=0)
@@ -290,11 +287,11 @@ def _split_prompt(tokenizer: Tokenizer, prompt: str, where: str) -> tuple[Ids, s
 
 
 def _prompt_tokens(tokenizer: Tokenizer, prompt: str, max_tokens: int, where: str) -> int:
-    """Tokens at the begin of a pair that are the prompt's, with the special ones before it.
+    """How many tokens at the beginning of a pair belong to the prompt, with the special ones before it.
 
-    Source: sentence-transformers 6.2, Transformer._get_prompt_length: the prompt is tokenised as a text of its own, cut
-    to the limit, and a special token behind it does not count. Where its last piece joins with the query's first one,
-    the number is that of the prompt alone, as there.
+    Source: sentence-transformers 6.2, Transformer._get_prompt_length: the prompt is tokenised as a text of its own and
+    cut to the limit, and a special token behind it does not count. Where its last piece joins with the query's first
+    one, the number is still that of the prompt alone, as there.
     """
     if not prompt:
         return 0
@@ -308,8 +305,8 @@ def _prompt_tokens(tokenizer: Tokenizer, prompt: str, max_tokens: int, where: st
 
 
 def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Special tokens that this tokenizer finds in a plain text although it was told not to look for them."""
-    # The unknown token stands for characters that are not in the vocabulary: one such character tells its id.
+    """Special tokens that this tokenizer finds in a text although it was told not to look for them."""
+    # A character that is in no vocabulary gives the id of the unknown token.
     unknown = tokenizer.encode("\U0010fffd", add_special_tokens=False).ids
     return frozenset(
         number
@@ -319,7 +316,7 @@ def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def _read_template(tokenizer: Tokenizer, where: str, *, bare: bool) -> PairTemplate:
-    """What the tokenizer puts around the texts of a pair, verified on pairs that differ in length."""
+    """What the tokenizer puts around the texts of a pair, checked on pairs of different lengths."""
     encoding = tokenizer.encode("a", "b")
     parts = encoding.sequence_ids
     if 0 not in parts or 1 not in parts:

@@ -1,26 +1,26 @@
 """Pairs of texts to token ids, for models that read a prompt: the two texts set into a template.
 
-A `Prompt` is a row of parts that are tokenised one by one; the ids stand side by side. A part is literal text with
-slots for the query and the passage, so `question:{query} \\n \\n passage:{passage}` is one part and is tokenised as
-one string, as its model was trained, while a chat template's prefix and suffix are parts of their own. The passage is
-always the end of its part: whatever follows is another part, and cutting the passage cannot touch it.
+A `Prompt` is a sequence of parts that are tokenised one by one; their ids are joined. A part is literal text with slots
+for the query and the passage. So `question:{query} \\n \\n passage:{passage}` is one part and tokenised as one string,
+as its model was trained, while a chat template's prefix and suffix are parts of their own. The passage always ends its
+part: what follows is another part, so cutting the passage cannot change it.
 
 **Truncation.** The modes of `pairs.py`:
 
-    end        tokens of the passage fall away from the right; every token that holds a character of the query or the
+    end        tokens of the passage are dropped from the right; every token with a character of the query or the
                template stays, and at least one of the passage, or the pair cannot be scored
     error      a pair over the limit cannot be scored
     chunk      the passage is cut between characters, where the tokens of the whole text end; each piece is tokenised
-               anew with the whole prompt, and made shorter until it fits
-    reference  what the reference code of the family does (`Prompt.cut`), the query or the limit notwithstanding
+               again with the whole prompt, and made shorter until it fits
+    reference  what the reference code of the family does (`Prompt.cut`), even if it cuts the query or passes the limit
 
-**Images.** A part `IMAGE` is the place of one; the caller gives the ids that stand there in each pair. No mode cuts
-them. A passage with an image may lose all of its text.
+**Images.** A part `IMAGE` is the place of one; the caller gives its ids for each pair. No mode cuts them. A passage
+with an image may lose all of its text.
 
-**Special tokens written in a text are text.** Besides those that the tokenizer marks as special, these are
-neutralised: added tokens that stand in the template itself (`</think>`), and those of the form `<|...|>`. Other added
-tokens are left alone, since some vocabularies keep runs of white space and HTML tags there, which are text.
-Tokens in the template's own constant parts act in any case.
+**Special tokens written in a text are text.** Besides those that the tokenizer marks as special, this concerns added
+tokens in the template itself (`</think>`) and those of the form `<|...|>`. Other added tokens are left alone, since
+some vocabularies have runs of white space and HTML tags there, which are text. Tokens in the constant parts of the
+template always act.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ Part = tuple[str | Slot, ...]
 """Literal text and slots that are tokenised as one string."""
 
 Cut = Callable[["Prompt", Sequence[Ids], int], list[Ids]]
-"""How reference code truncates: (prompt, ids of each part, limit) to the ids of each part that stay."""
+"""How reference code truncates: (prompt, ids of each part, limit) to the ids of each part that remain."""
 
 IMAGE = "<img><IMG_CONTEXT></img>"
-"""A part of its own: the place of an image, with as many of its middle token as the image has vectors."""
+"""A part of its own, the place of an image: its middle token occurs once for each vector of the image."""
 
 _NOTHING: Ids = np.empty(0, dtype=np.int32)
 
 
 def cut_right(prompt: Prompt, parts: Sequence[Ids], limit: int) -> list[Ids]:
-    """The part with the passage is cut from the right to what the others leave, its query included."""
+    """The part with the passage, and a query in it, is cut from the right to the room that the other parts leave."""
     place = prompt.passage_part
     room = limit - sum(map(len, parts)) + len(parts[place])
     return [ids[: max(0, room)] if part == place else ids for part, ids in enumerate(parts)]
@@ -72,8 +72,8 @@ def cut_right(prompt: Prompt, parts: Sequence[Ids], limit: int) -> list[Ids]:
 class Prompt:
     """What surrounds the two texts of a pair.
 
-    parts: tokenised one by one. wrapped: the tokenizer puts its own special tokens around the whole. cut: truncation
-    of the reference code.
+    parts: tokenised one by one. wrapped: the tokenizer puts its own special tokens around them all. cut: how the
+    reference code truncates.
     """
 
     parts: tuple[Part, ...]
@@ -106,10 +106,14 @@ NEMOTRON = Prompt(parts=(("question:", Slot.QUERY, " \n \n passage:", Slot.PASSA
 
 
 class PromptEncoder:
-    """Encodes pairs for one checkpoint that reads a prompt; makes no use of the weights.
+    """Encodes pairs for one checkpoint that reads a prompt; does not use the weights.
 
     max_tokens: the longest pair after truncation, template included. where: names the tokenizer in messages. unknown:
     the id of the unknown token. max_unknown: the largest share of it in the texts of a pair that is scored.
+
+    template: the prompt as one text. image_ids: the ids of `IMAGE`; empty in a prompt without. image_start: how many
+    ids come before the image, in every pair. image_room: the most ids of an image that truncation of the whole from
+    the right leaves whole.
     """
 
     def __init__(  # noqa: PLR0913 (one argument an option)
@@ -136,7 +140,11 @@ class PromptEncoder:
                 self._constant[place] = np.array(ids, dtype=np.int32)
         if special_tokens == "neutral":
             _neutralise(tokenizer, prompt.text, where)
+        self.template = prompt.text
         self.max_tokens = max_tokens
+        self.image_ids = _NOTHING if prompt.image_part is None else self._constant[prompt.image_part]
+        self.image_start = len(self._before) + sum(len(self._constant[part]) for part in range(prompt.image_part or 0))
+        self.image_room = max_tokens - self.image_start - len(self._after)
         self._room = max_tokens - len(self._before) - len(self._after)
         self._truncate = truncate
         self._chunk_overlap = chunk_overlap
@@ -144,17 +152,12 @@ class PromptEncoder:
         self._template_size, self._template_unknown = self._size(empty), self._count_unknown(empty)
         self._check_room()
 
-    @property
-    def template(self) -> str:
-        """What is put around a query and a passage."""
-        return self._prompt.text
-
     def encode(
         self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS, *, images: Sequence[Ids] = ()
     ) -> list[Encoded]:
-        """The token ids of each (query, passage), in order; limits: what their request says of them.
+        """The token ids of each (query, passage), in order. limits: those of their request.
 
-        images: for a prompt with the place of an image, the ids that stand there in each pair.
+        images: for a prompt with the place of an image, the ids of the image of each pair.
         """
         encoded = []
         for place, ((query, passage), parts) in enumerate(zip(pairs, self._tokenise(pairs), strict=True)):
@@ -162,22 +165,6 @@ class PromptEncoder:
                 parts[self._prompt.image_part] = images[place]
             encoded.append(unless_unread(self._encode_pair(query, passage, parts, limits), self._max_unknown))
         return encoded
-
-    @property
-    def image_ids(self) -> Ids:
-        """What `IMAGE` is for the tokenizer; empty for a prompt without."""
-        return _NOTHING if self._prompt.image_part is None else self._constant[self._prompt.image_part]
-
-    @property
-    def image_start(self) -> int:
-        """How many ids stand before the image, in every pair."""
-        parts = range(self._prompt.image_part or 0)
-        return len(self._before) + sum(len(self._constant[part]) for part in parts)
-
-    @property
-    def image_room(self) -> int:
-        """The most ids that an image may have so that truncation of the whole from the right leaves it whole."""
-        return self.max_tokens - self.image_start - len(self._after)
 
     def _check_room(self) -> None:
         if self._truncate == "reference":
@@ -214,7 +201,7 @@ class PromptEncoder:
         return "".join(piece if isinstance(piece, str) else texts[piece] for piece in self._prompt.parts[part])
 
     def _join(self, parts: Sequence[Ids], *, tokens: int | None = None) -> EncodedPair:
-        """tokens: length before truncation, where that is another."""
+        """tokens: the length before truncation, if anything was cut."""
         ids = np.concatenate((self._before, *parts, self._after))
         image = self._prompt.image_part
         around = self._template_size + (0 if image is None else len(parts[image]) - len(self._constant[image]))
@@ -260,7 +247,7 @@ class PromptEncoder:
         return len(self._before) + sum(map(len, parts)) + len(self._after)
 
     def _shorten(self, query: str, passage: str, parts: list[Ids], most: int) -> str:
-        """Leave `most` tokens of the passage in `parts`; returns what is left of its text."""
+        """Cut the passage in `parts` to `most` tokens; returns the text that is left of it."""
         place = self._prompt.passage_part
         if len(parts[place]) <= most:
             return passage
@@ -271,7 +258,7 @@ class PromptEncoder:
         return passage[: int(ends[most - 1])]
 
     def _passage_ends(self, query: str, passage: str) -> npt.NDArray[np.int64]:
-        """For each token that holds text of the passage: where it ends in the passage, in characters, rising."""
+        """Where each token that holds text of the passage ends in it, in characters, never falling."""
         text = self._render(self._prompt.passage_part, query, passage)
         offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
         ends = token_ends(offsets) - (len(text) - len(passage))
@@ -280,9 +267,9 @@ class PromptEncoder:
     def _chunks(
         self, query: str, passage: str, parts: list[Ids], ends: npt.NDArray[np.int64], room: int
     ) -> tuple[EncodedPair, ...] | EncodingProblem:
-        """The pair once for each piece of the passage; neighbours share tokens, together they hold all of it.
+        """A pair for each piece of the passage; neighbours share tokens, together the pieces hold all of it.
 
-        room: tokens that the passage may have beside query and template.
+        room: how many tokens the passage may have beside query and template.
         """
         overlap = shared_tokens(self._chunk_overlap, room)
         chunks: list[EncodedPair] = []
@@ -303,7 +290,7 @@ class PromptEncoder:
     def _longest_chunk(
         self, query: str, passage: str, parts: list[Ids], ends: npt.NDArray[np.int64], *, start: int, room: int
     ) -> tuple[EncodedPair, int] | None:
-        """The chunk that begins at character `start` and where it ends; None where not even a character fits."""
+        """The chunk that begins at character `start`, and where it ends; None where not even one character fits."""
         place = self._prompt.passage_part
         stop = last_token(ends, start, room)
         while True:
@@ -316,12 +303,12 @@ class PromptEncoder:
                 return chunk, end
             if end == start + 1:
                 return None
-            # A piece cut out of its text may have more tokens than it had within it.
+            # A piece may have more tokens by itself than inside of its text.
             stop = min(stop, len(ends)) - excess
 
 
 def read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
-    """The special tokens that the tokenizer puts before and after a text, verified on texts that differ."""
+    """The special tokens that the tokenizer puts before and after a text, checked on different texts."""
     found: tuple[list[int], list[int]] | None = None
     for text in ("a", "how many? ", "Ä 東京 1"):
         plain = tokenizer.encode(text, add_special_tokens=False).ids
@@ -338,10 +325,10 @@ def read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:
 
 
 def _neutralise(tokenizer: Tokenizer, template: str, where: str) -> None:
-    """Make special tokens in texts be text from now on (see the head of the module)."""
+    """From now on special tokens in texts are text (see the head of this file)."""
     mark_special(tokenizer, lambda content: content in template)
     tokenizer.encode_special_tokens = True
-    # The unknown token stands for characters that are not in the vocabulary: one such character tells its id.
+    # A character that is in no vocabulary gives the id of the unknown token.
     unknown = set(tokenizer.encode("\U0010fffd", add_special_tokens=False).ids)
     for number, token in tokenizer.get_added_tokens_decoder().items():
         if (

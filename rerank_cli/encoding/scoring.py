@@ -3,10 +3,10 @@
     modules.json is there            what it declares: a chat template with roles, or plain pairs; never anything else
     `--as FAMILY`                    the prompt and the answers of that family of rerankers
     a template that carries a pair   the template; a language model answers with its tokens `yes` and `no`
-    a language model, no template    the recipe of the one family that is made of it, and the run says so
+    a language model, no template    the recipe of the one family that is built on it, and the run says so
     any other chat template          refused: a chat model looks like this, and its logits would mean nothing
 
-Nothing is scored on a guess: where the files leave two readings open, the run is refused and the message names the
+Nothing is scored on a guess: where the files can be read in two ways, the run is refused, and the message names the
 option that decides.
 """
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What pairs are written in, and which tokens answer.
+    """How pairs are written, and which tokens answer.
 
-    template: of the checkpoint. recipe: of a family of rerankers, where there is no template. answers: of a language
-    model: the token whose logit is the score, and the one whose logit is taken off; None for the recipe's words. told:
-    what was decided, in words; empty where nothing was to be decided. taken: the files do not say it.
+    template: of the checkpoint. recipe: of a family of rerankers, where there is no template. answers: for a language
+    model the token whose logit is the score, and the one whose logit is subtracted; None for the recipe's words. told:
+    the decision, in words; empty where there was nothing to decide. taken: the files do not say it, it was assumed.
     """
 
     template: ChatTemplate | None = None
@@ -43,10 +43,10 @@ class Scoring:
 
 
 def check_scoring(checkpoint: Checkpoint, *, own_template: bool = False) -> Scoring:
-    """How its pairs are scored, where they are: what every command asks before it thinks of memory.
+    """How a checkpoint's pairs are scored; every command asks this before it estimates memory.
 
     Raises `ModelError` for a checkpoint whose files leave open what its score is, and `UsageError` for a `--as` or a
-    `--label` that it has not.
+    `--label` that does not fit it.
     """
     scoring = decide_scoring(checkpoint, own_template=own_template)
     check_labels(checkpoint)
@@ -56,12 +56,12 @@ def check_scoring(checkpoint: Checkpoint, *, own_template: bool = False) -> Scor
 def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, own_template: bool = False) -> Scoring:
     """The only reading of a checkpoint's files, or `ModelError`; `UsageError` for a `--as` that does not fit them.
 
-    instruction: of the user, in place of the checkpoint's prompt. own_template: pairs are written in the user's own.
+    instruction: the user's, which replaces the checkpoint's prompt. own_template: the user gives a template.
     """
     named = _named_recipe(checkpoint)
     family = family_of(checkpoint.architecture)
     if family.embeds or (family.prompted and not family.decoder):
-        return Scoring()  # these have one prompt, whatever their tokenizer's chat template was made for
+        return Scoring()  # these have one prompt; the chat template of their tokenizer has another purpose
     template = None if own_template or named else _chat_template(checkpoint, instruction)
     if checkpoint.declared.listed:
         return _scoring_as_declared(checkpoint, template)
@@ -95,7 +95,7 @@ def _template_hint(checkpoint: Checkpoint) -> str:
 
 
 def _named_recipe(checkpoint: Checkpoint) -> Recipe | None:
-    """What `--as` names."""
+    """The recipe that `--as` names, if it is given."""
     name = checkpoint.taken_as
     if name is None:
         return None
@@ -130,8 +130,12 @@ def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
                 f"{checkpoint.path}: a language model ({checkpoint.architecture}), and no file says how it reranks",
                 hint="modules.json, with a LogitScore, and a chat template with the roles query and document say it",
             )
-        return Scoring(recipe=recipe, told=_describe_recipe(checkpoint, recipe), taken=True)
-    if template is None:  # the user's own is used: the answers are still to be known
+        told = (
+            f"taken for a {recipe.title}: {checkpoint.architecture} without a chat template is all that tells; "
+            f"`--as {recipe.name}` says the same"
+        )
+        return Scoring(recipe=recipe, told=told, taken=True)
+    if template is None:  # the user gave one, but the answers must still be found
         template = _chat_template(checkpoint)
     assert template is not None, "a checkpoint without modules.json uses the chat template that it has"
     failure = template.failure()
@@ -164,7 +168,7 @@ def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
 
 
 def _find_yes_and_no(checkpoint: Checkpoint) -> LogitScore | None:
-    """The tokens `yes` and `no`, as sentence-transformers takes them where nothing is declared."""
+    """The tokens `yes` and `no`, which sentence-transformers takes where nothing is declared."""
     from rerank_cli.encoding.tokenizer import read_tokenizer_file
 
     tokenizer = read_tokenizer_file(checkpoint)
@@ -172,15 +176,8 @@ def _find_yes_and_no(checkpoint: Checkpoint) -> LogitScore | None:
     return None if yes is None or no is None else LogitScore(yes, no)
 
 
-def _describe_recipe(checkpoint: Checkpoint, recipe: Recipe) -> str:
-    return (
-        f"taken for a {recipe.title}: {checkpoint.architecture} without a chat template is all that tells; "
-        f"`--as {recipe.name}` says the same"
-    )
-
-
 def answer_ids(checkpoint: Checkpoint) -> list[int]:
-    """Token ids of a language model's answers: yes and no, or yes alone. The logit is their difference, or the one."""
+    """The token ids of a language model's answers: yes and no, whose difference is the logit, or yes alone."""
     scoring = decide_scoring(checkpoint)
     if scoring.answers is not None:
         return [number for number in (scoring.answers.true_id, scoring.answers.false_id) if number is not None]

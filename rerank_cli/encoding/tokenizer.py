@@ -1,15 +1,15 @@
 """The tokenizer of a checkpoint as its model was trained with it, from `tokenizer.json`, without transformers.
 
 `tokenizer.json` is not the whole truth. For some tokenizer classes transformers rebuilds the normaliser, the
-pre-tokeniser and the pair template from the class and the options in `tokenizer_config.json`, and ignores what the file
-says of them (lower-casing for BERT, white space for XLM-R). The logits that a checkpoint's authors published went
-through that, so the same rules stand here for the classes of the packed families. For classes without a rule whose
-backend transformers builds otherwise (`DebertaV2Tokenizer`, ...) transformers itself is asked; the plain classes are
-the file as it is.
+pre-tokeniser and the pair template from the class and the options in `tokenizer_config.json`, and ignores those of the
+file (lower-casing for BERT, white space for XLM-R). The logits that a checkpoint's authors published were made in this
+way, so the classes of the packed families have the same rules here. Classes without a rule here that transformers
+builds in yet another way (`DebertaV2Tokenizer`, ...) are built by transformers itself. For plain classes the file is
+right as it is.
 
-What stands around a pair is never transformers' word for those: its version 5 gives a DeBERTa two `[SEP]` between the
-texts, where 4 and the training had one, and an ALBERT no token types (huggingface/transformers#48128). So the template
-is that of tokenizer.json, where the file has one.
+Even then transformers does not decide what goes around a pair: its version 5 puts two `[SEP]` between the texts of a
+DeBERTa, where 4 and the training had one, and gives an ALBERT no token types (huggingface/transformers#48128). So the
+template is that of tokenizer.json, if the file has one.
 
 Source: transformers 5.23, tokenization_bert.py, tokenization_xlm_roberta.py, tokenization_roberta.py and
 tokenization_utils_tokenizers.py; the parity tests compare token ids.
@@ -30,15 +30,15 @@ from rerank_cli.checkpoint.json_file import read_json_file
 from rerank_cli.encoding.normaliser import normalizers_in, refuse_exploding
 from rerank_cli.errors import ModelError
 
-_ENCODED_CHARACTERS = 2**20  # at a time: 65 MB of encodings of English words, 500 MB of CJK (tokenizers 0.23)
+_ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English, 500 MB for CJK (tokenizers 0.23)
 _CONTROL = re.compile(r"<\|.*\|>")
-# Classes whose models have no token types, or are not told them.
+# Classes whose models have no token types, or do not get them.
 _WITHOUT_TYPES = {
     "BarthezTokenizer", "BartTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "LongformerTokenizer",
     "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer",
 }  # fmt: skip
 _PLAIN = {"PreTrainedTokenizer", "TokenizersBackend", "PreTrainedTokenizerBase"}
-# What transformers takes where a checkpoint names no class; types that are not here are the file as it is.
+# The classes that transformers takes where a checkpoint names none; for other types the file is right as it is.
 _CLASS_OF_MODEL_TYPE = {
     "bert": "BertTokenizer",
     "camembert": "CamembertTokenizer",
@@ -54,8 +54,8 @@ _CLASS_OF_MODEL_TYPE = {
 def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer as tokenizer.json has it, without padding and truncation.
 
-    `ModelError` where transformers would put another blank before texts: for a class with rules of its own it goes by
-    tokenizer_config.json, and not by the file.
+    `ModelError` where this file and tokenizer_config.json differ about a blank before texts: for a class with rules of
+    its own transformers follows the latter.
     """
     tokenizer = _open_file(checkpoint)
     _check_added_tokens(tokenizer, checkpoint)
@@ -71,7 +71,7 @@ def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def _byte_level_prefixes(tokenizer: Tokenizer) -> list[bool]:
-    """Whether a blank is put before a text, as each ByteLevel step of the pre-tokeniser has it."""
+    """Whether a blank is put before a text, by each ByteLevel step of the pre-tokeniser."""
     if tokenizer.pre_tokenizer is None:
         return []
     state = json.loads(tokenizer.pre_tokenizer.__getstate__())
@@ -80,7 +80,7 @@ def _byte_level_prefixes(tokenizer: Tokenizer) -> list[bool]:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether the Rust code of tokenizers has given up, which is no `Exception`: a regex at its limit does that."""
+    """Whether the Rust code of tokenizers panicked, which is not an `Exception`; a regex at its limit does that."""
     return type(error).__name__ == "PanicException"
 
 
@@ -130,7 +130,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def tokenizer_class(checkpoint: Checkpoint) -> str | None:
-    """Name of the tokenizer's class without `Fast`; by the type of the model where no class is named."""
+    """The name of the tokenizer's class without `Fast`; by the type of the model where no class is named."""
     named = checkpoint.tokenizer_config.get("tokenizer_class") or checkpoint.config.get("tokenizer_class")
     if isinstance(named, str):
         return named.removesuffix("Fast")
@@ -138,10 +138,10 @@ def tokenizer_class(checkpoint: Checkpoint) -> str | None:
 
 
 def gives_token_types(checkpoint: Checkpoint) -> bool:
-    """The model is told which tokens are the passage's, if the tokenizer's template tells them apart.
+    """Whether the model gets token types: it learns which tokens are the passage's, if the template tells them apart.
 
-    tokenizer_config.json says so in `model_input_names`; without it the class decides. A class of no family keeps the
-    types of its template: models were trained so, whatever transformers 5 does.
+    `model_input_names` in tokenizer_config.json says so; without it the class decides. Classes of no family keep the
+    types of their template: their models were trained with them, whatever transformers 5 does.
     """
     names = checkpoint.tokenizer_config.get("model_input_names")
     if names is None:
@@ -154,7 +154,7 @@ def gives_token_types(checkpoint: Checkpoint) -> bool:
 
 
 def cuts_left(checkpoint: Checkpoint) -> bool:
-    """A text that is too long loses its begin (`truncation_side` in tokenizer_config.json)."""
+    """Whether a text that is too long loses its beginning (`truncation_side` in tokenizer_config.json)."""
     side = checkpoint.tokenizer_config.get("truncation_side") or "right"
     if side not in ("left", "right"):
         raise ModelError(
@@ -164,9 +164,9 @@ def cuts_left(checkpoint: Checkpoint) -> bool:
 
 
 def unknown_id(tokenizer: Tokenizer, config: Mapping[str, Any]) -> int | None:
-    """The token that stands for what is not in the vocabulary; None where every text has tokens of its own.
+    """The id of the token for what is not in the vocabulary; None where the vocabulary covers every text.
 
-    config: tokenizer_config.json. A tokenizer of bytes may name such a token; it never comes up.
+    config: tokenizer_config.json. A tokenizer of bytes may name such a token, which then never occurs.
     """
     named = (_token(config, "unk_token", ""), getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
     ids = (tokenizer.token_to_id(name) for name in named if name)
@@ -174,10 +174,10 @@ def unknown_id(tokenizer: Tokenizer, config: Mapping[str, Any]) -> int | None:
 
 
 def lower_case(tokenizer: Tokenizer) -> None:
-    """Make texts lower-case before all else that the tokenizer does to them; accents stay if it leaves them.
+    """Make the tokenizer lower-case texts before its other steps; accents stay if these leave them.
 
-    Source: `do_lower_case` in sentence-transformers' Transformer module, which does no more where a step of the
-    normaliser is `Lowercase` already.
+    Source: `do_lower_case` in sentence-transformers' Transformer module, which changes nothing if the normaliser has a
+    step `Lowercase` already.
     """
     state = json.loads(tokenizer.normalizer.__getstate__()) if tokenizer.normalizer else {}
     own = state.get("normalizers", [state])
@@ -190,10 +190,10 @@ def lower_case(tokenizer: Tokenizer) -> None:
 def mark_special(tokenizer: Tokenizer, acts: Callable[[str], bool]) -> None:
     """Mark as special the added tokens for whose content `acts` is true, and those of the form `<|...|>`.
 
-    A token that the model's template holds steers the model, whatever its file says of it. Other added tokens are left
-    alone: some vocabularies keep runs of white space and HTML tags there, which are text.
+    A token in the model's template steers the model, even if its file does not mark it. Other added tokens are left
+    alone: some vocabularies have runs of white space and HTML tags there, which are text.
     """
-    # For a token that exists this only sets its mark: the id stays.
+    # For a token that exists this only sets its mark; it keeps its id.
     tokenizer.add_special_tokens(
         [
             AddedToken(token.content, normalized=token.normalized, special=True)
@@ -204,10 +204,10 @@ def mark_special(tokenizer: Tokenizer, acts: Callable[[str], bool]) -> None:
 
 
 def without_special_pieces(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy for plain text, in which no piece of the vocabulary is spelled like a special token but the unknown one.
+    """A copy for plain text: no piece of its vocabulary is spelled like a special token, except the unknown one.
 
-    `encode_special_tokens` keeps added tokens from being looked for in a text; but where `</s>` is also a piece of the
-    model's vocabulary (XLM-R, DeBERTa-v2), the model finds it by itself. The ids of all other pieces stay.
+    With `encode_special_tokens` added tokens are not searched for in a text. But where `</s>` is also a piece of the
+    vocabulary (XLM-R, DeBERTa-v2), the model finds it there. All other pieces keep their ids.
     """
     state = json.loads(tokenizer.to_str())
     model = state["model"]
@@ -215,13 +215,13 @@ def without_special_pieces(tokenizer: Tokenizer) -> Tokenizer:
     pieces = list(model["vocab"]) if by_name else [piece for piece, _ in model["vocab"]]
     unknown = model.get("unk_token") if by_name else None if model["unk_id"] is None else pieces[model["unk_id"]]
     special = {token["content"] for token in state["added_tokens"] if token["special"]} - {unknown}
-    # Nobody writes such a name, and few tokenizers would let it through: they cut at spaces, or drop NUL.
+    # No text has such a piece: nobody writes it, and most tokenizers would cut at its spaces or drop its NUL.
     renamed = [f"\0 special {place}" if piece in special else piece for place, piece in enumerate(pieces)]
     if by_name:
         model["vocab"] = dict(zip(renamed, model["vocab"].values(), strict=True))
     else:
         model["vocab"] = [[piece, score] for piece, (_, score) in zip(renamed, model["vocab"], strict=True)]
-    # An added token that is a piece too would be added anew, under another id.
+    # An added token that is also a piece would be added again, under another id.
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in special & set(pieces)]
     state["post_processor"] = None
     copy = Tokenizer.from_str(json.dumps(state))
@@ -318,7 +318,7 @@ def _as_xlm_roberta(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
 
 
 def _precompiled_charsmap(tokenizer: Tokenizer) -> bytes | None:
-    """SentencePiece's character table, where the file's normaliser has one: alone or in a sequence."""
+    """SentencePiece's character table, if the file's normaliser has one, alone or in a sequence."""
     if tokenizer.normalizer is None:
         return None
     state = json.loads(tokenizer.normalizer.__getstate__())
@@ -345,7 +345,7 @@ _RULES: dict[str, Callable[[Tokenizer, Mapping[str, Any]], None]] = {
 
 
 def _surrounds_pairs(template: processors.PostProcessor) -> bool:
-    """A post-processor of tokenizer.json sets special tokens around texts, or is a row of some that do."""
+    """Whether a post-processor of tokenizer.json puts special tokens around texts, itself or by one of its steps."""
     state = json.loads(template.__getstate__())
     steps = state.get("processors", [state])
     return any(step.get("type") in ("TemplateProcessing", "BertProcessing", "RobertaProcessing") for step in steps)
@@ -366,7 +366,7 @@ def _backend_of_transformers(checkpoint: Checkpoint) -> Tokenizer:
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[str, Encoding]]:
     """Each text with its encoding, without special tokens.
 
-    Until its ids are taken an encoding holds 60 bytes for each one of its text: long texts are encoded few at a time.
+    An encoding takes 60 bytes for each byte of its text until its ids are taken, so few long texts are encoded at once.
     """
     for group in _groups(texts):
         yield from zip(group, tokenizer.encode_batch_fast(group, add_special_tokens=False), strict=True)

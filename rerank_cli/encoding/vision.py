@@ -1,19 +1,18 @@
 """Pairs whose passage may be an image, to token ids and tiles, for the Llama-Nemotron VL models.
 
-A text is read in one prompt, an image (with text or without) in another that has a place for it. At that place stand
-`<img>`, one `<IMG_CONTEXT>` for each vision vector and `</img>`; the vectors themselves replace the embeddings of the
-tokens between. Which tokens these are is remembered by their place, never by their id, so nothing that a text says can
-shift an image (`ImageBlock`).
+A text is read in one prompt, an image (with text or without) in another one that has a place for it. At that place are
+`<img>`, one `<IMG_CONTEXT>` for each vision vector, and `</img>`; the vectors replace the embeddings of the tokens
+between. These tokens are known by their place, never by their id, so no text can move an image (`ImageBlock`).
 
-**Long pairs.** The passage's text is cut as `prompt.py` says, down to nothing. Where query, template and image alone
-are too long, the image is cut in fewer tiles until they fit, and the pair tells so (`ImageBlock.full_tiles`). With
-`--truncate error` such a pair is a bad one, with `reference` too if the cut would go through the image: the reference
-code gives the next image wrong vectors then.
+**Long pairs.** The passage's text is cut as `prompt.py` says, if need be to nothing. If query, template and image alone
+are too long, the image is cut in fewer tiles until they fit, and the pair says so (`ImageBlock.full_tiles`). With
+`--truncate error` such a pair is a bad one; with `reference` too, if the cut would go through the image, as the
+reference code then gives the next image wrong vectors.
 
 **Markers written in a text are text.** `<img>`, `<IMG_CONTEXT>` and `<image>` in a query or passage say nothing about
 images. With `--special-tokens allow` they act as in the reference code: the first `<image>` of a pair without an image
-disappears, and `<IMG_CONTEXT>` is its own embedding; beside an image it would take one of the image's vectors, so
-such a pair cannot be scored.
+disappears, and `<IMG_CONTEXT>` has its own embedding. Beside an image it would take one of the image's vectors, so such
+a pair cannot be scored.
 
 Source: the published processor of llama-nemotron-rerank-vl-1b-v2 (its prompt template `v1`), whose ids the tests
 compare.
@@ -46,7 +45,7 @@ _FRAME = 2  # tokens around those of an image's tiles
 class VisionPrompts:
     """How a model reads a text, and an image with or without text.
 
-    rgb_first: its processor makes an image RGB before it cuts it (`images/cut.py`).
+    rgb_first: its processor makes an image RGB before it cuts it (`images/cut_tiles.py`).
     """
 
     text: Prompt
@@ -62,9 +61,9 @@ NEMOTRON_RERANK = VisionPrompts(
 
 
 class VisionEncoder:
-    """Encodes pairs for one checkpoint that reads images; satisfies `TextEncoder`.
+    """Encodes pairs for one checkpoint that reads images; satisfies `TextEncoder` and `ReadsImages`.
 
-    max_unknown: the largest share of unknown tokens of a pair that is scored. options: of `PromptEncoder`.
+    max_unknown: the largest share of unknown tokens in a pair that is scored. options: of `PromptEncoder`.
     """
 
     def __init__(  # noqa: PLR0913 (one argument an option)
@@ -81,12 +80,13 @@ class VisionEncoder:
         **options: Any,
     ) -> None:
         _check_markers(tokenizer, prompts.image, where)
-        # First the image's prompt: its markers are looked up before special tokens become text.
+        # The image's prompt comes first: its markers are looked up before special tokens become text.
         options |= {"special_tokens": special_tokens, "truncate": truncate, "where": where}
         self._image = PromptEncoder(tokenizer, prompts.image, **options)
         self._text = PromptEncoder(tokenizer, prompts.text, **options)
         self._tokens_per_tile = geometry.tokens_per_tile
-        self.reason = geometry.max_tiles_reason
+        self.template = f"{self._text.template} | {self._image.template}"
+        self.max_tiles, self.reason = reader.max_tiles, geometry.max_tiles_reason
         self._as_reference = truncate == "reference"
         self._fewer_tiles = truncate in ("end", "chunk")
         self._max_unknown = max_unknown
@@ -95,18 +95,8 @@ class VisionEncoder:
         room = (self._image.image_room - _FRAME) // self._tokens_per_tile
         self.images = ImagesAhead(reader, squares=max(1, room) if self._fewer_tiles else None)
 
-    @property
-    def template(self) -> str:
-        """What is put around a query and a passage, and around those of an image."""
-        return f"{self._text.template} | {self._image.template}"
-
-    @property
-    def max_tiles(self) -> int:
-        """Parts that an image is cut in at most."""
-        return self.images.max_tiles
-
     def with_images(self, images: ImagesAhead) -> Self:
-        """The same, with its images from `images`."""
+        """A copy that takes its images from `images`."""
         other = copy(self)
         other.images = images
         return other
@@ -180,7 +170,7 @@ class VisionEncoder:
         return self._checked(entry, grid), grid
 
     def _checked(self, entry: Encoded, grid: TileGrid) -> Encoded:
-        """`entry`, unless a text of it holds what an image's vectors take the place of."""
+        """`entry`, or a problem where a text of it holds the token that an image's vectors replace."""
         block = self._ids_of_image(grid)
         if not isinstance(entry, EncodingProblem):
             for pair in entry:
@@ -223,14 +213,14 @@ class _Album:
         return self._opened[source]
 
     def want(self, page: Page, grid: TileGrid) -> None:
-        """The image will be cut so."""
+        """Say that the image will be cut in this grid."""
         key = page.digest, grid
         if key not in self._wanted:
             self._wanted[key] = page
             self._images.want(page, grid)
 
     def cut(self, page: Page, grid: TileGrid) -> Tiles | EncodingProblem:
-        """The tiles of an image that was wanted so, or why it has none."""
+        """The tiles of an image in a grid that was wanted, or why it has none."""
         key = page.digest, grid
         if key not in self._cut:
             try:
@@ -241,7 +231,7 @@ class _Album:
 
 
 def _check_markers(tokenizer: Tokenizer, prompt: Prompt, where: str) -> None:
-    """Each marker of an image is one token, and cuts the text around it as the parts of the prompt are cut."""
+    """Check that each marker of an image is one token, and that the parts of the prompt can be tokenised one by one."""
     markers = tokenizer.encode(IMAGE, add_special_tokens=False).tokens
     if "".join(markers) != IMAGE or len(markers) != 3:
         raise ModelError(f"{where}: `{IMAGE}` must be three tokens, it is {markers}")
@@ -252,7 +242,7 @@ def _check_markers(tokenizer: Tokenizer, prompt: Prompt, where: str) -> None:
 
 
 def check_context_token(checkpoint: Checkpoint, tokenizer: Tokenizer, where: str) -> None:
-    """Refuse a tokenizer whose token for an image's parts is another one than config.json names."""
+    """Refuse a tokenizer whose token for an image's vectors is not the one that config.json names."""
     token = IMAGE[IMAGE.index(">") + 1 : IMAGE.rindex("<")]
     named, found = checkpoint.integer("img_context_token_id"), tokenizer.token_to_id(token)
     if named != found:

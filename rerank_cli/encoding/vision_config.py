@@ -1,10 +1,10 @@
-"""What a Llama-Nemotron VL checkpoint says of its images: tile size, vectors of a tile, tiles of an image.
+"""What a Llama-Nemotron VL checkpoint says about images: tile size, vectors of a tile, tiles of an image.
 
-The processor's own file, processor_config.json, wins over config.json where both speak: the published config.json says
-4 tiles (2 for the embedder) where the processor, and whoever measured the models, uses 6. So config.json's
-`max_input_tiles` is not looked at; an option of the user wins over both.
+Where both have a key, the processor's own file, processor_config.json, wins over config.json: the published config.json
+says 4 tiles (2 for the embedder), but the processor, and whoever measured the models, uses 6. So `max_input_tiles` of
+config.json is ignored; an option of the user wins over both files.
 
-Whatever the published code would compute otherwise than this program is refused by the name of its key.
+A setting with which the published code would compute something else than this program is refused by its key.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rerank_cli.errors import ModelError
 
 _T = TypeVar("_T", int, bool)
 
-# Keys of config.json and processor_config.json with the one value that is understood, which is also what a missing key
-# means. What each would change: another pixel shuffle, the output of an inner layer, grids that keep the aspect, an
-# extra layer before the shuffle, a least number of tiles, another prompt, a causal language model, other means of the
-# pixels, a text before every prompt.
+# Keys of config.json and processor_config.json with the one value that is understood, which a missing key means too.
+# Other values would change, in this order: the pixel shuffle, which layer gives the output, grids that keep the aspect,
+# an extra layer before the shuffle, the least number of tiles (twice), the prompt, the attention of the language model,
+# the means of the pixels, a text before every prompt.
 _ONLY: dict[str, Any] = {
     "ps_version": "v2",
     "select_layer": -1,
@@ -38,10 +38,11 @@ _ONLY: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class VisionGeometry:
-    """Sizes on the way from an image to vectors.
+    """The sizes that lead from an image to its vectors.
 
-    tile_size: pixels of a tile's side. patch_size: of a patch's. shuffle: patches of a side that make one vector.
-    max_tiles: parts of an image, and what said so. thumbnail: of images in several parts.
+    tile_size, patch_size: pixels of the side of a tile and of a patch. shuffle: patches of a side that make one vector.
+    max_tiles, max_tiles_reason: the most parts of an image, and what set this number. thumbnail: images in several
+    parts get one.
     """
 
     tile_size: int
@@ -53,19 +54,19 @@ class VisionGeometry:
 
     @property
     def patches(self) -> int:
-        """Patches of a tile."""
+        """How many patches a tile has."""
         return (self.tile_size // self.patch_size) ** 2
 
     @property
     def tokens_per_tile(self) -> int:
-        """Vectors, and so tokens, of a tile."""
+        """How many vectors, and so tokens, a tile has."""
         return self.patches // self.shuffle**2
 
 
 def read_vision_geometry(checkpoint: Checkpoint, *, max_tiles: int | None = None) -> VisionGeometry:
-    """The sizes from the checkpoint's files; `ModelError` naming the key of what is not understood.
+    """The sizes from the checkpoint's files; `ModelError` with the key where a value is not understood.
 
-    max_tiles: the user's, in place of the checkpoint's.
+    max_tiles: the user's, which replaces the checkpoint's.
     """
     where = checkpoint.config_place
     for key, only in _ONLY.items():
@@ -107,7 +108,7 @@ def _processor(checkpoint: Checkpoint) -> str:
 
 
 def _setting(checkpoint: Checkpoint, key: str, default: _T) -> _T:
-    """A value of processor_config.json, else of config.json, else the default, whose type it must have."""
+    """A value of processor_config.json, or else of config.json, or else the default, whose type it must have."""
     for values in (checkpoint.processor_config, checkpoint.config):
         value = values.get(key)
         if value is not None:

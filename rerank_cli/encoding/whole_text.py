@@ -1,23 +1,23 @@
 """Pairs of texts to token ids, for models that read them inside a template, as one text.
 
-A template writes the query and the passage into one text, and this text is tokenised as a whole: a tokenizer may join
-the end of a passage with what follows it (Qwen's takes "." and a line break for one token), so that parts tokenised by
-themselves give other ids. Special tokens in the template act.
+A template writes the query and the passage into one text, which is tokenised as a whole: a tokenizer may join the end
+of a passage with what follows it (Qwen's has one token for "." and a line break), so parts tokenised by themselves
+would give other ids. Special tokens in the template act.
 
 **Truncation.** The modes of `pairs.py`:
 
-    end        tokens that lie within the passage fall away, from its right (from its left where the checkpoint cuts
+    end        tokens inside of the passage are dropped, from its right (from its left where the checkpoint cuts
                there); every other token stays, and at least one of the passage, or the pair cannot be scored
     error      a pair over the limit cannot be scored
-    chunk      the passage is cut between characters; each piece is written into the template and tokenised anew
-    reference  as sentence-transformers does, to the id: the whole text is cut, and where the limit was reached the
-               last ids are overwritten with those that end every text of this template
+    chunk      the passage is cut between characters; each piece is written into the template and tokenised again
+    reference  as in sentence-transformers, id by id: the whole text is cut, and if the limit was reached its last ids
+               are replaced by those that end every text of this template
 
-Where the passage does not stand in the text as it is (a template may shorten it), `end` takes the longest begin of the
+If the text does not hold the passage unchanged (a template may shorten it), `end` takes the longest beginning of the
 passage whose text fits.
 
-**Special tokens written in a text are text**, as in `prompt.py`: in a copy of the tokenizer the special tokens have
-names that nobody can write, and the template's own are written with these names.
+**Special tokens written in a text are text**, as in `prompt.py`: a copy of the tokenizer has special tokens with names
+that nobody can write, and those of the template are written with these names.
 
 Source of `reference`: sentence-transformers 6.2, base/modules/transformer.py (_restore_chat_template_suffix).
 
@@ -48,11 +48,11 @@ from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
 
 _NO_IDS: Ids = np.empty(0, dtype=np.int32)
-_MARKS = "\ue000\ue001\ue002\ue003\uf8ff"  # private characters: one that is in neither text is taken
+_MARKS = "\ue000\ue001\ue002\ue003\uf8ff"  # private characters, of which one is used that is in neither text
 
 
 class TextTemplate(Protocol):
-    """What writes a query and a passage as one text."""
+    """Whatever writes a query and a passage as one text."""
 
     def render(self, query: str, passage: str) -> str:
         """The text of a pair; `TemplateFailedError` where there is none."""
@@ -60,7 +60,7 @@ class TextTemplate(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UserTemplate:
-    """A user's template: text with `{query}` and `{passage}`, each once; all else stands as it is."""
+    """A user's template: text with `{query}` and `{passage}`, each once; all other text stays as it is."""
 
     text: str
 
@@ -77,11 +77,11 @@ class UserTemplate:
 
 
 class WholeTextEncoder:
-    """Encodes pairs for one checkpoint that reads a template; makes no use of the weights.
+    """Encodes pairs for one checkpoint that reads a template; does not use the weights.
 
     max_tokens: the longest text after truncation. where: names the tokenizer in messages. wrapped: the tokenizer puts
-    its own special tokens around the text. cuts_left: truncation takes tokens from the begin. unknown: the
-    id of the unknown token. max_unknown: the largest share of it in the texts of a pair that is scored.
+    its own special tokens around the text. cuts_left: truncation drops tokens from the beginning. unknown: the id of
+    the unknown token. max_unknown: the largest share of it in the texts of a pair that is scored.
     """
 
     def __init__(  # noqa: PLR0913 (one argument an option)
@@ -113,7 +113,7 @@ class WholeTextEncoder:
         if special_tokens == "neutral":
             own = template.render("", "")
             mark_special(tokenizer, own.__contains__)
-            self._special = _any_of(_special_contents(tokenizer))
+            self._special = _special_pattern(tokenizer)
         if truncate != "reference":
             self._check_room()
 
@@ -126,7 +126,7 @@ class WholeTextEncoder:
             return f"a template that fails for braces ({failure})"
 
     def encode(self, pairs: Sequence[tuple[str, str]], limits: Limits = NO_LIMITS) -> list[Encoded]:
-        """The token ids of each (query, passage), in order; limits: what their request says of them."""
+        """The token ids of each (query, passage), in order. limits: those of their request."""
         texts: dict[str, None] = {}
         rendered: list[str | EncodingProblem | None] = []
         for query, passage in pairs:
@@ -164,7 +164,7 @@ class WholeTextEncoder:
             return EncodingProblem("template-failed", f"the chat template has no text for this pair: {failure}")
 
     def _ids(self, query: str, passage: str) -> Ids | EncodingProblem:
-        """The ids of the whole text, uncut, without those around it."""
+        """The ids of the whole text before truncation, without the special ones around it."""
         if self._holds_special(query, passage):
             return self._neutral_ids(query, passage)
         text = self._render(query, passage)
@@ -174,14 +174,15 @@ class WholeTextEncoder:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def _neutral_ids(self, query: str, passage: str) -> Ids | EncodingProblem:
-        """`_ids` of texts that hold special tokens, which are text."""
+        """`_ids` for texts that hold special tokens, which are text."""
         special = self._special
-        assert special is not None, "asked for texts with special tokens only"
+        assert special is not None, "only asked for texts with special tokens"
         mark = next((mark for mark in _MARKS if mark not in query + passage), None)
         if mark is None:
             return EncodingProblem("special-tokens", "special tokens in a text beside private characters of all kinds")
+        # With the mark behind its first character a special token of the query or passage is not found again below.
         text = self._render(
-            *(special.sub(lambda found: _mark_special(found[0], mark), one) for one in (query, passage))
+            *(special.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", one) for one in (query, passage))
         )
         if isinstance(text, EncodingProblem):
             return text
@@ -191,11 +192,11 @@ class WholeTextEncoder:
 
     @cached_property
     def _renamed(self) -> tuple[Tokenizer, dict[str, str]]:
-        """Made when a text first needs it: it takes a second for a vocabulary of 150,000 pieces."""
+        """Made when a text first needs it, as it takes a second for a vocabulary of 150,000 pieces."""
         return _with_other_names(self._tokenizer, self._where)
 
     def _join(self, ids: Ids, *, tokens: int | None = None) -> EncodedPair:
-        """tokens: length before truncation, where that is another."""
+        """tokens: the length before truncation, if anything was cut."""
         whole = np.concatenate((self._before, ids, self._after))
         return EncodedPair(
             input_ids=whole,
@@ -207,12 +208,12 @@ class WholeTextEncoder:
 
     @property
     def _template_size(self) -> int:
-        """How many tokens stand around two empty texts."""
+        """How many tokens there are around two empty texts."""
         return self.max_tokens - self._room + len(self._around)
 
     @cached_property
     def _around(self) -> Ids:
-        """What a template writes for two empty texts."""
+        """The ids of the text for an empty query and an empty passage."""
         ids = self._ids("", "")
         return _NO_IDS if isinstance(ids, EncodingProblem) else ids
 
@@ -246,7 +247,7 @@ class WholeTextEncoder:
         return self._chunks(query, passage)
 
     def _shorten(self, passage: str, most: int) -> str:
-        """What is left of a passage of which a request wants `most` tokens."""
+        """The beginning of a passage, cut to `most` tokens."""
         ends = self._passage_ends(passage)
         if len(ends) <= most:
             return passage
@@ -261,7 +262,7 @@ class WholeTextEncoder:
 
     @cached_property
     def _tail(self) -> Ids:
-        """The ids that end every text of the template; empty where they tell nothing."""
+        """The ids that end every text of the template; empty where they cannot be told."""
         one, other = (self._ids(filler, filler) for filler in ("0", "1 2 3 4"))
         if isinstance(one, EncodingProblem) or isinstance(other, EncodingProblem):
             return _NO_IDS
@@ -270,7 +271,7 @@ class WholeTextEncoder:
         return one[len(one) - int(differs[0]) :] if len(differs) else _NO_IDS
 
     def _cut_passage(self, query: str, passage: str, excess: int) -> Ids | EncodingProblem:
-        """The pair's ids without `excess` of the passage's."""
+        """The pair's ids without `excess` tokens of the passage."""
         place = None if self._holds_special(query, passage) else self._place_of(query, passage)
         if place is None:
             return self._longest_begin(query, passage)
@@ -295,7 +296,7 @@ class WholeTextEncoder:
         )
 
     def _place_of(self, query: str, passage: str) -> tuple[str, int, int] | None:
-        """The text, and where the passage stands in it; None where it does not stand there as it is."""
+        """The text, and where the passage begins and ends in it; None where it is not there unchanged."""
         mark = next((mark for mark in _MARKS if mark not in query + passage), None)
         text = self._render(query, passage)
         other = self._render(query, mark or "")
@@ -312,7 +313,7 @@ class WholeTextEncoder:
         return text, begin, end
 
     def _longest_begin(self, query: str, passage: str) -> Ids | EncodingProblem:
-        """The ids of the pair with as much of the passage's begin (or end) as fits."""
+        """The ids of the pair with as much of the passage's beginning (or end) as fits."""
         best, low, high = None, 1, len(passage)
         while low <= high:
             kept = (low + high) // 2
@@ -329,11 +330,11 @@ class WholeTextEncoder:
         return empty if isinstance(empty, EncodingProblem) else self._no_room_problem(len(empty))
 
     def _passage_ends(self, passage: str) -> npt.NDArray[np.int64]:
-        """Where each token of the passage ends, in characters, rising."""
+        """Where each token of the passage ends, in characters, never falling."""
         return token_ends(self._tokenizer.encode(passage, add_special_tokens=False).offsets)
 
     def _chunks(self, query: str, passage: str) -> Encoded:
-        """The pair once for each piece of the passage; neighbours share tokens, together they hold all of it."""
+        """A pair for each piece of the passage; neighbours share tokens, together the pieces hold all of it."""
         empty = self._ids(query, "")
         if isinstance(empty, EncodingProblem):
             return empty
@@ -358,7 +359,7 @@ class WholeTextEncoder:
     def _longest_chunk(
         self, query: str, passage: str, ends: npt.NDArray[np.int64], *, start: int, room: int
     ) -> tuple[EncodedPair, int] | EncodingProblem | None:
-        """The chunk that begins at character `start` and where it ends; None where not even a character fits."""
+        """The chunk that begins at character `start`, and where it ends; None where not even one character fits."""
         stop = last_token(ends, start, room)
         while True:
             end = chunk_end(ends, start, stop, len(passage))
@@ -373,24 +374,18 @@ class WholeTextEncoder:
             stop = min(stop, len(ends)) - excess
 
 
-def _special_contents(tokenizer: Tokenizer) -> list[str]:
-    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special and token.content]
-
-
-def _any_of(contents: Sequence[str]) -> re.Pattern[str] | None:
+def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Finds any special token in a text, the longest first; None for a tokenizer without."""
+    tokens = tokenizer.get_added_tokens_decoder().values()
+    contents = [token.content for token in tokens if token.special and token.content]
     found = sorted(map(re.escape, contents), key=len, reverse=True)
     return re.compile("|".join(found)) if found else None
 
 
-def _mark_special(content: str, mark: str) -> str:
-    """A special token's text, with a mark in it that keeps it from being found."""
-    return f"{content[0]}{mark}{content[1:]}"
-
-
 def _with_other_names(tokenizer: Tokenizer, where: str) -> tuple[Tokenizer, dict[str, str]]:
-    """A copy in which special tokens have names that no text holds, and these names; all ids stay."""
+    """A copy whose special tokens have names that no text holds, and these names by the old ones; all ids stay."""
     state = json.loads(tokenizer.to_str())
-    word = secrets.token_hex(8)  # a fixed one could be written in a text
+    word = secrets.token_hex(8)  # somebody could write a fixed one in a text
     names = {token["content"]: f"qzx{word}x{token['id']}xzq" for token in state["added_tokens"] if token["special"]}
     for token in state["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])

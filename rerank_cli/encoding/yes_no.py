@@ -1,15 +1,15 @@
-"""Prompts and answers of language models that rerank by the word they would say next.
+"""Prompts and answers of language models that rerank by the next word they would say.
 
     a language model   trained as                   the logit is
     Qwen3ForCausalLM   Qwen3-Reranker               l["yes"] - l["no"] at the last position
     Qwen2ForCausalLM   mxbai-rerank v2              l["1"] - l["0"]
     GemmaForCausalLM   bge-reranker-v2-gemma        l["Yes"]
 
-Which of these a checkpoint is, if any: `scoring.py`. The template in force is printed and stored in the report.
+`scoring.py` finds which of these a checkpoint is, if any. The template that is used is printed and is in the report.
 
-Reference truncation: Qwen3 cuts its body (instruction, query, passage) to the limit less prefix and suffix. The limit
-of the other two is for query and passage alone, with the template on top: the query is cut to three quarters of it, the
-passage to what is left.
+Reference truncation: Qwen3 cuts its body (instruction, query, passage) to the limit minus prefix and suffix. For the
+other two the limit is that of query and passage alone, with the template on top: the query is cut to three quarters of
+it, the passage to what is left.
 
 Sources: the Qwen3-Reranker model card; mxbai-rerank 0.1.6, mxbai_rerank_v2.py; FlagEmbedding 1.4.2,
 inference/reranker/decoder_only/base.py.
@@ -103,7 +103,7 @@ def _cut_gemma(prompt: Prompt, parts: Sequence[Ids], limit: int) -> list[Ids]:
     query, passage = prompt.query_part, prompt.passage_part
     cut = list(parts)
     cut[query] = parts[query][: limit * 3 // 4]
-    # The reference adds the lengths of separator and task to the limit of what stands before them.
+    # The reference adds the lengths of separator and task to the limit of what comes before them.
     others = sum(map(len, parts[:query])) + len(cut[query])
     cut[passage] = parts[passage][: max(0, min(limit, limit + len(parts[-1]) - others))]
     return cut
@@ -123,7 +123,7 @@ _PROMPTS: dict[str, Callable[[str | None, Tokenizer, dict[str, Any]], Prompt]] =
 
 
 def recipe_prompt(checkpoint: Checkpoint, recipe: Recipe, tokenizer: Tokenizer, instruction: str | None) -> Prompt:
-    """The prompt that a family of rerankers was trained with. instruction: in place of the family's own."""
+    """The prompt that a family of rerankers was trained with. instruction: replaces the family's own."""
     prompt = _PROMPTS[recipe.name](instruction, tokenizer, dict(checkpoint.tokenizer_config))
     for mark in ("<|im_start|>", "<|im_end|>"):
         if mark in prompt.text and tokenizer.token_to_id(mark) is None:

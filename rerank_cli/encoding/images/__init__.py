@@ -1,13 +1,13 @@
-"""Images of passages, from where a row says they are to tiles of pixels; no torch.
+"""Images of passages: from the place that a row names to tiles of pixels, without torch.
 
-    source   a path below the image root, a `data:` URI or bytes   ->  the bytes of a file, safely
-    decode   the bytes of a file                                   ->  an image whose size is known and bearable
-    tile_grid  a size                                              ->  a grid
-    cut_tiles  an image and a grid                                 ->  tiles, uint8
+    source     a path below the image root, a `data:` URI or bytes   ->  the bytes of a file, safely
+    decode     the bytes of a file                                   ->  an image whose format and size are allowed
+    tile_grid  a size                                                ->  a grid
+    cut_tiles  an image and a grid                                   ->  tiles, uint8
 
-`ImageReader` is all four with one set of limits. What is wrong with an image is an `ImageProblem`, which costs its row
-and nothing else. Who encodes pairs asks `ahead.ImagesAhead`, which has the reader here or in processes (`pool`,
-`worker`); they are not imported by this package itself, so that those processes load little.
+`ImageReader` does all four with one set of limits. A bad image is an `ImageProblem`, which makes its row a bad one and
+does nothing else. Encoders ask `ahead.ImagesAhead`, which reads images in this process or in others (`reader_pool`,
+`reader_worker`); this package does not import these modules, so that those processes load little.
 """
 
 from __future__ import annotations

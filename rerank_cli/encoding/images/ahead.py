@@ -1,15 +1,15 @@
-"""Images for who encodes pairs: read and cut here when they are asked for, or ahead of that by other processes.
+"""Images for encoders: read and cut in this process when they are needed, or ahead of time in other processes.
 
 Pillow takes 0.1 s of a core for a page of 1700 x 2200 pixels (`benchmarks/page_images.py`), and a GPU may score twenty
-pages a second. The thread that tokenises cannot have threads beside it for that: what Pillow does with its warnings is
-a setting of the whole process, and an image that ends its process would end the run. So, once there are images enough,
-processes do it (`pool.py`): one for every `_IMAGES_A_PROCESS` images that are known, up to a number that the plan says.
-A process takes 0.15 s to start, as long as one or two images take here; a run with fewer images than those never starts
-one, and one without images pays nothing.
+pages a second. Threads beside the tokenising one cannot do it: how Pillow treats its warnings is a setting of the whole
+process, and an image that kills its process would end the run. So processes do it once there are enough images
+(`reader_pool.py`): one for every `_IMAGES_A_PROCESS` images that are known, up to a number from the plan. A process
+takes 0.15 s to start, as long as one or two images take here. A run with fewer images never starts one, and a run
+without images pays nothing.
 
-What is asked for is the same either way: an image opened (its path, header and size are good), its grid, its tiles.
-`expect` tells what will be asked for. The tiles that are made ahead are those of the first grid that the longest pair
-has room for; where the words of a pair leave room for fewer, the image is read and cut once more (`want`).
+The calls are the same either way: open an image (its path, header and size are good), get its grid, get its tiles.
+`expect` announces images. Tiles that are made ahead are those of the first grid for which the longest pair has room; if
+the texts of a pair leave room for fewer, the image is read and cut once more (`want`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _IMAGES_A_PROCESS = 4
 
 @dataclass(slots=True)
 class Page:
-    """An image whose header is good. digest: as in `OpenImage`. held: its bytes here, or what a process has made of it.
+    """An image whose header is good. held: its bytes in this process, or what another process made of it.
 
-    again: the number of its tiles in another grid.
+    again: the number by which the pool gives its tiles in another grid.
     """
 
     source: ImageSource
@@ -53,15 +53,15 @@ class Page:
 
     @property
     def digest(self) -> bytes:
-        """Tells equal files from different ones."""
+        """Equal for equal files only."""
         return self.held.digest
 
 
 class ImagesAhead:
-    """The images of one pass over an input, asked for by one thread.
+    """The images of one pass over an input, for one thread.
 
-    squares: that the longest pair has room for, None where an image is never cut in fewer than its own. processes: how
-    many may read them; none is in this process. seconds: spent in it, or waiting for them.
+    squares: how many the longest pair has room for; None where images are never cut in fewer tiles. processes: the most
+    that may read images; with 0 this process does. seconds: the time that the thread read images or waited for them.
     """
 
     def __init__(
@@ -83,16 +83,11 @@ class ImagesAhead:
         self.seconds = 0.0
 
     def ahead(self, processes: int, on_note: Callable[[str], None] | None = None) -> ImagesAhead:
-        """The same for one pass, with so many processes; to be closed. on_note: see `ImagePool`."""
+        """A copy for one pass with so many processes; close it at the end. on_note: see `ImagePool`."""
         return ImagesAhead(self._reader, squares=self._squares, processes=processes, on_note=on_note)
 
-    @property
-    def max_tiles(self) -> int:
-        """Parts that an image is cut in at most."""
-        return self._reader.max_tiles
-
     def expect(self, sources: Sequence[ImageSource]) -> None:
-        """These will be opened, in this order, after those that were expected before."""
+        """Say that these images will be opened next, in this order, after those that were expected before."""
         if not self._processes:
             return
         self._known += len(sources)
@@ -106,7 +101,7 @@ class ImagesAhead:
                 self._asked.setdefault(source, []).append(self._pool.ask(source))
 
     def open(self, source: ImageSource) -> Page:
-        """The image, its header read; raises `ImageProblem`."""
+        """The image, after reading its header; raises `ImageProblem`."""
         with self._timed():
             if self._pool is None:
                 if source in self._expected:
@@ -121,7 +116,7 @@ class ImagesAhead:
             return Page(source, self._reader.open(source))
 
     def grid(self, page: Page) -> TileGrid:
-        """How the image is cut."""
+        """The grid of the image."""
         return self._reader.grid(page)
 
     def smaller_grids(self, page: Page) -> Iterator[TileGrid]:
@@ -129,7 +124,7 @@ class ImagesAhead:
         return self._reader.smaller_grids(page)
 
     def want(self, page: Page, grid: TileGrid) -> None:
-        """`page` will be cut so: a process begins, if none has done it. `cut` must follow."""
+        """Say that `page` will be cut in `grid`: a process begins, unless that is done already. `cut` must follow."""
         if self._pool is None or isinstance(page.held, OpenImage) or page.held.grid == grid:
             return
         page.again = self._pool.ask(page.source, grid=grid, at_once=True)
@@ -142,7 +137,7 @@ class ImagesAhead:
                 held = self._read_again(page, page.again)
             if isinstance(held, OpenImage):
                 return self._reader.cut(held, grid)
-            assert held.grid == grid, "another grid is wanted first"
+            assert held.grid == grid, "`want` comes before another grid"
             if isinstance(held.tiles, ImageProblem):
                 raise held.tiles
             return held.tiles

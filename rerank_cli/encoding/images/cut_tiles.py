@@ -1,11 +1,11 @@
-"""An image cut in tiles, pixel for pixel as the processors of the Llama-Nemotron VL models cut it.
+"""Cut an image in tiles, pixel for pixel like the processors of the Llama-Nemotron VL models.
 
-The whole image is resized to the grid, its aspect not kept, by Pillow's bicubic filter, and cut row by row; the
-thumbnail is the whole image resized once more. For the rerankers all this happens in the mode of the file, and each
-tile becomes RGB afterwards; for the embedder the image becomes RGB first (`rgb_first`). That matters: Pillow resizes
-palette and 1-bit images by the nearest pixel, since their numbers are no colours; and it resizes colours with alpha
-premultiplied, so that the colour of transparent pixels does not bleed, and drops alpha then (no background is put
-below). With RGB first, alpha is dropped and the colours of palettes are mixed. Grey and CMYK come out alike either way.
+The whole image is resized to the grid by Pillow's bicubic filter, without keeping its aspect, and cut row by row; the
+thumbnail is the whole image, resized again. For the rerankers this happens in the mode of the file, and each tile
+becomes RGB afterwards; for the embedder the image becomes RGB first (`rgb_first`). That makes a difference: Pillow
+resizes palette and 1-bit images by the nearest pixel, as their numbers are not colours. Colours with alpha it resizes
+premultiplied, so that transparent pixels do not bleed, and alpha is dropped afterwards, without a background. With RGB
+first, alpha is dropped and the colours of palettes are mixed. Grey and CMYK images are the same either way.
 
 Images smaller than the grid are enlarged: a page of 640 x 420 pixels becomes six tiles and a thumbnail.
 """
@@ -23,7 +23,7 @@ RESAMPLING = Image.Resampling.BICUBIC
 
 def cut_tiles(image: Image.Image, grid: TileGrid, *, tile_size: int, rgb_first: bool = False) -> Tiles:
     """The tiles of `image`, row by row, the thumbnail last."""
-    # Only colours that Pillow would add on conversion depend on this, and it warns of them.
+    # It matters only for conversions that add alpha, and Pillow warns about it.
     image.info.pop("transparency", None)
     image = image.convert("RGB") if rgb_first else image
     whole = image.resize((tile_size * grid.cols, tile_size * grid.rows), RESAMPLING)

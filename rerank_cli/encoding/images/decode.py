@@ -1,11 +1,11 @@
-"""The bytes of a file as an image, after its header has said that it is one that can be borne.
+"""Open an image after checking its header: format and size limits.
 
 Formats: PNG, JPEG (of several pictures in one file, MPO, the first), WebP and GIF with a single frame. The header is
-read first; the size it tells is held against the limit before a pixel is decoded, since 20 kB of PNG can hold 169
-million of them. Pillow's warnings are errors here, and a file that ends early is not scored by the part that is there.
+read first, and its size is checked before a pixel is decoded, as 20 kB of PNG can hold 169 million of them. Pillow's
+warnings are errors here, and a file that ends early is not scored.
 
 Modes: 1-bit, grey, palette, RGB, CMYK, and grey, palette or RGB with alpha are scored (`cut_tiles.py` says how).
-16-bit, 32-bit and float images are refused: converting them to 8 bits needs a decision on their range, and Pillow
+16-bit, 32-bit and float images are refused: to convert them to 8 bits somebody must choose their range, and Pillow just
 clips.
 
 EXIF orientation is not applied, because the models' own processors do not apply it either.
@@ -26,15 +26,15 @@ from PIL import Image, UnidentifiedImageError
 from rerank_cli.encoding.images.source import ImageProblem
 
 MAX_IMAGE_SIDE = 65_535
-"""The longest side, which is what a JPEG can have: to resize a side takes 4 weights of 8 bytes for each of its pixels,
-and 39,000,000 x 1 pixels took 1.2 GB beside the image."""
+"""The longest side, as in a JPEG. Resizing takes 4 weights of 8 bytes for each pixel of a side: for 39,000,000 x 1
+pixels this took 1.2 GB beside the image."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"})
 
 _NAMES = "PNG, JPEG, WebP, GIF"
 _FIRST_FRAME_IS_THE_IMAGE = {"MPO"}  # the others are previews and depth maps
-# What Pillow raises for files that are not what they claim to be, its warnings among them.
+# What Pillow raises for files that are not what they claim to be, including its warnings.
 _FAULTS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, RuntimeError,
     struct.error, zlib.error, Warning, Image.DecompressionBombError,
@@ -42,13 +42,13 @@ _FAULTS = (
 
 
 def make_warnings_of_pillow_errors() -> None:
-    """From now on a warning that is raised inside Pillow is an error, in every thread of this process."""
+    """From now on a warning inside of Pillow is an error, in every thread of this process."""
     warnings.filterwarnings("error", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
 class OpenImage:
-    """An image whose header has been read and found bearable."""
+    """An image whose header was read and is within the limits."""
 
     data: bytes
     width: int
@@ -56,7 +56,7 @@ class OpenImage:
 
     @cached_property
     def digest(self) -> bytes:
-        """Tells equal files from different ones."""
+        """Equal for equal files only."""
         return blake2b(self.data, digest_size=16).digest()
 
     def decode(self) -> Image.Image:
@@ -70,7 +70,7 @@ class OpenImage:
 
 
 def open_image(data: bytes, *, max_pixels: int) -> OpenImage:
-    """Read the header of an image file; raises `ImageProblem` for what will not be scored."""
+    """Read the header of an image file; raises `ImageProblem` for an image that cannot be scored."""
     try:
         image = _open_image(data)
         frames = 1 if image.format in _FIRST_FRAME_IS_THE_IMAGE else int(getattr(image, "n_frames", 1))

@@ -1,4 +1,4 @@
-"""Images of passages within one set of limits."""
+"""Read, measure and cut images of passages within one set of limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEADERS = 2**20
 
 
 class Sized(Protocol):
-    """An image whose size is known."""
+    """Anything with the size of an image."""
 
     @property
     def width(self) -> int:
@@ -31,8 +31,8 @@ class Sized(Protocol):
 class ImageReader:
     """Opens and cuts images for a vision tower.
 
-    tile_size: of the tower's squares, in pixels. max_tiles: parts that an image is cut in at most. thumbnail: of images
-    in several parts. max_pixels: the largest image. rgb_first: see `cut_tiles`.
+    tile_size: the side of the tower's squares, in pixels. max_tiles: the most parts of an image. thumbnail: images in
+    several parts get one. max_pixels: the largest image. rgb_first: see `cut_tiles`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ImageReader:
             "max_pixels": max_pixels,
             "rgb_first": rgb_first,
         }
-        """What another process makes the same reader of."""
+        """The arguments with which another process makes the same reader."""
         self._tile_size = tile_size
         self.max_tiles = max_tiles
         self._thumbnail = thumbnail
@@ -60,12 +60,12 @@ class ImageReader:
         self._rgb_first = rgb_first
 
     def open(self, source: ImageSource) -> OpenImage:
-        """The image, its header read; raises `ImageProblem`."""
+        """The image, after reading its header; raises `ImageProblem`."""
         data = read_source(source, max_bytes=_BYTES_OF_A_PIXEL * self.max_pixels + _HEADERS)
         return open_image(data, max_pixels=self.max_pixels)
 
     def grid(self, image: Sized, *, max_tiles: int | None = None) -> TileGrid:
-        """How the image is cut; max_tiles: in place of the reader's own."""
+        """The grid of the image. max_tiles: replaces the reader's own."""
         return closest_grid(
             image.width,
             image.height,
@@ -75,7 +75,7 @@ class ImageReader:
         )
 
     def smaller_grids(self, image: Sized) -> Iterator[TileGrid]:
-        """Those of fewer and fewer tiles that the image may be cut in, in place of its own."""
+        """Grids for the image with fewer tiles than its own, and fewer with each."""
         grid = self.grid(image)
         for tiles in range(self.max_tiles - 1, 0, -1):
             smaller = self.grid(image, max_tiles=tiles)
@@ -84,9 +84,9 @@ class ImageReader:
                 yield grid
 
     def grid_within(self, image: Sized, squares: int | None) -> TileGrid:
-        """The first grid of at most `squares` squares, thumbnail included, where the image may be cut in fewer tiles.
+        """The first grid of the image with at most `squares` squares, thumbnail included; else the smallest one.
 
-        squares: None is no limit. Where no grid has so few, it is the smallest one.
+        squares: None for no limit.
         """
         grid = self.grid(image)
         if squares is not None and grid.tiles > squares:

@@ -1,17 +1,17 @@
-"""Processes that read and cut images, and what becomes of one that ends by itself.
+"""Processes that read and cut images, and what happens when one of them dies.
 
     image -> number -> the process that has least to do -> its size and tiles, under that number
 
-A process has one image in hand and one waiting, and at most `_AHEAD` images are being cut or lie here, cut, before
-somebody takes them: of pages in seven tiles that is 88 MB, beside one image as it was decoded in each process. Images
-that are asked for again in another grid replace tiles that were taken, and go before all others.
+A process has one image in hand and one waiting. At most `_AHEAD` images are being cut, or are cut and not yet taken:
+for pages in seven tiles that is 88 MB, besides one decoded image in each process. Images that are asked for again in
+another grid replace tiles that were taken, and go before all others.
 
-A process that ends by itself (killed for its memory, a fault of a decoder) or does not answer is started again. The
-image it had in hand is cut once more, while nothing else is, so that it has all the memory there is; if that ends a
-process too, the image has a problem and its row is a bad one. Where no process can be started, the caller must do
-without. `machine/supervised_pool.py` has what this pool shares with that of the engines.
+A process that dies (killed for its memory, a fault of a decoder) or does not answer is started again. The image it had
+in hand is cut once more while nothing else is, so that it has all the memory there is. If that kills a process too, the
+image has a problem and its row is a bad one. Where no process can be started, the caller reads the image itself.
+`machine/supervised_pool.py` has what this pool shares with that of the engines.
 
-A thread that listens all the time would change nothing, since who asks is itself a thread that is ahead of the scoring.
+A thread of its own that listens all the time would gain nothing, as the calling thread is ahead of the scoring anyway.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from rerank_cli.encoding.images.tile_grid import TileGrid
 from rerank_cli.machine.supervised_pool import SupervisedPool, Worker
 from rerank_cli.records import ImageSource, Tiles
 
-_AHEAD = 16  # images; as many as a part of a window has, so that the next part is there when one is scored
+_AHEAD = 16  # images; as many as a part of a window has, so that the next part is ready when one is scored
 _IN_HAND = 2  # images that a process has: one in hand and one waiting
 _TRIES = 2
-_DEATHS = 40  # in a row: those of twenty images
-_LEAST_SECONDS = 60.0  # that a process may take to answer; and one more for every million pixels that are allowed
+_DEATHS = 40  # in a row, which takes twenty images
+_LEAST_SECONDS = 60.0  # that a process may take to answer, and one more for every million pixels that are allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An image that was read. tiles: or why it has none. grid: they are cut in. digest: as in `OpenImage`."""
+    """An image that was read. digest: as in `OpenImage`. grid: in which it was cut. tiles: or why it has none."""
 
     width: int
     height: int
@@ -56,7 +56,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """See `Wanted`. tries: how many processes it has ended. at_once: it counts not among those that are ahead."""
+    """An image to cut. tries: how many processes it has killed. at_once: it does not count as one that is ahead."""
 
     wanted: Wanted
     tries: int = 0
@@ -64,7 +64,7 @@ class _Request:
 
 
 class _Worker(Worker):
-    """One process. silent: seconds for which its answer has been waited for."""
+    """One process. silent: for how many seconds its answer has been waited for."""
 
     def __init__(self, reader: ImageReader, patience: float) -> None:
         super().__init__("rerank_cli.encoding.images.reader_worker", environment=ENVIRONMENT, patience=patience)
@@ -74,10 +74,10 @@ class _Worker(Worker):
 
 
 class ImagePool(SupervisedPool[_Worker]):
-    """Reads and cuts images in processes, of which `grow` starts some.
+    """Reads and cuts images in processes, which `grow` starts.
 
-    squares: in place of the reader's grid, the next smaller one with so few squares. patience: seconds that a process
-    may take for an image. on_note, deaths: see `SupervisedPool`.
+    squares: an image is cut in the first smaller grid with at most so many squares, where the reader's has more.
+    patience: how many seconds a process may take for an image. on_note, deaths: see `SupervisedPool`.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class ImagePool(SupervisedPool[_Worker]):
         self._cannot_start = False
 
     def grow(self, processes: int) -> None:
-        """Have so many processes, if they can be had."""
+        """Start processes until there are so many, if they can be started."""
         while len(self._workers) < processes and not self._cannot_start:
             self._start()
 
     def ask(self, source: ImageSource, *, grid: TileGrid | None = None, at_once: bool = False) -> int:
-        """Have an image cut; returns the number to take it by. Every number must be taken.
+        """Have an image cut; returns the number by which to take it. Every number must be taken.
 
-        grid: in place of the reader's. at_once: before all others, and besides those that may be ahead.
+        grid: replaces the reader's. at_once: before all others, and not limited by how many may be ahead.
         """
         self._numbers += 1
         request = _Request(Wanted(self._numbers, source, grid, self._squares), at_once=at_once)
@@ -118,7 +118,7 @@ class ImagePool(SupervisedPool[_Worker]):
         return self._numbers
 
     def take(self, number: int) -> Answer | None:
-        """The image, waited for; raises its `ImageProblem`. None where no process can be had for it."""
+        """Wait for the image; raises its `ImageProblem`. None where no process can read it."""
         self._prefer(number)
         while number not in self._answers:
             if not self._workers:
@@ -133,7 +133,7 @@ class ImagePool(SupervisedPool[_Worker]):
         return answer
 
     def _prefer(self, number: int) -> None:
-        """Do it now, if it is not done or in hand: whoever takes things in another order waits for no room."""
+        """Move a waiting request to the front, outside of the limit on images ahead: its caller waits for it now."""
         place = next((place for place, one in enumerate(self._waiting) if one.wanted.number == number), None)
         if place is not None:
             request = self._waiting[place]
@@ -142,7 +142,7 @@ class ImagePool(SupervisedPool[_Worker]):
             self._give_out()
 
     def _give_up(self, number: int) -> None:
-        """There is no process any more: the caller may try, but not what has ended one."""
+        """Drop a request when no process is left: the caller may read the image, unless it has killed a process."""
         request = next(one for one in self._waiting if one.wanted.number == number)
         self._waiting.remove(request)
         if request.tries:
@@ -167,7 +167,7 @@ class ImagePool(SupervisedPool[_Worker]):
         elif isinstance(message, (Cut, Unread)):
             try:
                 self._finish(worker, message)
-            except (EOFError, OSError):  # it has ended while it sent pixels
+            except (EOFError, OSError):  # it died while it sent pixels
                 self._replace(worker, None)
         else:
             self._replace(worker, message.reason if message else None)
@@ -178,14 +178,18 @@ class ImagePool(SupervisedPool[_Worker]):
         if isinstance(message, Unread):
             self._answers[number] = ImageProblem(*message.problem)
         else:
-            tiles = ImageProblem(*message.problem) if message.problem else _tiles(worker, message)
+            tiles: Tiles | ImageProblem
+            if message.problem:
+                tiles = ImageProblem(*message.problem)
+            else:
+                tiles = Tiles(receive_pixels(worker.connection, message.shape))
             self._answers[number] = Answer(message.width, message.height, message.digest, message.grid, tiles)
-        # Only now: the process may end while it sends the pixels.
+        # Only now: the process may die while it sends the pixels.
         worker.doing.popleft()
         self._deaths_in_a_row = 0
 
     def _replace(self, worker: _Worker, reason: str | None) -> None:
-        """Start a process in place of one that has ended, and give out again what it had."""
+        """Start a process in place of one that died, and give out its images again."""
         reason = self._take_out(worker, reason)
         again = list(worker.doing)
         if not worker.is_ready:
@@ -200,7 +204,7 @@ class ImagePool(SupervisedPool[_Worker]):
         self._waiting.extendleft(reversed(again))
 
     def _retry_alone(self, suspect: _Request, reason: str) -> list[_Request]:
-        """What has ended a process, to be tried alone; nothing once it has ended too many."""
+        """The request that killed a process, to be tried alone; nothing once it has killed too many."""
         tries = suspect.tries + 1
         if tries < _TRIES:
             self._note(f"a process that reads images was lost ({reason}); its image is tried again alone")
@@ -221,7 +225,7 @@ class ImagePool(SupervisedPool[_Worker]):
         return f"{count} of them go on" if count else "images are read without"
 
     def _give_out(self) -> None:
-        """Fill the hands of those that have least; what is tried alone waits until nothing else is in hand."""
+        """Give requests to the processes that have least to do; one that is tried alone waits until all are idle."""
         while self._waiting and self._workers:
             request = self._waiting[0]
             worker = min(self._workers, key=lambda worker: len(worker.doing))
@@ -235,10 +239,6 @@ class ImagePool(SupervisedPool[_Worker]):
                 self._ahead.add(request.wanted.number)
             worker.doing.append(request)
             worker.tell(request.wanted)
-
-
-def _tiles(worker: _Worker, message: Cut) -> Tiles:
-    return Tiles(receive_pixels(worker.connection, message.shape))
 
 
 def _died(tries: int, reason: str) -> ImageProblem:

@@ -1,17 +1,17 @@
 """A process that reads and cuts images for another one: `ImageReader` at the end of a socket.
 
     parent                       worker
-    settings of the reader ->    Ready
+    settings of the reader ->    ReaderReady
     Wanted                 ->    reads, decodes and cuts it
                            <-    Cut, then its pixels as they are; or Unread with the reason
     the end of the socket  ->    leaves at once, whatever it is doing
 
-All that looks at an image happens here, its path and its header too: an image that ends a process ends this one. The
-limits are those of the parent's reader. It imports Pillow and numpy, and starts in 0.15 s; where memory ends, the
-kernel is asked to end it before its parent.
+Everything that touches an image, also its path and header, happens here: an image that kills a process kills this one.
+The limits are those of the parent's reader. The process imports Pillow and numpy and starts in 0.15 s; when memory runs
+out, the kernel is asked to kill it before its parent.
 
-Pixels go through the socket as bytes. They need no shared memory, whose size containers limit (often to 64 MB), and
-which somebody must give back when a process is killed; seven tiles take 9 ms, of both ends together, of about 100.
+Pixels go through the socket as bytes, without shared memory: containers limit its size (often to 64 MB), and somebody
+must free it when a process is killed. Seven tiles take 9 ms of both ends together, of about 100 ms for the image.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from rerank_cli.machine.child_process import hear, parent_of_this_process
 from rerank_cli.records import ImageSource
 
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
-"""Of a worker: numpy's threads would be started at import, one a core, and have nothing to do."""
+"""For workers: numpy would start a thread for each core at import, which would have nothing to do."""
 
-_LIKELIER = 500  # of 1000: how much likelier than its parent it is ended when memory runs out, see proc(5)
+_LIKELIER = 500  # of 1000: how much likelier than its parent it is killed when memory runs out, see proc(5)
 
 
 class ReaderReady:
@@ -44,7 +44,7 @@ class ReaderReady:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image to cut. grid: how; None is the reader's own grid with at most `squares` squares, if it has so few."""
+    """An image to cut. grid: None for the first of the reader's grids that has at most `squares` squares."""
 
     number: int
     source: ImageSource
@@ -54,7 +54,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """An image whose header was read. problem: of its pixels, as code and message; without one, `shape` pixels follow.
+    """An image whose header was read. problem: of its pixels, as (code, message); else pixels of this `shape` follow.
 
     digest: as in `OpenImage`.
     """
@@ -70,7 +70,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """An image that cannot be scored, whatever its pixels are: a code and a message."""
+    """An image that cannot be scored, found before its pixels were read. problem: (code, message)."""
 
     number: int
     problem: tuple[str, str]
@@ -78,7 +78,7 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class ReaderBroken:
-    """The process ends; reason: in words."""
+    """The process is about to end. reason: in words."""
 
     reason: str
 
@@ -88,7 +88,7 @@ Heard = ReaderReady | Cut | Unread | ReaderBroken
 
 
 def serve(connection: Connection[Any, Any]) -> None:
-    """Cut what comes until the socket ends."""
+    """Cut the images that are asked for until the socket ends."""
     reader = ImageReader(**connection.recv())
     asked = hear(connection)
     connection.send(ReaderReady())
@@ -125,7 +125,7 @@ def send_pixels(connection: Connection[Any, Any], pixels: npt.NDArray[np.uint8])
 
 
 def receive_pixels(connection: Connection[Any, Any], shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """What `send_pixels` has written at the other end; raises `EOFError` where it ends early."""
+    """The pixels that `send_pixels` writes at the other end; raises `EOFError` where it ends early."""
     pixels = np.empty(shape, dtype=np.uint8)
     left = pixels.data.cast("B")
     while left:
@@ -137,11 +137,11 @@ def receive_pixels(connection: Connection[Any, Any], shape: tuple[int, ...]) -> 
 
 
 def main() -> None:
-    """Serve the process that has started this one."""
+    """Serve the process that started this one."""
     with suppress(OSError, ValueError):  # no Linux, or a kernel that does not allow it
         file = Path("/proc/self/oom_score_adj")
         file.write_text(str(min(1000, int(file.read_text()) + _LIKELIER)))
     try:
         serve(parent_of_this_process())
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent has gone before this process was ready
+        return  # the parent was gone before this process was ready

@@ -1,34 +1,35 @@
 """Whether the image files that rows name are still those that were scored.
 
-There may be millions, so they are not hashed: of each its size and time count, and of all windows together one digest,
-which a journal keeps. The next process looks at the same files and must come to the same digest.
+There may be millions of them, so their content is not hashed, only size and time. One digest stands for the files of
+all windows; a journal keeps it. The process that resumes a run looks at the same files and must find the same digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rerank_cli.records import ImagePassage, Passage, Window
 
 
+@dataclass(slots=True)
 class SeenImages:
-    """The image files of all windows so far. digest: tells them from others; empty while there is none."""
+    """The image files of all windows so far. digest: stands for them; empty while there are none."""
 
-    def __init__(self) -> None:
-        self.digest = ""
+    digest: str = ""
 
     def add(self, window: Window) -> None:
-        """The next window."""
+        """Take in the images of the next window."""
         found = [fact for item in window.lists for passage in item.passages if (fact := _fact(passage))]
         if found:
             self.digest = hashlib.sha256((self.digest + json.dumps(found)).encode()).hexdigest()
 
 
 def _fact(passage: Passage) -> list[Any] | None:
-    """Name, size and time of a passage's image file; the name alone where it cannot be looked at."""
+    """Name, size and time of a passage's image file; the name alone where the file cannot be looked up."""
     if not isinstance(passage, ImagePassage) or not isinstance(passage.image.value, str):
         return None
     name = passage.image.value

@@ -1,9 +1,9 @@
-"""The bytes of an image, from where its row says they are.
+"""The bytes of an image, from the place that its row names.
 
-Rows come from anywhere, so what they say is not trusted. A path is a regular file in the image root or below it, after
-all symbolic links are followed; folders are then opened one by one from the root without following any, so that a link
-put there in between leads nowhere. Devices, pipes and folders are refused without waiting for them. A URL is never
-fetched. What is read ends at a limit.
+Rows come from anywhere, so they are not trusted. A path must lead to a regular file in or below the image root, after
+all symbolic links are followed. Then the folders are opened one by one from the root without following links, so that a
+link that is put there meanwhile leads nowhere. Devices, pipes and folders are refused without waiting for them. A URL
+is never fetched. Reading stops at a limit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import binascii
 import os
 import re
 import stat
-from contextlib import closing
 from pathlib import Path
 
 from rerank_cli.records import ImageSource
@@ -73,11 +72,14 @@ def _from_path(value: str, root: str, max_bytes: int) -> bytes:
         path = (top / value).resolve(strict=True)
         if not path.is_relative_to(top):
             raise ImageProblem("image-outside-root", f"image `{shown(value)}`: not below the image root {top}")
-        with closing(_OpenBelow(top, path.relative_to(top).parts)) as opened:
-            if not stat.S_ISREG(os.fstat(opened.descriptor).st_mode):
+        descriptor = _open_below(top, path.relative_to(top).parts)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ImageProblem("image-not-a-file", f"image `{shown(value)}`: not a regular file")
-            with open(opened.descriptor, "rb", closefd=False) as stream:
+            with open(descriptor, "rb", closefd=False) as stream:
                 return stream.read(max_bytes + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise ImageProblem("image-missing", f"image `{shown(value)}`: no such file below {root or '.'}") from error
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL; RuntimeError: links in a circle
@@ -85,27 +87,21 @@ def _from_path(value: str, root: str, max_bytes: int) -> bytes:
         raise ImageProblem("image-unreadable", f"image `{shown(value)}`: {reason}") from error
 
 
-class _OpenBelow:
-    """A file opened from `top` by the names in `parts`, none of which may be a symbolic link by now."""
-
-    def __init__(self, top: Path, parts: tuple[str, ...]) -> None:
-        folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in parts[:-1]:
-                below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-                os.close(folder)
-                folder = below
-            # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            self.descriptor = os.open(parts[-1] if parts else ".", flags, dir_fd=folder)
-        finally:
+def _open_below(top: Path, parts: tuple[str, ...]) -> int:
+    """The descriptor of a file, opened from `top` by the names in `parts`; none of them may be a symbolic link now."""
+    folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in parts[:-1]:
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
             os.close(folder)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self.descriptor)
+            folder = below
+        # Without O_NONBLOCK opening a FIFO would wait for a writer.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(parts[-1] if parts else ".", flags, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def shown(value: str) -> str:
-    """As much of a path or URI as a message has room for."""
+    """The start of a path or URI, as much as a message has room for."""
     return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
