@@ -29,7 +29,8 @@ SOURCE = "rerank_cli/models/amx.cpp"
 LIBRARY = "rerank_cli/models/_amx.so"
 _FLAGS = [
     "-std=c++17", "-O3", "-fPIC", "-shared", "-s", "-pthread", "-fvisibility=hidden",
-    "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mamx-tile", "-mamx-bf16",
+    "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mamx-tile",
+    "-mamx-bf16", "-mamx-int8",
     # GCC's own headers (12) begin with a variable that is not set, on purpose.
     "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 ]  # fmt: skip

@@ -32,7 +32,7 @@ OTHER_VARIABLES = {
     "RAY_ADDRESS": "The Ray cluster, where `--ray-address` is not given.",
     "COLUMNS": "Width of help and tables, where stdout is no terminal.",
     "NO_COLOR": "No colours in tables and in the progress bar.",
-    "RERANK_AMX": "0: torch's kernels in bf16 where our own would run (CPUs with AMX; `docs/concepts/precision.md`).",
+    "RERANK_AMX": "0: torch's kernels where our own would run in bf16 or int8 (AMX; `docs/concepts/precision.md`).",
 }
 """Variables that are no option's."""
 _BEGIN = "<!-- exit codes: begin (a test compares this table with rerank_cli/errors.py) -->"

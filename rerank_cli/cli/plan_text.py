@@ -59,7 +59,8 @@ def faster_lines(answer: MachinePlan) -> Iterator[str]:
     machine, plan = answer.machine, answer.plan
     if machine is None or plan is None or plan.kind != "cpu":
         return
-    if told := faster_on(machine.cpu, device="cpu", precision=plan.precision):
+    checkpoint = answer.model.checkpoint if answer.model else None
+    if told := faster_on(machine.cpu, device="cpu", precision=plan.precision, checkpoint=checkpoint):
         yield ""
         yield from _pair("faster", told)
 

@@ -160,8 +160,7 @@ def _summarise(outcome: Outcome, output: str) -> None:
         _say_cascade(both)
     if stored := report.get("store"):
         _say_store(stored)
-    ran = report["plan"]
-    if seconds >= _LONG_SECONDS and (told := faster_here(ran["device"], ran["precision"])):
+    if seconds >= _LONG_SECONDS and (told := report.get("faster")):
         say(f"note: {told}")
     if found := report.get("precision_check"):
         _say_agreement(found, report["plan"]["precision"])
@@ -221,12 +220,14 @@ def _warn_of_unknown(unknown: Mapping[str, Any] | None) -> None:
         )
 
 
-def faster_here(device: str, precision: str) -> str | None:
-    """What would be faster on this machine; None if nothing is known."""
+def _faster_here(options: JobOptions, result: DryRun) -> str | None:
+    """What would be faster on this machine than such a run; None if nothing is known."""
+    from rerank_cli.job.prepare import find_known
     from rerank_cli.machine.cpu import detect_cpu
     from rerank_cli.planning.faster import faster_on
 
-    return faster_on(detect_cpu(), device=device, precision=precision)
+    plan, known = result.plan, find_known(options)
+    return faster_on(detect_cpu(), device=plan.device, precision=plan.precision, checkpoint=known.checkpoint)
 
 
 def refuse_gpu(gpus: Sequence[str] | None) -> None:
@@ -257,7 +258,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     else:
         print_table(["dry run", ""], [[name, value] for name, value in _dry_facts(result).items()])
         write(f"expected time: at 70 % of {result.gflops:,.0f} GFLOP/s, measured just now")
-        if told := faster_here(result.plan.device, result.plan.precision):
+        if told := _faster_here(options, result):
             write(f"faster: {told}")
     return _dry_exit_code(result, options)
 

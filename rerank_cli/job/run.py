@@ -360,7 +360,9 @@ def _report(
     document["peak_rss_bytes"] = totals.peak_rss
     document["memory"] = reports.memory_of(plan, peak_rss=totals.peak_rss, engines=engine.peak_bytes)
     document |= totals.observed.document(prepared.score)
-    if faster := faster_on(prepared.machine.cpu, device=plan.device, precision=plan.precision):
+    if faster := faster_on(
+        prepared.machine.cpu, device=plan.device, precision=plan.precision, checkpoint=prepared.checkpoint
+    ):
         document["faster"] = faster
     if command:
         document["command"] = command

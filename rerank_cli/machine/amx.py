@@ -22,39 +22,52 @@ from rerank_cli.machine.cpu import Cpu, detect_cpu
 
 SWITCH = "RERANK_AMX"
 """The environment variable that says 0 where torch's kernels are wanted."""
-_NEEDED = {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"}
+_NEEDED = {"amx_tile", "amx_bf16", "amx_int8", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "fma"}
 _MODELS = Path(__file__).parents[1] / "models"
-_CHANNELS = 32  # that a product of tiles sums up
+_HEAD_CHANNELS = 32  # of which a head has a multiple
+_CHANNELS = {"bf16": 32, "int8": 64}  # that a product of tiles sums up
+
+
+class LinearWeights(ctypes.Structure):
+    """`Linear` of amx.cpp: addresses of the packed weights, and of float32 numbers, one an output."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weights", "scale", "bias")]
 
 
 class LayerWeights(ctypes.Structure):
-    """`Layer` of amx.cpp: addresses of packed weights in bfloat16, and of biases and norms in float32."""
+    """`Layer` of amx.cpp; addresses are of float32 numbers."""
 
     _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in (
-            "qkv", "qkv_bias", "out", "out_bias", "attention_norm", "attention_shift",
-            "expand", "expand_bias", "contract", "contract_bias", "out_norm", "out_shift",
-        )
-    ]  # fmt: skip
+        *((name, LinearWeights) for name in ("qkv", "out", "expand", "contract")),
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "attention_shift", "out_norm", "out_shift")),
+        *((name, ctypes.c_void_p) for name in ("input_factors", "attended_factors", "large_scale")),
+        *((name, ctypes.c_float * 2) for name in ("by", "zero")),
+    ]
 
 
 class Sizes(ctypes.Structure):
     """`Sizes` of amx.cpp."""
 
     _fields_ = [
-        ("layers", ctypes.c_int),
-        ("hidden", ctypes.c_int),
-        ("inner", ctypes.c_int),
-        ("heads", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("layers", "hidden", "inner", "heads", "int8", "large")),
         ("epsilon", ctypes.c_float),
     ]
 
 
-def takes(*, hidden: int, inner: int, heads: int, activation: str) -> bool:
-    """The library computes layers of these sizes."""
-    whole = all(size > 0 and size % _CHANNELS == 0 for size in (hidden, inner))
-    return whole and activation == "gelu" and heads > 0 and hidden % (heads * _CHANNELS) == 0
+class Embedding(ctypes.Structure):
+    """`Embedding` of amx.cpp: addresses of tables, of their norm, and of what each token takes of them."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("words", "positions", "types", "norm", "shift", "word", "position", "type")
+    ]
+
+
+def takes(precision: str, *, hidden: int, inner: int, heads: int, activation: str) -> bool:
+    """The library computes layers of these sizes in `precision`."""
+    if precision not in _CHANNELS or activation != "gelu" or heads <= 0:
+        return False
+    whole = all(size > 0 and size % _CHANNELS[precision] == 0 for size in (hidden, inner))
+    return whole and hidden % (heads * _HEAD_CHANNELS) == 0
 
 
 def runs_on(cpu: Cpu) -> bool:
@@ -76,11 +89,12 @@ def library() -> ctypes.CDLL | None:
         address, number, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
         sizes = ctypes.POINTER(Sizes)
         found.amx_huge.argtypes, found.amx_huge.restype = [address, long], None
-        found.amx_pack.argtypes, found.amx_pack.restype = [address, address, number, number], None
+        found.amx_pack.argtypes, found.amx_pack.restype = [address, address, number, long], None
         found.amx_room.argtypes, found.amx_room.restype = [sizes, long, long], long
         found.amx_run.restype = None
         found.amx_run.argtypes = [
-            sizes, ctypes.POINTER(LayerWeights), address, address, number, address, long, long, number,
+            sizes, ctypes.POINTER(LayerWeights), ctypes.POINTER(Embedding),
+            address, address, number, address, long, long, number,
         ]  # fmt: skip
     except (OSError, AttributeError):  # not compiled, or by another loader's rules
         return None

@@ -37,7 +37,7 @@ from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.machine.amx import library, takes
 from rerank_cli.models.amx import KERNEL as AMX_KERNEL
-from rerank_cli.models.amx import AmxLayer, AmxLayers
+from rerank_cli.models.amx import AmxLayer, AmxLayers, AmxLinear, AmxTokens
 from rerank_cli.models.attention import attend, attention_kind
 from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.head import Head, dense, score_layer
@@ -167,7 +167,7 @@ class EncoderCrossEncoder:
                 self._widen = self._linear(weights, widen, shape.embedding, shape.hidden)
             names = [self.layer_name(number) for number in range(shape.layers)]
             whole, last = (names[:-1], names[-1]) if self._head.first_token_only else (names, None)
-            if whole and attention == AMX and dtype == torch.bfloat16 and self._amx_takes_it():
+            if whole and attention == AMX and dtype == torch.bfloat16 and self._amx_takes_it("bf16"):
                 self._amx = self._read_amx(weights, whole)
                 self.kernels = f"layers: {AMX_KERNEL}; beside them {self.kernels}"
                 whole = []
@@ -179,9 +179,7 @@ class EncoderCrossEncoder:
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
-        x = self._embed(batch)
-        if self._amx is not None:
-            self._amx.run(x, batch.lengths, threads=torch.get_num_threads())
+        x = self._embed(batch) if self._amx is None else self._by_amx(self._amx, batch)
         by_blocks = x.device.type == "cpu" and x.dtype == torch.bfloat16
         for qkv, rest in zip(self._attentions, self._rests, strict=False):
             if by_blocks:
@@ -189,6 +187,20 @@ class EncoderCrossEncoder:
             else:  # the context has no name here, so its memory is free before the MLP needs room
                 x = rest.add_mlp(rest.add_attention(self._attend(qkv, x, batch), x))
         return self._finish(x, batch)
+
+    def _by_amx(self, layers: AmxLayers, batch: PackedBatch) -> Tensor:
+        """What the kernel's layers give, [T, hidden]."""
+        tokens = None
+        if layers.embeds:
+            x = self._words.new_empty(len(batch.input_ids), self._shape.hidden)
+            x[batch.tokens :] = 0
+            positions, types = self._places(batch)
+            types = torch.zeros_like(positions) if types is None else types
+            tokens = AmxTokens(batch.input_ids, positions, types)
+        else:
+            x = self._embed(batch)
+        layers.run(x, batch.lengths, threads=torch.get_num_threads(), tokens=tokens)
+        return x
 
     def _finish(self, x: Tensor, batch: PackedBatch) -> Tensor:
         """The head, after the last layer where that runs for the first tokens alone. x: [T, hidden]."""
@@ -203,31 +215,42 @@ class EncoderCrossEncoder:
         return f"{self._prefix}{self._names.layers}.{number}"
 
     def _embed(self, batch: PackedBatch) -> Tensor:
-        positions = batch.positions
-        if self._padding_id is None:
-            types = self._types[batch.token_types]
-        else:
-            positions = _roberta_positions(batch, self._padding_id)
-            types = self._types[0]
-        x = self._embedding_norm(self._words[batch.input_ids] + types + self._positions[positions])
+        positions, types = self._places(batch)
+        type_rows = self._types[0 if types is None else types]
+        x = self._embedding_norm(self._words[batch.input_ids] + type_rows + self._positions[positions])
         return x if self._widen is None else self._widen(x)
+
+    def _places(self, batch: PackedBatch) -> tuple[Tensor, Tensor | None]:
+        """Rows of the tables of positions and types, each [T]; no types: all tokens have the first."""
+        if self._padding_id is None:
+            return batch.positions, batch.token_types
+        return _roberta_positions(batch, self._padding_id), None
 
     def _attend(self, qkv: Linear, x: Tensor, batch: PackedBatch) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         q, k, v = qkv(x).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
         return attend(q, k, v, batch, kind=self._attention)
 
-    def _amx_takes_it(self) -> bool:
+    def _amx_takes_it(self, precision: str) -> bool:
         shape = self._shape
         sizes = {"hidden": shape.hidden, "inner": shape.intermediate, "heads": shape.heads}
-        return takes(**sizes, activation=shape.activation) and library() is not None
+        return takes(precision, **sizes, activation=shape.activation) and library() is not None
+
+    def _new_amx(self, layers: int, *, large: int | None = None) -> AmxLayers:
+        """The kernel for so many layers of this model, which begins with the embeddings where it can."""
+        shape = self._shape
+        made = AmxLayers(
+            layers=layers, hidden=shape.hidden, inner=shape.intermediate, heads=shape.heads, epsilon=shape.epsilon,
+            large=large,
+        )  # fmt: skip
+        if self._widen is None:
+            made.embed(self._words, self._positions, self._types, norm=self._embedding_norm.parameters)
+        return made
 
     def _read_amx(self, weights: WeightReader, names: Sequence[str]) -> AmxLayers:
-        """Layers of these names for the kernel."""
+        """Layers of these names for the kernel, in bfloat16."""
         hidden, inner, parts = self._shape.hidden, self._shape.intermediate, self._names
-        layers = AmxLayers(
-            layers=len(names), hidden=hidden, inner=inner, heads=self._shape.heads, epsilon=self._shape.epsilon
-        )
+        layers = self._new_amx(len(names))
 
         def read(name: str, *shape: int) -> tuple[Tensor, Tensor]:
             return weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1])
@@ -235,11 +258,11 @@ class EncoderCrossEncoder:
         for name in names:
             layers.add(
                 AmxLayer(
-                    qkv=self._projections(weights, name),
-                    out=read(f"{name}.{parts.attention_out}", hidden, hidden),
+                    qkv=AmxLinear(*self._projections(weights, name)),
+                    out=AmxLinear(*read(f"{name}.{parts.attention_out}", hidden, hidden)),
                     attention_norm=read(f"{name}.{parts.attention_norm}", hidden),
-                    expand=read(f"{name}.{parts.expand}", inner, hidden),
-                    contract=read(f"{name}.{parts.contract}", hidden, inner),
+                    expand=AmxLinear(*read(f"{name}.{parts.expand}", inner, hidden)),
+                    contract=AmxLinear(*read(f"{name}.{parts.contract}", hidden, inner)),
                     out_norm=read(f"{name}.{parts.out_norm}", hidden),
                 )
             )

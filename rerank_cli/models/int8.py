@@ -12,7 +12,7 @@ are a layer of their own, with a coarse step, and all others one with a fine ste
 residual. One step for both: 0.96.
 
 Rounded numbers are bytes around 128, as VNNI multiplies unsigned inputs with signed weights. The product of the weights
-with that 128 goes into the bias.
+with that 128 goes into the bias. Our own kernel for tiles (`amx.py`) takes both signed: the same numbers.
 
 The operators are those that torch has for its own compiler (`onednn::qlinear_pointwise`); `int8_hindrance` tries them.
 """
@@ -33,7 +33,7 @@ _HINT_ROWS = 2048  # rows that oneDNN lays the weight out for
 # model, 0.5 worse.
 _SHARE = 0.85
 _LEAST_SHARE = 1e-3  # of the largest channel, which a channel is taken for that was never seen above it
-_LARGE_UNITS = 32  # measured: 16 to 64 alike, none far worse
+_LARGE_UNITS = 64  # as many as a tile of AMX sums up (`amx.cpp`); measured: 16 to 64 alike, none far worse
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,28 @@ class ScaleAndZero:
         scale = max(most - least, 1e-6) / 255
         return cls(scale, round(-least / scale))
 
+    @property
+    def signed(self) -> ScaleAndZero:
+        """The same of bytes from -128 to 127 in place of 0 to 255."""
+        return ScaleAndZero(self.scale, self.zero - _ZERO)
 
-_STEPS = ScaleAndZero()
+
+STEPS = ScaleAndZero()
 """Of inputs that were multiplied by their factors: a byte is a step."""
+
+
+class RoundedLinear:
+    """Weights [outputs, inputs] as bytes, and how a sum over products of bytes becomes a result.
+
+    Result = sum * scales * inputs.scale + bias, [outputs] each, with inputs as bytes that stand for
+    `(byte - inputs.zero) * inputs.scale`: the zero is in the bias.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, inputs: ScaleAndZero) -> None:
+        self.scales = weight.abs().amax(1).clamp_min_(1e-12).div_(_LARGEST)
+        rounded = (weight / self.scales[:, None]).round_()
+        self.bias = bias - rounded.sum(1) * self.scales * (inputs.scale * inputs.zero)
+        self.weight = rounded.to(torch.int8)
 
 
 class Int8Linear:
@@ -69,17 +88,15 @@ class Int8Linear:
         weight: Tensor,
         bias: Tensor,
         *,
-        inputs: ScaleAndZero = _STEPS,
+        inputs: ScaleAndZero = STEPS,
         out: torch.dtype | ScaleAndZero = torch.float32,
         gelu: bool = False,
     ) -> None:
-        scales = weight.abs().amax(1).clamp_min_(1e-12).div_(_LARGEST)
-        rounded = (weight / scales[:, None]).round_()
-        self._scales = scales
-        self._zeros = torch.zeros(len(scales), dtype=torch.int64)
+        rounded = RoundedLinear(weight, bias, inputs)
+        self._scales, self._bias = rounded.scales, rounded.bias
+        self._zeros = torch.zeros(len(rounded.scales), dtype=torch.int64)
         self._inputs = inputs
-        self._bias = bias - rounded.sum(1) * scales * (inputs.scale * inputs.zero)
-        self._weight = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), [_HINT_ROWS, weight.shape[1]])
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded.weight, [_HINT_ROWS, weight.shape[1]])
         self._grid = out if isinstance(out, ScaleAndZero) else ScaleAndZero(1.0, 0)
         self._dtype = torch.uint8 if isinstance(out, ScaleAndZero) else out
         self._then = ("gelu", "none") if gelu else ("none", "")
@@ -119,12 +136,18 @@ def balance(most: Tensor, weight: Tensor) -> Tensor:
     return _LARGEST / (ranges * float((seen / ranges).max()))
 
 
+def large_units(units: int) -> int:
+    """How many of so many units are a layer of their own; 0 where all are one."""
+    return _LARGE_UNITS if units > 2 * _LARGE_UNITS else 0
+
+
 def split_units(most: Tensor) -> list[Tensor]:
     """The units with the largest values, and all others: the indices of both, each ascending. most: [units]."""
-    if len(most) <= 2 * _LARGE_UNITS:
+    large = large_units(len(most))
+    if not large:
         return [torch.arange(len(most))]
     order = most.argsort(descending=True, stable=True)
-    return [order[:_LARGE_UNITS].sort().values, order[_LARGE_UNITS:].sort().values]
+    return [order[:large].sort().values, order[large:].sort().values]
 
 
 @cache

@@ -3,6 +3,7 @@
     embeddings, norms, residual                            float32
     layers but the last: qkv, attention output, MLP        int8 (`int8.py`)
     attention                                              bfloat16, or float32 where the CPU has no bfloat16
+    all of these layers at once, where the CPU has tiles   the same by our own kernel (`amx.py`)
     last layer, which is for [CLS] alone, and the head     float32
 
 What an int8 layer needs to know is how large its inputs become. `calibrate` sees it on some pairs, in float32, and
@@ -29,13 +30,18 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import ModelError
+from rerank_cli.models.amx import KERNEL as AMX_KERNEL
+from rerank_cli.models.amx import AmxLayer, AmxLinear, AmxSteps
 from rerank_cli.models.attention import attend_by_powers
 from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.int8 import (
+    STEPS,
     Int8Linear,
+    RoundedLinear,
     ScaleAndZero,
     balance,
     int8_hindrance,
+    large_units,
     multiplies_bf16,
     split_units,
     steps,
@@ -43,12 +49,13 @@ from rerank_cli.models.int8 import (
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import open_weights
+from rerank_cli.planning.cpu_kernels import AMX
 from rerank_cli.records import EncodedPair
 
 # What was seen is taken for this much less than what will come. With 4 pairs of one list to calibrate on, 1.15 brought
 # the mean difference of logits from 0.09 to 0.07 (vaswani); with 55 pairs it changes nothing.
 _HEADROOM = 1.1
-_FORMAT = 1  # of the state; another number is another version's, whose weights would be others
+_FORMAT = 2  # of the state; another number is another version's, whose weights would be others
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,11 @@ class _Raw:
     weight: Tensor
     bias: Tensor
     then: str | None = None
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias."""
+        return self.weight, self.bias
 
 
 class _Seen:
@@ -91,6 +103,22 @@ class _Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class _Folded:
+    """A layer whose weights hold all factors, and are still to be rounded.
+
+    mlp: expand, the grid of its bytes, contract; of the large units, and of all others.
+    """
+
+    input_factors: Tensor
+    qkv: _Raw
+    attention_out: _Raw
+    attention_norm: LayerNorm
+    attended_factors: Tensor
+    mlp: list[tuple[_Raw, ScaleAndZero, _Raw]]
+    out_norm: LayerNorm
+
+
+@dataclass(frozen=True, slots=True)
 class _Int8Layer:
     """A layer with its weights rounded. mlp: expand and contract of the large units, and of all others."""
 
@@ -121,12 +149,16 @@ class Int8Encoder(EncoderCrossEncoder):
         self._layers: list[_Int8Layer] = []
         self.calibrated = False
         narrow = str(self._narrow).removeprefix("torch.")
-        self.kernels = f"linear layers: {Int8Linear.kernel}; attention: {self._attention}, {narrow}"
+        beside = f"linear layers: {Int8Linear.kernel}; attention: {self._attention}, {narrow}"
+        self._by_tiles = attention == AMX and self._head.first_token_only and self._amx_takes_it("int8")
+        self.kernels = f"layers: {AMX_KERNEL}, int8" if self._by_tiles else beside
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """See `RerankModel`."""
         assert self.calibrated, "the pipeline calibrates before it scores"
         batch = pack(pairs, device=self._device)
+        if self._amx is not None:
+            return self._finish(self._by_amx(self._amx, batch), batch)
         x = self._embed(batch)
         room = torch.empty_like(x)  # for what is rounded; a new one each time costs more than the multiplication
         for layer in self._layers:
@@ -178,16 +210,22 @@ class Int8Encoder(EncoderCrossEncoder):
         self._attentions.clear()  # first: the model is never in memory twice
         del self._rests[:-1]
         self._kind = cast(Any, _Raw)  # what `_round` unpacks in place of layers
+        large = large_units(self._shape.intermediate)
+        layers = self._new_amx(len(state["layers"]), large=large) if self._by_tiles else None
         with open_weights(self._checkpoint, dtype=torch.float32, device=self._device) as weights:
-            for number, seen in enumerate(state["layers"]):
-                name = self.layer_name(number)
-                self._layers.append(self._round(self._qkv(weights, name), self._rest(weights, name), seen))
+            for number, found in enumerate(state["layers"]):
+                name, seen = self.layer_name(number), _Seen.of_json(found)
+                folded = self._fold(self._qkv(weights, name), self._rest(weights, name), seen)
+                if layers is None:
+                    self._layers.append(self._round(folded))
+                else:
+                    layers.add(_amx_layer(folded))
+        self._amx = layers
         self.kernels += f", calibrated on {state['pairs']} pairs"
         self.calibrated = True
 
-    def _round(self, qkv: Any, rest: Any, found: Mapping[str, Any]) -> _Int8Layer:
-        """The int8 layer of raw weights, for inputs as large as those that were found."""
-        seen = _Seen.of_json(found)
+    def _fold(self, qkv: Any, rest: Any, seen: _Seen) -> _Folded:
+        """A layer of raw weights with the factors in it, for inputs as large as those that were seen."""
         hidden, most = self._shape.hidden, seen.most
         context_factors = balance(most["context"], rest.attention_out.weight)
         rows = torch.ones(3 * hidden)
@@ -199,17 +237,63 @@ class Int8Encoder(EncoderCrossEncoder):
         bias = rest.contract.bias
         for units in split_units(most["inner"]):
             grid = ScaleAndZero.over(seen.least, float(most["inner"][units].max()))
-            expand = self._rounded_linear(
-                rest.expand.weight[units] / attended_factors, rest.expand.bias[units], out=grid, gelu=True
-            )
-            mlp.append((expand, self._rounded_linear(rest.contract.weight[:, units], bias, inputs=grid)))
+            expand = _Raw(rest.expand.weight[units] / attended_factors, rest.expand.bias[units])
+            mlp.append((expand, grid, _Raw(rest.contract.weight[:, units], bias)))
             bias = torch.zeros_like(bias)  # once is enough
-        return _Int8Layer(
+        return _Folded(
             input_factors=input_factors,
-            qkv=self._rounded_linear(qkv.weight * rows[:, None] / input_factors, qkv.bias * rows, out=self._narrow),
-            attention_out=self._rounded_linear(rest.attention_out.weight / context_factors, rest.attention_out.bias),
+            qkv=_Raw(qkv.weight * rows[:, None] / input_factors, qkv.bias * rows),
+            attention_out=_Raw(rest.attention_out.weight / context_factors, rest.attention_out.bias),
             attention_norm=rest.attention_norm,
             attended_factors=attended_factors,
             mlp=mlp,
             out_norm=rest.out_norm,
         )
+
+    def _round(self, layer: _Folded) -> _Int8Layer:
+        """For oneDNN."""
+        rounded = self._rounded_linear
+        return _Int8Layer(
+            input_factors=layer.input_factors,
+            qkv=rounded(layer.qkv.weight, layer.qkv.bias, out=self._narrow),
+            attention_out=rounded(layer.attention_out.weight, layer.attention_out.bias),
+            attention_norm=layer.attention_norm,
+            attended_factors=layer.attended_factors,
+            mlp=[
+                (rounded(*expand.pair, out=grid, gelu=True), rounded(*contract.pair, inputs=grid))
+                for expand, grid, contract in layer.mlp
+            ],
+            out_norm=layer.out_norm,
+        )
+
+
+def _amx_layer(layer: _Folded) -> AmxLayer:
+    """For our own kernel, whose bytes are signed."""
+    steps = STEPS.signed
+    grids = [grid.signed for _, grid, _ in layer.mlp]
+    expands = [RoundedLinear(*expand.pair, steps) for expand, _, _ in layer.mlp]
+    contracts = [RoundedLinear(*raw.pair, grid) for (_, _, raw), grid in zip(layer.mlp, grids, strict=True)]
+    scales = [part.scales * grid.scale for part, grid in zip(contracts, grids, strict=True)]
+    by_and_zero = [(1 / grid.scale, float(grid.zero)) for grid in grids]
+
+    def linear(raw: _Raw) -> AmxLinear:
+        rounded = RoundedLinear(*raw.pair, steps)
+        return AmxLinear(rounded.weight, rounded.bias, rounded.scales)
+
+    return AmxLayer(
+        qkv=linear(layer.qkv),
+        out=linear(layer.attention_out),
+        attention_norm=layer.attention_norm.parameters,
+        expand=AmxLinear(
+            torch.cat([part.weight for part in expands]),
+            torch.cat([part.bias for part in expands]),
+            torch.cat([part.scales for part in expands]),
+        ),
+        contract=AmxLinear(
+            torch.cat([part.weight for part in contracts], 1),
+            torch.stack([part.bias for part in contracts]).sum(0),
+            scales[-1],
+        ),
+        out_norm=layer.out_norm.parameters,
+        steps=AmxSteps(layer.input_factors, layer.attended_factors, (by_and_zero[0], by_and_zero[-1]), scales[0]),
+    )

@@ -19,6 +19,12 @@ class LayerNorm:
     bias: Tensor | None
     epsilon: float
 
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a norm that has one."""
+        assert self.bias is not None, "asked of norms with a bias"
+        return self.weight, self.bias
+
     def __call__(self, x: Tensor) -> Tensor:
         """Normalised over the last dimension."""
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)

@@ -10,8 +10,8 @@ attention by products, as a multiple of that of torch's own (one thread, 12 head
 torch's flash kernel multiplies by oneDNN's blocks where there are tiles and by float32 elsewhere. `python -m
 benchmarks.attention` tries both on the machine at hand and says whether this table is right there.
 
-Whole layers of a BERT-like encoder in bfloat16 are one kernel of our own where there are tiles and the library is here
-(`models/amx.py`): 2 to 3 times as fast as torch's. The plan and the journal name it as a kind of attention.
+Whole layers of a BERT-like encoder in bfloat16 or int8 are one kernel of our own where there are tiles and the library
+is here (`models/amx.py`): 2 to 3 times as fast as torch's. The plan and the journal name it as a kind of attention.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def cpu_attention(cpu: Cpu, precision: str, shape: LayerShape | None = None) -> 
 
     shape: of the model, None where it is not known.
     """
-    if precision == "bf16" and shape:
-        h, i = shape.hidden, shape.intermediate
-        if amx.takes(hidden=h, inner=i, heads=shape.heads, activation=shape.activation) and amx.runs_on(cpu):
+    if shape:
+        sizes = {"hidden": shape.hidden, "inner": shape.intermediate, "heads": shape.heads}
+        if amx.takes(precision, **sizes, activation=shape.activation) and amx.runs_on(cpu):
             return AMX
     return "products" if precision in ("bf16", "int8") and cpu.has_bf16 and not cpu.has_amx else "runs"
 
@@ -60,9 +60,10 @@ def cpu_attention(cpu: Cpu, precision: str, shape: LayerShape | None = None) -> 
 def cheaper_precisions(cpu: Cpu) -> tuple[str, ...]:
     """The precisions that may be faster than fp32 on `cpu`, the fastest first; a model need not have all of them.
 
-    Pairs a second of the built-in model (`benchmarks/RESULTS.md`): AMX, 28 November 2026, bf16 95 and int8 no more;
-    Zen 4, 21 November 2026, int8 39.3, bf16 27.5, fp32 15.1.
+    Pairs a second of the built-in model (`benchmarks/RESULTS.md`): AMX by torch's kernels, 28 November 2026, bf16 95
+    and int8 no more; by our own, 29 November 2026, int8 is the faster; Zen 4, 21 November 2026, int8 39.3, bf16 27.5,
+    fp32 15.1.
     """
-    if cpu.has_amx:
+    if cpu.has_amx and not amx.runs_on(cpu):
         return ("bf16", "int8")
     return ("int8", "bf16") if cpu.has_bf16 else ("int8",)

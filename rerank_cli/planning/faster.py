@@ -1,22 +1,41 @@
 """A hint before a run that could be faster on this machine: by how much, at what price, and the option that tries it.
 
-Figures: `benchmarks/RESULTS.md`, the built-in model in whole runs. Intel with AMX, 28 November 2026: bf16 95.4 and 90.4
-pairs/s, fp32 37.0 and 37.9. Zen 4 (AVX512-BF16), 21 November 2026: 27.47 against 15.14, with a top-10 overlap of .95.
+Figures: `benchmarks/RESULTS.md`, pairs/s over those of fp32 on the same machine. AVX512-BF16 (Zen 4), 21 November 2026:
+27.5 over 15.1. AMX by torch's kernels, 28 November 2026: 95.4 over 37.0. AMX by our own kernel, 29 November 2026: see
+"int8 by the kernel for AMX". The ten best passages: the overlaps of Zen 4 (.95).
 """
 
 from __future__ import annotations
 
+from rerank_cli.checkpoint import Checkpoint
+from rerank_cli.errors import ModelError
 from rerank_cli.machine.cpu import Cpu
+from rerank_cli.planning.cpu_kernels import AMX, LayerShape, cpu_attention
+from rerank_cli.planning.memory import read_model_shape
 
-_TIMES_AMX, _TIMES_AVX512 = 2.5, 1.8
+_BF16, _BF16_AMX = 1.8, 2.5  # times fp32, by torch's kernels
+_BY_OUR_KERNEL = {"bf16": 4.5, "int8": 5.5}  # times fp32
 
 
-def faster_on(cpu: Cpu, *, device: str, precision: str) -> str | None:
-    """One line for a run in fp32 on a CPU that multiplies bf16; None where nothing faster is known."""
+def faster_on(cpu: Cpu, *, device: str, precision: str, checkpoint: Checkpoint | None) -> str | None:
+    """One line for a run in fp32 on a CPU that multiplies bf16; None where nothing faster is known.
+
+    checkpoint: of the model, where there is one: whether our own kernel takes it decides what it would gain.
+    """
     if device != "cpu" or precision != "fp32" or not cpu.has_bf16:
         return None
-    times = _TIMES_AMX if cpu.has_amx else _TIMES_AVX512
+    shape = _shape_of(checkpoint)
+    ours = [name for name in _BY_OUR_KERNEL if cpu_attention(cpu, name, shape) == AMX]
+    times = _BY_OUR_KERNEL["bf16"] if "bf16" in ours else _BF16_AMX if cpu.has_amx else _BF16
+    more = f" (int8 {_BY_OUR_KERNEL['int8']:g} times)" if "int8" in ours else ""
     return (
-        f"this CPU multiplies bf16: about {times:g} times as fast, and about one in twenty of the ten best passages "
-        "changes; `--precision bf16 --check-precision 200` tries it and says how many"
+        f"this CPU multiplies bf16: about {times:g} times as fast{more}, and about one in twenty of the ten best "
+        "passages changes; `--precision bf16 --check-precision 200` tries it and says how many"
     )
+
+
+def _shape_of(checkpoint: Checkpoint | None) -> LayerShape | None:
+    try:
+        return read_model_shape(checkpoint) if checkpoint else None
+    except ModelError:  # whoever loads it says so
+        return None

@@ -93,10 +93,14 @@ def test_a_logit_of_an_encoder_is_the_same_to_the_bit_in_every_batch(goldens, na
 
 
 @pytest.mark.skipif(library() is None, reason="no AMX here, or amx.cpp was not compiled")
-def test_a_logit_by_tiles_is_the_same_to_the_bit_in_every_batch():
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_logit_by_tiles_is_the_same_to_the_bit_in_every_batch(precision):
     checkpoint = read_checkpoint(locate_checkpoint(None))
     pairs = random_pairs(checkpoint.integer("vocab_size"), count=60)
-    model = load_model(checkpoint, device="cpu", precision="bf16", attention="amx")
+    model = load_model(checkpoint, device="cpu", precision=precision, attention="amx")
+    if isinstance(model, Calibrates):
+        with torch.inference_mode():
+            model.calibrate([pairs[:20]])
     assert "AMX tiles" in model.kernels
     alone = in_batches(model, pairs, 1)
     assert np.unique(alone).size > 40

@@ -10,7 +10,7 @@ All of it is linear in the rows of a batch: attention is computed for each pair 
 size, I the MLP's, Q and K the channels of all query and of all key heads.
 
     BERT, RoBERTa    2H + 2I, with the activation fused 3H + I | in attention 6H
-        by AMX tiles     H and what each thread writes | embeddings 4H
+        by AMX tiles     H and what each thread writes
     ModernBERT       2H + 3I | in attention 8H | rotation in float32
     GTE              3H + 3I | in attention 8H | rotation in float32
     Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
@@ -118,7 +118,7 @@ class Execution:
     repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
     by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
     rounded to FP8. varlen: attention of the whole batch is one kernel. amx: whole layers of a BERT-like encoder are
-    one kernel (`models/amx.py`).
+    one kernel in bfloat16 (`models/amx.py`).
     """
 
     element: int = 2
@@ -146,7 +146,10 @@ def amx_groups(*, pairs: int, tokens: int, longest: int, threads: int) -> AmxGro
 
 
 def amx_workspace(shape: ModelShape, groups: AmxGroups, longest: int) -> int:
-    """What its threads write; the same sum as `Room::lay` in `models/amx.cpp`, which a test compares."""
+    """What its threads write in bfloat16; the same sum as `Room::lay` in `models/amx.cpp`, which a test compares.
+
+    In int8 they write some more, but less than the calibration in float32 and its weights took, counted there.
+    """
     h, head = shape.hidden, shape.hidden // shape.heads
     rows, longest = (-(-count // _AMX_SIDE) * _AMX_SIDE for count in (groups.rows, longest))
     block = min(rows, _AMX_BLOCK)
@@ -194,8 +197,8 @@ def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, lis
     A layer keeps its input H to its end; q, k, v are gone before the MLP.
     """
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
-    if how.amx:  # x is written over from layer to layer; before it types, their sum with words, positions, all three
-        return e * h * t, [e * h * t * (3 if shape.forward == "roberta" else 4)]  # RoBERTa's types are one row
+    if how.amx:  # x is written over from layer to layer; ELECTRA's embeddings may be torch's, with what adds them up
+        return e * h * t, [e * h * t * (4 if shape.forward == "electra" else 1)]
     attending = e * (5 * h * t + _attention_result_elements(h, batch, how))  # input, q, k, v, context
     expand = e * t * (2 * h + (i if how.fused else 2 * i))  # input, x; the layer's output and its activation
     contract = e * t * (3 * h + i)

@@ -12,6 +12,7 @@ import pytest
 
 from rerank_cli.cli import main
 from rerank_cli.job import precision_choice
+from rerank_cli.machine import amx
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.models.int8 import int8_hindrance
 from rerank_cli.planning.choices import least_overlap, parse_precision
@@ -132,8 +133,12 @@ def test_a_plan_says_that_the_lists_will_decide(capsys):
     assert "until the first lists are tried" in capsys.readouterr().out
 
 
-def test_the_fastest_is_tried_first():
+def test_the_fastest_is_tried_first(monkeypatch):
     cpu = detect_cpu()
+    if amx.runs_on(cpu):
+        assert cheaper_precisions(cpu) == ("int8", "bf16")
+        monkeypatch.setenv(amx.SWITCH, "0")
+        assert cheaper_precisions(cpu) == ("bf16", "int8")
     flags = frozenset({"avx512_vnni"})
     assert cheaper_precisions(replace(cpu, flags=flags | {"amx_tile", "amx_bf16"})) == ("bf16", "int8")
     assert cheaper_precisions(replace(cpu, flags=flags | {"avx512_bf16"})) == ("int8", "bf16")
