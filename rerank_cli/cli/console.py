@@ -8,6 +8,7 @@ data as it stands.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -86,10 +87,18 @@ def say_error(error: RerankError) -> None:
 
 
 def print_json(document: Any) -> None:
-    """Print a JSON document on stdout."""
+    """Print a JSON document on stdout; what is not printable stands in it as an escape of JSON."""
     import json
 
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(re.sub("[^\n -~]", lambda found: _escaped_in_json(found[0]), text) + "\n")
+
+
+def _escaped_in_json(char: str) -> str:
+    if char.isprintable():
+        return char
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[begin : begin + 4]}" for begin in range(0, len(units), 4))
 
 
 def print_table(columns: list[str], rows: list[list[str]], *, title: str | None = None) -> None:

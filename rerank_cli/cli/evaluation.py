@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rerank_cli.cli.console import ErrorTeller, print_json, print_table, say
+from rerank_cli.cli.console import ErrorTeller, print_json, print_table, say, write
 from rerank_cli.cli.declare import decided_by, declared_options
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import InputError, UsageError
@@ -99,8 +98,7 @@ def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -
     else:
         print_evaluation_table(evaluation)
         if evaluation.given_order:
-            line = f"given order: {evaluation.given_order}; new order: {found.document['reranked_order']}"
-            sys.stdout.write(line + "\n")
+            write(f"given order: {evaluation.given_order}; new order: {found.document['reranked_order']}")
     if found.rows_error:
         say(f"{found.rows_error:,} rows could not be read")
     return 3 if found.rows_error else 0

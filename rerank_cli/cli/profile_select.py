@@ -16,7 +16,7 @@ from rerank_cli.cli.declare import CHOICE, MACHINE, SAY, option, takes
 from rerank_cli.cli.options import OF_RUNS, PLANNED
 from rerank_cli.cli.parsers import parse_count
 from rerank_cli.cli.report_command import ReportCommand, wants_json
-from rerank_cli.errors import EXIT_CODES, RerankError, UsageError
+from rerank_cli.errors import EXIT_CODES, RerankError, UsageError, printable
 from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.planning.choices import PAIRS, TOKENS, Policy, Requirement
 
@@ -201,10 +201,10 @@ def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, 
     from rerank_cli.cli.plan_text import faster_lines, plan_lines
 
     for line in plan_lines(answer, list_profiles=list_profiles, explain=explain):
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(printable(line) + "\n")
     if answer.plan is not None:
         for line in faster_lines(answer):
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(printable(line) + "\n")
         sys.stdout.write("\n" + command_to_paste(_next_command(model, here=here), sys.stdout, head="next: ") + "\n")
     sys.stdout.flush()
     _say_warnings(answer)

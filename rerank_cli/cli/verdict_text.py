@@ -6,7 +6,8 @@ import shlex
 import sys
 from typing import Any
 
-from rerank_cli.cli.console import print_table, wrapped
+from rerank_cli.cli.console import print_table, write
+from rerank_cli.errors import printable
 from rerank_cli.evaluation.words import shown_depths
 
 _SHOWN_QUERIES = 5
@@ -30,36 +31,33 @@ def notes_of(document: dict[str, Any]) -> list[str]:
     return notes
 
 
-def write(text: str) -> None:
-    """Write lines to stdout, wrapped on a terminal."""
-    sys.stdout.write("\n".join(wrapped(one, sys.stdout) for one in text.split("\n")))
-
-
 def write_command(command: str) -> None:
     """Write a command on one line, however long, so that it can be copied."""
-    sys.stdout.write(f"    {command}\n")
+    sys.stdout.write(printable(f"    {command}") + "\n")
 
 
 def print_answer(document: dict[str, Any]) -> None:
     """Print the verdicts and what they rest on."""
     for line in document.get("headline", ()):
-        write(line + "\n")
+        write(line)
     systems = document.get("systems", ())
     if systems:
-        write("\nVerdicts\n")
+        write("")
+        write("Verdicts")
     for system in systems:
         for facts in system["measures"]:
-            write(f"  {facts['sentence']}.\n")
+            write(f"  {facts['sentence']}.")
         if facts := system["use"].get("verdict"):
-            write(f"  {facts['sentence']}; setting chosen by cross-fitting.\n")
+            write(f"  {facts['sentence']}; setting chosen by cross-fitting.")
     for system in systems:
         _print_use(system)
         _print_limits(system)
         _print_probabilities(system)
     if joined := document.get("together"):
+        write("")
         write(
-            f"\nTogether ({joined['how']}): {joined['measure']} {joined['value']:.4f}; the best alone has "
-            f"{joined['best_alone']:.4f}\n"
+            f"Together ({joined['how']}): {joined['measure']} {joined['value']:.4f}; the best alone has "
+            f"{joined['best_alone']:.4f}"
         )
     if document["likeness"]:
         rows = [
@@ -74,20 +72,21 @@ def print_answer(document: dict[str, Any]) -> None:
 
 def _print_use(system: dict[str, Any]) -> None:
     use = system["use"]
-    write(f"\nHow to use the scores of {system['file']}\n")
+    write("")
+    write(f"How to use the scores of {system['file']}")
     if reason := use.get("reason"):
-        write(f"  not looked at: {reason}\n")
+        write(f"  not looked at: {reason}")
         return
     if use["recommended"]:
         write(
             f"  {use['recommended']} brings {use['gain_of_choosing']:+.4f} over the scores alone, on queries that were "
-            "not used to choose it:\n"
+            "not used to choose it:"
         )
         write_command(use["command"])
     else:
         write(
             f"  as they are: choosing a depth or a blend would bring {use['gain_of_choosing']:+.4f} "
-            f"(standard error {use['standard_error']:.4f}), which is not clearly more than nothing\n"
+            f"(standard error {use['standard_error']:.4f}), which is not clearly more than nothing"
         )
     print_table(
         ["depth", "candidates read", use["measure"], "of the gain"],
@@ -103,36 +102,36 @@ def _print_use(system: dict[str, Any]) -> None:
 
 def _print_limits(system: dict[str, Any]) -> None:
     limits, metric = system["limits"], system["measures"][0]["metric"]
-    write(f"What limits {system['file']}\n")
-    write(f"  a perfect order of the same candidates has {metric} {limits['perfect_order']:.4f}\n")
+    write(f"What limits {system['file']}")
+    write(f"  a perfect order of the same candidates has {metric} {limits['perfect_order']:.4f}")
     if count := limits["without_relevant_candidate"]:
         examples = ", ".join(limits["examples_without"])
         have = "query has" if count == 1 else "queries have"
-        write(f"  {count:,} {have} no relevant candidate, which no reranker can mend: {examples}\n")
+        write(f"  {count:,} {have} no relevant candidate, which no reranker can mend: {examples}")
     if limits["judged_in_top_10"] is not None:
-        write(f"  {limits['judged_in_top_10']:.0%} of the ten best passages are judged\n")
+        write(f"  {limits['judged_in_top_10']:.0%} of the ten best passages are judged")
     if kept := limits["condensed"]:
         given = "" if kept["given"] is None else f"{kept['given']:.4f} given, "
-        write(f"  without unjudged passages {metric} is {given}{kept['value']:.4f} now\n")
+        write(f"  without unjudged passages {metric} is {given}{kept['value']:.4f} now")
     for kind in ("worst", "best"):
         if limits[kind]:
             shown = limits[kind][:_SHOWN_QUERIES]
             queries = ", ".join(f"{one['query']} ({one['change']:+.3f})" for one in shown)
-            write(f"  {kind} queries: {queries}\n")
+            write(f"  {kind} queries: {queries}")
 
 
 def _print_probabilities(system: dict[str, Any]) -> None:
     """Print how well scores predict relevance, and the threshold that was asked for."""
     found = system["probabilities"]
     if "reason" not in found:
-        write(f"How probable relevance is by the score, in {system['file']}\n")
+        write(f"How probable relevance is by the score, in {system['file']}")
         errors = ", ".join(f"{kind} {one['ece']:.3f}" for kind, one in found["checked"].items())
-        write(f"  expected calibration error on queries that were not seen: {errors}\n")
+        write(f"  expected calibration error on queries that were not seen: {errors}")
     threshold = system.get("threshold")
     if threshold is None:
         return
     if reason := threshold.get("reason"):
-        write(f"  no threshold: {reason}\n")
+        write(f"  no threshold: {reason}")
         return
     share = "none" if threshold["precision"] is None else f"{threshold['precision']:.0%}"
     interval = ""
@@ -141,17 +140,18 @@ def _print_probabilities(system: dict[str, Any]) -> None:
     write(
         f"  --threshold {threshold['threshold']!r} keeps {threshold['kept']:.1%} of the passages; on queries that it "
         f"was not chosen on {share} of them are relevant{interval}, and "
-        f"{threshold['recall']:.0%} of the relevant ones are kept\n"
+        f"{threshold['recall']:.0%} of the relevant ones are kept"
     )
     if nothing := threshold["queries_with_nothing"]:
-        write(f"  {nothing:,} of {threshold['queries']:,} queries are left with nothing\n")
+        write(f"  {nothing:,} of {threshold['queries']:,} queries are left with nothing")
 
 
 def print_calibration(path: str, calibration: dict[str, Any]) -> None:
     """Print where the calibration is, and how to use it."""
     facts = calibration["fitted_on"]
+    write("")
     write(
-        f"\n{path}: {calibration['kind']}, fitted on {facts['passages']:,} passages of {facts['queries']:,} queries, "
-        f"{facts['relevant']:,} of them relevant; of {calibration['model']['name']} alone\n"
+        f"{path}: {calibration['kind']}, fitted on {facts['passages']:,} passages of {facts['queries']:,} queries, "
+        f"{facts['relevant']:,} of them relevant; of {calibration['model']['name']} alone"
     )
     write_command(f"rerank-cli rerank-file IN -o OUT --calibration {shlex.quote(path)}")

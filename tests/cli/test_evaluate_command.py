@@ -348,3 +348,18 @@ def test_the_page_says_the_verdict_first_and_has_no_script(tmp_path: Path, capsy
     assert f'<span class="id">{first}</span>' in page
     assert main(["evaluate", str(file), "--qrels", str(qrels), "-o", str(tmp_path / "page.txt")]) == 2
     assert main(["evaluate", str(file), "--qrels", str(qrels), "--title", "x"]) == 2
+
+
+@pytest.mark.parametrize("mode", ["text", "json"])
+def test_ids_do_not_act_on_the_terminal(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "evil\x1b]0;owned\x07\x9b2J\u202e\nid"
+    for name, logits in (("one.jsonl", (2.0, 1.0)), ("other.jsonl", (1.0, 2.0))):
+        passages = [{"id": place, "index": place, "logit": logit} for place, logit in enumerate(logits)]
+        write_lines(tmp_path / name, [{"query_id": evil, "query": "t", "passages": passages}])
+    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "other.jsonl")]
+    assert main(["evaluate", *files, "--format", mode]) == 0
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(shown)
+    assert "evil" in shown
+    if mode == "json":
+        assert json.loads(shown)["likeness"][0]["most_different"] == [evil]
