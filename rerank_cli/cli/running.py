@@ -18,7 +18,7 @@ from rerank_cli.cli.console import (
 from rerank_cli.cli.evaluation import print_evaluation
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import StoppedError, UsageError, nothing_scored
-from rerank_cli.job.at_once import refuse_at_once
+from rerank_cli.job.early_refusals import refuse_early
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ def run_and_report(
 ) -> int:
     """Run the job, here or on a cluster; returns the exit code."""
     if cluster is None:
-        refuse_at_once(options)
+        refuse_early(options)
     from rerank_cli.job.progress import Progress
     from rerank_cli.job.run import Watcher, run_job
 
@@ -243,7 +243,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     """Print what a run would do; returns the exit code."""
     from dataclasses import asdict
 
-    refuse_at_once(options)
+    refuse_early(options)
 
     from rerank_cli.job.dry_run import dry_run
 

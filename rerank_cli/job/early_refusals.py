@@ -14,7 +14,7 @@ from rerank_cli.job.output_format import output_format
 from rerank_cli.storage import is_url
 
 
-def refuse_at_once(options: JobOptions) -> None:
+def refuse_early(options: JobOptions) -> None:
     """Raise for an input that is not there, and an output whose name tells no format."""
     if any(path != STDIN and not is_url(path) and not _is_there(path) for path in options.inputs):
         resolve_inputs(options.inputs, options.in_format, options.shape)
