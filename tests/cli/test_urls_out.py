@@ -13,7 +13,9 @@ from rerank_cli.errors import LockedError
 from rerank_cli.journal import store_log
 from rerank_cli.storage import UrlPath
 from rerank_cli.storage.object_store import ObjectStore
-from tests.stores import KEY_ID, SECRET, Bucket
+from rerank_cli.storage.opened import open_store
+from rerank_cli.storage.url import parse_url
+from tests.stores import KEY_ID, SECRET, Bucket, new_container
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
@@ -53,6 +55,42 @@ def test_the_same_bytes_as_on_a_disk(
     assert report["errors_file"] == bucket.url(f"a/out{suffix}.errors.jsonl")
     assert not list(own_cache.rglob("*.job"))
     assert not bucket.uploads()
+
+
+def test_azure_has_the_same_bytes_after_a_kill_too(
+    azure: str, tmp_path: Path, source: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is cut short, and another machine goes on."""
+    container, variables = new_container(azure)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert _run(source, str(tmp_path / "out.jsonl"), tiny_model) == 3
+    put, puts = ObjectStore.put_new, list[str]()
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(store: ObjectStore, key: str, *given: Any) -> Any:
+        puts.append(key)
+        if len(puts) > 2:
+            raise KilledError
+        return put(store, key, *given)
+
+    out = f"az://{container}/a/out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "put_new", killed)
+        with pytest.raises(KilledError):
+            _run(source, out, tiny_model, "--checkpoint-every", "0s")
+    monkeypatch.setattr(store_log, "LEASE_SECONDS", 0.5)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    assert _run(source, out, tiny_model, "--lock-wait", "60s") == 3
+    store = open_store(parse_url(out))
+    names = ["a/out.jsonl", "a/out.jsonl.errors.jsonl", "a/out.jsonl.report.json"]
+    assert sorted(key for key, _ in store.list("a/")) == names
+    for name in names[:2]:
+        assert store.read(name, 0, store.stat(name).size) == (tmp_path / Path(name).name).read_bytes()
+    assert _run(source, out, tiny_model) == 0
+    assert _run(source, out, tiny_model, "--top-n", "3") == 4
 
 
 def test_each_checkpoint_is_one_put(

@@ -1,0 +1,393 @@
+"""The log beside an output that is an object: who has it, what it plays back, how it goes. The store is a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerank_cli.errors import LockedError, OutputError
+from rerank_cli.journal import store_log
+from rerank_cli.journal.store_log import Entry, StoreLog, machine_id, probe
+from rerank_cli.storage import UrlPath, url_path
+from rerank_cli.storage.local_store import LocalStore
+from rerank_cli.storage.url_path import JOB
+from tests.processes import wait_until
+
+OUT = UrlPath("s3://bucket/dir/out.jsonl")
+FOLDER = "dir/out.jsonl.job"
+Machine = Callable[[str], StoreLog]
+
+
+class Kept(LocalStore):
+    """A folder that remembers what was deleted, in order."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        self.deleted: list[str] = []
+
+    def delete(self, key: str) -> None:
+        self.deleted.append(key.removeprefix(f"{FOLDER}/"))
+        super().delete(key)
+
+    def names(self) -> list[str]:
+        """Of what lies beside the output."""
+        return sorted(key.removeprefix(f"{FOLDER}/") for key, _ in self.list(f"{FOLDER}/"))
+
+    def entry(self, number: int) -> Entry:
+        key = f"{FOLDER}/{number:08}"
+        found = Entry.parse(self.read(key, 0, self.stat(key).size))
+        assert found is not None
+        return found
+
+    def age(self, name: str, seconds: float) -> None:
+        """Let an object have been put so long ago."""
+        then = time.time() - seconds
+        os.utime(self.folder / FOLDER / name, (then, then))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    made = Kept(tmp_path / "store")
+    made.folder.mkdir()
+    for module in (store_log, url_path):
+        monkeypatch.setattr(module, "open_store", lambda url: made)
+    return made
+
+
+@pytest.fixture
+def machine(store: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A log as a machine of this name opens it."""
+    opened: list[StoreLog] = []
+
+    def on(name: str) -> StoreLog:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machines" / name))
+        opened.append(StoreLog(OUT))
+        return opened[-1]
+
+    yield on
+    for log in opened:
+        log.close()
+
+
+def commit(log: StoreLog, folder: Path, **contents: bytes) -> None:
+    """Let the files of a work folder have these contents, and put what is new of them."""
+    folder.mkdir(exist_ok=True)
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    log.commit({name: folder / name for name in contents}, {name: len(data) for name, data in contents.items()})
+
+
+def restored(log: StoreLog, folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    log.restore(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# The lock
+
+
+def test_the_first_has_the_lock_and_another_is_told_who(store: Kept, machine: Machine) -> None:
+    machine("a").take(0.0)
+    assert store.names() == ["00000000"]
+    found = store.entry(0)
+    assert (found.kind, found.header["pid"], found.pieces) == ("take", os.getpid(), ())
+    with pytest.raises(LockedError, match=rf"another process works on this output: process {os.getpid()} on ") as told:
+        machine("b").take(0.0)
+    assert "after 60 s" in str(told.value.hint)
+    assert store.names() == ["00000000"]
+
+
+def test_what_was_released_is_taken_and_its_job_goes_on(store: Kept, machine: Machine) -> None:
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    first.release()
+    second.take(0.0)
+    assert [store.entry(number).kind for number in range(3)] == ["take", "release", "take"]
+    assert second.job == first.job
+    second.start_over()
+    assert second.job != first.job
+
+
+def test_a_run_of_the_same_machine_is_known_to_be_dead(store: Kept, machine: Machine) -> None:
+    """The lock of the work folder, which a run has before, keeps those that live apart."""
+    machine("a").take(0.0)
+    machine("a").take(0.0)
+    assert [store.entry(number).kind for number in range(2)] == ["take", "take"]
+
+
+@pytest.mark.parametrize(("silent", "is_free"), [(59.0, False), (61.0, True)])
+def test_a_lock_is_free_when_its_lease_is_over(store: Kept, machine: Machine, silent: float, is_free: bool) -> None:
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    store.age("00000000", silent)
+    if is_free:
+        second.take(0.0)
+        assert store.names() == ["00000000", "00000001"]
+    else:
+        with pytest.raises(LockedError):
+            second.take(0.0)
+        assert store.names() == ["00000000"]
+
+
+def test_a_sign_of_life_keeps_the_lock(store: Kept, machine: Machine) -> None:
+    first = machine("a")
+    first.take(0.0)
+    store.age("00000000", 3600.0)
+    store.put(f"{FOLDER}/alive-{store.entry(0).header['run']}", b"alive")
+    with pytest.raises(LockedError):
+        machine("b").take(0.0)
+    store.put(f"{FOLDER}/alive-another", b"alive")
+    store.age(f"alive-{store.entry(0).header['run']}", 3600.0)
+    machine("b").take(0.0)
+    assert store.names() == ["00000000", "00000001"]  # and signs of life of those that have lost it are gone
+
+
+def test_one_that_waits_has_the_lock_when_it_is_released(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            first.release()
+
+    monkeypatch.setattr(store_log.time, "sleep", sleep)
+    second.take(60.0)
+    assert slept == [store_log._POLL_SECONDS] * 2
+
+
+def test_signs_of_life_are_given_until_the_lock_is_lost(
+    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_log, "LEASE_SECONDS", 0.08)
+    first = machine("a")
+    first.take(0.0)
+    alive = f"alive-{store.entry(0).header['run']}"
+    wait_until(lambda: alive in store.names(), "no sign of life")
+    first.check()
+    store.put_new(f"{FOLDER}/00000001", b"of another")
+
+    def is_lost() -> bool:
+        try:
+            first.check()
+        except LockedError:
+            return True
+        return False
+
+    wait_until(is_lost, "it never finds out")
+    assert first._beating is not None
+    first._beating.join(60)
+    assert not first._beating.is_alive()
+
+
+# Windows
+
+
+def test_what_is_committed_is_played_back_anywhere(store: Kept, machine: Machine, tmp_path: Path) -> None:
+    first = machine("a")
+    first.take(0.0)
+    commit(first, tmp_path / "work", rows=b"one\n", errors=b"", journal=b"j1")
+    commit(first, tmp_path / "work", rows=b"one\ntwo\n", errors=b"bad\n", journal=b"j1j2")
+    assert [entry.pieces for entry in map(store.entry, (1, 2))] == [
+        (("rows", 0, b"one\n"), ("errors", 0, b""), ("journal", 0, b"j1")),
+        (("rows", 4, b"two\n"), ("errors", 0, b"bad\n"), ("journal", 2, b"j2")),
+    ]
+    first.release()
+    second = machine("b")
+    second.take(0.0)
+    assert restored(second, tmp_path / "again") == {"rows": b"one\ntwo\n", "errors": b"bad\n", "journal": b"j1j2"}
+    second.begin_at({"rows": 8, "errors": 4, "journal": 4})
+    commit(second, tmp_path / "again", rows=b"one\ntwo\nthree\n", errors=b"bad\n", journal=b"j1j2")
+    assert [piece for _, _, piece in store.entry(5).pieces if piece] == [b"three\n"]
+
+
+def test_a_commit_that_is_too_large_is_several_objects(
+    store: Kept, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_log, "_ENTRY_BYTES", 10)
+    log = machine("a")
+    log.take(0.0)
+    contents = {"rows": bytes(range(25)), "errors": b"", "journal": b"j"}
+    commit(log, tmp_path / "work", **contents)
+    kinds = [store.entry(number).kind for number in range(1, 4)]
+    assert kinds == ["data", "data", "commit"]
+    assert all(sum(len(data) for _, _, data in store.entry(number).pieces) <= 10 for number in range(1, 4))
+    log.release()
+    again = machine("b")
+    again.take(0.0)
+    assert restored(again, tmp_path / "again") == contents
+
+
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_what_needs_an_entry_that_is_gone_or_damaged_is_left_out(
+    store: Kept, machine: Machine, tmp_path: Path, harm: str
+) -> None:
+    log = machine("a")
+    log.take(0.0)
+    for rows in (b"one\n", b"one\ntwo\n", b"one\ntwo\nthree\n"):
+        commit(log, tmp_path / "work", rows=rows)
+    log.release()
+    if harm == "gone":
+        store.delete(f"{FOLDER}/00000002")
+    else:
+        data = store.read(f"{FOLDER}/00000002", 0, store.stat(f"{FOLDER}/00000002").size)
+        store.put(f"{FOLDER}/00000002", data[:-1] + b"#")
+    again = machine("b")
+    again.take(0.0)
+    assert restored(again, tmp_path / "again") == {"rows": b"one\n"}
+
+
+def test_a_new_log_has_nothing_to_play_back(machine: Machine, tmp_path: Path) -> None:
+    log = machine("a")
+    log.take(0.0)
+    assert restored(log, tmp_path / "again") == {}
+
+
+def _changed(entry: bytes, **changes: Any) -> bytes:
+    line, _, rest = entry.partition(b"\n")
+    return json.dumps({**json.loads(line), **changes}).encode() + b"\n" + rest
+
+
+def test_what_is_no_entry_is_none(store: Kept, machine: Machine, tmp_path: Path) -> None:
+    log = machine("a")
+    log.take(0.0)
+    commit(log, tmp_path / "work", rows=b"one\n")
+    whole = store.read(f"{FOLDER}/00000001", 0, store.stat(f"{FOLDER}/00000001").size)
+    assert Entry.parse(whole) is not None
+    pieces = json.loads(whole.partition(b"\n")[0])["pieces"]
+    for bad in (
+        b"", b"{", whole[:-1], whole + b"x", whole.partition(b"\n")[0], whole.replace(b"one", b"two"),
+        _changed(whole, format=2), _changed(whole, kind=1), _changed(whole, run=None), _changed(whole, pieces=[["a"]]),
+        _changed(whole, pieces=[["../rows", *pieces[0][1:]]]),
+    ):  # fmt: skip
+        assert Entry.parse(bad) is None, bad
+
+
+# A lock that is lost
+
+
+def test_one_that_was_asleep_writes_nothing_more(store: Kept, machine: Machine, tmp_path: Path) -> None:
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    store.age("00000000", 61.0)
+    second.take(0.0)
+    for _ in range(2):
+        with pytest.raises(LockedError):
+            commit(first, tmp_path / "work", rows=b"one\n")
+    with pytest.raises(LockedError):
+        first.check()
+    first.remove()
+    first.release()
+    assert store.names() == ["00000000", "00000001"]
+
+
+def test_a_number_that_is_free_again_is_not_taken_for_ones_own(store: Kept, machine: Machine, tmp_path: Path) -> None:
+    """Another run has taken the lock, finished the job and deleted the log."""
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    store.age("00000000", 61.0)
+    second.take(0.0)
+    second.remove()
+    assert store.names() == []
+    with pytest.raises(LockedError):
+        commit(first, tmp_path / "work", rows=b"one\n")
+    assert store.names() == []
+
+
+def test_who_asks_is_told(store: Kept, machine: Machine) -> None:
+    log = machine("a")
+    log.take(0.0)
+    log.ask()
+    store.put_new(f"{FOLDER}/00000001", b"of another")
+    log.check()
+    with pytest.raises(LockedError):
+        log.ask()
+    with pytest.raises(LockedError):
+        log.check()
+    gone = machine("a")
+    store.delete(f"{FOLDER}/00000001")
+    gone.take(0.0)
+    store.delete(f"{FOLDER}/00000001")
+    with pytest.raises(LockedError):
+        gone.ask()
+
+
+# The end
+
+
+def test_the_log_goes_and_no_number_is_free_behind_one_of_an_earlier_run(
+    store: Kept, machine: Machine, tmp_path: Path
+) -> None:
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    commit(first, tmp_path / "work", rows=b"one\n")
+    first.release()
+    second.take(0.0)
+    commit(second, tmp_path / "work", rows=b"one\ntwo\n")
+    commit(second, tmp_path / "work", rows=b"one\ntwo\nthree\n")
+    store.put(f"{FOLDER}/probe-left", b"probe")
+    store.put(f"{FOLDER}/note.txt", b"of the user")
+    store.deleted.clear()
+    second.remove()
+    assert store.names() == ["note.txt"]
+    order = [name for name in store.deleted if name.isdecimal()]
+    assert order[:3] == ["00000000", "00000001", "00000002"]
+    assert sorted(order[3:-1]) == ["00000003", "00000004", "00000005"]
+    assert order[-1] == "00000006"
+
+
+def test_a_log_whose_output_is_there_is_swept_by_the_next_run(
+    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreLog, "_sweep", lambda *_: None)  # it dies behind `placed`
+        first.remove()
+    assert [store.entry(number).kind for number in range(2)] == ["take", "placed"]
+    second.take(0.0)
+    assert store.names() == ["00000002"]
+    assert second.job != first.job
+
+
+def test_what_a_job_has_put_is_its_own(store: Kept, machine: Machine) -> None:
+    log = machine("a")
+    assert not log.is_mine(OUT)
+    store.put(OUT.url.key, b"rows", {JOB: "another"})
+    assert not log.is_mine(OUT)
+    store.put(OUT.url.key, b"rows", {JOB: log.job})
+    assert log.is_mine(OUT)
+    assert not log.is_mine(Path("out.jsonl"))
+    assert not StoreLog.is_there(OUT)
+    log.take(0.0)
+    assert StoreLog.is_there(OUT)
+
+
+def test_a_probe_leaves_nothing_and_tells_a_store_that_puts_over(store: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe(OUT)
+    assert store.names() == []
+
+    def put_over(key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        store.put(key, data, metadata)
+
+    monkeypatch.setattr(store, "put_new", put_over)
+    with pytest.raises(OutputError, match="puts an object over another one"):
+        probe(OUT)
+    assert store.names() == []
+
+
+def test_a_machine_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for folder in ("a", "a", "b"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
+        names.append(machine_id())
+    assert names[0] == names[1] != names[2]
+    assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_file()] == ["machine"]
