@@ -14,7 +14,7 @@ from rerank_cli.planning.cpu_kernels import AMX, LayerShape, cpu_attention
 from rerank_cli.planning.memory import read_model_shape
 
 _BF16, _BF16_AMX = 1.8, 2.5  # times fp32, by torch's kernels
-_BY_OUR_KERNEL = {"bf16": 4.5, "int8": 5.5}  # times fp32
+_BY_OUR_KERNEL = {"bf16": 5, "int8": 6}  # times fp32
 
 
 def faster_on(cpu: Cpu, *, device: str, precision: str, checkpoint: Checkpoint | None) -> str | None:
