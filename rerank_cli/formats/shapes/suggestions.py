@@ -61,11 +61,14 @@ def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header
         hint = f"no text in it could be the query: `{command}` puts one in"
     elif header:
         hint += "; the first line must hold the names of the columns"
-    return InputError(
-        f"{where}: neither a list of passages nor a passage: the row has {shown_names(fields)}",
-        hint=hint,
-        commands=commands,
-    )
+    return InputError(f"{where}: {_what_is_missing(fields, names)}", hint=hint, commands=commands)
+
+
+def _what_is_missing(fields: Mapping[str, Any], names: FieldNames) -> str:
+    passages = lookup(fields, names.passages) if names.passages else None
+    if isinstance(passages, list) and passages and isinstance(passages[0], Mapping) and names.text is None:
+        return f"no text is known in the passages of `{names.passages}`: the first has {shown_names(passages[0])}"
+    return f"neither a list of passages nor a passage: the row has {shown_names(fields)}"
 
 
 _DEEPER = "the rows seem to lie deeper"

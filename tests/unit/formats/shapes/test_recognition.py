@@ -12,6 +12,7 @@ import pytest
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
 from rerank_cli.formats.shapes import NO_TEXTS, SHAPES, FieldNames, Item, Selection, not_carried, recognise, written_as
+from rerank_cli.formats.shapes.suggestions import no_shape
 from rerank_cli.records import CandidateList, RowError
 from tests.conftest import json_rows, ranked_of, write_lines, write_table
 
@@ -270,3 +271,10 @@ def test_what_is_not_carried_is_known(name: str, to: str, missing: tuple[str, ..
 def test_a_probability_that_is_asked_for_and_has_no_place_is_told(name: str, carried: bool) -> None:
     shape = SHAPES[name].open(FieldNames(), NO_TEXTS)
     assert not_carried(shape, Selection(prob=True)) == (() if carried else ("prob",))
+
+
+def test_a_named_list_whose_passages_have_no_known_text_is_refused_by_what_they_have() -> None:
+    with pytest.raises(InputError, match="no text is known in the passages of `docs`: the first has `docid`, `body`"):
+        raise no_shape(
+            "own.jsonl:1", {"question": "a", "docs": [{"docid": 1, "body": "b"}]}, FieldNames(passages="docs")
+        )
