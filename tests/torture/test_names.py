@@ -172,6 +172,7 @@ def test_what_a_run_reads_is_never_written(  # noqa: C901 (a table, and what sin
                 more = {**given, flag: written}
                 if command in ("score", "rerank-file"):
                     more.setdefault("--output", str(here / "out.jsonl"))
+                    more.setdefault("--out-format", "jsonl")  # a name without a format is refused sooner
                 options = [part for pair in more.items() for part in pair]
                 code = main([command, *arguments, *options, *([] if command == "mem-estimate" else ["--overwrite"])])
                 said = capsys.readouterr().err
