@@ -34,7 +34,7 @@ from rerank_cli.encoding.images.source import ImageProblem, read_source
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.job.score_store import Rate, ScoreStore
 from rerank_cli.job.score_store.database import KEY_BYTES, QUERY_BYTES
-from rerank_cli.job.score_store.memory_table import MemoryTable
+from rerank_cli.job.score_store.memory_table import LENGTHS, LOGIT, MemoryTable
 from rerank_cli.records import EncodedPair, ImageBlock, ImagePassage, Limits, Passage, Timing, Window
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 Asked = tuple[Limits, str, Passage]
 """A pair with all that its score can depend on."""
 
-_LOGIT = struct.Struct("<f")
-_LENGTHS = struct.Struct("<IIIHBB")  # tokens, kept tokens, unknown, template, tiles, full tiles: of each chunk
 _IMAGE_BYTES = 512 * 2**20  # the reader itself has a smaller limit, and says so
 _ONE_ZERO = np.zeros(1, dtype=np.int32)
 
@@ -266,8 +264,8 @@ def _pack_slot(entry: Encoded, logit: float, image: bytes | None) -> bytes:
     if image is not None and not all(pair.block and pair.block.digest.endswith(image) for pair in entry):
         return b""
     try:
-        return _LOGIT.pack(logit) + b"".join(
-            _LENGTHS.pack(
+        return LOGIT.pack(logit) + b"".join(
+            LENGTHS.pack(
                 pair.tokens, pair.kept_tokens, pair.unknown, pair.template,
                 pair.block.tiles if pair.block else 0, pair.block.full_tiles if pair.block else 0,
             )
@@ -279,16 +277,16 @@ def _pack_slot(entry: Encoded, logit: float, image: bytes | None) -> bytes:
 
 def _unpack_slot(value: bytes) -> Slot | None:
     """What the store has kept of a pair."""
-    if (entry := _entry_of(value[_LOGIT.size :])) is None:
+    if (entry := _entry_of(value[LOGIT.size :])) is None:
         return None
-    return Slot(entry, _LOGIT.unpack_from(value)[0])
+    return Slot(entry, LOGIT.unpack_from(value)[0])
 
 
 @lru_cache(4096)  # most pairs are as long as others, and nothing of them differs but the logit
 def _entry_of(lengths: bytes) -> tuple[EncodedPair, ...] | None:
-    if not lengths or len(lengths) % _LENGTHS.size:
+    if not lengths or len(lengths) % LENGTHS.size:
         return None
-    return tuple(_without_ids(*one) for one in _LENGTHS.iter_unpack(lengths))
+    return tuple(_without_ids(*one) for one in LENGTHS.iter_unpack(lengths))
 
 
 def _without_ids(tokens: int, kept: int, unknown: int, template: int, tiles: int, full_tiles: int) -> EncodedPair:

@@ -1,12 +1,13 @@
 """Scores of this process alone: what a run without a store knows of the pairs that it has computed.
 
-A table of `KNOWN_PAIRS` places, 34 bytes each: a pair has one place, by its key, and the last one that wants it gets
-it. So memory is bounded (18 MB; pages that were never written take none), a look-up is a few operations of numpy for a
+A table of `KNOWN_PAIRS` places, 36 bytes each: a pair has one place, by its key, and the last one that wants it gets
+it. So memory is bounded (19 MB; pages that were never written take none), a look-up is a few operations of numpy for a
 whole window, and what is found depends on nothing but the pairs before. Of a pair in chunks nothing is kept.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -15,8 +16,11 @@ import numpy as np
 from rerank_cli.job.score_store.database import KEY_BYTES, Rate
 from rerank_cli.planning.memory import KNOWN_PAIRS
 
-VALUE_BYTES: Final = 18
-"""A logit, and the lengths of a pair that is read as one (`known_scores.py`)."""
+LOGIT: Final = struct.Struct("<f")
+LENGTHS: Final = struct.Struct("<IIIHBB")
+"""Tokens, kept tokens, unknown, template, tiles, full tiles: of each chunk of a pair."""
+VALUE_BYTES: Final = LOGIT.size + LENGTHS.size
+"""Of a pair that is read as one."""
 
 
 class MemoryTable:

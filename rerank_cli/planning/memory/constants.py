@@ -15,7 +15,7 @@ _MIB = 2**20
 
 KNOWN_PAIRS = 2**19
 """Pairs whose scores a run on a CPU keeps in memory, so that one that comes again is not computed again."""
-KNOWN_PAIR_BYTES = 34  # a key of 16, and a logit with lengths (`job/score_store/memory_table.py`)
+KNOWN_PAIR_BYTES = 36  # a key of 16, and a logit with lengths (`job/score_store/memory_table.py`)
 
 
 @dataclass(frozen=True, slots=True)
