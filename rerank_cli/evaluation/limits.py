@@ -21,8 +21,13 @@ def find_limits(
 ) -> dict[str, Any]:
     """What limits a system, by the first measure, on those of `queries` that it has."""
     queries = [query for query in queries if query in system.lists]
-    lists = [system.lists[query] for query in queries]
-    without = [query for query in queries if not (system.lists[query].grades > 0).any()]
+    without: list[str] = []
+    judged: list[float | None] = []
+    for query in queries:
+        own = system.lists[query].grades
+        if not (own > 0).any():
+            without.append(query)
+        judged.append(float(np.mean(own[:_TOP] != UNJUDGED)) if len(own) else None)
     changes = {query: _change(system.values[query], baseline.get(query)) for query in queries}
     ordered = sorted((query for query in queries if changes[query] is not None), key=lambda one: changes[one] or 0.0)
     judged_bad = any(grade <= 0 for query in queries for grade in grades[query].values())
@@ -30,7 +35,7 @@ def find_limits(
         "perfect_order": _mean([system.perfect[query][0] for query in queries]),
         "without_relevant_candidate": len(without),
         "examples_without": without[:_EXAMPLES],
-        "judged_in_top_10": _mean([float(np.mean(one.grades[:_TOP] != UNJUDGED)) for one in lists if len(one.grades)]),
+        "judged_in_top_10": _mean(judged),
         "worst": [{"query": one, "change": changes[one]} for one in ordered[:EXTREMES] if (changes[one] or 0) < 0],
         "best": [
             {"query": one, "change": changes[one]} for one in ordered[: -EXTREMES - 1 : -1] if (changes[one] or 0) > 0

@@ -60,12 +60,13 @@ class Pool:
 
 def pool_of(system: System, relevant_from: int = RELEVANT_FROM, most: int | None = _MOST_QUERIES) -> Pool | None:
     """The passages of the queries that have scores, of at most `most` queries; None if there are none."""
-    lists = [one for one in system.lists.values() if one.scores is not None and len(one.scores)]
-    if not system.score or not lists:
+    queries = [query for query, one in system.lists.items() if one.scores is not None and len(one.scores)]
+    if not system.score or not queries:
         return None
-    if most is not None and len(lists) > most:
-        drawn = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(lists))[:most]
-        lists = [lists[place] for place in sorted(drawn.tolist())]
+    if most is not None and len(queries) > most:
+        drawn = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(queries))[:most]
+        queries = [queries[place] for place in sorted(drawn.tolist())]
+    lists = [system.lists[query] for query in queries]
     marked = [(one.scores, one.grades >= relevant_from) for one in lists if one.scores is not None]
     scores, relevant, fold = pooled_lists(marked)
     starts = np.cumsum([0, *(len(one) for one, _ in marked)])[:-1]
