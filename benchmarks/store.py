@@ -80,6 +80,7 @@ def _one(kind: str, source: str, output: str, store: str | None, limit: int | No
             slot = known_scores.Slot((known_scores._without_ids(40, 40, 0, 3, 0, 0),), 1.0)
             found.known = dict.fromkeys(range(len(found.pairs)), slot)
 
+        known_scores.KnownScores._find_lists = staticmethod(lambda *_: None)  # type: ignore[method-assign]
         known_scores.KnownScores._find = find  # type: ignore[method-assign]
         known_scores.KnownScores._keys = staticmethod(lambda pairs, *_, **__: [None] * len(pairs))  # type: ignore[method-assign]
 

@@ -13,8 +13,12 @@ Several processes at once: WAL lets them read while one writes, a transaction a 
 whole transactions. After a power cut the last ones may be missing, which `synchronous=NORMAL` allows: they are computed
 again. On a file system of a network there is no WAL, as it needs memory that the processes share (`folder.py`).
 
-The day of an entry is renewed with its first use on another day. Over its limit a store forgets what was not used for
-longest, whole days first, and of one day the entries of some keys, which are as good as random.
+The entry of a whole list (`known_scores.py`) lies among those of its query and has all of their scores, so that a list
+that has not changed is one row.
+
+The day of an entry is renewed with its first use on another day, and with that of a list all entries of its query. Over
+its limit a store forgets what was not used for longest, whole days first, and of one day the entries of some keys,
+which are as good as random.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -46,6 +50,7 @@ CREATE TABLE days (day INTEGER NOT NULL PRIMARY KEY, bytes INTEGER NOT NULL);
 CREATE TABLE rates (basis BLOB NOT NULL PRIMARY KEY, tokens INTEGER NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
 """
 _CHECK_BYTES = 4
+_LAST = b"\xff" * (KEY_BYTES - QUERY_BYTES)  # of the keys of a query
 _query_of = itemgetter(slice(QUERY_BYTES))
 _WHOLE = 0x2144DF1C  # the CRC-32 of anything with its own CRC-32 behind it
 _AT_A_TIME = 500  # keys of a statement; of old versions of SQLite one takes 999 values
@@ -99,14 +104,18 @@ class ScoreStore:
         self._lock = threading.Lock()
         self._reads = self._writes = True
         self._database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._database.text_factory = bytes  # a value that another hand has made a text is looked at like any other
         try:
             self._begin(shared_memory=shared_memory)
         except BaseException:
             self._database.close()
             raise
 
-    def find(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values of those of `keys` that are there."""
+    def find(self, keys: Sequence[bytes], *, of_lists: bool = False) -> dict[bytes, bytes]:
+        """The values of those of `keys` that are there.
+
+        of_lists: they are keys of whole lists, with which all entries of their queries are used.
+        """
         if not self._reads or not keys:
             return {}
         found: dict[bytes, bytes] = {}
@@ -123,24 +132,34 @@ class ScoreStore:
                     found[key] = whole
                     if day != today:
                         old.setdefault(day, []).append(key)
-                self._renew(old, today)
+                if of_lists:
+                    self._renew_queries({key[:QUERY_BYTES] for some in old.values() for key in some}, today)
+                else:
+                    self._renew(old, today)
             except sqlite3.Error as error:
                 self._fault(error, reading=True)
         return found
 
-    def add(self, entries: Mapping[bytes, bytes], basis: bytes = b"", rate: Rate | None = None) -> None:
+    def add(
+        self,
+        entries: Mapping[bytes, bytes],
+        basis: bytes = b"",
+        rate: Rate | None = None,
+        lists: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         """Keep `entries`, and what it has cost to compute them.
 
         Args:
             entries: Values by keys.
             basis: What all of the keys have in common.
             rate: What computing them has cost.
+            lists: Entries of whole lists, which are not counted in `added`.
         """
-        if not self._writes or not (entries or rate):
+        if not self._writes or not (entries or rate or lists):
             return
         with self._lock:
             try:
-                self._write(entries, basis, rate)
+                self.added += self._write({**entries, **(lists or {})}, entries, basis, rate)
                 if self._limit is not None:
                     self._keep_limit(self._limit)
             except sqlite3.Error as error:
@@ -214,7 +233,10 @@ class ScoreStore:
             ask(f"PRAGMA user_version = {VERSION}")
         ask("COMMIT")
 
-    def _write(self, entries: Mapping[bytes, bytes], basis: bytes, rate: Rate | None) -> None:
+    def _write(
+        self, entries: Mapping[bytes, bytes], counted: Mapping[bytes, bytes], basis: bytes, rate: Rate | None
+    ) -> int:
+        """Keep all of `entries`. Returns how many of `counted` are new."""
         today = self._day_number()
         sealed = {key: _sealed(key, entries[key]) for key in sorted(entries)}
         with self._transaction():
@@ -237,7 +259,7 @@ class ScoreStore:
                     "tokens = tokens + excluded.tokens, seconds = seconds + excluded.seconds",
                     (basis, rate.tokens, rate.seconds),
                 )
-        self.added += len(new)
+        return sum(key in counted for key in new)
 
     def _renew(self, old: Mapping[int, Sequence[bytes]], today: int) -> None:
         """Give entries the day of today. old: their keys by the day that they have."""
@@ -256,6 +278,26 @@ class ScoreStore:
                         )
                         self._count(day, -int(size))
                         self._count(today, int(size))
+        except sqlite3.Error as error:
+            self._fault(error, reading=False)
+
+    def _renew_queries(self, queries: Iterable[bytes], today: int) -> None:
+        """Give all entries of some queries the day of today."""
+        queries = sorted(queries)
+        if not queries or not self._writes:
+            return
+        which = "FROM scores WHERE key BETWEEN ? AND ? AND day <> ?"
+        try:
+            with self._transaction():
+                for query in queries:
+                    some = (query, query + _LAST, today)
+                    sizes = f"SELECT day, total(length(value) + {_BESIDE}) {which} GROUP BY day"
+                    for day, size in self._database.execute(sizes, some).fetchall():
+                        self._count(day, -int(size))
+                        self._count(today, int(size))
+                    self._database.execute(
+                        "UPDATE scores SET day = ? WHERE key BETWEEN ? AND ? AND day <> ?", (today, *some)
+                    )
         except sqlite3.Error as error:
             self._fault(error, reading=False)
 
@@ -321,7 +363,8 @@ class ScoreStore:
         """The database has failed: stop what cannot go on, and say so once."""
         told = not self._writes
         self._writes = False
-        busy = isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in (
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # what Python's own part of it finds has none
+        busy = isinstance(error, sqlite3.OperationalError) and code in (
             sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
         )  # fmt: skip
         if reading or not busy:

@@ -8,6 +8,9 @@
 A pair is looked up by its texts and the bytes of its image, before anything is tokenised. What comes back is the logit
 and the lengths that an output and a report tell of it; token ids do not, and in their place stand as many zeros.
 
+A list that has not changed since it was scored is found at once, by one key of all its texts: the store keeps the
+values of its pairs a second time, packed into one. Only where there is no such entry each pair is looked up.
+
 A pair that an earlier window has, and that is not in the store yet, is not computed again either: it waits for that
 window, whose parts are always scored before.
 
@@ -21,6 +24,7 @@ import hashlib
 import math
 import struct
 import threading
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -34,8 +38,8 @@ from rerank_cli.encoding.images.source import ImageProblem, read_source
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.job.score_store import Rate, ScoreStore
 from rerank_cli.job.score_store.database import KEY_BYTES, QUERY_BYTES
-from rerank_cli.job.score_store.memory_table import LENGTHS, LOGIT, MemoryTable
-from rerank_cli.records import EncodedPair, ImageBlock, ImagePassage, Limits, Passage, Timing, Window
+from rerank_cli.job.score_store.memory_table import LENGTHS, LOGIT, VALUE_BYTES, MemoryTable
+from rerank_cli.records import CandidateList, EncodedPair, ImageBlock, ImagePassage, Limits, Passage, Timing, Window
 
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 Asked = tuple[Limits, str, Passage]
 """A pair with all that its score can depend on."""
 
+_LIST_PAIRS = range(8, 4097)  # of a list with an entry of its own: fewer spare nothing, and an entry is one row
 _IMAGE_BYTES = 512 * 2**20  # the reader itself has a smaller limit, and says so
 _ONE_ZERO = np.zeros(1, dtype=np.int32)
 
@@ -83,6 +88,8 @@ class FoundPairs:
     """Of known pairs, with their token ids, where these are asked for."""
     tokens: int = 0
     """Of the pairs that were computed."""
+    lists: dict[bytes, list[int]] = field(default_factory=dict)
+    """Of lists that the store does not know as a whole, by their keys: the places of their pairs."""
     without_keys: dict[int, bytes] = field(default_factory=dict)
     """What the store is to keep of pairs that were computed before there were keys."""
 
@@ -144,9 +151,35 @@ class KnownScores:
         if self._basis is None:
             found.keys = [None] * len(found.pairs)
         else:
-            found.keys = self._keys(found.pairs, self._basis, found.images, reads_images=self._reads_images)
+            if isinstance(self.store, ScoreStore):
+                self._find_lists(self.store, window, found, self._basis)
+            left = [place for place in range(len(found.pairs)) if place not in found.known]
+            images: dict[int, bytes] = {}
+            pairs = [found.pairs[place] for place in left]
+            keys = self._keys(pairs, self._basis, images, reads_images=self._reads_images)
+            found.keys = [None] * len(found.pairs)
+            for place, key in zip(left, keys, strict=True):
+                found.keys[place] = key
+            found.images = {left[place]: image for place, image in images.items()}
             self._find(found)
         return found
+
+    @staticmethod
+    def _find_lists(store: ScoreStore, window: Window, found: FoundPairs, basis: bytes) -> None:
+        """Find the lists of a window that have not changed; what is not found is noted for `keep`."""
+        begin = 0
+        for item in window.lists:
+            places = found.places[begin : begin + len(item.passages)]
+            begin += len(item.passages)
+            if len(places) in _LIST_PAIRS and (key := _key_of_list(item, basis)):
+                found.lists[key] = places
+        for key, value in store.find(list(found.lists), of_lists=True).items():
+            values = _unpack_list(value, len(found.lists[key]))
+            if values is None:
+                continue
+            for place, begin in zip(found.lists.pop(key), range(0, len(values), VALUE_BYTES), strict=True):
+                if place not in found.known and (slot := _unpack_slot(values[begin : begin + VALUE_BYTES])):
+                    found.known[place] = slot
 
     def take(self, window: Window) -> FoundPairs:
         """What `look_up` has found."""
@@ -166,7 +199,7 @@ class KnownScores:
         with self._turn:
             if self._under_way:
                 known |= {place: slot for place, key in enumerate(keys) if key and (slot := self._under_way.get(key))}
-        values = self.store.find(sorted(key for place, key in enumerate(keys) if key and place not in known))
+        values = self.store.find([key for place, key in enumerate(keys) if key and place not in known])
         for place, key in enumerate(keys):
             if key and (value := values.get(key)) and (slot := _unpack_slot(value)):
                 known[place] = slot
@@ -198,7 +231,13 @@ class KnownScores:
                 keys = self._keys(pairs, self._basis, images)
                 new |= {key: value for key, value in zip(keys, found.without_keys.values(), strict=True) if key}
         spent, self._spent = self._timing.compute - self._spent, self._timing.compute
-        self.store.add(new, self._basis or b"", Rate(found.tokens, spent) if found.tokens else None)
+        lists = {}
+        for key, places in found.lists.items():
+            slots = [found.own.get(place) or found.known.get(place) for place in places]
+            values = [slot.value if slot else b"" for slot in slots]
+            if all(len(value) == VALUE_BYTES for value in values):
+                lists[key] = _pack_list(values)
+        self.store.add(new, self._basis or b"", Rate(found.tokens, spent) if found.tokens else None, lists)
         with self._turn:
             for place in found.own:
                 self._under_way.pop(found.keys[place] or b"", None)
@@ -246,6 +285,23 @@ class KnownScores:
         return keys
 
 
+def _key_of_list(item: CandidateList, basis: bytes) -> bytes | None:
+    """The key of a whole list, in its order; None of one with images, which may change, or with several queries."""
+    texts = [item.query]
+    for passage in item.passages:
+        if not isinstance(passage, str):
+            return None
+        texts.append(passage)
+    if item.queries:
+        return None
+    limits = f"{item.limits.whole} {item.limits.passage_tokens} "
+    digest = hashlib.blake2b(limits.encode(), digest_size=KEY_BYTES - QUERY_BYTES, key=basis, person=b"list")
+    digest.update(np.fromiter(map(len, texts), dtype="<u8", count=len(texts)).tobytes())  # where each text ends
+    digest.update("".join(texts).encode("utf-8", "surrogatepass"))
+    first = hashlib.blake2b(item.query.encode("utf-8", "surrogatepass"), digest_size=QUERY_BYTES, key=basis).digest()
+    return first + digest.digest()
+
+
 def _image_digest(passage: ImagePassage) -> bytes | None:
     try:
         data = read_source(passage.image, max_bytes=_IMAGE_BYTES)
@@ -279,7 +335,28 @@ def _unpack_slot(value: bytes) -> Slot | None:
     """What the store has kept of a pair."""
     if (entry := _entry_of(value[LOGIT.size :])) is None:
         return None
-    return Slot(entry, LOGIT.unpack_from(value)[0])
+    return Slot(entry, LOGIT.unpack_from(value)[0], value)
+
+
+def _pack_list(values: Sequence[bytes]) -> bytes:
+    """What the store keeps of a list whose pairs have these values: logits, then lengths, which are much alike."""
+    table = np.frombuffer(b"".join(values), dtype=np.uint8).reshape(len(values), VALUE_BYTES)
+    return table[:, : LOGIT.size].tobytes() + zlib.compress(table[:, LOGIT.size :].T.tobytes(), level=1)
+
+
+def _unpack_list(data: bytes, count: int) -> bytes | None:
+    """The values of `count` pairs, one behind the other; None where the store has kept something else."""
+    size = LENGTHS.size * count
+    try:
+        lengths = zlib.decompressobj().decompress(data[LOGIT.size * count :], size + 1)
+    except zlib.error:
+        return None
+    if len(lengths) != size:
+        return None
+    table = np.empty((count, VALUE_BYTES), dtype=np.uint8)
+    table[:, : LOGIT.size] = np.frombuffer(data, dtype=np.uint8, count=LOGIT.size * count).reshape(count, -1)
+    table[:, LOGIT.size :] = np.frombuffer(lengths, dtype=np.uint8).reshape(-1, count).T
+    return table.tobytes()
 
 
 @lru_cache(4096)  # most pairs are as long as others, and nothing of them differs but the logit

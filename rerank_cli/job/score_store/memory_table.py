@@ -40,9 +40,15 @@ class MemoryTable:
         hits = np.flatnonzero((self._keys[places] == asked).all(axis=1)).tolist()
         return {keys[hit]: self._values[places[hit]].tobytes() for hit in hits}
 
-    def add(self, entries: Mapping[bytes, bytes], basis: bytes = b"", rate: Rate | None = None) -> None:
-        """Keep `entries` that have one length; what they have cost is not asked for."""
-        del basis, rate
+    def add(
+        self,
+        entries: Mapping[bytes, bytes],
+        basis: bytes = b"",
+        rate: Rate | None = None,
+        lists: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """Keep `entries` that have one length; what they have cost is not asked for, and lists are not kept."""
+        del basis, rate, lists
         kept = {key: value for key, value in entries.items() if len(value) == VALUE_BYTES}
         if not kept:
             return

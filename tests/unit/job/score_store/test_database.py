@@ -253,3 +253,19 @@ def test_a_network_that_locks_has_a_store_without_shared_memory(tmp_path: Path, 
     assert store.find(list(entries(10))) == entries(10)
     assert not list(tmp_path.glob("*-wal"))
     store.close()
+
+
+def test_with_a_list_all_entries_of_its_query_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path)
+    store.add(entries(20, 0), lists={key(900, 0): b"the list of query 0"})
+    store.add(entries(20, 1), lists={key(900, 1): b"the list of query 1"})
+    assert store.added == 40
+    monkeypatch.setattr(ScoreStore, "_day_number", staticmethod(lambda: 99_999))
+    assert store.find([key(900, 0)], of_lists=True) == {key(900, 0): b"the list of query 0"}
+    with sqlite3.connect(tmp_path / DATABASE) as hand:
+        today = {key for (key,) in hand.execute("SELECT key FROM scores WHERE day = 99999")}
+        counted = dict(hand.execute("SELECT day, bytes FROM days"))
+        sizes = dict(hand.execute(f"SELECT day, sum(length(value) + {module._BESIDE}) FROM scores GROUP BY day"))
+    assert today == {*entries(20, 0), key(900, 0)}
+    assert counted == sizes
+    store.close()

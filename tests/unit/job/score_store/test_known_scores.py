@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ from rerank_cli.encoding.choices import ImageLimits
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, Watcher, run_job
+from rerank_cli.job.score_store import ScoreStore
 from rerank_cli.job.score_store.folder import DATABASE
+from rerank_cli.job.score_store.known_scores import _key_of_list, _pack_list, _unpack_list
 from rerank_cli.planning.choices import ProfileRequest
+from rerank_cli.records import CandidateList, ImagePassage, Limits
 from tests.conftest import TINY_CHECKPOINT
 
 WORDS = [f"{one}{two}" for one in ("al", "be", "ga", "de") for two in ("pha", "ta", "mma", "lta")]
@@ -54,6 +59,69 @@ def written(output: Path) -> tuple[bytes, bytes]:
 
 def stored(outcome: Outcome) -> tuple[int, int, int]:
     return tuple(outcome.report["store"][name] for name in ("asked", "found", "computed"))
+
+
+def test_a_list_that_has_not_changed_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = lists(tmp_path / "in.jsonl")
+    run(source, tmp_path / "cold.jsonl", store=str(tmp_path / "s"))
+    find, asked = ScoreStore.find, []
+
+    def noted(store: ScoreStore, keys: Any, **how: Any) -> Any:
+        found = find(store, keys, **how)
+        asked.append((len(keys), len(found), how))
+        return found
+
+    monkeypatch.setattr(ScoreStore, "find", noted)
+    warm = run(source, tmp_path / "warm.jsonl", store=str(tmp_path / "s"))
+    assert asked == [(38, 38, {"of_lists": True}), (0, 0, {})], "one of 40 lists is broken, and one comes twice"
+    assert stored(warm)[2] == 0
+    assert written(tmp_path / "warm.jsonl") == written(tmp_path / "cold.jsonl")
+    asked.clear()
+    turned = [json.loads(line) for line in Path(source).read_text().splitlines() if line != "{broken"]
+    for row in turned:
+        row["passages"].reverse()
+    Path(source).write_text("".join(json.dumps(row) + "\n" for row in turned))
+    other = run(source, tmp_path / "turned.jsonl", store=str(tmp_path / "s"))
+    assert asked[0][1] == 0
+    assert stored(other)[2] == 0, "its pairs are known, in whatever order"
+
+
+def test_a_list_entry_that_was_edited_is_none(tmp_path: Path) -> None:
+    source = lists(tmp_path / "in.jsonl")
+    run(source, tmp_path / "cold.jsonl", store=str(tmp_path / "s"))
+    with sqlite3.connect(tmp_path / "s" / DATABASE) as hand:
+        rows = hand.execute("SELECT key, value FROM scores WHERE length(value) > 30").fetchall()
+        edited = [(value[:20] + bytes([value[20] ^ 1]) + value[21:], key) for key, value in rows]
+        hand.executemany("UPDATE scores SET value = ? WHERE key = ?", edited)
+    assert len(edited) == 38
+    warm = run(source, tmp_path / "warm.jsonl", store=str(tmp_path / "s"))
+    assert warm.report["store"]["damaged"] == 38
+    assert stored(warm)[2] == 0
+    assert written(tmp_path / "warm.jsonl") == written(tmp_path / "cold.jsonl")
+    again = run(source, tmp_path / "again.jsonl", store=str(tmp_path / "s"))
+    assert again.report["store"]["damaged"] == 0, "it was put anew"
+
+
+def test_a_packed_list_is_what_it_was_or_none() -> None:
+    values = [struct.pack("<fIIIHBB", number / 7, 40 + number % 9, 40, number % 3, 5, 0, 0) for number in range(50)]
+    packed = _pack_list(values)
+    assert len(packed) < len(b"".join(values)) / 2
+    assert _unpack_list(packed, 50) == b"".join(values)
+    for data, count in ((packed, 49), (packed, 51), (packed[:-9], 50), (b"", 50), (packed[:200], 50), (b"x" * 900, 50)):
+        assert _unpack_list(data, count) is None
+
+
+def test_lists_with_the_same_letters_have_other_keys() -> None:
+    def key(query: str, *passages: Any, **more: Any) -> bytes | None:
+        return _key_of_list(CandidateList(query, passages, (), **more), b"basis")
+
+    keys = [
+        key("q", "ab", "c"), key("q", "a", "bc"), key("qa", "b", "c"), key("q", "c", "ab"), key("q", "abc"),
+        key("q", "ab", "c", limits=Limits(whole=True)), key("q", "ab", "c", limits=Limits(passage_tokens=3)),
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    assert key("q", "ab", "c", queries=("q", "r")) is None
+    assert key("q", "ab", ImagePassage("", "page.png")) is None
 
 
 @pytest.mark.parametrize(
