@@ -259,7 +259,7 @@ class KnownScores:
             if (of_query := queries.get(query)) is None:
                 text = query.encode("utf-8", "surrogatepass")
                 digest = hashlib.blake2b(text, digest_size=KEY_BYTES - QUERY_BYTES, key=basis)
-                first = hashlib.blake2b(text, digest_size=QUERY_BYTES, key=basis).digest()
+                first = _begin_of_key(text, basis)
                 digest.update(b"%d" % len(text))  # where the query ends
                 queries[query] = of_query = (first, digest)
             first, begun = of_query
@@ -298,8 +298,12 @@ def _key_of_list(item: CandidateList, basis: bytes) -> bytes | None:
     digest = hashlib.blake2b(limits.encode(), digest_size=KEY_BYTES - QUERY_BYTES, key=basis, person=b"list")
     digest.update(np.fromiter(map(len, texts), dtype="<u8", count=len(texts)).tobytes())  # where each text ends
     digest.update("".join(texts).encode("utf-8", "surrogatepass"))
-    first = hashlib.blake2b(item.query.encode("utf-8", "surrogatepass"), digest_size=QUERY_BYTES, key=basis).digest()
-    return first + digest.digest()
+    return _begin_of_key(item.query.encode("utf-8", "surrogatepass"), basis) + digest.digest()
+
+
+def _begin_of_key(query: bytes, basis: bytes) -> bytes:
+    """What all keys of a query begin with, those of its pairs and of its lists: they lie together in the store."""
+    return hashlib.blake2b(query, digest_size=QUERY_BYTES, key=basis).digest()
 
 
 def _image_digest(passage: ImagePassage) -> bytes | None:
