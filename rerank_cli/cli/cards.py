@@ -31,7 +31,7 @@ def print_cards(asked: PlanRequest, known: KnownModel, *, pairs: int | None, tok
 
 
 def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int) -> None:
-    from rerank_cli.planning.hours import show_time
+    from rerank_cli.planning.hours import BASIS, show_time
     from rerank_cli.planning.profiles.request import show_gib
 
     rows = []
@@ -54,5 +54,5 @@ def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int
         names = [card.name for card in cards if card.no_time == why]
         which = f" for {', '.join(names)}" if len(names) < len(cards) else ""
         say(f"note: the time is not known{which}: {why}")
-    say("note: times are reckoned from the model's shape and the card's peaks; no card was timed")
+    say(f"note: times are {BASIS}")
     say(f"other numbers: `--pairs N --tokens L`; defaults {PAIRS:,} and {TOKENS:,}")

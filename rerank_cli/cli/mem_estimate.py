@@ -238,8 +238,6 @@ def _nothing_fits_error(answer: MemoryAnswer) -> DoesNotFitError:
 
 
 def _print_text(answer: MemoryAnswer) -> None:
-    from rerank_cli.planning.hours import show_time
-
     place = answer.question.place
     device = place.sku or ("CPU" if place.cpu else "GPU")
     room = "" if answer.question.capacity is None else f", {_gib(answer.question.capacity)} GiB there"
@@ -265,14 +263,22 @@ def _print_text(answer: MemoryAnswer) -> None:
         both = " with both scorers" if run.first else ""
         tokens = f"{lanes}at most {run.plan.token_budget:,} tokens"
         say(f"a run here{both}: {_gib(run.needed_bytes)} GiB, in {tokens} at a time")
-    for time in answer.times:
-        of_length = f" of {time['tokens']:,} tokens" if time["tokens"] else ""
-        took = show_time(time["low"], time["high"])
-        say(f"{time['pairs']:,} pairs{of_length}: {took} on {device}, most of it {time['limit']} (reckoned)")
+    _print_times(answer, device)
     if any(row.nim and row.nim.kind != "published" for row in answer.rows):
         say("NIM: `~` is interpolated between published values, `=` is published without a batch size or length")
     for note in answer.notes:
         say(f"note: {note}")
+
+
+def _print_times(answer: MemoryAnswer, device: str) -> None:
+    from rerank_cli.planning.hours import BASIS, show_time
+
+    for time in answer.times:
+        of_length = f" of {time['tokens']:,} tokens" if time["tokens"] else ""
+        took = show_time(time["low"], time["high"])
+        say(f"{time['pairs']:,} pairs{of_length}: {took} on {device}, most of it {time['limit']}")
+    if answer.times:
+        say(f"times are {BASIS}")
 
 
 def _cells(row: MemoryRow, answer: MemoryAnswer) -> dict[str, str]:

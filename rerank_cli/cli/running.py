@@ -246,6 +246,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     refuse_early(options)
 
     from rerank_cli.job.dry_run import dry_run
+    from rerank_cli.planning.hours import BASIS
 
     result = dry_run(options, gpus)
     if result.plan.taken:
@@ -258,6 +259,8 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     else:
         print_table(["dry run", ""], [[name, value] for name, value in _dry_facts(result).items()])
         write(f"expected time: at 70 % of {result.gflops:,.0f} GFLOP/s, measured just now")
+        if any(one.time for one in result.elsewhere):
+            write(f"on other cards: {BASIS}")
         if told := _faster_here(options, result):
             write(f"faster: {told}")
     return _dry_exit_code(result, options)
@@ -317,9 +320,7 @@ def _time_on_other_card(found: Elsewhere) -> str:
 
     if found.time is None:
         return f"not known: {found.reason}"
-    return (
-        f"{show_time(found.time.low, found.time.high)} in {found.precision}, most of it {found.time.limit} (reckoned)"
-    )
+    return f"{show_time(found.time.low, found.time.high)} in {found.precision}, most of it {found.time.limit}"
 
 
 def _duration(seconds: float) -> str:

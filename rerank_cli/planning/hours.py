@@ -5,19 +5,35 @@
 
 The model of a forward has four parts, of which the first three add up and the fourth runs beside them:
 
-    products    2 operations a weight and token, over a share of the card's peak that grows with the hidden size
-    attention   4 * channels * tokens squared a layer, over a share of the peak that grows with the length
-    memory      what norms, sums and activations read and write between products, over a share of the bandwidth
+    products    2 operations a weight and token
+    attention   4 * channels * tokens squared a layer
+    memory      what products, norms, sums and activations read and write
     host        reading, tokenising and writing, which one process does for all of its engines
 
 An encoder with a first-token head computes its last layer for one token of a pair; that layer is not counted.
 
-Constants (`_...` below) are fitted to the twelve figures that a review of the CUDA code gives for an H100 (28 November
-2026: MiniLM-L6 and L12, XLM-R-large and a Llama of 1 B at 128 to 8,192 tokens), within 9 % of each, and to its three
-for FP8. That review takes them from a matrix product of 798 TFLOP/s and a copy of 3.0 TB/s measured on such a card,
-and from the speeds of FlashAttention 2 in the paper of FlashAttention 3. **Nobody has timed this program on a card**:
-the interval is that of a reckoning, from 0.7 times the expected time to 1.6 times. Peaks and bandwidths of cards are
-data (`machine/gpu_names.py`), and other cards are taken to reach the same shares of theirs.
+Each constant was measured by itself; none is fitted to the speed of a whole model. Sources, all of H100s:
+
+    products    798 TFLOP/s of 989: a product of 8,192 x 8,192 x 8,192 in bf16 (the review of the CUDA code of 28
+                November 2026, whose author had it from such cards; H200s: 769 to 798). A product takes that and, as its
+                beginning and end do not overlap with it, the time of its rows at the speed of memory: so narrow layers
+                reach less of the peak (384 channels 390 TFLOP/s, 1,024 570, 2,048 650; the review: 350 to 440, wide
+                layers 600 to 650)
+    attention   282, 318 and 322 TFLOP/s at 512, 2,048 and 8,192 tokens, head size 64: FlashAttention 2, which torch's
+                kernel is, in figure 5 of the paper of FlashAttention 3 (https://arxiv.org/abs/2407.08608); smaller
+                heads use as much less of the matrix units
+    memory      2.7 TB/s of 3.35, what the review takes for pointwise kernels; a plain copy reaches 3.0
+    FP8         twice the operations a second of 16 bits, by the cards' sheets
+    host        `benchmarks.host`, see `_HOST_SECONDS`
+
+With these the model is within 22 % of all fifteen figures that the review reckons for the device alone (MiniLM-L6 and
+L12, XLM-R large, a Llama of 1 B in 16 bits and FP8, 128 to 8,192 tokens), and 16 % below the one published speed that a
+card limits: 47.7 pairs a second of 512 tokens, llama-nemotron-rerank-1b-v2 in fp16 on an A10G, by TensorRT. **Nobody
+has timed this program on a card.** So the interval reaches from 0.8 of the time, at which products and memory would
+run at the peaks of the sheet, to 1.6 times: as much slower than what is expected for its shape is the nearest relative
+that is published (ettin-1b, packed too, by sentence-transformers: 928 pairs/s, of a mean length that is not told).
+
+Peaks and bandwidths of cards are data (`machine/gpu_names.py`), and other cards are taken to reach the same shares.
 """
 
 from __future__ import annotations
@@ -30,18 +46,20 @@ from rerank_cli.checkpoint.families import BERT_LIKE
 from rerank_cli.machine.gpu_names import CardSpeed
 from rerank_cli.planning.memory import ModelShape
 
-_PRODUCT_SHARE, _PRODUCT_HALF = 0.8, 300  # of the peak: 0.8 * hidden / (hidden + 300)
-_ATTENTION_SHARE, _ATTENTION_HALF = 0.36, 80  # of the peak: 0.36 * tokens / (tokens + 80), with heads of 64
-_FULL_HEAD = 64  # smaller heads use as much less of the matrix units
-_MEMORY_SHARE = 0.5
-_FP8_TIMES = 1.8  # the speed of products in 16 bits; three roundings a layer cost half again of the memory traffic
-_FP8_TRAFFIC = 1.5
+_PRODUCT_SHARE = 798 / 989  # of the peak, in a large product
+_MEMORY_SHARE = 2.7 / 3.35  # of the bandwidth, in pointwise kernels
+_ATTENTION_SHARE, _ATTENTION_HALF = 322 / 989, 72  # of the peak: 0.326 * tokens / (tokens + 72)
+_FULL_HEAD = 64  # channels
+_FP8_PEAK = 2.0  # times the peak in 16 bits
 _HOST_SECONDS = 80e-6  # a pair, all under Python's lock: 70 to 95 us (6,000 pairs of 186 tokens, `benchmarks.host`)
-_LOW, _HIGH = 0.7, 1.6
+_LOW, _HIGH = 0.8, 1.6
 _BYTES = 2  # of an activation
 _EVERY_GLOBAL = 3  # a ModernBERT's layers: one of three sees all tokens
 
 Limit = Literal["products", "attention", "memory", "host"]
+
+BASIS = "reckoned from the model's shape, the card's peaks and what H100s are known to reach; no card was timed"
+"""What an interval was derived from, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +126,11 @@ def pair_time(
         return None
     fp8 = precision == "fp8"
     peak = speed.tflops * 1e12
-    share = _PRODUCT_SHARE * shape.hidden / (shape.hidden + _PRODUCT_HALF)
-    products = 2.0 * _layer_weights(shape) * lengths.tokens / (peak * share * (_FP8_TIMES if fp8 else 1.0))
+    products = 2.0 * _layer_weights(shape) * lengths.tokens / (peak * _PRODUCT_SHARE * (_FP8_PEAK if fp8 else 1.0))
     head = min(1.0, shape.head_size / _FULL_HEAD)
     seen = _attended_tokens(shape, lengths)
     attention = 4.0 * shape.queries * (seen + _ATTENTION_HALF * lengths.tokens) / (peak * _ATTENTION_SHARE * head)
-    traffic = _layer_traffic(shape) * lengths.tokens * (_FP8_TRAFFIC if fp8 else 1.0)
+    traffic = _BYTES * _layer_elements(shape, fp8=fp8) * lengths.tokens
     memory = traffic / (speed.gigabytes_per_second * 1e9 * _MEMORY_SHARE)
     skipped = shape.forward in BERT_LIKE and shape.layers > 1  # the last layer
     layers = (shape.layers - skipped) / engines
@@ -135,11 +152,19 @@ def _layer_weights(shape: ModelShape) -> int:
     return attention + matrices * shape.hidden * shape.intermediate
 
 
-def _layer_traffic(shape: ModelShape) -> int:
-    """Bytes a token that a layer reads and writes between its products."""
-    if shape.forward in BERT_LIKE:  # twice: a sum, and a norm; and an activation
-        return _BYTES * (10 * shape.hidden + 2 * shape.intermediate)
-    return _BYTES * (10 * shape.hidden + 2 * (shape.queries + shape.keys) + 3 * shape.intermediate)
+def _layer_elements(shape: ModelShape, *, fp8: bool) -> int:
+    """Elements a token that the kernels of a layer read and write; attention's own are in its speed.
+
+    Of each kernel in turn (`models/`); a sum reads two rows and writes one.
+    """
+    h, q, k, i = shape.hidden, shape.queries, shape.keys, shape.intermediate
+    if shape.forward in BERT_LIKE:  # qkv, product, sum, norm; up, activation, down, sum, norm
+        return 4 * h + 2 * h + 3 * h + 2 * h + (h + i) + 2 * i + (i + h) + 3 * h + 2 * h
+    if shape.forward in ("modernbert", "gte"):  # norm, qkv, rotation in float32, out; norm, up, gate, down
+        return 2 * h + 4 * h + 52 * h + 5 * h + 2 * h + (h + 2 * i) + 5 * i + (i + 4 * h)
+    attention = 2 * h + (3 * h + q + 2 * k) + 2 * (q + k) + (q + 4 * h)  # norm; q, k, v; rotation; out
+    mlp = 2 * h + 2 * (h + i) + 3 * i + (i + 4 * h) + 2 * h  # norm; gate, up; their product; down, and where it goes
+    return attention + mlp + (5 * h + q + i if fp8 else 0)  # each input of a product read, rounded and read again
 
 
 def _attended_tokens(shape: ModelShape, lengths: PairLengths) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rerank_cli.machine.gpu_names import CARDS, find_card, speed_of
+from rerank_cli.planning import hours
 from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, show_time, why_no_time
 from rerank_cli.planning.memory import ModelShape
 
@@ -25,38 +26,67 @@ LLAMA_1B = ModelShape(
 )  # fmt: skip
 L12 = replace(MINI_LM, layers=12)
 
-# Pairs a second of the device alone, one H100: the review of the CUDA code of 28 November 2026, reckoned from a matrix
-# product and a copy measured on such a card. No speed of this program has been published or measured on a GPU.
+# Pairs a second of a device alone, each with its source. An H100's are those that the review of the CUDA code of 28
+# November 2026 reckons from a product (798 TFLOP/s) and a copy (3.0 TB/s) measured on such a card, FlashAttention 2 as
+# its authors publish it, and the kernels of a layer one by one; the A10G's is published by NVIDIA for a server that
+# computes nothing but full batches of this length (TensorRT; text-reranking/latest/performance.html, 4,194 ms for 5
+# requests of 40 passages).
+REVIEW, NVIDIA = "review, H100", "NVIDIA, A10G"
 OF_THE_DEVICE = [
-    (L12, "fp16", 512, 8900), (XLM_R_LARGE, "fp16", 128, 5400), (XLM_R_LARGE, "fp16", 512, 1300),
-    (XLM_R_LARGE, "fp16", 2048, 250), (XLM_R_LARGE, "fp16", 8192, 32), (LLAMA_1B, "bf16", 128, 1950),
-    (LLAMA_1B, "bf16", 512, 480), (LLAMA_1B, "bf16", 2048, 104), (LLAMA_1B, "bf16", 8192, 17),
-    (LLAMA_1B, "fp8", 512, 620), (LLAMA_1B, "fp8", 2048, 125), (LLAMA_1B, "fp8", 8192, 18.5),
+    (REVIEW, MINI_LM, "fp16", 128, 80_000), (REVIEW, MINI_LM, "fp16", 512, 18_500), (REVIEW, L12, "fp16", 128, 40_000),
+    (REVIEW, L12, "fp16", 512, 8900), (REVIEW, XLM_R_LARGE, "fp16", 128, 5400),
+    (REVIEW, XLM_R_LARGE, "fp16", 512, 1300), (REVIEW, XLM_R_LARGE, "fp16", 2048, 250),
+    (REVIEW, XLM_R_LARGE, "fp16", 8192, 32),
+    (REVIEW, LLAMA_1B, "bf16", 128, 1950), (REVIEW, LLAMA_1B, "bf16", 512, 480), (REVIEW, LLAMA_1B, "bf16", 2048, 104),
+    (REVIEW, LLAMA_1B, "bf16", 8192, 17), (REVIEW, LLAMA_1B, "fp8", 512, 620), (REVIEW, LLAMA_1B, "fp8", 2048, 125),
+    (REVIEW, LLAMA_1B, "fp8", 8192, 18.5), (NVIDIA, LLAMA_1B, "fp16", 512, 47.7),
 ]  # fmt: skip
-# With the host, at the mean length of Natural Questions (150 to 180 tokens), beside what sentence-transformers is
-# published to reach on one H100 (the blog of ettin-reranker), which all of them must beat.
-OF_A_RUN = [(MINI_LM, 10_000, 14_000, 3_817), (XLM_R_LARGE, 3_900, 4_600, 1_569), (LLAMA_1B, 1_400, 1_650, 928)]
+# The host and the card, at the mean length of Natural Questions (150 to 180 tokens), by the same review. Beside them
+# what sentence-transformers is published to reach on one H100 (the blog of ettin-reranker): the host limits it (MiniLM:
+# under 2 % of the card), and padding (bge-reranker-v2-m3). That is no speed of a program like this, but a floor.
+OF_A_RUN = [(MINI_LM, 10_000, 14_000, 3_817), (XLM_R_LARGE, 3_900, 4_600, 1_569), (LLAMA_1B, 1_400, 1_650, None)]
+# Left out, as they are published without the mean length, or for one request after the other: mxbai-rerank-large-v2
+# (387 pairs/s, padded), ettin-17m and -150m (7,517 and 3,237), NVIDIA's 500m in FP8 (369, ten passages at a time: a
+# tenth of the card), its Mistral 4B (500 passages in 1.75 s).
+ETTIN_1B = ModelShape(
+    forward="modernbert", architecture="ModernBertModel", hidden=1792, intermediate=3840, layers=28, heads=28,
+    kv_heads=28, head_size=64, vocabulary=50368, window=64,
+)  # fmt: skip
+PUBLISHED_ETTIN_1B = 928  # packed, by sentence-transformers with FlashAttention 2; some 120 to 180 tokens
+
+
+def _time(shape: ModelShape, precision: str, tokens: int, card: str = "H100") -> PairTime:
+    time = pair_time(shape, PairLengths.of(1000, tokens), speed_of(card), precision=precision)
+    assert time is not None
+    return time
 
 
 def _speed(shape: ModelShape, precision: str, tokens: int) -> float:
-    time = pair_time(shape, PairLengths.of(1000, tokens), H100, precision=precision)
-    assert time is not None
-    return 1000 / time.seconds
+    return 1000 / _time(shape, precision, tokens).seconds
 
 
-def test_four_of_five_figures_are_met_within_a_quarter() -> None:
-    off = [abs(_speed(shape, precision, tokens) / expected - 1) for shape, precision, tokens, expected in OF_THE_DEVICE]
-    assert sum(one <= 0.25 for one in off) >= 0.8 * len(off)
-    assert max(off) < 0.15  # what the docstring says, with FP8
+def test_four_of_five_figures_of_the_device_are_met_within_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hours, "_HOST_SECONDS", 0.0)
+    off = {}
+    for source, shape, precision, tokens, expected in OF_THE_DEVICE:
+        time = _time(shape, precision, tokens, source.split()[-1])
+        off[source, shape.layers, precision, tokens] = 1000 / time.seconds / expected - 1
+        assert time.low <= 1000 / expected <= time.high, "the interval holds all of them"
+    assert sum(abs(one) <= 0.25 for one in off.values()) >= 0.8 * len(off), off
+    assert max(map(abs, off.values())) <= 0.25, "and so does each, as the docstring says more sharply"
 
 
-@pytest.mark.parametrize(("shape", "least", "most", "published"), OF_A_RUN)
+@pytest.mark.parametrize(("shape", "least", "most", "floor"), OF_A_RUN)
 def test_a_run_is_as_fast_as_reckoned_and_faster_than_what_others_have_published(
-    shape: ModelShape, least: float, most: float, published: float
+    shape: ModelShape, least: float, most: float, floor: float | None
 ) -> None:
     found = _speed(shape, "bf16", 165)
     assert 0.75 * least <= found <= 1.25 * most
-    assert found > published
+    assert found > (floor or 0)
+
+
+def test_the_slow_end_of_the_interval_holds_the_nearest_relative_that_is_published() -> None:
+    assert 1000 / _time(ETTIN_1B, "bf16", 180).high < PUBLISHED_ETTIN_1B < 1000 / _time(ETTIN_1B, "bf16", 120).low
 
 
 def test_more_tokens_more_layers_and_a_slower_card_take_longer() -> None:
@@ -101,7 +131,7 @@ def test_local_layers_of_modernbert_see_their_window_alone() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(1.0, "0.7 to 1.6 s"), (300.0, "3.5 to 8 min"), (7200.0, "1.4 to 3.2 h"), (86400.0 * 9, "6.3 to 14 days")],
+    [(1.0, "0.8 to 1.6 s"), (300.0, "4 to 8 min"), (7200.0, "1.6 to 3.2 h"), (86400.0 * 9, "7.2 to 14 days")],
 )
 def test_a_time_is_shown_as_an_interval_in_one_unit(seconds: float, shown: str) -> None:
     time = PairTime(seconds, "products")
