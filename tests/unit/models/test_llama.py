@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
-from rerank_cli.models import RerankModel, load_model
+from rerank_cli.models import RerankModel, llama, load_model
 from rerank_cli.models.packed import pack
 from rerank_cli.records import EncodedPair
 
@@ -309,13 +309,30 @@ def test_an_unknown_architecture_is_told_which_are_known(tmp_path):
     assert "Qwen3ForCausalLM" in str(caught.value.hint)
 
 
-def test_means_by_segments_are_those_by_runs(monkeypatch):
-    from rerank_cli.models import llama
+LENGTHS = [9000, 300, 129, 128, 90, 65, 64, 63, 31, 30, 30, 7, 3, 1, 1]
 
-    monkeypatch.setattr(llama, "_SEGMENT_TOKENS", 40)  # several segments
-    lengths = [90, 31, 30, 30, 7, 3, 1, 1]
-    pairs = [EncodedPair(np.ones(n, dtype=np.int32), 1, n) for n in lengths]
-    batch = pack(pairs, device=torch.device("cpu"))
-    x = torch.randn(len(batch.input_ids), 16, generator=torch.Generator().manual_seed(4))
-    means = torch.cat(llama._means_by_segments(x, batch, first=0))
-    assert torch.allclose(means, llama._mean_of_each_pair(x, batch), atol=1e-6)
+
+def means_of(lengths: list[int], x: torch.Tensor) -> torch.Tensor:
+    batch = pack([EncodedPair(np.ones(n, dtype=np.int32), 1, n) for n in lengths], device=torch.device("cpu"))
+    filler = torch.full((len(batch.input_ids) - len(x), x.shape[1]), torch.nan, dtype=x.dtype)
+    return llama._means_by_pieces(torch.cat([x, filler]), batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_means_by_pieces_are_those_of_each_pair(dtype):
+    x = torch.randn(sum(LENGTHS), 16, generator=torch.Generator().manual_seed(4)).to(dtype)
+    expected = torch.stack([rows.double().mean(0) for rows in x.split(LENGTHS)])
+    found = means_of(LENGTHS, x)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, atol=1e-6)
+    assert torch.equal(found, means_of(LENGTHS, x))
+
+
+def test_a_pairs_mean_does_not_depend_on_its_neighbours_and_none_loses_its_numbers_to_another():
+    x = torch.randn(sum(LENGTHS), 16, generator=torch.Generator().manual_seed(5))
+    together = means_of(LENGTHS, x)
+    alone = torch.cat([means_of([length], rows) for length, rows in zip(LENGTHS, x.split(LENGTHS), strict=True)])
+    assert torch.equal(together, alone)
+    x[LENGTHS[0] + 5] = torch.inf
+    assert torch.equal(means_of(LENGTHS, x)[2:], together[2:])
+    assert not means_of(LENGTHS, x)[1].isfinite().any()
