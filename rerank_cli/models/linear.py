@@ -237,15 +237,15 @@ class RowScaledFp8Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
-        y = self._product(x)
+        y = self.multiply(*self._by.quantise_rows(x))
         return self._then(y) if self._then else y
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """See `Linear`."""
-        return self._product(x).add_(residual)
+        return residual.add_(self.multiply(*self._by.quantise_rows(x)))
 
-    def _product(self, x: Tensor) -> Tensor:
-        values, scales = self._by.quantise_rows(x)
+    def multiply(self, values: Tensor, scales: Tensor) -> Tensor:
+        """The product of rounded rows, with the bias, bfloat16 [T, out]."""
         y: Tensor = torch._scaled_mm(
             values, self._weight, scale_a=scales, scale_b=self._scales, out_dtype=torch.bfloat16, use_fast_accum=True
         )

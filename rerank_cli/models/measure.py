@@ -20,8 +20,9 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.models import RerankModel, load_model
+from rerank_cli.models.elementwise import Unfused
 from rerank_cli.models.int8 import Int8Linear
-from rerank_cli.models.linear import linear_kind
+from rerank_cli.models.linear import RowScaledFp8Linear, linear_kind, row_scaled_refusal
 from rerank_cli.planning.profiles import ModelFacts
 from rerank_cli.records import EncodedPair
 
@@ -44,7 +45,8 @@ class Measured:
 def layer_product(precision: str, device: str, *, rows: int, inputs: int, outputs: int) -> Callable[[], object]:
     """A function that multiplies as a layer of the models does in `precision` on `device`.
 
-    Each call is 2 * rows * inputs * outputs operations. For FP8 the product is that of bf16.
+    Each call is 2 * rows * inputs * outputs operations of random numbers: a GPU is faster with zeros and ones, which
+    take less power. For FP8 without such products it is that of bf16.
     """
     where = torch.device(device)
     if precision == "int8":
@@ -52,8 +54,12 @@ def layer_product(precision: str, device: str, *, rows: int, inputs: int, output
         whole = torch.zeros(rows, inputs, dtype=torch.uint8)
         return lambda: rounded(whole)
     dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
-    layer = linear_kind(where, dtype)(torch.ones(outputs, inputs, dtype=dtype, device=where), None)
-    x = torch.ones(rows, inputs, dtype=dtype, device=where)
+    weight, x = (torch.randn(size, inputs, dtype=dtype, device=where) for size in (outputs, rows))
+    if precision == "fp8" and row_scaled_refusal(where) is None:
+        product = RowScaledFp8Linear(weight, None, by=Unfused())
+        values, scales = Unfused().quantise_rows(x)
+        return lambda: product.multiply(values, scales)
+    layer = linear_kind(where, dtype)(weight, None)
     return lambda: layer(x)
 
 

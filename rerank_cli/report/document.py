@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -93,10 +94,10 @@ def _work(counts: Counts) -> dict[str, float]:
 def use_of_device(
     checkpoint: Checkpoint, plan: Plan, counts: Counts, timing: Timing, *, squares: int, alone: bool
 ) -> dict[str, float]:
-    """How many operations a second the forward passes did and, on a CPU, as a share of a plain matrix product.
+    """How many operations a second the forward passes did, and as a share of a plain matrix product.
 
-    The share is left out on a GPU, for which the measured product is too small, and where several processes computed,
-    because the product is measured in one.
+    The share is left out where several processes computed, because the product is measured in one, and where a GPU has
+    no room for the product.
 
     Args:
         checkpoint: The model.
@@ -111,9 +112,13 @@ def use_of_device(
         return {}
     flops = forward_flops(checkpoint, tokens=tokens, squares=squares, tiles=counts.tiles)
     found = {"gflops": round(flops / timing.compute / 1e9, 1)}
-    if alone and plan.device == "cpu" and timing.compute >= _UTILISATION_FROM:
-        reached = matrix_speed(plan)
-        found |= {"matrix_gflops": round(reached / 1e9, 1), "utilisation": round(flops / timing.compute / reached, 3)}
+    if alone and timing.compute >= _UTILISATION_FROM:
+        from torch import OutOfMemoryError  # loaded by now
+
+        with suppress(OutOfMemoryError):
+            reached = matrix_speed(plan)
+            share = round(flops / timing.compute / reached, 3)
+            found |= {"matrix_gflops": round(reached / 1e9, 1), "utilisation": share}
     return found
 
 

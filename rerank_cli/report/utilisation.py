@@ -9,13 +9,29 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.planning.run_plan import Plan
 
 _MEASURED_SECONDS = 0.1
-_ROWS, _CHANNELS = 2048, 1024  # of the product: as many rows as a batch on a CPU has tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """What a device's speed is measured with. at_once: products between two waits for the device."""
+
+    rows: int
+    channels: int
+    at_once: int
+
+
+_ON_CPU = _Product(2048, 1024, 1)  # as many rows as a batch on a CPU has tokens
+# Fewer rows and a wait after each product reach a half to a quarter of an H100's speed: every utilisation would look
+# good. Ten are some 15 ms there.
+_ON_GPU = _Product(8192, 8192, 10)
+
 # Weights that multiply no token: rows are looked up in them, or they multiply one vector a pair.
 _TABLES = re.compile(r"embedding|embed_tokens|^lm_head\.|pooler|^classifier|^score\.")
 _TOWER = re.compile(r"(^|\.)(vision_model|mlp1)\.")  # weights for images only
@@ -45,22 +61,29 @@ def _encoder_flops(part: Checkpoint, names: Sequence[str], *, tokens: int, squar
 
 
 def matrix_speed(plan: Plan) -> float:
-    """Operations a second of a layer's matrix product, measured for 0.1 s in the plan's precision on its device."""
+    """Operations a second of a matrix product, measured for 0.1 s in the plan's precision on its device.
+
+    On a CPU it is a layer's, on a GPU one that is large enough for its limit.
+    """
     import torch  # not at the top: starting a finished run again must not wait for it
 
     from rerank_cli.models.measure import layer_product
 
     torch.set_num_threads(plan.threads)
+    size = _ON_CPU if plan.device == "cpu" else _ON_GPU
     with torch.inference_mode():
-        product = layer_product(plan.precision, plan.device, rows=_ROWS, inputs=_CHANNELS, outputs=_CHANNELS)
+        product = layer_product(
+            plan.precision, plan.device, rows=size.rows, inputs=size.channels, outputs=size.channels
+        )
         product()
         _settle(plan.device)
-        began, rounds = time.perf_counter(), 0
-        while time.perf_counter() - began < _MEASURED_SECONDS or rounds < 3:
-            product()
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < _MEASURED_SECONDS or done < 3:
+            for _ in range(size.at_once):
+                product()
             _settle(plan.device)
-            rounds += 1
-        return 2.0 * _ROWS * _CHANNELS**2 * rounds / (time.perf_counter() - began)
+            done += size.at_once
+        return 2.0 * size.rows * size.channels**2 * done / (time.perf_counter() - began)
 
 
 def _settle(device: str) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import rerank_cli
 from rerank_cli.checkpoint import read_checkpoint
@@ -14,9 +16,11 @@ from rerank_cli.formats.jsonl import json_document
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine, describe_machine
 from rerank_cli.machine.this_process import peak_rss_bytes
+from rerank_cli.models import measure
 from rerank_cli.models.int8 import int8_hindrance
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, Timing
+from rerank_cli.report import document, utilisation
 from rerank_cli.report.document import SCHEMA, build_report, evaluation_report, gpu_facts, memory_of, use_of_device
 from rerank_cli.report.utilisation import forward_flops
 from tests.conftest import TINY_CHECKPOINT
@@ -119,6 +123,31 @@ def test_the_speed_of_a_product_is_known_in_each_precision_of_a_cpu(precision: s
     checkpoint = read_checkpoint(TINY_CHECKPOINT, name="tiny")
     plan = replace(PLAN, precision=precision)
     assert use_of_device(checkpoint, plan, counts, timing, squares=0, alone=True)["matrix_gflops"] > 0
+
+
+def test_the_product_of_a_gpu_is_large_and_waited_for_every_tenth_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def product(precision: str, device: str, *, rows: int, inputs: int, outputs: int) -> Callable[[], None]:
+        assert (precision, device, rows, inputs, outputs) == ("fp16", "cuda:0", 8192, 8192, 8192)
+        return lambda: said.append("product")
+
+    monkeypatch.setattr(measure, "layer_product", product)
+    monkeypatch.setattr(utilisation, "_settle", lambda device: said.append("wait"))
+    monkeypatch.setattr(utilisation, "_MEASURED_SECONDS", 0.0)
+    speed = utilisation.matrix_speed(replace(PLAN, device="cuda:0", precision="fp16"))
+    assert said == ["product", "wait", *["product"] * 10, "wait"]
+    assert speed > 0
+
+
+def test_a_gpu_without_room_for_the_product_has_no_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(plan: Plan) -> float:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(document, "matrix_speed", full)
+    checkpoint, counts = read_checkpoint(TINY_CHECKPOINT, name="tiny"), Counts(tokens=10**6)
+    plan = replace(PLAN, device="cuda:0")
+    assert use_of_device(checkpoint, plan, counts, Timing(compute=40.0), squares=0, alone=True).keys() == {"gflops"}
 
 
 @pytest.mark.parametrize("needed", [None, 700])
