@@ -42,7 +42,7 @@ from rerank_cli.job.first_scorer import (
 )
 from rerank_cli.job.options import JobOptions, refuse_unusable
 from rerank_cli.job.output_format import output_format, output_kind, output_shape
-from rerank_cli.machine.detect import Machine, detect_machine
+from rerank_cli.machine.detect import ANSWER_SECONDS, WAKING_SECONDS, Machine, detect_machine
 from rerank_cli.planning.known_model import KnownModel, find_model, with_checkpoint, with_choices
 from rerank_cli.planning.run_plan import Plan, plan_model, plan_run
 
@@ -125,7 +125,9 @@ def prepare_model(options: JobOptions, known: KnownModel) -> PreparedModel:
     family = family_of(checkpoint.architecture)
     # Before the plan: a model that cannot be scored is refused for that, not for its size.
     scoring = check_scoring(checkpoint, own_template=options.template is not None)
-    machine = detect_machine()
+    # A GPU that nobody wants is not waited for.
+    patience = ANSWER_SECONDS if options.request.device == "cpu" else WAKING_SECONDS
+    machine = detect_machine(timeout_seconds=patience)
     answer = plan_model(options.request, known, machine, notes=options.request_notes)
     plan = plan_run(answer, cuda_devices=torch.cuda.device_count())
     refuse_unfit(options, checkpoint, family)

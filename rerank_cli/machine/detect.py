@@ -14,7 +14,10 @@ from rerank_cli.machine.nvml_answers import clean
 from rerank_cli.machine.nvml_driver import DriverQuestion
 from rerank_cli.machine.torch_build import TorchBuild, detect_torch_build
 
-_TIMEOUT_SECONDS = 3.0
+ANSWER_SECONDS = 3.0
+"""About how long a driver that is awake may take."""
+WAKING_SECONDS = 30.0
+"""For what would run for hours on the CPU if a driver that sleeps (no `nvidia-persistenced`) were taken for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Machine:
 
 def detect_machine(
     *,
-    timeout_seconds: float = _TIMEOUT_SECONDS,
+    timeout_seconds: float = ANSWER_SECONDS,
     environment: Mapping[str, str] | None = None,
     root: Path = Path("/"),
 ) -> Machine:
