@@ -14,6 +14,9 @@ PEERS      := sentence-transformers onnx openvino rerankers flashrank infinity
 PEERS_VENV := .venv-peers
 RESULTS    := benchmarks/results
 
+# `make check-gpu HERE=1`: with the Python that is there, which has torch and pytest; nothing is made or installed.
+GPU_PYTHON := $(if $(HERE),$(PYTHON),$(BIN)/python)
+
 .PHONY: help demo test lint floor test-floor docs bench-peers bench-cpu bench-plots bench-gpu bench-commit bench-store bench-quality check-gpu torture mutation clean
 
 help:  ## what can be made
@@ -57,10 +60,8 @@ bench-plots: $(VENV)/installed-bench  ## the plots of benchmarks/results/ anew
 	$(BIN)/python -m benchmarks.plots
 
 GPU_PEERS := sentence-transformers vllm
-bench-gpu: $(VENV)/installed-bench $(GPU_PEERS:%=$(PEERS_VENV)/%/installed)  ## how near to a GPU's limit, beside padded transformers and vLLM
-	$(BIN)/python -m benchmarks.gpu_constants
-	$(BIN)/python -m benchmarks.gpu
-	$(BIN)/python -m benchmarks.gpu_peers
+bench-gpu: $(if $(HERE),,$(VENV)/installed-bench $(GPU_PEERS:%=$(PEERS_VENV)/%/installed))  ## all measurements of a GPU, each in a process of its own (HERE=1: with the Python that is there)
+	$(GPU_PYTHON) -m benchmarks.gpu_first_run
 
 bench-commit: $(VENV)/installed-bench  ## what it costs that a run survives kill -9
 	$(BIN)/python -m benchmarks.commit_cost
@@ -71,8 +72,8 @@ bench-store: $(VENV)/installed-bench  ## what a store of scores costs and spares
 bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards on a collection
 	$(BIN)/python -m benchmarks.quality
 
-check-gpu: $(VENV)/installed-dev  ## what only an NVIDIA GPU can show
-	$(BIN)/python -m pytest -m gpu -rs
+check-gpu: $(if $(HERE),,$(VENV)/installed-dev)  ## what only an NVIDIA GPU can show (HERE=1: with the Python that is there)
+	$(GPU_PYTHON) -m pytest -m gpu -rs -p no:cacheprovider
 
 torture: $(VENV)/installed-torture  ## runs that are killed and hindered at every call, gigabytes, an hour of fuzzing (RERANK_FUZZ_SECONDS); takes hours
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture

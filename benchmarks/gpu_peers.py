@@ -5,13 +5,15 @@
 Texts go in, so tokenising is part of it: real passages of `samples/`, in lists of 50, bf16, at most 512 tokens. The
 sides take turns; each keeps its process over all rounds and its first answer, which warms it up, is not counted.
 sentence-transformers' batch sizes are tried in the first round and the fastest is kept. A side that is not installed or
-fails is told with its reason, and the others go on. The default model is the built-in one's first six layers.
+fails is told with its reason, and the others go on. Without a folder of environments all sides run under the Python
+that runs this. The default model is the built-in one's first six layers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 from contextlib import ExitStack
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs
 from benchmarks.peers.process import PeerFailedError, PeerProcess
-from benchmarks.peers.sides import ENVIRONMENTS, Side, interpreter
+from benchmarks.peers.sides import ENVIRONMENTS, OURS, Side, interpreter
 from rerank_cli.machine.cpu import detect_cpu
 
 CANDIDATES = 50
@@ -52,7 +54,8 @@ def main() -> None:
         for side in SIDES:
             settings = common | dict(side.settings) | {"threads": detect_cpu().cores}
             try:
-                where = interpreter(side.environment, options.environments)
+                apart = options.environments.is_dir()
+                where = interpreter(side.environment, options.environments) if apart else OURS
                 peer = stack.enter_context(PeerProcess(where, f"benchmarks.peers.{side.module}", settings))
                 running.append(_Running(side, peer, options.pairs))
             except PeerFailedError as error:
@@ -96,9 +99,18 @@ class _Running:
 
 
 def _lists(pairs: int) -> list[tuple[str, list[str]]]:
-    """Lists of real passages, under real queries."""
+    """Lists of real passages, under real queries; one that comes again has its words in another order.
+
+    So no text is tokenised once for two pairs.
+    """
     known = read_pairs(SAMPLES, limit=10**6)
-    texts = [known[place % len(known)] for place in range(pairs)]
+    draw = random.Random(0)
+    texts = known[:pairs]
+    for place in range(len(known), pairs):
+        query, passage = known[place % len(known)]
+        words = passage.split()
+        draw.shuffle(words)
+        texts.append((query, " ".join(words)))
     parts = [texts[begin : begin + CANDIDATES] for begin in range(0, pairs, CANDIDATES)]
     return [(part[0][0], [passage for _, passage in part]) for part in parts]
 
