@@ -1,6 +1,6 @@
 """Plots of the figures in `results/*.json`, as SVG: `python -m benchmarks.plots [--results DIR] [--plots DIR]`.
 
-speed.svg, speed-llama.svg    pairs a second of each side, with the least and the most of the rounds
+speed*.svg      pairs a second of each side, with the least and the most of the rounds
 growth.svg                    CPU seconds and peak memory by tokens, lines of what exact proportion would be
 length.svg                    what a million tokens cost by the length of a pair, and how well the cores are used
 candidates.svg                the same cost by candidates of a list
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOTS = Path(__file__).parent / "plots"
-SPEEDS = ("speed", "speed-llama")
+SPEEDS = ("speed", "speed-amx", "speed-llama")
 GROWTHS = ("growth", "length", "candidates")
 _COLOURS = {"fp32": "#4477aa", "bf16": "#228833", "int8": "#ccbb44"}
 _SETTINGS = {"svg.hashsalt": "rerank-cli", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}

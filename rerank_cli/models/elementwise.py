@@ -1,4 +1,6 @@
-"""What lies between the matrix products of a Llama layer: norms, rotation, the gate of the MLP, rows in FP8.
+"""What lies between the matrix products of a layer: norms, rotation, the gate of the MLP, rows in FP8.
+
+A Llama layer uses all of it, the encoders with rotary positions (ModernBERT, GTE) the rotation.
 
 None of it computes much; all of it moves every activation. On a GPU that is the time a forward pass spends beside its
 products: as torch operations, in float32 as precision requires, it moves five to ten times the bytes that it must
@@ -72,8 +74,18 @@ class Unfused:
         """See `Elementwise`."""
         cosines, sines = rotation
         for rows, cos, sin in zip(x.split(CHUNK), cosines.split(CHUNK), sines.split(CHUNK), strict=True):
-            left, right = rows.float().chunk(2, dim=-1)
-            rows.copy_(torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1))
+            self._rotate_rows_(rows, cos, sin)
+
+    def _rotate_rows_(self, rows: Tensor, cosines: Tensor, sines: Tensor) -> None:
+        # A function of its own, so that what it makes is gone before the next rows need room.
+        wide = rows.float()  # the rows themselves, where they are float32
+        left, right = wide.chunk(2, dim=-1)
+        turned = left * cosines
+        turned -= right * sines
+        right.mul_(cosines).add_(left * sines)
+        left.copy_(turned)
+        if rows.dtype != torch.float32:
+            rows.copy_(wide)
 
     def gates(self, activation: str) -> bool:
         """See `Elementwise`: none, as the product before can have the activation fused into it."""
@@ -161,7 +173,7 @@ def disagreement(
     rotation = (angles.cos(), angles.sin())
 
     def turned(by: Elementwise) -> Tensor:
-        out = x.clone()
+        out = x.repeat(1, 2, 1)[:, : x.shape[1]]  # with other heads beside them, as queries have keys and values
         by.rotate_(out, rotation)
         return out
 

@@ -19,7 +19,7 @@ Source of the maths: the authors' modeling.py and transformers' modeling_gte.py,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +28,12 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
+from rerank_cli.models.elementwise import Rotation, elementwise_for
 from rerank_cli.models.head import Head, dense, score_layer
 from rerank_cli.models.linear import Linear, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.rotary import rotary_frequencies, rotate, rotation
+from rerank_cli.models.rotary import rotary_frequencies, rotation_at
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
@@ -47,13 +48,14 @@ _FIXED = {
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One post-norm layer; `gated` gives the two halves of the MLP, up and gate, side by side."""
+    """One post-norm layer."""
 
     qkv: Linear
     attention_out: Linear
     attention_norm: LayerNorm
-    gated: Linear
-    contract: Linear
+    gate: Linear  # with the activation
+    up: Linear
+    down: Linear
     out_norm: LayerNorm
 
 
@@ -88,9 +90,9 @@ class GteCrossEncoder:
         self._device = device
         self._shape = shape = _read_shape(checkpoint)
         self._attention = attention_kind(attention, shape.head_size)
-        self._activate: Callable[[Tensor], Tensor] = activation(shape.activation, where=checkpoint.config_place)
         self._kind = linear_kind(device, dtype)
-        self.kernels = f"linear layers: {self._kind.kernel}; attention: {self._attention}"
+        self._elementwise, between = elementwise_for(device, dtype)
+        self.kernels = f"linear layers: {self._kind.kernel}; rotation: {between}; attention: {self._attention}"
         # With the fixed NTK scaling; radians a token of each pair of channels, float32 [head_size / 2].
         plain = rotary_frequencies(shape.theta * shape.scaling, shape.head_size, device)
         self._frequencies = plain / float(shape.scaling ** (2 / shape.head_size))
@@ -109,11 +111,11 @@ class GteCrossEncoder:
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
-        turned = rotation(batch.positions, self._frequencies)
+        rotation = rotation_at(batch.positions, self._frequencies)
         x = self._embed(batch)
         for layer in self._layers[:-1]:
-            x = self._run_mlp(layer, self._add_attention(layer, self._attend(layer, x, batch, turned), x))
-        return self._head.of_first_tokens(self._run_last_layer(self._layers[-1], x, batch, turned), batch)
+            x = self._run_mlp(layer, self._add_attention(layer, self._attend(layer, x, batch, rotation), x))
+        return self._head.of_first_tokens(self._run_last_layer(self._layers[-1], x, batch, rotation), batch)
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         x = self._words[batch.input_ids]
@@ -121,20 +123,22 @@ class GteCrossEncoder:
             x = x + (self._types[batch.token_types] if len(self._types) > 1 else self._types[0])
         return self._embedding_norm(x)
 
-    def _project(self, layer: _Layer, x: Tensor, turned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, heads, head_size]."""
-        qkv = layer.qkv(x).unflatten(1, (3, self._shape.heads, -1))
-        rotated = rotate(qkv[:, :2], turned)
-        return rotated[:, 0], rotated[:, 1], qkv[:, 2]
+        heads = self._shape.heads
+        qkv = layer.qkv(x).unflatten(1, (3 * heads, -1))
+        self._elementwise.rotate_(qkv[:, : 2 * heads], rotation)
+        q, k, v = qkv.split(heads, dim=1)
+        return q, k, v
 
-    def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, turned: Tensor) -> Tensor:
+    def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
-        q, k, v = self._project(layer, x, turned)
+        q, k, v = self._project(layer, x, rotation)
         return attend(q, k, v, batch, kind=self._attention)
 
-    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, turned: Tensor) -> Tensor:
+    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         """The last layer's output at the first token of each pair, [P, hidden]."""
-        q, k, v = self._project(layer, x, turned)
+        q, k, v = self._project(layer, x, rotation)
         context = attend_first(q[batch.starts], k, v, batch, kind=self._attention)
         return self._run_mlp(layer, self._add_attention(layer, context, x[batch.starts]))
 
@@ -145,25 +149,28 @@ class GteCrossEncoder:
         return layer.out_norm(self._add_mlp(layer, x))
 
     def _add_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
-        # A function of its own, so that the wide halves are gone before the norm needs room.
-        up, gate = layer.gated(x).chunk(2, dim=-1)
-        return layer.contract.add(self._activate(gate).mul_(up), x)
+        # A function of its own, so that the wide rows are gone before the norm needs room.
+        return layer.down.add(self._gated(layer, x), x)
+
+    def _gated(self, layer: _Layer, x: Tensor) -> Tensor:
+        # A function of its own, so that what is multiplied is gone before the product after it needs room.
+        return layer.gate(x).mul_(layer.up(x))
 
     def _layer(self, weights: WeightReader, name: str) -> _Layer:
         hidden, inner, epsilon = self._shape.hidden, self._shape.intermediate, self._shape.epsilon
+        up, gate = weights.take(f"{name}.mlp.up_gate_proj.weight", (2 * inner, hidden)).chunk(2)
         return _Layer(
             qkv=self._linear(weights, f"{name}.attention.qkv_proj", (3 * hidden, hidden)),
             attention_out=self._linear(weights, f"{name}.attention.o_proj", (hidden, hidden)),
             attention_norm=read_norm(weights, f"{name}.attn_ln", hidden, epsilon),
-            gated=self._linear(weights, f"{name}.mlp.up_gate_proj", (2 * inner, hidden), bias=False),
-            contract=self._linear(weights, f"{name}.mlp.down_proj", (hidden, inner)),
+            gate=self._kind(gate, None, then=self._shape.activation),
+            up=self._kind(up, None),
+            down=self._linear(weights, f"{name}.mlp.down_proj", (hidden, inner)),
             out_norm=read_norm(weights, f"{name}.mlp_ln", hidden, epsilon),
         )
 
-    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool = True) -> Linear:
-        return self._kind(
-            weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]) if bias else None
-        )
+    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int]) -> Linear:
+        return self._kind(weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]))
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:

@@ -48,6 +48,7 @@ from rerank_cli.models.linear import (
 )
 from rerank_cli.models.llama_config import LlamaShape, Pooling, read_llama_shape, read_pooling, read_temperature
 from rerank_cli.models.packed import PackedBatch, pack
+from rerank_cli.models.rotary import rotation_at
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
@@ -143,8 +144,7 @@ class LlamaTrunk:
 
         Where the pooling reads a single token that sees its whole pair, the last layer runs for that token alone.
         """
-        angles = batch.positions.float()[:, None] * self._frequencies
-        rotation = angles.cos()[:, None], angles.sin()[:, None]  # each [T, 1, head_size / 2]
+        rotation = rotation_at(batch.positions, self._frequencies)
         one_token = pooling == "last" or (pooling == "cls" and not self._shape.causal)
         for layer in self._layers[:-1] if one_token else self._layers:
             x = self._run_layer(layer, x, batch, rotation)

@@ -1,9 +1,11 @@
-"""Rotary positions of the encoders (ModernBERT, GTE): the halves of each head are turned against each other."""
+"""Rotary positions: by what angles the channels of a head are turned (`elementwise.py` turns them)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from rerank_cli.models.elementwise import Rotation
 
 
 def rotary_frequencies(theta: float, head_size: int, device: torch.device) -> Tensor:
@@ -13,15 +15,7 @@ def rotary_frequencies(theta: float, head_size: int, device: torch.device) -> Te
     return 1.0 / theta**exponents
 
 
-def rotation(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Cosines and sines of the rotary angles, float32 [2, T, 1, 1, head_size]."""
+def rotation_at(positions: Tensor, frequencies: Tensor) -> Rotation:
+    """How tokens at these positions [T] are turned; frequencies: radians a token, float32 [head_size / 2]."""
     angles = positions.float()[:, None] * frequencies
-    angles = torch.cat((angles, angles), dim=1)
-    return torch.stack((angles.cos(), angles.sin()))[:, :, None, None, :]
-
-
-def rotate(x: Tensor, turned: Tensor) -> Tensor:
-    """x: [T, 2, heads, head_size] (query and key). Rotated in float32, returned in the dtype of `x`."""
-    wide = x.float()
-    left, right = wide.chunk(2, dim=-1)
-    return (wide * turned[0] + torch.cat((-right, left), dim=-1) * turned[1]).to(x.dtype)
+    return angles.cos()[:, None], angles.sin()[:, None]

@@ -36,14 +36,16 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 @triton.jit
-def _rotate_kernel(x, cosines, sines, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr):
+def _rotate_kernel(  # noqa: PLR0913 (a kernel is given numbers, one by one)
+    x, cosines, sines, stride, heads, half, HEADS: tl.constexpr, HALF: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     head, channel = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (head < heads) & (channel < half)
     angle = tl.arange(0, HALF)
     cosine = tl.load(cosines + row * half + angle, mask=angle < half, other=1.0)[None, :]
     sine = tl.load(sines + row * half + angle, mask=angle < half, other=0.0)[None, :]
-    lefts = x + (row * heads + head) * 2 * half + channel
+    lefts = x + row * stride + head * 2 * half + channel
     left = tl.load(lefts, mask=inside, other=0.0).to(tl.float32)
     right = tl.load(lefts + half, mask=inside, other=0.0).to(tl.float32)
     tl.store(lefts, (left * cosine - right * sine).to(x.dtype.element_ty), mask=inside)
@@ -51,11 +53,11 @@ def _rotate_kernel(x, cosines, sines, heads, half, HEADS: tl.constexpr, HALF: tl
 
 
 def rotate_(x: Tensor, cosines: Tensor, sines: Tensor) -> None:
-    """Turn x [T, heads, head_size], contiguous, in place; cosines, sines: float32 [T, 1, head_size / 2]."""
-    assert x.is_contiguous(), "queries and keys come out of products of their own"
+    """Turn x [T, heads, head_size] in place, rows each contiguous; cosines, sines: float32 [T, 1, head_size / 2]."""
+    assert x.stride()[1:] == (x.shape[2], 1), "the heads of a token lie side by side"
     tokens, heads, size = x.shape
     blocks = {"HEADS": triton.next_power_of_2(heads), "HALF": triton.next_power_of_2(size // 2)}
-    _rotate_kernel[(tokens,)](x, cosines, sines, heads, size // 2, **blocks)
+    _rotate_kernel[(tokens,)](x, cosines, sines, x.stride(0), heads, size // 2, **blocks)
 
 
 @triton.jit

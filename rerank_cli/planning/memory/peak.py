@@ -11,8 +11,8 @@ size, I the MLP's, Q and K the channels of all query and of all key heads.
 
     BERT, RoBERTa    2H + 2I, with the activation fused 3H + I | in attention 6H
         by AMX tiles     H and what each thread writes
-    ModernBERT       2H + 3I | in attention 8H | rotation in float32
-    GTE              3H + 3I | in attention 8H | rotation in float32
+    ModernBERT       3H + 2I | in attention 6H | 5H and a rotation of 2,048 rows
+    GTE              2H + 2I | in attention 6H | 4H and a rotation of 2,048 rows
     Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
     SigLIP tower     6H, of 8 tiles at a time
 
@@ -37,7 +37,7 @@ BATCH_TILES = 8
 AHEAD = 8
 """Batches that the host may be before a GPU (`models/transfer.py`)."""
 _BFLOAT, _FLOAT, _INT64 = 2, 4, 8
-_WINDOW_BLOCK = 256  # queries of a block of windowed attention (`models/attention.py`)
+_WINDOW_BLOCK = 64  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
 _PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK = 512, 16, 256  # of attention by products (`product_attention.py`)
 _AMX_ROWS, _AMX_BLOCK, _AMX_SIDE = 512, 256, 32  # of groups, blocks and tiles (`models/amx.cpp`)
@@ -206,26 +206,31 @@ def _bert(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, lis
 
 
 def _rotating_encoder(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
-    """ModernBERT and GTE: a layer keeps its input H to its end; q, k, v 3H and rotated q, k 2H go before the MLP."""
+    """ModernBERT and GTE: a layer keeps its input H to its end; q, k, v are gone before the MLP."""
     h, i, t, e = shape.hidden, shape.intermediate, batch.rows, how.element
-    beside_mlp, beside_rotation = (3, 4) if shape.forward == "gte" else (2, 5)  # rows of H
-    rotations = 2 * _FLOAT * shape.head_size * shape.rotary_kinds * t
-    attending = rotations + e * (7 * h * t + _attention_result_elements(h, batch, how))
-    mlp = rotations + e * t * (beside_mlp * h + 3 * i)  # input, x (GTE: the output); the two halves, the activated one
-    wide = 8 * h if e != _FLOAT else 0  # q and k in float32: themselves, where they are that already
-    rotate = rotations + t * (e * beside_rotation * h + wide + _FLOAT * 6 * h)
-    return attending, [mlp, rotate]
+    rotations = _FLOAT * shape.head_size * shape.rotary_kinds * t
+    normed = 0 if shape.forward == "gte" else h  # what the products read, where it is not x itself
+    attending = rotations + e * (5 * h * t + _attention_result_elements(h, batch, how))  # input, q, k, v, context
+    rotate = rotations + e * t * (4 * h + normed) + _rotation_bytes(2 * h, t, e)
+    mlp = rotations + e * t * (2 * h + normed + 2 * i)  # input, x; the gate and what it multiplies
+    down = rotations + e * t * (3 * h + i)
+    return attending, [mlp, down, rotate]
+
+
+def _rotation_bytes(width: int, rows: int, e: int) -> int:
+    """What turning `width` channels takes: two halves in float32, and the channels where they are not float32."""
+    return _FLOAT * width * min(rows, CHUNK) * (1 if e == _FLOAT else 2)
 
 
 def _llama(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
     """The MLP, the norms and the rotation take `CHUNK` rows at a time."""
     h, q, k, t, e = shape.hidden, shape.queries, shape.keys, batch.rows, how.element
     chunk = t if e == _FLOAT else min(t, CHUNK)  # of norms and rotation, which are in float32 whatever the precision
-    angles = 3 * _FLOAT * (shape.head_size // 2) * t  # and their cosines and sines
+    angles = _FLOAT * shape.head_size * t  # their cosines and sines
     attending = angles + e * (t * (h + 2 * q + 2 * k) + _attention_result_elements(q, batch, how))
     mlp = angles + e * t * (2 * h + q) + _chunked_mlp(shape, t, how)  # input, context, x
     project = angles + e * t * (2 * h + q + 2 * k)  # input, normed, q, k, v
-    rotate = project + _FLOAT * q * min(t, CHUNK) * (3 if e != _FLOAT else 2)
+    rotate = project + _rotation_bytes(q, t, e)
     last_projection = angles + e * t * (2 * h + q + k) + _product_bytes(h, k, t, how)  # input, normed, q, k
     from_context = angles + e * t * (h + q) + _product_bytes(q, h, t, how)  # input, context
     products = max(last_projection, from_context)
@@ -294,9 +299,7 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
         return _FLOAT * shape.heads * batch.rows
     size = _FLOAT * shape.heads * run
     if shape.window is not None and batch.longest > shape.window + 1:
-        keys = min(batch.longest, _WINDOW_BLOCK + 2 * shape.window)
-        distances = min(batch.longest, _WINDOW_BLOCK) * keys * (2 * _INT64 + 1)  # and who sees whom
-        size += max(distances, e * shape.queries * run)  # or, after the last block, all blocks together
+        size += e * _WINDOW_BLOCK * (_WINDOW_BLOCK + 2 * shape.window)  # who sees whom
     if how.repeats_heads and shape.kv_heads != shape.heads:
         size += 2 * e * shape.queries * run
     if how.threads:

@@ -55,8 +55,8 @@ def test_a_token_budget_is_never_less_than_a_batch_within_it(how: Execution, pai
     ("shape", "per_token"),
     [
         (BERT, 2 * (2 * 384 + 2 * 1536) + 24),
-        (LLAMA, 2 * (2048 + 3 * 2048 + 2 * 512) + 4 * 32 + 12 * 32 + 24),
-        (MODERNBERT, 5 * 768 * 2 + 4 * 8 * 768 + 2 * 8 * 64 + 24),
+        (LLAMA, 2 * (2048 + 3 * 2048 + 2 * 512) + 4 * 32 + 8 * 32 + 24),
+        (MODERNBERT, 2 * 6 * 768 + 4 * 12 + 2 * 4 * 64 + 24),
     ],
     ids=["bert", "llama", "modernbert"],
 )
