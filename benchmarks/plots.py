@@ -1,6 +1,6 @@
 """Plots of the figures in `results/*.json`, as SVG: `python -m benchmarks.plots [--results DIR] [--plots DIR]`.
 
-speed*.svg       pairs a second of each side, with the least and the most of the rounds
+speed*.svg      pairs a second of each side, with the least and the most of the rounds
 growth.svg      CPU seconds and peak memory by tokens, lines of what exact proportion would be
 length.svg      what a million tokens cost by the length of a pair, and how well the cores are used
 candidates.svg  the same cost by candidates of a list
