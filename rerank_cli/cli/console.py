@@ -13,7 +13,7 @@ import shutil
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -49,9 +49,9 @@ def wrapped(text: str, stream: TextIO, *, under: int | None = None) -> str:
     if not stream.isatty():
         return text
     columns = shutil.get_terminal_size().columns
-    if len(text) <= columns or max(map(len, text.split())) >= columns:  # a long path stays in one piece, to be copied
-        return text
     indent = len(text) - len(text.lstrip(" ")) if under is None else under
+    if len(text) <= columns or indent + max(map(len, text.split())) >= columns:  # a long path stays whole
+        return text
     return "\n".join(wrap_words(text, max(40, columns - 1), under=indent))
 
 
@@ -181,48 +181,49 @@ def progress_line(progress: Progress) -> str:
     return text if left is None else f"{text}, {about(left)} left"
 
 
+_SHOWN_PARTS = (
+    ("pairs", "percent", "speed", "clock", "left"),
+    ("percent", "speed", "clock", "left"),
+    ("percent", "clock", "left"),
+    ("percent", "left"),
+    ("percent",),
+)
+"""What stands beside the bar, from a wide terminal to a narrow one."""
+_BAR_COLUMNS = range(8, 21)  # a shorter bar is left out
+
+
 def _bar_of(progress: Progress) -> Any:
-    """A bar that reads `progress` each time it is drawn."""
+    """One line that reads `progress` each time it is drawn; what does not fit the terminal is left out, not wrapped."""
     from datetime import timedelta
 
-    from rich.console import Console
-    from rich.progress import BarColumn, ProgressColumn, Task
-    from rich.progress import Progress as Bar
+    from rich.console import Console, ConsoleOptions
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     from rerank_cli.job.progress import about, whole_percent
 
-    class Words(ProgressColumn):
-        """A text beside the bar."""
+    class Line:
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+            share, seconds_left = progress.share_under_way, progress.clock_left
+            parts = {
+                "pairs": f"{progress.pairs:,} pairs",
+                "percent": "" if share is None else whole_percent(share),
+                "speed": f"{progress.pairs_per_second:,.1f} pairs/s",
+                "clock": str(timedelta(seconds=int(progress.seconds))),
+                "left": "" if seconds_left is None else f"{about(seconds_left)} left",
+            }
+            rows = ([parts[name] for name in names if parts[name]] for names in _SHOWN_PARTS)
+            cells: list[Any] = next((row for row in rows if len(" ".join(row)) <= options.max_width), [])
+            room = options.max_width - len(" ".join(cells)) - 1
+            if room >= _BAR_COLUMNS[0]:
+                bar = ProgressBar(None if share is None else 1.0, share or 0.0, width=min(room, _BAR_COLUMNS[-1]))
+                cells.insert(cells.index(parts["pairs"]) + 1 if parts["pairs"] in cells else 0, bar)
+            line = Table.grid(padding=(0, 1))
+            for _ in cells:
+                line.add_column(no_wrap=True)
+            line.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+            yield line
 
-        def __init__(self, words: Callable[[], str]) -> None:
-            super().__init__()
-            self._words = words
-
-        def render(self, task: Task) -> Text:
-            return Text(self._words())
-
-    class Line(BarColumn):
-        """The bar at the share that is finished."""
-
-        def render(self, task: Task) -> Any:
-            share = progress.share_under_way
-            task.total, task.completed = None if share is None else 1.0, share or 0.0
-            return super().render(task)
-
-    def left() -> str:
-        seconds = progress.clock_left
-        return "" if seconds is None else f"{about(seconds)} left"
-
-    bar = Bar(
-        Words(lambda: f"{progress.pairs:,} pairs"),
-        Line(bar_width=20),
-        Words(lambda: "" if (share := progress.share_under_way) is None else whole_percent(share)),
-        Words(lambda: f"{progress.pairs_per_second:,.1f} pairs/s"),
-        Words(lambda: str(timedelta(seconds=int(progress.seconds)))),
-        Words(left),
-        console=Console(file=sys.stderr),
-        transient=True,
-    )
-    bar.add_task("", total=None)
-    return bar
+    return Live(Line(), console=Console(file=sys.stderr), refresh_per_second=10, transient=True)

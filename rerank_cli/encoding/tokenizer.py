@@ -1,18 +1,21 @@
 """The tokenizer of a checkpoint as its model was trained with it, from `tokenizer.json`, without transformers.
 
-`tokenizer.json` is not the whole truth. For some tokenizer classes transformers rebuilds the normaliser, the
-pre-tokeniser and the pair template from the class and the options in `tokenizer_config.json`, and ignores those of the
-file (lower-casing for BERT, white space for XLM-R). The logits that a checkpoint's authors published were made in this
-way, so the classes of the packed families have the same rules here. Classes without a rule here that transformers
-builds in yet another way (`DebertaV2Tokenizer`, ...) are built by transformers itself. For plain classes the file is
-right as it is.
+`tokenizer.json` is not the whole truth. Where transformers has a class of its own for a checkpoint, it takes vocabulary
+and merges from the file and rebuilds the rest from the class and the options in `tokenizer_config.json`: normaliser,
+pre-tokeniser, options of the model, for some classes the pair template (lower-casing for BERT, white space for XLM-R,
+digits for Qwen). The logits that a checkpoint's authors published were made in this way, so the classes of the packed
+families have the same rules here. All other classes, and a class whose kind of model is not the file's, are built by
+transformers itself. For plain classes the file is right as it is.
+
+Which class it is, transformers decides by the type of the model too: whatever a ModernBERT names, the file is taken as
+it is, and a Qwen2 has Qwen's class (`tokenizer_class`).
 
 Even then transformers does not decide what goes around a pair: its version 5 puts two `[SEP]` between the texts of a
 DeBERTa, where 4 and the training had one, and gives an ALBERT no token types (huggingface/transformers#48128). So the
 template is that of tokenizer.json, if the file has one.
 
-Source: transformers 5.23, tokenization_bert.py, tokenization_xlm_roberta.py, tokenization_roberta.py and
-tokenization_utils_tokenizers.py; the parity tests compare token ids.
+Source: transformers 5.24, tokenization_auto.py, tokenization_utils_tokenizers.py and the modules of the classes; the
+parity tests compare token ids.
 """
 
 from __future__ import annotations

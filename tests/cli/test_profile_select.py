@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rerank_cli.checkpoint import BUILTIN_MODEL
 from rerank_cli.cli import main
 from rerank_cli.cli.parsers import parse_count
 from rerank_cli.machine.detect import describe_machine
 from rerank_cli.machine.fixture import machine_to_json
 from rerank_cli.machine.torch_build import TorchBuild
+from tests.conftest import TINY_CHECKPOINT
 
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "samples"
 FAKE = Path(__file__).parents[1] / "fake_nvml"
 MACHINES = sorted(path.stem for path in (FAKE / "machines").glob("*.ini"))
 ONE_B, VISION = "nvidia/llama-nemotron-rerank-1b-v2", "nvidia/llama-nemotron-rerank-vl-1b-v2"
@@ -356,6 +361,36 @@ def test_env_is_read_by_a_shell_and_leads_to_the_same_plan(tiny_model: str, tmp_
     assert (answer["plan"]["token_budget"], answer["plan"]["device"]) == (1000, "cuda:0")
     assert "token budget 1000: RERANK_TOKEN_BUDGET" in answer["reasons"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch that cannot use a GPU")
+@pytest.mark.parametrize(
+    ("machine", "model"),
+    [
+        ("L4", []),
+        ("8xA100", ["--model", str(TINY_CHECKPOINT)]),
+        ("H100-mig", ["--model", str(TINY_CHECKPOINT)]),
+        ("no-gpu", []),
+    ],
+)
+def test_what_env_exports_runs_in_the_same_shell(driver: Path, machine: str, model: list[str], tmp_path: Path) -> None:
+    """README's own line, where torch is for a CPU: with GPUs that it cannot use, and without any."""
+    program = f"{sys.executable} -m rerank_cli"
+    script = (
+        f'set -eu; lines=$({program} profile-select --env "$@"); eval "$lines"; '
+        f"{program} rerank-file {SAMPLES / 'python-docs.jsonl'} -o out.jsonl --limit 2"
+    )
+    settings = environment(
+        LD_LIBRARY_PATH=str(driver), FAKE_NVML_MACHINE=str(FAKE / "machines" / f"{machine}.ini"), PYTHONPATH=str(ROOT)
+    )
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *model], cwd=tmp_path, env=settings, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert len((tmp_path / "out.jsonl").read_text("utf-8").splitlines()) == 2
+    report = json.loads((tmp_path / "out.jsonl.report.json").read_text("utf-8"))
+    assert report["plan"]["device"] == "cpu"
+    assert report["model"]["name"] == (str(TINY_CHECKPOINT) if model else BUILTIN_MODEL)
 
 
 def test_list_has_every_profile_and_one_is_chosen(select: Any) -> None:

@@ -24,6 +24,7 @@ from rerank_cli.errors import EXIT_CODES
 from rerank_cli.job.options import JobOptions, Names
 
 SCORES = ["score", "rerank-file"]
+SAMPLE = str(Path(__file__).parents[2] / "samples" / "python-docs.jsonl")
 COMMANDS = [*SCORES, "profile-select", "mem-estimate"]
 
 
@@ -45,6 +46,31 @@ def test_help_and_version_import_neither_torch_nor_any_other_heavy_library() -> 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "HEAVY []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong", "more"),
+    [
+        (4, "none.jsonl", ["-o", "out.jsonl"]),
+        (2, "out.docx", [SAMPLE, "-o"]),
+        (5, "nowhere", [SAMPLE, "-o", "out.jsonl", "--model"]),
+        (4, "none.txt", [SAMPLE, "-o", "out.jsonl", "--qrels"]),
+    ],
+)
+@pytest.mark.parametrize("kind", [[], ["--dry-run"]], ids=["run", "dry-run"])
+def test_a_slip_of_the_keyboard_is_refused_before_the_libraries_of_a_run_are_loaded(
+    code: int, wrong: str, more: list[str], kind: list[str], tmp_path: Path
+) -> None:
+    script = (
+        "import sys\n"
+        "from rerank_cli.cli import main\n"
+        f"code = main({['rerank-file', *kind, *more, wrong]!r})\n"
+        "print(code, sorted({'torch', 'transformers', 'pyarrow', 'tokenizers'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{code} []\n", done.stderr
+    assert wrong in done.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
+import io
 import json
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +25,16 @@ from typing import Any
 
 import pytest
 
+from rerank_cli.cli.console import _bar_of
+from rerank_cli.job.progress import Progress
 from tests.conftest import write_lines, write_table
 from tests.processes import Started
 
 ROOT = Path(__file__).parents[2]
-UNITS = {"s": 1, "min": 60, "h": 3600}
+SLOW = float(os.environ.get("RERANK_SLOW_WINDOW", "0.3"))
+UNITS = {"s": 1, "min": 60}
 SHOWN = re.compile(
-    r"([\d,]+) pairs\s.*?(\d+) %\s+([\d,.]+) pairs/s\s+(\d+):(\d\d):(\d\d)(?:\s+about (\d+) (s|min|h) left)?"
+    r"([\d,]+) pairs\s.*?(\d+) %\s+([\d,.]+) pairs/s\s+(\d+):(\d\d):(\d\d)(?:\s+(less than|about) (\d+) (s|min) left)?"
 )
 
 
@@ -45,17 +52,27 @@ class Look:
 
 @dataclass
 class Watched:
-    """A run on a terminal."""
+    """A run on a terminal. lines: whatever stood in one line of it, whole or in part."""
 
     looks: list[Look]
     said: str
     code: int
+    lines: list[str]
 
 
-def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, stop_at: int | None = None) -> Watched:
-    """Run on a terminal of 100 columns; stop_at: the percentage at which Ctrl-C is pressed."""
+def watch(
+    arguments: list[str],
+    *,
+    seconds_per_token: float,
+    batch: int = 8,
+    columns: int = 100,
+    stop_at: int | None = None,
+) -> Watched:
+    """Run on a terminal of so many columns; stop_at: the percentage at which Ctrl-C is pressed."""
     ours, theirs = pty.openpty()
-    env = {**os.environ, "COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    env |= {"TERM": "xterm", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "tests.cli.slow_run", f"{seconds_per_token}", f"{batch}", *arguments]
     with Started(
         command,
@@ -87,15 +104,15 @@ def watch(arguments: list[str], *, seconds_per_token: float, batch: int = 8, sto
                     stop_at = None
         code = process.wait(60)
     os.close(ours)
-    return Watched(looks, said, code)
+    return Watched(looks, said, code, re.split(r"[\r\n]+", said))
 
 
 def _look(found: re.Match[str], at: float) -> Look:
-    pairs, percent, speed, hours, minutes, seconds, left, unit = found.groups()
+    pairs, percent, speed, hours, minutes, seconds, about, left, unit = found.groups()
     elapsed = 3600 * int(hours) + 60 * int(minutes) + int(seconds)
     return Look(
         at, int(pairs.replace(",", "")), int(percent), float(speed.replace(",", "")), elapsed,
-        None if left is None else int(left) * UNITS[unit],
+        None if left is None else 0 if about == "less than" else int(left) * UNITS[unit],
     )  # fmt: skip
 
 
@@ -112,9 +129,10 @@ def rows(count: int = 60, passages: int = 10) -> list[dict[str, Any]]:
     ]
 
 
-def check(run: Watched, *, begins_at: int = 0) -> None:
-    """What must hold of every bar: no end before the end, and an estimate that is true from a tenth on."""
+def check(run: Watched, *, begins_at: int = 0, columns: int = 100) -> None:
+    """What must hold of every bar: no end before the end, an estimate that is true from a tenth on, and one line."""
     looks = run.looks
+    assert all(len(line) <= columns for line in run.lines), max(run.lines, key=len)
     assert len(looks) > 20, run.said
     assert looks[0].percent >= begins_at - 3  # of bytes, where rows were told
     assert all(look.percent < 100 for look in looks)
@@ -123,8 +141,12 @@ def check(run: Watched, *, begins_at: int = 0) -> None:
     began = next(look.at for look in looks if look.pairs)
     ended = looks[-1].at  # that Python and torch take themselves apart afterwards is no part of the work
     took = ended - began
-    for look in looks:
-        if look.left is not None and look.left >= 2 and look.percent - begins_at >= 0.1 * (100 - begins_at) + 1:
+    told = [look for look in looks if look.left is not None]
+    assert len(told) > 0.7 * len(looks), "the estimate stands there as soon as a batch is finished, at any width"
+    for look in told:
+        if look.left == 0:
+            assert ended - look.at <= 1 + 0.1 * took, "no end before the end"
+        if look.left >= 2 and look.percent - begins_at >= 0.1 * (100 - begins_at) + 1:
             # Shown in whole seconds, and what is written after the last pair takes a moment.
             assert abs(look.at + look.left - ended) <= 0.15 * took + 1.5, (look, took)
 
@@ -151,23 +173,45 @@ def write_input(folder: Path, kind: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_bar_is_true(tmp_path: Path, tiny_model: str) -> None:
-    """Of every kind of input and of a limit. The engine sleeps, so the runs go on beside each other."""
+    """Of every kind of input, of a limit, and of a run that is one slow window (a minute, in `SLOW` of the time).
+
+    The engine sleeps, so the runs go on beside each other.
+    """
+    kinds = {"jsonl": 80, "gzip": 100, "zstd": 120, "parquet": 80, "many": 120, "limit": 100, "slow window": 80}
 
     def run(kind: str) -> Watched:
         folder = tmp_path / kind
         folder.mkdir()
-        limit = ["--limit", "30"] if kind == "limit" else []
-        inputs = write_input(folder, "jsonl" if limit else kind)
+        if kind == "slow window":
+            inputs, limit = write_input(folder, "jsonl"), ["--limit", "50"]  # 500 pairs: windows have 512
+        else:
+            limit = ["--limit", "30"] if kind == "limit" else []
+            inputs = write_input(folder, "jsonl" if limit else kind)
         return watch(
             ["rerank-file", *inputs, "-o", str(folder / "out.jsonl"), "--model", tiny_model, *limit],
-            seconds_per_token=2e-4 if limit else 1.2e-4,
+            seconds_per_token={"limit": 2e-4, "slow window": SLOW * 60 / 139_000}.get(kind, 1.2e-4),
+            batch=24 if kind == "slow window" else 8,
+            columns=kinds[kind],
         )
 
-    kinds = ["jsonl", "gzip", "zstd", "parquet", "many", "limit"]
     with ThreadPoolExecutor(len(kinds)) as beside:
         for kind, watched in zip(kinds, beside.map(run, kinds), strict=True):
             assert watched.code == 0, (kind, watched.said)
-            check(watched)
+            check(watched, columns=kinds[kind])
+
+
+@pytest.mark.slow
+def test_a_narrow_terminal_has_what_matters_most_in_one_line(tmp_path: Path, tiny_model: str) -> None:
+    (source,) = write_input(tmp_path, "jsonl")
+    run = watch(
+        ["rerank-file", source, "-o", str(tmp_path / "out.jsonl"), "--model", tiny_model],
+        seconds_per_token=6e-5,
+        columns=40,
+    )
+    assert run.code == 0, run.said
+    shown = [line for line in run.lines if " % " in line or "left" in line]
+    assert all(len(line) <= 40 for line in shown)
+    assert sum(bool(re.search(r"\d+ % .*(about|less than) \d+ s left", line)) for line in shown) > 10, run.said
 
 
 @pytest.mark.slow
@@ -214,3 +258,25 @@ def test_a_log_says_the_same(tmp_path: Path, tiny_model: str) -> None:
     assert report["speed"]["pairs_per_second"] == pytest.approx(
         report["counts"]["pairs"] / report["seconds"]["wall"], rel=0.01
     )
+
+
+@pytest.mark.parametrize("columns", [20, 30, 40, 60, 80, 100, 120, 200])
+@pytest.mark.parametrize(("pairs", "share"), [(0, None), (24, 0.061), (12_345_678, 0.4567)])
+def test_the_bar_is_one_line_at_any_width_and_keeps_the_estimate(
+    columns: int, pairs: int, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    clock = iter(range(10**6))
+    progress = Progress(clock=lambda: float(next(clock)) * 3_000)
+    if share is not None:
+        progress.submit(100, 1.0)
+        progress.end_part(pairs, share, rows=1)
+    live = _bar_of(progress)
+    live.console.width = columns
+    lines = [
+        "".join(segment.text for segment in line) for line in live.console.render_lines(live.renderable, pad=False)
+    ]
+    assert len(lines) == 1
+    assert len(lines[0]) <= columns
+    assert share is None or f"{round(100 * share)} %" in lines[0]
+    assert share is None or columns < 40 or "left" in lines[0]
