@@ -3,7 +3,7 @@
 On a CPU pairs are scored when they are submitted, a batch on each core (`lanes.py`). A CUDA device computes behind the
 host:
 
-    submit   hands batches over, `AHEAD` of them at most (`models/transfer.py`), and returns
+    submit   hands batches over, `AHEAD` of them at most (`planning/memory/pieces.py`), and returns
     wait     hands over more as room comes, and looks whether logits have arrived
     scores   None until those of the whole part are there, and pairs without a finite one are computed again in fp32
 

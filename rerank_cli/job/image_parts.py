@@ -1,7 +1,7 @@
 """Divides a window into parts that are encoded and scored one by one, so that memory holds the pixels of few images.
 
 A text takes kilobytes; an image of seven tiles takes 5.5 MB of pixels and as much again of vision vectors, and a list
-may hold a thousand images. So a part has `_PART_IMAGES` distinct images, with all pairs of the window that hold them:
+may hold a thousand images. So a part has `PART_IMAGES` distinct images, with all pairs of the window that hold them:
 every image is read, cut and given to the vision tower once a window. A window without images is one part. The pixels
 of a part are dropped when it is scored, and the last part joins the window again (`ranking.py`).
 """
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from rerank_cli.encoding.encoder import Encoded, Encoder, EncodingProblem, ReadsImages, encode_pairs
 from rerank_cli.job.score_store.known_scores import Asked, FoundPairs, KnownScores, distinct_pairs
+from rerank_cli.planning.memory.pieces import PART_IMAGES
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Limits, Window
-
-_PART_IMAGES = 16  # 88 MB of pixels with 7 tiles of 512 pixels each; enough to fill batches of tiles and of texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,9 @@ def encode_parts(
             image = passage.image if isinstance(passage, ImagePassage) else None
             of_image.setdefault(image, []).append(place)
     groups = [group for group in of_image.values() if group] or [[]]
-    for start in range(0, len(groups), _PART_IMAGES):
-        members = [place for group in groups[start : start + _PART_IMAGES] for place in group]
-        last = start + _PART_IMAGES >= len(groups)
+    for start in range(0, len(groups), PART_IMAGES):
+        members = [place for group in groups[start : start + PART_IMAGES] for place in group]
+        last = start + PART_IMAGES >= len(groups)
         encoded = _encode_by_limits([pairs[place] for place in members], encoder)
         yield EncodedPart(window, encoded, members, pairs_of(encoded), places if last else None, found)
 

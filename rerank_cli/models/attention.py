@@ -29,11 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.models.packed import PackedBatch, Run
-from rerank_cli.models.product_attention import LONGEST, attend_by_products
+from rerank_cli.models.product_attention import attend_by_products
 from rerank_cli.planning.cpu_kernels import AMX
 from rerank_cli.planning.memory import takes_varlen
-
-_BLOCK = 64  # queries of a block of windowed attention; measured beside 32, 128, 256 with a window of 64
+from rerank_cli.planning.memory.pieces import PRODUCT_LONGEST, WINDOW_BLOCK
 
 
 def attend(
@@ -62,7 +61,7 @@ def attend(
     by_head = out.unflatten(1, (heads, size))
     runs: Sequence[Run] = batch.runs
     if kind == "products" and q.dtype == torch.bfloat16 and not causal:
-        longest = LONGEST if window is None else min(LONGEST, window + 1)
+        longest = PRODUCT_LONGEST if window is None else min(PRODUCT_LONGEST, window + 1)
         runs = _after_products(q, k, v, batch, by_head, longest=longest, scale=size**-0.5 * math.log2(math.e))
     for run in runs:
         run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
@@ -119,7 +118,7 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
     by_head = out.unflatten(1, q.shape[1:])
     runs: Sequence[Run] = batch.runs
     if kind == "products" and q.dtype == torch.bfloat16:
-        runs = _after_products(q, k, v, batch, by_head, longest=LONGEST, scale=1.0)
+        runs = _after_products(q, k, v, batch, by_head, longest=PRODUCT_LONGEST, scale=1.0)
     for run in runs:
         run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
         run.heads(by_head).copy_(F.scaled_dot_product_attention(run_q, run_k, run_v, scale=math.log(2)))
@@ -142,8 +141,8 @@ def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, out: Tensor)
     """Fill `out`; all are [count, heads, length, head_dim]. A query sees keys at a distance of at most `window`."""
     length = q.shape[2]
     band = _band(window, q.dtype, q.device)
-    for begin in range(0, length, _BLOCK):
-        end = min(begin + _BLOCK, length)
+    for begin in range(0, length, WINDOW_BLOCK):
+        end = min(begin + WINDOW_BLOCK, length)
         low, high = max(0, begin - window), min(length, end + window)
         first = low - (begin - window)  # the column of the band that stands for the first key
         mask = band[: end - begin, first : first + high - low]
@@ -154,7 +153,11 @@ def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, out: Tensor)
 @cache
 def _band(window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What is added to the scores of a block, [queries, keys]; the first key is `window` before the first query."""
-    distance = torch.arange(_BLOCK + 2 * window, device=device) - torch.arange(_BLOCK, device=device)[:, None] - window
+    distance = (
+        torch.arange(WINDOW_BLOCK + 2 * window, device=device)
+        - torch.arange(WINDOW_BLOCK, device=device)[:, None]
+        - window
+    )
     return torch.zeros(distance.shape, dtype=dtype, device=device).masked_fill_(distance.abs() > window, -math.inf)
 
 

@@ -21,9 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 2048
-"""Tokens that the MLP, the norms and the rotation take at a time. 2,048 rows fill a matrix product, and are few enough
-that the peak of memory lies in attention, for a pair of 8,192 tokens as for a batch of many pairs."""
+from rerank_cli.planning.memory.pieces import CHUNK
 
 FP8_MAX = 448.0
 """The largest number of float8_e4m3fn, which has no infinity."""

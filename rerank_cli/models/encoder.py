@@ -41,7 +41,7 @@ from rerank_cli.models.amx import AmxLayer, AmxLayers, AmxLinear, AmxTokens
 from rerank_cli.models.attention import attend, attention_kind
 from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.head import Head, dense, score_layer
-from rerank_cli.models.linear import BLOCK_ROWS, Linear, activation, linear_kind
+from rerank_cli.models.linear import BLOCK_ROWS, Linear, LinearLoader, activation, linear_kind
 from rerank_cli.models.module_head import prefix_of_names, read_module_head
 from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.packed import PackedBatch, pack
@@ -164,7 +164,7 @@ class EncoderCrossEncoder:
             self._widen: Linear | None = None
             if shape.embedding != shape.hidden:
                 widen = f"{self._prefix}embeddings_project"
-                self._widen = self._linear(weights, widen, shape.embedding, shape.hidden)
+                self._widen = LinearLoader(weights, kind)(widen, shape.embedding, shape.hidden)
             names = [self.layer_name(number) for number in range(shape.layers)]
             whole, last = (names[:-1], names[-1]) if self._head.first_token_only else (names, None)
             if whole and attention == AMX and dtype == torch.bfloat16 and self._amx_takes_it("bf16"):
@@ -287,18 +287,13 @@ class EncoderCrossEncoder:
 
     def _rest(self, weights: WeightReader, name: str) -> _Rest:
         hidden, inner, names = self._shape.hidden, self._shape.intermediate, self._names
-        epsilon = self._shape.epsilon
+        epsilon, linear = self._shape.epsilon, LinearLoader(weights, self._kind)
         return _Rest(
-            attention_out=self._linear(weights, f"{name}.{names.attention_out}", hidden, hidden),
+            attention_out=linear(f"{name}.{names.attention_out}", hidden, hidden),
             attention_norm=read_norm(weights, f"{name}.{names.attention_norm}", hidden, epsilon),
-            expand=self._linear(weights, f"{name}.{names.expand}", hidden, inner, self._shape.activation),
-            contract=self._linear(weights, f"{name}.{names.contract}", inner, hidden),
+            expand=linear(f"{name}.{names.expand}", hidden, inner, then=self._shape.activation),
+            contract=linear(f"{name}.{names.contract}", inner, hidden),
             out_norm=read_norm(weights, f"{name}.{names.out_norm}", hidden, epsilon),
-        )
-
-    def _linear(self, weights: WeightReader, name: str, inputs: int, outputs: int, then: str | None = None) -> Linear:
-        return self._kind(
-            weights.take(f"{name}.weight", (outputs, inputs)), weights.take(f"{name}.bias", (outputs,)), then=then
         )
 
     def _read_names(self, weights: WeightReader, checkpoint: Checkpoint) -> _Names:

@@ -30,7 +30,7 @@ from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.elementwise import Rotation, elementwise_for
 from rerank_cli.models.head import Head, dense, score_layer
-from rerank_cli.models.linear import Linear, activation, linear_kind
+from rerank_cli.models.linear import Linear, LinearLoader, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.rotary import rotary_frequencies, rotation_at
@@ -158,19 +158,17 @@ class GteCrossEncoder:
 
     def _layer(self, weights: WeightReader, name: str) -> _Layer:
         hidden, inner, epsilon = self._shape.hidden, self._shape.intermediate, self._shape.epsilon
+        linear = LinearLoader(weights, self._kind)
         up, gate = weights.take(f"{name}.mlp.up_gate_proj.weight", (2 * inner, hidden)).chunk(2)
         return _Layer(
-            qkv=self._linear(weights, f"{name}.attention.qkv_proj", (3 * hidden, hidden)),
-            attention_out=self._linear(weights, f"{name}.attention.o_proj", (hidden, hidden)),
+            qkv=linear(f"{name}.attention.qkv_proj", hidden, 3 * hidden),
+            attention_out=linear(f"{name}.attention.o_proj", hidden, hidden),
             attention_norm=read_norm(weights, f"{name}.attn_ln", hidden, epsilon),
             gate=self._kind(gate, None, then=self._shape.activation),
             up=self._kind(up, None),
-            down=self._linear(weights, f"{name}.mlp.down_proj", (hidden, inner)),
+            down=linear(f"{name}.mlp.down_proj", inner, hidden),
             out_norm=read_norm(weights, f"{name}.mlp_ln", hidden, epsilon),
         )
-
-    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int]) -> Linear:
-        return self._kind(weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]))
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:

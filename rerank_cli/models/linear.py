@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.errors import ModelError
-from rerank_cli.models.elementwise import CHUNK, FP8_MAX, Elementwise, Unfused
+from rerank_cli.models.elementwise import FP8_MAX, Elementwise, Unfused
 from rerank_cli.models.weights import Fp8Weight, WeightReader
+from rerank_cli.planning.memory.pieces import CHUNK, FP8_MULTIPLE
 
-_FP8_MULTIPLE = 16  # of rows and columns of a weight, in cuBLAS
 _HINT_ROWS = 2048  # rows that oneDNN lays the weight out for; a batch has 1,000 to 4,000
 
 
@@ -275,13 +275,13 @@ class LinearLoader:
 
     weights: WeightReader
     kind: Callable[..., Linear]
-    fp8: bool
+    fp8: bool = False
     rows: Elementwise | None = None
 
-    def __call__(self, name: str, inputs: int, outputs: int, *, bias: bool, then: str | None = None) -> Linear:
+    def __call__(self, name: str, inputs: int, outputs: int, *, bias: bool = True, then: str | None = None) -> Linear:
         """The layer `name`, of weights `name.weight` [outputs, inputs] and, with `bias`, `name.bias` [outputs]."""
         added = self.weights.take(f"{name}.bias", (outputs,)) if bias else None
-        fits = inputs % _FP8_MULTIPLE == 0 and outputs % _FP8_MULTIPLE == 0
+        fits = inputs % FP8_MULTIPLE == 0 and outputs % FP8_MULTIPLE == 0
         if self.fp8 and fits and self.weights.is_fp8(f"{name}.weight"):
             return Fp8Linear(self.weights.take_fp8(f"{name}.weight", (outputs, inputs)), added, then=then)
         if self.rows is not None and fits:

@@ -35,7 +35,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import DoesNotFitError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
-from rerank_cli.models.elementwise import CHUNK, Elementwise, Rotation, Unfused, elementwise_for
+from rerank_cli.models.elementwise import Elementwise, Rotation, Unfused, elementwise_for
 from rerank_cli.models.linear import (
     Linear,
     LinearLoader,
@@ -50,6 +50,7 @@ from rerank_cli.models.llama_config import LlamaShape, Pooling, read_llama_shape
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.rotary import rotation_at
 from rerank_cli.models.weights import WeightReader, open_weights
+from rerank_cli.planning.memory.pieces import CHUNK
 from rerank_cli.records import EncodedPair
 
 _PIECE_TOKENS = 64  # that a thread of a GPU adds up

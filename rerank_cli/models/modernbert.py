@@ -25,7 +25,7 @@ from rerank_cli.errors import ModelError
 from rerank_cli.models.attention import attend, attend_first, attention_kind
 from rerank_cli.models.elementwise import Rotation, elementwise_for
 from rerank_cli.models.head import Head, dense, score_layer
-from rerank_cli.models.linear import Linear, activation, linear_kind
+from rerank_cli.models.linear import Linear, LinearLoader, activation, linear_kind
 from rerank_cli.models.module_head import prefix_of_names, read_module_head
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
@@ -177,17 +177,17 @@ class ModernBertCrossEncoder:
 
     def _layer(self, weights: WeightReader, index: int, kind: str) -> _Layer:
         hidden, inner = self._shape.hidden, self._shape.intermediate
-        biases = self._shape.biases
+        biases, linear = self._shape.biases, LinearLoader(weights, self._kind)
         name = f"{self._prefix}layers.{index}"
         gate, up = self._halves(weights, f"{name}.mlp.Wi")
         return _Layer(
             attention_norm=self._norm(weights, f"{name}.attn_norm") if index else None,
-            qkv=self._linear(weights, f"{name}.attn.Wqkv", (3 * hidden, hidden), bias=biases.attention),
-            attention_out=self._linear(weights, f"{name}.attn.Wo", (hidden, hidden), bias=biases.attention),
+            qkv=linear(f"{name}.attn.Wqkv", hidden, 3 * hidden, bias=biases.attention),
+            attention_out=linear(f"{name}.attn.Wo", hidden, hidden, bias=biases.attention),
             mlp_norm=self._norm(weights, f"{name}.mlp_norm"),
             gate=gate,
             up=up,
-            down=self._linear(weights, f"{name}.mlp.Wo", (hidden, inner), bias=biases.mlp),
+            down=linear(f"{name}.mlp.Wo", inner, hidden, bias=biases.mlp),
             kind=kind,
         )
 
@@ -201,11 +201,6 @@ class ModernBertCrossEncoder:
         gate, up = weights.take(f"{name}.weight", (2 * inner, hidden)).chunk(2)
         biases = weights.take(f"{name}.bias", (2 * inner,)).chunk(2) if self._shape.biases.mlp else (None, None)
         return self._kind(gate, biases[0], then=self._shape.activation), self._kind(up, biases[1])
-
-    def _linear(self, weights: WeightReader, name: str, shape: tuple[int, int], *, bias: bool) -> Linear:
-        return self._kind(
-            weights.take(f"{name}.weight", shape), weights.take(f"{name}.bias", shape[:1]) if bias else None
-        )
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:

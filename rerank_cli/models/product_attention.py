@@ -30,12 +30,7 @@ import torch
 from torch import Tensor
 
 from rerank_cli.models.packed import Run
-
-LONGEST = 512
-"""Tokens of the longest pairs for which this is meant: its memory grows with the square of the length."""
-
-_STEP = 16
-_BLOCK_TOKENS = 256  # of a block of short pairs; longer ones are blocks of their own
+from rerank_cli.planning.memory.pieces import PRODUCT_BLOCK, PRODUCT_STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +56,10 @@ class Block:
 
 def blocks(runs: Sequence[Run]) -> Iterator[Block]:
     """The pairs of a batch in blocks, all in order."""
-    for length, group in groupby(runs, key=lambda run: -(-run.length // _STEP) * _STEP):
+    for length, group in groupby(runs, key=lambda run: -(-run.length // PRODUCT_STEP) * PRODUCT_STEP):
         waiting = list(group)
         left = sum(run.count for run in waiting)
-        most = 1 << (max(1, _BLOCK_TOKENS // length).bit_length() - 1)
+        most = 1 << (max(1, PRODUCT_BLOCK // length).bit_length() - 1)
         while left:
             pairs = min(most, 1 << (left.bit_length() - 1))
             yield Block(length, tuple(_take(waiting, pairs)))

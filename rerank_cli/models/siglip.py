@@ -30,14 +30,13 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.vision_config import VisionGeometry
 from rerank_cli.errors import ModelError
-from rerank_cli.models.linear import Linear, PlainLinear, activation, linear_kind
+from rerank_cli.models.linear import Linear, LinearLoader, PlainLinear, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.transfer import transfer_for
 from rerank_cli.models.weights import WeightReader
+from rerank_cli.planning.memory.pieces import BATCH_TILES, CHUNK
 from rerank_cli.records import Tiles
 
-BATCH_TILES = 8  # 8,192 patches of the published tower: full matrix products, and 0.25 GB beside the weights in fp32
-CHUNK = 2048  # patches that the MLP takes at a time
 _PROJECTOR_EPSILON = 1e-5  # nn.LayerNorm's own, which config.json does not name
 
 
@@ -87,7 +86,8 @@ class VisionTower:
         shape = read_tower_shape(checkpoint)
         self._shape, self._geometry = shape, geometry
         self._device, self._dtype = device, dtype
-        self._kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
+        kind = linear_kind(device, dtype) if dtype == torch.float32 else PlainLinear
+        linear = LinearLoader(weights, kind)
         self._hidden = hidden
         name = f"{prefix}vision_model."
         if weights.has(f"{name}vision_model.embeddings.patch_embedding.weight"):
@@ -95,16 +95,16 @@ class VisionTower:
         weights.ignore(rf"^{name.replace('.', '[.]')}head[.]")
         side = geometry.patch_size
         patches = weights.take(f"{name}embeddings.patch_embedding.weight", (shape.hidden, 3, side, side))
-        self._patches = self._kind(
+        self._patches: Linear = kind(
             patches.flatten(1), weights.take(f"{name}embeddings.patch_embedding.bias", (shape.hidden,))
         )
         self._positions = weights.take(f"{name}embeddings.position_embedding.weight", (geometry.patches, shape.hidden))
-        self._layers = [self._layer(weights, f"{name}encoder.layers.{i}") for i in range(shape.layers)]
+        self._layers = [self._layer(linear, f"{name}encoder.layers.{i}") for i in range(shape.layers)]
         self._final_norm = read_norm(weights, f"{name}post_layernorm", shape.hidden, shape.epsilon)
         wide = shape.hidden * geometry.shuffle**2
         self._projector_norm = read_norm(weights, f"{prefix}mlp1.0", wide, _PROJECTOR_EPSILON)
-        self._projector_in = self._linear(weights, f"{prefix}mlp1.1", wide, hidden, then="gelu")
-        self._projector_out = self._linear(weights, f"{prefix}mlp1.3", hidden, hidden)
+        self._projector_in = linear(f"{prefix}mlp1.1", wide, hidden, then="gelu")
+        self._projector_out = linear(f"{prefix}mlp1.3", hidden, hidden)
 
     def vectors(self, images: Sequence[Tiles]) -> list[Tensor]:
         """The vectors of each image, [tiles * vectors of a tile, hidden], on the tower's device."""
@@ -159,28 +159,20 @@ class VisionTower:
         vectors: Tensor = self._projector_out(self._projector_in(normed)).unflatten(0, (len(x), -1))
         return vectors
 
-    def _layer(self, weights: WeightReader, name: str) -> _Layer:
+    def _layer(self, linear: LinearLoader, name: str) -> _Layer:
         hidden, middle, epsilon = self._shape.hidden, self._shape.intermediate, self._shape.epsilon
         query, key, value, out = (
-            self._linear(weights, f"{name}.self_attn.{part}", hidden, hidden)
-            for part in ("q_proj", "k_proj", "v_proj", "out_proj")
+            linear(f"{name}.self_attn.{part}", hidden, hidden) for part in ("q_proj", "k_proj", "v_proj", "out_proj")
         )
         return _Layer(
-            attention_norm=read_norm(weights, f"{name}.layer_norm1", hidden, epsilon),
+            attention_norm=read_norm(linear.weights, f"{name}.layer_norm1", hidden, epsilon),
             query=query,
             key=key,
             value=value,
             attention_out=out,
-            mlp_norm=read_norm(weights, f"{name}.layer_norm2", hidden, epsilon),
-            up=self._linear(weights, f"{name}.mlp.fc1", hidden, middle, then=self._shape.activation),
-            down=self._linear(weights, f"{name}.mlp.fc2", middle, hidden),
-        )
-
-    def _linear(
-        self, weights: WeightReader, name: str, inputs: int, outputs: int, *, then: str | None = None
-    ) -> Linear:
-        return self._kind(
-            weights.take(f"{name}.weight", (outputs, inputs)), weights.take(f"{name}.bias", (outputs,)), then=then
+            mlp_norm=read_norm(linear.weights, f"{name}.layer_norm2", hidden, epsilon),
+            up=linear(f"{name}.mlp.fc1", hidden, middle, then=self._shape.activation),
+            down=linear(f"{name}.mlp.fc2", middle, hidden),
         )
 
 

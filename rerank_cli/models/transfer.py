@@ -34,9 +34,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-AHEAD = 8
-"""Batches that the host may be ahead of the device: half a second to two of a large model, a whole window of a small
-one, so that the device has work while the host ranks, writes and commits."""
+from rerank_cli.planning.memory.pieces import AHEAD
 
 PAUSE_SECONDS = 0.0005
 """Between two questions to a device; each takes a microsecond or two."""

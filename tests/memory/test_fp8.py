@@ -14,7 +14,7 @@ import torch
 
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
-from rerank_cli.models import load_model, transfer
+from rerank_cli.models import load_model
 from rerank_cli.models.elementwise import Unfused
 from rerank_cli.models.linear import LinearLoader, PlainLinear, RowScaledFp8Linear
 from rerank_cli.models.tracker import StorageTracker
@@ -29,7 +29,6 @@ from rerank_cli.planning.memory import (
     peak,
     read_model_shape,
 )
-from rerank_cli.planning.memory.peak import AHEAD
 from rerank_cli.planning.memory.weight_bytes import Products, Weights
 from tests.memory.conftest import LLAMA_1B, checkpoint_of, pairs_of, weights_of
 
@@ -156,15 +155,7 @@ def test_a_family_without_products_in_fp8_has_none() -> None:
     assert not ON_A_GPU.fp8(count_weights(read_model_shape(checkpoint), checkpoint))
 
 
-def test_the_arithmetic_knows_the_sizes_of_the_layers() -> None:
-    from rerank_cli.models import elementwise, linear
-    from rerank_cli.planning.memory import weight_bytes as weights
-
-    assert (weights.CHUNK, weights._FP8_MULTIPLE) == (elementwise.CHUNK, linear._FP8_MULTIPLE)
-
-
 def test_the_estimate_counts_as_many_waiting_batches_as_the_host_may_be_ahead() -> None:
-    assert AHEAD == transfer.AHEAD
     model = by_shape(SMALL)
     assert estimate(model, BatchSize.of([512]), Placement()).waiting == 8 * (24 * 512 + 8 * 16 + 12 * 3)
     assert estimate(model, BatchSize.of([512]), Placement(cpu=True)).waiting == 0

@@ -7,8 +7,8 @@
                        + cuBLAS workspace + context + allocator slack + waiting batches + loading)
             + known pairs
 
-weights      each tensor in the precision that it is held in       weights.py
-peak         the most that one forward of our own holds at once    peak.py, from the sizes in shape.py
+weights      each tensor in the precision that it is held in       weight_bytes.py
+peak         the most that one forward of our own holds at once    peak.py, from the sizes in shape.py and in pieces.py
 constants    what only a device can tell, as data                  constants.py, constants.toml
 published    what NVIDIA prints for its own runtime, beside ours   published.py
 estimate     the sum, and the questions asked of it                estimate.py

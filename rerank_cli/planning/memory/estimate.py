@@ -24,8 +24,6 @@ from rerank_cli.planning.memory.constants import (
     device_constants,
 )
 from rerank_cli.planning.memory.peak import (
-    AHEAD,
-    BATCH_TILES,
     BatchSize,
     Execution,
     input_bytes,
@@ -34,6 +32,7 @@ from rerank_cli.planning.memory.peak import (
     takes_varlen,
     tower_peak,
 )
+from rerank_cli.planning.memory.pieces import AHEAD, BATCH_TILES, PART_IMAGES
 from rerank_cli.planning.memory.shape import ModelShape, read_model_shape, shape_of_profile
 from rerank_cli.planning.memory.weight_bytes import Weights, count_weights
 from rerank_cli.planning.profiles import Capability, GpuFacts, ModelFacts
@@ -45,7 +44,6 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
 Except the weights of products in FP8, which take one byte (`Placement.fp8`). On a CPU int8 is calibrated in float32,
 with weights in float32: they are its peak.
 """
-_PART_IMAGES = 16  # whose vectors are kept at a time (`job/image_parts.py`)
 _FLASH_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)
 
@@ -223,7 +221,7 @@ def need_for(model: MemoryModel, *, cpu: Cpu | None = None, lanes: int = 1) -> C
         vision = model.shape.vision
         tiles = 0
         if vision:
-            tiles = max(max(token_budget, max_tokens) // vision.tokens_per_tile, _PART_IMAGES * vision.tiles())
+            tiles = max(max(token_budget, max_tokens) // vision.tokens_per_tile, PART_IMAGES * vision.tiles())
         return estimate(model, BatchSize.within(token_budget, max_tokens), place, tiles=tiles).total
 
     return need

@@ -25,21 +25,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from rerank_cli.planning.memory.pieces import (
+    BATCH_TILES,
+    CHUNK,
+    PRODUCT_BLOCK,
+    PRODUCT_LONGEST,
+    PRODUCT_STEP,
+    WINDOW_BLOCK,
+)
 from rerank_cli.planning.memory.shape import ModelShape, VisionShape
 
-CHUNK = 2048
-"""Rows that Llama's MLP, norms and rotation take at a time (`models/elementwise.py`), and a tower's MLP (`siglip.py`).
-
-As many rows of weights are rounded to FP8 at a time.
-"""
-BATCH_TILES = 8
-"""Tiles that a vision tower sees at a time (`models/siglip.py`)."""
-AHEAD = 8
-"""Batches that the host may be before a GPU (`models/transfer.py`)."""
 _BFLOAT, _FLOAT, _INT64 = 2, 4, 8
-_WINDOW_BLOCK = 64  # queries of a block of windowed attention (`models/attention.py`)
 _KEY_BLOCK = 512  # keys that a CPU's flash kernel takes at a time
-_PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK = 512, 16, 256  # of attention by products (`product_attention.py`)
 _AMX_ROWS, _AMX_BLOCK, _AMX_SIDE = 512, 256, 32  # of groups, blocks and tiles (`models/amx.cpp`)
 _IMAGE_CHANNELS = 3
 _SHORTEST_PAIR = 8  # tokens; the least that `--max-tokens` takes
@@ -273,7 +270,7 @@ def _attention_result_elements(width: int, batch: BatchSize, how: Execution) -> 
 
     The varlen kernel's result is the context itself; the result of a block of products counts as workspace.
     """
-    in_place = how.varlen or (how.products and batch.longest <= _PRODUCT_LONGEST)
+    in_place = how.varlen or (how.products and batch.longest <= PRODUCT_LONGEST)
     return 0 if in_place else width * batch.run_tokens
 
 
@@ -290,8 +287,8 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
         return amx_workspace(shape, groups, batch.longest)
     if how.products:
         # Longer pairs take less; an estimate that fell there would say that a shorter batch does not fit.
-        length = -(-min(batch.longest, _PRODUCT_LONGEST) // _PRODUCT_STEP) * _PRODUCT_STEP
-        pairs = max(1, min(batch.pairs, _PRODUCT_BLOCK // length))
+        length = -(-min(batch.longest, PRODUCT_LONGEST) // PRODUCT_STEP) * PRODUCT_STEP
+        pairs = max(1, min(batch.pairs, PRODUCT_BLOCK // length))
         rows = length * (1 << (pairs.bit_length() - 1))
         block = rows * (2 * shape.queries + 2 * shape.keys + shape.heads * (length + 1))
         return _FLOAT * shape.heads * batch.rows + _BFLOAT * block  # bfloat16 beside layers in int8 too
@@ -299,7 +296,7 @@ def _attention_workspace(shape: ModelShape, batch: BatchSize, how: Execution) ->
         return _FLOAT * shape.heads * batch.rows
     size = _FLOAT * shape.heads * run
     if shape.window is not None and batch.longest > shape.window + 1:
-        size += e * _WINDOW_BLOCK * (_WINDOW_BLOCK + 2 * shape.window)  # who sees whom
+        size += e * WINDOW_BLOCK * (WINDOW_BLOCK + 2 * shape.window)  # who sees whom
     if how.repeats_heads and shape.kv_heads != shape.heads:
         size += 2 * e * shape.queries * run
     if how.threads:

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import Forward
-from rerank_cli.planning.memory.peak import CHUNK
+from rerank_cli.planning.memory.pieces import CHUNK, FP8_MULTIPLE
 from rerank_cli.planning.memory.shape import ModelShape
 
 _FLOAT = 4
-_FP8_MULTIPLE = 16  # of rows and columns of a matrix that is multiplied in FP8 (`models/linear.py`)
 _FP8 = "F8_E4M3"
 _PRODUCT = re.compile(r"^(?!.*vision_model\.).*layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight$")
 _KEPT_WIDE: dict[Forward, re.Pattern[str]] = {
@@ -61,7 +60,7 @@ class Products:
     @classmethod
     def of(cls, shapes: Iterable[tuple[int, ...]]) -> Products:
         """Those of `shapes` that the kernel takes."""
-        fitting = [(rows, columns) for rows, columns in shapes if not (rows % _FP8_MULTIPLE or columns % _FP8_MULTIPLE)]
+        fitting = [(rows, columns) for rows, columns in shapes if not (rows % FP8_MULTIPLE or columns % FP8_MULTIPLE)]
         return cls(
             numbers=sum(rows * columns for rows, columns in fitting),
             rows=sum(rows for rows, _ in fitting),

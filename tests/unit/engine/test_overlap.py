@@ -18,7 +18,8 @@ from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.engine.worker import ForgetExact, Hand, Unit
 from rerank_cli.errors import EngineError, StoppedError
 from rerank_cli.job.stop import Stop
-from rerank_cli.models.transfer import AHEAD, Arriving
+from rerank_cli.models.transfer import Arriving
+from rerank_cli.planning.memory.pieces import AHEAD
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 from tests.conftest import score_all

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rerank_cli.models.elementwise import CHUNK, Unfused, disagreement, elementwise_for
+from rerank_cli.models.elementwise import Unfused, disagreement, elementwise_for
+from rerank_cli.planning.memory.pieces import CHUNK
 
 CPU = torch.device("cpu")
 PROGRAM = """

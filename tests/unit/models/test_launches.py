@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.models import class_of, llama
 from rerank_cli.models.elementwise import Rotation, Unfused
-from rerank_cli.models.siglip import BATCH_TILES
+from rerank_cli.planning.memory.pieces import BATCH_TILES
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
 
 PARITY = Path(__file__).parents[2] / "parity"

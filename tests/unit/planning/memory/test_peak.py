@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.planning.memory import BatchSize, Execution, ModelShape, peak
-from rerank_cli.planning.memory.peak import CHUNK, _attention_workspace, tower_peak
+from rerank_cli.planning.memory.peak import _attention_workspace, tower_peak
+from rerank_cli.planning.memory.pieces import CHUNK
 from rerank_cli.planning.memory.shape import VisionShape
 
 BERT = ModelShape("bert", "BertForSequenceClassification", 384, 1536, 12, 12, 12, 32, 30522, 512, 2)
@@ -98,25 +99,6 @@ def test_only_the_largest_run_is_attended_to_at_a_time() -> None:
     assert (one.run_tokens, two.run_tokens) == (16000, 8001)
     how = Execution(repeats_heads=True)
     assert peak(LLAMA, two, how).total < peak(LLAMA, one, how).total
-
-
-def test_chunks_and_limits_are_those_of_the_models() -> None:
-    from rerank_cli.job import image_parts as parts
-    from rerank_cli.models import attention, elementwise, product_attention, siglip
-    from rerank_cli.planning.memory import peak as _  # noqa: F401 (the function hides the module of its name)
-    from rerank_cli.planning.memory.estimate import _PART_IMAGES
-    from rerank_cli.planning.memory.peak import (
-        _PRODUCT_BLOCK,
-        _PRODUCT_LONGEST,
-        _PRODUCT_STEP,
-        _WINDOW_BLOCK,
-        BATCH_TILES,
-    )
-
-    assert (CHUNK, _WINDOW_BLOCK) == (elementwise.CHUNK, attention._BLOCK)
-    products = (product_attention.LONGEST, product_attention._STEP, product_attention._BLOCK_TOKENS)
-    assert products == (_PRODUCT_LONGEST, _PRODUCT_STEP, _PRODUCT_BLOCK)
-    assert (CHUNK, BATCH_TILES, _PART_IMAGES) == (siglip.CHUNK, siglip.BATCH_TILES, parts._PART_IMAGES)
 
 
 def test_the_tower_sees_8_tiles_at_a_time_and_needs_6_hidden_rows_a_patch() -> None:
