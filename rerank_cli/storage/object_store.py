@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rerank_cli.errors import UsageError
-from rerank_cli.storage.own_host import only_host_of, sends_elsewhere
+from rerank_cli.storage.own_host import endpoint_of, only_own_hosts, sends_elsewhere
 from rerank_cli.storage.store import ChangedError, Stat, StoreError
-from rerank_cli.storage.url import Url
+from rerank_cli.storage.url import SCHEMES, Url
 
 PATIENCE_SECONDS = 120.0
 """How long a call that fails is tried again."""
@@ -48,7 +48,10 @@ _NO_REASON = (
     "sign in again, or set AWS_REGION to the bucket's region"
 )
 _NEVER = ("400 Bad Request", "405 Method", "InvalidBucketName")
-_REDIRECTS = ("301 Moved", "302 Found", "303 See", "307 Temp", "308 Perm", "PermanentRedirect", "TemporaryRedirect")
+_REDIRECTS = (
+    "301 Moved", "302 Found", "303 See", "307 Temp", "308 Perm", "PermanentRedirect", "TemporaryRedirect",
+    "occurred (301)", "occurred (302)", "occurred (303)", "occurred (307)", "occurred (308)",
+)  # fmt: skip
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
 _CREDENTIALS_LAST = timedelta(minutes=5)  # after which they are asked for again
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.-]+)\s*</Code>")
@@ -72,17 +75,18 @@ class ObjectStore:
         self._place = f"{url.scheme}://{url.container}"
         self._container = url.container
         self._patience = patience
-        self._is_s3 = url.scheme == "s3"
+        self._kind = SCHEMES[url.scheme]
+        self._is_s3 = self._kind == "s3"
         self._open()
 
     def _open(self) -> None:
         stores: Any = importlib.import_module("obstore.store")
         options: Any = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=10), "allow_http": True}
+        options |= only_own_hosts(self._kind)
         retries: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=20)}
         try:
             if self._is_s3:
                 settings = self._s3_settings()
-                options |= only_host_of(settings.get("endpoint"))
                 self._store: Any = stores.S3Store(
                     self._container, client_options=options, retry_config=retries, **settings
                 )
@@ -94,8 +98,7 @@ class ObjectStore:
     def _s3_settings(self) -> dict[str, Any]:
         region = os.environ.get("AWS_REGION") or self._session.get_config_variable("region") or "us-east-1"
         settings: dict[str, Any] = {"region": region}
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
+        if endpoint := endpoint_of("s3"):
             settings["endpoint"] = endpoint
         if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
             return settings | {"skip_signature": True}
@@ -138,9 +141,11 @@ class ObjectStore:
             how["s3"] = {"addressing_style": "path"}
         if "skip_signature" in settings:
             how["signature_version"] = UNSIGNED
-        return self._session.create_client(
+        client = self._session.create_client(
             "s3", region_name=settings["region"], endpoint_url=settings.get("endpoint"), config=Config(**how)
         )
+        client.meta.events.register("before-call.s3", _stay_here)
+        return client
 
     # What every store does
 
@@ -342,7 +347,7 @@ class ObjectStore:
             return True
         if "error sending request" not in text:
             return False
-        endpoint = self._s3_settings().get("endpoint") if self._is_s3 else None
+        endpoint = endpoint_of(self._kind)
         return endpoint is not None and sends_elsewhere(endpoint, self._container, key)
 
     def _try_again(self, key: str, call: Callable[[], Result]) -> Result:
@@ -408,6 +413,11 @@ class ObjectStore:
         elif not isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
             lasting = error
         return lasting
+
+
+def _stay_here(context: dict[str, Any], **_: Any) -> None:
+    """Keep botocore from following a redirect: of a server that always sends elsewhere it would ask without end."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _part_bytes(size: int) -> int:

@@ -1,7 +1,8 @@
 """No redirect to another host is followed: what a user has named is asked, and nobody else.
 
-object_store follows redirects of reads, and has no switch for it. So its client for S3 is given a proxy that nobody is,
-for all hosts but the one that is meant. Where the user has a proxy, that proxy is used, and decides.
+object_store follows redirects of reads, and has no switch for it. So its client is given a proxy that nobody is, for
+all hosts but those that are meant: the one that the user has named, else those of the cloud; and those that give the
+cloud's credentials. Where the user has a proxy, that proxy is used, and decides.
 """
 
 from __future__ import annotations
@@ -14,21 +15,63 @@ from urllib.parse import quote, urlsplit
 from rerank_cli.errors import UsageError
 
 _NOBODY = "http://127.0.0.1:1"
-_AMAZON = "amazonaws.com,amazonaws.com.cn"
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _ANSWER_SECONDS = 5.0
+_MACHINE = "169.254.169.254"  # tells a machine of a cloud who it is
+
+_ADDRESSES = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+}
+"""The variables that name a server, by its kind of store."""
+
+_EMULATOR, _EMULATED = "AZURE_STORAGE_USE_EMULATOR", "AZURITE_BLOB_STORAGE_URL"
+_TRUE = ("1", "true", "on", "yes", "y")  # as object_store has it
+
+_CLOUDS = {
+    "s3": ("amazonaws.com", "amazonaws.com.cn"),
+    "az": ("core.windows.net", "fabric.microsoft.com"),
+    "gs": ("googleapis.com",),
+}
+_CREDENTIALS: dict[str, tuple[str, ...]] = {
+    "s3": (),  # botocore asks for them, not object_store
+    "az": ("microsoftonline.com", _MACHINE),
+    "gs": ("googleapis.com", "metadata.google.internal", _MACHINE),
+}
+_OWN_CREDENTIALS = {
+    "az": (
+        "AZURE_AUTHORITY_HOST", "AZURE_STORAGE_AUTHORITY_HOST", "IDENTITY_ENDPOINT", "MSI_ENDPOINT",
+        "AZURE_IDENTITY_ENDPOINT", "AZURE_MSI_ENDPOINT", "AZURE_FABRIC_TOKEN_SERVICE_URL",
+    )
+}  # fmt: skip
+"""The variables that name who else gives credentials."""
 
 
-def only_host_of(endpoint: str | None) -> dict[str, Any]:
-    """Options of a client that reaches the host of `endpoint` alone; without one, Amazon's."""
+def endpoint_of(store: str) -> str | None:
+    """The address of the server that the user has named. store: `s3`, `az` or `gs`."""
+    names = _ADDRESSES[store]
+    if store == "az" and os.environ.get(_EMULATOR, "").lower() in _TRUE:
+        if not os.environ.get(_EMULATED):
+            return "http://127.0.0.1:10000"
+        names = (_EMULATED,)
+    for name in names:
+        if address := os.environ.get(name):
+            if urlsplit(address).scheme not in ("http", "https") or urlsplit(address).hostname is None:
+                raise UsageError(f"{name} {address}: is no address", hint="for example https://storage.example.org")
+            return address
+    return None
+
+
+def only_own_hosts(store: str) -> dict[str, Any]:
+    """Options of a client that reaches those hosts alone that are meant."""
     if any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
         return {}
-    if endpoint is None:
-        return {"proxy_url": _NOBODY, "proxy_excludes": _AMAZON}
-    host = urlsplit(endpoint).hostname
-    if host is None or urlsplit(endpoint).scheme not in ("http", "https"):
-        raise UsageError(f"AWS_ENDPOINT_URL {endpoint}: is no address", hint="for example https://storage.example.org")
-    return {"proxy_url": _NOBODY, "proxy_excludes": host}
+    endpoint = endpoint_of(store)
+    named = [os.environ.get(name) for name in _OWN_CREDENTIALS.get(store, ())]
+    hosts = [urlsplit(address).hostname for address in [endpoint, *named] if address]
+    hosts += [*(() if endpoint else _CLOUDS[store]), *_CREDENTIALS[store]]
+    return {"proxy_url": _NOBODY, "proxy_excludes": ",".join(filter(None, hosts))}
 
 
 def sends_elsewhere(endpoint: str, container: str, key: str) -> bool:

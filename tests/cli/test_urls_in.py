@@ -151,9 +151,24 @@ def test_a_url_in_a_row_is_never_opened(bucket: Bucket) -> None:
             read_source(ImageSource(value, root), max_bytes=1000)
 
 
+@pytest.mark.parametrize("library", ["obstore", "botocore.session"])
+@pytest.mark.parametrize("place", ["input", "output", "model", "corpus", "qrels"])
 def test_without_the_extra_one_sentence_names_it(
-    bucket: Bucket, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    told = _refused(capfd, "rerank-file", bucket.url("a.jsonl"), "-o", "-")
+    bucket: Bucket, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, library: str,
+    place: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, library, None)
+    local = str(SAMPLES / "python-docs.jsonl")
+    given = {
+        "input": [bucket.url("a.jsonl"), "-o", "-"],
+        "output": [local, "-o", bucket.url("out.jsonl")],
+        "model": [local, "-o", "-", "--model", bucket.url("model")],
+        "corpus": [str(SAMPLES / "bm25.trec"), "-o", "-", "--queries", str(SAMPLES / "queries.tsv"), "--corpus"],
+        "qrels": [local, "-o", str(tmp_path / "out.jsonl"), "--qrels", bucket.url("qrels.txt")],
+    }[place]
+    given += [bucket.url("corpus.jsonl")] * (place == "corpus")
+    told = _refused(capfd, "rerank-file", *given)
+    assert "which is not installed" in told
     assert "pip install 'rerank-cli[cloud]'" in told
+    assert "Traceback" not in told
+    assert len(told.strip().splitlines()) == 2  # the sentence, and what mends it

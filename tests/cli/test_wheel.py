@@ -99,6 +99,17 @@ def test_the_wheel_holds_model_licences_and_types_as_they_are(wheel: Path) -> No
     assert contents[model[0]] == (ROOT / model[0]).read_bytes()
 
 
+def test_what_an_extra_needs_is_asked_for_by_extras_alone(wheel: Path) -> None:
+    """`pip install rerank-cli` brings no client of an object store, no Ray and no browser."""
+    (about,) = [text.decode() for name, text in _contents(wheel).items() if name.endswith("/METADATA")]
+    asked = re.findall(r"^Requires-Dist: ([\w.-]+)(.*)$", about, flags=re.MULTILINE)
+    always = {name for name, condition in asked if "extra ==" not in condition}
+    of_extras = {name for name, condition in asked if "extra ==" in condition}
+    assert {"torch", "tokenizers"} <= always
+    assert {"obstore", "botocore", "ray"} <= of_extras
+    assert not always & of_extras
+
+
 def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
