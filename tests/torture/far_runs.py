@@ -16,11 +16,12 @@ from typing import Any
 
 def become_a_machine(
     environment: dict[str, str], *, kill_at: int = 0, killed: str = "before", lease: float = 1.0, skew: float = 0.0,
-    count_file: str | None = None,
+    silent: float = 0.0, count_file: str | None = None,
 ) -> None:  # fmt: skip
     """Make this process one of a machine with these variables.
 
-    lease: seconds. skew: how far the machine's clock is ahead. count_file: gets the number of calls so far.
+    lease: seconds. skew: how far the machine's clock is ahead. silent: seconds that it computes before its first
+    commit. count_file: gets the number of calls so far.
     """
     os.environ.update(environment)
     from rerank_cli.journal import store_log
@@ -32,6 +33,14 @@ def become_a_machine(
         real, real_ns = time.time, time.time_ns
         time.time = lambda: real() + skew
         time.time_ns = lambda: real_ns() + int(skew * 1e9)
+    if silent:
+        commit, waits = store_log.StoreLog.commit, iter([silent])
+
+        def commit_late(log: store_log.StoreLog, *what: Any) -> None:
+            time.sleep(next(waits, 0.0))
+            commit(log, *what)
+
+        store_log.StoreLog.commit = commit_late  # type: ignore[method-assign]
     patiently = ObjectStore._try_again
     numbers = itertools.count(1)
 

@@ -30,6 +30,8 @@ SEED = int(os.environ.get("RERANK_SEED", "0"))
 PAIRS_OF_STARTS = int(os.environ.get("RERANK_STARTS", "100")) if LONG else 2
 AGAIN = 0.7 if LONG else 0.3  # how often a run that goes on after a kill is killed too
 LEASE = 1.0
+LIVES = 20 if LONG else 1
+LONG_LEASE = 4.0  # with a sign of life each second; more on a machine on which others wait for a CPU
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def proxy(bucket: Bucket) -> Iterator[FaultProxy]:
 def asked_of(bucket: Bucket, endpoint: str, pairs: str, name: str, machine: Path, **more: Any) -> Asked:
     """A run of `pairs` to an object, on the machine with this folder."""
     environment = {**bucket.variables, "AWS_ENDPOINT_URL": endpoint, "XDG_CACHE_HOME": str(machine)}
-    options = {"pairs": True, "lock_wait": 60.0}
+    options = {"pairs": True, "lock_wait": 300.0}
     how = {"environment": environment, "lease": LEASE, **more}
     return Asked((pairs,), bucket.url(name), options, machine=how)
 
@@ -124,6 +126,29 @@ def test_of_two_machines_on_one_output_one_works(
         assert codes in ([3, 11], [0, 3]), (number, first, second)
         assert sorted(left_by(bucket, str(number))) == ["out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.report.json"]
     assert ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skew", [-600.0, 600.0])
+def test_a_machine_that_lives_keeps_its_lock_whatever_a_clock_says(
+    bucket: Bucket, proxy: FaultProxy, runs: Runs, pairs: str, tmp_path: Path, skew: float
+) -> None:
+    """One of two computes for longer than a lease and commits nothing; the other wants its lock all the time."""
+    proxy.share = SHARE if LONG else 0.0
+    lease = LONG_LEASE * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    for number in range(LIVES):
+        both = [
+            asked_of(
+                bucket, proxy.endpoint, pairs, f"{number}/out.jsonl", tmp_path / machine,
+                lease=lease, silent=2.5 * lease, skew=skew if machine == "b" else 0.0,
+            )
+            for machine in ("a", "b")
+        ]  # fmt: skip
+        worked, waited = sorted(runs.together(*both), key=lambda done: -done.code)
+        assert (worked.code, waited.code) == (3, 0), (worked, waited)
+        assert "nothing to do" in waited.said
+        assert "goes on after" not in worked.said
+        assert worked.seconds > 2.5 * lease
 
 
 def test_a_machine_that_died_loses_its_lock_when_its_lease_is_over(
