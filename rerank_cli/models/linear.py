@@ -280,14 +280,15 @@ class LinearLoader:
 
     def __call__(self, name: str, inputs: int, outputs: int, *, bias: bool = True, then: str | None = None) -> Linear:
         """The layer `name`, of weights `name.weight` [outputs, inputs] and, with `bias`, `name.bias` [outputs]."""
-        added = self.weights.take(f"{name}.bias", (outputs,)) if bias else None
         fits = inputs % FP8_MULTIPLE == 0 and outputs % FP8_MULTIPLE == 0
-        if self.fp8 and fits and self.weights.is_fp8(f"{name}.weight"):
-            return Fp8Linear(self.weights.take_fp8(f"{name}.weight", (outputs, inputs)), added, then=then)
+        stays = self.fp8 and fits and self.weights.is_fp8(f"{name}.weight")
+        weight = (self.weights.take_fp8 if stays else self.weights.take)(f"{name}.weight", (outputs, inputs))
+        added = self.weights.take(f"{name}.bias", (outputs,)) if bias else None
+        if isinstance(weight, Fp8Weight):
+            return Fp8Linear(weight, added, then=then)
         if self.rows is not None and fits:
-            weight = self.weights.take(f"{name}.weight", (outputs, inputs))
             return RowScaledFp8Linear(weight, added, then=then, by=self.rows)
-        return self.kind(self.weights.take(f"{name}.weight", (outputs, inputs)), added, then=then)
+        return self.kind(weight, added, then=then)
 
 
 def fp8_runs(device: torch.device, dtype: torch.dtype) -> bool:
