@@ -1,4 +1,4 @@
-"""Several calls of a store in the time of one: each takes its time on the way, not here."""
+"""Several calls to a store at the same time, because a call spends its time on the network."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
-_CALLS = 8  # under way; a store serves more, and one process does not take all of them
+_CALLS = 8  # at a time; a store serves more, but not for one process alone
 
 
 def at_once(calls: Iterable[Callable[[], Result]]) -> list[Result]:
-    """What each call gives, in their order. All are made and waited for; then the first failure is raised."""
+    """The results of all calls, in their order. Waits for all of them before it raises the first failure."""
     calls = list(calls)
     if len(calls) < 2:
         return [call() for call in calls]

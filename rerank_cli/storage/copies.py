@@ -1,8 +1,8 @@
-"""Local copies of what must lie on a disk: a model's files, and the work of a run whose output is an object.
+"""What must lie on a local disk: copies of models, and the work folders of runs whose output is an object.
 
-Both lie in `$XDG_CACHE_HOME/rerank-cli` (`~/.cache/rerank-cli`). A model's copy has a name made of the names, sizes and
-etags of its files, so it is fetched once, and again when one of them is another. A copy whose files are not those that
-were fetched (cut, changed, gone) is thrown away.
+Both lie in `$XDG_CACHE_HOME/rerank-cli` (`~/.cache/rerank-cli`). The name of a model's copy is a hash of the names,
+sizes and etags of its files, so a model is fetched once, and again when a file changes in the store. A copy whose files
+were changed, cut or removed on the disk is thrown away.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from rerank_cli.storage.opened import first_seen, open_store
 from rerank_cli.storage.url import parse_url
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""What belongs to a model; the rest of its folder is not fetched."""
+"""The files of a model; the rest of its folder is not fetched."""
 
-_FETCHED = ".fetched"  # in a copy: what its files were
+_FETCHED = ".fetched"  # in each copy: size, time and SHA-256 of its files
 _READ_BYTES = 16 * 2**20
 
 
 def copies_folder() -> Path:
-    """Where copies lie."""
+    """The folder of everything that this module puts on a disk."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rerank-cli"
 
 
 def fetch_model(text: str) -> Path:
-    """The folder with a copy of the model at a URL; fetched where it is not there yet."""
+    """The folder with a copy of the model at a URL, which is fetched if need be."""
     folder = text.rstrip("/") + "/"
     try:
         names = sorted(
@@ -78,7 +78,7 @@ def _fetch(folder: str, names: list[str], copy: Path) -> None:
 
 
 def _is_as_fetched(copy: Path, names: Sequence[str]) -> bool:
-    """Whether the files of a copy are what was fetched; one whose size and times are as they were is not read."""
+    """Whether the files of a copy are those that were fetched. Only files whose size or time has changed are read."""
     try:
         fetched = json.loads((copy / _FETCHED).read_bytes())
         return all(
@@ -100,10 +100,10 @@ def _sha256(path: Path) -> str:
 
 
 def work_folder_of(text: str) -> Path:
-    """The local folder for the work on the output at a URL."""
+    """The local work folder of a run whose output is at a URL."""
     return copies_folder() / "jobs" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.job"
 
 
 def remove_copy(folder: Path) -> None:
-    """Remove a local folder of this room with all that is in it."""
+    """Remove a local folder of this module and everything in it."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,13 +1,13 @@
 """A data set of the Hugging Face Hub, through huggingface_hub.
 
-The revision that a URL names (`hf://datasets/USER/NAME@REVISION/FILE`; by default `main`) is looked up once and every
-call then reads that commit, so a data set that is pushed to meanwhile does not mix with what was read before.
+The revision in a URL (`hf://datasets/USER/NAME@REVISION/FILE`; by default `main`) is resolved once to a commit, and
+every read is of that commit: a push in the meantime cannot mix two versions.
 
-The Hub has no put on a condition, and no object that a lock could be. It has a commit on the condition that the branch
-stands where it stood. So files are put all at once, in one commit (`put_files`): the branch is asked where it stands,
-the files are compared with what is there, and the commit counts if the branch has not moved; else it is asked again. A
-commit whose acknowledgement was lost is found by its content. Nothing is said on the Hub before that: the journal of a
-run whose output is a data set lies on the machine, and a machine that is gone takes it along.
+The Hub has neither a conditional put nor an object that could serve as a lock. It has a conditional commit, which fails
+if the branch has moved since. So all files are put in one commit (`put_files`): find the head of the branch, compare
+the files with it, commit on that head, and start again if the branch has moved. If the answer to a commit was lost, the
+next comparison finds its files. Nothing is written to the Hub before that: the journal of a run whose output is a data
+set lies on the machine, and is lost with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -30,23 +30,23 @@ from rerank_cli.storage.url import Url
 Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 120.0
-"""How long a commit that fails is tried again."""
+"""How long a failed commit is retried."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 8.0
-_PASSING = (408, 409, 412, 429)  # 412: the branch has moved
+_PASSING = (408, 409, 412, 429)  # statuses worth a retry; 412: the branch has moved
 _READ_BYTES = 2**20
 _MESSAGE = "Add rows reranked with rerank-cli"
 
 
 class HubStore:
-    """The files of a data set at one commit; satisfies `Store` as far as reading goes."""
+    """The files of a data set at one commit; implements `Store`, but writes whole commits only."""
 
     def __init__(self, url: Url) -> None:
         self._url = url
 
     @cached_property
     def _open_file_system(self) -> tuple[Any, str]:
-        """The file system, and the data set with its commit."""
+        """The Hub's file system, and the path in it of the data set at its commit."""
         from huggingface_hub import HfApi, HfFileSystem
 
         self._refuse_offline()
@@ -63,7 +63,7 @@ class HubStore:
         return _stat(found)
 
     def read(self, key: str, begin: int, end: int, etag: str | None = None) -> bytes:
-        """See `Store`; the commit is the version."""
+        """See `Store`. The etag is ignored, because all reads are of one commit."""
         hub, place = self._open_file_system
 
         def once() -> bytes:
@@ -90,11 +90,11 @@ class HubStore:
                 yield key, _stat(facts)
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
-        """Not done."""
+        """Refused."""
         self._refuse(key)
 
     def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
-        """Not done."""
+        """Refused."""
         self._refuse(key)
 
     def put_file(
@@ -112,7 +112,7 @@ class HubStore:
         self.put_files({key: path}, lambda _key, _stat: replace)
 
     def delete(self, key: str) -> None:
-        """Not done."""
+        """Refused."""
         self._refuse(key)
 
     def get_ready(self) -> None:
@@ -123,7 +123,10 @@ class HubStore:
         return 0
 
     def put_files(self, files: Mapping[str, Path], may_replace: Callable[[str, Stat], bool]) -> None:
-        """Put files in one commit, or none where they are all there; `FileExistsError` names one that may not go."""
+        """Put files in one commit, or in none if the data set has them all.
+
+        `FileExistsError` names a file that exists and may not be replaced.
+        """
         from huggingface_hub import CommitOperationAdd, HfApi
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -138,16 +141,17 @@ class HubStore:
                 if not missing:
                     return
                 if is_done:
-                    raise StoreError(f"{self._url}{min(missing)}: the data set does not take it (see its .gitignore)")
+                    raise StoreError(f"{self._url}{min(missing)}: the data set ignores the file (see its .gitignore)")
                 for key in missing:
                     if key in there and not may_replace(key, _stat_of(there[key])):
-                        raise FileExistsError(errno.EEXIST, f"{key} is there")
+                        raise FileExistsError(errno.EEXIST, f"{key} exists")
                 added = [CommitOperationAdd(key, str(path)) for key, path in missing.items()]
                 self._call(
-                    lambda h=head, a=added: api.create_commit(  # type: ignore[misc]
-                        repo, a, commit_message=_MESSAGE, repo_type="dataset", revision=branch, parent_commit=h
+                    partial(
+                        api.create_commit, repo, added,
+                        commit_message=_MESSAGE, repo_type="dataset", revision=branch, parent_commit=head,
                     )
-                )
+                )  # fmt: skip
                 is_done = True
             except _PassingError:
                 if time.monotonic() > until:
@@ -156,7 +160,7 @@ class HubStore:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def check_writable(self) -> None:
-        """`StoreError` where the user may not write to the data set, or its revision is no branch."""
+        """`StoreError` if the user may not write to the data set, or its revision is not a branch."""
         from huggingface_hub import HfApi
 
         repo, branch = self._repo_and_revision
@@ -165,21 +169,21 @@ class HubStore:
             self._call(lambda: HfApi().auth_check(repo, repo_type="dataset", write=True))
             branches = self._call(lambda: HfApi().list_repo_refs(repo, repo_type="dataset")).branches
         except FileNotFoundError as error:
-            raise StoreError(f"{self._url}: there is no such data set, or you may not see it") from error
+            raise StoreError(f"{self._url}: no such data set, or you may not see it") from error
         if (branch or "main") not in {one.name for one in branches}:
-            raise StoreError(f"{self._url}: {branch} is no branch, and only a branch can be written to")
+            raise StoreError(f"{self._url}: {branch} is not a branch, and only a branch can be written to")
 
     def _refuse_offline(self) -> None:
         from huggingface_hub import constants
 
-        # The library reads the variable once; a process that had been online may be so no longer.
+        # The library reads the variable once, at import; this process may have set it since.
         if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE") == "1":
             raise UsageError(
-                f"{self._url}: the Hub is not asked without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
+                f"{self._url}: the Hub is not used without `--online`", hint="add `--online`, and unset HF_HUB_OFFLINE"
             )
 
     def _at(self, commit: str, keys: Iterable[str]) -> dict[str, Any]:
-        """What a commit has under these names."""
+        """The files of a commit that have these names."""
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
@@ -194,9 +198,10 @@ class HubStore:
         return repo, revision.replace("%2F", "/") or None
 
     def _refuse(self, key: str) -> NoReturn:
-        raise StoreError(f"{self._url}{key}: files of a data set are put together, in one commit")
+        raise StoreError(f"{self._url}{key}: a data set takes files in commits only")
 
     def _call(self, call: Callable[[], Result]) -> Result:
+        """The result of `call`; its failures become those that `Store` promises."""
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
         try:
@@ -212,18 +217,18 @@ class HubStore:
         except OSError:
             raise
         except Exception as error:
-            # Failures of a connection have no common kind with OSError; huggingface_hub 2 calls with httpx2.
+            # A failed connection is no `OSError` in these libraries; huggingface_hub 2 uses httpx2.
             if not type(error).__module__.startswith(("httpx", "httpcore", "requests")):
                 raise
             raise _PassingError(f"{self._url}: the Hub does not answer ({type(error).__name__})") from error
 
 
 class _PassingError(StoreError):
-    """A call that may succeed when it is made again."""
+    """A failure worth a retry."""
 
 
 def _is_content(there: Any, path: Path) -> bool:
-    """Whether a file of a commit has the bytes of a local one."""
+    """Whether a file of a commit has the bytes of a local file."""
     if there is None or there.size != path.stat().st_size:
         return False
     digest = hashlib.sha256() if there.lfs else hashlib.sha1(b"blob %d\0" % there.size, usedforsecurity=False)

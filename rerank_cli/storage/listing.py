@@ -1,4 +1,4 @@
-"""What lies below a URL, and what a pattern matches there."""
+"""The objects below a URL, and those that a pattern matches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rerank_cli.storage.url import Url, parse_url
 
 
 def is_object(text: str) -> bool:
-    """Whether a URL names an object; also where the store cannot say it, as its reader then says why."""
+    """Whether a URL names an object; true also if the store fails, because reading it then says why."""
     try:
         first_seen(text)
     except FileNotFoundError:
@@ -26,9 +26,9 @@ def objects_below(text: str) -> list[str]:
 
 
 def matching_objects(pattern: str) -> set[str]:
-    """The URLs that a pattern matches: objects, and folders with a slash at their end.
+    """The URLs that a pattern matches: objects, and folders (with a slash at the end).
 
-    As in a shell `*`, `?` and `[...]` match within a piece, and `**` any number of pieces.
+    As in a shell, `*`, `?` and `[...]` match within one piece of a key, and `**` matches any number of pieces.
     """
     url = parse_url(pattern)
     fixed = re.split(r"[*?\[]", url.key, maxsplit=1)[0]
@@ -48,7 +48,7 @@ def _list_urls(text: str) -> Iterator[Url]:
     url = parse_url(text)
     for key, stat in open_store(url).list(url.key):
         one = Url(url.scheme, url.container, key)
-        if not key.endswith("/"):  # which some tools put in place of a folder
+        if not key.endswith("/"):  # some tools put an empty object with such a key to stand for a folder
             remember(str(one), stat)
             yield one
 

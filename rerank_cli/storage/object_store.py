@@ -1,15 +1,13 @@
-"""S3, GCS and Azure through obstore; for uploads in parts to S3 also botocore, which knows uploads by their numbers.
+"""S3, GCS and Azure through obstore; for S3 also botocore, whose multipart uploads can be listed and aborted.
 
-A call that fails in a way that may pass (a server's 5xx, a connection that breaks, a credential that has just expired)
-is tried again for `PATIENCE_SECONDS`, with pauses that grow. What a server says goes into a message by its code alone:
-bodies of errors hold key ids and signatures.
+A failure that may pass (a 5xx of the server, a broken connection, a credential that has just expired) is retried for
+`PATIENCE_SECONDS`, with growing pauses. A message quotes only the error code of a server's answer: the body may hold
+key ids and signatures.
 
-obstore reads variables and the role of a machine, but no profiles of `~/.aws`. So credentials for S3 come from
-botocore's chain, which is the one of AWS's own tools.
+obstore reads environment variables and the machine's role, but not the profiles in `~/.aws`. So credentials for S3 come
+from botocore, which finds them like AWS's own tools.
 
-The file is longer than others: what each failure of two libraries means stands beside the calls that meet it.
-
-Over 400 lines: the calls of one client, each with what it answers where one fails.
+Over 400 lines: what each failure of the two libraries means stands beside the calls that can fail.
 """
 
 from __future__ import annotations
@@ -22,8 +20,9 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,18 +32,18 @@ from rerank_cli.storage.store import ChangedError, Stat, StoreError
 from rerank_cli.storage.url import SCHEMES, Url
 
 PATIENCE_SECONDS = 120.0
-"""How long a call that fails is tried again."""
+"""How long a failed call is retried."""
 
 PART_BYTES = 8 * 2**20
-"""Of a part of an upload; larger where a file would have more parts than a store takes."""
+"""The size of a part of an upload; larger if a file would have more parts than a store takes."""
 
 _MOST_PARTS = 9000  # S3 takes 10,000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "RequestTimeTooSkewed", "ExpiredTokenException")
-_EXPIRED_ATTEMPTS = 4  # of a HEAD that is answered with 400: it has no body, which would say that a token has expired
-_SIGN_IN = "sign in again, then run the same command: it goes on"
+_EXPIRED_ATTEMPTS = 4  # after a 400 without a body: the answer to a HEAD cannot say that a token has expired
+_SIGN_IN = "sign in again, then run the same command: it resumes"
 _NO_REASON = (
-    "it gives no reason: expired credentials and those of another region are answered so; "
+    "the store gives no reason; it answers this to expired credentials, and to a request in the wrong region: "
     "sign in again, or set AWS_REGION to the bucket's region"
 )
 _NEVER = ("400 Bad Request", "405 Method", "InvalidBucketName")
@@ -53,7 +52,7 @@ _REDIRECTS = (
     "occurred (301)", "occurred (302)", "occurred (303)", "occurred (307)", "occurred (308)",
 )  # fmt: skip
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403")
-_CREDENTIALS_LAST = timedelta(minutes=5)  # after which they are asked for again
+_CREDENTIALS_LAST = timedelta(minutes=5)  # obstore asks for them again after that
 _CODE = re.compile(r"<Code>\s*([A-Za-z0-9_.-]+)\s*</Code>")
 _STATUS = re.compile(r"\b([1-5]\d\d) [A-Z][A-Za-z]+(?: [A-Z][a-z]+)*")
 
@@ -61,7 +60,7 @@ Result = TypeVar("Result")
 
 
 class ObjectStore:
-    """A bucket or a container; satisfies `Store`."""
+    """A bucket or a container; implements `Store`."""
 
     def __init__(self, url: Url, *, patience: float = PATIENCE_SECONDS) -> None:
         try:
@@ -105,8 +104,8 @@ class ObjectStore:
         if self._session.get_credentials() is None:
             raise UsageError(
                 f"{self._place}: no credentials were found",
-                hint="the usual places are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws and the "
-                "role of the machine; a public bucket is read with AWS_SKIP_SIGNATURE=true",
+                hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or sign in (~/.aws); for a "
+                "public bucket set AWS_SKIP_SIGNATURE=true",
             )
         return settings | {"credential_provider": self._credentials}
 
@@ -122,7 +121,7 @@ class ObjectStore:
         return botocore.session.get_session()
 
     def _credentials(self) -> Any:
-        """What the client signs with for the next minutes."""
+        """Credentials as obstore wants them."""
         found = self._session.get_credentials().get_frozen_credentials()
         return {
             "access_key_id": found.access_key, "secret_access_key": found.secret_key, "token": found.token,
@@ -131,7 +130,7 @@ class ObjectStore:
 
     @cached_property
     def _client(self) -> Any:
-        """Botocore's own client of S3."""
+        """Botocore's client for S3."""
         from botocore import UNSIGNED
         from botocore.config import Config
 
@@ -147,7 +146,7 @@ class ObjectStore:
         client.meta.events.register("before-call.s3", _stay_here)
         return client
 
-    # What every store does
+    # Objects
 
     def stat(self, key: str) -> Stat:
         """See `Store`."""
@@ -171,7 +170,7 @@ class ObjectStore:
 
     def list(self, prefix: str) -> Iterator[tuple[str, Stat]]:
         """See `Store`."""
-        # A list is of whole folders in object_store; what begins with the rest of the prefix is picked out here.
+        # obstore lists whole folders; the rest of the prefix is compared here.
         folder = prefix.rpartition("/")[0]
         found: list[tuple[str, Stat]] = self._try_again(
             prefix,
@@ -195,7 +194,7 @@ class ObjectStore:
             try:
                 self._put(key, data, metadata or {}, "create")
             except FileExistsError:
-                # Ours, if an earlier attempt was told to have failed.
+                # It is ours if an earlier attempt succeeded and its answer was lost.
                 there = self._obstore.get(self._store, key).bytes()
                 if bytes(there) != data:
                     raise
@@ -233,7 +232,7 @@ class ObjectStore:
         elif self._is_s3:
             self._put_parts(key, path, metadata, replace=replace, check=check)
         else:
-            # Azure and GCS: obstore's own upload in parts, which cannot be told to refuse a name that is taken.
+            # Azure and GCS: obstore's upload in parts, which cannot refuse a name that is taken.
             if not replace and self._is_there(key):
                 raise FileExistsError(errno.EEXIST, "another object has its name")
             check()
@@ -266,7 +265,8 @@ class ObjectStore:
                 while data := stream.read(_part_bytes(path.stat().st_size)):
                     check()
                     number = len(parts) + 1
-                    done = self._try_again(key, lambda d=data, n=number: self._put_part(upload, n, d))  # type: ignore[misc]
+                    put = partial(self._client.upload_part, **upload, PartNumber=number, Body=data)
+                    done = self._try_again(key, put)
                     parts.append({"PartNumber": number, "ETag": done["ETag"]})
             check()
             condition: dict[str, Any] = {} if replace else {"IfNoneMatch": "*"}
@@ -277,26 +277,17 @@ class ObjectStore:
                 except self._client.exceptions.ClientError as error:
                     code = error.response["Error"]["Code"]
                     if code in ("NoSuchUpload", "PreconditionFailed") and self._is_this(key, metadata):
-                        return  # an earlier attempt has completed it, and its answer was lost
+                        return  # an earlier attempt completed it, and its answer was lost
                     raise
 
             self._try_again(key, complete)
         except BaseException:
-            self._abort(upload)
+            with suppress(Exception):  # the first failure counts; the next run on this name aborts the upload
+                self._client.abort_multipart_upload(**upload)
             raise
 
-    def _put_part(self, upload: Mapping[str, Any], number: int, data: bytes) -> Any:
-        return self._client.upload_part(**upload, PartNumber=number, Body=data)
-
-    def _abort(self, upload: Mapping[str, Any]) -> None:
-        """Take an upload away that came to nothing; where that fails too, the next run on this name does it."""
-        try:
-            self._client.abort_multipart_upload(**upload)
-        except Exception as error:  # noqa: BLE001 (botocore's failures have no common kind but this; the first one counts)
-            del error
-
     def get_ready(self) -> None:
-        """See `Store`: botocore reads its description of S3 for half a second."""
+        """See `Store`: botocore takes half a second to read its description of S3."""
         if self._is_s3:
             _ = self._client
 
@@ -319,7 +310,7 @@ class ObjectStore:
         for one in found:
             which = {"Bucket": self._container, "Key": one["Key"], "UploadId": one["UploadId"]}
             try:
-                self._try_again(key, lambda w=which: self._client.abort_multipart_upload(**w))  # type: ignore[misc]
+                self._try_again(key, partial(self._client.abort_multipart_upload, **which))
             except FileNotFoundError:
                 continue
             dropped += 1
@@ -335,14 +326,14 @@ class ObjectStore:
         return True
 
     def _is_this(self, key: str, metadata: Mapping[str, str]) -> bool:
-        """Whether the object at `key` was put with this metadata, of which each upload has its own."""
+        """Whether the object at `key` has this metadata; no two uploads have the same."""
         try:
             return bool(metadata) and all(self.stat(key).metadata.get(name) == is_ for name, is_ in metadata.items())
         except FileNotFoundError:
             return False
 
     def _is_sent_elsewhere(self, key: str, text: str) -> bool:
-        """Whether a call failed because the server wanted another one to be asked. text: of the failure."""
+        """Whether a call failed because the server redirected it. text: what the failure says."""
         if any(word in text for word in _REDIRECTS):
             return True
         if "error sending request" not in text:
@@ -351,7 +342,7 @@ class ObjectStore:
         return endpoint is not None and sends_elsewhere(endpoint, self._container, key)
 
     def _try_again(self, key: str, call: Callable[[], Result]) -> Result:
-        """What `call` gives, tried again while its failure may pass."""
+        """The result of `call`, retried while its failure may pass."""
         until = time.monotonic() + self._patience
         pause, expired = _FIRST_PAUSE, 0
         while True:
@@ -367,7 +358,7 @@ class ObjectStore:
                 elif failure is not None:
                     raise failure from error
                 if time.monotonic() > until and any(word in _error_text(error) for word in _EXPIRED):
-                    reason = f"the credentials are not valid any more, or the clock is wrong ({_reason_of(error)})"
+                    reason = f"the credentials have expired, or this machine's clock is wrong ({_reason_of(error)})"
                     raise StoreError(f"{self._place}/{key}: {reason}", hint=_SIGN_IN) from error
                 if time.monotonic() > until:
                     raise StoreError(f"{self._place}/{key}: the store does not answer: {_reason_of(error)}") from error
@@ -379,7 +370,7 @@ class ObjectStore:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _failure(self, key: str, error: Exception) -> BaseException | None:
-        """What a failed call means for good; None where it may pass."""
+        """The lasting failure that an error means; None if it may pass."""
         import botocore.exceptions as boto
 
         text = _error_text(error)
@@ -389,7 +380,7 @@ class ObjectStore:
         if any(word in text for word in _EXPIRED):
             pass
         elif "NoSuchBucket" in text:
-            lasting = StoreError(f"{self._place}: there is no such bucket")
+            lasting = StoreError(f"{self._place}: no such bucket")
         elif isinstance(error, FileNotFoundError) or code in ("NoSuchKey", "404", "NoSuchUpload"):
             lasting = FileNotFoundError(errno.ENOENT, "no such object")
         elif code == "PreconditionFailed":
@@ -407,8 +398,8 @@ class ObjectStore:
             lasting = StoreError(refused, hint=_NO_REASON) if no_reason else StoreError(refused)
         elif self._is_sent_elsewhere(key, text):
             lasting = StoreError(
-                f"{self._place}/{key}: the store sends to another address, which is not followed",
-                hint="AWS_ENDPOINT_URL names the server, AWS_REGION the region of the bucket",
+                f"{self._place}/{key}: the store redirects to another address, which is not followed",
+                hint="set AWS_ENDPOINT_URL to the server, or AWS_REGION to the region of the bucket",
             )
         elif not isinstance(error, (kinds.BaseError, boto.BotoCoreError, boto.ClientError, OSError)):
             lasting = error
@@ -416,7 +407,7 @@ class ObjectStore:
 
 
 def _stay_here(context: dict[str, Any], **_: Any) -> None:
-    """Keep botocore from following a redirect: of a server that always sends elsewhere it would ask without end."""
+    """Keep botocore from following a redirect: it would follow a server that always redirects without end."""
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 
@@ -426,7 +417,7 @@ def _part_bytes(size: int) -> int:
 
 def _stat(meta: Mapping[str, Any], metadata: Mapping[str, str]) -> Stat:
     etag = (meta.get("e_tag") or meta.get("version") or "").strip('"')
-    if not etag:  # a store without them
+    if not etag:  # some stores have none
         etag = hashlib.sha256(f"{meta['size']} {meta['last_modified']}".encode()).hexdigest()
     return Stat(int(meta["size"]), etag, meta["last_modified"], metadata)
 
@@ -436,7 +427,7 @@ def _error_text(error: BaseException) -> str:
 
 
 def _reason_of(error: BaseException) -> str:
-    """What went wrong in a few words that hold no secret: a code, a status, or the kind of failure."""
+    """What went wrong, without secrets: an error code, an HTTP status, or the kind of failure."""
     text = _error_text(error)
     found = _CODE.search(text) or re.search(r"An error occurred \((\w+)\)", text)
     if found:

@@ -1,4 +1,4 @@
-"""The store of a URL, opened once a process, and what was first seen of each object that is read."""
+"""The store of a URL, opened once per process, and the first stat of each object that is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rerank_cli.storage.url import Url, parse_url
 
 
 def open_store(url: Url) -> Store:
-    """The store that a URL lies in."""
+    """The store of a URL."""
     return _open_remote(url.scheme, url.container)
 
 
@@ -22,9 +22,9 @@ def _open_remote(scheme: str, container: str) -> Store:
 
 
 def first_seen(text: str) -> Stat:
-    """What the store said of an object when it was first looked at in this process.
+    """The first stat of an object in this process.
 
-    What is read later is this version of it or a fault, so a run needs no second look to know that nothing changed.
+    A later read gets this version or fails, so a run needs no second stat to know that nothing has changed.
     """
     if text not in _seen:
         url = parse_url(text)
@@ -33,12 +33,12 @@ def first_seen(text: str) -> Stat:
 
 
 def remember(text: str, found: Stat) -> None:
-    """Take what a list says for the first look at an object."""
+    """Take the entry of a list as the first stat of an object."""
     _seen.setdefault(text, found)
 
 
 def forget() -> None:
-    """Open and look at everything anew."""
+    """Forget all stores and stats; the tests start with none."""
     _open_remote.cache_clear()
     _seen.clear()
 

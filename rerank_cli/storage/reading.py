@@ -1,9 +1,9 @@
-"""An object as a file that is read: by ranges, in bounded memory, ahead of its reader where that reads on and on.
+"""Read an object like a file: by ranges, in bounded memory, ahead of a sequential reader.
 
-A reader from front to back gets blocks that grow from `_FIRST_BYTES` to `_BLOCK_BYTES`, and the next one is asked for
-while it works on the last: two blocks are in memory. A reader that jumps, as of Parquet, gets the ranges it asks for;
-the end of an object, which such a reader looks at many times, is kept, and so is its start, by which a format is told
-before it is read.
+A sequential reader gets blocks that grow from `_FIRST_BYTES` to `_BLOCK_BYTES`. The next block is fetched while the
+reader works on the last one, so at most two are in memory. A reader that jumps, such as Parquet's, gets the ranges that
+it asks for. The start of an object is cached, because its format is recognised from it before it is read; so is the
+end, which Parquet's reader asks for many times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _JUMP_BYTES = 64 * 2**10  # the least that a jump reads
 
 
 class ObjectReader(io.RawIOBase):
-    """The bytes of the object at a URL, as it was when this process first looked at it."""
+    """The bytes of the object at a URL, in the version that this process saw first."""
 
     def __init__(self, url: str) -> None:
         self.name = url
@@ -46,15 +46,15 @@ class ObjectReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Read on from another place."""
+        """Move to another position."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._stat.size}[whence]
         if base + offset < 0:
-            raise ValueError(f"a place before the start: {base + offset}")
+            raise ValueError(f"a position before the start: {base + offset}")
         self._at = base + offset
         return self._at
 
     def tell(self) -> int:
-        """The place that is read next."""
+        """The position of the next read."""
         return self._at
 
     def size(self) -> int:
@@ -75,7 +75,7 @@ class ObjectReader(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """Give up what was asked for ahead."""
+        """Drop the blocks in memory, and the one under way."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None

@@ -1,7 +1,7 @@
-"""A finished local file becomes an object: whole, under its name, once.
+"""Upload a finished local file: whole, under its name, once.
 
-With it go the SHA-256 of its content and the job that made it. So a run that is told to have failed, or comes back
-after its machine died, knows the object for its own, and nothing has to be read to know what an object holds.
+The SHA-256 of the content and the job that made it are stored with the object. So a run that could not see its upload
+succeed, or that resumes after its machine died, recognises its own object without reading it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ def upload(
     job: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Put the content of `work` at `final`; `FileExistsError` where something else is there and may not go.
+    """Put the content of `work` at `final`; `FileExistsError` if another object is there that may not be replaced.
 
-    job: whose output it is; what it has put there before goes, or stays where it is the same. check: called between
-    the parts.
+    Args:
+        work: the local file.
+        final: where it goes.
+        may_replace: whether an object of something else may be replaced.
+        job: the job whose output it is; its own earlier upload is replaced, or kept if it is the same.
+        check: called between the parts.
     """
     if final.url.scheme == "hf":
         put_together({work: final}, may_replace)
@@ -42,7 +46,7 @@ def upload(
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     metadata = {SHA256: sha256, JOB: job or secrets.token_hex(8)}
     store, key = open_store(final.url), final.url.key
-    # The parts of uploads by runs that are gone: whoever has the lock is alone.
+    # A job holds the lock of its output, so unfinished uploads are of runs that have died.
     there, _ = at_once([partial(_look, final), partial(store.drop_uploads, key) if job is not None else lambda: None])
     replace = False
     if isinstance(there, Stat):
@@ -51,7 +55,7 @@ def upload(
             return
         replace = mine or may_replace(final, final.lstat())
         if not replace:
-            raise FileExistsError(f"{final}: is there")
+            raise FileExistsError(f"{final}: exists")
     store.put_file(key, work, metadata, replace=replace, check=check)
 
 
@@ -63,20 +67,23 @@ def _look(path: UrlPath) -> Stat | None:
 
 
 def refuse_unwritable(path: UrlPath) -> None:
-    """`StoreError` for a data set that the user may not write to; a store is asked by what is put there."""
+    """`StoreError` for a data set that the user may not write to. A bucket refuses when a probe is put there."""
     store = open_store(path.url)
     if isinstance(store, HubStore):
         store.check_writable()
 
 
 def put_together(works: Mapping[Path, UrlPath], may_replace: MayReplace) -> None:
-    """Put files into data sets of the Hub, one commit each; `FileExistsError` where one is there that may not go."""
+    """Put files into data sets of the Hub, one commit per data set.
+
+    `FileExistsError` if one of them exists and may not be replaced.
+    """
     places = {final.url.container: final.url for final in works.values()}
     for container, url in places.items():
         store = open_store(url)
-        assert isinstance(store, HubStore), "a data set is one"
+        assert isinstance(store, HubStore), "only data sets get here"
         paths = {final.url.key: final for final in works.values() if final.url.container == container}
         store.put_files(
             {final.url.key: work for work, final in works.items() if final.url.container == container},
-            lambda key, there, paths=paths: may_replace(paths[key], as_file(paths[key].url, there)),  # type: ignore[misc]
+            lambda key, there, paths=paths: may_replace(paths[key], as_file(paths[key].url, there)),  # type: ignore[misc]  # no type is inferred for a default of a lambda
         )

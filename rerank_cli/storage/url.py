@@ -1,8 +1,8 @@
 """Which texts are URLs of a store, and their parts.
 
-A URL is `SCHEME://CONTAINER/KEY`. All behind the container's slash is the key as it stands: nothing is unquoted, and
-`?` and `#` are characters of a name (or of a pattern). A text that begins with another scheme is a URL too, which is
-refused by name and never taken for a local path.
+A URL is `SCHEME://CONTAINER/KEY`. Everything after the container's slash is the key, as it stands: nothing is unquoted,
+and `?` and `#` are characters of the name (or of a pattern). A text with an unknown scheme is a URL too: it is refused
+by name, never taken for a local path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rerank_cli.errors import UsageError
 
 SCHEMES = {"s3": "s3", "gs": "gs", "az": "az", "abfs": "az", "abfss": "az", "hf": "hf"}
-"""What can be opened: schemes, and the store of each."""
+"""The schemes that can be opened, each with its kind of store."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SHOWN = "s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY and hf://datasets/USER/NAME/FILE"
@@ -21,26 +21,28 @@ _SHOWN = "s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY and hf://datasets
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """A URL in its parts. container: bucket, container, or `datasets/USER/NAME@REVISION`; key: the name in it."""
+    """The parts of a URL."""
 
     scheme: str
     container: str
+    """A bucket, a container, or `datasets/USER/NAME@REVISION`."""
     key: str
+    """The name of the object in its container."""
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.container}/{self.key}"
 
 
 def is_url(text: object) -> bool:
-    """Whether a text names something by a scheme, whichever it is."""
+    """Whether a text begins with `SCHEME://`, whatever the scheme."""
     return _SCHEME.match(str(text)) is not None
 
 
 def parse_url(text: str) -> Url:
-    """The parts of a URL; `UsageError` where it is none that can be opened."""
+    """Split a URL into its parts; `UsageError` if it cannot be opened."""
     found = _SCHEME.match(text)
     if found is None:
-        raise UsageError(f"{text}: is no URL")
+        raise UsageError(f"{text}: is not a URL")
     scheme, rest = found[1].lower(), text[found.end() :]
     if scheme not in SCHEMES:
         raise UsageError(f"{_without_secrets(text)}: URLs of {scheme}:// cannot be opened", hint=f"known are {_SHOWN}")
@@ -64,13 +66,13 @@ def parse_url(text: str) -> Url:
 
 
 def refuse_url(what: str, value: object) -> None:
-    """`UsageError` if `value` is a URL, where only a local path can be used. what: the option, or what it is."""
+    """`UsageError` if `value` is a URL, where only a local path works. what: the option, or what the value is."""
     if value is not None and is_url(value):
         raise UsageError(f"{what} {_without_secrets(str(value))}: a URL is not read here", hint="name a local path")
 
 
 def _without_secrets(text: str) -> str:
-    """A URL without what stands before an `@` and behind a `?`: both may be secret."""
+    """A URL without the text before `@` and after `?`: either may be secret."""
     scheme, _, rest = text.partition("://")
     place, slash, key = rest.partition("/")
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{key.partition('?')[0]}"

@@ -1,11 +1,11 @@
-"""A URL where the program has a `Path`: what a run asks of a path is asked of the store.
+"""A URL where the program expects a `Path`: what a run asks of the path is asked of the store.
 
-`path_of` makes the path of a text that a user typed. A `UrlPath` has a name, a parent, a stat and an open; what a store
-has not (a descriptor, a mode, a link) is refused, since `os.fspath` of it is: so no call of the operating system can
-take a URL for a local path.
+`path_of` makes the path of a text that a user typed. A `UrlPath` has a name, a parent, a stat and an open. `os.fspath`
+of it is refused, and with it whatever a store does not have (a descriptor, a mode, a link): so no call of the operating
+system can take a URL for a local path.
 
-Its stat has the size, and in place of an inode a number of the etag, so that two stats are the same where the content
-is. Its times are 0: a store's time says nothing that the etag does not.
+Its stat has the object's size, and a number made of the etag as inode, so two stats are equal if the content is. The
+times are 0: a store's time adds nothing to the etag.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rerank_cli.storage.store import Stat
 from rerank_cli.storage.url import Url, is_url, parse_url
 
 SHA256, JOB = "rerank_sha256", "rerank_job"
-"""What this program puts with an object: the SHA-256 of its content, and the job that made it."""
+"""The metadata that this program puts with an object: the SHA-256 of its content, and the job that made it."""
 
 
 def path_of(text: str | Path) -> Path:
@@ -32,7 +32,7 @@ def path_of(text: str | Path) -> Path:
 
 
 def is_on_hub(path: Path) -> TypeGuard[UrlPath]:
-    """Whether a path is a file of a data set of the Hub, where files are put in commits."""
+    """Whether a path is a file in a data set of the Hub, where files are put in commits."""
     return isinstance(path, UrlPath) and path.url.scheme == "hf"
 
 
@@ -43,7 +43,7 @@ class UrlPath(PosixPath):
     _url: Url
 
     def __new__(cls, text: str) -> UrlPath:
-        """The path of a URL; `UsageError` where it cannot be opened."""
+        """The path of a URL; `UsageError` if it cannot be opened."""
         url = parse_url(text)
         made = super().__new__(cls, text)
         made._url = url
@@ -54,7 +54,7 @@ class UrlPath(PosixPath):
 
     @property
     def url(self) -> Url:
-        """Its parts."""
+        """The parts of the URL."""
         return self._url
 
     # Names
@@ -81,7 +81,7 @@ class UrlPath(PosixPath):
         return self._with_key(f"{self._url.key.rstrip('/')}/{name}".lstrip("/"))
 
     def joinpath(self, *names: Any) -> UrlPath:
-        """Below this one."""
+        """The path of `names` below this one."""
         return self / "/".join(map(str, names))
 
     @property
@@ -91,26 +91,26 @@ class UrlPath(PosixPath):
 
     @property
     def parent(self) -> UrlPath:
-        """The folder of the key."""
+        """The key without its last piece."""
         return self._with_key(self._url.key.rstrip("/").rpartition("/")[0])
 
     @property
     def suffix(self) -> str:
-        """Of the name."""
+        """The last suffix of the name."""
         return Path(self.name).suffix
 
     @property
     def stem(self) -> str:
-        """Of the name."""
+        """The name without its last suffix."""
         return Path(self.name).stem
 
     @property
     def suffixes(self) -> list[str]:
-        """Of the name."""
+        """All suffixes of the name."""
         return Path(self.name).suffixes
 
     def with_name(self, name: str) -> UrlPath:
-        """Beside this one."""
+        """The path of `name` in the same folder."""
         return self.parent / name
 
     def is_absolute(self) -> bool:
@@ -130,7 +130,7 @@ class UrlPath(PosixPath):
         return self
 
     def is_relative_to(self, other: Any, *more: Any) -> bool:
-        """Whether it lies below a folder of the same store, or is it."""
+        """Whether this path is `other` or lies below it, in the same store."""
         if not isinstance(other, UrlPath) or other.url.container != self._url.container:
             return False
         folder = other.url.key.rstrip("/")
@@ -139,14 +139,14 @@ class UrlPath(PosixPath):
     def _with_key(self, key: str) -> UrlPath:
         return UrlPath(str(Url(self._url.scheme, self._url.container, key)))
 
-    # What the store knows
+    # Calls to the store
 
     def look(self) -> Stat:
-        """What the store says of the object now."""
+        """What the store says about the object now."""
         return open_store(self._url).stat(self._url.key)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """The object as this process first saw it."""
+        """The object as this process saw it first."""
         return as_file(self._url, first_seen(str(self)))
 
     def lstat(self) -> os.stat_result:
@@ -174,7 +174,7 @@ class UrlPath(PosixPath):
         return next(open_store(self._url).list(f"{self._url.key.rstrip('/')}/"), None) is not None
 
     def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:
-        """A buffered reader of the object; it is written otherwise (`journal/placing.py`)."""
+        """A buffered reader of the object. Objects are written by `journal/placing.py`."""
         if mode != "rb":
             self._refuse()
         from rerank_cli.storage.reading import ObjectReader
@@ -195,7 +195,7 @@ class UrlPath(PosixPath):
 
 
 def as_file(url: Url, found: Stat) -> os.stat_result:
-    """The stat of a file for what a store says of an object."""
+    """What a store says about an object, as the stat of a file."""
     store = _number(f"{url.scheme}://{url.container}")
     times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), 0)
     return os.stat_result((stat.S_IFREG | 0o644, _number(found.etag), store, 1, 0, 0, found.size, 0, 0, 0), times)

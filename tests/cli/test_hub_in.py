@@ -41,5 +41,5 @@ def test_a_data_set_is_read_at_one_commit(tmp_path: Path, tiny_model: str) -> No
         asked = len(server.asked)
         offline = _run("hf://datasets/USER/NAME/lists.jsonl", tmp_path / "none.jsonl", tiny_model, server.endpoint)
         assert offline.returncode == 2
-        assert "the Hub is not asked without `--online`" in offline.stderr
+        assert "the Hub is not used without `--online`" in offline.stderr
         assert len(server.asked) == asked

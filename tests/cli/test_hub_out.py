@@ -77,8 +77,8 @@ def test_one_commit_whatever_the_hub_answers(server: Hub, tmp_path: Path, tiny_m
     ("out", "token", "says"),
     [
         ("/out.jsonl", "hf_aReader", "hf://datasets/USER/NAME/: the Hub refuses it (403)"),
-        ("@v1/out.jsonl", TOKEN, "v1 is no branch, and only a branch can be written to"),
-        ("2/out.jsonl", TOKEN, "hf://datasets/USER/NAME2/: there is no such data set, or you may not see it"),
+        ("@v1/out.jsonl", TOKEN, "v1 is not a branch, and only a branch can be written to"),
+        ("2/out.jsonl", TOKEN, "hf://datasets/USER/NAME2/: no such data set, or you may not see it"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_anything_is_computed(

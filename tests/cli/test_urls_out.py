@@ -227,8 +227,8 @@ def test_errors_and_report_go_where_they_are_told(
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("s3://there-is-no-such-bucket/out.jsonl", "there is no such bucket"),
-        ("hf://datasets/USER/NAME/out.jsonl", "the Hub is not asked without `--online`"),
+        ("s3://there-is-no-such-bucket/out.jsonl", "no such bucket"),
+        ("hf://datasets/USER/NAME/out.jsonl", "the Hub is not used without `--online`"),
         ("http://host/out.jsonl", "cannot be opened"),
     ],
 )

@@ -15,8 +15,8 @@ from rerank_cli.errors import LockedError, OutputError
 from rerank_cli.journal import store_log
 from rerank_cli.journal.store_log import Entry, StoreLog, machine_id, probe
 from rerank_cli.storage import UrlPath, url_path
-from rerank_cli.storage.local_store import LocalStore
 from rerank_cli.storage.url_path import JOB
+from tests.local_store import LocalStore
 from tests.processes import wait_until
 
 OUT = UrlPath("s3://bucket/dir/out.jsonl")

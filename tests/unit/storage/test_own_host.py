@@ -1,4 +1,4 @@
-"""A server that sends to another host is not followed, and that is said at once."""
+"""A redirect to another host is refused, at once and with a reason."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_no_other_host_is_asked(
         lambda: store.put_file("b", large, {}, replace=True), lambda: store.drop_uploads("b"),
     ]  # fmt: skip
     for call in calls:
-        with pytest.raises(StoreError, match="the store sends to another address, which is not followed"):
+        with pytest.raises(StoreError, match="the store redirects to another address, which is not followed"):
             call()
     assert bucket.names() == ["a"]
 
@@ -83,7 +83,7 @@ def test_no_other_host_is_asked_by_other_clouds(
         monkeypatch.setenv(name, value or elsewhere)
     store = ObjectStore(parse_url(f"{place}/"))
     for call in (lambda: store.read("a", 0, 4), lambda: store.stat("a"), lambda: list(store.list(""))):
-        with pytest.raises(StoreError, match="the store sends to another address, which is not followed"):
+        with pytest.raises(StoreError, match="the store redirects to another address, which is not followed"):
             call()
 
 
@@ -108,7 +108,7 @@ def test_hosts_are_those_of_the_cloud_or_those_that_are_named(monkeypatch: pytes
 
 def test_an_endpoint_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
-    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL not a url: is no address"):
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL not a url: is not a URL"):
         only_own_hosts("s3")
 
 

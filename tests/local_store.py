@@ -1,4 +1,4 @@
-"""A folder as a store: the same promises on a disk, for one machine. The tests compare the other sides with it."""
+"""A folder as a store, with the promises of `rerank_cli/storage`: what the other stores are compared with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PART, _FACTS = ".part-", ".facts-"
 
 
 class LocalStore:
-    """The files below `folder`; satisfies `Store`. Metadata lies in a hidden file beside each that has some."""
+    """The files below `folder`; implements `Store`. The metadata of a file lies in a hidden file beside it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
