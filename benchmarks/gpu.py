@@ -48,7 +48,7 @@ from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
 from rerank_cli.job.image_parts import pairs_of  # noqa: E402
 from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
-from rerank_cli.planning.memory import BatchSize, Placement, estimate, memory_model  # noqa: E402
+from rerank_cli.planning.memory import BatchSize, MemoryModel, Placement, estimate  # noqa: E402
 from rerank_cli.planning.run_plan import Plan  # noqa: E402
 from rerank_cli.records import EncodedPair  # noqa: E402
 from rerank_cli.report.utilisation import forward_flops  # noqa: E402
@@ -274,8 +274,7 @@ def overlap(bench: Bench) -> Iterator[str]:
 def memory(bench: Bench) -> Iterator[str]:
     """Peak bytes of long batches, and of the weights, beside the estimate."""
     checkpoint = _one_b(bench)
-    model = memory_model(checkpoint, None)
-    assert model is not None, "the shape is known"
+    model = MemoryModel.of_checkpoint(checkpoint)
     capability = torch.cuda.get_device_capability(bench.device) if bench.is_cuda else None
     fp8 = [] if capability and capability < (8, 9) else ["fp8"]
     for precision in ["bf16", *fp8] if bench.is_cuda else ["fp32"]:

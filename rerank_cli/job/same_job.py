@@ -13,7 +13,6 @@ import platform
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from rerank_cli.job.run_paths import model_files
 from rerank_cli.journal import Fingerprint, same_output
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.machine.detect import Machine
+from rerank_cli.machine.libraries import version_of
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.storage import path_of
@@ -91,7 +91,7 @@ def fingerprint_of(
             files[name] = path_of(path)
     names = options.names
     versions = {"rerank-cli": rerank_cli.__version__, "python": platform.python_version()}
-    versions |= {name: metadata.version(name) for name in _LIBRARIES}
+    versions |= {name: version_of(name) for name in _LIBRARIES}
     facts = {
         **dict(_typed(options)),
         "input formats": [

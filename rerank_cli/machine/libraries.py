@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 
 from rerank_cli.errors import UsageError
@@ -29,6 +30,14 @@ _DISTRIBUTIONS = {
     "numpy": "numpy",
 }
 """Distributions by the module that they bring."""
+
+
+@cache
+def version_of(distribution: str) -> str:
+    """The version that is installed; reading it takes a millisecond, and a run asks for most of them three times."""
+    from importlib import metadata  # not at the top: it would take 10 ms of every start
+
+    return metadata.version(distribution)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from rerank_cli.machine.gpu_names import CARDS, speed_of
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory import MemoryModel, Placement, memory_model
+from rerank_cli.planning.memory import MemoryModel, Placement
 from rerank_cli.planning.memory.table import MemoryQuestion
-from rerank_cli.planning.profiles import ModelProfiles, ProfilePlan
+from rerank_cli.planning.profiles import ProfilePlan
 from rerank_cli.planning.run_plan import plan_model
 
 
@@ -95,8 +95,7 @@ def time_of_plan(
 
 
 def _memory_model_of(known: KnownModel) -> MemoryModel | None:
-    facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
     try:
-        return memory_model(known.checkpoint, facts)
+        return known.memory_model()
     except ModelError:
-        return None  # a classifier of transformers whose config.json has keys of its own: only its forward would tell
+        return None  # no shape in its profile, or a classifier of transformers whose forward alone would tell

@@ -10,6 +10,7 @@ from typing import Any
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.errors import ModelError
+from rerank_cli.planning.memory import MemoryModel
 from rerank_cli.planning.profiles import GenericFacts, ModelProfiles, find_profiles, load_profiles
 from rerank_cli.storage import is_url
 
@@ -31,6 +32,13 @@ class KnownModel:
         """The longest pair."""
         facts = self.profiles.model if isinstance(self.profiles, ModelProfiles) else self.profiles
         return facts.max_tokens
+
+    def memory_model(self) -> MemoryModel:
+        """What its memory is counted from: its checkpoint, else its profile file; `ModelError` where neither tells."""
+        if self.checkpoint is not None:
+            return MemoryModel.of_checkpoint(self.checkpoint)
+        assert isinstance(self.profiles, ModelProfiles), "a model without a checkpoint has a profile file"
+        return MemoryModel.of_profile(self.profiles.model)
 
     def to_json(self) -> dict[str, Any]:
         """Name, architecture, and the file of its profiles where there is one."""

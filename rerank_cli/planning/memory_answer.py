@@ -313,15 +313,15 @@ def _first_gpu() -> Gpu:
 
 def _memory_model(request: MemoryRequest, known: KnownModel) -> tuple[MemoryModel | None, tuple[str, ...]]:
     """What the estimate is computed from; None where only published values are known and nothing else is asked for."""
-    if known.checkpoint is not None:
-        return MemoryModel.of_checkpoint(known.checkpoint), ()
-    assert isinstance(known.profiles, ModelProfiles), "a model without a checkpoint has a profile file"
     try:
-        model = MemoryModel.of_profile(known.profiles.model)
+        model = known.memory_model()
     except ModelError as error:
-        if not request.compare or request.solve or request.room or request.measure:
+        published_alone = request.compare and not (request.solve or request.room or request.measure)
+        if known.checkpoint is not None or not published_alone:
             raise
         return None, (error.message,)
+    if known.checkpoint is not None or not isinstance(known.profiles, ModelProfiles):
+        return model, ()
     return model, (f"weights follow from the shape in {known.profiles.file}; a checkpoint's headers would be exact",)
 
 

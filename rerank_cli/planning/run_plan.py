@@ -23,9 +23,9 @@ from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.machine.detect import Machine
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory import memory_model, need_for
+from rerank_cli.planning.memory import MemoryModel, need_for
 from rerank_cli.planning.profile_answer import MachinePlan, plan_machine
-from rerank_cli.planning.profiles import ModelProfiles, ProfilePlan
+from rerank_cli.planning.profiles import ProfilePlan
 
 # Pairs a window holds: what is tokenised, sorted and committed together. Packed batches need no wide window to avoid
 # padding, so on a CPU it is small and results come early.
@@ -70,16 +70,10 @@ def plan_model(
     request: ProfileRequest, known: KnownModel, machine: Machine, *, notes: Iterable[str] = ()
 ) -> MachinePlan:
     """The plan for `request`, one that fits by the memory model where there is one. notes: reasons known before."""
-    facts = known.profiles.model if isinstance(known.profiles, ModelProfiles) else None
-    need, unchecked = None, f"only a checkpoint would tell the shape of {known.name}"
     try:
-        model = memory_model(known.checkpoint, facts)
-    except ModelError as error:  # a classifier of transformers whose config.json has keys of its own
-        model, unchecked = None, error.message
-    if model is None:
-        notes = (*notes, f"memory is not checked: {unchecked}")
-    else:
-        need = need_for(model, cpu=machine.cpu)
+        need = need_for(known.memory_model(), cpu=machine.cpu)
+    except ModelError as error:  # no shape in its profile, or a config.json with keys of its own
+        need, notes = None, (*notes, f"memory is not checked: {error.message}")
     return plan_machine(request, known, machine, need=need, notes=notes)
 
 
@@ -161,8 +155,8 @@ def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int
         return 1, planned.needed_bytes
     if family_of(checkpoint.architecture).embeds:
         return 1, planned.needed_bytes
-    model = memory_model(checkpoint)
-    if model is None or model.shape.forward == "padded":
+    model = MemoryModel.of_checkpoint(checkpoint)
+    if model.shape.forward == "padded":
         return 1, planned.needed_bytes
     free = machine.cpu.memory_available_bytes
     for lanes in range(min(threads, MOST_LANES), 1, -1):

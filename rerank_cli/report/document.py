@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 import rerank_cli
@@ -15,6 +14,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.evaluation.measures import Evaluation
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
+from rerank_cli.machine.libraries import version_of
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import WORK, Counts, Timing
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
@@ -54,7 +54,7 @@ def build_report(
             "cpu": cpu.name,
             "cores": cpu.cores,
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "tokenizers", "safetensors", "numpy")},
+            **{name: version_of(name) for name in ("torch", "tokenizers", "safetensors", "numpy")},
         },
         "counts": counts.done,
         "seconds": {"wall": round(seconds, 3), **{name: round(value, 3) for name, value in asdict(timing).items()}},

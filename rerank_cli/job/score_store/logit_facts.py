@@ -17,7 +17,6 @@ import platform
 import re
 import unicodedata
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import rerank_cli
@@ -25,6 +24,7 @@ from rerank_cli.checkpoint.families import FAMILIES, family_of
 from rerank_cli.encoding.encoder import ReadsImages
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import PreparedModel
+from rerank_cli.machine.libraries import version_of
 from rerank_cli.planning.run_plan import Plan
 
 _LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy")
@@ -58,7 +58,7 @@ def logit_facts(options: JobOptions, prepared: PreparedModel, plan: Plan, kernel
         "versions": {
             "rerank-cli": rerank_cli.__version__,
             "unicode": unicodedata.unidata_version,
-            **{name: metadata.version(name) for name in _LIBRARIES},
+            **{name: version_of(name) for name in _LIBRARIES},
         },
         "switches": {
             name: value
@@ -71,7 +71,7 @@ def logit_facts(options: JobOptions, prepared: PreparedModel, plan: Plan, kernel
     if options.truncate == "chunk":
         facts |= {"chunk_overlap": options.chunk_overlap, "pool": options.pool}
     if isinstance(encoder, ReadsImages):
-        facts |= {"images": [encoder.max_tiles, options.images.max_pixels], "pillow": metadata.version("pillow")}
+        facts |= {"images": [encoder.max_tiles, options.images.max_pixels], "pillow": version_of("pillow")}
     if plan.device == "cpu":
         facts["cpu"] = [cpu.name, platform.machine(), sorted(cpu.flags), torch.backends.cpu.get_cpu_capability()]
         if plan.precision in _SUMS_GO_BY_THREADS:

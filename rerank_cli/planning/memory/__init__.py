@@ -31,7 +31,6 @@ from rerank_cli.planning.memory.estimate import (
     Placement,
     estimate,
     largest,
-    memory_model,
     need_for,
 )
 from rerank_cli.planning.memory.peak import BatchSize, Execution, Moment, peak, takes_varlen
@@ -59,7 +58,6 @@ __all__ = [
     "device_constants",
     "estimate",
     "largest",
-    "memory_model",
     "need_for",
     "parameters",
     "peak",

@@ -68,13 +68,6 @@ class MemoryModel:
         return cls(shape, count_weights(shape, None))
 
 
-def memory_model(checkpoint: Checkpoint | None, facts: ModelFacts | None = None) -> MemoryModel | None:
-    """Of a checkpoint, else of a profile file; None where neither tells the shape."""
-    if checkpoint is not None:
-        return MemoryModel.of_checkpoint(checkpoint)
-    return MemoryModel.of_profile(facts) if facts is not None and facts.language is not None else None
-
-
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where and how a model runs.

@@ -134,8 +134,8 @@ def test_a_run_to_stdout_is_never_done(options: JobOptions) -> None:
 def test_another_transformers_which_padded_scores_and_some_tokenizers_depend_on_is_another_job(
     options: JobOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, version = asked(options), same_job.metadata.version
-    monkeypatch.setattr(same_job.metadata, "version", lambda name: "4.57" if name == "transformers" else version(name))
+    before, version = asked(options), same_job.version_of
+    monkeypatch.setattr(same_job, "version_of", lambda name: "4.57" if name == "transformers" else version(name))
     after = asked(options)
     assert after["versions"]["transformers"] == "4.57"
     assert {name for name in after if after[name] != before[name]} == {"versions"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
+from rerank_cli.errors import ModelError
 from rerank_cli.job.score_store.memory_table import MemoryTable
 from rerank_cli.machine.cpu import Cpu
+from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import (
     BatchSize,
     Estimate,
@@ -22,7 +24,6 @@ from rerank_cli.planning.memory import (
     device_constants,
     estimate,
     largest,
-    memory_model,
     need_for,
     published_memory,
     tables_for,
@@ -248,8 +249,8 @@ def test_without_a_gpu_the_tables_of_all_are_found() -> None:
 
 
 def test_a_model_is_known_by_its_checkpoint_or_by_its_profile() -> None:
-    facts = PROFILES["llama-nemotron-rerank-1b-v2"].model
-    assert memory_model(None, facts) == TEXT
-    assert memory_model(read_checkpoint(locate_checkpoint(None)), facts) == BUILTIN
-    assert memory_model(None, PROFILES["llama-nemotron-rerank-500m-v2"].model) is None
-    assert memory_model(None) is None
+    by_profile = KnownModel("a", PROFILES["llama-nemotron-rerank-1b-v2"], "")
+    assert by_profile.memory_model() == TEXT
+    assert replace(by_profile, checkpoint=read_checkpoint(locate_checkpoint(None))).memory_model() == BUILTIN
+    with pytest.raises(ModelError, match="does not tell the shape"):
+        KnownModel("a", PROFILES["llama-nemotron-rerank-500m-v2"], "").memory_model()
