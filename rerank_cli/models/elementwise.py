@@ -14,7 +14,7 @@ products: as torch operations, in float32 as precision requires, it moves five t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -42,7 +42,10 @@ class Elementwise(Protocol):
         """RMSNorm over the last dimension, computed in float32, in the dtype of `x`; weight: float32 [channels]."""
 
     def rotate_(self, x: Tensor, rotation: Rotation) -> None:
-        """Turn `x` [T, heads, head_size] in place, in float32; each channel of the left half with its right one."""
+        """Turn `x` [T, heads, head_size] in place, in float32; each channel of the left half with its right one.
+
+        It may be columns of a wider matrix, as may be what `gate_` and `quantise_rows` are given.
+        """
 
     def gates(self, activation: str) -> bool:
         """Whether `gate_` has this activation."""
@@ -96,7 +99,8 @@ class Unfused:
 
     def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Elementwise`."""
-        out, scales = torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(len(x), 1, dtype=torch.float32)
+        out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)  # contiguous, which columns are not
+        scales = x.new_empty(len(x), 1, dtype=torch.float32)
         for rows, values, scale in zip(x.split(CHUNK), out.split(CHUNK), scales.split(CHUNK), strict=True):
             wide = rows.float()
             torch.div(wide.abs().amax(dim=1, keepdim=True), FP8_MAX, out=scale).clamp_min_(1e-12)
@@ -134,7 +138,7 @@ class Fused:
 
     def quantise_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See `Elementwise`."""
-        quantised: tuple[Tensor, Tensor] = self._kernels.quantise_rows(x.contiguous())
+        quantised: tuple[Tensor, Tensor] = self._kernels.quantise_rows(x)
         return quantised
 
 
@@ -165,25 +169,29 @@ def disagreement(
     """
     other = Unfused()
     numbers = torch.Generator().manual_seed(0)
-    x, up = (torch.randn(5, 6, 80, generator=numbers).to(device, dtype) for _ in range(2))
+    x, up = torch.randn(5, 12, 80, generator=numbers).to(device, dtype).chunk(2, dim=1)  # columns of wider rows
     weight = torch.rand(80, generator=numbers).to(device)
     angles = torch.rand(5, 1, 40, generator=numbers).to(device) * 100
     rotation = (angles.cos(), angles.sin())
 
     def turned(by: Elementwise) -> Tensor:
-        out = x.repeat(1, 2, 1)[:, : x.shape[1]]  # with other heads beside them, as queries have keys and values
+        out = torch.cat([x, up], dim=1)[:, : x.shape[1]]
         by.rotate_(out, rotation)
         return out
 
+    def gated(by: Elementwise, activation: str) -> Tensor:
+        left, right = torch.cat([x, up], dim=1).flatten(1).chunk(2, dim=1)
+        return by.gate_(left, right, activation)
+
     def restored(by: Elementwise) -> Tensor:
-        values, scales = by.quantise_rows(x.flatten(1))
+        values, scales = by.quantise_rows(torch.cat([x, up], dim=1).flatten(1).chunk(2, dim=1)[0])
         return values.float() * scales
 
     checks: dict[str, Callable[[Elementwise], Tensor]] = {
         "rms_norm": lambda by: by.rms_norm(x, weight, 1e-6),
         "rotation": turned,
-        "silu": lambda by: by.gate_(x.clone(), up, "silu"),
-        "gelu": lambda by: by.gate_(x.clone(), up, "gelu_pytorch_tanh"),
+        "silu": partial(gated, activation="silu"),
+        "gelu": partial(gated, activation="gelu_pytorch_tanh"),
         "fp8": restored,
     }
     tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2}.get(dtype, 1e-5)

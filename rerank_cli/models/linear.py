@@ -19,7 +19,7 @@ oneDNN compiles a kernel for every number of rows it sees and keeps them in a ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -42,7 +42,10 @@ class Linear(Protocol):
         """x: [T, in]. Returns [T, out]."""
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x: [T, in], residual: [T, out]. Returns `residual + x @ weight.T + bias`, without the activation."""
+        """x: [T, in], residual: [T, out]. Returns `residual + x @ weight.T + bias`, without the activation.
+
+        It may be `residual` itself, changed, which the caller must not need any more.
+        """
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -94,8 +97,8 @@ class PlainLinear:
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """See `Linear`."""
         if x.device.type != "cpu" and self._bias is None:
-            return torch.addmm(residual, x, self._weight.t())  # the sum is part of the product's end
-        return F.linear(x, self._weight, self._bias).add_(residual)
+            return residual.addmm_(x, self._weight.t())  # the sum is part of the product's end
+        return residual.add_(F.linear(x, self._weight, self._bias))
 
 
 _HEAD_CHANNELS = 32
@@ -200,7 +203,7 @@ class Fp8Linear:
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """See `Linear`."""
-        return self._product(x).add_(residual)
+        return residual.add_(self._product(x))
 
     def _product(self, x: Tensor) -> Tensor:
         quantised = torch.empty_like(x, dtype=torch.float8_e4m3fn)
@@ -227,10 +230,14 @@ class RowScaledFp8Linear:
 
     kernel: ClassVar[str] = "FP8, a scale a row (torch._scaled_mm)"
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, then: str | None = None, by: Elementwise) -> None:
-        values, scales = by.quantise_rows(weight)
+    def __init__(
+        self, weight: Tensor | Iterator[Tensor], bias: Tensor | None, *, then: str | None = None, by: Elementwise
+    ) -> None:
+        # Several weights lie one under the other; each is rounded before the next one is read.
+        rounded = [by.quantise_rows(part) for part in ([weight] if isinstance(weight, Tensor) else weight)]
+        values = torch.cat([part.view(torch.uint8) for part, _ in rounded]).view(torch.float8_e4m3fn)
         self._weight = values.t()  # [in, out] by columns, as the kernel wants it
-        self._scales = scales.t()  # [1, out]
+        self._scales = torch.cat([scales for _, scales in rounded]).t()  # [1, out]
         self._bias = bias
         self._then = ACTIVATIONS[then] if then else None
         self._by = by
@@ -270,13 +277,14 @@ class LinearLoader:
     """Makes linear layers of a checkpoint's weights.
 
     kind: for weights in `dtype`. fp8: weights in FP8 stay so (see `fp8_runs`). rows: those in 16 bits become FP8, with
-    what quantises their inputs.
+    what quantises their inputs. together: layers of one input may be one product (see `beside`).
     """
 
     weights: WeightReader
     kind: Callable[..., Linear]
     fp8: bool = False
     rows: Elementwise | None = None
+    together: bool = False
 
     def __call__(self, name: str, inputs: int, outputs: int, *, bias: bool = True, then: str | None = None) -> Linear:
         """The layer `name`, of weights `name.weight` [outputs, inputs] and, with `bias`, `name.bias` [outputs]."""
@@ -289,6 +297,40 @@ class LinearLoader:
         if self.rows is not None and fits:
             return RowScaledFp8Linear(weight, added, then=then, by=self.rows)
         return self.kind(weight, added, then=then)
+
+    def beside(
+        self, names: Sequence[str], inputs: int, outputs: Sequence[int], *, bias: bool, then: str | None = None
+    ) -> SideBySide:
+        """The layers `names` of one input, each with so many outputs; then: after the first of them.
+
+        `together` they are one product where that can be: it is wider, and reads and rounds its input once.
+        """
+        stored = any(self.weights.is_fp8(f"{name}.weight") for name in names)  # each has an input scale of its own
+        fits = all(size % _FP8_MULTIPLE == 0 for size in (inputs, *outputs)) or self.rows is None
+        if not self.together or stored or then or not fits:
+            each = zip(names, outputs, (then, *[None] * len(names)), strict=False)
+            return SideBySide(tuple(self(name, inputs, size, bias=bias, then=one) for name, size, one in each), outputs)
+        sizes = list(zip(names, outputs, strict=True))
+        added = torch.cat([self.weights.take(f"{name}.bias", (size,)) for name, size in sizes]) if bias else None
+        parts = (self.weights.take(f"{name}.weight", (size, inputs)) for name, size in sizes)
+        if self.rows is not None:
+            return SideBySide((RowScaledFp8Linear(parts, added, by=self.rows),), outputs)
+        return SideBySide((self.kind(torch.cat(list(parts)), added),), outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Linear layers of one input: one product for all of them, or one each. outputs: of each of them."""
+
+    layers: tuple[Linear, ...]
+    outputs: Sequence[int]
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """x: [T, in]. Returns [T, out] of each; of one product they are views."""
+        if len(self.layers) == 1:
+            columns: Sequence[Tensor] = self.layers[0](x).split(list(self.outputs), dim=1)
+            return columns
+        return [layer(x) for layer in self.layers]
 
 
 def fp8_runs(device: torch.device, dtype: torch.dtype) -> bool:

@@ -6,8 +6,8 @@ No mask exists here at all, since every pair is attended to by itself; `is_causa
 causal one back.
 
 **Memory.** The peak lies in attention, with five to six rows of `hidden_size` a token: residual, queries, keys, values,
-and the context with the copy that lays it out. The MLP, whose rows are `intermediate_size` wide, runs over `CHUNK`
-tokens at a time and writes its result into the residual; rotation and norms in float32 are chunked alike. Measured: 33
+and the context with the copy that lays it out. The MLP, whose rows are `intermediate_size` wide, runs over some tokens
+at a time (`mlp_rows`) and writes its result into the residual; rotation and norms in float32 are chunked. Measured: 33
 KiB a token of resident memory for a pair of 8,192 tokens, 2,048 wide, bf16 (CPU, torch 2.13, its buffers included).
 
 **Precision.** Norms, rotation, pooling and head are computed in float32 whatever the precision of the layers: a bf16
@@ -41,6 +41,7 @@ from rerank_cli.models.linear import (
     LinearLoader,
     PlainLinear,
     RowScaledFp8Linear,
+    SideBySide,
     fp8_reason,
     fp8_runs,
     linear_kind,
@@ -50,7 +51,7 @@ from rerank_cli.models.llama_config import LlamaShape, Pooling, read_llama_shape
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.rotary import rotation_at
 from rerank_cli.models.weights import WeightReader, open_weights
-from rerank_cli.planning.memory.pieces import CHUNK
+from rerank_cli.planning.memory.pieces import mlp_rows
 from rerank_cli.records import EncodedPair
 
 _PIECE_TOKENS = 64  # that a thread of a GPU adds up
@@ -74,13 +75,10 @@ class _Layer:
     """One pre-norm layer."""
 
     attention_norm: _Norm
-    query: Linear
-    key: Linear
-    value: Linear
+    qkv: SideBySide
     attention_out: Linear
     mlp_norm: _Norm
-    gate: Linear  # with the activation, unless `Elementwise.gate_` has it
-    up: Linear
+    gate_up: SideBySide  # the gate with the activation, unless `Elementwise.gate_` has it
     down: Linear
     query_norm: _Norm | None = None
     key_norm: _Norm | None = None
@@ -123,7 +121,11 @@ class LlamaTrunk:
         if fp8 and (refusal := row_scaled_refusal(device)):
             raise DoesNotFitError(f"--precision fp8: {refusal}", hint="`--precision bf16`")
         rows = self._elementwise if fp8 else None
-        linear = LinearLoader(weights, self._kind, fp8=fp8_runs(device, dtype), rows=rows)
+        # On a CPU weights stay where they lie in the mapped file.
+        linear = LinearLoader(
+            weights, self._kind, fp8=fp8_runs(device, dtype), rows=rows, together=device.type != "cpu"
+        )
+        self._mlp_rows = mlp_rows(device.type != "cpu", dtype.itemsize)
         self._frequencies = shape.frequencies.to(device)
         # Rounded to the dtype of the embeddings, as the reference does; a tensor made in `embed` would be a copy each.
         self._scale = torch.tensor(shape.embedding_scale, device=device, dtype=dtype)
@@ -158,8 +160,12 @@ class LlamaTrunk:
         return self._final_norm(x[: len(batch.lengths)]).float()
 
     def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
+        return self._run_mlp(layer, self._add_attention(layer, x, batch, rotation))
+
+    def _add_attention(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
+        # A function of its own, so that the context is gone before the MLP needs room.
         context = attend(*self._project(layer, x, rotation), batch, kind=self._attention, causal=self._shape.causal)
-        return self._run_mlp(layer, layer.attention_out.add(context, x))
+        return layer.attention_out.add(context, x)
 
     def _run_last_layer(
         self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation, picked: Tensor
@@ -170,22 +176,24 @@ class LlamaTrunk:
         return self._run_mlp(layer, layer.attention_out.add(context, x[picked]))
 
     def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
-        """`x` [T, hidden] with the MLP's output added to it in place, `CHUNK` tokens at a time."""
-        for rows in x.split(CHUNK):
-            rows.copy_(layer.down.add(self._gated(layer, layer.mlp_norm(rows)), rows))
+        """`x` [T, hidden] with the MLP's output added to it in place, some tokens at a time."""
+        for rows in x.split(self._mlp_rows):
+            added = layer.down.add(self._gated(layer, layer.mlp_norm(rows)), rows)
+            if added is not rows:
+                rows.copy_(added)
         return x
 
     def _gated(self, layer: _Layer, normed: Tensor) -> Tensor:
         # A function of its own, so that `up` is gone before the product after it needs room.
         by, name = self._elementwise, self._shape.activation
-        gate, up = layer.gate(normed), layer.up(normed)
+        gate, up = layer.gate_up(normed)
         return by.gate_(gate, up, name) if by.gates(name) else gate.mul_(up)
 
     def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, its heads, head_size]."""
         normed = layer.attention_norm(x)
         size = self._shape.head_size
-        q, k, v = (part(normed).unflatten(1, (-1, size)) for part in (layer.query, layer.key, layer.value))
+        q, k, v = (part.unflatten(1, (-1, size)) for part in layer.qkv(normed))
         if layer.query_norm and layer.key_norm:
             q, k = layer.query_norm(q), layer.key_norm(k)
         self._elementwise.rotate_(q, rotation)
@@ -204,13 +212,18 @@ class LlamaTrunk:
         )
         return _Layer(
             attention_norm=self._norm(weights, f"{name}.input_layernorm"),
-            query=linear(f"{attention}.q_proj", shape.hidden, queries, bias=shape.qkv_bias),
-            key=linear(f"{attention}.k_proj", shape.hidden, keys, bias=shape.qkv_bias),
-            value=linear(f"{attention}.v_proj", shape.hidden, keys, bias=shape.qkv_bias),
+            qkv=linear.beside(
+                [f"{attention}.{part}_proj" for part in "qkv"], shape.hidden, (queries, keys, keys), bias=shape.qkv_bias
+            ),
             attention_out=linear(f"{attention}.o_proj", queries, shape.hidden, bias=shape.out_bias),
             mlp_norm=self._norm(weights, f"{name}.post_attention_layernorm"),
-            gate=linear(f"{mlp}.gate_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias, then=then),
-            up=linear(f"{mlp}.up_proj", shape.hidden, shape.intermediate, bias=shape.mlp_bias),
+            gate_up=linear.beside(
+                [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+                shape.hidden,
+                [shape.intermediate] * 2,
+                bias=shape.mlp_bias,
+                then=then,
+            ),
             down=linear(f"{mlp}.down_proj", shape.intermediate, shape.hidden, bias=shape.mlp_bias),
             query_norm=norms[0],
             key_norm=norms[1],

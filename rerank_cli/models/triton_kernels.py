@@ -61,32 +61,39 @@ def rotate_(x: Tensor, cosines: Tensor, sines: Tensor) -> None:
 
 
 @triton.jit
-def _gate_kernel(gate, up, count, TANH: tl.constexpr, BLOCK: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    x = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+def _gate_kernel(gate, up, gate_stride, up_stride, size, TANH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < size
+    place = gate + row * gate_stride + channel
+    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     if TANH:  # gelu by its tanh, which is x * sigmoid(2 * inner)
         inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
         x = x * tl.sigmoid(2.0 * inner)
     else:
         x = x * tl.sigmoid(x)
-    x *= tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(gate + place, x.to(gate.dtype.element_ty), mask=inside)
+    x *= tl.load(up + row * up_stride + channel, mask=inside, other=0.0).to(tl.float32)
+    tl.store(place, x.to(gate.dtype.element_ty), mask=inside)
 
 
 def gate_(gate: Tensor, up: Tensor, *, tanh: bool) -> Tensor:
-    """`gate` becomes act(gate) * up, act being SiLU or, with `tanh`, GELU by its tanh; both contiguous, one shape."""
-    count = gate.numel()
-    _gate_kernel[(triton.cdiv(count, _GATE_BLOCK),)](gate, up, count, TANH=tanh, BLOCK=_GATE_BLOCK)
+    """`gate` becomes act(gate) * up, act being SiLU or, with `tanh`, GELU by its tanh; both [T, channels].
+
+    Each row is contiguous: they may be halves of one product.
+    """
+    assert gate.stride(1) == up.stride(1) == 1, "columns of a product"
+    rows, size = gate.shape
+    blocks = (rows, triton.cdiv(size, _GATE_BLOCK))
+    _gate_kernel[blocks](gate, up, gate.stride(0), up.stride(0), size, TANH=tanh, BLOCK=_GATE_BLOCK)
     return gate
 
 
 @triton.jit
-def _quantise_kernel(x, out, scales, size, BLOCK: tl.constexpr):
+def _quantise_kernel(x, out, scales, stride, size, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channels = tl.arange(0, BLOCK)
     inside = channels < size
-    values = tl.load(x + row * size + channels, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(x + row * stride + channels, mask=inside, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(values), 0) / _FP8_MAX, _LEAST_SCALE)
     # Maxima ignore NaN, which must not come out as a number: the whole row becomes NaN.
     scale = tl.where(tl.max(tl.where(values != values, 1, 0), 0) > 0, float("nan"), scale)
@@ -96,9 +103,10 @@ def _quantise_kernel(x, out, scales, size, BLOCK: tl.constexpr):
 
 
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X [T, channels], contiguous, in float8_e4m3fn, each row with a scale of its own; scales: float32 [T, 1]."""
-    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    """X [T, channels], each row contiguous, in float8_e4m3fn with a scale a row; scales: float32 [T, 1]."""
+    assert x.stride(1) == 1, "rows, or columns of a product"
+    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scales = x.new_empty(len(x), 1, dtype=torch.float32)
     size = x.shape[1]
-    _quantise_kernel[(len(x),)](x, out, scales, size, BLOCK=triton.next_power_of_2(size))
+    _quantise_kernel[(len(x),)](x, out, scales, x.stride(0), size, BLOCK=triton.next_power_of_2(size))
     return out, scales

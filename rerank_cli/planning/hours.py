@@ -20,18 +20,19 @@ Each constant was measured by itself; none is fitted to the speed of a whole mod
                 reach less of the peak (384 channels 390 TFLOP/s, 1,024 570, 2,048 650; the review: 350 to 440, wide
                 layers 600 to 650)
     attention   282, 318 and 322 TFLOP/s at 512, 2,048 and 8,192 tokens, head size 64: FlashAttention 2, which torch's
-                kernel is, in figure 5 of the paper of FlashAttention 3 (https://arxiv.org/abs/2407.08608); smaller
-                heads use as much less of the matrix units
+                kernel is, in the paper of FlashAttention 3 (https://arxiv.org/abs/2407.08608); smaller heads use as
+                much less of the matrix units
     memory      2.7 TB/s of 3.35, what the review takes for pointwise kernels; a plain copy reaches 3.0
     FP8         twice the operations a second of 16 bits, by the cards' sheets
     host        `benchmarks.host`, see `_HOST_SECONDS`
 
 With these the model is within 22 % of all fifteen figures that the review reckons for the device alone (MiniLM-L6 and
-L12, XLM-R large, a Llama of 1 B in 16 bits and FP8, 128 to 8,192 tokens), and 16 % below the one published speed that a
-card limits: 47.7 pairs a second of 512 tokens, llama-nemotron-rerank-1b-v2 in fp16 on an A10G, by TensorRT. **Nobody
-has timed this program on a card.** So the interval reaches from 0.8 of the time, at which products and memory would
-run at the peaks of the sheet, to 1.6 times: as much slower than what is expected for its shape is the nearest relative
-that is published (ettin-1b, packed too, by sentence-transformers: 928 pairs/s, of a mean length that is not told).
+L12, XLM-R large, a Llama of 1 B in 16 bits and FP8, 128 to 8,192 tokens; the Llama's by the code of that day, which
+wrote and rounded more), and 14 % below the one published speed that a card limits: 47.7 pairs a second of 512 tokens,
+llama-nemotron-rerank-1b-v2 in fp16 on an A10G, by TensorRT. **Nobody has timed this program on a card.** So the
+interval reaches from 0.8 of the time, at which products and memory would run at the peaks of the sheet, to 1.6 times:
+as much slower than what is expected for its shape is the nearest relative that is published (ettin-1b, packed too, by
+sentence-transformers: 928 pairs/s, of a mean length that is not told).
 
 Peaks and bandwidths of cards are data (`machine/gpu_names.py`), and other cards are taken to reach the same shares.
 """
@@ -162,9 +163,10 @@ def _layer_elements(shape: ModelShape, *, fp8: bool) -> int:
         return 4 * h + 2 * h + 3 * h + 2 * h + (h + i) + 2 * i + (i + h) + 3 * h + 2 * h
     if shape.forward in ("modernbert", "gte"):  # norm, qkv, rotation in float32, out; norm, up, gate, down
         return 2 * h + 4 * h + 52 * h + 5 * h + 2 * h + (h + 2 * i) + 5 * i + (i + 4 * h)
-    attention = 2 * h + (3 * h + q + 2 * k) + 2 * (q + k) + (q + 4 * h)  # norm; q, k, v; rotation; out
-    mlp = 2 * h + 2 * (h + i) + 3 * i + (i + 4 * h) + 2 * h  # norm; gate, up; their product; down, and where it goes
-    return attention + mlp + (5 * h + q + i if fp8 else 0)  # each input of a product read, rounded and read again
+    attention = 2 * h + (h + q + 2 * k) + 2 * (q + k) + (q + 2 * h)  # norm; q, k, v; rotation; out, added
+    mlp = 2 * h + (h + 2 * i) + 3 * i + (i + 2 * h)  # norm; gate, up; their product; down, added
+    # In FP8 each input of a product is read, rounded and read again, and sums are kernels of their own.
+    return attention + mlp + (2 * h + q + i + 4 * h if fp8 else 0)
 
 
 def _attended_tokens(shape: ModelShape, lengths: PairLengths) -> float:

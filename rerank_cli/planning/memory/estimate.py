@@ -91,7 +91,8 @@ class Placement:
         if not self.cpu:
             old = self.capability is not None and self.capability < _FLASH_CAPABILITY
             flash = not old and element != _FLOAT
-            return Execution(element=element, repeats_heads=not flash, varlen=flash and takes_varlen(shape.head_size))
+            varlen = flash and takes_varlen(shape.head_size)
+            return Execution(element=element, repeats_heads=not flash, varlen=varlen, side_by_side=True)
         llama = shape.forward in ("llama", "vl")
         products = self.attention == "products"
         amx = self.attention == AMX

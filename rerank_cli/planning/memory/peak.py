@@ -13,7 +13,7 @@ size, I the MLP's, Q and K the channels of all query and of all key heads.
         by AMX tiles     H and what each thread writes
     ModernBERT       3H + 2I | in attention 6H | 5H and a rotation of 2,048 rows
     GTE              2H + 2I | in attention 6H | 4H and a rotation of 2,048 rows
-    Llama            H + 3Q + 2K | 2H + Q and an MLP of 2,048 rows
+    Llama            H + 3Q + 2K | H and an MLP of 2,048 rows, on a GPU of 8,192 (fp32 on a CPU: 2H)
     SigLIP tower     6H, of 8 tiles at a time
 
 What a pair's own tokens cost besides: 24 bytes of ids, types and positions.
@@ -32,6 +32,7 @@ from rerank_cli.planning.memory.pieces import (
     PRODUCT_LONGEST,
     PRODUCT_STEP,
     WINDOW_BLOCK,
+    mlp_rows,
 )
 from rerank_cli.planning.memory.shape import ModelShape, VisionShape
 
@@ -115,7 +116,8 @@ class Execution:
     repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
     by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
     rounded to FP8. varlen: attention of the whole batch is one kernel. amx: whole layers of a BERT-like encoder are
-    one kernel in bfloat16 (`models/amx.py`).
+    one kernel in bfloat16 (`models/amx.py`). side_by_side: a Llama's products of one input are one product, and its
+    MLP takes more rows at a time (a GPU).
     """
 
     element: int = 2
@@ -126,6 +128,7 @@ class Execution:
     fp8: bool = False
     varlen: bool = False
     amx: bool = False
+    side_by_side: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,15 +223,19 @@ def _rotation_bytes(width: int, rows: int, e: int) -> int:
 
 
 def _llama(shape: ModelShape, batch: BatchSize, how: Execution) -> tuple[int, list[int]]:
-    """The MLP, the norms and the rotation take `CHUNK` rows at a time."""
+    """The norms and the rotation take `CHUNK` rows at a time, the MLP as many as `mlp_rows` says.
+
+    Products write their sums into the residual, but for those of oneDNN in fp32.
+    """
     h, q, k, t, e = shape.hidden, shape.queries, shape.keys, batch.rows, how.element
     chunk = t if e == _FLOAT else min(t, CHUNK)  # of norms and rotation, which are in float32 whatever the precision
     angles = _FLOAT * shape.head_size * t  # their cosines and sines
     attending = angles + e * (t * (h + 2 * q + 2 * k) + _attention_result_elements(q, batch, how))
-    mlp = angles + e * t * (2 * h + q) + _chunked_mlp(shape, t, how)  # input, context, x
+    mlp = angles + e * t * h * (2 if how.fused and e == _FLOAT else 1) + _chunked_mlp(shape, t, how)
     project = angles + e * t * (2 * h + q + 2 * k)  # input, normed, q, k, v
     rotate = project + _rotation_bytes(q, t, e)
-    last_projection = angles + e * t * (2 * h + q + k) + _product_bytes(h, k, t, how)  # input, normed, q, k
+    before, last = (0, q + 2 * k) if how.side_by_side else (q + k, k)
+    last_projection = angles + e * t * (2 * h + before) + _product_bytes(h, last, t, how)  # input, normed
     from_context = angles + e * t * (h + q) + _product_bytes(q, h, t, how)  # input, context
     products = max(last_projection, from_context)
     norm = angles + e * t * h + _norm_bytes(h, t, chunk, e)
@@ -257,12 +264,14 @@ def _product_bytes(inputs: int, outputs: int, rows: int, how: Execution) -> int:
 def _chunked_mlp(shape: ModelShape, t: int, how: Execution) -> int:
     """What the MLP holds beside x for one chunk: normed rows and two of the wide ones, or what the norm takes.
 
-    In FP8 it can be the last product, beside one of the wide ones.
+    In FP8 it can be the last product, beside the wide ones: one, or both where they are one product.
     """
-    rows, e, h, i = min(t, CHUNK), how.element, shape.hidden, shape.intermediate
-    wide = e * rows * (h + i) + _product_bytes(h, i, rows, how)
-    down = e * rows * i + _product_bytes(i, h, rows, how)
-    return max(wide, down, _norm_bytes(h, rows, rows, e))
+    e, h, i = how.element, shape.hidden, shape.intermediate
+    rows = min(t, mlp_rows(how.side_by_side, e))
+    gate, last = (0, 2 * i) if how.side_by_side else (i, i)
+    wide = e * rows * (h + gate) + _product_bytes(h, last, rows, how)
+    down = e * rows * last + _product_bytes(i, h, rows, how)
+    return max(wide, down, _norm_bytes(h, rows, min(rows, CHUNK), e))
 
 
 def _attention_result_elements(width: int, batch: BatchSize, how: Execution) -> int:

@@ -50,19 +50,20 @@ def test_a_layer_is_its_product_and_then_its_activation(kind, with_bias, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_adding_to_a_residual_leaves_the_residual_as_it_was(kind, with_bias):
+def test_the_sum_is_new_or_takes_the_place_of_the_residual(kind, with_bias):
     x, weight, bias = random(48, 24), random(40, 24, seed=1), random(40, seed=2) if with_bias else None
     residual = random(48, 40, seed=3)
-    before = residual.clone()
+    given, before = x.clone(), residual.clone()
     y = kind(weight, bias).add(x, residual)
-    assert torch.allclose(y.double(), expected(x, weight, bias) + residual.double(), atol=2e-5)
-    assert torch.equal(residual, before)
+    assert torch.allclose(y.double(), expected(x, weight, bias) + before.double(), atol=2e-5)
+    assert torch.equal(x, given)
+    assert y is residual or torch.equal(residual, before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_residual_is_added_without_the_activation(kind):
     x, weight, bias, residual = random(16, 8), random(8, 8, seed=1), random(8, seed=2), random(16, 8, seed=3)
-    y = kind(weight, bias, then="relu").add(x, residual)
+    y = kind(weight, bias, then="relu").add(x, residual.clone())
     assert torch.allclose(y.double(), expected(x, weight, bias) + residual.double(), atol=2e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.models import RerankModel, llama, load_model
+from rerank_cli.models.elementwise import _GATES
+from rerank_cli.models.linear import LinearLoader, row_scaled_refusal
 from rerank_cli.models.packed import pack
 from rerank_cli.records import EncodedPair
 
@@ -240,8 +243,31 @@ def test_weights_in_16_bits_stay_where_they_lie(tmp_path):
         if line.endswith(str(checkpoint.path / "model.safetensors"))
     ]
     for layer in model._trunk._layers:
-        for linear in (layer.query, layer.attention_out, layer.gate, layer.up, layer.down):
+        for linear in (*layer.qkv.layers, layer.attention_out, *layer.gate_up.layers, layer.down):
             assert any(linear._weight.data_ptr() in place for place in mapped)
+
+
+def loader(together: bool) -> Callable[..., LinearLoader]:
+    return lambda *given, **more: LinearLoader(*given, **more | {"together": together})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("changed", [{}, {"attention_bias": True, "mlp_bias": True}], ids=["plain", "with-biases"])
+def test_products_side_by_side_as_on_a_gpu_compute_the_same(changed, precision, tmp_path, monkeypatch):
+    if precision == "fp8" and row_scaled_refusal(torch.device("cpu")):
+        pytest.skip("this torch has no products in FP8 on a CPU")
+    config = CONFIG | changed
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "model", config, random_weights(config)))
+    pairs = [EncodedPair(np.arange(3, 3 + n, dtype=np.int32), 2, n) for n in (40, 17, 5)]
+    found = []
+    for together in (False, True):
+        monkeypatch.setattr(llama, "LinearLoader", loader(together))
+        monkeypatch.setattr(llama.Unfused, "gates", lambda self, activation: activation in _GATES)
+        model = load_model(checkpoint, device="cpu", precision=precision, attention="runs")
+        layer = model._trunk._layers[0]
+        assert (len(layer.qkv.layers), len(layer.gate_up.layers)) == ((1, 1) if together else (3, 2))
+        found.append(model.forward(pairs))
+    assert torch.allclose(*found, atol=1e-5 if precision == "fp32" else 2e-2)
 
 
 def drop(name):
