@@ -306,7 +306,7 @@ class LinearLoader:
         `together` they are one product where that can be: it is wider, and reads and rounds its input once.
         """
         stored = any(self.weights.is_fp8(f"{name}.weight") for name in names)  # each has an input scale of its own
-        fits = all(size % _FP8_MULTIPLE == 0 for size in (inputs, *outputs)) or self.rows is None
+        fits = all(size % FP8_MULTIPLE == 0 for size in (inputs, *outputs)) or self.rows is None
         if not self.together or stored or then or not fits:
             each = zip(names, outputs, (then, *[None] * len(names)), strict=False)
             return SideBySide(tuple(self(name, inputs, size, bias=bias, then=one) for name, size, one in each), outputs)

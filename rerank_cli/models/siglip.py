@@ -10,7 +10,7 @@
 The pooling head of SigLIP (`head.*`) lies in the published files and is not used.
 
 **Memory.** Tiles stay bytes until a batch of `BATCH_TILES` of them is normalised; batches go across images, so each
-but the last is full. The MLP runs over `CHUNK` patches at a time. In 16 bits the weights are used where they lie in
+but the last is full. The MLP runs over some patches at a time. In 16 bits the weights are used where they lie in
 the mapped file, as in `llama.py`.
 
 Source of the maths: transformers' modeling_siglip.py; the shuffle is version 2 of InternVL's (`ps_version` v2), whose
@@ -34,7 +34,7 @@ from rerank_cli.models.linear import Linear, LinearLoader, PlainLinear, activati
 from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.transfer import transfer_for
 from rerank_cli.models.weights import WeightReader
-from rerank_cli.planning.memory.pieces import BATCH_TILES, CHUNK
+from rerank_cli.planning.memory.pieces import BATCH_TILES, mlp_rows
 from rerank_cli.records import Tiles
 
 _PROJECTOR_EPSILON = 1e-5  # nn.LayerNorm's own, which config.json does not name
@@ -138,8 +138,10 @@ class VisionTower:
 
     def _run_layer(self, layer: _Layer, x: Tensor, count: int) -> Tensor:
         x = layer.attention_out.add(self._attend(layer, x, count), x)
-        for rows in x.split(CHUNK):
-            rows.copy_(layer.down.add(layer.up(layer.mlp_norm(rows)), rows))
+        for rows in x.split(mlp_rows(x.device.type != "cpu", x.element_size())):
+            added = layer.down.add(layer.up(layer.mlp_norm(rows)), rows)
+            if added is not rows:
+                rows.copy_(added)
         return x
 
     def _attend(self, layer: _Layer, x: Tensor, count: int) -> Tensor:

@@ -161,8 +161,8 @@ def _layer_elements(shape: ModelShape, *, fp8: bool) -> int:
     h, q, k, i = shape.hidden, shape.queries, shape.keys, shape.intermediate
     if shape.forward in BERT_LIKE:  # qkv, product, sum, norm; up, activation, down, sum, norm
         return 4 * h + 2 * h + 3 * h + 2 * h + (h + i) + 2 * i + (i + h) + 3 * h + 2 * h
-    if shape.forward in ("modernbert", "gte"):  # norm, qkv, rotation in float32, out; norm, up, gate, down
-        return 2 * h + 4 * h + 52 * h + 5 * h + 2 * h + (h + 2 * i) + 5 * i + (i + 4 * h)
+    if shape.forward in ("modernbert", "gte"):  # norm, qkv, rotation, out, added; norm, gate, up, their product, down
+        return 2 * h + 4 * h + 4 * h + 3 * h + 2 * h + 2 * (h + i) + 5 * i + (i + 2 * h)
     attention = 2 * h + (h + q + 2 * k) + 2 * (q + k) + (q + 2 * h)  # norm; q, k, v; rotation; out, added
     mlp = 2 * h + (h + 2 * i) + 3 * i + (i + 2 * h)  # norm; gate, up; their product; down, added
     # In FP8 each input of a product is read, rounded and read again, and sums are kernels of their own.

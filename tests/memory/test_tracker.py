@@ -140,7 +140,11 @@ def _qwen3(checkpoint: Any) -> Any:
     ("pairs", "length", "images"),
     [(1, 512, 0), (1, 2048, 1), (4, 2048, 4), (16, 2048, 16), (1, 8192, 1), (30, 8192, 2), (64, 64, 0)],
 )
-def test_the_whole_vision_language_model_is_within_2_percent(pairs: int, length: int, images: int, dtype) -> None:
+def test_the_whole_vision_language_model_is_within_2_percent(
+    pairs: int, length: int, images: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = Placement.execution  # with plain layers in float32 too, as oneDNN takes no fake tensors
+    monkeypatch.setattr(Placement, "execution", lambda self, shape: replace(how(self, shape), fused=False))
     config = {**VL_1B, "llm_config": {**VL_1B["llm_config"], **FEW}, "vision_config": {**VL_1B["vision_config"], **FEW}}
     checkpoint = checkpoint_of(config)
     shape = read_model_shape(checkpoint)

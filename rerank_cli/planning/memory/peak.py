@@ -116,8 +116,8 @@ class Execution:
     repeats_heads: keys and values are repeated for grouped heads (a GPU without the flash kernel). products: attention
     by matrix products (bfloat16 on a CPU). threads: of a CPU; 0 on a GPU. fp8: the inputs of a Llama's products are
     rounded to FP8. varlen: attention of the whole batch is one kernel. amx: whole layers of a BERT-like encoder are
-    one kernel in bfloat16 (`models/amx.py`). side_by_side: a Llama's products of one input are one product, and its
-    MLP takes more rows at a time (a GPU).
+    one kernel in bfloat16 (`models/amx.py`). side_by_side: a Llama's products of one input are one product, and MLPs
+    take more rows at a time (a GPU).
     """
 
     element: int = 2
@@ -345,12 +345,12 @@ def _padded(shape: ModelShape, batch: BatchSize, how: Execution) -> Moment:
 def tower_peak(vision: VisionShape, tiles: int, how: Execution) -> int:
     """Peak of the vision tower over `tiles`, `BATCH_TILES` of them at a time, without its results.
 
-    The larger of attention (input, normed, q, k, v, result: 6H of every patch) and an MLP of `CHUNK` patches.
+    The larger of attention (input, normed, q, k, v, result: 6H of every patch) and an MLP of `mlp_rows` patches.
     """
     h, i, e = vision.hidden, vision.intermediate, how.element
     batch = min(tiles, BATCH_TILES)
     rows = batch * vision.patches
-    chunk = min(rows, CHUNK)
+    chunk = min(rows, mlp_rows(how.side_by_side, e))
     attending = e * 6 * h * rows + _FLOAT * vision.heads * rows
     mlp = e * (2 * h * rows + chunk * (h + (i if how.fused else 2 * i)))
     contract = e * (2 * h * rows + chunk * (2 * h + i))

@@ -45,9 +45,9 @@ FP8_MULTIPLE = 16
 
 
 def mlp_rows(gpu: bool, element: int) -> int:
-    """Rows that a Llama's MLP takes at a time; element: bytes of an activation.
+    """Rows that the MLP of a Llama or of a tower takes at a time; element: bytes of an activation.
 
     2,048 fill a CPU's product, and a GPU's in float32. In 16 bits a GPU wants more: with 2,048 of 2,048 channels a
-    product has 128 tiles, not one for each of an H100's 132 processors.
+    product has 128 tiles, not one for each of an H100's 132 processors, and a tower's product of 1,152 has fewer.
     """
     return 8192 if gpu and element < 4 else CHUNK

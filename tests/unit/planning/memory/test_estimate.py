@@ -154,7 +154,7 @@ def test_vision_is_the_larger_of_tower_and_language_model() -> None:
     assert one_tile.activations == without.activations
     towering = estimate(VISION, short, Placement(), tiles=210)
     kept, patches = 210 * 2 * 256 * 2048, 8 * 1024
-    tower = patches * (6 * 1152 * 2 + 16 * 4) + 8 * 3 * 512 * 512  # 8 tiles at a time
+    tower = patches * 2 * (3 * 1152 + 2 * 4304) + 8 * 3 * 512 * 512  # 8 tiles at a time, and their MLP at once
     assert towering.activations + towering.attention_workspace + towering.vision == kept + tower
     on_cpu = estimate(VISION, long, Placement(cpu=True), tiles=1)
     assert on_cpu.vision == one_tile.vision + 3 * 512 * 512  # where the pixels lie in the same memory
