@@ -72,7 +72,7 @@ class OutputFolder:
             self._enter_url(self.path)
             return self
         if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path}: is no folder", hint="a cluster writes a folder of files")
+            raise OutputError(f"{self.path}: is not a folder", hint="a cluster writes a folder of files")
         if self._beside.is_symlink():
             raise OutputError(f"{self._beside}: is a link, and is not followed", hint="name a new folder")
         with naming(self.path):
@@ -110,7 +110,7 @@ class OutputFolder:
             raise OutputError(f"{path}: is a whole bucket", hint=f"name a folder in it, for example {path}reranked/")
         with naming(path):
             if path.is_file():
-                raise OutputError(f"{path}: is no folder", hint="a cluster writes a folder of files")
+                raise OutputError(f"{path}: is not a folder", hint="a cluster writes a folder of files")
             names = [key.removeprefix(f"{path.url.key}/") for key, _ in open_store(path.url).list(f"{path.url.key}/")]
             if names and not any(name.startswith("_rerank/") or name == _MANIFEST for name in names):
                 raise OutputError(f"{path}: holds files of something else", hint="name a new folder")
@@ -163,7 +163,7 @@ class OutputFolder:
             raise JobChangedError(
                 f"{self.path}: the unfinished work in it was started with another input, model or option: "
                 + "; ".join(differences),
-                hint="`--restart` starts over; the former command, on the former input, goes on",
+                hint="resume with the command and input of before, or start over with `--restart`",
             )
         return begun.tasks
 

@@ -1,9 +1,9 @@
 """The calls that write: the one seam between a run's outputs and the operating system.
 
-Tests put a `Files` in its place that fails, or kills the process, at its n-th call. Nothing else in the program writes
-to an output, so what holds for each of these calls holds for a run.
+Nothing else in the program writes to an output. Tests replace `Files` by one that fails, or kills the process, at its
+n-th call, and so test a fault at every step of a run.
 
-No call follows a link: what is opened here lies in a folder of ours, and a link in it was put there by somebody else.
+No call follows a link: the files lie in a folder of ours, where only somebody else can have made a link.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 _APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
-_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # what file systems say that cannot do it
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}  # a file system cannot do the call
 _READ_BYTES = 2**20
 
 
 class Files:
-    """Real files. Each method is one system call, or a few that cannot be told apart from outside."""
+    """Real files. Each method is one system call, or a few that act as one."""
 
     def mkdir(self, path: Path) -> None:
-        """Make a folder, if it is not there."""
+        """Make a folder if it does not exist."""
         path.mkdir(exist_ok=True)
 
     def open(self, path: Path) -> int:
-        """A descriptor to read, append to and cut `path`, which is made if it is not there."""
+        """A descriptor to read, append to and truncate `path`, which is made if it does not exist."""
         return os.open(path, _APPENDING, 0o666)
 
     def create(self, path: Path) -> int:
-        """A descriptor as `open` gives it, of a file that was not there."""
+        """Like `open`, but `FileExistsError` if the file exists."""
         return os.open(path, _APPENDING | os.O_EXCL, 0o666)
 
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
-        """Append; returns how many bytes were taken."""
+        """Append; returns how many bytes were written."""
         return os.write(descriptor, data)
 
     def fsync(self, descriptor: int) -> None:
@@ -66,11 +66,11 @@ class Files:
         os.close(descriptor)
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give `old` the name `new`, in place of what has it."""
+        """Rename `old` to `new`, which is replaced."""
         old.rename(new)
 
     def place(self, old: Path, new: Path) -> None:
-        """Give `old` the name `new`, which nothing has; `FileExistsError` where something has it."""
+        """Rename `old` to `new`; `FileExistsError` if `new` exists."""
         try:
             _rename_without_replacing(old, new)
         except OSError as error:
@@ -79,7 +79,7 @@ class Files:
             _link_and_unlink(old, new)
 
     def unlink(self, path: Path) -> None:
-        """Remove a name, if it is there."""
+        """Delete a file if it exists."""
         path.unlink(missing_ok=True)
 
     def rmdir(self, path: Path) -> None:
@@ -106,7 +106,7 @@ def _rename_without_replacing(old: Path, new: Path) -> None:
 
 @cache
 def _renameat2() -> Callable[..., int] | None:
-    """The call of the C library (glibc 2.28); None where it has none."""
+    """`renameat2` of the C library (glibc 2.28); None if the library does not have it."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is not None:
         call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -114,7 +114,7 @@ def _renameat2() -> Callable[..., int] | None:
 
 
 def _link_and_unlink(old: Path, new: Path) -> None:
-    """As a rename that refuses, where the file system has none (NFS); a plain one where it has no links (FAT)."""
+    """Rename without replacing on a file system that cannot (NFS); without hard links (FAT), check and rename."""
     try:
         new.hardlink_to(old)
     except FileExistsError:
@@ -130,9 +130,10 @@ def _link_and_unlink(old: Path, new: Path) -> None:
 
 
 class WorkFile:
-    """An append-only file of a run; made if it is not there. size: its bytes, with what was appended here.
+    """An append-only file of a run, made if it does not exist.
 
-    digest: the running SHA-256 of these bytes; None where they are not known. is_new: refuse a file that is there.
+    size: bytes so far. digest: the running SHA-256 of these bytes; None if some were not written here. is_new: refuse a
+    file that exists.
     """
 
     def __init__(self, files: Files, path: Path, *, is_new: bool = False) -> None:
@@ -144,7 +145,7 @@ class WorkFile:
         self._on_disk = False
 
     def append(self, data: bytes) -> None:
-        """Write all of `data` behind what is there."""
+        """Write all of `data` at the end."""
         left = memoryview(data)
         while left:
             written = self._files.write(self._descriptor, left)
@@ -155,27 +156,27 @@ class WorkFile:
             left = left[written:]
 
     def cut(self, size: int) -> None:
-        """Drop what is behind `size` bytes."""
+        """Cut the file to `size` bytes."""
         if size != self.size:
             self._files.truncate(self._descriptor, size)
             self.size = size
             self.digest = None if size else hashlib.sha256()
 
     def sync(self) -> None:
-        """Return when all bytes are on disk; nothing is done where nothing was appended since the last time."""
+        """Return when all bytes are on disk. Does nothing if nothing was appended since the last time."""
         if not self._on_disk:
             self._files.fsync(self._descriptor)
             self._on_disk = True
 
     def check(self) -> None:
-        """`OutputError` if the file is no longer the one that has its name, or has other bytes than were appended."""
+        """`OutputError` if the file has lost its name to another file, or has another size than was appended."""
         found = os.fstat(self._descriptor)
         refuse_lost_name(self.path, found)
         if found.st_size != self.size:
-            raise changed(self.path, f"it has {found.st_size} bytes, {self.size} were written")
+            raise changed(self.path, f"it has {found.st_size} bytes, but {self.size} were written")
 
     def refuse_other_bytes(self, before: os.stat_result) -> None:
-        """`OutputError` if the file has other bytes than were appended, or was touched since `before`."""
+        """`OutputError` if the file has other bytes than were appended, or was touched since the stat `before`."""
         self.check()
         if self.digest is not None and self._read_digest().digest() != self.digest.digest():
             raise changed(self.path, "its bytes are not those that were written")
@@ -184,11 +185,11 @@ class WorkFile:
             raise changed(self.path, "it was touched while it was read")
 
     def stat(self) -> os.stat_result:
-        """Of the open file, whatever has its name."""
+        """The stat of the open file, even if another file has its name by now."""
         return os.fstat(self._descriptor)
 
     def seal(self) -> tuple[int, str]:
-        """Size and SHA-256 of what was written; read where that is not known."""
+        """Size and SHA-256 of the content; the file is read if its SHA-256 is not known."""
         if self.digest is None:
             self.digest = self._read_digest()
         return self.size, self.digest.hexdigest()
@@ -201,7 +202,7 @@ class WorkFile:
         return digest
 
     def reading(self) -> BinaryIO:
-        """A stream of the file's bytes from its begin; of the open file, whatever has its name."""
+        """A stream of the open file's bytes from the start, even if another file has its name by now."""
         stream = os.fdopen(os.dup(self._descriptor), "rb")
         stream.seek(0)
         return stream
@@ -212,10 +213,10 @@ class WorkFile:
 
 
 def opened_as_own(files: Files, path: Path, *, is_new: bool = False) -> int:
-    """A descriptor of `path` as `Files.open` gives it.
+    """Open `path` like `Files.open`, or like `Files.create` if `is_new`.
 
-    Raises `OutputError` for what a run has not made: a link, a file that has a second name, a pipe, a device, or one of
-    another owner than its folder.
+    Raises `OutputError` for what a run cannot have made: a link, a file with a second name, a pipe, a device, or a file
+    whose owner is not that of its folder.
     """
     try:
         descriptor = files.create(path) if is_new else files.open(path)
@@ -226,11 +227,11 @@ def opened_as_own(files: Files, path: Path, *, is_new: bool = False) -> int:
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise _not_ours_error(path, "is no regular file")
+            raise _not_ours_error(path, "is not a regular file")
         if found.st_nlink > 1:
             raise _not_ours_error(path, "has a second name (a hard link)")
         if not is_new and found.st_uid != path.parent.stat().st_uid:
-            raise _not_ours_error(path, "belongs to another user than its folder")
+            raise _not_ours_error(path, "does not belong to the owner of its folder")
     except BaseException:
         os.close(descriptor)
         raise
@@ -238,7 +239,7 @@ def opened_as_own(files: Files, path: Path, *, is_new: bool = False) -> int:
 
 
 def refuse_lost_name(path: Path, found: os.stat_result) -> None:
-    """`OutputError` if `path` is not the open file of which `found` tells."""
+    """`OutputError` if `path` does not name the open file whose stat is `found`."""
     try:
         named = path.lstat()
     except OSError as error:
@@ -248,11 +249,11 @@ def refuse_lost_name(path: Path, found: os.stat_result) -> None:
 
 
 def changed(path: Path, how: str, *, restart: bool = False) -> OutputError:
-    """What is said of a file that something else than its run has changed. restart: going on is of no use."""
-    hint = "keep other programs away from it, and run the same command again: it goes on from what is whole"
+    """The error for a work file that something other than its run has changed. restart: the job cannot be resumed."""
+    hint = "keep other programs away from it, and run the same command again: it resumes from what is whole"
     if restart:
-        hint = "`--restart` starts over"
-    return OutputError(f"{path}: was changed by something else than this run: {how}", hint=hint)
+        hint = "start over with `--restart`"
+    return OutputError(f"{path}: was changed by something other than this run: {how}", hint=hint)
 
 
 def _not_ours_error(path: Path, what: str) -> OutputError:
@@ -260,11 +261,11 @@ def _not_ours_error(path: Path, what: str) -> OutputError:
 
 
 Identity = tuple[int, int] | str
-"""What a path leads to: device and inode, or the name where there is no file yet."""
+"""Which file a path names: device and inode, or the resolved path if there is no file yet."""
 
 
 def identity_of(path: Path) -> Identity:
-    """What a path leads to; a URL leads to itself."""
+    """Which file a path names; for a URL, the URL."""
     if isinstance(path, UrlPath):
         return str(path)
     try:
@@ -276,7 +277,7 @@ def identity_of(path: Path) -> Identity:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the operating system says inside becomes an `OutputError` that names `path`, the file the user knows."""
+    """Inside, an `OSError` becomes an `OutputError` that names `path`, the file that the user knows."""
     try:
         yield
     except OSError as error:
@@ -284,10 +285,10 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """What the operating system says against writing `path`."""
+    """The error for a failure to write `path`."""
     hint = f"make the folder `{path.parent}` first" if error.errno == errno.ENOENT else None
     what = error.strerror or str(error)
-    # The work of an object lies on this machine, and the file that could not be written may have a name of its own.
+    # The full file system may be another one than that of `path`: work on an object lies in this machine's cache.
     full = error.filename or (copies_folder() if isinstance(path, UrlPath) else path)
     if error.errno in FULL and (room := room_left(Path(os.fsdecode(full)))):
         what += f": {room}"

@@ -1,17 +1,17 @@
-"""What two runs must have in common to write the same bytes, and what differs if they have not.
+"""What two runs must have in common to write the same bytes, and how they differ if they do not.
 
-asked     what the user asked for, as far as it decides bytes, and the versions and the machine that compute it
-plan      how it was decided to run on this machine
-files     size and SHA-256 of every input and of every file of the model, whatever their paths
+asked     what the user asked for, as far as it decides bytes, with the versions and the machine that compute it
+plan      what was decided for this machine
+files     size and SHA-256 of every input and every file of the model, whatever their paths
 
 A finished job is recognised by `asked` and `files` alone, which need no torch. An unfinished one must agree in all
 three.
 
-Files are hashed by a thread beside the run, at 1 to 2 GB/s, those first that were just made: a job cannot be continued
-without knowing them, so its first commit waits a moment for them, and nothing else waits. To look at a file again costs
-nothing where its inode, size and times are those that were seen, unless it was changed within the 2 s before it was
-seen: then its times say nothing, because a second change could have got the same ones. In every other case the content
-decides. A file that changes while a run reads it gets no SHA-256, so it is never taken for what it was before.
+A thread hashes the files while the run works, at 1 to 2 GB/s. It begins with files that are younger than 2 s: their
+times prove nothing, because a second change could leave the same times. So only their content can tell a later run that
+they are the same, and the first commit waits a moment for their SHA-256. An older file counts as unchanged if its
+inode, size and times are; else its content decides. A file that changes while a run reads it gets no SHA-256, so it
+never counts as unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SETTLED_NS = 2 * 10**9  # FAT keeps times in steps of 2 s; other file systems n
 
 
 class Fingerprint:
-    """A run's own identity. files: what each file is called in messages (`input 1`), and its path."""
+    """The identity of a run. files: name for messages (`input 1`) -> path."""
 
     def __init__(self, *, asked: Mapping[str, Any], plan: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         self.asked = asked
@@ -44,7 +44,7 @@ class Fingerprint:
         self._thread = threading.Thread(target=self._hash_all, name="hash", daemon=True)
 
     def of(self, asked: Mapping[str, Any]) -> Fingerprint:
-        """This one with another request."""
+        """A fingerprint of the same plan and files, with another `asked`."""
         return Fingerprint(asked=asked, plan=self.plan, files=self._files)
 
     def start(self) -> None:
@@ -52,11 +52,11 @@ class Fingerprint:
         self._thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Until the files are hashed, at most so long."""
+        """Wait until all files are hashed, but no longer than `seconds`."""
         self._thread.join(seconds)
 
     def wait_for_new(self, seconds: float) -> None:
-        """Until the files are hashed of which only the content tells whether they have changed, at most so long."""
+        """Wait until the new files are hashed (see the head), but no longer than `seconds`."""
         if self._thread.is_alive():
             self._new_are_hashed.wait(seconds)
 
@@ -66,15 +66,15 @@ class Fingerprint:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of the files that are hashed by now, in hex."""
+        """The SHA-256, in hex, of each file hashed so far."""
         return dict(self._hashes)
 
     def sha256(self, path: Path) -> str | None:
-        """The SHA-256 of one of the files as it was when the run began, if it is known by now."""
+        """The SHA-256 of one of the files as it was when the run began; None if it is not known yet."""
         return next((self._hashes.get(name) for name, known in self._files.items() if known == path), None)
 
     def document(self) -> dict[str, Any]:
-        """All that is known by now, for a journal or a report."""
+        """Everything known so far, for a journal or a report."""
         files = {
             name: {"path": str(self._files[name]), "sha256": self._hashes.get(name), **seen}
             for name, seen in self._seen.items()
@@ -82,18 +82,18 @@ class Fingerprint:
         return {"asked": self.asked, "plan": self.plan, "files": files}
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """What `document` of another run says differently, in words; may read files to find out."""
+        """The differences to the `document` of another run, in words. May read files to find them."""
         found = [*_differences(other["asked"], self.asked), *_differences(other["plan"], self.plan)]
         return found or list(self._changed_files(other["files"]))
 
     def differs_in_request(self, other: Mapping[str, Any]) -> bool:
-        """Whether `document` of another run has another request or other files, whatever its plan."""
+        """Whether the `document` of another run differs in `asked` or in files, whatever its plan."""
         return bool(_differences(other["asked"], self.asked)) or any(self._changed_files(other["files"]))
 
     def _changed_files(self, others: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         for name in {**others, **self._files}:
             if name not in others or name not in self._files:
-                yield f"{name} was {'there' if name in others else 'not there'}"
+                yield f"{name} {'is gone' if name in others else 'is new'}"
             elif reason := self._change(name, others[name]):
                 yield f"{name} ({self._files[name]}): {reason}"
 
@@ -104,36 +104,36 @@ class Fingerprint:
         if other["settled"] and other["stat"] == seen["stat"]:
             return None
         if other["sha256"] is None:
-            return "whether its content is the same is not known: it had not been read in whole"
-        return None if other["sha256"] == sha256_of(self._files[name]) else "its content was another"
+            return "its content may have changed: the run before had no time to hash it"
+        return None if other["sha256"] == sha256_of(self._files[name]) else "its content has changed"
 
     def _hash_all(self) -> None:
         for name in sorted(self._files, key=lambda name: self._seen[name]["settled"]):
             if self._seen[name]["settled"]:
                 self._new_are_hashed.set()
             if isinstance(self._files[name], UrlPath):
-                continue  # its etag is in its stat, and to read it would be to fetch it twice
+                continue  # its stat has its etag, and hashing it would fetch it twice
             try:
                 digest = _digest(self._files[name], self._given_up)
                 if digest and _seen(self._files[name])["stat"] == self._seen[name]["stat"]:
                     self._hashes[name] = digest
             except OSError:
-                continue  # who reads it as a row or a weight says what is wrong
+                continue  # the reader of its rows or weights will say what is wrong
         self._new_are_hashed.set()
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """The SHA-256 of a file's content, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def same_output(path: Path, said: Mapping[str, Any]) -> bool:
-    """Whether the file at `path` is the output of which a report says its bytes, sha256 and time."""
+    """Whether the file at `path` is the output that a report describes. said: bytes, sha256 and modified_ns."""
     try:
         if isinstance(path, UrlPath):
             there = path.look()
-            known = sha256_of(path) if is_on_hub(path) else there.metadata.get(SHA256)  # the Hub keeps none with a file
+            known = sha256_of(path) if is_on_hub(path) else there.metadata.get(SHA256)  # the Hub stores no metadata
             return bool((there.size, known) == (said["bytes"], said["sha256"]))
         found = path.stat()
     except OSError:
@@ -161,7 +161,7 @@ def _seen(path: Path) -> dict[str, Any]:
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """The leaves of two documents that differ, each with both values."""
+    """The leaves in which two documents differ, each with both values, in words."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [
             found

@@ -1,12 +1,12 @@
 """One process per output.
 
-The lock is a flock on a file, which the operating system gives back when the process is gone, however it went: there
-are no stale locks. Since the file goes away with the folder it lies in, a process that has waited may hold the lock of
-a file that nobody finds any more; it sees this by the inode and tries again.
+The lock is a flock on a file. The operating system releases it when the process ends, however it ends, so no lock is
+ever stale. Because the file is deleted with its folder, a process that waited may get the lock of a deleted file; it
+sees this by the inode and tries again.
 
-A lock can be lost: somebody removes the file, or the file system lets two processes have it (some network file systems
-do). So the holder writes a name of its own into the file and looks at each commit (`check`) whether the file is still
-the one that is found there, and still has that name in it. Whoever has lost it writes nothing more.
+A lock can be lost: somebody deletes the file, or the file system grants it twice (some network file systems do). So the
+holder writes a unique name into the file. At each commit `check` compares the inode and the name; a process that has
+lost the lock writes nothing more.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from rerank_cli.journal.files import Files, changed, opened_as_own, refuse_lost_
 
 _POLL_SECONDS = 0.05
 _WHO_BYTES = 4096
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # each is what some network file system says
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the answers of network file systems without locks
 
 
 class Lock:
-    """A lock that is held. path: its file; who: what this process has written into it."""
+    """A lock that is held. path: its file; who: the content that this process wrote into it."""
 
     def __init__(self, path: Path, descriptor: int, who: bytes) -> None:
         self._path = path
@@ -39,14 +39,14 @@ class Lock:
         self._who = who
 
     def check(self) -> None:
-        """`OutputError` if another process can have the lock, or has it."""
+        """`OutputError` if another process has the lock, or could get it."""
         refuse_lost_name(self._path, os.fstat(self._descriptor))
         if os.pread(self._descriptor, _WHO_BYTES, 0) != self._who:
             raise changed(self._path, f"another run has taken it{_read(self._descriptor)}")
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """What fails inside because the lock is lost, perhaps with the folder around it, says so."""
+        """Inside, a failure that the loss of the lock explains is reported as that loss."""
         try:
             yield
         except (OSError, RerankError) as error:
@@ -57,21 +57,22 @@ class Lock:
             raise
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 
 def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callable[[], float] = time.monotonic) -> Lock:
-    """Lock `path`, whose folder is made if need be.
+    """Lock the file `path`; its folder is made if need be.
 
-    wait: seconds to wait for another process. Raises `LockedError`, with its pid and host, if it has not ended by then.
+    Raises `LockedError`, with pid and host of the holder, if another process still has the lock after `wait` seconds.
+    out: the output, for the message.
     """
     deadline = clock() + wait
     while True:
         files.mkdir(path.parent)
         try:
             descriptor = opened_as_own(files, path)
-        except FileNotFoundError:  # the process before us has just taken the folder away
+        except FileNotFoundError:  # the process before us has just removed the folder
             continue
         try:
             mine = _try(descriptor, path, files)
@@ -88,7 +89,7 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
             raise
         os.close(descriptor)
         if mine:
-            continue  # the lock of a file that is gone
+            continue  # the lock of a deleted file
         if clock() >= deadline:
             raise LockedError(
                 f"{out}: another process works on this output{holder}",
@@ -98,7 +99,7 @@ def take_lock(path: Path, *, out: Path, wait: float, files: Files, clock: Callab
 
 
 def is_lock(data: bytes) -> bool:
-    """Whether a file with this content is one of ours; it is empty for a moment."""
+    """Whether `data` is the content of a lock file of this program."""
     try:
         who = json.loads(data)
     except ValueError:
@@ -114,21 +115,21 @@ def _try(descriptor: int, path: Path, files: Files) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        _take_away(descriptor, path, files)
+        _remove_lock_file(descriptor, path, files)
         raise OutputError(
             f"{path}: cannot be locked: the file system has no locks ({os.strerror(error.errno)})",
-            hint="write to a file system that has them (a local disk, NFS with its lock service), and copy from there",
+            hint="write to a file system with locks (a local disk, NFS with its lock service), and copy from there",
         ) from error
     return True
 
 
-def _take_away(descriptor: int, path: Path, files: Files) -> None:
-    """Remove what was just made of a lock that cannot be had: where there are no locks, nobody has this one."""
+def _remove_lock_file(descriptor: int, path: Path, files: Files) -> None:
+    """Remove the lock file that was just made, on a file system without locks: nobody can hold it."""
     if os.fstat(descriptor).st_size or not _is_found_at(descriptor, path):
-        return  # of a run on a file system that had locks then
+        return  # it is of an earlier run, when the file system had locks
     with suppress(OSError):
         files.unlink(path)
-        files.rmdir(path.parent)  # if nothing else is in it
+        files.rmdir(path.parent)  # fails if anything else is in it
 
 
 def _is_found_at(descriptor: int, path: Path) -> bool:
@@ -143,7 +144,7 @@ def _who() -> bytes:
 
 
 def _read(descriptor: int) -> str:
-    """Who holds the lock, in words; nothing where it has not written it yet."""
+    """The holder of the lock, in words; empty if it has not written its name yet."""
     data = os.pread(descriptor, _WHO_BYTES, 0)
     if not is_lock(data):
         return ""

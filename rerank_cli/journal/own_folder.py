@@ -1,9 +1,9 @@
-"""Whether a folder that is called `OUT.job` is one that this program has made; another one is left as it is.
+"""Whether this program made a folder called `OUT.job`; any other folder is left alone.
 
-Ours is an empty folder (a run was killed before its first file), one with a lock that names a process, or one whose
-journal begins with a record of a job. While a process takes the lock, the lock is empty, or torn where the process is
-killed: then a journal lies beside it, or nothing that has content. The folder belongs to the user of this process;
-where the mount says otherwise of all files (CIFS with `uid=`), to whom a new file there belongs.
+A folder is ours if it is empty (a run was killed before its first file), if its lock names a process, or if its journal
+begins with the record of a job. The lock itself may be empty or torn, if a process was killed while it took the lock:
+then a journal lies beside it, or only empty files. The folder must belong to the user of this process, or to whoever
+owns a new file there: some mounts give all files one owner (CIFS with `uid=`).
 """
 
 from __future__ import annotations
@@ -25,23 +25,19 @@ _JOB = b'"kind":"job"'
 
 
 def refuse_foreign_folder(folder: Path) -> None:
-    """`OutputError` if `folder` is there and was not made by a run of this user."""
+    """`OutputError` if `folder` exists and was not made by a run of this user."""
     try:
         found = folder.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(found.st_mode):
-        what = "is a link" if stat.S_ISLNK(found.st_mode) else "is no folder"
-        raise OutputError(
-            f"{folder}: {what}, and the work on this output needs that name",
-            hint="move it away, or name another output",
-        )
+        raise _foreign(folder, "is a link" if stat.S_ISLNK(found.st_mode) else "is not a folder")
     if found.st_uid != os.geteuid() and found.st_uid != _owner_of_new_files(folder.parent):
         raise _foreign(folder, f"belongs to another user (uid {found.st_uid})")
     names = sorted(path.name for path in folder.iterdir())
     if names and not _is_work_folder(folder, names):
         shown = ", ".join(f"`{name}`" for name in names[:5]) + " ..." * (len(names) > 5)
-        raise _foreign(folder, f"is no work folder of this program: it holds {shown}")
+        raise _foreign(folder, f"is not a work folder of this program: it holds {shown}")
 
 
 def _is_work_folder(folder: Path, names: list[str]) -> bool:
@@ -54,12 +50,12 @@ def _is_work_folder(folder: Path, names: list[str]) -> bool:
 
 
 def _is_torn(lock: bytes) -> bool:
-    """Whether a lock is empty, or what a process had written of its own when it was killed."""
+    """Whether a lock is empty, or the beginning of what a process writes into it."""
     return lock.startswith(_LOCK_BEGINS[: len(lock)]) and len(lock) <= _TORN_BYTES
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a regular file; none of anything else."""
+    """The first bytes of a regular file; empty for anything else."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -79,5 +75,5 @@ def _owner_of_new_files(folder: Path) -> int:
 
 def _foreign(folder: Path, what: str) -> OutputError:
     return OutputError(
-        f"{folder}: {what}, and the work on this output needs that name", hint="move it away, or name another output"
+        f"{folder}: {what}, but this output's work folder needs the name", hint="move it away, or name another output"
     )

@@ -1,9 +1,8 @@
-"""Finished work files get the names that the user gave them. Every step can be repeated after a crash.
+"""Give finished work files the names that the user chose. Every step can be repeated after a crash.
 
-A name that something has is taken from it only where `may_replace` says so of that very file: what came into being
-during the run, by another hand, is never replaced. A file that replaces another one has its owner, group and mode, as
-far as the user may give them. What has got a name is looked at once more: a file that was changed in the last moment
-loses it again.
+An existing file is replaced only if `may_replace` allows it for that very file; what something else made during the
+run is never replaced. The new file gets the owner, group and mode of the one that it replaces, as far as the user may
+set them. It is checked once more under its new name: if it was changed at the last moment, it loses the name again.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from rerank_cli.storage.upload import put_together, upload
 _COPIED_BYTES = 2**20
 _FED_BYTES = 2**16
 _POLL_MILLISECONDS = 200
-_READER_SECONDS = 3.0  # that a shell may take to start the reader of a pipe beside us
+_READER_SECONDS = 3.0  # a shell may start a pipe's reader a moment after us
 _ACCESS_LIST = "system.posix_acl_access"
 
 MayReplace = Callable[[Path, os.stat_result], bool]
 
 
 def any_file(_path: Path, _found: os.stat_result) -> bool:
-    """Whatever has the name may be replaced."""
+    """A `MayReplace` that allows everything."""
     return True
 
 
@@ -49,10 +48,15 @@ def place_file(
     seal: Seal | None = None,
     job: str | None = None,
 ) -> None:
-    """Give `work` the name `final`; what is no regular file, such as /dev/null, stays and takes the content.
+    """Rename `work` to `final`; if that is a pipe or a device (/dev/null), write the content into it.
 
-    Where `final` lies on another file system (`--errors`, `--report`) a copy is made beside it first. seal: of the
-    bytes that `work` must have, where they are known. job: in whose name an object is put.
+    Args:
+        work: the finished file.
+        final: its final path. If it is on another file system (`--errors`, `--report`), a copy is made beside it first.
+        files: the calls that write.
+        may_replace: whether an existing file may be replaced.
+        seal: the bytes that `work` must have, if they are known.
+        job: the job that uploads an object.
     """
     if isinstance(final, UrlPath):
         _upload(work, final, files, may_replace, job)
@@ -72,7 +76,7 @@ def place_file(
 
 
 def is_special(path: Path) -> bool:
-    """Whether `path` is there and no regular file: a pipe or a device. An object is none, and is not asked for."""
+    """Whether `path` is a pipe or a device. A URL never is, and no store is asked."""
     return not isinstance(path, UrlPath) and path.exists() and not path.is_file()
 
 
@@ -84,10 +88,16 @@ def feed(
     *,
     seal: Seal | None = None,
 ) -> None:
-    """Write the content of `work` into a pipe or a device; never waits without calling `check` in between.
+    """Write the content of `work` into the pipe or device `final`.
 
-    descriptor: of `final`, where it is open. Raises `OutputError` for a pipe that nobody reads, and behind it all where
-    the bytes were not those of `seal`.
+    Raises `OutputError` for a pipe that nobody reads, and at the end if the bytes were not those of `seal`.
+
+    Args:
+        work: the finished file.
+        final: the pipe or device.
+        descriptor: of `final`, if it is open already.
+        check: called again and again while the reader is slow.
+        seal: the bytes that `work` must have, if they are known.
     """
     size, digest = 0, hashlib.sha256()
     with ExitStack() as stack:
@@ -104,7 +114,7 @@ def feed(
 
 
 def open_special(path: Path) -> int:
-    """A descriptor to write into a pipe or a device; a pipe must have its reader within a moment."""
+    """A descriptor to write into a pipe or a device. A pipe must get a reader within `_READER_SECONDS`."""
     deadline = time.monotonic() + _READER_SECONDS
     while True:
         try:
@@ -113,9 +123,9 @@ def open_special(path: Path) -> int:
             if error.errno != errno.ENXIO:
                 raise
             if not path.is_fifo():
-                raise OutputError(f"{path}: cannot be written: is a socket, or a device that is not there") from error
+                raise OutputError(f"{path}: cannot be written: is a socket, or a device that is missing") from error
             if time.monotonic() > deadline:
-                raise OutputError(f"{path}: a pipe that nobody reads", hint="start its reader first") from error
+                raise OutputError(f"{path}: nobody reads this pipe", hint="start its reader first") from error
         time.sleep(_POLL_MILLISECONDS / 4000)
 
 
@@ -137,7 +147,7 @@ def remove_file(path: Path, files: Files) -> None:
 
 
 def write_whole(path: Path, data: bytes, files: Files) -> None:
-    """A file with exactly these bytes, on disk."""
+    """Write a file with exactly these bytes, and return when they are on disk."""
     target = WorkFile(files, path)
     try:
         target.cut(0)
@@ -172,7 +182,7 @@ def _upload(work: Path, final: UrlPath, files: Files, may_replace: MayReplace, j
 
 
 def place_together(works: Mapping[Path, UrlPath], files: Files, may_replace: MayReplace) -> None:
-    """Put files into data sets of the Hub: those of one data set get their names in one commit."""
+    """Put files into data sets of the Hub, one commit per data set."""
     try:
         put_together(works, may_replace)
     except FileExistsError as error:
@@ -182,19 +192,19 @@ def place_together(works: Mapping[Path, UrlPath], files: Files, may_replace: May
 
 
 def _part_of(final: Path) -> Path:
-    """A name beside `final` that nothing has."""
+    """An unused name beside `final`."""
     return final.with_name(f"{final.name}.{secrets.token_hex(4)}.part")
 
 
 def _rename(work: Path, final: Path, files: Files, may_replace: MayReplace, seen: os.stat_result | None = None) -> None:
-    """seen: what `work` was when its bytes were looked at."""
+    """Rename `work` to `final`. seen: the stat of `work` when its bytes were compared."""
     seen = seen or work.lstat()
     try:
         found = final.lstat()
     except FileNotFoundError:
         found = None
     if found is not None and os.path.samestat(found, work.lstat()):
-        files.unlink(work)  # it has both names since a crash
+        files.unlink(work)  # a crash left it with both names
         return
     if found is not None and not may_replace(final, found):
         raise _made_by_others(final)
@@ -212,7 +222,7 @@ def _rename(work: Path, final: Path, files: Files, may_replace: MayReplace, seen
 
 
 def _keep_owner_and_mode(work: Path, final: Path) -> None:
-    """Give `work` the owner, the mode and the access list of the file that it replaces."""
+    """Give `work` the owner, mode and access control list of the file that it replaces."""
     old, new = final.stat() if final.exists() else final.lstat(), work.lstat()
     if not stat.S_ISREG(old.st_mode):  # a link to nothing
         return
@@ -223,7 +233,7 @@ def _keep_owner_and_mode(work: Path, final: Path) -> None:
             os.chown(work, owner, group, follow_symlinks=False)
             break
         except PermissionError:
-            continue  # only root gives files away
+            continue  # only root may change the owner
     work.chmod(stat.S_IMODE(old.st_mode) & 0o777)
     with suppress(OSError):
         os.setxattr(work, _ACCESS_LIST, os.getxattr(final, _ACCESS_LIST))
@@ -254,5 +264,5 @@ def _copy_and_rename(work: Path, final: Path, files: Files, may_replace: MayRepl
 def _made_by_others(final: Path) -> OutputError:
     return OutputError(
         f"{final}: was made or changed by something else during the run, and is not replaced",
-        hint="move it away, or pass `--overwrite`: the same command then only gives the finished files their names",
+        hint="move it away, or add `--overwrite`, and run the same command again: nothing is computed twice",
     )

@@ -1,10 +1,10 @@
-"""The journal of a job: records that are whole or not there.
+"""The lines of a job's journal: each record is either whole or ignored.
 
-A line is a JSON array of a checksum and a record. The checksum is the first half of a SHA-256 over the checksum before
-and the record's text, so a line that was torn, changed, moved or left out ends the journal.
+A line is a JSON array of a checksum and a record. The checksum is the first half of a SHA-256 over the previous
+checksum and the record's text, so the journal ends at a line that was torn, changed, moved or left out.
 
-Anybody can compute such a checksum, so a record that is whole need not be one of ours: one without the fields of its
-kind ends the journal too.
+Anybody can compute such a checksum, so a record with a valid one need not be ours: the journal also ends at a record
+without the fields of its kind.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ _OPEN, _MIDDLE, _CLOSE = b'["', b'", ', b"]"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record as it stands in a journal. check: its checksum; end: where its line ends, in bytes."""
+    """A record of a journal on disk."""
 
     record: dict[str, Any]
     check: str
+    """The checksum of the record."""
     end: int
+    """Where its line ends, in bytes."""
 
 
 def encode(records: Iterable[Mapping[str, Any]], *, after: str) -> tuple[bytes, str]:
-    """The lines of `records` and the last checksum. after: the checksum before them, or the empty text."""
+    """The lines of `records`, and the checksum of the last one. after: the checksum before them; empty at the start."""
     lines: list[bytes] = []
     for record in records:
         text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
@@ -40,8 +42,8 @@ def encode(records: Iterable[Mapping[str, Any]], *, after: str) -> tuple[bytes, 
 
 
 def read_journal(path: Path) -> list[Entry]:
-    """The records of a journal up to the first that is not whole; none where there is no file."""
-    if not path.is_file():  # a pipe would be waited for
+    """The records of a journal up to the first that is not whole; none if there is no file."""
+    if not path.is_file():  # opening a pipe would wait for its writer
         return []
     data = path.read_bytes()
     entries: list[Entry] = []
@@ -70,7 +72,7 @@ def _decode(line: bytes, *, after: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a record has the fields of its kind; what a header of another version holds is its own affair."""
+    """Whether a record has the fields of its kind. The header of another version may hold anything."""
     match record:
         case {"kind": "job", "format": int()} | {"kind": "bad input"}:
             return True

@@ -1,4 +1,4 @@
-"""What is left on a file system, in the words of a message about one that is full."""
+"""The space left on a file system, in words, for messages about a full one."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from itertools import takewhile
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the operating system says of a file system, or of a user's share of it, that is full."""
+"""The errors of a full file system, and of a used-up quota."""
 
 _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
 
 def room_left(path: Path) -> str | None:
-    """`0 bytes are left on the file system at /data`, which is that of `path`; None where it cannot be said.
+    """Such as `0 bytes are left on the file system at /data`, for that of `path`; None if it is not known.
 
-    A file system that has no more room for names says so: it may have gigabytes left.
+    A file system may also run out of inodes while it has gigabytes left; then the text says that.
     """
     folder = path.absolute()
     if folder.exists() and not (folder.is_file() or folder.is_dir()):
-        return None  # a device has no room of its file system's
+        return None  # what is written to a device does not fill the file system of its name
     try:
         while not folder.exists():
             folder = folder.parent
@@ -31,7 +31,7 @@ def room_left(path: Path) -> str | None:
     except OSError:
         return None
     if found.f_files and not found.f_favail:
-        return f"the file system at {folder} has its {found.f_files:,} files, and takes no more"
+        return f"the file system at {folder} has no inode left: it holds the most files it can, {found.f_files:,}"
     left = found.f_bavail * found.f_frsize
     return f"{_amount(left)} are left on the file system at {folder}{', too little' if left else ''}"
 

@@ -1,4 +1,4 @@
-"""What a finished work file must be when it gets its name: the bytes that were written, and nothing else."""
+"""Proof that a finished work file still has the bytes that were written, before it gets its name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rerank_cli.journal.fingerprint import sha256_of
 
 
 class Seal:
-    """Size and SHA-256 of a work file, as its run has counted them while it wrote.
+    """Size and SHA-256 of a work file, computed while it was written.
 
-    seen: what the file was when its bytes were found to be these.
+    seen: the stat of the file when its bytes were last compared.
     """
 
     def __init__(self, size: int, sha256: str) -> None:
@@ -22,7 +22,7 @@ class Seal:
         self.seen: os.stat_result | None = None
 
     def is_of(self, path: Path) -> bool:
-        """Whether the file at `path` has these bytes. One that was looked at before is not read again."""
+        """Whether the file at `path` has these bytes. It is read only if its stat has changed since the last time."""
         with suppress(OSError):
             found = path.stat()
             if not stat.S_ISREG(found.st_mode) or found.st_size != self._size:
@@ -35,7 +35,7 @@ class Seal:
         return False
 
     def is_untouched(self, path: Path) -> bool:
-        """Whether the file at `path` is as it was when its bytes were found to be these."""
+        """Whether the stat of the file at `path` is unchanged since its bytes were compared."""
         if self.seen is None:
             return False
         now = path.lstat()
@@ -47,5 +47,5 @@ class Seal:
 
 
 def is_same_content(now: os.stat_result, before: os.stat_result) -> bool:
-    """Whether a file that had `before` has not been written to; a name or a mode may be another one."""
+    """Whether a file has not been written to between two stats. Its name or mode may have changed."""
     return os.path.samestat(now, before) and (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)

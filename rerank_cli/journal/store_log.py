@@ -1,43 +1,43 @@
-"""The journal of a job whose output is an object: a log of immutable objects, and at its end the lock.
+"""The journal of a job whose output is an object: a log of immutable objects, whose end is the lock.
 
-A run works on a local disk as ever (`work_folder.py`), in a folder of this machine's cache that is worth nothing by
-itself. What makes the run survive the machine is beside the output:
+The run works on a local disk as always (`work_folder.py`), in this machine's cache. If the machine dies, that folder is
+not needed, because these objects beside the output have everything:
 
-    OUT.job/00000000     an entry, put with a condition that no other one has its number: a line of JSON, then bytes
+    OUT.job/00000000     an entry: a line of JSON, then bytes. It is put on the condition that its number is free
     OUT.job/00000001     ...
-    OUT.job/alive-RUN    a sign of life of the run that holds the lock, where it has no entry to put
+    OUT.job/alive-RUN    a sign of life of the run that holds the lock, while it has no entry to put
 
-The kinds of entries, and what moves the log from one to the next:
+The kinds of entries:
 
-    take      a run holds the lock: from here on entries are its own. It says which run, on which machine
-    commit    windows are finished: what the files of the work folder grew by since the last one, its journal among
-              them, with the SHA-256 of each piece. One put is both the windows and the record that they are there
-    data      as a commit that has no end yet, where the pieces of one are too large for an object
+    take      a run takes the lock; the entries after this one are its own. Names the run and the machine
+    commit    windows are finished: what each file of the work folder, the journal included, grew by since the last
+              commit, with the SHA-256 of each piece. So the windows and their record arrive in one put
+    data      a part of a commit that is too large for one object
     release   the run has stopped; any run may take the lock
-    placed    the output is there, and all of this can go
+    placed    the output exists, and the log can be deleted
 
-The lock is the end of the log. To put entry N is to hold it, since one run alone can; a run that finds entry N taken by
-another has lost it, writes nothing more, and ends with exit code 11. The same run may find N free once more, when the
-other one has finished and deleted the log; so N counts only while N - 1 is there behind it, put by the run that is
-known to have put it. No clock and no message decides who may write.
-A lease decides only who may try: a lock whose holder has given no sign of life for `LEASE_SECONDS` may be taken, by the
-time that the store gives the last sign and an object that is put now. Each commit is a sign of life. A machine that was
-asleep for longer has lost its lock, and sees it at its next entry.
+The lock is the end of the log. To put entry N is to hold the lock, because only one run can put it. A run that finds N
+taken by another run has lost the lock, writes nothing more, and ends with exit code 11. If the other run has finished
+and deleted its log, N is free again; so entry N counts only if entry N - 1 still exists and is of the right run. No
+clock and no message decides who may write.
 
-A run that starts plays the log back into an empty work folder and goes on there as after a kill: the work folder's own
-journal says which bytes are whole. An entry that is damaged or gone is left out, with all that needs it.
+A lease decides only who may try: a lock may be taken if its holder has given no sign of life for `LEASE_SECONDS`. Both
+times are the store's: that of the last sign, and that of an object put now. Each commit is a sign of life. A machine
+that slept for longer may have lost its lock, and sees this at its next entry.
 
-At the end the files get their names one by one, the output last, each as one put or one upload in parts with its
-SHA-256 and the job's name as metadata. A run that comes in between makes the files once more from the finished windows
-and puts those that are not there yet. Then `placed` is put and the log is deleted: entries of earlier runs one by one
-from the start, so that no number is free behind one that a run which has lost the lock has put, then those
-of this run at once, and `placed` last. Parts of uploads that nobody completed are dropped before a file is put.
+A run that starts plays the log back into an empty work folder and resumes there as after a kill: the work folder's own
+journal says which bytes are whole. An entry that is damaged or missing is skipped, and so is what builds on it.
 
-What is promised: OUT is there whole or not at all, after any number of runs on any number of machines. Not promised: an
-`alive-RUN` or a `clock-RUN` of some bytes may stay behind where a machine dies between two calls at the very end; the
-next run on this output takes them away.
+At the end the files are put under their names one by one, the output last, with their SHA-256 and the job's name as
+metadata. A run that takes over in between makes the files again from the finished windows, and puts those that are
+missing. Then `placed` is put and the log is deleted: first the entries of earlier runs, one by one from the start, so
+that a run that has lost the lock never finds a free number after an entry of its own; then those of this run; and
+`placed` last. Unfinished uploads are aborted before a file is put.
 
-Over 400 lines, a sixth of them the model of the store above.
+Promised: OUT is whole or does not exist, after any number of runs on any number of machines. Not promised: if a machine
+dies between the last calls, an `alive-RUN` or a `clock-RUN` of a few bytes may stay until the next run on this output.
+
+Over 400 lines, a sixth of them this model.
 """
 
 from __future__ import annotations
@@ -65,32 +65,33 @@ from rerank_cli.storage.store import Stat, Store
 from rerank_cli.storage.url_path import JOB
 
 LEASE_SECONDS = 60.0
-"""After which a run that gives no sign of life has lost its lock."""
+"""After so long without a sign of life of its holder, another run may take the lock."""
 
-_BEATS = 4  # in a lease
-_ENTRY_BYTES = 32 * 2**20  # of one entry, which is in memory when it is put
+_BEATS = 4  # signs of life in a lease
+_ENTRY_BYTES = 32 * 2**20  # of one entry at most, because it is held in memory
 _POLL_SECONDS = 1.0
 _FORMAT = 1
 _DIGITS = 8
 RUN = "rerank_run"
-"""What is put with an entry: its run."""
+"""The metadata of an entry: its run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry. pieces: where its bytes begin and end in each file of the work folder; data: these bytes."""
+    """An entry of the log."""
 
     header: Mapping[str, Any]
     pieces: tuple[tuple[str, int, bytes], ...]
+    """Of each file of the work folder that grew: its name, where the new bytes begin, and the bytes."""
 
     @property
     def kind(self) -> str:
-        """What it says."""
+        """One of the kinds in the head of this file."""
         return str(self.header["kind"])
 
     @classmethod
     def parse(cls, data: bytes) -> Entry | None:
-        """An entry as it was put; None where it is damaged or another program's."""
+        """The entry in an object; None if it is damaged or of another program."""
         line, newline, rest = data.partition(b"\n")
         try:
             header = json.loads(line)
@@ -108,9 +109,9 @@ class Entry:
 
 
 class StoreLog:
-    """The log of the job of one output, and this run's hold on it.
+    """The log of one output's job, and this run's lock on it.
 
-    out: the output. job: names the work on it, from its first run on; what was put in its name is ours.
+    job: the name of the job, the same in all its runs; objects with this name in their metadata are ours.
     """
 
     def __init__(self, out: UrlPath, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -123,30 +124,30 @@ class StoreLog:
         self.job = secrets.token_hex(8)
         self._next = 0
         self._took = 0  # the entry by which this run took the lock
-        self._before: str | None = None  # the run whose the entry before the next one is; None where it may go
+        self._before: str | None = None  # the run of the last entry; None if that entry need not exist
         self._lost = False
-        self._is_new = False  # there was no entry when this run took the lock
-        self._shipped: dict[str, int] = {}
-        self._said_at = clock()
+        self._is_new = False  # the log was empty when this run took the lock
+        self._shipped: dict[str, int] = {}  # bytes of each file that the log has
+        self._said_at = clock()  # the time of the last sign of life
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
 
     def start_over(self) -> None:
-        """What an earlier run has put in the name of this job is not ours."""
+        """Take a new name, so that what earlier runs of this job have put is not ours."""
         self.job = secrets.token_hex(8)
 
     @staticmethod
     def is_there(out: UrlPath) -> bool:
-        """Whether there is work on an output."""
+        """Whether an output has a log."""
         return next(open_store(out.url).list(f"{out.url.key}.job/"), None) is not None
 
     # The lock
 
     def take(self, wait: float) -> None:
-        """Hold the lock; `LockedError` where another run holds it for `wait` seconds more.
+        """Take the lock; `LockedError` if another run still holds it after `wait` seconds.
 
-        Wait ends early where the holder dies: its lease is over, or it was on this machine, whose own lock we have.
+        A holder counts as dead if its lease has ended, or if it ran on this machine: we have the local lock.
         """
         deadline = self._clock() + wait
         while True:
@@ -165,24 +166,24 @@ class StoreLog:
                     self._sweep(found, last if entry is not None and entry.kind == "placed" else None)
                     self._begin_to_beat()
                     return
-                continue  # another one was faster
+                continue  # another run was faster
             if self._clock() >= deadline:
                 raise self._locked(holder)
             time.sleep(_POLL_SECONDS)
 
     def check(self) -> None:
-        """`LockedError` where another run is known to have the lock."""
+        """`LockedError` if this run is known to have lost the lock."""
         if self._lost:
             raise self._locked({})
 
     def ask(self) -> None:
-        """As `check`, and the store is asked."""
+        """Like `check`, but asks the store."""
         if self._is_taken():
             self._lost = True
         self.check()
 
     def is_mine(self, path: Path) -> bool:
-        """Whether what has a name now was put by this job."""
+        """Whether this job has put the object at `path`."""
         try:
             return isinstance(path, UrlPath) and path.look().metadata.get(JOB) == self.job
         except FileNotFoundError:
@@ -201,7 +202,7 @@ class StoreLog:
                 continue
             sizes = {name: _size(folder / name) for name, _, _ in entry.pieces}
             if any(begin > sizes[name] for name, begin, _ in entry.pieces):
-                continue  # what it goes on from is gone
+                continue  # the entry that it builds on is missing
             for name, begin, data in entry.pieces:
                 with (folder / name).open("r+b" if (folder / name).exists() else "w+b") as stream:
                     stream.truncate(begin)
@@ -209,11 +210,11 @@ class StoreLog:
                     stream.write(data)
 
     def begin_at(self, sizes: Mapping[str, int]) -> None:
-        """What the files of the work folder hold is there already; sizes: by name."""
+        """Tell how much of each file in the work folder the log has already. sizes: by name."""
         self._shipped = dict(sizes)
 
     def commit(self, paths: Mapping[str, Path], sizes: Mapping[str, int]) -> None:
-        """Put what the files have grown by up to `sizes`; when this returns it survives this machine."""
+        """Put what the files have grown by, up to `sizes`. After that it survives the loss of this machine."""
         self.check()
         wanted = [(name, self._shipped.get(name, 0), sizes[name]) for name in paths]
         pieces: list[tuple[str, int, int]] = []
@@ -235,11 +236,11 @@ class StoreLog:
     # The end
 
     def close(self) -> None:
-        """Give no sign of life any more."""
+        """Stop the signs of life."""
         self._stop_beating()
 
     def release(self) -> None:
-        """Give the lock back; what is committed stays."""
+        """Release the lock; the log stays."""
         self._stop_beating()
         if not self._lost:
             with suppress(FileExistsError):
@@ -247,7 +248,7 @@ class StoreLog:
             self._store.delete(self._alive(self._run))
 
     def remove(self) -> None:
-        """The output is there, or nothing is worth keeping: all of the log goes."""
+        """Delete the log: the output exists, or nothing is worth keeping."""
         self._stop_beating()
         if self._lost:
             return
@@ -286,7 +287,7 @@ class StoreLog:
             key = self._key(self._next)
             self._store.put_new(key, b"".join([text, *(data for _, _, data in pieces or ())]), {RUN: self._run})
             if self._before is not None and not self._is_of(self._next - 1, self._before):
-                # Another run took the lock, finished the job and deleted the log, so that this number was free again.
+                # Another run took the lock, finished the job and deleted the log, so this number was free again.
                 self._store.delete(key)
                 raise FileExistsError(f"{key}: the log before it is gone")
             self._next += 1
@@ -300,7 +301,7 @@ class StoreLog:
             return None
 
     def _objects(self) -> dict[int | str, Stat]:
-        """What lies in the folder: entries by number, all else by name."""
+        """The objects of the log: entries by number, all others by name."""
         found: dict[int | str, Stat] = {}
         for key, stat in self._store.list(self._prefix):
             name = key[len(self._prefix) :]
@@ -309,7 +310,7 @@ class StoreLog:
 
     def _is_dead(self, holder: Mapping[str, Any], found: Mapping[int | str, Stat], last: int | None) -> bool:
         if holder.get("machine") == self._machine:
-            return True  # it would have the lock of the work folder, which we have
+            return True  # a living run on this machine would hold the work folder's lock, which we hold
         signs = [
             found[name].modified for name in (last, f"alive-{holder['run']}") if name is not None and name in found
         ]
@@ -318,7 +319,7 @@ class StoreLog:
         try:
             now = self._store.stat(clock).modified
         except FileNotFoundError:
-            return False  # swept away by a run that has taken the lock
+            return False  # deleted by a run that has just taken the lock
         self._store.delete(clock)
         return (now - max(signs)).total_seconds() > LEASE_SECONDS
 
@@ -326,14 +327,13 @@ class StoreLog:
         who = f": process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else ""
         return LockedError(
             f"{self._out}: another process works on this output{who}",
-            hint=f"wait for it with `--lock-wait SECONDS`; of a machine that is gone the lock is free after "
-            f"{LEASE_SECONDS:g} s",
+            hint=f"wait for it with `--lock-wait SECONDS`; a dead machine's lock is free after {LEASE_SECONDS:g} s",
         )
 
     def _sweep(self, found: Mapping[int | str, Stat], upto: int | None) -> None:
-        """Delete what nobody needs: signs of life of runs that have lost the lock, and entries up to `upto`.
+        """Delete signs of life, and entries up to `upto`.
 
-        A run that has lost the lock looks for its last entry behind the one that it puts: that goes before the next.
+        Entries of earlier runs go in order, because a run that has lost the lock checks that its last entry exists.
         """
         for name in sorted(name for name in found if isinstance(name, str)):
             if name.startswith(("alive-", "clock-", "probe-")):
@@ -363,7 +363,7 @@ class StoreLog:
         while not self._ended.wait(LEASE_SECONDS / _BEATS / 4):
             if self._clock() - self._said_at < LEASE_SECONDS / _BEATS:
                 continue
-            with suppress(OSError), self._turn:  # the next beat is soon; a commit tells of a store that is gone
+            with suppress(OSError), self._turn:  # the next beat tries again; a commit reports a lasting failure
                 if self._is_taken():
                     self._lost = True
                     return
@@ -371,7 +371,7 @@ class StoreLog:
                 self._said_at = self._clock()
 
     def _is_taken(self) -> bool:
-        """Whether the entry that would be ours is there, or our last one is not."""
+        """Whether another run has the lock: it has put our next entry, or deleted our last one."""
         last = self._next - 1
         is_next, is_last = at_once([partial(self._is_there, last + 1), partial(self._is_of, last, self._run)])
         return is_next or not is_last
@@ -397,7 +397,7 @@ class StoreLog:
 
 
 def machine_id() -> str:
-    """A name of this machine's cache: runs that share it are kept apart by the lock of the work folder."""
+    """A name for this machine's cache. Runs that share the cache exclude each other by the work folder's lock."""
     path = copies_folder() / "jobs" / "machine"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".machine-{secrets.token_hex(4)}")
@@ -409,7 +409,7 @@ def machine_id() -> str:
 
 
 def probe(out: UrlPath) -> None:
-    """Do what a run on `out` needs, and take it back; `OutputError` where the store cannot do it."""
+    """Try the calls that a run on `out` needs, and undo them; `OutputError` if the store cannot do them."""
     store, key = open_store(out.url), f"{out.url.key}.job/probe-{secrets.token_hex(8)}"
     try:
         store.put_new(key, b"probe")
@@ -417,7 +417,7 @@ def probe(out: UrlPath) -> None:
             store.put_new(key, b"another")
         except FileExistsError:
             return
-        raise OutputError(f"{out}: cannot be written: the store puts an object over another one that it should keep")
+        raise OutputError(f"{out}: cannot be written: the store ignores the condition that an object must be new")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:

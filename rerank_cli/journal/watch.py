@@ -1,12 +1,12 @@
-"""What a run reads, looked at again at each commit: a file that was changed meanwhile stops the run.
+"""Check at each commit that the files a run reads are unchanged; a changed file stops the run.
 
-A file is the one that was read while its device, inode, size and times are those of the first look, which is taken
-before anything is read. So what was read before a look that finds them unchanged was read from one file, and a commit
-that comes behind such a look holds nothing else. Where only the time of the inode differs (a mode, a second name, a
-backup that links) the content decides, if its SHA-256 was taken before.
+A file is unchanged while its device, inode, size and times are those of the first check, which comes before the first
+read. So a check that finds a file unchanged proves that everything read before came from that one version, and the
+commit after it holds nothing else. If only the inode's time differs (a new mode, a hard link made by a backup), the
+content decides, provided that its SHA-256 was taken before.
 
-What a look cannot see: a change within the same tick of the file system's clock as the one before it (4 ms on Linux,
-2 s on FAT), and writes through a memory map on a file system that keeps no time of them (tmpfs).
+A check cannot see a change within the same tick of the file system's clock as the change before it (4 ms on Linux, 2 s
+on FAT), nor a write through a memory map on a file system that keeps no time of it (tmpfs).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 from rerank_cli.errors import InputError, StoppedError
 from rerank_cli.journal.fingerprint import sha256_of
 
-_HINT = "what was read before is kept; once the file is as it was, the same command goes on, `--restart` starts over"
+_HINT = "restore the file and run the same command again to resume, or start over with `--restart`"
 
 
 class _ChangedError(InputError):
-    """What `Watch.check` raises."""
+    """Raised by `Watch.check`."""
 
 
 class Watch:
-    """The files that a run reads. Pipes and devices have nothing to be looked at.
+    """The regular files that a run reads; pipes and devices cannot be checked.
 
-    known: the SHA-256 of a file as it was at the first look, or None.
+    known: gives the SHA-256 of a file as it was at the first check, or None.
     """
 
     def __init__(self, known: Callable[[Path], str | None] = lambda _: None) -> None:
@@ -39,27 +39,24 @@ class Watch:
         self._names: dict[Path, str] = {}
 
     def look(self, files: Mapping[str, Path]) -> None:
-        """Watch these files too. files: what each is called in messages, and its path.
-
-        A file that is watched already counts as it was when it was first looked at.
-        """
+        """Watch these files too. files: name for messages -> path. The first look at a file counts."""
         for name, path in files.items():
             if path not in self._seen:
                 try:
                     found = path.stat()
                 except OSError:
-                    continue  # who reads it says what is wrong
+                    continue  # its reader will say what is wrong
                 if stat.S_ISREG(found.st_mode):
                     self._seen[path] = found
             self._names.setdefault(path, name)
 
     def only(self, files: Mapping[str, Path]) -> None:
-        """From here on only these are watched, each as it was when it was first looked at."""
+        """Watch only these files from now on. The first look at each still counts."""
         self._seen = {path: self._seen[path] for path in files.values() if path in self._seen}
         self._names = {path: name for name, path in files.items()}
 
     def check(self) -> None:
-        """`InputError` for the first file that is not what it was."""
+        """`InputError` for the first file that has changed."""
         for path, before in self._seen.items():
             try:
                 now = path.stat()
@@ -75,7 +72,10 @@ class Watch:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """What fails inside because a file was changed says so: any library may read it again at any time."""
+        """Inside, a failure that a changed file explains is reported as that change.
+
+        A library may read a file again at any time, and fail in its own way if the file has changed.
+        """
         try:
             yield
         except (StoppedError, _ChangedError):
@@ -99,5 +99,5 @@ def _difference(before: os.stat_result, now: os.stat_result) -> str:
     if not os.path.samestat(before, now):
         return "another file has its name"
     if before.st_size != now.st_size:
-        return f"it had {before.st_size} bytes, has {now.st_size}"
+        return f"it had {before.st_size} bytes and now has {now.st_size}"
     return "it was written to"

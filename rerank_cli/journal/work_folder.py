@@ -1,7 +1,6 @@
-"""A job: the work folder of one output, from the first window to the name. See the package's text for its states.
+"""A job: the work folder of one output, from the first window to the name. The head of the package has its states.
 
-Over 400 lines: the steps of one object between its states, whose order is what makes a kill harmless, are read in one
-place.
+Over 400 lines: the order of the steps makes a kill harmless, so all steps of a job stand in one file.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -32,41 +31,43 @@ from rerank_cli.storage.copies import work_folder_of
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest  # typeshed's name of it
 
-_SAY_IT_THEMSELVES = (JobChangedError, StoppedError)  # what is kept
-_FORMAT = 2  # of the journal; another number is another program's job
+_TELL_WHAT_IS_KEPT = (JobChangedError, StoppedError)  # their messages do; no note is added
+_FORMAT = 2  # of the journal; a job of another format is refused
 _READ_BYTES = 2**20
-_HASH_SECONDS = 1.0  # that the first commit waits for
+_HASH_SECONDS = 1.0  # how long the first commit waits for the SHA-256 of new files
 _MADE_AT_THE_END = ("output", "report", "page", "embeddings", "per_query")
 _BAD_INPUT = "bad input"  # the kind of a record
-_RESTART = "`--restart` starts over; the former command, on the former input, goes on"
+_RESTART = "resume with the command and input of before, or start over with `--restart`"
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a job is kept.
-
-    fingerprint: what a job on disk must agree with to be continued; None for an input that cannot be read again, whose
-    job goes away with a run that stops. restart: a job on disk is thrown away. checkpoint_every, lock_wait: seconds.
-    watch: looks at each commit whether what the run reads is as it was.
-    """
+    """How a job is kept on disk."""
 
     fingerprint: Fingerprint | None = None
+    """What a job on disk must match to be resumed. None for an input that cannot be read again: nothing is kept."""
     restart: bool = False
+    """Throw away a job on disk."""
     checkpoint_every: float = 5.0
+    """Seconds between commits."""
     lock_wait: float = 0.0
+    """Seconds to wait for another process."""
     files: Files = field(default_factory=Files)
     clock: Callable[[], float] = time.monotonic
     watch: Watch = field(default_factory=Watch)
+    """Checks at each commit that what the run reads is unchanged."""
 
 
 class Job:
-    """A context manager that holds the lock. What was committed stays in the folder until `place` is through.
+    """A context manager that holds the lock. What was committed stays in the folder until `place` has finished.
 
-    Entering raises `LockedError`, `JobChangedError`, or `OutputError` where the folder cannot be written to.
+    Entering raises `LockedError`, `JobChangedError`, or `OutputError` if the folder cannot be written to.
 
-    members: the files that windows add bytes to. next_window: the first window that is not committed. state: what the
-    last commit said of the run as a whole; None in a new job. notes: (window, note) of each committed window that had
-    something to say. completed: what `complete` was told, if only names are left to give.
+    Attributes:
+        next_window: the first window that is not committed.
+        state: the state of the run at the last commit; None in a new job.
+        notes: (window, note) of each committed window that has a note.
+        completed: the argument of `complete`, if only names are left to give.
     """
 
     def __init__(self, out: Path, terms: Terms, *, members: Sequence[str] = ("rows", "errors")) -> None:
@@ -84,36 +85,36 @@ class Job:
         self._journal: WorkFile
         self._lock: Lock
         self._log = StoreLog(out, clock=terms.clock) if _has_log(out) else None
-        self._is_lost = False  # the folder may be another run's
-        self._made: dict[str, tuple[int, str]] = {}  # size and SHA-256 of files that are no members
+        self._is_lost = False  # the lock: the folder may be another run's
+        self._made: dict[str, tuple[int, str]] = {}  # size and SHA-256 of files that are not members
         self._made_as: dict[str, os.stat_result] = {}
-        self._seals: dict[str, Seal] | None = None  # of a completed job; None where its journal has none
-        self._check = ""  # of the last record in the journal
-        self._hashes: dict[str, str] = {}  # of the files, as far as the journal knows them
-        self._verified_bytes: dict[str, Digest] = {}  # of the members, up to the last good commit
+        self._seals: dict[str, Seal] | None = None  # of a completed job; None if its journal has none
+        self._check = ""  # the checksum of the last record in the journal
+        self._hashes: dict[str, str] = {}  # SHA-256 of the run's files, as far as the journal has them
+        self._verified_bytes: dict[str, Digest] = {}  # digests of the members up to the last good commit
         self._commit = _Commit(0, dict.fromkeys(members, 0))
         self._committed_at = -float("inf")
         self._placed = False
-        self._broken = False
+        self._broken = False  # nothing more may be written
 
     @staticmethod
     def folder_of(out: str | Path) -> Path:
-        """The work folder of an output; of one at a URL it lies in this machine's cache."""
+        """The work folder of an output. If the output is a URL, it lies in this machine's cache."""
         return work_folder_of(str(out)) if is_url(out) else Path(f"{out}.job")
 
     @staticmethod
     def is_begun(out: str) -> bool:
-        """Whether there is work on an output."""
+        """Whether an output has an unfinished job."""
         there = path_of(out)
         return Job.folder_of(out).exists() or (_has_log(there) and StoreLog.is_there(there))
 
     @staticmethod
     def changed(out: str | Path, what: str) -> JobChangedError:
-        """The refusal to continue the job of an output, which would write other bytes; what: the difference."""
-        return JobChangedError(f"{out}.job: the unfinished job in it is another one: {what}", hint=_RESTART)
+        """The error of a run that would write other bytes than the unfinished job. what: the differences."""
+        return JobChangedError(f"{out}.job: the unfinished job in it differs from this run: {what}", hint=_RESTART)
 
     def path(self, name: str) -> Path:
-        """Where a file of the job lies."""
+        """The path of a file of the job."""
         return self.folder / name
 
     def __enter__(self) -> Self:
@@ -129,7 +130,7 @@ class Job:
             if self._log:
                 self._play_back(self._log)
             entries = [] if self._terms.restart else read_journal(self.path("journal"))
-            if len(entries) > 1 and (found := self._differences(entries)):  # a header alone has nothing to lose
+            if len(entries) > 1 and (found := self._differences(entries)):  # a header alone is not worth keeping
                 if entries[-1].record["kind"] != _BAD_INPUT:
                     raise self.changed(self.out, found)
                 entries, self._hashes = [], {}
@@ -156,8 +157,8 @@ class Job:
             raise reason from error
 
     def _find_other_hand(self, error: BaseException | None) -> BaseException | None:
-        """What another hand has done to the job, where that may be why something failed; else what failed."""
-        if not isinstance(error, Exception) or isinstance(error, _SAY_IT_THEMSELVES) or self._placed or self._is_lost:
+        """The change by another program that may have caused `error`; `error` itself if there is none."""
+        if not isinstance(error, Exception) or isinstance(error, _TELL_WHAT_IS_KEPT) or self._placed or self._is_lost:
             return error
         try:
             if self.completed is None:
@@ -177,29 +178,32 @@ class Job:
         if self._is_lost:
             return
         is_over = self._placed or not self.is_kept
-        is_kept = not is_over and self._is_there
+        is_kept = not is_over and (self._log is not None or self.path("journal").is_file())
         with suppress(OSError):
             if self._log:
                 self._log.remove() if is_over else self._log.release()
             if is_over or self._log:
                 self._remove()
-        if is_kept and isinstance(error, RerankError) and not isinstance(error, _SAY_IT_THEMSELVES):
+        if is_kept and isinstance(error, RerankError) and not isinstance(error, _TELL_WHAT_IS_KEPT):
             where = f"{self.out}.job" if self._log else self.folder
-            error.add_note(f"what is finished is kept in {where}; run the same command again to go on")
+            error.add_note(f"what is finished is kept in {where}; run the same command again to resume")
 
     @property
     def is_kept(self) -> bool:
         """Whether the folder stays for a later run."""
         return self._terms.fingerprint is not None and (self.completed is not None or self.state is not None)
 
-    @property
-    def _is_there(self) -> bool:
-        return self._log is not None or self.path("journal").is_file()
-
     # Windows
 
     def add(self, window: int, data: Mapping[str, bytes], state: Mapping[str, Any], note: Any = None) -> None:
-        """A window is finished: its bytes by member, and what it says of the run so far. Commits when it is time."""
+        """Add a finished window; commits if `checkpoint_every` seconds have passed.
+
+        Args:
+            window: its number.
+            data: its bytes, by member.
+            state: the state of the run after it.
+            note: kept with the window in `notes`.
+        """
         self._refuse_lost_lock()
         self.append(data)
         self._commit.add(window, data, state, note)
@@ -208,26 +212,26 @@ class Job:
             self.checkpoint()
 
     def append(self, data: Mapping[str, bytes]) -> None:
-        """Bytes that belong to no window; without `complete` the next commit cuts them off."""
+        """Append bytes that belong to no window. Unless `complete` follows, the next commit cuts them off."""
         with naming(self.out):
             for name, more in data.items():
                 self._members[name].append(more)
 
     def checkpoint(self) -> None:
-        """Commit all windows that were added."""
+        """Commit the windows added since the last commit."""
         commit = self._commit
         if commit.state is None or self._terms.fingerprint is None or self._broken:
             return
         with naming(self.out):
             self.refuse_other_hands()
-            self._cut(commit.ends)  # what an interrupted `append` has left
+            self._cut(commit.ends)  # an interrupted `append` may have left more
             self._write([commit.record()])
         self.state = dict(commit.state)
         self._commit = _Commit(commit.next_window, commit.ends)
         self._committed_at = self._terms.clock()
 
     def refuse_other_hands(self) -> None:
-        """Raise if something else than this run has changed its files or what it reads; nothing is written then."""
+        """Raise if something other than this run has changed its files or what it reads; it then writes nothing."""
         self._refuse_lost_lock()
         broken, self._broken = self._broken, True
         for file in (*self._members.values(), self._journal):
@@ -246,8 +250,8 @@ class Job:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Inside, members are read again by their paths: `OutputError` if that were other bytes than was appended."""
-        self.refuse_other_hands()  # a library would wait for what is a pipe by now
+        """Inside, a library reads the members by their paths: `OutputError` if it gets other bytes than appended."""
+        self.refuse_other_hands()  # a pipe in place of a member would make the library wait
         before = {name: file.stat() for name, file in self._members.items()}
 
         def check() -> None:
@@ -258,18 +262,15 @@ class Job:
             yield
         except Exception as error:
             if not isinstance(error, StoppedError) and not getattr(error, "errno", None):
-                check()  # other bytes may be why; what a disk says of itself is no reason to read all again
+                check()  # changed bytes may be the cause; they are not if the operating system gave an error
             raise
         check()
 
     # The end
 
-    def writing(self, name: str) -> AbstractContextManager[WorkFile]:
-        """A file of the run that is no member, empty; it is on disk when the block ends."""
-        return self._writing(name)
-
     @contextmanager
-    def _writing(self, name: str) -> Iterator[WorkFile]:
+    def writing(self, name: str) -> Iterator[WorkFile]:
+        """An empty file of the run that is not a member; it is on disk when the block ends."""
         file = WorkFile(self._files, self.path(name))
         try:
             file.cut(0)
@@ -281,11 +282,11 @@ class Job:
             file.close()
 
     def seal(self, name: str) -> tuple[int, str]:
-        """Size and SHA-256 of all that was written to a file of the run."""
+        """Size and SHA-256 of everything written to a file of the run."""
         return self._members[name].seal() if name in self._members else self._made[name]
 
     def complete(self, run: Mapping[str, Any]) -> None:
-        """All windows are done and all files written: from here on only names are given. run: kept as `completed`."""
+        """Record that all files are written, so that only names are left to give. run: kept as `completed`."""
         with naming(self.out):
             self.refuse_other_hands()
             files = {name: self.seal(name) for name in (*self._members, *self._made)}
@@ -294,9 +295,12 @@ class Job:
         self.completed = dict(run)
 
     def feed(self, names: Mapping[str, Path], pipes: Mapping[Path, int], check: Callable[[], None]) -> None:
-        """Write those work files whose final paths are pipes or devices into them.
+        """Write work files into those final paths that are pipes or devices.
 
-        pipes: descriptors of those that are open. check: called while a reader waits.
+        Args:
+            names: work name -> final path.
+            pipes: descriptors of the pipes that are open already.
+            check: called again and again while a reader is slow.
         """
         self._refuse_lost_lock()
         for name, path in names.items():
@@ -309,9 +313,12 @@ class Job:
     def place(
         self, names: Mapping[str, Path], *, outdated: Sequence[Path] = (), may_replace: MayReplace = any_file
     ) -> None:
-        """Give the work files (work name -> final path) their names, in the order given; then the folder goes.
+        """Give the work files their names, in the given order. Leaving the job then removes its folder.
 
-        outdated: files of an earlier run that this one has not. may_replace: whether what has a final path goes.
+        Args:
+            names: work name -> final path.
+            outdated: files of an earlier run that this run does not make; they are removed.
+            may_replace: whether an existing file may be replaced, or removed.
         """
         self._refuse_lost_lock()
         for name, path in names.items():
@@ -332,7 +339,7 @@ class Job:
                     if path == list(together.values())[-1]:
                         place_together(together, self._files, may_replace)
                 elif not os.path.lexists(self.path(name)):
-                    self._refuse_unsealed(name, path)  # it has its name from before a crash, or was taken away just now
+                    self._refuse_unsealed(name, path)  # it got its name before a crash, or was removed just now
                 else:
                     self._refuse_touched(name)
                     if self._log:
@@ -345,15 +352,15 @@ class Job:
         self._placed = True
 
     def is_mine(self, path: Path) -> bool:
-        """Whether this job has given a file its name before; known of objects alone."""
+        """Whether this job has put the object at `path`; always False for a local file."""
         return self._log is not None and self._log.is_mine(path)
 
     def was_done(self) -> None:
-        """The output is there: nothing of the work beside an object is needed any more."""
+        """Note that the output exists already, so the work on an object can be deleted."""
         self._placed = self._log is not None
 
     def give_up(self, names: Mapping[str, Path], *, may_replace: MayReplace = any_file) -> None:
-        """Give some members (name -> final path) their names; all else of the job goes, as it is worth nothing."""
+        """Give some members their names and drop the rest of the job. names: member -> final path."""
         with naming(self.out):
             for name in names:
                 self._members[name].sync()
@@ -366,19 +373,19 @@ class Job:
     # Inside
 
     def _is_still_complete(self, record: Mapping[str, Any]) -> bool:
-        """Whether only names are left to give; False where a file that has none yet was damaged.
+        """Whether only names are left to give; False if a work file was damaged.
 
-        Then the run goes on behind its last good commit. It cannot where others of its files have their names by now.
+        Then the run resumes after its last good commit. It cannot if some of its files have their names already.
         """
         if (files := record.get("files")) is None:
-            return True  # of the version before
+            return True  # the job is of an older version
         self._seals = {name: Seal(*seal) for name, seal in files.items()}
         here = {name for name in self._seals if os.path.lexists(self.path(name))}
         damaged = next((name for name in here if not self._seals[name].is_of(self.path(name))), None)
         if damaged is None:
             return True
         if here != self._seals.keys():
-            raise changed(self.path(damaged), "its bytes are others than when the run was complete", restart=True)
+            raise changed(self.path(damaged), "its bytes have changed since the run was complete", restart=True)
         self._seals = None
         return False
 
@@ -386,7 +393,7 @@ class Job:
         return self._seals.get(name) if self._seals else None
 
     def _refuse_unsealed(self, name: str, path: Path) -> None:
-        """`OutputError` if a work file, or the file with its final path where it has that by now, has other bytes."""
+        """`OutputError` if a work file has other bytes than were written; so for a file that has its name already."""
         seal = self._seal_of(name)
         if not seal:
             return
@@ -395,16 +402,16 @@ class Job:
             if not seal.is_of(work):
                 raise changed(work, "its bytes are not those that were written")
         elif not is_special(path) and not seal.is_of(path):
-            raise changed(work, f"it is gone, and {path} is not what it was", restart=True)
+            raise changed(work, f"it is gone, and {path} has other bytes", restart=True)
 
     def _refuse_touched(self, name: str) -> None:
-        """`OutputError` if a work file was changed since its bytes were looked at."""
+        """`OutputError` if a work file was touched since its bytes were compared."""
         seal = self._seal_of(name)
         if seal and not seal.is_untouched(self.path(name)):
             raise changed(self.path(name), "it was touched while it got its name")
 
     def _play_back(self, log: StoreLog) -> None:
-        """Take the lock beside the output, and make the work folder what was committed, on whichever machine."""
+        """Take the lock in the store, and restore the work folder to the last commit, made on any machine."""
         for path in self.folder.iterdir():
             if path.name != "lock":
                 self._files.unlink(path)
@@ -416,18 +423,18 @@ class Job:
             raise
 
     def _note_bad_input(self) -> None:
-        """Record that the input ended this run: with another one there is nothing to go on with."""
+        """Record that the input ended this run, so that a run with a changed input starts over."""
         if self.is_kept and not self._broken:
             with naming(self.out):
                 self._write([{"kind": _BAD_INPUT}])
 
     def _differences(self, entries: Sequence[Entry]) -> str:
-        """What this run has in other ways than the one that was begun, in words."""
+        """How this run differs from the job on disk, in words; empty if it does not."""
         header, mine = entries[0].record, self._terms.fingerprint
         if header.get("format") != _FORMAT:
             found = ["it was written by another version of this program"]
         elif mine is None:
-            found = ["it can be continued, and a pipe cannot be read again"]
+            found = ["this run reads a pipe, and the job did not"]
         else:
             for entry in entries:
                 self._hashes |= entry.record.get("hashes", {})
@@ -469,7 +476,7 @@ class Job:
         return file
 
     def _verify_entries(self, entries: Sequence[Entry]) -> Entry | None:
-        """The last commit whose bytes, and those of all before it, are on disk as they were written."""
+        """The last commit whose bytes, and those of all commits before it, are on disk as they were written."""
         good = None
         windows, ends = 0, dict.fromkeys(self._names, 0)
         digests = {name: hashlib.sha256() for name in self._names}
@@ -481,7 +488,7 @@ class Job:
                     continue
                 begins = {name: span[0] for name, span in record["members"].items()}
                 if record["windows"][0] != windows or begins != ends:
-                    break  # whole, and not a commit that follows the one before it
+                    break  # the record is whole, but does not follow the commit before it
                 more = {name: _next_digest(streams[name], digests[name], *s) for name, s in record["members"].items()}
                 if None in more.values():
                     break
@@ -493,10 +500,10 @@ class Job:
         return good
 
     def _write(self, records: list[dict[str, Any]]) -> None:
-        """Bring the members to disk, then the records, behind a header if the journal is empty.
+        """Bring the members to disk, then the records. The first ones follow a header.
 
-        After a failure nothing more is written: an fsync that failed once may succeed the next time and bring nothing
-        to disk, since the system has forgotten what it could not write.
+        After a failure nothing more is written: the fsync after a failed one may succeed without writing anything,
+        because the system has dropped the pages that it could not write.
         """
         self._broken = True
         for file in self._members.values():
@@ -515,25 +522,19 @@ class Job:
             self._journal.append(data)
             self._journal.sync()
             if self._log and records[-1]["kind"] != "complete":
-                # What is made at the end is made again by whoever comes after a machine that dies then.
-                files = {file.path.name: file for file in (*self._members.values(), self._journal)}
-                with self._losing_the_lock():
+                # A run on another machine makes the files of the end again, so the store need not have them.
+                files = (*self._members.values(), self._journal)
+                try:
                     self._log.commit(
-                        {name: file.path for name, file in files.items()},
-                        {name: file.size for name, file in files.items()},
+                        {file.path.name: file.path for file in files}, {file.path.name: file.size for file in files}
                     )
+                except LockedError:
+                    self._is_lost = True
+                    raise
         self._broken = False
 
-    @contextmanager
-    def _losing_the_lock(self) -> Iterator[None]:
-        try:
-            yield
-        except LockedError:
-            self._is_lost = True
-            raise
-
     def _remove(self) -> None:
-        """Take the folder away, the journal first: what is left without it belongs to no job."""
+        """Remove the folder, the journal first: files without a journal belong to no job."""
         self._files.unlink(self.path("journal"))
         for name in (*self._names, *_MADE_AT_THE_END, "lock"):
             self._files.unlink(self.path(name))
@@ -541,7 +542,7 @@ class Job:
 
 
 def _has_log(out: Path) -> TypeGuard[UrlPath]:
-    """Whether the journal of an output lies beside it in a store; a data set of the Hub has no lock to hold."""
+    """Whether the journal of an output is also kept in the store. Not on the Hub, which has no lock to hold."""
     return isinstance(out, UrlPath) and not is_on_hub(out)
 
 
@@ -551,7 +552,7 @@ def _close_quietly(file: WorkFile) -> None:
 
 
 class _Commit:
-    """The windows since the last commit. ends: of their bytes, by member; state: None if there is none."""
+    """The windows since the last commit. ends: where their bytes end, by member; state: None if there is none."""
 
     def __init__(self, window: int, begin: Mapping[str, int]) -> None:
         self.next_window = self._first_window = window
@@ -582,9 +583,14 @@ class _Commit:
 
 
 def _next_digest(stream: BinaryIO, before: Digest, begin: int, end: int, sha256: str) -> Digest | None:
-    """The digest of a stream up to `end`, where `before` is that up to `begin`; None if the bytes between are others.
+    """Extend a digest by the next bytes of a stream; None if these bytes do not have the given SHA-256.
 
-    sha256: of these bytes.
+    Args:
+        stream: stands at `begin`.
+        before: the digest of everything up to `begin`.
+        begin: where the bytes begin.
+        end: where they end.
+        sha256: of the bytes in between.
     """
     whole, digest = before.copy(), hashlib.sha256()
     left = end - begin

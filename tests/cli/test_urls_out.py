@@ -162,7 +162,7 @@ def test_another_job_under_the_name_is_refused(
     monkeypatch.setattr(store_log.StoreLog, "commit", commit)
     assert f"what is finished is kept in {out}.job" in capfd.readouterr().err
     assert _run(source, out, tiny_model, "--prob") == 8
-    assert f"{out}.job: the unfinished job in it is another one" in capfd.readouterr().err
+    assert f"{out}.job: the unfinished job in it differs from this run" in capfd.readouterr().err
     assert _run(source, out, tiny_model, "--prob", "--restart") == 3
     assert len(bucket.names()) == 3
 

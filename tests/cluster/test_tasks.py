@@ -204,7 +204,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").touch()
     with pytest.raises(OutputError, match="holds files of something else"), OutputFolder(str(tmp_path)):
         pass
-    with pytest.raises(OutputError, match="is no folder"), OutputFolder(str(tmp_path / "letter.txt")):
+    with pytest.raises(OutputError, match="is not a folder"), OutputFolder(str(tmp_path / "letter.txt")):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -235,7 +235,7 @@ def test_a_folder_in_a_bucket_is_kept_as_one_on_a_disk(
     bucket.put("other/letter.txt", b"")
     for name, says in (
         ("other", "holds files of something else"),
-        ("other/letter.txt", "is no folder"),
+        ("other/letter.txt", "is not a folder"),
         ("", "bucket"),
     ):
         with pytest.raises(OutputError, match=says), OutputFolder(bucket.url(name)):

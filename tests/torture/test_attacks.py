@@ -111,7 +111,7 @@ def test_a_folder_of_the_users_is_left_as_it_is(
         (folder / name).write_bytes(data)
     for more in ([], ["--restart", "--overwrite"]):
         assert score(source, "-o", tmp_path / "out.jsonl", *more) == 4
-        assert "is no work folder of this program" in capsys.readouterr().err
+        assert "is not a work folder of this program" in capsys.readouterr().err
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
 
 
@@ -159,7 +159,7 @@ def test_two_runs_that_both_have_the_lock_never_double_a_row(tmp_path: Path, run
             said = [first.stderr.read(), second.stderr.read()]
     codes = first.returncode, second.returncode
     assert codes[0] == 4, said
-    assert b"lock: was changed by something else than this run" in said[0]
+    assert b"lock: was changed by something other than this run" in said[0]
     if codes[1] == 0:
         assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     else:
@@ -362,7 +362,7 @@ def test_a_pipe_that_nobody_reads_is_refused_before_the_work(
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert score(source, "-o", tmp_path / "out.jsonl", "--errors", tmp_path / "pipe") == 4
-    assert "a pipe that nobody reads" in capsys.readouterr().err
+    assert "nobody reads this pipe" in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl.job").exists()
 
 

@@ -64,12 +64,12 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
     "row removed": (rewrite(lambda lines: lines.pop()), "input 1"),
     "row edited": (rewrite(lambda lines: lines.__setitem__(3, LINES[3].replace("wood", "wool"))), "input 1"),
     "rows swapped": (rewrite(lambda lines: lines.reverse()), "input 1"),
-    "edited, with the size and time of before": (edit_behind_the_same_time, "content was another"),
+    "edited, with the size and time of before": (edit_behind_the_same_time, "content has changed"),
     "weights": (flip("model.safetensors"), "model file `model.safetensors`"),
     "tokenizer": (add_space("tokenizer.json"), "model file `tokenizer.json`"),
     "tokenizer's settings": (add_space("tokenizer_config.json"), "model file `tokenizer_config.json`"),
     "configuration": (add_space("config.json"), "model file `config.json`"),
-    "file of the model gone": (lambda folder: (folder / "model" / "special_tokens_map.json").unlink(), "was there"),
+    "file of the model gone": (lambda folder: (folder / "model" / "special_tokens_map.json").unlink(), "is gone"),
 }
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "prob": ({"selection": {"prob": True}}, "`--prob` was not given, is 'given'"),

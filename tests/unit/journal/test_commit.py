@@ -124,7 +124,7 @@ def test_a_job_that_cannot_be_continued_goes_with_its_process(tmp_path: Path) ->
 def test_a_job_on_disk_is_refused_to_a_run_that_cannot_continue_one(tmp_path: Path) -> None:
     with job(tmp_path) as opened:
         add(opened, [0])
-    with pytest.raises(JobChangedError, match="a pipe cannot be read again"), job(tmp_path, fingerprint=None):
+    with pytest.raises(JobChangedError, match="this run reads a pipe, and the job did not"), job(tmp_path, fingerprint=None):
         pass
 
 
@@ -163,7 +163,7 @@ def test_restart_begins_again(tmp_path: Path) -> None:
 
 def test_a_file_where_the_folder_must_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.job").write_text("mine")
-    with pytest.raises(OutputError, match=r"out\.jsonl\.job: is no folder"), job(tmp_path):
+    with pytest.raises(OutputError, match=r"out\.jsonl\.job: is not a folder"), job(tmp_path):
         pass
     assert (tmp_path / "out.jsonl.job").read_text() == "mine"
 
@@ -173,7 +173,7 @@ def test_the_user_is_told_where_the_work_lies(tmp_path: Path) -> None:
         add(opened, [0])
         raise OutputError("enough")
     assert caught.value.__notes__ == [
-        f"what is finished is kept in {opened.folder}; run the same command again to go on"
+        f"what is finished is kept in {opened.folder}; run the same command again to resume"
     ]
 
 
@@ -404,7 +404,7 @@ def touch(path: Path) -> None:
         (lambda path: None, []),
         (touch, []),
         (lambda path: path.write_text("inputs"), ["its size was 5 bytes, is 6"]),
-        (lambda path: path.write_text("INPUT"), ["its content was another"]),
+        (lambda path: path.write_text("INPUT"), ["its content has changed"]),
     ],
     ids=["nothing", "time", "size", "content"],
 )
@@ -417,7 +417,7 @@ def test_a_file_that_was_not_read_in_whole_is_not_known_to_be_the_same(tmp_path:
     before["files"]["input 1"]["sha256"] = None
     before["files"]["input 1"]["settled"] = False
     (reason,) = fingerprint(tmp_path).differences(before)
-    assert reason.endswith("whether its content is the same is not known: it had not been read in whole")
+    assert reason.endswith("its content may have changed: the run before had no time to hash it")
 
 
 def test_a_file_that_rests_since_long_is_not_read_again(tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_a_file_that_rests_since_long_is_not_read_again(tmp_path: Path) -> None:
 def test_files_that_came_or_went_are_named(tmp_path: Path) -> None:
     one = fingerprint(tmp_path)
     two = Fingerprint(asked=one.asked, plan=one.plan, files={"input 2": tmp_path / "in.jsonl"})
-    assert two.differences(one.document()) == ["input 1 was there", "input 2 was not there"]
+    assert two.differences(one.document()) == ["input 1 is gone", "input 2 is new"]
     assert two.differs_in_request(one.document())
     assert not one.differs_in_request(one.document())
 

@@ -384,10 +384,10 @@ def test_another_job_is_said_in_full(tmp_path: Path) -> None:
     with pytest.raises(JobChangedError) as caught, job(tmp_path, fingerprint=other):
         pass
     assert caught.value.message == (
-        f"{tmp_path / 'out.job'}: the unfinished job in it is another one: `top_n` was 3, is 4; `query` was not given, "
-        f"is '{'q' * 59}...; `shard` was not given, is [1, 2] (and 1 more)"
+        f"{tmp_path / 'out.job'}: the unfinished job in it differs from this run: `top_n` was 3, is 4; "
+        f"`query` was not given, is '{'q' * 59}...; `shard` was not given, is [1, 2] (and 1 more)"
     )
-    assert caught.value.hint == "`--restart` starts over; the former command, on the former input, goes on"
+    assert caught.value.hint == "resume with the command and input of before, or start over with `--restart`"
     three = Fingerprint(asked={"top_n": 4, "query": "q", "limit": 5}, plan={"device": "cpu"}, files={})
     with pytest.raises(JobChangedError) as caught, job(tmp_path, fingerprint=three):
         pass
@@ -399,10 +399,10 @@ def test_another_job_is_said_in_full(tmp_path: Path) -> None:
 def test_what_a_run_cannot_know_is_said_in_full(tmp_path: Path) -> None:
     with job(tmp_path) as opened:
         add(opened, 0)
-    begin = f"{tmp_path / 'out.job'}: the unfinished job in it is another one: "
+    begin = f"{tmp_path / 'out.job'}: the unfinished job in it differs from this run: "
     with pytest.raises(JobChangedError) as caught, job(tmp_path, fingerprint=None):
         pass
-    assert caught.value.message == begin + "it can be continued, and a pipe cannot be read again"
+    assert caught.value.message == begin + "this run reads a pipe, and the job did not"
     records = [entry.record for entry in journals.read_journal(opened.path("journal"))]
     records[0]["format"] = 3
     opened.path("journal").write_bytes(journals.encode(records, after="")[0])
@@ -424,7 +424,7 @@ def test_the_hash_in_the_journal_decides_where_times_differ(tmp_path: Path) -> N
     source.write_text("INPUT")
     with pytest.raises(JobChangedError) as caught, job(tmp_path):
         pass
-    assert caught.value.message.endswith(f"another one: input 1 ({source}): its content was another")
+    assert caught.value.message.endswith(f"differs from this run: input 1 ({source}): its content has changed")
 
 
 def test_differences_name_where_they_stand(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_what_a_run_has_not_made_is_not_opened(tmp_path: Path, kind: str) -> Non
         (tmp_path / "victim").write_bytes(b"mine")
         (tmp_path / "rows").hardlink_to(tmp_path / "victim")
     before = len([*Path("/proc/self/fd").iterdir()])
-    with pytest.raises(OutputError, match="is no regular file" if kind == "pipe" else r"has a second name"):
+    with pytest.raises(OutputError, match="is not a regular file" if kind == "pipe" else r"has a second name"):
         opened_as_own(Files(), tmp_path / "rows")
     assert len([*Path("/proc/self/fd").iterdir()]) == before
 
@@ -111,7 +111,7 @@ def test_a_pipe_that_nobody_reads_and_a_name_that_nothing_has_are_no_places(
 ) -> None:
     monkeypatch.setattr(placing, "_READER_SECONDS", 0.01)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="a pipe that nobody reads"):
+    with pytest.raises(OutputError, match="nobody reads this pipe"):
         open_special(tmp_path / "pipe")
     with pytest.raises(FileNotFoundError):
         open_special(tmp_path / "none")

@@ -24,7 +24,7 @@ def test_what_is_left_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     file_system(monkeypatch, left=3)
     assert "12 KB are left on the file system at " in str(room.room_left(tmp_path))
     file_system(monkeypatch, left=3_000_000, files_left=0)
-    assert "has its 1,000 files, and takes no more" in str(room.room_left(tmp_path))
+    assert "has no inode left: it holds the most files it can, 1,000" in str(room.room_left(tmp_path))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -41,8 +41,8 @@ def overwrite(path: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut": (lambda path: os.truncate(path, 3), r"it has \d+ bytes, \d+ were written"),
-    "appended to": (append, r"it has \d+ bytes, \d+ were written"),
+    "cut": (lambda path: os.truncate(path, 3), r"it has \d+ bytes, but \d+ were written"),
+    "appended to": (append, r"it has \d+ bytes, but \d+ were written"),
     "replaced": (replace, "another file has its name"),
     "gone": (Path.unlink, "it is gone"),
 }
@@ -59,7 +59,7 @@ def test_a_file_of_the_job_that_was_changed_ends_it_and_the_next_run_goes_on(
         change(opened.path(name))
         add(opened, [3])
     where = "another run has taken it" if name == "lock" and how in ("cut", "appended to") else said
-    assert f"{opened.path(name)}: was changed by something else than this run" in caught.value.message
+    assert f"{opened.path(name)}: was changed by something other than this run" in caught.value.message
     caught.match(where)
     with job(tmp_path) as again:
         assert finish(again) == WHOLE
@@ -94,7 +94,7 @@ def test_bytes_that_were_overwritten_before_they_are_read_again_are_told(
                 overwrite(opened.path("rows"))
             if fails:
                 raise fails
-    assert f"{opened.path('rows')}: was changed by something else" in caught.value.message
+    assert f"{opened.path('rows')}: was changed by something other" in caught.value.message
     with job(tmp_path) as again:
         assert finish(again) == WHOLE
 
@@ -125,9 +125,9 @@ def test_a_complete_job_whose_file_is_gone_says_so(tmp_path: Path) -> None:
         opened.complete({"errors": True})
         opened.path("rows").unlink()
         names = {"errors": tmp_path / "out.errors", "rows": opened.out}
-        with pytest.raises(OutputError, match=r"rows: was changed .* it is gone, and .*out.jsonl is not what it was"):
+        with pytest.raises(OutputError, match=r"rows: was changed .* it is gone, and .*out.jsonl has other bytes"):
             opened.place(names)
-    with pytest.raises(OutputError, match="its bytes are others than when the run was complete"):
+    with pytest.raises(OutputError, match="its bytes have changed since the run was complete"):
         opened.path("errors").write_bytes(b"other")
         with job(tmp_path):
             pass
@@ -245,7 +245,7 @@ def test_a_new_file_is_new(tmp_path: Path) -> None:
 def test_a_file_of_another_owner_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(b"rows")
     os.chown(tmp_path / "rows", 12345, 12345)
-    with pytest.raises(OutputError, match="belongs to another user than its folder"):
+    with pytest.raises(OutputError, match="does not belong to the owner of its folder"):
         opened_as_own(Files(), tmp_path / "rows")
 
 
@@ -282,13 +282,13 @@ def test_a_work_folder_is_known_by_what_is_in_it(tmp_path: Path, name: str) -> N
     if is_ours:
         refuse_foreign_folder(folder)
     else:
-        with pytest.raises(OutputError, match="is no work folder of this program"):
+        with pytest.raises(OutputError, match="is not a work folder of this program"):
             refuse_foreign_folder(folder)
 
 
 def test_a_link_or_a_file_is_no_work_folder(tmp_path: Path) -> None:
     (tmp_path / "out.job").symlink_to(tmp_path)
-    with pytest.raises(OutputError, match="is a link, and"):
+    with pytest.raises(OutputError, match="is a link, but"):
         refuse_foreign_folder(tmp_path / "out.job")
 
 
@@ -334,7 +334,7 @@ def watched(path: Path, known: str | None = None) -> Watch:
     [
         (Path.unlink, "it is gone"),
         (replace, "another file has its name"),
-        (append, "it had 5 bytes, has 9"),
+        (append, "it had 5 bytes and now has 9"),
         (lambda path: os.utime(path, (5, 5)), "it was written to"),
         (lambda path: path.chmod(0o600), "its content or its mode was changed"),
     ],
@@ -430,7 +430,7 @@ def test_what_is_gone_before_it_gets_its_name_is_not_taken_for_placed(tmp_path: 
             old.with_name("rows").unlink()
 
     with (
-        pytest.raises(OutputError, match=r"rows: was changed .*: it is gone, and .*out.jsonl is not what it was"),
+        pytest.raises(OutputError, match=r"rows: was changed .*: it is gone, and .*out.jsonl has other bytes"),
         job(tmp_path, files=Removing()) as opened,
     ):
         finish(opened)

@@ -379,7 +379,7 @@ def test_a_probe_leaves_nothing_and_tells_a_store_that_puts_over(store: Kept, mo
         store.put(key, data, metadata)
 
     monkeypatch.setattr(store, "put_new", put_over)
-    with pytest.raises(OutputError, match="puts an object over another one"):
+    with pytest.raises(OutputError, match="ignores the condition that an object must be new"):
         probe(OUT)
     assert store.names() == []
 
