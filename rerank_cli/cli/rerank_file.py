@@ -160,7 +160,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
 
         for flag in ("depth", "blend", "first", "drop-duplicates", "dry-run"):
             if given[flag.replace("-", "_")] not in (None, False):
-                raise UsageError(f"--{flag}: cannot be had with `--engine ray`", hint="leave out `--engine`")
+                raise UsageError(f"--{flag}: does not work with `--engine ray`", hint="leave out `--engine`")
         cluster = ClusterOptions(*(given[name] for name in ("ray_address", "engines", *_OF_ENGINES)))
         return run_and_report(options, cluster, **told)
     if any(given[name] is not None for name in ("ray_address", *_OF_ENGINES)):

@@ -1,14 +1,14 @@
 """A run on several machines: files in, a folder of files out, the parts done by actors of a Ray cluster.
 
-    find_files, cut_tasks        which parts there are                                    tasks
-    OutputFolder                 what lies in the folder, and who may write there         folder
-    run_on_ray                   from options to manifest                                 ray_run
-    Actors                       a cluster checked, actors started, parts given out       actors
-    Scorer                       does a part: `run_job` as everywhere                     scorer
+    tasks.py       `find_files`, `cut_tasks`: which parts there are
+    folder.py      `OutputFolder`: what lies in the folder, and who may write there
+    ray_run.py     `run_on_ray`: from options to manifest
+    actors.py      `Actors`: check the cluster, start actors, give them parts
+    scorer.py      `Scorer`: the actor; it does a part with `run_job`, as on one machine
 
-Every part is a job with a journal of its own (`commit`), so the same things hold as on one machine: a part that was
-interrupted goes on where it was, a bad row is an error row, the bytes do not depend on who did what when. Ray places
-the actors and tells when one is gone; it reads and writes no rows. Nothing here imports ray before a run asks for it.
+Each part is a job with a journal of its own, so the promises are those of one machine: an interrupted part is resumed,
+a bad row becomes an error row, and the bytes do not depend on which actor did what. Ray places the actors and reports
+dead ones; it reads and writes no rows. Ray is imported only when a run asks for it.
 """
 
 from __future__ import annotations

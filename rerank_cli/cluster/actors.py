@@ -1,11 +1,11 @@
-"""The Ray cluster itself: what is checked before anything is started, the actors, and who does which part.
+"""The Ray cluster: checks before the start, the actors, and which actor does which part.
 
-Ray is asked for places (`num_cpus`, `num_gpus`) and told nothing else: each part is one call of an actor, each actor
-has one part at a time, and an actor that is gone is replaced here, not by Ray, whose own retries have no end. The part
-it had is given out again and goes on from its journal. What would make Ray wait for ever (more CPUs or GPUs than there
-are) is refused before anything is started.
+Ray only reserves resources for the actors (`num_cpus`, `num_gpus`). Each part is one call of an actor, and each actor
+has one part at a time. A dead actor is replaced here, not by Ray, whose retries have no limit; its part is given out
+again and resumes from its journal. A request for more CPUs or GPUs than the cluster has is refused before the start,
+because Ray would wait for them for ever.
 
-Ray Data is not used: its readers fail a whole file for a bad line, its writers add to a folder that is there, and its
+Ray Data is not used: its readers fail a whole file for one bad line, its writers add to an existing folder, and its
 blocks would need a second kind of checkpoint beside the journal.
 """
 
@@ -37,28 +37,28 @@ from rerank_cli.records import Counts
 from rerank_cli.storage import is_url
 
 _CPUS_PER_ENGINE = 4  # of an engine without a GPU
-_TRIES = 5  # actors that a part may lose: pairs that end their process are found before (`engine.pool`)
+_TRIES = 5  # actors that a part may lose; pairs that kill their process are found earlier (`engine.pool`)
 _ANSWER_SECONDS = 4.0
 _WAIT_SECONDS = 0.5
-_PLACED_SECONDS = 30.0  # until it is said that actors wait for room
+_PLACED_SECONDS = 30.0  # until a note says that actors wait for free CPUs
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterOptions:
-    """Which cluster, and what an engine takes of it; None is decided by what the cluster has.
-
-    address: of a cluster that runs; without one, that of RAY_ADDRESS, else one is started on this machine for the run.
-    """
+    """Which cluster, and what to use of it. None: decided by what the cluster has."""
 
     address: str | None = None
+    """Of a running cluster; by default that of RAY_ADDRESS, else one is started on this machine for the run."""
     engines: int | None = None
     cpus: int | None = None
+    """Of each engine."""
     gpus: float | None = None
+    """Of each engine."""
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """What the actors ask for: how many there are, and CPUs and GPUs of each."""
+class Resources:
+    """What to reserve: the number of engines, with the CPUs and GPUs of each."""
 
     engines: int
     cpus: int
@@ -74,31 +74,31 @@ class _Actor:
 
 @dataclass(slots=True)
 class FinishedParts:
-    """What is finished. reports: of each part by its name. counts: those of all finished parts together."""
+    """The finished parts. reports: by name of the part. errors: of failed parts. counts: sums of the finished ones."""
 
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     errors: list[tuple[Task, RerankError]] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
 
     def add(self, task: Task, report: dict[str, Any]) -> None:
-        """A part is finished."""
+        """Add a finished part."""
         self.reports[task.name] = report
         self.counts.add(report["counts"])
 
 
 @contextmanager
 def connected(cluster: ClusterOptions) -> Iterator[Any]:
-    """The ray module, connected; what was started for the run is stopped with it."""
+    """The ray module, connected. A cluster that was started for the run is stopped at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         cores = usable_cores()
-        _refuse_too_many(cluster.engines or 1, "CPU", cluster.cpus or 1, cores)  # before seconds are spent on a start
-        os.environ.setdefault("RAY_worker_niceness", "0")  # by default whatever else runs here goes before the engines
+        _refuse_too_many(cluster.engines or 1, "CPU", cluster.cpus or 1, cores)  # before the start, which takes seconds
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray gives workers a low priority
         settings |= {"num_cpus": cores, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        if "RAY_AUTH_MODE" not in os.environ:  # of this run alone; Ray itself would leave one in the home folder
+        if "RAY_AUTH_MODE" not in os.environ:  # a token for this run alone; Ray would keep one in the home folder
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     else:
         _refuse_silent(address)
@@ -106,10 +106,10 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise UsageError(
-            "--engine ray: Ray is not installed", hint="`pip install 'rerank-cli[ray]'` brings it"
+            "--engine ray: Ray is not installed", hint="`pip install 'rerank-cli[ray]'` installs it"
         ) from error
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    # Actors import from the current folder of now, before all else: it shall be the one that has this package.
+    # Actors import from the folder that is current during `init`, before any other: make it the one of this package.
     package = Path(rerank_cli.__file__).resolve().parents[1]
     try:
         with chdir(package):
@@ -117,15 +117,15 @@ def connected(cluster: ClusterOptions) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_cluster_error(address or "local", str(error).partition("\n")[0]) from error
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # Ray has put its own in their place
+        signal.signal(number, handler)  # Ray has replaced it
     try:
         yield ray
     finally:
         ray.shutdown()
 
 
-def room_for(there: Mapping[str, float], options: JobOptions, cluster: ClusterOptions) -> Room:
-    """What the actors will ask for; `DoesNotFitError` where the whole cluster has less. there: what it has."""
+def resources_for(there: Mapping[str, float], options: JobOptions, cluster: ClusterOptions) -> Resources:
+    """What to reserve; `DoesNotFitError` if the cluster has less. there: what the whole cluster has."""
     all_cpus, all_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     on_cpu = options.request.device == "cpu" or (options.request.device == "auto" and not all_gpus)
     gpus = cluster.gpus if cluster.gpus is not None else 0.0 if on_cpu else 1.0
@@ -133,7 +133,7 @@ def room_for(there: Mapping[str, float], options: JobOptions, cluster: ClusterOp
     engines = cluster.engines or max(1, int(min(all_cpus // cpus, all_gpus // gpus if gpus else all_cpus)))
     _refuse_too_many(engines, "CPU", cpus, all_cpus)
     _refuse_too_many(engines, "GPU", gpus, all_gpus)
-    return Room(engines, cpus, gpus)
+    return Resources(engines, cpus, gpus)
 
 
 def _refuse_too_many(engines: int, what: str, each: float, total: float) -> None:
@@ -141,15 +141,15 @@ def _refuse_too_many(engines: int, what: str, each: float, total: float) -> None
         raise DoesNotFitError(
             f"--engine ray: {engines} engine{'s' * (engines > 1)} of {each:g} {what}{'s' * (each != 1)} "
             f"need{'s' * (engines == 1)} {engines * each:g}, and the cluster has {total:g}",
-            hint=f"`--engines`, `--{what.lower()}s-per-engine` ask for less",
+            hint=f"ask for less with `--engines` or `--{what.lower()}s-per-engine`",
         )
 
 
 def _refuse_silent(address: str) -> None:
-    """Ray asks a host that does not answer for minutes."""
+    """`InputError` for a host that does not answer; Ray would try for minutes."""
     found = re.fullmatch(r"(?:ray://)?(.+):([0-9]{1,5})", address)
     if found is None:
-        return  # a name of Ray's own, such as `auto`
+        return  # Ray has names of its own, such as `auto`
     try:
         socket.create_connection((found[1], int(found[2])), timeout=_ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -159,12 +159,12 @@ def _refuse_silent(address: str) -> None:
 def _no_cluster_error(address: str, reason: str) -> InputError:
     return InputError(
         f"--ray-address {address}: no Ray cluster answers: {reason}",
-        hint="`ray status --address ADDRESS` shows one that runs",
+        hint="`ray status --address ADDRESS` shows a running one",
     )
 
 
 def _with_absolute_paths(options: JobOptions) -> JobOptions:
-    """`options` for a process in another folder."""
+    """`options` with absolute paths, for processes in another folder."""
 
     def whole(path: str | None) -> str | None:
         return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
@@ -182,42 +182,44 @@ def _with_absolute_paths(options: JobOptions) -> JobOptions:
 
 
 class Actors:
-    """The actors, and the parts they have."""
+    """The actors, and their parts."""
 
     def __init__(
-        self, ray: Any, options: JobOptions, folder: OutputFolder, room: Room, watcher: Watcher, stop: Stop
+        self, ray: Any, options: JobOptions, folder: OutputFolder, resources: Resources, watcher: Watcher, stop: Stop
     ) -> None:
         self._ray = ray
         self._options = _with_absolute_paths(options)
         self._folder = folder
-        self._room = room
+        self._resources = resources
         self._watcher = watcher
         self._stop = stop
-        self._class = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0, max_task_retries=0)(Scorer)
+        self._class = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, max_task_retries=0)(
+            Scorer
+        )
         self._handles: list[Any] = []
         self._actors: list[_Actor] = []
         self._said: set[str] = set()
-        self._progress = FinishedParts()
+        self._finished = FinishedParts()
         self._parts = 0
 
     def do(self, tasks: Sequence[Task]) -> FinishedParts:
-        """All tasks; raises the first error of one when the others are through."""
+        """Do all tasks. If some fail, the first error is raised when the others are done."""
         try:
             self._parts = len(tasks)
             self._watcher.progress.submit(0, None)
-            self._start(min(self._room.engines, len(tasks)))
+            self._start(min(self._resources.engines, len(tasks)))
             self._work_off(tasks)
         finally:
             for handle in self._handles:
                 with suppress(self._ray.exceptions.RayError):
                     self._ray.kill(handle)
-        if self._progress.errors:
-            task, error = self._progress.errors[0]
+        if self._finished.errors:
+            task, error = self._finished.errors[0]
             error.add_note(
-                f"{len(self._progress.reports)} of {len(tasks)} parts are finished and kept; {task.name} is not"
+                f"{len(self._finished.reports)} of {len(tasks)} parts are finished and kept; {task.name} failed"
             )
             raise error
-        return self._progress
+        return self._finished
 
     def _work_off(self, tasks: Sequence[Task]) -> None:
         waiting = deque(tasks)
@@ -241,15 +243,15 @@ class Actors:
                 lost[task.name] += 1
                 if lost[task.name] == _TRIES:
                     raise EngineError(
-                        f"{task.name}: {_TRIES} actors have ended while they did this part",
-                        hint="what is finished is kept; run again when the cause is gone",
+                        f"{task.name}: {_TRIES} actors have died while they did this part",
+                        hint="find out why, and run the same command again: what is finished is kept",
                     )
-                self._say(f"the actor on {actor.place.host} is gone; {task.name} goes on with another one")
+                self._say(f"the actor on {actor.place.host} has died; another one resumes {task.name}")
                 waiting.appendleft(task)
                 idle.append(self._replace_actor(actor))
 
     def _start(self, count: int) -> None:
-        """Actors that are placed and see the files."""
+        """Start the actors, and divide the cores of each machine among its actors."""
         self._actors = self._start_actors(count)
         by_node: dict[str, list[_Actor]] = {}
         for actor in self._actors:
@@ -269,14 +271,14 @@ class Actors:
             self._stop.check()
             if not said and time.monotonic() - began > _PLACED_SECONDS:
                 free = self._ray.available_resources()
-                self._say(f"waits for room: {count} engines, and {free.get('CPU', 0):g} CPUs are free")
+                self._say(f"waiting for the cluster: {count} engines to place, {free.get('CPU', 0):g} CPUs free")
                 said = True
         try:
             places: list[ActorHost] = self._ray.get(asked)
         except self._ray.exceptions.RayError as error:
             raise EngineError(
                 f"--engine ray: an actor cannot be started: {str(error).strip().splitlines()[-1]}",
-                hint="rerank-cli must be installed on every machine of the cluster, in the Python that Ray runs",
+                hint="install rerank-cli on every machine of the cluster, in the Python that Ray runs",
             ) from error
         for place in places:
             if place.version != rerank_cli.__version__:
@@ -286,15 +288,15 @@ class Actors:
                 )
             if place.missing:
                 raise InputError(
-                    f"{place.missing[0]}: is not there on {place.host}",
-                    hint="inputs and output lie on a file system that all machines share, or in an object store",
+                    f"{place.missing[0]}: does not exist on {place.host}",
+                    hint="put inputs and output on a file system that all machines share, or in an object store",
                 )
         return [_Actor(handle, place, ()) for handle, place in zip(handles, places, strict=True)]
 
     def _cores(self, place: ActorHost, number: int) -> tuple[int, ...]:
-        """The cores of the `number`-th actor of a machine; all of them where it has a GPU."""
-        count = self._room.cpus
-        if self._room.gpus or count >= len(place.cores):
+        """The cores of the `number`-th actor of a machine; empty (all) if actors have GPUs."""
+        count = self._resources.cpus
+        if self._resources.gpus or count >= len(place.cores):
             return ()
         start = number * count
         return tuple(place.cores[place_ % len(place.cores)] for place_ in range(start, start + count))
@@ -314,7 +316,7 @@ class Actors:
             limit=task.limit,
             lock_wait=self._folder.lock_wait,
             request=replace(self._options.request, engine_count=1),
-            error_limit=ErrorLimit(all=True),  # of all parts together: `_finish`
+            error_limit=ErrorLimit(all=True),  # `_finish` checks the limit for all parts together
             overwrite=False,
             restart=False,
             deadline=None,
@@ -322,11 +324,11 @@ class Actors:
         return actor.handle.do.remote(options, task, actor.cores)
 
     def _result_of(self, reference: Any) -> PartOutcome | None:
-        """What an actor has made of its part; None where it has gone."""
+        """The result of an actor's part; None if the actor has died."""
         try:
             done: PartOutcome = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError:
-            raise  # a fault of the program
+            raise  # a bug of this program
         except self._ray.exceptions.RayError:
             return None
         return None if isinstance(done.error, StoppedError) else done
@@ -335,12 +337,12 @@ class Actors:
         for note in done.notes:
             self._say(note if note.startswith("warning: ") else f"{task.name}: {note}")
         if done.error is not None:
-            self._progress.errors.append((task, done.error))
+            self._finished.errors.append((task, done.error))
             return
-        assert done.report is not None, "a part is done or it is not"
-        self._progress.add(task, done.report)
-        counts = self._progress.counts
-        self._watcher.progress.end_part(counts.pairs, len(self._progress.reports) / max(1, self._parts), counts.rows_in)
+        assert done.report is not None, "a part without an error has a report"
+        self._finished.add(task, done.report)
+        counts = self._finished.counts
+        self._watcher.progress.end_part(counts.pairs, len(self._finished.reports) / max(1, self._parts), counts.rows_in)
         self._options.error_limit.check(counts, last=False)
         if self._watcher.on_progress:
             self._watcher.on_progress(counts, None)

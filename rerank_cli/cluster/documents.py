@@ -1,6 +1,6 @@
-"""The documents in the folder of a run on a cluster, field by field: what does not fit is by another hand.
+"""The JSON documents in the output folder of a cluster, field by field; one with other fields is not ours.
 
-A name in them leads nowhere but into the folder: `--restart` removes the files that they name.
+A name in them must be that of a file in the folder, because `--restart` removes the files that they name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TASKS_SCHEMA: Final = "rerank-cli/tasks/1"
 MANIFEST_SCHEMA: Final = "rerank-cli/manifest/1"
 
 _EXACTLY: ConfigDict = {"strict": True, "extra": "forbid"}
-"""Of a document and all in it: no value is turned into another kind, and no key is ignored."""
+"""No value is converted to another type, and no key is ignored."""
 
 _NO_PARTS = ("", "..", "_rerank", "_manifest.json")
 
@@ -33,7 +33,7 @@ def _in_the_folder(name: str) -> str:
 def _of_its_shards(task: Task) -> Task:
     _in_the_folder(task.name)
     if not 1 <= task.shard <= task.shards:
-        raise ValueError("there is no such shard")
+        raise ValueError("no such shard")
     return task
 
 
@@ -43,14 +43,14 @@ class SeenFile:
 
     path: str
     bytes: int
-    stat: list[int]  # as the fingerprint has it, which compares
+    stat: list[int]  # as in the fingerprint
     settled: bool
     sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a run is recognised by; the document of its `Fingerprint`."""
+    """The document of a run's `Fingerprint`."""
 
     asked: dict[str, Any]
     plan: dict[str, Any]
@@ -75,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """`_rerank/tasks.json`: which parts there are, and of what run."""
+    """`_rerank/tasks.json`: the parts of a run, and its fingerprint."""
 
     __pydantic_config__ = _EXACTLY
 
@@ -90,7 +90,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`_manifest.json`: all parts of a finished run, and what it has done."""
+    """`_manifest.json`: the parts and the report of a finished run."""
 
     __pydantic_config__ = _EXACTLY
 

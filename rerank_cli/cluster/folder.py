@@ -1,17 +1,17 @@
-"""The folder of a run on a cluster, from the first part to the manifest.
+"""The output folder of a run on a cluster, from the first part to the manifest.
 
     OUT/NAME.jsonl               the part NAME, complete: it gets this name by one rename
-    OUT/NAME.jsonl.job           a part that somebody works on, or that a run has left
+    OUT/NAME.jsonl.job           an unfinished part
     OUT/_rerank/NAME.report.json, NAME.errors.jsonl; with `--qrels` also NAME.per-query.jsonl
-    OUT/_rerank/tasks.json       which parts there are, and of what run: written first
-    OUT/_manifest.json           all parts with their sha256, and the counts: written last
+    OUT/_rerank/tasks.json       the parts and the fingerprint of the run: written first
+    OUT/_manifest.json           all parts with their SHA-256, and the counts: written last
 
-At a URL it is the same. The lock lies in `OUT.job/` beside it then, as that of any run whose output is an object, and
-each part has its log beside itself; a file gets its name by one put.
+At a URL it is the same, but a file gets its name by one put, each part has its log beside it, and the folder's lock lies
+in `OUT.job/`, as for any output that is an object.
 
-A folder with a manifest is finished and nothing is ever added to it. One without a manifest is not to be read yet, and
-the same command goes on in it. One that holds anything else is refused, and so are documents that this program does not
-write (`documents.py`).
+A folder with a manifest is finished, and nothing is added to it. Without a manifest it is not ready to be read, and the
+same command resumes the run. A folder that holds anything else is refused, and so are documents with other fields than
+this program writes (`documents.py`).
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from rerank_cli.storage.opened import open_store
 _TASKS, _MANIFEST = "_rerank/tasks.json", "_manifest.json"
 _VALUES = ".per-query.jsonl"
 Document = TypeVar("Document")
-_LEASES = 1.5  # after one, the lock of a machine that is gone can be taken
-_ORPHAN_SECONDS = 60.0  # an actor ends soon after its driver; until then it has the lock of its part
-_AGAIN = "`--restart --overwrite` does it all again"
+_LEASES = 1.5  # after one, the lock of a dead machine can be taken
+_ORPHAN_SECONDS = 60.0  # an actor ends soon after its driver, but holds the lock of its part until then
+_AGAIN = "start over with `--restart --overwrite`"
 
 
 class OutputFolder:
-    """The folder `path` of one run; a context manager that keeps other processes out."""
+    """The folder `path` of one run; a context manager that holds its lock."""
 
     def __init__(self, path: str, *, lock_wait: float = 0.0) -> None:
         self.path: Path = UrlPath(path.rstrip("/")) if is_url(path) else Path(path).absolute()
@@ -84,7 +84,7 @@ class OutputFolder:
                 self._lock = take_lock(self._beside / "lock", out=self.path, wait=self._lock_wait, files=self._files)
             except OutputError:
                 if is_new:
-                    with suppress(OSError):  # not if something is in it by now
+                    with suppress(OSError):  # fails if something is in it by now
                         self.path.rmdir()
                 raise
         return self
@@ -92,20 +92,20 @@ class OutputFolder:
     def __exit__(self, *_: object) -> None:
         try:
             if self._log:
-                with suppress(OSError):  # a lock that stays is free for this machine, and after its lease for all
+                with suppress(OSError):  # a lock left behind is free for this machine, and for all after its lease
                     self._log.remove()
         finally:
             self._lock.release()
 
     def check(self, *, ask: bool = False) -> None:
-        """`LockedError` where the folder at a URL is another process's by now. ask: the store is asked."""
+        """`LockedError` if another run has taken the folder at a URL. ask: ask the store."""
         if self._log:
             self._log.ask() if ask else self._log.check()
 
     def _enter_url(self, path: UrlPath) -> None:
-        """The lock of this machine, and then that of all."""
+        """Take the lock on this machine, then the one in the store."""
         if path.url.scheme == "hf":
-            raise OutputError(f"{path}: a cluster writes to no data set of the Hub", hint="write to an object store")
+            raise OutputError(f"{path}: a cluster cannot write to the Hub", hint="write to an object store")
         if not path.url.key:
             raise OutputError(f"{path}: is a whole bucket", hint=f"name a folder in it, for example {path}reranked/")
         with naming(path):
@@ -125,7 +125,7 @@ class OutputFolder:
                 raise
 
     def names(self, task: Task, out_format: str, *, judged: bool = False) -> Names:
-        """What the files of a part are called. judged: it is measured on judgements."""
+        """The names of a part's files. judged: it is measured on judgements (`--qrels`)."""
         beside = str(self._beside / task.name)
         values = f"{beside}{_VALUES}" if judged else None
         return Names(
@@ -133,13 +133,13 @@ class OutputFolder:
         )
 
     def values(self, task: Task) -> bytes:
-        """What a finished part says of its queries."""
+        """The measures of each query of a finished part, as written."""
         path = self._beside / f"{task.name}{_VALUES}"
         with naming(path):
             return path.read_bytes()
 
     def finished(self, fingerprint: Fingerprint) -> dict[str, Any] | None:
-        """The manifest, if this very run is finished; `OutputError` if another one is."""
+        """The manifest if this run has finished; `OutputError` if the folder holds another finished run."""
         data = self._read(_MANIFEST)
         if data is None:
             return None
@@ -150,34 +150,33 @@ class OutputFolder:
             (part.name for part in manifest.parts if not same_output(self.path / part.name, asdict(part))), None
         )
         if changed is not None:
-            raise OutputError(f"{self.path / changed}: is not what the manifest says", hint=_AGAIN)
+            raise OutputError(f"{self.path / changed}: has changed since the run finished", hint=_AGAIN)
         found: dict[str, Any] = json.loads(data)
         return found
 
     def tasks(self, fingerprint: Fingerprint) -> tuple[Task, ...] | None:
-        """The parts of the run that was begun here; None where none was. `JobChangedError` if it was another one."""
+        """The parts of the unfinished run in the folder, if any; `JobChangedError` if it differs from this run."""
         if (data := self._read(_TASKS)) is None:
             return None
         begun = self._parse(_TASKS, data, BEGUN)
         if differences := fingerprint.differences(asdict(begun.job)):
             raise JobChangedError(
-                f"{self.path}: the unfinished work in it was started with another input, model or option: "
-                + "; ".join(differences),
+                f"{self.path}: the unfinished run in it differs from this run: " + "; ".join(differences),
                 hint="resume with the command and input of before, or start over with `--restart`",
             )
         return begun.tasks
 
     def begin(self, tasks: Sequence[Task], fingerprint: Fingerprint) -> None:
-        """Say which parts there will be."""
+        """Write which parts there will be."""
         document = {"schema": TASKS_SCHEMA, "job": fingerprint.document(), "tasks": [asdict(task) for task in tasks]}
         self._write(_TASKS, document)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Say that all is there."""
+        """Write the manifest."""
         self._write(_MANIFEST, manifest)
 
     def clear(self, *, finished: bool) -> None:
-        """Take away what a run has left here; `OutputError` for a finished one, unless `finished`."""
+        """Remove the files of the run in the folder; `OutputError` if it has finished, unless `finished`."""
         if (self.path / _MANIFEST).exists() and not finished:
             raise OutputError(f"{self.path}: holds a finished run", hint=_AGAIN)
         data = self._read(_TASKS)
@@ -193,7 +192,7 @@ class OutputFolder:
 
     @property
     def lock_wait(self) -> float:
-        """How long a part is waited for that a driver or a machine has left which is gone."""
+        """How long to wait for the lock of a part whose driver or machine may be dead."""
         return max(self._lock_wait, _LEASES * store_log.LEASE_SECONDS if self._log else _ORPHAN_SECONDS)
 
     def _is_ours(self) -> bool:
@@ -205,12 +204,12 @@ class OutputFolder:
             return path.read_bytes() if path.exists() else None
 
     def _parse(self, name: str, data: bytes, kind: TypeAdapter[Document]) -> Document:
-        """A document of the folder; `OutputError` for one that this version of the program has not written."""
+        """A document of the folder; `OutputError` if this version of the program has not written it."""
         try:
             return kind.validate_json(data)
         except ValidationError as error:
             raise OutputError(
-                f"{self.path / name}: is no JSON document of this version of the program", hint="name a new folder"
+                f"{self.path / name}: was not written by this version of the program", hint="name a new folder"
             ) from error
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
@@ -227,7 +226,7 @@ class OutputFolder:
 
 
 def _remove_work(out: str) -> None:
-    """Remove what is left of a part that is not finished."""
+    """Remove what is left of an unfinished part."""
     if not is_url(out):
         shutil.rmtree(f"{out}.job", ignore_errors=True)
         return

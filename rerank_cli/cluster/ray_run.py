@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import rerank_cli
-from rerank_cli.cluster.actors import Actors, ClusterOptions, FinishedParts, Room, connected, room_for
+from rerank_cli.cluster.actors import Actors, ClusterOptions, FinishedParts, Resources, connected, resources_for
 from rerank_cli.cluster.documents import MANIFEST_SCHEMA
 from rerank_cli.cluster.folder import OutputFolder
 from rerank_cli.cluster.tasks import Task, cut_tasks, find_files
@@ -32,7 +32,7 @@ from rerank_cli.records import Counts, Timing
 from rerank_cli.report.document import evaluation_report
 from rerank_cli.storage import is_url, path_of
 
-_SETTLED_SECONDS = 2.5  # a change of a file that was written just now would not show in its times
+_SETTLED_SECONDS = 2.5  # the times of a file younger than this would not show another change
 _HASH_SECONDS = 60.0  # limit for hashing the inputs, which begins after the run
 
 
@@ -58,49 +58,49 @@ def run_on_ray(
                 return _make_outcome(manifest, folder, was_done=True)
             _refuse_taken(options, files)
             with connected(cluster) as ray:
-                room = room_for(ray.cluster_resources(), options, cluster)
+                resources = resources_for(ray.cluster_resources(), options, cluster)
                 tasks = folder.tasks(fingerprint)
                 if tasks is None:
-                    tasks = cut_tasks(files, options, engines=room.engines)
+                    tasks = cut_tasks(files, options, engines=resources.engines)
                     folder.begin(tasks, fingerprint)
-                run = Actors(ray, options, folder, room, watcher, stop)
-                progress = run.do(tasks)
+                run = Actors(ray, options, folder, resources, watcher, stop)
+                finished = run.do(tasks)
             fingerprint.start()
             fingerprint.wait(_HASH_SECONDS)
-            _refuse_changed(progress, tasks, fingerprint)
-            manifest = _manifest(progress, folder, tasks, fingerprint, room, time.perf_counter() - began)
+            _refuse_changed(finished, tasks, fingerprint)
+            manifest = _manifest(finished, folder, tasks, fingerprint, resources, time.perf_counter() - began)
             if evaluator:
                 for task in tasks:
-                    found = Evaluation.of_report(progress.reports[task.name]["evaluation"])
+                    found = Evaluation.of_report(finished.reports[task.name]["evaluation"])
                     evaluator.add_part(read_values(folder.values(task)), found)
                 manifest |= evaluation_report(evaluator.finish(), changes=None)
                 if options.names.per_query:
                     values = b"".join(per_query_bytes(evaluator.per_query(), options.names.per_query))
                     write_file(path_of(options.names.per_query), values, Files())
             stop.is_late()
-            if progress.counts.rows_in and not progress.counts.rows_out:
-                raise nothing_scored(progress.counts.rows_in, manifest["first_error"], str(folder.path / "_rerank"))
+            if finished.counts.rows_in and not finished.counts.rows_out:
+                raise nothing_scored(finished.counts.rows_in, manifest["first_error"], str(folder.path / "_rerank"))
             folder.finish(manifest)
             _write_copy(manifest, options)
             return _make_outcome(manifest, folder, was_done=False)
 
 
 def refuse_unusable_on_cluster(options: JobOptions) -> None:
-    """Refuse options that have no meaning where many processes write at once."""
+    """`UsageError` for options that do not work where many processes write at once."""
     names = options.names
     if names.output == "-":
         raise UsageError("--engine ray: writes a folder, not stdout", hint="name it with `-o`")
     on_hub = next((path for path in (*options.inputs, options.qrels) if path and path.startswith("hf://")), None)
     if on_hub is not None:
         raise UsageError(
-            f"--engine ray: {on_hub}: the engines of a cluster do not ask the Hub", hint="copy it to an object store"
+            f"--engine ray: {on_hub}: a cluster cannot read from the Hub", hint="copy it to an object store"
         )
     if names.report and Path(names.report).suffix.lower() in PAGE_SUFFIXES:
-        raise UsageError(f"--report {names.report}: no page is made of a run on a cluster", hint="end it in .json")
+        raise UsageError(f"--report {names.report}: a cluster writes no HTML page", hint="let the name end in .json")
     if least_overlap(options.request.precision):
         raise UsageError(
-            f"--precision {options.request.precision}: cannot be had with `--engine ray`, whose machines may differ",
-            hint="name one: `--precision bf16`",
+            f"--precision {options.request.precision}: does not work with `--engine ray`, whose machines may differ",
+            hint="name a precision, for example `--precision bf16`",
         )
     for flag, given in {
         "--shard": options.shard, "--skip": options.skip or None, "--errors": names.errors,
@@ -109,15 +109,15 @@ def refuse_unusable_on_cluster(options: JobOptions) -> None:
         "--device cuda:N": options.request.gpus or None,
     }.items():  # fmt: skip
         if given is not None:
-            raise UsageError(f"{flag}: cannot be had with `--engine ray`")
+            raise UsageError(f"{flag}: does not work with `--engine ray`")
 
 
 def _refuse_taken(options: JobOptions, files: Sequence[tuple[str, str]]) -> None:
-    """`OutputError` if `--report` or `--per-query` cannot be written; what is finished is kept."""
+    """Refuse paths of `--report` and `--per-query` that clash or exist, and an output folder inside an input."""
     outputs = {"--report": options.names.report, "--per-query": options.names.per_query}
     for flag, path in outputs.items():
         if path is not None and path_of(path).absolute().is_relative_to(path_of(options.names.output).absolute()):
-            raise UsageError(f"{flag} {path}: lies in the folder of the output", hint="write to another folder")
+            raise UsageError(f"{flag} {path}: lies in the output folder", hint="write to another folder")
     for given in options.inputs:
         if path_of(given).is_dir() and path_of(options.names.output).resolve().is_relative_to(path_of(given).resolve()):
             raise UsageError(
@@ -129,7 +129,7 @@ def _refuse_taken(options: JobOptions, files: Sequence[tuple[str, str]]) -> None
 
 
 def _write_copy(manifest: Mapping[str, Any], options: JobOptions) -> None:
-    """The manifest, where `--report` wants it too."""
+    """Write the manifest to `--report` too."""
     if options.names.report is None:
         return
     path, data = path_of(options.names.report), json_document(manifest)
@@ -139,20 +139,20 @@ def _write_copy(manifest: Mapping[str, Any], options: JobOptions) -> None:
     write_file(path, data, Files())
 
 
-def _refuse_changed(progress: FinishedParts, tasks: Sequence[Task], fingerprint: Fingerprint) -> None:
-    """`InputError` if an engine has read another version of an object than the one that this run began with."""
+def _refuse_changed(finished: FinishedParts, tasks: Sequence[Task], fingerprint: Fingerprint) -> None:
+    """`InputError` if an engine has read another version of an object than the run began with."""
     known = {facts["path"]: facts["stat"] for facts in fingerprint.document()["files"].values()}
     for task in tasks:
-        for facts in progress.reports[task.name]["job"]["files"].values():
+        for facts in finished.reports[task.name]["job"]["files"].values():
             if is_url(facts["path"]) and known.get(facts["path"], facts["stat"]) != facts["stat"]:
                 raise InputError(
-                    f"{facts['path']}: was changed while it was read: {task.name} is of another version",
-                    hint="`--restart` does it all again",
+                    f"{facts['path']}: was changed while it was read: {task.name} was made from another version",
+                    hint="start over with `--restart`",
                 )
 
 
 def _fingerprint(options: JobOptions, files: Sequence[tuple[str, str]], folder: OutputFolder) -> Fingerprint:
-    """Make the fingerprint of the whole run; the number of engines is left out, as it does not change the output."""
+    """Make the fingerprint of the whole run, without the number of engines, which does not change the output."""
     paths = tuple(path for path, _ in files)
     local = [Path(path) for path in paths if not is_url(path)]
     youngest = max((path.stat().st_ctime for path in local if path.exists()), default=0.0)
@@ -168,16 +168,16 @@ def _fingerprint(options: JobOptions, files: Sequence[tuple[str, str]], folder: 
 
 
 def _manifest(
-    progress: FinishedParts,
+    finished: FinishedParts,
     folder: OutputFolder,
     tasks: Sequence[Task],
     fingerprint: Fingerprint,
-    room: Room,
+    resources: Resources,
     seconds: float,
 ) -> dict[str, Any]:
-    """Make the manifest, whose presence says that the run is complete."""
-    reports = [progress.reports[task.name] for task in tasks]
-    counts, timing = progress.counts, Timing()
+    """Make the manifest, whose existence shows that the run is complete."""
+    reports = [finished.reports[task.name] for task in tasks]
+    counts, timing = finished.counts, Timing()
     for report in reports:
         for name in asdict(timing):
             setattr(timing, name, getattr(timing, name) + report["seconds"][name])
@@ -206,7 +206,7 @@ def _manifest(
         "version": rerank_cli.__version__,
         "model": reports[0]["model"],
         "plan": reports[0]["plan"],
-        "cluster": asdict(room),
+        "cluster": asdict(resources),
         "counts": counts.done,
         "seconds": {"wall": round(seconds, 3), **{name: round(value, 3) for name, value in asdict(timing).items()}},
         "speed": {
@@ -221,7 +221,7 @@ def _manifest(
 
 
 def _sum_stores(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what the parts report of the store; empty where no store was used."""
+    """Add up the reports on the store; empty if none was used."""
     parts = [report["store"] for report in reports if "store" in report]
     if not parts:
         return {}

@@ -1,8 +1,8 @@
-"""One engine of a cluster: an actor that does parts of a run the way that `rerank-file` does a whole one.
+"""The actor of a cluster: does each part like a run of `rerank-file`.
 
-The actor itself loads no model. Its engine is a process of its own (`engine.pool`), so that a pair which ends the
-process is found and becomes a bad row, as everywhere. The engine stays from part to part; the plan is made here, on the
-machine and the device that the cluster has given, never where the run was started.
+The actor itself loads no model: its engine is a process of its own (`engine.pool`). So a pair that kills the process is
+found and becomes a bad row, as on one machine. The engine is kept from part to part. The plan is made here, for the
+machine and the device that the cluster assigned, not where the run was started.
 """
 
 from __future__ import annotations
@@ -35,18 +35,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ActorHost:
-    """Where an actor is. cores: of the machine, that its processes may use. missing: paths it does not find."""
+    """The machine of an actor."""
 
     host: str
     node: str
+    """Ray's id of the machine."""
     version: str
+    """The version of this program there."""
     cores: tuple[int, ...]
+    """The cores that the actor may use."""
     missing: tuple[str, ...]
+    """The files that are not found there."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartOutcome:
-    """What became of a part: its report, or the error that stopped it. notes: what a user should know."""
+    """The result of a part: its report, or the error that stopped it. notes: messages for the user."""
 
     report: dict[str, Any] | None
     error: RerankError | None
@@ -54,7 +58,7 @@ class PartOutcome:
 
 
 class Scorer:
-    """The actor's class. It takes plain values and gives plain values."""
+    """The actor's class. Arguments and results are plain values, because Ray sends them between machines."""
 
     def __init__(self) -> None:
         from rerank_cli.machine.this_process import prepare_process
@@ -64,7 +68,7 @@ class Scorer:
         self._key: tuple[Plan, Path] | None = None
 
     def place(self, paths: Sequence[str]) -> ActorHost:
-        """Where this actor is, and which of `paths` it cannot see."""
+        """The machine of this actor, and which of `paths` are missing there."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()
@@ -73,7 +77,13 @@ class Scorer:
         return ActorHost(socket.gethostname(), node, rerank_cli.__version__, cores, missing)
 
     def do(self, options: JobOptions, task: Task, cores: Sequence[int]) -> PartOutcome:
-        """Do a part; `options` are those of a run of that part alone. cores: the only ones to use; all if empty."""
+        """Do a part.
+
+        Args:
+            options: those of a run of that part alone.
+            task: the part.
+            cores: the cores to use; all if empty.
+        """
         if cores:
             os.sched_setaffinity(0, cores)
         notes: list[str] = []
@@ -95,17 +105,17 @@ class Scorer:
         *,
         on_note: Callable[[str], None] | None,
     ) -> Engine:
-        """The engine of the part before, if it is the one that this part would load."""
+        """The engine of the part before, if this part would load the same; else a new one."""
         if family_of(checkpoint.architecture).embeds:
-            return open_engine(plan, checkpoint, on_note=on_note)  # it keeps the vectors of one part
+            return open_engine(plan, checkpoint, on_note=on_note)  # not kept: it holds the vectors of its part
         if plan.precision == "int8":
-            return open_engine(plan, checkpoint, calibration, on_note=on_note, apart=True)  # calibrated on one file
+            return open_engine(plan, checkpoint, calibration, on_note=on_note, apart=True)  # calibrated for this file
         key = replace(plan, reasons=(), warnings=(), needed_bytes=None), checkpoint.path
         if self._engine is None or self._key != key:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
-            from rerank_cli.engine.pool import PoolEngine  # torch is there by now
+            from rerank_cli.engine.pool import PoolEngine  # late, because it imports torch
 
             self._engine = PoolEngine(plan, checkpoint, on_note=on_note)
             self._key = key
@@ -113,7 +123,7 @@ class Scorer:
 
 
 class _Lent:
-    """An engine that stays when its user closes it; satisfies `Engine` and `ScoresExactly`."""
+    """An engine that stays open when its user closes it; implements `Engine` and `ScoresExactly`."""
 
     def __init__(self, engine: PoolEngine) -> None:
         self._engine = engine
@@ -140,4 +150,4 @@ class _Lent:
         self._engine.forget_exact()
 
     def close(self) -> None:
-        """Nothing: it is lent."""
+        """Does nothing: the actor keeps the engine."""

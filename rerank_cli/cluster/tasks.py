@@ -1,8 +1,8 @@
-"""Tasks of a run on a cluster: whole files, or parts of files where there are few files.
+"""The parts of a run on a cluster: whole files, or shards of files if there are few files.
 
-A part is what `--shard i/n` reads of a file: whole queries and whole windows. The outputs of all parts, concatenated in
-order, are what one run of the file writes. The list of tasks is made once, when a run begins, and kept with the run. A
-run that is resumed on a cluster of another size therefore does the same parts.
+A shard is what `--shard i/n` reads of a file: whole queries and whole windows. The outputs of all shards, concatenated
+in order, are what one run of the file writes. The list of tasks is made once, when a run begins, and kept with the run:
+so a run that is resumed on a cluster of another size does the same parts.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rerank_cli.job.options import JobOptions
 from rerank_cli.job.output_format import output_format
 from rerank_cli.storage import UrlPath, is_url
 
-_TASKS_PER_ENGINE = 4  # so that no engine waits long for the last task of another
-_LEAST_ROWS = 50  # of a part: each reads its file from the start, so a smaller one costs more than it saves
+_TASKS_PER_ENGINE = 4  # so that at the end no engine waits long for another one's last task
+_LEAST_ROWS = 50  # of a shard: each reads its file from the start, so a smaller one costs more than it saves
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Part `shard` of `shards` of a file."""
+    """Shard `shard` of `shards` of a file."""
 
     input: str  # absolute path of the file, or its URL
     name: str  # of the output, in the output folder
@@ -40,20 +40,20 @@ class Task:
 def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
     """List the files of `paths`, each as (absolute path, name without suffixes).
 
-    A folder stands for its files, sorted by name, and a URL for what it stands for anywhere. Hidden files and those
-    that begin with `_` are skipped, as readers of such folders do.
+    A folder stands for its files, sorted by name; a URL means the same as in other commands. Hidden files and names
+    that begin with `_` are skipped, as other readers of such folders do.
     """
     found: list[tuple[str, str]] = []
     for path in paths:
         if path == STDIN:
-            raise UsageError("-: the engines of a cluster read files", hint="give files or folders")
+            raise UsageError("-: a cluster cannot read stdin", hint="give files or folders")
         if is_url(path):
             found += _at_url(path)
             continue
         place = Path(path)
         inside = list(data_files(place, _is_data)) if place.is_dir() else [place]
         if any("=" in part for file in inside for part in file.relative_to(place).parts[:-1]):
-            raise _has_partitions(path)
+            raise _partitions_error(path)
         if not inside:
             known = ", ".join(FORMATS)
             raise InputError(f"{path}: no file in it has the suffix of a format", hint=f"known are {known}")
@@ -63,12 +63,12 @@ def find_files(paths: Sequence[str]) -> list[tuple[str, str]]:
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         both = [path for path, name in found if name == twice]
-        raise UsageError(f"{both[0]} and {both[1]}: their outputs would have one name", hint="rename one of them")
+        raise UsageError(f"{both[0]} and {both[1]}: their outputs would have the same name", hint="rename one of them")
     return found
 
 
 def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines: int) -> tuple[Task, ...]:
-    """Cut a run into tasks: several for each engine where the files have enough rows."""
+    """Cut a run into tasks: several for each engine, if the files have enough rows."""
     inputs = resolve_inputs([path for path, _ in files], options.in_format, options.shape)
     limits = _limits(inputs, options)
     inputs, files = inputs[: len(limits)], files[: len(limits)]
@@ -89,7 +89,7 @@ def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines:
 
 
 def _limits(inputs: Sequence[Input], options: JobOptions) -> list[int | None]:
-    """How many rows of each file are read, as far as `--limit` goes; the files behind that are left out."""
+    """How many rows to read of each file. Files after the last row of `--limit` are left out."""
     if options.limit is None:
         return [None] * len(inputs)
     limits: list[int | None] = []
@@ -106,7 +106,7 @@ def _limits(inputs: Sequence[Input], options: JobOptions) -> list[int | None]:
 def _at_url(path: str) -> list[tuple[str, str]]:
     parts = find_parts(path, _is_data)
     if any(part.partition for part in parts):
-        raise _has_partitions(path)
+        raise _partitions_error(path)
     found = []
     for part in parts:
         folder = None if part.folder is None else f"{part.folder.rstrip('/')}/"
@@ -114,9 +114,9 @@ def _at_url(path: str) -> list[tuple[str, str]]:
     return found
 
 
-def _has_partitions(path: str) -> UsageError:
+def _partitions_error(path: str) -> UsageError:
     return UsageError(
-        f"{path}: has folders named `key=value`, whose fields the engines of a cluster do not see",
+        f"{path}: has folders named `key=value`; a cluster does not add such fields to the rows",
         hint="name the folders in it, or leave out `--engine ray`",
     )
 
@@ -136,7 +136,7 @@ def _shard_suffix(shard: int, shards: int) -> str:
 
 
 def _suffix(read: Input, options: JobOptions) -> str:
-    """The suffix of the format that `--out-format` asks for; by default that of the input."""
+    """The suffix of an output: that of `--out-format`, or by default of the input's format."""
     wanted = options.names.out_format
     if wanted == "auto":
         return {"parquet": ".parquet", "trec": ".trec"}.get(read.format, ".jsonl")

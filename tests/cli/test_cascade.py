@@ -262,7 +262,7 @@ def test_a_passage_that_the_first_scorer_cannot_read_is_read_by_the_second(tmp_p
         (["--first", "bf16", "--first-keep", "none"], "neither a number, a percentage"),
         (["--first", "bf16", "--first-keep", "0%"], "neither a number, a percentage"),
         (["--first", "no/such/model"], "no such directory"),
-        (["--first", "bf16", "--engine", "ray"], "--first: cannot be had with `--engine ray`"),
+        (["--first", "bf16", "--engine", "ray"], "--first: does not work with `--engine ray`"),
         (["--first", "bf16", "--model", str(EMBEDDER)], "embeds each text once"),
         (["--first", "bf16", "--out-format", "triplet", "--qrels", "none.txt"], "none.txt"),
     ],

@@ -198,7 +198,7 @@ def test_a_folder_becomes_a_folder_of_the_same_bytes_once_though_an_actor_is_kil
     assert "holds the output of another run" in refused_as_another_run(lists, out)
     facts = json.loads((out / "_manifest.json").read_text())
     (out / "_manifest.json").write_text(json.dumps({**facts, "counts": {"rows": 7}}))
-    assert "_manifest.json: is no JSON document of this version of the program" in run(
+    assert "_manifest.json: was not written by this version of the program" in run(
         str(lists), "-o", str(out), *on("127.0.0.1:9"), code=4
     )
 

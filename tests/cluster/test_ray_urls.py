@@ -134,7 +134,7 @@ def test_a_worker_is_killed_and_the_bytes_and_measures_are_those_of_one_engine(
     os.kill(actors()[0], signal.SIGKILL)
     said = process.communicate(timeout=200)[1].decode()
     assert process.returncode == 3, said
-    assert "is gone" in said
+    assert "has died" in said
     found = here(source, tmp_path / "all.jsonl", "large.jsonl", "small.jsonl", "--qrels", "qrels.txt", *judged)
     assert joined(apart, "out", "large") + joined(apart, "out", "small") == (tmp_path / "all.jsonl").read_bytes()
     manifest = json.loads(apart.bucket.get("out/_manifest.json"))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_cli.cluster import ClusterOptions, OutputFolder, Task, cut_tasks, find_files
-from rerank_cli.cluster.actors import Room, room_for
+from rerank_cli.cluster.actors import Resources, resources_for
 from rerank_cli.cluster.ray_run import refuse_unusable_on_cluster
 from rerank_cli.errors import DoesNotFitError, InputError, JobChangedError, LockedError, OutputError, UsageError
 from rerank_cli.formats.shapes import Texts
@@ -54,12 +54,12 @@ def test_a_file_is_named_as_it_is_and_paths_become_absolute(tmp_path: Path, monk
 
 def test_two_inputs_of_one_name_are_refused(tmp_path: Path) -> None:
     paths = [str(lines(tmp_path / name, 1)) for name in ("1/a.jsonl", "2/a.parquet")]
-    with pytest.raises(UsageError, match=r"1/a\.jsonl and .*2/a\.parquet: their outputs would have one name"):
+    with pytest.raises(UsageError, match=r"1/a\.jsonl and .*2/a\.parquet: their outputs would have the same name"):
         find_files(paths)
 
 
 def test_stdin_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the engines of a cluster read files"):
+    with pytest.raises(UsageError, match="a cluster cannot read stdin"):
         find_files(["-"])
     with pytest.raises(InputError, match="no file in it has the suffix of a format"):
         find_files([str(tmp_path)])
@@ -153,7 +153,7 @@ def test_a_finished_folder_is_finished_for_the_same_run_only(tmp_path: Path) -> 
         with pytest.raises(OutputError, match="holds a finished run"):
             folder.clear(finished=False)
         part.write_bytes(b"{ }\n")
-        with pytest.raises(OutputError, match=r"a\.jsonl: is not what the manifest says"):
+        with pytest.raises(OutputError, match=r"a\.jsonl: has changed since the run finished"):
             folder.finished(fingerprint())
         folder.clear(finished=True)
         assert sorted(path.name for path in folder.path.rglob("*")) == ["_rerank", "lock"]
@@ -183,7 +183,7 @@ def _manifest(part: dict[str, object] | None = None, **changes: object) -> dict[
 def test_a_manifest_by_another_hand_is_refused(tmp_path: Path, manifest: dict[str, object]) -> None:
     with OutputFolder(str(tmp_path / "out")) as folder:
         folder.finish(manifest)
-        with pytest.raises(OutputError, match=r"_manifest\.json: is no JSON document of this version of the program"):
+        with pytest.raises(OutputError, match=r"_manifest\.json: was not written by this version of the program"):
             folder.finished(fingerprint())
 
 
@@ -246,7 +246,7 @@ def test_a_folder_in_a_bucket_is_kept_as_one_on_a_disk(
 def test_a_broken_list_of_parts_is_told(tmp_path: Path) -> None:
     with OutputFolder(str(tmp_path / "out")) as folder:
         (folder.path / "_rerank" / "tasks.json").write_text("{")
-        with pytest.raises(OutputError, match=r"tasks\.json: is no JSON document"):
+        with pytest.raises(OutputError, match=r"tasks\.json: was not written"):
             folder.tasks(fingerprint())
 
 
@@ -275,10 +275,10 @@ def test_a_list_of_parts_by_another_hand_is_refused_and_nothing_outside_is_remov
     with OutputFolder(str(tmp_path / "out")) as folder:
         (folder.path / "_rerank" / "tasks.json").write_text(json.dumps(document))
         for read in (lambda: folder.tasks(fingerprint()), lambda: folder.clear(finished=True)):
-            with pytest.raises(OutputError, match=r"tasks\.json: is no JSON document of this version of the program"):
+            with pytest.raises(OutputError, match=r"tasks\.json: was not written by this version of the program"):
                 read()
         (folder.path / "_manifest.json").write_text(json.dumps(document))
-        with pytest.raises(OutputError, match=r"_manifest\.json: is no JSON document of this version of the program"):
+        with pytest.raises(OutputError, match=r"_manifest\.json: was not written by this version of the program"):
             folder.finished(fingerprint())
     assert victim.exists()
 
@@ -318,27 +318,27 @@ def test_what_has_no_meaning_on_a_cluster_is_refused(more: dict[str, object], na
         refuse_unusable_on_cluster(JobOptions(**{"inputs": (), "names": Names("out"), "texts": Texts(), **more}))  # type: ignore[arg-type]
 
 
-# --- the room that engines take
+# --- the resources that engines take
 
 CPUS, GPUS = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}
 
 
 @pytest.mark.parametrize(
-    ("there", "device", "asked", "room"),
+    ("there", "device", "asked", "resources"),
     [
-        (CPUS, "auto", {}, Room(2, 4, 0.0)),
-        (CPUS, "auto", {"engines": 1}, Room(1, 4, 0.0)),
-        (CPUS, "auto", {"cpus": 1}, Room(8, 1, 0.0)),
-        ({"CPU": 2.0}, "auto", {}, Room(1, 2, 0.0)),
-        (GPUS, "auto", {}, Room(2, 1, 1.0)),
-        (GPUS, "auto", {"gpus": 0.5}, Room(4, 1, 0.5)),
-        (GPUS, "cpu", {}, Room(4, 4, 0.0)),
-        (GPUS, "cuda", {"engines": 1, "cpus": 3}, Room(1, 3, 1.0)),
+        (CPUS, "auto", {}, Resources(2, 4, 0.0)),
+        (CPUS, "auto", {"engines": 1}, Resources(1, 4, 0.0)),
+        (CPUS, "auto", {"cpus": 1}, Resources(8, 1, 0.0)),
+        ({"CPU": 2.0}, "auto", {}, Resources(1, 2, 0.0)),
+        (GPUS, "auto", {}, Resources(2, 1, 1.0)),
+        (GPUS, "auto", {"gpus": 0.5}, Resources(4, 1, 0.5)),
+        (GPUS, "cpu", {}, Resources(4, 4, 0.0)),
+        (GPUS, "cuda", {"engines": 1, "cpus": 3}, Resources(1, 3, 1.0)),
     ],
 )
-def test_engines_fill_the_cluster_unless_fewer_are_asked_for(there, device, asked, room) -> None:
+def test_engines_fill_the_cluster_unless_fewer_are_asked_for(there, device, asked, resources) -> None:
     request = ProfileRequest(device=device)
-    assert room_for(there, options(request=request), ClusterOptions(**asked)) == room
+    assert resources_for(there, options(request=request), ClusterOptions(**asked)) == resources
 
 
 @pytest.mark.parametrize(
@@ -354,5 +354,5 @@ def test_engines_fill_the_cluster_unless_fewer_are_asked_for(there, device, aske
 def test_more_than_a_cluster_has_is_refused_in_a_sentence(there, device, asked, told) -> None:
     request = ProfileRequest(device=device)
     with pytest.raises(DoesNotFitError) as caught:
-        room_for(there, options(request=request), ClusterOptions(**asked))
+        resources_for(there, options(request=request), ClusterOptions(**asked))
     assert caught.value.message == f"--engine ray: {told}"

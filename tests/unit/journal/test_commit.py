@@ -124,7 +124,10 @@ def test_a_job_that_cannot_be_continued_goes_with_its_process(tmp_path: Path) ->
 def test_a_job_on_disk_is_refused_to_a_run_that_cannot_continue_one(tmp_path: Path) -> None:
     with job(tmp_path) as opened:
         add(opened, [0])
-    with pytest.raises(JobChangedError, match="this run reads a pipe, and the job did not"), job(tmp_path, fingerprint=None):
+    with (
+        pytest.raises(JobChangedError, match="this run reads a pipe, and the job did not"),
+        job(tmp_path, fingerprint=None),
+    ):
         pass
 
 
