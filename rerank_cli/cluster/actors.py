@@ -321,7 +321,7 @@ class Actors:
             restart=False,
             deadline=None,
         )
-        return actor.handle.do.remote(options, task, actor.cores)
+        return actor.handle.do.remote(options, actor.cores)
 
     def _result_of(self, reference: Any) -> PartOutcome | None:
         """The result of an actor's part; None if the actor has died."""

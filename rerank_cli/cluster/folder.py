@@ -6,8 +6,8 @@
     OUT/_rerank/tasks.json       the parts and the fingerprint of the run: written first
     OUT/_manifest.json           all parts with their SHA-256, and the counts: written last
 
-At a URL it is the same, but a file gets its name by one put, each part has its log beside it, and the folder's lock lies
-in `OUT.job/`, as for any output that is an object.
+At a URL it is the same, but a file gets its name by one put, each part has its log beside it, and the folder's lock
+lies in `OUT.job/`, as for any output that is an object.
 
 A folder with a manifest is finished, and nothing is added to it. Without a manifest it is not ready to be read, and the
 same command resumes the run. A folder that holds anything else is refused, and so are documents with other fields than

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import rerank_cli
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
-from rerank_cli.cluster.tasks import Task
 from rerank_cli.engine import open_engine
 from rerank_cli.errors import RerankError
 from rerank_cli.job.options import JobOptions
@@ -76,12 +75,11 @@ class Scorer:
         cores = tuple(sorted(os.sched_getaffinity(0)))
         return ActorHost(socket.gethostname(), node, rerank_cli.__version__, cores, missing)
 
-    def do(self, options: JobOptions, task: Task, cores: Sequence[int]) -> PartOutcome:
+    def do(self, options: JobOptions, cores: Sequence[int]) -> PartOutcome:
         """Do a part.
 
         Args:
             options: those of a run of that part alone.
-            task: the part.
             cores: the cores to use; all if empty.
         """
         if cores:

@@ -1,11 +1,11 @@
-"""Where a run's rows, bad rows and report go: files that appear together when all is done, or stdout.
+"""Where a run's rows, bad rows and report go: files that get their names when the run is complete, or stdout.
 
-`FileDestination` hands each finished window to a job (`commit`), so a run that stops can be continued, and gives every
-file its name at the end, the output last. Compressed rows are a gzip member or a zstd frame a window, so the output of
-a continued run is that of an undisturbed one. `StdoutDestination` streams rows to stdout; bad rows and the report of
-such a run are kept only where the user names a file for them.
+`FileDestination` hands each finished window to a job (`journal/`), so that a stopped run can be resumed, and gives all
+files their names at the end, the output last. Compressed rows are a gzip member or a zstd frame per window, so a
+resumed run writes the same bytes as an undisturbed one. `StdoutDestination` streams rows to stdout; bad rows and the
+report of such a run are kept only if the user names files for them.
 
-Over 400 lines: the destinations answer the same calls, and what one does is understood beside the others.
+Over 400 lines: the two destinations implement the same calls, and are read side by side.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BUFFER_BYTES = 2**20
-_LOOK_SECONDS = 1.0  # between two looks at what a run to stdout reads
+_LOOK_SECONDS = 1.0  # between two checks of what a run to stdout reads
 
 
 class Destination(Protocol):
     """Where a run writes; a context manager that leaves nothing half-done.
 
-    A run that embeds texts has more members than rows and errors (`embedding_output`). next_window, state, notes,
-    completed: what an earlier process has done of the run, as `commit.Job` has them.
+    A run of an embedding model has more members than rows and errors (`kept_vectors.py`). next_window, state, notes and
+    completed are those of `journal.Job`: what an earlier process of the run has done.
     """
 
     sink: JsonlSink | ParquetSink
@@ -77,45 +77,49 @@ class Destination(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take away what was not committed."""
+        """Remove what was not committed."""
 
     def end_window(self, window: int, state: Mapping[str, Any], note: Any, more: Mapping[str, bytes]) -> None:
-        """All rows and bad rows of a window are written; `state` and `note` are for a later process.
+        """Take a window whose rows and bad rows are all written.
 
-        more: what the window adds to other members.
+        Args:
+            window: Its number.
+            state: Of the run, for a later process.
+            note: On the window, for a later process.
+            more: What the window adds to other members.
         """
 
     def path(self, name: str) -> Path:
-        """Where a member lies, with all that windows have added to it, or a file that is not complete yet."""
+        """The path of a member, or of a file that is not complete yet."""
 
     def reading(self) -> AbstractContextManager[None]:
-        """Inside, members may be read by their paths; `OutputError` if they were not what windows have added."""
+        """Inside, members may be read by their paths; `OutputError` if something else has changed them."""
 
     def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file of the run, named by `Names.files`, that is written in one go when all windows are done.
+        """A file of the run, by its name in `Names.files`, that is written in one go after the last window.
 
-        Members may be read inside, as in `reading`.
+        Inside, members may be read, as in `reading`.
         """
 
     def commit(self, document: dict[str, Any], stop: Stop) -> dict[str, Any]:
-        """Finish rows, bad rows and the report `document`; returns the report as it was written."""
+        """Finish rows, bad rows and the report `document`; returns the report as written."""
 
     def give_up(self) -> str | None:
-        """End a run that has no row: only its bad rows are kept. Returns the path of the errors file, if there is one.
+        """End a run that scored no row: keep only its bad rows. Returns the path of the errors file, if there is one.
 
-        An older output stays, with its report.
+        An older output and its report are left as they are.
         """
 
     @property
     def holds_rows(self) -> bool:
-        """Whether there is an older output that is not empty."""
+        """Whether an older output exists and is not empty."""
 
     @property
     def errors_file(self) -> str | None:
         """The path of the errors file, if the finished run has one."""
 
 
-def open_destination(  # noqa: PLR0913 (what a run has decided by then)
+def open_destination(  # noqa: PLR0913 (all that a run has decided by then)
     names: Names,
     shape: Shape,
     selection: Selection,
@@ -126,10 +130,17 @@ def open_destination(  # noqa: PLR0913 (what a run has decided by then)
     members: Sequence[str] = (),
     paths: RunPaths | None = None,
 ) -> Destination:
-    """The destination that `names` asks for; refuses what cannot be written before anything is computed.
+    """The destination for `names`; refuses what cannot be written, before anything is computed.
 
-    terms: how the job of a file is kept; without them nothing is left of a run that stops. members: what windows add to
-    besides rows and errors. paths: all that the run reads and writes; by default it reads `inputs` alone.
+    Args:
+        names: What the run writes.
+        shape: Of the rows.
+        selection: What is kept of each list.
+        inputs: What the run reads.
+        overwrite: Existing files may be replaced.
+        terms: How the job is kept; without them a stopped run keeps nothing.
+        members: Of the job, besides rows and errors.
+        paths: All that the run reads and writes; by default it reads only `inputs`.
     """
     refuse_table_pipe(names)
     paths = paths or paths_of_inputs(names, inputs, overwrite=overwrite)
@@ -145,21 +156,21 @@ def open_destination(  # noqa: PLR0913 (what a run has decided by then)
 
 
 def _refuse_names_twice(path: str) -> None:
-    """`InputError` for a table two columns of which have one name, where rows become objects."""
-    # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
+    """`InputError` for a table with two columns of the same name, if its rows become JSON objects."""
+    # Imported here, because pyarrow takes 0.2 s, which a run on JSONL does not need.
     from rerank_cli.formats import parquet
 
     names = parquet.column_names(path)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(
-            f"{path}: column `{twice}` occurs {names.count(twice)} times, and an object holds a name once",
+            f"{path}: column `{twice}` occurs {names.count(twice)} times, but a JSON object holds a name once",
             hint="rename one of them, or write a table: `-o OUT.parquet`",
         )
 
 
 class ErrorRows:
-    """Bad rows as lines of a stream. written: whether there are any."""
+    """Writes bad rows to a stream, a line each. written: whether there are any."""
 
     def __init__(self, stream: BinaryIO, shape: Shape) -> None:
         self._stream = stream
@@ -173,7 +184,7 @@ class ErrorRows:
 
 
 class FileDestination:
-    """Rows to a file; satisfies `Destination`. A window is held in memory until it is finished."""
+    """Rows to a file; implements `Destination`. A window is held in memory until it is finished."""
 
     sink: JsonlSink | ParquetSink
     errors: ErrorRows
@@ -202,11 +213,11 @@ class FileDestination:
         if self._out.is_dir():
             raise OutputError(f"{self._out}: is a folder", hint="name a file in it")
         if not isinstance(self._out, UrlPath) and self._out.exists() and not self._out.is_file():
-            raise OutputError(f"{self._out}: is no regular file", hint="`--output -` writes to stdout")
+            raise OutputError(f"{self._out}: is not a regular file", hint="`--output -` writes to stdout")
         try:
             self.refuse_existing()
         except OutputError:
-            if not Job.is_begun(names.output):  # else its own files may be among them
+            if not Job.is_begun(names.output):  # the files may be those of an unfinished job
                 raise
 
     def __enter__(self) -> Self:
@@ -244,7 +255,7 @@ class FileDestination:
         with (
             naming(self._names.files[name]),
             self._job.writing(name) as file,
-            io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream,  # Parquet comes in small pieces
+            io.BufferedWriter(_Appending(file), _BUFFER_BYTES) as stream,  # Parquet is written in small pieces
             self.reading(),
         ):
             yield stream
@@ -253,7 +264,7 @@ class FileDestination:
         """See `Destination`."""
         job = self._job
         job.checkpoint()
-        job.append({"rows": self._take_rows()})  # what belongs to the run as a whole (`score --top-n`)
+        job.append({"rows": self._take_rows()})  # the rows of the run as a whole (`score --top-n`)
         work = "rows"
         if isinstance(self.sink, ParquetSink):
             work = "output"
@@ -265,7 +276,7 @@ class FileDestination:
                 name = self._names.output
                 self.sink.finish(file, job.path("rows"), name, output_format(self._names), stop.check)
         elif not job.size("rows"):
-            job.append({"rows": compressed(b"", self._names.output)})  # an empty file is no gzip and no zstd file
+            job.append({"rows": compressed(b"", self._names.output)})  # an empty file is not valid gzip or zstd
         with naming(self._out):
             for kind in self._names.results:
                 document |= {kind: self._output_facts(kind, work if kind == "output" else kind)}
@@ -278,12 +289,12 @@ class FileDestination:
         return document
 
     def names_to_give(self) -> dict[str, Path]:
-        """The work files of a completed job and their final names, that of the output last.
+        """The work files of a completed job with their final paths, that of the output last.
 
-        Raises `KeyError` or `ValueError` where its journal does not say what they are.
+        Raises `KeyError` or `ValueError` if the journal does not say what they are.
         """
         completed = self._job.completed
-        assert completed is not None, "nothing is placed before it is complete"
+        assert completed is not None, "only a complete job gives names"
         if completed["work"] not in ("rows", "output") or completed["errors"] not in (True, False):
             raise ValueError(f"a completed job of {completed['work']!r}")
         names = {name: path for name, path in self._names.files.items() if name != "errors" or completed["errors"]}
@@ -291,7 +302,7 @@ class FileDestination:
         return names
 
     def place(self, names: dict[str, Path], stop: Stop) -> None:
-        """Give work files their names; until the first has it, a request to stop is heard."""
+        """Give work files their names. A request to stop counts until the first file has its name."""
         self._has_errors = "errors" in names
         errors = self._names.files["errors"]
         outdated = [errors] if not self._has_errors and self._paths.was_there(errors) else []
@@ -304,7 +315,7 @@ class FileDestination:
             file.append(data)
 
     def _output_facts(self, kind: str, work: str) -> dict[str, Any]:
-        """What a report says of an output, which lies in a work file until it gets its name."""
+        """What the report says about an output, while it is still a work file."""
         size, sha256 = self._job.seal(work)
         modified = self.path(work).stat().st_mtime_ns
         return {"path": str(self._names.files[kind]), "sha256": sha256, "bytes": size, "modified_ns": modified}
@@ -339,7 +350,7 @@ class FileDestination:
             self.sink = JsonlSink(self._rows, self._shape, self._selection)
 
     def _open_parts(self) -> list[pa.NativeFile]:
-        """The tables so far, those of the running window behind the others."""
+        """The tables so far: those of finished windows, then those of the current one."""
         import pyarrow as pa
 
         return [pa.OSFile(str(self._job.path("rows"))), pa.BufferReader(self._rows.getvalue())]
@@ -350,16 +361,16 @@ class FileDestination:
         return data if is_table or not data else compressed(data, self._names.output)
 
     def refuse_existing(self, *, anew: bool = False) -> None:
-        """Raise `OutputError` if an output is there and may not be replaced. anew: objects are asked for once more."""
+        """`OutputError` if an output exists and may not be replaced. anew: ask the stores once more."""
         self._paths.refuse_existing(self._job.is_mine, anew=anew)
 
     def was_done(self) -> None:
-        """Another run has finished this one's work, which goes."""
+        """Note that another process has finished this run, so its work can be removed."""
         self._job.was_done()
 
 
 class StdoutDestination:
-    """Rows to stdout, flushed after each window; satisfies `Destination`. Nothing is kept for a later process."""
+    """Rows to stdout, flushed after each window; implements `Destination`. Nothing is kept for a later process."""
 
     sink: JsonlSink | ParquetSink
     errors: ErrorRows
@@ -381,7 +392,7 @@ class StdoutDestination:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        # Vectors may be gigabytes: they are written where they will lie.
+        # Vectors may be gigabytes, so the work folder lies beside their final path.
         beside = Path(self._names.embeddings).parent if self._names.embeddings else None
         beside = None if is_url(self._names.embeddings) else beside
         self._paths.open_pipes(self._stack)
@@ -410,7 +421,7 @@ class StdoutDestination:
 
     def reading(self) -> AbstractContextManager[None]:
         """See `Destination`."""
-        return nullcontext()  # the folder is this run's alone, and has no name that is known
+        return nullcontext()  # nobody else knows the name of the temporary folder
 
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
@@ -435,7 +446,7 @@ class StdoutDestination:
             if self.errors.written:
                 self._place("errors", errors, stop)
             elif errors.is_file() and self._paths.may_replace(errors, errors.lstat()):
-                remove_file(errors, self._files)  # of an earlier run, whose bad rows are good now
+                remove_file(errors, self._files)  # an earlier run left it, and this one has no bad rows
         return document
 
     def give_up(self) -> str | None:
@@ -464,13 +475,13 @@ class StdoutDestination:
 
 
 def paths_of_inputs(names: Names, inputs: Sequence[Input], *, overwrite: bool) -> RunPaths:
-    """The paths of a run that reads inputs alone."""
+    """The paths of a run that reads only inputs."""
     read = {f"input {number}": path_of(item.path) for number, item in enumerate(inputs, 1) if item.path != STDIN}
     return RunPaths(names, read, folders=folders_of(inputs), overwrite=overwrite)
 
 
 def _holds_rows(path: Path) -> bool:
-    """Whether an output has content; one that cannot be read is not known to be empty."""
+    """Whether an output has content; true also if it cannot be read."""
     try:
         with path.open("rb") as raw:
             if raw.read(4) == b"PAR1":
@@ -484,18 +495,18 @@ def _holds_rows(path: Path) -> bool:
 
 
 def place_page(names: Names, document: Mapping[str, Any], paths: RunPaths, files: Files) -> None:
-    """The page of a run that had finished before, whose report is `document`, if `names` ask for one."""
+    """Write the HTML page of a run that had finished before, if `names` has one. document: its report."""
     if (page := names.files.get("page")) is not None:
         data = render_report(document, names.title)
         if page.is_file() and page.read_bytes() == data:
-            return  # it got its name from what an earlier process had left
+            return
         if page.exists() and not is_special(page) and not paths.may_replace(page, page.lstat()):
             raise OutputError(f"{page}: exists", hint="`--overwrite` replaces it")
         write_file(page, data, files, may_replace=paths.may_replace)
 
 
 class _Appending(io.RawIOBase):
-    """A work file as a stream to write to."""
+    """A work file as a writable stream."""
 
     def __init__(self, file: WorkFile) -> None:
         self._file = file
@@ -511,16 +522,16 @@ class _Appending(io.RawIOBase):
 
 
 class _Named(io.FileIO):
-    """A file whose faults name it."""
+    """A file whose errors name it."""
 
     def write(self, data: Any) -> int:
-        """Write what the file takes of `data`."""
+        """Write; returns how many bytes were written."""
         with naming(Path(os.fsdecode(self.name))):
             return super().write(data)
 
 
 def _drain(stream: io.BytesIO) -> bytes:
-    """What a stream holds, which is empty then."""
+    """Empty a stream and return what it held."""
     data = stream.getvalue()
     stream.seek(0)
     stream.truncate()

@@ -1,12 +1,11 @@
-"""What one process of a run leaves for the next: a state with every window, and notes of single windows.
+"""What one process of a run leaves for the next: a state with each commit, and notes of single windows.
 
-A run that goes on reads its input again and scores from the first window that is not committed. What is not in the rows
+A resumed run reads its input again and scores from the first window that is not committed. What is not in the rows
 comes from the journal:
 
-    state   the numbers so far (`Totals`), the comparison with fp32, the digest of the images of finished rows, the
-            texts that an embedding model has read, threads and token budget, how far the run is and its rate (of the
-            last commit alone)
-    notes   the values for `--qrels`, the best rows of `score --top-n`, the calibration of an int8 model (all of them)
+    state   of the last commit: the totals so far (`Totals`), the comparison with fp32, the digest of the images of
+            finished rows, the texts that an embedding model has read, threads and token budget, progress and speed
+    notes   of all windows: the measures for `--qrels`, the best rows of `score --top-n`, an int8 model's calibration
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ if TYPE_CHECKING:
 
 
 class Resume:
-    """Takes a run over from an earlier process, and commits windows for a later one.
+    """Resumes a run from what an earlier process has left, and commits windows for a later one.
 
     Args:
-        destination: Knows what an earlier process has left, and gets what this one leaves.
-        output: What the user calls the output.
+        destination: Has the job on disk.
+        output: The output as the user typed it.
         plan: Made for this process.
-        totals, precision, evaluator, best: What grows with the windows; None where the run has none of it.
-        progress: Begins where the earlier process has ended.
+        totals, precision, evaluator, best: What grows with the windows; None if the run does not have it.
+        progress: Continues from where the earlier process ended.
     """
 
-    def __init__(  # noqa: PLR0913 (what grows with the windows)
+    def __init__(  # noqa: PLR0913 (all that grows with the windows)
         self,
         destination: Destination,
         output: str,
@@ -64,12 +63,12 @@ class Resume:
         self._progress = progress
 
     def begin(self, on_note: Callable[[str], None], count: Callable[[], int | None]) -> Plan:
-        """Take over what is left, and say so; returns the plan that the run has begun with.
+        """Take over what an earlier process has left, and note it; returns the plan that the run began with.
 
-        count: counts the rows of the run, if that is soon done.
+        count: counts the rows of the run, or gives None if that would take long.
         """
         if (state := self._destination.state) is not None:
-            # Both can move the last digit of a logit, and depend on what else the machine does: a run ends as it began.
+            # These can move the last digit of a logit, and depend on the load of the machine: a run keeps them.
             self._plan = replace(
                 self._plan,
                 threads=state["threads"],
@@ -87,7 +86,7 @@ class Resume:
         return self._plan
 
     def pass_over(self, windows: Windows) -> None:
-        """Read the windows that an earlier process has finished; raises `JobChangedError` if their images changed."""
+        """Skip the windows that an earlier process has finished; `JobChangedError` if their images have changed."""
         state, last = self._destination.state, self._destination.next_window - 1
         if state is None:
             return
@@ -98,15 +97,19 @@ class Resume:
                 self._best.restore(window, notes[window.number])
             if window.number == last:
                 if self._images.digest != state["images"]:
-                    raise Job.changed(self._output, "an image file of its finished rows was changed")
+                    raise Job.changed(self._output, "an image file of its finished rows has changed")
                 return
 
     def commit(
         self, window: Window, engine: Engine, texts: EmbeddedTexts | None, cascade: Mapping[str, Any] | None = None
     ) -> None:
-        """Hand a window that is written to the destination, with what a later process must know.
+        """Hand a written window to the destination, with the state for a later process.
 
-        cascade: what that is of two scorers.
+        Args:
+            window: That was written.
+            engine: May have been calibrated on it.
+            texts: That an embedding model has read.
+            cascade: The state of a cascade.
         """
         self._images.add(window)
         self._progress.end_window(window.share, self._totals.counts.rows_in)
@@ -131,8 +134,8 @@ class Resume:
 
 
 def _describe_earlier(rows: int, total: int | None, said: Mapping[str, Any]) -> str:
-    """What an earlier process has done; said: `Progress.state` of it."""
-    text = f"goes on after {rows_of(rows, total, said.get('share'))}, which an earlier process has finished"
+    """A note on what an earlier process has done. said: its `Progress.state`."""
+    text = f"resumes after {rows_of(rows, total, said.get('share'))}, which an earlier process has finished"
     if speed := said.get("pairs_per_second"):
         text += f" at {speed:,.1f} pairs/s"
     left = said.get("seconds_left")
@@ -140,17 +143,17 @@ def _describe_earlier(rows: int, total: int | None, said: Mapping[str, Any]) -> 
 
 
 @contextmanager
-def say_stopped(
+def noting_kept(
     progress: Progress, inputs: Sequence[Input], read: ReadOptions, shard: object, *, kept: bool
 ) -> Iterator[None]:
-    """Inside, a run that is stopped says what is kept of it and how long the rest takes.
+    """Inside, the error of a stopped run gets a note on what is kept, and how long the rest takes.
 
     Args:
         progress: Of the run.
-        inputs: Read it.
-        read: As `inputs`.
-        shard: Set where the run does a share of the input, whose rows are not counted.
-        kept: A later process may go on.
+        inputs: Of the run; their rows are counted.
+        read: How the rows are read.
+        shard: Set if the run does a share of the input; then the rows are not counted.
+        kept: Whether a later process can resume.
     """
     try:
         yield

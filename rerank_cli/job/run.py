@@ -2,11 +2,11 @@
 
     options -> checkpoint -> plan -> destination -> engine -> windows -> report
 
-Everything that can be refused is refused before weights are loaded: the inputs, the output's name, the model's files,
-the plan, an unfinished job that is another one. A run that has been done already is recognised before torch is
-imported, which is why nothing here imports it at the top.
+What can be refused is refused before weights are loaded: inputs, the output's name, the model's files, the plan, an
+unfinished job that differs. A run that has finished before is recognised before torch is imported, so nothing here
+imports torch at the top.
 
-`_score_all` is the loop over windows; `resume.py` says what goes from one process of a run to the next.
+`_score_all` is the loop over windows; `resume.py` says what one process of a run leaves for the next.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.precision_choice import choose_precision, refuse_unfit_choice
 from rerank_cli.job.prepare import Prepared, find_first, find_known, prepare_inputs
 from rerank_cli.job.progress import Progress
-from rerank_cli.job.resume import Resume, say_stopped
+from rerank_cli.job.resume import Resume, noting_kept
 from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.score_store.run_store import RunStore
@@ -54,20 +54,20 @@ from rerank_cli.report import document as reports
 if TYPE_CHECKING:
     from rerank_cli.engine import Engine
 
-_HASH_SECONDS = 1.0  # how long a finished run waits to know all files by their content; later it can look at them again
+_HASH_SECONDS = 1.0  # how long the end of a run waits for the SHA-256 of its files; a later run can read them again
 
 
 @dataclass(slots=True)
 class Watcher:
-    """What a run tells while it goes on; each hook may be None."""
+    """The hooks that a run calls as it proceeds; each may be None."""
 
     on_start: Callable[[Checkpoint, Plan], None] | None = None  # the plan, before weights are loaded
     on_note: Callable[[str], None] | None = None  # something the user should know
     on_error: Callable[[RowError], None] | None = None  # each bad row of this process
-    on_batch: Callable[[int, int], None] | None = None  # pairs and tokens, when the device has got them
+    on_batch: Callable[[int, int], None] | None = None  # pairs and tokens of each finished batch
     on_progress: Callable[[Counts, float | None], None] | None = None
     """After each window: the counts, and the share of the run that is finished (None from a pipe)."""
-    progress: Progress = field(default_factory=Progress)  # may be asked from any thread
+    progress: Progress = field(default_factory=Progress)  # any thread may read it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,14 @@ def run_job(
     stop: Stop | None = None,
     open_engine: OpensEngine = open_engine,
 ) -> Outcome:
-    """Do the whole run and leave its output, errors file and report; raises `RerankError` for what stops it.
+    """Do the whole run, with output, errors file and report; raises `RerankError` for what stops it.
 
-    files: how the output is written. stop: how the run is stopped from outside, besides signals and its deadline.
+    Args:
+        options: Of the run.
+        watcher: Its hooks are called as the run proceeds.
+        files: The calls that write the output.
+        stop: Stops the run from outside, besides signals and its deadline.
+        open_engine: Loads the model.
     """
     watcher, stop, files = watcher or Watcher(), stop or Stop(), files or Files()
     began = time.time_ns()
@@ -105,7 +110,7 @@ def run_job(
         watch.look(paths_read(options, inputs))
         watch.look(files_of_folder(options.model))
         known = find_known(options)
-        assert known.checkpoint is not None, "find_known has read it"
+        assert known.checkpoint is not None, "`find_known` reads it"
         first = find_first(options, known)
         read = paths_read(options, inputs) | model_files(known.checkpoint)
         if first and first.checkpoint:
@@ -123,7 +128,7 @@ def run_job(
             return _done_before(done, options, paths, files)
         if not may_continue and names.output != STDOUT and watcher.on_note:
             watcher.on_note("a pipe cannot be read again: if this run is stopped, the next one starts over")
-        # The fingerprint takes what was asked, and the plan what it came to.
+        # With `--precision auto:SHARE` the fingerprint has `auto:SHARE`, and the plan the precision that was found.
         chosen, choice = choose_precision(options, inputs, known, open_engine=open_engine, stop=stop)
         prepared = prepare_inputs(chosen, inputs, known, first)
         if choice:
@@ -154,7 +159,7 @@ def run_job(
             members=members,
             paths=paths,
         )
-        with say_stopped(watcher.progress, inputs, prepared.read, options.shard, kept=may_continue), destination:
+        with noting_kept(watcher.progress, inputs, prepared.read, options.shard, kept=may_continue), destination:
             if isinstance(destination, FileDestination):
                 if (completed := destination.completed) is not None:
                     with reading_journal(names.output):
@@ -163,7 +168,7 @@ def run_job(
                     destination.place(given, stop)
                     place_page(options.names, completed["report"], paths, files)
                     return done_before
-                # Again: another process may have finished while this one waited for the lock.
+                # Asked again, because another process may have finished the run while this one waited for the lock.
                 if asked and (done := finished_report(names, asked)):
                     destination.was_done()
                     return _done_before(done, options, paths, files)
@@ -176,11 +181,11 @@ def run_job(
 
 
 def _is_left_alone(names: Names, paths: RunPaths) -> bool:
-    """Whether there is a report and no work on its output: a store is asked for the work only where there is one."""
+    """Whether there is a report and no unfinished job. A store is asked for the job only if there is a report."""
     return paths.was_there(names.files["report"]) and not Job.is_begun(names.output)
 
 
-def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stages of a run one after another)
+def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; the stages of a run, one after another)
     options: JobOptions,
     prepared: Prepared,
     destination: Destination,
@@ -194,7 +199,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
     images: WatchedImages,
     watch: Watch,
 ) -> Outcome:
-    """Load the model, score what no earlier process has, and leave rows, bad rows and the report."""
+    """Load the model, score what earlier processes have not, and write rows, bad rows and the report."""
     note = watcher.on_note or (lambda text: None)
     with reading_journal(options.names.output):
         watcher.progress.begin()
@@ -210,13 +215,13 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
     )
     with reading_journal(options.names.output):
         plan = resume.begin(note, lambda: count_rows(prepared.inputs, prepared.read) if options.shard is None else None)
-    options.error_limit.check(totals.counts, last=False)  # of an earlier process, which has stopped for it
+    options.error_limit.check(totals.counts, last=False)  # an earlier process may have reached the limit
     _tell_start(watcher, prepared, plan)
     with ExitStack() as stack:
         if fingerprint:
             fingerprint.start()
             stack.callback(fingerprint.stop)
-        watch.check()  # weights are opened by a library, which would wait for what is a pipe by now
+        watch.check()  # a library opens the weights, and would wait if one was replaced by a pipe
         engine = open_engine(plan, prepared.checkpoint, precision.calibration, on_note=watcher.on_note)
         stack.callback(engine.close)
         stop.check()
@@ -254,7 +259,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
                 began = time.perf_counter()
                 output.write(window)
                 written = time.perf_counter()
-                totals.timing.write += written - began  # before the commit, which says it to the next process
+                totals.timing.write += written - began  # before the commit, which records it for the next process
                 images.finish(window.encoded.window)
                 resume.commit(window.encoded.window, engine, texts, scorers.state)
                 totals.timing.write += time.perf_counter() - written
@@ -265,7 +270,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (what `run_job` has prepared; the stag
         refuse_worse(totals, destination, options)
         output.finish(note)
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
-        watch.check()  # before the report reads them again: one may be a pipe by now
+        watch.check()  # the report reads files again, and would wait if one was replaced by a pipe
         document = _report(options, prepared, plan, totals, engine, texts) | dict(prepared.found) | precision.document()
         document |= scorers.document(totals.counts)
         if prepared.calibration:
@@ -290,7 +295,7 @@ def _tell_start(watcher: Watcher, prepared: Prepared, plan: Plan) -> None:
 
 
 def _counted_batches(totals: Totals, watcher: Watcher, *, of_all: bool = True) -> Callable[[int, int], None]:
-    """What counts batches. of_all: they are those of all pairs; others read some of them again."""
+    """A hook that counts batches. of_all: count their pairs too; off for a scorer that reads pairs a second time."""
 
     def on_batch(pairs: int, tokens: int) -> None:
         totals.observed.add_batch(totals.seconds, pairs, tokens)
@@ -308,8 +313,8 @@ def _write_whole(
     evaluator: Evaluator | None,
     texts: EmbeddedTexts | None,
 ) -> Evaluation | None:
-    """Write what belongs to the run as a whole, and evaluate it."""
-    if texts:  # pairs share texts and images, and each was read once
+    """Write `--embeddings` and `--per-query`, and evaluate the run."""
+    if texts:  # pairs share texts and images, and each was read once, so the counts are those of texts
         totals.counts.put(texts.state["work"])
         if options.names.embeddings:
             with destination.writing("embeddings") as file:
@@ -370,10 +375,10 @@ def _report(
     document["first_error"] = totals.first_error
     if totals.counts.in_errors_file and (errors := options.names.files.get("errors")):
         document["errors_file"] = str(errors)
-    if texts:  # the lengths are those of pairs, and texts are what is read
+    if texts:  # the use of the device follows from lengths of pairs, and an embedder reads texts
         document["embedded"] = texts.facts
     elif prepared.first is None:
-        from rerank_cli.engine.scorer import LocalEngine  # torch is there by now
+        from rerank_cli.engine.scorer import LocalEngine  # imports torch, which is loaded by now
 
         document["speed"] |= reports.use_of_device(
             prepared.checkpoint, plan, totals.counts, totals.timing,
@@ -383,13 +388,13 @@ def _report(
 
 
 def _done_before(report: dict[str, Any], options: JobOptions, paths: RunPaths, files: Files) -> Outcome:
-    """What a run did that had finished before, with the page that is asked for now."""
+    """The outcome of a run that had finished before; writes its page if one is wanted now."""
     place_page(options.names, report, paths, files)
     return _outcome_of(report, options)
 
 
 def _outcome_of(report: dict[str, Any], options: JobOptions) -> Outcome:
-    """What a finished run did, by its report."""
+    """The outcome of a finished run, by its report."""
     evaluation = None
     if found := report.get("evaluation"):
         evaluation = Evaluation.of_report(found)
@@ -401,7 +406,7 @@ def _outcome_of(report: dict[str, Any], options: JobOptions) -> Outcome:
 
 @contextmanager
 def reading_journal(out: str) -> Iterator[None]:
-    """A journal that says what this program never wrote is another program's, whatever its checksums."""
+    """Inside, a journal with values that this program does not write is refused, although its checksums are right."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -409,7 +414,7 @@ def reading_journal(out: str) -> Iterator[None]:
 
 
 def _members(options: JobOptions, prepared: Prepared, *, may_continue: bool) -> tuple[str, ...]:
-    """What the windows of this run add to besides rows and errors."""
+    """The members of the job besides rows and errors."""
     family = prepared.first.family if prepared.first else prepared.family
     if not family.embeds:
         return ()

@@ -83,9 +83,15 @@ def folders_of(inputs: Sequence[Input]) -> set[str]:
 class RunPaths:
     """The paths of one run; raises `UsageError` or `OutputError` for what is refused.
 
-    names: what the run writes. read: what it reads, by name. folders: whose files are inputs. models: the folders of
-    the checkpoints. store: the folder of known scores. overwrite: existing files may be replaced. Whether an object at
-    a URL exists is asked once.
+    A store is asked once whether an object exists.
+
+    Args:
+        names: What the run writes.
+        read: What it reads, by name.
+        folders: Whose files are inputs.
+        models: The folders of the checkpoints.
+        store: The folder of known scores.
+        overwrite: Existing files may be replaced.
     """
 
     def __init__(
@@ -123,9 +129,9 @@ class RunPaths:
         """Descriptors of the pipes and devices that `open_pipes` opened."""
 
     def refuse_existing(self, is_mine: Callable[[Path], bool] = lambda _: False, *, anew: bool = False) -> None:
-        """`OutputError` if a file is there and may not be replaced.
+        """`OutputError` if a file exists and may not be replaced.
 
-        is_mine: whether the same job wrote a file. anew: ask once more whether an object at a URL exists.
+        is_mine: whether the same job wrote a file. anew: ask the stores once more.
         """
         urls = [path for path in self._names.files.values() if isinstance(path, UrlPath) and anew]
         now = dict(zip(urls, at_once([path.exists for path in urls]), strict=True))
@@ -138,7 +144,7 @@ class RunPaths:
                 raise OutputError(f"{path}: exists", hint="`--overwrite` replaces it when the run is complete")
 
     def was_there(self, path: Path) -> bool:
-        """Whether a path that the run writes was taken when it began."""
+        """Whether a path that the run writes existed when it began."""
         return self._there[path] is not None
 
     def _find_leftovers(self) -> set[Path]:
@@ -234,7 +240,7 @@ class RunPaths:
             if identity in seen or any(_are_one_name(path, other) for other in seen.values()):
                 raise UsageError(
                     f"{path.resolve()}: two outputs in one file",
-                    hint="--output, --errors, --report, --embeddings and --per-query differ",
+                    hint="give --output, --errors, --report, --embeddings and --per-query different paths",
                 )
             seen[identity] = path
 
@@ -269,9 +275,11 @@ def _folded(path: Path) -> str:
 
 
 def _refuse_unwritable_url(path: UrlPath) -> os.stat_result | None:
-    """`OutputError` if the URL cannot be written to; else the facts of an object that is there, or None."""
+    """`OutputError` if the URL cannot be written to; else the stat of the object there, or None."""
     if not path.url.key or path.url.key.endswith("/"):
-        raise OutputError(f"{path}: cannot be written: it names no object", hint=f"for example {path / 'out.jsonl'}")
+        raise OutputError(
+            f"{path}: cannot be written: it names a bucket or a folder", hint=f"for example {path / 'out.jsonl'}"
+        )
     with naming(path):
         refuse_unwritable(path)
         return _lstat(path)
@@ -292,7 +300,7 @@ def _is_errors_file(path: Path) -> bool:
 def _identity_of_stream(stream: object) -> Iterable[Identity]:
     """The identity of a standard stream, if it is a regular file."""
     with suppress(OSError, ValueError, AttributeError):
-        found = os.fstat(stream.fileno())  # type: ignore[attr-defined]
+        found = os.fstat(stream.fileno())  # type: ignore[attr-defined]  # a stream without it is suppressed
         if stat.S_ISREG(found.st_mode):
             yield found.st_dev, found.st_ino
 

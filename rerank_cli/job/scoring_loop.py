@@ -1,25 +1,26 @@
 """The one loop: windows of whole queries in, ranked windows out, one after the other.
 
     rows -> candidate lists -> windows   thread `read` (`windows.py`)
-    windows -> token ids                 thread `tokenise`; page images ahead of it (`encoding/images/ahead.py`)
+    windows -> token ids                 thread `tokenise`; page images are read before (`encoding/images/ahead.py`)
     token ids -> logits                  the engine: in this process, or in processes of its own
     logits -> ranks                      the caller's thread, which gets each window when it is ranked
 
-The input and the options alone cut windows, and batches never cross windows: the same run computes the same batches. A
-window with many images is encoded and scored in parts (`image_parts.py`). An engine of several processes, or on a GPU,
-has some parts under way at a time (`Engine.depth`) and computes while the caller writes; their logits are taken in the
-order of the input. Pairs with the same texts and image are scored once in a window, and with `KnownScores` once in a
-run (as far as its table holds), or in all runs that share a store.
+Windows are cut by the input and the options alone, and batches never cross windows: so the same run computes the same
+batches. A window with many images is encoded and scored in parts (`image_parts.py`). An engine of several processes, or
+on a GPU, has several parts at a time (`Engine.depth`) and computes while the caller writes; their logits are taken in
+the order of the input. Equal pairs are scored once in a window; with `KnownScores`, once in a run (as far as its table
+reaches), or once in all runs that share a store.
 
-The stages are joined by short queues (`Ahead`). Their heavy parts release the interpreter lock (file and decompression,
-the Rust tokenizer, torch), so three threads are enough to hide reading and tokenising behind the engine.
+The stages are joined by short queues (`Ahead`). Their heavy parts release Python's global interpreter lock (reading and
+decompression, the Rust tokenizer, torch), so three threads are enough to hide reading and tokenising behind the engine.
 
-Memory holds four windows and those under way, whatever the size of the file: a stage that waits holds one, and so does
-a stage that is finished and finds no room in the next queue. With images there is one more, whose images are read
-before its turn.
+Memory holds four windows and those that the engine has, whatever the size of the file: each queue holds one, and each
+thread holds one that it works on or that waits for a place in the queue. With images there is one more, whose images
+are read before its turn.
 
-Every row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
-becomes a `RowError`. In a list it takes the whole list with it (one row in, one row out), in a flat group only itself.
+Each row ends in exactly one place: `rows in = rows out + rows in errors + blank lines`. A row that cannot be scored
+becomes a `RowError`. A bad passage of a list makes the whole list a bad row (one row in, one row out); in a flat group
+only the row itself is bad.
 """
 
 from __future__ import annotations
@@ -55,24 +56,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_POLL_SECONDS = 0.1  # between two looks whether the other end of a queue has gone
-_WAIT_SECONDS = 0.05  # for the engine, before the loop looks whether there is more for it to do
+_POLL_SECONDS = 0.1  # between two checks whether the other end of a queue has closed
+_WAIT_SECONDS = 0.05  # for the engine, before the loop checks whether another part is ready for it
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredWindow:
     """A window whose pairs are scored and ranked."""
 
-    encoded: EncodedWindow  # its distinct pairs, without pixels; those that have no logit are problems
+    encoded: EncodedWindow  # its distinct pairs, without pixels; a pair without a logit is a problem
     logits: npt.NDArray[np.float32]  # of the distinct pairs
-    ranked: list[RankedList]  # the complete rankings: no selection has dropped anything
+    ranked: list[RankedList]  # complete rankings, before any selection
     errors: list[RowError]  # all bad rows of the window; those of one file in the order of the file
     counts: Mapping[str, int]  # what the engine and the images add to `Counts`, by name
-    known: frozenset[int] = frozenset()  # of the distinct pairs, those that a store knew
-    repeated: frozenset[int] = frozenset()  # those that an earlier window of this process had
+    known: frozenset[int] = frozenset()  # the distinct pairs whose scores came from a store
+    repeated: frozenset[int] = frozenset()  # the distinct pairs that an earlier window of this process had
 
 
-def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
+def score_windows(  # noqa: PLR0913 (the command line and the Python API need different ones)
     windows: Windows,
     encoder: Encoder | ReadsImages,
     engine: Engine,
@@ -87,21 +88,21 @@ def score_windows(  # noqa: PLR0913 (a run and the Python API each need some)
     on_batch: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Generator[ScoredWindow]:
-    """Score `windows` in their order. To be closed, which ends its threads.
+    """Score `windows` in their order; the caller closes the generator, which ends its threads.
 
     Args:
-        windows: Those to score. An engine that must be calibrated sees the first of the whole input.
-        encoder: Makes token ids of pairs.
-        engine: Makes logits of token ids.
-        pool: Joins the logits of the chunks of a pair.
-        blend: Joins the order of the logits with the given one.
+        windows: To score. An engine that needs calibration gets the first window of the whole input.
+        encoder: Turns pairs into token ids.
+        engine: Turns token ids into logits.
+        pool: Joins the logits of a pair's chunks.
+        blend: Joins the order by logit with the given order.
         known: Scores that need not be computed.
         image_processes: How many processes may read page images.
-        stop: Asked after each batch and while nothing comes. The caller holds it where it must not interrupt.
-        timing: Grows by what each stage takes.
-        on_submit: Told the tokens that the engine gets, and the share of the input when they are done.
-        on_batch: Told the pairs and tokens of each batch that the device gets.
-        on_note: Told when a process that reads images is lost, in the thread `tokenise`.
+        stop: Asked after each batch, and while the loop waits. The caller holds it where it must not interrupt.
+        timing: Each stage adds its time.
+        on_submit: Gets the tokens that the engine gets, and the share of the input that is finished with them.
+        on_batch: Gets the pairs and tokens of each batch.
+        on_note: Gets a message if a process that reads images is lost; called in the thread `tokenise`.
     """
     stop, timing = stop or Stop(), timing or Timing()
 
@@ -153,10 +154,10 @@ class _Stages:
     on_submit: Callable[[int, float | None], None] | None
     on_batch: Callable[[int, int], None]
     on_note: Callable[[str], None] | None
-    must_calibrate: bool  # the engine can score nothing before it has seen some pairs
+    must_calibrate: bool  # the engine cannot score before it has seen some pairs
     known: KnownScores | None
-    sample: list[EncodedPair] = field(default_factory=list)  # of the first window, for an engine to be calibrated
-    share: float = 0.0  # of the input, when all parts that the engine was given are done
+    sample: list[EncodedPair] = field(default_factory=list)  # pairs of the first window, to calibrate the engine
+    share: float = 0.0  # of the input that is finished when the engine has done all parts it was given
 
     def read(self) -> Iterator[Window]:
         """The windows, timed; runs in the thread `read`."""
@@ -174,7 +175,7 @@ class _Stages:
 
     def encode(self) -> Iterator[EncodedPart]:
         """The parts of the windows with their token ids; runs in the thread `tokenise`."""
-        # A run that stops here stops the reader too.
+        # Closing this stage also stops the reader.
         with (
             closing(Ahead(self.read(), name="read")) as windows,
             images_ahead(self.encoder, self.image_processes, self.on_note) as encoder,
@@ -192,7 +193,7 @@ class _Stages:
                     began, of_images = time.perf_counter(), images.seconds if images else 0.0
 
     def compute(self, parts: Ahead[EncodedPart]) -> Iterator[tuple[EncodedPart, ScoredPart]]:
-        """The parts with their logits, in order. The engine has as many as it wants, and never waits for another."""
+        """The parts with their logits, in order. The engine has up to `depth` parts, and does not wait for more."""
         under_way: deque[tuple[EncodedPart, Pending]] = deque()
         is_more = True
         busy_since = 0.0
@@ -218,15 +219,14 @@ class _Stages:
                     self.engine.wait(_WAIT_SECONDS)
 
     def submit(self, part: EncodedPart) -> Pending:
-        """Give the engine a part, and before the first one what it must see to be calibrated.
+        """Give the engine a part; before the first one, calibrate the engine if it needs that.
 
-        It sees the first window of the input, not of what this run does of it: so every shard, and a run that goes on,
-        has the scores of a run of the whole. Only where that window has no pair that can be scored, those of `part`
-        serve.
+        It is calibrated on the first window of the whole input, so shards and resumed runs have the scores of one run.
+        Only if no pair of that window can be scored, it is calibrated on `part`.
         """
         sample = self.sample or part.pairs
         if sample and self.must_calibrate:
-            assert isinstance(self.engine, NeedsCalibration), "else it need not be calibrated"
+            assert isinstance(self.engine, NeedsCalibration), "`must_calibrate` is set for such engines only"
             self.engine.calibrate(sample)
             self.must_calibrate = False
             self.windows.keep_first, self.windows.first, self.sample = False, None, []
@@ -239,11 +239,11 @@ class _Stages:
         return pending
 
     def share_after(self, part: EncodedPart) -> float | None:
-        """The share of the input that is done with `part`; a part of a window is its share of what is left of it."""
+        """The share of the input that is finished with `part`."""
         until = part.window.share
         if until is None:
             return None
-        if part.places is None:  # more parts of the window come; how many is not known
+        if part.places is None:  # the window has more parts; how many is not known, so estimate from the pairs
             pairs = sum(len(item.passages) for item in part.window.lists)
             until = self.share + (until - self.share) * len(part.members) / max(len(part.members), pairs)
         self.share = until
@@ -251,34 +251,34 @@ class _Stages:
 
 
 def _places_known(found: FoundPairs | None) -> tuple[frozenset[int], frozenset[int]]:
-    """Of the pairs of a window, those that a store knew, and those that an earlier window had."""
+    """The pairs of a window whose scores came from a store, and those that an earlier window had."""
     known: frozenset[int] = frozenset(found.known) if found else frozenset()
     return (frozenset(), known) if found and found.repeats else (known, frozenset())
 
 
 def in_order(errors: list[RowError]) -> list[RowError]:
-    """Bad rows in the order of their file, whenever each was found out; those of several files as they come."""
+    """Bad rows in the order of their file; those of several files stay as they are."""
     return sorted(errors, key=lambda error: error.row) if len({error.file for error in errors}) == 1 else errors
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """What comes behind the last item."""
+    """Follows the last item."""
 
     error: BaseException | None = None  # of the source, if it raised one
 
 
 class Ahead(Generic[T]):
-    """What a source yields, produced by a thread that keeps `depth` items ready and one more in its hand.
+    """The items of a source, produced by a thread: `depth` items wait in a queue, and the thread holds one more.
 
-    An exception of the source is raised here, after the items before it. Nothing runs before the first item is asked
-    for. Closing this stops the thread at its next item; a source that is a generator is closed in its own thread.
+    An exception of the source is raised here, after the items before it. The thread starts when the first item is asked
+    for. Closing this stops the thread at its next item; a generator is closed in the thread that runs it.
 
     Args:
         source: Yields the items.
-        depth: How many wait. Few, because it bounds memory.
+        depth: How many items wait. Few, to bound memory.
         name: Of the thread.
-        check: Called while an item is waited for; what it raises ends the waiting.
+        check: Called while this waits for an item; an exception of it ends the wait.
     """
 
     def __init__(
@@ -318,26 +318,26 @@ class Ahead(Generic[T]):
 
     @property
     def is_ready(self) -> bool:
-        """The next item, or that there is none, can be had without waiting."""
+        """Whether `next` returns, or ends, without waiting."""
         return self._is_closed.is_set() or not self._items.empty()
 
     def close(self) -> None:
-        """Take no more."""
+        """Stop the thread."""
         self._is_closed.set()
 
     def _fill(self, source: Iterable[T]) -> None:
-        """Send all of `source` and its end; runs in the thread."""
+        """Put all items of `source` and its end into the queue; runs in the thread."""
         try:
             if all(self._put(item) for item in source):
                 self._put(_End())
-        except BaseException as error:  # noqa: BLE001 (it is raised again in the consumer's thread)
+        except BaseException as error:  # noqa: BLE001 (raised again in the consumer's thread)
             self._put(_End(error))
         finally:
             if isinstance(source, Generator):
                 source.close()
 
     def _put(self, item: T | _End) -> bool:
-        """Wait for room; False if nobody takes any more."""
+        """Put an item as soon as the queue has a place; False if this was closed."""
         while not self._is_closed.is_set():
             try:
                 self._items.put(item, timeout=_POLL_SECONDS)
@@ -351,7 +351,7 @@ class Ahead(Generic[T]):
 def images_ahead(
     encoder: Encoder | ReadsImages, processes: int, on_note: Callable[[str], None] | None
 ) -> Iterator[Encoder | ReadsImages]:
-    """The encoder for one pass over an input, whose images up to so many processes may read ahead."""
+    """The encoder for one pass over an input; up to `processes` processes read its images ahead."""
     if isinstance(encoder, ReadsImages):
         with closing(encoder.images.ahead(processes, on_note)) as images:
             yield encoder.with_images(images)
@@ -360,7 +360,7 @@ def images_ahead(
 
 
 def expect_images(window: Window, images: ImagesAhead, known: KnownScores | None = None) -> None:
-    """Let the images of the window be read ahead, in the order in which `encode_parts` asks for them."""
+    """Start reading the images of a window, in the order in which `encode_parts` asks for them."""
     passages: Iterable[Passage] = (passage for item in window.lists for passage in item.passages)
     if known:
         passages = known.asked_of(window)
@@ -368,7 +368,7 @@ def expect_images(window: Window, images: ImagesAhead, known: KnownScores | None
 
 
 def one_ahead(windows: Ahead[Window], images: ImagesAhead, known: KnownScores | None = None) -> Iterator[Window]:
-    """`windows`, the images of each expected before its turn: with the one before it, if it is there by then."""
+    """`windows`; the images of each are expected with the window before it, if that is ready by then."""
     seen: Window | None = None
     fault: Exception | None = None
     while window := seen or next(windows, None):
@@ -378,7 +378,7 @@ def one_ahead(windows: Ahead[Window], images: ImagesAhead, known: KnownScores | 
         if windows.is_ready:
             try:
                 seen = next(windows, None)
-            except Exception as error:  # noqa: BLE001 (it is raised after the window before it)
+            except Exception as error:  # noqa: BLE001 (it is raised again, after the current window)
                 fault = error
             if seen:
                 expect_images(seen, images, known)

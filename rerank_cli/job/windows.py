@@ -24,7 +24,7 @@ class Share:
 
     shard: int = 1  # from 1
     shards: int = 1
-    lines: int = 1  # rows and blank lines of the input, as far as known; only decides how even the shares are
+    lines: int = 1  # rows and blank lines of the input, perhaps estimated; only decides how even the shares are
 
     def of(self, windows: Iterable[Window]) -> Iterator[Window]:
         """The windows of this share; a window belongs to the share of its first line."""
@@ -95,7 +95,7 @@ class Windows:
 
 
 def wanted_of(items: Iterable[Grouped], depth: int | None, *, drop_duplicates: bool) -> Iterator[Grouped]:
-    """`items` with the passages that are scored: the first `depth` of each list, if asked without duplicates."""
+    """`items` with only the passages to score: the first `depth` of each list, without duplicates if asked."""
     for item in without_duplicates(items) if drop_duplicates else items:
         if depth is None or not isinstance(item, CandidateList) or len(item.passages) <= depth:
             yield item

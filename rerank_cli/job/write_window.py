@@ -25,8 +25,8 @@ class WindowWriter:
         destination: Where rows and bad rows go.
         selection: What is kept of each list, or with `whole` of the whole run (`score --top-n`).
         counts: What is written is added here.
-        whole: Rows are pairs, not lists: the best ones are kept until the end.
-        released: The `Stop` of a run to a pipe: a request to stop must not wait for a reader that is busy or asleep.
+        whole: Rows are pairs, not lists; with `top_n` the best ones of the run are kept until the end.
+        released: The `Stop` of a run to stdout: a request to stop must not wait for a reader that is busy or asleep.
         on_error: Gets each bad row.
         count_empty: Count lists that give no row (rows to train on).
     """
@@ -75,7 +75,7 @@ class WindowWriter:
         return sum(rows)
 
     def finish(self, note: Callable[[str], None] = lambda text: None) -> None:
-        """Write the best rows of the whole run, if they were kept; say which lists gave nothing."""
+        """Write the best rows of the whole run, if they were kept; note how many lists gave no row or are empty."""
         if empty := self._counts.lists_without_rows:
             note(f"note: {empty:,} lists gave no row: too few negatives lie below their positives by the margins")
         if empty := self._counts.empty_lists:

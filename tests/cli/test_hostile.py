@@ -171,7 +171,7 @@ def test_an_input_that_has_gone_is_named_and_the_job_waits_for_it(tmp_path: Path
     (tmp_path / "away").rename(source)
     used, said = watched(*arguments)
     assert used["code"] == 3
-    assert "goes on after 72 of " in said
+    assert "resumes after 72 of " in said
 
 
 def test_a_pipe_is_read_without_resume_and_says_so_once(tmp_path: Path, tiny_model: str) -> None:

@@ -235,7 +235,7 @@ def test_a_run_that_was_stopped_says_what_is_kept_and_the_next_begins_there(tmp_
     assert percent == round(100 * kept / 640)
     second = watch(command, seconds_per_token=4e-4)
     assert second.code == 0, second.said
-    assert f"goes on after {kept} of 640 rows ({percent} %), which an earlier process has finished at " in second.said
+    assert f"resumes after {kept} of 640 rows ({percent} %), which an earlier process has finished at " in second.said
     check(second, begins_at=percent)
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 640
 

@@ -173,4 +173,4 @@ def test_what_does_not_change_bytes_does_not_matter(tmp_path: Path, runs: Runs, 
     }
     done = runs.run(stopped, inputs=(str(tmp_path / "moved.jsonl"),), options=options)
     assert done.code == 0, done.said
-    assert "goes on after" in done.said
+    assert "resumes after" in done.said

@@ -147,7 +147,7 @@ def test_a_machine_that_lives_keeps_its_lock_whatever_a_clock_says(
         worked, waited = sorted(runs.together(*both), key=lambda done: -done.code)
         assert (worked.code, waited.code) == (3, 0), (worked, waited)
         assert "nothing to do" in waited.said
-        assert "goes on after" not in worked.said
+        assert "resumes after" not in worked.said
         assert worked.seconds > 2.5 * lease
 
 
@@ -165,5 +165,5 @@ def test_a_machine_that_died_loses_its_lock_when_its_lease_is_over(
     assert refused.code == 11, refused.said
     done = runs.run(asked_of(bucket, bucket.endpoint, pairs, "far/out.jsonl", tmp_path / "other"))
     assert done.code == 3, done.said
-    assert "goes on after" in done.said
+    assert "resumes after" in done.said
     assert left_by(bucket, "far") == wanted

@@ -54,7 +54,7 @@ def test_a_run_waits_in_its_folder_until_there_is_room(
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     again = runs.run(asked)
     assert again.code == 0
-    assert "goes on after" in again.said
+    assert "resumes after" in again.said
     (small_disk / "ballast").unlink()
     assert outputs(small_disk) == outputs(tmp_path / "whole")
 
@@ -138,7 +138,7 @@ def test_a_full_device_is_no_output_file(wide: str) -> None:
     with program("score", wide, "-o", "/dev/full", "--out-format", "jsonl", stderr=subprocess.PIPE) as process:
         _, said = process.communicate(timeout=300)
     assert process.returncode == 4
-    assert b"/dev/full: is no regular file" in said
+    assert b"/dev/full: is not a regular file" in said
 
 
 @pytest.mark.parametrize("fault", ["EACCES", "EROFS"])
@@ -168,4 +168,4 @@ def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path, wide: str) -> N
     with program(*arguments[:-4], stderr=subprocess.PIPE) as process:
         _, said = process.communicate(timeout=300)
     assert process.returncode == 0
-    assert b"goes on after" in said
+    assert b"resumes after" in said

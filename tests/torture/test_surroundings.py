@@ -55,7 +55,7 @@ def test_a_run_whose_memory_is_taken_away_is_finished_by_the_next_one(
     assert (tmp_path / "run" / "out.jsonl.job" / "journal").stat().st_size > 0
     again = runs.run(asked, group=memory_group)
     assert again.code == 3, again.said
-    assert "goes on after" in again.said
+    assert "resumes after" in again.said
     assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
 
 
@@ -72,7 +72,7 @@ def test_a_clock_that_jumps_changes_no_byte(tmp_path: Path, runs: Runs, pairs: s
     assert runs.run(asked, output=str(tmp_path / "killed" / "out.jsonl"), at=30).code == -9
     again = runs.run(asked, output=str(tmp_path / "killed" / "out.jsonl"), jump=jump)
     assert again.code == 3, again.said
-    assert "goes on after" in again.said
+    assert "resumes after" in again.said
     assert outputs(tmp_path / "jump") == outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
 
 
@@ -145,7 +145,7 @@ def test_names_that_a_file_system_takes_for_one_are_one(
     assert runs.run(asked, at=30).code == -9
     done = runs.run(asked, output=str(there / "OUT.jsonl"))
     assert done.code == 3, done.said
-    assert "goes on after" in done.said
+    assert "resumes after" in done.said
     elsewhere = runs.run(asked, output=str(tmp_path / "out.jsonl"))
     assert elsewhere.code == 3
     assert (there / "out.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()

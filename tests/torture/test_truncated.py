@@ -48,6 +48,6 @@ def test_the_next_run_ends_right_whatever_is_lost(
         (copy / "out.jsonl.job" / name).write_bytes(work[:offset] + flipped)
         done = runs.run(Asked((pairs,), str(copy / "out.jsonl"), {"pairs": True}))
         assert done.code == 3, done.said
-        assert "goes on after" in done.said
+        assert "resumes after" in done.said
         assert outputs(copy) == outputs(folder / "whole"), f"{name} {damage} at {offset}"
         shutil.rmtree(copy)

@@ -658,5 +658,5 @@ def test_two_columns_of_one_name_are_not_written_as_objects(tmp_path: Path) -> N
     columns = [pa.array(["tea"]), pa.array(["x"]), pa.array(["1"]), pa.array(["2"])]
     table = pa.Table.from_arrays(columns, names=["query", "passage", "n", "n"])
     path = write_table(tmp_path / "in.parquet", table)
-    with pytest.raises(InputError, match="column `n` occurs 2 times, and an object holds a name once"):
+    with pytest.raises(InputError, match="column `n` occurs 2 times, but a JSON object holds a name once"):
         run_files([path], tmp_path / "out.jsonl")

@@ -292,7 +292,7 @@ def test_a_run_whose_finished_images_were_changed_does_not_go_on(
     with pytest.raises(JobChangedError) as caught:
         run(source, out, model=EMBEDDER)
     assert caught.value.message == (
-        f"{out}.job: the unfinished job in it differs from this run: an image file of its finished rows was changed"
+        f"{out}.job: the unfinished job in it differs from this run: an image file of its finished rows has changed"
     )
     assert "--restart" in str(caught.value.hint)
     assert getattr(caught.value, "__notes__", []) == []
