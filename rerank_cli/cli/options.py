@@ -246,7 +246,7 @@ SCORING = [
     option("--skip", int, group=RUN, into="skip", metavar="N", min=0, help="Leave out the first N rows."),
     option(
         "--store", str, group=RUN, into="store", metavar="DIR",
-        help="Folder of scores that runs share: what one has computed, the others find.",
+        help="Folder of scores and vectors that runs share: what one has computed, the others find.",
     ),
     option(
         "--store-limit", int, group=RUN, into="store_limit", metavar="SIZE", parse=parse_size,

@@ -203,10 +203,15 @@ def _say_cascade(both: Mapping[str, Any]) -> None:
 def _say_store(stored: Mapping[str, Any]) -> None:
     """Say what the store saved."""
     saved = stored["seconds_saved"]
-    time = f", about {_duration(saved)} saved" if saved is not None and stored["found"] else ""
+    texts = stored.get("texts")
+    is_found = stored["found"] or (texts and texts["found"])
+    time = f", about {_duration(saved)} saved" if saved is not None and is_found else ""
+    of_texts = ""
+    if texts:
+        of_texts = f"; {texts['asked']:,} texts asked, {texts['found']:,} found, {texts['embedded']:,} embedded"
     say(
         f"store {stored['path']}: {stored['asked']:,} pairs asked, {stored['found']:,} found, "
-        f"{stored['computed']:,} computed{time}"
+        f"{stored['computed']:,} computed{of_texts}{time}"
     )
 
 

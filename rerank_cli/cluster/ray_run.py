@@ -226,15 +226,21 @@ def _sum_stores(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not parts:
         return {}
     saved = [part["seconds_saved"] for part in parts if part["seconds_saved"] is not None]
+    texts = [part["texts"] for part in parts if "texts" in part]
     return {
         "store": {
             "path": parts[0]["path"],
-            **{name: sum(part[name] for part in parts) for name in ("asked", "found", "computed", "added", "damaged")},
+            **_sums(parts, ("asked", "found", "computed", "added", "damaged")),
             "seconds_saved": round(sum(saved), 3) if saved else None,
             "bytes": max(part["bytes"] for part in parts),
             "notes": list(dict.fromkeys(text for part in parts for text in part["notes"])),
+            **({"texts": _sums(texts, ("asked", "found", "embedded"))} if texts else {}),
         }
     }
+
+
+def _sums(parts: Sequence[Mapping[str, int]], names: Sequence[str]) -> dict[str, int]:
+    return {name: sum(part[name] for part in parts) for name in names}
 
 
 def _make_outcome(manifest: dict[str, Any], folder: OutputFolder, *, was_done: bool) -> Outcome:

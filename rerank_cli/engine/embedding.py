@@ -4,6 +4,8 @@ Each distinct text and image is embedded once in a run, however many pairs it st
 of the token ids and the image. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with an image
 or without.)
 
+With `known` a text is embedded once in its life: its vector may be that of another run.
+
 A vector can differ in its last digit with the batch it was computed in. So a run that is resumed in another process
 gets the vectors of the windows before (`restore`), and forms the batches that it would have formed.
 """
@@ -11,9 +13,10 @@ gets the vectors of the windows before (`restore`), and forms the batches that i
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +39,25 @@ T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
 
 _KEY_BYTES = 16
-_RESTORED_VECTORS = 1024  # at a time
+_AT_A_TIME = 1024  # vectors that are restored, or asked of `known`
+
+
+class KnownVectors(Protocol):
+    """The vectors that any run has computed, by the keys of their texts (`EmbeddingEngine.keys`)."""
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """Those of `keys` that are known, as they were added."""
+
+    def add(self, vectors: Mapping[bytes, Vectors], *, tokens: int, seconds: float) -> None:
+        """Keep `vectors`. tokens, seconds: of their texts, and what these have taken."""
 
 
 class EmbeddingEngine(InProcess):
     """The plan's embedding model in this process. Loads the weights when it is made.
 
-    dimensions: numbers in a vector. texts: how many were embedded so far. work: what the model has read so far, by the
-    names of a run's counts; less than what the pairs hold together.
+    dimensions: numbers in a vector. known: asked for vectors before they are computed, if it is set. texts: how many
+    were embedded so far; found, tokens_found: how many were known, and their tokens. work: what the model has read so
+    far, by the names of a run's counts; less than what the pairs hold together.
     """
 
     def __init__(
@@ -70,7 +84,8 @@ class EmbeddingEngine(InProcess):
         self._store = VectorStore(self._model.dimensions)
         self._fresh: list[bytes] = []
         self.dimensions = self._model.dimensions
-        self.texts = 0
+        self.known: KnownVectors | None = None
+        self.texts = self.found = self.tokens_found = 0
         self.work = {"tokens": 0, "images": 0, "tiles": 0, "image_tokens": 0}
 
     @property
@@ -117,18 +132,20 @@ class EmbeddingEngine(InProcess):
         return self._store.get(keys)
 
     def take_fresh(self) -> bytes:
-        """The vectors that were computed since the last call, with their keys, for `restore`."""
+        """The vectors that were computed or found since the last call, with their keys, for `restore`."""
         fresh, self._fresh = self._fresh, []
         return b"".join(fresh)
 
-    def restore(self, stream: BinaryIO, *, texts: int, work: Mapping[str, int]) -> None:
+    def restore(
+        self, stream: BinaryIO, *, texts: int, work: Mapping[str, int], found: int = 0, tokens_found: int = 0
+    ) -> None:
         """Take what an earlier process has embedded of the run, `take_fresh` after `take_fresh`."""
         size = _KEY_BYTES + 4 * self.dimensions
-        while block := stream.read(size * _RESTORED_VECTORS):
-            found = [block[start : start + size] for start in range(0, len(block), size)]
-            vectors = {entry[:_KEY_BYTES]: np.frombuffer(entry[_KEY_BYTES:], dtype=np.float32) for entry in found}
+        while block := stream.read(size * _AT_A_TIME):
+            entries = [block[start : start + size] for start in range(0, len(block), size)]
+            vectors = {entry[:_KEY_BYTES]: np.frombuffer(entry[_KEY_BYTES:], dtype=np.float32) for entry in entries}
             self._store.put(vectors)
-        self.texts, self.work = texts, dict(work)
+        self.texts, self.work, self.found, self.tokens_found = texts, dict(work), found, tokens_found
 
     def is_new(self, mark: bytes) -> bool:
         """Whether this is the first time in the run that `mark` is asked about."""
@@ -138,6 +155,8 @@ class EmbeddingEngine(InProcess):
     def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> dict[bytes, EncodingProblem]:
         """Embed the texts that have no vector yet; returns why some still have none."""
         keys = self._store.missing(list(texts))
+        if self.known:
+            keys = self._without_known(texts, keys, self.known)
         self._see([texts[key] for key in keys])
         lengths = [len(texts[key].input_ids) for key in keys]
 
@@ -146,18 +165,38 @@ class EmbeddingEngine(InProcess):
 
         # A device that computes behind the host gets the next batch before the vectors of this one are stored.
         ahead = 1 if self._transfer.overlaps else 0
+        began = time.perf_counter()
         for batch, arriving in _lag_behind(self._batches.run(lengths, embed, self.trouble), ahead):
             vectors = self._numbers([texts[keys[place]] for place in batch], arriving)
             made = {keys[place]: vector for place, vector in zip(batch, vectors, strict=True)}
-            self._store.put(made)
-            self._fresh += [key + vector.tobytes() for key, vector in made.items()]
             tokens = sum(lengths[place] for place in batch)
+            if self.known:
+                self.known.add(made, tokens=tokens, seconds=time.perf_counter() - began)
+            self._keep(made)
             self.texts += len(batch)
             self.work["tokens"] += tokens
             if on_batch:
                 on_batch(0, tokens)
+            began = time.perf_counter()
         failed, self.trouble.failed = self.trouble.failed, {}
         return {keys[place]: problem for place, problem in failed.items()}
+
+    def _without_known(self, texts: Mapping[bytes, EncodedPair], keys: list[bytes], known: KnownVectors) -> list[bytes]:
+        """The keys that have no known vector; those of the others are taken."""
+        left: list[bytes] = []
+        for begin in range(0, len(keys), _AT_A_TIME):
+            asked = keys[begin : begin + _AT_A_TIME]
+            found = known.find(asked)
+            self._keep(found)
+            self.found += len(found)
+            self.tokens_found += sum(len(texts[key].input_ids) for key in found)
+            left += [key for key in asked if key not in found]
+        return left
+
+    def _keep(self, vectors: Mapping[bytes, Vectors]) -> None:
+        """Keep vectors for the run, and for `take_fresh`."""
+        self._store.put(vectors)
+        self._fresh += [key + vector.tobytes() for key, vector in vectors.items()]
 
     def _numbers(self, texts: Sequence[EncodedPair], arriving: Arriving) -> Vectors:
         """The vectors of a batch; those that are not finite come from the model in fp32."""

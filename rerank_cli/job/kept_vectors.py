@@ -1,7 +1,7 @@
 """The vectors and texts that a run with an embedding model keeps beside its rows.
 
-    vectors     each vector with its key, in the order of computing. A resumed run reads them back, so that a text is
-                embedded once in a run, not once in each process.
+    vectors     each vector with its key, in the order of computing or, with a store, of finding. A resumed run reads
+                them back, so that a text is embedded once in a run, not once in each process.
     texts       `--embeddings` only: a JSON line for each distinct query and passage, `[kind, text, image, key, mark]`,
                 in the order in which the input first names them. Passages are the same if text and image are named
                 alike.
@@ -79,8 +79,12 @@ class EmbeddedTexts:
 
     @property
     def state(self) -> dict[str, Any]:
-        """How many texts the run embedded, and how many tokens the model read for that (`EmbeddingEngine.work`)."""
-        return {"texts": self._engine.texts, "work": dict(self._engine.work)}
+        """How many texts the run embedded and found, and what the model read for that (`EmbeddingEngine.work`)."""
+        engine = self._engine
+        return {
+            "texts": engine.texts, "work": dict(engine.work), "found": engine.found,
+            "tokens_found": engine.tokens_found,
+        }  # fmt: skip
 
     @property
     def facts(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ import torch
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
+from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.prepare import find_known, prepare_model
 from rerank_cli.job.score_store.logit_facts import depends_on_batch
@@ -18,7 +19,7 @@ from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.models import Calibrates, RerankModel, load_embedder, load_model
 from rerank_cli.models.embedder import Embedder
 from rerank_cli.planning.choices import ProfileRequest
-from rerank_cli.records import EncodedPair
+from rerank_cli.records import EncodedPair, ImageBlock, Tiles
 from tests.parity.conftest import HERE
 
 PACKED = ["bert-ce-open", "xlmr-ce-open", "modernbert-ce-open"]
@@ -108,24 +109,53 @@ def test_a_logit_by_tiles_is_the_same_to_the_bit_in_every_batch(precision):
         assert in_batches(model, pairs, size).tobytes() == alone.tobytes(), size
 
 
-@pytest.mark.parametrize("name", ["deberta-ce-open", "llama-rerank-open", "bert-ce-open"])
-def test_which_logits_depend_on_their_batch_is_told(name):
-    options = JobOptions((), Names("-"), model=str(HERE / name / "checkpoint"), request=ProfileRequest(device="cpu"))
+@pytest.mark.parametrize(
+    ("name", "precision", "varies"),
+    [
+        ("deberta-ce-open", "fp32", True), ("llama-rerank-open", "fp32", True), ("bert-ce-open", "fp32", False),
+        ("nemotron-vl-embed-open", "fp32", False), ("nemotron-vl-embed-open", "fp16", True),
+    ],
+)  # fmt: skip
+def test_which_results_depend_on_their_batch_is_told(name, precision, varies):
+    request = ProfileRequest(device="cpu", precision=precision)
+    options = JobOptions((), Names("-"), model=str(HERE / name / "checkpoint"), request=request)
     prepared = prepare_model(options, find_known(options))
-    told = depends_on_batch(prepared, prepared.plan)
-    assert (told is None) == (name == "bert-ce-open")
+    assert (depends_on_batch(prepared, prepared.plan) is not None) == varies
 
 
 def embedded_in_batches(model: Embedder, texts: list[EncodedPair], size: int) -> np.ndarray:
-    """Vectors of length 1 in the order of `texts`, computed in shuffled batches of `size`."""
+    """Vectors in the order of `texts`, computed in shuffled batches of `size`."""
     order = list(range(len(texts)))
     random.Random(size).shuffle(order)
     vectors = np.empty((len(texts), model.dimensions), dtype=np.float32)
     with torch.inference_mode():
         for begin in range(0, len(order), size):
             batch = order[begin : begin + size]
+            model.see([texts[place] for place in batch])
             vectors[batch] = model.embed([texts[place] for place in batch]).numpy()
+    return vectors
+
+
+def of_length_1(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ["nemotron-vl-embed-open", "nemotron-vl-embed-fp8-open"])
+def test_a_vector_in_fp32_is_the_same_to_the_bit_in_every_batch(name):
+    """What a store of vectors promises; of texts and of pages."""
+    checkpoint = read_checkpoint(HERE / name / "checkpoint")
+    texts = random_pairs(checkpoint.within("llm_config").integer("vocab_size"), count=80)
+    generator = np.random.default_rng(2)
+    for tiles in (1, 3, 2, 1):
+        image = Tiles(generator.integers(0, 255, (tiles, 512, 512, 3)).astype(np.uint8))
+        length = tiles * read_vision_geometry(checkpoint).tokens_per_tile
+        ids = np.full(length + 9, 7, dtype=np.int32)
+        texts.append(EncodedPair(ids, len(ids), len(ids), ImageBlock(3, length, tiles, tiles, image)))
+    model = load_embedder(checkpoint, device="cpu", precision="fp32", attention="runs")
+    alone = embedded_in_batches(model, texts, 1)
+    assert len(np.unique(alone, axis=0)) == len(texts)
+    for size in (3, 8, len(texts)):
+        assert embedded_in_batches(model, texts, size).tobytes() == alone.tobytes(), size
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3), ("bf16", 2e-2)])
@@ -136,10 +166,10 @@ def test_a_cosine_does_not_depend_on_the_batch(name, precision, tolerance):
     checkpoint = read_checkpoint(HERE / name / "checkpoint")
     texts = random_pairs(checkpoint.within("llm_config").integer("vocab_size"), count=400)  # of 200 pairs
     model = load_embedder(checkpoint, device="cpu", precision=precision, attention="runs")
-    queries, passages = np.split(embedded_in_batches(model, texts, 1), 2)
+    queries, passages = np.split(of_length_1(embedded_in_batches(model, texts, 1)), 2)
     alone = (queries * passages).sum(axis=1)
     assert np.isfinite(alone).all()
     assert np.unique(alone).size > 100
     for size in (8, 32):
-        queries, passages = np.split(embedded_in_batches(model, texts, size), 2)
+        queries, passages = np.split(of_length_1(embedded_in_batches(model, texts, size)), 2)
         assert np.abs((queries * passages).sum(axis=1) - alone).max() <= tolerance, size

@@ -1,11 +1,13 @@
-"""Runs with a store are killed, started twice and cut in shards: the bytes stay those of a run without one."""
+"""Runs with a store are killed, started twice and cut in shards: the bytes stay those of a run without one.
+
+With a cross-encoder the store keeps logits, with an embedder the vectors of texts too."""
 
 from __future__ import annotations
 
 import json
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from rerank_cli.job.score_store.folder import DATABASE
 from tests.conftest import LONG
-from tests.torture.conftest import outputs
+from tests.torture.conftest import EMBEDDER, outputs
 from tests.torture.runs import Asked, Runs, serving
 
 STATES = ("cold", "half warm", "warm")
@@ -26,13 +28,22 @@ def runs() -> Iterator[Runs]:
         yield server
 
 
-def asked(folder: Path, pairs: str, store: Path | None, **options: object) -> Asked:
-    folder.mkdir(parents=True, exist_ok=True)
-    more = {} if store is None else {"store": str(store)}
-    return Asked((pairs,), str(folder / "out.jsonl"), {"pairs": True, **more, **options})
+@pytest.fixture(scope="module", params=["logits", "vectors"])
+def model(request: pytest.FixtureRequest) -> dict[str, str]:
+    return {"model": str(EMBEDDER)} if request.param == "vectors" else {}
 
 
-def filled(folder: Path, pairs: str, runs: Runs, state: str) -> Path:
+@pytest.fixture(scope="module")
+def asked(model: dict[str, str]) -> Callable[..., Asked]:
+    def made(folder: Path, pairs: str, store: Path | None, **options: object) -> Asked:
+        folder.mkdir(parents=True, exist_ok=True)
+        more = {} if store is None else {"store": str(store)}
+        return Asked((pairs,), str(folder / "out.jsonl"), {"pairs": True, **model, **more, **options})
+
+    return made
+
+
+def filled(folder: Path, pairs: str, runs: Runs, state: str, asked: Callable[..., Asked]) -> Path:
     """A store that knows nothing, some or all of the pairs."""
     store = folder / f"store {state}"
     if state != "cold":
@@ -46,7 +57,9 @@ def found_in(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory, pairs: str, runs: Runs) -> dict[str, bytes]:
+def wanted(
+    tmp_path_factory: pytest.TempPathFactory, pairs: str, runs: Runs, asked: Callable[..., Asked]
+) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("whole")
     assert runs.run(asked(folder, pairs, None)).code == 3
     return outputs(folder)
@@ -54,9 +67,9 @@ def wanted(tmp_path_factory: pytest.TempPathFactory, pairs: str, runs: Runs) -> 
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_run_that_is_killed_is_finished_by_the_next_one(
-    tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes], state: str
+    tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes], state: str, asked: Callable[..., Asked]
 ) -> None:
-    store = filled(tmp_path, pairs, runs, state)
+    store = filled(tmp_path, pairs, runs, state, asked)
     for at in range(9, 60, 1 if LONG else 30):
         one = asked(tmp_path / str(at), pairs, store)
         assert runs.run(one, at=at, fault="half").code in (-9, 3)
@@ -66,8 +79,10 @@ def test_a_run_that_is_killed_is_finished_by_the_next_one(
 
 
 @pytest.mark.parametrize("state", STATES if LONG else STATES[1:])
-def test_shards_share_a_store(tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes], state: str) -> None:
-    store = filled(tmp_path, pairs, runs, state)
+def test_shards_share_a_store(
+    tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes], state: str, asked: Callable[..., Asked]
+) -> None:
+    store = filled(tmp_path, pairs, runs, state, asked)
     for shards in range(1, 9) if LONG else (3,):
         folders = [tmp_path / f"{shards} {shard}" for shard in range(1, shards + 1)]
         parts = [asked(folder, pairs, store, shard=[place, shards]) for place, folder in enumerate(folders, 1)]
@@ -79,7 +94,7 @@ def test_shards_share_a_store(tmp_path: Path, runs: Runs, pairs: str, wanted: di
 
 
 def test_the_same_run_started_twice_has_one_output_and_one_store(
-    tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes]
+    tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes], asked: Callable[..., Asked]
 ) -> None:
     one = asked(tmp_path / "twice", pairs, tmp_path / "store")
     ends = runs.together(one, one)
@@ -89,7 +104,7 @@ def test_the_same_run_started_twice_has_one_output_and_one_store(
 
 @pytest.mark.timeout(20_000)
 def test_two_processes_that_are_killed_again_and_again_leave_no_wrong_entry(
-    tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes]
+    tmp_path: Path, runs: Runs, pairs: str, wanted: dict[str, bytes], asked: Callable[..., Asked]
 ) -> None:
     chance = random.Random(19)
     usual = runs.run(asked(tmp_path / "timed", pairs, None, limit=120)).seconds

@@ -218,7 +218,7 @@ class Cascade:
         saved = [one["seconds_saved"] for one in (a, b) if one["seconds_saved"] is not None]
         sums = {name: a[name] + b[name] for name in ("asked", "found", "computed", "added", "damaged")}
         notes = list(dict.fromkeys([*a["notes"], *b["notes"]]))
-        return {"store": b | sums | {"seconds_saved": round(sum(saved), 3) if saved else None, "notes": notes}}
+        return {"store": a | b | sums | {"seconds_saved": round(sum(saved), 3) if saved else None, "notes": notes}}
 
     def _warn(self) -> None:
         found = agreement_document(self._agreement)

@@ -73,6 +73,10 @@ class Rate:
     tokens: int = 0
     seconds: float = 0.0
 
+    def seconds_of(self, tokens: int) -> float | None:
+        """What so many tokens cost; None where nothing has been computed."""
+        return tokens * self.seconds / self.tokens if self.tokens else None
+
 
 class ScoreStore:
     """Entries that were added before, by this process or any other.

@@ -244,8 +244,7 @@ class KnownScores:
 
     def seconds_saved(self, tokens: int) -> float | None:
         """The time that pairs of so many tokens take where they are computed; None where that is not known."""
-        rate = self.store.rate(self._basis or b"")
-        return tokens * rate.seconds / rate.tokens if rate.tokens else None
+        return self.store.rate(self._basis or b"").seconds_of(tokens)
 
     @staticmethod
     def _keys(

@@ -13,13 +13,14 @@ from rerank_cli.job.options import JobOptions
 from rerank_cli.job.prepare import PreparedModel
 from rerank_cli.job.score_store import ScoreStore, Unusable, open_store
 from rerank_cli.job.score_store.known_scores import KnownScores
-from rerank_cli.job.score_store.logit_facts import basis_of, depends_on_batch, logit_facts
+from rerank_cli.job.score_store.known_vectors import StoredVectors
+from rerank_cli.job.score_store.logit_facts import basis_of, depends_on_batch, logit_facts, vector_facts
 from rerank_cli.job.score_store.memory_table import MemoryTable
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, Timing
 
 if TYPE_CHECKING:
-    from rerank_cli.engine import Engine
+    from rerank_cli.engine import EmbeddingEngine, Engine
 
 
 def read_calibration(value: bytes) -> Mapping[str, Any] | None:
@@ -53,21 +54,21 @@ class RunStore:
     ) -> None:
         self._path, self._engine = options.store, engine
         self._encodes_all = options.check_precision is not None
+        self._wants_vectors = options.names.embeddings is not None
         self._varies = depends_on_batch(prepared, plan)
         self._reads_texts = not isinstance(prepared.encoder, ReadsImages)
         self._told: list[str] = []
         self._on_note = on_note
         self._store: ScoreStore | None = None
         self._last: KnownScores | None = None
+        self._vectors: tuple[EmbeddingEngine, StoredVectors] | None = None
         if options.store is not None:
-            if options.names.embeddings:
-                self._tell("note: --store is not used: with `--embeddings` the vectors of all texts are computed")
-            else:
-                self._store = self._open_or_warn(options)
+            self._store = self._open_or_warn(options)
         self._facts: Mapping[str, Any] = {}  # of a run alone all pairs have the same
         if self._store is not None:
             self._facts = logit_facts(options, prepared, plan, engine.kernels)
             self._use_calibration(self._store)
+            self._use_vectors(self._store, basis_of(vector_facts(prepared, plan, engine.kernels), "vectors"))
 
     def _use_calibration(self, store: ScoreStore) -> None:
         """Give an engine that has none the calibration of the first run with this store, whose scores it then finds.
@@ -84,6 +85,15 @@ class RunStore:
                 f"note: --store: {found['pairs']} pairs of an earlier run have calibrated the model, so that its "
                 "scores are found; without the store the first window of this one would"
             )
+
+    def _use_vectors(self, store: ScoreStore, basis: bytes) -> None:
+        """Let an embedding engine ask the store before it embeds a text."""
+        from rerank_cli.engine.embedding import EmbeddingEngine  # torch is loaded by now
+
+        if isinstance(self._engine, EmbeddingEngine):
+            vectors = StoredVectors(store, basis, self._engine.dimensions)
+            self._engine.known = vectors
+            self._vectors = self._engine, vectors
 
     def _basis_of(self, calibration: Mapping[str, Any] | None) -> bytes:
         """All that decides a logit but the pair. A calibration that is the first of its model is kept."""
@@ -114,7 +124,10 @@ class RunStore:
         """What is known for a pass over an input; None where nothing may be. timing: of the pass.
 
         Without a store a pair that comes twice in the pass is computed once, where its logit is the same to the bit.
+        Where the vectors of all texts are wanted, texts are looked up, and pairs are not.
         """
+        if self._wants_vectors:
+            return None
         store = self._store or (None if self._varies or not self._reads_texts else MemoryTable())
         if store is None:
             return None
@@ -131,9 +144,16 @@ class RunStore:
             "notes": self._told,
         }  # fmt: skip
         if self._store is not None:
-            saved = self._last.seconds_saved(counts.tokens_found) if self._last else None
+            saved = [self._last.seconds_saved(counts.tokens_found) if self._last else None]
+            if self._vectors:
+                engine, vectors = self._vectors
+                found["texts"] = {
+                    "asked": engine.texts + engine.found, "found": engine.found, "embedded": engine.texts,
+                }  # fmt: skip
+                saved.append(vectors.seconds_saved(engine.tokens_found))
+            known = [one for one in saved if one is not None]
             found |= {
-                "seconds_saved": None if saved is None else round(saved, 3), "added": self._store.added,
+                "seconds_saved": round(sum(known), 3) if known else None, "added": self._store.added,
                 "damaged": self._store.damaged, "bytes": self._store.size,
             }  # fmt: skip
         return {"store": found}
