@@ -1,8 +1,9 @@
 """An embedding model as a place where pairs are scored: the cosine of two vectors, or the dot that is declared.
 
 Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept under a digest
-of the token ids and the image. Batches are cut by the tokens of texts. ("Text" is either side of a pair, with an image
-or without.)
+of the token ids and the image. ("Text" is either side of a pair, with an image or without.) What computes them is an
+engine like any other (`scorer.py`, `pool.py`), whose results are vectors: batches, several processes, memory that runs
+out and numbers that are none are its affair.
 
 With `known` a text is embedded once in its life: its vector may be that of another run.
 
@@ -14,31 +15,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import BinaryIO, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import EncodingProblem, split_pair
-from rerank_cli.engine.batching import FittingBatches, loaded_where_it_fits
 from rerank_cli.engine.protocols import OnBatch, Trouble
-from rerank_cli.engine.scorer import InProcess, name_faults
+from rerank_cli.engine.scorer import InProcess
 from rerank_cli.engine.vectors import VectorStore
-from rerank_cli.models import load_embedder
-from rerank_cli.models.embedder import Embedder
-from rerank_cli.models.transfer import Arriving, Transfer, transfer_for
-from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from rerank_cli.engine.pool import PoolEngine
+    from rerank_cli.engine.scorer import LocalEngine
+
 Vectors = npt.NDArray[np.float32]
 
 _KEY_BYTES = 16
+_WAIT_SECONDS = 1.0
 _AT_A_TIME = 1024  # vectors that are restored, or asked of `known`
 
 
@@ -53,37 +52,20 @@ class KnownVectors(Protocol):
 
 
 class EmbeddingEngine(InProcess):
-    """The plan's embedding model in this process. Loads the weights when it is made.
+    """The cosine (or dot) of vectors that an engine gives of texts. It takes `model`, and closes it.
 
     dimensions: numbers in a vector. known: asked for vectors before they are computed, if it is set. texts: how many
     were embedded so far; found, tokens_found: how many were known, and their tokens. work: what the model has read so
     far, by the names of a run's counts; less than what the pairs hold together.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        checkpoint: Checkpoint,
-        *,
-        model: Embedder | None = None,
-        exact: Embedder | None = None,
-        transfer: Transfer | None = None,
-    ) -> None:
-        if plan.device == "cpu":
-            torch.set_num_threads(plan.threads)
-        self._plan, self._checkpoint = plan, checkpoint
+    def __init__(self, checkpoint: Checkpoint, model: LocalEngine | PoolEngine) -> None:
         self._similarity = similarity_of(checkpoint)
-        self._batches = FittingBatches(plan.token_budget)
-        self._exact = exact  # the same model in fp32, loaded when it is needed
-        self._reruns = ""  # where it is, if it is not on the plan's device
+        self._model = model
         self.trouble = Trouble()
-        self._model = model or load_embedder(
-            checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
-        )
-        self._transfer = transfer or transfer_for(torch.device(plan.device))
-        self._store = VectorStore(self._model.dimensions)
+        (self.dimensions,) = model.shape
+        self._store = VectorStore(self.dimensions)
         self._fresh: list[bytes] = []
-        self.dimensions = self._model.dimensions
         self.known: KnownVectors | None = None
         self.texts = self.found = self.tokens_found = 0
         self.work = {"tokens": 0, "images": 0, "tiles": 0, "image_tokens": 0}
@@ -91,7 +73,12 @@ class EmbeddingEngine(InProcess):
     @property
     def kernels(self) -> str:
         """Which implementations the model runs on, in words, for the report."""
-        return self._model.kernels + self._reruns
+        return self._model.kernels
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """See `Engine`."""
+        return self._model.peak_bytes
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """The cosine (or dot product) of each pair, float32 [len(pairs)]; NaN where a vector of a cosine is zero."""
@@ -100,8 +87,7 @@ class EmbeddingEngine(InProcess):
         texts: dict[bytes, EncodedPair] = {}
         for pair, both in zip(pairs, keys, strict=True):
             texts |= dict(zip(both, split_pair(pair), strict=True))
-        with name_faults(self._plan.device):
-            failed = self._embed_missing(texts, on_batch)
+        failed = self._embed_missing(texts, on_batch)
         for place, both in enumerate(keys):
             if problem := next((failed[key] for key in both if key in failed), None):
                 self.trouble.failed[place] = problem
@@ -151,35 +137,27 @@ class EmbeddingEngine(InProcess):
         """Whether this is the first time in the run that `mark` is asked about."""
         return self._store.mark(mark)
 
-    @torch.inference_mode()
     def _embed_missing(self, texts: dict[bytes, EncodedPair], on_batch: OnBatch | None) -> dict[bytes, EncodingProblem]:
         """Embed the texts that have no vector yet; returns why some still have none."""
         keys = self._store.missing(list(texts))
         if self.known:
             keys = self._without_known(texts, keys, self.known)
-        self._see([texts[key] for key in keys])
-        lengths = [len(texts[key].input_ids) for key in keys]
-
-        def embed(batch: list[int]) -> Arriving:
-            return self._transfer.to_host(self._model.embed([texts[keys[place]] for place in batch]))
-
-        # A device that computes behind the host gets the next batch before the vectors of this one are stored.
-        ahead = 1 if self._transfer.overlaps else 0
+        asked = [texts[key] for key in keys]
+        self._count_images(asked)
         began = time.perf_counter()
-        for batch, arriving in _lag_behind(self._batches.run(lengths, embed, self.trouble), ahead):
-            vectors = self._numbers([texts[keys[place]] for place in batch], arriving)
-            made = {keys[place]: vector for place, vector in zip(batch, vectors, strict=True)}
-            tokens = sum(lengths[place] for place in batch)
-            if self.known:
-                self.known.add(made, tokens=tokens, seconds=time.perf_counter() - began)
-            self._keep(made)
-            self.texts += len(batch)
-            self.work["tokens"] += tokens
-            if on_batch:
-                on_batch(0, tokens)
-            began = time.perf_counter()
-        failed, self.trouble.failed = self.trouble.failed, {}
-        return {keys[place]: problem for place, problem in failed.items()}
+        pending = self._model.submit(asked, on_batch=on_batch and (lambda _, tokens: on_batch(0, tokens)))
+        while (scores := pending.scores()) is None:
+            self._model.wait(_WAIT_SECONDS)
+        self.trouble.add(replace(scores.trouble, failed={}), ())
+        failed = {keys[place]: problem for place, problem in scores.trouble.failed.items()}
+        made = {key: vector for key, vector in zip(keys, scores.logits, strict=True) if key not in failed}
+        tokens = sum(len(texts[key].input_ids) for key in made)
+        if self.known:
+            self.known.add(made, tokens=tokens, seconds=time.perf_counter() - began)
+        self._keep(made)
+        self.texts += len(made)
+        self.work["tokens"] += tokens
+        return failed
 
     def _without_known(self, texts: Mapping[bytes, EncodedPair], keys: list[bytes], known: KnownVectors) -> list[bytes]:
         """The keys that have no known vector; those of the others are taken."""
@@ -198,31 +176,8 @@ class EmbeddingEngine(InProcess):
         self._store.put(vectors)
         self._fresh += [key + vector.tobytes() for key, vector in vectors.items()]
 
-    def _numbers(self, texts: Sequence[EncodedPair], arriving: Arriving) -> Vectors:
-        """The vectors of a batch; those that are not finite come from the model in fp32."""
-        vectors: Vectors = arriving.wait().numpy()
-        again: list[int] = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
-        if again and self._plan.precision != "fp32":
-            self.trouble.reruns += len(again)
-            vectors = vectors.copy()
-            exact, some = self._exact_model(), [texts[place] for place in again]
-            exact.see(some)
-            vectors[again] = exact.embed(some).cpu().numpy()
-        return vectors
-
-    def _exact_model(self) -> Embedder:
-        if self._exact is None:
-
-            def load(device: str) -> Embedder:
-                return load_embedder(self._checkpoint, device=device, precision="fp32", attention="runs")
-
-            found, self._reruns = loaded_where_it_fits(load, self._plan.device)
-            self._exact = found
-        return self._exact
-
-    def _see(self, texts: Sequence[EncodedPair]) -> None:
-        """Let the vision tower see the images of `texts`, each distinct one once."""
-        self._model.see(texts)
+    def _count_images(self, texts: Sequence[EncodedPair]) -> None:
+        """Count what the vision tower is to see: each distinct image of `texts` once."""
         blocks = [text.block for text in texts if text.block]
         distinct = {block.image: block.tiles for block in blocks}
         self.work["images"] += len(distinct)
@@ -232,17 +187,7 @@ class EmbeddingEngine(InProcess):
     def close(self) -> None:
         """Drop the model and the vectors."""
         self._store.close()
-        del self._model
-
-
-def _lag_behind(items: Iterable[T], number: int) -> Iterator[T]:
-    """Each of `items`, once `number` more have been made."""
-    made: deque[T] = deque()
-    for item in items:
-        made.append(item)
-        if len(made) > number:
-            yield made.popleft()
-    yield from made
+        self._model.close()
 
 
 def _key(text: EncodedPair) -> bytes:

@@ -3,8 +3,8 @@
     pairs -> units -> the worker that has least to do -> logits back in their places
 
 A unit is a batch as `LocalEngine` would form it, so the logits do not depend on how many engines there are or which of
-them computes what. Pairs with images stay together, so that one tower sees each image, once. A worker has one unit in
-hand and one waiting.
+them computes what. Pairs with images stay together, so that one tower sees each image, once; but the texts of an
+embedding model, whose images differ, are shared out. A worker has one unit in hand and one waiting.
 
 A process that ends by itself (killed for its memory, a fault of the driver) is started again. The unit it had in hand
 is given out again in halves, until the pair that ends processes is found: a single pair that has ended `_TRIES` of them
@@ -97,7 +97,8 @@ class _Worker(Worker):
 class PoolEngine(SupervisedPool[_Worker]):
     """The plan's engines, each in a process of its own. Loads the models when it is made.
 
-    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. on_note: see `SupervisedPool`; patience: its `deaths`.
+    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. shape: see `LocalEngine`. on_note: see `SupervisedPool`;
+    patience: its `deaths`.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class PoolEngine(SupervisedPool[_Worker]):
         self._numbers = 0
         self._peaks: dict[tuple[str, int], int] = {}  # by device and place of a worker
         self.kernels = ""
+        self.shape: tuple[int, ...] = ()
         self._engines = len(plan.engines)
         self.depth = len(plan.engines) + 1
         try:
@@ -141,10 +143,12 @@ class PoolEngine(SupervisedPool[_Worker]):
 
     def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> _Submission:
         """See `Engine`."""
-        logits = np.full(len(pairs), np.nan, dtype=np.float32)
+        logits = np.full((len(pairs), *self.shape), np.nan, dtype=np.float32)
         submission = _Submission(pairs, on_batch, logits, len(pairs))
         if any(pair.block for pair in pairs):
-            self._waiting.append(_Work(submission, list(range(len(pairs)))))
+            # Texts of an embedding model have an image each, pairs of a list one together.
+            parts = min(self._engines, len(pairs)) if self.shape else 1
+            self._waiting.extend(_Work(submission, part.tolist()) for part in np.array_split(range(len(pairs)), parts))
         else:
             lengths = [len(pair.input_ids) for pair in pairs]
             batches = plan_batches(lengths, token_budget=self._budget, padded=self._padded)
@@ -171,7 +175,7 @@ class PoolEngine(SupervisedPool[_Worker]):
 
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """See `ScoresExactly`; one engine does it, as it loads the model once more for that."""
-        logits = np.full(len(pairs), np.nan, dtype=np.float32)
+        logits = np.full((len(pairs), *self.shape), np.nan, dtype=np.float32)
         submission = _Submission(pairs, None, logits, len(pairs))
         if pairs:
             self._waiting.appendleft(_Work(submission, list(range(len(pairs))), exact=True))
@@ -195,7 +199,7 @@ class PoolEngine(SupervisedPool[_Worker]):
             self._finish(worker, message)
         elif isinstance(message, EngineReady):
             self.kernels = f"{message.kernels}; {self._engines} processes"
-            worker.overlaps, worker.is_ready = message.overlaps, True
+            self.shape, worker.overlaps, worker.is_ready = message.shape, message.overlaps, True
             self.needs_calibration = message.needs_calibration and self.calibration is None
         elif isinstance(message, Calibrated):
             self.calibration = message.calibration

@@ -55,13 +55,13 @@ from rerank_cli.engine.lanes import Lanes
 from rerank_cli.engine.protocols import OnBatch, Pending, Scores, Trouble
 from rerank_cli.errors import EngineError
 from rerank_cli.machine.this_process import peak_rss_bytes
-from rerank_cli.models import Calibrates, RerankModel, SeesImages, load_model
+from rerank_cli.models import Calibrates, Embeds, RerankModel, SeesImages, load_model
 from rerank_cli.models.transfer import PAUSE_SECONDS, Arriving, Transfer, current, transfer_for
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 
 Launched = tuple[list[int], Tensor]
-"""Places of the pairs of a batch, and their logits, float32, on the model's device, which may still compute them."""
+"""Places of the pairs of a batch, and their results, float32, on the model's device, which may still compute them."""
 
 # cuBLAS, cuDNN and Triton have no class of their own in torch: they raise RuntimeErrors with these words.
 _FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
@@ -82,8 +82,12 @@ class InProcess(ABC):
     """An `Engine` that computes in the process and thread that submits. trouble: of the last call of `score`."""
 
     depth = 1
-    peak_bytes: int | None = None
     trouble: Trouble
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """See `Engine`."""
+        return None
 
     @abstractmethod
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
@@ -101,11 +105,15 @@ class InProcess(ABC):
 
 @dataclass(slots=True)
 class _Part:
-    """Pairs that were submitted together; satisfies `Pending`. steps: each hands a batch over. done: see `scores`."""
+    """Pairs that were submitted together; satisfies `Pending`.
+
+    steps: each hands a batch over. shape: of the result of a pair. done: see `scores`.
+    """
 
     pairs: Sequence[EncodedPair]
     trouble: Trouble
     steps: Iterator[Launched]
+    shape: tuple[int, ...]
     is_launched: bool = False
     done: Scores | None = None
     _arriving: list[tuple[list[int], Arriving]] = field(default_factory=list)
@@ -124,8 +132,8 @@ class _Part:
         return self.is_launched and (not self._arriving or self._arriving[-1][1].is_there())
 
     def gathered(self) -> npt.NDArray[np.float32]:
-        """The logits, float32 [pairs], in the order of the pairs; NaN where there is none."""
-        logits = np.full(len(self.pairs), np.nan, dtype=np.float32)
+        """The logits, float32 [pairs, *shape], in the order of the pairs; NaN where there is none."""
+        logits = np.full((len(self.pairs), *self.shape), np.nan, dtype=np.float32)
         for places, arriving in self._arriving:
             logits[places] = arriving.wait().numpy()
         return logits
@@ -142,7 +150,8 @@ _CALIBRATION_TOKENS = 4096  # 15 to 60 pairs: 2.5 s of one core for the built-in
 class LocalEngine:
     """The plan's model in this process. Loads the weights when it is made.
 
-    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. trouble: of the last call of `score`.
+    Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. shape: of the result of a pair, which is a logit, or of
+    an embedding model the vector of a text. trouble: of the last call of `score`.
     """
 
     peak_bytes: int | None = None
@@ -163,6 +172,7 @@ class LocalEngine:
         self._model = model or load_model(
             checkpoint, device=plan.device, precision=plan.precision, attention=plan.attention
         )
+        self.shape = (self._model.dimensions,) if isinstance(self._model, Embeds) else ()
         self._transfer = transfer or transfer_for(torch.device(plan.device))
         self._parts: deque[_Part] = deque()  # those that are not done
         self.depth = 2 if self._transfer.overlaps else 1
@@ -237,7 +247,8 @@ class LocalEngine:
     def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
         """See `Engine`; where the device does not overlap with the host, the scores are there when it returns."""
         trouble = Trouble()
-        part = _Part(pairs, trouble, launch_batches(self._model, pairs, self._batches, trouble, on_batch, self._lanes))
+        steps = launch_batches(self._model, pairs, self._batches, trouble, on_batch, self._lanes)
+        part = _Part(pairs, trouble, steps, self.shape)
         self._parts.append(part)
         self._go_on()
         return part
@@ -270,7 +281,8 @@ class LocalEngine:
 
     def _finish(self, part: _Part) -> None:
         logits, trouble = part.gathered(), part.trouble
-        nonfinite: list[int] = np.flatnonzero(~np.isfinite(logits)).tolist()
+        finite = np.isfinite(logits).all(axis=tuple(range(1, logits.ndim)))
+        nonfinite: list[int] = np.flatnonzero(~finite).tolist()
         again = [place for place in nonfinite if place not in trouble.failed]
         if again and self._plan.precision != "fp32":
             trouble.reruns = len(again)
@@ -280,7 +292,7 @@ class LocalEngine:
     def _score_in_fp32(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
         """The logits of the model in fp32; NaN for a pair that does not fit there either."""
         model, trouble = self._exact_model(), Trouble()
-        part = _Part(pairs, trouble, launch_batches(model, pairs, self._batches, trouble))
+        part = _Part(pairs, trouble, launch_batches(model, pairs, self._batches, trouble), self.shape)
         while not part.is_launched:
             part.launch()
         return part.gathered()

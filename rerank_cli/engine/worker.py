@@ -43,9 +43,10 @@ _LOOK_SECONDS = 0.005  # to wait for the device before looking for another unit
 
 @dataclass(frozen=True, slots=True)
 class EngineReady:
-    """The model is loaded. overlaps: two units may be under way at a time."""
+    """The model is loaded. shape: see `LocalEngine`. overlaps: two units may be under way at a time."""
 
     kernels: str
+    shape: tuple[int, ...]
     needs_calibration: bool
     overlaps: bool = False
 
@@ -156,7 +157,7 @@ def serve(connection: Connection) -> None:
     except RerankError as error:
         connection.send(Refused(error))
         return
-    connection.send(EngineReady(engine.kernels, engine.needs_calibration, engine.depth > 1))
+    connection.send(EngineReady(engine.kernels, engine.shape, engine.needs_calibration, engine.depth > 1))
     hand = Hand(engine, connection.send)
     while True:
         try:

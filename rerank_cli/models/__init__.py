@@ -20,7 +20,7 @@ from rerank_cli.checkpoint.labels import check_labels
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.causal import CausalReranker
-from rerank_cli.models.embedder import Embedder, NemotronEmbedder
+from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.gte import GteCrossEncoder
 from rerank_cli.models.int8_encoder import Int8Encoder
@@ -32,7 +32,7 @@ from rerank_cli.records import EncodedPair
 
 
 class RerankModel(Protocol):
-    """A loaded cross-encoder on one device.
+    """A loaded model on one device.
 
     kernels: which implementations run, in words, for the report: there it is seen that a slower one runs than expected.
     """
@@ -41,6 +41,13 @@ class RerankModel(Protocol):
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device; does not wait for the device."""
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """An embedding model: a `RerankModel` whose `forward` gives vectors of texts, float32 [len(texts), dimensions]."""
+
+    dimensions: int
 
 
 @runtime_checkable
@@ -98,26 +105,18 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
     `ModelError` where the checkpoint is not a reranker that this program can score rightly.
     """
     architecture = checkpoint.architecture
-    known = architecture in FAMILIES and not family_of(architecture).embeds
-    if not known and not architecture.endswith("ForSequenceClassification"):
+    if architecture not in FAMILIES and not architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             f"{checkpoint.path / 'config.json'}: architecture `{architecture}` is not a reranker that is known",
             hint=f"known are {', '.join(sorted(FAMILIES))} and the sequence classifiers of transformers",
         )
-    check_labels(checkpoint)
+    if not family_of(architecture).embeds:
+        check_labels(checkpoint)
     if precision == "int8":
         return Int8Encoder(checkpoint, **_placement(device, "fp32", attention))
     placed = _placement(device, precision, attention)
     with current(placed["device"]):
         model: RerankModel = class_of(architecture)(checkpoint, **placed, **_quantised(checkpoint, precision))
-        return model
-
-
-def load_embedder(checkpoint: Checkpoint, *, device: str, precision: str, attention: str) -> Embedder:
-    """Load an embedding model; else as `load_model`."""
-    placed = _placement(device, precision, attention)
-    with current(placed["device"]):
-        model: Embedder = class_of(checkpoint.architecture)(checkpoint, **placed, **_quantised(checkpoint, precision))
         return model
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +25,8 @@ from rerank_cli.models.weights import open_weights
 from rerank_cli.records import EncodedPair
 
 
-class Embedder(Protocol):
-    """A loaded embedding model on one device. kernels: which implementations run, in words, for the report."""
-
-    dimensions: int
-    kernels: str
-
-    def see(self, texts: Sequence[EncodedPair]) -> None:
-        """Make ready what `embed` needs of the images of `texts`, and forget all others."""
-
-    def embed(self, texts: Sequence[EncodedPair]) -> Tensor:
-        """A vector for each text, float32 [len(texts), dimensions], on the model's device."""
-
-
 class NemotronEmbedder:
-    """The embedder of the Nemotron VL line in eval mode; satisfies `Embedder`."""
+    """The embedder of the Nemotron VL line in eval mode; satisfies `RerankModel`, `SeesImages` and `Embeds`."""
 
     def __init__(
         self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
@@ -68,10 +54,10 @@ class NemotronEmbedder:
         self.kernels = self._trunk.kernels
 
     def see(self, texts: Sequence[EncodedPair]) -> None:
-        """See `Embedder`."""
+        """See `SeesImages`."""
         self._trunk.see(texts)
 
-    def embed(self, texts: Sequence[EncodedPair]) -> Tensor:
+    def forward(self, texts: Sequence[EncodedPair]) -> Tensor:
         """A vector for each text, float32 [len(texts), dimensions], on the model's device."""
         vectors = self._trunk.pooled(texts)
         return F.normalize(vectors, dim=1) if self._normalises else vectors

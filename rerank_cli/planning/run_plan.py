@@ -4,8 +4,8 @@
     plan = plan_run(answer, cuda_devices=...)           what the engine is given; raises where there is no plan
 
 Both commands of a run and `profile-select` go through `plan_model`, so that one request has one plan. A `Plan` is
-everything the engine must know and nothing it must decide. What this version cannot do of an answer (several engines
-of an embedding model, FP8 of a model without such products) is done as near as it can and warned about.
+everything the engine must know and nothing it must decide. What this version cannot do of an answer (FP8 of a model
+without such products) is done as near as it can and warned about.
 
 Precision on a CPU: `auto` is fp32. bf16 is about 1.6 times as fast where the CPU multiplies it in hardware, but moves
 logits by up to 0.2 and makes ties; int8 (`models/int8.py`) is about 2.5 times as fast and moves them by up to 0.5. Both
@@ -100,9 +100,6 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
     engines = each * planned.engine_count  # neighbours in the queue are on different devices
     checkpoint = answer.model.checkpoint if answer.model else None
     family = family_of(checkpoint.architecture) if checkpoint else None
-    if len(engines) > 1 and family and family.embeds:
-        warnings.append(f"one engine runs, on {device}: several of an embedding model are not supported yet")
-        engines = [device]
     precision = planned.precision
     if precision == "fp8":
         # Weights that are stored in FP8 are multiplied so where the card can, whatever the run's precision is.
@@ -147,13 +144,11 @@ def _lanes(answer: MachinePlan, planned: ProfilePlan, threads: int) -> tuple[int
     """Lanes of each engine on a CPU, as many as its memory allows, and the bytes of all engines then.
 
     The token budget stays that of one lane, and with it every batch: lanes change no output. A model that transformers
-    runs, and an embedding model, have one.
+    runs has one.
     """
     known, machine = answer.model, answer.machine
     checkpoint = known.checkpoint if known else None
     if checkpoint is None or machine is None or planned.needed_bytes is None:
-        return 1, planned.needed_bytes
-    if family_of(checkpoint.architecture).embeds:
         return 1, planned.needed_bytes
     model = MemoryModel.of_checkpoint(checkpoint)
     if model.shape.forward == "padded":

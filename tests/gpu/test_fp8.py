@@ -11,7 +11,7 @@ import torch
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding.encoder import open_encoder, split_pair
-from rerank_cli.models import load_embedder
+from rerank_cli.models import load_model
 from rerank_cli.models.linear import Fp8Linear, fp8_runs
 from rerank_cli.models.weights import Fp8Weight
 
@@ -50,7 +50,7 @@ def test_the_product_is_that_of_a_cpu(dtype, rows):
 def test_the_embedder_runs_in_fp8_and_comes_near_to_modelopts_own_vectors(precision):
     needs_fp8()
     checkpoint = read_checkpoint(GOLDEN / "checkpoint")
-    model = load_embedder(checkpoint, device="cuda:0", precision=precision, attention="varlen")
+    model = load_model(checkpoint, device="cuda:0", precision=precision, attention="varlen")
     assert "multiplied as they are, by torch._scaled_mm" in model.kernels
     expected = {row["id"]: row for row in map(json.loads, (GOLDEN / "expected.jsonl").read_text().splitlines())}
     for case in map(json.loads, (GOLDEN / "cases.jsonl").read_text().splitlines()):
@@ -61,19 +61,19 @@ def test_the_embedder_runs_in_fp8_and_comes_near_to_modelopts_own_vectors(precis
         pair = (case["text"], "") if is_query else ("", case["text"])
         text = split_pair(encoder.encode([pair])[0][0])[0 if is_query else 1]
         with torch.inference_mode():
-            found = model.embed([text])[0].cpu().numpy()
+            found = model.forward([text])[0].cpu().numpy()
         wanted = np.array(expected[case["id"]]["w8a8_embedding"])
         assert found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted) >= 0.98, case["id"]
 
 
 def test_fp32_activations_dequantise_and_have_the_reference_vectors():
     checkpoint = read_checkpoint(GOLDEN / "checkpoint")
-    model = load_embedder(checkpoint, device="cuda:0", precision="fp32", attention="runs")
+    model = load_model(checkpoint, device="cuda:0", precision="fp32", attention="runs")
     assert "dequantised as they are read: activations are in fp32" in model.kernels
     case = json.loads((GOLDEN / "cases.jsonl").read_text().splitlines()[0])
     expected = json.loads((GOLDEN / "expected.jsonl").read_text().splitlines()[0])
     encoder = open_encoder(checkpoint, max_tokens=case["max_length"], truncate="reference", special_tokens="allow")
     text = split_pair(encoder.encode([(case["text"], "")])[0][0])[0]
     with torch.inference_mode():
-        found = model.embed([text])[0].cpu().numpy()
+        found = model.forward([text])[0].cpu().numpy()
     assert np.abs(found - np.array(expected["embedding"])).max() <= 2e-4

@@ -16,9 +16,8 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
-from rerank_cli.checkpoint.families import family_of
 from rerank_cli.engine.scorer import LocalEngine
-from rerank_cli.models import load_embedder, load_model
+from rerank_cli.models import load_model
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.linear import row_scaled_refusal
 from rerank_cli.models.transfer import Overlapping, transfer_for
@@ -100,9 +99,7 @@ def test_no_forward_waits_for_the_device(name: str, precision: str) -> None:
     llama = name not in ("bert-ce-open", "xlmr-ce-open", "modernbert-ce-open")
     if precision == "fp8" and (not llama or row_scaled_refusal(CUDA)):
         pytest.skip("no products in FP8 here")
-    load = load_embedder if family_of(checkpoint.architecture).embeds else load_model
-    model: Any = load(checkpoint, device="cuda:0", precision=precision, attention="varlen")
-    forward = model.embed if load is load_embedder else model.forward
+    model: Any = load_model(checkpoint, device="cuda:0", precision=precision, attention="varlen")
     pairs = pairs_of([90, 41, 40, 40, 7, 1])
     made = []
     with torch.inference_mode():
@@ -111,21 +108,21 @@ def test_no_forward_waits_for_the_device(name: str, precision: str) -> None:
             if round_number:
                 torch.cuda.synchronize()
                 with no_waiting():
-                    made = _both(model, forward, pairs, checkpoint)
+                    made = _both(model, pairs, checkpoint)
             else:
-                _both(model, forward, pairs, checkpoint)
+                _both(model, pairs, checkpoint)
     assert all(torch.isfinite(one).all() for one in made)
 
 
-def _both(model: Any, forward: Any, pairs: list[EncodedPair], checkpoint: Checkpoint) -> list[torch.Tensor]:
+def _both(model: Any, pairs: list[EncodedPair], checkpoint: Checkpoint) -> list[torch.Tensor]:
     """Texts, and images where the model sees them."""
     if not hasattr(model, "see"):
-        return [forward(pairs)]
+        return [model.forward(pairs)]
     seen = with_images(checkpoint)
     model.see(seen)
-    made = [forward(seen)]
+    made = [model.forward(seen)]
     model.see([])
-    return [*made, forward(pairs)]
+    return [*made, model.forward(pairs)]
 
 
 def test_an_engine_hands_over_and_collects_without_waiting() -> None:

@@ -16,8 +16,7 @@ from rerank_cli.job.prepare import find_known, prepare_model
 from rerank_cli.job.score_store.logit_facts import depends_on_batch
 from rerank_cli.machine.amx import library
 from rerank_cli.machine.cpu import detect_cpu
-from rerank_cli.models import Calibrates, RerankModel, load_embedder, load_model
-from rerank_cli.models.embedder import Embedder
+from rerank_cli.models import Calibrates, RerankModel, load_model
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
 from tests.parity.conftest import HERE
@@ -132,7 +131,7 @@ def embedded_in_batches(model: Embedder, texts: list[EncodedPair], size: int) ->
         for begin in range(0, len(order), size):
             batch = order[begin : begin + size]
             model.see([texts[place] for place in batch])
-            vectors[batch] = model.embed([texts[place] for place in batch]).numpy()
+            vectors[batch] = model.forward([texts[place] for place in batch]).numpy()
     return vectors
 
 
@@ -151,7 +150,7 @@ def test_a_vector_in_fp32_is_the_same_to_the_bit_in_every_batch(name):
         length = tiles * read_vision_geometry(checkpoint).tokens_per_tile
         ids = np.full(length + 9, 7, dtype=np.int32)
         texts.append(EncodedPair(ids, len(ids), len(ids), ImageBlock(3, length, tiles, tiles, image)))
-    model = load_embedder(checkpoint, device="cpu", precision="fp32", attention="runs")
+    model = load_model(checkpoint, device="cpu", precision="fp32", attention="runs")
     alone = embedded_in_batches(model, texts, 1)
     assert len(np.unique(alone, axis=0)) == len(texts)
     for size in (3, 8, len(texts)):
@@ -165,7 +164,7 @@ def test_a_cosine_does_not_depend_on_the_batch(name, precision, tolerance):
         pytest.skip("this CPU has no bf16 instructions")
     checkpoint = read_checkpoint(HERE / name / "checkpoint")
     texts = random_pairs(checkpoint.within("llm_config").integer("vocab_size"), count=400)  # of 200 pairs
-    model = load_embedder(checkpoint, device="cpu", precision=precision, attention="runs")
+    model = load_model(checkpoint, device="cpu", precision=precision, attention="runs")
     queries, passages = np.split(of_length_1(embedded_in_batches(model, texts, 1)), 2)
     alone = (queries * passages).sum(axis=1)
     assert np.isfinite(alone).all()

@@ -26,7 +26,7 @@ from rerank_cli.encoding.encoder import PairEncoder, open_encoder
 from rerank_cli.encoding.prompt import NEMOTRON
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionPrompts
 from rerank_cli.engine.scorer import LocalEngine
-from rerank_cli.models import RerankModel, load_embedder, load_model
+from rerank_cli.models import RerankModel, load_model
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.records import EncodedPair
 from tests.parity import test_embedding_golden as embedding
@@ -205,10 +205,10 @@ def off_vectors(*, change=unchanged, cut: Callable[[EncodedPair], EncodedPair] =
     names = [name for name, case in golden.cases.items() if not case["image"] or name in FEW_IMAGES]
     checkpoint = change(read_checkpoint(golden.checkpoint))
     texts = {name: cut(text) for name, text in embedding.encoded(golden, checkpoint, names)}
-    model = load_embedder(checkpoint, device="cpu", precision="fp32", attention="runs")
+    model = load_model(checkpoint, device="cpu", precision="fp32", attention="runs")
     with torch.inference_mode():
         model.see(list(texts.values()))
-        vectors = dict(zip(texts, model.embed(list(texts.values())).numpy(), strict=True))
+        vectors = dict(zip(texts, model.forward(list(texts.values())).numpy(), strict=True))
     return sum(not far <= embedding.TOLERANCE for far in embedding.differences(golden, vectors).values())
 
 

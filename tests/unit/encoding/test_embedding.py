@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.encoder import EmbeddingEncoder, EncodingProblem, ImageLimits, open_encoder, split_pair
 from rerank_cli.engine.embedding import EmbeddingEngine
+from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.embeddings import EmbeddingsFile
@@ -235,7 +237,7 @@ class CountingEmbedder:
     def see(self, texts: Sequence[EncodedPair]) -> None:
         self.seen += [text.block.image for text in texts if text.block]
 
-    def embed(self, texts: Sequence[EncodedPair]) -> torch.Tensor:
+    def forward(self, texts: Sequence[EncodedPair]) -> torch.Tensor:
         self.batches.append(sum(len(text.input_ids) for text in texts))
         self.texts += [tuple(text.input_ids.tolist()) for text in texts]
         counts = [np.bincount(text.input_ids % 4, minlength=4) for text in texts]
@@ -247,10 +249,16 @@ def pair(query: list[int], passage: list[int]) -> EncodedPair:
     return EncodedPair(input_ids=both, second_start=len(query), tokens=len(both))
 
 
+def embedding_engine(*, token_budget: int, precision: str, **more: Any) -> EmbeddingEngine:
+    plan: Any = SimpleNamespace(
+        device="cpu", threads=torch.get_num_threads(), lanes=1, token_budget=token_budget, precision=precision
+    )
+    return EmbeddingEngine(CHECKPOINT, LocalEngine(plan, CHECKPOINT, **more))
+
+
 @pytest.fixture
 def engine():
-    plan = SimpleNamespace(device="cpu", threads=torch.get_num_threads(), token_budget=6, precision="fp32")
-    with_model = EmbeddingEngine(plan, CHECKPOINT, model=CountingEmbedder())
+    with_model = embedding_engine(token_budget=6, precision="fp32", model=CountingEmbedder())
     yield with_model
     with_model.close()
 
@@ -264,14 +272,14 @@ def test_a_score_is_the_cosine_of_the_two_vectors(engine):
 def test_each_distinct_text_is_embedded_once_in_a_run(engine):
     engine.score([pair([0, 1], [2]), pair([0, 1], [3]), pair([2], [0, 1])])
     engine.score([pair([0, 1], [2]), pair([3], [4])])
-    assert sorted(engine._model.texts) == [(0, 1), (2,), (3,), (4,)]
+    assert sorted(engine._model._model.texts) == [(0, 1), (2,), (3,), (4,)]
     assert (engine.texts, engine.work["tokens"]) == (4, 5)
 
 
 def test_batches_hold_no_more_tokens_than_the_budget(engine):
     engine.score([pair([number, 1, 2], [number, 5]) for number in range(10)])
-    assert sum(engine._model.batches) == 50
-    assert max(engine._model.batches) <= 6
+    assert sum(engine._model._model.batches) == 50
+    assert max(engine._model._model.batches) <= 6
 
 
 def test_every_pair_and_every_token_is_reported_once(engine):
@@ -290,8 +298,8 @@ def test_each_distinct_image_is_seen_and_embedded_once_in_a_run(engine):
     text = [1, 9, 9, 2]
     engine.score([with_image([0], text, name=b"a"), with_image([3, 3], text, name=b"a"), pair([0], text)])
     engine.score([with_image([0], text, name=b"a"), with_image([0], text, name=b"b")])
-    assert len(engine._model.seen) == 2
-    assert sorted(engine._model.texts) == [(0,), (1, 9, 9, 2), (1, 9, 9, 2), (1, 9, 9, 2), (3, 3)]
+    assert len(engine._model._model.seen) == 2
+    assert sorted(engine._model._model.texts) == [(0,), (1, 9, 9, 2), (1, 9, 9, 2), (1, 9, 9, 2), (3, 3)]
     assert engine.work == {"tokens": 15, "images": 2, "tiles": 2, "image_tokens": 4}
 
 
@@ -307,7 +315,7 @@ def test_no_pairs_have_no_scores(engine):
 
 
 def test_a_vector_of_zeros_has_no_cosine(engine):
-    engine._model.embed = lambda texts: torch.zeros(len(texts), 4)
+    engine._model._model.forward = lambda texts: torch.zeros(len(texts), 4)
     assert np.isnan(engine.score([pair([1], [2])])).all()
 
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from rerank_cli.engine.batching import FittingBatches, loaded_where_it_fits
-from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.records import CandidateList, EncodedPair
-from tests.unit.encoding.test_embedding import CHECKPOINT, CountingEmbedder, pair
+from tests.unit.encoding.test_embedding import CountingEmbedder, embedding_engine, pair
 from tests.unit.engine.test_scorer import NATIVE, pairs_of
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -216,30 +215,23 @@ def test_an_image_that_does_not_fit_alone_takes_its_pairs_with_it() -> None:
 class SmallEmbedder(CountingEmbedder):
     """Texts of up to three tokens fit, and id 9 overflows."""
 
-    def embed(self, texts: Any) -> torch.Tensor:
+    def forward(self, texts: Any) -> torch.Tensor:
         if sum(len(text.input_ids) for text in texts) > 3:
             raise FULL
-        vectors = super().embed(texts)
+        vectors = super().forward(texts)
         vectors[[9 in text.input_ids for text in texts]] = float("inf")
         return vectors
 
 
-def embedding_engine(**more: Any) -> EmbeddingEngine:
-    plan: Any = SimpleNamespace(
-        device="cpu", threads=torch.get_num_threads(), lanes=1, token_budget=50, precision="fp16"
-    )
-    return EmbeddingEngine(plan, CHECKPOINT, **more)
-
-
 def test_texts_that_do_not_fit_together_are_embedded_in_halves() -> None:
-    embedder = embedding_engine(model=SmallEmbedder())
+    embedder = embedding_engine(token_budget=50, precision="fp16", model=SmallEmbedder())
     found = embedder.score([pair([0, 1], [0, 1, 1]), pair([0], [0, 0])])
     assert found.tolist() == pytest.approx([3 / 10**0.5, 1.0])
     assert embedder.trouble.splits > 0
 
 
 def test_a_text_that_does_not_fit_alone_takes_its_pairs_with_it() -> None:
-    embedder = embedding_engine(model=SmallEmbedder())
+    embedder = embedding_engine(token_budget=50, precision="fp16", model=SmallEmbedder())
     found = embedder.score([pair([0], [0, 0]), pair([1], [0, 1, 2, 3]), pair([0], [0, 1, 2, 3])])
     assert found[0] == pytest.approx(1.0)
     assert np.isnan(found[1:]).all()
@@ -250,7 +242,7 @@ def test_a_text_that_does_not_fit_alone_takes_its_pairs_with_it() -> None:
 
 
 def test_a_vector_of_no_numbers_is_computed_again_in_fp32() -> None:
-    embedder = embedding_engine(model=SmallEmbedder(), exact=CountingEmbedder())
+    embedder = embedding_engine(token_budget=50, precision="fp16", model=SmallEmbedder(), exact=CountingEmbedder())
     assert embedder.score([pair([9], [1])]).tolist() == pytest.approx([1.0])
     assert embedder.trouble.reruns == 1
 

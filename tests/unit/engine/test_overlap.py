@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.engine.worker import ForgetExact, Hand, Unit
 from rerank_cli.errors import EngineError, StoppedError
@@ -23,7 +22,7 @@ from rerank_cli.planning.memory.pieces import AHEAD
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 from tests.conftest import score_all
-from tests.unit.encoding.test_embedding import CHECKPOINT, CountingEmbedder, pair
+from tests.unit.encoding.test_embedding import CountingEmbedder, embedding_engine, pair
 from tests.unit.engine.test_out_of_memory import Seeing, Small, with_images
 from tests.unit.engine.test_scorer import NATIVE, FakeModel, pairs_of
 from tests.unit.job.test_scoring_loop import Memory, lists
@@ -274,23 +273,21 @@ def test_memory_that_others_than_torchs_allocator_miss_cuts_batches_too(fault: E
     assert scorer.trouble.splits == 2
 
 
-def test_an_embedding_model_has_the_next_batch_while_vectors_are_kept() -> None:
-    device, kept = Behind([0, 0, 0, 1, 0, 1]), []
+def test_vectors_are_the_same_if_the_device_computes_behind_the_host() -> None:
+    device = Behind([0, 0, 0, 1, 0, 1])
     found, expected = (
-        EmbeddingEngine(_embedding_plan(), CHECKPOINT, model=CountingEmbedder(), transfer=transfer)
+        embedding_engine(token_budget=6, precision="fp32", model=CountingEmbedder(), transfer=transfer)
         for transfer in (device, None)
     )
     pairs = [pair([number, 1], [number + 1, 2]) for number in range(9)]
-    logits = found.score(pairs, on_batch=lambda *told: kept.append(device.given))
-    assert logits.tobytes() == expected.score(pairs).tobytes()
+    assert found.score(pairs).tobytes() == expected.score(pairs).tobytes()
     assert found.take_fresh() == expected.take_fresh()
-    assert kept[0] == 2
 
 
 def test_a_fault_of_an_embedding_model_names_its_device() -> None:
     device = Behind()
     device.fault = ILLEGAL
-    scorer = EmbeddingEngine(_embedding_plan(), CHECKPOINT, model=CountingEmbedder(), transfer=device)
+    scorer = embedding_engine(token_budget=6, precision="fp32", model=CountingEmbedder(), transfer=device)
     with pytest.raises(EngineError, match="illegal memory access"):
         scorer.score([pair([1], [2])])
 
@@ -355,12 +352,6 @@ def test_a_fault_reaches_the_worker_and_no_unit_is_answered() -> None:
     with pytest.raises(EngineError):
         hand.go_on()
     assert told == []
-
-
-def _embedding_plan() -> Any:
-    return SimpleNamespace(
-        device="cpu", threads=torch.get_num_threads(), lanes=1, token_budget=6, precision="fp32", attention="runs"
-    )
 
 
 # A run

@@ -109,7 +109,7 @@ def pairs_of(lengths: Sequence[int]) -> list[EncodedPair]:
 
 
 def forward(model: Any, pairs: list[EncodedPair]) -> torch.Tensor:
-    return model.embed(pairs) if hasattr(model, "embed") else model.forward(pairs)
+    return model.forward(pairs)
 
 
 @pytest.mark.parametrize("attention", ["runs", "varlen"])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.encoding.encoder import ImageLimits, open_encoder, split_pair
 from rerank_cli.errors import ModelError
-from rerank_cli.models import load_embedder, load_model
+from rerank_cli.models import load_model
 from rerank_cli.models.siglip import pixel_shuffle
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource
 from tests.unit.images import encoded, picture
@@ -183,10 +183,10 @@ def vectors(checkpoint: Checkpoint) -> torch.Tensor:
     encoder: Any = open_encoder(checkpoint, max_tokens=1000, images=ImageLimits(max_tiles=1))
     pairs = [entry[0] for entry in encoder.encode([("what?", one) for one in passages])]
     texts = [split_pair(pairs[0])[0], *(split_pair(pair)[1] for pair in pairs)]
-    model = load_embedder(checkpoint, device="cpu", precision="fp32", attention="runs")
+    model = load_model(checkpoint, device="cpu", precision="fp32", attention="runs")
     with torch.inference_mode():
         model.see(texts)
-        return model.embed(texts)
+        return model.forward(texts)
 
 
 def within_a_model(weights: Weights) -> Weights:
