@@ -10,6 +10,7 @@ import pytest
 
 from rerank_cli.cli import main
 from tests.conftest import read_lines, write_lines, write_table
+from tests.unit.images import picture, saved
 
 MODEL = str(Path(__file__).parents[1] / "parity" / "nemotron-vl-embed-open" / "checkpoint")
 CROSS_ENCODER = str(Path(__file__).parents[1] / "parity" / "bert-ce-open" / "checkpoint")
@@ -89,6 +90,34 @@ def test_the_threshold_is_one_of_the_cosine(rows, tmp_path):
     cosines = sorted(row["cosine"] for row in read_lines(every))
     assert score(rows, "-o", str(some), "--threshold", str(cosines[1])) == 0
     assert sorted(row["cosine"] for row in read_lines(some)) == cosines[1:]
+
+
+# --- several engines
+
+
+def test_two_engines_give_the_bytes_of_one_and_no_warning(tmp_path, capsys):
+    texts = [{"query": f"which way {n % 7}?", "passage": f"two roads {n} diverged " * (1 + n % 5)} for n in range(60)]
+    source, found = write_lines(tmp_path / "rows.jsonl", texts), []
+    for engines in ("1", "2"):
+        out, vectors = tmp_path / f"{engines}.jsonl", tmp_path / f"{engines}.parquet"
+        assert score(source, "-o", str(out), "--embeddings", str(vectors), "--engines", engines) == 0
+        assert "warning" not in capsys.readouterr().err
+        found.append((out.read_bytes(), vectors.read_bytes()))
+        report = json.loads(Path(f"{out}.report.json").read_text())
+        assert ("2 processes" in report["plan"]["kernels"]) == (engines == "2")
+    assert found[0] == found[1]
+
+
+def test_two_engines_share_the_pages_out(tmp_path):
+    pages = [{"query": "which?", "passage": "", "image": saved(tmp_path, f"{n}.png", picture(60 + n, 40))} for n in range(5)]
+    source, found = write_lines(tmp_path / "rows.jsonl", pages), []
+    for engines in ("1", "2"):
+        out = tmp_path / f"{engines}.jsonl"
+        options = ("--engines", engines, "--max-input-tiles", "1", "--image-root", str(tmp_path))
+        assert score(source, "-o", str(out), *options) == 0
+        found.append([row["cosine"] for row in read_lines(out)])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert len(set(found[0])) == 5
 
 
 # --- --embeddings
