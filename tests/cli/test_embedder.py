@@ -109,7 +109,9 @@ def test_two_engines_give_the_bytes_of_one_and_no_warning(tmp_path, capsys):
 
 
 def test_two_engines_share_the_pages_out(tmp_path):
-    pages = [{"query": "which?", "passage": "", "image": saved(tmp_path, f"{n}.png", picture(60 + n, 40))} for n in range(5)]
+    pages = [
+        {"query": "which?", "passage": "", "image": saved(tmp_path, f"{n}.png", picture(60 + n, 40))} for n in range(5)
+    ]
     source, found = write_lines(tmp_path / "rows.jsonl", pages), []
     for engines in ("1", "2"):
         out = tmp_path / f"{engines}.jsonl"

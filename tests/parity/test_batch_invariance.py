@@ -17,6 +17,7 @@ from rerank_cli.job.score_store.logit_facts import depends_on_batch
 from rerank_cli.machine.amx import library
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.models import Calibrates, RerankModel, load_model
+from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
 from tests.parity.conftest import HERE
@@ -122,7 +123,7 @@ def test_which_results_depend_on_their_batch_is_told(name, precision, varies):
     assert (depends_on_batch(prepared, prepared.plan) is not None) == varies
 
 
-def embedded_in_batches(model: Embedder, texts: list[EncodedPair], size: int) -> np.ndarray:
+def embedded_in_batches(model: NemotronEmbedder, texts: list[EncodedPair], size: int) -> np.ndarray:
     """Vectors in the order of `texts`, computed in shuffled batches of `size`."""
     order = list(range(len(texts)))
     random.Random(size).shuffle(order)

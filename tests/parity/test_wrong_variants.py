@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import rerank_cli.encoding.encoder as encoding
 import rerank_cli.encoding.images.cut_tiles as cut
@@ -27,9 +28,11 @@ from rerank_cli.encoding.prompt import NEMOTRON
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionPrompts
 from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.models import RerankModel, load_model
+from rerank_cli.models.linear import PlainLinear
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.records import EncodedPair
 from tests.parity import test_embedding_golden as embedding
+from tests.parity.conftest import HERE
 
 PLAN = SimpleNamespace(device="cpu", threads=1, lanes=1, token_budget=2048, precision="fp32", attention="runs")
 
@@ -118,13 +121,12 @@ def with_key_and_value_exchanged(model: RerankModel) -> None:
 
 
 def with_gate_and_up_exchanged(model: RerankModel) -> None:
-    for layer in model._layers:
-        gated = layer.gated
-
-        def exchanged(x: torch.Tensor, gated: Any = gated) -> torch.Tensor:
-            return torch.cat(gated(x).chunk(2, dim=-1)[::-1], dim=-1)
-
-        model._layers[model._layers.index(layer)] = dataclasses.replace(layer, gated=exchanged)
+    weights = load_file(HERE / GTE / "checkpoint" / "model.safetensors")
+    for number, layer in enumerate(model._layers):
+        gate, up = weights[f"new.encoder.layer.{number}.mlp.up_gate_proj.weight"].chunk(2)
+        model._layers[number] = dataclasses.replace(
+            layer, gate=PlainLinear(gate, None, then="gelu"), up=PlainLinear(up, None)
+        )
 
 
 def without_the_division(model: RerankModel) -> None:
