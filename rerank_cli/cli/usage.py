@@ -24,7 +24,7 @@ _ELSEWHERE = {
     "--continue-on-error": _BAD_ROWS,
 }
 """Options of other tools without a direct counterpart, and what to do instead."""
-_NO_LISTS = "rows of `score` are pairs, each by itself, and no list has a head; `rerank-cli rerank-file` has it"
+_NO_LISTS = "rows of `score` are single pairs, not lists; `rerank-cli rerank-file` has it"
 _OF_THE_OTHER = {
     ("rerank-file", "--query"): "rows of `rerank-file` have their own query; `rerank-cli score --query Q` asks one of "
     "all rows",

@@ -32,5 +32,5 @@ def refuse_too_many_engines(engines: int | None) -> None:
     if engines is not None and engines > most:
         raise DoesNotFitError(
             f"--engines {engines}: at most {most} on this machine, which has {cpus} CPUs",
-            hint="an engine takes a core of its own; leave the option out",
+            hint="leave the option out: each engine takes a core of its own",
         )

@@ -91,7 +91,7 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
     """
     machines = [describe_machine([gpu]) for gpu in gpus]  # refused before anything is read
     if gpus and options.first.scorer is not None:
-        raise UsageError("--gpu: the time of two scorers on another card is not reckoned", hint="leave out `--first`")
+        raise UsageError("--gpu: the time of two scorers on another card is not estimated", hint="leave out `--first`")
     prepared = prepare(options)
     _try_outputs(options)
     counts = Counts()

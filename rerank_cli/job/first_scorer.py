@@ -109,37 +109,37 @@ def refuse_unusable_cascade(options: JobOptions) -> None:
     if first.scorer is None:
         for flag, value in (("--first-keep", first.keep), ("--first-top", first.top)):
             if value is not None:
-                raise UsageError(f"{flag}: there is no first scorer", hint="`--first int8` names one")
+                raise UsageError(f"{flag}: there is no first scorer", hint="name one, for example `--first int8`")
         return
     for flag, why, hint in _conflicts(options):
-        raise UsageError(f"--first: cannot be had with {flag}: {why}", hint=hint)
+        raise UsageError(f"--first: does not work with {flag}: {why}", hint=hint)
     asked = read_asked(options)
     if asked.keep == "exact" and not asked.same_model:
         raise UsageError(
-            f"--first-keep exact: the scores of {first.scorer} say nothing exact of those of another model",
+            f"--first-keep exact: the scores of {first.scorer} set no bound on those of another model",
             hint="`--first int8` is the same model in a lower precision; `--first-keep auto` measures the loss",
         )
     if asked.keep == "count" and asked.number < asked.top:
         raise UsageError(
-            f"--first-keep {asked.number:g}: fewer than the first {asked.top} that are to be right",
-            hint=f"`--first-keep {asked.top}` or more, or a smaller `--first-top`",
+            f"--first-keep {asked.number:g}: fewer than the first {asked.top} passages that should be right",
+            hint=f"use `--first-keep {asked.top}` or more, or a smaller `--first-top`",
         )
 
 
 def _conflicts(options: JobOptions) -> Iterator[tuple[str, str, str]]:
     """The options given that `--first` excludes: the option, why, and a hint."""
     if options.pairs:
-        yield "`score`", "its rows are pairs, each by itself, and no list has a head", "`rerank-file` reads lists"
+        yield "`score`", "its rows are single pairs, not lists", "`rerank-file` reads lists"
     if options.names.embeddings:
-        yield "--embeddings", "only passages that are kept would have vectors", "leave out `--first`"
+        yield "--embeddings", "only passages that the second scorer reads would have vectors", "leave out `--first`"
     if options.blend is not None:
         yield "--blend", "it joins one model's scores with the given order", "leave out one of them"
     if options.selection.threshold is not None:
-        yield "--threshold", "scores of two scorers have no common limit", "`--top-n N` keeps the best"
+        yield "--threshold", "scores of two scorers cannot be compared with one limit", "`--top-n N` keeps the best"
     if options.calibration is not None:
         yield "--calibration", "it was measured on the scores of one model", "leave out one of them"
     if options.check_precision is not None:
-        yield "--check-precision", "the report says how both scorers agree", "leave it out"
+        yield "--check-precision", "the report already says how well both scorers agree", "leave it out"
 
 
 def refuse_unfit_cascade(options: JobOptions, asked: Asked, shape: str, name: str, first: Plan, second: Plan) -> None:
@@ -156,13 +156,13 @@ def refuse_unfit_cascade(options: JobOptions, asked: Asked, shape: str, name: st
     top_n = options.selection.top_n
     if shape not in _SHAPES_WITH_RANKS and (top_n is None or top_n > asked.top):
         raise UsageError(
-            f"--first: rows of the shape {shape} are in the order of their scores, and those of two scorers have none",
+            f"--first: rows of the shape {shape} are ordered by score, and scores of two scorers have no order",
             hint=f"`--top-n {min(top_n or asked.top, asked.top)}` keeps those of the second scorer alone; "
             "`--out-format list` has a rank",
         )
     if options.selection.prob and not asked.same_model:
         raise UsageError(
-            f"--prob: the scores of {name} are other ones than those that `prob` is made of",
+            f"--prob: the scores of {name} cannot become probabilities of the run's model",
             hint="leave out one of `--prob` and `--first`",
         )
     if asked.same_model:
@@ -173,8 +173,8 @@ def refuse_no_lower(first: str, second: str) -> None:
     """`UsageError` if the precision `first` is no lower than that of the run, `second`."""
     if _EXACTER.index(first) >= _EXACTER.index(second):
         raise UsageError(
-            f"--first {first}: no lower precision than that of the run, {second}",
-            hint="`--precision fp32` asks for another one; `--first MODEL` names another model",
+            f"--first {first}: is not a lower precision than that of the run, {second}",
+            hint="raise the run's with `--precision fp32`, or name another model with `--first MODEL`",
         )
 
 
@@ -182,7 +182,7 @@ def refuse_embedder(checkpoint: Checkpoint) -> None:
     """`UsageError` if the model of the run is an embedder."""
     if family_of(checkpoint.architecture).embeds:
         raise UsageError(
-            f"--first: {checkpoint.name} embeds each text once, and a candidate costs it no more than a product",
+            f"--first: {checkpoint.name} embeds each text once, so a first scorer would save nothing",
             hint="leave out `--first`",
         )
 

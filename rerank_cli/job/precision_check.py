@@ -102,7 +102,7 @@ class PrecisionCheck:
         self.calibration = engine.calibration
         if self.calibration["pairs"] < _FEW_PAIRS:
             self._on_note(
-                f"warning: int8 is calibrated on the first {self.calibration['pairs']} pairs alone; scores of others "
+                f"warning: int8 is calibrated on only {self.calibration['pairs']} pairs; the scores of others "
                 "may be off by more than 1 (`--check-precision 100` measures it)"
             )
         return {"calibration": self.calibration}

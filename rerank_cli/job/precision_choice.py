@@ -62,9 +62,9 @@ class PrecisionChoice:
         parts = []
         for name, one in self.tried.items():
             if "refusal" in one:
-                parts.append(f"{name} is not to be had: {one['refusal']}")
+                parts.append(f"{name} cannot be used: {one['refusal']}")
             elif one["top10_overlap"] is None:
-                parts.append(f"{name} had no list to be compared on")
+                parts.append(f"{name} had no list to compare")
             else:
                 low, high = one["interval"]
                 parts.append(
@@ -72,7 +72,7 @@ class PrecisionChoice:
                     f"{one['lists']:,} list{'s' * (one['lists'] != 1)}"
                 )
         said = "; ".join(parts) or "this CPU has no cheaper one"
-        return f"precision auto:{self.least:g}: {self.precision} is taken; {said}"
+        return f"precision auto:{self.least:g}: {self.precision} is used; {said}"
 
 
 def refuse_unfit_choice(options: JobOptions, inputs: Sequence[Input]) -> None:
@@ -82,9 +82,9 @@ def refuse_unfit_choice(options: JobOptions, inputs: Sequence[Input]) -> None:
     asked = f"--precision {options.request.precision}"
     hint = "name one: `--precision bf16`, or `--precision fp32`"
     if not can_be_reread(inputs):
-        raise UsageError(f"{asked}: is found on the first lists, and a pipe cannot be read again", hint=hint)
+        raise UsageError(f"{asked}: compares the first lists before the run, and a pipe is read once", hint=hint)
     if options.first.scorer is not None:
-        raise UsageError(f"{asked}: cannot be had with --first, which has a precision for each scorer", hint=hint)
+        raise UsageError(f"{asked}: does not work with --first, which has a precision for each scorer", hint=hint)
 
 
 def choose_precision(
@@ -99,7 +99,7 @@ def choose_precision(
     if prepared.family.embeds:
         raise UsageError(
             f"--precision {options.request.precision}: {prepared.checkpoint.name} embeds, and has no logits to compare",
-            hint="`--precision fp32` or another one by name",
+            hint="name a precision, for example `--precision fp32`",
         )
     tried: dict[str, dict[str, Any]] = {}
     sample = _Sample(prepared, options)

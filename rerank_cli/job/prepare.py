@@ -172,7 +172,7 @@ def prepare_inputs(
     calibration = open_calibration(options, model)
     if options.pairs:
         if run := next((item.path for item in inputs if item.format == "trec"), None):
-            raise UsageError(f"{run}: a TREC run, and `score` reads pairs", hint="`rerank-file` reads runs")
+            raise UsageError(f"{run}: is a TREC run, and `score` reads pairs", hint="`rerank-file` reads TREC runs")
         shape: Shape = PairShape(options.fields, query=options.query)
         items = open_pairs(inputs, shape, read)
         own = shape
@@ -211,7 +211,7 @@ def refuse_scores_in_order(shape: Shape, options: JobOptions) -> None:
     for flag, value in (("--depth", options.depth), ("--blend", options.blend)):
         if value is not None and shape.kind.name not in ("list", "flat"):
             raise UsageError(
-                f"{flag}: rows of the shape {shape.kind.name} are in the order of their scores, and this order is not",
+                f"{flag}: changes the order, and rows of the shape {shape.kind.name} are ordered by score",
                 hint="`--out-format list` has a rank beside the score",
             )
 
@@ -255,7 +255,7 @@ def _losses(shape: Shape, inputs: Sequence[Input], options: JobOptions) -> Itera
         yield f"the shape {shape.kind.name} has no place for: {', '.join(missing)}"
     tables = output_format(options.names) == "parquet" and any(item.format == "parquet" for item in inputs)
     if tables and isinstance(shape, Conversion):
-        yield "columns come out as JSON has them: a time or a decimal number as text"
+        yield "columns are converted as for JSON: a time or a decimal number becomes text"
 
 
 def _model_reasons(checkpoint: Checkpoint, family: Family, plan: Plan) -> Iterator[str]:
@@ -284,6 +284,6 @@ def refuse_unfit(options: JobOptions, checkpoint: Checkpoint, family: Family) ->
             f"--prob: {checkpoint.name} gives a {similarity_of(checkpoint)}, not the logit of a probability"
         )
     if options.names.embeddings and not family.embeds:
-        raise UsageError(f"--embeddings: {checkpoint.name} gives logits, and no vectors")
+        raise UsageError(f"--embeddings: {checkpoint.name} gives logits, not vectors")
     if options.names.embeddings and options.truncate == "chunk":
         raise UsageError("--embeddings: a passage in chunks has several vectors", hint="leave out `--truncate chunk`")

@@ -1,9 +1,9 @@
-"""From logits to ranks: what is decided of a window once the engine has scored its pairs.
+"""From logits to ranks: what happens to a window after the engine has scored its pairs.
 
-score_part    the logits of the pairs of a part become those of its entries; the pixels of its images go
-join_parts    the parts of a window become the window again
-rank_window   its lists in rank order, and its rows that have no score; rank_list: one of them
-select        what the user wants of a ranking
+score_part    give each entry of a part its logit, and drop the pixels of its images
+join_parts    join the parts of a window again
+rank_window   put its lists in rank order, and its rows without a score aside; rank_list: one list
+select        keep what the user wants of a ranking
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _POOLS: dict[Pool, Callable[[npt.NDArray[np.float32]], np.float32]] = {
 
 @dataclass(frozen=True, slots=True)
 class ScoredPart:
-    """An `EncodedPart` that is scored."""
+    """A scored `EncodedPart`."""
 
     members: list[int]  # places of its pairs among the window's distinct ones
     encoded: list[Encoded]  # without pixels
@@ -47,13 +47,13 @@ class ScoredPart:
 
 
 def score_part(part: EncodedPart, logits: npt.NDArray[np.float32], trouble: Trouble, pool: Pool) -> ScoredPart:
-    """The part with the logit of each of its entries, and what it counts for.
+    """The part with the logit of each of its entries, and its counts.
 
     Args:
         part: What the engine was given.
-        logits: Those of `part.pairs`.
-        trouble: What went wrong on the way.
-        pool: Joins the logits of the chunks of a pair.
+        logits: Of `part.pairs`.
+        trouble: What went wrong in the engine.
+        pool: Joins the logits of a pair's chunks.
     """
     counts = {
         **image_counts(part.encoded),
@@ -68,16 +68,16 @@ def score_part(part: EncodedPart, logits: npt.NDArray[np.float32], trouble: Trou
 
 
 def known_part(found: FoundPairs | None) -> list[ScoredPart]:
-    """The pairs of a window that were not computed, as a part of it; no part where there are none.
+    """The pairs of a window that were not computed, as a part; empty if there are none.
 
-    What a store knew counts by itself. What an earlier window of the process had counts as if it were computed, since
-    that process may not be the one that is asked about it in the end.
+    Pairs from a store are counted apart. Pairs that an earlier window of this process had count as computed, so that
+    the totals do not depend on where a run was stopped and resumed.
     """
     if not found or not found.known:
         return []
     known = [(place, found.entries.get(place) or slot.entry, slot.logit) for place, slot in found.known.items()]
     entries = [entry for _, entry, _ in known if entry is not None]
-    assert len(entries) == len(known), "windows are scored in their order"
+    assert len(entries) == len(known), "an earlier window is scored first"
     tokens = sum(map(kept_tokens, entries))
     counts = {"pairs_found": len(known), "tokens_found": tokens}
     if found.repeats:
@@ -93,9 +93,9 @@ def known_part(found: FoundPairs | None) -> list[ScoredPart]:
 
 
 def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Pool) -> npt.NDArray[np.float32]:
-    """The logit of each of `encoded`, from those of `pairs_of` them; NaN where an entry has a problem.
+    """The logit of each of `encoded`, from the logits of `pairs_of(encoded)`; NaN for an entry with a problem.
 
-    A pair in chunks gets its chunks' logits pooled: the best, their mean, or the first chunk's.
+    The logits of a pair's chunks are pooled: the best one, the mean, or that of the first chunk.
     """
     combine = _POOLS[pool]
     found = np.full(len(encoded), np.nan, dtype=np.float32)
@@ -109,12 +109,12 @@ def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Po
 
 
 def score_exactly(encoded: Sequence[Encoded], engine: ScoresExactly, *, pool: Pool) -> npt.NDArray[np.float32]:
-    """The logit of each of `encoded` in fp32, as `pooled` gives it."""
+    """The logit of each of `encoded` in fp32; see `pooled`."""
     return pooled(encoded, engine.score_exactly(pairs_of(encoded)), pool)
 
 
 def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem]) -> list[Encoded]:
-    """`encoded` with a problem for each entry of which a pair has no score. failed: by place among all pairs."""
+    """`encoded` with a problem in place of each entry with a failed pair. failed: by place among all pairs."""
     if not failed:
         return encoded
     out: list[Encoded] = []
@@ -127,14 +127,14 @@ def with_problems(encoded: list[Encoded], failed: Mapping[int, EncodingProblem])
 
 
 def without_pixels(entry: Encoded) -> Encoded:
-    """`entry` without the tiles of its image, which are most of it."""
+    """`entry` without the tiles of its image, which take most of its memory."""
     if isinstance(entry, EncodingProblem) or not any(pair.block for pair in entry):
         return entry
     return tuple(replace(pair, block=pair.block and replace(pair.block, image=None)) for pair in entry)
 
 
 def image_counts(encoded: Sequence[Encoded]) -> dict[str, int]:
-    """What a vision tower sees of these pairs, by the names of `Counts`."""
+    """What the vision tower reads for these pairs, by the names of `Counts`."""
     blocks = [pair.block for entry in encoded if not isinstance(entry, EncodingProblem) for pair in entry if pair.block]
     distinct = {block.image: block.tiles for block in blocks}
     return {
@@ -147,7 +147,7 @@ def image_counts(encoded: Sequence[Encoded]) -> dict[str, int]:
 def join_parts(
     window: Window, parts: Sequence[ScoredPart], places: list[int]
 ) -> tuple[EncodedWindow, npt.NDArray[np.float32]]:
-    """The parts of a window as one: its distinct pairs in order, and their logits."""
+    """Join the parts of a window: its distinct pairs in order, and their logits."""
     entries = {
         place: (entry, logit)
         for part in parts
@@ -161,7 +161,7 @@ def join_parts(
 def rank_window(
     encoded: EncodedWindow, logits: npt.NDArray[np.float32], blend: Blend | None = None
 ) -> tuple[list[RankedList], list[RowError]]:
-    """The window's lists in rank order, nothing left out, and the rows that have no score."""
+    """The window's complete lists in rank order, and the rows without a score."""
     ranked: list[RankedList] = []
     errors: list[RowError] = []
     begin = 0
@@ -183,14 +183,14 @@ def rank_list(
     *,
     second: Set[int] | None = None,
 ) -> tuple[RankedList | None, list[RowError]]:
-    """A list in rank order, if it has one, and its rows and passages that have no score.
+    """A list in rank order, or None if it cannot be ranked; and its rows and passages without a score.
 
     Args:
         item: The list.
-        entries: What was read of each passage.
-        scores: Theirs.
-        blend: Joins their order with the given one.
-        second: Of two scorers, whose passages stand before those of the first; None where there is one scorer.
+        entries: The encoded passages.
+        scores: Of the passages.
+        blend: Joins the order by score with the given order.
+        second: The passages that the second of two scorers has read, which come first; None with one scorer.
     """
     errors: list[RowError] = []
     bad = {index: problem for index in range(len(entries)) if (problem := _problem_of(entries[index], scores[index]))}
@@ -225,7 +225,7 @@ def _rank(
     blend: Blend | None,
     second: Set[int] | None = None,
 ) -> RankedList:
-    """Best logit first, or what it is blended to; equal ones in input order. Passages that are not scored follow.
+    """Best score first, blended if asked; equal ones in input order; then passages that are not scored.
 
     second: see `rank_list`.
     """
@@ -255,7 +255,7 @@ def _rank(
 
 
 def select(ranked: RankedList, selection: Selection) -> RankedList:
-    """What the user and the request want of a ranking; the ranks stay as they were given."""
+    """Keep what the user and the request want of a ranking; the ranks do not change."""
     least = selection.threshold
     kept = (entry for entry in ranked.ranking if least is None or entry.logit >= least)
     wanted = [limit for limit in (selection.top_n, ranked.source.top_n) if limit is not None]
@@ -263,5 +263,5 @@ def select(ranked: RankedList, selection: Selection) -> RankedList:
 
 
 def shortest(logit: np.float32) -> float:
-    """The float that prints with the fewest digits that still name this float32 (9.267, not 9.26700019836)."""
+    """The float with the fewest digits that still identify this float32 (9.267, not 9.26700019836)."""
     return float(str(logit))

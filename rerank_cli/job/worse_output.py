@@ -24,8 +24,8 @@ def refuse_worse(totals: Totals, destination: Destination, options: JobOptions) 
         destination.give_up()
         what = "has no row" if not options.shard else f"has no row in part {options.shard[0]}/{options.shard[1]}"
         raise InputError(
-            f"{_name_inputs(options.inputs)}: {what}, and {out} holds the rows of an earlier run, which were kept",
-            hint=f"if an empty output is right, take {out} away first",
+            f"{_name_inputs(options.inputs)}: {what}; {out} holds the rows of an earlier run, and was kept",
+            hint=f"if an empty output is right, remove {out} first",
         )
 
 

@@ -196,7 +196,7 @@ def test_a_run_of_trec_holds_those_of_the_second_scorer_alone(
 ) -> None:
     rerank(lists, tmp_path / "out.trec", "--first", "bf16", code=2)
     said = capsys.readouterr().err
-    assert "--first: rows of the shape trec are in the order of their scores" in said
+    assert "--first: rows of the shape trec are ordered by score" in said
     assert "`--top-n 10`" in said
     rerank(lists, tmp_path / "out.trec", "--first", "bf16", "--top-n", "10", "--quiet")
     rerank(lists, tmp_path / "plain.trec", "--top-n", "10", "--quiet")
@@ -252,11 +252,11 @@ def test_a_passage_that_the_first_scorer_cannot_read_is_read_by_the_second(tmp_p
     ("options", "said"),
     [
         (["--first-keep", "10"], "--first-keep: there is no first scorer"),
-        (["--first", "bf16", "--blend", "rrf:0.5"], "cannot be had with --blend"),
-        (["--first", "bf16", "--threshold", "1"], "cannot be had with --threshold"),
-        (["--first", "bf16", "--check-precision", "9"], "cannot be had with --check-precision"),
-        (["--first", "fp32"], "no lower precision than that of the run, fp32"),
-        (["--first", str(TINY_CHECKPOINT), "--first-keep", "exact"], "say nothing exact"),
+        (["--first", "bf16", "--blend", "rrf:0.5"], "does not work with --blend"),
+        (["--first", "bf16", "--threshold", "1"], "does not work with --threshold"),
+        (["--first", "bf16", "--check-precision", "9"], "does not work with --check-precision"),
+        (["--first", "fp32"], "is not a lower precision than that of the run, fp32"),
+        (["--first", str(TINY_CHECKPOINT), "--first-keep", "exact"], "set no bound on"),
         (["--first", str(TINY_CHECKPOINT), "--prob"], "--prob: the scores of"),
         (["--first", "bf16", "--first-keep", "5"], "fewer than the first 10"),
         (["--first", "bf16", "--first-keep", "none"], "neither a number, a percentage"),

@@ -183,8 +183,8 @@ def test_a_pair_that_cannot_be_scored_has_no_vectors(tmp_path):
     ("options", "message"),
     [
         (["--truncate", "chunk", "--model", MODEL], "a passage in chunks has several vectors"),
-        (["--model", CROSS_ENCODER], "gives logits, and no vectors"),
-        ([], "gives logits, and no vectors"),
+        (["--model", CROSS_ENCODER], "gives logits, not vectors"),
+        ([], "gives logits, not vectors"),
     ],
     ids=["chunks", "cross-encoder", "built-in"],
 )

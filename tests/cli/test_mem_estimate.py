@@ -107,7 +107,7 @@ def test_a_capacity_is_that_of_both_scorers(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--first", "fp32"), "no lower precision than that of the run"),
+        (("--first", "fp32"), "not a lower precision than that of the run"),
         (("--first", "int8", "--measure"), "cannot be had with --measure"),
         (("--first", "int8", "--model", str(EMBEDDER)), "embeds each text once"),
         (("--first", "int8", "--compare", "nim"), "cannot be had with --compare"),

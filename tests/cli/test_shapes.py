@@ -313,7 +313,7 @@ def test_a_table_in_another_shape_says_that_its_types_are_those_of_json(
 ) -> None:
     options = ["--out-format", "flat", "--limit", "1", "--max-tokens", "32"]
     rerank(SAMPLES / "python-docs.parquet", *options, out="out.parquet")
-    assert "warning: columns come out as JSON has them: a time or a decimal number as text" in capsys.readouterr().err
+    assert "warning: columns are converted as for JSON: a time" in capsys.readouterr().err
     assert "rows of the shape list, written as flat" in rerank.report["plan"]["reasons"]
 
 
@@ -376,7 +376,7 @@ def test_score_takes_pairs_only(tmp_path: Path, tiny_model: str, capsys: pytest.
     assert main(["score", str(SAMPLES / "pairs.jsonl"), "--model", tiny_model, "--out-format", "nim"]) == 2
     assert "`rerank-file` writes other shapes" in capsys.readouterr().err
     assert main(["score", str(SAMPLES / "bm25.trec"), "--model", tiny_model, "--query", "q"]) == 2
-    assert "a TREC run, and `score` reads pairs" in capsys.readouterr().err
+    assert "is a TREC run, and `score` reads pairs" in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_what_a_request_forbids_to_cut(rerank: Rerank, capsys: pytest.CaptureFixture[str]) -> None:

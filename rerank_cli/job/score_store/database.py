@@ -1,24 +1,24 @@
 """Entries by key in an SQLite database.
 
-    scores   key (16 bytes), value, day of the last use    clustered by key, without a row id
-    days     bytes of entries that were last used on a day what eviction asks, in place of an index of 30 bytes an entry
-    rates    seconds and tokens by what computed them      what a found score has saved
+    scores   key (16 bytes), value, day of the last use     clustered by key, without a row id
+    days     bytes of the entries last used on each day     for eviction; an index would take 30 bytes per entry
+    rates    seconds and tokens, by what computed them      for the time that found scores have saved
 
-The first bytes of a key are those of its query (`QUERY_BYTES`), so the entries of a list are neighbours: a window is
-found on some twenty pages of the database, and written to them, where scattered keys would touch five hundred. What is
-asked of one query is read as a range, which takes half the time of as many keys one by one; only where the store knows
-far more of the query than is asked, key by key.
+The first bytes of a key are those of its query (`QUERY_BYTES`), so the entries of a list are neighbours: reading or
+writing a window touches about twenty pages of the database; with scattered keys it would be five hundred. The keys of
+one query are read as a range, which takes half the time of single keys; but one by one if the store has far more
+entries of that query.
 
-Several processes at once: WAL lets them read while one writes, a transaction a window. A process that is killed leaves
-whole transactions. After a power cut the last ones may be missing, which `synchronous=NORMAL` allows: they are computed
-again. On a file system of a network there is no WAL, as it needs memory that the processes share (`folder.py`).
+Several processes at once: with a write-ahead log (WAL) they can read while one writes, a transaction per window. A
+killed process leaves whole transactions. After a power cut the last ones may be missing (`synchronous=NORMAL`); their
+scores are computed again. A network file system has no WAL, which needs memory shared by the processes (`folder.py`).
 
-The entry of a whole list (`known_scores.py`) lies among those of its query and has all of their scores, so that a list
-that has not changed is one row.
+The entry of a whole list (`known_scores.py`) lies among those of its query and has all their scores, so that an
+unchanged list is one row.
 
-The day of an entry is renewed with its first use on another day, and with that of a list all entries of its query. Over
-its limit a store forgets what was not used for longest, whole days first, and of one day the entries of some keys,
-which are as good as random.
+The day of an entry is renewed by its first use on another day; the use of a list renews all entries of its query. A
+store over its limit forgets what was unused for longest: whole days first, then of one day the entries of some ranges
+of keys, which are as good as random.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from rerank_cli.journal.room import FULL, room_left
 
 KEY_BYTES: Final = 16
 QUERY_BYTES: Final = 4
-"""Of a key: the same for all pairs of a query."""
+"""The first bytes of a key, which are the same for all pairs of a query."""
 
 APPLICATION_ID: Final = 0x52724B53  # "RrKS"
 VERSION: Final = 1
@@ -50,25 +50,25 @@ CREATE TABLE days (day INTEGER NOT NULL PRIMARY KEY, bytes INTEGER NOT NULL);
 CREATE TABLE rates (basis BLOB NOT NULL PRIMARY KEY, tokens INTEGER NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
 """
 _CHECK_BYTES = 4
-_LAST = b"\xff" * (KEY_BYTES - QUERY_BYTES)  # of the keys of a query
+_LAST = b"\xff" * (KEY_BYTES - QUERY_BYTES)  # the end of the last key of a query
 _query_of = itemgetter(slice(QUERY_BYTES))
-_WHOLE = 0x2144DF1C  # the CRC-32 of anything with its own CRC-32 behind it
-_AT_A_TIME = 500  # keys of a statement; of old versions of SQLite one takes 999 values
+_WHOLE = 0x2144DF1C  # the CRC-32 of any data followed by its own CRC-32
+_AT_A_TIME = 500  # keys in a statement; old versions of SQLite take 999 values
 _OF_KEYS = "FROM scores WHERE key IN "
-_RANGE_KEYS = 8  # of a query, from which on a range is faster than its keys
-_RANGE_ROWS = 64  # more than twice the keys, that a range may have
+_RANGE_KEYS = 8  # from so many keys of a query on, a range is faster
+_RANGE_ROWS = 64  # a range may have so many rows more than twice the keys
 _CACHE_KIB = 16 * 1024
 _BUSY_SECONDS = 10.0
 _DAY_SECONDS = 86400
-_KEPT_SHARE = 0.9  # of the limit, when something was forgotten
-_BESIDE = 24  # bytes of an entry beside its value: key, day, header
-_ROOM = 1.7  # a page that is split is half full; measured: 1.4 to 1.75
-_PARTS = 256  # of all keys, that are forgotten one after the other, so that no process waits for long
+_KEPT_SHARE = 0.9  # of the limit, after eviction
+_BESIDE = 24  # bytes of an entry besides its value: key, day, header
+_ROOM = 1.7  # bytes of the file per byte of entries: a split page is half full; measured: 1.4 to 1.75
+_PARTS = 256  # ranges of keys that are evicted one after the other, so that no process waits for long
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What computing has cost so far."""
+    """What computing has cost: seconds for so many tokens."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -79,16 +79,16 @@ class Rate:
 
 
 class ScoreStore:
-    """Entries that were added before, by this process or any other.
+    """Entries that this process or any other has added.
 
-    A fault of the database ends its use, never that of the run: `find` then finds nothing and `add` keeps nothing.
+    If the database fails, the run continues without it: `find` then finds nothing, and `add` keeps nothing.
 
     Args:
         path: Of the database.
-        limit_bytes: What its file may hold.
+        limit_bytes: The largest size of its file.
         shared_memory: The file system lets processes share memory, as WAL needs.
-        on_fault: Told once, in a sentence, why the store is not used any more, or not written.
-        release: Called when it is closed.
+        on_fault: Gets a sentence, once, if the store cannot be used or written any more.
+        release: Called when the store is closed.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class ScoreStore:
     ) -> None:
         self.path = path
         self.damaged = 0
-        """Entries that were found and not taken: their checksum is wrong."""
+        """Entries that were found, but have a wrong checksum."""
         self.added = 0
         self._limit, self._on_fault, self._release = limit_bytes, on_fault, release
         self._lock = threading.Lock()
         self._reads = self._writes = True
         self._database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._database.text_factory = bytes  # a value that another hand has made a text is looked at like any other
+        self._database.text_factory = bytes  # another program may have made a value a text; its checksum is wrong then
         try:
             self._begin(shared_memory=shared_memory)
         except BaseException:
@@ -116,9 +116,9 @@ class ScoreStore:
             raise
 
     def find(self, keys: Sequence[bytes], *, of_lists: bool = False) -> dict[bytes, bytes]:
-        """The values of those of `keys` that are there.
+        """The values of those of `keys` that the store has.
 
-        of_lists: they are keys of whole lists, with which all entries of their queries are used.
+        of_lists: these are keys of whole lists, whose use renews all entries of their queries.
         """
         if not self._reads or not keys:
             return {}
@@ -151,13 +151,13 @@ class ScoreStore:
         rate: Rate | None = None,
         lists: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        """Keep `entries`, and what it has cost to compute them.
+        """Keep `entries`, and what computing them has cost.
 
         Args:
-            entries: Values by keys.
-            basis: What all of the keys have in common.
+            entries: Values by key.
+            basis: What all the keys have in common.
             rate: What computing them has cost.
-            lists: Entries of whole lists, which are not counted in `added`.
+            lists: Entries of whole lists, which `added` does not count.
         """
         if not self._writes or not (entries or rate or lists):
             return
@@ -170,7 +170,7 @@ class ScoreStore:
                 self._fault(error, reading=False)
 
     def rate(self, basis: bytes) -> Rate:
-        """What it has cost to compute pairs, so far; see `add`."""
+        """What computing pairs has cost so far; see `add`."""
         with self._lock:
             try:
                 if self._reads:
@@ -183,7 +183,7 @@ class ScoreStore:
 
     @property
     def size(self) -> int:
-        """Bytes of the database that hold something; 0 where it cannot be read."""
+        """Bytes of the database that are in use; 0 if it cannot be read."""
         with self._lock, suppress(sqlite3.Error):
             return self._used_pages()
         return 0
@@ -201,7 +201,7 @@ class ScoreStore:
     # Inside, with the lock held
 
     def _rows(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, bytes, int]]:
-        """The rows of `keys`, which are in order, and perhaps others between them."""
+        """The rows of sorted `keys`, and perhaps others between them."""
         single: list[bytes] = []
         for _, of_query in groupby(keys, key=_query_of):
             some = list(of_query)
@@ -251,7 +251,7 @@ class ScoreStore:
             self._database.executemany(
                 "INSERT INTO scores VALUES (?, ?, ?)", [(key, value, today) for key, value in new.items()]
             )
-            # Another process was faster, or the entry is damaged: then this is the whole one.
+            # The key exists because another process was faster, or because its entry is damaged: then replace it.
             self._database.executemany(
                 "UPDATE scores SET value = ? WHERE key = ? AND value <> ?",
                 [(sealed[key], key, sealed[key]) for key in sorted(there)],
@@ -266,14 +266,14 @@ class ScoreStore:
         return sum(key in counted for key in new)
 
     def _renew(self, old: Mapping[int, Sequence[bytes]], today: int) -> None:
-        """Give entries the day of today. old: their keys by the day that they have."""
+        """Give entries today's day. old: their keys, by the day that they have."""
         if not old or not self._writes:
             return
         try:
             with self._transaction():
                 for day, keys in old.items():
                     for some, asked in _in_chunks(keys):
-                        which = f"{_OF_KEYS}({asked}) AND day = ?"  # another process may have been faster
+                        which = f"{_OF_KEYS}({asked}) AND day = ?"  # another process may have renewed some already
                         size = self._database.execute(
                             f"SELECT total(length(value) + {_BESIDE}) {which}", (*some, day)
                         ).fetchone()[0]
@@ -286,7 +286,7 @@ class ScoreStore:
             self._fault(error, reading=False)
 
     def _renew_queries(self, queries: Iterable[bytes], today: int) -> None:
-        """Give all entries of some queries the day of today."""
+        """Give all entries of some queries today's day."""
         queries = sorted(queries)
         if not queries or not self._writes:
             return
@@ -319,12 +319,12 @@ class ScoreStore:
         return self._pages("page_count") - self._pages("freelist_count")
 
     def _pages(self, which: str) -> int:
-        """Bytes of pages."""
+        """The bytes of the pages that a PRAGMA counts."""
         count, size = (self._database.execute(f"PRAGMA {name}").fetchone()[0] for name in (which, "page_size"))
         return int(count * size)
 
     def _keep_limit(self, limit: int) -> None:
-        """Forget what was not used for longest, until the store has room again."""
+        """Forget what was unused for longest, until the store is below its limit."""
         days = self._database.execute("SELECT day, bytes FROM days WHERE bytes > 0 ORDER BY day").fetchall()
         surplus = sum(size for _, size in days) - limit / _ROOM
         if surplus <= 0:
@@ -339,18 +339,18 @@ class ScoreStore:
         if whole >= 0:
             for part in range(_PARTS):
                 self._forget(part, whole)
-        first = int(time.time()) % _PARTS  # no key is always the first to go
+        first = int(time.time()) % _PARTS  # begin with another range each time
         day = next((day for day, _ in days if day > whole), whole)
         for step in range(_PARTS):
             if surplus <= 0:
                 break
             surplus -= self._forget((first + step) % _PARTS, day)
-        # Pages that hold nothing are used again; only a file that is over a new, lower limit becomes smaller.
+        # Free pages are used again, so the file need not shrink, unless it is over a new, lower limit.
         if self._pages("page_count") > limit:
-            self._database.executescript("PRAGMA incremental_vacuum")  # `execute` would give one page back
+            self._database.executescript("PRAGMA incremental_vacuum")  # `execute` would free one page only
 
     def _forget(self, part: int, day: int) -> int:
-        """Forget those of a part of the keys that were not used after `day`. Returns their bytes."""
+        """Forget the entries in a range of keys that were not used after `day`. Returns their bytes."""
         first = bytes([part]) + bytes(KEY_BYTES - 1)
         last = bytes([part]) + b"\xff" * (KEY_BYTES - 1)
         which = "FROM scores WHERE key BETWEEN ? AND ? AND day <= ?"
@@ -364,17 +364,17 @@ class ScoreStore:
         return sum(size for _, size in rows)
 
     def _fault(self, error: Exception, *, reading: bool) -> None:
-        """The database has failed: stop what cannot go on, and say so once."""
+        """Note a failure of the database: stop writing, or all use of it, and tell it once."""
         told = not self._writes
         self._writes = False
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # what Python's own part of it finds has none
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of Python's sqlite3 module itself have no code
         busy = isinstance(error, sqlite3.OperationalError) and code in (
             sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY,
         )  # fmt: skip
         if reading or not busy:
             self._reads = False
         if self._on_fault and not told:
-            what = "scores of this run are not kept" if self._reads else "this run goes on without it"
+            what = "scores of this run are not kept" if self._reads else "this run continues without it"
             self._on_fault(f"warning: the store {self.path} failed ({why_it_failed(error, self.path)}); {what}")
 
     @staticmethod
@@ -383,7 +383,7 @@ class ScoreStore:
 
 
 def why_it_failed(error: Exception, path: Path) -> str:
-    """What the database or the operating system says, and the room that is left where that may be the reason."""
+    """What the database or the operating system says, with the space left if that may be the reason."""
     said = getattr(error, "strerror", None) or str(error)
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     is_full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) or getattr(error, "errno", None) in FULL
@@ -392,11 +392,11 @@ def why_it_failed(error: Exception, path: Path) -> str:
 
 
 class ForeignError(sqlite3.DatabaseError):
-    """The database is not one of ours."""
+    """The database was not made by this program, or not by this version."""
 
 
 class _Transaction:
-    """A transaction, which has the right to write from its begin."""
+    """A transaction that can write from its begin."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
@@ -408,12 +408,12 @@ class _Transaction:
         if kind is None:
             self._database.execute("COMMIT")
         else:
-            with suppress(sqlite3.Error):  # it may be rolled back already, by what has failed
+            with suppress(sqlite3.Error):  # the failure may have rolled it back already
                 self._database.execute("ROLLBACK")
 
 
 def _in_chunks(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
-    """Some keys at a time, with as many question marks."""
+    """The keys in chunks, each with as many question marks for a statement."""
     for begin in range(0, len(keys), _AT_A_TIME):
         some = keys[begin : begin + _AT_A_TIME]
         yield some, ",".join("?" * len(some))
@@ -424,7 +424,7 @@ def _sealed(key: bytes, value: bytes) -> bytes:
 
 
 def _unseal(key: bytes, sealed: object) -> bytes | None:
-    """The value of an entry; None of one that is not as it was written."""
+    """The value of an entry; None if its checksum is wrong."""
     if not isinstance(sealed, bytes) or len(sealed) < _CHECK_BYTES or zlib.crc32(key + sealed) != _WHOLE:
         return None
     return sealed[:-_CHECK_BYTES]

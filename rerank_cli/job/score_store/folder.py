@@ -1,12 +1,12 @@
-"""The folder of a store: whether one can be there, who uses it, and what becomes of a damaged one.
+"""The folder of a store: whether it can have one, which processes use it, and what happens to a damaged one.
 
-    DIR/scores.sqlite3       the database; SQLite has -wal and -shm beside it while processes are at work
-    DIR/lock                 each process holds it shared (flock); who holds it alone may set a damaged database aside
-    DIR/scores.damaged-*     what was set aside, for people to look at or to delete
+    DIR/scores.sqlite3       the database; SQLite keeps -wal and -shm beside it while it is in use
+    DIR/lock                 each process holds it shared (flock); to set a damaged database aside, it must be exclusive
+    DIR/scores.damaged-*     a damaged database that was set aside, to be examined or deleted
 
-SQLite relies on locks, and WAL on memory that all processes of a database share. So there is no store where a file
-system does not lock: its `flock` or `fcntl` fails, or it was mounted to keep locks to itself (NFS with `nolock` or
-`local_lock`). On a file system of a network that does lock, SQLite writes without WAL.
+SQLite needs locks, and its write-ahead log (WAL) needs memory that all processes of a database share. So there is no
+store on a file system without locks: if `flock` or `fcntl` fails, or if its mount keeps locks to one machine (NFS with
+`nolock` or `local_lock`). On a network file system with locks, SQLite works without WAL.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Why a folder has no store here, in a sentence."""
+    """Why a folder cannot have a store, in a sentence."""
 
     reason: str
 
@@ -43,12 +43,12 @@ class Unusable:
 def open_store(
     folder: Path, *, limit_bytes: int | None = None, on_fault: Callable[[str], None] | None = None
 ) -> ScoreStore | Unusable:
-    """The store in `folder`, which is made if it is not there.
+    """Open the store in `folder`; it is made if it does not exist.
 
     Args:
         folder: Of the store.
-        limit_bytes: What its database may hold.
-        on_fault: See `ScoreStore`; also told of a damaged database that was set aside.
+        limit_bytes: The largest size of its database.
+        on_fault: See `ScoreStore`; also gets a message if a damaged database was set aside.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,13 +96,13 @@ def _open(
             raise sqlite3.DatabaseError(f"{error}, and other processes use it") from error
         if on_fault:
             on_fault(
-                f"warning: the store {folder / DATABASE} is damaged ({error}); it is {aside} now, a new one begins"
+                f"warning: the store {folder / DATABASE} is damaged ({error}): renamed to {aside}; a new one is started"
             )
         return opened()
 
 
 def _set_aside(folder: Path, lock: int) -> str | None:
-    """Rename a damaged database; None where others are at work with it."""
+    """Rename a damaged database; None if other processes use it."""
     try:
         _hold(lock, alone=True)
     except BlockingIOError:
@@ -119,17 +119,17 @@ def _hold(lock: int, *, alone: bool) -> None:
     if alone:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     else:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # who holds it alone renames three files, and is done
+        fcntl.flock(lock, fcntl.LOCK_SH)  # waits only while another process renames three files
 
 
 def _try_record_lock(lock: int) -> None:
-    """Raise `OSError` where the file system has no record locks, which SQLite uses."""
+    """`OSError` if the file system has no record locks, which SQLite uses."""
     fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     fcntl.lockf(lock, fcntl.LOCK_UN)
 
 
 def file_system(folder: Path, mounts: str | None = None) -> tuple[bool, bool]:
-    """Whether processes can share memory in `folder`, and whether locks hold for all who see it.
+    """Whether processes can share memory in `folder`, and whether its locks hold for all machines that mount it.
 
     mounts: the text of /proc/self/mountinfo.
     """

@@ -1,21 +1,21 @@
-"""Which pairs of a window need not be computed: those that were scored before, by this run or by another.
+"""Which pairs of a window need not be computed, because this run or another one has scored them before.
 
-    look_up     thread `read`       the distinct pairs of a window get keys, and those that are known their scores
-    take        thread `tokenise`   what was found of a window; its other pairs are encoded
-    settle      the caller's        a part is scored: its pairs get their logits, those that wait for them too
-    keep        the caller's        the window is whole: what is new of it goes into the store
+    look_up     thread `read`       give the distinct pairs of a window keys, and find the scores of known ones
+    take        thread `tokenise`   fetch what was found; the other pairs are encoded
+    settle      caller's thread     a part is scored: give its logits to its pairs, and to those that wait for them
+    keep        caller's thread     the window is complete: put what is new into the store
 
-A pair is looked up by its texts and the bytes of its image, before anything is tokenised. What comes back is the logit
-and the lengths that an output and a report tell of it; token ids do not, and in their place stand as many zeros.
+A pair is looked up by its texts and the bytes of its image, before anything is tokenised. The store gives the logit and
+the lengths for the output and the report, but no token ids: the entry has as many zeros.
 
 A list that has not changed since it was scored is found at once, by one key of all its texts: the store keeps the
-values of its pairs a second time, packed into one. Only where there is no such entry each pair is looked up.
+values of its pairs a second time, packed into one entry. Only if there is no such entry, the pairs are looked up.
 
-A pair that an earlier window has, and that is not in the store yet, is not computed again either: it waits for that
-window, whose parts are always scored before.
+A pair that an earlier window is still computing is not computed again: it waits for that window, whose parts are always
+scored first.
 
-An int8 model has no keys before it is calibrated. So the first window of a run passes without being looked up, and the
-thread that reads waits there until that window is with the engine.
+An int8 model has no keys before it is calibrated. So the first window of a run is not looked up, and the reading thread
+then waits until the engine has that window.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
     from rerank_cli.engine import Engine
 
 Asked = tuple[Limits, str, Passage]
-"""A pair with all that its score can depend on."""
+"""A pair, with its limits on tokens."""
 
-_LIST_PAIRS = range(8, 4097)  # of a list with an entry of its own: fewer spare nothing, and an entry is one row
-_IMAGE_BYTES = 512 * 2**20  # the reader itself has a smaller limit, and says so
+_LIST_PAIRS = range(8, 4097)  # of a list with an entry of its own: fewer save nothing, and more make a row too large
+_IMAGE_BYTES = 512 * 2**20  # above the limit of the image reader, which reports a larger file
 _ONE_ZERO = np.zeros(1, dtype=np.int32)
 
 
 def distinct_pairs(window: Window) -> tuple[list[Asked], list[int]]:
-    """The distinct pairs of a window, and of each of its pairs, in order, the place among them."""
+    """The distinct pairs of a window; and for each of its pairs, in order, its place among them."""
     distinct: dict[Asked, int] = {}
     places = [distinct.setdefault((item.limits, *pair), len(distinct)) for item in window.lists for pair in item.pairs]
     return list(distinct), places
@@ -61,7 +61,7 @@ def distinct_pairs(window: Window) -> tuple[list[Asked], list[int]]:
 
 @dataclass(slots=True)
 class Slot:
-    """The score of a pair, once it is there. entry: with its lengths, or the problem that it has."""
+    """The score of a pair, once it is known. entry: the pair with its lengths, or its problem."""
 
     entry: Encoded | None = None
     logit: float = float("nan")
@@ -70,39 +70,40 @@ class Slot:
 
 @dataclass(slots=True)
 class FoundPairs:
-    """The distinct pairs of a window, and what is known of them by their places.
-
-    pairs, places: see `distinct_pairs`. keys: of those that have one. known: of those that need not be computed. own:
-    of those that this window computes. images: the digests of those that have one.
-    """
+    """The distinct pairs of a window, and what is known about them, by their places."""
 
     pairs: list[Asked]
     places: list[int]
+    """Of each pair of the window; see `distinct_pairs`."""
     keys: list[bytes | None] = field(default_factory=list)
+    """None for a pair that cannot be looked up."""
     known: dict[int, Slot] = field(default_factory=dict)
+    """The pairs that need not be computed."""
     own: dict[int, Slot] = field(default_factory=dict)
+    """The pairs that this window computes."""
     images: dict[int, bytes] = field(default_factory=dict)
+    """The digests of their images."""
     repeats: bool = False
-    """What is known is known of earlier windows of this process, and of no store."""
+    """Known pairs come from earlier windows of this process, not from a store."""
     entries: dict[int, Encoded] = field(default_factory=dict)
-    """Of known pairs, with their token ids, where these are asked for."""
+    """Known pairs with their token ids, if these are needed."""
     tokens: int = 0
     """Of the pairs that were computed."""
     lists: dict[bytes, list[int]] = field(default_factory=dict)
-    """Of lists that the store does not know as a whole, by their keys: the places of their pairs."""
+    """Lists without an entry in the store, by their keys: the places of their pairs."""
     without_keys: dict[int, bytes] = field(default_factory=dict)
-    """What the store is to keep of pairs that were computed before there were keys."""
+    """Values for the store of pairs that were computed before there were keys."""
 
 
 class KnownScores:
     """The scores that are known before they are computed, for one pass over an input.
 
     Args:
-        store: Where they are; a `MemoryTable` where no other run shall know them.
-        basis_of: A digest of all that decides a logit but the pair, by the calibration of the engine.
+        store: Of the scores; a `MemoryTable` if they are for this run alone.
+        basis_of: Makes a digest of all that decides a logit except the pair, from the calibration of the engine.
         engine: Of the run.
-        timing: Tells what computing has cost.
-        encodes_all: Pairs that are known are encoded too, as somebody will ask for their token ids.
+        timing: Its `compute` says what computing has cost.
+        encodes_all: Encode known pairs too, because their token ids will be needed.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class KnownScores:
         self.see(engine)
 
     def see(self, engine: Engine) -> None:
-        """The engine has a part more; whether it is calibrated by now decides whether pairs have keys."""
+        """Note that the engine has another part. Once it is calibrated, pairs have keys."""
         with self._turn:
             if self._basis is None:
                 calibration = engine.calibration if isinstance(engine, NeedsCalibration) else None
@@ -135,13 +136,13 @@ class KnownScores:
             self._turn.notify_all()
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Let no thread wait any more."""
         with self._turn:
             self._is_closed = True
             self._turn.notify_all()
 
     def look_up(self, window: Window) -> FoundPairs:
-        """Find what is known of the distinct pairs of a window; kept for `take`."""
+        """Find what is known about the distinct pairs of a window; kept for `take`."""
         found = FoundPairs(*distinct_pairs(window), repeats=not isinstance(self.store, ScoreStore))
         with self._turn:
             while self._basis is None and self._waits_for_calibration and not self._is_closed:
@@ -166,7 +167,7 @@ class KnownScores:
 
     @staticmethod
     def _find_lists(store: ScoreStore, window: Window, found: FoundPairs, basis: bytes) -> None:
-        """Find the lists of a window that have not changed; what is not found is noted for `keep`."""
+        """Find the lists of a window that have not changed; the others are noted for `keep`."""
         begin = 0
         for item in window.lists:
             places = found.places[begin : begin + len(item.passages)]
@@ -182,12 +183,12 @@ class KnownScores:
                     found.known[place] = slot
 
     def take(self, window: Window) -> FoundPairs:
-        """What `look_up` has found."""
+        """What `look_up` has found for a window."""
         with self._turn:
             return self._windows.pop(window.number)
 
     def asked_of(self, window: Window) -> list[Passage]:
-        """The passages of a window that is looked up and not taken, whose pairs will be encoded."""
+        """The passages of a window whose pairs will be encoded; asked between `look_up` and `take`."""
         with self._turn:
             found = self._windows[window.number]
         return [
@@ -212,7 +213,7 @@ class KnownScores:
     def settle(
         self, found: FoundPairs, places: Sequence[int], entries: Sequence[Encoded], logits: npt.NDArray[np.float32]
     ) -> None:
-        """Pairs of a window are scored. places: theirs among its distinct pairs."""
+        """Note the scores of some pairs. places: theirs among the window's distinct pairs."""
         for place, entry, logit in zip(places, entries, logits.tolist(), strict=True):
             found.tokens += kept_tokens(entry)
             value = _pack_slot(entry, logit, found.images.get(place))
@@ -222,12 +223,12 @@ class KnownScores:
                 found.without_keys[place] = value
 
     def keep(self, found: FoundPairs) -> None:
-        """A window is scored: keep what is new of it."""
+        """Put what is new in a scored window into the store."""
         new = {key: slot.value for place, slot in found.own.items() if slot.value and (key := found.keys[place])}
         if found.without_keys and self._basis is not None and not any(found.keys):
             pairs = [found.pairs[place] for place in found.without_keys]
             images: dict[int, bytes] = {}
-            if not any(isinstance(passage, ImagePassage) for _, _, passage in pairs):  # they may have changed
+            if not any(isinstance(passage, ImagePassage) for _, _, passage in pairs):  # images may have changed since
                 keys = self._keys(pairs, self._basis, images)
                 new |= {key: value for key, value in zip(keys, found.without_keys.values(), strict=True) if key}
         spent, self._spent = self._timing.compute - self._spent, self._timing.compute
@@ -243,14 +244,14 @@ class KnownScores:
                 self._under_way.pop(found.keys[place] or b"", None)
 
     def seconds_saved(self, tokens: int) -> float | None:
-        """The time that pairs of so many tokens take where they are computed; None where that is not known."""
+        """How long computing pairs of so many tokens takes; None if not known."""
         return self.store.rate(self._basis or b"").seconds_of(tokens)
 
     @staticmethod
     def _keys(
         pairs: Sequence[Asked], basis: bytes, digests: dict[int, bytes], *, reads_images: bool = True
     ) -> list[bytes | None]:
-        """The keys of pairs; None of one whose image cannot be read, or is not. digests: gets those of images."""
+        """The keys of pairs; None for one whose image cannot be read, or is not read. digests: gets those of images."""
         queries: dict[str, tuple[bytes, hashlib.blake2b]] = {}
         images: dict[object, bytes | None] = {}
         keys: list[bytes | None] = []
@@ -270,7 +271,7 @@ class KnownScores:
                 if passage.image not in images:
                     images[passage.image] = _image_digest(passage)
                 if (image := images[passage.image]) is None:
-                    keys.append(None)  # encoding it says what is wrong
+                    keys.append(None)  # encoding it will say what is wrong
                     continue
                 digests[place] = image
                 digest.update(b"\xff" + image)
@@ -285,7 +286,7 @@ class KnownScores:
 
 
 def _key_of_list(item: CandidateList, basis: bytes) -> bytes | None:
-    """The key of a whole list, in its order; None of one with images, which may change, or with several queries."""
+    """The key of a whole list, in its order; None for one with images, which may change, or with several queries."""
     texts = [item.query]
     for passage in item.passages:
         if not isinstance(passage, str):
@@ -301,7 +302,7 @@ def _key_of_list(item: CandidateList, basis: bytes) -> bytes | None:
 
 
 def _begin_of_key(query: bytes, basis: bytes) -> bytes:
-    """What all keys of a query begin with, those of its pairs and of its lists: they lie together in the store."""
+    """How all keys of a query begin, those of its pairs and of its lists, so that they lie together in the store."""
     return hashlib.blake2b(query, digest_size=QUERY_BYTES, key=basis).digest()
 
 
@@ -314,9 +315,9 @@ def _image_digest(passage: ImagePassage) -> bytes | None:
 
 
 def _pack_slot(entry: Encoded, logit: float, image: bytes | None) -> bytes:
-    """What the store keeps of a pair; nothing of one without a score, or of a size that nobody has.
+    """The value of a pair for the store; empty for one without a score, or with lengths that do not fit.
 
-    image: the digest of the image that the pair's key has, which may have changed before it was encoded.
+    image: the image's digest in the pair's key. The value is empty if another image was encoded: the file has changed.
     """
     if isinstance(entry, EncodingProblem) or not math.isfinite(logit):
         return b""
@@ -335,20 +336,20 @@ def _pack_slot(entry: Encoded, logit: float, image: bytes | None) -> bytes:
 
 
 def _unpack_slot(value: bytes) -> Slot | None:
-    """What the store has kept of a pair."""
+    """The pair in a value of the store; None if the value is not one of a pair."""
     if (entry := _entry_of(value[LOGIT.size :])) is None:
         return None
     return Slot(entry, LOGIT.unpack_from(value)[0], value)
 
 
 def _pack_list(values: Sequence[bytes]) -> bytes:
-    """What the store keeps of a list whose pairs have these values: logits, then lengths, which are much alike."""
+    """The value of a list for the store, from those of its pairs: logits, then lengths, which compress well."""
     table = np.frombuffer(b"".join(values), dtype=np.uint8).reshape(len(values), VALUE_BYTES)
     return table[:, : LOGIT.size].tobytes() + zlib.compress(table[:, LOGIT.size :].T.tobytes(), level=1)
 
 
 def _unpack_list(data: bytes, count: int) -> bytes | None:
-    """The values of `count` pairs, one behind the other; None where the store has kept something else."""
+    """The values of `count` pairs, one after the other; None if the data are something else."""
     size = LENGTHS.size * count
     try:
         lengths = zlib.decompressobj().decompress(data[LOGIT.size * count :], size + 1)
@@ -362,7 +363,7 @@ def _unpack_list(data: bytes, count: int) -> bytes | None:
     return table.tobytes()
 
 
-@lru_cache(4096)  # most pairs are as long as others, and nothing of them differs but the logit
+@lru_cache(4096)  # many pairs have the same lengths, and differ in the logit alone
 def _entry_of(lengths: bytes) -> tuple[EncodedPair, ...] | None:
     if not lengths or len(lengths) % LENGTHS.size:
         return None
@@ -382,5 +383,5 @@ def _without_ids(tokens: int, kept: int, unknown: int, template: int, tiles: int
 
 
 def kept_tokens(entry: Encoded | None) -> int:
-    """What a model reads of a pair."""
+    """How many tokens of a pair the model reads."""
     return sum(pair.kept_tokens for pair in entry) if isinstance(entry, tuple) else 0

@@ -1,11 +1,11 @@
-"""Everything that decides the logit of a pair but the pair itself, or the vector of a text, and nothing else.
+"""Everything that decides the logit of a pair except the pair itself, or the vector of a text, and nothing else.
 
-The model's files by their content, how pairs are written and cut, what computes: precision, kernels, device, versions.
-Not which engines there are, how large batches or windows are, what becomes of the scores. Two runs with the same facts
-give a pair one logit, bit for bit where `depends_on_batch` has nothing to say.
+These facts are the content of the model's files, how pairs are written and cut, and what computes: precision, kernels,
+device, versions. The number of engines, the size of batches and windows, and what is done with the scores are no facts.
+Two runs with the same facts give a pair the same logit; bit for bit, unless `depends_on_batch` gives a reason.
 
-What only some runs depend on is a fact of those alone: chunks where passages are cut in chunks, images where the model
-reads images, threads where the order of a sum goes by them.
+A fact is left out if a run cannot depend on it: chunks count only if passages are cut into chunks, images only if the
+model reads images, threads only if they decide the order of a sum.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from rerank_cli.machine.libraries import version_of
 from rerank_cli.planning.run_plan import Plan
 
 _LIBRARIES = ("torch", "tokenizers", "transformers", "safetensors", "numpy")
-# What moves kernels of torch, oneDNN and MKL from outside.
+# Environment variables that change the kernels of torch, oneDNN and MKL.
 _SWITCHES = ("ONEDNN_", "DNNL_", "MKL_", "ATEN_", "TORCH_", "PYTORCH_", "NVIDIA_TF32_", "CUBLAS_", "CUDNN_")
-_BESIDE_KERNELS = re.compile(r", calibrated on \d+ pairs|; \d+ processes$")  # what engines add for people
-_IDLE_SWITCHES = ("_CACHE", "VERBOSE", "_LOG")  # this program sets one for its commands, and none for Python programs
+_BESIDE_KERNELS = re.compile(r", calibrated on \d+ pairs|; \d+ processes$")  # added for people; not a fact
+_IDLE_SWITCHES = ("_CACHE", "VERBOSE", "_LOG")  # no facts; the command line sets one, the Python API none
 _SUMS_GO_BY_THREADS = ("bf16", "int8")
 
 
 def logit_facts(options: JobOptions, prepared: PreparedModel, plan: Plan, kernels: str) -> dict[str, Any]:
-    """The facts, as JSON has them.
+    """The facts, as values for JSON.
 
     Args:
         options: Of the run.
@@ -62,7 +62,7 @@ def logit_facts(options: JobOptions, prepared: PreparedModel, plan: Plan, kernel
 
 def vector_facts(prepared: PreparedModel, plan: Plan, kernels: str) -> dict[str, Any]:
     """What decides the numbers that a model gives for token ids and tiles; else as `logit_facts`."""
-    import torch  # it is there by now
+    import torch  # late, because it takes seconds; an engine has loaded it by now
 
     checkpoint, cpu = prepared.checkpoint, prepared.machine.cpu
     facts: dict[str, Any] = {
@@ -94,20 +94,20 @@ def vector_facts(prepared: PreparedModel, plan: Plan, kernels: str) -> dict[str,
 
 
 def depends_on_batch(prepared: PreparedModel, plan: Plan) -> str | None:
-    """Why a logit, or a vector, can differ in its last digit with what it is computed with; None where it cannot.
+    """Why the last digit of a logit, or of a vector, can depend on the rest of its batch; None if it cannot.
 
-    Measured on a CPU for every family: `tests/parity/test_batch_invariance.py`; of embedders in the published widths
-    too (a layer of 2,048 and 8,192 channels and one of the tower, batches of 1 to 40, one and two threads, torch 2.13):
-    the same to the bit in fp32, and not in bf16.
+    Measured on a CPU for every family: `tests/parity/test_batch_invariance.py`. For embedders also in the published
+    widths (a layer of 2,048 and 8,192 channels and one of the tower, batches of 1 to 40, one and two threads, torch
+    2.13): the same to the bit in fp32, not in bf16.
     """
     architecture = prepared.checkpoint.architecture
     family = family_of(architecture)
     if plan.device != "cpu":
-        return "a GPU sums in an order that goes by the batch"
+        return "the order of a GPU's sums depends on the batch"
     if family.embeds:
-        return None if plan.precision == "fp32" else f"a vector in {plan.precision} goes by the batch"
+        return None if plan.precision == "fp32" else f"a vector in {plan.precision} depends on its batch"
     if family.decoder or family.prompted:
-        return "a language model's logit goes by the batch"
+        return "a language model's logit depends on its batch"
     if architecture not in FAMILIES:
         return "transformers pads pairs to the longest of their batch"
     return None
@@ -118,7 +118,7 @@ def basis_of(facts: Mapping[str, Any], calibration: Mapping[str, Any] | str | No
 
     Args:
         facts: See `logit_facts`.
-        calibration: Of an int8 model, which decides how it is rounded; a word for what is no score.
+        calibration: Of an int8 model: it decides how the model rounds. A word makes the key of something else.
     """
     text = json.dumps({**facts, "calibration": calibration}, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,8 +1,8 @@
-"""Scores of this process alone: what a run without a store knows of the pairs that it has computed.
+"""Scores in memory: what a run without a store knows about the pairs that it has computed.
 
-A table of `KNOWN_PAIRS` places, 36 bytes each: a pair has one place, by its key, and the last one that wants it gets
-it. So memory is bounded (19 MB; pages that were never written take none), a look-up is a few operations of numpy for a
-whole window, and what is found depends on nothing but the pairs before. Of a pair in chunks nothing is kept.
+A table of `KNOWN_PAIRS` places of 36 bytes. The key of a pair decides its place, and a later pair overwrites an earlier
+one. So memory is bounded (19 MB; pages that were never written take none), a look-up is a few operations of numpy for a
+whole window, and what is found depends on the earlier pairs alone. A pair in several chunks is not kept.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LOGIT: Final = struct.Struct("<f")
 LENGTHS: Final = struct.Struct("<IIIHBB")
 """Tokens, kept tokens, unknown, template, tiles, full tiles: of each chunk of a pair."""
 VALUE_BYTES: Final = LOGIT.size + LENGTHS.size
-"""Of a pair that is read as one."""
+"""Of a pair that is not cut into chunks."""
 
 
 class MemoryTable:
-    """Entries that were added before, by this process. It is asked as a `ScoreStore` is."""
+    """Entries that this process has added; has the calls of `ScoreStore`."""
 
     def __init__(self, places: int = KNOWN_PAIRS) -> None:
         self._keys = np.zeros((places, KEY_BYTES // 8), dtype=np.uint64)
@@ -47,7 +47,7 @@ class MemoryTable:
         rate: Rate | None = None,
         lists: Mapping[bytes, bytes] | None = None,
     ) -> None:
-        """Keep `entries` that have one length; what they have cost is not asked for, and lists are not kept."""
+        """Keep the `entries` of pairs in one chunk. Costs and lists are ignored."""
         del basis, rate, lists
         kept = {key: value for key, value in entries.items() if len(value) == VALUE_BYTES}
         if not kept:
@@ -59,6 +59,6 @@ class MemoryTable:
         self._is_empty = False
 
     def rate(self, basis: bytes) -> Rate:
-        """Nothing is known of what others have cost."""
+        """Nothing: costs are not kept."""
         del basis
         return Rate()

@@ -1,4 +1,4 @@
-"""The store that a run asks first, and what its report says of it."""
+"""The store of a run, from its options to its report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_calibration(value: bytes) -> Mapping[str, Any] | None:
-    """The calibration that a store has kept; None of what is none."""
+    """The calibration that a store holds as `value`; None if the value is not one."""
     try:
         found = json.loads(value)
         return found if isinstance(found, dict) and isinstance(found["pairs"], int) else None
@@ -64,16 +64,16 @@ class RunStore:
         self._vectors: tuple[EmbeddingEngine, StoredVectors] | None = None
         if options.store is not None:
             self._store = self._open_or_warn(options)
-        self._facts: Mapping[str, Any] = {}  # of a run alone all pairs have the same
+        self._facts: Mapping[str, Any] = {}  # not needed without a store: all pairs of one run have the same
         if self._store is not None:
             self._facts = logit_facts(options, prepared, plan, engine.kernels)
             self._use_calibration(self._store)
             self._use_vectors(self._store, basis_of(vector_facts(prepared, plan, engine.kernels), "vectors"))
 
     def _use_calibration(self, store: ScoreStore) -> None:
-        """Give an engine that has none the calibration of the first run with this store, whose scores it then finds.
+        """Give an uncalibrated engine the calibration of the first run with this store, so that its scores are found.
 
-        One of an earlier process of the run stays: a run ends as it began.
+        A calibration of an earlier process of the same run is kept, so that the whole run has one.
         """
         engine = self._engine
         if not isinstance(engine, NeedsCalibration) or not engine.needs_calibration:
@@ -82,8 +82,8 @@ class RunStore:
         if (value := store.find([key]).get(key)) and (found := read_calibration(value)):
             engine.use_calibration(found)
             self._tell(
-                f"note: --store: {found['pairs']} pairs of an earlier run have calibrated the model, so that its "
-                "scores are found; without the store the first window of this one would"
+                f"note: --store: the model has the calibration of an earlier run ({found['pairs']} pairs), so that its "
+                "scores are found; without the store it would be calibrated on the first window of this run"
             )
 
     def _use_vectors(self, store: ScoreStore, basis: bytes) -> None:
@@ -96,7 +96,7 @@ class RunStore:
             self._vectors = self._engine, vectors
 
     def _basis_of(self, calibration: Mapping[str, Any] | None) -> bytes:
-        """All that decides a logit but the pair. A calibration that is the first of its model is kept."""
+        """A digest of all that decides a logit, except the pair. A model's first calibration is kept in the store."""
         if self._store is not None and calibration is not None:
             key = basis_of(self._facts, "calibration")
             if not self._store.find([key]):
@@ -107,12 +107,12 @@ class RunStore:
         assert options.store is not None, "else there is nothing to open"
         found = open_store(Path(options.store).expanduser(), limit_bytes=options.store_limit, on_fault=self._tell)
         if isinstance(found, Unusable):
-            self._tell(f"warning: --store {found.reason}; this run goes on without it")
+            self._tell(f"warning: --store {found.reason}; this run continues without it")
             return None
         if self._varies:
             self._tell(
-                f"note: --store: {self._varies}, so that a score that is found may differ in its last digits from one "
-                "that is computed"
+                f"note: --store: {self._varies}, so a score from the store may differ in its last digits from one that "
+                "is computed"
             )
         return found
 
@@ -121,10 +121,10 @@ class RunStore:
         self._on_note(text)
 
     def known(self, timing: Timing) -> KnownScores | None:
-        """What is known for a pass over an input; None where nothing may be. timing: of the pass.
+        """The known scores for a pass over an input; None if none may be used. timing: of the pass.
 
-        Without a store a pair that comes twice in the pass is computed once, where its logit is the same to the bit.
-        Where the vectors of all texts are wanted, texts are looked up, and pairs are not.
+        Without a store, a pair that repeats in the pass is computed once, if its logit does not depend on its batch.
+        If the vectors of all texts are wanted, texts are looked up, but pairs are not.
         """
         if self._wants_vectors:
             return None
@@ -135,7 +135,7 @@ class RunStore:
         return self._last
 
     def document(self, counts: Counts) -> dict[str, Any]:
-        """For the report; nothing of a store that nobody has asked for."""
+        """For the report; empty without `--store`."""
         if self._path is None:
             return {}
         found: dict[str, Any] = {
@@ -159,6 +159,6 @@ class RunStore:
         return {"store": found}
 
     def close(self) -> None:
-        """End its use."""
+        """Close the store."""
         if self._store is not None:
             self._store.close()

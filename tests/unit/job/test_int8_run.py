@@ -120,7 +120,7 @@ def test_few_pairs_to_calibrate_on_are_warned_about(tmp_path):
     source = write_lines(tmp_path / "few.jsonl", PAIRS[:3])
     said: list[str] = []
     run(source, tmp_path / "out.jsonl", said=said)
-    assert [text for text in said if text.startswith("warning: int8 is calibrated on the first 3 pairs alone")]
+    assert [text for text in said if text.startswith("warning: int8 is calibrated on only 3 pairs")]
 
 
 @needs_int8

@@ -66,7 +66,7 @@ def test_what_agrees_is_taken_told_and_gives_the_bytes_of_the_precision_by_name(
     assert found["pairs"] == 6 * 15
     assert found["interval"][0] <= found["top10_overlap"] <= found["interval"][1]
     assert report["plan"]["precision"] == fastest
-    assert f"{fastest} is taken" in capsys.readouterr().err
+    assert f"{fastest} is used" in capsys.readouterr().err
     ran(source, tmp_path / "named.jsonl", precision=fastest)
     assert (tmp_path / "auto.jsonl").read_bytes() == (tmp_path / "named.jsonl").read_bytes()
 

@@ -103,7 +103,7 @@ def test_a_database_that_is_damaged_while_it_is_used_ends_its_use_alone(tmp_path
     again.add(entries(10))
     assert again.find(list(entries(10))) == {}
     assert len(told) == 1
-    assert "goes on without it" in told[0]
+    assert "continues without it" in told[0]
     again.close()
 
 
