@@ -1,18 +1,18 @@
-"""Rerank from Python: the rows of a program in place of those of a file.
+"""Rerank from Python: the rows of a program instead of those of a file.
 
     reranker = Reranker("BAAI/bge-reranker-base")
     reranker.rerank("a query", ["a passage", "another"])    # dicts in rank order
-    reranker.score([("a query", "a passage")])              # logits in the order given
-    reranker.rerank(frame, top_n=5)                         # a frame for a frame
+    reranker.score([("a query", "a passage")])              # logits in the given order
+    reranker.rerank(frame, top_n=5)                         # takes a frame, returns a frame
 
-`rerank-file` with other ends: `job/prepare.py` finds the model and plans, `engine.open_engine` loads it, and
-`job/scoring_loop.py` scores. So ranks and logits are those of the command line, bit for bit where the same rows come in
-the same order. `formats/in_memory.py` turns rows of a program into those of a file and back.
+The stages are those of `rerank-file`: `job/prepare.py` finds the model and plans, `engine.open_engine` loads it, and
+`job/scoring_loop.py` scores. So ranks and logits are those of the command line, bit for bit if the same rows come in
+the same order. `formats/in_memory.py` turns rows of a program into those of a file, and back.
 
-Options have the names of the command line's with `_` for `-`. Unlike there no environment variable is heard, and the
-environment of the process stays as it is; nothing is downloaded unless `online` is given.
+Options have the names of the command line, with `_` for `-`. Unlike there, environment variables are ignored, and the
+environment of the process is not changed; nothing is downloaded unless `online` is given.
 
-Over 400 lines: it is the whole public face of the program in Python.
+Over 400 lines: it is the whole Python interface of the program.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from inspect import get_annotations
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, cast, get_args, overload
@@ -59,9 +60,9 @@ OnError = Literal["raise", "keep"]
 
 
 class ModelOptions(TypedDict, total=False):
-    """How a model is found and what it reads of a pair; `rerank-cli rerank-file --help` has the meanings.
+    """How a model is found, and what it reads of a pair; `rerank-cli rerank-file --help` explains each option.
 
-    template: text with `{query}` and `{passage}`, a `Path` to a file with it, or `"none"`.
+    template: a text with `{query}` and `{passage}`, a `Path` to a file with one, or `"none"`.
     """
 
     revision: str | None
@@ -87,11 +88,11 @@ class ModelOptions(TypedDict, total=False):
 
 
 class RowOptions(TypedDict, total=False):
-    """Where the texts are, and what comes back.
+    """Where the texts are, and what is returned.
 
-    on_error: `raise` (the default) is an `InputError` for a row that cannot be scored, with its number, from 1; `keep`
-    returns it without rank and score, with the reason in `rerank_error`. image_root: by default the current folder.
-    progress: shows a bar meanwhile.
+    on_error: with `raise` (the default), a row that cannot be scored raises `InputError` with its number, from 1; with
+    `keep`, it is returned without rank and score, and with the reason in `rerank_error`. image_root: by default the
+    current folder. progress: show a progress bar.
     """
 
     query_field: str | None
@@ -109,7 +110,7 @@ class RowOptions(TypedDict, total=False):
 
 
 class Options(ModelOptions, RowOptions, total=False):
-    """Those of both."""
+    """`ModelOptions` and `RowOptions`."""
 
 
 _LEAST = {
@@ -126,9 +127,9 @@ _SAME = {
     "top_k": "top_n", "k": "top_n", "show_progress_bar": "progress", "normalize": "prob",
     "query_column": "query_field", "text_column": "text_field", "passage_field": "text_field",
 }  # fmt: skip
-"""What other libraries call options of ours."""
-_ALWAYS = {
-    "return_documents": "passages come back with their texts, always",
+"""The names that other libraries use, and ours."""
+_NO_OPTION_NEEDED = {
+    "return_documents": "passages are always returned with their texts",
     "trust_remote_code": "code in a checkpoint is never run",
 }
 _OF_ENCODER = (
@@ -140,13 +141,13 @@ _OF_SELECTION = ("top_n", "threshold", "prob")
 
 
 class Reranker:
-    """A model that is loaded once and reranks as often as it is asked to.
+    """A model that is loaded once, and reranks as often as you like.
 
-    model: a checkpoint folder or a Hugging Face id in the local cache; None is the built-in model.
+    model: a checkpoint folder, or a Hugging Face id in the local cache; None is the built-in model.
 
-    Raises the errors of `rerank_cli.errors`, each with a message for people. What the machine cannot do as asked is a
-    warning (`UserWarning`) and is done as near as it can. Calls from several threads wait for each other. On a CPU
-    torch's number of threads, which is the process's, becomes that of the plan, as logits may depend on it.
+    Raises the errors of `rerank_cli.errors`. If the machine cannot do what is asked, it does the nearest that it can,
+    with a `UserWarning`. Calls from several threads wait for each other. On a CPU, the number of torch's threads is set
+    to that of the plan for the whole process, because logits may depend on it.
     """
 
     def __init__(self, model: str | Path | None = None, **options: Unpack[ModelOptions]) -> None:
@@ -167,7 +168,7 @@ class Reranker:
         self._prepared = prepared
         self._lock = threading.Lock()
         self._engine = open_engine(prepared.plan, prepared.checkpoint)
-        # Without one there is none: equal pairs of a call are in one window, or as good as.
+        # No table in memory without `store`: most repeated pairs of a call are in one window, which scores them once.
         self._store = self._options.store is not None and RunStore(
             self._options, prepared, prepared.plan, self._engine, on_note=_warn
         )
@@ -188,7 +189,7 @@ class Reranker:
         )
 
     def close(self) -> None:
-        """Give back the memory of the model; `rerank` cannot be called any more."""
+        """Free the memory of the model; `rerank` cannot be called afterwards."""
         with self._lock:
             if self._engine is not None:
                 self._engine.close()
@@ -211,17 +212,17 @@ class Reranker:
     def rerank(self, data: pa.Table, **options: Unpack[RowOptions]) -> pa.Table: ...
 
     def rerank(self, data: Any, passages: Iterable[Any] | None = None, **options: Unpack[RowOptions]) -> Any:
-        """The passages of a query in rank order, or the rows of `data` in rank order, in the form they came in.
+        """The passages of a query, or the rows of `data`, in rank order and in the form of the input.
 
-        `rerank(query, passages)` gives a list of dicts, one a passage: its `text` (or its own fields), `rank`, `logit`
-        and `index`.
+        `rerank(query, passages)` returns a list of dicts, one for each passage: its `text` (or its own fields), `rank`,
+        `logit` and `index`.
 
-        A pair a row (a column of queries, a column of passages): the rows of each query together, queries in order of
-        first appearance, with the columns `rank`, `logit` and `index` (the place among the rows of its query, from 0).
-        A list a row (a column of lists of texts or of dicts): the same rows, their passages sorted, each a dict with
-        `rank`, `logit` and `index`. `(query, passages)` is such a row too. Foreign columns stay as they are.
+        If each row is a pair (a column of queries, a column of passages): the rows of each query together, queries in
+        order of first appearance, with the columns `rank`, `logit` and `index` (the place among the rows of its query,
+        from 0). If each row is a list (a column of lists of texts or dicts, or a tuple `(query, passages)`): the same
+        rows, with sorted passages, each a dict with `rank`, `logit` and `index`. Other columns stay as they are.
 
-        An embedding model gives a `cosine` in place of the `logit`.
+        An embedding model gives a `cosine` instead of the `logit`.
         """
         _refuse_wrong(options, RowOptions)
         with _in_python_words():
@@ -229,15 +230,15 @@ class Reranker:
                 if passages is None:
                     raise UsageError("a query without passages", hint='`rerank("query", ["a passage", "another"])`')
                 if isinstance(passages, (str, bytes)):
-                    raise UsageError("passages: one text, and not a list of them", hint="`rerank(query, [passage])`")
+                    raise UsageError("passages: is a text, not a list of texts", hint="`rerank(query, [passage])`")
                 found = self._rerank([(data, _list_passages(passages))], options)
                 return found[0]["passages"] if found else []
             if passages is not None:
-                raise UsageError("passages: are for a query that is a text; rows hold their own")
+                raise UsageError("passages: only go with a query that is a text; rows have their own")
             return self._rerank(data, options)
 
     def rank(self, query: str, passages: Iterable[Any], **options: Unpack[RowOptions]) -> list[dict[str, Any]]:
-        """`rerank` of one query, by the name that cross-encoders have for it."""
+        """`rerank` of one query, by the name that sentence-transformers uses."""
         return self.rerank(query, passages, **options)
 
     @overload
@@ -247,25 +248,25 @@ class Reranker:
     def score(self, pairs: Iterable[Sequence[Any]], *, progress: bool = False) -> npt.NDArray[np.float32]: ...
 
     def score(self, pairs: Any, *others: object, progress: bool = False) -> Any:
-        """Logits of (query, passage) pairs, float32, in their order; a number for a single pair."""
+        """The logits of (query, passage) pairs, in their order, as float32; a number for a single pair."""
         with _in_python_words():
             if others:
                 raise UsageError(
-                    "score: takes pairs, and not a query and its passages",
-                    hint='`score(("query", "passage"))` is one pair; `rerank("query", ["a passage", ...])` a list',
+                    "score: takes pairs, not a query and its passages",
+                    hint='`score(("query", "passage"))` scores a pair, `rerank("query", ["a passage", ...])` a list',
                 )
             if isinstance(pairs, tuple) and len(pairs) == 2 and isinstance(pairs[0], str):
                 return float(self._score([pairs], progress=progress)[0])
-            if _is_frame(pairs):  # a list of it would be its columns, or its rows as dicts
+            if _is_frame(pairs):  # `list` of it would give its columns, or its rows as dicts
                 raise UsageError(
-                    f"{type(pairs).__name__}: not a list of pairs",
+                    f"{type(pairs).__name__}: is not a list of pairs",
                     hint='`rerank(frame)` scores its rows; `score(list(zip(frame["query"], frame["text"])))` pairs',
                 )
             given = list(pairs)
             for number, pair in enumerate(given, 1):
                 if isinstance(pair, (str, bytes, Mapping, Set)) or not hasattr(pair, "__len__") or len(pair) != 2:
                     raise UsageError(
-                        f"pair {number}: not a query and a passage", hint='`score([("query", "passage"), ...])`'
+                        f"pair {number}: is not a query and a passage", hint='`score([("query", "passage"), ...])`'
                     )
             return self._score(given, progress=progress)
 
@@ -311,7 +312,7 @@ class Reranker:
                         errors[error.row] = error
             if isinstance(self._engine, EmbeddingEngine):
                 self._engine.take_fresh()  # they are kept for a journal, which is not there
-        # A list with a bad passage is kept as it was, with the reason: a frame has no errors file for the passage.
+        # A list with a bad passage is returned unranked, with the reason: a frame has no errors file for the passage.
         whole = [one for one in lists if len(one.source.rows) > 1 or one.source.rows[0].number not in errors]
         return answer_rows(given, rows, RankedRows(whole, errors), selection, keep=keep)
 
@@ -333,7 +334,7 @@ def rerank(data: pa.Table, model: str | Path | None = None, **options: Unpack[Op
 
 
 def rerank(data: Any, model: str | Path | None = None, **options: Unpack[Options]) -> Any:
-    """`Reranker.rerank` with a model that is loaded for this call alone; takes the options of both."""
+    """`Reranker.rerank` with a model that is loaded for this call alone. Takes the options of both."""
     _refuse_wrong(options, Options)
     of_model = {name: value for name, value in options.items() if name in ModelOptions.__annotations__}
     of_rows = {name: value for name, value in options.items() if name in RowOptions.__annotations__}
@@ -350,7 +351,7 @@ _OPTION = re.compile(r"--([a-z][a-z-]+)(?:[ =]([^\s`,;]*[^\s`,;:]))?")
 
 @contextmanager
 def _in_python_words() -> Iterator[None]:
-    """Inside, an error names options as Python does (`top_n=3`, not `--top-n 3`) and notes its hint."""
+    """Inside, an error names options as in Python (`top_n=3`, not `--top-n 3`), and its hint becomes a note."""
     try:
         yield
     except RerankError as error:
@@ -358,7 +359,7 @@ def _in_python_words() -> Iterator[None]:
         error.hint = error.hint and _OPTION.sub(_as_argument, error.hint)
         error.args = (error.message,)
         if error.hint:
-            error.add_note(f"hint: {error.hint}")  # which a traceback shows
+            error.add_note(f"hint: {error.hint}")  # a traceback shows notes
         raise
 
 
@@ -373,27 +374,27 @@ def _as_argument(found: re.Match[str]) -> str:
 
 
 def _list_passages(passages: Iterable[Any]) -> list[Any]:
-    """Passages of a list, an array, a column or a frame, whose rows are the passages."""
+    """The passages in a list, an array, a column, or a frame with a passage in each row."""
     if isinstance(passages, Mapping):
-        raise UsageError("passages: a dict, and not a list", hint="`rerank(query, list(passages.values()))`")
+        raise UsageError("passages: is a dict, not a list", hint="`rerank(query, list(passages.values()))`")
     for method in ("to_pylist", "to_list", "tolist", "to_dicts"):  # Arrow, pandas and polars, numpy; polars' frames
         if listed := getattr(passages, method, None):
             return list(listed())
     if _is_frame(passages):
         to_dict = getattr(passages, "to_dict", None)  # pandas
         if to_dict is None:
-            raise UsageError(f"passages: a {type(passages).__name__}, and not a list", hint="give one of its columns")
+            raise UsageError(f"passages: is a {type(passages).__name__}, not a list", hint="give one of its columns")
         return list(to_dict("records"))
     return list(passages)
 
 
 def _is_frame(data: object) -> bool:
-    """Whether it has columns: of pandas, polars, Arrow, datasets or DuckDB."""
+    """Whether `data` has columns: a frame of pandas, polars, Arrow, datasets or DuckDB."""
     return any(hasattr(data, name) for name in ("columns", "column_names"))
 
 
 class _Counted:
-    """Rows, counted as they are taken."""
+    """Rows, counted as they are read."""
 
     def __init__(self, rows: Iterable[Item], total: int) -> None:
         self._rows, self._total, self._taken = iter(rows), total, 0
@@ -408,12 +409,12 @@ class _Counted:
 
     @property
     def share(self) -> float:
-        """How many of all rows were taken."""
+        """The share of the rows that was read."""
         return self._taken / max(1, self._total)
 
 
 class _Bar:
-    """A bar while rows are reranked, in a terminal and in a notebook."""
+    """A progress bar, for a terminal or a notebook."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -446,21 +447,21 @@ class _Bar:
 
 
 def _refuse_wrong(options: Mapping[str, Any], known: type) -> None:
-    """Options that the types would have refused, for programs that are not checked."""
-    names = list(getattr(known, "__annotations__"))  # noqa: B009 (mypy does not know it of a type)
+    """Refuse options that a type checker would refuse, for programs that are not checked."""
+    names = list(get_annotations(known))
     for name, value in options.items():
         if name not in names:
-            raise TypeError(f"unknown option `{name}`{_leading_on(name, names)}")
+            raise TypeError(f"unknown option `{name}`{_advice_on(name, names)}")
         if name in _CHOICES and value not in _CHOICES[name]:
             raise UsageError(f"{name} {value!r}: not known", hint="known are " + ", ".join(_CHOICES[name]))
         if name in _LEAST and value is not None and value < _LEAST[name]:
             raise UsageError(f"{name} {value}: must be at least {_LEAST[name]}")
 
 
-def _leading_on(name: str, names: Sequence[str]) -> str:
-    """What leads on from an option that a call does not have."""
-    if name in _ALWAYS:
-        return f"; {_ALWAYS[name]}"
+def _advice_on(name: str, names: Sequence[str]) -> str:
+    """What to do about an option that a call does not have."""
+    if name in _NO_OPTION_NEEDED:
+        return f"; {_NO_OPTION_NEEDED[name]}"
     meant = _SAME.get(name, name)
     if meant in ("model", "passages", *names):
         return f"; did you mean `{meant}`?"
@@ -472,7 +473,7 @@ def _leading_on(name: str, names: Sequence[str]) -> str:
 
 
 def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
-    """What a command of these options would ask for, without rows."""
+    """The same options as of a command, without rows."""
     device, gpus = parse_device(options.get("device", "auto"), "device")
     profile = options.get("profile", "auto")
     file = profile if profile.endswith(".toml") else None
@@ -482,8 +483,8 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
     )  # fmt: skip
     if least_overlap(request.precision):
         raise UsageError(
-            f"precision {request.precision}: is found on the first lists of a file, and a Reranker has none yet",
-            hint='`rerank-cli rerank-file --precision auto:0.99` finds one; `precision="bf16"` takes it',
+            f"precision {request.precision}: is chosen by the first lists of a file, and a Reranker has none yet",
+            hint='`rerank-cli rerank-file --precision auto:0.99` chooses one; give it as `precision="bf16"`',
         )
     template = options.get("template")
     if isinstance(template, Path):

@@ -169,7 +169,7 @@ def _measure(
     new = {query: order for query, _, order, _ in some}
     given = {query: order for query, order, _, _ in some if order is not None}
     values, values_of_given = measurer.of(new), measurer.of(given)
-    perfect = measurer.of(
+    perfect = measurer.of(  # mypy infers no type for a default of a lambda
         {query: sorted(order, key=lambda name, of=grades[query]: -of.get(name, 0)) for query, order in new.items()},  # type: ignore[misc]
         first_only=True,
     )

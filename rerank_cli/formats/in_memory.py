@@ -108,6 +108,7 @@ def _stream_of(data: object) -> pa.Table | None:
 
     from rerank_cli.formats.arrow_types import schema_without_views
 
+    # `data` has no type that mypy knows: `datasets` need not be installed.
     table = data.with_format("arrow")[:] if is_dataset else pa.table(data)  # type: ignore[attr-defined]
     return table.cast(schema_without_views(table.schema))
 

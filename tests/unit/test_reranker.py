@@ -399,7 +399,7 @@ def test_scores_come_in_the_order_of_the_pairs(reranker: Reranker) -> None:
     assert found[[2, 0]].tolist() == pytest.approx([logits["a"], logits["b"]], abs=1e-5)
     assert found[0] == found[3]
     assert reranker.score(("query", "b")) == pytest.approx(logits["b"], abs=1e-5)
-    with pytest.raises(UsageError, match="pair 2: not a query and a passage"):
+    with pytest.raises(UsageError, match="pair 2: is not a query and a passage"):
         reranker.score([("a", "b"), ("a", "b", "c")])  # type: ignore[list-item]
 
 
@@ -410,7 +410,7 @@ def test_a_frame_is_never_taken_for_the_names_of_its_columns(reranker: Reranker,
     frame: Any = table if kind == "arrow" else table.to_pandas()
     if kind == "polars":
         frame = pytest.importorskip("polars").from_arrow(table)
-    with pytest.raises(UsageError, match="not a list of pairs") as raised:
+    with pytest.raises(UsageError, match="is not a list of pairs") as raised:
         reranker.score(frame)
     assert "rerank(frame)" in str(raised.value.hint)
     found = reranker.rerank("query", frame)
@@ -419,9 +419,9 @@ def test_a_frame_is_never_taken_for_the_names_of_its_columns(reranker: Reranker,
 
 def test_dicts_and_sets_are_no_pairs_and_no_lists_of_passages(reranker: Reranker) -> None:
     for pair in ({"query": "one", "passage": "a"}, {"one", "a"}, 1):
-        with pytest.raises(UsageError, match="pair 1: not a query and a passage"):
+        with pytest.raises(UsageError, match="pair 1: is not a query and a passage"):
             reranker.score([pair])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="a dict, and not a list"):
+    with pytest.raises(UsageError, match="is a dict, not a list"):
         reranker.rerank("query", {"a": "text", "b": "text"})
 
 
@@ -460,7 +460,7 @@ def test_hints_name_arguments_and_stand_in_the_traceback(reranker: Reranker) -> 
     with pytest.raises(TypeError, match="unknown option `topn`; did you mean `top_n`"):
         reranker.rerank("q", ["a"], topn=1)  # type: ignore[call-overload]
     for name, said in {
-        "documents": "did you mean `passages`", "return_documents": "passages come back with their texts, always",
+        "documents": "did you mean `passages`", "return_documents": "passages are always returned with their texts",
         "dtype": r"`precision` is an option of `Reranker\(...\)`",
     }.items():  # fmt: skip
         with pytest.raises(TypeError, match=f"unknown option `{name}`.*{said}"):
