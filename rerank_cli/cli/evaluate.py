@@ -165,7 +165,7 @@ def _refuse_options(inputs: list[str], given: dict[str, Any]) -> None:
     if output is not None and Path(output).suffix.lower() not in (".json", *PAGE_SUFFIXES):
         raise UsageError(f"--output {output}: the suffix tells no format", hint="end the name in .json or .html")
     if given["title"] is not None and (output is None or Path(output).suffix.lower() not in PAGE_SUFFIXES):
-        raise UsageError("--title: there is no page to be called so", hint="`-o evaluation.html` writes one")
+        raise UsageError("--title: there is no page for it", hint="`-o evaluation.html` writes one")
     if given["per_query"] is not None:
         refuse_per_query_name(given["per_query"])
     if given["run_report"] is not None and given["calibrate_to"] is None:

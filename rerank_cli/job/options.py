@@ -275,7 +275,7 @@ def _refuse_names(options: JobOptions) -> None:
     """`UsageError` for a title or a file without what it belongs to."""
     names = options.names
     if names.title is not None and "page" not in names.files:
-        raise UsageError("--title: there is no page to be called so", hint="`--report run.html` writes one")
+        raise UsageError("--title: there is no page for it", hint="`--report run.html` writes one")
     if names.per_query:
         from rerank_cli.evaluation.per_query import refuse_per_query_name  # slow to load, as above
 
@@ -314,8 +314,8 @@ def refuse_store(options: JobOptions) -> None:
     """`UsageError` for a store with an impossible folder or limit."""
     folder = None if options.store is None else Path(options.store).expanduser()
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise UsageError(f"--store {options.store}: not a folder", hint="name a folder; it is made if it is not there")
+        raise UsageError(f"--store {options.store}: not a folder", hint="name a folder, which is made if need be")
     if options.store == "":
-        raise UsageError("--store: an empty name", hint="name a folder; it is made if it is not there")
+        raise UsageError("--store: an empty name", hint="name a folder, which is made if need be")
     if options.store_limit < LEAST_STORE:
         raise UsageError(f"--store-limit {options.store_limit}: at least {LEAST_STORE:,} bytes")

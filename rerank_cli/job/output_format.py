@@ -54,7 +54,7 @@ def output_kind(names: Names, own: Kind, teacher: Callable[[str], Kind] | None =
     if wanted in TEACHER_FORMATS and teacher:
         if output_format(names) != "jsonl":
             raise UsageError(
-                f"--out-format {wanted}: rows to train on are lines of JSON, not {output_format(names)}",
+                f"--out-format {wanted}: rows to train on are JSON lines, not {output_format(names)}",
                 hint="end the name in .jsonl",
             )
         return teacher(wanted)
@@ -65,12 +65,12 @@ def output_kind(names: Names, own: Kind, teacher: Callable[[str], Kind] | None =
         kind = SHAPES[wanted or "flat"]
         if kind.name != "flat":
             raise UsageError(
-                f"--out-format {wanted}: {table.upper()} has a passage a row",
+                f"--out-format {wanted}: {table.upper()} has one passage per row",
                 hint="leave out the option, or end the name in .jsonl",
             )
     if output_format(names) == "parquet" and not kind.tables:
         raise UsageError(
-            f"--output {names.output}: rows of the shape {kind.name} are lines and no table",
+            f"--output {names.output}: rows of the shape {kind.name} are lines, not a table",
             hint="`--out-format list` writes another shape, or end the name in .jsonl",
         )
     return kind

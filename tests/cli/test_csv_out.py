@@ -91,4 +91,4 @@ def test_no_row_is_an_empty_file(run: Any) -> None:
 def test_lists_are_no_table(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     _lines([{"query": "k", "passages": ["x"]}])
     run("in.jsonl", "-o", "out.csv", "--out-format", "list", code=2)
-    assert "--out-format list: CSV has a passage a row" in capsys.readouterr().err
+    assert "--out-format list: CSV has one passage per row" in capsys.readouterr().err
