@@ -152,7 +152,7 @@ class EmbeddingEngine(InProcess):
         failed = {keys[place]: problem for place, problem in scores.trouble.failed.items()}
         made = {key: vector for key, vector in zip(keys, scores.logits, strict=True) if key not in failed}
         tokens = sum(len(texts[key].input_ids) for key in made)
-        if self.known:
+        if self.known and made:
             self.known.add(made, tokens=tokens, seconds=time.perf_counter() - began)
         self._keep(made)
         self.texts += len(made)

@@ -98,8 +98,9 @@ def test_what_does_not_decide_a_vector_is_no_part_of_its_key(tmp_path: Path) -> 
     shutil.copytree(MODEL, tmp_path / "moved")
     turned = write_rows(tmp_path / "other.jsonl", [{"query": "alpha beta", "passages": ["delta", "gamma", "gamma"]}])
     for options in (
-        {"model": str(tmp_path / "moved")}, {"request": ProfileRequest(max_tokens=100)}, {"truncate": "error"},
-        {"request": ProfileRequest(token_budget=300)}, {"max_unknown": 0.9},
+        {"model": str(tmp_path / "moved")}, {"truncate": "error"}, {"max_unknown": 0.9},
+        {"request": ProfileRequest(max_tokens=100)}, {"request": ProfileRequest(token_budget=300)},
+        {"request": ProfileRequest(engine_count=2)},
     ):  # fmt: skip
         done = run(turned, tmp_path / "b.jsonl", vectors=True, store=store, **options)
         assert texts(done) == (3, 3, 0), options
