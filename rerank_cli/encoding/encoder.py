@@ -29,7 +29,6 @@ from rerank_cli.encoding.tokenizer import (
     gives_token_types,
     is_panic,
     load_tokenizer,
-    read_tokenizer_file,
     unknown_id,
 )
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
@@ -145,7 +144,7 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
     if family.images:
         if template is not None:
             raise UsageError(f"--template: {checkpoint.name} has two prompts of its own, with and without an image")
-        tokenizer = read_tokenizer_file(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, options["special_tokens"])
         options["unknown"] = unknown_id(tokenizer, checkpoint.tokenizer_config)
         return _open_vision_encoder(checkpoint, tokenizer, NEMOTRON_RERANK, images, **options)
     if images.max_tiles is not None:
@@ -157,7 +156,7 @@ def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **optio
     """options: of `PromptEncoder`."""
     check_embedder(checkpoint)
     query, passage = embedding_prefixes(checkpoint)
-    tokenizer = read_tokenizer_file(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, options["special_tokens"])
     options["unknown"] = unknown_id(tokenizer, checkpoint.tokenizer_config)
     # The passages come first: an image's markers are looked up before special tokens become text.
     passages = _open_vision_encoder(checkpoint, tokenizer, embedding_prompts(passage), images, **options)
@@ -206,7 +205,7 @@ def _open_text_encoder(
     if scoring.template is not None:
         return _open_whole_text(checkpoint, scoring.template, where=where, **options)
     if scoring.recipe is None and (not family.prompted or family.decoder or template == "none"):
-        tokenizer = read_tokenizer_file(checkpoint) if family.decoder else load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint, options["special_tokens"])
         prompt_text = (checkpoint.declared.prompt or "") if instruction is None else instruction
         pooling = checkpoint.declared.pooling
         form = PairForm(
@@ -219,9 +218,7 @@ def _open_text_encoder(
             unpooled=pooling is not None and pooling.skips_prompt,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
-    # For the classes that these checkpoints name (PreTrainedTokenizerFast, Qwen2Tokenizer, GemmaTokenizer) the file is
-    # right as it is; transformers 5 fails on some of them.
-    tokenizer = read_tokenizer_file(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, options["special_tokens"])
     prompt: Prompt = NEMOTRON
     if scoring.recipe is not None:
         prompt = recipe_prompt(checkpoint, scoring.recipe, tokenizer, instruction)
@@ -236,9 +233,7 @@ def _open_text_encoder(
 
 def _open_whole_text(checkpoint: Checkpoint, template: TextTemplate, *, where: str, **options: Any) -> WholeTextEncoder:
     """options: of `WholeTextEncoder`."""
-    family = family_of(checkpoint.architecture)
-    as_it_is = family.decoder or family.prompted
-    tokenizer = read_tokenizer_file(checkpoint) if as_it_is else load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, options["special_tokens"])
     return WholeTextEncoder(
         tokenizer,
         template,

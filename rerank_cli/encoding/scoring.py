@@ -169,9 +169,9 @@ def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | 
 
 def _find_yes_and_no(checkpoint: Checkpoint) -> LogitScore | None:
     """The tokens `yes` and `no`, which sentence-transformers takes where nothing is declared."""
-    from rerank_cli.encoding.tokenizer import read_tokenizer_file
+    from rerank_cli.encoding.tokenizer import load_tokenizer
 
-    tokenizer = read_tokenizer_file(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     yes, no = tokenizer.token_to_id("yes"), tokenizer.token_to_id("no")
     return None if yes is None or no is None else LogitScore(yes, no)
 
@@ -183,9 +183,9 @@ def answer_ids(checkpoint: Checkpoint) -> list[int]:
         return [number for number in (scoring.answers.true_id, scoring.answers.false_id) if number is not None]
     if scoring.recipe is None:
         raise ModelError(f"{checkpoint.path}: a language model, and modules.json declares no LogitScore")
-    from rerank_cli.encoding.tokenizer import read_tokenizer_file
+    from rerank_cli.encoding.tokenizer import load_tokenizer
 
-    tokenizer = read_tokenizer_file(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     found = []
     for answer in scoring.recipe.answers:
         ids = tokenizer.encode(answer, add_special_tokens=False).ids

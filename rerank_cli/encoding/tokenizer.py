@@ -20,17 +20,17 @@ parity tests compare token ids.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.checkpoint.json_file import read_json_file
+from rerank_cli.encoding.choices import SpecialTokens
 from rerank_cli.encoding.normaliser import normalizers_in, refuse_exploding
+from rerank_cli.encoding.tokenizer_classes import RULES, is_model_of, token_of, tokenizer_class
 from rerank_cli.errors import ModelError
 
 _ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English, 500 MB for CJK (tokenizers 0.23)
@@ -40,46 +40,10 @@ _WITHOUT_TYPES = {
     "BarthezTokenizer", "BartTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "LongformerTokenizer",
     "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer",
 }  # fmt: skip
-_PLAIN = {"PreTrainedTokenizer", "TokenizersBackend", "PreTrainedTokenizerBase"}
-# The classes that transformers takes where a checkpoint names none; for other types the file is right as it is.
-_CLASS_OF_MODEL_TYPE = {
-    "bert": "BertTokenizer",
-    "camembert": "CamembertTokenizer",
-    "deberta-v2": "DebertaV2Tokenizer",
-    "distilbert": "BertTokenizer",
-    "electra": "BertTokenizer",
-    "mpnet": "MPNetTokenizer",
-    "roberta": "RobertaTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-}
-
-
-def read_tokenizer_file(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer as tokenizer.json has it, without padding and truncation.
-
-    `ModelError` where this file and tokenizer_config.json differ about a blank before texts: for a class with rules of
-    its own transformers follows the latter.
-    """
-    tokenizer = _open_file(checkpoint)
-    _check_added_tokens(tokenizer, checkpoint)
-    if tokenizer_class(checkpoint) not in (None, *_PLAIN):
-        declared = bool(checkpoint.tokenizer_config.get("add_prefix_space"))
-        if any(prefix is not declared for prefix in _byte_level_prefixes(tokenizer)):
-            raise ModelError(
-                f"{checkpoint.path / 'tokenizer_config.json'}: add_prefix_space: {str(declared).lower()}, and "
-                f"{checkpoint.tokenizer_file.name} says {str(not declared).lower()}",
-                hint="programs differ in which of the two they take: make both say what the model was trained with",
-            )
-    return _as_declared(tokenizer, checkpoint)
-
-
-def _byte_level_prefixes(tokenizer: Tokenizer) -> list[bool]:
-    """Whether a blank is put before a text, by each ByteLevel step of the pre-tokeniser."""
-    if tokenizer.pre_tokenizer is None:
-        return []
-    state = json.loads(tokenizer.pre_tokenizer.__getstate__())
-    steps = state.get("pretokenizers", [state])
-    return [step.get("add_prefix_space", True) for step in steps if step.get("type") == "ByteLevel"]
+_SIDES = ("lstrip", "rstrip", "single_word")
+_TOKEN_FLAGS = (*_SIDES, "normalized")
+# Their pair templates are mistaken in transformers 5.
+_MISTAKEN_TEMPLATES = {"AlbertTokenizer", "DebertaTokenizer"}
 
 
 def is_panic(error: BaseException) -> bool:
@@ -87,7 +51,7 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
-def _open_file(checkpoint: Checkpoint) -> Tokenizer:
+def _open_file(checkpoint: Checkpoint, special_tokens: SpecialTokens) -> Tokenizer:
     try:
         data = checkpoint.tokenizer_file.read_bytes()
         refuse_exploding(normalizers_in(data), checkpoint)  # opening the file normalises its added tokens
@@ -98,7 +62,7 @@ def _open_file(checkpoint: Checkpoint) -> Tokenizer:
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise ModelError(f"{checkpoint.tokenizer_file}: not a tokenizer: {error}") from error
-    _check_vocabulary(tokenizer, checkpoint)
+    _check_vocabulary(tokenizer, checkpoint, special_tokens)
     return tokenizer
 
 
@@ -111,33 +75,26 @@ def _as_declared(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The checkpoint's tokenizer, without padding and truncation."""
-    tokenizer = _open_file(checkpoint)
+def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neutral") -> Tokenizer:
+    """The checkpoint's tokenizer, without padding and truncation. special_tokens: what they are in a text."""
+    tokenizer = _open_file(checkpoint, special_tokens)
+    _add_declared(tokenizer, checkpoint)
     name = tokenizer_class(checkpoint)
-    if name is None or name in _RULES or name in _PLAIN:
-        _check_added_tokens(tokenizer, checkpoint)
-    try:
-        if name in _RULES:
-            _RULES[name](tokenizer, checkpoint.tokenizer_config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"{checkpoint.path / 'tokenizer_config.json'}: {error}") from error
-    if name in _RULES:
-        return _as_declared(tokenizer, checkpoint)
-    if name is not None and name not in _PLAIN:
-        template = tokenizer.post_processor
-        tokenizer = _backend_of_transformers(checkpoint)
-        if template is not None and _surrounds_pairs(template):
-            tokenizer.post_processor = template
+    # As in transformers: a LlamaTokenizer of bytes is that of Llama 3, whose file is right.
+    if name == "LlamaTokenizer" and b'"ByteLevel"' in checkpoint.tokenizer_file.read_bytes():
+        name = None
+    if name in RULES and is_model_of(name, tokenizer, checkpoint):
+        _check_list(tokenizer, checkpoint, name)
+        try:
+            RULES[name](tokenizer, checkpoint.tokenizer_config)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ModelError(f"{checkpoint.path / 'tokenizer_config.json'}: {error}") from error
+    elif name is not None:
+        template, tokenizer = tokenizer.post_processor, _backend_of_transformers(checkpoint)
+        if name not in RULES and template is not None and _surrounds_pairs(template):
+            _keep_template(tokenizer, template, name, checkpoint)
+    _check_pair(tokenizer, checkpoint)
     return _as_declared(tokenizer, checkpoint)
-
-
-def tokenizer_class(checkpoint: Checkpoint) -> str | None:
-    """The name of the tokenizer's class without `Fast`; by the type of the model where no class is named."""
-    named = checkpoint.tokenizer_config.get("tokenizer_class") or checkpoint.config.get("tokenizer_class")
-    if isinstance(named, str):
-        return named.removesuffix("Fast")
-    return _CLASS_OF_MODEL_TYPE.get(str(checkpoint.config.get("model_type")))
 
 
 def gives_token_types(checkpoint: Checkpoint) -> bool:
@@ -171,7 +128,7 @@ def unknown_id(tokenizer: Tokenizer, config: Mapping[str, Any]) -> int | None:
 
     config: tokenizer_config.json. A tokenizer of bytes may name such a token, which then never occurs.
     """
-    named = (_token(config, "unk_token", ""), getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
+    named = (token_of(config, "unk_token", ""), getattr(tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
     ids = (tokenizer.token_to_id(name) for name in named if name)
     return next((number for number in ids if number is not None), None)
 
@@ -232,7 +189,7 @@ def without_special_pieces(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
-def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, special_tokens: SpecialTokens) -> None:
     """Refuse a tokenizer whose own vocabulary is larger than the model's table: its ids would have no embedding."""
     rows, pieces = checkpoint.config.get("vocab_size"), tokenizer.get_vocab_size(with_added_tokens=False)
     if isinstance(rows, int) and pieces > rows:
@@ -242,7 +199,8 @@ def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
         )
     for number, token in tokenizer.get_added_tokens_decoder().items():
         # A special one, mostly for padding, never comes out of a text that is taken as it is.
-        if isinstance(rows, int) and number >= rows and not token.special:
+        comes_out = not token.special or special_tokens == "allow"
+        if isinstance(rows, int) and number >= rows and comes_out:
             raise ModelError(
                 f"{checkpoint.tokenizer_file}: the added token `{token.content}` has the id {number}, and the model's "
                 f"`vocab_size` is {rows}",
@@ -250,101 +208,114 @@ def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
             )
 
 
-def _check_added_tokens(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
-    """Refuse tokens that other files add and tokenizer.json lacks: transformers would cut them out of a text."""
-    config, file = checkpoint.tokenizer_config, checkpoint.path / "added_tokens.json"
-    added: list[tuple[str, Any, int | None]] = []
-    for key in ("additional_special_tokens", "extra_special_tokens"):
-        found = config.get(key) or ()
-        added += [(key, one, None) for one in (found.values() if isinstance(found, Mapping) else found)]
-    decoder = config.get("added_tokens_decoder") or {}
-    added += [("added_tokens_decoder", one, int(number)) for number, one in decoder.items() if number.isdecimal()]
-    if file.is_file():
-        added += [(file.name, one, number) for one, number in read_json_file(file).items()]
-    for key, one, number in added:
-        token = str(one.get("content")) if isinstance(one, Mapping) else str(one)
-        have = tokenizer.token_to_id(token)
+def _check_pair(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Refuse a tokenizer that fails on a pair, or that puts a token around it that the model has no embedding of."""
+    try:
+        found = tokenizer.encode("a", "\U00013000 b")  # no vocabulary has the letter
+    except Exception as error:  # the library has no other kind
+        raise ModelError(f"{checkpoint.path}: this tokenizer fails on a text: {error}") from error
+    rows = checkpoint.config.get("vocab_size")
+    for number, token, text in zip(found.ids, found.tokens, found.sequence_ids, strict=True):
+        if text is None and isinstance(rows, int) and number >= rows:
+            raise ModelError(
+                f"{checkpoint.path}: the token `{token}` around a pair has the id {number}, and the model's "
+                f"`vocab_size` is {rows}",
+                hint="tokenizer and weights are of different models",
+            )
+
+
+def _add_declared(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Add the tokens that other files name or add, as transformers does: it cuts them out of a text.
+
+    Refuses one that is not in the vocabulary: transformers adds it under an id that the model was not trained with.
+    """
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for key, token, number in _declared_tokens(checkpoint):
+        have = tokenizer.token_to_id(token.content)
         if have is None or number not in (None, have):
             where = "is not in it" if have is None else f"is {have} in it"
-            said = f"adds `{token}`" + ("" if number is None else f" as {number}")
+            said = f"adds `{token.content}`" + ("" if number is None else f" as {number}")
             raise ModelError(
                 f"{checkpoint.tokenizer_file}: `{key}` {said}, which {where}",
                 hint="save the tokenizer again with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
             )
+        if token.content not in added:
+            tokenizer.add_tokens([token])
 
 
-def _token(config: Mapping[str, Any], key: str, default: str) -> str:
-    """A special token of tokenizer_config.json, which writes it as text or as an object with `content`."""
-    value = config.get(key) or default
-    return str(value["content"] if isinstance(value, dict) else value)
+def _declared_tokens(checkpoint: Checkpoint) -> Iterator[tuple[str, AddedToken, int | None]]:
+    """The tokens of tokenizer_config.json and added_tokens.json: where each stands, and its id where that is told."""
+    config, place = checkpoint.tokenizer_config, checkpoint.path / "tokenizer_config.json"
+    for key, value in config.items():
+        if key.endswith("_token") and value not in (None, "") and not isinstance(value, bool):
+            yield key, _as_added(value, f"{place}: `{key}`"), None
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        found = config.get(key) or ()
+        if not isinstance(found, (Mapping, list, tuple)):
+            raise ModelError(f"{place}: `{key}` must be a list of tokens: {found!r}")
+        for one in found.values() if isinstance(found, Mapping) else found:
+            yield key, _as_added(one, f"{place}: `{key}`"), None
+    for text, one in (config.get("added_tokens_decoder") or {}).items():
+        if text.isdecimal():
+            token = _as_added(one, f"{place}: `added_tokens_decoder`")
+            token.special = bool(one.get("special")) if isinstance(one, Mapping) else False
+            yield "added_tokens_decoder", token, int(text)
+    for content, number in checkpoint.read_json("added_tokens.json").items():
+        yield "added_tokens.json", AddedToken(content), number
 
 
-def _with_ids(tokenizer: Tokenizer, *tokens: str) -> list[tuple[str, int]]:
-    ids = []
-    for token in tokens:
-        number = tokenizer.token_to_id(token)
-        if number is None:
-            raise ValueError(f"special token `{token}` is not in tokenizer.json")
-        ids.append((token, number))
-    return ids
+def _as_added(value: Any, where: str) -> AddedToken:
+    """A special token of a file, which writes it as text or as an object with `content`."""
+    flags = value if isinstance(value, Mapping) else {"content": value}
+    if not isinstance(flags.get("content"), str):
+        raise ModelError(f"{where} must be a token: {value!r}")
+    return AddedToken(flags["content"], special=True, **{flag: bool(flags.get(flag)) for flag in _TOKEN_FLAGS})
 
 
-def _as_bert(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=config.get("do_lower_case", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    first, end = _token(config, "cls_token", "[CLS]"), _token(config, "sep_token", "[SEP]")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first}:0 $A:0 {end}:0",
-        pair=f"{first}:0 $A:0 {end}:0 $B:1 {end}:1",
-        special_tokens=_with_ids(tokenizer, first, end),
-    )
+def _check_list(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None:
+    """Refuse an `added_tokens_decoder` that differs from tokenizer.json: a class is made from it alone."""
+    decoder = checkpoint.tokenizer_config.get("added_tokens_decoder")
+    if decoder is None:
+        return
+    declared = {token.content: (key, token) for key, token, _ in _declared_tokens(checkpoint)}
+    for token in tokenizer.get_added_tokens_decoder().values():
+        key, other = declared.get(token.content, ("", None))
+        as_here = key != "added_tokens_decoder" or all(getattr(other, flag) == getattr(token, flag) for flag in _SIDES)
+        if other is None or not as_here:
+            said = "lacks" if other is None else "has other blanks around"
+            raise ModelError(
+                f"{checkpoint.path / 'tokenizer_config.json'}: `added_tokens_decoder` {said} `{token.content}`, which "
+                f"{checkpoint.tokenizer_file.name} adds, and a {name} is made from it",
+                hint="save the tokenizer again with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
+            )
 
 
-def _as_xlm_roberta(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    charsmap = _precompiled_charsmap(tokenizer)
-    tokenizer.normalizer = normalizers.Precompiled(charsmap) if charsmap else None
-    scheme = "always" if config.get("add_prefix_space", True) else "never"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)]
-    )
-    first, end = _token(config, "bos_token", "<s>"), _token(config, "eos_token", "</s>")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[first, "$A", end],
-        pair=[first, "$A", end, end, "$B", end],
-        special_tokens=_with_ids(tokenizer, first, end),
-    )
+def _keep_template(tokenizer: Tokenizer, template: processors.PostProcessor, name: str, checkpoint: Checkpoint) -> None:
+    """Give a tokenizer of transformers the template of tokenizer.json; `ModelError` where its class has another."""
+    typed = gives_token_types(checkpoint)
+    of_class = _surroundings(tokenizer, typed=typed)
+    tokenizer.post_processor = template
+    of_file = _surroundings(tokenizer, typed=typed)
+    if name in _MISTAKEN_TEMPLATES:  # more of the same tokens, or no token types
+        of_class, of_file = [{number for number, _ in one if number >= 0} for one in (of_class, of_file)]
+    if of_class != of_file:
+        raise ModelError(
+            f"{checkpoint.path / 'tokenizer_config.json'}: `tokenizer_class` is {name}, which puts other tokens around "
+            f"a pair than {checkpoint.tokenizer_file.name}",
+            hint="programs differ in which of the two they take: name the class that the model was trained with, or "
+            "PreTrainedTokenizerFast for the file as it is",
+        )
 
 
-def _precompiled_charsmap(tokenizer: Tokenizer) -> bytes | None:
-    """SentencePiece's character table, if the file's normaliser has one, alone or in a sequence."""
-    if tokenizer.normalizer is None:
-        return None
-    state = json.loads(tokenizer.normalizer.__getstate__())
-    for part in state.get("normalizers", [state]):
-        if part.get("precompiled_charsmap"):
-            return base64.b64decode(part["precompiled_charsmap"])
-    return None
-
-
-def _as_roberta(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
-    prefix = config.get("add_prefix_space", False)
-    tokenizer.normalizer = None
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    end, first = _with_ids(tokenizer, _token(config, "sep_token", "</s>"), _token(config, "cls_token", "<s>"))
-    tokenizer.post_processor = processors.RobertaProcessing(end, first, config.get("trim_offsets", True), prefix)
-
-
-_RULES: dict[str, Callable[[Tokenizer, Mapping[str, Any]], None]] = {
-    "BertTokenizer": _as_bert,
-    "ElectraTokenizer": _as_bert,
-    "XLMRobertaTokenizer": _as_xlm_roberta,
-    "RobertaTokenizer": _as_roberta,
-}
+def _surroundings(tokenizer: Tokenizer, *, typed: bool) -> Any:
+    """The tokens around a pair of texts with their types; -2 and -1 stand for the texts."""
+    found = tokenizer.encode("a", "a")
+    numbers = [number if text is None else text - 2 for number, text in zip(found.ids, found.sequence_ids, strict=True)]
+    return [
+        one
+        for place, one in enumerate(zip(numbers, found.type_ids if typed else [0] * len(numbers), strict=True))
+        if not place or one[0] >= 0 or one[0] != numbers[place - 1]
+    ]
 
 
 def _surrounds_pairs(template: processors.PostProcessor) -> bool:

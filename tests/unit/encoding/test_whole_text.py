@@ -11,13 +11,13 @@ import pytest
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.encoding.chat_template import ChatTemplate, TemplateFailedError
 from rerank_cli.encoding.encoder import EncodingProblem, TextEncoder, open_encoder
-from rerank_cli.encoding.tokenizer import read_tokenizer_file
+from rerank_cli.encoding.tokenizer import load_tokenizer
 from rerank_cli.errors import ModelError, UsageError
 
 PARITY = Path(__file__).parents[2] / "parity"
 ZERANK = read_checkpoint(PARITY / "zerank2-open" / "checkpoint")
 CTXL = read_checkpoint(PARITY / "ctxl-open" / "checkpoint")
-TOKENIZER = read_tokenizer_file(ZERANK)
+TOKENIZER = load_tokenizer(ZERANK)
 LONG = "Bees find their way home. " * 40
 
 

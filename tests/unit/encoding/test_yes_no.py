@@ -188,7 +188,7 @@ def test_tokens_of_the_chat_template_do_not_act_in_texts(name, token):
 
 @pytest.mark.parametrize(
     ("bos", "begins"),
-    [("<bos>", True), ({"content": "<bos>"}, True), (None, False), ("<pad>", False), ("<absent>", False)],
+    [("<bos>", True), ({"content": "<bos>"}, True), (None, False), ("<pad>", False)],
 )
 def test_gemma_begins_with_bos_where_its_tokenizer_has_one(bos, begins, tmp_path):
     checkpoint = with_files(tmp_path / "model", "bge-gemma", tokenizer_config={"bos_token": bos})
@@ -206,9 +206,9 @@ def test_answers_are_the_tokens_of_their_words(name, words):
 
 def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(tmp_path):
     state = json.loads((FOLDERS["qwen3-reranker"] / "checkpoint" / "tokenizer.json").read_text())
-    kept = [token for token in state["added_tokens"] if token["content"] != "<|im_end|>"]
+    kept = [token for token in state["added_tokens"] if token["content"] != "<|im_start|>"]
     checkpoint = with_files(tmp_path / "model", "qwen3-reranker", tokenizer={"added_tokens": kept})
-    with pytest.raises(ModelError, match=r"tokenizer.json: no token `<\|im_end\|>`"):
+    with pytest.raises(ModelError, match=r"tokenizer.json: no token `<\|im_start\|>`"):
         open_encoder(checkpoint, max_tokens=512)
 
 
