@@ -62,17 +62,18 @@ class ObjectReader(io.RawIOBase):
         return self._stat.size
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as the block in memory goes."""
-        wanted = min(len(buffer), self._stat.size - self._at)
-        if wanted <= 0:
-            return 0
-        if not self._begin <= self._at < self._begin + len(self._block):
-            self._fetch(wanted)
-        begin = self._at - self._begin
-        data = memoryview(self._block)[begin : begin + wanted]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        """Fill `buffer` as far as the object goes: a reader of Parquet takes what is less for the object's end."""
+        whole = memoryview(buffer)[: max(0, self._stat.size - self._at)]
+        done = 0
+        while done < len(whole):
+            if not self._begin <= self._at < self._begin + len(self._block):
+                self._fetch(len(whole) - done)
+            begin = self._at - self._begin
+            data = memoryview(self._block)[begin : begin + len(whole) - done]
+            whole[done : done + len(data)] = data
+            self._at += len(data)
+            done += len(data)
+        return done
 
     def close(self) -> None:
         """Drop the blocks in memory, and the one under way."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import random
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -96,9 +98,13 @@ def test_a_model_is_fetched_once(bucket: Bucket, tmp_path: Path, tiny_model: str
     assert len(list((tmp_path / "cache" / "rerank-cli" / "models").iterdir())) == 2
 
 
-def test_a_large_table_is_read_by_ranges(bucket: Bucket, tmp_path: Path, tiny_model: str) -> None:
+@pytest.mark.parametrize("rows_of_group", [1, 3])
+def test_a_large_table_is_read_by_ranges(bucket: Bucket, tmp_path: Path, tiny_model: str, rows_of_group: int) -> None:
+    """Its pieces are larger than what is kept of its start and its end, and cross them."""
     table = pq.read_table(SAMPLES / "python-docs.parquet").slice(0, 3)
-    pq.write_table(table, tmp_path / "in.parquet", row_group_size=1)
+    chance = random.Random(3)
+    table = table.append_column("html", pa.array([chance.randbytes(250_000).hex() for _ in range(3)]))
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=rows_of_group, compression="none")
     url = bucket.put("in.parquet", (tmp_path / "in.parquet").read_bytes())
     local = _rerank(str(tmp_path / "in.parquet"), out=tmp_path / "local.parquet", model=tiny_model)
     assert _rerank(url, out=tmp_path / "far.parquet", model=tiny_model) == local
