@@ -47,6 +47,7 @@ from rerank_cli.engine.protocols import Pending  # noqa: E402
 from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
 from rerank_cli.job.image_parts import pairs_of  # noqa: E402
 from rerank_cli.models import load_model  # noqa: E402
+from rerank_cli.models.linear import row_scaled_refusal  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
 from rerank_cli.planning.memory import BatchSize, MemoryModel, Placement, estimate  # noqa: E402
 from rerank_cli.planning.run_plan import Plan  # noqa: E402
@@ -155,6 +156,9 @@ def one_b(bench: Bench) -> Iterator[str]:
     checkpoint = _one_b(bench)
     for precision in ("bf16", "fp8"):
         if precision not in bench.ceilings and bench.ceilings:
+            continue
+        if precision == "fp8" and (refusal := row_scaled_refusal(torch.device(bench.device))):
+            yield f"fp8: {refusal}"
             continue
         for what, pairs in _workloads(checkpoint, bench).items():
             with LocalEngine(bench.plan(precision, 65_536), checkpoint) as engine:

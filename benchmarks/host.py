@@ -2,10 +2,13 @@
 
     python -m benchmarks.host [--model DIR] [--pairs 20000] [--words 100] [--rounds 3]
 
-Reads, tokenises, plans and packs batches, ranks, writes and commits as `rerank-file` does; an engine that answers at
-once stands where the model would. Where a GPU makes more pairs a second than this, the host is the limit. Passages are
-made of the words of real ones and all differ, so nothing is tokenised once for two pairs. The tokenizer runs on all
-cores; what is left runs under the interpreter's lock, and its time is told apart.
+Reads, tokenises, plans and packs batches, ranks, writes and commits as `rerank-file` does for a GPU (windows of 4,096
+pairs, batches of 32,768 tokens, no table of known pairs); an engine that answers at once stands where the model would.
+Where a GPU makes more pairs a second than this, the host is the limit. Passages are made of the words of real ones and
+all differ, so nothing is tokenised once for two pairs.
+
+The tokenizer runs on all cores; what is left runs under the interpreter's lock. It is told apart, as the CPU time that
+each thread of Python's takes a pair: their sum is what limits a machine whose cores suffice for the tokenizer.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ import json
 import random
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -37,25 +43,34 @@ from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 
 CANDIDATES = 100
+_WINDOW_PAIRS, _TOKEN_BUDGET = 4096, 32_768  # of a run on a GPU
 
 
 class NoModel(InProcess):
-    """An engine that packs each batch and computes nothing of it."""
+    """An engine that packs each batch and computes nothing of it.
+
+    clocks: CPU seconds of each thread of Python's when the last part was submitted. pairs: submitted before that.
+    """
 
     kernels = "none"
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._seen = self.pairs = 0
+        self.clocks: dict[str, float] = {}
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """Logits that differ from pair to pair."""
         self.trouble = Trouble()
+        self.clocks |= _clocks()  # of a thread that has ended, what it was last
+        self.pairs = self._seen
+        self._seen += len(pairs)
         lengths = [len(pair.input_ids) for pair in pairs]
         for batch in plan_batches(lengths, token_budget=self._plan.token_budget):
             pack([pairs[place] for place in batch], device=torch.device("cpu"))
             if on_batch:
                 on_batch(len(batch), sum(lengths[place] for place in batch))
-        return np.array([int(pair.input_ids.sum()) % 1009 for pair in pairs], dtype=np.float32)
+        return np.arange(len(pairs), dtype=np.float32) * 617 % 1009
 
     def close(self) -> None:
         """Nothing is held."""
@@ -73,12 +88,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
         passages = write_lists(rows, options.pairs, options.words)
-        outcomes = [_run(rows, Path(folder) / f"out{turn}.jsonl", options.model) for turn in range(options.rounds)]
+        outcomes, limits = [], []
+        for turn in range(options.rounds):
+            outcome, engine = _run(rows, Path(folder) / f"out{turn}.jsonl", options.model)
+            outcomes.append(outcome)
+            limits.append({name: 1e6 * spent / max(1, engine.pairs) for name, spent in engine.clocks.items()})
     counts, report = outcomes[0].counts, outcomes[0].report
     speeds = [outcome.counts.pairs / outcome.report["seconds"]["wall"] for outcome in outcomes]
     spread = f"[{min(speeds):,.0f}..{max(speeds):,.0f}]"
     print(f"{counts.pairs:,} pairs of {counts.tokens / counts.pairs:.0f} tokens")
     print(f"whole jobs: {statistics.median(speeds):,.0f} pairs/s {spread}, their seconds: {report['seconds']}")
+    least = min(limits, key=lambda one: sum(one.values()))
+    told = ", ".join(f"{name} {spent:.0f}" for name, spent in least.items())
+    print(f"under the lock, us of CPU a pair: {told}; together {sum(least.values()):.0f}, the least of the rounds")
     checkpoint = read_checkpoint(locate_checkpoint(options.model))
     print(f"the tokenizer alone: {len(passages) / _tokenizing_seconds(checkpoint, passages):,.0f} passages/s")
 
@@ -95,7 +117,16 @@ def write_lists(path: Path, pairs: int, words: int) -> list[str]:
     return passages
 
 
-def _run(rows: Path, out: Path, model: str | None) -> Outcome:
+def _clocks() -> dict[str, float]:
+    """CPU seconds of each thread of Python's; the threads of the tokenizer are not among them."""
+    threads = ((thread.name, thread.ident) for thread in threading.enumerate())
+    return {name: time.clock_gettime(time.pthread_getcpuclockid(one)) for name, one in threads if one is not None}
+
+
+def _run(rows: Path, out: Path, model: str | None) -> tuple[Outcome, NoModel]:
+    engines: list[NoModel] = []
+    began = _clocks()
+
     def open_engine(
         plan: Plan,
         checkpoint: Checkpoint,
@@ -104,9 +135,17 @@ def _run(rows: Path, out: Path, model: str | None) -> Outcome:
         on_note: Callable[[str], None] | None,
     ) -> Engine:
         del checkpoint, calibration, on_note
-        return NoModel(plan)
+        engines.append(NoModel(replace(plan, token_budget=_TOKEN_BUDGET)))
+        return engines[0]
 
-    return run_job(JobOptions((str(rows),), Names(str(out)), model=model), open_engine=open_engine)
+    with (
+        mock.patch("rerank_cli.planning.run_plan._CPU_WINDOW_PAIRS", _WINDOW_PAIRS),
+        mock.patch("rerank_cli.job.score_store.run_store.depends_on_batch", lambda prepared, plan: "a GPU"),
+    ):
+        outcome = run_job(JobOptions((str(rows),), Names(str(out)), model=model), open_engine=open_engine)
+    (engine,) = engines
+    engine.clocks = {name: spent - began.get(name, 0.0) for name, spent in engine.clocks.items()}
+    return outcome, engine
 
 
 def _tokenizing_seconds(checkpoint: Checkpoint, passages: Sequence[str]) -> float:

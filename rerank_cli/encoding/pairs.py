@@ -35,7 +35,7 @@ a text still gives it a logit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -68,7 +68,8 @@ Encoded = tuple[EncodedPair, ...] | EncodingProblem
 class PairTemplate:
     """The special tokens around the two texts: `before` query `between` passage `after`.
 
-    first_type_of_between: how many ids of `between` have token type 0. typed: the passage has token type 1.
+    first_type_of_between: how many ids of `between` have token type 0. typed: the passage has token type 1. unknown:
+    the id that is counted as unknown in the texts.
     """
 
     before: Ids
@@ -76,6 +77,12 @@ class PairTemplate:
     after: Ids
     first_type_of_between: int
     typed: bool
+    unknown: int | None = None
+    _own_unknown: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        own = sum(count_of(self.unknown, ids) for ids in (self.before, self.between, self.after))
+        object.__setattr__(self, "_own_unknown", own)
 
     @property
     def ids(self) -> list[int]:
@@ -87,8 +94,8 @@ class PairTemplate:
         """Number of special tokens of a pair."""
         return len(self.before) + len(self.between) + len(self.after)
 
-    def join(self, query: Ids, passage: Ids, *, tokens: int, unknown: int | None = None) -> EncodedPair:
-        """The pair's ids. tokens: its length before truncation. unknown: the id that is counted as unknown."""
+    def join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
+        """The pair's ids. tokens: its length before truncation."""
         ids = np.concatenate((self.before, query, self.between, passage, self.after))
         second = len(self.before) + len(query) + self.first_type_of_between
         return EncodedPair(
@@ -96,7 +103,7 @@ class PairTemplate:
             second_start=second if self.typed else len(ids),
             tokens=tokens,
             template=self.size,
-            unknown=count_of(unknown, query) + count_of(unknown, passage),
+            unknown=count_of(self.unknown, ids) - self._own_unknown,
         )
 
 
@@ -139,8 +146,8 @@ class PairEncoder:
         self._tokenizer = tokenizer
         self._form = form or PairForm()
         self._template = _read_template(tokenizer, where, bare=self._form.bare)
-        if not self._form.typed:
-            self._template = replace(self._template, typed=False)
+        typed = self._template.typed and self._form.typed
+        self._template = replace(self._template, typed=typed, unknown=self._form.unknown)
         self._unpooled = _prompt_tokens(tokenizer, self._form.prompt, max_tokens, where) if self._form.unpooled else 0
         self._lead, self._prefix = _NO_IDS, self._form.prompt
         if special_tokens == "neutral":
@@ -178,11 +185,12 @@ class PairEncoder:
         return [unless_unread(entry, self._form.max_unknown) for entry in encoded]
 
     def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
-        for text, encoding in encode_texts(self._tokenizer, texts):
-            ids = encoding.ids
-            if not self._acting.isdisjoint(ids):
-                ids = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
-            yield np.array(ids, dtype=np.int32)
+        for text, ids in zip(texts, encode_texts(self._tokenizer, texts), strict=True):
+            if self._acting and not self._acting.isdisjoint(ids.tolist()):
+                plain = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
+                yield np.array(plain, dtype=np.int32)
+            else:
+                yield ids
 
     @cached_property
     def _plain_tokenizer(self) -> Tokenizer:
@@ -223,7 +231,7 @@ class PairEncoder:
             yield self._join(query, piece, tokens=self._template.size + len(query) + len(piece))
 
     def _join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
-        pair = self._template.join(query, passage, tokens=tokens, unknown=self._form.unknown)
+        pair = self._template.join(query, passage, tokens=tokens)
         return replace(pair, unpooled=self._unpooled) if self._unpooled else pair
 
     def _cut(self, ids: Ids, kept: int) -> Ids:

@@ -187,8 +187,7 @@ class PromptEncoder:
             ]
             for query, passage in pairs
         ]
-        encoded = encode_texts(self._tokenizer, list(texts))
-        ids = [np.array(encoding.ids, dtype=np.int32) for _, encoding in encoded]
+        ids = list(encode_texts(self._tokenizer, list(texts)))
         for row in places:
             variable = iter(row)
             yield [

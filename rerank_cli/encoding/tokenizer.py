@@ -22,10 +22,14 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, normalizers, processors
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Tokenizer, normalizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.choices import SpecialTokens
@@ -337,13 +341,18 @@ def _backend_of_transformers(checkpoint: Checkpoint) -> Tokenizer:
     return Tokenizer.from_str(backend.to_str())
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[str, Encoding]]:
-    """Each text with its encoding, without special tokens.
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[npt.NDArray[np.int32]]:
+    """The ids of each text, without special tokens; views of one array for some texts.
 
     An encoding takes 60 bytes for each byte of its text until its ids are taken, so few long texts are encoded at once.
     """
     for group in _groups(texts):
-        yield from zip(group, tokenizer.encode_batch_fast(group, add_special_tokens=False), strict=True)
+        flat, ends = array("i"), [0]
+        for encoding in tokenizer.encode_batch_fast(group, add_special_tokens=False):
+            flat.fromlist(encoding.ids)
+            ends.append(len(flat))
+        ids = np.frombuffer(flat, dtype=np.int32)
+        yield from (ids[begin:end] for begin, end in pairwise(ends))
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[str]]:

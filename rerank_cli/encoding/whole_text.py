@@ -134,8 +134,7 @@ class WholeTextEncoder:
             if isinstance(text, str):
                 texts[text] = None
             rendered.append(text)
-        found = encode_texts(self._tokenizer, list(texts))
-        ids = {text: np.array(encoding.ids, dtype=np.int32) for text, encoding in found}
+        ids = dict(zip(texts, encode_texts(self._tokenizer, list(texts)), strict=True))
         encoded: list[Encoded] = []
         for (query, passage), text in zip(pairs, rendered, strict=True):
             if isinstance(text, EncodingProblem):

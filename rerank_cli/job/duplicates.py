@@ -19,7 +19,9 @@ from rerank_cli.records import CandidateList, ImagePassage, Passage
 _BEFORE = "\"'([{\u201c\u2018\u00ab"
 _BEHIND = "\"')]}\u201d\u2019\u00bb.,;:!?\u2026"
 _SPACES = "".join(char for char in map(chr, range(0x3001)) if char.isspace())  # the last of them is U+3000
+_FIRST_CHARACTERS, _FIRST_LETTERS = 120, 60
 _LEFT_OUT = dict.fromkeys(map(ord, string.punctuation + _BEFORE + _BEHIND + _SPACES))
+_LEFT_OUT_OF_ASCII = bytes(char for char in _LEFT_OUT if char < 128)
 
 
 def count_duplicates(lists: Iterable[CandidateList]) -> int:
@@ -52,20 +54,34 @@ def _first_places(item: CandidateList) -> list[int]:
 
 
 def what_they_say(passages: Iterable[Passage]) -> list[int]:
-    """A hash of each passage of a list, equal for those that say the same."""
-    folded = [
-        (one.text.casefold(), one.image) if isinstance(one, ImagePassage) else (one.casefold(), None)
-        for one in passages
-    ]
-    # Letters and digits alone take 3 us, words 20 us: only passages with the same letters are compared by words.
-    letters = [hash((text.translate(_LEFT_OUT), image)) for text, image in folded]
-    times = Counter(letters)
-    return [
-        key if times[key] == 1 else hash((_words(text), image))
-        for key, (text, image) in zip(letters, folded, strict=True)
-    ]
+    """A number for each passage of a list, equal for those that say the same."""
+    texts = [(one.text, one.image) if isinstance(one, ImagePassage) else (one, None) for one in passages]
+    said: list[int] = [0] * len(texts)
+    # The first letters and digits take 1 us, all of them 3, words 20: each is asked only of passages whose last is the
+    # same as another's.
+    left = list(range(len(texts)))
+    for read in (_first_letters, _letters, _words):
+        for place in left:
+            text, image = texts[place]
+            said[place] = hash((read(text), image))
+        times = Counter(said[place] for place in left)
+        left = [place for place in left if times[said[place]] > 1]
+    return said
+
+
+def _first_letters(text: str) -> bytes:
+    """The first letters and digits, the same for texts that say the same, whatever stands between them."""
+    letters = _letters(text[:_FIRST_CHARACTERS])
+    return (letters if len(letters) >= _FIRST_LETTERS else _letters(text))[:_FIRST_LETTERS]
+
+
+def _letters(text: str) -> bytes:
+    folded = text.casefold()
+    if folded.isascii():
+        return folded.encode().translate(None, _LEFT_OUT_OF_ASCII)
+    return folded.translate(_LEFT_OUT).encode("utf-8", "surrogatepass")
 
 
 def _words(text: str) -> str:
-    words = (word.lstrip(_BEFORE).rstrip(_BEHIND) for word in text.split())
+    words = (word.lstrip(_BEFORE).rstrip(_BEHIND) for word in text.casefold().split())
     return " ".join(filter(None, words))

@@ -8,6 +8,7 @@ select        keep what the user wants of a ranking
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -212,7 +213,7 @@ def rank_list(
 def _problem_of(entry: Encoded, score: float) -> EncodingProblem | None:
     if isinstance(entry, EncodingProblem):
         return entry
-    if not np.isfinite(score):
+    if not math.isfinite(score):
         return EncodingProblem("not-finite", f"the model gave {score} as its score")
     return None
 

@@ -13,6 +13,7 @@ from rerank_cli.job.duplicates import count_duplicates, what_they_say
 from rerank_cli.records import CandidateList, ImagePassage, ImageSource
 from tests.conftest import TINY_CHECKPOINT, read_lines, write_lines
 
+LONG = "a passage that is longer than what is read of it first " * 4
 TEXTS = ["Two roads.", "a wood", "two  ROADS", "Two roads!", "two road", "a wood"]
 
 
@@ -30,6 +31,9 @@ def run(folder: Path, rows: list[dict[str, Any]], *options: str, code: int = 0) 
         ("Two roads.", "two  roads", True), ("STRASSE", "stra\u00dfe", True), ("a b", "ab", False),
         ("C++", "C", False), ("-5", "5", False), (".5", "5", False), ("1.5", "15", False), ("a-b", "ab", False),
         ('He said (twice): "no".', "he said twice no", True), ("", " . ", True), ("one", "two", False),
+        (LONG, LONG.replace(" ", "   ").upper() + ".", True), (LONG, f"{LONG} again", False),
+        (f"{LONG} stra\u00dfe", f"{LONG} Strasse", True), (f"\u201c{LONG}\u201d", f'"{LONG}"', True),
+        (f"{LONG} a b", f"{LONG} ab", False),
     ],
 )  # fmt: skip
 def test_case_white_space_and_marks_around_words_do_not_count(a: str, b: str, same: bool) -> None:
