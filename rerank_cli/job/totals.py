@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,18 @@ from rerank_cli.report.observations import Observations
 
 if TYPE_CHECKING:
     from rerank_cli.job.scoring_loop import ScoredWindow
+
+
+_MANY_RERUNS = 0.01  # of all pairs
+
+
+def warn_of_reruns(counts: Counts, precision: str, note: Callable[[str], None]) -> None:
+    """Tell where many results were computed twice: a model that was trained in bf16 may overflow in fp16."""
+    again, scored = counts.fp32_reruns, counts.pairs_scored
+    if again > _MANY_RERUNS * scored:
+        better = "; `--precision bf16` has the range of fp32" if precision == "fp16" else ""
+        share = f"{again:,} of {scored:,} results in {precision}"
+        note(f"warning: {share} were no numbers and were computed again in fp32{better}")
 
 
 class Totals:
