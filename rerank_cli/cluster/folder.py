@@ -76,7 +76,7 @@ class OutputFolder:
         if self._beside.is_symlink():
             raise OutputError(f"{self._beside}: is a link, and is not followed", hint="name a new folder")
         with naming(self.path):
-            if self.path.is_dir() and not self._is_ours() and any(self.path.iterdir()):
+            if self.path.is_dir() and not (self._beside / "lock").exists() and any(self.path.iterdir()):
                 raise OutputError(f"{self.path}: holds files of something else", hint="name a new folder")
             is_new = not self.path.exists()
             self._beside.mkdir(parents=True, exist_ok=True)
@@ -194,9 +194,6 @@ class OutputFolder:
     def lock_wait(self) -> float:
         """How long to wait for the lock of a part whose driver or machine may be dead."""
         return max(self._lock_wait, _LEASES * store_log.LEASE_SECONDS if self._log else _ORPHAN_SECONDS)
-
-    def _is_ours(self) -> bool:
-        return (self._beside / "lock").exists()
 
     def _read(self, name: str) -> bytes | None:
         path = self.path / name

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rerank_cli.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ from rerank_cli.job.prepare import Prepared, find_first, find_known, prepare_inp
 from rerank_cli.job.progress import Progress
 from rerank_cli.job.resume import Resume, noting_kept
 from rerank_cli.job.run_paths import RunPaths, files_of_folder, folders_of, model_files, paths_read
+from rerank_cli.job.run_report import describe_run
 from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scorers import OneModel, OpensEngine, open_scorers
@@ -46,13 +47,12 @@ from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
 from rerank_cli.machine.bus_error import explaining_bus_errors
-from rerank_cli.planning.faster import faster_on
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report import document as reports
 
 if TYPE_CHECKING:
-    from rerank_cli.engine import Engine
+    pass
 
 _HASH_SECONDS = 1.0  # how long the end of a run waits for the SHA-256 of its files; a later run can read them again
 
@@ -272,7 +272,9 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
         warn_of_reruns(totals.counts, plan.precision, note)
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # the report reads files again, and would wait if one was replaced by a pipe
-        document = _report(options, prepared, plan, totals, engine, texts) | dict(prepared.found) | precision.document()
+        document = (
+            describe_run(options, prepared, plan, totals, engine, texts) | dict(prepared.found) | precision.document()
+        )
         document |= scorers.document(totals.counts)
         if prepared.calibration:
             document["probability"] = prepared.calibration.of_run(document)
@@ -344,48 +346,6 @@ def _windows(
         images.look(lists), max_pairs=max_pairs,
         share=Share(shard, shards, lines), position=lambda: prepared.position.share,
     )  # fmt: skip
-
-
-def _report(
-    options: JobOptions, prepared: Prepared, plan: Plan, totals: Totals, engine: Engine, texts: EmbeddedTexts | None
-) -> dict[str, Any]:
-    asked = asdict(options)
-    command = asked.pop("command")
-    document = reports.build_report(
-        options=asked,
-        checkpoint=prepared.checkpoint,
-        plan=plan,
-        cpu=prepared.machine.cpu,
-        counts=totals.counts,
-        timing=totals.timing,
-        seconds=totals.seconds,
-    )
-    document["machine"] |= reports.gpu_facts(prepared.machine)
-    document["model"]["template"] = prepared.encoder.template
-    document["plan"]["kernels"] = engine.kernels
-    document["peak_rss_bytes"] = totals.peak_rss
-    document["memory"] = reports.memory_of(plan, peak_rss=totals.peak_rss, engines=engine.peak_bytes)
-    document |= totals.observed.document(prepared.score)
-    if faster := faster_on(
-        prepared.machine.cpu, device=plan.device, precision=plan.precision, checkpoint=prepared.checkpoint
-    ):
-        document["faster"] = faster
-    if command:
-        document["command"] = command
-    document["continued"] = totals.continued
-    document["first_error"] = totals.first_error
-    if totals.counts.in_errors_file and (errors := options.names.files.get("errors")):
-        document["errors_file"] = str(errors)
-    if texts:  # the use of the device follows from lengths of pairs, and an embedder reads texts
-        document["embedded"] = texts.facts
-    elif prepared.first is None:
-        from rerank_cli.engine.scorer import LocalEngine  # imports torch, which is loaded by now
-
-        document["speed"] |= reports.use_of_device(
-            prepared.checkpoint, plan, totals.counts, totals.timing,
-            squares=totals.observed.squares, alone=isinstance(engine, LocalEngine),
-        )  # fmt: skip
-    return document
 
 
 def _done_before(report: dict[str, Any], options: JobOptions, paths: RunPaths, files: Files) -> Outcome:
