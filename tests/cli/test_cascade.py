@@ -277,7 +277,7 @@ def test_what_cannot_be_had_is_refused_by_name(
 
 def test_score_has_no_head(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "in.jsonl", "--first", "int8"]) == 2
-    assert "rows of `score` are pairs" in capsys.readouterr().err
+    assert "rows of `score` are single pairs" in capsys.readouterr().err
 
 
 def test_memory_of_both_models_is_asked_for(lists: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

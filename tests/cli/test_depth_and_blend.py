@@ -107,7 +107,7 @@ def test_shapes_in_the_order_of_their_scores_refuse_another_order(
     shape: str, options: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rerank(tmp_path / "out.jsonl", *options, "--out-format", shape, code=2)
-    assert f"{options[0]}: rows of the shape {shape}" in capsys.readouterr().err
+    assert f"{options[0]}: changes the order, and rows of the shape {shape} are" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [("--blend", "rrf"), ("--blend", "z:1.5"), ("--depth", "0")])

@@ -173,7 +173,7 @@ def test_a_pipe_without_rows_replaces_nothing(field: Field, monkeypatch: pytest.
         with os.fdopen(reading, "rb") as stream:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
             field("-", code=4)
-    assert "has no row, and" in field.talk
+    assert "has no row; " in field.talk
     assert field.out.read_text() == "{}\n"
 
 

@@ -84,7 +84,7 @@ def test_rows_of_which_none_can_be_scored_are_a_failure_of_its_own(
 def test_nothing_replaces_nothing_and_not_something(older: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (older / "in.jsonl").write_bytes(b"")
     assert rerank(older, older / "in.jsonl", "--overwrite") == 4
-    assert "has no row, and" in capsys.readouterr().err
+    assert "has no row; " in capsys.readouterr().err
     assert (older / "out.jsonl").read_text() == "older\n"
     (older / "out.jsonl").unlink()
     assert rerank(older, older / "in.jsonl") == 0

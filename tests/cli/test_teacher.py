@@ -139,7 +139,10 @@ def test_lists_without_a_positive_are_bad_rows_and_those_without_a_negative_are_
     [
         (["--out-format", "triplet"], "nothing says which passages are positive"),
         (["--out-format", "triplet", "--qrels", str(QRELS), "--top-n", "3"], "--top-n: rows of triplet are chosen"),
-        (["--out-format", "triplet", "--qrels", str(QRELS), "--depth", "3"], "--depth: rows of the shape triplet"),
+        (
+            ["--out-format", "triplet", "--qrels", str(QRELS), "--depth", "3"],
+            "rows of the shape triplet are ordered by score",
+        ),
     ],
 )
 def test_what_has_no_meaning_is_refused(
