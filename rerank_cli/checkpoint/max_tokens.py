@@ -22,12 +22,12 @@ _NO_LIMIT = 10**6  # tokenizer configs write 1e30 where they know no limit
 def model_max_tokens(checkpoint: Checkpoint) -> int:
     """The smallest of the tokenizer's limit, the model card's limit and the number of positions.
 
-    A limit of the processor (`rerank_max_length`) or of sentence-transformers (`max_seq_length`) replaces those of
-    tokenizer and card.
+    A limit of a VL model's processor (`rerank_max_length`) or of sentence-transformers (`max_seq_length`) replaces
+    those of tokenizer and card.
     Source: sentence-transformers' CrossEncoder takes the same minimum; RoBERTa's table loses `pad_token_id + 1` rows.
     """
     family = family_of(checkpoint.architecture)
-    said = [_read_limit(checkpoint.processor_config.get("rerank_max_length"))]
+    said = [_read_limit(checkpoint.processor_config.get("rerank_max_length") if family.images else None)]
     if said == [None] and checkpoint.declared.max_tokens is not None:
         said = [_read_limit(checkpoint.declared.max_tokens)]
     elif said == [None]:

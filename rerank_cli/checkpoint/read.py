@@ -26,6 +26,7 @@ from rerank_cli.checkpoint.refusals import (
     refuse_code,
     refuse_module_kinds,
     refuse_modules,
+    refuse_other_readings,
     refuse_pickle,
     refuse_special_files,
     refuse_weights,
@@ -220,6 +221,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     config = read_json_file(path / "config.json")
     _refuse_endless(path / "config.json", config)
     refuse_architecture(root, path, config)
+    refuse_other_readings(path, config)
     declared = read_declaration(root)
     refuse_modules(root, config, declared)
     refuse_code(path, config, declared)

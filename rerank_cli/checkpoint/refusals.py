@@ -8,6 +8,7 @@ reported where the file is read.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 
 from rerank_cli.checkpoint import kinds
 from rerank_cli.checkpoint.declared import Declaration, module_types
-from rerank_cli.checkpoint.families import FAMILIES, is_known
+from rerank_cli.checkpoint.families import BERT_LIKE, FAMILIES, Family, is_known
 from rerank_cli.checkpoint.json_file import read_json_file
 from rerank_cli.errors import ModelError
 
@@ -23,6 +24,13 @@ _MODEL_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # of fi
 
 _ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model*.safetensors", "adapter_model*.bin")
+_ROBERTAS = {"camembert", "roberta", "xlm-roberta"}  # one model; they differ in their tokenizers
+_TYPES = {
+    "Bert": {"bert"}, "Camembert": _ROBERTAS, "Electra": {"electra"}, "Gemma": {"gemma"}, "Llama": {"llama"},
+    "Mistral": {"mistral"}, "ModernBert": {"modernbert"}, "Qwen2": {"qwen2"}, "Qwen3": {"qwen3"}, "Roberta": _ROBERTAS,
+    "XLMRoberta": _ROBERTAS,
+}  # fmt: skip
+"""`model_type` of the trunks that have a model here."""
 _WANTED = "a reranker is needed, for example a ...ForSequenceClassification"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_BYTES = 1024
@@ -115,6 +123,24 @@ def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> No
         if what
         else f"known are {', '.join(sorted(FAMILIES))} and the sequence classifiers of transformers",
     )
+
+
+def refuse_other_readings(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a config.json of which transformers makes another model than its `architectures` says."""
+    place, (name,) = path / "config.json", config["architectures"]
+    own = _TYPES.get(re.sub(r"(For|Model).*", "", name), set())
+    model_type = config.get("model_type")
+    if own and isinstance(model_type, str) and model_type in set().union(*_TYPES.values()) - own:
+        raise ModelError(
+            f"{place}: `model_type` is {model_type}, and `architectures` names {name}: programs differ in which of the "
+            "two they take",
+            hint="make both say what the weights are of",
+        )
+    if FAMILIES.get(name, Family()).forward in (*BERT_LIKE, "modernbert") and config.get("is_causal"):
+        raise ModelError(
+            f"{place}: `is_causal` is {config['is_causal']!r}: in {name} each token sees all others, and transformers "
+            "hides them in some batches"
+        )
 
 
 def refuse_modules(root: Path, config: Mapping[str, Any], declared: Declaration) -> None:

@@ -36,6 +36,13 @@ def test_the_limit_is_obeyed_under_its_name_of_2020(folder, capsys):
     assert logits == pytest.approx(expected(folder), abs=1e-4)
 
 
+def test_the_limit_of_a_processor_is_that_of_models_that_read_images(folder, capsys):
+    edit(folder / "processor_config.json", rerank_max_length=20)
+    code, logits, said = scored(folder, capsys)
+    assert code == 0, said
+    assert logits == pytest.approx(expected(folder), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

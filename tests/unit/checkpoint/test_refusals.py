@@ -189,6 +189,9 @@ KINDS: dict[str, tuple[Files, str]] = {
     "quantised, as a file of its own says": (
         of("Qwen3ForSequenceClassification", {"quantize_config.json": {"bits": 4}}), "quantisation by `gptq`"),
     "quantised for mlx": (of("Qwen3ForSequenceClassification", quantization={"bits": 4}), "quantisation by `mlx`"),
+    # files that can be read in two ways
+    "two models": (of("LlamaForSequenceClassification", model_type="bert"), "`model_type` is bert, and `archi"),
+    "causal encoder": (of("ModernBertForSequenceClassification", is_causal=True), "`is_causal` is True: in Mod"),
     # folders that hold a checkpoint, and folders that hold none
     "folder above": ({f"checkpoint-500/{name}": content for name, content in BERT.items()}, "no config.json"),
     "empty": ({}, "no config.json"),

@@ -33,6 +33,7 @@ from rerank_cli.encoding.tokenizer_classes import (
 from rerank_cli.errors import ModelError
 from tests.conftest import TINY_CHECKPOINT
 
+OTHER = {"architectures": ["AlbertForSequenceClassification"]}  # for a `model_type` that is not BERT's
 PARITY = Path(__file__).parents[2] / "parity"
 SAMPLES = Path(__file__).parents[3] / "samples" / "python-docs.jsonl"
 ODD_PAIRS = [
@@ -303,14 +304,16 @@ def test_a_class_in_config_json_counts_where_tokenizer_config_names_none(tiny):
 
 @pytest.mark.parametrize("model_type", _CLASS_OF_MODEL_TYPE)
 def test_without_a_class_the_type_of_the_model_decides_as_in_transformers(tiny, model_type):
-    path = tiny("bert", tokenizer_config={"tokenizer_class": None}, config={"model_type": model_type})
+    path = tiny("bert", tokenizer_config={"tokenizer_class": None}, config={"model_type": model_type, **OTHER})
     named = tokenizer_class(read_checkpoint(path))
     assert named == TOKENIZER_MAPPING_NAMES[model_type].removesuffix("Fast")
 
 
 @pytest.mark.parametrize("model_type", _CLASS_WHATEVER_IS_NAMED)
 def test_a_type_whose_checkpoints_name_wrong_classes_has_its_own_as_in_transformers(tiny, model_type):
-    path = tiny("bert", tokenizer_config={"tokenizer_class": "RobertaTokenizer"}, config={"model_type": model_type})
+    path = tiny(
+        "bert", tokenizer_config={"tokenizer_class": "RobertaTokenizer"}, config={"model_type": model_type, **OTHER}
+    )
     registered = TOKENIZER_MAPPING_NAMES[model_type]
     plain = registered in ("TokenizersBackend", "MistralCommonBackend")
     assert plain or model_type in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
@@ -318,7 +321,7 @@ def test_a_type_whose_checkpoints_name_wrong_classes_has_its_own_as_in_transform
 
 
 @pytest.mark.parametrize(
-    "config", [{"model_type": "modernbert"}, {"model_type": None}, {"model_type": "my-own"}], ids=str
+    "config", [{"model_type": "modernbert", **OTHER}, {"model_type": None}, {"model_type": "my-own"}], ids=str
 )
 def test_a_type_without_a_class_has_the_file_as_it_is(tiny, config):
     path = tiny("bert", tokenizer_config={"tokenizer_class": None, "do_lower_case": False}, config=config)
