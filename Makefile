@@ -73,7 +73,7 @@ bench-quality: $(VENV)/installed-bench  ## nDCG@10 of packed and padded forwards
 	$(BIN)/python -m benchmarks.quality
 
 check-gpu: $(if $(HERE),,$(VENV)/installed-dev)  ## what only an NVIDIA GPU can show (HERE=1: with the Python that is there)
-	$(GPU_PYTHON) -m pytest -m gpu -rs -p no:cacheprovider
+	$(GPU_PYTHON) -m pytest tests/gpu -rs -p no:cacheprovider
 
 torture: $(VENV)/installed-torture  ## runs that are killed and hindered at every call, gigabytes, an hour of fuzzing (RERANK_FUZZ_SECONDS); takes hours
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/torture
