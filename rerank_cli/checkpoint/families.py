@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from rerank_cli.checkpoint.transformers_classifiers import CLASSIFIERS
 
@@ -39,17 +39,21 @@ class Family:
     fp8: bool = False
     """Its products can run in FP8 if its weights are in 16 bits."""
     int8: bool = False
-    """It has int8 layers for a CPU (`models/int8_encoder.py`)."""
+    """It has int8 layers for a CPU (`models/int8_model.py`)."""
+    activation_key: str = "hidden_act"
+    """The key of config.json that names the activation of its MLP."""
     max_tokens: int | None = None
     """The longest pair (for an embedder: text) by the model card, if the model has more positions than that."""
 
 
 def _bare(family: Family) -> Family:
-    return replace(family, headless=True, int8=False)
+    # The int8 layers of BERT want a head that reads [CLS] alone, and a declared one may read all tokens.
+    return replace(family, headless=True, int8=family.int8 and family.forward not in BERT_LIKE)
 
 
 _BERT, _ROBERTA = Family("bert", int8=True), Family("roberta", int8=True)
-_ELECTRA, _MODERNBERT = Family("electra"), Family("modernbert")
+_ELECTRA = Family("electra")
+_MODERNBERT = Family("modernbert", int8=True, activation_key="hidden_activation")
 # 8192: the limit on the model cards of the Nemotron rerankers and Qwen3-Reranker, and the default of mxbai-rerank.
 _PROMPT = Family("llama", prompted=True, fp8=True, max_tokens=8192)
 _QUESTION = Family("llama", prompted=True, decoder=True, answers=True, fp8=True, max_tokens=8192)
@@ -101,8 +105,11 @@ def is_known(architecture: str) -> bool:
     return architecture in FAMILIES or architecture in CLASSIFIERS
 
 
-def int8_refusal(architecture: str, activation: str) -> str | None:
-    """Why a model has no int8 layers (`models/int8_encoder.py`); None if it has. activation: of its MLP."""
-    if not family_of(architecture).int8:
-        return f"only BERT, RoBERTa and XLM-R classifiers have int8 layers, not {architecture}"
+def int8_refusal(architecture: str, config: Mapping[str, Any]) -> str | None:
+    """Why a model has no int8 layers (`models/int8_model.py`); None if it has. config: config.json."""
+    family = family_of(architecture)
+    if not family.int8:
+        return f"only BERT, RoBERTa and XLM-R classifiers and ModernBERT have int8 layers, not {architecture}"
+    named = config.get(family.activation_key)
+    activation = "gelu" if named is None else named
     return None if activation == "gelu" else f"int8 layers know the activation `gelu`, not `{activation}`"

@@ -24,6 +24,8 @@ from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.gte import GteCrossEncoder
 from rerank_cli.models.int8_encoder import Int8Encoder
+from rerank_cli.models.int8_model import check_int8
+from rerank_cli.models.int8_modernbert import Int8ModernBert
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder
 from rerank_cli.models.nemotron_vl import LlamaNemotronVLCrossEncoder
@@ -78,6 +80,10 @@ _CLASSES: dict[Forward, Callable[..., RerankModel]] = {
     "llama": LlamaCrossEncoder,
     "vl": LlamaNemotronVLCrossEncoder,
 }
+_INT8_CLASSES: dict[Forward, Callable[..., RerankModel]] = {
+    **dict.fromkeys(BERT_LIKE, Int8Encoder),
+    "modernbert": Int8ModernBert,
+}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 """By precision, the dtype of what is between the products. All families run in all but fp8, on devices that have it."""
@@ -113,7 +119,9 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
     if not family_of(architecture).embeds:
         check_labels(checkpoint)
     if precision == "int8":
-        return Int8Encoder(checkpoint, **_placement(device, "fp32", attention))
+        check_int8(checkpoint, device=device)
+        rounded = _INT8_CLASSES[family_of(architecture).forward]
+        return rounded(checkpoint, **_placement(device, "fp32", attention))
     placed = _placement(device, precision, attention)
     with current(placed["device"]):
         model: RerankModel = class_of(architecture)(checkpoint, **placed, **_quantised(checkpoint, precision))

@@ -75,7 +75,7 @@ class RoundedLinear:
 
 
 class Int8Linear:
-    """A linear layer whose inputs and weights are bytes.
+    """A linear layer whose inputs and weights are bytes; satisfies `Linear`, of bytes.
 
     weight: float32 [outputs, inputs], to be rounded; bias: float32 [outputs]. inputs: what the bytes of x stand for.
     out: the dtype of the result, or the grid of its bytes. gelu: follows.
@@ -110,7 +110,7 @@ class Int8Linear:
         )  # fmt: skip
         return y
 
-    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """`residual`, float32 [T, outputs], with the product added in place; without the activation."""
         y: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
             x, self._inputs.scale, 0, self._weight, self._scales, self._zeros, residual, self._bias,
@@ -158,7 +158,7 @@ def int8_hindrance() -> str | None:
     try:
         weight = torch.full((16, 16), 2.0)
         layer = Int8Linear(weight, torch.ones(16))
-        found = layer.add_to(torch.ones(1, 16), torch.full((1, 16), _ZERO + 1, dtype=torch.uint8))
+        found = layer.add(torch.full((1, 16), _ZERO + 1, dtype=torch.uint8), torch.ones(1, 16))
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         return f"torch {torch.__version__} has no int8 layers of oneDNN: {error}"
     return None if torch.allclose(found, torch.full((1, 16), 34.0)) else "oneDNN's int8 layers compute wrongly here"

@@ -13,7 +13,7 @@ Source of the maths: transformers' modeling_modernbert.py, against which the tes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +37,13 @@ _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     """One pre-norm layer."""
 
-    attention_norm: LayerNorm | None  # the first layer has none: the embeddings are normalised already
+    attention_norm: Callable[[Tensor], Tensor] | None  # the first has none: the embeddings are normalised already
     qkv: Linear
     attention_out: Linear
-    mlp_norm: LayerNorm
+    mlp_norm: Callable[[Tensor], Tensor]
     gate: Linear  # with the activation
     up: Linear
     down: Linear
@@ -93,15 +93,15 @@ class ModernBertCrossEncoder:
         self._device = device
         self._shape = shape = _read_shape(checkpoint)
         self._attention = attention_kind(attention, shape.head_size)
-        self._kind = linear_kind(device, dtype)
+        self._kind: Callable[..., Linear] = (kind := linear_kind(device, dtype))
         self._elementwise, between = elementwise_for(device, dtype)
-        self.kernels = f"linear layers: {self._kind.kernel}; rotation: {between}; attention: {self._attention}"
+        self.kernels = f"linear layers: {kind.kernel}; rotation: {between}; attention: {self._attention}"
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._prefix = prefix = prefix_of_names(checkpoint, "model")
             words = f"{prefix}embeddings.tok_embeddings.weight"
             self._words = weights.take(words, (shape.vocabulary, shape.hidden))
             self._embedding_norm = self._norm(weights, f"{prefix}embeddings.norm")
-            self._layers = [self._layer(weights, i, kind) for i, kind in enumerate(shape.layers)]
+            self._layers = [self._layer(weights, i) for i in range(len(shape.layers))]
             self._final_norm = self._norm(weights, f"{prefix}final_norm")
             self._head = self._read_head(weights, checkpoint)
             weights.finish()
@@ -109,20 +109,30 @@ class ModernBertCrossEncoder:
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
-        rotations = {
-            kind: rotation_at(batch.positions, rotary_frequencies(theta, self._shape.head_size, self._device))
-            for kind, theta in self._shape.theta.items()
-            if kind in self._shape.layers
-        }
-        x = self._embedding_norm(self._words[batch.input_ids])
-        first_only = self._head.first_token_only
-        for layer in self._layers[:-1] if first_only else self._layers:
+        rotations, x = self._rotations(batch), self._embed(batch)
+        for layer in self._layers[: self._whole_layers]:
             x = self._run_layer(layer, x, batch, rotations[layer.kind])
-        if first_only:
+        if self._head.first_token_only:
             last = self._layers[-1]
             first = self._run_last_layer(last, x, batch, rotations[last.kind])
             return self._head.of_first_tokens(self._final_norm(first), batch)
         return self._head.of_tokens(self._final_norm(x), batch)
+
+    @property
+    def _whole_layers(self) -> int:
+        """How many layers are computed for all tokens: the last one may be for the first token of each pair alone."""
+        return len(self._shape.layers) - self._head.first_token_only
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
+        return self._embedding_norm(self._words[batch.input_ids])
+
+    def _rotations(self, batch: PackedBatch) -> Mapping[str, Rotation]:
+        """How the tokens are turned in layers of each kind."""
+        return {
+            kind: rotation_at(batch.positions, rotary_frequencies(theta, self._shape.head_size, self._device))
+            for kind, theta in self._shape.theta.items()
+            if kind in self._shape.layers
+        }
 
     def _read_head(self, weights: WeightReader, checkpoint: Checkpoint) -> Head:
         shape = self._shape
@@ -134,10 +144,10 @@ class ModernBertCrossEncoder:
         norm = self._norm(weights, "head.norm", dtype=torch.float32)
         return Head((shape.pooling,), [inner, norm, score_layer(weights, checkpoint, "classifier", shape.hidden)])
 
-    def _window(self, layer: _Layer) -> int | None:
+    def _window(self, layer: Layer) -> int | None:
         return self._shape.window if layer.kind == _LOCAL else None
 
-    def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, layer: Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, heads, head_size]."""
         normed = layer.attention_norm(x) if layer.attention_norm else x
         heads = self._shape.heads
@@ -146,24 +156,24 @@ class ModernBertCrossEncoder:
         q, k, v = qkv.split(heads, dim=1)
         return q, k, v
 
-    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
+    def _run_layer(self, layer: Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         return self._run_mlp(layer, layer.attention_out.add(self._attend(layer, x, batch, rotation), x))
 
-    def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
+    def _attend(self, layer: Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         q, k, v = self._project(layer, x, rotation)
         return attend(q, k, v, batch, kind=self._attention, window=self._window(layer))
 
-    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
+    def _run_last_layer(self, layer: Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         """The last layer's output at the first token of each pair, [P, hidden]."""
         q, k, v = self._project(layer, x, rotation)
         context = attend_first(q[batch.starts], k, v, batch, kind=self._attention, window=self._window(layer))
-        return self._run_mlp(layer, layer.attention_out.add(context, x[batch.starts]))
+        return self._run_mlp(layer, layer.attention_out.add(context.to(x.dtype), x[batch.starts]))
 
-    def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
+    def _run_mlp(self, layer: Layer, x: Tensor) -> Tensor:
         return layer.down.add(self._gated(layer, layer.mlp_norm(x)), x)
 
-    def _gated(self, layer: _Layer, normed: Tensor) -> Tensor:
+    def _gated(self, layer: Layer, normed: Tensor) -> Tensor:
         # A function of its own, so that what it reads is gone before the product after it needs room.
         return layer.gate(normed).mul_(layer.up(normed))
 
@@ -175,12 +185,12 @@ class ModernBertCrossEncoder:
             self._shape.epsilon,
         )
 
-    def _layer(self, weights: WeightReader, index: int, kind: str) -> _Layer:
+    def _layer(self, weights: WeightReader, index: int) -> Layer:
         hidden, inner = self._shape.hidden, self._shape.intermediate
         biases, linear = self._shape.biases, LinearLoader(weights, self._kind)
         name = f"{self._prefix}layers.{index}"
         gate, up = self._halves(weights, f"{name}.mlp.Wi")
-        return _Layer(
+        return Layer(
             attention_norm=self._norm(weights, f"{name}.attn_norm") if index else None,
             qkv=linear(f"{name}.attn.Wqkv", hidden, 3 * hidden, bias=biases.attention),
             attention_out=linear(f"{name}.attn.Wo", hidden, hidden, bias=biases.attention),
@@ -188,7 +198,7 @@ class ModernBertCrossEncoder:
             gate=gate,
             up=up,
             down=linear(f"{name}.mlp.Wo", inner, hidden, bias=biases.mlp),
-            kind=kind,
+            kind=self._shape.layers[index],
         )
 
     def _halves(self, weights: WeightReader, name: str) -> tuple[Linear, Linear]:

@@ -217,7 +217,7 @@ def _int8_refusal(cpu: Cpu, model: KnownModel) -> str | None:
     if checkpoint is None:
         return f"only a checkpoint would tell whether {model.name} has int8 layers"
     try:
-        return int8_refusal(checkpoint.architecture, checkpoint.text("hidden_act", "gelu"))
+        return int8_refusal(checkpoint.architecture, checkpoint.config)
     except ModelError as error:  # loading the model raises it again
         return error.message
 

@@ -67,7 +67,7 @@ def test_a_logit_does_not_depend_on_the_batch(goldens, name, precision, toleranc
         assert np.abs(in_batches(model, pairs, size) - alone).max() <= tolerance, size
 
 
-ENCODERS = [*PACKED, "gte-multilingual-open", "jina-v2-open", "bert-types-open"]
+ENCODERS = [*PACKED, "ettin-open", "gte-multilingual-open", "jina-v2-open", "bert-types-open"]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -80,7 +80,7 @@ def test_a_logit_of_an_encoder_is_the_same_to_the_bit_in_every_batch(goldens, na
     if precision == "bf16" and not detect_cpu().has_bf16:
         pytest.skip("this CPU has no bf16 instructions")
     checkpoint = read_checkpoint(goldens[name].checkpoint)
-    if precision == "int8" and int8_refusal(checkpoint.architecture, checkpoint.text("hidden_act", "gelu")):
+    if precision == "int8" and int8_refusal(checkpoint.architecture, checkpoint.config):
         pytest.skip("it has no int8 layers")
     pairs = random_pairs(checkpoint.integer("vocab_size"), count=80)
     model = load_model(checkpoint, device="cpu", precision=precision, attention=attention)

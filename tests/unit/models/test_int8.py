@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.errors import ModelError
-from rerank_cli.models import Calibrates, load_model
+from rerank_cli.models import Calibrates, RerankModel, load_model
 from rerank_cli.models.attention import attend, attend_by_powers
-from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.int8 import Int8Linear, ScaleAndZero, balance, int8_hindrance, split_units, steps
 from rerank_cli.models.int8_encoder import Int8Encoder
+from rerank_cli.models.int8_model import Int8Model
+from rerank_cli.models.int8_modernbert import Int8ModernBert
 from rerank_cli.models.packed import pack
 from rerank_cli.records import EncodedPair
 
@@ -95,7 +96,7 @@ def test_bytes_in_a_grid_go_from_one_layer_to_the_next_and_onto_the_residual():
     found = Int8Linear(expand / factors, bias, out=grid, gelu=True)(steps(x * factors))
     assert found.dtype == torch.uint8
     expected = inner @ contract.T + residual
-    y = Int8Linear(contract, torch.zeros(32), inputs=grid).add_to(residual, found)
+    y = Int8Linear(contract, torch.zeros(32), inputs=grid).add(found, residual)
     assert y.data_ptr() == residual.data_ptr()  # in place
     assert relative(y, expected) < 0.02
 
@@ -140,9 +141,18 @@ def test_scores_too_large_for_a_power_of_two_are_computed_with_the_maximum_subtr
     assert (found - expected)[: batch.tokens].abs().mean() < 0.1
 
 
-def calibrated(path, seen: list[EncodedPair]) -> tuple[Int8Encoder, dict]:
+FAMILIES = ["bert", "xlmr", "modernbert"]
+CLS = {"classifier_pooling": "cls"}  # the last layer of ModernBERT is then for the first token alone
+VARIANTS = [*((family, {}) for family in FAMILIES), ("modernbert", CLS)]
+
+
+def in_float32(path) -> RerankModel:
+    return load_model(read_checkpoint(path), device="cpu", precision="fp32", attention="runs")
+
+
+def calibrated(path, seen: list[EncodedPair]) -> tuple[Int8Model, dict]:
     model = load_model(read_checkpoint(path), device="cpu", precision="int8", attention="runs")
-    assert isinstance(model, Int8Encoder)
+    assert isinstance(model, Int8Model)
     assert isinstance(model, Calibrates)
     with torch.inference_mode():
         state = model.calibrate([seen])
@@ -155,11 +165,11 @@ def forward(model, batch: list[EncodedPair]) -> torch.Tensor:
 
 
 @needs_int8
-@pytest.mark.parametrize("family", ["bert", "xlmr"])
-def test_logits_are_near_those_of_float32(tiny, family):
-    checkpoint = read_checkpoint(tiny(family))
-    exact = forward(EncoderCrossEncoder(checkpoint, device=CPU, dtype=torch.float32, attention="runs"), pairs())
-    model, _ = calibrated(checkpoint.path, pairs()[::3])
+@pytest.mark.parametrize(("family", "config"), VARIANTS)
+def test_logits_are_near_those_of_float32(tiny, family, config):
+    path = tiny(family, config=config)
+    exact = forward(in_float32(path), pairs())
+    model, _ = calibrated(path, pairs()[::3])
     found = forward(model, pairs())
     assert float((found - exact).abs().mean()) < 0.1 * float(exact.std())  # random weights are harder than trained ones
     assert not torch.equal(found, exact)
@@ -176,29 +186,44 @@ class Unrounded(Int8Linear):
         y = F.linear(x, *self._plain)
         return F.gelu(y) if self._gelu else y
 
-    def add_to(self, residual, x):
+    def add(self, x, residual):
         return residual + self(x)
 
 
-class Folded(Int8Encoder):
-    """All that int8 does to the weights, and no rounding."""
+def folded(path) -> Int8Model:
+    """A model with all that int8 does to the weights, and no rounding."""
+    kind = Int8ModernBert if "ModernBert" in read_checkpoint(path).architecture else Int8Encoder
 
-    _rounded_linear = Unrounded
+    class Folded(kind):
+        _rounded_linear = Unrounded
+        _steps = staticmethod(lambda x: x)
 
-    def _steps(self, x):
-        return x
-
-
-@needs_int8
-@pytest.mark.parametrize("family", ["bert", "xlmr"])
-def test_but_for_the_rounding_the_logits_are_those_of_float32(tiny, family):
-    checkpoint = read_checkpoint(tiny(family))
-    exact = forward(EncoderCrossEncoder(checkpoint, device=CPU, dtype=torch.float32, attention="runs"), pairs())
-    model = Folded(checkpoint, device=CPU, dtype=torch.float32, attention="runs")
+    model = Folded(read_checkpoint(path), device=CPU, dtype=torch.float32, attention="runs")
     model._narrow = torch.float32
     with torch.inference_mode():
         model.calibrate([pairs()[::3]])
-    assert torch.allclose(forward(model, pairs()), exact, atol=1e-5)
+    return model
+
+
+def with_biases(tensors: dict[str, torch.Tensor]) -> None:
+    """Biases for all layers of a ModernBERT that can have one."""
+    for name in [name for name in tensors if name.startswith(("model.", "head.norm")) and name.endswith(".weight")]:
+        if "tok_embeddings" not in name:
+            tensors[name.replace(".weight", ".bias")] = random(len(tensors[name]), seed=len(name)).half() * 0.3
+
+
+BIASED = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias"), True)
+
+
+@needs_int8
+@pytest.mark.parametrize(
+    ("family", "config", "weights"),
+    [*((*variant, None) for variant in VARIANTS), ("modernbert", BIASED, with_biases)],
+)
+def test_but_for_the_rounding_the_logits_are_those_of_float32(tiny, family, config, weights):
+    path = tiny(family, config=config, weights=weights)
+    exact = forward(in_float32(path), pairs())
+    assert torch.allclose(forward(folded(path), pairs()), exact, atol=1e-5)
 
 
 class Names(TorchDispatchMode):
@@ -219,6 +244,7 @@ def test_all_products_of_the_layers_but_the_last_are_in_int8(tiny):
     layers = read_checkpoint(tiny("bert")).integer("num_hidden_layers")
     with Names() as names:
         model.forward(pairs())
+    assert isinstance(model, Int8Encoder)
     parts = len(model._layers[0].mlp)
     plain = sum(count for name, count in names.found.items() if name.startswith("onednn.qlinear_pointwise.default"))
     added = sum(count for name, count in names.found.items() if name.startswith("onednn.qlinear_pointwise.binary"))
@@ -228,11 +254,22 @@ def test_all_products_of_the_layers_but_the_last_are_in_int8(tiny):
 
 
 @needs_int8
-def test_a_state_that_went_through_json_gives_the_same_bits(tiny):
-    path = tiny("bert")
+@pytest.mark.parametrize(("config", "kept"), [({}, 0), (CLS, 1)])
+def test_all_products_of_modernbert_are_in_int8_but_those_for_the_first_token_alone(tiny, config, kept):
+    model, _ = calibrated(tiny("modernbert", config=config), pairs())
+    with Names() as names:
+        model.forward(pairs())
+    counts = [names.found[f"onednn.qlinear_pointwise.{kind}"] for kind in ("default", "binary")]
+    assert counts == [4 * 3 - 2 * kept, (4 - kept) * 2]  # qkv, gate, up; attention's output, down
+
+
+@needs_int8
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_that_went_through_json_gives_the_same_bits(tiny, family):
+    path = tiny(family)
     model, state = calibrated(path, pairs()[:10])
     other = load_model(read_checkpoint(path), device="cpu", precision="int8", attention="runs")
-    assert isinstance(other, Int8Encoder)
+    assert isinstance(other, Int8Model)
     other.use(json.loads(json.dumps(state)))
     assert torch.equal(forward(model, pairs()), forward(other, pairs()))
     assert other.kernels == model.kernels
@@ -249,8 +286,9 @@ def test_other_pairs_to_calibrate_on_give_other_bits(tiny):
 
 
 @needs_int8
-def test_a_state_of_another_version_or_model_is_refused(tiny):
-    model, state = calibrated(tiny("bert"), pairs())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_of_another_version_or_model_is_refused(tiny, family):
+    model, state = calibrated(tiny(family), pairs())
     for wrong in ({**state, "format": 99}, {**state, "layers": []}):
         with pytest.raises(ModelError, match="calibrated by another version, or for another model"):
             model.use(wrong)
@@ -260,7 +298,8 @@ def test_a_state_of_another_version_or_model_is_refused(tiny):
 @pytest.mark.parametrize(
     ("family", "config", "why"),
     [
-        ("modernbert", {}, "only BERT, RoBERTa and XLM-R classifiers have int8 layers, not ModernBert"),
+        ("deberta", {}, "only BERT, RoBERTa and XLM-R classifiers and ModernBERT have int8 layers, not DebertaV2For"),
+        ("modernbert", {"hidden_activation": "relu"}, "int8 layers know the activation `gelu`, not `relu`"),
         ("bert", {"hidden_act": "relu"}, "int8 layers know the activation `gelu`, not `relu`"),
     ],
 )

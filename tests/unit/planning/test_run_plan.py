@@ -144,7 +144,7 @@ def test_int8_runs_on_a_cpu_that_has_it_only_when_it_is_asked_for() -> None:
     ("family", "cpu", "why"),
     [
         ("bert", CPU, "int8 needs a CPU that multiplies int8 in hardware (VNNI), this one does not"),
-        ("modernbert", VNNI, "only BERT, RoBERTa and XLM-R classifiers have int8 layers, not ModernBertForSeq"),
+        ("deberta", VNNI, "only BERT, RoBERTa and XLM-R classifiers and ModernBERT have int8 layers, not DebertaV2F"),
     ],
 )
 def test_int8_that_is_not_to_be_had_is_fp32_with_a_warning(family: str, cpu: Cpu, why: str) -> None:
