@@ -128,14 +128,15 @@ QWEN3 = {
 _TYPES = "sentence_transformers.models."
 
 
-def ettin_checkpoint(folder: Path) -> Path:
-    """An ettin of 10 layers of 384 with random weights: a bare ModernBERT, and its head in modules."""
+def ettin_checkpoint(folder: Path, **sizes: int) -> Path:
+    """An ettin of 10 layers of 384, or of other sizes, with random weights: a bare ModernBERT, its head in modules."""
     from safetensors.torch import save_file
     from transformers import AutoModel, ModernBertConfig
 
     torch.manual_seed(0)
-    AutoModel.from_config(ModernBertConfig(**ETTIN)).save_pretrained(folder)
-    hidden = 384
+    config = ETTIN | sizes
+    AutoModel.from_config(ModernBertConfig(**config)).save_pretrained(folder)
+    hidden = config["hidden_size"]
     pooling = {"embedding_dimension": hidden, "pooling_mode": "cls"}
     dense = {"in_features": hidden, "out_features": hidden, "bias": False}
     dense["activation_function"] = "torch.nn.modules.activation.GELU"

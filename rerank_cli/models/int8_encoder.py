@@ -120,16 +120,12 @@ class Int8Encoder(Int8Model, EncoderCrossEncoder):
 
     def _observe(self, pairs: Sequence[EncodedPair], seen: Sequence[Seen]) -> None:
         batch = pack(pairs, device=self._device)
-        x, n = self._embed(batch), batch.tokens
+        x = self._embed(batch)
         for qkv, rest, layer in zip(self._attentions, self._rests[:-1], seen, strict=True):
-            layer.note("input", x[:n])
-            context = self._attend(qkv, x, batch)
-            layer.note("context", context[:n])
-            x = rest.add_attention(context, x)
-            layer.note("attended", x[:n])
-            inner = rest.expand(x)
-            layer.note("inner", inner[:n])
-            x = rest.out_norm(rest.contract.add(inner, x))
+            layer.note("input", x, batch)
+            x = rest.add_attention(layer.note("context", self._attend(qkv, x, batch), batch), x)
+            layer.note("attended", x, batch)
+            x = rest.out_norm(rest.contract.add(layer.note("inner", rest.expand(x), batch), x))
 
     def _replace_layers(self, seen: Sequence[Seen]) -> None:
         self._attentions.clear()  # first: the model is never in memory twice

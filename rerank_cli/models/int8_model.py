@@ -21,6 +21,7 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import ModelError
 from rerank_cli.models.int8 import Int8Linear, int8_hindrance, multiplies_bf16, steps
+from rerank_cli.models.packed import PackedBatch
 from rerank_cli.records import EncodedPair
 
 # What was seen is taken for this much less than what will come. With 4 pairs of one list to calibrate on, 1.15 brought
@@ -69,12 +70,14 @@ class Seen:
         self.most: dict[str, Tensor] = {}
         self.least = 0.0
 
-    def note(self, name: str, x: Tensor) -> None:
-        """x: [tokens, channels]."""
-        found = x.abs().amax(0)
+    def note(self, name: str, x: Tensor, batch: PackedBatch) -> Tensor:
+        """Returns `x`, [T, channels], whose filler is not looked at."""
+        low, high = x[: batch.tokens].aminmax(dim=0)  # not `abs`: no copy, which would be the peak of the calibration
+        found = torch.maximum(high, -low)
         self.most[name] = torch.maximum(self.most[name], found) if name in self.most else found
         if name == "inner":
-            self.least = min(self.least, float(x.min()))
+            self.least = min(self.least, float(low.min()))
+        return x
 
     def to_json(self) -> dict[str, Any]:
         """For a state."""

@@ -67,19 +67,17 @@ class Int8ModernBert(Int8Model, ModernBertCrossEncoder):
 
     def _observe(self, pairs: Sequence[EncodedPair], seen: Sequence[Seen]) -> None:
         batch = pack(pairs, device=self._device)
-        rotations, x, n = self._rotations(batch), self._embed(batch), batch.tokens
+        rotations, x = self._rotations(batch), self._embed(batch)
         for number, (layer, found) in enumerate(zip(self._layers, seen, strict=True)):
-            found.note("input", (layer.attention_norm(x) if layer.attention_norm else x)[:n])
+            found.note("input", layer.attention_norm(x) if layer.attention_norm else x, batch)
             if number == self._whole_layers:
                 return
-            context = self._attend(layer, x, batch, rotations[layer.kind])
-            found.note("context", context[:n])
+            context = found.note("context", self._attend(layer, x, batch, rotations[layer.kind]), batch)
             x = layer.attention_out.add(context, x)
-            normed = layer.mlp_norm(x)
-            found.note("attended", normed[:n])
-            inner = self._gated(layer, normed)
-            found.note("inner", inner[:n])
-            x = layer.down.add(inner, x)
+            del context  # no more is alive than in a forward
+            inner = self._gated(layer, found.note("attended", layer.mlp_norm(x), batch))
+            x = layer.down.add(found.note("inner", inner, batch), x)
+            del inner
 
     def _replace_layers(self, seen: Sequence[Seen]) -> None:
         whole = self._whole_layers
@@ -101,7 +99,7 @@ class Int8ModernBert(Int8Model, ModernBertCrossEncoder):
         attended_factors = balance(most["attended"], torch.cat([gate, up]))
         inner_factors = balance(most["inner"], layer.down.weight)
         up_bias = layer.up.bias_or_zeros * inner_factors
-        return replace(
+        found: Layer = replace(
             layer,
             attention_out=rounded(layer.attention_out.weight / context_factors, layer.attention_out.bias_or_zeros),
             mlp_norm=self._rounded_norm(layer.mlp_norm, attended_factors),
@@ -109,6 +107,7 @@ class Int8ModernBert(Int8Model, ModernBertCrossEncoder):
             up=rounded(up * inner_factors[:, None] / attended_factors, up_bias, out=self._narrow),
             down=rounded(layer.down.weight / inner_factors, layer.down.bias_or_zeros),
         )
+        return found
 
     def _with_qkv(self, layer: Layer, raw: Any, most: dict[str, Tensor]) -> Layer:
         """`layer` with the queries, keys and values of `raw`, rounded. The factors of the context are in the values."""

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rerank_cli.models import SeesImages
+from rerank_cli.models import SeesImages, load_model
+from rerank_cli.models.int8 import int8_hindrance
+from rerank_cli.models.int8_model import Int8Model, Seen
 from rerank_cli.models.tracker import StorageTracker
 from rerank_cli.planning.memory import (
     BatchSize,
@@ -167,6 +169,32 @@ def test_the_whole_vision_language_model_is_within_2_percent(
     )
     in_numpy = tiles * images * 3 * 512**2  # the bytes of the tiles, which no tracker of tensors sees
     assert estimated.forward - in_numpy == pytest.approx(tracker.peak_bytes, rel=0.02)
+
+
+def plain_weights(model: object) -> list[torch.Tensor]:
+    """Those that oneDNN has not laid out in its own way."""
+    return [weight for weight in weights_of(model) if not weight.is_mkldnn]
+
+
+@pytest.mark.skipif(int8_hindrance() is not None, reason="this torch has no int8 layers of oneDNN")
+@pytest.mark.usefixtures("made_up_weights")
+@pytest.mark.parametrize("attention", ["runs", "products"])
+@pytest.mark.parametrize("name", ["bert-l12", "modernbert-base"])
+def test_in_int8_neither_the_calibration_nor_a_forward_takes_more_than_is_counted(name: str, attention: str) -> None:
+    checkpoint, pairs = checkpoint_of(SHAPES[name], **FEW_OF.get(name, FEW)), pairs_of([190] * 3 + [60] * 4)
+    model = load_model(checkpoint, device="cpu", precision="int8", attention=attention)
+    assert isinstance(model, Int8Model)
+    with torch.no_grad():
+        with StorageTracker(plain_weights(model)) as calibrating:
+            model._observe(pairs, [Seen() for _ in range(model._rounded_layers)])
+        model.calibrate([pairs])
+        with StorageTracker(plain_weights(model)) as scoring:
+            model.forward(pairs)
+    place = Placement(cpu=True, precision="int8", attention=attention)
+    how = place.execution(read_model_shape(checkpoint))
+    counted = peak(read_model_shape(checkpoint), BatchSize.of([190] * 3 + [60] * 4), how).total
+    assert scoring.peak_bytes < calibrating.peak_bytes
+    assert calibrating.peak_bytes <= 1.02 * counted
 
 
 def test_the_tracker_counts_a_storage_once_and_forgets_it_when_it_goes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
@@ -9,8 +11,11 @@ from rerank_cli.machine import amx
 from rerank_cli.machine.cpu import Cpu, detect_cpu
 from rerank_cli.planning.faster import faster_on
 
+PARITY = Path(__file__).parents[2] / "parity"
+
 ZEN = Cpu(name="a CPU", cores=4, flags=frozenset({"avx512_bf16"}), architecture="x86_64")
 AMX = Cpu(name="a CPU", cores=4, flags=frozenset({"avx512_bf16", "amx_bf16", "amx_tile"}), architecture="x86_64")
+VNNI = Cpu(name="a CPU", cores=4, flags=frozenset({"avx512f", "avx512_vnni"}), architecture="x86_64")
 OLD = Cpu(name="a CPU", cores=4, flags=frozenset({"avx2"}), architecture="x86_64")
 
 
@@ -28,6 +33,17 @@ def test_a_gain_comes_with_its_price_and_the_options_that_try_it(cpu: Cpu, times
 )
 def test_nothing_is_promised_elsewhere(cpu: Cpu, device: str, precision: str) -> None:
     assert faster_on(cpu, device=device, precision=precision, checkpoint=None) is None
+
+
+@pytest.mark.parametrize(("name", "told"), [("modernbert", True), ("ettin", True), ("bert", True), ("deberta", False)])
+def test_int8_is_told_of_where_a_cpu_multiplies_nothing_else_and_the_model_has_it(name: str, told: bool) -> None:
+    folder = PARITY / (f"{name}-open" if name == "ettin" else f"{name}-ce-open") / "checkpoint"
+    checkpoint = read_checkpoint(folder)
+    found = faster_on(VNNI, device="cpu", precision="fp32", checkpoint=checkpoint)
+    assert (found is not None) == told
+    assert found is None or "`--precision int8 --check-precision 200`" in found
+    assert faster_on(OLD, device="cpu", precision="fp32", checkpoint=checkpoint) is None
+    assert faster_on(VNNI, device="cpu", precision="fp32", checkpoint=None) is None
 
 
 @pytest.mark.skipif(amx.library() is None, reason="no AMX here, or amx.cpp was not compiled")
