@@ -41,8 +41,10 @@ _ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English
 _CONTROL = re.compile(r"<\|.*\|>")
 # Classes whose models have no token types, or do not get them.
 _WITHOUT_TYPES = {
-    "BarthezTokenizer", "BartTokenizer", "CamembertTokenizer", "DistilBertTokenizer", "LongformerTokenizer",
-    "MPNetTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer",
+    "BarthezTokenizer", "BartTokenizer", "CamembertTokenizer", "CohereTokenizer", "DistilBertTokenizer",
+    "GPT2Tokenizer", "GPTNeoXTokenizer", "GemmaTokenizer", "LlamaTokenizer", "LongformerTokenizer", "MBartTokenizer",
+    "MPNetTokenizer", "NllbTokenizer", "PegasusTokenizer", "Qwen2Tokenizer", "RobertaTokenizer", "T5Tokenizer",
+    "XLMRobertaTokenizer",
 }  # fmt: skip
 _SIDES = ("lstrip", "rstrip", "single_word")
 _TOKEN_FLAGS = (*_SIDES, "normalized")

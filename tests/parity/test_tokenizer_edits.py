@@ -139,8 +139,9 @@ EDITS: dict[str, Callable[[Files, random.Random], Any]] = {
 
 
 def cases() -> list[tuple[str, str, int]]:
+    seen = [("bert-ce", "class", 1), ("bert-ce", "class", 2)]  # scored otherwise once: token types for Qwen's class
     every = [(golden, kind, seed) for golden in GOLDENS for kind in EDITS for seed in range(max(1, COUNT))]
-    return every if COUNT else random.Random(17).sample(every, FEW)
+    return every if COUNT else seen + random.Random(17).sample(every, FEW)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -162,6 +163,9 @@ def test_tokenizer_files_that_disagree_give_the_score_of_the_library_or_none(sou
     if code == REFUSED:
         assert str(folder) in said.splitlines()[0], (said, told)
         return
-    wanted = by_library(folder)
+    try:
+        wanted = by_library(folder)
+    except IndexError:  # it gives token types to a model that has one: there is nothing to compare with
+        return
     worst = max(abs(one - other) for one, other in zip(logits, wanted, strict=True))
     assert worst <= TOLERANCE, (worst, told, [*zip(logits, wanted, strict=True)])
