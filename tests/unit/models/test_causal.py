@@ -141,7 +141,7 @@ def test_the_output_has_a_table_of_its_own_unless_it_is_tied(tied, of_its_own, t
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "`rope_type`"),
         ({"tie_word_embeddings": False}, "`lm_head.weight` is missing"),
         ({"num_hidden_layers": 2}, "`model.layers.2."),
-        ({"architectures": ["Qwen2ForCausalLM"]}, "q_proj.bias"),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "q_proj.bias"),
         ({"architectures": ["Qwen3MoeForCausalLM"]}, "is not a reranker that is known"),
     ],
 )
