@@ -282,7 +282,10 @@ class ObjectStore:
 
             self._try_again(key, complete)
         except BaseException:
-            with suppress(Exception):  # the first failure counts; the next run on this name aborts the upload
+            import botocore.exceptions as boto
+
+            # The first failure counts; the next run on this name aborts the upload.
+            with suppress(boto.BotoCoreError, boto.ClientError):
                 self._client.abort_multipart_upload(**upload)
             raise
 
