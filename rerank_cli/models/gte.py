@@ -33,7 +33,7 @@ from rerank_cli.models.head import Head, dense, score_layer
 from rerank_cli.models.linear import Linear, LinearLoader, activation, linear_kind
 from rerank_cli.models.norms import LayerNorm, read_norm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.rotary import rotary_frequencies, rotation_at
+from rerank_cli.models.rotary import rotary_frequencies, rotation_at, split_rotated
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
@@ -125,11 +125,7 @@ class GteCrossEncoder:
 
     def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, heads, head_size]."""
-        heads = self._shape.heads
-        qkv = layer.qkv(x).unflatten(1, (3 * heads, -1))
-        self._elementwise.rotate_(qkv[:, : 2 * heads], rotation)
-        q, k, v = qkv.split(heads, dim=1)
-        return q, k, v
+        return split_rotated(layer.qkv(x), self._shape.heads, rotation, self._elementwise)
 
     def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.

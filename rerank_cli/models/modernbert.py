@@ -29,7 +29,7 @@ from rerank_cli.models.linear import Linear, LinearLoader, activation, linear_ki
 from rerank_cli.models.module_head import prefix_of_names, read_module_head
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
-from rerank_cli.models.rotary import rotary_frequencies, rotation_at
+from rerank_cli.models.rotary import rotary_frequencies, rotation_at, split_rotated
 from rerank_cli.models.weights import WeightReader, open_weights
 from rerank_cli.records import EncodedPair
 
@@ -150,11 +150,7 @@ class ModernBertCrossEncoder:
     def _project(self, layer: Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, heads, head_size]."""
         normed = layer.attention_norm(x) if layer.attention_norm else x
-        heads = self._shape.heads
-        qkv = layer.qkv(normed).unflatten(1, (3 * heads, -1))
-        self._elementwise.rotate_(qkv[:, : 2 * heads], rotation)
-        q, k, v = qkv.split(heads, dim=1)
-        return q, k, v
+        return split_rotated(layer.qkv(normed), self._shape.heads, rotation, self._elementwise)
 
     def _run_layer(self, layer: Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         return self._run_mlp(layer, layer.attention_out.add(self._attend(layer, x, batch, rotation), x))

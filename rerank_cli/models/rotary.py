@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rerank_cli.models.elementwise import Rotation
+from rerank_cli.models.elementwise import Elementwise, Rotation
 
 
 def rotary_frequencies(theta: float, head_size: int, device: torch.device) -> Tensor:
@@ -19,3 +19,11 @@ def rotation_at(positions: Tensor, frequencies: Tensor) -> Rotation:
     """How tokens at these positions [T] are turned; frequencies: radians a token, float32 [head_size / 2]."""
     angles = positions.float()[:, None] * frequencies
     return angles.cos()[:, None], angles.sin()[:, None]
+
+
+def split_rotated(qkv: Tensor, heads: int, rotation: Rotation, by: Elementwise) -> tuple[Tensor, Tensor, Tensor]:
+    """Query and key, turned in place, and value, each [T, heads, head_size]; qkv: [T, 3 * hidden]."""
+    parts = qkv.unflatten(1, (3 * heads, -1))
+    by.rotate_(parts[:, : 2 * heads], rotation)
+    q, k, v = parts.split(heads, dim=1)
+    return q, k, v

@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ def lists(path: Path, *, count: int = 40, seed: int = 1, changed: float = 0.0) -
         rows.append(json.dumps(row) if number % 20 != 7 else "{broken")
     path.write_text("\n".join([*rows, rows[0]]) + "\n")
     return str(path)
+
+
+def changed_copies(model: str | Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Copies of a checkpoint, each with a byte of one file changed: the file's name, and the copy."""
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        copy = Path(shutil.copytree(model, folder / name))
+        data = bytearray((copy / name).read_bytes())
+        if name == "model.safetensors":
+            data[-3] ^= 1
+        else:
+            data += b"\n"
+        (copy / name).write_bytes(data)
+        yield name, str(copy)
 
 
 def run(source: str, output: Path, **options: Any) -> Outcome:
@@ -254,16 +268,8 @@ def test_what_decides_a_logit_is_part_of_its_key(tmp_path: Path, monkeypatch) ->
     assert found() == 0
     monkeypatch.undo()
     assert found() > 50
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        shutil.copytree(TINY_CHECKPOINT, tmp_path / name)
-        path = tmp_path / name / name
-        data = bytearray(path.read_bytes())
-        if name == "model.safetensors":
-            data[-3] ^= 1
-        else:
-            data += b"\n"
-        path.write_bytes(data)
-        assert found(model=str(tmp_path / name)) == 0, name
+    for name, copy in changed_copies(TINY_CHECKPOINT, tmp_path):
+        assert found(model=copy) == 0, name
 
 
 def test_a_damaged_store_costs_its_scores_and_nothing_else(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rerank_cli.job.score_store.database import ScoreStore
 from rerank_cli.job.score_store.folder import DATABASE
 from rerank_cli.job.score_store.known_vectors import StoredVectors
 from rerank_cli.planning.choices import ProfileRequest
-from tests.unit.job.score_store.test_known_scores import CHECKPOINTS, lists, passage, stored, written
+from tests.unit.job.score_store.test_known_scores import CHECKPOINTS, changed_copies, lists, passage, stored, written
 
 MODEL = CHECKPOINTS / "nemotron-vl-embed-open" / "checkpoint"
 VECTOR_BYTES = 64 * 4 + 4  # and its checksum
@@ -126,16 +126,8 @@ def test_what_decides_a_vector_is_part_of_its_key(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("rerank_cli.__version__", "9.9.9")
     assert found() == 0
     monkeypatch.undo()
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        shutil.copytree(MODEL, tmp_path / name)
-        path = tmp_path / name / name
-        data = bytearray(path.read_bytes())
-        if name == "model.safetensors":
-            data[-3] ^= 1
-        else:
-            data += b"\n"
-        path.write_bytes(data)
-        assert found(model=str(tmp_path / name)) == 0, name
+    for name, copy in changed_copies(MODEL, tmp_path):
+        assert found(model=copy) == 0, name
 
 
 def test_a_vector_that_was_edited_is_computed_again(tmp_path: Path) -> None:
