@@ -77,8 +77,8 @@ def _one(kind: str, source: str, output: str, store: str | None, limit: int | No
     if kind == "read, write":
 
         def find(self: Any, found: Any) -> None:
-            slot = known_scores.Slot((known_scores._without_ids(40, 40, 0, 3, 0, 0),), 1.0)
-            found.known = dict.fromkeys(range(len(found.pairs)), slot)
+            pair = (known_scores._without_ids(40, 40, 0, 3, 0, 0),), 1.0
+            found.known = dict.fromkeys(range(len(found.pairs)), pair)
 
         known_scores.KnownScores._find_lists = staticmethod(lambda *_: None)  # type: ignore[method-assign]
         known_scores.KnownScores._find = find  # type: ignore[method-assign]

@@ -47,16 +47,15 @@ def encode_parts(
     """
     found = known.take(window) if known else None
     pairs, places = (found.pairs, found.places) if found else distinct_pairs(window)
+    to_compute = found.to_compute() if found else range(len(pairs))
     if known and found and known.encodes_all:
-        for place, entry in zip(
-            found.known, _encode_by_limits([pairs[one] for one in found.known], encoder), strict=True
-        ):
-            found.entries[place] = entry
+        others = [*found.known, *found.awaited]
+        found.entries.update(zip(others, _encode_by_limits([pairs[place] for place in others], encoder), strict=True))
     of_image: dict[ImageSource | None, list[int]] = {None: []}
-    for place, (_, _, passage) in enumerate(pairs):
-        if found is None or place not in found.known:
-            image = passage.image if isinstance(passage, ImagePassage) else None
-            of_image.setdefault(image, []).append(place)
+    for place in to_compute:
+        passage = pairs[place][2]
+        image = passage.image if isinstance(passage, ImagePassage) else None
+        of_image.setdefault(image, []).append(place)
     groups = [group for group in of_image.values() if group] or [[]]
     for start in range(0, len(groups), PART_IMAGES):
         members = [place for group in groups[start : start + PART_IMAGES] for place in group]

@@ -74,23 +74,15 @@ def known_part(found: FoundPairs | None) -> list[ScoredPart]:
     Pairs from a store are counted apart. Pairs that an earlier window of this process had count as computed, so that
     the totals do not depend on where a run was stopped and resumed.
     """
-    if not found or not found.known:
+    if not found or not (known := found.not_computed()):
         return []
-    known = [(place, found.entries.get(place) or slot.entry, slot.logit) for place, slot in found.known.items()]
-    entries = [entry for _, entry, _ in known if entry is not None]
-    assert len(entries) == len(known), "an earlier window is scored first"
+    entries = [found.entries.get(place, entry) for place, (entry, _) in known.items()]
     tokens = sum(map(kept_tokens, entries))
     counts = {"pairs_found": len(known), "tokens_found": tokens}
     if found.repeats:
         counts = {"pairs_repeated": len(known), "tokens_repeated": tokens, "tokens": tokens}
-    return [
-        ScoredPart(
-            [place for place, _, _ in known],
-            [without_pixels(entry) for entry in entries],
-            np.array([logit for _, _, logit in known], dtype=np.float32),
-            counts,
-        )
-    ]
+    logits = np.array([logit for _, logit in known.values()], dtype=np.float32)
+    return [ScoredPart(list(known), [without_pixels(entry) for entry in entries], logits, counts)]
 
 
 def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Pool) -> npt.NDArray[np.float32]:

@@ -60,8 +60,11 @@ def distinct_pairs(window: Window) -> tuple[list[Asked], list[int]]:
 
 
 @dataclass(slots=True)
-class Slot:
-    """The score of a pair, once it is known. entry: the pair with its lengths, or its problem."""
+class ComputedPair:
+    """A pair that a window computes; filled in when it is scored.
+
+    entry: the pair with its lengths, or its problem. value: for the store; empty if there is no score to keep.
+    """
 
     entry: Encoded | None = None
     logit: float = float("nan")
@@ -77,9 +80,11 @@ class FoundPairs:
     """Of each pair of the window; see `distinct_pairs`."""
     keys: list[bytes | None] = field(default_factory=list)
     """None for a pair that cannot be looked up."""
-    known: dict[int, Slot] = field(default_factory=dict)
-    """The pairs that need not be computed."""
-    own: dict[int, Slot] = field(default_factory=dict)
+    known: dict[int, tuple[Encoded, float]] = field(default_factory=dict)
+    """The pairs whose scores are known, with their lengths and their logits."""
+    awaited: dict[int, ComputedPair] = field(default_factory=dict)
+    """The pairs that an earlier window computes; it is scored before this one."""
+    own: dict[int, ComputedPair] = field(default_factory=dict)
     """The pairs that this window computes."""
     images: dict[int, bytes] = field(default_factory=dict)
     """The digests of their images."""
@@ -93,6 +98,25 @@ class FoundPairs:
     """Lists without an entry in the store, by their keys: the places of their pairs."""
     without_keys: dict[int, bytes] = field(default_factory=dict)
     """Values for the store of pairs that were computed before there were keys."""
+
+    def to_compute(self) -> list[int]:
+        """The places of the pairs that this window must compute."""
+        return [place for place in range(len(self.pairs)) if place not in self.known and place not in self.awaited]
+
+    def not_computed(self) -> dict[int, tuple[Encoded, float]]:
+        """The other pairs, with their logits; an earlier window has its scores by now."""
+        scored = dict(self.known)
+        for place, pair in self.awaited.items():
+            assert pair.entry is not None, "an earlier window is scored first"
+            scored[place] = pair.entry, pair.logit
+        return scored
+
+    def value_of(self, place: int) -> bytes:
+        """The value for the store of a pair without an image; empty if it has no score."""
+        if place in self.known:
+            return _pack_pair(*self.known[place], None)
+        pair = self.own.get(place) or self.awaited.get(place)
+        return pair.value if pair else b""
 
 
 class KnownScores:
@@ -121,7 +145,7 @@ class KnownScores:
         self._basis: bytes | None = None
         self._turn = threading.Condition()
         self._waits_for_calibration = self._is_closed = False
-        self._under_way: dict[bytes, Slot] = {}
+        self._under_way: dict[bytes, ComputedPair] = {}
         self._windows: dict[int, FoundPairs] = {}
         self.see(engine)
 
@@ -154,7 +178,7 @@ class KnownScores:
         else:
             if isinstance(self.store, ScoreStore):
                 self._find_lists(self.store, window, found, self._basis)
-            left = [place for place in range(len(found.pairs)) if place not in found.known]
+            left = found.to_compute()
             images: dict[int, bytes] = {}
             pairs = [found.pairs[place] for place in left]
             keys = self._keys(pairs, self._basis, images, reads_images=self._reads_images)
@@ -175,12 +199,8 @@ class KnownScores:
             if len(places) in _LIST_PAIRS and (key := _key_of_list(item, basis)):
                 found.lists[key] = places
         for key, value in store.find(list(found.lists), of_lists=True).items():
-            values = _unpack_list(value, len(found.lists[key]))
-            if values is None:
-                continue
-            for place, begin in zip(found.lists.pop(key), range(0, len(values), VALUE_BYTES), strict=True):
-                if place not in found.known and (slot := _unpack_slot(values[begin : begin + VALUE_BYTES])):
-                    found.known[place] = slot
+            if pairs := _unpack_list(value, len(found.lists[key])):
+                found.known.update(zip(found.lists.pop(key), pairs, strict=True))
 
     def take(self, window: Window) -> FoundPairs:
         """What `look_up` has found for a window."""
@@ -191,24 +211,22 @@ class KnownScores:
         """The passages of a window whose pairs will be encoded; asked between `look_up` and `take`."""
         with self._turn:
             found = self._windows[window.number]
-        return [
-            passage for place, (_, _, passage) in enumerate(found.pairs) if self.encodes_all or place not in found.known
-        ]
+        places = range(len(found.pairs)) if self.encodes_all else found.to_compute()
+        return [found.pairs[place][2] for place in places]
 
     def _find(self, found: FoundPairs) -> None:
-        keys, known = found.keys, found.known
+        keys = found.keys
         with self._turn:
-            if self._under_way:
-                known |= {place: slot for place, key in enumerate(keys) if key and (slot := self._under_way.get(key))}
-        values = self.store.find([key for place, key in enumerate(keys) if key and place not in known])
-        for place, key in enumerate(keys):
-            if key and (value := values.get(key)) and (slot := _unpack_slot(value)):
-                known[place] = slot
-        if len(known) < len(keys):
-            with self._turn:
-                for place, key in enumerate(keys):
-                    if key and place not in known:
-                        found.own[place] = self._under_way[key] = Slot()
+            under_way = {place: self._under_way.get(key) for place, key in enumerate(keys) if key}
+        found.awaited = {place: pair for place, pair in under_way.items() if pair}
+        values = self.store.find([key for place in found.to_compute() if (key := keys[place])])
+        for place, key in enumerate(keys) if values else ():
+            if key and (value := values.get(key)) and (known := _unpack_pair(value)):
+                found.known[place] = known
+        with self._turn:
+            for place in found.to_compute():
+                if key := keys[place]:
+                    found.own[place] = self._under_way[key] = ComputedPair()
 
     def settle(
         self, found: FoundPairs, places: Sequence[int], entries: Sequence[Encoded], logits: npt.NDArray[np.float32]
@@ -216,15 +234,15 @@ class KnownScores:
         """Note the scores of some pairs. places: theirs among the window's distinct pairs."""
         for place, entry, logit in zip(places, entries, logits.tolist(), strict=True):
             found.tokens += kept_tokens(entry)
-            value = _pack_slot(entry, logit, found.images.get(place))
-            if slot := found.own.get(place):
-                slot.entry, slot.logit, slot.value = entry, logit, value
-            elif place not in found.known and value:
+            value = _pack_pair(entry, logit, found.images.get(place))
+            if pair := found.own.get(place):
+                pair.entry, pair.logit, pair.value = entry, logit, value
+            elif place not in found.known and place not in found.awaited and value:
                 found.without_keys[place] = value
 
     def keep(self, found: FoundPairs) -> None:
         """Put what is new in a scored window into the store."""
-        new = {key: slot.value for place, slot in found.own.items() if slot.value and (key := found.keys[place])}
+        new = {key: pair.value for place, pair in found.own.items() if pair.value and (key := found.keys[place])}
         if found.without_keys and self._basis is not None and not any(found.keys):
             pairs = [found.pairs[place] for place in found.without_keys]
             images: dict[int, bytes] = {}
@@ -234,8 +252,7 @@ class KnownScores:
         spent, self._spent = self._timing.compute - self._spent, self._timing.compute
         lists = {}
         for key, places in found.lists.items():
-            slots = [found.own.get(place) or found.known.get(place) for place in places]
-            values = [slot.value if slot else b"" for slot in slots]
+            values = [found.value_of(place) for place in places]
             if all(len(value) == VALUE_BYTES for value in values):
                 lists[key] = _pack_list(values)
         self.store.add(new, self._basis or b"", Rate(found.tokens, spent) if found.tokens else None, lists)
@@ -287,16 +304,13 @@ class KnownScores:
 
 def _key_of_list(item: CandidateList, basis: bytes) -> bytes | None:
     """The key of a whole list, in its order; None for one with images, which may change, or with several queries."""
-    texts = [item.query]
-    for passage in item.passages:
-        if not isinstance(passage, str):
-            return None
-        texts.append(passage)
-    if item.queries:
+    passages = [passage for passage in item.passages if isinstance(passage, str)]
+    if item.queries or len(passages) < len(item.passages):
         return None
+    texts = [item.query, *passages]
     limits = f"{item.limits.whole} {item.limits.passage_tokens} "
     digest = hashlib.blake2b(limits.encode(), digest_size=KEY_BYTES - QUERY_BYTES, key=basis, person=b"list")
-    digest.update(np.fromiter(map(len, texts), dtype="<u8", count=len(texts)).tobytes())  # where each text ends
+    digest.update(struct.pack(f"<{len(texts)}Q", *map(len, texts)))  # where each text ends
     digest.update("".join(texts).encode("utf-8", "surrogatepass"))
     return _begin_of_key(item.query.encode("utf-8", "surrogatepass"), basis) + digest.digest()
 
@@ -314,7 +328,7 @@ def _image_digest(passage: ImagePassage) -> bytes | None:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _pack_slot(entry: Encoded, logit: float, image: bytes | None) -> bytes:
+def _pack_pair(entry: Encoded, logit: float, image: bytes | None) -> bytes:
     """The value of a pair for the store; empty for one without a score, or with lengths that do not fit.
 
     image: the image's digest in the pair's key. The value is empty if another image was encoded: the file has changed.
@@ -335,11 +349,10 @@ def _pack_slot(entry: Encoded, logit: float, image: bytes | None) -> bytes:
         return b""
 
 
-def _unpack_slot(value: bytes) -> Slot | None:
-    """The pair in a value of the store; None if the value is not one of a pair."""
-    if (entry := _entry_of(value[LOGIT.size :])) is None:
-        return None
-    return Slot(entry, LOGIT.unpack_from(value)[0], value)
+def _unpack_pair(value: bytes) -> tuple[Encoded, float] | None:
+    """The pair in a value of the store, and its logit; None if the value is not one of a pair."""
+    entry = _entry_of(value[LOGIT.size :])
+    return (entry, LOGIT.unpack_from(value)[0]) if entry else None
 
 
 def _pack_list(values: Sequence[bytes]) -> bytes:
@@ -348,8 +361,8 @@ def _pack_list(values: Sequence[bytes]) -> bytes:
     return table[:, : LOGIT.size].tobytes() + zlib.compress(table[:, LOGIT.size :].T.tobytes(), level=1)
 
 
-def _unpack_list(data: bytes, count: int) -> bytes | None:
-    """The values of `count` pairs, one after the other; None if the data are something else."""
+def _unpack_list(data: bytes, count: int) -> list[tuple[Encoded, float]] | None:
+    """The `count` pairs of a list, and their logits; None if the data are something else."""
     size = LENGTHS.size * count
     try:
         lengths = zlib.decompressobj().decompress(data[LOGIT.size * count :], size + 1)
@@ -357,10 +370,10 @@ def _unpack_list(data: bytes, count: int) -> bytes | None:
         return None
     if len(lengths) != size:
         return None
-    table = np.empty((count, VALUE_BYTES), dtype=np.uint8)
-    table[:, : LOGIT.size] = np.frombuffer(data, dtype=np.uint8, count=LOGIT.size * count).reshape(count, -1)
-    table[:, LOGIT.size :] = np.frombuffer(lengths, dtype=np.uint8).reshape(-1, count).T
-    return table.tobytes()
+    rows = np.frombuffer(lengths, dtype=np.uint8).reshape(-1, count).T.tobytes()
+    logits = np.frombuffer(data, dtype="<f4", count=count).tolist()
+    entries = [_entry_of(rows[begin : begin + LENGTHS.size]) for begin in range(0, size, LENGTHS.size)]
+    return [(entry, logit) for entry, logit in zip(entries, logits, strict=True) if entry]
 
 
 @lru_cache(4096)  # many pairs have the same lengths, and differ in the logit alone

@@ -20,7 +20,7 @@ from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, Watcher, run_job
 from rerank_cli.job.score_store import ScoreStore
 from rerank_cli.job.score_store.folder import DATABASE
-from rerank_cli.job.score_store.known_scores import _key_of_list, _pack_list, _unpack_list
+from rerank_cli.job.score_store.known_scores import _key_of_list, _pack_list, _pack_pair, _unpack_list
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.records import CandidateList, ImagePassage, Limits
 from tests.conftest import TINY_CHECKPOINT
@@ -120,7 +120,9 @@ def test_a_packed_list_is_what_it_was_or_none() -> None:
     values = [struct.pack("<fIIIHBB", number / 7, 40 + number % 9, 40, number % 3, 5, 0, 0) for number in range(50)]
     packed = _pack_list(values)
     assert len(packed) < len(b"".join(values)) / 2
-    assert _unpack_list(packed, 50) == b"".join(values)
+    pairs = _unpack_list(packed, 50)
+    assert pairs is not None
+    assert [_pack_pair(*pair, None) for pair in pairs] == values
     for data, count in ((packed, 49), (packed, 51), (packed[:-9], 50), (b"", 50), (packed[:200], 50), (b"x" * 900, 50)):
         assert _unpack_list(data, count) is None
 
