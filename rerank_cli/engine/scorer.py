@@ -14,9 +14,9 @@ Memory runs out when a batch is handed over, because torch's allocator gives mem
 `FittingBatches` cuts the batch in halves at once. Any other fault of a device shows later, in the next call that asks
 it anything. The device is then unusable for this process, so the run ends (`name_faults`) and no number is read.
 
-**No CUDA graphs**, for these reasons. A kernel costs the host 4 to 5 us to launch. A small batch of MiniLM-L6 is 80
-launches and one of the 1B Llama 189 (`tests/unit/models/test_launches.py` counts them): 0.4 ms and 0.9 ms. The device
-needs longer than that from some 1,900 tokens of MiniLM-L6 (21 MFLOP each, at 100 TFLOP/s) and 200 of the 1B (2 GFLOP,
+**No CUDA graphs**, for these reasons. A kernel costs the host 4 to 5 us to launch. A small batch of MiniLM-L6 is 68
+launches and one of the 1B Llama 189 (`tests/unit/models/test_launches.py` counts them): 0.3 ms and 0.9 ms. The device
+needs longer than that from some 1,600 tokens of MiniLM-L6 (21 MFLOP each, at 100 TFLOP/s) and 200 of the 1B (2 GFLOP,
 at 400). A full batch of 65,536 tokens of the 1B is 650 launches, as its MLP goes by chunks: 3 ms beside 330 ms.
 Batches are cut across queries by a budget of tens of thousands of tokens, so a window has at most one that is smaller,
 its last, and that is handed over while the device computes those before it. What is left is a single query through the

@@ -1,6 +1,7 @@
 """What lies between the matrix products of a layer: norms, rotation, the gate of the MLP, rows in FP8.
 
-A Llama layer uses all of it, the encoders with rotary positions (ModernBERT, GTE) the rotation.
+A Llama layer uses the RMS norm, the rotation, the gate and the rows in FP8; the encoders with rotary positions
+(ModernBERT, GTE) the rotation; the encoders that normalise sums (BERT and its kin, GTE) the norm of a sum.
 
 None of it computes much; all of it moves every activation. On a GPU that is the time a forward pass spends beside its
 products: as torch operations, in float32 as precision requires, it moves five to ten times the bytes that it must
@@ -38,6 +39,12 @@ class Elementwise(Protocol):
 
     name: ClassVar[str]
 
+    normalises_sums: ClassVar[bool]
+    """Whether `normalise_sum_` is faster than a sum that is part of the product's end, and a norm."""
+
+    def normalise_sum_(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        """`x` [T, channels] becomes LayerNorm(x + residual), summed in float32; weight, bias: [channels]."""
+
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """RMSNorm over the last dimension, computed in float32, in the dtype of `x`; weight: float32 [channels]."""
 
@@ -61,6 +68,11 @@ class Unfused:
     """By operations of torch; satisfies `Elementwise`."""
 
     name: ClassVar[str] = "unfused"
+    normalises_sums: ClassVar[bool] = False
+
+    def normalise_sum_(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        """See `Elementwise`."""
+        return x.copy_(F.layer_norm(x.float() + residual, x.shape[-1:], weight.float(), bias.float(), epsilon))
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See `Elementwise`."""
@@ -112,11 +124,17 @@ class Fused:
     """By Triton kernels; satisfies `Elementwise`."""
 
     name: ClassVar[str] = "fused (Triton)"
+    normalises_sums: ClassVar[bool] = True
 
     def __init__(self) -> None:
         from rerank_cli.models import triton_kernels  # only where Triton is
 
         self._kernels = triton_kernels
+
+    def normalise_sum_(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        """See `Elementwise`."""
+        normed: Tensor = self._kernels.normalise_sum_(x, residual.contiguous(), weight, bias, epsilon)
+        return normed
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See `Elementwise`."""
@@ -171,6 +189,7 @@ def disagreement(
     numbers = torch.Generator().manual_seed(0)
     x, up = torch.randn(5, 12, 80, generator=numbers).to(device, dtype).chunk(2, dim=1)  # columns of wider rows
     weight = torch.rand(80, generator=numbers).to(device)
+    scale, shift = weight.to(dtype), torch.rand(80, generator=numbers).to(device, dtype)
     angles = torch.rand(5, 1, 40, generator=numbers).to(device) * 100
     rotation = (angles.cos(), angles.sin())
 
@@ -188,6 +207,7 @@ def disagreement(
         return values.float() * scales
 
     checks: dict[str, Callable[[Elementwise], Tensor]] = {
+        "layer_norm": lambda by: by.normalise_sum_(x[:, 0].clone(), up[:, 0], scale, shift, 1e-5),
         "rms_norm": lambda by: by.rms_norm(x, weight, 1e-6),
         "rotation": turned,
         "silu": partial(gated, activation="silu"),

@@ -39,6 +39,7 @@ from rerank_cli.machine.amx import library, takes
 from rerank_cli.models.amx import KERNEL as AMX_KERNEL
 from rerank_cli.models.amx import AmxLayer, AmxLayers, AmxLinear, AmxTokens
 from rerank_cli.models.attention import attend, attention_kind
+from rerank_cli.models.elementwise import Elementwise, Unfused, elementwise_for
 from rerank_cli.models.first_token import FirstTokenAttention
 from rerank_cli.models.head import Head, dense, score_layer
 from rerank_cli.models.linear import BLOCK_ROWS, Linear, LinearLoader, activation, linear_kind
@@ -99,13 +100,18 @@ class _Rest:
     expand: Linear
     contract: Linear
     out_norm: LayerNorm
+    elementwise: Elementwise
 
     def add_attention(self, context: Tensor, x: Tensor) -> Tensor:
         """The sum, normalised. context: the result of the attention; x: the layer's input; both [rows, hidden]."""
+        if self.elementwise.normalises_sums:
+            return self.attention_norm.of_sum_(self.attention_out(context), x, self.elementwise)
         return self.attention_norm(self.attention_out.add(context, x))
 
     def add_mlp(self, x: Tensor) -> Tensor:
         """x: [rows, hidden], with the attention added. Returns the layer's output."""
+        if self.elementwise.normalises_sums:
+            return self.out_norm.of_sum_(self.contract(self.expand(x)), x, self.elementwise)
         return self.out_norm(self.contract.add(self.expand(x), x))
 
     def finish_by_blocks(self, context: Tensor, x: Tensor) -> Tensor:
@@ -147,7 +153,9 @@ class EncoderCrossEncoder:
         self._attention = attention_kind(attention, shape.hidden // shape.heads)
         kind = linear_kind(device, dtype)
         self._kind: Callable[..., Linear] = kind
-        self.kernels = f"linear layers: {kind.kernel}; attention: {self._attention}"
+        self._elementwise, described = elementwise_for(device, dtype)
+        between = "" if described == Unfused.name else f"; between them {described}"
+        self.kernels = f"linear layers: {kind.kernel}{between}; attention: {self._attention}"
         self._amx: AmxLayers | None = None
         self._kind_of_names = family_of(checkpoint.architecture).forward
         self._padding_id = checkpoint.integer("pad_token_id", 1) if self._kind_of_names == "roberta" else None
@@ -294,6 +302,7 @@ class EncoderCrossEncoder:
             expand=linear(f"{name}.{names.expand}", hidden, inner, then=self._shape.activation),
             contract=linear(f"{name}.{names.contract}", inner, hidden),
             out_norm=read_norm(weights, f"{name}.{names.out_norm}", hidden, epsilon),
+            elementwise=self._elementwise,
         )
 
     def _read_names(self, weights: WeightReader, checkpoint: Checkpoint) -> _Names:

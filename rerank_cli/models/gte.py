@@ -92,7 +92,7 @@ class GteCrossEncoder:
         self._attention = attention_kind(attention, shape.head_size)
         self._kind = linear_kind(device, dtype)
         self._elementwise, between = elementwise_for(device, dtype)
-        self.kernels = f"linear layers: {self._kind.kernel}; rotation: {between}; attention: {self._attention}"
+        self.kernels = f"linear layers: {self._kind.kernel}; between them: {between}; attention: {self._attention}"
         # With the fixed NTK scaling; radians a token of each pair of channels, float32 [head_size / 2].
         plain = rotary_frequencies(shape.theta * shape.scaling, shape.head_size, device)
         self._frequencies = plain / float(shape.scaling ** (2 / shape.head_size))
@@ -139,14 +139,14 @@ class GteCrossEncoder:
         return self._run_mlp(layer, self._add_attention(layer, context, x[batch.starts]))
 
     def _add_attention(self, layer: _Layer, context: Tensor, x: Tensor) -> Tensor:
+        if self._elementwise.normalises_sums:
+            return layer.attention_norm.of_sum_(layer.attention_out(context), x, self._elementwise)
         return layer.attention_norm(layer.attention_out.add(context, x))
 
     def _run_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
-        return layer.out_norm(self._add_mlp(layer, x))
-
-    def _add_mlp(self, layer: _Layer, x: Tensor) -> Tensor:
-        # A function of its own, so that the wide rows are gone before the norm needs room.
-        return layer.down.add(self._gated(layer, x), x)
+        if self._elementwise.normalises_sums:
+            return layer.out_norm.of_sum_(layer.down(self._gated(layer, x)), x, self._elementwise)
+        return layer.out_norm(layer.down.add(self._gated(layer, x), x))
 
     def _gated(self, layer: _Layer, x: Tensor) -> Tensor:
         # A function of its own, so that what is multiplied is gone before the product after it needs room.

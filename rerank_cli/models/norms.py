@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.models.weights import WeightReader
+
+if TYPE_CHECKING:
+    from rerank_cli.models.elementwise import Elementwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,10 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """Normalised over the last dimension."""
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.epsilon)
+
+    def of_sum_(self, x: Tensor, residual: Tensor, by: Elementwise) -> Tensor:
+        """`x` becomes the norm of `x + residual`."""
+        return by.normalise_sum_(x, residual, *self.parameters, self.epsilon)
 
 
 def read_norm(

@@ -1,4 +1,4 @@
-"""Triton kernels for what lies between the matrix products of a Llama layer; see `elementwise.py` for who calls them.
+"""Triton kernels for what lies between the matrix products of a layer; see `elementwise.py` for who calls them.
 
 Each reads its input once and writes its result once, with float32 in between. Imported only where Triton is installed
 and a GPU is used, or where `TRITON_INTERPRET=1` runs them on a CPU, as the tests do to compare their numbers.
@@ -33,6 +33,30 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     size = x.shape[-1]
     _rms_norm_kernel[(x.numel() // size,)](x, weight, out, size, epsilon, BLOCK=triton.next_power_of_2(size))
     return out
+
+
+@triton.jit
+def _normalise_sum_kernel(x, residual, weight, bias, size, epsilon, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    channels = tl.arange(0, BLOCK)
+    inside = channels < size
+    place = x + row * size + channels
+    values = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(residual + row * size + channels, mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, values - tl.sum(values, 0) / size, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / size + epsilon)
+    weights = tl.load(weight + channels, mask=inside, other=0.0).to(tl.float32)
+    biases = tl.load(bias + channels, mask=inside, other=0.0).to(tl.float32)
+    tl.store(place, (centred * scale * weights + biases).to(x.dtype.element_ty), mask=inside)
+
+
+def normalise_sum_(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """`x` becomes LayerNorm(x + residual), both [T, channels] and contiguous; weight, bias: [channels]."""
+    assert x.is_contiguous(), "the result of a product"
+    size = x.shape[1]
+    block = triton.next_power_of_2(size)
+    _normalise_sum_kernel[(len(x),)](x, residual, weight, bias, size, epsilon, BLOCK=block)
+    return x
 
 
 @triton.jit

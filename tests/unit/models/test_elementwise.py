@@ -51,6 +51,9 @@ class Spoiled(Unfused):
     where: str
     name: ClassVar[str] = "spoiled"
 
+    def normalise_sum_(self, x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        return super().normalise_sum_(x, x if self.where == "layer_norm" else residual, weight, bias, epsilon)
+
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         return super().rms_norm(x, weight, 0.5 if self.where == "rms_norm" else epsilon)
 
@@ -67,7 +70,7 @@ class Spoiled(Unfused):
         return values, scales * (1.5 if self.where == "fp8" else 1)
 
 
-@pytest.mark.parametrize("where", ["rms_norm", "rotation", "silu", "gelu", "fp8"])
+@pytest.mark.parametrize("where", ["layer_norm", "rms_norm", "rotation", "silu", "gelu", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_kernel_that_computes_something_else_is_found(where: str, dtype: torch.dtype) -> None:
     assert disagreement(Spoiled("nowhere"), CPU, dtype) is None
