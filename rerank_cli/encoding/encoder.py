@@ -266,7 +266,10 @@ def _encode_pairs(
     if isinstance(encoder, ReadsImages):
         return _encoded(encoder.encode, pairs, limits)
     texts = [(query, passage) for query, passage in pairs if isinstance(passage, str)]
-    encoded = iter(_encoded(encoder.encode, texts, limits))
+    read = _encoded(encoder.encode, texts, limits)
+    if len(texts) == len(pairs):
+        return read
+    encoded = iter(read)
     unread = EncodingProblem(
         "image-not-read", "the passage has an image, and the model reads text only (`--image-field none` leaves it out)"
     )
@@ -276,6 +279,8 @@ def _encode_pairs(
 def _problem_of_size(pair: tuple[str, Passage]) -> EncodingProblem | None:
     query, passage = pair
     text = passage.text if isinstance(passage, ImagePassage) else passage
+    if len(query) <= MAX_TEXT_CHARACTERS >= len(text):
+        return None
     for name, size in (("query", len(query)), ("passage", len(text))):
         if size > MAX_TEXT_CHARACTERS:
             return EncodingProblem(

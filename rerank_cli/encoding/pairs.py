@@ -34,9 +34,10 @@ a text still gives it a logit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,9 @@ class EncodingProblem:
     message: str
 
 
+Joined = tuple[Ids, Ids, int]
+"""Query and passage of a pair as they are read, and the pair's length before truncation."""
+
 Encoded = tuple[EncodedPair, ...] | EncodingProblem
 """One pair's token ids (several where its passage was cut in chunks), or why there are none."""
 
@@ -69,7 +73,7 @@ class PairTemplate:
     """The special tokens around the two texts: `before` query `between` passage `after`.
 
     first_type_of_between: how many ids of `between` have token type 0. typed: the passage has token type 1. unknown:
-    the id that is counted as unknown in the texts.
+    the id that is counted as unknown in the texts. unpooled: see `EncodedPair`.
     """
 
     before: Ids
@@ -78,11 +82,7 @@ class PairTemplate:
     first_type_of_between: int
     typed: bool
     unknown: int | None = None
-    _own_unknown: int = field(init=False, default=0)
-
-    def __post_init__(self) -> None:
-        own = sum(count_of(self.unknown, ids) for ids in (self.before, self.between, self.after))
-        object.__setattr__(self, "_own_unknown", own)
+    unpooled: int = 0
 
     @property
     def ids(self) -> list[int]:
@@ -94,17 +94,24 @@ class PairTemplate:
         """Number of special tokens of a pair."""
         return len(self.before) + len(self.between) + len(self.after)
 
-    def join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
-        """The pair's ids. tokens: its length before truncation."""
-        ids = np.concatenate((self.before, query, self.between, passage, self.after))
-        second = len(self.before) + len(query) + self.first_type_of_between
-        return EncodedPair(
-            input_ids=ids,
-            second_start=second if self.typed else len(ids),
-            tokens=tokens,
-            template=self.size,
-            unknown=count_of(self.unknown, ids) - self._own_unknown,
-        )
+    def join(self, texts: Sequence[Joined]) -> list[EncodedPair]:
+        """The pairs of some texts. All at once, as each call of numpy costs as much as a pair has tokens."""
+        if not texts:
+            return []
+        before, between, after, size = self.before, self.between, self.after, self.size
+        flat = np.concatenate([ids for query, passage, _ in texts for ids in (before, query, between, passage, after)])
+        ends = np.cumsum([size + len(query) + len(passage) for query, passage, _ in texts])
+        unknown = np.zeros(len(texts), dtype=np.int64)
+        if self.unknown is not None:
+            places = np.flatnonzero(flat == self.unknown)
+            unknown += np.diff(np.searchsorted(places, ends), prepend=0) - self.ids.count(self.unknown)
+        first = len(before) + self.first_type_of_between
+        pairs, begin = [], 0
+        for (query, _, tokens), end, missed in zip(texts, ends.tolist(), unknown.tolist(), strict=True):
+            second = first + len(query) if self.typed else end - begin
+            pairs.append(EncodedPair(flat[begin:end], second, tokens, None, size, missed, self.unpooled))
+            begin = end
+        return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +153,24 @@ class PairEncoder:
         self._tokenizer = tokenizer
         self._form = form or PairForm()
         self._template = _read_template(tokenizer, where, bare=self._form.bare)
-        typed = self._template.typed and self._form.typed
-        self._template = replace(self._template, typed=typed, unknown=self._form.unknown)
-        self._unpooled = _prompt_tokens(tokenizer, self._form.prompt, max_tokens, where) if self._form.unpooled else 0
+        self._template = replace(
+            self._template,
+            typed=self._template.typed and self._form.typed,
+            unknown=self._form.unknown,
+            unpooled=_prompt_tokens(tokenizer, self._form.prompt, max_tokens, where) if self._form.unpooled else 0,
+        )
         self._lead, self._prefix = _NO_IDS, self._form.prompt
         if special_tokens == "neutral":
             self._lead, self._prefix = _split_prompt(tokenizer, self._form.prompt, where)
             around = {tokenizer.id_to_token(number) for number in self._template.ids}
             mark_special(tokenizer, around.__contains__)
         self._tokenizer.encode_special_tokens = special_tokens == "neutral"
-        self._acting = _acting_special_ids(tokenizer) if special_tokens == "neutral" else frozenset()
+        self._acting = _acting_special_ids(tokenizer) if special_tokens == "neutral" else []
         self.max_tokens = max_tokens
         self._truncate = truncate
         self._chunk_overlap = chunk_overlap
-        self._room = max_tokens - self._template.size
+        self._size = self._template.size
+        self._room = max_tokens - self._size
         if self._room < 2:
             raise UsageError(f"--max-tokens {max_tokens}: the template alone has {self._template.size} tokens")
 
@@ -181,39 +192,50 @@ class PairEncoder:
         queries = ids
         if len(self._lead):
             queries = {query: np.concatenate((self._lead, ids[query])) for query, _ in pairs}
-        encoded = [self._encode_pair(queries[query], ids[passage], limits) for query, passage in pairs]
+        cut = [self._cut_pair(queries[query], ids[passage], limits) for query, passage in pairs]
+        read = [texts for one in cut if not isinstance(one, EncodingProblem) for texts in one]
+        joined = iter(self._template.join(read))
+        encoded: list[Encoded] = [
+            one if isinstance(one, EncodingProblem) else tuple(islice(joined, len(one))) for one in cut
+        ]
+        if self._form.max_unknown is None:
+            return encoded
         return [unless_unread(entry, self._form.max_unknown) for entry in encoded]
 
-    def _tokenise(self, texts: Sequence[str]) -> Iterator[Ids]:
-        for text, ids in zip(texts, encode_texts(self._tokenizer, texts), strict=True):
-            if self._acting and not self._acting.isdisjoint(ids.tolist()):
-                plain = self._plain_tokenizer.encode(text, add_special_tokens=False).ids
-                yield np.array(plain, dtype=np.int32)
-            else:
-                yield ids
+    def _tokenise(self, texts: Sequence[str]) -> list[Ids]:
+        ids = list(encode_texts(self._tokenizer, texts))
+        if self._acting:
+            acting = np.flatnonzero(np.isin(np.concatenate([_NO_IDS, *ids]), self._acting))
+            ends = np.cumsum([len(one) for one in ids])
+            for place in set(np.searchsorted(ends, acting, side="right").tolist()):
+                plain = self._plain_tokenizer.encode(texts[place], add_special_tokens=False).ids
+                ids[place] = np.array(plain, dtype=np.int32)
+        return ids
 
     @cached_property
     def _plain_tokenizer(self) -> Tokenizer:
         """Made when a text first needs it, as it takes more than a second for a vocabulary of 250,000 pieces."""
         return without_special_pieces(self._tokenizer)
 
-    def _encode_pair(  # noqa: PLR0911 (a mode of truncation each)
+    def _cut_pair(  # noqa: PLR0911 (a mode of truncation each)
         self, query: Ids, passage: Ids, limits: Limits
-    ) -> Encoded:
-        tokens = self._template.size + len(query) + len(passage)
-        passage = passage[: limits.passage_tokens]
-        size = self._template.size + len(query) + len(passage)
+    ) -> Sequence[Joined] | EncodingProblem:
+        """What is read of a pair: of each of its chunks, if it has several."""
+        tokens = size = self._size + len(query) + len(passage)
+        if limits.passage_tokens is not None:
+            passage = passage[: limits.passage_tokens]
+            size = self._size + len(query) + len(passage)
         if size == 0:
             return EncodingProblem("empty-pair", "query and passage have no token, and nothing stands around them")
-        if size <= self._unpooled:
+        if size <= self._template.unpooled:
             return EncodingProblem("empty-pair", "nothing is left but the prompt, whose tokens do not count")
         if size <= self.max_tokens:
-            return (self._join(query, passage, tokens=tokens),)
+            return ((query, passage, tokens),)
         if limits.whole or self._truncate == "error":
             return EncodingProblem("too-long", f"the pair has {size} tokens, the limit is {self.max_tokens}")
         if self._truncate == "reference":
             kept_query, kept_passage = longest_first(len(query), len(passage), self._room)
-            return (self._join(self._cut(query, kept_query), self._cut(passage, kept_passage), tokens=tokens),)
+            return ((self._cut(query, kept_query), self._cut(passage, kept_passage), tokens),)
         room = self._room - len(query)
         if room < 1:
             return EncodingProblem(
@@ -221,18 +243,11 @@ class PairEncoder:
                 f"the query alone has {len(query)} tokens: no room for its passage in a limit of {self.max_tokens}",
             )
         if self._truncate == "end":
-            return (self._join(query, self._cut(passage, room), tokens=tokens),)
-        return tuple(self._chunks(query, passage, room))
-
-    def _chunks(self, query: Ids, passage: Ids, room: int) -> Iterator[EncodedPair]:
-        """A pair for each piece of at most `room` passage tokens; together the pieces hold the whole passage."""
-        for begin in chunk_starts(len(passage), room, self._chunk_overlap):
-            piece = passage[begin : begin + room]
-            yield self._join(query, piece, tokens=self._template.size + len(query) + len(piece))
-
-    def _join(self, query: Ids, passage: Ids, *, tokens: int) -> EncodedPair:
-        pair = self._template.join(query, passage, tokens=tokens)
-        return replace(pair, unpooled=self._unpooled) if self._unpooled else pair
+            return ((query, self._cut(passage, room), tokens),)
+        # A piece of at most `room` tokens each; together they hold the whole passage.
+        begins = chunk_starts(len(passage), room, self._chunk_overlap)
+        pieces = [passage[begin : begin + room] for begin in begins]
+        return [(query, piece, self._template.size + len(query) + len(piece)) for piece in pieces]
 
     def _cut(self, ids: Ids, kept: int) -> Ids:
         """The `kept` tokens of a text that stay."""
@@ -312,15 +327,17 @@ def _prompt_tokens(tokenizer: Tokenizer, prompt: str, max_tokens: int, where: st
     return min(len(encoding.ids), max_tokens) - 1
 
 
-def _acting_special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+def _acting_special_ids(tokenizer: Tokenizer) -> list[int]:
     """Special tokens that this tokenizer finds in a text although it was told not to look for them."""
     # A character that is in no vocabulary gives the id of the unknown token.
     unknown = tokenizer.encode("\U0010fffd", add_special_tokens=False).ids
-    return frozenset(
+    return [
         number
         for number, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special and number in tokenizer.encode(token.content, add_special_tokens=False).ids
-    ) - frozenset(unknown)
+        if token.special
+        and number not in unknown
+        and number in tokenizer.encode(token.content, add_special_tokens=False).ids
+    ]
 
 
 def _read_template(tokenizer: Tokenizer, where: str, *, bare: bool) -> PairTemplate:
@@ -361,8 +378,10 @@ def _check_template(tokenizer: Tokenizer, template: PairTemplate, where: str) ->
         ("Ä 東京 1", "x" * 50),
     ]:
         expected = tokenizer.encode(query, passage)
-        alone = [np.array(tokenizer.encode(t, add_special_tokens=False).ids, dtype=np.int32) for t in (query, passage)]
-        joined = template.join(*alone, tokens=0)
+        first, second = (
+            np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32) for text in (query, passage)
+        )
+        (joined,) = template.join([(first, second, 0)])
         types = [int(i >= joined.second_start) for i in range(len(joined.input_ids))]
         if joined.input_ids.tolist() != expected.ids or types != expected.type_ids:
             raise ModelError(f"{where}: the tokenizer encodes a pair otherwise than its two texts one by one")

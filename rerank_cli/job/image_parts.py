@@ -69,6 +69,8 @@ def _encode_by_limits(pairs: Sequence[Asked], encoder: Encoder | ReadsImages) ->
     by_limits: dict[Limits, list[int]] = {}
     for place, (limits, _, _) in enumerate(pairs):
         by_limits.setdefault(limits, []).append(place)
+    if len(by_limits) == 1:
+        return encode_pairs([pair[1:] for pair in pairs], encoder, pairs[0][0])
     encoded: dict[int, Encoded] = {}
     for limits, places in by_limits.items():
         entries = encode_pairs([pairs[place][1:] for place in places], encoder, limits)
