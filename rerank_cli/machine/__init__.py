@@ -2,7 +2,7 @@
 
     machine = detect_machine()          the whole answer: GPUs, driver, CPU, the installed torch, warnings
     machine.devices                     what a CUDA process started here would see, in CUDA's order
-    machine_to_json(machine)            the same as a document; `load_machine_fixture` reads it back
+    load_machine_fixture(path)          the same of a machine that a JSON document describes
 
 How it is asked, in the order of `detect_machine`:
 

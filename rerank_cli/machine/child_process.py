@@ -46,7 +46,7 @@ class Child:
             start = f"import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main()"
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # a child inherits this
             try:
-                self._process = subprocess.Popen(
+                self.process = subprocess.Popen(
                     [sys.executable, "-P", "-c", start, str(theirs.fileno()), *sys.path],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
@@ -66,22 +66,14 @@ class Child:
         """End the process, which is over or about to be; returns how it ended, in words."""
         self.connection.close()
         try:
-            code = self._process.wait(_LEAVE_SECONDS)
+            code = self.process.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
-            self.kill()
-            code = self._process.wait()
+            self.process.kill()
+            code = self.process.wait()
         if code < 0:
             name = signal.Signals(-code).name
             return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         return f"ended with exit code {code}"
-
-    def kill(self) -> None:
-        """Kill it, whatever it is doing."""
-        self._process.kill()
-
-    def wait(self) -> None:
-        """Wait for its end."""
-        self._process.wait()
 
 
 def parent_of_this_process() -> Connection[Any, Any]:

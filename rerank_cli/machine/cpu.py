@@ -19,6 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
+FEATURES = {
+    "avx2": ("avx2",),  # integer vectors of 256 bits
+    "avx512": ("avx512f",),  # vectors of 512 bits
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),  # multiplies bfloat16
+    "fp16": ("avx512_fp16", "amx_fp16", "asimdhp"),  # multiplies float16
+    "vnni": ("avx512_vnni", "avx_vnni", "asimddp"),  # multiplies int8 (VNNI, or the dot product of ARM)
+    "amx": ("amx_tile",),  # matrix tiles
+}
+"""What a CPU can do in hardware, each with the flags that say so: one is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,35 +45,9 @@ class Cpu:
     memory_total_bytes: int | None = None
     memory_available_bytes: int | None = None
 
-    @property
-    def has_bf16(self) -> bool:
-        """Multiplies bfloat16 in hardware."""
-        return bool(self.flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-    @property
-    def has_fp16(self) -> bool:
-        """Multiplies float16 in hardware."""
-        return bool(self.flags & {"avx512_fp16", "amx_fp16", "asimdhp"})
-
-    @property
-    def has_avx2(self) -> bool:
-        """Has 256-bit integer vectors."""
-        return "avx2" in self.flags
-
-    @property
-    def has_avx512(self) -> bool:
-        """Has 512-bit vectors."""
-        return "avx512f" in self.flags
-
-    @property
-    def has_vnni(self) -> bool:
-        """Multiplies int8 in hardware (VNNI, or the dot product of ARM)."""
-        return bool(self.flags & {"avx512_vnni", "avx_vnni", "asimddp"})
-
-    @property
-    def has_amx(self) -> bool:
-        """Has matrix tiles."""
-        return "amx_tile" in self.flags
+    def has(self, feature: str) -> bool:
+        """Whether it has a feature of `FEATURES`."""
+        return not self.flags.isdisjoint(FEATURES[feature])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +104,13 @@ def _usable_memory(root: Path) -> tuple[int | None, int | None]:
         used = _smallest(folder, "memory.current", "memory.usage_in_bytes")
         if limit is None:
             continue
+        lines = map(str.split, _read_text_or_nothing(folder / "memory.stat").splitlines())
+        stat = {words[0]: words[1] for words in lines if len(words) >= 2}
+        # Page cache that the kernel drops first. v1 counts the children's in `total_inactive_file`.
+        inactive = stat.get("total_inactive_file") or stat.get("inactive_file") or ""
+        droppable = int(inactive) if inactive.isdecimal() else 0
         totals.append(limit)
-        available.append(max(0, limit - max(0, (used or 0) - _inactive_file(folder))))
+        available.append(max(0, limit - max(0, (used or 0) - droppable)))
     return min(totals, default=None), min(available, default=None)
 
 
@@ -166,17 +154,6 @@ def _smallest(folder: Path, *names: str) -> int | None:
     """The smallest number that these files hold; `max` and missing files do not count."""
     words = (_read_text_or_nothing(folder / name).strip() for name in names)
     return min((int(word) for word in words if word.isdecimal()), default=None)
-
-
-def _inactive_file(folder: Path) -> int:
-    """Bytes of page cache that the kernel would drop first. v1 counts the children's in `total_inactive_file`."""
-    stat = dict(
-        line.split()[:2]
-        for line in _read_text_or_nothing(folder / "memory.stat").splitlines()
-        if len(line.split()) >= 2
-    )
-    value = stat.get("total_inactive_file") or stat.get("inactive_file") or ""
-    return int(value) if value.isdecimal() else 0
 
 
 def _read_text_or_nothing(path: Path) -> str:

@@ -113,20 +113,7 @@ def _look_up(entry: str | int, gpus: Sequence[Gpu]) -> _Name | None:
     """Find what an entry names; None for an unknown or ambiguous entry."""
     if isinstance(entry, int):
         return (gpus[entry].index, None) if 0 <= entry < len(gpus) else None
-    if entry.startswith("MIG-"):
-        return _find_by_prefix(entry, _list_mig_names(gpus))
-    return _find_by_prefix(entry, [(gpu.uuid, (gpu.index, None)) for gpu in gpus if gpu.uuid])
-
-
-def _find_by_prefix(entry: str, candidates: list[tuple[str, _Name]]) -> _Name | None:
-    exact = {name for text, name in candidates if text == entry}
-    found = exact or {name for text, name in candidates if text.startswith(entry)}
-    return found.pop() if len(found) == 1 else None
-
-
-def _list_mig_names(gpus: Sequence[Gpu]) -> list[tuple[str, _Name]]:
-    """List every name of every MIG instance."""
-    names: list[tuple[str, _Name]] = []
+    names: list[tuple[str, _Name]] = [(gpu.uuid, (gpu.index, None)) for gpu in gpus if gpu.uuid]
     for gpu in gpus:
         for mig in gpu.mig_instances:
             name = (gpu.index, mig.index)
@@ -134,7 +121,9 @@ def _list_mig_names(gpus: Sequence[Gpu]) -> list[tuple[str, _Name]]:
                 names.append((mig.uuid, name))
             if gpu.uuid and mig.gpu_instance is not None:
                 names.append((f"MIG-{gpu.uuid}/{mig.gpu_instance}/{mig.compute_instance or 0}", name))
-    return names
+    exact = {name for text, name in names if text == entry}
+    found = exact or {name for text, name in names if text.startswith(entry)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _expand(named: Sequence[_Name], gpus: Sequence[Gpu], warnings: list[str]) -> list[_Name]:
@@ -183,11 +172,16 @@ def _number(gpu: Gpu, numbers: Mapping[_Name, int], named: set[_Name], hidden: s
     """Set the CUDA number of a GPU, or the reason why it has none."""
     is_named = any(index == gpu.index for index, _ in named)
     if gpu.mig == "enabled":
-        instances = tuple(_number_instance(gpu.index, mig, numbers, named, hidden) for mig in gpu.mig_instances)
+        instances: list[MigInstance] = []
+        for mig in gpu.mig_instances:
+            shown, why = numbers.get((gpu.index, mig.index)), mig.reason
+            if shown is None and why is None:
+                why = _ONE_INSTANCE if named & {(gpu.index, None), (gpu.index, mig.index)} else hidden
+            instances.append(replace(mig, cuda_index=shown, reason=why))
         why = "MIG is enabled: work runs on its instances"
         if not gpu.mig_instances:
             why = dict(gpu.unread).get("mig_instances", _NO_INSTANCE)
-        return replace(gpu, mig_instances=instances, reason=gpu.reason or (why if is_named else hidden))
+        return replace(gpu, mig_instances=tuple(instances), reason=gpu.reason or (why if is_named else hidden))
     number = numbers.get((gpu.index, None))
     if number is not None or gpu.reason:
         return replace(gpu, cuda_index=number)

@@ -1,4 +1,4 @@
-"""A machine as a JSON document and back: `--fixture FILE`, and what a bug report carries.
+"""A machine that a JSON document describes: `--fixture FILE`.
 
 A document need not be complete: a field that is left out counts as one that could not be read, so a machine can be
 described in three lines. An unknown key is refused, because it is a typing error.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,24 +16,18 @@ from typing import Any, TypeVar
 from rerank_cli.errors import InputError
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
-from rerank_cli.machine.gpu import Gpu, GpuProcess, MigInstance
+from rerank_cli.machine.gpu import Gpu, GpuProcess, MigInstance, parse_capability
 from rerank_cli.machine.torch_build import TorchBuild
 
 SCHEMA = "rerank-cli/machine/1"
 
 _T = TypeVar("_T")
-_CAPABILITY = re.compile(r"([0-9]{1,2})\.([0-9])")
 _LARGEST = 2**63 - 1
 _MOST_BYTES = 2**24
 
 
-def machine_to_json(machine: Machine) -> dict[str, Any]:
-    """The machine as a document that `json.dumps` can write."""
-    return {"schema": SCHEMA, **_to_json(machine)}
-
-
 def load_machine_fixture(path: str | Path) -> Machine:
-    """The machine in a file that `machine_to_json` wrote, or that somebody wrote by hand; `InputError` otherwise."""
+    """The machine that a file describes; `InputError` where it describes none."""
     try:
         with Path(path).open("rb") as stream:  # a part of it alone: /dev/zero has no end
             data = stream.read(_MOST_BYTES + 1)
@@ -62,24 +55,6 @@ def machine_from_json(document: Any, where: str = "machine") -> Machine:
     return _read(Machine, {key: value for key, value in document.items() if key != "schema"}, where)
 
 
-def _to_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {item.name: _field_to_json(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, frozenset):
-        return sorted(value)
-    if isinstance(value, tuple):
-        return [_to_json(item) for item in value]
-    return value
-
-
-def _field_to_json(name: str, value: Any) -> Any:
-    if name == "compute_capability":
-        return None if value is None else f"{value[0]}.{value[1]}"
-    if name == "unread":
-        return dict(value)
-    return _to_json(value)
-
-
 def _read_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{where}: a text is wanted, not {_kind(value)}")
@@ -105,10 +80,10 @@ def _boolean(value: Any, where: str) -> bool:
 
 
 def _capability(value: Any, where: str) -> tuple[int, int]:
-    match = _CAPABILITY.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    capability = parse_capability(value) if isinstance(value, str) else None
+    if capability is None:
         raise InputError(f'{where}: a compute capability is wanted, such as "9.0", not {_kind(value)}')
-    return int(match[1]), int(match[2])
+    return capability
 
 
 def _read_unread(value: Any, where: str) -> tuple[tuple[str, str], ...]:

@@ -20,7 +20,7 @@ _UNITS = {"B": 1} | {
     for infix, base in (("", 1000), ("i", 1024))
 }
 _MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)")
-_CAPABILITY = re.compile(r"([0-9]{1,2})\.([0-9])")
+_CAPABILITY = re.compile(r"([1-9][0-9]?)\.([0-9])")
 _EXAMPLE = "for example `--gpu 9.0:80GiB:NVIDIA-H100-80GB-HBM3` or `--gpu 8.9:24GB`"
 
 
@@ -151,6 +151,12 @@ def sku_of(name: str | None) -> str | None:
     return "-".join(name.split()) if name else None
 
 
+def parse_capability(text: str) -> tuple[int, int] | None:
+    """(9, 0) of `9.0`; None where the text is no compute capability."""
+    match = _CAPABILITY.fullmatch(text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def parse_gpu(text: str, index: int = 0) -> Gpu:
     """The GPU that `--gpu NAME` or `--gpu CAPABILITY:MEMORY[:NAME]` describes: empty, and CUDA device `index`.
 
@@ -168,8 +174,8 @@ def parse_gpu(text: str, index: int = 0) -> Gpu:
         )
     capability, _, rest = text.strip().partition(":")
     memory, _, name = rest.partition(":")
-    parts = _CAPABILITY.fullmatch(capability.strip())
-    if parts is None:
+    parsed = parse_capability(capability.strip())
+    if parsed is None:
         raise UsageError(f"--gpu {text}: the compute capability is not of the form 9.0: `{capability}`", hint=_EXAMPLE)
     size = _MEMORY.fullmatch(memory.strip())
     if size is None:
@@ -178,7 +184,7 @@ def parse_gpu(text: str, index: int = 0) -> Gpu:
     total = round(float(size[1]) * _UNITS[size[2]])
     if total <= 0:
         raise UsageError(f"--gpu {text}: a GPU without memory runs nothing", hint=_EXAMPLE)
-    return _make_gpu(index, name.strip() or None, (int(parts[1]), int(parts[2])), total)
+    return _make_gpu(index, name.strip() or None, parsed, total)
 
 
 def _make_gpu(index: int, name: str | None, capability: tuple[int, int], total: int) -> Gpu:

@@ -124,7 +124,8 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
     said = device.said
     unread = answers.unread((index, None), nvml.GPU_QUESTIONS)
     name, capability = clean(said.get("name")), _capability(said.get("compute_capability"))
-    mig = _mode(said.get("mig"))
+    # The mode now and after the next reset, of a GPU that has one.
+    mig, ecc = (_MODES.get((said.get(name) or [-1])[0]) for name in ("mig", "ecc"))
     if mig == "enabled" and "mig_slots" not in said:
         unread["mig_instances"] = answers.why((index, None), "mig_slots")
     memory = _memory(device, unread)
@@ -145,7 +146,7 @@ def read_gpu(index: int, answers: Answers, host: HostMemory) -> Gpu:
         memory_source=source,
         mig=mig,
         mig_instances=_read_instances(index, answers),
-        ecc=_mode(said.get("ecc")),
+        ecc=ecc,
         throttling=tuple(text for bit, (text, _) in _THROTTLING.items() if throttling & bit),
         # All but this process, and but number 0, which Jetsons list (wentbackward/nv-monitor#17).
         processes=tuple(
@@ -251,11 +252,6 @@ def _warnings(said: dict[str, Any]) -> list[str]:
     elif waiting:
         warnings.append("a broken row of memory waits to be remapped; reset the GPU")
     return warnings
-
-
-def _mode(said: list[int] | None) -> str | None:
-    """The current mode; NVML gives the current one and that after the next reset."""
-    return _MODES.get(said[0]) if said else None
 
 
 def _capability(said: list[int] | None) -> tuple[int, int] | None:

@@ -67,10 +67,6 @@ def _json_value(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def _processes(value: Any) -> list[list[int | None]]:
-    return [[_json_value(process.pid), _json_value(process.usedGpuMemory)] for process in value]
-
-
 _MEMORY = DeviceField("memory", ("nvmlDeviceGetMemoryInfo",), lambda memory: [memory.total, memory.free])
 _IDENTITY = (
     DeviceField("name", ("nvmlDeviceGetName",), _json_value),
@@ -89,7 +85,9 @@ GPU_QUESTIONS = (
         _json_value,
     ),
     DeviceField(
-        "processes", ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2"), _processes
+        "processes",
+        ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetComputeRunningProcesses_v2"),
+        lambda found: [[_json_value(process.pid), _json_value(process.usedGpuMemory)] for process in found],
     ),
     DeviceField("ecc", ("nvmlDeviceGetEccMode",), _json_value),
     DeviceField("ecc_errors", ("nvmlDeviceGetTotalEccErrors",), _json_value, (_UNCORRECTED, _SINCE_DRIVER_LOAD)),

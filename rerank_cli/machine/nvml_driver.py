@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,10 +102,15 @@ class DriverQuestion:
             lines, ended = self._read(self._child)
         finally:
             code = _dismiss(self._child, willing=ended in ("done", "end"))
-        silence = f"the NVIDIA driver does not answer within {self._timeout_seconds:g} s"
         answers = collect(lines)
-        if not answers.done:
-            answers.silence = silence if ended == "timeout" else _describe_end(code)
+        if answers.done:
+            return _interpret(answers, host)
+        if ended == "timeout":
+            answers.silence = f"the NVIDIA driver does not answer within {self._timeout_seconds:g} s"
+        elif code is not None and code < 0:
+            answers.silence = f"the NVIDIA driver library crashed ({signal.strsignal(-code)})"
+        else:
+            answers.silence = f"the process that asks NVML ended early, with exit status {code}"
         return _interpret(answers, host)
 
     def _read(self, child: subprocess.Popen[bytes]) -> tuple[list[bytes], str]:
@@ -174,12 +179,6 @@ def _dismiss(child: subprocess.Popen[bytes], *, willing: bool) -> int | None:
         return None
 
 
-def _describe_end(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"the NVIDIA driver library crashed ({signal.strsignal(-code)})"
-    return f"the process that asks NVML ended early, with exit status {code}"
-
-
 def _interpret(answers: Answers, host: HostMemory) -> DriverAnswer:
     """Make the answer from what the child has said."""
     if answers.fault:
@@ -196,12 +195,9 @@ def _interpret(answers: Answers, host: HostMemory) -> DriverAnswer:
     if system["count"] == 0:
         return DriverAnswer(driver=driver, cuda=cuda, reason="the NVIDIA driver is loaded and sees no GPU")
     gpus = tuple(read_gpu(index, answers, host) for index in range(system["count"]))
-    warnings = () if answers.done else (_describe_silence(answers, gpus),)
-    return DriverAnswer(gpus, driver, cuda, warnings=warnings)
-
-
-def _describe_silence(answers: Answers, gpus: Sequence[Gpu]) -> str:
-    """Name the questions without an answer, by GPU."""
+    if answers.done:
+        return DriverAnswer(gpus, driver, cuda)
     asked = {f"GPU {gpu.index}": answers.pending(gpu.index) for gpu in gpus} | {"the driver": answers.pending(None)}
     silent = [f"{who} ({', '.join(pending)})" for who, pending in asked.items() if pending]
-    return f"{answers.silence}{': ' if silent else ''}{', '.join(silent)}{_HANG_HINT}"
+    warning = f"{answers.silence}{': ' if silent else ''}{', '.join(silent)}{_HANG_HINT}"
+    return DriverAnswer(gpus, driver, cuda, warnings=(warning,))

@@ -89,7 +89,7 @@ class SupervisedPool(ABC, Generic[W]):
         """End the processes."""
         for worker in self._workers:
             worker.connection.close()
-            worker.kill()
+            worker.process.kill()
         for worker in self._workers:
-            worker.wait()
+            worker.process.wait()
         self._workers.clear()

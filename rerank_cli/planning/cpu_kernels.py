@@ -54,7 +54,7 @@ def cpu_attention(cpu: Cpu, precision: str, shape: LayerShape | None = None) -> 
         sizes = {"hidden": shape.hidden, "inner": shape.intermediate, "heads": shape.heads}
         if amx.takes(precision, **sizes, activation=shape.activation) and amx.runs_on(cpu):
             return AMX
-    return "products" if precision in ("bf16", "int8") and cpu.has_bf16 and not cpu.has_amx else "runs"
+    return "products" if precision in ("bf16", "int8") and cpu.has("bf16") and not cpu.has("amx") else "runs"
 
 
 def cheaper_precisions(cpu: Cpu) -> tuple[str, ...]:
@@ -64,6 +64,6 @@ def cheaper_precisions(cpu: Cpu) -> tuple[str, ...]:
     and int8 no more; by our own, 29 November 2026, int8 is the faster; Zen 4, 21 November 2026, int8 39.3, bf16 27.5,
     fp32 15.1. ModernBERT by torch's kernels with AMX, 29 November 2026: int8 1.2 times bf16 at 768 channels, .9 at 384.
     """
-    if cpu.has_amx and not amx.runs_on(cpu):
+    if cpu.has("amx") and not amx.runs_on(cpu):
         return ("bf16", "int8")
-    return ("int8", "bf16") if cpu.has_bf16 else ("int8",)
+    return ("int8", "bf16") if cpu.has("bf16") else ("int8",)

@@ -28,11 +28,11 @@ def faster_on(cpu: Cpu, *, device: str, precision: str, checkpoint: Checkpoint |
     """
     if device != "cpu" or precision != "fp32":
         return None
-    if not cpu.has_bf16:
+    if not cpu.has("bf16"):
         return _by_int8(cpu, checkpoint)
     shape = _shape_of(checkpoint)
     ours = [name for name in _BY_OUR_KERNEL if cpu_attention(cpu, name, shape) == AMX]
-    times = _BY_OUR_KERNEL["bf16"] if "bf16" in ours else _BF16_AMX if cpu.has_amx else _BF16
+    times = _BY_OUR_KERNEL["bf16"] if "bf16" in ours else _BF16_AMX if cpu.has("amx") else _BF16
     more = f" (int8 {_BY_OUR_KERNEL['int8']:g} times)" if "int8" in ours else ""
     return (
         f"this CPU multiplies bf16: about {times:g} times as fast{more}, and about one in twenty of the ten best "

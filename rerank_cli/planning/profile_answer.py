@@ -24,7 +24,7 @@ from typing import Any
 
 from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import DoesNotFitError, ModelError, RerankError
-from rerank_cli.machine.cpu import Cpu
+from rerank_cli.machine.cpu import FEATURES, Cpu
 from rerank_cli.machine.cuda_visible import apply_visibility
 from rerank_cli.machine.detect import Machine, torch_warnings
 from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
@@ -205,13 +205,13 @@ def _gpu_facts(device: CudaDevice) -> GpuFacts:
 
 def _cpu_precisions(cpu: Cpu, model: KnownModel) -> tuple[str, ...]:
     """What the model runs on this CPU, the default first: bf16 and int8 are faster, but move logits (`run_plan.py`)."""
-    there = {"bf16": cpu.has_bf16, "fp16": cpu.has_fp16, "int8": _int8_refusal(cpu, model) is None}
+    there = {"bf16": cpu.has("bf16"), "fp16": cpu.has("fp16"), "int8": _int8_refusal(cpu, model) is None}
     return ("fp32", *(precision for precision, has in there.items() if has))
 
 
 def _int8_refusal(cpu: Cpu, model: KnownModel) -> str | None:
     """Why the model does not run in int8 on this CPU; None where it does."""
-    if not cpu.has_vnni:
+    if not cpu.has("vnni"):
         return "int8 needs a CPU that multiplies int8 in hardware (VNNI), this one does not"
     checkpoint = model.checkpoint
     if checkpoint is None:
@@ -326,8 +326,7 @@ def _why_unread(device: Gpu | MigInstance) -> str | None:
 
 def _cpu_to_json(cpu: Cpu) -> dict[str, Any]:
     names = ("name", "architecture", "cores", "memory_total_bytes", "memory_available_bytes")
-    flags = ("has_avx2", "has_avx512", "has_bf16", "has_fp16", "has_vnni", "has_amx")
-    return {**_fields(cpu, *names), **{flag.removeprefix("has_"): getattr(cpu, flag) for flag in flags}}
+    return {**_fields(cpu, *names), **{feature: cpu.has(feature) for feature in FEATURES}}
 
 
 def profile_rows(answer: MachinePlan) -> list[dict[str, Any]]:

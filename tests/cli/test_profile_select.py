@@ -19,9 +19,9 @@ from rerank_cli.checkpoint import BUILTIN_MODEL
 from rerank_cli.cli import main
 from rerank_cli.cli.parsers import parse_count
 from rerank_cli.machine.detect import describe_machine
-from rerank_cli.machine.fixture import machine_to_json
 from rerank_cli.machine.torch_build import TorchBuild
 from tests.conftest import TINY_CHECKPOINT
+from tests.machine_document import machine_to_json
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "samples"

@@ -55,7 +55,7 @@ def in_batches(model: RerankModel, pairs: list[EncodedPair], size: int) -> np.nd
     [*((name, "fp32", 1e-5) for name in PACKED + PADDED), *((name, "bf16", 2e-2) for name in PACKED)],
 )
 def test_a_logit_does_not_depend_on_the_batch(goldens, name, precision, tolerance):
-    if precision == "bf16" and not detect_cpu().has_bf16:
+    if precision == "bf16" and not detect_cpu().has("bf16"):
         pytest.skip("this CPU has no bf16 instructions")
     checkpoint = read_checkpoint(goldens[name].checkpoint)
     pairs = random_pairs(checkpoint.integer("vocab_size"))
@@ -77,7 +77,7 @@ ENCODERS = [*PACKED, "ettin-open", "gte-multilingual-open", "jina-v2-open", "ber
 )
 def test_a_logit_of_an_encoder_is_the_same_to_the_bit_in_every_batch(goldens, name, precision, attention):
     """What a store of scores promises (`job/score_store/logit_facts.py`)."""
-    if precision == "bf16" and not detect_cpu().has_bf16:
+    if precision == "bf16" and not detect_cpu().has("bf16"):
         pytest.skip("this CPU has no bf16 instructions")
     checkpoint = read_checkpoint(goldens[name].checkpoint)
     if precision == "int8" and int8_refusal(checkpoint.architecture, checkpoint.config):
@@ -161,7 +161,7 @@ def test_a_vector_in_fp32_is_the_same_to_the_bit_in_every_batch(name):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-3), ("bf16", 2e-2)])
 @pytest.mark.parametrize("name", ["nemotron-vl-embed-open", "nemotron-vl-embed-fp8-open"])
 def test_a_cosine_does_not_depend_on_the_batch(name, precision, tolerance):
-    if precision == "bf16" and not detect_cpu().has_bf16:
+    if precision == "bf16" and not detect_cpu().has("bf16"):
         pytest.skip("this CPU has no bf16 instructions")
     checkpoint = read_checkpoint(HERE / name / "checkpoint")
     texts = random_pairs(checkpoint.within("llm_config").integer("vocab_size"), count=400)  # of 200 pairs

@@ -156,7 +156,7 @@ class ImagePool(SupervisedPool[_Worker]):
             worker.silent += waited
             limit = self._patience if worker.is_ready else _LEAST_SECONDS
             if worker.silent > limit:
-                worker.kill()
+                worker.process.kill()
                 self._replace(worker, f"no answer in {limit:.0f} s")
         self._give_out()
 

@@ -46,7 +46,7 @@ from rerank_cli.planning.profiles.request import (
     ProfilePlan,
     Rejection,
 )
-from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability, parse_capability
+from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
 from rerank_cli.planning.profiles.selection import select_profile
 from rerank_cli.planning.profiles.support_matrix import render_support_matrix
 
@@ -76,7 +76,6 @@ __all__ = [
     "find_profiles",
     "load_all_profiles",
     "load_profiles",
-    "parse_capability",
     "parse_profiles",
     "profiles_dir",
     "render_support_matrix",

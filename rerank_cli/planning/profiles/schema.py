@@ -15,6 +15,7 @@ from datetime import date
 from typing import Any, TypeAlias
 
 from rerank_cli.errors import ProfileError
+from rerank_cli.machine.gpu import parse_capability
 
 SCHEMA = 1
 PRECISION_BITS = {"fp8": 8, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
@@ -22,12 +23,6 @@ PRECISION_BITS = {"fp8": 8, "int8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 STATUSES = ("certain", "inferred", "observed", "secondary")
 
 Capability: TypeAlias = tuple[int, int]
-
-
-def parse_capability(text: str) -> Capability | None:
-    """(9, 0) of `9.0`; None where the text is something else."""
-    match = re.fullmatch(r"([1-9]\d?)\.(\d)", text, re.ASCII)
-    return (int(match[1]), int(match[2])) if match else None
 
 
 class UnfitValueError(Exception):

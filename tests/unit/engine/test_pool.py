@@ -125,7 +125,7 @@ def test_a_killed_process_is_started_again_and_no_pair_is_lost() -> None:
     engine = PoolEngine(PLAN, checkpoint, on_note=notes.append)
     try:
         pending = engine.submit(pairs)
-        os.kill(engine._workers[0]._process.pid, signal.SIGKILL)
+        os.kill(engine._workers[0].process.pid, signal.SIGKILL)
         scores = finish(engine, pending)
     finally:
         engine.close()
@@ -204,7 +204,7 @@ def test_a_device_that_cannot_be_used_again_is_left_out(hurt: Callable[..., None
     try:
         mark.touch()
         pending = engine.submit(many(200))
-        os.kill(engine._workers[0]._process.pid, signal.SIGKILL)
+        os.kill(engine._workers[0].process.pid, signal.SIGKILL)
         scores = finish(engine, pending)
         while len(notes) < 2:
             engine.wait(1.0)
@@ -234,7 +234,7 @@ import sys
 from rerank_cli.checkpoint import read_checkpoint
 from tests.unit.engine.test_pool import PLAN, TINY_CHECKPOINT, PoolEngine, many
 engine = PoolEngine(PLAN, read_checkpoint(TINY_CHECKPOINT))
-print(*(worker._process.pid for worker in engine._workers), flush=True)
+print(*(worker.process.pid for worker in engine._workers), flush=True)
 engine.submit(many(100_000))
 sys.stdin.read()
 """
@@ -246,7 +246,7 @@ def test_processes_end_with_the_one_that_started_them() -> None:
     wait_until(lambda: not alive(workers), "a worker outlives its parent")
 
 
-@pytest.mark.skipif(not detect_cpu().has_vnni, reason="this CPU does not multiply int8 in hardware (VNNI)")
+@pytest.mark.skipif(not detect_cpu().has("vnni"), reason="this CPU does not multiply int8 in hardware (VNNI)")
 def test_what_one_engine_has_calibrated_all_others_use() -> None:
     checkpoint, plan = read_checkpoint(TINY_CHECKPOINT), replace(PLAN, precision="int8")
     pairs, sample = many(150), many(40, seed=1)
@@ -260,8 +260,8 @@ def test_what_one_engine_has_calibrated_all_others_use() -> None:
         assert not pool.needs_calibration
         assert np.array_equal(finish(pool, pool.submit(pairs)).logits, expected)
         killed = pool._workers[0]
-        killed.kill()  # the one in its place is told as well
-        killed.wait()
+        killed.process.kill()  # the one in its place is told as well
+        killed.process.wait()
         while pool._workers[0] is killed or not pool._workers[0].is_ready:
             pool.wait(1.0)
         assert np.array_equal(finish(pool, pool.submit(pairs)).logits, expected)

@@ -16,9 +16,10 @@ from rerank_cli.errors import InputError, UsageError
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.cuda_visible import VARIABLE, apply_visibility
 from rerank_cli.machine.detect import Machine, describe_machine
-from rerank_cli.machine.fixture import _FIELDS, load_machine_fixture, machine_from_json, machine_to_json
+from rerank_cli.machine.fixture import _FIELDS, load_machine_fixture, machine_from_json
 from rerank_cli.machine.gpu import Gpu, GpuProcess, MigInstance, parse_gpu
 from rerank_cli.machine.torch_build import TorchBuild
+from tests.machine_document import machine_to_json
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import pytest
 
 from rerank_cli.machine import nvml_child as nvml
 from rerank_cli.machine.detect import Machine, detect_machine
-from rerank_cli.machine.fixture import machine_from_json, machine_to_json
+from rerank_cli.machine.fixture import machine_from_json
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.nvml_driver import library_is_absent
+from tests.machine_document import machine_to_json
 
 FAKE = Path(__file__).parents[2] / "fake_nvml"
 MACHINES = sorted(path.stem for path in (FAKE / "machines").glob("*.ini"))

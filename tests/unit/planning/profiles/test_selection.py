@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import UsageError
+from rerank_cli.machine.gpu import parse_capability
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.profiles import (
     Decision,
@@ -23,7 +24,6 @@ from rerank_cli.planning.profiles import (
     select_profile,
 )
 from rerank_cli.planning.profiles.fit import Wish, fit_device, fit_group
-from rerank_cli.planning.profiles.schema import parse_capability
 
 DATA = Path(__file__).parents[3] / "data" / "nim"
 MATRIX = json.loads((DATA / "support_matrix.json").read_text())
