@@ -207,7 +207,7 @@ class Actors:
         try:
             self._parts = len(tasks)
             self._watcher.progress.submit(0, None)
-            self._start(min(self._resources.engines, len(tasks)))
+            self._actors = self._start_actors(min(self._resources.engines, len(tasks)))
             self._work_off(tasks)
         finally:
             for handle in self._handles:
@@ -248,19 +248,13 @@ class Actors:
                     )
                 self._say(f"the actor on {actor.place.host} has died; another one resumes {task.name}")
                 waiting.appendleft(task)
-                idle.append(self._replace_actor(actor))
-
-    def _start(self, count: int) -> None:
-        """Start the actors, and divide the cores of each machine among its actors."""
-        self._actors = self._start_actors(count)
-        by_node: dict[str, list[_Actor]] = {}
-        for actor in self._actors:
-            by_node.setdefault(actor.place.node, []).append(actor)
-        for neighbours in by_node.values():
-            for number, actor in enumerate(neighbours):
-                actor.cores = self._cores(actor.place, number)
+                (new,) = self._start_actors(1)
+                if new.place.node == actor.place.node:
+                    new.cores = actor.cores
+                idle.append(new)
 
     def _start_actors(self, count: int) -> list[_Actor]:
+        """Start actors, and divide the cores of each machine among those of them that run there."""
         self._handles += (handles := [self._class.remote() for _ in range(count)])
         texts = self._options.texts
         shared = (str(self._folder.path), *self._options.inputs, texts.queries, texts.corpus, self._options.qrels)
@@ -291,7 +285,12 @@ class Actors:
                     f"{place.missing[0]}: does not exist on {place.host}",
                     hint="put inputs and output on a file system that all machines share, or in an object store",
                 )
-        return [_Actor(handle, place, ()) for handle, place in zip(handles, places, strict=True)]
+        neighbours: Counter[str] = Counter()
+        actors = []
+        for handle, place in zip(handles, places, strict=True):
+            actors.append(_Actor(handle, place, self._cores(place, neighbours[place.node])))
+            neighbours[place.node] += 1
+        return actors
 
     def _cores(self, place: ActorHost, number: int) -> tuple[int, ...]:
         """The cores of the `number`-th actor of a machine; empty (all) if actors have GPUs."""
@@ -300,11 +299,6 @@ class Actors:
             return ()
         start = number * count
         return tuple(place.cores[place_ % len(place.cores)] for place_ in range(start, start + count))
-
-    def _replace_actor(self, actor: _Actor) -> _Actor:
-        (new,) = self._start_actors(1)
-        new.cores = actor.cores if new.place.node == actor.place.node else self._cores(new.place, 0)
-        return new
 
     def _begin(self, actor: _Actor, task: Task) -> Any:
         shard = (task.shard, task.shards) if task.shards > 1 else None

@@ -196,9 +196,7 @@ def _manifest(
                 **({} if task.limit is None else {"limit": task.limit}),
                 **{name: report["output"][name] for name in ("bytes", "sha256")},
                 "modified_ns": modified,
-                "rows_in": report["counts"]["rows_in"],
-                "rows_out": report["counts"]["rows_out"],
-                "rows_error": report["counts"]["rows_error"],
+                **{name: report["counts"][name] for name in ("rows_in", "rows_out", "rows_error")},
             }
         )
     return {

@@ -81,11 +81,12 @@ def cut_tasks(files: Sequence[tuple[str, str]], options: JobOptions, *, engines:
         ]
         size = max(_LEAST_ROWS, -(-sum(rows) // wanted))
         shards = [max(1, round(count / size)) for count in rows]
-    return tuple(
-        Task(path, f"{stem}{_shard_suffix(shard, count)}{_suffix(one, options)}", shard, count, limit)
-        for (path, stem), one, count, limit in zip(files, inputs, shards, limits, strict=True)
-        for shard in range(1, count + 1)
-    )
+    tasks = []
+    for (path, stem), one, count, limit in zip(files, inputs, shards, limits, strict=True):
+        for shard in range(1, count + 1):
+            which = f".{shard:0{len(str(count))}}-of-{count}" if count > 1 else ""
+            tasks.append(Task(path, f"{stem}{which}{_suffix(one, options)}", shard, count, limit))
+    return tuple(tasks)
 
 
 def _limits(inputs: Sequence[Input], options: JobOptions) -> list[int | None]:
@@ -128,11 +129,6 @@ def _is_data(name: str) -> bool:
 def _stem_of(path: Path) -> str:
     name = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
     return ".".join(name.with_suffix("").parts)
-
-
-def _shard_suffix(shard: int, shards: int) -> str:
-    width = len(str(shards))
-    return f".{shard:0{width}}-of-{shards}" if shards > 1 else ""
 
 
 def _suffix(read: Input, options: JobOptions) -> str:
