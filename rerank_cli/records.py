@@ -239,16 +239,6 @@ class EncodedPair:
     unpooled: int = 0
 
     @property
-    def kept_tokens(self) -> int:
-        """Length after truncation."""
-        return len(self.input_ids)
-
-    @property
-    def text_tokens(self) -> int:
-        """Those of the two texts, after truncation."""
-        return len(self.input_ids) - self.template
-
-    @property
     def truncated(self) -> bool:
         """Some tokens were cut."""
         return self.tokens > len(self.input_ids)
@@ -263,8 +253,9 @@ class EncodedPair:
 class RankedPassage:
     """One scored passage: `rank` from 1, `index` in the input list from 0, `logit` as the model gave it (float32).
 
-    tokens, kept_tokens: length of the pair before and after truncation. tiles, kept_tiles: of its image, likewise.
-    Rank 0 is a passage without a score that is kept in its place (`formats/in_memory.py`). scored_by: `first` or
+    tokens, kept_tokens: length of the pair before and after truncation. tiles, kept_tiles: of its image, likewise; it
+    has fewer where the pair would not have fitted. The logit of a passage below `--depth`, which no model has seen, is
+    NaN. Rank 0 is a passage without a score that is kept in its place (`formats/in_memory.py`). scored_by: `first` or
     `second`, of the two scorers of a cascade; empty where there is one.
     """
 
@@ -276,21 +267,6 @@ class RankedPassage:
     tiles: int = 0
     kept_tiles: int = 0
     scored_by: str = ""
-
-    @property
-    def truncated(self) -> bool:
-        """Some tokens of the pair were cut."""
-        return self.tokens > self.kept_tokens
-
-    @property
-    def retiled(self) -> bool:
-        """Its image was cut in fewer tiles than it would have had, so that the pair fits."""
-        return self.tiles > self.kept_tiles
-
-    @property
-    def is_scored(self) -> bool:
-        """A model has seen it: it does not stand below `--depth`."""
-        return not math.isnan(self.logit)
 
     @property
     def probability(self) -> float:

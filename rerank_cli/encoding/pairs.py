@@ -263,7 +263,7 @@ def unless_unread(entry: Encoded, most: float | None) -> Encoded:
     """The entry, or a problem where its share of unknown tokens is above `most`."""
     if isinstance(entry, EncodingProblem) or most is None:
         return entry
-    unknown, read = sum(pair.unknown for pair in entry), sum(pair.text_tokens for pair in entry)
+    unknown, read = sum(pair.unknown for pair in entry), sum(len(pair.input_ids) - pair.template for pair in entry)
     if unknown <= most * read:
         return entry
     share = f"{100 * unknown / read:.3g} %"

@@ -19,6 +19,7 @@ Over 400 lines: the two shapes share every step but the last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,7 +164,7 @@ def score_table(
     probability: Callable[[float], float] | None = None,
 ) -> pa.Table:
     """A row for each of `places`, of our columns alone."""
-    scores = _Scores(score, prob, probability, tiles=any(place.retiled for place in places))
+    scores = _Scores(score, prob, probability, tiles=any(place.tiles > place.kept_tiles for place in places))
     return pa.Table.from_arrays(scores.columns(places), schema=pa.schema(scores.fields))
 
 
@@ -384,16 +385,18 @@ class _Scores:
         calibrated = self.probability
         values: dict[str, Callable[[RankedPassage], object]] = {
             "rank": lambda place: place.rank,
-            self.score: lambda place: place.logit if place.is_scored else None,
+            self.score: lambda place: None if math.isnan(place.logit) else place.logit,
             "index": lambda place: place.index,
-            "prob": lambda place: sigmoid(place.logit) if place.is_scored else None,
-            "probability": lambda place: calibrated(place.logit) if calibrated and place.is_scored else None,
+            "prob": lambda place: None if math.isnan(place.logit) else sigmoid(place.logit),
+            "probability": lambda place: (
+                calibrated(place.logit) if calibrated and not math.isnan(place.logit) else None
+            ),
             "scored_by": lambda place: place.scored_by or None,
-            "truncated": lambda place: True if place.truncated else None,
-            "tokens": lambda place: place.tokens if place.truncated else None,
-            "kept_tokens": lambda place: place.kept_tokens if place.truncated else None,
-            "tiles": lambda place: place.tiles if place.retiled else None,
-            "kept_tiles": lambda place: place.kept_tiles if place.retiled else None,
+            "truncated": lambda place: place.tokens > place.kept_tokens or None,
+            "tokens": lambda place: place.tokens if place.tokens > place.kept_tokens else None,
+            "kept_tokens": lambda place: place.kept_tokens if place.tokens > place.kept_tokens else None,
+            "tiles": lambda place: place.tiles if place.tiles > place.kept_tiles else None,
+            "kept_tiles": lambda place: place.kept_tiles if place.tiles > place.kept_tiles else None,
         }
         return [
             pa.array([values[field.name](place) if place.rank else None for place in places], field.type)
@@ -402,4 +405,4 @@ class _Scores:
 
 
 def _any_retiled(ranked: Sequence[RankedList]) -> bool:
-    return any(place.retiled for one in ranked for place in one.ranking)
+    return any(place.tiles > place.kept_tiles for one in ranked for place in one.ranking)

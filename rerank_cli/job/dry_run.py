@@ -125,8 +125,8 @@ def dry_run(options: JobOptions, gpus: Sequence[str] = ()) -> DryRun:
                     continue
                 unknown.add(entry)
                 lengths.append(sum(pair.tokens for pair in entry))
-                kept += sum(pair.kept_tokens for pair in entry)
-                squares += sum(pair.kept_tokens**2 for pair in entry)
+                kept += sum(len(pair.input_ids) for pair in entry)
+                squares += sum(len(pair.input_ids) ** 2 for pair in entry)
                 truncated += times[pairs[place]] * any(pair.truncated for pair in entry)
                 counts.retiled += times[pairs[place]] * any(pair.retiled for pair in entry)
         bad = [*window.errors, *rank_window(*join_parts(window, scored, places))[1]]

@@ -229,17 +229,19 @@ def _rank(
     for group in groups:
         values = np.array([scores[index] for index in group], dtype=np.float64)
         ordered += [group[place] for place in order_by_score(values, blend=blend).tolist()]
+    places = item.places or range(len(item.passages))
     for rank, index in enumerate(ordered, start=1):
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"
-        tokens, kept = (chunks[0].tokens, chunks[0].kept_tokens) if len(chunks) == 1 else (0, 0)
-        read += sum(chunk.kept_tokens for chunk in chunks)
+        tokens, kept = (chunks[0].tokens, len(chunks[0].input_ids)) if len(chunks) == 1 else (0, 0)
+        read += sum(len(chunk.input_ids) for chunk in chunks)
         block = chunks[0].block
         tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
-        place = item.place_of(index)
         by = "" if second is None else "second" if index in second else "first"
         ranking.append(
-            RankedPassage(rank, place, scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles, scored_by=by)
+            RankedPassage(
+                rank, places[index], scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles, scored_by=by
+            )
         )
     whole = item.whole or item
     for index in range(len(item.passages), len(whole.passages)):

@@ -59,11 +59,11 @@ class Totals:
         return {
             "counts": asdict(self.counts),
             "timing": asdict(self.timing),
-            "observed": self.observed.state,
             "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": self.peak_rss,
+            "observed": self.observed.state,
             "continued": self.continued,
             "first_error": self.first_error,
-            "peak_rss_bytes": self.peak_rss,
         }
 
     @property
@@ -100,11 +100,10 @@ class Totals:
         counts.empty_queries += sum(1 for item in window.lists if not all(item.queries or [item.query]))
         counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)
         for item in scored.ranked:
-            counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
-            counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
+            counts.truncated += sum(1 for entry in item.ranking if entry.tokens > entry.kept_tokens)
+            counts.retiled += sum(1 for entry in item.ranking if entry.tiles > entry.kept_tiles)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if (a.logit, a.scored_by) == (b.logit, b.scored_by))
-        self.observed.add_lengths(encoded, scored.known | scored.repeated)
-        self.observed.add_ranked(scored.ranked)
+        self.observed.add(encoded, scored.ranked, scored.known | scored.repeated)
         for error in scored.errors:
             self.first_error = self.first_error or (error.file, error.row, error.message)
             self.observed.add_error(error)

@@ -95,7 +95,7 @@ class VisionLanguageTrunk:
             if pair.block:
                 first = begin + pair.block.start
                 x[first : first + pair.block.length] = self._seen[_image_of(pair)]
-            begin += pair.kept_tokens
+            begin += len(pair.input_ids)
         return x
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Observations:
         self._whole = LengthHistogram(state.get("whole"))
         self._cut = LengthHistogram(state.get("cut"))
         self._tokens, self._cut_tokens, self.squares = state.get("tokens", (0, 0, 0))
-        self._unknown = UnknownTokens(state.get("unknown", ()))
+        self._unknown = UnknownTokens(*state.get("unknown", ()))
         self._scores = SpreadHistograms(len(_LAST_RANKS) + 1, state.get("scores"))
         self._by_relevance = SpreadHistograms(2, state.get("by_relevance"))
         self._moves = np.array(state.get("moves", NO_MOVES), dtype=np.int64)
@@ -60,7 +61,7 @@ class Observations:
             "whole": self._whole.state,
             "cut": self._cut.state,
             "tokens": [self._tokens, self._cut_tokens, self.squares],
-            "unknown": self._unknown.state,
+            "unknown": astuple(self._unknown),
             "scores": self._scores.state,
             "by_relevance": self._by_relevance.state,
             "moves": self._moves.tolist(),
@@ -84,11 +85,18 @@ class Observations:
         self._timeline.add(self._batch_ended, max(seconds, self._batch_ended), (pairs, tokens))
         self._batch_ended = max(seconds, self._batch_ended)
 
-    def add_lengths(self, window: EncodedWindow, known: Set[int] = frozenset()) -> None:
-        """Add the distinct pairs of a window; a chunk counts as a pair. known: places of pairs that no model read."""
+    def add(self, window: EncodedWindow, ranked: Sequence[RankedList], known: Set[int] = frozenset()) -> None:
+        """Add a window.
+
+        Args:
+            window: Its distinct pairs; a chunk counts as a pair.
+            ranked: Its complete rankings; of a cascade, only the second scorer's scores are added.
+            known: The places of the pairs that no model read.
+        """
         pairs = [pair for entry in window.encoded if not isinstance(entry, EncodingProblem) for pair in entry]
         tokens = np.fromiter((pair.tokens for pair in pairs), np.int64)
-        kept = np.fromiter((pair.kept_tokens for pair in pairs), np.int64)
+        kept = np.fromiter((len(pair.input_ids) for pair in pairs), np.int64)
+        self._unknown.add(pairs)
         self._whole.add(tokens[tokens <= kept])
         self._cut.add(tokens[tokens > kept])
         self._tokens += int(tokens.sum())
@@ -97,17 +105,13 @@ class Observations:
         if known:
             unread = [window.encoded[place] for place in known]
             self.squares -= sum(
-                pair.kept_tokens**2 for entry in unread if not isinstance(entry, EncodingProblem) for pair in entry
+                len(pair.input_ids) ** 2 for entry in unread if not isinstance(entry, EncodingProblem) for pair in entry
             )
-        self._unknown.add(pairs)
-
-    def add_ranked(self, ranked: Sequence[RankedList]) -> None:
-        """Add the complete rankings of a window; of a cascade, only the second scorer's scores."""
         found = [
             (entry.rank, entry.logit)
             for item in ranked
             for entry in item.ranking
-            if entry.is_scored and entry.scored_by != "first"
+            if entry.scored_by != "first" and not math.isnan(entry.logit)
         ]
         if found:
             ranks, logits = np.array(found, dtype=np.float64).T

@@ -6,7 +6,8 @@ other, so only this count shows it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from rerank_cli.records import EncodedPair
@@ -14,31 +15,29 @@ from rerank_cli.records import EncodedPair
 _UNREAD_SHARE = 0.05
 
 
+@dataclass(slots=True)
 class UnknownTokens:
-    """Counts over the pairs of a run; a chunk counts as a pair. A resumed run begins with the `state` before."""
+    """Counts over the pairs of a run; a chunk counts as a pair. unread_pairs: those with more than 5 %."""
 
-    def __init__(self, state: Sequence[int] = ()) -> None:
-        self._read, self._unknown, self._unread_pairs = state or (0, 0, 0)
-
-    @property
-    def state(self) -> list[int]:
-        """What `UnknownTokens(state)` goes on from, fit for JSON."""
-        return [self._read, self._unknown, self._unread_pairs]
+    read: int = 0
+    unknown: int = 0
+    unread_pairs: int = 0
 
     def add(self, pairs: Iterable[EncodedPair]) -> None:
         """Count the texts of distinct pairs, without template and image."""
         for pair in pairs:
-            self._read += pair.text_tokens
+            read = len(pair.input_ids) - pair.template
+            self.read += read
             if pair.unknown:
-                self._unknown += pair.unknown
-                self._unread_pairs += pair.unknown > _UNREAD_SHARE * pair.text_tokens
+                self.unknown += pair.unknown
+                self.unread_pairs += pair.unknown > _UNREAD_SHARE * read
 
     def document(self) -> dict[str, Any] | None:
         """The part of a report; None if every token is known."""
-        if not self._unknown:
+        if not self.unknown:
             return None
         return {
-            "tokens": self._unknown,
-            "share": round(self._unknown / self._read, 6),
-            "pairs_over_5_percent": self._unread_pairs,
+            "tokens": self.unknown,
+            "share": round(self.unknown / self.read, 6),
+            "pairs_over_5_percent": self.unread_pairs,
         }

@@ -340,7 +340,7 @@ def _pack_pair(entry: Encoded, logit: float, image: bytes | None) -> bytes:
     try:
         return LOGIT.pack(logit) + b"".join(
             LENGTHS.pack(
-                pair.tokens, pair.kept_tokens, pair.unknown, pair.template,
+                pair.tokens, len(pair.input_ids), pair.unknown, pair.template,
                 pair.block.tiles if pair.block else 0, pair.block.full_tiles if pair.block else 0,
             )
             for pair in entry
@@ -397,4 +397,4 @@ def _without_ids(tokens: int, kept: int, unknown: int, template: int, tiles: int
 
 def kept_tokens(entry: Encoded | None) -> int:
     """How many tokens of a pair the model reads."""
-    return sum(pair.kept_tokens for pair in entry) if isinstance(entry, tuple) else 0
+    return sum(len(pair.input_ids) for pair in entry) if isinstance(entry, tuple) else 0

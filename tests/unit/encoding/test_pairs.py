@@ -164,13 +164,13 @@ def test_no_pairs_give_nothing():
 def test_a_pair_that_fits_exactly_is_whole_in_every_mode(mode):
     pair = only(encoder(max_tokens=10, truncate=mode).encode([(words(3), words(4, begin=50))])[0])
     assert pair.input_ids.tolist() == [1, *word_ids(3), 2, *word_ids(4, begin=50), 2]
-    assert (pair.tokens, pair.kept_tokens, pair.truncated) == (10, 10, False)
+    assert (pair.tokens, len(pair.input_ids), pair.truncated) == (10, 10, False)
 
 
 def test_end_cuts_the_passage_from_the_right():
     pair = only(encoder(max_tokens=10).encode([(words(3), words(9, begin=50))])[0])
     assert pair.input_ids.tolist() == [1, *word_ids(3), 2, *word_ids(4, begin=50), 2]
-    assert (pair.tokens, pair.kept_tokens, pair.truncated) == (15, 10, True)
+    assert (pair.tokens, len(pair.input_ids), pair.truncated) == (15, 10, True)
 
 
 @given(query=st.integers(0, 20), passage=st.integers(0, 40), max_tokens=st.integers(5, 40))
@@ -411,7 +411,7 @@ def test_the_declared_side_of_a_text_is_cut(tiny, truncate):
 def test_unknown_tokens_are_counted_and_too_many_are_a_problem(tiny):
     path, pairs = tiny("bert"), [("a b", "c d"), ("a \U00013000", "\u16a0 \ua4d0"), ("", "")]
     found = [only(entry) for entry in formed(path).encode(pairs)]
-    assert [(pair.unknown, pair.text_tokens) for pair in found] == [(0, 4), (3, 4), (0, 0)]
+    assert [(pair.unknown, len(pair.input_ids) - pair.template) for pair in found] == [(0, 4), (3, 4), (0, 0)]
     strict = formed(path, max_unknown=0.5).encode(pairs)
     assert [isinstance(entry, EncodingProblem) for entry in strict] == [False, True, False]
     assert strict[1].code == "unknown-tokens"

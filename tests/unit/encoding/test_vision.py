@@ -114,14 +114,14 @@ def test_an_image_that_does_not_fit_is_cut_in_fewer_tiles(tiles: int, text: str,
         assert pair.block is not None
         assert (pair.block.tiles, pair.block.full_tiles, len(pair.block.image or ())) == (tiles, 7, tiles)
         assert (pair.input_ids == CONTEXT).sum() == tiles * 256
-        assert pair.kept_tokens <= least(tiles) + some_text
+        assert len(pair.input_ids) <= least(tiles) + some_text
         assert pair.truncated == (tiles < 7 or (bool(text) and truncate == "end"))
     assert (len(found) > 1) == (truncate == "chunk" and bool(text))
 
 
 def test_every_text_token_may_go_but_no_tile_and_no_query_token() -> None:
     pair = encode(image(LONG), max_tokens=least(7))
-    assert (pair.block.tiles, pair.kept_tokens) == (7, least(7))
+    assert (pair.block.tiles, len(pair.input_ids)) == (7, least(7))
     assert decoded(pair).endswith("question:what is it? \n \n passage:")
 
 

@@ -39,7 +39,7 @@ def ranked_list(rows: Sequence[ArrowRow], order: Sequence[int], passages: int | 
 
 
 def scored(place: RankedPassage) -> dict[str, Any]:
-    cut = place.truncated
+    cut = place.tokens > place.kept_tokens
     return {
         "rank": place.rank,
         "logit": place.logit,

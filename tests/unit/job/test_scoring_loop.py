@@ -231,7 +231,7 @@ def test_an_empty_list_has_an_empty_ranking() -> None:
 def test_the_length_before_truncation_is_told_of_whole_pairs_alone() -> None:
     entries: list[Encoded] = [pair(600, 512), pair(20, 20), (*pair(512, 512), *pair(90, 90))]
     ((found,), _) = ranked(lists(["a", "b", "c"]), 3.0, 2.0, 1.0, entries=entries)
-    assert [(entry.truncated, entry.tokens, entry.kept_tokens) for entry in found.ranking] == [
+    assert [(entry.tokens > entry.kept_tokens, entry.tokens, entry.kept_tokens) for entry in found.ranking] == [
         (True, 600, 512),
         (False, 20, 20),
         (False, 0, 0),

@@ -18,6 +18,7 @@ from rerank_cli.report.observations import Observations
 from tests.conftest import TINY_CHECKPOINT, json_row, ranked_of, write_lines
 
 EMPTY = Window(number=0, lists=(), errors=(), rows=0, blank=0)
+NO_PAIRS = EncodedWindow(EMPTY, [], [])
 HOSTILE = ["<script>alert(1)</script>", "a\x00\x1b[2J\u202e", "\udcff", "'\"&", {"a": [1]}, 10**30, 1.5, True, None, ""]
 
 
@@ -41,7 +42,7 @@ def as_read(state: Any) -> Any:
 def test_lengths_are_of_distinct_pairs_and_chunks_before_anything_is_cut() -> None:
     seen = Observations()
     problem = EncodingProblem("too-long", "it is")
-    seen.add_lengths(EncodedWindow(EMPTY, [(pair(10),), (pair(20), pair(7)), problem, (pair(64, 100),)], []))
+    seen.add(EncodedWindow(EMPTY, [(pair(10),), (pair(20), pair(7)), problem, (pair(64, 100),)], []), [])
     found = seen.document("logit")["lengths"]
     assert (found["pairs"], found["mean"], found["longest"]) == (4, 34.2, 100)
     assert (found["cut_pairs"], found["cut_tokens"]) == (1, 36)
@@ -54,8 +55,8 @@ def test_lengths_are_of_distinct_pairs_and_chunks_before_anything_is_cut() -> No
 
 def test_scores_are_told_by_groups_of_ranks() -> None:
     seen = Observations()
-    seen.add_ranked([ranked(5.0, 4.0, 3.0, 2.0, 1.0, 0.0), ranked(7.0)])
-    seen.add_ranked([ranked(*range(120))])
+    seen.add(NO_PAIRS, [ranked(5.0, 4.0, 3.0, 2.0, 1.0, 0.0), ranked(7.0)])
+    seen.add(NO_PAIRS, [ranked(*range(120))])
     found = seen.document("cosine")["scores"]
     assert found["score"] == "cosine"
     groups = {(one["from"], one["to"]): one["count"] for one in found["by_rank"]}
@@ -69,11 +70,11 @@ def test_scores_are_told_by_groups_of_ranks() -> None:
 
 def test_moves_are_counted_by_how_far_they_went() -> None:
     seen = Observations()
-    seen.add_ranked([ranked(0.0, 2.0, 1.0), ranked(7.0)])  # 1, 2, 0: up 1, up 1, down 2
+    seen.add(NO_PAIRS, [ranked(0.0, 2.0, 1.0), ranked(7.0)])  # 1, 2, 0: up 1, up 1, down 2
     found = {(one["from"], one["to"]): (one["up"], one["down"]) for one in seen.document("logit")["moves"]}
     assert found == {(0, 0): (1, 0), (1, 1): (2, 0), (2, 2): (0, 1), **dict.fromkeys(list(found)[3:], (0, 0))}
     pairs = Observations()
-    pairs.add_ranked([ranked(7.0), ranked(1.0)])
+    pairs.add(NO_PAIRS, [ranked(7.0), ranked(1.0)])
     assert "moves" not in pairs.document("logit")  # pairs have no order
 
 
@@ -141,8 +142,8 @@ def test_a_state_is_small_and_goes_on_as_it_was() -> None:
         lengths = draw.integers(8, 600, 512)
         logits = [draw.normal(size=100) * 5 for _ in range(5)]
         for seen in (whole, resumed):
-            seen.add_lengths(EncodedWindow(EMPTY, [(pair(min(512, int(n)), int(n)),) for n in lengths], []))
-            seen.add_ranked([ranked(*found.tolist()) for found in logits])
+            pairs = [(pair(min(512, int(n)), int(n)),) for n in lengths]
+            seen.add(EncodedWindow(EMPTY, pairs, []), [ranked(*found.tolist()) for found in logits])
             seen.add_batch(window * 10.0 + 10, 512, 60_000)
     assert as_read(resumed.state) == as_read(whole.state)
     assert len(json.dumps(whole.state)) < 6000
