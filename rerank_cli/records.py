@@ -177,7 +177,8 @@ class CandidateList:
 class Window:
     """Whole candidate lists that are read, encoded and scored together, with the bad rows between them.
 
-    Windows are cut by the input and the options alone, so the same run forms the same batches.
+    Windows are cut by the input and the options alone, so the same run forms the same batches. share: of the input that
+    is read with it, if that is known. has_images: whether a passage has one.
     """
 
     number: int
@@ -185,7 +186,8 @@ class Window:
     errors: tuple[RowError, ...]
     rows: int
     blank: int
-    share: float | None = field(default=None, compare=False)  # of the input that is read with it, if that is known
+    share: float | None = field(default=None, compare=False)
+    has_images: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

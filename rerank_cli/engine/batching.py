@@ -131,8 +131,10 @@ class FittingBatches:
                 waiting.append(batch)
                 continue
             if made is not None:
-                self._grow()
                 trouble.computed += size if self._padded else rounded_rows(size)
+                self._good += 1
+                if self._good % _GOOD_BATCHES == 0:
+                    self.tokens = min(self._most, int(self.tokens * _GROWTH) + 1)
                 yield batch, made[0]
                 continue
             trouble.splits += 1
@@ -146,11 +148,6 @@ class FittingBatches:
     def _size(self, batch: Sequence[int], lengths: Sequence[int]) -> int:
         found = [lengths[place] for place in batch]
         return max(found) * len(found) if self._padded else sum(found)
-
-    def _grow(self) -> None:
-        self._good += 1
-        if self._good % _GOOD_BATCHES == 0:
-            self.tokens = min(self._most, int(self.tokens * _GROWTH) + 1)
 
 
 def _halves(batch: list[int]) -> list[list[int]]:

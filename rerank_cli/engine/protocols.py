@@ -87,13 +87,11 @@ class NeedsCalibration(Protocol):
     """An `Engine` that may have to see some pairs before it scores any.
 
     calibration: the result, for a JSON file; None before there is one. Engines with the same one give the same logits.
+    needs_calibration: whether it cannot score yet.
     """
 
     calibration: Mapping[str, Any] | None
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether it cannot score yet."""
+    needs_calibration: bool
 
     def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
         """Calibrate with some of `pairs`, always the same ones for the same pairs. Returns `calibration`."""

@@ -184,6 +184,7 @@ class LocalEngine:
         self._reruns = ""  # where it is, if it is not on the plan's device
         self.trouble = Trouble()
         self.calibration: Mapping[str, Any] | None = None
+        self.needs_calibration = isinstance(self._model, Calibrates) and not self._model.calibrated
 
     def __enter__(self) -> Self:
         return self
@@ -205,11 +206,6 @@ class LocalEngine:
             return peak_rss_bytes()
         return int(torch.cuda.max_memory_reserved(self._plan.device))
 
-    @property
-    def needs_calibration(self) -> bool:
-        """See `NeedsCalibration`."""
-        return isinstance(self._model, Calibrates) and not self._model.calibrated
-
     @torch.inference_mode()
     def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
         """See `NeedsCalibration`."""
@@ -218,13 +214,14 @@ class LocalEngine:
         lengths = [len(pair.input_ids) for pair in chosen]
         batches = plan_batches(lengths, token_budget=self._plan.token_budget)
         self.calibration = self._model.calibrate([[chosen[place] for place in batch] for batch in batches])
+        self.needs_calibration = False
         return self.calibration
 
     def use_calibration(self, calibration: Mapping[str, Any]) -> None:
         """See `NeedsCalibration`."""
         assert isinstance(self._model, Calibrates), "else nobody has one"
         self._model.use(calibration)
-        self.calibration = calibration
+        self.calibration, self.needs_calibration = calibration, False
 
     @torch.inference_mode()
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:

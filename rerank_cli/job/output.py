@@ -239,7 +239,8 @@ class FileDestination:
 
     def end_window(self, window: int, state: Mapping[str, Any], note: Any, more: Mapping[str, bytes]) -> None:
         """See `Destination`."""
-        self._job.add(window, {"rows": self._take_rows(), "errors": _drain(self._bad), **more}, state, note)
+        bad = _drain(self._bad)
+        self._job.add(window, {"rows": self._take_rows(), "errors": bad, **more}, state, note)
 
     def path(self, name: str) -> Path:
         """See `Destination`."""

@@ -65,6 +65,8 @@ class PrecisionCheck:
         self._comparison = Comparison(wanted) if wanted else None
         if state and state["agreement"]:
             self._comparison = Comparison.of_state(state["agreement"])
+        self.wants_more = self._comparison is not None and not self._comparison.complete
+        """Whether more windows are to be compared."""
         self.calibration: Mapping[str, Any] | None = next(
             (note["calibration"] for _, note in reversed(notes) if "calibration" in note), None
         )
@@ -77,22 +79,20 @@ class PrecisionCheck:
 
     def begin(self, engine: Engine, precision: str) -> None:
         """Give up the comparison if there is nothing to compare; called when the engine is loaded."""
-        if self._comparison is None or self._comparison.complete:
+        if not self.wants_more:
             return
         exact = isinstance(engine, ScoresExactly)
         if not exact or precision == "fp32":
-            self._comparison = None
+            self._comparison, self.wants_more = None, False
             why = "the run is in fp32" if exact else "the model gives no logits"
             self._on_note(f"--check-precision: nothing to compare, {why}")
 
     def add(self, encoded: EncodedWindow, logits: Logits, engine: Engine) -> None:
-        """Compare a window, if more pairs are wanted. logits: of its distinct pairs."""
-        comparison = self._comparison
-        if comparison is None or comparison.complete:
-            return
-        assert isinstance(engine, ScoresExactly), "checked by `begin`"
-        comparison.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
-        if comparison.pairs >= comparison.wanted:
+        """Compare a window; called while `wants_more`. logits: of its distinct pairs."""
+        assert self._comparison is not None and isinstance(engine, ScoresExactly), "checked by `begin`"
+        self._comparison.add(encoded, logits, lambda some: score_exactly(some, engine, pool=self._pool))
+        if self._comparison.complete:
+            self.wants_more = False
             engine.forget_exact()
 
     def take_note(self, engine: Engine) -> dict[str, Any]:

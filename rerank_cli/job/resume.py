@@ -26,6 +26,7 @@ from rerank_cli.job.output import Destination
 from rerank_cli.job.precision_check import PrecisionCheck
 from rerank_cli.job.progress import Progress, about, rows_of
 from rerank_cli.job.totals import Totals
+from rerank_cli.job.watched_images import WatchedImages
 from rerank_cli.job.windows import Windows
 from rerank_cli.journal import Job
 from rerank_cli.planning.run_plan import Plan
@@ -42,6 +43,7 @@ class Resume:
         destination: Has the job on disk.
         output: The output as the user typed it.
         plan: Made for this process.
+        watched: The images of the windows in progress.
         totals, precision, evaluator, best: What grows with the windows; None if the run does not have it.
         progress: Continues from where the earlier process ended.
     """
@@ -51,6 +53,7 @@ class Resume:
         destination: Destination,
         output: str,
         plan: Plan,
+        watched: WatchedImages,
         totals: Totals,
         precision: PrecisionCheck,
         evaluator: Evaluator | None,
@@ -59,7 +62,7 @@ class Resume:
     ) -> None:
         self._destination, self._output, self._plan = destination, output, plan
         self._totals, self._precision, self._evaluator, self._best = totals, precision, evaluator, best
-        self._images = SeenImages()
+        self._watched, self._images = watched, SeenImages()
         self._progress = progress
 
     def begin(self, on_note: Callable[[str], None], count: Callable[[], int | None]) -> Plan:
@@ -105,15 +108,20 @@ class Resume:
     ) -> None:
         """Hand a written window to the destination, with the state for a later process.
 
+        Raises `InputError` if an image of it was changed meanwhile.
+
         Args:
             window: That was written.
             engine: May have been calibrated on it.
             texts: That an embedding model has read.
             cascade: The state of a cascade.
         """
-        self._images.add(window)
+        if window.has_images:
+            self._watched.finish(window)
+            self._images.add(window)
         self._progress.end_window(window.share, self._totals.counts.rows_in)
         state = {
+            "progress": self._progress.state(),
             **self._totals.state,
             **self._precision.state,
             "images": self._images.digest,
@@ -122,7 +130,6 @@ class Resume:
             "token_budget": self._plan.token_budget,
             "embedded": texts.state if texts else None,
             "dropped": self._best.dropped if self._best else 0,
-            "progress": self._progress.state(),
             "cascade": cascade,
         }
         note: dict[str, Any] = self._precision.take_note(engine)

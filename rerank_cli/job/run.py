@@ -202,6 +202,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
 ) -> Outcome:
     """Load the model, score what earlier processes have not, and write rows, bad rows and the report."""
     note = watcher.on_note or (lambda text: None)
+    tell_progress = watcher.on_progress or (lambda counts, share: None)
     with reading_journal(options.names.output):
         watcher.progress.begin()
         totals = Totals(destination.state)
@@ -212,7 +213,15 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
         released=stop if options.names.output == STDOUT else None,
     )  # fmt: skip
     resume = Resume(
-        destination, options.names.output, prepared.plan, totals, precision, evaluator, output.best, watcher.progress
+        destination,
+        options.names.output,
+        prepared.plan,
+        images,
+        totals,
+        precision,
+        evaluator,
+        output.best,
+        watcher.progress,
     )
     with reading_journal(options.names.output):
         plan = resume.begin(note, lambda: count_rows(prepared.inputs, prepared.read) if options.shard is None else None)
@@ -252,7 +261,8 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
         with closing(scoring), stop.held():
             for window in scoring:
                 totals.add(window)
-                precision.add(window.encoded, window.logits, engine)
+                if precision.wants_more:
+                    precision.add(window.encoded, window.logits, engine)
                 if texts:
                     texts.add(window.encoded)
                 if evaluator:
@@ -262,11 +272,9 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
                 output.write(window)
                 written = time.perf_counter()
                 totals.timing.write += written - began  # before the commit, which records it for the next process
-                images.finish(window.encoded.window)
                 resume.commit(window.encoded.window, engine, texts, scorers.state)
                 totals.timing.write += time.perf_counter() - written
-                if watcher.on_progress:
-                    watcher.on_progress(totals.counts, watcher.progress.share)
+                tell_progress(totals.counts, watcher.progress.share)
                 options.error_limit.check(totals.counts, last=False)
         options.error_limit.check(totals.counts, last=True)
         refuse_worse(totals, destination, options)
@@ -343,9 +351,9 @@ def _windows(
     lists = prepared.shape.group(prepared.items)
     if tell:
         lists = tell_of_late_titles(lists, prepared.shape, lambda note: tell(f"note: {note}"))
-    lists = wanted_of(lists, options.depth, drop_duplicates=options.drop_duplicates)
+    wanted = wanted_of(lists, options.depth, drop_duplicates=options.drop_duplicates)
     return Windows(
-        images.look(lists), max_pairs=max_pairs,
+        wanted, max_pairs=max_pairs, look=images.look,
         share=Share(shard, shards, lines), position=lambda: prepared.position.share,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine import NeedsCalibration
@@ -53,16 +53,13 @@ class OneModel:
     store: RunStore
     stop: Stop
     on_batch: OnBatch
+    state: ClassVar[None] = None
+    """What a resumed run must know about a cascade: nothing."""
 
     @property
     def reads_all(self) -> Engine:
         """The engine that reads every pair."""
         return self.engine
-
-    @property
-    def state(self) -> None:
-        """What a resumed run must know about a cascade: nothing."""
-        return
 
     def score(self, windows: Windows, timing: Timing, **settings: Any) -> Generator[ScoredWindow]:
         """Score `windows` in their order; the caller closes the generator, which ends its threads.

@@ -118,8 +118,8 @@ def score_windows(  # noqa: PLR0913 (the command line and the Python API need di
     )  # fmt: skip
     done: list[ScoredPart] = []
     with (
-        closing(Ahead(stages.encode(), name="tokenise", check=stop.check)) as parts,
         closing(known) if known else nullcontext(),
+        closing(Ahead(stages.encode(), name="tokenise", check=stop.check)) as parts,
     ):
         for part, scored in stages.compute(parts):
             done.append(scored)

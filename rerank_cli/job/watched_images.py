@@ -1,6 +1,6 @@
 """Watches the image files that rows name: none may change before its window is finished.
 
-There may be millions, so they are not known in advance. Each is looked at when its row is read, which is before its
+There may be millions, so they are not known in advance. Each is looked at when its window is read, which is before its
 pixels are read, and again when its window is written. In a run of files, which can be read again, an image that was
 made or changed since the run began stops the run too, because another window may have read the older one. Rows from a
 pipe may name images that are made while the run goes on.
@@ -15,7 +15,6 @@ from pathlib import Path
 from threading import Lock
 
 from rerank_cli.errors import InputError
-from rerank_cli.formats.shapes import Grouped
 from rerank_cli.job.run_paths import RunPaths
 from rerank_cli.records import CandidateList, ImagePassage, Passage, Window
 
@@ -30,13 +29,17 @@ class WatchedImages:
         self._times: Counter[Path] = Counter()
         self._both = Lock()  # rows are read in one thread, windows finished in another
 
-    def look(self, items: Iterable[Grouped]) -> Iterator[Grouped]:
-        """Pass on `items` and look at their images."""
-        for item in items:
-            if isinstance(item, CandidateList):
-                for path in _paths_of(item.passages):
-                    self._look(path)
-            yield item
+    def look(self, window: Window) -> None:
+        """Look at the images of a window, before any of them is read."""
+        for item in window.lists:
+            for path in _paths_of(item.passages):
+                with self._both:
+                    self._times[path] += 1
+                    if path in self._seen or (found := _stat(path)) is None:
+                        continue
+                    self._seen[path] = found
+                if self._paths:
+                    self._paths.refuse_image(path, found)
 
     def finish(self, window: Window) -> None:
         """`InputError` if an image of a finished window has changed since it was looked at."""
@@ -49,23 +52,11 @@ class WatchedImages:
                     raise InputError(
                         f"{path}: was changed since the run began (an image of {_place(item)})", hint=_HINT
                     )
-                self._forget(path)
-
-    def _look(self, path: Path) -> None:
-        with self._both:
-            self._times[path] += 1
-            if path in self._seen or (found := _stat(path)) is None:
-                return
-            self._seen[path] = found
-        if self._paths:
-            self._paths.refuse_image(path, found)
-
-    def _forget(self, path: Path) -> None:
-        with self._both:
-            self._times[path] -= 1
-            if self._times[path] <= 0:
-                del self._times[path]
-                self._seen.pop(path, None)
+                with self._both:
+                    self._times[path] -= 1
+                    if self._times[path] <= 0:
+                        del self._times[path]
+                        self._seen.pop(path, None)
 
 
 _HINT = "what was finished before is kept; run the same command again when its files rest"

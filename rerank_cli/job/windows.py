@@ -50,6 +50,7 @@ class Windows:
         max_pairs: See `cut_windows`.
         share: Selects the windows; None for all.
         position: Tells how far reading is, as a share of the input.
+        look: Gets each window with images before it is given out; those of other shards too.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Windows:
         max_pairs: int,
         share: Share | None = None,
         position: Callable[[], float | None] = lambda: None,
+        look: Callable[[Window], None] | None = None,
     ) -> None:
         self.keep_first = True
         """Whether `first` may still be needed."""
@@ -69,6 +71,7 @@ class Windows:
         self.passed: float | None = None
         """How much of the share is read with the last window that was given out."""
         self._has_begun = False
+        self._look = look
         share = share or Share()
         windows = (
             replace(window, share=share.within(position())) for window in cut_windows(items, max_pairs=max_pairs)
@@ -85,6 +88,8 @@ class Windows:
 
     def _remember_first(self, windows: Iterator[Window]) -> Iterator[Window]:
         for window in windows:
+            if self._look and window.has_images:
+                self._look(window)
             if self.keep_first and self.first is None and window.lists:
                 self.first = window
             if window.lists and not self._has_begun:
@@ -94,19 +99,18 @@ class Windows:
             yield window
 
 
-def wanted_of(items: Iterable[Grouped], depth: int | None, *, drop_duplicates: bool) -> Iterator[Grouped]:
+def wanted_of(items: Iterable[Grouped], depth: int | None, *, drop_duplicates: bool) -> Iterable[Grouped]:
     """`items` with only the passages to score: the first `depth` of each list, without duplicates if asked."""
-    for item in without_duplicates(items) if drop_duplicates else items:
-        if depth is None or not isinstance(item, CandidateList) or len(item.passages) <= depth:
-            yield item
-        else:
-            yield replace(
-                item,
-                passages=item.passages[:depth],
-                queries=item.queries[:depth],
-                places=item.places[:depth],
-                whole=item,
-            )
+    items = without_duplicates(items) if drop_duplicates else items
+    return items if depth is None else (_head_of(item, depth) for item in items)
+
+
+def _head_of(item: Grouped, depth: int) -> Grouped:
+    if not isinstance(item, CandidateList) or len(item.passages) <= depth:
+        return item
+    return replace(
+        item, passages=item.passages[:depth], queries=item.queries[:depth], places=item.places[:depth], whole=item
+    )
 
 
 SCORE_WINDOW_PAIRS = 64
@@ -117,11 +121,11 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
     """Group whole candidate lists into windows of at least `max_pairs` pairs or `max_bytes` of text."""
     lists: list[CandidateList] = []
     errors: list[RowError] = []
-    blank = pairs = size = number = 0
+    blank = pairs = size = images = number = 0
 
     def close() -> Window:
         rows = sum(len(item.rows) for item in lists) + sum(error.passage is None for error in errors)
-        return Window(number=number, lists=tuple(lists), errors=tuple(errors), rows=rows, blank=blank)
+        return Window(number, tuple(lists), tuple(errors), rows, blank, has_images=images > 0)
 
     for item in items:
         if isinstance(item, RowError):
@@ -129,9 +133,15 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
             size += len(item.raw)
         elif isinstance(item, CandidateList):
             lists.append(item)
-            pairs += sum(_IMAGE_WEIGHT if isinstance(passage, ImagePassage) else 1 for passage in item.passages)
+            pairs += len(item.passages)
             size += len(item.query) + sum(map(len, item.queries))
-            size += sum(one.size if isinstance(one, ImagePassage) else len(one) for one in item.passages)
+            for one in item.passages:
+                if isinstance(one, ImagePassage):
+                    images += 1
+                    pairs += _IMAGE_WEIGHT - 1
+                    size += one.size
+                else:
+                    size += len(one)
         elif item is Gap.BLANK:
             blank += 1
         paused = item is Gap.IDLE and bool(lists or errors)
@@ -139,6 +149,6 @@ def cut_windows(items: Iterable[Grouped], *, max_pairs: int, max_bytes: int = _W
             yield close()
             number += 1
             lists, errors = [], []
-            blank = pairs = size = 0
+            blank = pairs = size = images = 0
     if lists or errors or blank:
         yield close()
