@@ -36,7 +36,7 @@ from rerank_cli.records import EncodedPair
 class RerankModel(Protocol):
     """A loaded model on one device.
 
-    kernels: which implementations run, in words, for the report: there it is seen that a slower one runs than expected.
+    kernels: which implementations run, in words. The report shows them, so that nobody misses a slow one.
     """
 
     kernels: str
@@ -123,8 +123,12 @@ def load_model(checkpoint: Checkpoint, *, device: str, precision: str, attention
         rounded = _INT8_CLASSES[family_of(architecture).forward]
         return rounded(checkpoint, **_placement(device, "fp32", attention))
     placed = _placement(device, precision, attention)
+    if precision == "fp8":
+        if not family_of(architecture).fp8:
+            raise DoesNotFitError(f"--precision fp8: {architecture} has no products in FP8")
+        placed["fp8"] = True
     with current(placed["device"]):
-        model: RerankModel = class_of(architecture)(checkpoint, **placed, **_quantised(checkpoint, precision))
+        model: RerankModel = class_of(architecture)(checkpoint, **placed)
         return model
 
 
@@ -140,12 +144,3 @@ def _placement(device: str, precision: str, attention: str) -> dict[str, Any]:
     if attention == "varlen" and not varlen_runs(where, dtype):
         attention = "runs"
     return {"device": where, "dtype": dtype, "attention": attention}
-
-
-def _quantised(checkpoint: Checkpoint, precision: str) -> dict[str, Any]:
-    """`fp8=True` for `--precision fp8`; `DoesNotFitError` for a family without products in FP8."""
-    if precision != "fp8":
-        return {}
-    if not family_of(checkpoint.architecture).fp8:
-        raise DoesNotFitError(f"--precision fp8: {checkpoint.architecture} has no products in FP8")
-    return {"fp8": True}

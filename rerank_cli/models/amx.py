@@ -74,8 +74,8 @@ class AmxLayers:
     """Layers one after another, by the kernel.
 
     layers: how many will be added. heads: of each. epsilon: of their norms. large: in int8 how many of GELU's outputs
-    have a grid of their own, a multiple of 64; None: the layers are in bfloat16. The sizes must be such as
-    `machine.amx.takes` says, and the library must be here.
+    have a grid of their own, a multiple of 64; None: the layers are in bfloat16. `machine.amx.takes` says which sizes
+    the kernel has; the library must be here.
     """
 
     def __init__(
@@ -104,18 +104,18 @@ class AmxLayers:
             setattr(self._embedding, name, table.data_ptr())
         self._embedding.norm, self._embedding.shift = map(self._keep, norm)
 
-    @property
-    def embeds(self) -> bool:
-        """`run` takes tokens."""
-        return self._tables is not None
-
     def add(self, layer: AmxLayer) -> None:
         """Pack the next layer; its own tensors are needed no more."""
         into = self._layers[self._added]
         for name in ("qkv", "out", "expand", "contract"):
             linear: AmxLinear = getattr(layer, name)
             part = getattr(into, name)
-            part.weights, part.bias = self._pack(linear.weight), self._keep(linear.bias)
+            weight = linear.weight.to(self._weights.dtype).contiguous()
+            room = self._weights[self._packed : self._packed + weight.numel()]
+            self._packed += weight.numel()
+            width = weight.shape[1] * weight.element_size()
+            self._library.amx_pack(weight.data_ptr(), room.data_ptr(), len(weight), width)
+            part.weights, part.bias = room.data_ptr(), self._keep(linear.bias)
             if linear.scale is not None:
                 part.scale = self._keep(linear.scale)
         for name in ("attention", "out"):
@@ -164,13 +164,6 @@ class AmxLayers:
         here = Embedding.from_buffer_copy(self._embedding)
         here.word, here.position, here.type = (rows.data_ptr() for rows in places)
         return here
-
-    def _pack(self, weight: Tensor) -> int:
-        weight = weight.to(self._weights.dtype).contiguous()
-        into = self._weights[self._packed : self._packed + weight.numel()]
-        self._packed += weight.numel()
-        self._library.amx_pack(weight.data_ptr(), into.data_ptr(), len(weight), weight.shape[1] * weight.element_size())
-        return into.data_ptr()
 
     def _keep(self, numbers: Tensor) -> int:
         self._kept.append(numbers.float().contiguous())

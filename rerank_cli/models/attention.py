@@ -183,7 +183,7 @@ def _varlen_kernel(
 
 
 def attention_kind(asked: str, head_size: int) -> str:
-    """`asked`, or `runs` where the varlen kernel does not take heads of this size, or whole layers are one kernel."""
+    """`asked`; but `runs` for heads of a size that the varlen kernel does not take, and beside the kernel of `amx`."""
     return "runs" if asked == AMX or (asked == "varlen" and not takes_varlen(head_size)) else asked
 
 

@@ -53,7 +53,10 @@ class CausalReranker:
         self._device = device
         shape = _read_shape(checkpoint)
         answers = _read_answers(checkpoint, shape) if checkpoint.architecture.endswith("ForCausalLM") else []
-        self._padding = None if answers else _padding_id(checkpoint)
+        # The id that a classifier skips at the end; the default is that of transformers' classes.
+        padding = 0 if checkpoint.architecture.startswith("Gemma") else None
+        skips = not answers and checkpoint.config.get("pad_token_id", padding) is not None
+        self._padding = checkpoint.integer("pad_token_id", padding) if skips else None
         with open_weights(checkpoint, dtype=dtype, device=device) as weights:
             self._trunk = LlamaTrunk(
                 weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention, fp8=fp8
@@ -102,13 +105,6 @@ def _read_answers(checkpoint: Checkpoint, shape: LlamaShape) -> list[int]:
             f"{max(answers)} is beyond the model's `vocab_size` {shape.vocabulary}"
         )
     return answers
-
-
-def _padding_id(checkpoint: Checkpoint) -> int | None:
-    """The id that a classifier skips at the end; the default is that of transformers' classes."""
-    default = 0 if checkpoint.architecture.startswith("Gemma") else None
-    value = checkpoint.config.get("pad_token_id", default)
-    return None if value is None else checkpoint.integer("pad_token_id", default)
 
 
 def _without_padding(pair: EncodedPair, padding: int) -> EncodedPair:

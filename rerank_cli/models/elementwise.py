@@ -51,7 +51,7 @@ class Elementwise(Protocol):
     def rotate_(self, x: Tensor, rotation: Rotation) -> None:
         """Turn `x` [T, heads, head_size] in place, in float32; each channel of the left half with its right one.
 
-        It may be columns of a wider matrix, as may be what `gate_` and `quantise_rows` are given.
+        `x` may be columns of a wider matrix; so may the inputs of `gate_` and `quantise_rows`.
         """
 
     def gates(self, activation: str) -> bool:

@@ -173,13 +173,15 @@ class EncoderCrossEncoder:
             if shape.embedding != shape.hidden:
                 widen = f"{self._prefix}embeddings_project"
                 self._widen = LinearLoader(weights, kind)(widen, shape.embedding, shape.hidden)
-            names = [self.layer_name(number) for number in range(shape.layers)]
+            self._layer_names = names = [
+                f"{self._prefix}{self._names.layers}.{number}" for number in range(shape.layers)
+            ]
             whole, last = (names[:-1], names[-1]) if self._head.first_token_only else (names, None)
             if whole and attention == AMX and dtype == torch.bfloat16 and self._amx_takes_it("bf16"):
                 self._amx = self._read_amx(weights, whole)
                 self.kernels = f"layers: {AMX_KERNEL}; beside them {self.kernels}"
                 whole = []
-            self._attentions = [self._qkv(weights, name) for name in whole]
+            self._attentions = [kind(*self._projections(weights, name)) for name in whole]
             self._last_attention = self._first_token_attention(weights, last) if last else None
             self._rests = [self._rest(weights, name) for name in (*whole, last) if name]
             weights.finish()
@@ -199,7 +201,7 @@ class EncoderCrossEncoder:
     def _by_amx(self, layers: AmxLayers, batch: PackedBatch) -> Tensor:
         """What the kernel's layers give, [T, hidden]."""
         tokens = None
-        if layers.embeds:
+        if self._widen is None:
             x = self._words.new_empty(len(batch.input_ids), self._shape.hidden)
             x[batch.tokens :] = 0
             positions, types = self._places(batch)
@@ -217,10 +219,6 @@ class EncoderCrossEncoder:
         last = self._rests[-1]
         first = last.add_mlp(last.add_attention(self._last_attention(x, batch), x[batch.starts]))
         return self._head.of_first_tokens(first, batch)
-
-    def layer_name(self, number: int) -> str:
-        """What the names of a layer's weights begin with: `bert.encoder.layer.0`."""
-        return f"{self._prefix}{self._names.layers}.{number}"
 
     def _embed(self, batch: PackedBatch) -> Tensor:
         positions, types = self._places(batch)
@@ -276,12 +274,8 @@ class EncoderCrossEncoder:
             )
         return layers
 
-    def _qkv(self, weights: WeightReader, name: str) -> Linear:
-        """Query, key and value side by side."""
-        return self._kind(*self._projections(weights, name))
-
     def _projections(self, weights: WeightReader, name: str) -> tuple[Tensor, Tensor]:
-        """Weight [3 * hidden, hidden] and bias of query, key and value."""
+        """Weight [3 * hidden, hidden] and bias of query, key and value, one below the other."""
         hidden, parts = self._shape.hidden, self._names.qkv
         rows = 3 * hidden // len(parts)
         found = [weights.take(f"{name}.{part}.weight", (rows, hidden)) for part in parts]

@@ -112,16 +112,18 @@ class GteCrossEncoder:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
         rotation = rotation_at(batch.positions, self._frequencies)
-        x = self._embed(batch)
-        for layer in self._layers[:-1]:
-            x = self._run_mlp(layer, self._add_attention(layer, self._attend(layer, x, batch, rotation), x))
-        return self._head.of_first_tokens(self._run_last_layer(self._layers[-1], x, batch, rotation), batch)
-
-    def _embed(self, batch: PackedBatch) -> Tensor:
         x = self._words[batch.input_ids]
         if self._types is not None:  # a model with one type takes it for all tokens
             x = x + (self._types[batch.token_types] if len(self._types) > 1 else self._types[0])
-        return self._embedding_norm(x)
+        x = self._embedding_norm(x)
+        for layer in self._layers[:-1]:
+            x = self._run_mlp(layer, self._add_attention(layer, self._attend(layer, x, batch, rotation), x))
+        # The last layer at the first token of each pair, [P, hidden].
+        last = self._layers[-1]
+        q, k, v = self._project(last, x, rotation)
+        context = attend_first(q[batch.starts], k, v, batch, kind=self._attention)
+        first = self._run_mlp(last, self._add_attention(last, context, x[batch.starts]))
+        return self._head.of_first_tokens(first, batch)
 
     def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, heads, head_size]."""
@@ -131,12 +133,6 @@ class GteCrossEncoder:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         q, k, v = self._project(layer, x, rotation)
         return attend(q, k, v, batch, kind=self._attention)
-
-    def _run_last_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
-        """The last layer's output at the first token of each pair, [P, hidden]."""
-        q, k, v = self._project(layer, x, rotation)
-        context = attend_first(q[batch.starts], k, v, batch, kind=self._attention)
-        return self._run_mlp(layer, self._add_attention(layer, context, x[batch.starts]))
 
     def _add_attention(self, layer: _Layer, context: Tensor, x: Tensor) -> Tensor:
         if self._elementwise.normalises_sums:

@@ -32,7 +32,7 @@ _HINT_ROWS = 2048  # rows that oneDNN lays the weight out for
 # How much of the range of a channel goes into the weight: 1 is all, 0 nothing. 0.7 to 1 measured alike on the built-in
 # model, 0.5 worse.
 _SHARE = 0.85
-_LEAST_SHARE = 1e-3  # of the largest channel, which a channel is taken for that was never seen above it
+_LEAST_SHARE = 1e-3  # of the largest channel: no channel is taken to be smaller
 _LARGE_UNITS = 64  # as many as a tile of AMX sums up (`amx.cpp`); measured: 16 to 64 alike, none far worse
 
 

@@ -134,9 +134,9 @@ class Int8Encoder(Int8Model, EncoderCrossEncoder):
         large = large_units(self._shape.intermediate)
         layers = self._new_amx(len(seen), large=large) if self._by_tiles else None
         with open_weights(self._checkpoint, dtype=torch.float32, device=self._device) as weights:
-            for number, found in enumerate(seen):
-                name = self.layer_name(number)
-                folded = self._fold(self._qkv(weights, name), self._rest(weights, name), found)
+            for name, found in zip(self._layer_names, seen, strict=False):  # but for the last
+                qkv = self._kind(*self._projections(weights, name))
+                folded = self._fold(qkv, self._rest(weights, name), found)
                 if layers is None:
                     self._layers.append(self._round(folded))
                 else:

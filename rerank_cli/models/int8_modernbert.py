@@ -67,7 +67,7 @@ class Int8ModernBert(Int8Model, ModernBertCrossEncoder):
 
     def _observe(self, pairs: Sequence[EncodedPair], seen: Sequence[Seen]) -> None:
         batch = pack(pairs, device=self._device)
-        rotations, x = self._rotations(batch), self._embed(batch)
+        rotations, x = self._rotations(batch), self._embedding_norm(self._words[batch.input_ids])
         for number, (layer, found) in enumerate(zip(self._layers, seen, strict=True)):
             found.note("input", layer.attention_norm(x) if layer.attention_norm else x, batch)
             if number == self._whole_layers:

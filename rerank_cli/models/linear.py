@@ -301,9 +301,9 @@ class LinearLoader:
     def beside(
         self, names: Sequence[str], inputs: int, outputs: Sequence[int], *, bias: bool, then: str | None = None
     ) -> SideBySide:
-        """The layers `names` of one input, each with so many outputs; then: after the first of them.
+        """The layers `names` of one input. outputs: of each of them. then: the activation after the first of them.
 
-        `together` they are one product where that can be: it is wider, and reads and rounds its input once.
+        With `together` they are one product where possible: it is wider, and reads and rounds its input once.
         """
         stored = any(self.weights.is_fp8(f"{name}.weight") for name in names)  # each has an input scale of its own
         fits = all(size % FP8_MULTIPLE == 0 for size in (inputs, *outputs)) or self.rows is None

@@ -150,7 +150,7 @@ class LlamaTrunk:
         rotation = rotation_at(batch.positions, self._frequencies)
         one_token = pooling == "last" or (pooling == "cls" and not self._shape.causal)
         for layer in self._layers[:-1] if one_token else self._layers:
-            x = self._run_layer(layer, x, batch, rotation)
+            x = self._run_mlp(layer, self._add_attention(layer, x, batch, rotation))
         if pooling == "avg":
             return _mean_of_each_pair(self._final_norm(x), batch)
         picked = batch.starts.clone()
@@ -158,9 +158,6 @@ class LlamaTrunk:
             picked[: len(batch.lengths)] = batch.cumulative[1:].long() - 1
         x = self._run_last_layer(self._layers[-1], x, batch, rotation, picked) if one_token else x[picked]
         return self._final_norm(x[: len(batch.lengths)]).float()
-
-    def _run_layer(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
-        return self._run_mlp(layer, self._add_attention(layer, x, batch, rotation))
 
     def _add_attention(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         # A function of its own, so that the context is gone before the MLP needs room.

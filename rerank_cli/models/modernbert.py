@@ -48,6 +48,7 @@ class Layer:
     up: Linear
     down: Linear
     kind: str
+    window: int | None  # how far a token sees to either side; None: its whole pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +105,24 @@ class ModernBertCrossEncoder:
             self._layers = [self._layer(weights, i) for i in range(len(shape.layers))]
             self._final_norm = self._norm(weights, f"{prefix}final_norm")
             self._head = self._read_head(weights, checkpoint)
+            # How many layers are computed for all tokens: the last may be for the first token of each pair alone.
+            self._whole_layers = len(shape.layers) - self._head.first_token_only
             weights.finish()
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
-        rotations, x = self._rotations(batch), self._embed(batch)
+        rotations, x = self._rotations(batch), self._embedding_norm(self._words[batch.input_ids])
         for layer in self._layers[: self._whole_layers]:
             x = self._run_layer(layer, x, batch, rotations[layer.kind])
-        if self._head.first_token_only:
-            last = self._layers[-1]
-            first = self._run_last_layer(last, x, batch, rotations[last.kind])
-            return self._head.of_first_tokens(self._final_norm(first), batch)
-        return self._head.of_tokens(self._final_norm(x), batch)
-
-    @property
-    def _whole_layers(self) -> int:
-        """How many layers are computed for all tokens: the last one may be for the first token of each pair alone."""
-        return len(self._shape.layers) - self._head.first_token_only
-
-    def _embed(self, batch: PackedBatch) -> Tensor:
-        return self._embedding_norm(self._words[batch.input_ids])
+        if not self._head.first_token_only:
+            return self._head.of_tokens(self._final_norm(x), batch)
+        # The last layer at the first token of each pair, [P, hidden].
+        last = self._layers[-1]
+        q, k, v = self._project(last, x, rotations[last.kind])
+        context = attend_first(q[batch.starts], k, v, batch, kind=self._attention, window=last.window)
+        first = self._run_mlp(last, last.attention_out.add(context.to(x.dtype), x[batch.starts]))
+        return self._head.of_first_tokens(self._final_norm(first), batch)
 
     def _rotations(self, batch: PackedBatch) -> Mapping[str, Rotation]:
         """How the tokens are turned in layers of each kind."""
@@ -144,9 +142,6 @@ class ModernBertCrossEncoder:
         norm = self._norm(weights, "head.norm", dtype=torch.float32)
         return Head((shape.pooling,), [inner, norm, score_layer(weights, checkpoint, "classifier", shape.hidden)])
 
-    def _window(self, layer: Layer) -> int | None:
-        return self._shape.window if layer.kind == _LOCAL else None
-
     def _project(self, layer: Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, heads, head_size]."""
         normed = layer.attention_norm(x) if layer.attention_norm else x
@@ -158,13 +153,7 @@ class ModernBertCrossEncoder:
     def _attend(self, layer: Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
         q, k, v = self._project(layer, x, rotation)
-        return attend(q, k, v, batch, kind=self._attention, window=self._window(layer))
-
-    def _run_last_layer(self, layer: Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
-        """The last layer's output at the first token of each pair, [P, hidden]."""
-        q, k, v = self._project(layer, x, rotation)
-        context = attend_first(q[batch.starts], k, v, batch, kind=self._attention, window=self._window(layer))
-        return self._run_mlp(layer, layer.attention_out.add(context.to(x.dtype), x[batch.starts]))
+        return attend(q, k, v, batch, kind=self._attention, window=layer.window)
 
     def _run_mlp(self, layer: Layer, x: Tensor) -> Tensor:
         return layer.down.add(self._gated(layer, layer.mlp_norm(x)), x)
@@ -184,29 +173,23 @@ class ModernBertCrossEncoder:
     def _layer(self, weights: WeightReader, index: int) -> Layer:
         hidden, inner = self._shape.hidden, self._shape.intermediate
         biases, linear = self._shape.biases, LinearLoader(weights, self._kind)
-        name = f"{self._prefix}layers.{index}"
-        gate, up = self._halves(weights, f"{name}.mlp.Wi")
+        name, kind = f"{self._prefix}layers.{index}", self._shape.layers[index]
+        # The gate and what it multiplies lie in one matrix, the gate's rows first. As one product they were slower:
+        # each half of the result then lies in pieces, and the activation is a pass of its own (1,936 rows, 384 to
+        # 2 x 576 channels, fp32 with AMX: 19.7 ms; apart 12.0).
+        gate, up = weights.take(f"{name}.mlp.Wi.weight", (2 * inner, hidden)).chunk(2)
+        halves = weights.take(f"{name}.mlp.Wi.bias", (2 * inner,)).chunk(2) if biases.mlp else (None, None)
         return Layer(
             attention_norm=self._norm(weights, f"{name}.attn_norm") if index else None,
             qkv=linear(f"{name}.attn.Wqkv", hidden, 3 * hidden, bias=biases.attention),
             attention_out=linear(f"{name}.attn.Wo", hidden, hidden, bias=biases.attention),
             mlp_norm=self._norm(weights, f"{name}.mlp_norm"),
-            gate=gate,
-            up=up,
+            gate=self._kind(gate, halves[0], then=self._shape.activation),
+            up=self._kind(up, halves[1]),
             down=linear(f"{name}.mlp.Wo", inner, hidden, bias=biases.mlp),
-            kind=self._shape.layers[index],
+            kind=kind,
+            window=self._shape.window if kind == _LOCAL else None,
         )
-
-    def _halves(self, weights: WeightReader, name: str) -> tuple[Linear, Linear]:
-        """The gate and what it multiplies, whose weights lie in one matrix, the gate's first.
-
-        As one product they were slower: each half of the result then lies in pieces, and the activation is a pass of
-        its own (1,936 rows, 384 to 2 x 576 channels, fp32 with AMX: 19.7 ms; apart 12.0).
-        """
-        hidden, inner = self._shape.hidden, self._shape.intermediate
-        gate, up = weights.take(f"{name}.weight", (2 * inner, hidden)).chunk(2)
-        biases = weights.take(f"{name}.bias", (2 * inner,)).chunk(2) if self._shape.biases.mlp else (None, None)
-        return self._kind(gate, biases[0], then=self._shape.activation), self._kind(up, biases[1])
 
 
 def _read_shape(checkpoint: Checkpoint) -> _Shape:

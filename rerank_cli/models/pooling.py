@@ -27,22 +27,6 @@ def pool(x: Tensor, batch: PackedBatch, modes: Sequence[str]) -> Tensor:
     return torch.cat([_MODES[mode](x, batch) for mode in modes], dim=1)
 
 
-def _first_token(x: Tensor, batch: PackedBatch) -> Tensor:
-    return x[batch.starts[: len(batch.lengths)]].float()
-
-
-def _last(x: Tensor, batch: PackedBatch) -> Tensor:
-    return x[batch.cumulative[1:].long() - 1].float()
-
-
-def _mean(x: Tensor, batch: PackedBatch) -> Tensor:
-    return _sums(x, batch) / batch.cumulative.diff()[:, None]
-
-
-def _mean_by_root(x: Tensor, batch: PackedBatch) -> Tensor:
-    return _sums(x, batch) / batch.cumulative.diff()[:, None].sqrt()
-
-
 def _weighted_mean(x: Tensor, batch: PackedBatch) -> Tensor:
     weights = (batch.positions + 1).float()[:, None]
     lengths = batch.cumulative.diff().float()[:, None]
@@ -66,10 +50,10 @@ def _sums(x: Tensor, batch: PackedBatch) -> Tensor:
 
 
 _MODES: Mapping[str, Callable[[Tensor, PackedBatch], Tensor]] = {
-    "cls": _first_token,
-    "lasttoken": _last,
-    "mean": _mean,
-    "mean_sqrt_len_tokens": _mean_by_root,
+    "cls": lambda x, batch: x[batch.starts[: len(batch.lengths)]].float(),
+    "lasttoken": lambda x, batch: x[batch.cumulative[1:].long() - 1].float(),
+    "mean": lambda x, batch: _sums(x, batch) / batch.cumulative.diff()[:, None],
+    "mean_sqrt_len_tokens": lambda x, batch: _sums(x, batch) / batch.cumulative.diff()[:, None].sqrt(),
     "weightedmean": _weighted_mean,
     "max": _largest,
 }

@@ -113,7 +113,7 @@ class WeightReader:
         return Fp8Weight(*(part.to(self._device) for part in (fp8.values, fp8.scale, fp8.input_scale)))
 
     def ignore(self, pattern: str) -> None:
-        """Weights that the checkpoint may carry and this family rightly does not use (regular expression)."""
+        """Let the checkpoint have weights that its family does not use. pattern: finds their names."""
         self._taken.update(name for name in self._checkpoint.tensors if re.search(pattern, name))
 
     def finish(self) -> None:
@@ -166,17 +166,16 @@ class WeightReader:
                 f"{info.file}: `{name}` holds {_FP8}, and no file says how it was quantised",
                 hint="hf_quant_config.json, or `quantization_config` in config.json, belongs to the checkpoint",
             )
-        scales = [self._fp8_scale(part) for part in (f"{name}_scale", f"{name.removesuffix('weight')}input_scale")]
+        scales = []
+        for companion in (f"{name}_scale", f"{name.removesuffix('weight')}input_scale"):
+            beside = self._checkpoint.tensors.get(companion)
+            if beside is None:
+                raise ModelError(f"{self._checkpoint.path}: FP8 weights without `{companion}`")
+            scale = self._read(companion, beside).to(torch.float32).flatten()
+            if scale.numel() != 1 or not bool((scale > 0).all() and scale.isfinite().all()):
+                raise ModelError(f"{beside.file}: `{companion}` must be one number above 0: {scale[:5].tolist()}")
+            scales.append(scale.reshape(()))
         return Fp8Weight(self._read(name, info), *scales)
-
-    def _fp8_scale(self, name: str) -> Tensor:
-        info = self._checkpoint.tensors.get(name)
-        if info is None:
-            raise ModelError(f"{self._checkpoint.path}: FP8 weights without `{name}`")
-        scale = self._read(name, info).to(torch.float32).flatten()
-        if scale.numel() != 1 or not bool((scale > 0).all() and scale.isfinite().all()):
-            raise ModelError(f"{info.file}: `{name}` must be one number above 0: {scale[:5].tolist()}")
-        return scale.reshape(())
 
     def _dequantise(self, name: str, quantised: Tensor) -> Tensor:
         scale = self._companion(f"{name}.scale", quantised)
@@ -201,11 +200,11 @@ class BlankReader(WeightReader):
     """Zeros in place of the weights of a checkpoint without files, to measure what a model needs, never to score."""
 
     def take(self, name: str, shape: Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
-        """Zeros of this shape; `name` stands for nothing."""
+        """Zeros of this shape, whatever the name."""
         return torch.zeros(tuple(shape), dtype=dtype or self._dtype, device=self._device)
 
     def finish(self) -> None:
-        """There is nothing that could be left."""
+        """Nothing: there are no files."""
 
 
 def open_weights(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> WeightReader:
