@@ -1,6 +1,6 @@
-"""What a folder holds that is no reranker of ours, by the names of its files, its class and its modules.
+"""What a folder holds in place of a reranker, by the names of its files, its class and its modules.
 
-Only facts, as data: `refusals.py` makes sentences of them, so that a refusal says what the user has.
+Only facts, as data. `refusals.py` makes sentences of them, so that a refusal says what the user has.
 """
 
 from __future__ import annotations

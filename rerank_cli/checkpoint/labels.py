@@ -65,8 +65,13 @@ def read_score(checkpoint: Checkpoint) -> Score:
             )
         return Score(labels, checkpoint.label)
     if labels > _DEFAULT_LABELS:
+        names = checkpoint.config.get("id2label")
+        shown = [f"{number} `{name}`" for number, name in names.items()] if isinstance(names, dict) else []
+        if len(shown) > _SHOWN:
+            shown = [*shown[:_SHOWN], "..."]
+        told = f" ({', '.join(shown)})" if shown else ""
         raise ModelError(
-            f"{checkpoint.config_place}: the model gives {labels} labels{_names(checkpoint)}, a reranker one score",
+            f"{checkpoint.config_place}: the model gives {labels} labels{told}, a reranker one score",
             hint="`--label N` takes the logit of one of them, counted from 0",
         )
     return Score(labels, 1, 0) if labels == _DEFAULT_LABELS else Score(1, 0)
@@ -83,12 +88,3 @@ def check_labels(checkpoint: Checkpoint) -> None:
             f"{checkpoint.config_place}: the model gives {count_labels(checkpoint)} labels, a reranker of this family "
             "one logit"
         )
-
-
-def _names(checkpoint: Checkpoint) -> str:
-    """The names of the first labels in parentheses; empty if config.json does not tell them."""
-    names = checkpoint.config.get("id2label")
-    if not isinstance(names, dict):
-        return ""
-    shown = ", ".join(f"{number} `{name}`" for number, name in list(names.items())[:_SHOWN])
-    return f" ({shown}{', ...' if len(names) > _SHOWN else ''})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint
@@ -34,34 +33,22 @@ def model_max_tokens(checkpoint: Checkpoint) -> int:
         # The card's limit belongs to a family of rerankers; a model that declares its own score is not one of them.
         own = family.decoder and (checkpoint.declared.listed or checkpoint.declared.chat_template is not None)
         card = None if own and checkpoint.taken_as is None else family.max_tokens
-        said = [card, _read_limit(_length_of_tokenizer(checkpoint.tokenizer_config))]
+        config = checkpoint.tokenizer_config
+        # `max_len` is the name of 2020, which transformers heeds where the other is missing.
+        said = [card, _read_limit(config.get("model_max_length", config.get("max_len")))]
     language = checkpoint.within("llm_config") if family.images else checkpoint
-    said += [_positions(language, checkpoint.architecture), _window(checkpoint) if family.decoder else None]
+    if "max_position_embeddings" in language.config:
+        offset = 0
+        if _OFFSET_POSITIONS.search(checkpoint.architecture):
+            offset = language.integer("pad_token_id", 1) + 1
+        said.append(_read_limit(language.integer("max_position_embeddings") - offset))
+    if family.decoder and checkpoint.architecture.startswith("Mistral"):
+        # Up to so many tokens, attention in its sliding window is the same as without one.
+        said.append(_read_limit(checkpoint.config.get("sliding_window")))
     limits = [limit for limit in said if limit is not None]
     return min(limits) if limits else 512
-
-
-def _length_of_tokenizer(config: Mapping[str, Any]) -> Any:
-    """tokenizer_config.json's limit; `max_len` is its name of 2020, which transformers heeds where the other is not."""
-    return config.get("model_max_length", config.get("max_len"))
 
 
 def _read_limit(value: Any) -> int | None:
     """A number of tokens; None if it is no limit."""
     return int(value) if isinstance(value, (int, float)) and 0 < value < _NO_LIMIT else None
-
-
-def _positions(checkpoint: Checkpoint, architecture: str) -> int | None:
-    """How many tokens the model has positions for, by config.json. architecture: of the whole model."""
-    if "max_position_embeddings" not in checkpoint.config:
-        return None
-    offset = 0
-    if _OFFSET_POSITIONS.search(architecture):
-        offset = checkpoint.integer("pad_token_id", 1) + 1
-    return _read_limit(checkpoint.integer("max_position_embeddings") - offset)
-
-
-def _window(checkpoint: Checkpoint) -> int | None:
-    """The sliding window of a Mistral: up to so many tokens, attention is the same as without it."""
-    mistral = checkpoint.architecture.startswith("Mistral")
-    return _read_limit(checkpoint.config.get("sliding_window")) if mistral else None

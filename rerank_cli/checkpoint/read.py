@@ -187,10 +187,6 @@ def locate_checkpoint(model: str | None, *, revision: str | None = None, online:
         raise ModelError(
             f"{model}: no such directory", hint="name a folder that holds config.json, or a Hugging Face id"
         )
-    return _locate_in_hub_cache(model, revision=revision, online=online)
-
-
-def _locate_in_hub_cache(model: str, *, revision: str | None, online: bool) -> Path:
     # Imported here because it costs 0.1 s, which a directory or the built-in model need not pay.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

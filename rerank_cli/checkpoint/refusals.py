@@ -1,4 +1,4 @@
-"""Refuses folders that are no reranker of ours, and says what they are, before anything else is loaded.
+"""Refuses folders that hold no reranker that can be scored, and says what they hold, before anything is loaded.
 
 In this order: weights that are not read, an adapter, modules of another kind of model, an architecture, how the modules
 score, code of the checkpoint, quantisation, pickle. `kinds.py` has the names. Errors inside one of these files are
@@ -42,11 +42,11 @@ def refuse_special_files(root: Path) -> None:
     """Refuse a pipe, socket or device among the model's files: opening it could block for ever."""
     for path in (root / name for name in _walk_entries(root)):
         if path.suffix in _MODEL_SUFFIXES and path.exists() and not path.is_file() and not path.is_dir():
-            raise ModelError(f"{path}: is no regular file", hint="copy the model's files into a folder of their own")
+            raise ModelError(f"{path}: not a regular file", hint="copy the model's files into a folder of their own")
 
 
 def refuse_weights(root: Path, model: Path) -> None:
-    """Refuse weights that are not read or not a whole model. model: the model's own folder, in `root`."""
+    """Refuse weights of other formats, and adapters. model: the model's own folder, in `root`."""
     _refuse_pointers(root, model)
     adapter = next((folder for folder in (root, model) if (folder / _ADAPTER).is_file()), None)
     weights = sorted({file.name for folder in (root, model) for one in _ADAPTER_WEIGHTS for file in folder.glob(one)})
@@ -70,7 +70,7 @@ def refuse_weights(root: Path, model: Path) -> None:
         if files := [name for name in found if any(fnmatch(Path(name).name, pattern) for pattern in patterns)]:
             raise ModelError(
                 f"{root}: {program} only ({some_names(files, _SHOWN)}): the *.safetensors of the model are needed",
-                hint="name the repository that has them; what was made of a reranker names it in its README",
+                hint="name the repository that has them: the README of a converted model names the original",
             )
 
 
@@ -126,7 +126,7 @@ def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> No
 
 
 def refuse_other_readings(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a config.json of which transformers makes another model than its `architectures` says."""
+    """Refuse a config.json that transformers takes for another model than `architectures` names."""
     place, (name,) = path / "config.json", config["architectures"]
     own = _TYPES.get(re.sub(r"(For|Model).*", "", name), set())
     model_type = config.get("model_type")
@@ -144,14 +144,14 @@ def refuse_other_readings(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def refuse_modules(root: Path, config: Mapping[str, Any], declared: Declaration) -> None:
-    """Refuse modules that do not belong to the model: a vector of no embedder of ours, or another model's score."""
+    """Refuse modules that do not fit the model: those of an unknown embedder, or of another kind of score."""
     names = config.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else None
     family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
     if family is not None and family.headless and not declared.modules:
         raise ModelError(
             f"{root / 'config.json'}: an embedding model: {architecture} has no head, and no modules.json declares one",
-            hint="a reranker is needed, for example a ...ForSequenceClassification",
+            hint=_WANTED,
         )
     if not declared.listed or not isinstance(architecture, str):
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,15 @@ def read_safetensors_header(path: Path) -> dict[str, TensorInfo]:
         raise ModelError(f"{path}: not a safetensors file: the header is not an object")
     header.pop("__metadata__", None)
     tensors = {name: _tensor_info(path, name, entry, begins=8 + length) for name, entry in header.items()}
-    _check_layout(path, header, data_bytes=size - 8 - length)
+    # The format demands that tensors fill the data part without gaps or overlaps.
+    position, data_bytes = 0, size - 8 - length
+    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        begin, end = entry["data_offsets"]
+        if begin != position:
+            raise ModelError(f"{path}: `{name}` begins at byte {begin} of the data, not at {position}")
+        position = end
+    if position != data_bytes:
+        raise ModelError(f"{path}: the header describes {position} bytes of data, the file has {data_bytes}")
     return tensors
 
 
@@ -74,15 +81,3 @@ def _tensor_info(path: Path, name: str, entry: Any, *, begins: int) -> TensorInf
     if not whole or end - begin != math.prod(shape) * _ELEMENT_BITS[dtype] // 8:
         raise ModelError(f"{path}: `{name}` has shape {list(shape)} of {dtype}, but its bytes are {begin}..{end}")
     return TensorInfo(file=path, dtype=dtype, shape=shape, offset=begins + begin, size_bytes=end - begin)
-
-
-def _check_layout(path: Path, header: Mapping[str, Any], *, data_bytes: int) -> None:
-    """Refuse tensors that do not fill the data part without gaps or overlaps, as the format demands."""
-    position = 0
-    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        begin, end = entry["data_offsets"]
-        if begin != position:
-            raise ModelError(f"{path}: `{name}` begins at byte {begin} of the data, not at {position}")
-        position = end
-    if position != data_bytes:
-        raise ModelError(f"{path}: the header describes {position} bytes of data, the file has {data_bytes}")

@@ -322,7 +322,7 @@ def test_a_pipe_in_a_model_is_refused_before_it_is_opened(
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
     assert main(["score", str(source), "-o", str(tmp_path / "out.jsonl"), "--model", str(model)]) == 5
-    assert f"{model / name}: is no regular file" in capsys.readouterr().err
+    assert f"{model / name}: not a regular file" in capsys.readouterr().err
 
 
 def test_what_has_no_end_is_no_judgement_and_no_machine(

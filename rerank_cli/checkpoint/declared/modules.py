@@ -83,7 +83,7 @@ class Config:
             raise ModelError(f"{self.place}: {names} {'are' if len(self._left) > 1 else 'is'} not known", hint=_HINT)
 
 
-_HINT = "what is declared here changes the score, and another score is never given: use sentence-transformers for it"
+_HINT = "it changes the score, and rerank-cli does not compute it: use sentence-transformers for this model"
 
 
 def find_model_folder(root: Path) -> str:

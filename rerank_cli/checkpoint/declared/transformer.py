@@ -52,14 +52,10 @@ def read_transformer_config(folder: Path) -> TransformerConfig:
     """Read the file in the folder of the model; all defaults without one."""
     for name in _NAMES:
         if (folder / name).is_file() and (values := read_json_file(folder / name)):
-            config = Config(str(folder / name), values)
-            read = _read(config, name)
-            config.finish()
-            return read
-    return TransformerConfig()
-
-
-def _read(config: Config, name: str) -> TransformerConfig:
+            break
+    else:
+        return TransformerConfig()
+    config = Config(str(folder / name), values)
     task: Task | None = config.only("transformer_task", *_OUTPUTS, None, default=None)
     message_format = _message_format(config, task or "feature-extraction")
     limit = _read_limit(config, "max_seq_length", config.take("max_seq_length"))
@@ -78,11 +74,13 @@ def _read(config: Config, name: str) -> TransformerConfig:
     for key in ("query_length", "document_length", "query_expansion", "tokenizer_name_or_path"):
         config.only(key, None, default=None)
     own, variables = _processing(config)
+    lower_case = config.flag("do_lower_case", default=False)
+    config.finish()
     return TransformerConfig(
         file=name,
         task=task,
         max_tokens=limit if own is None else own,
-        lower_case=config.flag("do_lower_case", default=False),
+        lower_case=lower_case,
         message_format=message_format,
         template_variables=variables,
     )
