@@ -185,21 +185,13 @@ class ObjectStore:
 
     def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
-        self._try_again(key, lambda: self._put(key, data, metadata or {}, "overwrite"))
+        self._put(key, data, metadata or {}, "overwrite")
 
     def put_new(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         """See `Store`."""
-
-        def once() -> None:
-            try:
-                self._put(key, data, metadata or {}, "create")
-            except FileExistsError:
-                # It is ours if an earlier attempt succeeded and its answer was lost.
-                there = self._obstore.get(self._store, key).bytes()
-                if bytes(there) != data:
-                    raise
-
-        self._try_again(key, once)
+        self._put(
+            key, data, metadata or {}, "create", lambda: bytes(self._obstore.get(self._store, key).bytes()) == data
+        )
 
     def delete(self, key: str) -> None:
         """See `Store`."""
@@ -208,11 +200,28 @@ class ObjectStore:
         except FileNotFoundError:
             return
 
-    def _put(self, key: str, data: bytes, metadata: Mapping[str, str], mode: str) -> None:
-        try:
-            self._obstore.put(self._store, key, data, attributes=dict(metadata), mode=mode, use_multipart=False)
-        except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError) as error:
-            raise FileExistsError(errno.EEXIST, "another object has its name") from error
+    def _put(
+        self,
+        key: str,
+        data: bytes,
+        metadata: Mapping[str, str],
+        mode: str,
+        is_ours: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Put an object at once.
+
+        is_ours: whether the object that has the name already is this one, because an earlier attempt succeeded and its
+        answer was lost.
+        """
+
+        def once() -> None:
+            try:
+                self._obstore.put(self._store, key, data, attributes=dict(metadata), mode=mode, use_multipart=False)
+            except (self._obstore.exceptions.AlreadyExistsError, self._obstore.exceptions.PreconditionError) as error:
+                if not is_ours():
+                    raise FileExistsError(errno.EEXIST, "another object has its name") from error
+
+        self._try_again(key, once)
 
     # Files
 
@@ -228,13 +237,16 @@ class ObjectStore:
         """See `Store`."""
         size = path.stat().st_size
         if size <= PART_BYTES:
-            self._put_small(key, path.read_bytes(), metadata, replace=replace)
+            mode = "overwrite" if replace else "create"
+            self._put(key, path.read_bytes(), metadata, mode, lambda: self._is_this(key, metadata))
         elif self._is_s3:
             self._put_parts(key, path, metadata, replace=replace, check=check)
         else:
             # Azure and GCS: obstore's upload in parts, which cannot refuse a name that is taken.
-            if not replace and self._is_there(key):
-                raise FileExistsError(errno.EEXIST, "another object has its name")
+            if not replace:
+                with suppress(FileNotFoundError):
+                    self.stat(key)
+                    raise FileExistsError(errno.EEXIST, "another object has its name")
             check()
             self._try_again(
                 key,
@@ -242,16 +254,6 @@ class ObjectStore:
                     self._store, key, path, attributes=dict(metadata), chunk_size=_part_bytes(size), max_concurrency=2
                 ),
             )
-
-    def _put_small(self, key: str, data: bytes, metadata: Mapping[str, str], *, replace: bool) -> None:
-        def once() -> None:
-            try:
-                self._put(key, data, metadata, "overwrite" if replace else "create")
-            except FileExistsError:
-                if not self._is_this(key, metadata):
-                    raise
-
-        self._try_again(key, once)
 
     def _put_parts(
         self, key: str, path: Path, metadata: Mapping[str, str], *, replace: bool, check: Callable[[], None]
@@ -320,13 +322,6 @@ class ObjectStore:
         return dropped
 
     # Inside
-
-    def _is_there(self, key: str) -> bool:
-        try:
-            self.stat(key)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _is_this(self, key: str, metadata: Mapping[str, str]) -> bool:
         """Whether the object at `key` has this metadata; no two uploads have the same."""

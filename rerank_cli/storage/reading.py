@@ -97,20 +97,15 @@ class ObjectReader(io.RawIOBase):
         else:
             data = self._read(self._at, wanted if is_next else max(wanted, _JUMP_BYTES))
         self._block, self._begin, self._ahead = data, self._at, None
-        if is_next:
-            self._ask_ahead()
+        begin = self._at + len(data)
+        if is_next and begin < size:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+            self._ahead = (begin, self._pool.submit(self._read, begin, self._size))
+            self._size = min(2 * self._size, _BLOCK_BYTES)
 
     def _read(self, begin: int, wanted: int) -> bytes:
         return self._store.read(self._url.key, begin, min(begin + wanted, self._stat.size), self._stat.etag)
-
-    def _ask_ahead(self) -> None:
-        begin = self._begin + len(self._block)
-        if begin >= self._stat.size:
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._ahead = (begin, self._pool.submit(self._read, begin, self._size))
-        self._size = min(2 * self._size, _BLOCK_BYTES)
 
 
 @lru_cache(maxsize=16)

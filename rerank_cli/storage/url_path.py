@@ -1,8 +1,8 @@
 """A URL where the program expects a `Path`: what a run asks of the path is asked of the store.
 
-`path_of` makes the path of a text that a user typed. A `UrlPath` has a name, a parent, a stat and an open. `os.fspath`
-of it is refused, and with it whatever a store does not have (a descriptor, a mode, a link): so no call of the operating
-system can take a URL for a local path.
+`path_of` makes the path of a text that a user typed. A `UrlPath` has a name, a parent, a stat and an open. What a store
+does not have is refused (a descriptor, a mode, a link), and so is `os.fspath`: no call of the operating system can take
+a URL for a local path.
 
 Its stat has the object's size, and a number made of the etag as inode, so two stats are equal if the content is. The
 times are 0: a store's time adds nothing to the etag.
@@ -39,28 +39,24 @@ def is_on_hub(path: Path) -> TypeGuard[UrlPath]:
 class UrlPath(PosixPath):
     """The object at a URL, or the folder that its key names."""
 
-    __slots__ = ("_url",)
-    _url: Url
+    __slots__ = ("url",)
+    url: Url
+    """The parts of the URL."""
 
     def __new__(cls, text: str) -> UrlPath:
         """The path of a URL; `UsageError` if it cannot be opened."""
         url = parse_url(text)
         made = super().__new__(cls, text)
-        made._url = url
+        made.url = url
         return made
 
     def __reduce__(self) -> Any:
         return UrlPath, (str(self),)
 
-    @property
-    def url(self) -> Url:
-        """The parts of the URL."""
-        return self._url
-
     # Names
 
     def __str__(self) -> str:
-        return str(self._url)
+        return str(self.url)
 
     def __repr__(self) -> str:
         return f"UrlPath({str(self)!r})"
@@ -69,16 +65,16 @@ class UrlPath(PosixPath):
         return self._refuse()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, UrlPath) and self._url == other._url
+        return isinstance(other, UrlPath) and self.url == other.url
 
     def __hash__(self) -> int:
-        return hash(self._url)
+        return hash(self.url)
 
     def __lt__(self, other: PurePath) -> bool:
         return str(self) < str(other)
 
     def __truediv__(self, name: Any) -> UrlPath:
-        return self._with_key(f"{self._url.key.rstrip('/')}/{name}".lstrip("/"))
+        return self._with_key(f"{self.url.key.rstrip('/')}/{name}".lstrip("/"))
 
     def joinpath(self, *names: Any) -> UrlPath:
         """The path of `names` below this one."""
@@ -87,12 +83,12 @@ class UrlPath(PosixPath):
     @property
     def name(self) -> str:
         """The last piece of the key."""
-        return self._url.key.rstrip("/").rpartition("/")[2]
+        return self.url.key.rstrip("/").rpartition("/")[2]
 
     @property
     def parent(self) -> UrlPath:
         """The key without its last piece."""
-        return self._with_key(self._url.key.rstrip("/").rpartition("/")[0])
+        return self._with_key(self.url.key.rstrip("/").rpartition("/")[0])
 
     @property
     def suffix(self) -> str:
@@ -131,27 +127,27 @@ class UrlPath(PosixPath):
 
     def is_relative_to(self, other: Any, *more: Any) -> bool:
         """Whether this path is `other` or lies below it, in the same store."""
-        if not isinstance(other, UrlPath) or other.url.container != self._url.container:
+        if not isinstance(other, UrlPath) or other.url.container != self.url.container:
             return False
         folder = other.url.key.rstrip("/")
-        return not folder or self._url.key == folder or self._url.key.startswith(f"{folder}/")
+        return not folder or self.url.key == folder or self.url.key.startswith(f"{folder}/")
 
     def _with_key(self, key: str) -> UrlPath:
-        return UrlPath(str(Url(self._url.scheme, self._url.container, key)))
+        return UrlPath(str(Url(self.url.scheme, self.url.container, key)))
 
     # Calls to the store
 
     def look(self) -> Stat:
         """What the store says about the object now."""
-        return open_store(self._url).stat(self._url.key)
+        return open_store(self.url).stat(self.url.key)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         """The object as this process saw it first."""
-        return as_file(self._url, first_seen(str(self)))
+        return as_file(self.url, first_seen(str(self)))
 
     def lstat(self) -> os.stat_result:
         """The object as it is now."""
-        return as_file(self._url, self.look())
+        return as_file(self.url, self.look())
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Whether there is such an object now."""
@@ -159,7 +155,7 @@ class UrlPath(PosixPath):
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
         """Whether there is such an object now."""
-        if not self._url.key or self._url.key.endswith("/"):
+        if not self.url.key or self.url.key.endswith("/"):
             return False
         try:
             self.look()
@@ -169,9 +165,9 @@ class UrlPath(PosixPath):
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
         """Whether there are objects below it; a bucket is one."""
-        if not self._url.key:
+        if not self.url.key:
             return True
-        return next(open_store(self._url).list(f"{self._url.key.rstrip('/')}/"), None) is not None
+        return next(open_store(self.url).list(f"{self.url.key.rstrip('/')}/"), None) is not None
 
     def open(self, mode: str = "r", *_: Any, **__: Any) -> Any:
         """A buffered reader of the object. Objects are written by `journal/placing.py`."""
@@ -184,11 +180,11 @@ class UrlPath(PosixPath):
     def read_bytes(self) -> bytes:
         """The content as it is now."""
         found = self.look()
-        return open_store(self._url).read(self._url.key, 0, found.size, found.etag)
+        return open_store(self.url).read(self.url.key, 0, found.size, found.etag)
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Delete the object."""
-        open_store(self._url).delete(self._url.key)
+        open_store(self.url).delete(self.url.key)
 
     def _refuse(self) -> NoReturn:
         raise UsageError(f"{self}: a URL cannot be used here", hint="name a local path")
