@@ -65,7 +65,8 @@ class _Converter:
         """The values of any array."""
         data_type = array.type
         if is_list(data_type):
-            return self._lists(array, keep)
+            offsets, inner = list_parts(array)
+            return _cut(array, offsets, self.values(inner, keep))
         if pa.types.is_struct(data_type):
             return self._structs(array, keep)
         if pa.types.is_map(data_type):
@@ -78,10 +79,6 @@ class _Converter:
             values = (_Converter(exact=True) if is_uuid else self).values(array.storage)
             return _map_valid(values, lambda value: str(uuid.UUID(bytes=value))) if is_uuid else values
         return self._leaves(array)
-
-    def _lists(self, array: pa.Array, keep: Collection[str] | None) -> list[Any]:
-        offsets, values = list_parts(array)
-        return _cut(array, offsets, self.values(values, keep))
 
     def _structs(self, array: pa.Array, keep: Collection[str] | None) -> list[Any]:
         children = [
@@ -108,20 +105,18 @@ class _Converter:
             if matches(array.type):
                 return convert(array)
         if any(is_kind(array.type) for is_kind in _TEXTS):
-            return self._text(array)
+            try:
+                texts: list[Any] = array.to_pylist()
+            except UnicodeDecodeError:
+                if self.exact:
+                    raise
+                data = array.cast(pa.large_binary()).to_pylist()
+                texts = _map_valid(data, lambda value: value.decode(errors="replace"))
+            return texts
         if any(is_kind(array.type) for is_kind in _BINARIES):
             values = array.to_pylist()
             return values if self.exact else _map_valid(values, lambda value: base64.b64encode(value).decode("ascii"))
         return [str(value) if value.is_valid else None for value in array]
-
-    def _text(self, array: pa.Array) -> list[Any]:
-        try:
-            values: list[Any] = array.to_pylist()
-        except UnicodeDecodeError:
-            if self.exact:
-                raise
-            values = _map_valid(array.cast(pa.large_binary()).to_pylist(), lambda value: value.decode(errors="replace"))
-        return values
 
 
 def _cut(array: pa.Array, offsets: pa.Array, values: list[Any]) -> list[Any]:
@@ -158,10 +153,6 @@ def _floats(array: pa.Array) -> list[Any]:
     return _doubles(array.cast(pa.float32()).cast(pa.string()).cast(pa.float64()))
 
 
-def _decimals(array: pa.Array) -> list[Any]:
-    return _map_valid(array.to_pylist(), lambda value: format(Decimal(value), "f"))
-
-
 def _times(array: pa.Array) -> list[Any]:
     suffix = ""
     if pa.types.is_timestamp(array.type) and array.type.tz is not None:
@@ -184,12 +175,12 @@ def _iso(text: str | None, suffix: str) -> str | None:
 
 def _durations(array: pa.Array) -> list[Any]:
     digits = _DIGITS[array.type.unit]
-    return _map_valid(array.view(pa.int64()).to_pylist(), lambda value: _seconds(value, digits))
 
+    def in_seconds(value: int) -> str:
+        whole, part = divmod(abs(value), 10**digits)
+        return f"{'-' if value < 0 else ''}PT{whole}{f'.{part:0{digits}d}' if digits else ''}S"
 
-def _seconds(value: int, digits: int) -> str:
-    whole, part = divmod(abs(value), 10**digits)
-    return f"{'-' if value < 0 else ''}PT{whole}{f'.{part:0{digits}d}' if digits else ''}S"
+    return _map_valid(array.view(pa.int64()).to_pylist(), in_seconds)
 
 
 _LEAVES: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], list[Any]]], ...] = (
@@ -198,7 +189,7 @@ _LEAVES: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], list[An
     (pa.types.is_integer, _as_they_are),
     (pa.types.is_float64, _doubles),
     (pa.types.is_floating, _floats),
-    (pa.types.is_decimal, _decimals),
+    (pa.types.is_decimal, lambda array: _map_valid(array.to_pylist(), lambda value: format(Decimal(value), "f"))),
     (pa.types.is_timestamp, _times),
     (pa.types.is_date, _times),
     (pa.types.is_time, _times),

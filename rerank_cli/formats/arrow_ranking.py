@@ -184,20 +184,17 @@ def _gather(rows: Sequence[ArrowRow]) -> pa.Table:
             indices.append([])
         order.append((place, len(indices[place])))
         indices[place].append(row.index)
-    taken = [_take(row.batch, chosen) for row, chosen in zip(batches, indices, strict=True)]
+    taken = []
+    for row, chosen in zip(batches, indices, strict=True):
+        is_run = chosen == list(range(chosen[0], chosen[0] + len(chosen)))
+        part = row.batch.slice(chosen[0], len(chosen)) if is_run else row.batch.take(pa.array(chosen, pa.int64()))
+        taken.append(pa.Table.from_batches([part]))
     table = pa.concat_tables(_same_schema(taken, [row.file for row in batches]))
     if all(a <= b for (a, _), (b, _) in pairwise(order)):
         return table
     starts = list(accumulate(map(len, indices), initial=0))
     whole = _with_one_dictionary(table).combine_chunks()
     return whole.take(pa.array([starts[place] + index for place, index in order], pa.int64()))
-
-
-def _take(batch: pa.RecordBatch, indices: list[int]) -> pa.Table:
-    first = indices[0]
-    is_run = indices == list(range(first, first + len(indices)))
-    taken = batch.slice(first, len(indices)) if is_run else batch.take(pa.array(indices, pa.int64()))
-    return pa.Table.from_batches([taken])
 
 
 def _same_schema(tables: list[pa.Table], files: list[str]) -> list[pa.Table]:
@@ -220,15 +217,12 @@ def _naming_files(file: str, schemas: Mapping[str, pa.Schema]) -> Iterator[None]
         yield
     except TypesDiffer as error:
         name = next(name for name in schemas[file].names if f"{error.field}.".startswith(f"{name}."))
+        types = {one: [field.type for field in schema if field.name == name] for one, schema in schemas.items()}
         others = [other for other in schemas if other != file]
-        differ = [other for other in others if _types(schemas[other], name) not in ([], _types(schemas[file], name))]
+        differ = [other for other in others if types[other] not in ([], types[file])]
         message = f"{file}: column `{error.field}` does not fit together with that of {(differ or others)[0]}"
         hint = "rerank the files one by one"
         raise InputError(f"{message}: {error.first} and {error.second}", hint=hint) from error
-
-
-def _types(schema: pa.Schema, name: str) -> list[pa.DataType]:
-    return [field.type for field in schema if field.name == name]
 
 
 def _with_one_dictionary(table: pa.Table) -> pa.Table:
@@ -333,23 +327,17 @@ def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scor
     lie = [start + place.index for start, one in zip(starts, ranked, strict=False) for place in one.ranking]
     taken = values.take(pa.array(lie, pa.int64()))
     item = lists.type.value_field
-    kept = _keep_fields(_passage_fields(taken, item, text), scores)
+    theirs = [(pa.field(text, taken.type, nullable=item.nullable), taken)]  # a passage that is text becomes a field
+    if pa.types.is_struct(taken.type):
+        inner = zip(child_fields(taken.type), taken.flatten(), strict=True)
+        theirs = [(field.with_nullable(field.nullable or item.nullable), array) for field, array in inner]
+    kept = _keep_fields(theirs, scores)
     fields = [*(field for field, _ in kept), *scores.fields]
     structs = pa.StructArray.from_arrays([*(array for _, array in kept), *scores.columns(places)], fields=fields)
     item = item.with_type(structs.type)
     data_type = pa.large_list(item) if pa.types.is_large_list(lists.type) else pa.list_(item)
     ends = accumulate((len(one.ranking) for one in ranked), initial=0)
     return make_list(pa.array(list(ends), pa.int64()), structs, data_type, lists)
-
-
-def _passage_fields(values: pa.Array, item: pa.Field, text: str) -> list[tuple[pa.Field, pa.Array]]:
-    """The user's fields of the passages; a passage that is text becomes the field `text`."""
-    if not pa.types.is_struct(values.type):
-        return [(pa.field(text, values.type, nullable=item.nullable), values)]
-    return [
-        (field.with_nullable(field.nullable or item.nullable), array)
-        for field, array in zip(child_fields(values.type), values.flatten(), strict=True)
-    ]
 
 
 # Scores

@@ -131,15 +131,12 @@ def _widen_fields(first: list[pa.Field], second: list[pa.Field], path: str) -> l
             raise TypesDiffer(_joined(path, twice), "two values in one row", "one in another file")
     others = {field.name: field for field in second}
     known = {field.name for field in first}
-    both = [_widen_field(field, others.get(field.name), path) for field in first]
+    both = []
+    for field in first:
+        other = others.get(field.name)
+        kind = field.type if other is None else widen_type(field.type, other.type, _joined(path, field.name))
+        both.append(field.with_type(kind).with_nullable(field.nullable or other is None or other.nullable))
     return both + [field.with_nullable(True) for field in second if field.name not in known]
-
-
-def _widen_field(first: pa.Field, second: pa.Field | None, path: str) -> pa.Field:
-    if second is None:
-        return first.with_nullable(True)
-    data_type = widen_type(first.type, second.type, _joined(path, first.name))
-    return first.with_type(data_type).with_nullable(first.nullable or second.nullable)
 
 
 def widen_type(first: pa.DataType, second: pa.DataType, path: str) -> pa.DataType:
@@ -284,9 +281,16 @@ def infer_type(values: Sequence[Any], path: str, depth: int = 0) -> pa.DataType:
     if not kinds:
         return pa.null()
     if kinds == {int, float}:
-        return _infer_mixed_numbers([value for value in values if type(value) is int], path)
+        beyond = next((value for value in values if type(value) is int and abs(value) > _EXACT_IN_DOUBLE), None)
+        if beyond is not None:
+            raise TypesDiffer(path, "fractions", f"an integer that is not exact in double: {_show_integer(beyond)}")
+        return pa.float64()
     if len(kinds) > 1 or not kinds <= _INFERENCE.keys():
-        raise TypesDiffer(path, *_find_colliding_names(values))
+        names = dict.fromkeys(
+            _JSON_NAMES.get(type(value), f"a Python {type(value).__name__}") for value in values if value is not None
+        )
+        first, second = [*names, "values that JSON does not have"][:2]
+        raise TypesDiffer(path, first, second)
     return _INFERENCE[kinds.pop()]([value for value in values if value is not None], path, depth)
 
 
@@ -297,13 +301,6 @@ def _infer_integer(values: list[int], path: str, _depth: int) -> pa.DataType:
     if least >= 0 and most < 2**64:
         return pa.uint64()
     raise TypesDiffer(path, "int64", f"an integer beyond 64 bit: {_show_integer(most if most >= 2**63 else least)}")
-
-
-def _infer_mixed_numbers(integers: list[int], path: str) -> pa.DataType:
-    beyond = next((value for value in integers if abs(value) > _EXACT_IN_DOUBLE), None)
-    if beyond is not None:
-        raise TypesDiffer(path, "fractions", f"an integer that is not exact in double: {_show_integer(beyond)}")
-    return pa.float64()
 
 
 def _show_integer(integer: int) -> str:
@@ -332,14 +329,6 @@ _INFERENCE: dict[type, Callable[[list[Any], str, int], pa.DataType]] = {
 }
 
 _JSON_NAMES = {bool: "a boolean", int: "a number", float: "a number", str: "text", dict: "an object", list: "a list"}
-
-
-def _find_colliding_names(values: Sequence[Any]) -> tuple[str, str]:
-    names = dict.fromkeys(
-        _JSON_NAMES.get(type(value), f"a Python {type(value).__name__}") for value in values if value is not None
-    )
-    first, second = [*names, "values that JSON does not have"][:2]
-    return first, second
 
 
 def storable(data_type: pa.DataType) -> pa.DataType:

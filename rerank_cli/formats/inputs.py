@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -23,7 +24,7 @@ from rerank_cli.formats.choices import MAX_LINE_BYTES
 from rerank_cli.formats.compression import is_regular, open_input, text_suffix
 from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign_format, separated
 from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows
-from rerank_cli.formats.parts import Partition, find_parts, one_format
+from rerank_cli.formats.parts import Part, Partition, find_parts, one_format
 from rerank_cli.formats.position import Position
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
@@ -104,31 +105,28 @@ def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "
     """The inputs with their formats; `InputError` for a file that does not exist. shape: the value of `--shape`."""
     if shape == "trec" and in_format == "auto":
         in_format = "trec"
-    inputs = [item for path in paths for item in _files_of(path, in_format)]
+    inputs: list[Input] = []
+    for path in paths:
+        parts = [Part(STDIN)] if path == STDIN else find_parts(path, lambda name: text_suffix(name) in FORMATS)
+        found = [Input(part.path, _format_of(part.path, in_format), part.folder, part.partition) for part in parts]
+        if parts[0].folder is not None:
+            one_format(path, (item.format for item in found))
+        inputs += found
     if sum(1 for item in inputs if item.path == STDIN) > 1:
         raise UsageError("stdin (`-`) can be given once")
     for item in inputs:
         if item.path == STDIN and item.format == "parquet":
             raise InputError("-: Parquet cannot be read from a pipe", hint="give the name of a file")
-        if item.path != STDIN and not _is_there(item.path):
+        if item.path != STDIN and not (is_object(item.path) if is_url(item.path) else Path(item.path).exists()):
             open_input(item.path).close()  # raises, with the reason in words
     return inputs
 
 
-def _files_of(path: str, in_format: str) -> list[Input]:
-    """The files of one name that the user gave."""
-    if path == STDIN:
-        return [Input(path, _format_of(path, in_format))]
-    parts = find_parts(path, lambda name: text_suffix(name) in FORMATS)
-    inputs = [Input(part.path, _format_of(part.path, in_format), part.folder, part.partition) for part in parts]
-    if inputs[0].folder is not None:
-        one_format(path, (item.format for item in inputs))
-    return inputs
-
-
 def _format_of(path: str, in_format: str) -> Format:
-    # A look at a pipe such as `<(...)` would take its first bytes.
-    head = _head(path) if path != STDIN and is_regular(path) else None
+    head = None
+    if path != STDIN and is_regular(path):  # a look at a pipe such as `<(...)` would take its first bytes
+        with suppress(InputError), open_input(path) as stream:  # the reader will say why it cannot be read
+            head = stream.read(HEAD_BYTES)
     if in_format != "auto":
         known: dict[str, Format] = {name: name for name in ("text", *IN_FORMATS)}
         if in_format not in known:
@@ -144,19 +142,6 @@ def _format_of(path: str, in_format: str) -> Format:
         return by_suffix or "jsonl"
     refuse_foreign_format(head, path)
     return _format_of_content(head, by_suffix)
-
-
-def _is_there(path: str) -> bool:
-    return is_object(path) if is_url(path) else Path(path).exists()
-
-
-def _head(path: str) -> bytes | None:
-    """The first bytes of a file, unpacked; None where they cannot be read: the reader will say why."""
-    try:
-        with open_input(path) as stream:
-            return stream.read(HEAD_BYTES)
-    except InputError:
-        return None
 
 
 def _format_of_content(head: bytes, by_suffix: Format | None) -> Format:
@@ -183,11 +168,7 @@ def can_be_reread(inputs: Iterable[Input]) -> bool:
 
 def read_items(inputs: Sequence[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
     """The rows of all inputs, one after another."""
-    return slice_rows(_all_items(inputs, shape, options), options)
-
-
-def _all_items(inputs: Iterable[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
-    return chain.from_iterable(read_one(item, shape, options) for item in inputs)
+    return slice_rows(chain.from_iterable(read_one(item, shape, options) for item in inputs), options)
 
 
 def slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
@@ -310,8 +291,8 @@ def _open_by_first_rows(
     if isinstance(decided, FlatShape) and (found_in := next((one for one in inputs if one.format == "top1000"), None)):
         note = f"{found_in.path} has no header and is read as top1000: query id, passage id, query, passage"
         decided = replace(decided, told=(note, *decided.told))
-    items = slice_rows(chain(seen, rows, _all_items(later, decided, options)), options)
-    return decided, look_at(items, decided)
+    more = chain.from_iterable(read_one(item, decided, options) for item in later)
+    return decided, look_at(slice_rows(chain(seen, rows, more), options), decided)
 
 
 def _open_named(

@@ -153,7 +153,10 @@ class _Document:
                 raise self._fault("a text has no end", self._scanned)
         self._held += b"".join(more)
         yield from self._scan()
-        self._close()
+        if self._depth or self._scanned < len(self._held):
+            raise self._fault("the document is cut short: it ends before its last bracket", len(self._held))
+        for _ in self._read_between(len(self._held)):
+            pass
 
     def _scan(self) -> Iterator[bytes | jsonl.LongLine]:
         held = self._held
@@ -187,20 +190,18 @@ class _Document:
         self._depth -= 1
         if self._begin >= 0:
             if self._depth == int(self._in_array):
-                yield self._take_element(end)
+                size = self._dropped + end - self._begin
+                if size <= self._max:
+                    yield self._held[self._begin : end]
+                else:
+                    yield jsonl.LongLine(self._head or self._held[self._begin : self._begin + _KEPT_BYTES], size)
+                self._head, self._dropped = b"", 0
                 self._begin, self._gap, self._is_first = -1, end, False
         elif self._in_array and self._held[at] == ord("]"):
             yield from self._read_between(at, is_last=True)
             self._in_array, self._gap = False, end
         else:
             raise self._fault(f"`{chr(self._held[at])}` closes nothing", at)
-
-    def _take_element(self, end: int) -> bytes | jsonl.LongLine:
-        size = self._dropped + end - self._begin
-        head, self._head, self._dropped = self._head, b"", 0
-        if size <= self._max:
-            return self._held[self._begin : end]
-        return jsonl.LongLine(head or self._held[self._begin : self._begin + _KEPT_BYTES], size)
 
     def _read_between(self, end: int, *, is_last: bool = False) -> Iterator[bytes]:
         """Read what is between two elements: a comma, and values that are not objects, which are rows too."""
@@ -238,12 +239,6 @@ class _Document:
         self._gap = max(0, self._gap - keep)
         if self._begin >= 0:
             self._begin -= keep
-
-    def _close(self) -> None:
-        if self._depth or self._scanned < len(self._held):
-            raise self._fault("the document is cut short: it ends before its last bracket", len(self._held))
-        for _ in self._read_between(len(self._held)):
-            pass
 
     def _fault(self, what: str, at: int) -> InputError:
         hint = None

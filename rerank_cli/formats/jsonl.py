@@ -28,6 +28,7 @@ import json
 import re
 import select
 from collections import Counter
+from contextlib import suppress
 from json.encoder import encode_basestring
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -48,6 +49,7 @@ _KEPT_BYTES = 1024  # of a line that is too long, for the errors file
 _EXCERPT_CHARACTERS = 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BEFORE_VALUES = (b",", b"[", b"{")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -228,7 +230,12 @@ def split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -
 
 def chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
     """What each read gives. live: also `Gap.IDLE` before a read that would wait, if a line ended since the last."""
-    poll = _poll_of(stream) if live else None
+    poll = None
+    if live:
+        with suppress(OSError):  # io.UnsupportedOperation: the stream has no descriptor
+            descriptor = stream.fileno()
+            poll = select.poll()  # not select.select, which refuses descriptors over 1023
+            poll.register(descriptor, select.POLLIN)
     ended = False
     while chunk := stream.read1(_READ_BYTES):
         yield chunk
@@ -236,16 +243,6 @@ def chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
         if poll is not None and ended and not poll.poll(_PAUSE_MILLISECONDS):
             yield Gap.IDLE
             ended = False
-
-
-def _poll_of(stream: io.BufferedIOBase) -> select.poll | None:
-    try:
-        descriptor = stream.fileno()
-    except OSError:  # io.UnsupportedOperation: there is none
-        return None
-    poll = select.poll()  # not select.select, which refuses descriptors over 1023
-    poll.register(descriptor, select.POLLIN)
-    return poll
 
 
 def _parse_text(line: bytes) -> dict[str, Any]:
@@ -276,12 +273,8 @@ def _parse_object(line: bytes) -> dict[str, Any]:
 
 def _count_values(line: bytes) -> int:
     """The most values that a line can have: one before each comma and one in each bracket."""
-    values = _values(line)
-    return values if values <= MAX_VALUES else _values(_JSON_STRING.sub(b"", line))
-
-
-def _values(line: bytes) -> int:
-    return line.count(b",") + line.count(b"[") + line.count(b"{")
+    values = sum(map(line.count, _BEFORE_VALUES))
+    return values if values <= MAX_VALUES else sum(map(_JSON_STRING.sub(b"", line).count, _BEFORE_VALUES))
 
 
 def _decode(line: bytes) -> str:

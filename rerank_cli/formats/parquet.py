@@ -326,7 +326,9 @@ def _batches(file: pq.ParquetFile, path: str, columns: list[str] | None) -> Iter
             yield batch
             rows += batch.num_rows
             previous = batch
-            size = _next_size(batch)
+            fixed_bytes = sum(int(one.dictionary.nbytes) for column in batch.columns for one in _dictionaries(column))
+            row_bytes = max(1, (batch.nbytes - fixed_bytes) // max(1, batch.num_rows))
+            size = int(max(1, min(BATCH_BYTES // row_bytes, 4 * batch.num_rows, BATCH_ROWS)))
             # Takes effect at once: the reader looks at the size before each batch.
             file.reader.set_batch_size(size)
     if rows != file.metadata.num_rows:
@@ -348,12 +350,6 @@ def _next_batch(reader: Iterator[pa.RecordBatch], path: str, rows: int) -> pa.Re
     return batch
 
 
-def _next_size(batch: pa.RecordBatch) -> int:
-    fixed_bytes = sum(int(array.dictionary.nbytes) for column in batch.columns for array in _dictionaries(column))
-    row_bytes = max(1, (batch.nbytes - fixed_bytes) // max(1, batch.num_rows))
-    return int(max(1, min(BATCH_BYTES // row_bytes, 4 * batch.num_rows, BATCH_ROWS)))
-
-
 def _dictionaries(array: pa.Array) -> Iterator[pa.DictionaryArray]:
     """The dictionary arrays in a column. Their words take the same memory for any number of rows."""
     if pa.types.is_dictionary(array.type):
@@ -369,7 +365,13 @@ def _with_shared_dictionaries(batch: pa.RecordBatch, previous: pa.RecordBatch | 
     """`batch` with the dictionaries of `previous` where they are equal, as the reader makes a copy for each batch."""
     if previous is None or not any(pa.types.is_dictionary(field.type) for field in batch.schema):
         return batch
-    columns = [_share_dictionary(array, before) for array, before in zip(batch.columns, previous.columns, strict=True)]
+    columns = []
+    for array, before in zip(batch.columns, previous.columns, strict=True):
+        if pa.types.is_dictionary(array.type) and array.dictionary.equals(before.dictionary):
+            array = pa.DictionaryArray.from_arrays(
+                array.indices, before.dictionary, ordered=array.type.ordered, safe=False
+            )
+        columns.append(array)
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
@@ -377,12 +379,6 @@ def _shared_bytes(batch: pa.RecordBatch, previous: pa.RecordBatch) -> int:
     """The bytes of the dictionaries that `batch` shares with `previous`."""
     pairs = [pair for pair in zip(batch.columns, previous.columns, strict=True) if pa.types.is_dictionary(pair[0].type)]
     return sum(int(a.dictionary.nbytes) for a, b in pairs if a.dictionary.equals(b.dictionary))
-
-
-def _share_dictionary(array: pa.Array, before: pa.Array) -> pa.Array:
-    if not pa.types.is_dictionary(array.type) or not array.dictionary.equals(before.dictionary):
-        return array
-    return pa.DictionaryArray.from_arrays(array.indices, before.dictionary, ordered=array.type.ordered, safe=False)
 
 
 def arrow_reason(error: BaseException) -> str:

@@ -43,9 +43,15 @@ def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     """
     if is_url(path):
         return _parts_of_url(path, is_data)
-    if Path(path).is_dir():
-        return _parts_of_folder(path, is_data)
-    if not glob.has_magic(path) or Path(path).exists():
+    folder = Path(path)
+    if folder.is_dir():
+        files = list(data_files(folder, is_data))
+        if not files:
+            inside = sorted(entry.name for entry in folder.iterdir())[:5]
+            has = f"it has {', '.join(f'`{name}`' for name in inside)}" if inside else "it is empty"
+            raise InputError(f"{path}: no file in the folder has the suffix of a format: {has}")
+        return _with_partitions(path, [(str(file), file.relative_to(folder).parts[:-1]) for file in files])
+    if not glob.has_magic(path) or folder.exists():
         return [Part(path)]
     matches = sorted(glob.glob(path, recursive=True), key=natural)  # noqa: PTH207 (a path may be absolute)
     found = [
@@ -78,16 +84,6 @@ def _is_beside(name: str, is_there: Callable[[str], bool]) -> bool:
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts names with the numbers in them as numbers."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
-
-
-def _parts_of_folder(path: str, is_data: Callable[[str], bool]) -> list[Part]:
-    folder = Path(path)
-    files = list(data_files(folder, is_data))
-    if not files:
-        inside = sorted(entry.name for entry in folder.iterdir())[:5]
-        has = f"it has {', '.join(f'`{name}`' for name in inside)}" if inside else "it is empty"
-        raise InputError(f"{path}: no file in the folder has the suffix of a format: {has}")
-    return _with_partitions(path, [(str(file), file.relative_to(folder).parts[:-1]) for file in files])
 
 
 def _parts_of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
@@ -129,29 +125,21 @@ def _parts_below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
 
 def _with_partitions(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> list[Part]:
     """The parts of a folder. files: the path of each, and the names of the folders between."""
-    keys = [_keys(folders) for _, folders in files]
+    keys = [
+        [(unquote(key), unquote(value)) for key, equals, value in (name.partition("=") for name in folders) if equals]
+        for _, folders in files
+    ]
     if len({tuple(name for name, _ in found) for found in keys}) > 1:
         raise InputError(f"{path}: its files lie in folders with different keys (`key=value`)", hint="name one of them")
-    whole = {name: all(_is_number(dict(found)[name]) for found in keys) for name, _ in keys[0]}
-    return [
-        Part(file, path, tuple((name, _value(value, number=whole[name])) for name, value in found))
-        for (file, _), found in zip(files, keys, strict=True)
+    whole = {
+        name: all((value := dict(found)[name]) == _NULL or _WHOLE_NUMBER.fullmatch(value) for found in keys)
+        for name, _ in keys[0]
+    }
+    partitions = [
+        tuple((name, None if value == _NULL else int(value) if whole[name] else value) for name, value in found)
+        for found in keys
     ]
-
-
-def _keys(folders: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = (name.partition("=") for name in folders if "=" in name)
-    return [(unquote(key), unquote(value)) for key, _, value in pairs]
-
-
-def _is_number(value: str) -> bool:
-    return value == _NULL or _WHOLE_NUMBER.fullmatch(value) is not None
-
-
-def _value(value: str, *, number: bool) -> str | int | None:
-    if value == _NULL:
-        return None
-    return int(value) if number else value
+    return [Part(file, path, fields) for (file, _), fields in zip(files, partitions, strict=True)]
 
 
 def _is_hidden(name: str) -> bool:

@@ -146,11 +146,14 @@ def _build(stream: BinaryIO) -> npt.NDArray[np.uint64]:
     """Sorted digests and their offsets: uint64 [2, ids]."""
     digests, offsets = array("Q"), array("Q")
     is_json = _is_json(stream)
-    for offset, line in _lines(stream):
+    stream.seek(0)
+    offset = 0
+    for line in stream:
         entry = _entry(line, is_json=is_json)
         if entry is not None:
             digests.append(_digest(entry[0]))
             offsets.append(offset)
+        offset += len(line)
     import numpy as np
 
     keys = np.frombuffer(digests, dtype=np.uint64)
@@ -159,14 +162,6 @@ def _build(stream: BinaryIO) -> npt.NDArray[np.uint64]:
     np.take(keys, order, out=index[0])
     np.take(np.frombuffer(offsets, dtype=np.uint64), order, out=index[1])
     return index
-
-
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    stream.seek(0)
-    offset = 0
-    for line in stream:
-        yield offset, line
-        offset += len(line)
 
 
 def _is_json(stream: BinaryIO) -> bool:
