@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from rerank_cli.journal.fingerprint import sha256_of
 from rerank_cli.journal.lock import take_lock
 from rerank_cli.journal.placing import feed, open_special
 from rerank_cli.journal.records import encode, read_journal
+from rerank_cli.journal.seal import Seal
 from rerank_cli.storage import UrlPath
-from tests.unit.journal.test_commit import WHOLE, WINDOWS, add, fingerprint, finish, job
+from tests.unit.journal.test_commit import WHOLE, WINDOWS, Failing, OtherDisk, add, fingerprint, finish, job
 
 
 def fails(number: int) -> Any:
@@ -52,21 +56,29 @@ def test_a_file_system_without_locks_is_refused_with_a_sentence(
     monkeypatch.setattr(fcntl, "flock", fails(number))
     with pytest.raises(OutputError, match="lock: cannot be locked: the file system has no locks") as caught:
         take_lock(tmp_path / "job" / "lock", out=tmp_path, wait=0, files=Files())
-    assert "a local disk" in str(caught.value.hint)
+    assert caught.value.hint == (
+        "write to a file system with locks (a local disk, NFS with its lock service), and copy from there"
+    )
     assert not (tmp_path / "job").exists()
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "lock").write_text('{"pid": 1, "host": "h"}')  # of a run when there were locks
     with pytest.raises(OutputError, match="cannot be locked"):
         take_lock(tmp_path / "job" / "lock", out=tmp_path, wait=0, files=Files())
     assert (tmp_path / "job" / "lock").stat().st_size
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "more").write_bytes(b"x")  # the folder cannot go then
+    with pytest.raises(OutputError, match="cannot be locked"):
+        take_lock(tmp_path / "another" / "lock", out=tmp_path, wait=0, files=Files())
+    assert [path.name for path in (tmp_path / "another").iterdir()] == ["more"]
     monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
         take_lock(tmp_path / "job" / "lock", out=tmp_path, wait=0, files=Files())
 
 
+@pytest.mark.parametrize("owner", [0, 12345])
 @pytest.mark.parametrize("may_give_group", [True, False])
 def test_the_owner_stays_where_it_cannot_be_given_and_the_group_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_give_group: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_give_group: bool, owner: int
 ) -> None:
     given: list[tuple[int, int]] = []
 
@@ -76,18 +88,22 @@ def test_the_owner_stays_where_it_cannot_be_given_and_the_group_goes(
             raise PermissionError(errno.EPERM, "only root gives files away")
 
     def stat_of_others(path: Path, **_: bool) -> os.stat_result:
-        found = os.lstat(path)
-        return os.stat_result((*found[:4], 12345, 23456, *found[6:])) if path.name == "out" else found
+        found, whose = os.lstat(path), {"out": owner, "rows": 999}.get(path.name)
+        return found if whose is None else os.stat_result((*found[:4], whose, 23456 + (whose == 999), *found[6:]))
 
     (tmp_path / "out").write_bytes(b"old")
     (tmp_path / "out").chmod(0o640)
     (tmp_path / "rows").write_bytes(b"rows")
     monkeypatch.setattr(os, "chown", chown)
     monkeypatch.setattr(Path, "stat", stat_of_others)
-    placing._keep_owner_and_mode(tmp_path / "rows", tmp_path / "out")
+    lists: list[tuple[object, ...]] = []
+    monkeypatch.setattr(os, "getxattr", lambda path, name: f"{name} of {path.name}".encode())
+    monkeypatch.setattr(os, "setxattr", lambda path, *more: lists.append((path.name, *more)))
+    place_file(tmp_path / "rows", tmp_path / "out", Files(), seal=Seal(4, ""))
     monkeypatch.undo()
-    assert given == [(12345, 23456), (-1, 23456)]
-    assert (tmp_path / "rows").stat().st_mode & 0o777 == 0o640
+    assert given == [(owner, 23456), (-1, 23456)]
+    assert lists == [("rows", "system.posix_acl_access", b"system.posix_acl_access of out")]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
 
 
 # What is no regular file
@@ -101,7 +117,8 @@ def test_what_a_run_has_not_made_is_not_opened(tmp_path: Path, kind: str) -> Non
         (tmp_path / "victim").write_bytes(b"mine")
         (tmp_path / "rows").hardlink_to(tmp_path / "victim")
     before = len([*Path("/proc/self/fd").iterdir()])
-    with pytest.raises(OutputError, match="is not a regular file" if kind == "pipe" else r"has a second name"):
+    said = "is not a regular file" if kind == "pipe" else r"has a second name \(a hard link\)"
+    with pytest.raises(OutputError, match=f"rows: {said}, and was not made by this program"):
         opened_as_own(Files(), tmp_path / "rows")
     assert len([*Path("/proc/self/fd").iterdir()]) == before
 
@@ -111,8 +128,14 @@ def test_a_pipe_that_nobody_reads_and_a_name_that_nothing_has_are_no_places(
 ) -> None:
     monkeypatch.setattr(placing, "_READER_SECONDS", 0.01)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="nobody reads this pipe"):
+    with pytest.raises(OutputError, match="pipe: nobody reads this pipe") as caught:
         open_special(tmp_path / "pipe")
+    assert caught.value.hint == "start its reader first"
+    monkeypatch.chdir(tmp_path)  # the path of a socket has 107 bytes at most
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        with pytest.raises(OutputError, match="socket: cannot be written: is a socket, or a device that is missing"):
+            open_special(tmp_path / "socket")
     with pytest.raises(FileNotFoundError):
         open_special(tmp_path / "none")
 
@@ -134,6 +157,34 @@ def test_a_job_feeds_the_pipes_that_were_opened_and_names_the_rest(tmp_path: Pat
     assert taken + (tmp_path / "out.jsonl").read_bytes() == WHOLE
     os.close(reader)
     os.close(writer)
+
+
+def test_a_job_writes_where_a_pipe_was_opened_and_looks_at_what_it_feeds(tmp_path: Path) -> None:
+    pipes = [tmp_path / "one", tmp_path / "other"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    readers = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]
+    writer = open_special(pipes[1])
+    taken = bytearray()
+
+    def check() -> None:
+        with suppress(BlockingIOError):
+            taken.extend(os.read(readers[1], 2**18))
+        with opened.path("errors").open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            stream.write(b"#")
+
+    with (
+        pytest.raises(OutputError, match=r"errors: was changed .*: other bytes went into .*one"),
+        job(tmp_path) as opened,
+    ):
+        opened.add(0, {"rows": b"", "errors": bytes(2**18)}, {})  # more than is read at a time
+        opened.complete({"errors": True})
+        opened.feed({"errors": pipes[0]}, {pipes[0]: writer}, check)
+    assert taken
+    assert os.read(readers[0], 1) == b""  # nobody ever wrote into it
+    for descriptor in (*readers, writer):
+        os.close(descriptor)
 
 
 def test_a_device_takes_what_it_is_given(tmp_path: Path) -> None:
@@ -173,6 +224,42 @@ def test_a_job_that_is_given_up_leaves_what_is_named_alone(tmp_path: Path) -> No
         add(opened, range(4))
         opened.give_up({"errors": tmp_path / "out.errors"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.errors"]
+    with (
+        pytest.raises(OutputError, match=r"out\.errors: was made or changed by something else"),
+        job(tmp_path) as opened,
+    ):
+        add(opened, range(4))
+        opened.give_up({"errors": tmp_path / "out.errors"}, may_replace=lambda path, found: False)
+
+
+def test_a_file_whose_part_cannot_be_removed_is_written_all_the_same(tmp_path: Path) -> None:
+    write_file(tmp_path / "report", b"rows", Failing("unlink"))
+    assert (tmp_path / "report").read_bytes() == b"rows"
+
+
+@pytest.mark.parametrize("hand", ["of its own", "of another"])
+def test_a_copy_replaces_what_it_may_and_is_what_was_copied(tmp_path: Path, hand: str) -> None:
+    class Touching(OtherDisk):
+        def close(self, descriptor: int) -> None:
+            os.write(descriptor, b"more")
+            super().close(descriptor)
+
+    work, final = tmp_path / "job" / "rows", tmp_path / "out"
+    work.parent.mkdir()
+    work.write_bytes(b"rows")
+    final.write_bytes(b"mine")
+    asked: list[Path] = []
+
+    def may_replace(path: Path, found: os.stat_result) -> bool:
+        asked.append(path)
+        return hand == "of another"
+
+    said = "was made or changed by something else" if hand == "of its own" else "it was touched while it got its name"
+    with pytest.raises(OutputError, match=said):
+        place_file(work, final, OtherDisk() if hand == "of its own" else Touching(), may_replace=may_replace)
+    assert asked and set(asked) == {final}
+    assert final.exists() == (hand == "of its own")
+    assert work.read_bytes() == b"rows"
 
 
 def test_a_file_that_is_touched_after_all_were_looked_at_gets_no_name(tmp_path: Path) -> None:
@@ -261,18 +348,23 @@ def test_the_digest_of_a_file_is_known_by_its_path(tmp_path: Path) -> None:
 def test_an_object_is_not_fetched_to_be_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "object").write_bytes(b"object")
     monkeypatch.setattr(UrlPath, "stat", lambda *_, **__: (tmp_path / "object").stat())
-    made = Fingerprint(asked={}, plan={}, files={"input 1": UrlPath("s3://bucket/object")})
+    (tmp_path / "local").write_bytes(b"local")
+    files = {"input 1": UrlPath("s3://bucket/object"), "input 2": tmp_path / "local"}
+    made = Fingerprint(asked={}, plan={}, files=files)
     made.start()
     made.wait(60)
-    assert made.hashes == {}
+    monkeypatch.undo()
+    assert made.hashes == {"input 2": sha256_of(tmp_path / "local")}
 
 
 def test_an_object_takes_what_is_done_unless_another_one_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[bytes] = []
+    told: list[dict[str, object]] = []
 
-    def upload(work: Path, final: UrlPath, **_: object) -> None:
+    def upload(work: Path, final: UrlPath, **terms: object) -> None:
+        told.append(terms)
         if taken:
             raise FileExistsError(errno.EEXIST, "there")
         taken.append(work.read_bytes())
@@ -282,6 +374,62 @@ def test_an_object_takes_what_is_done_unless_another_one_has_its_name(
     write_file(target, b"rows", Files())
     assert taken == [b"rows"]
     (tmp_path / "rows").write_bytes(b"other")
+
+    def never(path: Path, found: os.stat_result) -> bool:
+        return False
+
     with pytest.raises(OutputError, match="was made or changed by something else during the run"):
-        place_file(tmp_path / "rows", target, Files())
+        place_file(tmp_path / "rows", target, Files(), may_replace=never, job="this one")
+    assert told == [{"may_replace": placing.any_file, "job": None}, {"may_replace": never, "job": "this one"}]
     assert (tmp_path / "rows").exists()
+
+
+def test_files_of_a_data_set_go_there_together_unless_another_one_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def put_together(works: Mapping[Path, UrlPath], may_replace: object) -> None:
+        asked.append(({work.read_bytes(): str(final) for work, final in works.items()}, may_replace))
+        if len(asked) == 2:
+            raise FileExistsError(errno.EEXIST, "there")
+
+    monkeypatch.setattr(placing, "put_together", put_together)
+    names = {name: UrlPath(f"hf://datasets/me/set/{name}") for name in ("errors", "rows")}
+
+    def never(path: Path, found: os.stat_result) -> bool:
+        return False
+
+    errors = b"".join(errors for _, errors in WINDOWS)
+    whole = {errors: str(names["errors"]), WHOLE[len(errors) :]: str(names["rows"])}
+    with job(tmp_path) as opened:
+        add(opened, range(4))
+        opened.complete({"errors": True})
+        opened.place(names, may_replace=never)
+    assert asked == [(whole, never)]
+    assert not opened.folder.exists()
+    with pytest.raises(OutputError, match="set/errors: was made or changed by something else"), job(tmp_path) as opened:
+        add(opened, range(4))
+        opened.complete({"errors": True})
+        opened.place(names)
+    assert asked[1:] == [(whole, placing.any_file)]
+    assert all(opened.path(name).exists() for name in names)
+
+
+def test_files_of_an_earlier_run_go_where_they_may(tmp_path: Path) -> None:
+    old = [tmp_path / "old.errors", tmp_path / "old.values"]
+    for path in old:
+        path.write_bytes(path.name.encode())
+    asked: list[tuple[str, int]] = []
+
+    def may_replace(path: Path, found: os.stat_result) -> bool:
+        asked.append((path.name, found.st_size))
+        return path == old[1]
+
+    with job(tmp_path) as opened:
+        add(opened, range(4))
+        opened.complete({"errors": True})
+        names = {"errors": tmp_path / "out.errors", "rows": opened.out}
+        opened.place(names, outdated=[*old, tmp_path, tmp_path / "none"], may_replace=may_replace)
+    assert asked == [("old.errors", 10), ("old.values", 10)]
+    assert [path.exists() for path in old] == [True, False]

@@ -61,16 +61,21 @@ def test_a_file_of_the_job_that_was_changed_ends_it_and_the_next_run_goes_on(
     where = "another run has taken it" if name == "lock" and how in ("cut", "appended to") else said
     assert f"{opened.path(name)}: was changed by something other than this run" in caught.value.message
     caught.match(where)
+    assert caught.value.hint == (
+        "keep other programs away from it, and run the same command again: it resumes from what is whole"
+    )
     with job(tmp_path) as again:
         assert finish(again) == WHOLE
 
 
 @pytest.mark.parametrize("name", ["rows", "errors"])
 def test_bytes_that_were_overwritten_get_no_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(OutputError, match="its bytes are not those that were written"), job(tmp_path) as opened:
+    with pytest.raises(OutputError) as caught, job(tmp_path) as opened:
         add(opened, range(4))
         overwrite(opened.path(name))
         finish(opened)
+    said = f"{opened.path(name)}: was changed by something other than this run: "
+    assert caught.value.message == said + "its bytes are not those that were written"
     assert not opened.out.exists()
     with job(tmp_path) as again:
         assert again.completed is None
@@ -94,13 +99,17 @@ def test_bytes_that_were_overwritten_before_they_are_read_again_are_told(
                 overwrite(opened.path("rows"))
             if fails:
                 raise fails
-    assert f"{opened.path('rows')}: was changed by something other" in caught.value.message
+    said = f"{opened.path('rows')}: was changed by something other than this run: "
+    assert caught.value.message == said + "its bytes are not those that were written"
     with job(tmp_path) as again:
         assert finish(again) == WHOLE
 
 
 def test_bytes_that_were_restored_while_they_were_read_again_are_told(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="it was touched while it was read"), job(tmp_path) as opened:
+    with (
+        pytest.raises(OutputError, match=r"rows: was changed .*: it was touched while it was read\n"),
+        job(tmp_path) as opened,
+    ):
         add(opened, range(4))
         data = opened.path("rows").read_bytes()
         with opened.reading():
@@ -127,10 +136,12 @@ def test_a_complete_job_whose_file_is_gone_says_so(tmp_path: Path) -> None:
         names = {"errors": tmp_path / "out.errors", "rows": opened.out}
         with pytest.raises(OutputError, match=r"rows: was changed .* it is gone, and .*out.jsonl has other bytes"):
             opened.place(names)
-    with pytest.raises(OutputError, match="its bytes have changed since the run was complete"):
-        opened.path("errors").write_bytes(b"other")
-        with job(tmp_path):
-            pass
+    opened.path("errors").write_bytes(b"other")
+    with pytest.raises(OutputError) as caught, job(tmp_path):
+        pass
+    said = f"{opened.path('errors')}: was changed by something other than this run: "
+    assert caught.value.message == said + "its bytes have changed since the run was complete"
+    assert caught.value.hint == "start over with `--restart`"
 
 
 def test_a_complete_job_of_the_version_before_is_placed(tmp_path: Path) -> None:
@@ -149,8 +160,14 @@ def test_what_came_during_the_run_is_not_replaced(tmp_path: Path) -> None:
     work, final = tmp_path / "rows", tmp_path / "out"
     work.write_bytes(b"rows")
     final.write_bytes(b"mine")
-    with pytest.raises(OutputError, match="was made or changed by something else during the run"):
+    with pytest.raises(OutputError) as caught:
         place_file(work, final, Files(), may_replace=lambda path, found: False)
+    assert caught.value.message == (
+        f"{final}: was made or changed by something else during the run, and is not replaced"
+    )
+    assert caught.value.hint == (
+        "move it away, or add `--overwrite`, and run the same command again: nothing is computed twice"
+    )
     assert (work.read_bytes(), final.read_bytes()) == (b"rows", b"mine")
 
     class Racing(Files):
@@ -186,7 +203,7 @@ def test_a_file_system_without_such_a_rename_links(
         Files().place(work, final)
     monkeypatch.setattr(file_calls, "_renameat2", lambda: None)
     monkeypatch.setattr(Path, "hardlink_to", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match=f"File exists: '{final}'"):
         Files().place(work, final)
     final.unlink()
     Files().place(work, final)
@@ -223,12 +240,22 @@ def test_a_pipe_whose_reader_pauses_is_fed_in_time(tmp_path: Path) -> None:
         if next(looks) > 6:  # by then the pipe is full, and the writer has waited
             taken.extend(os.read(reader, 2**18))
 
-    feed(work, pipe, check=check)
+    feed(work, pipe, check=check, seal=Seal(2**18, sha256_of(work)))
     os.set_blocking(reader, True)
     while len(taken) < 2**18:
         taken.extend(os.read(reader, 2**18))
     os.close(reader)
     assert len(taken) == 2**18
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_who_may_read_a_file_is_for_the_users_mask_to_say(tmp_path: Path, is_new: bool) -> None:
+    mask = os.umask(0)
+    try:
+        WorkFile(Files(), tmp_path / "rows", is_new=is_new).close()
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "rows").stat().st_mode & 0o7777 == 0o666
 
 
 def test_a_new_file_is_new(tmp_path: Path) -> None:
@@ -245,22 +272,26 @@ def test_a_new_file_is_new(tmp_path: Path) -> None:
 def test_a_file_of_another_owner_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(b"rows")
     os.chown(tmp_path / "rows", 12345, 12345)
-    with pytest.raises(OutputError, match="does not belong to the owner of its folder"):
+    with pytest.raises(OutputError, match=r"rows: does not belong to the owner of its folder, and was not made"):
         opened_as_own(Files(), tmp_path / "rows")
 
 
 def test_a_lock_in_a_missing_or_linked_folder_is_no_lock(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(OutputError, match="lock: is a link"):
+    with pytest.raises(OutputError, match="lock: is a link, and was not made by this program") as caught:
         take_lock(tmp_path / "lock", out=tmp_path, wait=0, files=Files())
+    assert caught.value.hint == "move it away, or name another output"
     assert not (tmp_path / "victim").exists()
 
 
+TORN = b'{"pid": '
 FOLDERS: dict[str, tuple[dict[str, bytes], bool]] = {
     "empty": ({}, True),
     "an empty lock alone": ({"lock": b""}, True),
     "an empty lock and empty files": ({"lock": b"", "rows": b""}, True),
     "an empty lock beside a journal": ({"lock": b"", "journal": b"", "rows": b"x"}, True),
+    "the longest torn lock": ({"lock": TORN + b"1" * (400 - len(TORN))}, True),
+    "what is too long for one": ({"lock": TORN + b"1" * (401 - len(TORN))}, False),
     "a lock": ({"lock": b'{"pid": 1, "host": "h"}', "more": b"x"}, True),
     "a journal": ({"journal": b'["00", {"kind":"job"}]'}, True),
     "rows": ({"rows": b"x"}, False),
@@ -324,7 +355,7 @@ def test_a_record_without_the_fields_of_its_kind_ends_the_journal(tmp_path: Path
 
 def watched(path: Path, known: str | None = None) -> Watch:
     watch = Watch(lambda _: known)
-    watch.look({"input 1": path, "none": path.with_name("none"), "folder": path.parent})
+    watch.look({"none": path.with_name("none"), "folder": path.parent, "input 1": path})
     watch.check()
     return watch
 
@@ -374,6 +405,47 @@ def test_what_was_read_behind_a_change_is_not_kept(tmp_path: Path) -> None:
         add(opened, [2])
     with job(tmp_path) as again:
         assert again.next_window == 2
+
+
+# Seals
+
+
+def test_a_seal_knows_its_bytes_however_often_its_file_is_touched(tmp_path: Path) -> None:
+    work = tmp_path / "rows"
+    work.write_bytes(b"rows")
+    seal = Seal(4, sha256_of(work))
+    assert not seal.is_untouched(work)  # nobody has looked
+    assert seal.is_of(work)
+    for touch in (lambda path: path.chmod(0o600), lambda path: os.utime(path, (5, 5)), replace):
+        touch(work)
+        assert not seal.is_untouched(work)
+        assert seal.is_of(work)
+        assert seal.is_untouched(work)
+    for other in (b"rowS", b"row", b"rows and more"):
+        work.write_bytes(other)
+        assert not seal.is_of(work)
+        assert not seal.is_untouched(work)
+    work.unlink()
+    assert not seal.is_of(work)
+
+
+def test_what_was_touched_since_it_was_looked_at_gets_no_name(tmp_path: Path) -> None:
+    work, final = tmp_path / "rows", tmp_path / "out"
+    work.write_bytes(b"rows")
+    seal = Seal(4, sha256_of(work))
+    assert seal.is_of(work)
+    os.utime(work, (5, 5))
+    with pytest.raises(OutputError, match="it was touched while it got its name"):
+        place_file(work, final, Files(), seal=seal)
+    assert (work.read_bytes(), final.exists()) == (b"rows", False)
+
+
+def test_what_is_no_regular_file_is_not_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    seal = Seal(0, sha256_of(tmp_path / "empty"))
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for its writer
+    assert not seal.is_of(tmp_path / "pipe")
+    assert not seal.is_of(tmp_path)
 
 
 # The last moment
@@ -430,10 +502,13 @@ def test_what_is_gone_before_it_gets_its_name_is_not_taken_for_placed(tmp_path: 
             old.with_name("rows").unlink()
 
     with (
-        pytest.raises(OutputError, match=r"rows: was changed .*: it is gone, and .*out.jsonl has other bytes"),
+        pytest.raises(
+            OutputError, match=r"rows: was changed .*: it is gone, and .*out.jsonl has other bytes"
+        ) as caught,
         job(tmp_path, files=Removing()) as opened,
     ):
         finish(opened)
+    assert caught.value.hint == "start over with `--restart`"
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rerank_cli.errors import LockedError, OutputError
-from rerank_cli.journal import store_log
+from rerank_cli.journal import Job, Terms, same_output, store_log
+from rerank_cli.journal import fingerprint as identity
 from rerank_cli.journal.store_log import Entry, StoreLog, machine_id, probe
-from rerank_cli.storage import UrlPath, url_path
-from rerank_cli.storage.url_path import JOB
+from rerank_cli.storage import UrlPath, upload, url_path
+from rerank_cli.storage.url_path import JOB, SHA256
 from tests.local_store import LocalStore
 from tests.processes import wait_until
+from tests.unit.journal.test_commit import WINDOWS, add, fingerprint
 
 OUT = UrlPath("s3://bucket/dir/out.jsonl")
 FOLDER = "dir/out.jsonl.job"
@@ -56,7 +63,7 @@ class Kept(LocalStore):
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     made = Kept(tmp_path / "store")
     made.folder.mkdir()
-    for module in (store_log, url_path):
+    for module in (store_log, url_path, upload):
         monkeypatch.setattr(module, "open_store", lambda url: made)
     return made
 
@@ -100,6 +107,7 @@ def test_the_first_has_the_lock_and_another_is_told_who(store: Kept, machine: Ma
     assert (found.kind, found.header["pid"], found.pieces) == ("take", os.getpid(), ())
     with pytest.raises(LockedError, match=rf"another process works on this output: process {os.getpid()} on ") as told:
         machine("b").take(0.0)
+    assert str(told.value).startswith(f"{OUT}: another process works on this output")
     assert "after 60 s" in str(told.value.hint)
     assert store.names() == ["00000000"]
 
@@ -107,7 +115,9 @@ def test_the_first_has_the_lock_and_another_is_told_who(store: Kept, machine: Ma
 def test_what_was_released_is_taken_and_its_job_goes_on(store: Kept, machine: Machine) -> None:
     first, second = machine("a"), machine("b")
     first.take(0.0)
+    store.put(f"{FOLDER}/alive-{store.entry(0).header['run']}", b"alive")
     first.release()
+    assert store.names() == ["00000000", "00000001"]
     second.take(0.0)
     assert [store.entry(number).kind for number in range(3)] == ["take", "release", "take"]
     assert second.job == first.job
@@ -145,8 +155,77 @@ def test_a_sign_of_life_keeps_the_lock(store: Kept, machine: Machine) -> None:
         machine("b").take(0.0)
     store.put(f"{FOLDER}/alive-another", b"alive")
     store.age(f"alive-{store.entry(0).header['run']}", 3600.0)
+    for left in ("clock-of-one-that-died", "probe-of-one-that-died"):
+        store.put(f"{FOLDER}/{left}", b"now")
     machine("b").take(0.0)
     assert store.names() == ["00000000", "00000001"]  # and signs of life of those that have lost it are gone
+
+
+def test_who_will_not_wait_is_told_at_once(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine("a").take(0.0)
+    monkeypatch.setattr(StoreLog, "__init__", partialmethod(StoreLog.__init__, clock=lambda: 5.0))
+    monkeypatch.setattr(store_log.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with pytest.raises(LockedError):
+        machine("b").take(0.0)
+
+
+def test_a_log_that_goes_while_it_is_taken_is_no_hindrance(
+    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run has put the output and said so, and is deleting its log."""
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreLog, "_sweep", lambda *_: None)
+        first.remove()
+    put_new = store.put_new
+
+    def put_behind(key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        store.delete(f"{FOLDER}/00000000")
+        store.delete(f"{FOLDER}/00000001")
+        put_new(key, data, metadata)
+
+    monkeypatch.setattr(store, "put_new", put_behind)
+    second.take(0.0)
+    assert store.names() == ["00000002"]
+
+
+class Waits(threading.Event):
+    """The event that ends a log's thread: notes how long it is waited for, and lets `turns` of them pass at once."""
+
+    turns = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited.append(timeout)
+        return False if len(self.waited) <= self.turns else super().wait(timeout)
+
+
+@pytest.mark.parametrize("silent", [0.0, 14.0, 15.0])
+def test_a_sign_of_life_is_due_after_a_quarter_of_the_lease(
+    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch, silent: float
+) -> None:
+    now, made = [1000.0], []
+
+    def event() -> Waits:
+        made.append(Waits())
+        made[-1].turns = 3
+        return made[-1]
+
+    own = SimpleNamespace(Event=event, Thread=threading.Thread, Lock=threading.Lock)
+    monkeypatch.setattr(store_log, "threading", own)
+    monkeypatch.setattr(StoreLog, "__init__", partialmethod(StoreLog.__init__, clock=lambda: now[0]))
+    log = machine("a")
+    monkeypatch.setattr(store, "get_ready", lambda: now.__setitem__(0, 1000.0 + silent))
+    log.take(0.0)
+    assert [thread.daemon for thread in threading.enumerate() if thread.name == "lease"] == [True]
+    wait_until(lambda: len(made[0].waited) > 3, "it does not look again")
+    log.close()
+    assert set(made[0].waited) == {3.75}
+    assert any(name.startswith("alive-") for name in store.names()) == (silent == 15.0)
 
 
 def test_one_that_waits_has_the_lock_when_it_is_released(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +322,18 @@ def test_what_needs_an_entry_that_is_gone_or_damaged_is_left_out(
     again = machine("b")
     again.take(0.0)
     assert restored(again, tmp_path / "again") == {"rows": b"one\n"}
+
+
+def test_a_file_whose_first_byte_is_gone_is_left_out(store: Kept, machine: Machine, tmp_path: Path) -> None:
+    log = machine("a")
+    log.take(0.0)
+    for rows in (b"1", b"12"):
+        commit(log, tmp_path / "work", rows=rows)
+    log.release()
+    store.delete(f"{FOLDER}/00000001")
+    again = machine("b")
+    again.take(0.0)
+    assert restored(again, tmp_path / "again") == {}
 
 
 def test_a_new_log_has_nothing_to_play_back(machine: Machine, tmp_path: Path) -> None:
@@ -378,10 +469,21 @@ def test_a_probe_leaves_nothing_and_tells_a_store_that_puts_over(store: Kept, mo
     def put_over(key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
         store.put(key, data, metadata)
 
-    monkeypatch.setattr(store, "put_new", put_over)
-    with pytest.raises(OutputError, match="ignores the condition that an object must be new"):
-        probe(OUT)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put_new", put_over)
+        with pytest.raises(OutputError, match="ignores the condition that an object must be new"):
+            probe(OUT)
     assert store.names() == []
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EACCES, "not allowed")
+
+    monkeypatch.setattr(store, "delete", fails)
+    probe(OUT)  # who may not delete may write
+    monkeypatch.setattr(store, "put_new", fails)
+    with pytest.raises(OutputError) as told:
+        probe(OUT)
+    assert told.value.message == f"{OUT}: cannot be written: not allowed"
 
 
 def test_a_machine_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,4 +492,119 @@ def test_a_machine_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
         names.append(machine_id())
     assert names[0] == names[1] != names[2]
-    assert [path.name for path in (tmp_path / "a").rglob("*") if path.is_file()] == ["machine"]
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert files == [Path("rerank-cli") / "jobs" / "machine"]
+
+
+# A job whose output is an object
+
+
+ERRORS = UrlPath("s3://bucket/dir/out.errors")
+
+
+@pytest.fixture
+def there(store: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    """The job of the output as a machine of this name opens it."""
+    identity = fingerprint(tmp_path)
+
+    def on(name: str, **terms: Any) -> Job:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machines" / name))
+        return Job(OUT, Terms(**{"checkpoint_every": 0.0, "fingerprint": identity, **terms}))
+
+    return on
+
+
+def interrupted(opened: Job) -> OutputError:
+    """The error of a job that ends behind its second window."""
+    with pytest.raises(OutputError) as caught, opened:
+        add(opened, range(2))
+        raise OutputError("enough")
+    return caught.value
+
+
+def placed(opened: Job) -> None:
+    add(opened, range(opened.next_window, len(WINDOWS)))
+    opened.checkpoint()
+    opened.complete({"errors": True})
+    opened.place({"errors": ERRORS, "rows": OUT})
+
+
+def objects(store: Kept) -> dict[str, bytes]:
+    return {key: store.read(key, 0, found.size) for key, found in store.list("")}
+
+
+def test_a_job_goes_on_on_another_machine_and_leaves_its_files_alone(store: Kept, there: Callable[..., Job]) -> None:
+    assert not Job.is_begun(str(OUT))
+    first = there("a")
+    error = interrupted(first)
+    assert error.__notes__ == [f"what is finished is kept in {OUT}.job; run the same command again to resume"]
+    assert not first.folder.exists()
+    again = there("b")
+    assert Job.is_begun(str(OUT))
+    with again:
+        assert (again.next_window, again.state, again.notes) == (2, {"windows": 2}, [[1, "note 1"]])
+        placed(again)
+        assert again.is_mine(OUT)
+    names = {OUT.url.key: b"first\nsecond\nfourth\n", ERRORS.url.key: b"bad\nworse\n"}
+    assert objects(store) == names
+    jobs = {store.stat(key).metadata[JOB] for key in names}
+    assert len(jobs) == 1
+
+
+def test_a_job_that_starts_over_plays_nothing_back(store: Kept, there: Callable[..., Job]) -> None:
+    interrupted(there("a"))
+    was = store.entry(0).header["job"]
+    with there("b", restart=True) as again:
+        assert (again.next_window, again.size("rows"), again.state) == (0, 0, None)
+        placed(again)
+    assert store.stat(OUT.url.key).metadata[JOB] != was
+
+
+def test_a_log_that_cannot_be_played_back_is_free_again(
+    store: Kept, there: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(there("a"))
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreLog, "restore", fails)
+        with pytest.raises(OutputError, match="cannot be written: no answer"), there("b"):
+            pass
+    with there("c") as again:
+        assert again.next_window == 2
+
+
+def test_the_work_on_an_output_that_is_there_already_is_deleted(store: Kept, there: Callable[..., Job]) -> None:
+    interrupted(there("a"))
+    with there("b") as again:
+        again.was_done()
+    assert objects(store) == {}
+
+
+def test_a_run_that_has_lost_its_lock_puts_nothing(store: Kept, there: Callable[..., Job]) -> None:
+    first = there("a")
+    with pytest.raises(LockedError), first:
+        add(first, range(2))
+        store.age("00000002", 61.0)
+        with there("b") as second:
+            assert second.next_window == 2
+            placed(second)
+        add(first, [2])
+    assert objects(store)[OUT.url.key] == b"first\nsecond\nfourth\n"
+    assert len(objects(store)) == 2
+
+
+def test_an_object_is_an_output_of_before_by_size_and_digest(store: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = "0" * 64
+    said = {"bytes": 4, "sha256": digest}
+    assert not same_output(OUT, said)
+    store.put(OUT.url.key, b"rows", {SHA256: digest})
+    assert same_output(OUT, said)
+    assert not same_output(OUT, {**said, "bytes": 5})
+    assert not same_output(OUT, {**said, "sha256": "1" * 64})
+    monkeypatch.setattr(identity, "is_on_hub", lambda path: True)  # which keeps no metadata
+    monkeypatch.setattr(identity, "sha256_of", lambda path: hashlib.sha256(objects(store)[path.url.key]).hexdigest())
+    assert not same_output(OUT, said)
+    assert same_output(OUT, {**said, "sha256": hashlib.sha256(b"rows").hexdigest()})
