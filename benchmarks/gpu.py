@@ -50,6 +50,7 @@ from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.linear import row_scaled_refusal  # noqa: E402
 from rerank_cli.models.measure import measure_forward  # noqa: E402
 from rerank_cli.planning.memory import BatchSize, MemoryModel, Placement, estimate  # noqa: E402
+from rerank_cli.planning.profiles.matching import CPU_TOKEN_BUDGET, gpu_token_budget  # noqa: E402
 from rerank_cli.planning.run_plan import Plan  # noqa: E402
 from rerank_cli.records import EncodedPair  # noqa: E402
 from rerank_cli.report.utilisation import forward_flops  # noqa: E402
@@ -161,7 +162,9 @@ def one_b(bench: Bench) -> Iterator[str]:
             yield f"fp8: {refusal}"
             continue
         for what, pairs in _workloads(checkpoint, bench).items():
-            with LocalEngine(bench.plan(precision, 65_536), checkpoint) as engine:
+            with LocalEngine(
+                bench.plan(precision, gpu_token_budget(checkpoint.integer("hidden_size"))), checkpoint
+            ) as engine:
                 rate = bench.rate(lambda: engine.score(pairs), len(pairs))  # noqa: B023 (called at once)
                 flops = _flops(checkpoint, pairs) / len(pairs)
                 share = f", {rate * flops / bench.ceilings[precision]:.0%} of the ceiling" if bench.ceilings else ""
@@ -194,7 +197,8 @@ def minilm(bench: Bench) -> Iterator[str]:
     yield f"tokenising alone: {len(pairs) / (time.perf_counter() - began):,.0f} pairs/s"
     lengths = sorted(len(pair.input_ids) for pair in pairs)
     precision = "fp16" if bench.is_cuda else "fp32"
-    with LocalEngine(bench.plan(precision, 131_072 if bench.is_cuda else 2048), checkpoint) as engine:
+    budget = gpu_token_budget(checkpoint.integer("hidden_size")) if bench.is_cuda else CPU_TOKEN_BUDGET
+    with LocalEngine(bench.plan(precision, budget), checkpoint) as engine:
         rate = bench.rate(lambda: engine.score(pairs), len(pairs))
         yield f"{precision}, half of the pairs below {lengths[len(lengths) // 2]} tokens: {rate:,.0f} pairs/s"
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.gpu_peers [--device cuda:0] [--pairs 20000] [--rounds 3] [--model DIR] [--environments DIR]
 
-Texts go in, so tokenising is part of it: real passages of `samples/`, in lists of 50, bf16, at most 512 tokens. The
-sides take turns; each keeps its process over all rounds and its first answer, which warms it up, is not counted.
-sentence-transformers' batch sizes are tried in the first round and the fastest is kept. A side that is not installed or
-fails is told with its reason, and the others go on. Without a folder of environments all sides run under the Python
-that runs this. The default model is the built-in one's first six layers.
+Texts go in, so tokenising is part of it, on all cores: real passages of `samples/`, in lists of 50, all different, in
+bf16, at most 512 tokens. A file from end to end is a step of `benchmarks.gpu_first_run`. The sides take turns; each
+keeps its process over all rounds and its first answer, which warms it up, is not counted. sentence-transformers' batch
+sizes are tried in the first round and the fastest is kept. A side that is not installed or fails is told with its
+reason, and the others go on. Without a folder of environments all sides run under the Python that runs this. The
+default model is the built-in one's first six layers.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def main() -> None:
             try:
                 apart = options.environments.is_dir()
                 where = interpreter(side.environment, options.environments) if apart else OURS
-                peer = stack.enter_context(PeerProcess(where, f"benchmarks.peers.{side.module}", settings))
+                peer = stack.enter_context(
+                    PeerProcess(where, f"benchmarks.peers.{side.module}", settings, tokenizer_on_all_cores=True)
+                )
                 running.append(_Running(side, peer, options.pairs))
             except PeerFailedError as error:
                 print(f"{side.name}: {error}", flush=True)

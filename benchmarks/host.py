@@ -3,9 +3,9 @@
     python -m benchmarks.host [--model DIR] [--pairs 20000] [--words 100] [--rounds 3]
 
 Reads, tokenises, plans and packs batches, ranks, writes and commits as `rerank-file` does for a GPU (windows of 4,096
-pairs, batches of 32,768 tokens, no table of known pairs); an engine that answers at once stands where the model would.
-Where a GPU makes more pairs a second than this, the host is the limit. Passages are made of the words of real ones and
-all differ, so nothing is tokenised once for two pairs.
+pairs, its batches for the model's hidden size, no table of known pairs); an engine that answers at once stands where
+the model would. Where a GPU makes more pairs a second than this, the host is the limit. Passages are made of the words
+of real ones and all differ, so nothing is tokenised once for two pairs.
 
 The tokenizer runs on all cores; what is left runs under the interpreter's lock. It is told apart, as the CPU time that
 each thread of Python's takes a pair: their sum is what limits a machine whose cores suffice for the tokenizer.
@@ -39,11 +39,12 @@ from rerank_cli.engine.scorer import InProcess
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, run_job
 from rerank_cli.models.packed import pack
+from rerank_cli.planning.profiles.matching import gpu_token_budget
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 
 CANDIDATES = 100
-_WINDOW_PAIRS, _TOKEN_BUDGET = 4096, 32_768  # of a run on a GPU
+_WINDOW_PAIRS = 4096  # of a run on a GPU
 
 
 class NoModel(InProcess):
@@ -134,8 +135,9 @@ def _run(rows: Path, out: Path, model: str | None) -> tuple[Outcome, NoModel]:
         *,
         on_note: Callable[[str], None] | None,
     ) -> Engine:
-        del checkpoint, calibration, on_note
-        engines.append(NoModel(replace(plan, token_budget=_TOKEN_BUDGET)))
+        del calibration, on_note
+        budget = gpu_token_budget(checkpoint.integer("hidden_size"))
+        engines.append(NoModel(replace(plan, token_budget=budget)))
         return engines[0]
 
     with (

@@ -45,7 +45,9 @@ class PeerProcess:
 
     ready: Ready
 
-    def __init__(self, interpreter: Path, module: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, interpreter: Path, module: str, settings: Mapping[str, Any], *, tokenizer_on_all_cores: bool = False
+    ) -> None:
         if not interpreter.exists():
             raise PeerFailedError(f"not installed: {interpreter} is not here (`make bench-peers`)")
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 (closed with the process)
@@ -57,7 +59,10 @@ class PeerProcess:
             stderr=self._stderr,
             text=True,
             cwd=ROOT,
-            env=os.environ | _OFFLINE | {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads},
+            env=os.environ
+            | _OFFLINE
+            | {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
+            | {"TOKENIZERS_PARALLELISM": "true" if tokenizer_on_all_cores else "false"},
         )
 
     def __enter__(self) -> Self:
@@ -96,7 +101,6 @@ _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
     "DO_NOT_TRACK": "1",  # infinity's
     "INFINITY_ANONYMOUS_USAGE_STATS": "0",
 }

@@ -38,6 +38,8 @@ class Family:
     """Passages may be images."""
     fp8: bool = False
     """Its products can run in FP8 if its weights are in 16 bits."""
+    leaves_fp16: bool = False
+    """Its numbers leave the range of fp16, whatever type its weights are stored in."""
     int8: bool = False
     """It has int8 layers for a CPU (`models/int8_model.py`)."""
     activation_key: str = "hidden_act"
@@ -81,12 +83,12 @@ FAMILIES: Mapping[str, Family] = {
     "LlamaNemotronVLModel": _PAGE_VECTOR,
     "Qwen3ForCausalLM": _QUESTION,
     "Qwen2ForCausalLM": _QUESTION,
-    "GemmaForCausalLM": _QUESTION,
+    "GemmaForCausalLM": replace(_QUESTION, leaves_fp16=True),
     "LlamaForCausalLM": _QUESTION,
     "MistralForCausalLM": _QUESTION,
     "Qwen3ForSequenceClassification": _DECODER,
     "Qwen2ForSequenceClassification": _DECODER,
-    "GemmaForSequenceClassification": _DECODER,
+    "GemmaForSequenceClassification": replace(_DECODER, leaves_fp16=True),
     "LlamaForSequenceClassification": _DECODER,
     "MistralForSequenceClassification": _DECODER,
 }

@@ -71,8 +71,8 @@ ONE_MODEL = [
     option(
         "--precision", str, group=MODEL, into="request.precision", metavar="P", basic=True, parse=parse_precision,
         complete=lambda: get_args(Precision),
-        help="fp32, bf16, fp16, fp8, int8 or auto. auto: fp32 on a CPU, fp16 on a GPU; auto:0.99: the cheapest of a "
-        "CPU whose ten best are to 99 % those of fp32 on the first lists.",
+        help="fp32, bf16, fp16, fp8, int8 or auto. auto: fp32 on a CPU, on a GPU fp16, or bf16 if the model was "
+        "trained in it; auto:0.99: the cheapest of a CPU whose ten best are to 99 % those of fp32 on the first lists.",
     ),
     option(
         "--engines", int, group=SCALE, into="request.engine_count", aliases=("--engine-count",), metavar="N", min=1,

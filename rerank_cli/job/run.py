@@ -40,7 +40,7 @@ from rerank_cli.job.same_job import fingerprint_of, finished_report
 from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.scorers import OneModel, OpensEngine, open_scorers
 from rerank_cli.job.stop import Stop
-from rerank_cli.job.totals import Totals, warn_of_reruns
+from rerank_cli.job.totals import Totals
 from rerank_cli.job.watched_images import WatchedImages
 from rerank_cli.job.windows import SCORE_WINDOW_PAIRS, Share, Windows, wanted_of
 from rerank_cli.job.worse_output import refuse_worse
@@ -251,7 +251,7 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
             texts = open_kept_texts(scorers.reads_all, members, destination.path, destination.state)
         precision.begin(engine, plan.precision)
         windows = _windows(options, prepared, plan, images, watcher.on_note)
-        totals.begin_scoring()
+        totals.begin_scoring(plan.precision, note)
         stack.enter_context(leaving_old_objects_alone())
         resume.pass_over(windows)
         scoring = scorers.score(
@@ -279,7 +279,6 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
         options.error_limit.check(totals.counts, last=True)
         refuse_worse(totals, destination, options)
         output.finish(note)
-        warn_of_reruns(totals.counts, plan.precision, note)
         evaluation = _write_whole(options, destination, totals, evaluator, texts)
         watch.check()  # the report reads files again, and would wait if one was replaced by a pipe
         document = (

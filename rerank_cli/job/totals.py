@@ -17,16 +17,7 @@ if TYPE_CHECKING:
     from rerank_cli.job.scoring_loop import ScoredWindow
 
 
-_MANY_RERUNS = 0.01  # of all pairs
-
-
-def warn_of_reruns(counts: Counts, precision: str, note: Callable[[str], None]) -> None:
-    """Tell where many results were computed twice: a model that was trained in bf16 may overflow in fp16."""
-    again, scored = counts.fp32_reruns, counts.pairs_scored
-    if again > _MANY_RERUNS * scored:
-        better = "; `--precision bf16` has the range of fp32" if precision == "fp16" else ""
-        share = f"{again:,} of {scored:,} results in {precision}"
-        note(f"warning: {share} were no numbers and were computed again in fp32{better}")
+_MANY_RERUNS = 0.01  # of the pairs of a window
 
 
 class Totals:
@@ -44,6 +35,7 @@ class Totals:
         self.first_error: tuple[str, int, str] | None = None
         self._seconds_before = 0.0
         self._peak_rss_before = 0
+        self._tell_reruns: Callable[[int, int], None] | None = None
         if state is not None:
             self.counts, self.timing = Counts(**state["counts"]), Timing(**state["timing"])
             self.observed = Observations(state["observed"])
@@ -76,8 +68,16 @@ class Totals:
         """The most bytes that one of the processes has had resident."""
         return max(self._peak_rss_before, peak_rss_bytes())
 
-    def begin_scoring(self) -> None:
-        """The model is loaded."""
+    def begin_scoring(self, precision: str, note: Callable[[str], None]) -> None:
+        """The model is loaded, in this precision. note: told once, if many results of a window are computed twice."""
+
+        def tell(again: int, scored: int) -> None:
+            better = "; `--precision bf16` has the range of fp32" if precision == "fp16" else ""
+            share = f"{again:,} of the {scored:,} results of a window in {precision}"
+            note(f"warning: {share} were no numbers and were computed again in fp32{better}")
+            self._tell_reruns = None
+
+        self._tell_reruns = tell
         self.timing.load += time.perf_counter() - self._began
         self.observed.begin_scoring(self.seconds)
 
@@ -95,7 +95,10 @@ class Totals:
         counts.near_duplicates += count_duplicates(window.lists)
         counts.dropped += sum(item.duplicates for item in window.lists)
         counts.pairs += len(encoded.places)
-        counts.pairs_scored += len(encoded.encoded) - len(scored.known)
+        counts.pairs_scored += (newly := len(encoded.encoded) - len(scored.known))
+        again = scored.counts.get("fp32_reruns", 0)
+        if self._tell_reruns and again > _MANY_RERUNS * newly:
+            self._tell_reruns(again, newly)
         counts.chunked += sum(1 for entry in encoded.encoded if isinstance(entry, tuple) and len(entry) > 1)
         counts.empty_queries += sum(1 for item in window.lists if not all(item.queries or [item.query]))
         counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
+from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.errors import ModelError
 from rerank_cli.planning.memory import MemoryModel
-from rerank_cli.planning.profiles import GenericFacts, ModelProfiles, find_profiles, load_profiles
+from rerank_cli.planning.profiles import (
+    GENERIC_PRECISIONS,
+    GenericFacts,
+    ModelProfiles,
+    find_profiles,
+    load_profiles,
+)
 from rerank_cli.storage import is_url
 
 
@@ -68,13 +76,16 @@ def find_model(
             cached = _cached_checkpoint(model, revision)
             return known if cached is None else with_checkpoint(known, cached)
     checkpoint = read_checkpoint(locate_checkpoint(model, revision=revision, online=online), name=model)
+    hidden_size = _read_whole_number(checkpoint, "hidden_size")
     found, why = find_profiles(
         model,
         architecture=checkpoint.architecture,
         layers=_read_whole_number(checkpoint, "num_hidden_layers"),
-        hidden_size=_read_whole_number(checkpoint, "hidden_size"),
+        hidden_size=hidden_size,
     )
-    generic = GenericFacts(checkpoint.name, model_max_tokens(checkpoint))
+    generic = GenericFacts(
+        checkpoint.name, model_max_tokens(checkpoint), _gpu_precisions(checkpoint), hidden_size=hidden_size
+    )
     return with_checkpoint(KnownModel(checkpoint.name, found or generic, why), checkpoint)
 
 
@@ -116,6 +127,22 @@ def _cached_checkpoint(model: str, revision: str | None) -> Checkpoint | None:
         return read_checkpoint(locate_checkpoint(model, revision=revision), name=model)
     except ModelError:
         return None  # not whole; the profile file has what is needed, and a run will say what is missing
+
+
+def _gpu_precisions(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What a GPU runs the model in, the default first: bf16 for one that was trained in it.
+
+    Its numbers may leave the range of fp16, and what overflows is computed a second time, in fp32. A model is taken for
+    one where config.json says so or most of its weights are stored so, and where its family is known for it.
+    """
+    stored: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        stored[tensor.dtype] += tensor.size_bytes
+    declared = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    in_bf16 = declared == "bfloat16" or [kind for kind, _ in stored.most_common(1)] == ["BF16"]
+    if in_bf16 or family_of(checkpoint.architecture).leaves_fp16:
+        return ("bf16", *(precision for precision in GENERIC_PRECISIONS if precision != "bf16"))
+    return GENERIC_PRECISIONS
 
 
 def _read_whole_number(checkpoint: Checkpoint, key: str) -> int | None:

@@ -32,6 +32,7 @@ from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
 from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json
 from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
+from rerank_cli.planning.profiles.matching import auto_precision
 from rerank_cli.planning.run_plan import Plan, needed_together, plan_model, plan_run
 
 SCHEMA = "rerank-cli/mem-estimate/1"
@@ -154,7 +155,7 @@ def answer_memory(
         tools: What needs more than arithmetic.
         first: The cheap scorer before the model.
     """
-    place, capacity = _find_placement(request, tools)
+    place, capacity = _find_placement(request, known, tools)
     model, notes = _memory_model(request, known)
     place = _with_kernels(place, model)
     question = MemoryQuestion(
@@ -210,7 +211,7 @@ def _first_question(
             raise UsageError(
                 f"--first: cannot be had with {flag}, which is about one model", hint="leave out one of them"
             )
-    place, _ = _find_placement(replace(request, precision=first.precision), tools)
+    place, _ = _find_placement(replace(request, precision=first.precision), first.known, tools)
     model, _ = _memory_model(request, first.known)
     place = _with_kernels(place, model)
     lengths = question.lengths
@@ -264,7 +265,7 @@ def _with_kernels(place: Placement, model: MemoryModel | None) -> Placement:
     return replace(place, attention=cpu_attention(detect_cpu(), place.precision, model.shape))
 
 
-def _find_placement(request: MemoryRequest, tools: MemoryTools) -> tuple[Placement, int | None]:
+def _find_placement(request: MemoryRequest, known: KnownModel, tools: MemoryTools) -> tuple[Placement, int | None]:
     """Where the model runs, and how many bytes there are; None where nothing tells them."""
     kind = request.device
     if kind == "auto" and request.measure:
@@ -280,16 +281,18 @@ def _find_placement(request: MemoryRequest, tools: MemoryTools) -> tuple[Placeme
     if least_overlap(request.precision):
         raise UsageError(
             f"--precision {request.precision}: compares the precisions of a CPU",
-            hint="`--device cpu` is one; on a GPU `auto` is fp16",
+            hint="`--device cpu` is one; on a GPU `auto` is fp16 or bf16",
         )
     gpu = describe_machine([request.gpu]).gpus[0] if request.gpu else None
     if gpu is None and request.room and request.capacity is None:
         gpu = _first_gpu()
     capacity = request.capacity or (gpu.free_bytes if gpu else None)
+    capability = gpu.compute_capability if gpu else None
+    auto = auto_precision(known.profiles, capability)
     place = Placement(
-        precision="fp16" if request.precision == "auto" else request.precision,
+        precision=auto if request.precision == "auto" else request.precision,
         sku=gpu.sku if gpu else None,
-        capability=gpu.compute_capability if gpu else None,
+        capability=capability,
         engines=request.engines,
     )
     return place, capacity

@@ -53,6 +53,14 @@ def test_it_imports_neither_torch_nor_any_other_heavy_library() -> None:
     assert "HEAVY []" in done.stdout
 
 
+def test_auto_is_what_a_run_on_that_card_takes(ask: Ask) -> None:
+    in_bf16 = ("--model", str(ROOT / "tests/parity/mxbai-v2-open/checkpoint"))
+    assert ask(*in_bf16, "--gpu", "8.9:24GB")["precision"] == "bf16"
+    assert ask(*in_bf16, "--gpu", "7.5:16GB")["precision"] == "fp16"
+    assert ask(*in_bf16)["precision"] == "bf16"
+    assert ask("--model", TEXT, "--gpu", "8.9:24GB")["precision"] == "fp16"
+
+
 def test_a_row_for_each_point_of_which_the_parts_make_the_total(ask: Ask) -> None:
     document = ask("--model", TEXT, "--batch-size", "1,30", "--max-tokens", "1024,8192", "--engine-count", "2")
     points = [(row["batch_size"], row["max_tokens"]) for row in document["rows"]]

@@ -31,12 +31,13 @@ from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
 
 LEAST_CAPABILITY: Capability = (8, 0)
 """No optimized profile is for less, and flash attention needs it too."""
-GPU_TOKEN_BUDGET = 32768
-"""Tokens of a batch on a GPU that has room: enough rows to fill the card (measured on none yet)."""
 CPU_TOKEN_BUDGET = 2048
 """Tokens of a batch on a CPU: 2,048 to 4,096 measured best on Zen 4, where activations stay in the caches."""
+_GPU_BUDGETS = (32_768, 131_072)  # the least and the most tokens of a batch on a GPU that has room
+_GPU_NUMBERS = 2**25  # of a batch, tokens times hidden size: 64 MiB in 16 bits
 # Where torch's own kernels multiply these (bfloat16: Ampere; float8: Ada and Hopper).
 _PRECISION_NEEDS: dict[str, Capability] = {"bf16": (8, 0), "fp8": (8, 9)}
+_NARROW = "fp16"  # every GPU multiplies it
 _ARM = ("aarch64", "arm64")
 
 
@@ -48,6 +49,7 @@ class Rules:
     max_tokens: int
     profiles: tuple[Profile, ...]
     automatic: bool
+    hidden_size: int | None
     engines: int
     performance_engines: int
     performance_min_bytes: int
@@ -61,6 +63,7 @@ def rules_of(model: ModelProfiles | GenericFacts) -> Rules:
             max_tokens=model.max_tokens,
             profiles=tuple(_generic(precision, model.max_tokens) for precision in model.precisions),
             automatic=False,
+            hidden_size=model.hidden_size,
             engines=model.engines,
             performance_engines=model.performance_engines,
             performance_min_bytes=model.performance_min_bytes,
@@ -72,6 +75,7 @@ def rules_of(model: ModelProfiles | GenericFacts) -> Rules:
         max_tokens=model.model.max_tokens,
         profiles=(*model.profiles, *(_generic(precision, model.model.max_tokens) for precision in beyond)),
         automatic=model.selection.automatic,
+        hidden_size=model.model.language and model.model.language.hidden_size,
         engines=model.engines.default,
         performance_engines=model.engines.performance,
         performance_min_bytes=model.engines.performance_min_bytes,
@@ -80,6 +84,28 @@ def rules_of(model: ModelProfiles | GenericFacts) -> Rules:
 
 def _generic(precision: str, max_tokens: int) -> Profile:
     return Profile(f"generic-{precision}", "generic", precision, max_tokens, on_request=True)
+
+
+def auto_precision(model: ModelProfiles | GenericFacts, capability: Capability | None) -> str:
+    """What `auto` is on a GPU of this capability: fp16, or bf16 for a model that was trained in it.
+
+    capability: None for the answer on most GPUs.
+    """
+    wanted = model.precisions[0] if isinstance(model, GenericFacts) else _NARROW
+    return _NARROW if capability is not None and _lacks(wanted, capability) else wanted
+
+
+def gpu_token_budget(hidden_size: int | None) -> int:
+    """Tokens of a batch on a GPU that has room: the narrower the model, the more.
+
+    A forward launches as many kernels for few rows as for many, and each launch waits for the interpreter's lock, which
+    the tokenizer's thread holds half of the time; of a model of hidden size 384 a batch of 32,768 tokens is computed in
+    some 3 ms, in which the host must launch its hundred kernels (reckoned; measured on no card yet:
+    `benchmarks.gpu_kernels` tries the budgets).
+    """
+    least, most = _GPU_BUDGETS
+    wanted = _GPU_NUMBERS // max(1, hidden_size or most)
+    return max(least, min(most, 2 ** (wanted.bit_length() - 1)))
 
 
 @dataclass(slots=True)
@@ -116,8 +142,8 @@ class ProfileSearch:
     def wanted_budget(self, profile: Profile) -> int:
         """Tokens of a batch, as far as memory allows."""
         longest = self.max_tokens(profile)
-        default = CPU_TOKEN_BUDGET if profile.kind == "cpu" else max(GPU_TOKEN_BUDGET, longest)
-        return self.request.token_budget or default
+        on_gpu = max(gpu_token_budget(self.rules.hidden_size), longest)
+        return self.request.token_budget or (CPU_TOKEN_BUDGET if profile.kind == "cpu" else on_gpu)
 
     def wants_more_engines(self, gpu: GpuFacts) -> bool:
         """Performance mode is asked for, on a GPU that is large enough."""
@@ -206,7 +232,9 @@ def not_asked_for(choice: ProfileSearch, profile: Profile, precision: str | None
     if precision is not None:
         return "" if profile.precision == precision else f"it is {profile.precision}, not {precision}"
     if profile.kind == "generic":
-        unasked = profile.name == choice.rules.profiles[0].name
+        # The first is the default, and fp16 where the card lacks that.
+        first = choice.rules.profiles[0]
+        unasked = first.kind == "generic" and profile.precision in (first.precision, _NARROW)
     else:
         unasked = not profile.on_request or (choice.rules.automatic and request.policy == "nim-1x")
     asked = f"{profile.precision} is chosen only when it is asked for (`--precision {profile.precision}`)"
@@ -223,11 +251,17 @@ def not_for(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) 
             return ""
         together = " together" if len(group) > 1 else ""
         return f"it needs {profile.min_memory_bytes / GB:g} GB, {sum(known) / GB:.2f} GB are there{together}"
-    least, capability = _PRECISION_NEEDS.get(profile.precision), group[0].compute_capability
-    if least is None or (capability is not None and capability >= least):
+    capability = group[0].compute_capability
+    if not _lacks(profile.precision, capability):
         return ""
-    needs = f"{profile.precision} needs compute capability {show_capability(least)}"
+    needs = f"{profile.precision} needs compute capability {show_capability(_PRECISION_NEEDS[profile.precision])}"
     return f"{needs}, this is {show_capability(capability)}"
+
+
+def _lacks(precision: str, capability: Capability | None) -> bool:
+    """Whether a GPU does not multiply in this precision, or may not."""
+    least = _PRECISION_NEEDS.get(precision)
+    return least is not None and (capability is None or capability < least)
 
 
 def _why_not_optimized(choice: ProfileSearch, profile: Profile, gpu: GpuFacts) -> list[str]:

@@ -24,7 +24,8 @@ def explain_profile(choice: ProfileSearch, profile: Profile, gpu: GpuFacts, turn
     if profile.kind == "generic":
         published = choice.rules.profiles[0].kind != "generic"
         no_profile = "no published profile has it" if published else f"no profile file for {choice.rules.model}"
-        decided = f"{choice.precision_origin} {profile.precision}" if asked else f"{profile.precision} by default"
+        default = "bf16, in which it was trained" if profile.precision == "bf16" else f"{profile.precision} by default"
+        decided = f"{choice.precision_origin} {profile.precision}" if asked else default
         return f"{decided}, {no_profile}"
     matched = f"compute capability {show_capability(gpu.compute_capability)}"
     if profile.skus:
@@ -43,6 +44,8 @@ def explain_limits(choice: ProfileSearch, profile: Profile, fit: Fit) -> list[st
         says = f"the profile says {profile.max_tokens}"
         reasons.append(f"max tokens {request.max_tokens}: {request.origin('max_tokens')} ({says})")
     decided = "the default" if request.token_budget is None else request.origin("token_budget")
+    if request.token_budget is None and profile.kind != "cpu" and choice.rules.hidden_size:
+        decided = f"the default for a hidden size of {choice.rules.hidden_size}"
     wanted = choice.wanted_budget(profile)
     if fit.budget < wanted:
         decided = f"more does not fit ({wanted} is {decided})"

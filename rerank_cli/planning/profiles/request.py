@@ -68,11 +68,15 @@ class MachineFacts:
 
 @dataclass(frozen=True, slots=True)
 class GenericFacts:
-    """A model without a profile file, from its checkpoint. precisions: what its family runs on a GPU, default first."""
+    """A model without a profile file, from its checkpoint.
+
+    precisions: what a GPU runs it in, the default first. hidden_size: None where config.json does not tell it.
+    """
 
     model: str
     max_tokens: int
     precisions: tuple[str, ...] = GENERIC_PRECISIONS
+    hidden_size: int | None = None
     engines: int = 1
     performance_engines: int = 2
     performance_min_bytes: int = 80 * GB

@@ -73,7 +73,7 @@ def select_profile(
     if least_overlap(request.precision):
         raise choice.refusal(
             f"{request.origin('precision')} {request.precision}: compares the precisions of a CPU",
-            hint="`--device cpu` runs there; on a GPU `auto` is fp16",
+            hint="`--device cpu` runs there; on a GPU `auto` is fp16 or bf16",
         )
     if choice.precision == "int8":
         why = "int8 layers are there for CPUs alone"

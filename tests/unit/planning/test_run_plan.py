@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.errors import DoesNotFitError, UsageError
@@ -45,6 +47,41 @@ def answer(machine: Machine, model: str | None = ONE_B, **asked: Any) -> Machine
 
 def run(machine: Machine, model: str | None = ONE_B, **asked: Any) -> Plan:
     return plan_run(answer(machine, model, **asked), cuda_devices=len(machine.gpus))
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [("mxbai-v2", "bf16"), ("qwen3-reranker", "bf16"), ("jina-v2", "bf16"), ("automodel-ce", "bf16"),
+     ("bge-gemma", "bf16"), ("xlmr-ce", "fp16"), ("gte-multilingual", "fp16"), ("ettin", "fp16")],
+)  # fmt: skip
+def test_a_gpu_runs_a_model_in_the_narrow_type_that_it_was_trained_in(model: str, precision: str) -> None:
+    """Gemma's too, whose rerankers are stored in float32: its numbers leave the range of fp16."""
+    folder = str(PARITY / f"{model}-open" / "checkpoint")
+    assert run(Machine(cpu=CPU, gpus=(gpu(0),)), folder).precision == precision
+    assert run(Machine(cpu=CPU, gpus=(gpu(0, capability=(7, 5)),)), folder).precision == "fp16"
+    assert run(Machine(cpu=CPU), folder).precision == "fp32"
+
+
+def test_the_type_of_most_weights_counts_where_config_json_names_none(tiny: Callable[..., Path]) -> None:
+    def narrow(tensors: dict[str, Tensor]) -> None:
+        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items() if "LayerNorm" not in name})
+
+    folder = tiny("bert", config={"torch_dtype": None}, weights=narrow)
+    assert run(Machine(cpu=CPU, gpus=(gpu(0),)), str(folder)).precision == "bf16"
+    folder = tiny("bert", config={"torch_dtype": None})
+    assert run(Machine(cpu=CPU, gpus=(gpu(0),)), str(folder)).precision == "fp16"
+
+
+def test_a_narrow_model_has_larger_batches_on_a_gpu_and_needs_more_memory() -> None:
+    machine = Machine(cpu=CPU, gpus=(gpu(0),))
+    built_in = run(machine, None)  # of hidden size 384
+    assert built_in.token_budget == 65_536
+    assert "token budget 65536: the default for a hidden size of 384" in built_in.reasons
+    half = run(machine, None, token_budget=32_768)
+    assert built_in.needed_bytes is not None
+    assert half.needed_bytes is not None
+    assert half.needed_bytes < built_in.needed_bytes
+    assert run(machine).token_budget == 32_768
 
 
 def test_a_run_has_everything_of_the_answer() -> None:

@@ -24,6 +24,7 @@ from rerank_cli.planning.profiles import (
     select_profile,
 )
 from rerank_cli.planning.profiles.fit import Wish, fit_device, fit_group
+from rerank_cli.planning.profiles.matching import auto_precision
 
 DATA = Path(__file__).parents[3] / "data" / "nim"
 MATRIX = json.loads((DATA / "support_matrix.json").read_text())
@@ -214,6 +215,48 @@ def test_a_model_without_a_file_is_generic() -> None:
     plan = decision.plan
     assert (plan.profile, plan.kind, plan.precision, plan.max_tokens) == ("generic-fp16", "generic", "fp16", 8192)
     assert "no profile file for BAAI/bge-reranker-v2-m3" in decision.reasons[0]
+
+
+BF16 = GenericFacts("some/decoder", 8192, ("bf16", "fp16", "fp32"))
+
+
+def test_a_model_that_was_trained_in_bf16_runs_in_it_where_the_card_has_it() -> None:
+    decision = choose(BF16, gpu("8.0"))
+    assert decision.plan.profile == "generic-bf16"
+    assert "bf16, in which it was trained, no profile file for some/decoder" in decision.reasons[0]
+    older = choose(BF16, gpu("7.5"))
+    assert (older.plan.profile, older.warnings) == ("generic-fp16", ())
+    assert "fp16 by default" in older.reasons[0]
+    assert any("bf16 needs compute capability 8.0" in rejection.reason for rejection in older.rejected)
+    assert choose(BF16, gpu("8.0"), precision="fp16").plan.profile == "generic-fp16"
+    assert choose(BF16, gpu("8.0"), precision="fp32").plan.profile == "generic-fp32"
+    assert choose(BF16, device="cpu").plan.precision == "fp32"
+    for facts in (BF16, GenericFacts("some/model", 512)):
+        for capability in ("7.5", "8.0"):
+            run = choose(facts, gpu(capability)).plan.precision
+            assert auto_precision(facts, parse_capability(capability)) == run
+    assert auto_precision(BF16, None) == "bf16"
+    assert auto_precision(MODELS[ONE_B], None) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "budget"),
+    [(None, 32_768), (1, 131_072), (256, 131_072), (257, 65_536), (384, 65_536), (512, 65_536), (513, 32_768),
+     (768, 32_768), (1024, 32_768), (8192, 32_768), (2**40, 32_768)],
+)  # fmt: skip
+def test_a_narrow_model_has_more_tokens_in_a_batch_on_a_gpu(hidden_size: int | None, budget: int) -> None:
+    facts = GenericFacts("some/model", 512, hidden_size=hidden_size)
+    decision = choose(facts, gpu("9.0", 80), need=packed_need)
+    assert decision.plan.token_budget == budget
+    assert decision.plan.needed_bytes == packed_need(
+        None, precision="fp16", max_tokens=512, token_budget=budget, engines=1
+    )
+    told = "the default" + (f" for a hidden size of {hidden_size}" if hidden_size else "")
+    assert f"token budget {budget}: {told}" in decision.reasons
+    assert choose(facts, gpu("9.0", 80), token_budget=1000).plan.token_budget == 1000
+    assert choose(facts, device="cpu").plan.token_budget == 2048
+    small = choose(facts, gpu("9.0", 80, free_bytes=int(3.5 * GIB)), need=packed_need).plan
+    assert 512 <= small.token_budget < 32_768
 
 
 def test_a_profile_can_be_named() -> None:
@@ -461,7 +504,9 @@ REQUESTS = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    model=st.sampled_from([*MODELS.values(), GenericFacts("some/model", 8192)]),
+    model=st.sampled_from(
+        [*MODELS.values(), GenericFacts("some/model", 8192), GenericFacts("some/narrow model", 8192, hidden_size=256)]
+    ),
     need=NEEDS, asked=REQUESTS, capability=st.sampled_from([(7, 5), (8, 0), (8, 9), (9, 0)]),
     sizes=st.lists(st.integers(1, 16 * GIB) | st.integers(GIB, 200 * GIB), min_size=2, max_size=8),
     count=st.integers(1, 3),
