@@ -75,7 +75,7 @@ def rules_of(model: ModelProfiles | GenericFacts) -> Rules:
         max_tokens=model.model.max_tokens,
         profiles=(*model.profiles, *(_generic(precision, model.model.max_tokens) for precision in beyond)),
         automatic=model.selection.automatic,
-        hidden_size=model.model.language and model.model.language.hidden_size,
+        hidden_size=model.model.language.hidden_size if model.model.language else None,
         engines=model.engines.default,
         performance_engines=model.engines.performance,
         performance_min_bytes=model.engines.performance_min_bytes,
@@ -104,8 +104,8 @@ def gpu_token_budget(hidden_size: int | None) -> int:
     `benchmarks.gpu_kernels` tries the budgets).
     """
     least, most = _GPU_BUDGETS
-    wanted = _GPU_NUMBERS // max(1, hidden_size or most)
-    return max(least, min(most, 2 ** (wanted.bit_length() - 1)))
+    power = (_GPU_NUMBERS // max(1, hidden_size or most)).bit_length() - 1
+    return max(least, min(most, 1 << max(0, power)))
 
 
 @dataclass(slots=True)

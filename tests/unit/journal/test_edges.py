@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.errors import InputError, JobChangedError, OutputError, TooManyBadRowsError
-from rerank_cli.journal import Files, Fingerprint, place_file, placing, records, write_file
+from rerank_cli.journal import Files, Fingerprint, Job, identity_of, place_file, placing, records, write_file
 from rerank_cli.journal import files as file_calls
 from rerank_cli.journal.files import opened_as_own
 from rerank_cli.journal.fingerprint import sha256_of
@@ -185,6 +185,48 @@ def test_a_job_writes_where_a_pipe_was_opened_and_looks_at_what_it_feeds(tmp_pat
     assert os.read(readers[0], 1) == b""  # nobody ever wrote into it
     for descriptor in (*readers, writer):
         os.close(descriptor)
+
+
+def test_a_job_names_the_pipe_that_it_cannot_feed_and_the_file_that_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "_READER_SECONDS", 0.01)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="pipe: nobody reads this pipe"), job(tmp_path) as opened:
+        add(opened, range(4))
+        opened.complete({"errors": True})
+        opened.feed({"errors": pipe}, {}, lambda: None)
+    with pytest.raises(OutputError, match="/dev/full: cannot be written: No space left"), job(tmp_path) as opened:
+        opened.feed({"errors": Path("/dev/full")}, {}, lambda: None)
+    with pytest.raises(OutputError) as caught, job(tmp_path) as opened:
+        opened.path("errors").write_bytes(b"of another")
+        opened.feed({"errors": Path("/dev/null")}, {}, lambda: None)
+    said = f"{opened.path('errors')}: was changed by something other than this run: "
+    assert caught.value.message == said + "its bytes are not those that were written"
+
+
+def test_an_output_is_begun_while_its_folder_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    assert not Job.is_begun(str(out))
+    with pytest.raises(OutputError), job(tmp_path) as opened:
+        add(opened, range(2))
+        raise OutputError("enough")
+    assert Job.is_begun(str(out))
+    with job(tmp_path) as again:
+        finish(again)
+        assert not again.is_mine(out)
+    assert not Job.is_begun(str(out))
+
+
+def test_which_file_a_path_names(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "lost").symlink_to(tmp_path / "none")
+    found = (tmp_path / "file").stat()
+    assert identity_of(tmp_path / "file") == identity_of(tmp_path / "link") == (found.st_dev, found.st_ino)
+    assert identity_of(tmp_path / "lost") == identity_of(tmp_path / "none") == str((tmp_path / "none").resolve())
+    assert identity_of(UrlPath("s3://bucket/out.jsonl")) == "s3://bucket/out.jsonl"
 
 
 def test_a_device_takes_what_it_is_given(tmp_path: Path) -> None:
@@ -378,9 +420,16 @@ def test_an_object_takes_what_is_done_unless_another_one_has_its_name(
     def never(path: Path, found: os.stat_result) -> bool:
         return False
 
-    with pytest.raises(OutputError, match="was made or changed by something else during the run"):
+    with pytest.raises(OutputError, match="was made or changed by something else during the run") as caught:
         place_file(tmp_path / "rows", target, Files(), may_replace=never, job="this one")
-    assert told == [{"may_replace": placing.any_file, "job": None}, {"may_replace": never, "job": "this one"}]
+    assert caught.value.message.startswith(f"{target}: ")
+    with pytest.raises(OutputError):
+        write_file(target, b"rows", Files(), may_replace=never)
+    assert told == [
+        {"may_replace": placing.any_file, "job": None},
+        {"may_replace": never, "job": "this one"},
+        {"may_replace": never, "job": None},
+    ]
     assert (tmp_path / "rows").exists()
 
 

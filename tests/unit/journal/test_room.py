@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.errors import OutputError
-from rerank_cli.journal import naming, room
+from rerank_cli.journal import files, naming, room
 from rerank_cli.storage import UrlPath
 
 
@@ -39,7 +39,7 @@ def test_sizes_are_said_in_the_largest_unit_that_they_reach(
     monkeypatch: pytest.MonkeyPatch, size: int, said: str
 ) -> None:
     found = os.statvfs_result((4096, 1, size, size, size, 1000, 1, 1, 0, 255))
-    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    monkeypatch.setattr(os, "statvfs", {Path("/"): found}.__getitem__)
     assert room.room_left(Path("/")) == f"{said} on the file system at /{', too little' if size else ''}"
 
 
@@ -53,7 +53,22 @@ def test_a_full_cache_is_said_of_an_object_whose_work_lies_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file_system(monkeypatch, left=0)
-    said = r"cannot be written: .*: 0 bytes are left on the file system at /"
-    with pytest.raises(OutputError, match=said), naming(UrlPath("s3://bucket/out.jsonl")):
-        raise OSError(number, os.strerror(number))
+    asked: list[Path] = []
+
+    def room_left(path: Path) -> str:
+        asked.append(path)
+        return "no room"
+
+    monkeypatch.setattr(files, "room_left", room_left)
+    out = UrlPath("s3://bucket/out.jsonl")
+    for path, error in (
+        (out, OSError(number, "full")),
+        (tmp_path / "out", OSError(number, "full")),
+        (tmp_path / "out", OSError(number, "full", "/elsewhere")),
+        (tmp_path / "out", OSError(errno.EIO, "full")),
+    ):
+        with pytest.raises(OutputError) as caught, naming(path):
+            raise error
+        room_said = "" if error.errno == errno.EIO else ": no room"
+        assert caught.value.message == f"{path}: cannot be written: full{room_said}"
+    assert asked == [tmp_path / "rerank-cli", tmp_path / "out", Path("/elsewhere")]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,6 +154,7 @@ def test_a_complete_job_of_the_version_before_is_placed(tmp_path: Path) -> None:
     del records[-1]["files"]
     opened.path("journal").write_bytes(encode(records, after="")[0])
     with job(tmp_path) as again:
+        assert again.completed == {"errors": True}
         again.place({"errors": tmp_path / "out.errors", "rows": opened.out})
     assert (tmp_path / "out.errors").read_bytes() + opened.out.read_bytes() == WHOLE
 
@@ -258,6 +261,13 @@ def test_who_may_read_a_file_is_for_the_users_mask_to_say(tmp_path: Path, is_new
     assert (tmp_path / "rows").stat().st_mode & 0o7777 == 0o666
 
 
+def test_a_file_that_was_there_is_read_to_its_end_to_be_sealed(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(bytes(2**20) + b"1" * 2**20 + b"rows")  # more than is read at a time
+    file = WorkFile(Files(), tmp_path / "rows")
+    assert file.seal() == (2**21 + 4, sha256_of(tmp_path / "rows"))
+    file.close()
+
+
 def test_a_new_file_is_new(tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
@@ -319,8 +329,10 @@ def test_a_work_folder_is_known_by_what_is_in_it(tmp_path: Path, name: str) -> N
 
 def test_a_link_or_a_file_is_no_work_folder(tmp_path: Path) -> None:
     (tmp_path / "out.job").symlink_to(tmp_path)
-    with pytest.raises(OutputError, match="is a link, but"):
+    with pytest.raises(OutputError) as caught:
         refuse_foreign_folder(tmp_path / "out.job")
+    assert caught.value.message == f"{tmp_path / 'out.job'}: is a link, but this output's work folder needs the name"
+    assert caught.value.hint == "move it away, or name another output"
 
 
 def test_a_mount_that_tells_another_owner_of_all_files_is_borne(
@@ -328,7 +340,15 @@ def test_a_mount_that_tells_another_owner_of_all_files_is_borne(
 ) -> None:
     (tmp_path / "out.job").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    made, temporary = [], tempfile.TemporaryFile
+
+    def file_in(**where: Any) -> Any:
+        made.append(where)
+        return temporary(**where)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", file_in)
     refuse_foreign_folder(tmp_path / "out.job")  # new files belong to whom the folder does
+    assert made == [{"dir": tmp_path}]
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: (_ for _ in ()).throw(OSError("read-only")))
     with pytest.raises(OutputError, match="belongs to another user"):
         refuse_foreign_folder(tmp_path / "out.job")
@@ -378,6 +398,9 @@ def test_a_change_of_what_is_read_is_told(tmp_path: Path, change: Callable[[Path
     with pytest.raises(InputError) as caught:
         watch.check()
     assert caught.value.message == f"{path}: was changed while it was read (input 1): {said}"
+    assert caught.value.hint == (
+        "restore the file and run the same command again to resume, or start over with `--restart`"
+    )
 
 
 def test_another_mode_or_name_of_the_same_bytes_is_no_change(tmp_path: Path) -> None:
@@ -389,8 +412,16 @@ def test_another_mode_or_name_of_the_same_bytes_is_no_change(tmp_path: Path) -> 
     (tmp_path / "backup").hardlink_to(path)
     watch.look({"input 2": path})
     watch.check()
-    watch.only({})
+    other = tmp_path / "other"
+    other.write_text("other")
+    watch.look({"input 3": other})
+    watch.only({"the input": path})
+    other.unlink()
+    watch.check()
     path.unlink()
+    with pytest.raises(InputError, match=r"\(the input\): it is gone"):
+        watch.check()
+    watch.only({})
     watch.check()
 
 
