@@ -38,6 +38,7 @@ from rerank_cli.engine.protocols import Engine, OnBatch, Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, run_job
+from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 from rerank_cli.models.packed import pack
 from rerank_cli.planning.profiles.matching import gpu_token_budget
 from rerank_cli.planning.run_plan import Plan
@@ -85,6 +86,8 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=100, help="of a passage, in the mean")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    prepare_process(online=False)
+    keep_freed_memory()  # both as `rerank-file` does
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"

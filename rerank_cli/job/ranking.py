@@ -186,7 +186,11 @@ def rank_list(
         second: The passages that the second of two scorers has read, which come first; None with one scorer.
     """
     errors: list[RowError] = []
-    bad = {index: problem for index in range(len(entries)) if (problem := _problem_of(entries[index], scores[index]))}
+    bad = {
+        index: problem
+        for index, (entry, score) in enumerate(zip(entries, scores, strict=True))
+        if not (type(entry) is tuple and math.isfinite(score)) and (problem := _problem_of(entry, score))
+    }
     if bad and len(item.rows) == 1:
         if item.passage_error is None or len(bad) == len(item.passages):
             index, problem = next(iter(bad.items()))
@@ -196,7 +200,7 @@ def rank_list(
     else:
         rows = {i: item.row_of(item.place_of(i)) for i in bad}
         errors += [row_error(rows[i], problem.code, problem.message, item.id) for i, problem in bad.items()]
-    good = [index for index in range(len(entries)) if index not in bad]
+    good = [index for index in range(len(entries)) if index not in bad] if bad else list(range(len(entries)))
     if good or not item.passages or item.whole:
         return _rank(item, good, entries, scores, blend, second), errors
     return None, errors
@@ -233,16 +237,14 @@ def _rank(
     for rank, index in enumerate(ordered, start=1):
         chunks = entries[index]
         assert isinstance(chunks, tuple), "pairs with problems are not ranked"
-        tokens, kept = (chunks[0].tokens, len(chunks[0].input_ids)) if len(chunks) == 1 else (0, 0)
-        read += sum(len(chunk.input_ids) for chunk in chunks)
-        block = chunks[0].block
+        tokens, kept, block = chunks[0].tokens, len(chunks[0].input_ids), chunks[0].block
+        read += kept
+        if len(chunks) > 1:
+            read += sum(len(chunk.input_ids) for chunk in chunks[1:])
+            tokens = kept = 0
         tiles, kept_tiles = (block.full_tiles, block.tiles) if block else (0, 0)
         by = "" if second is None else "second" if index in second else "first"
-        ranking.append(
-            RankedPassage(
-                rank, places[index], scores[index], tokens, kept, tiles=tiles, kept_tiles=kept_tiles, scored_by=by
-            )
-        )
+        ranking.append(RankedPassage(rank, places[index], scores[index], tokens, kept, tiles, kept_tiles, by))
     whole = item.whole or item
     for index in range(len(item.passages), len(whole.passages)):
         ranking.append(RankedPassage(len(ranking) + 1, whole.place_of(index), np.nan, 0, 0))

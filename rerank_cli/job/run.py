@@ -47,7 +47,6 @@ from rerank_cli.job.worse_output import refuse_worse
 from rerank_cli.job.write_window import WindowWriter
 from rerank_cli.journal import Files, Fingerprint, Job, Terms, Watch
 from rerank_cli.machine.bus_error import explaining_bus_errors
-from rerank_cli.machine.this_process import leaving_old_objects_alone
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report import document as reports
@@ -252,7 +251,6 @@ def _score_all(  # noqa: PLR0913, PLR0915 (takes what `run_job` has prepared; th
         precision.begin(engine, plan.precision)
         windows = _windows(options, prepared, plan, images, watcher.on_note)
         totals.begin_scoring(plan.precision, note)
-        stack.enter_context(leaving_old_objects_alone())
         resume.pass_over(windows)
         scoring = scorers.score(
             windows, totals.timing, image_processes=plan.image_processes, on_submit=watcher.progress.submit,

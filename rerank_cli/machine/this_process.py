@@ -1,4 +1,4 @@
-"""Settings of this process: those that libraries read once, at import, and those of the allocator.
+"""Settings of this process: those that libraries read once, at import, and those of allocator and garbage collector.
 
 The commands that load a model make them before they import anything that imports torch. What the user has set in the
 environment stays.
@@ -12,8 +12,6 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 # oneDNN compiles a kernel for every number of rows and keeps 1,024 of them: over a long file the process creeps up by
@@ -31,19 +29,27 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "true",
 }
+# By default Python looks for garbage after 700 new objects, which is every 100 pairs, and now and then through all of
+# the 200,000 that torch brings, 75 ms each time: 15 us a pair of the host's own work, and 0.1 s while libraries are
+# imported. Nearly everything here is freed without that: a window of 4,096 pairs has fewer objects than this number,
+# and leaves some 400 small ones behind (Intel Xeon with AMX, Python 3.11).
+_NEW_OBJECTS = 50_000
 _PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 # glibc's numbers for mallopt(3) and what they are set to: blocks of up to 32 MiB (the most it takes) come from the
 # heap, and the heap's free end goes back to the system only from 256 MiB on.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _keeps_freed_memory = False
-_MANY_OBJECTS = 50_000  # more than a window of 4,096 pairs has at a time
 _HEAP_BLOCK_BYTES = 32 * 2**20
 _HEAP_FREE_BYTES = 256 * 2**20
 _MAPPED_BLOCK_BYTES = 2**20
 
 
 def prepare_process(*, online: bool) -> None:
-    """Set what libraries read at import. online: the Hugging Face libraries may connect."""
+    """Set what libraries read at import, and how often Python looks for garbage.
+
+    online: the Hugging Face libraries may connect.
+    """
+    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
     for name, value in {**_CACHES, **_QUIET}.items():
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:  # the turns would win over it
@@ -90,25 +96,6 @@ def give_back_large_blocks() -> None:
     """
     if _keeps_freed_memory:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BLOCK_BYTES)
-
-
-@contextmanager
-def leaving_old_objects_alone() -> Iterator[None]:
-    """Inside, the garbage collector looks at new objects alone, and not before there are many.
-
-    With torch there are some 200,000 old ones, and looking through them took 75 ms every few thousand pairs; new ones
-    were looked at after every 700, which is every 100 pairs, although nearly all of them are freed without it: 15 us a
-    pair together (Intel Xeon with AMX, Python 3.11). It is a setting of the whole process, so it is for programs, not
-    for libraries.
-    """
-    before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(_MANY_OBJECTS, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def peak_rss_bytes() -> int:

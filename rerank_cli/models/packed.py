@@ -77,19 +77,21 @@ def pack(pairs: Sequence[EncodedPair], *, device: torch.device) -> PackedBatch:
     ends = np.cumsum(lengths)
     tokens = int(ends[-1])
     starts = ends - lengths
-    rows = np.zeros((3, rounded_rows(tokens)), dtype=np.int64)
-    np.concatenate([pair.input_ids for pair in pairs], out=rows[0, :tokens], casting="same_kind")
-    within = np.arange(tokens) - np.repeat(starts, lengths)
-    rows[1, :tokens] = within >= np.repeat([pair.second_start for pair in pairs], lengths)
-    rows[2, :tokens] = within
+    width = rounded_rows(tokens)
+    sizes = [width, width, width, rounded_rows(len(pairs)), len(pairs) + 2]
     # Everything travels as one buffer: one transfer a batch.
-    firsts = np.zeros(rounded_rows(len(pairs)), dtype=np.int64)
+    buffer = np.zeros(sum(sizes), dtype=np.int64)
+    ids, types, within, firsts, bounds = np.split(buffer, np.cumsum(sizes)[:-1])
+    np.concatenate([pair.input_ids for pair in pairs], out=ids[:tokens], casting="same_kind")
+    np.subtract(np.arange(tokens), np.repeat(starts, lengths), out=within[:tokens])
+    seconds = np.array([pair.second_start for pair in pairs])
+    if (seconds < lengths).any():
+        np.greater_equal(within[:tokens], np.repeat(seconds, lengths), out=types[:tokens])
     firsts[: len(pairs)] = starts
-    width = rows.shape[1]
-    flat = transfer_for(device).to_device(torch.from_numpy(np.concatenate([rows.ravel(), firsts, [0], ends, [width]])))
-    sizes = [width, width, width, len(firsts), len(pairs) + 2]
-    input_ids, token_types, positions, first_tokens, bounds = flat.split_with_sizes(sizes)
-    sequences = bounds.to(torch.int32)
+    bounds[1:-1], bounds[-1] = ends, width
+    flat = transfer_for(device).to_device(torch.from_numpy(buffer))
+    input_ids, token_types, positions, first_tokens, last_tokens = flat.split_with_sizes(sizes)
+    sequences = last_tokens.to(torch.int32)
     return PackedBatch(
         input_ids=input_ids,
         token_types=token_types,

@@ -193,9 +193,9 @@ def own_fields(row: Row) -> Mapping[str, Any]:
 def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
     """Our fields for a passage."""
     is_scored = not math.isnan(entry.logit)
-    ours: dict[str, Any] = {selection.score: entry.logit if is_scored else None}
-    if ranks:
-        ours = {"rank": entry.rank, **ours, "index": entry.index}
+    score = entry.logit if is_scored else None
+    ours: dict[str, Any]
+    ours = {"rank": entry.rank, selection.score: score, "index": entry.index} if ranks else {selection.score: score}
     if selection.prob:
         ours["prob"] = sigmoid(entry.logit) if is_scored else None
     if selection.probability:

@@ -42,6 +42,12 @@ def test_the_memory_of_a_batch_serves_the_next_one(mode: str, mapped: int) -> No
     assert (heap_bytes >= 4 * 2**24) == (mode == "kept")
 
 
+def test_commands_look_for_garbage_seldom() -> None:
+    given = "import gc; from rerank_cli.machine.this_process import prepare_process; prepare_process(online=False)"
+    command = [sys.executable, "-c", f"{given}; print(gc.isenabled(), gc.get_threshold()[0] > 10_000)"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "True True"
+
+
 SETTINGS = """
 import os
 from rerank_cli.machine.this_process import prepare_process
