@@ -36,6 +36,10 @@ def build_report(
 ) -> dict[str, Any]:
     """The document. seconds: wall time of the whole run, loading included; the speeds are relative to it."""
     spent = seconds or float("inf")
+    work: dict[str, float] = {name: number for name in WORK if (number := getattr(counts, name))}
+    if counts.computed_tokens:
+        read = counts.tokens - counts.tokens_repeated
+        work["padding_share"] = round(max(0.0, 1 - read / counts.computed_tokens), 4)
     return {
         "schema": SCHEMA,
         "version": rerank_cli.__version__,
@@ -61,7 +65,7 @@ def build_report(
         "speed": {
             "pairs_per_second": round(counts.pairs / spent, 3),
             "tokens_per_second": round(counts.tokens / spent, 1),
-            **_work(counts),
+            **work,
         },
     }
 
@@ -80,15 +84,6 @@ def gpu_facts(machine: Machine) -> dict[str, Any]:
         for device in machine.devices
     ]
     return {"driver": machine.driver, "cuda": machine.cuda, "gpus": gpus}
-
-
-def _work(counts: Counts) -> dict[str, float]:
-    """What was computed and the share of padding in it, where the engine counted them."""
-    found: dict[str, float] = {name: number for name in WORK if (number := getattr(counts, name))}
-    if counts.computed_tokens:
-        read = counts.tokens - counts.tokens_repeated
-        found["padding_share"] = round(max(0.0, 1 - read / counts.computed_tokens), 4)
-    return found
 
 
 def use_of_device(

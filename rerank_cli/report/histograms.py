@@ -35,11 +35,6 @@ class LengthHistogram:
             self._bins.update({state["first"] + place: count for place, count in enumerate(state["counts"]) if count})
 
     @property
-    def count(self) -> int:
-        """The number of lengths."""
-        return self._bins.total()
-
-    @property
     def state(self) -> dict[str, Any]:
         """The argument that makes the same histogram again."""
         return {"longest": self.longest, **_dense(self._bins)}

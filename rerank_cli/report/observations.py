@@ -134,20 +134,29 @@ class Observations:
         found = self._codes.setdefault(code, {"rows": 0, "examples": []})
         found["rows"] += 1
         if len(found["examples"]) < _EXAMPLES:
+            shown: Any = error.id
+            is_number = isinstance(shown, (int, float)) and math.isfinite(shown) and abs(shown) < _LARGEST_ID
+            if shown is not None and not is_number:
+                shown = _shorten(
+                    shown if isinstance(shown, str) else json.dumps(shown, default=str, ensure_ascii=False)
+                )
             found["examples"].append(
-                {"file": error.file, "row": error.row, "id": _json_id(error.id), "message": _shorten(error.message)}
+                {"file": error.file, "row": error.row, "id": shown, "message": _shorten(error.message)}
             )
 
     def document(self, score: str) -> dict[str, Any]:
         """The parts of a report made here, without those that have no data. score: `logit` or `cosine`."""
         codes = sorted(self._codes.items(), key=lambda entry: (-entry[1]["rows"], entry[0]))
+        timeline = self._timeline.state
+        pairs, tokens = ([round(amount, 1) for amount in series] for series in timeline["series"])
+        speed = {"step_seconds": timeline["step"], "pairs": pairs, "tokens": tokens, "continued_at": self._continued_at}
         parts = {
             "lengths": self._lengths(),
             "unknown_tokens": self._unknown.document(),
             "scores": self._scores_by_rank(score),
             "scores_by_relevance": self._scores_by_relevance(score),
             "moves": moves_document(self._moves.tolist()) if self._has_lists else None,
-            "timeline": self._over_time(),
+            "timeline": speed if pairs else None,
             "errors": [{"code": code, **found} for code, found in codes],
         }
         return {name: part for name, part in parts.items() if part}
@@ -163,7 +172,7 @@ class Observations:
             "mean": round(self._tokens / pairs, 1),
             **{f"p{100 * share:g}": min(longest, bound_of(bins, share)) for share in (0.5, 0.9, 0.99)},
             "longest": longest,
-            "cut_pairs": self._cut.count,
+            "cut_pairs": sum(cut.values()),
             "cut_tokens": self._cut_tokens,
             "histogram": [
                 {"from": span[0], "to": span[1], "pairs": count, "cut": cut.get(span, 0)}
@@ -187,19 +196,6 @@ class Observations:
         return {
             "score": score, "begin": found["begin"], "width": found["width"], "relevant": relevant, "others": others,
         }  # fmt: skip
-
-    def _over_time(self) -> dict[str, Any] | None:
-        state = self._timeline.state
-        pairs, tokens = ([round(amount, 1) for amount in series] for series in state["series"])
-        found = {"step_seconds": state["step"], "pairs": pairs, "tokens": tokens, "continued_at": self._continued_at}
-        return found if pairs else None
-
-
-def _json_id(value: object) -> Any:
-    """An id for JSON: a number or a short text."""
-    if value is None or (isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < _LARGEST_ID):
-        return value
-    return _shorten(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
 
 
 def _shorten(text: str) -> str:

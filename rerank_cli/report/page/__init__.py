@@ -60,18 +60,14 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
-        finalize=_show_printable,
+        # Our own markup is a subclass of `str`, and is written as it is.
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"coded": _mark_code, "ours": Markup, "quoted": shlex.quote}
     return environment
-
-
-def _show_printable(value: Any) -> Any:
-    """What an expression of the template writes: printable text, or our own markup (a subclass of `str`) as it is."""
-    return printable(value) if type(value) is str else value
 
 
 _UNBROKEN = 30

@@ -30,28 +30,47 @@ def lists_section(
 ) -> dict[str, Any] | None:
     """The queries that gained and lost most, with the first passages before and after."""
     kinds = [
-        {"title": title, "queries": [_query(one) for one in found]}
+        {
+            "title": title,
+            "queries": [
+                lists_of_query(one, (("before", one.get("given")), ("after", one.get("new"))), moves=True)
+                for one in found
+            ],
+        }
         for title, found in (("gained most", best), ("lost most", worst))
         if found
     ]
     return {"metric": metric, "kinds": kinds} if kinds else None
 
 
-def _query(one: Mapping[str, Any]) -> dict[str, Any]:
+def lists_of_query(
+    one: Mapping[str, Any], columns: Sequence[tuple[str, Sequence[Mapping[str, Any]] | None]], *, moves: bool = False
+) -> dict[str, Any]:
+    """A query with its lists side by side.
+
+    Args:
+        one: The query, and how its measure changed.
+        columns: The title of each list, and its passages, None where they are not known.
+        moves: The columns are `before` and `after`, and show how each passage moved.
+    """
+    change = one.get("change")
     return {
         "id": one["query"],
         "text": one.get("text") or "",
-        "change": "" if one.get("change") is None else signed(one["change"]),
-        "rose": (one.get("change") or 0) >= 0,
+        "change": "" if change is None else signed(change),
+        "rose": (change or 0) >= 0,
         "columns": [
-            {"title": title, "passages": [passage_of(each, place, title) for place, each in enumerate(found, 1)]}
-            for title, found in (("before", one.get("given")), ("after", one.get("new")))
+            {
+                "title": title,
+                "passages": [_passage(each, place, title if moves else "") for place, each in enumerate(found, 1)],
+            }
+            for title, found in columns
             if found is not None
         ],
     }
 
 
-def passage_of(one: Mapping[str, Any], place: int, column: str = "") -> dict[str, Any]:
+def _passage(one: Mapping[str, Any], place: int, column: str) -> dict[str, Any]:
     """A passage of a list. column: `before` and `after` also tell how it moved between both orders."""
     grade, other = one.get("grade"), one.get("place")
     moved = ""

@@ -45,38 +45,29 @@ def bars(found: Sequence[Bar], *, label: str, unit: str, lines: Sequence[Line] =
     begin, end = found[0].begin, max(found[-1].end, *(line.at for line in lines), found[0].begin + 1e-9)
     scale = ticks(0, max(bar.value for bar in found), least=0 if seconds else 1)
     top = scale[-1] or 1.0
-    height = {tick: _HEAD + _HEIGHT * (1 - tick / top) for tick in scale}
+    base = _HEAD + _HEIGHT
     parts = [element("text", unit, x=0, y=_HEAD - 18, class_="tick")]
     for tick in scale:
-        parts += level_of(height[tick], short(tick))
-    for bar in found:
-        left = right_of_gutter(_place_on_axis(bar.begin, begin, end))
-        parts += _column(bar, left, (100 - GUTTER) * (bar.end - bar.begin) / (end - begin), top)
+        parts += level_of(_HEAD + _HEIGHT * (1 - tick / top), short(tick))
+    for bar in found:  # one or two rectangles each, with the marked part on top
+        left = percent_of(right_of_gutter(_place_on_axis(bar.begin, begin, end)))
+        width = percent_of((100 - GUTTER) * (bar.end - bar.begin) / (end - begin))
+        plain, marked = _HEIGHT * (bar.value - bar.marked) / top, _HEIGHT * bar.marked / top
+        title = element("title", bar.title)
+        parts += [
+            element("rect", title, x=left, width=width, y=y, height=height, class_=kind)
+            for y, height, kind in ((base - plain, plain, "bar"), (base - plain - marked, marked, "bar marked"))
+            if height > 0
+        ]
     for line in lines:
-        parts += _mark(line, right_of_gutter(_place_on_axis(line.at, begin, end)))
-    return chart(label, _HEAD + _HEIGHT + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
-
-
-def _mark(line: Line, across: float) -> list[Markup]:
-    place: dict[str, str | float] = {"dx": 4, "text_anchor": "start"}
-    if across > 70:
-        place = {"dx": -4, "text_anchor": "end"}
-    x = percent_of(across)
-    return [
-        element("line", x1=x, x2=x, y1=_HEAD, y2=_HEAD + _HEIGHT, class_="limit"),
-        element("text", line.title, x=x, y=_HEAD + 10, class_="mark", **place),
-    ]
-
-
-def _column(bar: Bar, left: float, width: float, top: float) -> list[Markup]:
-    """A bar as one or two rectangles, with the marked part on top."""
-    plain, marked = _HEIGHT * (bar.value - bar.marked) / top, _HEIGHT * bar.marked / top
-    base, title = _HEAD + _HEIGHT, element("title", bar.title)
-    return [
-        element("rect", title, x=percent_of(left), width=percent_of(width), y=y, height=height, class_=kind)
-        for y, height, kind in ((base - plain, plain, "bar"), (base - plain - marked, marked, "bar marked"))
-        if height > 0
-    ]
+        across = right_of_gutter(_place_on_axis(line.at, begin, end))
+        x = percent_of(across)
+        dx, anchor = (-4, "end") if across > 70 else (4, "start")
+        parts += [
+            element("line", x1=x, x2=x, y1=_HEAD, y2=base, class_="limit"),
+            element("text", line.title, x=x, y=_HEAD + 10, class_="mark", dx=dx, text_anchor=anchor),
+        ]
+    return chart(label, base + _AXIS, [*parts, *_axis(begin, end, seconds=seconds)])
 
 
 def _axis(begin: float, end: float, *, seconds: bool) -> list[Markup]:

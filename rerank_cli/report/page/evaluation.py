@@ -8,7 +8,13 @@ from typing import Any
 import rerank_cli
 from rerank_cli.evaluation.words import shown_depths
 from rerank_cli.report.page import charts, curves
-from rerank_cli.report.page.changed import change_section, lists_section, moves_section, passage_of, relevance_section
+from rerank_cli.report.page.changed import (
+    change_section,
+    lists_of_query,
+    lists_section,
+    moves_section,
+    relevance_section,
+)
 from rerank_cli.report.page.verdict import Document
 from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
 
@@ -20,18 +26,30 @@ def evaluation_page_of(document: Document, title: str | None = None) -> dict[str
     systems = document.get("systems", ())
     head = document["headline"]
     names = [PurePath(path).name for path in document["inputs"]]
+    rows = []
+    for system in systems:
+        name = PurePath(system["file"]).name
+        rows += [_row(name, one) for one in system["measures"]]
+        if found := system["use"].get("verdict"):
+            rows.append(_row(f"{name} with {system['use']['recommended']}", found))
+    together = ""
+    if found := document.get("together"):
+        together = (
+            f"All systems together ({found['how']}) have {found['measure']} {found['value']:.4f}; the best alone has "
+            f"{found['best_alone']:.4f}."
+        )
     return {
         "name": title or ", ".join(names[:1]) + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
         "verdict": head[0],
         "flawed": not head[0].startswith("Ship"),
         "lines": head[1:],
         "about": list(_about(document)),
-        "rows": [row for system in systems for row in _rows(system)],
+        "rows": rows,
         "baseline": document["baseline"],
         "ship_at": short(document["ship_at"]),
         "systems": [_system(system, document, alone=len(systems) == 1) for system in systems],
         "likeness": [_likeness(one, document) for one in document["likeness"]],
-        "together": _sentence_of_all_systems(document.get("together")),
+        "together": together,
         "version": rerank_cli.__version__,
     }
 
@@ -44,13 +62,6 @@ def _about(document: Document) -> list[str]:
     if document["rows_error"]:
         about.append(f"{plural(document['rows_error'], 'row')} could not be read")
     return about
-
-
-def _rows(system: Document) -> list[dict[str, Any]]:
-    rows = [_row(PurePath(system["file"]).name, one) for one in system["measures"]]
-    if found := system["use"].get("verdict"):
-        rows.append(_row(f"{PurePath(system['file']).name} with {system['use']['recommended']}", found))
-    return rows
 
 
 def _row(name: str, one: Document) -> dict[str, Any]:
@@ -168,7 +179,13 @@ def _limits(system: Document) -> list[tuple[str, str]]:
 
 
 def _likeness(one: Document, document: Document) -> dict[str, Any]:
-    tau = one["kendall_tau"]
+    tau, lists, differing = one["kendall_tau"], document["lists"], []
+    for query in one["most_different"]:
+        first, second = (lists.get(one[which], {}).get(query) for which in ("one", "other"))
+        if first is not None:
+            other = first["given"] if second is None else second["new"]
+            columns = (one["one"], first["new"]), (one["other"], other)
+            differing.append(lists_of_query({"query": query, "text": first.get("text")}, columns))
     return {
         "one": one["one"],
         "other": one["other"],
@@ -176,29 +193,5 @@ def _likeness(one: Document, document: Document) -> dict[str, Any]:
         "overlap": percent(one["overlap"]),
         "rbo": f"{one['rbo']:.3f}",
         "tau": "" if tau is None else f"{tau:.3f}",
-        "lists": [found for query in one["most_different"] if (found := _list_that_differs(query, one, document))],
+        "lists": differing,
     }
-
-
-def _list_that_differs(query: str, one: Document, document: Document) -> dict[str, Any] | None:
-    lists = document["lists"]
-    first = lists.get(one["one"], {}).get(query)
-    if first is None:
-        return None
-    second = lists.get(one["other"], {}).get(query)
-    other = first["given"] if second is None else second["new"]
-    columns = [
-        {"title": title, "passages": [passage_of(each, place) for place, each in enumerate(found, 1)]}
-        for title, found in ((one["one"], first["new"]), (one["other"], other))
-        if found is not None
-    ]
-    return {"id": query, "text": first.get("text") or "", "change": "", "rose": True, "columns": columns}
-
-
-def _sentence_of_all_systems(found: Document | None) -> str:
-    if not found:
-        return ""
-    return (
-        f"All systems together ({found['how']}) have {found['measure']} {found['value']:.4f}; the best alone has "
-        f"{found['best_alone']:.4f}."
-    )

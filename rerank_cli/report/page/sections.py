@@ -6,7 +6,7 @@ template escapes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -33,11 +33,18 @@ _COUNTS = {
     "computed_tokens": "tokens with padding", "pairs_repeated": "pairs that came again, not read again",
     "tokens_repeated": "tokens of these",
 }  # fmt: skip
+_MODEL = ("name", "architecture", "parameters", "path", "sha256", "template")
+_PLAN = (
+    "profile", "kind", "device", "precision", "max_tokens", "token_budget", "window_pairs", "attention", "threads",
+    "lanes", "kernels",
+)  # fmt: skip
 
 
 def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
     """The values for the template. title: in place of the output's name."""
     names = [found["path"] for kind in ("output", "embeddings", "per_query") if (found := document.get(kind))]
+    plan, speed = document.get("plan"), document.get("speed", {})
+    counts = {**document.get("counts", {}), **{name: speed[name] for name in WORK if name in speed}}
     return {
         "name": title or (PurePath(names[0]).name if names else "standard output"),
         "verdict": verdict(document),
@@ -55,7 +62,7 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
         "throughput": throughput_section(document),
         "time": time_section(document),
         "memory": memory_section(document),
-        "plan": _plan(document),
+        "plan": {"facts": _facts(plan, _PLAN), "reasons": list(plan.get("reasons", ()))} if plan else None,
         "repeat": document.get("command"),
         "files": [
             {
@@ -68,18 +75,12 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
             if (found := document.get(kind))
         ],
         "inputs": list(_inputs(document)),
-        "model": list(_model(document)),
+        "model": _facts(document.get("model", {}), _MODEL),
         "machine": list(_machine(document)),
-        "counts": [(_COUNTS.get(name, name), number(value)) for name, value in _counts(document).items() if value],
+        "counts": [(_COUNTS.get(name, name), number(value)) for name, value in counts.items() if value],
         "options": list(_flatten_options(document.get("options", {}))),
         "version": document.get("version", ""),
     }
-
-
-def _counts(document: Document) -> dict[str, Any]:
-    """The counts of the report, with what was computed (`WORK`)."""
-    speed = document.get("speed", {})
-    return {**document.get("counts", {}), **{name: speed[name] for name in WORK if name in speed}}
 
 
 def _changed(document: Document) -> dict[str, Any]:
@@ -133,19 +134,13 @@ def _figures(document: Document) -> Iterator[tuple[str, str]]:
         yield "peak memory", size(peak)
 
 
-def _plan(document: Document) -> dict[str, Any] | None:
-    plan = document.get("plan")
-    if not plan:
-        return None
-    facts = [
-        (name.replace("_", " "), number(plan[name]) if isinstance(plan[name], int) else str(plan[name]))
-        for name in (
-            "profile", "kind", "device", "precision", "max_tokens", "token_budget", "window_pairs", "attention",
-            "threads", "lanes", "kernels",
-        )
-        if plan.get(name) is not None
-    ]  # fmt: skip
-    return {"facts": facts, "reasons": list(plan.get("reasons", ()))}
+def _facts(found: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    """Those of `names` that have a value, as words, each with its value."""
+    return [
+        (name.replace("_", " "), number(found[name]) if isinstance(found[name], int) else str(found[name]))
+        for name in names
+        if found.get(name) is not None
+    ]
 
 
 def _inputs(document: Document) -> Iterator[dict[str, str]]:
@@ -156,14 +151,6 @@ def _inputs(document: Document) -> Iterator[dict[str, str]]:
     if not told:
         for path in document.get("options", {}).get("inputs", ()):
             yield {"kind": "input", "path": "standard input" if path == "-" else path, "sha256": "", "size": ""}
-
-
-def _model(document: Document) -> Iterator[tuple[str, str]]:
-    model = document.get("model", {})
-    for name in ("name", "architecture", "parameters", "path", "sha256", "template"):
-        value = model.get(name)
-        if value is not None:
-            yield name, number(value) if isinstance(value, int) else str(value)
 
 
 def _machine(document: Document) -> Iterator[tuple[str, str]]:
