@@ -13,8 +13,8 @@ from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import ModelError
 from rerank_cli.machine.cpu import Cpu
-from rerank_cli.planning.cpu_kernels import AMX, LayerShape, cpu_attention
-from rerank_cli.planning.memory import read_model_shape
+from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
+from rerank_cli.planning.memory import shape_if_known
 
 _BF16, _BF16_AMX = 1.8, 2.5  # times fp32, by torch's kernels
 _INT8_VNNI = 1.7  # times fp32, on a CPU that multiplies int8 and not bf16
@@ -30,7 +30,7 @@ def faster_on(cpu: Cpu, *, device: str, precision: str, checkpoint: Checkpoint |
         return None
     if not cpu.has("bf16"):
         return _by_int8(cpu, checkpoint)
-    shape = _shape_of(checkpoint)
+    shape = shape_if_known(checkpoint)
     ours = [name for name in _BY_OUR_KERNEL if cpu_attention(cpu, name, shape) == AMX]
     times = _BY_OUR_KERNEL["bf16"] if "bf16" in ours else _BF16_AMX if cpu.has("amx") else _BF16
     more = f" (int8 {_BY_OUR_KERNEL['int8']:g} times)" if "int8" in ours else ""
@@ -51,10 +51,3 @@ def _by_int8(cpu: Cpu, checkpoint: Checkpoint | None) -> str | None:
         f"this CPU multiplies int8: about {_INT8_VNNI:g} times as fast; `--precision int8 --check-precision 200` tries "
         "it and says how many of the ten best passages change"
     )
-
-
-def _shape_of(checkpoint: Checkpoint | None) -> LayerShape | None:
-    try:
-        return read_model_shape(checkpoint) if checkpoint else None
-    except ModelError:  # whoever loads it says so
-        return None

@@ -26,7 +26,7 @@ Each constant was measured by itself; none is fitted to the speed of a whole mod
     FP8         twice the operations a second of 16 bits, by the cards' sheets
     host        `benchmarks.host`, see `_HOST_SECONDS`
 
-With these the model is within 22 % of all fifteen figures that the review reckons for the device alone (MiniLM-L6 and
+With these the model is within 22 % of all fifteen figures that the review computes for the device alone (MiniLM-L6 and
 L12, XLM-R large, a Llama of 1 B in 16 bits and FP8, 128 to 8,192 tokens; the Llama's by the code of that day, which
 wrote and rounded more), and 14 % below the one published speed that a card limits: 47.7 pairs a second of 512 tokens,
 llama-nemotron-rerank-1b-v2 in fp16 on an A10G, by TensorRT. **Nobody has timed this program on a card.** So the
@@ -59,7 +59,7 @@ _EVERY_GLOBAL = 3  # a ModernBERT's layers: one of three sees all tokens
 
 Limit = Literal["products", "attention", "memory", "host"]
 
-BASIS = "reckoned from the model's shape, the card's peaks and what H100s are known to reach; no card was timed"
+BASIS = "computed from the model's shape, the card's peaks and what H100s are known to reach; no card was timed"
 """What an interval was derived from, for people."""
 
 
@@ -110,9 +110,9 @@ def why_no_time(
     if shape is None or shape.forward == "padded":
         return "this model's forward is padded, and how much of a batch is padding depends on how lengths mix"
     if precision not in ("fp16", "bf16", "fp8"):
-        return f"the reckoning is fitted to 16 bits and fp8, not to {precision}"
+        return f"the estimate is fitted to 16 bits and fp8, not to {precision}"
     if images:
-        return "images pass through a vision tower, which the reckoning leaves out"
+        return "images pass through a vision tower, which the estimate leaves out"
     return None
 
 
@@ -127,9 +127,16 @@ def pair_time(
         return None
     fp8 = precision == "fp8"
     peak = speed.tflops * 1e12
-    products = 2.0 * _layer_weights(shape) * lengths.tokens / (peak * _PRODUCT_SHARE * (_FP8_PEAK if fp8 else 1.0))
+    matrices = 2 if shape.forward in BERT_LIKE else 3  # of the MLP: up and down, and a gate
+    # Weights of a layer that multiply every token.
+    weights = 2 * shape.hidden * (shape.queries + shape.keys) + matrices * shape.hidden * shape.intermediate
+    products = 2.0 * weights * lengths.tokens / (peak * _PRODUCT_SHARE * (_FP8_PEAK if fp8 else 1.0))
     head = min(1.0, shape.head_size / _FULL_HEAD)
-    seen = _attended_tokens(shape, lengths)
+    # How many tokens each token attends to, summed over all tokens of all pairs; the mean of the layers.
+    seen = float(lengths.squares)
+    if shape.window is not None and lengths.pairs:
+        near = lengths.tokens * min(2 * shape.window + 1, lengths.tokens / lengths.pairs)
+        seen = (lengths.squares + (_EVERY_GLOBAL - 1) * min(near, lengths.squares)) / _EVERY_GLOBAL
     attention = 4.0 * shape.queries * (seen + _ATTENTION_HALF * lengths.tokens) / (peak * _ATTENTION_SHARE * head)
     traffic = _BYTES * _layer_elements(shape, fp8=fp8) * lengths.tokens
     memory = traffic / (speed.gigabytes_per_second * 1e9 * _MEMORY_SHARE)
@@ -146,13 +153,6 @@ def pair_time(
     return PairTime(device, max(parts, key=lambda part: parts[part]))
 
 
-def _layer_weights(shape: ModelShape) -> int:
-    """Weights of a layer that multiply every token."""
-    matrices = 2 if shape.forward in BERT_LIKE else 3  # of the MLP: up and down, and a gate
-    attention = 2 * shape.hidden * shape.queries + 2 * shape.hidden * shape.keys
-    return attention + matrices * shape.hidden * shape.intermediate
-
-
 def _layer_elements(shape: ModelShape, *, fp8: bool) -> int:
     """Elements a token that the kernels of a layer read and write; attention's own are in its speed.
 
@@ -167,14 +167,6 @@ def _layer_elements(shape: ModelShape, *, fp8: bool) -> int:
     mlp = 2 * h + (h + 2 * i) + 3 * i + (i + 2 * h)  # norm; gate, up; their product; down, added
     # In FP8 each input of a product is read, rounded and read again, and sums are kernels of their own.
     return attention + mlp + (2 * h + q + i + 4 * h if fp8 else 0)
-
-
-def _attended_tokens(shape: ModelShape, lengths: PairLengths) -> float:
-    """How many tokens each token attends to, summed over all tokens of all pairs; the mean of the layers."""
-    if shape.window is None or not lengths.pairs:
-        return float(lengths.squares)
-    near = lengths.tokens * min(2 * shape.window + 1, lengths.tokens / lengths.pairs)
-    return (lengths.squares + (_EVERY_GLOBAL - 1) * min(near, lengths.squares)) / _EVERY_GLOBAL
 
 
 def time_to_json(time: PairTime) -> dict[str, Any]:

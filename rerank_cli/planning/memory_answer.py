@@ -189,7 +189,8 @@ def answer_memory(
                 raise
             notes = (
                 *notes,
-                f"reckoned from the shape alone, as transformers' forward could not be followed: {missing.message}",
+                f"computed from the shape alone, because the forward of transformers cannot be traced: "
+                f"{missing.message}",
             )
     if place.cpu:
         answer = _with_run(answer)
@@ -209,7 +210,7 @@ def _first_question(
     for flag, value in (("--measure", request.measure), ("--compare", request.compare)):
         if value:
             raise UsageError(
-                f"--first: cannot be had with {flag}, which is about one model", hint="leave out one of them"
+                f"--first: does not work with {flag}, which is about one model", hint="leave out one of them"
             )
     place, _ = _find_placement(replace(request, precision=first.precision), first.known, tools)
     model, _ = _memory_model(request, first.known)
@@ -423,7 +424,7 @@ def _notes(request: MemoryRequest, question: MemoryQuestion, known: KnownModel) 
     if place.sku and not place.cpu:
         shape, speed = model.shape if model else None, speed_of(place.sku)
         if question.first:
-            notes.append(f"the time on {place.sku} is not reckoned for two scorers")
+            notes.append(f"the time on {place.sku} is not known: it is estimated for one scorer, not for two")
         elif why := why_no_time(shape, speed, precision=place.precision, images=bool(request.images)):
             notes.append(f"the time on {place.sku} is not known: {why}")
     if place.constants.status == "default":

@@ -31,7 +31,7 @@ from rerank_cli.machine.gpu import CudaDevice, Gpu, MigInstance
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory import ModelShape, read_model_shape
+from rerank_cli.planning.memory import shape_if_known
 from rerank_cli.planning.profiles import (
     GpuFacts,
     MachineFacts,
@@ -73,7 +73,12 @@ class MachinePlan:
             "driver": machine and machine.driver,
             "cuda": machine and machine.cuda,
             "gpus": [row for gpu in (machine.gpus if machine else ()) for row in gpu_rows(gpu)],
-            "cpu": machine and _cpu_to_json(machine.cpu),
+            "cpu": machine
+            and {
+                **_fields(machine.cpu, "name", "architecture", "cores"),
+                **_fields(machine.cpu, "memory_total_bytes", "memory_available_bytes"),
+                **{feature: machine.cpu.has(feature) for feature in FEATURES},
+            },
             "torch": machine and machine.torch and _fields(machine.torch, "version", "accelerator", "cuda"),
             "model": self.model and self.model.to_json(),
             "plan": plan
@@ -115,27 +120,28 @@ def plan_machine(
     facts, cuda_index = _machine_facts(machine, hindrances, model)
     reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
     known = [warning for warning in machine.warnings if warning not in hindrances]  # `select_profile` warns of those
-    answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=_drop_repeats(known))
+    answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=tuple(dict.fromkeys(known)))
     try:
         asked = _by_driver_number(request, cuda_index, machine.reason)
         decision = select_profile(asked, model.profiles, facts, need=need)
     except NoProfileFitsError as error:
-        warnings = _drop_repeats((*known, *error.warnings))
+        warnings = tuple(dict.fromkeys((*known, *error.warnings)))
         return replace(answer, rejected=error.rejected, warnings=warnings, error=error)
     except RerankError as error:
         return replace(answer, error=error)
     plan = decision.plan
     if plan.kind == "cpu":
-        plan = replace(plan, attention=cpu_attention(machine.cpu, plan.precision, _layers_of(model)))
+        plan = replace(plan, attention=cpu_attention(machine.cpu, plan.precision, shape_if_known(model.checkpoint)))
         if plan.attention == AMX:
             reasons.append("layers by the kernel for AMX tiles: the CPU has them")
+    numbers = sorted(cuda_index[gpu] for gpu in plan.gpus)
     return replace(
         answer,
         plan=plan,
-        device=_device(plan, cuda_index),
+        device=f"cuda:{','.join(map(str, numbers))}" if numbers else "cpu",
         reasons=(*reasons, *decision.reasons),
         rejected=decision.rejected,
-        warnings=_drop_repeats((*known, *decision.warnings)),
+        warnings=tuple(dict.fromkeys((*known, *decision.warnings))),
     )
 
 
@@ -247,24 +253,6 @@ def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int
     return replace(request, gpus=tuple(numbers[number] for number in request.gpus))
 
 
-def _layers_of(model: KnownModel) -> ModelShape | None:
-    """The model's sizes, which decide which kernels take its layers; None where they are not known."""
-    try:
-        return read_model_shape(model.checkpoint) if model.checkpoint else None
-    except ModelError:  # loading the model raises it again
-        return None
-
-
-def _device(plan: ProfilePlan, cuda_index: Mapping[GpuFacts, int]) -> str:
-    """The devices as `--device` takes them."""
-    numbers = sorted(cuda_index[gpu] for gpu in plan.gpus)
-    return f"cuda:{','.join(map(str, numbers))}" if numbers else "cpu"
-
-
-def _drop_repeats(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts))
-
-
 # The document.
 
 
@@ -286,24 +274,24 @@ def gpu_rows(gpu: Gpu) -> list[dict[str, Any]]:
         "virtualization": gpu.virtualization,
         "unread": dict(gpu.unread),
     }
-    return [whole, *(_instance_row(gpu, mig, whole) for mig in gpu.mig_instances)]
-
-
-def _instance_row(gpu: Gpu, mig: MigInstance, whole: Mapping[str, Any]) -> dict[str, Any]:
-    device = CudaDevice(gpu, mig)
-    capability = device.compute_capability
-    return {
-        **whole,
-        **_row(mig),
-        "index": gpu.index,
-        "compute_capability": None if capability is None else show_capability(capability),
-        "mig": mig.profile or "instance",
-        "reason": _why_unread(mig),
-        "cuda_index": mig.cuda_index,
-        "memory_source": None if mig.total_bytes is None else "nvml",
-        "other_processes_bytes": None,
-        "unread": dict(mig.unread),
-    }
+    rows = [whole]
+    for mig in gpu.mig_instances:
+        capability = CudaDevice(gpu, mig).compute_capability
+        rows.append(
+            {
+                **whole,
+                **_row(mig),
+                "index": gpu.index,
+                "compute_capability": None if capability is None else show_capability(capability),
+                "mig": mig.profile or "instance",
+                "reason": _why_unread(mig),
+                "cuda_index": mig.cuda_index,
+                "memory_source": None if mig.total_bytes is None else "nvml",
+                "other_processes_bytes": None,
+                "unread": dict(mig.unread),
+            }
+        )
+    return rows
 
 
 def _row(device: Gpu | MigInstance) -> dict[str, Any]:
@@ -322,11 +310,6 @@ def _why_unread(device: Gpu | MigInstance) -> str | None:
     asked = ("name", "uuid", "compute_capability", "total_bytes", "free_bytes")
     missing = [f"{name}: {unread[name]}" for name in asked if getattr(device, name) is None and name in unread]
     return "; ".join(missing) or None
-
-
-def _cpu_to_json(cpu: Cpu) -> dict[str, Any]:
-    names = ("name", "architecture", "cores", "memory_total_bytes", "memory_available_bytes")
-    return {**_fields(cpu, *names), **{feature: cpu.has(feature) for feature in FEATURES}}
 
 
 def profile_rows(answer: MachinePlan) -> list[dict[str, Any]]:

@@ -116,9 +116,9 @@ def test_a_capacity_is_that_of_both_scorers(ask: Ask) -> None:
     ("arguments", "said"),
     [
         (("--first", "fp32"), "not a lower precision than that of the run"),
-        (("--first", "int8", "--measure"), "cannot be had with --measure"),
+        (("--first", "int8", "--measure"), "does not work with --measure"),
         (("--first", "int8", "--model", str(EMBEDDER)), "embeds each text once"),
-        (("--first", "int8", "--compare", "nim"), "cannot be had with --compare"),
+        (("--first", "int8", "--compare", "nim"), "does not work with --compare"),
         (("--first", "./nowhere"), "./nowhere"),
     ],
 )

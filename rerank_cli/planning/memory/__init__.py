@@ -35,7 +35,7 @@ from rerank_cli.planning.memory.estimate import (
 )
 from rerank_cli.planning.memory.peak import BatchSize, Execution, Moment, peak, takes_varlen
 from rerank_cli.planning.memory.published import PublishedMemory, published_memory, tables_for
-from rerank_cli.planning.memory.shape import ModelShape, VisionShape, read_model_shape, shape_of_profile
+from rerank_cli.planning.memory.shape import ModelShape, VisionShape, read_model_shape, shape_if_known, shape_of_profile
 from rerank_cli.planning.memory.weight_bytes import Weights, count_weights, parameters
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "peak",
     "published_memory",
     "read_model_shape",
+    "shape_if_known",
     "shape_of_profile",
     "tables_for",
     "takes_varlen",

@@ -201,12 +201,23 @@ def _read_language(checkpoint: Checkpoint, forward: Forward, architecture: str) 
         activation = checkpoint.text("hidden_act", "gelu")
         return replace(shape, positions=positions, types=types, activation=activation)
     if forward == "modernbert":
-        local = _has_local_layers(checkpoint, layers)
+        kinds = checkpoint.config.get("layer_types")
+        local = "sliding_attention" in kinds if isinstance(kinds, list) else None
+        if local is None:
+            local = layers > 1 and checkpoint.integer("global_attn_every_n_layers", 3) > 1
         window = checkpoint.integer("local_attention", 128) // 2 if local else None
         return replace(shape, rotary_kinds=1 + local, window=window)
     if forward == "gte":
         return replace(shape, rotary_kinds=1, types=checkpoint.integer("type_vocab_size", 1))
     return replace(shape, head_norms=architecture.startswith("Qwen3For"))
+
+
+def shape_if_known(checkpoint: Checkpoint | None) -> ModelShape | None:
+    """The sizes of a model; None where they are not known, for a reason that loading it tells."""
+    try:
+        return read_model_shape(checkpoint) if checkpoint else None
+    except ModelError:
+        return None
 
 
 def _read_padded(checkpoint: Checkpoint, architecture: str) -> ModelShape:
@@ -250,13 +261,6 @@ def _relative_positions(checkpoint: Checkpoint) -> int:
         if type(value) is int and value > 0:
             return 2 * value
     return 0
-
-
-def _has_local_layers(checkpoint: Checkpoint, layers: int) -> bool:
-    kinds = checkpoint.config.get("layer_types")
-    if isinstance(kinds, list):
-        return "sliding_attention" in kinds
-    return layers > 1 and checkpoint.integer("global_attn_every_n_layers", 3) > 1
 
 
 def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:

@@ -82,7 +82,10 @@ def select_profile(
         )
     candidates = [found for group in _groups(gpus) if (found := _plan_group(choice, group)) is not None]
     if not candidates:
-        raise _nothing_fits_error(choice, gpus)
+        if request.require is not None:
+            raise _unknown_requirement_error(choice)
+        hint = _hint_at_shorter_pairs(choice, gpus) or "`--device cpu` runs without a GPU"
+        raise choice.refusal(f"no profile of `{choice.rules.model}` fits {choice.failure()}", hint=hint)
     return _best(choice, candidates)
 
 
@@ -264,6 +267,9 @@ def _candidate(
     places: tuple[int, ...],
     turned_down: Mapping[str, str],
 ) -> _Candidate:
+    # The varlen kernel needs compute capability 8.0 and 16-bit queries; `runs` goes anywhere.
+    capability = group[0].compute_capability
+    varlen = capability is not None and capability >= LEAST_CAPABILITY and profile.precision != "fp32"
     plan = ProfilePlan(
         profile=profile.name,
         kind=profile.kind,
@@ -271,7 +277,7 @@ def _candidate(
         max_tokens=choice.max_tokens(profile),
         engine_count=fit.engines,
         token_budget=fit.budget,
-        attention=_attention(group[0], profile.precision),
+        attention="varlen" if varlen else "runs",
         gpus=tuple(group[place] for place in places),
         needed_bytes=fit.needed_bytes,
     )
@@ -284,13 +290,6 @@ def _candidate(
     unknown = choice.need is not None and any(gpu.available_bytes is None for gpu in plan.gpus)
     warnings = (f"{show_group(plan.gpus)}: nothing says that the plan fits",) if unknown else ()
     return _Candidate(plan, tuple(reasons), warnings)
-
-
-def _attention(gpu: GpuFacts, precision: str) -> str:
-    """The varlen kernel needs compute capability 8.0 and 16-bit queries; `runs` goes anywhere."""
-    capability = gpu.compute_capability
-    flash = capability is not None and capability >= LEAST_CAPABILITY and precision != "fp32"
-    return "varlen" if flash else "runs"
 
 
 def _best(choice: ProfileSearch, candidates: Sequence[_Candidate]) -> Decision:
@@ -340,7 +339,7 @@ def _cpu_decision(choice: ProfileSearch) -> Decision:
     elif asked is not None:
         lacks = machine.cpu_lacks.get(asked, "this CPU does not multiply it in hardware")
         choice.warn(f"{choice.precision_origin} {asked}: {lacks}; {precision} is used")
-        why = f"{asked} is not to be had here"
+        why = f"{asked} is not available here"
     elif (least := least_overlap(choice.request.precision)) is not None:
         why = f"until the first lists are tried; a cheaper one is taken if their ten best agree by {least:g}"
     profile = Profile(f"cpu-{precision}", "cpu", precision, choice.rules.max_tokens)
@@ -365,13 +364,6 @@ def _cpu_decision(choice: ProfileSearch) -> Decision:
     limits = explain_limits(choice, profile, fit) + explain_engines(choice, None, wish, fit)
     reasons = (*choice.reasons, f"precision {precision}: {why}", *limits)
     return Decision(plan, reasons, tuple(choice.rejected), tuple(choice.warnings))
-
-
-def _nothing_fits_error(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> NoProfileFitsError:
-    if choice.request.require is not None:
-        return _unknown_requirement_error(choice)
-    hint = _hint_at_shorter_pairs(choice, gpus) or "`--device cpu` runs without a GPU"
-    return choice.refusal(f"no profile of `{choice.rules.model}` fits {choice.failure()}", hint=hint)
 
 
 def _unknown_requirement_error(choice: ProfileSearch) -> NoProfileFitsError:
