@@ -218,9 +218,9 @@ def decided_by(context: typer.Context, name: str) -> str | None:
 
 
 def typed_options(context: typer.Context) -> dict[str, str]:
-    """The flags on the command line, by the path of the field that they set; not what the environment says."""
+    """The flags on the command line, by the name of the parameter; not what the environment says."""
     found = declared_options(context).items()
-    return {one.into: one.flag for name, one in found if one.into and decided_by(context, name) == one.flag}
+    return {name: one.flag for name, one in found if decided_by(context, name) == one.flag}
 
 
 def _show_all(context: typer.Context, asked: bool) -> None:

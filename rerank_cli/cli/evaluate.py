@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from rerank_cli.cli.console import ErrorTeller, print_json, say
-from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, argument, decided_by, declared_options, option, takes
+from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, argument, declared_options, option, takes, typed_options
 from rerank_cli.cli.options import JUDGED, ONE_MODEL, SCORING
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import EXIT_CODES, UsageError
-from rerank_cli.job.options import PAGE_SUFFIXES
+from rerank_cli.job.options import PAGE_SUFFIXES, Need, refuse_idle
 from rerank_cli.machine.this_process import prepare_process
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def evaluate(
     from rerank_cli.evaluation.answer import EvaluationRequest, evaluate_systems
     from rerank_cli.formats.shapes import FieldNames
 
-    _refuse_idle(context)
-    _refuse_options(inputs, given)
+    _refuse_options(context, inputs, given)
     names = FieldNames(passages=given["passages_field"], id=given["id_field"], group_by=given["group_by"])
     found = evaluate_systems(
         EvaluationRequest(
@@ -133,34 +133,27 @@ def evaluate(
     return 3 if document["rows_error"] else 0
 
 
-_NEED_QRELS = ("per_query", "calibrate_to", "keep_precision")
-
-
+_JUDGED = Need({"qrels": "--qrels FILE"})
+_CALIBRATED = Need({"calibrate_to": "--calibrate-to FILE"})
 _NEEDS = {
-    "metric": ("qrels",), "ship_at": ("qrels",), "calibrator": ("calibrate_to",),
-    "relevant_from": ("calibrate_to", "keep_precision"),
-}  # fmt: skip
-"""Options that change nothing unless one of these is there."""
+    **dict.fromkeys(("metric", "ship_at", "per_query", "calibrate_to", "keep_precision"), _JUDGED),
+    **dict.fromkeys(("calibrator", "run_report"), _CALIBRATED),
+    "relevant_from": Need({**_CALIBRATED.fields, "keep_precision": "--keep-precision P"}),
+}
+"""What options need, by parameter."""
+_ANSWERED = ("per_query", "calibrate_to", "keep_precision")
+"""Parameters that ask for something: without what they need they are refused, wherever they were set."""
 
 
-def _refuse_idle(context: typer.Context) -> None:
-    flags = {name: one.flag for name, one in declared_options(context).items()}
-    for name, needed in _NEEDS.items():
-        if decided_by(context, name) == flags[name] and all(context.params[other] is None for other in needed):
-            others = " or ".join(f"`{flags[other]}`" for other in needed)
-            raise UsageError(f"{flags[name]}: changes nothing without {others}")
-
-
-def _refuse_options(inputs: list[str], given: dict[str, Any]) -> None:
+def _refuse_options(context: typer.Context, inputs: list[str], given: dict[str, Any]) -> None:
     """Refuse options that miss another one and files that cannot be written, before anything is read."""
     from rerank_cli.evaluation.evaluate import refuse_outputs
     from rerank_cli.evaluation.per_query import refuse_per_query_name
     from rerank_cli.formats.inputs import resolve_inputs
 
-    for name in _NEED_QRELS:
-        if given["qrels"] is None and given[name] is not None:
-            flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag}: nothing is known without judgements", hint="name them with `--qrels`")
+    declared = declared_options(context)
+    asked = {name: declared[name].flag for name in _ANSWERED if given[name] is not None}
+    refuse_idle(SimpleNamespace(**given), typed_options(context) | asked, _NEEDS)
     output = given["output"]
     if output is not None and Path(output).suffix.lower() not in (".json", *PAGE_SUFFIXES):
         raise UsageError(f"--output {output}: the suffix tells no format", hint="end the name in .json or .html")
@@ -168,8 +161,6 @@ def _refuse_options(inputs: list[str], given: dict[str, Any]) -> None:
         raise UsageError("--title: there is no page for it", hint="`-o evaluation.html` writes one")
     if given["per_query"] is not None:
         refuse_per_query_name(given["per_query"])
-    if given["run_report"] is not None and given["calibrate_to"] is None:
-        raise UsageError("--run-report: only `--calibrate-to` asks for the model")
     outputs = {"--output": output, "--per-query": given["per_query"], "--calibrate-to": given["calibrate_to"]}
     named = [item.path for item in resolve_inputs([path for path in inputs if path != "-"], "auto", "auto")]
     named += [given[name] for name in ("qrels", "baseline", "run_report")]

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rerank_cli.cli.console import ErrorTeller, print_json, print_table, say, write
-from rerank_cli.cli.declare import decided_by, declared_options
+from rerank_cli.cli.declare import typed_options
 from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import InputError, UsageError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import typer
 
     from rerank_cli.evaluation.evaluate import EvaluateOptions
-    from rerank_cli.evaluation.measures import Comparison, Evaluation
+    from rerank_cli.evaluation.measures import Evaluation
 
 _USED = {
     "inputs", "output", "shape", "in_format", "passages_field", "id_field", "group_by", "max_line_bytes", "overwrite",
@@ -60,26 +60,25 @@ def print_evaluation_table(evaluation: Evaluation) -> None:
     """Print a table with a row for each measure."""
     unjudged = f", {evaluation.unjudged:,} without judgements left out" if evaluation.unjudged else ""
     columns = ["metric", "given", "reranked", "change", "better", "worse", "same", "p"]
-    print_table(columns, [_cells(row) for row in evaluation.metrics], title=f"{evaluation.queries:,} queries{unjudged}")
-
-
-def _cells(row: Comparison) -> list[str]:
-    given = "" if row.given is None else f"{row.given:.4f}"
-    change = "" if row.difference is None else f"{row.difference:+.4f}"
-    counts = ["" if number is None else f"{number:,}" for number in (row.wins, row.losses, row.ties)]
-    chance = ""
-    if row.significance is not None:
-        value = row.significance.p_value
-        chance = "<0.0001" if value < 0.0001 else f"{value:.4f}"
-    return [row.metric, given, f"{row.reranked:.4f}", change, *counts, chance]
+    rows = []
+    for row in evaluation.metrics:
+        given = "" if row.given is None else f"{row.given:.4f}"
+        change = "" if row.difference is None else f"{row.difference:+.4f}"
+        counts = ["" if number is None else f"{number:,}" for number in (row.wins, row.losses, row.ties)]
+        chance = ""
+        if row.significance is not None:
+            value = row.significance.p_value
+            chance = "<0.0001" if value < 0.0001 else f"{value:.4f}"
+        rows.append([row.metric, given, f"{row.reranked:.4f}", change, *counts, chance])
+    print_table(columns, rows, title=f"{evaluation.queries:,} queries{unjudged}")
 
 
 def refuse_what_needs_a_model(context: typer.Context) -> None:
     """`UsageError` for options on the command line that `--evaluate-only` would ignore."""
-    for name, one in declared_options(context).items():
-        if name not in _USED and decided_by(context, name) == one.flag:
+    for name, flag in typed_options(context).items():
+        if name not in _USED:
             raise UsageError(
-                f"{one.flag}: nothing is scored with --evaluate-only", hint="leave it out; `-o` names the report"
+                f"{flag}: nothing is scored with --evaluate-only", hint="leave it out; `-o` names the report"
             )
 
 

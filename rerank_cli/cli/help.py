@@ -115,7 +115,12 @@ def _lines(command: CommandWithHelp, ctx: typer.Context, *, everything: bool) ->
     yield " ".join(["Usage:", ctx.command_path, *(metavar for metavar, _ in taken), "[OPTIONS]"])
     yield from ("", *_paragraph(command.help or ""), "", *callback.examples.strip("\n").splitlines())
     if not everything:
-        records = [(term, _in_a_line(meaning)) for term, meaning in [*taken, *_basic(command, ctx)]]
+        records = list(taken)
+        for parameter in command.get_params(ctx):
+            one = command.declared.get(parameter.name)
+            if parameter.param_type_name == "option" and (one is None or one.basic):
+                records.append(_record(parameter, one))
+        records = [(term, _in_a_line(meaning)) for term, meaning in records]
         yield from _section("Arguments and options" if taken else "Options", records)
         return
     if taken:
@@ -124,16 +129,6 @@ def _lines(command: CommandWithHelp, ctx: typer.Context, *, everything: bool) ->
         yield from _section(title, records)
     codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items() if code in callback.exit_codes]
     yield from (*_section("Exit codes", codes), "", *_paragraph(VARIABLES))
-
-
-def _basic(command: CommandWithHelp, ctx: typer.Context) -> list[Record]:
-    """The options that most people need, in the order of their groups."""
-    found = []
-    for parameter in command.get_params(ctx):
-        one = command.declared.get(parameter.name)
-        if parameter.param_type_name == "option" and (one is None or one.basic):
-            found.append(_record(parameter, one))
-    return found
 
 
 def _record(parameter: Any, one: Option | None) -> Record:

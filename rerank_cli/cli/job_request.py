@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from rerank_cli.cli.command_line import command_of
-from rerank_cli.cli.declare import fields_of, typed_options
+from rerank_cli.cli.declare import declared_options, fields_of, typed_options
 from rerank_cli.cli.plan_request import read_plan_request
 from rerank_cli.job.options import ErrorLimit, JobOptions, refuse_idle
 
@@ -28,5 +28,6 @@ def read_job_options(context: typer.Context, **more: Any) -> JobOptions:
     }  # fmt: skip
     options = JobOptions(**(fields | more))
     options = replace(options, metrics=tuple(options.metrics))
-    refuse_idle(options, typed_options(context))
+    declared = declared_options(context)
+    refuse_idle(options, {declared[name].into or name: flag for name, flag in typed_options(context).items()})
     return options

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,10 +54,6 @@ def device_kind(text: str) -> str:
     return kind
 
 
-def _join_numbers(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers))
-
-
 OPTIONS = [
     *ONE_MODEL,
     option(
@@ -71,11 +66,11 @@ OPTIONS = [
     ),
     option(
         "--batch-size", str, group=POINT, into="memory.batch_sizes", metavar="N,...", parse=parse_numbers, basic=True,
-        help=f"Pairs of a batch. Default: {_join_numbers(BATCH_SIZES)}.",
+        help=f"Pairs of a batch. Default: {','.join(map(str, BATCH_SIZES))}.",
     ),
     option(
         "--max-tokens", str, group=POINT, into="memory.max_tokens", metavar="N,...", parse=parse_numbers, basic=True,
-        help=f"Tokens of a pair. Default: {_join_numbers(LENGTHS)}, up to what the model can read.",
+        help=f"Tokens of a pair. Default: {','.join(map(str, LENGTHS))}, up to what the model can read.",
     ),
     option(
         "--images", int, group=POINT, into="memory.images", metavar="N", min=0, help="Pairs of a batch with an image."

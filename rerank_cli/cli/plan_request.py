@@ -51,7 +51,12 @@ def read_asked(context: typer.Context, environment: Mapping[str, str] | None = N
     """What a command's options and its environment (`os.environ`) ask of a plan."""
     environment = os.environ if environment is None else environment
     values = values_into(context, "request")
-    origins, notes = _find_origins(context), []
+    origins: dict[str, str] = {}
+    for name, one in declared_options(context).items():
+        above, _, field = (one.into or "").rpartition(".")
+        if above == "request" and (decided := decided_by(context, name)):
+            origins[field] = decided
+    notes = []
     for field, variables in _NIM.items():
         for name in variables:
             text = environment.get(name, "").strip()
@@ -116,16 +121,6 @@ def find_asked_model(
             raise
         return AskedModel(known, (f"whether {known.name} can be scored was not looked at: {missing.message}",))
     return AskedModel(known)
-
-
-def _find_origins(context: typer.Context) -> dict[str, str]:
-    """The option or RERANK_ variable that decided each field of the request; defaults are left out."""
-    found = {}
-    for name, one in declared_options(context).items():
-        above, _, field = (one.into or "").rpartition(".")
-        if above == "request" and (decided := decided_by(context, name)):
-            found[field] = decided
-    return found
 
 
 def _read_precision(name: str, text: str) -> str:

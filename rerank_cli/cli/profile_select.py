@@ -32,7 +32,7 @@ OPTIONS = [
     ),
     option(
         "--require", Requirement, group=CHOICE, into="request.require", metavar="WHAT",
-        help="optimized or fp8: exit with 6 where that is not to be had.",
+        help="optimized or fp8: exit with 6 if no such profile can run.",
     ),
     option(
         "--performance", bool, group=CHOICE, into="request.performance",
@@ -199,22 +199,17 @@ def _say_warnings(answer: MachinePlan) -> None:
 
 def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, explain: bool, here: bool) -> None:
     from rerank_cli.cli.plan_text import faster_lines, plan_lines
+    from rerank_cli.machine.libraries import install_command, missing_packages
 
     for line in plan_lines(answer, list_profiles=list_profiles, explain=explain):
         sys.stdout.write(printable(line) + "\n")
     if answer.plan is not None:
         for line in faster_lines(answer):
             sys.stdout.write(printable(line) + "\n")
-        sys.stdout.write("\n" + command_to_paste(_next_command(model, here=here), sys.stdout, head="next: ") + "\n")
+        chosen = "" if model is None else f" --model {shlex.quote(model)}"
+        command = f"rerank-cli rerank-file YOUR-FILE.jsonl -o OUT.jsonl{chosen}"
+        if here and (missing := missing_packages()):  # first, the libraries that are missing here
+            command = install_command(missing)
+        sys.stdout.write("\n" + command_to_paste(command, sys.stdout, head="next: ") + "\n")
     sys.stdout.flush()
     _say_warnings(answer)
-
-
-def _next_command(model: str | None, *, here: bool) -> str:
-    """The command to run a file by this plan; if libraries are missing here, the command that installs them."""
-    from rerank_cli.machine.libraries import install_command, missing_packages
-
-    if here and (missing := missing_packages()):
-        return install_command(missing)
-    chosen = "" if model is None else f" --model {shlex.quote(model)}"
-    return f"rerank-cli rerank-file YOUR-FILE.jsonl -o OUT.jsonl{chosen}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, SCALE, SELECTION, argument, option, takes
+from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, SCALE, SELECTION, argument, option, takes, typed_options
 from rerank_cli.cli.options import JUDGED, SCORING
 from rerank_cli.cli.parsers import parse_blend_of, parse_first_keep_of, parse_shape, shapes
 from rerank_cli.errors import EXIT_CODES, UsageError
-from rerank_cli.job.options import STDOUT
+from rerank_cli.job.options import STDOUT, Need, refuse_idle
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 
 if TYPE_CHECKING:
@@ -163,8 +164,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
                 raise UsageError(f"--{flag}: does not work with `--engine ray`", hint="leave out `--engine`")
         cluster = ClusterOptions(*(given[name] for name in ("ray_address", "engines", *_OF_ENGINES)))
         return run_and_report(options, cluster, **told)
-    if any(given[name] is not None for name in ("ray_address", *_OF_ENGINES)):
-        raise UsageError("--ray-address, --cpus-per-engine, --gpus-per-engine: need `--engine ray`")
+    refuse_idle(SimpleNamespace(**given), typed_options(context), _OF_A_CLUSTER)
     if given["dry_run"]:
         return print_dry_run(options, output_mode, given["gpu"] or ())
     refuse_gpu(given["gpu"])
@@ -172,6 +172,7 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
 
 
 _OF_ENGINES = ("cpus_per_engine", "gpus_per_engine")
+_OF_A_CLUSTER = dict.fromkeys(("ray_address", *_OF_ENGINES), Need({"engine": "--engine ray"}, ("ray",)))
 
 
 def _to_evaluate(options: JobOptions, output: str | None) -> EvaluateOptions:

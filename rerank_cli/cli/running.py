@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.cluster import ClusterOptions
-    from rerank_cli.job.dry_run import DryRun, Elsewhere
+    from rerank_cli.job.dry_run import DryRun
     from rerank_cli.job.options import JobOptions
     from rerank_cli.job.run import Outcome
     from rerank_cli.planning.run_plan import Plan
@@ -225,16 +225,6 @@ def _warn_of_unknown(unknown: Mapping[str, Any] | None) -> None:
         )
 
 
-def _faster_here(options: JobOptions, result: DryRun) -> str | None:
-    """What would be faster on this machine than such a run; None if nothing is known."""
-    from rerank_cli.job.prepare import find_known
-    from rerank_cli.machine.cpu import detect_cpu
-    from rerank_cli.planning.faster import faster_on
-
-    plan, known = result.plan, find_known(options)
-    return faster_on(detect_cpu(), device=plan.device, precision=plan.precision, checkpoint=known.checkpoint)
-
-
 def refuse_gpu(gpus: Sequence[str] | None) -> None:
     """`UsageError` for `--gpu`, which describes a card, in a run on this machine."""
     if gpus:
@@ -251,6 +241,9 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     refuse_early(options)
 
     from rerank_cli.job.dry_run import dry_run
+    from rerank_cli.job.prepare import find_known
+    from rerank_cli.machine.cpu import detect_cpu
+    from rerank_cli.planning.faster import faster_on
     from rerank_cli.planning.hours import BASIS
 
     result = dry_run(options, gpus)
@@ -266,13 +259,16 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         write(f"expected time: at 70 % of {result.gflops:,.0f} GFLOP/s, measured just now")
         if any(one.time for one in result.elsewhere):
             write(f"on other cards: {BASIS}")
-        if told := _faster_here(options, result):
+        plan, known = result.plan, find_known(options)
+        if told := faster_on(detect_cpu(), device=plan.device, precision=plan.precision, checkpoint=known.checkpoint):
             write(f"faster: {told}")
     return _dry_exit_code(result, options)
 
 
 def _dry_facts(result: DryRun) -> dict[str, str]:
     """The lines of the table."""
+    from rerank_cli.planning.hours import show_time
+
     counts, plan = result.counts, result.plan
     facts = {"rows": f"{counts.rows_in:,}", "bad rows": f"{counts.rows_error:,}"}
     if counts.passages_error:
@@ -303,7 +299,12 @@ def _dry_facts(result: DryRun) -> dict[str, str]:
         if first.needed_bytes is not None:
             facts["memory of both"] = f"{first.needed_bytes / 2**30:.2f} GiB"
     facts["expected time"] = f"about {_duration(result.seconds)}"
-    facts |= {f"expected time on {one.gpu}": _time_on_other_card(one) for one in result.elsewhere}
+    for one in result.elsewhere:
+        told = f"not known: {one.reason}"
+        if one.time is not None:
+            took = show_time(one.time.low, one.time.high)
+            told = f"{took} in {one.precision}, most of it {one.time.limit}"
+        facts[f"expected time on {one.gpu}"] = told
     facts["precision"] = f"{plan.precision} on {plan.device}, at most {plan.max_tokens} tokens a pair"
     return facts
 
@@ -318,14 +319,6 @@ def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
         file, row, message = result.first_error
         say(f"{_bad_in_words(counts)} cannot be scored; the first is {file}:{row}: {message}")
     return 3 if counts.in_errors_file else 0
-
-
-def _time_on_other_card(found: Elsewhere) -> str:
-    from rerank_cli.planning.hours import show_time
-
-    if found.time is None:
-        return f"not known: {found.reason}"
-    return f"{show_time(found.time.low, found.time.high)} in {found.precision}, most of it {found.time.limit}"
 
 
 def _duration(seconds: float) -> str:

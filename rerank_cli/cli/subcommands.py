@@ -60,15 +60,10 @@ class LoadedWhenAsked(Mapping[str, CommandWithHelp]):
 
     def __getitem__(self, name: str) -> CommandWithHelp:
         if name not in self._loaded:
-            self._loaded[name] = _load(name)
+            one = SUBCOMMANDS[name]
+            module = import_module(f"rerank_cli.cli.{one.function}")
+            alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+            kind = getattr(module, one.command) if one.command else QuickCommand
+            alone.command(name, cls=kind)(getattr(module, one.function))
+            self._loaded[name] = cast("CommandWithHelp", typer.main.get_command(alone))
         return self._loaded[name]
-
-
-def _load(name: str) -> CommandWithHelp:
-    one = SUBCOMMANDS[name]
-    module = import_module(f"rerank_cli.cli.{one.function}")
-    alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    alone.command(name, cls=getattr(module, one.command) if one.command else QuickCommand)(
-        getattr(module, one.function)
-    )
-    return cast("CommandWithHelp", typer.main.get_command(alone))

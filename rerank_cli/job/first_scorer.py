@@ -107,9 +107,6 @@ def refuse_unusable_cascade(options: JobOptions) -> None:
     """`UsageError` for options that do not go together, before anything is read."""
     first = options.first
     if first.scorer is None:
-        for flag, value in (("--first-keep", first.keep), ("--first-top", first.top)):
-            if value is not None:
-                raise UsageError(f"{flag}: there is no first scorer", hint="name one, for example `--first int8`")
         return
     for flag, why, hint in _conflicts(options):
         raise UsageError(f"--first: does not work with {flag}: {why}", hint=hint)

@@ -284,30 +284,41 @@ def _refuse_names(options: JobOptions) -> None:
             raise UsageError("--per-query: nothing is measured without judgements", hint="name them with `--qrels`")
 
 
-_CHUNKS = ("truncate", ("chunk",), "--truncate chunk")
-_TRAINING = ("names.out_format", TEACHER_FORMATS, f"--out-format {'|'.join(TEACHER_FORMATS)}")
-NEEDS: Final[Mapping[str, tuple[str, tuple[str, ...], str]]] = {
-    "chunk_overlap": _CHUNKS, "pool": _CHUNKS, "store_limit": ("store", (), "--store DIR"),
-    "metrics": ("qrels", (), "--qrels FILE"),
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What an option changes nothing without."""
+
+    fields: Mapping[str, str]
+    """The fields of which one will do, each with the option that sets it, as one types it."""
+    values: tuple[str, ...] = ()
+    """The values of a field that will do; none: any."""
+
+
+_CHUNKS = Need({"truncate": "--truncate chunk"}, ("chunk",))
+_FIRST = Need({"first.scorer": "--first MODEL|PRECISION"})
+_TRAINING = Need({"names.out_format": f"--out-format {'|'.join(TEACHER_FORMATS)}"}, TEACHER_FORMATS)
+NEEDS: Final[Mapping[str, Need]] = {
+    "chunk_overlap": _CHUNKS, "pool": _CHUNKS, "store_limit": Need({"store": "--store DIR"}),
+    "metrics": Need({"qrels": "--qrels FILE"}), "first.keep": _FIRST, "first.top": _FIRST,
     "teacher.negatives": _TRAINING, "teacher.absolute_margin": _TRAINING, "teacher.relative_margin": _TRAINING,
     "teacher.positive_field": _TRAINING, "teacher.relevant_from": _TRAINING,
 }  # fmt: skip
-"""Fields of the options that change nothing without another one: which, the values of it that will do (none: any), and
-the option that sets it."""
+"""What options of a run need, by the fields that they set."""
 
 
-def refuse_idle(options: JobOptions, typed: Mapping[str, str]) -> None:
+def refuse_idle(options: object, typed: Mapping[str, str], needs: Mapping[str, Need] = NEEDS) -> None:
     """`UsageError` for an option that would change nothing.
 
     Args:
-        options: All of the run.
+        options: Has all fields.
         typed: By its field, each option that somebody has typed for this run. One of the environment is for many runs.
+        needs: By its field, what an option needs.
     """
-    for path in NEEDS.keys() & typed.keys():
-        needed, values, command = NEEDS[path]
-        found = attrgetter(needed)(options)
-        if found not in values if values else found is None:
-            raise UsageError(f"{typed[path]}: changes nothing without `{command}`")
+    for path, need in needs.items():
+        found = [attrgetter(field)(options) for field in need.fields]
+        if path in typed and not any(one in need.values if need.values else one is not None for one in found):
+            others = " or ".join(f"`{option}`" for option in need.fields.values())
+            raise UsageError(f"{typed[path]}: changes nothing without {others}")
 
 
 def refuse_store(options: JobOptions) -> None:

@@ -190,4 +190,4 @@ def test_what_needs_judgements_says_so(option: str, tmp_path: Path, capsys: pyte
     value = "0.5" if option == "--keep-precision" else str(tmp_path / "x.tsv")
     files = [str(SAMPLES / "expected" / "python-docs.top3.jsonl"), str(SAMPLES / "bm25.trec")]
     assert main(["evaluate", *files, option, value]) == 2
-    assert f"{option}: nothing is known without judgements" in capsys.readouterr().err
+    assert f"{option}: changes nothing without `--qrels FILE`" in capsys.readouterr().err

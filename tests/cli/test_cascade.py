@@ -251,7 +251,7 @@ def test_a_passage_that_the_first_scorer_cannot_read_is_read_by_the_second(tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--first-keep", "10"], "--first-keep: there is no first scorer"),
+        (["--first-keep", "10"], "--first-keep: changes nothing without `--first MODEL|PRECISION`"),
         (["--first", "bf16", "--blend", "rrf:0.5"], "does not work with --blend"),
         (["--first", "bf16", "--threshold", "1"], "does not work with --threshold"),
         (["--first", "bf16", "--check-precision", "9"], "does not work with --check-precision"),

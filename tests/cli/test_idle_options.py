@@ -17,6 +17,7 @@ _TYPED = {
     "metrics": ["--metric", "P@1"], "teacher.negatives": ["--negatives", "2"],
     "teacher.absolute_margin": ["--absolute-margin", "1"], "teacher.relative_margin": ["--relative-margin", "0.1"],
     "teacher.positive_field": ["--positive-field", "good"], "teacher.relevant_from": ["--relevant-from", "2"],
+    "first.keep": ["--first-keep", "10"], "first.top": ["--first-top", "5"],
 }  # fmt: skip
 
 
@@ -33,7 +34,8 @@ def test_what_changes_nothing_is_refused_before_anything_is_read(
     option = _TYPED[path]
     run = ["rerank-file", str(tmp_path / "nowhere.jsonl"), "-o", str(tmp_path / "out.jsonl")]
     assert main([*run, *option]) == 2
-    assert f"error: {option[0]}: changes nothing without `{NEEDS[path][2]}`" in capsys.readouterr().err
+    (needed,) = NEEDS[path].fields.values()
+    assert f"error: {option[0]}: changes nothing without `{needed}`" in capsys.readouterr().err
 
 
 def test_with_what_they_need_they_are_heard(lists: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,12 +44,28 @@ def test_with_what_they_need_they_are_heard(lists: str, tmp_path: Path, monkeypa
     out = tmp_path / "out.jsonl"
     run = ["rerank-file", lists, "-o", str(out), "--model", str(TINY_CHECKPOINT), "-q"]
     needed = ["--truncate", "chunk", "--store", str(tmp_path / "store"), "--qrels", str(qrels)]
-    shown = [word for path, words in _TYPED.items() if not path.startswith("teacher.") for word in words]
+    shown = [word for path, words in _TYPED.items() if not path.startswith(("teacher.", "first.")) for word in words]
     assert main([*run, *needed, *shown]) == 0
     # What the environment says is for many runs, of which some have a use for it.
     monkeypatch.setenv("RERANK_POOL", "mean")
     monkeypatch.setenv("RERANK_NEGATIVES", "2")
+    monkeypatch.setenv("RERANK_FIRST_KEEP", "10")
+    monkeypatch.setenv("RERANK_RAY_ADDRESS", "127.0.0.1:6379")
     assert main([*run, "--restart", "--overwrite"]) == 0
+
+
+def test_options_of_a_cluster_are_refused_without_one(lists: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rerank-file", lists, "-o", "-", "--cpus-per-engine", "1"]) == 2
+    assert "--cpus-per-engine: changes nothing without `--engine ray`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["CALIBRATE_TO", "KEEP_PRECISION", "PER_QUERY"])
+def test_what_evaluate_cannot_give_is_refused_from_the_environment_too(
+    name: str, lists: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(f"RERANK_{name}", "0.5" if name == "KEEP_PRECISION" else str(tmp_path / "x.tsv"))
+    assert main(["evaluate", lists]) == 2
+    assert f"--{name.lower().replace('_', '-')}: changes nothing without `--qrels FILE`" in capsys.readouterr().err
 
 
 def test_a_reranker_refuses_them_in_the_words_of_python() -> None:
@@ -75,13 +93,10 @@ def test_fields_that_no_row_has_are_refused(
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--ship-at", "0.1"], 2, "--ship-at: changes nothing without `--qrels`"),
-        (
-            ["--qrels", "qrels.txt", "--calibrator", "platt"],
-            2,
-            "--calibrator: changes nothing without `--calibrate-to`",
-        ),
-        (["--qrels", "qrels.txt", "--relevant-from", "2"], 2, "without `--calibrate-to` or `--keep-precision`"),
+        (["--ship-at", "0.1"], 2, "--ship-at: changes nothing without `--qrels FILE`"),
+        (["--qrels", "qrels.txt", "--calibrator", "platt"], 2, "changes nothing without `--calibrate-to FILE`"),
+        (["--qrels", "qrels.txt", "--run-report", "x.json"], 2, "changes nothing without `--calibrate-to FILE`"),
+        (["--qrels", "qrels.txt", "--relevant-from", "2"], 2, "`--calibrate-to FILE` or `--keep-precision P`"),
         (["--qrels", "qrels.txt", "--id-field", "docid"], 4, "--id-field docid: no row of ranked.jsonl has it"),
     ],
 )
