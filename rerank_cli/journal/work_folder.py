@@ -205,7 +205,9 @@ class Job:
             note: kept with the window in `notes`.
         """
         self._refuse_lost_lock()
-        self.append(data)
+        with naming(self.out):
+            for name, more in data.items():
+                self._members[name].append(more)
         self._commit.add(window, data, state, note)
         self.next_window = window + 1
         if self._terms.clock() - self._committed_at >= self._terms.checkpoint_every:
@@ -224,8 +226,7 @@ class Job:
             return
         with naming(self.out):
             self.refuse_other_hands()
-            self._cut(commit.ends)  # an interrupted `append` may have left more
-            self._write([commit.record()])
+            self._write([commit.record()], ends=commit.ends)
         self.state = dict(commit.state)
         self._commit = _Commit(commit.next_window, commit.ends)
         self._committed_at = self._terms.clock()
@@ -462,13 +463,9 @@ class Job:
             ends = {name: span[1] for name, span in record["members"].items()}
             self._commit = _Commit(self.next_window, ends)
         self._journal.cut(good.end if good else 0)
-        self._cut(self._commit.ends)
         for name, file in self._members.items():
+            file.cut(self._commit.ends[name])
             file.digest = self._verified_bytes[name]
-
-    def _cut(self, ends: Mapping[str, int]) -> None:
-        for name, end in ends.items():
-            self._members[name].cut(end)
 
     def _open_file(self, stack: ExitStack, name: str) -> WorkFile:
         file = WorkFile(self._files, self.path(name))
@@ -499,22 +496,26 @@ class Job:
         self._verified_bytes = digests
         return good
 
-    def _write(self, records: list[dict[str, Any]]) -> None:
+    def _write(self, records: list[dict[str, Any]], ends: Mapping[str, int] | None = None) -> None:
         """Bring the members to disk, then the records. The first ones follow a header.
+
+        ends: where the members end, by name; an interrupted `append` may have left more, which is cut off.
 
         After a failure nothing more is written: the fsync after a failed one may succeed without writing anything,
         because the system has dropped the pages that it could not write.
         """
+        for name, end in (ends or {}).items():
+            self._members[name].cut(end)
         self._broken = True
         for file in self._members.values():
             file.sync()
         if (fingerprint := self._terms.fingerprint) is not None:
             if not self._check:
+                self._files.sync_folder(self.folder)
+                self._files.sync_folder(self.folder.parent)
                 fingerprint.wait_for_new(_HASH_SECONDS)
                 records = [{"kind": "job", "format": _FORMAT, "fingerprint": fingerprint.document()}, *records]
                 self._hashes = {}
-                self._files.sync_folder(self.folder)
-                self._files.sync_folder(self.folder.parent)
             if new := {name: value for name, value in fingerprint.hashes.items() if name not in self._hashes}:
                 records[-1]["hashes"] = new
                 self._hashes |= new
