@@ -11,8 +11,9 @@ Rows that are written in another shape than they were read in follow the rules o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -42,20 +43,21 @@ class JsonlSink:
     ) -> None:
         self._stream = stream
         self._shape = shape
+        self._dump = shape.kind.dump
         self._selection = selection
         self._flush = flush
 
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Write the lists; returns the number of lines."""
         lines = 0
-        for is_json, group in _by_origin(ranked, self._shape):
-            rows: Iterable[dict[str, Any]]
-            if is_json:
-                rows = _render_rows(self._shape, group, self._selection)
+        for by_shape, group in groupby(ranked, key=partial(_is_written_by, self._shape)):
+            if by_shape:
+                rows = (row for item in group for row in self._shape.render(item, self._selection))
             else:
-                rows = _json_of_table(self._shape, group, self._selection)
+                tables = (same for _, same in _by_field(list(group), self._shape))
+                rows = (row for same in tables for row in _json_of_table(self._shape, same, self._selection))
             for row in rows:
-                self._stream.write(self._shape.kind.dump(row))
+                self._stream.write(self._dump(row))
                 lines += 1
         if self._flush:
             self._stream.flush()
@@ -92,10 +94,10 @@ class ParquetSink:
     def write(self, ranked: Sequence[RankedList]) -> int:
         """Write the lists; returns the number of rows."""
         written = 0
-        for is_json, group in _by_origin(ranked, self._shape):
-            if is_json:
-                rows = [_in_doubles(row) for row in _render_rows(self._shape, group, self._selection)]
-                self._stream.write(self._parts.of_rows(rows, passages=_passages_path(group[0], self._shape)))
+        for passages, group in _by_field(ranked, self._shape):
+            if _is_written_by(self._shape, group[0]):
+                rows = [_in_doubles(row) for item in group for row in self._shape.render(item, self._selection)]
+                self._stream.write(self._parts.of_rows(rows, passages=passages))
                 written += len(rows)
             else:
                 table = ranked_table(self._shape, group, self._selection)
@@ -159,17 +161,6 @@ class BestSink:
         return self._sink.write(self._best)
 
 
-def _passages_path(ranked: RankedList, shape: Shape) -> str | None:
-    """The field of the passages; None in a shape without a list of passages."""
-    if isinstance(shape, Conversion):
-        return PASSAGES if shape.kind.name == "list" else None
-    return shape.passages_path(ranked.source.rows[0].fields) if isinstance(shape, ListShape) else None
-
-
-def _render_rows(shape: Shape, ranked: Iterable[RankedList], selection: Selection) -> Iterator[dict[str, Any]]:
-    return (row for item in ranked for row in shape.render(item, selection))
-
-
 def _in_doubles(value: Any) -> Any:
     """`value` with plain floats in place of `ExactFloat` numbers such as 1.10, except those too large for a float."""
     if isinstance(value, float):
@@ -179,15 +170,22 @@ def _in_doubles(value: Any) -> Any:
     return [_in_doubles(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _by_origin(ranked: Sequence[RankedList], shape: Shape) -> Iterator[tuple[bool, list[RankedList]]]:
-    """Groups of neighbours with passages in the same field: written by their shape (True) or as a table (False)."""
+def _is_written_by(shape: Shape, item: RankedList) -> bool:
+    """Whether a list is written by its shape, and not as a table."""
+    return isinstance(item.source.rows[0], JsonRow) or isinstance(shape, Conversion)
+
+
+def _by_field(ranked: Sequence[RankedList], shape: Shape) -> Iterator[tuple[str | None, list[RankedList]]]:
+    """Groups of neighbours that are written alike, with the field of their passages; None in a shape without a list."""
 
     def origin(item: RankedList) -> tuple[bool, str | None]:
-        by_shape = isinstance(item.source.rows[0], JsonRow) or isinstance(shape, Conversion)
-        return by_shape, _passages_path(item, shape)
+        if isinstance(shape, Conversion):
+            return True, PASSAGES if shape.kind.name == "list" else None
+        path = shape.passages_path(item.source.rows[0].fields) if isinstance(shape, ListShape) else None
+        return _is_written_by(shape, item), path
 
-    for (is_json, _), group in groupby(ranked, key=origin):
-        yield is_json, list(group)
+    for (_, path), group in groupby(ranked, key=origin):
+        yield path, list(group)
 
 
 def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selection) -> pa.Table:
@@ -206,7 +204,7 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
             in_step = shape.columns_in_step(held) if isinstance(held, Mapping) else ()
             return arrow_ranking.rank_columns(ranked, container=passages, in_step=in_step, **ours)
         if isinstance(lookup(fields, passages), str):
-            texts = [lookup(row, passages) for row in _render_rows(shape, ranked, selection)]
+            texts = [lookup(row, passages) for item in ranked for row in shape.render(item, selection)]
             return arrow_ranking.replace_texts(ranked, passages, texts)
         return arrow_ranking.rank_lists(ranked, passages=passages, text="text", siblings=shape.siblings, **ours)
     return arrow_ranking.rank_rows(ranked, **ours, ranks=isinstance(shape, FlatShape))

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from rerank_cli.errors import InputError, OutputError
-from rerank_cli.formats.compression import compressed, open_input
+from rerank_cli.formats.compression import SUFFIXES, compressed, open_input
 from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.formats.jsonl import json_document
 from rerank_cli.formats.separated_sink import SEPARATORS, SeparatedSink
@@ -205,6 +205,7 @@ class FileDestination:
         self._selection = selection
         self._like = like
         self._out = path_of(names.output)
+        self._is_compressed = Path(names.output).suffix.lower() in SUFFIXES
         self._paths = paths
         self._files = files
         self._job = job
@@ -359,7 +360,7 @@ class FileDestination:
     def _take_rows(self) -> bytes:
         data = _drain(self._rows)
         is_table = isinstance(self.sink, (ParquetSink, SeparatedSink))
-        return data if is_table or not data else compressed(data, self._names.output)
+        return compressed(data, self._names.output) if self._is_compressed and data and not is_table else data
 
     def refuse_existing(self, *, anew: bool = False) -> None:
         """`OutputError` if an output exists and may not be replaced. anew: ask the stores once more."""

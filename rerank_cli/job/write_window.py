@@ -12,7 +12,7 @@ from rerank_cli.formats.sinks import BestSink
 from rerank_cli.job.output import Destination
 from rerank_cli.job.ranking import select
 from rerank_cli.job.stop import Stop
-from rerank_cli.records import Counts, RankedList, RowError
+from rerank_cli.records import Counts, RowError
 
 if TYPE_CHECKING:
     from rerank_cli.job.scoring_loop import ScoredWindow
@@ -49,30 +49,32 @@ class WindowWriter:
         if whole and selection.top_n is not None:
             self.best = BestSink(destination.sink, top_n=selection.top_n)
         self._selection = replace(selection, top_n=None) if whole else selection
+        self._selects = self._selection.threshold is not None or self._selection.top_n is not None
         self._released = None if self.best else released
 
     def write(self, window: ScoredWindow) -> None:
         """Write a window: its rows, then its bad rows."""
-        kept = [select(item, self._selection) for item in window.ranked]
+        kept = [
+            select(item, self._selection) if self._selects or item.source.top_n is not None else item
+            for item in window.ranked
+        ]
         self._counts.dropped += sum(
             len(item.ranking) - len(less.ranking) for item, less in zip(window.ranked, kept, strict=True)
         )
         if not self._whole:
             self._counts.empty_lists += sum(not item.ranking for item in kept)
+        sink = self.best or self._destination.sink
         with self._released.released() if self._released else nullcontext():
-            self._counts.output_rows += self._write(kept)
+            if self._count_empty:
+                rows = [sink.write([item]) for item in kept]
+                self._counts.lists_without_rows += rows.count(0)
+                self._counts.output_rows += sum(rows)
+            else:
+                self._counts.output_rows += sink.write(kept)
         for error in window.errors:
             self._destination.errors.write(error)
             if self._on_error:
                 self._on_error(error)
-
-    def _write(self, kept: list[RankedList]) -> int:
-        sink = self.best or self._destination.sink
-        if not self._count_empty:
-            return sink.write(kept)
-        rows = [sink.write([item]) for item in kept]
-        self._counts.lists_without_rows += rows.count(0)
-        return sum(rows)
 
     def finish(self, note: Callable[[str], None] = lambda text: None) -> None:
         """Write the best rows of the whole run, if they were kept; note how many lists gave no row or are empty."""

@@ -125,6 +125,18 @@ def opened_json(value: object) -> Any:
         return None
 
 
+def as_list(value: Any) -> Any:
+    """The list or object that a JSON text holds; any other value itself."""
+    if isinstance(value, str) and (opened := opened_json(value)) is not None:
+        return opened
+    return value
+
+
+def written_like(before: object, after: Sequence[Any] | Mapping[str, Any]) -> Any:
+    """`after`, as a JSON text where `before` was one."""
+    return jsonl.dump_value(after) if isinstance(before, str) else after
+
+
 def first_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
     """The value at the user's path, or at the first alias of `kind` that the row has; None where there is none."""
     if path is not None:
@@ -136,28 +148,22 @@ def first_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
     return None
 
 
-def one_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
-    """As `first_of`; raises `RowProblem` where two aliases could be meant and differ.
+def one_of(fields: Mapping[str, Any], path: str | None, kind: str) -> tuple[str, Any]:
+    """The user's path and the value there, or the name and the value of the alias of `kind`; None where there is none.
 
     An alias does not count where it holds nothing, or a value that cannot have the role (a number is no passage).
+    Raises `RowProblem` where two aliases could be meant and differ.
     """
     if path is not None:
-        return lookup(fields, path)
-    found = None
-    for name in ALIASES[kind]:
-        value = fields.get(name)
-        if value is not None:
-            if found is not None and value != found:
-                break
-            found = value
-    else:
-        return found
+        return path, lookup(fields, path)
     held = [name for name in ALIASES[kind] if fields.get(name) is not None]
-    fit = [name for name in held if _fits(fields[name], kind)]
-    for name in fit[1:]:
-        if fields[name] != fields[fit[0]]:
-            raise two_fields("", (fit[0], name), _ROLES[kind], OPTIONS[kind])
-    return fields[(fit or held)[0]]
+    if len(held) > 1:
+        fit = [name for name in held if _fits(fields[name], kind)]
+        for name in fit[1:]:
+            if fields[name] != fields[fit[0]]:
+                raise two_fields("", (fit[0], name), _ROLES[kind], OPTIONS[kind])
+        held = fit or held
+    return (held[0], fields[held[0]]) if held else (kind, None)
 
 
 def _fits(value: object, kind: str) -> bool:
@@ -181,15 +187,15 @@ def name_of(fields: Mapping[str, Any], path: str | None, kind: str) -> str | Non
     return name_in_row(fields, None, kind) if any(fields.get(name) is not None for name in ALIASES[kind]) else None
 
 
-def required(row: Row, path: str | None, kind: str, option: str) -> Any:
+def required(row: Row, path: str | None, kind: str, option: str) -> tuple[str, Any]:
     """As `one_of`; raises `RowProblem` where there is nothing. option: the one that names the field."""
-    value = one_of(row.fields, path, kind)
+    name, value = one_of(row.fields, path, kind)
     if value is None:
         hint = "" if path else f"; name it by {option}"
         raise RowProblem(
             "missing-field", f"field `{path or kind}` is missing; the row has {shown_names(row.fields)}{hint}"
         )
-    return value
+    return name, value
 
 
 def name_in_row(fields: Mapping[str, Any], path: str | None, kind: str) -> str:

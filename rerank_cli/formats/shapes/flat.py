@@ -23,7 +23,6 @@ from rerank_cli.formats.shapes.fields import (
     identity_of,
     image_of,
     joined_text,
-    name_in_row,
     name_of,
     one_of,
     own_passage,
@@ -204,10 +203,9 @@ def flat_text(fields: Mapping[str, Any], names: FieldNames) -> str | None:
     """The text of a row's passage; None where it has none. Raises `RowProblem`."""
     if names.text is not None:
         return joined_text(fields, names.text)
-    found = one_of(fields, None, "passage")
+    name, found = one_of(fields, None, "passage")
     if found is None or type(found) is str:
         return found
-    name = name_in_row(fields, None, "passage")
     if isinstance(found, Mapping):
         hint = f"it has {shown_names(found)}; name its text by --text-field {name}.NAME"
         raise RowProblem("wrong-type", f"`{name}` is an object, not text: {hint}")
@@ -217,7 +215,8 @@ def flat_text(fields: Mapping[str, Any], names: FieldNames) -> str | None:
 def read_pair(row: Row, names: FieldNames, *, query: str | None, identity: object) -> CandidateList:
     """The pair in `row`; raises `RowProblem`. query: the user's one query for all rows; None: the row has its own."""
     if query is None:
-        query = text_of(required(row, names.query, "query", "--query-field"), names.query or "query")
+        where, query = required(row, names.query, "query", "--query-field")
+        query = text_of(query, where)
     image = image_of(row.fields, names, row)
     found = flat_text(row.fields, names)
     if found is None and image is None:

@@ -22,6 +22,7 @@ from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.corpus import open_corpus
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
+    as_list,
     field_paths,
     fields_without,
     head_of,
@@ -33,9 +34,10 @@ from rerank_cli.formats.shapes.fields import (
     two_fields,
     type_in_words,
     with_value,
+    written_like,
 )
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.lists import LIST, ListShape, as_list, written_like
+from rerank_cli.formats.shapes.lists import LIST, ListShape
 from rerank_cli.formats.shapes.other_programs import KNOWN, SAME_AS, KnownShape
 from rerank_cli.formats.shapes.shape import (
     OF_A_CUT,

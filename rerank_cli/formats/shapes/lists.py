@@ -22,6 +22,7 @@ from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
     RowProblem,
+    as_list,
     columns_of,
     field_paths,
     fields_without,
@@ -32,13 +33,14 @@ from rerank_cli.formats.shapes.fields import (
     lookup,
     name_in_row,
     name_of,
-    opened_json,
+    one_of,
     own_passage,
     passage_of,
     required,
     row_error,
     text_of,
     with_value,
+    written_like,
 )
 from rerank_cli.formats.shapes.shape import (
     Exchange,
@@ -133,7 +135,8 @@ class ListShape:
         """The list in `row`; raises `RowProblem`. bad: the errors of bad passages are added to it."""
         query = self.query_of(row)
         path, passages = self.passages_of(row)
-        self._check_siblings(row.fields, passages)
+        if self.siblings:
+            self._check_siblings(row.fields, passages)
         found: list[Passage] = []
         problems: list[tuple[int, RowProblem]] = []
         places: list[int] | None = None
@@ -169,12 +172,12 @@ class ListShape:
 
     def query_of(self, row: Row) -> str:
         """The query of a row; raises `RowProblem`."""
-        return text_of(required(row, self.names.query, "query", "--query-field"), self.names.query or "query")
+        where, query = required(row, self.names.query, "query", "--query-field")
+        return text_of(query, where)
 
     def passages_of(self, row: Row) -> tuple[str, Sequence[Any]]:
         """The path of the passages, and their list; raises `RowProblem`."""
-        value = required(row, self.names.passages, "passages", "--passages-field")
-        path = self.passages_path(row.fields)
+        path, value = required(row, self.names.passages, "passages", "--passages-field")
         return path, list_of(value if isinstance(value, list) else as_list(value), path)
 
     def passage_at(self, passage: object, where: str, row: Row) -> Passage:
@@ -212,11 +215,10 @@ class ListShape:
         """The path of the passages in a row that `group` has read."""
         return self.names.passages or name_in_row(fields, None, "passages")
 
-    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    def render(self, ranked: RankedList, selection: Selection) -> Iterable[dict[str, Any]]:
         """See `Shape`."""
         fields = ranked.source.rows[0].fields
-        path = self.passages_path(fields)
-        held = lookup(fields, path)
+        path, held = one_of(fields, self.names.passages, "passages")
         passages = as_list(held)
         again = is_own_output(passages)
         entries = []
@@ -224,7 +226,8 @@ class ListShape:
             passage = passages[entry.index]
             own = {"text": passage} if isinstance(passage, str) else passage
             entries.append(scored(own, entry, selection, again=again))
-        yield self.with_siblings(with_value(fields, path, written_like(held, entries)), ranked)
+        row = with_value(fields, path, written_like(held, entries))
+        return [self.with_siblings(row, ranked) if self.siblings else row]
 
     def with_siblings(self, fields: dict[str, Any], ranked: RankedList) -> dict[str, Any]:
         """`fields` with the siblings in the order of the ranking."""
@@ -292,15 +295,3 @@ def holds_ids(path: str) -> bool:
     """Whether the name of a list says that it holds the ids of the passages."""
     name = path.rpartition(".")[2].lower().replace("-", "_")
     return name in ("ids", "id", "pids", "docids", "docnos") or name.endswith(("_ids", "_id"))
-
-
-def as_list(value: Any) -> Any:
-    """The list or object that a JSON text holds; any other value itself."""
-    if isinstance(value, str) and (opened := opened_json(value)) is not None:
-        return opened
-    return value
-
-
-def written_like(before: object, after: Sequence[Any] | Mapping[str, Any]) -> Any:
-    """`after`, as a JSON text where `before` was one."""
-    return jsonl.dump_value(after) if isinstance(before, str) else after

@@ -62,7 +62,7 @@ class NimShape(RequestShape):
 
     def read(self, row: Row) -> CandidateList:
         """The request in `row`; raises `RowProblem`."""
-        query = required(row, "query", "query", "")
+        _, query = required(row, "query", "query", "")
         if not isinstance(query, Mapping):
             raise RowProblem("wrong-type", f"field `query` is {type_in_words(query)}, not an object with `text`")
         if query.get("image") is not None:
@@ -71,7 +71,7 @@ class NimShape(RequestShape):
         truncate = row.fields.get("truncate") or "NONE"
         if truncate not in ("NONE", "END"):
             raise RowProblem("bad-value", f"`truncate` is {text_or_type(truncate)}, not `NONE` or `END`")
-        passages = list_of(required(row, "passages", "passages", ""), "passages")
+        passages = list_of(required(row, "passages", "passages", "")[1], "passages")
         found = [self._read_passage(passage, f"passages[{index}]", row) for index, passage in enumerate(passages)]
         return CandidateList(
             query=text_of(query.get("text"), "query.text"),

@@ -16,10 +16,10 @@ from typing import Any
 from rerank_cli.errors import InputError
 from rerank_cli.formats.choices import NO_IMAGES
 from rerank_cli.formats.shapes.conversion import Conversion
-from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, field_paths, lookup, name_in_row, shown_names
+from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, as_list, field_paths, lookup, name_in_row, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known_shape import PathShape
-from rerank_cli.formats.shapes.lists import BELONGS, ListShape, as_list
+from rerank_cli.formats.shapes.lists import BELONGS, ListShape
 from rerank_cli.formats.shapes.shape import OF_A_CUT, OWN_PREFIX, Grouped, Item, Shape, is_own_output
 from rerank_cli.records import CandidateList, Gap, Row, RowError
 

@@ -100,7 +100,7 @@ class Shape(Protocol):
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """The candidate lists in `items`, in order; rows without the shape become `RowError`s."""
 
-    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    def render(self, ranked: RankedList, selection: Selection) -> Iterable[dict[str, Any]]:
         """The output rows of a ranked list."""
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:

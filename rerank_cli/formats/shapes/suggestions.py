@@ -14,10 +14,10 @@ from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import FieldNames
 from rerank_cli.formats.shapes import rearrangements
-from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, lookup, opened_json, shown_names
+from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, as_list, lookup, opened_json, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known_shape import KINDS, PathShape
-from rerank_cli.formats.shapes.lists import BELONGS, ListShape, as_list
+from rerank_cli.formats.shapes.lists import BELONGS, ListShape
 from rerank_cli.formats.shapes.other_programs import KNOWN
 from rerank_cli.records import JsonRow
 
