@@ -60,7 +60,7 @@ def read_pages(sources: list[ImageSource], processes: int) -> tuple[float, str]:
         images.expect(sources)
         for source in sources:
             page = images.open(source)
-            tiles = images.cut(page, images.grid(page))
+            tiles = images.cut(page, images.reader.grid(page.held))
             paused = time.perf_counter()
             digest.update(tiles.pixels)
             spent -= time.perf_counter() - paused

@@ -64,16 +64,6 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    del environment.filters["random"], environment.globals["lipsum"]
-    return environment
-
-
 @dataclass(frozen=True)
 class ChatTemplate:
     """A checkpoint's template, with all of its variables except the pair.
@@ -89,7 +79,12 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> Template:
-        environment = _environment()
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise
+        del environment.filters["random"], environment.globals["lipsum"]
         try:
             used = find_undeclared_variables(environment.parse(self.source))
             template = environment.from_string(self.source)

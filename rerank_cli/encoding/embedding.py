@@ -93,8 +93,12 @@ class EmbeddingEncoder:
     def _join(self, query: Encoded, passage: Encoded) -> Encoded:
         if isinstance(query, EncodingProblem):
             return replace(query, code="query-too-long", message=query.message.replace("the pair", "the query"))
-        if isinstance(passage, EncodingProblem):
-            return self._problem_of(passage)
+        if isinstance(passage, EncodingProblem):  # in the words of a passage without a query
+            if passage.code == "query-too-long":  # only an image can be too long to be cut
+                return EncodingProblem(
+                    "too-long", f"the passage's image has no room in a limit of {self.max_tokens} tokens"
+                )
+            return replace(passage, message=passage.message.replace("the pair", "the passage"))
         (first,) = query
         before = len(first.input_ids)
         return tuple(
@@ -108,14 +112,6 @@ class EmbeddingEncoder:
             )
             for piece in passage
         )
-
-    def _problem_of(self, passage: EncodingProblem) -> EncodingProblem:
-        """The problem in the words of a passage without a query: only its image can be too long to be cut."""
-        if passage.code == "query-too-long":
-            return EncodingProblem(
-                "too-long", f"the passage's image has no room in a limit of {self.max_tokens} tokens"
-            )
-        return replace(passage, message=passage.message.replace("the pair", "the passage"))
 
 
 def split_pair(pair: EncodedPair) -> tuple[EncodedPair, EncodedPair]:

@@ -51,7 +51,8 @@ def refuse_exploding(states: Iterable[Mapping[str, Any]], checkpoint: Checkpoint
     """`ModelError` for a normaliser that makes texts many times longer. states: of tokenizer.json."""
     for state in states:
         parts = list(_replacements(state))
-        patterns = (pattern for part in parts for pattern in _replacement_texts(part))
+        texts = (text for part in parts for text in (part["pattern"].get("String"), part["content"]))
+        patterns = (text for text in texts if text is not None)
         seed = text = "\n".join([string.printable, *(one[:_PATTERN_CHARACTERS] for one in patterns)])[:_SEED_CHARACTERS]
         for part in parts:
             pattern = part["pattern"]
@@ -71,9 +72,3 @@ def _replacements(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from _replacements(part)
     elif state["type"] == "Replace":
         yield state
-
-
-def _replacement_texts(part: Mapping[str, Any]) -> Iterator[str]:
-    if "String" in part["pattern"]:
-        yield part["pattern"]["String"]
-    yield part["content"]

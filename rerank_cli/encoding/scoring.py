@@ -64,7 +64,13 @@ def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, ow
         return Scoring()  # these have one prompt; the chat template of their tokenizer has another purpose
     template = None if own_template or named else _chat_template(checkpoint, instruction)
     if checkpoint.declared.listed:
-        return _scoring_as_declared(checkpoint, template)
+        if template is not None and (failure := template.failure()):
+            raise ModelError(
+                f"{template.place}: the chat template carries no pair of query and passage, and modules.json wants "
+                f"pairs written in it: {failure}"
+            )
+        answers = checkpoint.declared.logit_score
+        return Scoring(template=template, answers=answers, told="scored as modules.json declares")
     if named is not None:
         return Scoring(recipe=named, told=f"scored as {named.title}: `--as {named.name}` says so", taken=True)
     if family.answers:
@@ -72,9 +78,11 @@ def decide_scoring(checkpoint: Checkpoint, *, instruction: str | None = None, ow
     if template is None:
         return Scoring()
     if failure := template.failure():
+        recipe = recipe_of(checkpoint.architecture) if family.decoder else None
+        told = f"`--as {recipe.name}` takes the prompt of {recipe.title}; " if recipe else ""
         raise ModelError(
             f"{template.place}: the chat template carries no pair of query and passage: {failure}",
-            hint=_template_hint(checkpoint),
+            hint=f"{told}`--template` gives another one: text with {{query}} and {{passage}}",
         )
     return Scoring(template=template, told="pairs are written in the checkpoint's chat template")
 
@@ -86,12 +94,6 @@ def _chat_template(checkpoint: Checkpoint, instruction: str | None = None) -> Ch
     from rerank_cli.encoding.chat_template import read_chat_template
 
     return read_chat_template(checkpoint, instruction)
-
-
-def _template_hint(checkpoint: Checkpoint) -> str:
-    recipe = recipe_of(checkpoint.architecture) if family_of(checkpoint.architecture).decoder else None
-    named = f"`--as {recipe.name}` takes the prompt of {recipe.title}; " if recipe else ""
-    return f"{named}`--template` gives another one: text with {{query}} and {{passage}}"
 
 
 def _named_recipe(checkpoint: Checkpoint) -> Recipe | None:
@@ -111,15 +113,6 @@ def _named_recipe(checkpoint: Checkpoint) -> Recipe | None:
             f"{checkpoint.architecture}"
         )
     return recipe
-
-
-def _scoring_as_declared(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:
-    if template is not None and (failure := template.failure()):
-        raise ModelError(
-            f"{template.place}: the chat template carries no pair of query and passage, and modules.json wants pairs "
-            f"written in it: {failure}"
-        )
-    return Scoring(template=template, answers=checkpoint.declared.logit_score, told="scored as modules.json declares")
 
 
 def _scoring_of_language_model(checkpoint: Checkpoint, template: ChatTemplate | None) -> Scoring:

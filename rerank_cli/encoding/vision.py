@@ -131,7 +131,7 @@ class VisionEncoder:
                 results[place] = page
             else:
                 opened.append((place, page))
-        grids = [self.images.grid(page) for _, page in opened]
+        grids = [self.images.reader.grid(page.held) for _, page in opened]
         texts = [(pairs[place][0], pairs[place][1].text) for place, _ in opened]
         found = self._image.encode(texts, limits, images=[self._ids_of_image(grid) for grid in grids])
         fitting = [
@@ -156,30 +156,27 @@ class VisionEncoder:
     def _fitting(
         self, page: Page, text: tuple[str, str], grid: TileGrid, entry: Encoded, limits: Limits
     ) -> tuple[Encoded, TileGrid]:
-        """`entry`, or that of the next smaller grid in which the pair has room for its query."""
+        """`entry`, or that of the next smaller grid in which the pair has room for its query.
+
+        A problem where a text of the pair holds the token that an image's vectors replace.
+        """
         if self._as_reference and len(self._ids_of_image(grid)) > self._image.image_room:
             message = (
                 f"the image has {len(self._ids_of_image(grid))} tokens; truncation to {self.max_tokens} would cut it"
             )
             return EncodingProblem("image-cut", message), grid
         if isinstance(entry, EncodingProblem) and self._fewer_tiles and not limits.whole:
-            for grid in self.images.smaller_grids(page):
+            for grid in self.images.reader.smaller_grids(page.held):
                 (entry,) = self._image.encode([text], limits, images=[self._ids_of_image(grid)])
                 if not isinstance(entry, EncodingProblem):
                     break
-        return self._checked(entry, grid), grid
-
-    def _checked(self, entry: Encoded, grid: TileGrid) -> Encoded:
-        """`entry`, or a problem where a text of it holds the token that an image's vectors replace."""
         block = self._ids_of_image(grid)
-        if not isinstance(entry, EncodingProblem):
-            for pair in entry:
-                if np.count_nonzero(pair.input_ids == block[1]) != len(block) - _FRAME:
-                    return EncodingProblem(
-                        "image-token-in-text",
-                        "query or passage hold the token that stands for an image's parts, beside an image",
-                    )
-        return entry
+        if not isinstance(entry, EncodingProblem) and any(
+            np.count_nonzero(pair.input_ids == block[1]) != len(block) - _FRAME for pair in entry
+        ):
+            message = "query or passage hold the token that stands for an image's parts, beside an image"
+            return EncodingProblem("image-token-in-text", message), grid
+        return entry, grid
 
     def _with_tiles(
         self, album: _Album, page: Page, entry: tuple[EncodedPair, ...], grid: TileGrid, *, full: TileGrid
@@ -188,7 +185,7 @@ class VisionEncoder:
         if isinstance(tiles, EncodingProblem):
             return tiles
         start, length = self._image.image_start + 1, grid.tiles * self._tokens_per_tile
-        digest = f"{grid.cols}x{grid.rows} ".encode() + page.digest
+        digest = f"{grid.cols}x{grid.rows} ".encode() + page.held.digest
         place = ImageBlock(start, length, tiles=grid.tiles, full_tiles=full.tiles, image=tiles, digest=digest)
         more = (full.tiles - grid.tiles) * self._tokens_per_tile
         return tuple(replace(pair, block=place, tokens=pair.tokens + more) for pair in entry)
@@ -214,14 +211,14 @@ class _Album:
 
     def want(self, page: Page, grid: TileGrid) -> None:
         """Say that the image will be cut in this grid."""
-        key = page.digest, grid
+        key = page.held.digest, grid
         if key not in self._wanted:
             self._wanted[key] = page
             self._images.want(page, grid)
 
     def cut(self, page: Page, grid: TileGrid) -> Tiles | EncodingProblem:
         """The tiles of an image in a grid that was wanted, or why it has none."""
-        key = page.digest, grid
+        key = page.held.digest, grid
         if key not in self._cut:
             try:
                 self._cut[key] = self._images.cut(self._wanted[key], grid)

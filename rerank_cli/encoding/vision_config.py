@@ -68,9 +68,9 @@ def read_vision_geometry(checkpoint: Checkpoint, *, max_tiles: int | None = None
 
     max_tiles: the user's, which replaces the checkpoint's.
     """
-    where = checkpoint.config_place
+    where, processor = checkpoint.config_place, str(checkpoint.path / "processor_config.json")
     for key, only in _ONLY.items():
-        for place, values in ((where, checkpoint.config), (_processor(checkpoint), checkpoint.processor_config)):
+        for place, values in ((where, checkpoint.config), (processor, checkpoint.processor_config)):
             value = values.get(key)
             if value is not None and value != only:
                 raise ModelError(f"{place}: `{key}` is {value!r}, only {only!r} is understood")
@@ -84,9 +84,9 @@ def read_vision_geometry(checkpoint: Checkpoint, *, max_tiles: int | None = None
         )
     several = _setting(checkpoint, "dynamic_image_size", True)
     declared = checkpoint.processor_config.get("max_input_tiles")
-    said = _processor(checkpoint) if declared is not None else "the default"
+    said = processor if declared is not None else "the default"
     if declared is not None and (type(declared) is not int or declared < 1):
-        raise ModelError(f"{_processor(checkpoint)}: `max_input_tiles` must be a whole number above 0: {declared!r}")
+        raise ModelError(f"{processor}: `max_input_tiles` must be a whole number above 0: {declared!r}")
     most, reason = (max_tiles, "--max-input-tiles") if max_tiles else (declared or DEFAULT_MAX_TILES, said)
     geometry = VisionGeometry(
         tile_size=tile,
@@ -101,10 +101,6 @@ def read_vision_geometry(checkpoint: Checkpoint, *, max_tiles: int | None = None
         if value != own:
             raise ModelError(f"{where}: `{key}` is {value!r}, `vision_config` makes it {own}")
     return geometry
-
-
-def _processor(checkpoint: Checkpoint) -> str:
-    return str(checkpoint.path / "processor_config.json")
 
 
 def _setting(checkpoint: Checkpoint, key: str, default: _T) -> _T:

@@ -167,9 +167,8 @@ class WholeTextEncoder:
         if self._holds_special(query, passage):
             return self._neutral_ids(query, passage)
         text = self._render(query, passage)
-        return text if isinstance(text, EncodingProblem) else self._tokenise(text)
-
-    def _tokenise(self, text: str) -> Ids:
+        if isinstance(text, EncodingProblem):
+            return text
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def _neutral_ids(self, query: str, passage: str) -> Ids | EncodingProblem:
@@ -191,8 +190,39 @@ class WholeTextEncoder:
 
     @cached_property
     def _renamed(self) -> tuple[Tokenizer, dict[str, str]]:
-        """Made when a text first needs it, as it takes a second for a vocabulary of 150,000 pieces."""
-        return _with_other_names(self._tokenizer, self._where)
+        """A copy whose special tokens have names that no text holds, and these names by the old ones; all ids stay.
+
+        Made when a text first needs it, as it takes a second for a vocabulary of 150,000 pieces.
+        """
+        state = json.loads(self._tokenizer.to_str())
+        word = secrets.token_hex(8)  # somebody could write a fixed one in a text
+        names = {token["content"]: f"qzx{word}x{token['id']}xzq" for token in state["added_tokens"] if token["special"]}
+        for token in state["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        model = state["model"]
+        vocabulary = model["vocab"]
+        if isinstance(vocabulary, dict):
+            model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
+        else:
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+        state["post_processor"] = None
+        try:
+            copy = Tokenizer.from_str(json.dumps(state))
+        except Exception as error:
+            raise ModelError(
+                f"{self._where}: special tokens written in a text cannot be made text: {error}",
+                hint="`--special-tokens allow` lets them act",
+            ) from error
+        for old, new in names.items():
+            number = self._tokenizer.token_to_id(old)
+            if copy.token_to_id(new) != number or number in copy.encode(old, add_special_tokens=False).ids:
+                raise ModelError(
+                    f"{self._where}: `{old}` written in a text acts as a special token whatever is done",
+                    hint="`--special-tokens allow` accepts that",
+                )
+        return copy, names
 
     def _join(self, ids: Ids, *, tokens: int | None = None) -> EncodedPair:
         """tokens: the length before truncation, if anything was cut."""
@@ -201,14 +231,9 @@ class WholeTextEncoder:
             input_ids=whole,
             second_start=len(whole),
             tokens=len(whole) if tokens is None else tokens,
-            template=min(self._template_size, len(whole)),
+            template=min(self.max_tokens - self._room + len(self._around), len(whole)),
             unknown=max(0, count_of(self._unknown, ids) - count_of(self._unknown, self._around)),
         )
-
-    @property
-    def _template_size(self) -> int:
-        """How many tokens there are around two empty texts."""
-        return self.max_tokens - self._room + len(self._around)
 
     @cached_property
     def _around(self) -> Ids:
@@ -379,36 +404,3 @@ def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:
     contents = [token.content for token in tokens if token.special and token.content]
     found = sorted(map(re.escape, contents), key=len, reverse=True)
     return re.compile("|".join(found)) if found else None
-
-
-def _with_other_names(tokenizer: Tokenizer, where: str) -> tuple[Tokenizer, dict[str, str]]:
-    """A copy whose special tokens have names that no text holds, and these names by the old ones; all ids stay."""
-    state = json.loads(tokenizer.to_str())
-    word = secrets.token_hex(8)  # somebody could write a fixed one in a text
-    names = {token["content"]: f"qzx{word}x{token['id']}xzq" for token in state["added_tokens"] if token["special"]}
-    for token in state["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    model = state["model"]
-    vocabulary = model["vocab"]
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
-    else:
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocabulary]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-    state["post_processor"] = None
-    try:
-        copy = Tokenizer.from_str(json.dumps(state))
-    except Exception as error:
-        raise ModelError(
-            f"{where}: special tokens written in a text cannot be made text: {error}",
-            hint="`--special-tokens allow` lets them act",
-        ) from error
-    for old, new in names.items():
-        number = tokenizer.token_to_id(old)
-        if copy.token_to_id(new) != number or number in copy.encode(old, add_special_tokens=False).ids:
-            raise ModelError(
-                f"{where}: `{old}` written in a text acts as a special token whatever is done",
-                hint="`--special-tokens allow` accepts that",
-            )
-    return copy, names

@@ -41,27 +41,13 @@ class Page:
     held: OpenImage | Answer
     again: int | None = None
 
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return self.held.width
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return self.held.height
-
-    @property
-    def digest(self) -> bytes:
-        """Equal for equal files only."""
-        return self.held.digest
-
 
 class ImagesAhead:
     """The images of one pass over an input, for one thread.
 
-    squares: how many the longest pair has room for; None where images are never cut in fewer tiles. processes: the most
-    that may read images; with 0 this process does. seconds: the time that the thread read images or waited for them.
+    reader: knows the grids of an image. squares: how many the longest pair has room for; None where images are never
+    cut in fewer tiles. processes: the most that may read images; with 0 this process does. seconds: the time that the
+    thread read images or waited for them.
     """
 
     def __init__(
@@ -72,7 +58,7 @@ class ImagesAhead:
         processes: int = 0,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self._squares = squares
         self._processes = processes
         self._on_note = on_note
@@ -84,7 +70,7 @@ class ImagesAhead:
 
     def ahead(self, processes: int, on_note: Callable[[str], None] | None = None) -> ImagesAhead:
         """A copy for one pass with so many processes; close it at the end. on_note: see `ImagePool`."""
-        return ImagesAhead(self._reader, squares=self._squares, processes=processes, on_note=on_note)
+        return ImagesAhead(self.reader, squares=self._squares, processes=processes, on_note=on_note)
 
     def expect(self, sources: Sequence[ImageSource]) -> None:
         """Say that these images will be opened next, in this order, after those that were expected before."""
@@ -94,7 +80,7 @@ class ImagesAhead:
         self._expected.extend(sources)
         if wanted := min(self._processes, self._known // _IMAGES_A_PROCESS):
             if self._pool is None:
-                self._pool = ImagePool(self._reader, squares=self._squares, on_note=self._on_note)
+                self._pool = ImagePool(self.reader, squares=self._squares, on_note=self._on_note)
             self._pool.grow(wanted)
             while self._expected:
                 source = self._expected.popleft()
@@ -113,15 +99,7 @@ class ImagesAhead:
                     self._asked.pop(source, None)
                 if (answer := self._pool.take(number)) is not None:
                     return Page(source, answer)
-            return Page(source, self._reader.open(source))
-
-    def grid(self, page: Page) -> TileGrid:
-        """The grid of the image."""
-        return self._reader.grid(page)
-
-    def smaller_grids(self, page: Page) -> Iterator[TileGrid]:
-        """See `ImageReader`."""
-        return self._reader.smaller_grids(page)
+            return Page(source, self.reader.open(source))
 
     def want(self, page: Page, grid: TileGrid) -> None:
         """Say that `page` will be cut in `grid`: a process begins, unless that is done already. `cut` must follow."""
@@ -132,24 +110,20 @@ class ImagesAhead:
     def cut(self, page: Page, grid: TileGrid) -> Tiles:
         """The tiles of the image; raises `ImageProblem`."""
         with self._timed():
-            held = page.held
             if page.again is not None:
-                held = self._read_again(page, page.again)
+                assert self._pool is not None, "it has given the number"
+                found: OpenImage | Answer = self._pool.take(page.again) or self.reader.open(page.source)
+                if found.digest != page.held.digest:
+                    name = f" `{shown(page.source.value)}`" if isinstance(page.source.value, str) else ""
+                    raise ImageProblem("image-unreadable", f"image{name}: the file was changed while it was read")
+                page.held, page.again = found, None
+            held = page.held
             if isinstance(held, OpenImage):
-                return self._reader.cut(held, grid)
+                return self.reader.cut(held, grid)
             assert held.grid == grid, "`want` comes before another grid"
             if isinstance(held.tiles, ImageProblem):
                 raise held.tiles
             return held.tiles
-
-    def _read_again(self, page: Page, number: int) -> OpenImage | Answer:
-        assert self._pool is not None, "it has given the number"
-        found: OpenImage | Answer = self._pool.take(number) or self._reader.open(page.source)
-        if found.digest != page.digest:
-            name = f" `{shown(page.source.value)}`" if isinstance(page.source.value, str) else ""
-            raise ImageProblem("image-unreadable", f"image{name}: the file was changed while it was read")
-        page.held, page.again = found, None
-        return found
 
     def close(self) -> None:
         """End the processes."""

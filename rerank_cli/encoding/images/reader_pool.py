@@ -119,10 +119,18 @@ class ImagePool(SupervisedPool[_Worker]):
 
     def take(self, number: int) -> Answer | None:
         """Wait for the image; raises its `ImageProblem`. None where no process can read it."""
-        self._prefer(number)
+        place = next((place for place, one in enumerate(self._waiting) if one.wanted.number == number), None)
+        if place is not None:  # to the front, outside of the limit on images ahead: the caller waits for it now
+            request = self._waiting[place]
+            del self._waiting[place]
+            self._waiting.appendleft(replace(request, at_once=True))
+            self._give_out()
         while number not in self._answers:
-            if not self._workers:
-                self._give_up(number)
+            if not self._workers:  # the caller may read the image, unless it has killed a process
+                request = next(one for one in self._waiting if one.wanted.number == number)
+                self._waiting.remove(request)
+                if request.tries:
+                    raise _died(request.tries, "and none can be started")
                 return None
             self._wait()
         answer = self._answers.pop(number)
@@ -131,22 +139,6 @@ class ImagePool(SupervisedPool[_Worker]):
         if isinstance(answer, ImageProblem):
             raise answer
         return answer
-
-    def _prefer(self, number: int) -> None:
-        """Move a waiting request to the front, outside of the limit on images ahead: its caller waits for it now."""
-        place = next((place for place, one in enumerate(self._waiting) if one.wanted.number == number), None)
-        if place is not None:
-            request = self._waiting[place]
-            del self._waiting[place]
-            self._waiting.appendleft(replace(request, at_once=True))
-            self._give_out()
-
-    def _give_up(self, number: int) -> None:
-        """Drop a request when no process is left: the caller may read the image, unless it has killed a process."""
-        request = next(one for one in self._waiting if one.wanted.number == number)
-        self._waiting.remove(request)
-        if request.tries:
-            raise _died(request.tries, "and none can be started")
 
     def _wait(self) -> None:
         began = time.monotonic()

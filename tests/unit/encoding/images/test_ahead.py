@@ -107,9 +107,9 @@ def finished(images: ImagesAhead, source: ImageSource) -> tuple[object, ...]:
         page = images.open(source)
     except ImageProblem as problem:
         return problem.code, str(problem)
-    grid = images.grid(page)
+    grid = images.reader.grid(page.held)
     images.want(page, grid)
-    facts = page.width, page.height, page.digest, grid
+    facts = page.held.width, page.held.height, page.held.digest, grid
     try:
         return *facts, images.cut(page, grid).pixels.tobytes()
     except ImageProblem as problem:
@@ -191,7 +191,7 @@ def test_a_file_that_changes_between_its_two_grids_is_not_mixed(pages: list[Imag
 @pytest.mark.parametrize(("squares", "parts"), [(None, 6), (7, 6), (6, 4), (3, 2), (2, 1), (0, 1)])
 def test_the_grid_that_is_made_ahead_is_the_first_that_has_room(squares: int | None, parts: int) -> None:
     page = Page(ImageSource(b""), READER.open(ImageSource(encoded(picture(200, 300)))))
-    grid = READER.grid_within(page, squares)
+    grid = READER.grid_within(page.held, squares)
     assert grid.cols * grid.rows == parts
 
 
