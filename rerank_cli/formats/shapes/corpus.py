@@ -21,17 +21,11 @@ def open_corpus(path: str, asked: str | None) -> tuple[TextFile, tuple[str, ...]
     corpus = open_texts(path, read if asked else None)
     if asked and not corpus.is_json:
         raise UsageError(f"--text-field {asked}: {path} is TSV, whose columns have no names")
-    told = _note_titles(path, corpus, asked)
-    return corpus, (told,) if told else ()
-
-
-def _note_titles(path: str, corpus: TextFile, asked: str | None) -> str | None:
-    """The note about titles, if the first rows have any that `--text-field` does not name."""
     entry = next((one for one in corpus.first_rows() if isinstance(one.get("title"), str) and one["title"]), None)
     if entry is None or "title" in field_paths(asked or ""):
-        return None
+        return corpus, ()
     if asked:
-        return f"{path}: passages have a `title`, which is not read: `--text-field title,{asked}` reads it"
+        return corpus, (f"{path}: passages have a `title`, which is not read: `--text-field title,{asked}` reads it",)
     text = next((name for name in TEXT_NAMES if isinstance(entry.get(name), str)), "text")
     alone = f"`--text-field {text}` reads it alone"
-    return f"{path}: `title` and `{text}` are read together, as BEIR has it: {alone}"
+    return corpus, (f"{path}: `title` and `{text}` are read together, as BEIR has it: {alone}",)

@@ -140,7 +140,12 @@ class OpenaiBatchShape(RequestShape):
         fields = ranked.source.rows[0].fields
         body = fields["body"]
         if _endpoint(fields) == "score":
-            yield _answer(fields["custom_id"], _scores(ranked, raw=wants_logits(body)))
+            raw = wants_logits(body)
+            data = [
+                {"index": entry.index, "object": "score", "score": entry.logit if raw else entry.probability}
+                for entry in sorted(ranked.ranking, key=lambda entry: entry.index)
+            ]
+            yield _answer(fields["custom_id"], {"object": "list", "data": data, "usage": usage_of(ranked)})
         else:
             yield _answer(fields["custom_id"], {**cohere.rest_of(body), **cohere.respond(body, ranked)})
 
@@ -188,11 +193,3 @@ def _texts(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
         raise RowProblem("wrong-type", f"`{where}` is neither a text nor a list of texts")
     return tuple(texts)
-
-
-def _scores(ranked: RankedList, *, raw: bool) -> dict[str, Any]:
-    data = [
-        {"index": entry.index, "object": "score", "score": entry.logit if raw else entry.probability}
-        for entry in sorted(ranked.ranking, key=lambda entry: entry.index)
-    ]
-    return {"object": "list", "data": data, "usage": usage_of(ranked)}

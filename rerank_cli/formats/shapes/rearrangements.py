@@ -7,7 +7,7 @@ that it makes are read, or refused with the options that read them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rerank_cli.formats import jsonl
@@ -28,7 +28,8 @@ def by_column(fields: Mapping[str, Any]) -> str | None:
     rows = fields["data"] if {"columns", "data"} <= fields.keys() <= {"columns", "data", "index"} else None
     if isinstance(rows, list) and rows and isinstance(rows[0], list):
         return ".columns as $names | .data[] | [$names, .] | transpose | map({(.[0]): .[1]}) | add"
-    if _ASKED.intersection(fields) and _are_columns(fields.values()):
+    lengths = {len(value) if isinstance(value, list) else -1 for value in fields.values()}
+    if _ASKED.intersection(fields) and len(lengths) == 1 and min(lengths) > 0:
         name = jsonl.dump_value(next(iter(fields)))
         return f". as $all | range(.[{name}] | length) as $row | $all | map_values(.[$row])"
     first = next(iter(fields.values()), None)
@@ -110,11 +111,6 @@ def good_and_bad(lists: Mapping[str, Any]) -> str | None:
     if len(good) != 1 or not bad:
         return None
     return f". + {{passages: [{', '.join(f'.[{jsonl.dump_value(path)}][]' for path in (*good, *bad))}]}}"
-
-
-def _are_columns(values: Iterable[object]) -> bool:
-    lengths = {len(value) if isinstance(value, list) else -1 for value in values}
-    return len(lengths) == 1 and min(lengths) > 0
 
 
 def _is_number(value: object) -> bool:

@@ -44,7 +44,7 @@ def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
     title = _note_title(shape, _places(shape, rows))
-    reading = _reading_in_words(reading_of(shape, rows))
+    reading = ", ".join(f"{role} `{path}`" for role, path in reading_of(shape, rows).items())
     told = (*_notes(shape, rows, reading, title), *shape.told)
     return replace(shape, told=told, title_told=title is not None, reading=reading)
 
@@ -274,10 +274,6 @@ def reading_of(shape: Shape, rows: Sequence[Row]) -> dict[str, str]:
 
 def _first_at(fields: Mapping[str, Any], paths: Iterable[str]) -> str:
     return next((path for path in paths if path and lookup(fields, path) is not None), "")
-
-
-def _reading_in_words(reading: Mapping[str, str]) -> str:
-    return ", ".join(f"{role} `{path}`" for role, path in reading.items())
 
 
 def sample(rows: Iterable[Item]) -> list[Row]:

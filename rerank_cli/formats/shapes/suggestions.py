@@ -263,10 +263,10 @@ def _guess_text_field(fields: Mapping[str, Any], names: FieldNames, only: str | 
                 found = (len(first), head, f"{_IN_STEP}{last}", [])
         elif isinstance(first, Mapping):
             inner = {at: one for at, value in _leaves(first) if _is_words(one := _one(value))}
-            text = _text_within(first)
-            if text is None:
+            if (text := _text_within(first)) is None:
                 continue
-            identity = _likeliest({at: one for at, one in _leaves(first) if _is_id(one)}, _IDS, named=True)
+            short = {at: one for at, one in _leaves(first) if type(one) in (str, int) and len(str(one)) < 200}
+            identity = _likeliest(short, _IDS, named=True)
             found = (len(inner[text]) + 10_000, path, text, [identity] if identity else [])
         else:
             continue
@@ -335,10 +335,6 @@ def _is_talk(value: Sequence[Any]) -> bool:
     """Whether a list holds the messages of a conversation."""
     first = value[0]
     return isinstance(first, Mapping) and "content" in first and (first.get("role") or first.get("type")) in _SPEAKERS
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, (str, int)) and not isinstance(value, bool) and len(str(value)) < 200
 
 
 def _likeliest(values: Mapping[str, Any], words: Sequence[str], *, named: bool = False) -> str | None:
