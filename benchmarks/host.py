@@ -52,6 +52,7 @@ class NoModel(InProcess):
     """An engine that packs each batch and computes nothing of it.
 
     clocks: CPU seconds of each thread of Python's when the last part was submitted. pairs: submitted before that.
+    start: seconds of the main thread when the first part was.
     """
 
     kernels = "none"
@@ -60,11 +61,13 @@ class NoModel(InProcess):
         self._plan = plan
         self._seen = self.pairs = 0
         self.clocks: dict[str, float] = {}
+        self.start = 0.0
 
     def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
         """Logits that differ from pair to pair."""
         self.trouble = Trouble()
         self.clocks |= _clocks()  # of a thread that has ended, what it was last
+        self.start = self.start or time.thread_time()
         self.pairs = self._seen
         self._seen += len(pairs)
         lengths = [len(pair.input_ids) for pair in pairs]
@@ -92,11 +95,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
         passages = write_lists(rows, options.pairs, options.words)
-        outcomes, limits = [], []
+        outcomes, limits, starts = [], [], []
         for turn in range(options.rounds):
             outcome, engine = _run(rows, Path(folder) / f"out{turn}.jsonl", options.model)
             outcomes.append(outcome)
             limits.append({name: 1e6 * spent / max(1, engine.pairs) for name, spent in engine.clocks.items()})
+            starts.append(1e6 * engine.start / max(1, engine.pairs))
     counts, report = outcomes[0].counts, outcomes[0].report
     speeds = [outcome.counts.pairs / outcome.report["seconds"]["wall"] for outcome in outcomes]
     spread = f"[{min(speeds):,.0f}..{max(speeds):,.0f}]"
@@ -104,7 +108,11 @@ def main() -> None:
     print(f"whole jobs: {statistics.median(speeds):,.0f} pairs/s {spread}, their seconds: {report['seconds']}")
     least = min(limits, key=lambda one: sum(one.values()))
     told = ", ".join(f"{name} {spent:.0f}" for name, spent in least.items())
-    print(f"under the lock, us of CPU a pair: {told}; together {sum(least.values()):.0f}, the least of the rounds")
+    start = starts[limits.index(least)]
+    print(
+        f"under the lock, us of CPU a pair: {told}; together {sum(least.values()):.0f}, the least of the rounds; "
+        f"{start:.0f} of them before the first pair"
+    )
     checkpoint = read_checkpoint(locate_checkpoint(options.model))
     print(f"the tokenizer alone: {len(passages) / _tokenizing_seconds(checkpoint, passages):,.0f} passages/s")
 
@@ -150,6 +158,7 @@ def _run(rows: Path, out: Path, model: str | None) -> tuple[Outcome, NoModel]:
         outcome = run_job(JobOptions((str(rows),), Names(str(out)), model=model), open_engine=open_engine)
     (engine,) = engines
     engine.clocks = {name: spent - began.get(name, 0.0) for name, spent in engine.clocks.items()}
+    engine.start -= began[threading.current_thread().name]
     return outcome, engine
 
 

@@ -116,11 +116,12 @@ class Observations:
         if found:
             ranks, logits = np.array(found, dtype=np.float64).T
             self._scores.add(np.searchsorted(_LAST_RANKS, ranks), logits)
+        moves = [np.zeros(0, dtype=np.int64)]
         for item in ranked:
-            if item.ranking:
-                given = np.argsort(np.argsort([entry.index for entry in item.ranking]))
-                count_moves(self._moves, given - np.arange(len(given)))
-                self._has_lists |= len(given) > 1
+            given = np.argsort(np.argsort([entry.index for entry in item.ranking]))
+            moves.append(given - np.arange(len(given)))
+            self._has_lists |= len(given) > 1
+        count_moves(self._moves, np.concatenate(moves))
 
     def add_relevance(self, relevant: Sequence[float], others: Sequence[float]) -> None:
         """Add scores of passages of judged queries."""

@@ -408,6 +408,25 @@ def test_the_declared_side_of_a_text_is_cut(tiny, truncate):
     assert kept["left"][:4] == whole[:4]  # the query is short, and longest first
 
 
+@pytest.mark.parametrize("family", ["bert", "xlmr"])
+@pytest.mark.parametrize("mode", ["end", "chunk", "error", "reference"])
+def test_pairs_of_a_window_are_encoded_as_each_alone(tiny, family, mode):
+    texts = ["", "a", "x </s> y", "[SEP]", "\U00013000 b \u16a0", "a b c d " * 9, "one <pad> " * 20]
+    pairs = [(query, passage) for query in texts for passage in texts]
+
+    def shown(entry):
+        return entry if isinstance(entry, EncodingProblem) else [(pair.input_ids.tolist(), pair) for pair in entry]
+
+    encoding = PairEncoder(
+        load_tokenizer(read_checkpoint(tiny(family))), where="here", max_tokens=40, truncate=mode,
+        form=PairForm(unknown=1, max_unknown=0.9), chunk_overlap=3,
+    )  # fmt: skip
+    together = [shown(entry) for entry in encoding.encode(pairs)]
+    alone = [shown(encoding.encode([pair])[0]) for pair in pairs]
+    assert len({repr(entry) for entry in together}) > 30
+    assert repr(together) == repr(alone)
+
+
 def test_unknown_tokens_are_counted_and_too_many_are_a_problem(tiny):
     path, pairs = tiny("bert"), [("a b", "c d"), ("a \U00013000", "\u16a0 \ua4d0"), ("", "")]
     found = [only(entry) for entry in formed(path).encode(pairs)]
