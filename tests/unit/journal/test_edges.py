@@ -76,34 +76,49 @@ def test_a_file_system_without_locks_is_refused_with_a_sentence(
 
 
 @pytest.mark.parametrize("owner", [0, 12345])
-@pytest.mark.parametrize("may_give_group", [True, False])
+@pytest.mark.parametrize("group", [23456, 999])
+@pytest.mark.parametrize("may", ["all", "give the group", "nothing"])
 def test_the_owner_stays_where_it_cannot_be_given_and_the_group_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_give_group: bool, owner: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: str, group: int, owner: int
 ) -> None:
+    """The new file is of user 999 and group 999."""
     given: list[tuple[int, int]] = []
 
-    def chown(path: Path, owner: int, group: int, **_: object) -> None:
+    def chown(path: Path, owner: int, group: int, *, follow_symlinks: bool = True) -> None:
+        assert (path, follow_symlinks) == (tmp_path / "rows", False)
         given.append((owner, group))
-        if owner >= 0 or not may_give_group:
+        if may == "nothing" or (may != "all" and owner >= 0):
             raise PermissionError(errno.EPERM, "only root gives files away")
 
     def stat_of_others(path: Path, **_: bool) -> os.stat_result:
-        found, whose = os.lstat(path), {"out": owner, "rows": 999}.get(path.name)
-        return found if whose is None else os.stat_result((*found[:4], whose, 23456 + (whose == 999), *found[6:]))
+        found, whose = os.lstat(path), {"out": (owner, group), "rows": (999, 999)}.get(path.name)
+        return found if whose is None else os.stat_result((*found[:4], *whose, *found[6:]))
 
     (tmp_path / "out").write_bytes(b"old")
     (tmp_path / "out").chmod(0o640)
     (tmp_path / "rows").write_bytes(b"rows")
+    lists: list[tuple[object, ...]] = []
     monkeypatch.setattr(os, "chown", chown)
     monkeypatch.setattr(Path, "stat", stat_of_others)
-    lists: list[tuple[object, ...]] = []
     monkeypatch.setattr(os, "getxattr", lambda path, name: f"{name} of {path.name}".encode())
     monkeypatch.setattr(os, "setxattr", lambda path, *more: lists.append((path.name, *more)))
     place_file(tmp_path / "rows", tmp_path / "out", Files(), seal=Seal(4, ""))
     monkeypatch.undo()
-    assert given == [(owner, 23456), (-1, 23456)]
+    assert given == [(owner, group)] + [(-1, group)] * (may != "all" and group != 999)
     assert lists == [("rows", "system.posix_acl_access", b"system.posix_acl_access of out")]
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_file_is_as_readable_as_the_one_that_it_replaces(tmp_path: Path, is_link: bool) -> None:
+    old = tmp_path / ("old" if is_link else "out")
+    old.write_bytes(b"old")
+    old.chmod(0o604)
+    if is_link:
+        (tmp_path / "out").symlink_to(old)
+    write_file(tmp_path / "out", b"rows", Files())
+    assert (tmp_path / "out").lstat().st_mode == 0o100604
+    assert (tmp_path / "out").read_bytes() == b"rows"
 
 
 # What is no regular file
@@ -131,6 +146,20 @@ def test_a_pipe_that_nobody_reads_and_a_name_that_nothing_has_are_no_places(
     with pytest.raises(OutputError, match="pipe: nobody reads this pipe") as caught:
         open_special(tmp_path / "pipe")
     assert caught.value.hint == "start its reader first"
+    readers: list[int] = []
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        readers.append(os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK))
+
+    monkeypatch.setattr(placing, "_READER_SECONDS", 60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(placing.time, "sleep", sleep)
+        readers.append(open_special(tmp_path / "pipe"))
+    assert slept == [0.05]
+    for descriptor in readers:
+        os.close(descriptor)
     monkeypatch.chdir(tmp_path)  # the path of a socket has 107 bytes at most
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
@@ -356,8 +385,8 @@ def test_a_header_by_another_hand_is_refused(tmp_path: Path) -> None:
     found = begun(tmp_path)
     found[0]["fingerprint"] = {"files": []}
     rewrite(tmp_path, found)
-    with pytest.raises(JobChangedError, match="its journal was not written by this program"), job(tmp_path):
-        pass
+    with pytest.raises(JobChangedError, match=r"differs from this run: its journal was not written by this program$"):
+        job(tmp_path).__enter__()
 
 
 def test_a_commit_that_does_not_follow_the_one_before_ends_the_journal(tmp_path: Path) -> None:

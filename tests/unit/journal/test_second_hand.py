@@ -327,6 +327,14 @@ def test_a_work_folder_is_known_by_what_is_in_it(tmp_path: Path, name: str) -> N
             refuse_foreign_folder(folder)
 
 
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "out.job").mkdir()
+    os.mkfifo(tmp_path / "out.job" / "lock")
+    refuse_foreign_folder(tmp_path / "out.job")  # empty but for the lock, which says itself what it is
+    with pytest.raises(OutputError, match="lock: is not a regular file"):
+        take_lock(tmp_path / "out.job" / "lock", out=tmp_path, wait=0, files=Files())
+
+
 def test_a_link_or_a_file_is_no_work_folder(tmp_path: Path) -> None:
     (tmp_path / "out.job").symlink_to(tmp_path)
     with pytest.raises(OutputError) as caught:

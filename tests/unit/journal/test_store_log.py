@@ -191,6 +191,43 @@ def test_a_log_that_goes_while_it_is_taken_is_no_hindrance(
     assert store.names() == ["00000002"]
 
 
+def test_a_log_that_is_finished_by_its_holder_while_it_is_taken_is_not_gone_on_with(
+    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers are free again, and what is put behind one of them belongs to no log."""
+    first, second = machine("a"), machine("b")
+    first.take(0.0)
+    store.age("00000000", 3600.0)
+    put_new = store.put_new
+
+    def put_late(key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        monkeypatch.setattr(store, "put_new", put_new)
+        store.delete(f"{FOLDER}/00000000")
+        put_new(key, data, metadata)
+
+    monkeypatch.setattr(store, "put_new", put_late)
+    second.take(0.0)
+    assert store.names() == ["00000000"]
+    second.check()
+    second.ask()
+
+
+def test_who_is_slower_than_another_run_has_no_lock(
+    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second, put_new = machine("b"), store.put_new
+
+    def put_second(key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        monkeypatch.setattr(store, "put_new", put_new)
+        machine("a").take(0.0)
+        put_new(key, data, metadata)
+
+    monkeypatch.setattr(store, "put_new", put_second)
+    with pytest.raises(LockedError):
+        second.take(0.0)
+    assert store.names() == ["00000000"]
+
+
 class Waits(threading.Event):
     """The event that ends a log's thread: notes how long it is waited for, and lets `turns` of them pass at once."""
 
@@ -205,9 +242,10 @@ class Waits(threading.Event):
         return False if len(self.waited) <= self.turns else super().wait(timeout)
 
 
+@pytest.mark.parametrize("fails", [0, 1])
 @pytest.mark.parametrize("silent", [0.0, 14.0, 15.0])
 def test_a_sign_of_life_is_due_after_a_quarter_of_the_lease(
-    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch, silent: float
+    store: Kept, machine: Machine, monkeypatch: pytest.MonkeyPatch, silent: float, fails: int
 ) -> None:
     now, made = [1000.0], []
 
@@ -219,7 +257,16 @@ def test_a_sign_of_life_is_due_after_a_quarter_of_the_lease(
     own = SimpleNamespace(Event=event, Thread=threading.Thread, Lock=threading.Lock)
     monkeypatch.setattr(store_log, "threading", own)
     monkeypatch.setattr(StoreLog, "__init__", partialmethod(StoreLog.__init__, clock=lambda: now[0]))
-    log = machine("a")
+    log, put = machine("a"), store.put
+    failed: list[str] = []
+
+    def put_at_last(key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        if len(failed) < fails:
+            failed.append(key)
+            raise OSError(errno.EIO, "no answer")
+        put(key, data, metadata)
+
+    monkeypatch.setattr(store, "put", put_at_last)
     monkeypatch.setattr(store, "get_ready", lambda: now.__setitem__(0, 1000.0 + silent))
     log.take(0.0)
     assert [thread.daemon for thread in threading.enumerate() if thread.name == "lease"] == [True]
