@@ -82,7 +82,7 @@ torture: $(VENV)/installed-torture  ## runs that are killed and hindered at ever
 	RERANK_TORTURE=long $(BIN)/python -m pytest tests/cli/test_hostile.py
 
 mutation: $(VENV)/installed-torture  ## are the tests of the commit module strong: how many changes of its code do they notice
-	$(BIN)/python -m mutmut run --max-children 1
+	$(BIN)/python -m mutmut run --max-children 2
 	$(BIN)/python -m mutmut results
 
 $(VENV)/python:

@@ -5,6 +5,7 @@ With a cross-encoder the store keeps logits, with an embedder the vectors of tex
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.torture.conftest import EMBEDDER, outputs
 from tests.torture.runs import Asked, Runs, serving
 
 STATES = ("cold", "half warm", "warm")
+KILLS = int(os.environ.get("RERANK_KILLS", "1000")) if LONG else 2
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +111,7 @@ def test_two_processes_that_are_killed_again_and_again_leave_no_wrong_entry(
     chance = random.Random(19)
     usual = runs.run(asked(tmp_path / "timed", pairs, None, limit=120)).seconds
     store, killed, rounds = tmp_path / "store", 0, 0
-    kills = 1000 if LONG else 2
-    while killed < kills:
+    while killed < KILLS:
         rounds += 1
         names = [tmp_path / f"{side}" for side in ("a", "b")]
         both = [

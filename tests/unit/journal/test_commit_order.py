@@ -465,6 +465,27 @@ def test_nobody_waits_long_for_a_hash(tmp_path: Path) -> None:
     assert slow.hashes == {}  # it was written to while it was read
 
 
+def test_a_hash_is_in_the_journal_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"input 1": "a"}
+    monkeypatch.setattr(Fingerprint, "hashes", property(lambda _: dict(known)))
+    made = Fingerprint(asked={}, plan={}, files={})
+    with Job(tmp_path / "out", Terms(checkpoint_every=0.0, fingerprint=made)) as opened:
+        for window in range(4):
+            opened.add(window, {"rows": b"row", "errors": b""}, {})
+            if window == 1:
+                known["input 2"] = "b"
+    records = [entry.record for entry in journals.read_journal(tmp_path / "out.job" / "journal")]
+    assert [record.get("hashes") for record in records] == [None, {"input 1": "a"}, None, {"input 2": "b"}, None]
+
+
+def test_a_job_that_another_process_works_on_is_named(tmp_path: Path) -> None:
+    with (
+        Job(tmp_path / "out", Terms()),
+        pytest.raises(LockedError, match=rf"^{tmp_path / 'out'}: another process works on this output"),
+    ):
+        Job(tmp_path / "out", Terms()).__enter__()
+
+
 def test_a_file_that_was_just_made_is_hashed_before_those_that_rest(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "new")
     source = tmp_path / "in.jsonl"

@@ -674,6 +674,34 @@ def test_a_log_that_cannot_be_played_back_is_free_again(
         assert again.next_window == 2
 
 
+def test_what_is_made_at_the_end_is_not_put_into_the_log(store: Kept, there: Callable[..., Job]) -> None:
+    with there("a") as opened:
+        add(opened, range(4))
+        opened.checkpoint()
+        before = store.names()
+        opened.complete({"errors": True})
+        assert store.names() == before
+        opened.place({"errors": ERRORS, "rows": OUT})
+
+
+def test_the_work_on_a_file_of_a_data_set_lies_in_the_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = UrlPath("hf://datasets/me/set/out.jsonl")
+    assert not Job.is_begun(str(out))
+    opened = Job(out, Terms(checkpoint_every=0.0, fingerprint=fingerprint(tmp_path)))
+    assert opened.folder.is_relative_to(tmp_path / "cache" / "rerank-cli" / "jobs")
+    assert opened.folder == Job.folder_of(str(out)) != Job.folder_of(f"{out}.gz")
+    with pytest.raises(OutputError) as caught, opened:
+        add(opened, range(2))
+        raise OutputError("enough")
+    assert caught.value.__notes__ == [
+        f"what is finished is kept in {opened.folder}; run the same command again to resume"
+    ]
+    assert Job.is_begun(str(out))
+
+
 def test_the_work_on_an_output_that_is_there_already_is_deleted(store: Kept, there: Callable[..., Job]) -> None:
     interrupted(there("a"))
     with there("b") as again:
