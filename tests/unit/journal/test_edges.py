@@ -303,6 +303,15 @@ def test_a_job_that_is_given_up_leaves_what_is_named_alone(tmp_path: Path) -> No
         opened.give_up({"errors": tmp_path / "out.errors"}, may_replace=lambda path, found: False)
 
 
+def test_a_job_that_cannot_be_given_up_names_its_output(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match=r"out\.jsonl: cannot be written: Input/output error"),
+        job(tmp_path, fingerprint=None, files=Failing("fsync")) as opened,
+    ):
+        add(opened, range(2))
+        opened.give_up({"errors": tmp_path / "out.errors"})
+
+
 def test_a_file_whose_part_cannot_be_removed_is_written_all_the_same(tmp_path: Path) -> None:
     write_file(tmp_path / "report", b"rows", Failing("unlink"))
     assert (tmp_path / "report").read_bytes() == b"rows"
@@ -362,6 +371,14 @@ def test_a_job_that_its_input_has_ended_starts_over_with_another_one(tmp_path: P
     with job(tmp_path, asked={"more": 1}) as other:
         assert other.next_window == 0
         assert finish(other) == WHOLE
+
+
+def test_a_job_that_could_not_write_notes_nothing_more(tmp_path: Path) -> None:
+    with pytest.raises(InputError), job(tmp_path, files=Failing("fsync", at=5)) as opened:
+        with pytest.raises(OutputError):
+            add(opened, range(4))
+        raise InputError("a fault in it")
+    assert [entry.record["kind"] for entry in read_journal(opened.path("journal"))] == ["job", "commit"]
 
 
 def test_a_job_that_was_never_kept_notes_nothing(tmp_path: Path) -> None:

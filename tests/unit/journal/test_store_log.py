@@ -372,13 +372,18 @@ def test_what_needs_an_entry_that_is_gone_or_damaged_is_left_out(
     assert restored(again, tmp_path / "again") == {"rows": b"one\n"}
 
 
-def test_a_file_whose_first_byte_is_gone_is_left_out(store: Kept, machine: Machine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", ["gone", "damaged"])
+def test_a_file_whose_first_byte_is_missing_is_left_out(
+    store: Kept, machine: Machine, tmp_path: Path, harm: str
+) -> None:
     log = machine("a")
     log.take(0.0)
     for rows in (b"1", b"12"):
         commit(log, tmp_path / "work", rows=rows)
     log.release()
     store.delete(f"{FOLDER}/00000001")
+    if harm == "damaged":
+        store.put(f"{FOLDER}/00000001", b"no entry")
     again = machine("b")
     again.take(0.0)
     assert restored(again, tmp_path / "again") == {}
@@ -674,6 +679,20 @@ def test_a_log_that_cannot_be_played_back_is_free_again(
         assert again.next_window == 2
 
 
+def test_what_an_earlier_run_has_left_on_this_machine_is_not_what_the_log_says(
+    store: Kept, there: Callable[..., Job]
+) -> None:
+    interrupted(there("a"))
+    again = there("b")
+    again.folder.mkdir(parents=True)
+    for name, data in (("lock", b""), ("journal", b""), ("rows", b"of long ago"), ("report", b"old")):
+        again.path(name).write_bytes(data)
+    with again:
+        assert (again.next_window, again.size("rows")) == (2, len(b"first\nsecond\n"))
+        placed(again)
+    assert objects(store)[OUT.url.key] == b"first\nsecond\nfourth\n"
+
+
 def test_what_is_made_at_the_end_is_not_put_into_the_log(store: Kept, there: Callable[..., Job]) -> None:
     with there("a") as opened:
         add(opened, range(4))
@@ -730,7 +749,7 @@ def test_an_object_is_an_output_of_before_by_size_and_digest(store: Kept, monkey
     assert same_output(OUT, said)
     assert not same_output(OUT, {**said, "bytes": 5})
     assert not same_output(OUT, {**said, "sha256": "1" * 64})
-    monkeypatch.setattr(identity, "is_on_hub", lambda path: True)  # which keeps no metadata
+    monkeypatch.setattr(identity, "is_on_hub", lambda path: path == OUT)  # which keeps no metadata
     monkeypatch.setattr(identity, "sha256_of", lambda path: hashlib.sha256(objects(store)[path.url.key]).hexdigest())
     assert not same_output(OUT, said)
     assert same_output(OUT, {**said, "sha256": hashlib.sha256(b"rows").hexdigest()})
