@@ -217,7 +217,14 @@ def _values(
 
     found = []
     for system in systems:
-        before = _before(system, systems, baseline)
+        # The order to compare with: the baseline, the system's own given order, or that of another file.
+        given = next((one.given for one in (system, *systems) if one.given_order is not None), None)
+        before = given if baseline is None else baseline.values
+        if before is None:
+            raise UsageError(
+                f"{system.name}: nothing in it says the order before reranking",
+                hint="`--baseline FILE` names a file with it",
+            )
         for place, metric in enumerate(measurer.names):
             old, new = (
                 np.array([values_of(values, query)[place] for query in known], dtype=np.float64)
@@ -278,18 +285,6 @@ def _judge_systems(
         "together": together(systems, measurer.measures[0], grades),
     }
     return {**document, "headline": headline(found, compared_with)}
-
-
-def _before(system: System, systems: Sequence[System], baseline: System | None) -> Mapping[str, Values]:
-    """The values of the order that a system is compared with: the baseline, its own given order, or another file's."""
-    if baseline is not None:
-        return baseline.values
-    for one in (system, *systems):
-        if one.given_order is not None:
-            return one.given
-    raise UsageError(
-        f"{system.name}: nothing in it says the order before reranking", hint="`--baseline FILE` names a file with it"
-    )
 
 
 def _describe_measure(

@@ -48,21 +48,19 @@ def calculate(
         for query, order in orders.items()
         if order  # a run file has no line for an empty list either
     }
-    values = (
-        (one, float(one.value)) for together in _apart(measures) for one in ir_measures.iter_calc(together, qrels, run)
-    )
+    # ir-measures 0.4.3 applies the gains of one measure to all in the same call: nDCG@10 beside `nDCG(gains={1: 3})@5`
+    # had another value than alone.
+    groups = [[one] for one in measures if "gains" in one.params]
+    if others := [one for one in measures if "gains" not in one.params]:
+        groups.insert(0, others)
+    values = ((one, float(one.value)) for group in groups for one in ir_measures.iter_calc(group, qrels, run))
     return {(str(one.measure), one.query_id): value if math.isfinite(value) else None for one, value in values}
 
 
-def _apart(measures: Sequence[Any]) -> list[list[Any]]:
-    """Groups of measures that can be computed in one call.
-
-    ir-measures 0.4.3 applies the gains of one measure to all in the same call: nDCG@10 beside `nDCG(gains={1: 3})@5`
-    had another value than alone.
-    """
-    alone = [[one] for one in measures if "gains" in one.params]
-    others = [one for one in measures if "gains" not in one.params]
-    return [others, *alone] if others else alone
+def change_of(given: Values | None, new: Values) -> float | None:
+    """By how much the first measure changed."""
+    before, after = None if given is None else given[0], new[0]
+    return None if before is None or after is None else after - before
 
 
 def parse_measure(name: str) -> Any:

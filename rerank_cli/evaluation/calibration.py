@@ -131,11 +131,6 @@ def reason_against(scores: Floats, relevant: Marks, queries: int) -> str | None:
     return None
 
 
-def folds_of(queries: int) -> npt.NDArray[np.intp]:
-    """The fold of each query; folds are of equal size and the same every time."""
-    return np.random.Generator(np.random.PCG64(_SEED)).permutation(queries) % FOLDS
-
-
 def held_out(kind: Kind, scores: Floats, relevant: Marks, fold: npt.NDArray[np.intp]) -> Floats:
     """The probability of each passage by a curve that has not seen its query. fold: of each passage."""
     found = np.empty(len(scores))
@@ -187,8 +182,10 @@ def _cross_entropy(inner: Floats, targets: Floats) -> float:
 
 def pooled_lists(lists: Sequence[tuple[Floats, Marks]]) -> tuple[Floats, Marks, npt.NDArray[np.intp]]:
     """Scores, marks and the fold of each passage. lists: scores and marks of each query."""
+    # Of each query; folds are of equal size and the same every time.
+    folds = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(lists)) % FOLDS
     return (
         np.concatenate([scores for scores, _ in lists]) if lists else np.empty(0),
         np.concatenate([marks for _, marks in lists]) if lists else np.empty(0, dtype=bool),
-        np.repeat(folds_of(len(lists)), [len(scores) for scores, _ in lists]),
+        np.repeat(folds, [len(scores) for scores, _ in lists]),
     )

@@ -145,7 +145,7 @@ def report_of(file: str, named: str | None = None) -> dict[str, Any]:
         report: Any = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(
-            f"{path}: is not there, and says which model has scored {file}",
+            f"{path}: does not exist; it would say which model has scored {file}",
             hint="`--run-report FILE` names the report of the run",
         ) from error
     except (OSError, ValueError) as error:
@@ -169,7 +169,7 @@ def _curve(document: Mapping[str, Any]) -> Curve:
     if kind == "platt":
         slope, intercept = float(document["slope"]), float(document["intercept"])
         if not (math.isfinite(slope) and math.isfinite(intercept)):
-            raise ValueError("a curve of no numbers")
+            raise ValueError("its slope or intercept is no finite number")
         return Curve("platt", slope=slope, intercept=intercept)
     scores = tuple(map(float, document["scores"]))
     values = tuple(map(float, document["probabilities"]))

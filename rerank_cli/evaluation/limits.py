@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_cli.evaluation.calculate import Values
+from rerank_cli.evaluation.calculate import Values, change_of
 from rerank_cli.evaluation.kept_lists import UNJUDGED
 from rerank_cli.evaluation.systems import Grades, System
 
@@ -28,7 +28,7 @@ def find_limits(
         if not (own > 0).any():
             without.append(query)
         judged.append(float(np.mean(own[:_TOP] != UNJUDGED)) if len(own) else None)
-    changes = {query: _change(system.values[query], baseline.get(query)) for query in queries}
+    changes = {query: change_of(baseline.get(query), system.values[query]) for query in queries}
     ordered = sorted((query for query in queries if changes[query] is not None), key=lambda one: changes[one] or 0.0)
     judged_bad = any(grade <= 0 for query in queries for grade in grades[query].values())
     found: dict[str, Any] = {
@@ -50,12 +50,6 @@ def find_limits(
     else:
         found["condensed"] = None  # all judged passages are relevant: every condensed list would be perfect
     return found
-
-
-def _change(new: Values, old: Values | None) -> float | None:
-    if old is None or new[0] is None or old[0] is None:
-        return None
-    return new[0] - old[0]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

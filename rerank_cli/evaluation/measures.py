@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_cli.evaluation.calculate import Values, measure_orders, parse_measure
+from rerank_cli.evaluation.calculate import Values, change_of, measure_orders, parse_measure
 from rerank_cli.evaluation.changed_most import ChangedMost, Shown
 from rerank_cli.evaluation.drawn import sorted_changes
 from rerank_cli.evaluation.orders import Orders, drop_repeats
@@ -180,7 +180,7 @@ class Evaluator:
         self._met += met
         if example is not None:
             self._example = self._example or (query, example)
-        return self._changed_most.add(query, _change(given, reranked), show)
+        return self._changed_most.add(query, change_of(given, reranked), show)
 
     def _shown(self, item: Orders) -> Shown | None:
         if item.texts is None or item.given is None:
@@ -205,7 +205,7 @@ class Evaluator:
     def changes(self) -> dict[str, Any] | None:
         """How the first measure changed by query, and the queries that changed most; None if no change is known."""
         measure = str(self._measures[0])
-        changes = [change for given, new in self._values.values() if (change := _change(given, new)) is not None]
+        changes = [change for given, new in self._values.values() if (change := change_of(given, new)) is not None]
         bars = sorted_changes(np.array(changes, dtype=np.float64))
         return None if bars is None else {"metric": measure, **bars, **self._changed_most.document()}
 
@@ -287,12 +287,6 @@ class Evaluator:
 
 def _as_it_is(shown: Shown | None) -> Shown | None:
     return shown
-
-
-def _change(given: Values | None, new: Values) -> float | None:
-    """By how much the first measure changed."""
-    before, after = None if given is None else given[0], new[0]
-    return None if before is None or after is None else after - before
 
 
 def _aggregate(measure: Any, values: Sequence[float]) -> float:

@@ -53,7 +53,8 @@ def read_qrels(path: str) -> dict[str, dict[str, int]]:
         of_query = grades.setdefault(sys.intern(one.query_id), {})
         if of_query.setdefault(one.doc_id, one.relevance) != one.relevance:
             raise InputError(
-                f"{path}:{number}: passage `{one.doc_id}` of query `{one.query_id}` is judged twice, and otherwise"
+                f"{path}:{number}: passage `{one.doc_id}` of query `{one.query_id}` is judged twice, with different "
+                "grades"
             )
     if not grades:
         raise InputError(f"{path}: no judgements", hint=_FORM)

@@ -124,14 +124,18 @@ def _read_lists(
             continue
         query = sys.intern(item.query)  # a text that all systems and the judgements share
         seen.add(query)
-        passages = _drop_repeats(item.reranked)
-        new = [one[0] for one in passages]
+        passages: dict[str, OrderedPassage] = {}  # each at its first place
+        for name, passage in zip(passage_names(item.reranked), item.reranked, strict=True):
+            passages.setdefault(name, passage)
+        new = list(passages)
         system.repeated_passages += len(item.reranked) - len(new)
         given = None if item.given is None else list(dict.fromkeys(passage_names(item.given)))
         if score is None and passages:
-            score = _score_field(file, [one[1] for one in passages])
-            system.score = score
-        scores = np.array([one[1].number(score) for one in passages]) if score else None
+            # The field of the new order's scores; none if it is the given order's, or a passage lacks it.
+            of_given = file.given.field if file.given else None
+            fields = (name for name in SCORES if name != of_given and all(one.has(name) for one in passages.values()))
+            system.score = score = next(fields, "")
+        scores = np.array([one.number(score) for one in passages.values()]) if score else None
         place = None if given is None else {name: at for at, name in enumerate(given)}
         of_query = grades.get(item.query, {})
         ranked = SystemList(
@@ -141,19 +145,6 @@ def _read_lists(
             scores=scores,
         )
         yield query, given, new, ranked
-
-
-def _score_field(file: RerankedFile, passages: Sequence[OrderedPassage]) -> str:
-    """The field of the new order's scores; empty if that is the given order's, or a passage lacks it."""
-    of_given = file.given.field if file.given else None
-    return next((name for name in SCORES if name != of_given and all(one.has(name) for one in passages)), "")
-
-
-def _drop_repeats(passages: Sequence[OrderedPassage]) -> list[tuple[str, OrderedPassage]]:
-    once: dict[str, OrderedPassage] = {}
-    for name, passage in zip(passage_names(passages), passages, strict=True):
-        once.setdefault(name, passage)
-    return list(once.items())
 
 
 def _hash(name: str) -> int:

@@ -24,7 +24,7 @@ def lists(count: int, seed: int = 0) -> list[Orders]:
         texts = {f"d{at}": f"text {at} of {query}" for at in range(DEPTH)}
         scores = sorted(generator.normal(size=DEPTH).tolist(), reverse=True)
         given = [f"d{at}" for at in range(DEPTH)]
-        found.append(Orders(f"q{query}", given, new, 0, scores, f"query {query}", lambda texts=texts: texts))  # type: ignore[misc]
+        found.append(Orders(f"q{query}", given, new, 0, scores, f"query {query}", lambda texts=texts: texts))
     return found
 
 

@@ -43,7 +43,7 @@ def test_judgements_are_read_in_each_of_their_forms(tmp_path: Path, content: byt
 def test_a_passage_that_is_judged_twice_and_otherwise_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "qrels"
     path.write_bytes(b"11 0 a1 1\n11 0 a1 0\n")
-    with pytest.raises(InputError, match="qrels:2: passage `a1` of query `11` is judged twice, and otherwise"):
+    with pytest.raises(InputError, match="qrels:2: passage `a1` of query `11` is judged twice, with different grades"):
         read_qrels(str(path))
 
 
