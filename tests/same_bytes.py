@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,8 @@ def write_inputs(folder: Path, root: Path) -> None:
 
 def serve(tree: Path, work: Path, root: Path, names: list[str]) -> None:
     """Run the cases in folders below `work`, each in a fork of this process."""
-    import numpy  # noqa: F401
-    import pyarrow  # noqa: F401
-    import torch  # noqa: F401
-
+    for library in ("numpy", "pyarrow", "torch"):
+        import_module(library)
     import rerank_cli
 
     where = Path(rerank_cli.__file__).resolve()

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from tests.processes import wait_until
@@ -53,12 +54,8 @@ def served_program() -> Iterator[Path]:
 
 
 def _serve(path: str) -> None:
-    import rerank_cli.cli.rerank_file
-    import rerank_cli.cli.score
-    import rerank_cli.job.run
-    import rerank_cli.models.encoder
-    import rerank_cli.models.llama  # noqa: F401 (what a run loads)
 
+    import_module("rerank_cli.models.llama")  # what a run loads
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     waiting = f"{path}.waiting"
     with socket.socket(socket.AF_UNIX) as server:

@@ -53,7 +53,7 @@ def main(seconds_per_token: str, batch_pairs: str, *arguments: str) -> int:
         return SlowEngine(float(seconds_per_token), int(batch_pairs))
 
     console._LINE_EVERY_SECONDS = float(os.environ.get("LINE_EVERY", console._LINE_EVERY_SECONDS))
-    run.run_job = partial(run.run_job, open_engine=open_slow)  # type: ignore[assignment]
+    run.run_job = partial(run.run_job, open_engine=open_slow)
     return cli.main(list(arguments))
 
 

@@ -162,7 +162,7 @@ def test_only_a_file_with_its_report_is_calibrated(
     copy.write_bytes(fitted[0].read_bytes())
     given = ["evaluate", str(copy), "--qrels", str(QRELS), "--calibrate-to", str(tmp_path / "c.json"), "-q"]
     assert main(given) == 4
-    assert "says which model has scored" in capsys.readouterr().err
+    assert "does not exist; it would say which model has scored" in capsys.readouterr().err
     assert main([*given, "--run-report", f"{fitted[0]}.report.json"]) == 0
     model = json.loads((tmp_path / "c.json").read_text())["model"]
     assert model == json.loads(fitted[1].read_text())["model"]

@@ -186,7 +186,7 @@ def test_a_field_that_says_the_new_order_again_is_not_passed_off_as_the_given_on
 
 
 def test_what_a_selection_has_left_out_is_told(tmp_path: Path, evaluate: Evaluate) -> None:
-    source = write_lines(tmp_path / "in.jsonl", [{**OURS[0], "passages": [OURS[0]["passages"][1]]}])  # type: ignore[index]
+    source = write_lines(tmp_path / "in.jsonl", [{**OURS[0], "passages": [OURS[0]["passages"][1]]}])
     found = evaluate(source)
     assert found["lists_cut"] == 1
     assert "1 lists have fewer passages than were reranked" in evaluate.said

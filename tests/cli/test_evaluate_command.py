@@ -207,7 +207,7 @@ def test_what_limits_a_system_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     limits = found(capsys, file, "--qrels", qrels)["systems"][0]["limits"]
     both = orders(file)
     judged = {line.split()[0] + line.split()[2]: int(line.split()[3]) for line in qrels.read_text().splitlines()}
-    perfect = {q: sorted(one[1], key=lambda name, q=q: -judged[q + name]) for q, one in both.items()}  # type: ignore[misc]
+    perfect = {q: sorted(one[1], key=lambda name, q=q: -judged[q + name]) for q, one in both.items()}
     assert limits["perfect_order"] == pytest.approx(np.mean([*measured(qrels, perfect, "nDCG@10").values()]))
     assert limits["judged_in_top_10"] == 1
     without = [q for q in both if not any(judged[q + name] for name in both[q][1])]

@@ -185,7 +185,7 @@ def test_a_pipe_is_read_without_resume_and_says_so_once(tmp_path: Path, tiny_mod
 
 class _Canary(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.server.calls.append(self.path)  # type: ignore[attr-defined]
+        self.server.calls.append(self.path)
         self.send_response(404)
         self.end_headers()
 
@@ -199,7 +199,7 @@ class _Canary(BaseHTTPRequestHandler):
 def canary() -> Iterator[ThreadingHTTPServer]:
     """A server on loopback that notes who calls."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Canary) as server:
-        server.calls = []  # type: ignore[attr-defined]
+        server.calls = []
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server
@@ -218,11 +218,11 @@ def test_nothing_is_connected_to(tmp_path: Path, canary: ThreadingHTTPServer, mo
     everywhere = {"HF_ENDPOINT": url, "http_proxy": url, "https_proxy": url, "all_proxy": url, "no_proxy": ""}
     used, _ = watched("rerank-file", source, "-o", str(tmp_path / "out.jsonl"), "--model", name, **everywhere)
     assert used["code"] == (5 if model == "no/such-model" else 3)
-    assert canary.calls == []  # type: ignore[attr-defined]
+    assert canary.calls == []
     assert {event for event in used["sockets"] if event != "socket.gethostname"} == set()
 
 
 def test_the_canary_would_sing(canary: ThreadingHTTPServer) -> None:
     code = f"import urllib.request as r; r.urlopen('http://127.0.0.1:{canary.server_address[1]}/x')"
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert canary.calls == ["/x"]  # type: ignore[attr-defined]
+    assert canary.calls == ["/x"]

@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -38,7 +38,7 @@ SIZES = {"phone": 360, "tablet": 768, "desktop": 1280}
 class Heard(http.server.BaseHTTPRequestHandler):
     """Writes down what it is asked."""
 
-    paths: list[str] = []  # noqa: RUF012 (one server a session)
+    paths: ClassVar[list[str]] = []  # one server a session
 
     def do_GET(self) -> None:
         self.paths.append(self.path)

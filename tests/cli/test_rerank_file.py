@@ -27,7 +27,7 @@ def _rows(path: Path) -> list[dict]:
 
 
 def _process(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "rerank_cli", *arguments], **settings)  # type: ignore[call-overload]
+    return subprocess.Popen([sys.executable, "-m", "rerank_cli", *arguments], **settings)
 
 
 def _default_sigint() -> None:

@@ -45,7 +45,7 @@ def test_a_file(bucket: Bucket, tmp_path: Path, tiny_model: str, name: str) -> N
 def test_a_packed_file(bucket: Bucket, tmp_path: Path, tiny_model: str, suffix: str, pack: object) -> None:
     data = b"".join((SAMPLES / "python-docs.jsonl").read_bytes().splitlines(keepends=True)[:4])
     (tmp_path / "in.jsonl").write_bytes(data)
-    url = bucket.put(f"in.jsonl{suffix}", pack(data))  # type: ignore[operator]
+    url = bucket.put(f"in.jsonl{suffix}", pack(data))
     local = _rerank(str(tmp_path / "in.jsonl"), out=tmp_path / "local.jsonl", model=tiny_model)
     assert _rerank(url, out=tmp_path / "far.jsonl", model=tiny_model) == local
 

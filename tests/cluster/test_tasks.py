@@ -22,7 +22,7 @@ from tests.stores import Bucket
 
 
 def options(out_format: str = "auto", **more: object) -> JobOptions:
-    return JobOptions(inputs=(), names=Names("out", out_format=out_format), **more)  # type: ignore[arg-type]
+    return JobOptions(inputs=(), names=Names("out", out_format=out_format), **more)
 
 
 def lines(path: Path, count: int) -> Path:
@@ -254,7 +254,7 @@ def _begun(**changes: object) -> dict[str, object]:
     task = {"input": "/in/a.jsonl", "name": "a.jsonl", "shard": 1, "shards": 1, "limit": None}
     document = {"schema": "rerank-cli/tasks/1", "job": fingerprint().document(), "tasks": [task]}
     if "task" in changes:
-        return {**document, "tasks": [{**task, **changes["task"]}]}  # type: ignore[dict-item]
+        return {**document, "tasks": [{**task, **changes["task"]}]}
     return {**document, **changes}
 
 
@@ -315,7 +315,7 @@ def test_the_tasks_file_is_readable_json(tmp_path: Path) -> None:
 def test_what_has_no_meaning_on_a_cluster_is_refused(more: dict[str, object], named: str) -> None:
     refuse_unusable_on_cluster(options())
     with pytest.raises(UsageError, match=f"^{named}"):
-        refuse_unusable_on_cluster(JobOptions(**{"inputs": (), "names": Names("out"), "texts": Texts(), **more}))  # type: ignore[arg-type]
+        refuse_unusable_on_cluster(JobOptions(**{"inputs": (), "names": Names("out"), "texts": Texts(), **more}))
 
 
 # --- the resources that engines take

@@ -105,7 +105,7 @@ def _task() -> str:
 
 @pytest.mark.parametrize("recipe", [_script, _crontab, _service, _task])
 def test_a_week_of_nights_leaves_the_last_good_output(recipe: object, tmp_path: Path, served: Path) -> None:
-    script = recipe()  # type: ignore[operator]
+    script = recipe()
     path = f"{served}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "RERANK_MODEL": str(TINY_CHECKPOINT), "OMP_NUM_THREADS": "1"}
     out, errors = tmp_path / "nightly.jsonl", tmp_path / "nightly.jsonl.errors.jsonl"

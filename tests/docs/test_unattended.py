@@ -32,7 +32,7 @@ def _script() -> str:
 def _unit(name: str) -> RawConfigParser:
     (text,) = [block for block in _blocks("ini") if block.startswith(f"# {name}\n")]
     unit = RawConfigParser(delimiters="=", comment_prefixes="#")
-    unit.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's keys have capitals
+    unit.optionxform = str  # systemd's keys have capitals
     unit.read_string(text)
     return unit
 
@@ -40,7 +40,7 @@ def _unit(name: str) -> RawConfigParser:
 @pytest.mark.parametrize("command", [_script(), _unit("rerank.service")["Service"]["ExecStart"]])
 def test_the_recipes_use_options_that_there_are(command: str) -> None:
     group = typer.main.get_command(app)
-    known = {name for option in group.commands["rerank-file"].params for name in option.opts}  # type: ignore[attr-defined]
+    known = {name for option in group.commands["rerank-file"].params for name in option.opts}
     used = re.findall(r"(?<= )--?[a-z][a-z-]*", command.partition("rerank-cli rerank-file")[2])
     assert {"--deadline", "-q", "-o"} <= set(used) <= known
 

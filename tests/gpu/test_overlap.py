@@ -191,7 +191,7 @@ def test_copies_to_the_device_run_on_a_stream_of_their_own() -> None:
     keep_busy()
     compute = torch.cuda.current_stream(CUDA).record_event()
     transfer.to_device(host)
-    copied = transfer._copies.record_event()  # type: ignore[attr-defined]
+    copied = transfer._copies.record_event()
     while not copied.query():
         pass
     assert not compute.query(), "the copy was done before what was computed meanwhile"

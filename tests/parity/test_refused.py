@@ -38,7 +38,7 @@ def refusal(tmp_path, capsys):
             assert "Traceback" not in said
             told.add((code, said.splitlines()[0].removeprefix("error: ")))
         with pytest.raises(RerankError) as raised:
-            Reranker(folder, **options)  # type: ignore[arg-type]  # of the options that are tried here
+            Reranker(folder, **options)
         told.add((raised.value.exit_code, raised.value.message))
         assert len(told) == 1, told
         assert not (tmp_path / "out.jsonl").exists()

@@ -36,7 +36,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
         rows.append({"id": number, "query": words[number % 7], "passage": " ".join(words[number % 5 : 5 + number % 9])})
         if number % 50 == 20:
             rows += [b"{", b""]
-    return write_lines(folder / "pairs.jsonl", rows)  # type: ignore[arg-type]
+    return write_lines(folder / "pairs.jsonl", rows)
 
 
 def outputs(folder: Path) -> dict[str, bytes]:

@@ -40,7 +40,7 @@ def become_a_machine(
             time.sleep(next(waits, 0.0))
             commit(log, *what)
 
-        store_log.StoreLog.commit = commit_late  # type: ignore[method-assign]
+        store_log.StoreLog.commit = commit_late
     patiently = ObjectStore._try_again
     numbers = itertools.count(1)
 
@@ -55,4 +55,4 @@ def become_a_machine(
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    ObjectStore._try_again = counted  # type: ignore[method-assign]
+    ObjectStore._try_again = counted

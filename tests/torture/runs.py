@@ -394,8 +394,8 @@ def _serve() -> None:
     for name in _LOADED_ONCE:
         import_module(name)
     with suppress(ImportError):  # of the extra `cloud`; a third of a second of a run whose output is an object
-        import botocore.client  # noqa: F401
-        import obstore.store  # noqa: F401
+        import_module("botocore.client")
+        import_module("obstore.store")
     on_one_core()
     gc.collect()
     gc.freeze()  # else each child copies the pages of all these objects when it first collects

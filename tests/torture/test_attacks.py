@@ -29,7 +29,7 @@ ENDS_IN_SECONDS = 60  # 10 on a machine of its own; others may have it
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return Path(write_lines(tmp_path / "in.jsonl", ROWS))  # type: ignore[arg-type]
+    return Path(write_lines(tmp_path / "in.jsonl", ROWS))
 
 
 def score(*arguments: object) -> int:
@@ -38,7 +38,7 @@ def score(*arguments: object) -> int:
 
 def program(*arguments: object, **settings: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from rerank_cli.cli import entry_point; entry_point()", *map(str, arguments)]
-    return Started(command, cwd=ROOT, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload, no-any-return]
+    return Started(command, cwd=ROOT, stderr=subprocess.PIPE, **settings)
 
 
 # Names
@@ -144,7 +144,7 @@ def test_an_output_that_is_replaced_keeps_owner_and_mode(tmp_path: Path, source:
 
 def test_two_runs_that_both_have_the_lock_never_double_a_row(tmp_path: Path, runs: Runs) -> None:
     """The lock is removed while the first run works, and a second one starts."""
-    source, out = write_lines(tmp_path / "in.jsonl", MANY), tmp_path / "out.jsonl"  # type: ignore[arg-type]
+    source, out = write_lines(tmp_path / "in.jsonl", MANY), tmp_path / "out.jsonl"
     assert runs.run(Asked((source,), str(tmp_path / "whole.jsonl"), {"pairs": True})).code == 0
     arguments = ["score", source, "-o", out, "--model", TINY_CHECKPOINT, "--checkpoint-every", "0s", "-q"]
     lock = tmp_path / "out.jsonl.job" / "lock"
@@ -170,7 +170,7 @@ def test_two_runs_that_both_have_the_lock_never_double_a_row(tmp_path: Path, run
 
 def test_a_run_whose_input_was_changed_and_restored_keeps_no_row_of_the_other(tmp_path: Path, runs: Runs) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    write_lines(source, MANY)  # type: ignore[arg-type]
+    write_lines(source, MANY)
     assert runs.run(Asked((str(source),), str(tmp_path / "whole.jsonl"), {"pairs": True})).code == 0
     before, data = source.stat(), source.read_bytes()
     command = ["score", source, "-o", out, "--model", TINY_CHECKPOINT, "--checkpoint-every", "0s", "-q"]
@@ -259,7 +259,7 @@ def test_a_model_that_would_never_end_is_refused(
 def test_a_text_that_a_tokenizer_cannot_take_is_one_bad_row(tmp_path: Path) -> None:
     model = broken_model(tmp_path, panicking_on_a_text)
     rows = [*ROWS[:70], {"query": "two roads", "passage": "a" * 30 + "b"}, *ROWS[70:]]
-    source = write_lines(tmp_path / "in.jsonl", rows)  # type: ignore[arg-type]
+    source = write_lines(tmp_path / "in.jsonl", rows)
     out = tmp_path / "out.jsonl"
     assert main(["score", source, "-o", str(out), "--model", str(model), "-q"]) == 3
     assert len(out.read_bytes().splitlines()) == len(ROWS)
@@ -367,7 +367,7 @@ def test_a_pipe_that_nobody_reads_is_refused_before_the_work(
 
 
 def test_a_reader_that_does_not_read_does_not_keep_a_run_that_is_stopped(tmp_path: Path) -> None:
-    source = write_lines(tmp_path / "in.jsonl", [*ROWS, *(b"{" * 1000 for _ in range(500))])  # type: ignore[list-item]
+    source = write_lines(tmp_path / "in.jsonl", [*ROWS, *(b"{" * 1000 for _ in range(500))])
     pipe, out = tmp_path / "pipe", tmp_path / "out.jsonl"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

@@ -102,7 +102,7 @@ def test_a_run_killed_at_any_call_is_finished_by_the_next_one(
         for name in left_by(bucket, folder):
             bucket.client.delete_object(Bucket=bucket.name, Key=f"{folder}/{name}")
         figures = f"{killed} kills, {sum(proxy.calls.values())} calls, {dict(proxy.faults)}"
-        print(figures, flush=True)  # noqa: T201 (of a long run that may be cut short)
+        print(figures, flush=True)
     assert proxy.faults, "no call failed"
 
 

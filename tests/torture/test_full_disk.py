@@ -67,7 +67,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(60):
         passages = [{"id": f"d{number}-{place}", "text": "wood " + "z" * 400} for place in range(4)]
         rows += [{"id": f"q{number}", "query": f"two roads {number}", "passages": passages}, b"{" + b"y" * 300]
-    write_lines(folder / "lists.jsonl", rows)  # type: ignore[arg-type]
+    write_lines(folder / "lists.jsonl", rows)
     (folder / "qrels").write_text(
         "".join(f"q{number} 0 d{number}-{place} 1\n" for number in range(60) for place in (1, 3))
     )

@@ -61,4 +61,4 @@ def test_a_search_along_the_branches_finds_no_fault(tmp_path: Path, name: str) -
         command += ["--folder", folder]
         done = subprocess.run(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
-    print(*[line for line in done.stderr.splitlines() if line.startswith(("Done", "stat::"))], sep="\n")  # noqa: T201
+    print(*[line for line in done.stderr.splitlines() if line.startswith(("Done", "stat::"))], sep="\n")

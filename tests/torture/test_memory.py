@@ -88,7 +88,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, kind: str) -> None:
         for low, high in ((0, 0.5), (0.5, 1))
     ]
     first, second = (max(part) - min(part) if part else 0.0 for part in halves)
-    print(  # noqa: T201 (the figures of the long run)
+    print(
         f"{kind} rows: {ROWS:,} in {source.stat().st_size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s; peak "
         f"{peak / MB:.0f} MB, second half {grown / MB:+.2f} MB per million rows, swing {swing / MB:.1f} MB; the halves "
         f"took {first:.0f} and {second:.0f} s"
@@ -144,6 +144,6 @@ def test_memory_does_not_grow_with_what_lies_at_urls(bucket: Bucket, tmp_path: P
         assert f"out/{name}" in bucket.names()
         peaks.append(peak)
         size = source.stat().st_size / 1e6
-        print(f"{name}: {size:.0f} MB, {time.monotonic() - began:.0f} s; peak {peak / MB:.0f} MB")  # noqa: T201
+        print(f"{name}: {size:.0f} MB, {time.monotonic() - began:.0f} s; peak {peak / MB:.0f} MB")
         source.unlink()
     assert peaks[-1] - peaks[-2] < SWING

@@ -79,7 +79,7 @@ INPUTS = ("a file", "a folder of partitions", "a glob")
 def inputs(how: str, here: Path, command: str) -> tuple[str, list[Path]]:
     row = {"id": "q1", "query": "two roads", "passage": "a wood"}
     if command != "score":
-        row |= {"passages": [{"id": "a", "text": "a wood", "score": 1.0}]}  # type: ignore[dict-item]
+        row |= {"passages": [{"id": "a", "text": "a wood", "score": 1.0}]}
     if how == "a file":
         return write_lines(here / "in.jsonl", [row]), [here / "in.jsonl"]
     folder = here / "in" / "k=1"
@@ -114,7 +114,7 @@ def spelled(how: str, target: Path, name: Path, stack: ExitStack) -> str:
 
 def of_paths(command: str) -> dict[str, set[str]]:
     """The options of a command that name a path, those to read and those to write."""
-    declared = COMMANDS[command].OPTIONS  # type: ignore[attr-defined]
+    declared = COMMANDS[command].OPTIONS
     named = {one.flag for one in declared if one.names_file or one.flag in NAMES_A_MODEL}
     return {"read": named - WRITTEN.keys(), "write": named & WRITTEN.keys() | {"--output"} & {o.flag for o in declared}}
 

@@ -34,7 +34,7 @@ def write_pairs(base: Path) -> list[str]:
         rows.append({"id": number, "query": WORDS[number % 7], "passage": " ".join(WORDS[number % 5 : 5 + number % 9])})
         if number % 50 == 20:
             rows += [b"{", b""]
-    write_lines(base / "pairs.jsonl", rows)  # type: ignore[arg-type]
+    write_lines(base / "pairs.jsonl", rows)
     return ["pairs.jsonl"]
 
 
@@ -167,4 +167,4 @@ def test_what_another_hand_changes_is_noticed_or_does_not_matter(
                 assert again.code in (4, 8), told
                 assert str(form.base) in again.said, told
     if LONG:
-        print(group, dict(sorted(tally.items())))  # noqa: T201 (the figures of the long run)
+        print(group, dict(sorted(tally.items())))

@@ -59,7 +59,7 @@ def test_two_scorers_choose_alike_in_every_shard_and_after_every_kill(
         }
         for n in range(44)
     ]
-    source = write_lines(tmp_path / "in.jsonl", rows)  # type: ignore[arg-type]
+    source = write_lines(tmp_path / "in.jsonl", rows)
     whole, *parts = made(tmp_path, runs, source, "out.jsonl", 8 if LONG else 2, {"first": first}, code=0)
     assert b"".join(part.read_bytes() for part in parts) == whole.read_bytes()
     for at in range(9, 60, 2) if LONG else (30,):

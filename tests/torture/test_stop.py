@@ -30,7 +30,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def program(*arguments: str, **settings: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "rerank_cli", *arguments, "--model", str(TINY_CHECKPOINT)]
-    return Started(command, cwd=ROOT, preexec_fn=on_one_core, **settings)  # type: ignore[call-overload]
+    return Started(command, cwd=ROOT, preexec_fn=on_one_core, **settings)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])

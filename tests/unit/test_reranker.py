@@ -99,7 +99,7 @@ def test_a_store_is_shared_with_the_command_line(reranker: Reranker, tmp_path: P
         submitted = []
         assert stored._engine is not None
         submit = stored._engine.submit
-        stored._engine.submit = lambda pairs, **more: submitted.extend(pairs) or submit(pairs, **more)  # type: ignore[method-assign]
+        stored._engine.submit = lambda pairs, **more: submitted.extend(pairs) or submit(pairs, **more)
         assert stored.rerank(rows) == reranker.rerank(rows)
         assert submitted == []
         stored.score([("a query", "that is new")])
@@ -303,7 +303,7 @@ def test_an_embedding_model_gives_a_cosine() -> None:
 
 def test_the_end_of_the_block_frees_the_model() -> None:
     with Reranker(TINY_CHECKPOINT) as opened:
-        model = weakref.ref(opened._engine._model)  # type: ignore[union-attr]  # the weights of this engine
+        model = weakref.ref(opened._engine._model)  # the weights of this engine
         assert model() is not None
     gc.collect()
     assert model() is None
@@ -400,7 +400,7 @@ def test_scores_come_in_the_order_of_the_pairs(reranker: Reranker) -> None:
     assert found[0] == found[3]
     assert reranker.score(("query", "b")) == pytest.approx(logits["b"], abs=1e-5)
     with pytest.raises(UsageError, match="pair 2: is not a query and a passage"):
-        reranker.score([("a", "b"), ("a", "b", "c")])  # type: ignore[list-item]
+        reranker.score([("a", "b"), ("a", "b", "c")])
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
@@ -420,7 +420,7 @@ def test_a_frame_is_never_taken_for_the_names_of_its_columns(reranker: Reranker,
 def test_dicts_and_sets_are_no_pairs_and_no_lists_of_passages(reranker: Reranker) -> None:
     for pair in ({"query": "one", "passage": "a"}, {"one", "a"}, 1):
         with pytest.raises(UsageError, match="pair 1: is not a query and a passage"):
-            reranker.score([pair])  # type: ignore[list-item]
+            reranker.score([pair])
     with pytest.raises(UsageError, match="is a dict, not a list"):
         reranker.rerank("query", {"a": "text", "b": "text"})
 
@@ -458,7 +458,7 @@ def test_a_column_that_says_something_of_one_row_is_there(reranker: Reranker) ->
 
 def test_hints_name_arguments_and_stand_in_the_traceback(reranker: Reranker) -> None:
     with pytest.raises(TypeError, match="unknown option `topn`; did you mean `top_n`"):
-        reranker.rerank("q", ["a"], topn=1)  # type: ignore[call-overload]
+        reranker.rerank("q", ["a"], topn=1)
     for name, said in {
         "documents": "did you mean `passages`", "return_documents": "passages are always returned with their texts",
         "dtype": r"`precision` is an option of `Reranker\(...\)`",
@@ -466,7 +466,7 @@ def test_hints_name_arguments_and_stand_in_the_traceback(reranker: Reranker) -> 
         with pytest.raises(TypeError, match=f"unknown option `{name}`.*{said}"):
             reranker.rerank("q", ["a"], **{name: "x"})
     with pytest.raises(UsageError, match="takes pairs") as not_pairs:
-        reranker.score("q", "a")  # type: ignore[call-overload]
+        reranker.score("q", "a")
     assert not_pairs.value.__notes__[0].startswith("hint: `score((")
     with pytest.raises(ModelError) as caught:
         Reranker("nobody/has-this")

@@ -97,7 +97,7 @@ def engine(
         precision=precision,
         attention="runs",
     )
-    return LocalEngine(plan, NATIVE, model=model, transfer=device, **more)  # type: ignore[arg-type]
+    return LocalEngine(plan, NATIVE, model=model, transfer=device, **more)
 
 
 def test_scores_are_none_until_the_device_has_done_all_batches() -> None:

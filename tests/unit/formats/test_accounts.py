@@ -312,7 +312,10 @@ def _made(rng: random.Random, form: Form, name: str) -> list[Found]:
     separated = name in SEPARATED
     lists = []
     for n in range(rng.randint(2, 5)):
-        text = lambda: " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))  # noqa: E731
+
+        def text() -> str:
+            return " ".join(rng.choices(WORDS, k=rng.randint(1, 4)))
+
         passages: list[Candidate] = []
         for place in range(rng.randint(1, 5)):
             words: str | None = text()

@@ -23,11 +23,11 @@ def read(data: bytes) -> list[object]:
 def test_rows_have_the_names_of_the_header_and_the_numbers_of_their_lines() -> None:
     rows = read('\ufeffquery\tpassage\r\nwhat\ta "quote" and \\t\r\n\r\n\tempty query\n'.encode())
     assert rows == [
-        JsonRow("in.tsv", 2, {"query": "what", "passage": 'a "quote" and \\t'}, rows[0].raw),  # type: ignore[attr-defined]
+        JsonRow("in.tsv", 2, {"query": "what", "passage": 'a "quote" and \\t'}, rows[0].raw),
         Gap.BLANK,
-        JsonRow("in.tsv", 4, {"query": "", "passage": "empty query"}, rows[2].raw),  # type: ignore[attr-defined]
+        JsonRow("in.tsv", 4, {"query": "", "passage": "empty query"}, rows[2].raw),
     ]
-    assert json.loads(rows[0].raw) == rows[0].fields  # type: ignore[attr-defined]
+    assert json.loads(rows[0].raw) == rows[0].fields
 
 
 def test_a_row_with_other_columns_costs_itself() -> None:

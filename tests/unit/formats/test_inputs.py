@@ -95,7 +95,7 @@ def numbers(items: Iterable[Item]) -> list[int | Gap]:
 )
 def test_the_suffix_tells_the_format(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / name).write_bytes(b"{}\n")
-    assert resolve_inputs([str(tmp_path / name)]) == [Input(str(tmp_path / name), kind)]  # type: ignore[arg-type]
+    assert resolve_inputs([str(tmp_path / name)]) == [Input(str(tmp_path / name), kind)]
 
 
 def test_without_a_known_suffix_the_content_tells_the_format(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_gathering_leaves_no_temporary_file(
     assert [path.name.startswith("rerank-cli-") for path in (tmp_path / "t").iterdir()] == [True]
     # Stopped half-way, and from another thread than it was read in, as a run that is given up does.
     assert isinstance(rows, Iterator)
-    thread = threading.Thread(target=rows.close)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=rows.close)
     thread.start()
     thread.join(timeout=30)
     assert list((tmp_path / "t").iterdir()) == []

@@ -168,7 +168,7 @@ def test_a_hostile_line_is_an_error_and_its_neighbours_are_read(line: bytes, cod
         Gap.BLANK,
         JsonRow("in.jsonl", 4, fields, good),
     ]
-    assert json.loads(error_row(rows[1]))["error"]["code"] == code  # type: ignore[arg-type]
+    assert json.loads(error_row(rows[1]))["error"]["code"] == code
 
 
 def test_a_torn_last_line_is_an_error() -> None:

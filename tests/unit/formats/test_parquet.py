@@ -46,7 +46,7 @@ def struct_fields(data_type: pa.DataType) -> list[pa.Field]:
 def rows_of(path: str, *columns: str) -> list[ArrowRow]:
     rows = list(read_rows(path, dict.fromkeys(columns)))
     assert all(isinstance(row, ArrowRow) for row in rows)
-    return rows  # type: ignore[return-value]
+    return rows
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_rows_before_a_damaged_page_stay_usable(tmp_path: Path) -> None:
     content[second : second + 40] = b"\xff" * 40
     path.write_bytes(content)
     reader = read_rows(str(path), {"query": None})
-    assert [next(reader).fields["query"] for _ in range(200)] == texts[:200]  # type: ignore[union-attr]
+    assert [next(reader).fields["query"] for _ in range(200)] == texts[:200]
     with pytest.raises(InputError, match=f"{path}: cannot be read after row 200: "):
         next(reader)
 

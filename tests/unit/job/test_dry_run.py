@@ -23,7 +23,7 @@ ROWS = [
 
 
 def options(path: str, out: Path, **more: object) -> JobOptions:
-    return replace(JobOptions((path,), Names(str(out)), model=str(TINY_CHECKPOINT)), **more)  # type: ignore[arg-type]
+    return replace(JobOptions((path,), Names(str(out)), model=str(TINY_CHECKPOINT)), **more)
 
 
 @pytest.mark.parametrize("truncate", ["end", "chunk"])

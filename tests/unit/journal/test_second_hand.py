@@ -374,7 +374,7 @@ def test_a_mount_that_tells_another_owner_of_all_files_is_borne(
     ],
 )  # fmt: skip
 def test_a_record_without_the_fields_of_its_kind_ends_the_journal(tmp_path: Path, record: object) -> None:
-    (tmp_path / "journal").write_bytes(encode([{"kind": "job", "format": 2}, record], after="")[0])  # type: ignore[list-item]
+    (tmp_path / "journal").write_bytes(encode([{"kind": "job", "format": 2}, record], after="")[0])
     assert [entry.record for entry in read_journal(tmp_path / "journal")] == [{"kind": "job", "format": 2}]
 
 

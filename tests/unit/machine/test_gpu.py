@@ -142,10 +142,10 @@ def test_the_reading_agrees_with_that_of_torch(entries: list[str]) -> None:
         patch.setenv(VARIABLE, setting)
         parsed = _parse_visible_devices()
     if parsed and isinstance(parsed[0], str):
-        ordinals = _transform_uuid_to_ordinals(parsed, UUIDS)  # type: ignore[arg-type]
+        ordinals = _transform_uuid_to_ordinals(parsed, UUIDS)
     else:
-        known = [number < len(UUIDS) for number in parsed] + [False]  # type: ignore[operator]
-        ordinals = parsed[: known.index(False)]  # type: ignore[assignment]
+        known = [number < len(UUIDS) for number in parsed] + [False]
+        ordinals = parsed[: known.index(False)]
     assert visible(setting) == ordinals
 
 

@@ -68,7 +68,7 @@ def environment(driver: Path | None, ini: Path | None = None, **settings: str) -
 def described(machine: str) -> tuple[dict[str, str], list[dict[str, str]]]:
     """The [system] and the [gpu N] sections of a machine's INI file."""
     ini = configparser.ConfigParser(delimiters="=")
-    ini.optionxform = str  # type: ignore[method-assign,assignment]
+    ini.optionxform = str
     ini.read(FAKE / "machines" / f"{machine}.ini")
     system = dict(ini["system"]) if ini.has_section("system") else {}
     return system, [dict(ini[section]) for section in ini.sections() if section.startswith("gpu ")]

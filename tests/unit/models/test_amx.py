@@ -298,7 +298,7 @@ def test_which_sizes_it_takes() -> None:
     taken = {"hidden": 384, "inner": 1536, "heads": 12, "activation": "gelu"}
     assert amx.takes("bf16", **taken)
     for other in ({"hidden": 312}, {"inner": 1540}, {"heads": 24}, {"heads": 5}, {"activation": "relu"}, {"heads": 0}):
-        assert not amx.takes("bf16", **taken | other), other  # type: ignore[arg-type]
+        assert not amx.takes("bf16", **taken | other), other
     assert amx.takes("int8", **taken)
     assert not amx.takes("int8", **taken | {"hidden": 96, "heads": 3}), "bytes go by 64"
     assert not amx.takes("fp32", **taken)

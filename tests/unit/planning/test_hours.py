@@ -118,7 +118,7 @@ def test_a_small_model_on_a_fast_card_waits_for_the_host() -> None:
     [(MINI_LM, None, "fp16"), (replace(MINI_LM, forward="padded"), H100, "fp16"), (MINI_LM, H100, "fp32")],
 )
 def test_what_is_not_known_is_not_guessed(shape: ModelShape, card: object, precision: str) -> None:
-    assert pair_time(shape, PairLengths.of(1, 10), card, precision=precision) is None  # type: ignore[arg-type]
+    assert pair_time(shape, PairLengths.of(1, 10), card, precision=precision) is None
 
 
 def test_local_layers_of_modernbert_see_their_window_alone() -> None:

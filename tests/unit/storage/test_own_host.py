@@ -20,7 +20,7 @@ from tests.stores import AZURE_ACCOUNT, AZURE_KEY, Bucket
 
 class _Elsewhere(BaseHTTPRequestHandler):
     def _serve(self) -> None:
-        port = self.server.target.rpartition(":")[2]  # type: ignore[attr-defined]
+        port = self.server.target.rpartition(":")[2]
         self.send_response_only(307)
         self.send_header("Location", f"http://localhost:{port}{self.path}")
         self.send_header("Content-Length", "0")
@@ -37,7 +37,7 @@ for _method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
 @pytest.fixture
 def elsewhere(bucket: Bucket) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere)
-    server.target = bucket.endpoint  # type: ignore[attr-defined]
+    server.target = bucket.endpoint
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -63,7 +63,7 @@ def pools() -> Iterator[Callable[..., ImagePool]]:
     made: list[ImagePool] = []
 
     def make(processes: int, reader: ImageReader = READER, **options: object) -> ImagePool:
-        made.append(ImagePool(reader, **options))  # type: ignore[arg-type]
+        made.append(ImagePool(reader, **options))
         made[-1].grow(processes)
         return made[-1]
 
@@ -75,7 +75,7 @@ def pools() -> Iterator[Callable[..., ImagePool]]:
 
 def taken(pool: ImagePool, numbers: list[int]) -> list[str | bytes]:
     """The pixels of these images, or the codes of their problems."""
-    return [outcome(lambda number=number: pixels_of(pool, number)) for number in numbers]  # type: ignore[misc]
+    return [outcome(lambda number=number: pixels_of(pool, number)) for number in numbers]
 
 
 def pixels_of(pool: ImagePool, number: int) -> bytes:
@@ -98,7 +98,7 @@ def in_this_process(sources: list[ImageSource]) -> list[str | bytes]:
         image = READER.open(source)
         return READER.cut(image, READER.grid(image)).pixels.tobytes()
 
-    return [outcome(lambda source=source: pixels(source)) for source in sources]  # type: ignore[misc]
+    return [outcome(lambda source=source: pixels(source)) for source in sources]
 
 
 def finished(images: ImagesAhead, source: ImageSource) -> tuple[object, ...]:

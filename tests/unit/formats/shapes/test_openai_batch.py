@@ -40,7 +40,7 @@ SCORE: dict[str, Any] = {
 def read(*lines: dict[str, Any]) -> list[CandidateList | RowError]:
     found = list(SHAPE.group(json_rows(*lines)))
     assert all(isinstance(item, (CandidateList, RowError)) for item in found)
-    return found  # type: ignore[return-value]
+    return found
 
 
 def answer(line: dict[str, Any], *logits: float) -> dict[str, Any]:

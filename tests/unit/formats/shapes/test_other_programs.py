@@ -196,7 +196,7 @@ def test_top_ranked_of_mteb_takes_its_texts_from_files(tmp_path: Path, texts: Te
     bad, found = shape.group(items)
     assert isinstance(found, CandidateList)
     assert (found.query, found.id, found.places) == (QUERY, "q7", (0, 1))
-    assert (bad.code, bad.passage, bad.passage_id) == ("unknown-id", 2, "a9")  # type: ignore[union-attr]
+    assert (bad.code, bad.passage, bad.passage_id) == ("unknown-id", 2, "a9")
     with pytest.raises(UsageError, match="rows of the shape mteb hold ids only: --queries and --corpus are needed"):
         open_lists(resolve_inputs([path]), FieldNames(), ReadOptions(), "auto")
 

@@ -228,7 +228,7 @@ def test_rendering_leaves_the_input_row_alone() -> None:
     rendered = back(ListShape(names), row, 3.0)
     assert row == before
     hit = {"text": "a", "input_logit": 1, **scored("a", 3.0)}
-    assert rendered == {"body": {**before["body"], "hits": [hit]}, "x": [1]}  # type: ignore[dict-item]
+    assert rendered == {"body": {**before["body"], "hits": [hit]}, "x": [1]}
 
 
 def scored(text: str, logit: float) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_ids_in_a_list_in_step_are_those_of_texts(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "in.jsonl", [{"query": QUERY, "docs": TEXTS, "doc_ids": ["a", "b", "c"]}])
     shape, items = open_lists(resolve_inputs([path]), FieldNames(), ReadOptions(), "auto")
     (found,) = shape.group(items)
-    assert [shape.passage_id(found, place) for place in range(3)] == ["a", "b", "c"]  # type: ignore[arg-type]
+    assert [shape.passage_id(found, place) for place in range(3)] == ["a", "b", "c"]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -510,7 +510,7 @@ def test_loaded_values_are_plain_and_cannot_be_changed() -> None:
     for found in MODELS.values():
         hash(found)  # a list left anywhere would not be hashable
         with pytest.raises(AttributeError):
-            found.profiles[0].name = "other"  # type: ignore[misc]
+            found.profiles[0].name = "other"
 
 
 # Whatever stands in a file, the loader answers with profiles or with a ProfileError.
