@@ -489,18 +489,14 @@ def _job_options(model: str | Path | None, options: ModelOptions) -> JobOptions:
     template = options.get("template")
     if isinstance(template, Path):
         template = template.read_text(encoding="utf-8").removesuffix("\n")
+    store = _pick_options(options, ("store", "store_limit"))
+    if (folder := store.get("store")) is not None:
+        store["store"] = str(folder)
     images = ImageLimits(options.get("max_input_tiles"), options.get("max_image_pixels", ImageLimits().max_pixels))
     return JobOptions(
         inputs=(), names=Names(STDOUT), model=None if model is None else str(model), request=request,
-        profiles_file=file, images=images, template=template, **_store(options), **_pick_options(options, _OF_ENCODER),
+        profiles_file=file, images=images, template=template, **store, **_pick_options(options, _OF_ENCODER),
     )  # fmt: skip
-
-
-def _store(options: ModelOptions) -> dict[str, Any]:
-    found = _pick_options(options, ("store", "store_limit"))
-    if (folder := found.get("store")) is not None:
-        found["store"] = str(folder)
-    return found
 
 
 def _with_rows(job: JobOptions, options: RowOptions) -> JobOptions:

@@ -12,10 +12,11 @@ import typer
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, say, write
 from rerank_cli.cli.declare import BESIDE, MODEL, POINT, ROOM, ROWS, option, takes, values_into
 from rerank_cli.cli.options import OF_RUNS, ONE_MODEL
-from rerank_cli.cli.parsers import UNITS, devices
+from rerank_cli.cli.parsers import devices
 from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
 from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError
 from rerank_cli.machine.libraries import told_what_is_missing
+from rerank_cli.machine.memory_size import parse_memory
 from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 
@@ -39,9 +40,8 @@ def parse_numbers(text: str) -> tuple[int, ...]:
 
 def parse_bytes(text: str) -> int:
     """The bytes of `24GiB`."""
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)", text.strip(), re.ASCII)
-    size = round(float(match[1]) * UNITS[match[2]]) if match else 0
-    if size < 1:
+    size = parse_memory(text)
+    if not size:
         raise ValueError("not a size", "for example 24GiB, 80GB (10^9 bytes each) or 81559MiB")
     return size
 

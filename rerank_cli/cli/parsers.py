@@ -13,17 +13,12 @@ from typing import Any, get_args
 
 from rerank_cli.errors import InputError
 from rerank_cli.job.options import LEAST_STORE, ErrorLimit, TemplateText
+from rerank_cli.machine.memory_size import UNITS
 from rerank_cli.storage import refuse_url
 
 _TEMPLATE_BYTES = 2**20
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgt]i?b|[kmgt]|b?)")
-UNITS = {"B": 1} | {
-    f"{prefix}{infix}B": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for infix, base in (("", 1000), ("i", 1024))
-}
-"""Bytes of a unit of memory."""
 _COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]{1,2})?)([kmb]?)")
 _TIMES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 _MOST = 10**15

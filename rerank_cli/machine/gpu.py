@@ -8,18 +8,13 @@ from difflib import get_close_matches
 
 from rerank_cli.errors import UsageError
 from rerank_cli.machine.gpu_names import CARDS, find_card
+from rerank_cli.machine.memory_size import parse_memory
 
 NVML = "nvml"
 HOST_MEMORY = "host MemAvailable"
 DESCRIBED = "--gpu"
 """The three sources of a GPU's memory size."""
 
-_UNITS = {"B": 1} | {
-    f"{prefix}{infix}B": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for infix, base in (("", 1000), ("i", 1024))
-}
-_MEMORY = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([KMGT]i?B|B)")
 _CAPABILITY = re.compile(r"([1-9][0-9]?)\.([0-9])")
 _EXAMPLE = "for example `--gpu 9.0:80GiB:NVIDIA-H100-80GB-HBM3` or `--gpu 8.9:24GB`"
 
@@ -177,11 +172,10 @@ def parse_gpu(text: str, index: int = 0) -> Gpu:
     parsed = parse_capability(capability.strip())
     if parsed is None:
         raise UsageError(f"--gpu {text}: the compute capability is not of the form 9.0: `{capability}`", hint=_EXAMPLE)
-    size = _MEMORY.fullmatch(memory.strip())
-    if size is None:
+    total = parse_memory(memory)
+    if total is None:
         wrong = f"the memory is not a number with a unit: `{memory}`" if memory.strip() else "the memory is missing"
         raise UsageError(f"--gpu {text}: {wrong}", hint=f"units are MB, MiB, GB, GiB, TB, TiB; {_EXAMPLE}")
-    total = round(float(size[1]) * _UNITS[size[2]])
     if total <= 0:
         raise UsageError(f"--gpu {text}: a GPU without memory runs nothing", hint=_EXAMPLE)
     return _make_gpu(index, name.strip() or None, parsed, total)

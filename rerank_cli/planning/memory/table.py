@@ -61,18 +61,14 @@ class MemoryQuestion:
             return BatchSize.of_runs([(batch_size, max_tokens)])
         return BatchSize.of(min(length, max_tokens) for length in self.lengths[:batch_size])
 
-    def fits(self, batch_size: int, max_tokens: int) -> bool:
-        """The point is within the capacity."""
-        return bool(self.at(batch_size, max_tokens).fits)
-
     def largest_batch(self, max_tokens: int) -> int:
         """The most pairs of `max_tokens` that fit; 0 where not even one does."""
         limit = MOST_PAIRS if self.lengths is None else min(MOST_PAIRS, len(self.lengths))
-        return largest(lambda pairs: self.fits(pairs, max_tokens), limit)
+        return largest(lambda pairs: bool(self.at(pairs, max_tokens).fits), limit)
 
     def longest_pair(self, batch_size: int, limit: int) -> int:
         """The most tokens, up to `limit`, at which `batch_size` pairs fit; 0 where none do."""
-        return largest(lambda tokens: self.fits(batch_size, tokens), limit)
+        return largest(lambda tokens: bool(self.at(batch_size, tokens).fits), limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,13 +199,13 @@ def test_the_largest_that_fits_is_found(answer: int, limit: int) -> None:
 def test_solving_gives_the_last_that_fits() -> None:
     question = MemoryQuestion(TEXT, Placement(), capacity=24 * 2**30)
     pairs, length = question.largest_batch(4096), question.longest_pair(30, 8192)
-    assert question.fits(pairs, 4096)
-    assert not question.fits(pairs + 1, 4096)
+    assert question.at(pairs, 4096).fits
+    assert not question.at(pairs + 1, 4096).fits
     assert length == 8192
     tight = MemoryQuestion(TEXT, Placement(), capacity=5 * 2**30)
     length = tight.longest_pair(30, 8192)
-    assert tight.fits(30, length)
-    assert not tight.fits(30, length + 1)
+    assert tight.at(30, length).fits
+    assert not tight.at(30, length + 1).fits
     assert MemoryQuestion(TEXT, Placement(), capacity=2**30).largest_batch(64) == 0
 
 
