@@ -112,8 +112,8 @@ class PromptEncoder:
     the id of the unknown token. max_unknown: the largest share of it in the texts of a pair that is scored.
 
     template: the prompt as one text. image_ids: the ids of `IMAGE`; empty in a prompt without. image_start: how many
-    ids come before the image, in every pair. image_room: the most ids of an image that truncation of the whole from
-    the right leaves whole.
+    ids come before the image, in every pair. image_room: the most ids of an image that stays whole where a pair is cut
+    from the right.
     """
 
     def __init__(  # noqa: PLR0913 (one argument an option)

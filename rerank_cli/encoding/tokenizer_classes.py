@@ -85,7 +85,7 @@ def is_model_of(name: str, tokenizer: Tokenizer, checkpoint: Checkpoint) -> bool
     kind, options = _MODELS[name]
     if not isinstance(tokenizer.model, kind):
         return False
-    if kind is models.Unigram:  # its options cannot be asked for; no piece reads so, its quotes would be escaped
+    if kind is models.Unigram:  # its options cannot be asked for; no piece looks so: its quotes are escaped
         data = checkpoint.tokenizer_file.read_bytes()
         found = re.search(rb'"unk_id"\s*:\s*(\d+)', data)
         return found is not None and int(found[1]) == 3 and not re.search(rb'"byte_fallback"\s*:\s*true', data)

@@ -12,7 +12,7 @@ MAX_VALUES = 2**22
 """How many values a row of text may hold: `{},` is 3 bytes in a file and 70 in memory."""
 
 NO_IMAGES = "none"
-"""Says in place of a path that passages have no images, whatever their field `image` holds."""
+"""In place of a path: passages have no images, whatever their field `image` holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What the first bytes of a file tell: its format, and for one that is not read the command that converts it.
 
 `foreign` knows the magic bytes of formats, and texts that tell what they are (an error page, a pointer of Git LFS). It
-answers only where it is certain. `described` also says what a file looks like in which no rows were found.
+answers only where it is certain. `described` also says what a file without rows looks like.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Description:
 
 
 def foreign(head: bytes, path: str) -> Description | None:
-    """The format of a file with this head, if it is certainly none that is read. path: the file, for the command."""
+    """The format of a file with this head, if it is certainly not one that is read. path: for the command."""
     file = shlex.quote(path)
     for magic, words, command in _MAGICS:
         if head.startswith(magic) and _is_meant(magic, head):
@@ -130,13 +130,13 @@ def _is_meant(magic: bytes, head: bytes) -> bool:
 
 
 def refuse_foreign_format(head: bytes, path: str) -> None:
-    """`InputError` for a file whose format is certainly none that is read."""
+    """`InputError` for a file whose format is certainly not one that is read."""
     if (found := foreign(head, path)) is not None:
         raise InputError(f"{path}: is {found.words}", hint=found.hint)
 
 
 def described(head: bytes, path: str) -> Description:
-    """What a file looks like in which no row was found. head: the first bytes of its content, unpacked."""
+    """What a file without a row looks like. head: the first bytes of its content, unpacked."""
     if (found := foreign(head, path)) is not None:
         return found
     if head.startswith(PARQUET_MAGIC):

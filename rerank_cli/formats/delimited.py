@@ -145,7 +145,7 @@ class _Reader:
     """One pass over a file.
 
     quoted: whether quotes quote; None while that is unknown. said: the separator that the file names itself.
-    opened: what an earlier record was that has a cell which begins with an apostrophe and does not end with one.
+    opened: whether an earlier record with a cell that begins with an apostrophe, and does not end with one, was a row.
     """
 
     file: str
@@ -366,7 +366,7 @@ def _quote(cell: str) -> str:
 
 
 def _find_quoting(cells: Sequence[str]) -> str | None:
-    """What shows that quotes do quote, in a file where they seemed not to."""
+    """The sign that quotes do quote, in a file that is read as if they did not."""
     for cell in cells:
         if _DOUBLED.fullmatch(cell):
             return "a cell is quoted, and quotes in cells before it do not quote"

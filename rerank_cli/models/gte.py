@@ -120,18 +120,14 @@ class GteCrossEncoder:
             x = self._run_mlp(layer, self._add_attention(layer, self._attend(layer, x, batch, rotation), x))
         # The last layer at the first token of each pair, [P, hidden].
         last = self._layers[-1]
-        q, k, v = self._project(last, x, rotation)
+        q, k, v = split_rotated(last.qkv(x), self._shape.heads, rotation, self._elementwise)
         context = attend_first(q[batch.starts], k, v, batch, kind=self._attention)
         first = self._run_mlp(last, self._add_attention(last, context, x[batch.starts]))
         return self._head.of_first_tokens(first, batch)
 
-    def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key (both rotated) and value, each [T, heads, head_size]."""
-        return split_rotated(layer.qkv(x), self._shape.heads, rotation, self._elementwise)
-
     def _attend(self, layer: _Layer, x: Tensor, batch: PackedBatch, rotation: Rotation) -> Tensor:
         # A function of its own, so that queries, keys and values are gone before the MLP needs room.
-        q, k, v = self._project(layer, x, rotation)
+        q, k, v = split_rotated(layer.qkv(x), self._shape.heads, rotation, self._elementwise)
         return attend(q, k, v, batch, kind=self._attention)
 
     def _add_attention(self, layer: _Layer, context: Tensor, x: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class ObjectReader(io.RawIOBase):
         return self._stat.size
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as the object goes: a reader of Parquet takes what is less for the object's end."""
+        """Fill all of `buffer`, or up to the end of the object: Parquet's reader takes a short read for that end."""
         whole = memoryview(buffer)[: max(0, self._stat.size - self._at)]
         done = 0
         while done < len(whole):
