@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,12 @@ def write_lists(path: Path, pairs: int, words: int) -> list[str]:
 
 def _clocks() -> dict[str, float]:
     """CPU seconds of each thread of Python's; the threads of the tokenizer are not among them."""
-    threads = ((thread.name, thread.ident) for thread in threading.enumerate())
-    return {name: time.clock_gettime(time.pthread_getcpuclockid(one)) for name, one in threads if one is not None}
+    clocks = {}
+    for name, number in [(thread.name, thread.ident) for thread in threading.enumerate()]:
+        with suppress(ProcessLookupError):  # it has just ended
+            if number is not None:
+                clocks[name] = time.clock_gettime(time.pthread_getcpuclockid(number))
+    return clocks
 
 
 def _run(rows: Path, out: Path, model: str | None) -> tuple[Outcome, NoModel]:
