@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from rerank_cli.errors import InputError, OutputError, StoppedError
-from rerank_cli.journal import Files, Watch, WorkFile, place_file, write_file
+from rerank_cli.journal import Files, Watch, WorkFile, place_file, placing, write_file
 from rerank_cli.journal import files as file_calls
 from rerank_cli.journal.files import opened_as_own
 from rerank_cli.journal.fingerprint import sha256_of
@@ -249,6 +250,29 @@ def test_a_pipe_whose_reader_pauses_is_fed_in_time(tmp_path: Path) -> None:
         taken.extend(os.read(reader, 2**18))
     os.close(reader)
     assert len(taken) == 2**18
+
+
+def test_a_pipe_that_is_full_is_waited_for_and_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    class Poll:
+        def register(self, *what: int) -> None:
+            asked.append(what)
+
+        def poll(self, *wait: int) -> None:
+            asked.append(wait)
+            os.read(reader, 2**18)
+
+    work, pipe = tmp_path / "rows", tmp_path / "pipe"
+    work.write_bytes(bytes(2**16))
+    os.mkfifo(pipe)
+    reader, writer = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writer, bytes(2**16))  # as much as it holds
+    monkeypatch.setattr(placing.select, "poll", Poll)
+    feed(work, pipe, writer)
+    assert asked == [(writer, select.POLLOUT), (200,)]
+    for descriptor in (reader, writer):
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("is_new", [True, False])
