@@ -247,12 +247,12 @@ class _Source(io.RawIOBase):
 class Content(io.RawIOBase):
     """The content of a source; every failure to read it is an `InputError` with the place.
 
-    is_compressed: the bytes on disk differ from the content. done: bytes of content that were read so far.
+    source: its bytes on disk. is_compressed: they differ from the content. done: bytes of content read so far.
     """
 
     def __init__(self, path: str, source: _Source, compression: str | None) -> None:
         self._path = path
-        self._source = source
+        self.source = source
         self._kind = compression or "file"
         self._fill, self._faults = _content_reader(source, compression)
         self._fault: InputError | None = None
@@ -260,18 +260,13 @@ class Content(io.RawIOBase):
         self.is_compressed = compression is not None
         self.done = 0
 
-    @property
-    def taken(self) -> int:
-        """Bytes on disk that were read so far."""
-        return self._source.taken
-
     def readable(self) -> bool:
         """Always."""
         return True
 
     def fileno(self) -> int:
         """The descriptor to wait on; a compressed input has none, as its content comes at other times."""
-        return super().fileno() if self.is_compressed else self._source.fileno()
+        return super().fileno() if self.is_compressed else self.source.fileno()
 
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from one step of reading or decompressing."""
@@ -287,7 +282,7 @@ class Content(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file."""
-        self._source.close()
+        self.source.close()
         super().close()
 
 

@@ -56,7 +56,7 @@ class _File:
             return self.size * ratio
         if self.total is not None:
             return self.read * self.total / self.content.done
-        return self.read * self.size / self.content.taken
+        return self.read * self.size / self.content.source.taken
 
 
 class Position:
@@ -122,7 +122,7 @@ class Position:
     def _share_of_content(self) -> float | None:
         files = self._files.values()
         texts = [file for file in files if file.content is not None and file.read]
-        taken = sum(file.content.taken for file in texts if file.content)
+        taken = sum(file.content.source.taken for file in texts if file.content)
         ratio = sum(file.read for file in texts) / taken if taken else 1.0
         total = 0.0
         for file in files:

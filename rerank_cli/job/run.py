@@ -308,7 +308,7 @@ def _counted_batches(totals: Totals, watcher: Watcher, *, of_all: bool = True) -
     """A hook that counts batches. of_all: count their pairs too; off for a scorer that reads pairs a second time."""
 
     def on_batch(pairs: int, tokens: int) -> None:
-        totals.observed.add_batch(totals.seconds, pairs, tokens)
+        totals.observed.timeline.add(totals.seconds, (pairs, tokens))
         watcher.progress.add_batch(pairs if of_all else 0, tokens)
         if watcher.on_batch:
             watcher.on_batch(pairs, tokens)

@@ -123,21 +123,22 @@ def score_windows(  # noqa: PLR0913 (the command line and the Python API need di
     ):
         for part, scored in stages.compute(parts):
             done.append(scored)
+            if part.places is None:
+                continue
+            joined = [*done, *known_part(part.found)]
+            encoded, logits = join_parts(part.window, joined, part.places)
+            ranked, errors = rank_window(encoded, logits, blend)
+            counts: Counter[str] = Counter()
+            for one in joined:
+                counts.update(one.counts)
             if known and part.found:
-                known.settle(part.found, part.members, scored.encoded, scored.logits)
-            if part.places is not None:
-                done += known_part(part.found)
-                encoded, logits = join_parts(part.window, done, part.places)
-                ranked, errors = rank_window(encoded, logits, blend)
-                counts: Counter[str] = Counter()
                 for one in done:
-                    counts.update(one.counts)
-                if known and part.found:
-                    known.keep(part.found)
-                of_store, repeated = _places_known(part.found)
-                errors = in_order([*part.window.errors, *errors])
-                yield ScoredWindow(encoded, logits, ranked, errors, counts, of_store, repeated)
-                done = []
+                    known.settle(part.found, one.members, one.encoded, one.logits)
+                known.keep(part.found)
+            done = []
+            of_store, repeated = _places_known(part.found)
+            errors = in_order([*part.window.errors, *errors])
+            yield ScoredWindow(encoded, logits, ranked, errors, counts, of_store, repeated)
 
 
 @dataclass(slots=True)
@@ -224,6 +225,7 @@ class _Stages:
         It is calibrated on the first window of the whole input, so shards and resumed runs have the scores of one run.
         Only if no pair of that window can be scored, it is calibrated on `part`.
         """
+        had_no_keys = self.must_calibrate
         sample = self.sample or part.pairs
         if sample and self.must_calibrate:
             assert isinstance(self.engine, NeedsCalibration), "`must_calibrate` is set for such engines only"
@@ -234,7 +236,7 @@ class _Stages:
             self.on_submit(sum(len(pair.input_ids) for pair in part.pairs), self.share_after(part))
         with self.stop.released():
             pending = self.engine.submit(part.pairs, on_batch=self.on_batch)
-        if self.known:
+        if self.known and had_no_keys:
             self.known.see(self.engine)
         return pending
 

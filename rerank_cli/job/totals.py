@@ -79,7 +79,7 @@ class Totals:
 
         self._tell_reruns = tell
         self.timing.load += time.perf_counter() - self._began
-        self.observed.begin_scoring(self.seconds)
+        self.observed.timeline.at = self.seconds  # the first batch begins now
 
     def add(self, scored: ScoredWindow) -> None:
         """Count a window and its bad rows; what is written of it is counted by who writes it."""

@@ -144,9 +144,13 @@ class SpreadHistograms:
 
 
 class Timeline:
-    """Amounts over the time of a run, in equal steps whose length doubles when they become too many."""
+    """Amounts over the time of a run, in equal steps whose length doubles when they become too many.
+
+    at: the second of the run at which the next amounts begin.
+    """
 
     def __init__(self, amounts: int, state: Mapping[str, Any] | None = None) -> None:
+        self.at = 0.0
         self.step = _SHORTEST
         self._series: list[list[float]] = [[] for _ in range(amounts)]
         if state:
@@ -157,8 +161,10 @@ class Timeline:
         """The argument that makes the same timeline again, beside the number of amounts; rounded to hundredths."""
         return {"step": self.step, "series": [[round(amount, 2) for amount in found] for found in self._series]}
 
-    def add(self, begin: float, end: float, amounts: Sequence[float]) -> None:
-        """Spread amounts evenly over the time from `begin` to `end`, in seconds."""
+    def add(self, until: float, amounts: Sequence[float]) -> None:
+        """Spread amounts evenly over the time from the end of those before."""
+        begin = self.at
+        self.at = end = max(until, begin)
         while end >= self.step * _TIME_BINS:
             self.step *= 2
             self._series = [

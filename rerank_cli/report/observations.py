@@ -47,8 +47,8 @@ class Observations:
         self._by_relevance = SpreadHistograms(2, state.get("by_relevance"))
         self._moves = np.array(state.get("moves", NO_MOVES), dtype=np.int64)
         self._has_lists = state.get("has_lists", False)
-        self._timeline = Timeline(2, state.get("timeline"))
-        self._batch_ended = 0.0
+        self.timeline = Timeline(2, state.get("timeline"))
+        """Pairs and tokens of each batch. Its `state` has no `at`: that is for the next process to say."""
         self._continued_at: list[float] = list(state.get("continued_at", ()))
         self._codes: dict[str, dict[str, Any]] = {
             code: {**found, "examples": list(found["examples"])} for code, found in state.get("codes", {}).items()
@@ -66,24 +66,15 @@ class Observations:
             "by_relevance": self._by_relevance.state,
             "moves": self._moves.tolist(),
             "has_lists": self._has_lists,
-            "timeline": self._timeline.state,
+            "timeline": self.timeline.state,
             "continued_at": list(self._continued_at),
             "codes": {code: {**found, "examples": list(found["examples"])} for code, found in self._codes.items()},
         }
 
     def add_continued(self, seconds: float) -> None:
         """Note that this process resumes a run, after this many seconds of work."""
-        self._batch_ended = seconds
+        self.timeline.at = seconds
         self._continued_at = [*self._continued_at, round(seconds, 3)][-_CONTINUED_TIMES:]
-
-    def begin_scoring(self, seconds: float) -> None:
-        """Let the first batch begin now, after loading the model."""
-        self._batch_ended = seconds
-
-    def add_batch(self, seconds: float, pairs: int, tokens: int) -> None:
-        """Add a batch that ended `seconds` after the run began; it began where the batch before ended."""
-        self._timeline.add(self._batch_ended, max(seconds, self._batch_ended), (pairs, tokens))
-        self._batch_ended = max(seconds, self._batch_ended)
 
     def add(self, window: EncodedWindow, ranked: Sequence[RankedList], known: Set[int] = frozenset()) -> None:
         """Add a window.
@@ -148,7 +139,7 @@ class Observations:
     def document(self, score: str) -> dict[str, Any]:
         """The parts of a report made here, without those that have no data. score: `logit` or `cosine`."""
         codes = sorted(self._codes.items(), key=lambda entry: (-entry[1]["rows"], entry[0]))
-        timeline = self._timeline.state
+        timeline = self.timeline.state
         pairs, tokens = ([round(amount, 1) for amount in series] for series in timeline["series"])
         speed = {"step_seconds": timeline["step"], "pairs": pairs, "tokens": tokens, "continued_at": self._continued_at}
         parts = {

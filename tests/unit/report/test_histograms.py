@@ -102,8 +102,8 @@ def test_one_value_many_times_is_that_value() -> None:
 def test_a_timeline_keeps_its_sums_and_stays_short(steps: list[tuple[float, float]]) -> None:
     timeline, now = Timeline(1), 0.0
     for seconds, amount in steps:
-        timeline.add(now, now + seconds, (amount,))
         now += seconds
+        timeline.add(now, (amount,))
     (series,) = timeline.state["series"]
     assert len(series) <= 64
     assert (len(series) - 1) * timeline.step <= now
@@ -112,8 +112,8 @@ def test_a_timeline_keeps_its_sums_and_stays_short(steps: list[tuple[float, floa
 
 def test_work_is_spread_over_the_time_it_took() -> None:
     timeline = Timeline(2)
-    timeline.add(0.0, 1.0, (8, 80))
-    timeline.add(1.0, 1.25, (1, 40))
+    timeline.add(1.0, (8, 80))
+    timeline.add(1.25, (1, 40))
     pairs, tokens = timeline.state["series"]
     assert (pairs[:8], tokens[:8]) == ([1.0] * 8, [10.0] * 8)
     assert (pairs[8:], tokens[8:]) == ([0.5, 0.5, 0.0], [20.0, 20.0, 0.0])
@@ -122,7 +122,7 @@ def test_work_is_spread_over_the_time_it_took() -> None:
 def test_steps_are_merged_in_pairs_when_there_are_too_many() -> None:
     timeline = Timeline(1)
     for second in range(16):
-        timeline.add(second, second + 1, (second,))
+        timeline.add(second + 1, (second,))
     assert timeline.step == 0.5
     assert sum(timeline.state["series"][0]) == pytest.approx(sum(range(16)))
     assert timeline.state["series"][0][4:6] == [1.0, 1.0]
@@ -130,5 +130,6 @@ def test_steps_are_merged_in_pairs_when_there_are_too_many() -> None:
 
 def test_work_that_takes_no_time_is_counted() -> None:
     timeline = Timeline(1)
-    timeline.add(0.3, 0.3, (5,))
+    timeline.at = 0.3
+    timeline.add(0.3, (5,))
     assert timeline.state["series"] == [[0.0, 0.0, 5.0]]

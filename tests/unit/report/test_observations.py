@@ -138,13 +138,13 @@ def test_a_state_is_small_and_goes_on_as_it_was() -> None:
     for window in range(40):
         if window == 20:
             resumed = Observations(as_read(resumed.state))
-            resumed.begin_scoring(window * 10.0)
+            resumed.timeline.at = window * 10.0
         lengths = draw.integers(8, 600, 512)
         logits = [draw.normal(size=100) * 5 for _ in range(5)]
         for seen in (whole, resumed):
             pairs = [(pair(min(512, int(n)), int(n)),) for n in lengths]
             seen.add(EncodedWindow(EMPTY, pairs, []), [ranked(*found.tolist()) for found in logits])
-            seen.add_batch(window * 10.0 + 10, 512, 60_000)
+            seen.timeline.add(window * 10.0 + 10, (512, 60_000))
     assert as_read(resumed.state) == as_read(whole.state)
     assert len(json.dumps(whole.state)) < 6000
 
@@ -155,12 +155,12 @@ def test_a_run_without_rows_has_nothing_to_tell() -> None:
 
 def test_time_begins_with_scoring_and_goes_on_after_a_stop() -> None:
     seen = Observations()
-    seen.begin_scoring(1.0)
-    seen.add_batch(2.0, 8, 800)
+    seen.timeline.at = 1.0
+    seen.timeline.add(2.0, (8, 800))
     again = Observations(as_read(seen.state))
     again.add_continued(2.0)
-    again.begin_scoring(3.0)
-    again.add_batch(4.0, 8, 800)
+    again.timeline.at = 3.0
+    again.timeline.add(4.0, (8, 800))
     found = again.document("logit")["timeline"]
     assert found["continued_at"] == [2.0]
     assert found["step_seconds"] == 0.125
