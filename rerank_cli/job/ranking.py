@@ -74,8 +74,9 @@ def known_part(found: FoundPairs | None) -> list[ScoredPart]:
     Pairs from a store are counted apart. Pairs that an earlier window of this process had count as computed, so that
     the totals do not depend on where a run was stopped and resumed.
     """
-    if not found or not (known := found.not_computed()):
+    if not found or not (found.known or found.awaited):
         return []
+    known = found.not_computed()
     entries = [found.entries.get(place, entry) for place, (entry, _) in known.items()]
     tokens = sum(map(kept_tokens, entries))
     counts = {"pairs_found": len(known), "tokens_found": tokens}

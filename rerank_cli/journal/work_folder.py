@@ -208,10 +208,10 @@ class Job:
         with naming(self.out):
             for name, more in data.items():
                 self._members[name].append(more)
-        self._commit.add(window, data, state, note)
-        self.next_window = window + 1
-        if self._terms.clock() - self._committed_at >= self._terms.checkpoint_every:
-            self.checkpoint()
+            self._commit.add(window, data, state, note)
+            self.next_window = window + 1
+            if self._terms.clock() - self._committed_at >= self._terms.checkpoint_every:
+                self._checkpoint()
 
     def append(self, data: Mapping[str, bytes]) -> None:
         """Append bytes that belong to no window. Unless `complete` follows, the next commit cuts them off."""
@@ -221,12 +221,15 @@ class Job:
 
     def checkpoint(self) -> None:
         """Commit the windows added since the last commit."""
+        with naming(self.out):
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
         commit = self._commit
         if commit.state is None or self._terms.fingerprint is None or self._broken:
             return
-        with naming(self.out):
-            self.refuse_other_hands()
-            self._write([commit.record()], ends=commit.ends)
+        self.refuse_other_hands()
+        self._write([commit.record()], ends=commit.ends)
         self.state = dict(commit.state)
         self._commit = _Commit(commit.next_window, commit.ends)
         self._committed_at = self._terms.clock()
