@@ -189,8 +189,7 @@ def answer_memory(
                 raise
             notes = (
                 *notes,
-                f"computed from the shape alone, because the forward of transformers cannot be traced: "
-                f"{missing.message}",
+                f"computed from the shape alone, as transformers' forward cannot be traced: {missing.message}",
             )
     if place.cpu:
         answer = _with_run(answer)
