@@ -23,11 +23,9 @@ def refuse_worse(totals: Totals, destination: Destination, options: JobOptions) 
     if not counts.rows_in and destination.holds_rows:
         destination.give_up()
         what = "has no row" if not options.shard else f"has no row in part {options.shard[0]}/{options.shard[1]}"
+        first, *others = options.inputs
+        inputs = f"{first} and {len(others)} more" if others else first
         raise InputError(
-            f"{_name_inputs(options.inputs)}: {what}; {out} holds the rows of an earlier run, and was kept",
+            f"{inputs}: {what}; {out} holds the rows of an earlier run, and was kept",
             hint=f"if an empty output is right, remove {out} first",
         )
-
-
-def _name_inputs(inputs: tuple[str, ...]) -> str:
-    return inputs[0] if len(inputs) == 1 else f"{inputs[0]} and {len(inputs) - 1} more"

@@ -44,14 +44,10 @@ def _is_work_folder(folder: Path, names: list[str]) -> bool:
     lock, journal = _head(folder / "lock"), _head(folder / "journal")
     if is_lock(lock) or (journal.startswith(_JOURNAL_BEGINS) and _JOB in journal):
         return True
-    if journal or "lock" not in names or not _is_torn(lock):
+    is_torn = len(lock) <= _TORN_BYTES and lock.startswith(_LOCK_BEGINS[: len(lock)])
+    if journal or "lock" not in names or not is_torn:  # torn: empty, or the beginning of what a process writes into it
         return False
     return "journal" in names or all((folder / name).lstat().st_size == 0 for name in names if name != "lock")
-
-
-def _is_torn(lock: bytes) -> bool:
-    """Whether a lock is empty, or the beginning of what a process writes into it."""
-    return lock.startswith(_LOCK_BEGINS[: len(lock)]) and len(lock) <= _TORN_BYTES
 
 
 def _head(path: Path) -> bytes:

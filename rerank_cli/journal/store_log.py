@@ -164,7 +164,8 @@ class StoreLog:
                 with suppress(FileExistsError):
                     self._put("take")
                     self._sweep(found, last if entry is not None and entry.kind == "placed" else None)
-                    self._begin_to_beat()
+                    self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+                    self._beating.start()
                     return
                 continue  # another run was faster
             if self._clock() >= deadline:
@@ -200,7 +201,8 @@ class StoreLog:
             entry = self._read(number, found[number])
             if entry is None:
                 continue
-            sizes = {name: _size(folder / name) for name, _, _ in entry.pieces}
+            paths = {name: folder / name for name, _, _ in entry.pieces}
+            sizes = {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
             if any(begin > sizes[name] for name, begin, _ in entry.pieces):
                 continue  # the entry that it builds on is missing
             for name, begin, data in entry.pieces:
@@ -349,10 +351,6 @@ class StoreLog:
 
     # Signs of life
 
-    def _begin_to_beat(self) -> None:
-        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._beating.start()
-
     def _stop_beating(self) -> None:
         self._ended.set()
         if self._beating is not None:
@@ -423,7 +421,3 @@ def probe(out: UrlPath) -> None:
     finally:
         with suppress(OSError):
             store.delete(key)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

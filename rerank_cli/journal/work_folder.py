@@ -173,8 +173,9 @@ class Job:
         if not self._placed and self.completed is None and not self._is_lost:
             with suppress(RerankError):
                 self.checkpoint()
-                if isinstance(error, (TooManyBadRowsError, InputError)):
-                    self._note_bad_input()
+                if isinstance(error, (TooManyBadRowsError, InputError)) and self.is_kept and not self._broken:
+                    with naming(self.out):  # so that a run with a changed input starts over
+                        self._write([{"kind": _BAD_INPUT}])
         if self._is_lost:
             return
         is_over = self._placed or not self.is_kept
@@ -425,12 +426,6 @@ class Job:
         except BaseException:
             log.release()
             raise
-
-    def _note_bad_input(self) -> None:
-        """Record that the input ended this run, so that a run with a changed input starts over."""
-        if self.is_kept and not self._broken:
-            with naming(self.out):
-                self._write([{"kind": _BAD_INPUT}])
 
     def _differences(self, entries: Sequence[Entry]) -> str:
         """How this run differs from the job on disk, in words; empty if it does not."""
