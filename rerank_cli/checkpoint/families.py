@@ -1,6 +1,6 @@
 """What kind of model each architecture is, by the entry of `architectures` in config.json.
 
-All rooms ask here: the classes that compute (`models/`), the memory model (`planning/memory/`), the templates
+All packages ask here: the classes that compute (`models/`), the memory model (`planning/memory/`), the templates
 (`encoding/`). Any other `*ForSequenceClassification` is `Family()`: pairs in the tokenizer's own form, scored by
 transformers.
 """

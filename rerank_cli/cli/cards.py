@@ -31,7 +31,7 @@ def print_cards(asked: PlanRequest, known: KnownModel, *, pairs: int | None, tok
 
 
 def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int) -> None:
-    from rerank_cli.planning.hours import BASIS, show_time
+    from rerank_cli.planning.card_time import BASIS, show_time
     from rerank_cli.planning.profiles.request import show_gib
 
     rows = []

@@ -13,7 +13,7 @@ from rerank_cli.errors import InputError, UsageError
 if TYPE_CHECKING:
     import typer
 
-    from rerank_cli.evaluation.evaluate import EvaluateOptions
+    from rerank_cli.evaluation.evaluate_only import EvaluateOptions
     from rerank_cli.evaluation.measures import Evaluation
 
 _USED = {
@@ -25,7 +25,7 @@ _USED = {
 
 def print_evaluation(evaluation: Evaluation, output_mode: str, *, to_stdout: bool, quiet: bool) -> None:
     """Print the measures as a table or a document; as lines on stderr if stdout has the rows."""
-    from rerank_cli.evaluation.evaluate import SCHEMA
+    from rerank_cli.evaluation.evaluate_only import SCHEMA
 
     if evaluation.problem:
         hint = "the rows are written; `rerank-cli evaluate OUT --qrels FILE` measures them with the right ids"
@@ -84,7 +84,7 @@ def refuse_what_needs_a_model(context: typer.Context) -> None:
 
 def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -> int:
     """Evaluate a reranked file; returns the exit code."""
-    from rerank_cli.evaluation.evaluate import evaluate_file
+    from rerank_cli.evaluation.evaluate_only import evaluate_file
 
     found = evaluate_file(options, ErrorTeller())
     evaluation = found.evaluation

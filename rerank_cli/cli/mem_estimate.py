@@ -266,7 +266,7 @@ def _print_text(answer: MemoryAnswer) -> None:
 
 
 def _print_times(answer: MemoryAnswer, device: str) -> None:
-    from rerank_cli.planning.hours import BASIS, show_time
+    from rerank_cli.planning.card_time import BASIS, show_time
 
     for time in answer.times:
         of_length = f" of {time['tokens']:,} tokens" if time["tokens"] else ""

@@ -15,7 +15,7 @@ from rerank_cli.job.options import STDOUT, Need, refuse_idle
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 
 if TYPE_CHECKING:
-    from rerank_cli.evaluation.evaluate import EvaluateOptions
+    from rerank_cli.evaluation.evaluate_only import EvaluateOptions
     from rerank_cli.job.options import JobOptions
 
 EngineKind = Literal["local", "ray"]
@@ -176,7 +176,7 @@ _OF_A_CLUSTER = dict.fromkeys(("ray_address", *_OF_ENGINES), Need({"engine": "--
 
 
 def _to_evaluate(options: JobOptions, output: str | None) -> EvaluateOptions:
-    from rerank_cli.evaluation.evaluate import EvaluateOptions
+    from rerank_cli.evaluation.evaluate_only import EvaluateOptions
     from rerank_cli.formats.inputs import ReadOptions
 
     if options.qrels is None:

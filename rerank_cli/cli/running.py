@@ -243,8 +243,8 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
     from rerank_cli.job.dry_run import dry_run
     from rerank_cli.job.prepare import find_known
     from rerank_cli.machine.cpu import detect_cpu
+    from rerank_cli.planning.card_time import BASIS
     from rerank_cli.planning.faster import faster_on
-    from rerank_cli.planning.hours import BASIS
 
     result = dry_run(options, gpus)
     if result.plan.taken:
@@ -267,7 +267,7 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
 
 def _dry_facts(result: DryRun) -> dict[str, str]:
     """The lines of the table."""
-    from rerank_cli.planning.hours import show_time
+    from rerank_cli.planning.card_time import show_time
 
     counts, plan = result.counts, result.plan
     facts = {"rows": f"{counts.rows_in:,}", "bad rows": f"{counts.rows_error:,}"}

@@ -1,8 +1,8 @@
 """Where the chunks of a passage begin and end, and how many tokens neighbours share (`--chunk-overlap`).
 
 Where a passage is tokenised by itself, it is cut between its tokens (`chunk_starts`). Prompts and whole texts are cut
-between characters, because a piece may have other tokens by itself than inside of its text; they step from chunk to
-chunk by the ends of the tokens.
+between characters, because a piece alone may be tokenised differently than within its text. The steps are still counted
+in tokens of the whole text.
 """
 
 from __future__ import annotations

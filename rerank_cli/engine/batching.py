@@ -1,16 +1,16 @@
 """Encoded pairs to batches within a token budget, and what happens where one does not fit in memory.
 
-Longest first: pairs of equal length become neighbours, which attention wants, and the first batch is the hardest on
-memory. Packed models pay for the tokens that are there, so a batch is filled up: where the next pair does not fit, the
-longest one that does is taken. Nearly all batches then have the same number of tokens, and little filler is needed for
-a round number of rows (`models/packed.py`; 0.5 % for 11,250 pairs of cranfield, 4.7 % without filling up). Padded
+Longest first: pairs of equal length become neighbours, which makes attention faster, and the first batch is the hardest
+on memory. Packed models pay for the tokens that are there, so a batch is filled up: where the next pair does not fit,
+the longest one that does is taken. Nearly all batches then have the same number of tokens, and little filler is needed
+for a round number of rows (`models/packed.py`; 0.5 % for 11,250 pairs of cranfield, 4.7 % without filling up). Padded
 models pay for the longest pair times the number of pairs. Either way a pair longer than the budget is a batch of its
 own.
 
 How much a batch needs is estimated before a run, and other programs take memory during it. So a batch that does not fit
-is computed in halves, halves of halves and so on. The budget becomes what the half held, and later batches above it are
-cut before they are tried. After every `_GOOD_BATCHES` batches that fitted it grows by a quarter, up to the plan's. A
-single pair that does not fit has no score; it becomes a bad row.
+is computed in halves, halves of halves and so on. The budget drops to the size of the half, and larger batches are cut
+at once. After every `_GOOD_BATCHES` batches that fit, it grows by a quarter, at most to the plan's. A single pair that
+does not fit has no score; it becomes a bad row.
 
 Logits can move in their last digit with the batch they were computed in. A run in which memory ran out is therefore
 only equal to another one within the tolerance of batching.

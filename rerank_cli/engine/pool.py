@@ -8,9 +8,9 @@ embedding model, whose images differ, are shared out. A worker has one unit in h
 
 A process that ends by itself (killed for its memory, a fault of the driver) is started again. The unit it had in hand
 is given out again in halves, until the pair that ends processes is found: a single pair that has ended `_TRIES` of them
-has no score. On a GPU a process has begun its second unit too, so at first both are given out again, each to be
-computed alone. A device whose process cannot be started again is left out while there are others.
-`machine/supervised_pool.py` has what this pool shares with that of the image readers.
+gets no score. On a GPU the second unit may have been begun too, so at first both are tried again, each alone. A device
+whose process cannot be started again is left out while there are others. `machine/supervised_pool.py` has what this
+pool shares with that of the image readers.
 """
 
 from __future__ import annotations

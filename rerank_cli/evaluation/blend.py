@@ -3,9 +3,8 @@
     rrf:W    reciprocal rank fusion: (1 - W) / (60 + rank) + W / (60 + place)        Cormack et al., SIGIR 2009
     z:W      z-scores: (1 - W) z(score) + W z(-log(place))
 
-W is the weight of the given order: 0 is the model alone, 1 the given order. The place of a candidate stands for its
-first-stage score, which not every file has; -log(place) falls as such scores mostly do. Equal values keep the given
-order.
+W is the weight of the given order: 0 is the model alone, 1 the given order. Not every file has first-stage scores, so
+-log(place) stands in for them; it falls about as they do. Equal values keep the given order.
 """
 
 from __future__ import annotations

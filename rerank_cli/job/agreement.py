@@ -1,4 +1,4 @@
-"""Counts how many of the first n passages of lists are the same as in a run with the exact scores.
+"""Measures the top-n overlap: how many of the first n passages of lists are those of a run with the exact scores.
 
 Precisions (`precision_check.py`, `precision_choice.py`) and cascades (`cascade/choice.py`) are measured by the same
 count, so their shares can be compared.

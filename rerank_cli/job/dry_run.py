@@ -2,7 +2,8 @@
 
 The expected time is the number of operations of the forward passes, divided by the speed of a matrix product that is
 measured for a tenth of a second in the plan's precision; on a CPU a whole forward pass reaches 65 to 80 % of that speed
-(Zen 4, torch 2.13). For a card that is not here it is calculated (`planning/hours.py`), without the program's start.
+(Zen 4, torch 2.13). For a card that is not here it is calculated (`planning/card_time.py`), without the program's
+start.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from rerank_cli.job.ranking import ScoredPart, image_counts, join_parts, rank_wi
 from rerank_cli.job.windows import cut_windows, wanted_of
 from rerank_cli.journal.store_log import probe
 from rerank_cli.machine.detect import Machine, describe_machine
+from rerank_cli.planning.card_time import PairLengths, PairTime
 from rerank_cli.planning.cards import time_of_plan
-from rerank_cli.planning.hours import PairLengths, PairTime
 from rerank_cli.planning.run_plan import Plan, needed_together, plan_model
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report.unknown_tokens import UnknownTokens

@@ -1,4 +1,4 @@
-"""The options of a run with all their defaults, which stand here only.
+"""The options of a run, with their defaults; those that one room needs are in its `choices.py`, and nowhere else.
 
 The command line (`cli/options.py` declares the options, `cli/job_request.py` makes these values of them), `Reranker`
 and the tests all start here. This module imports nothing that is slow to load, because `--help` reads the defaults.

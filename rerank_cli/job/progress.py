@@ -1,9 +1,9 @@
 """How much of a run is finished, and how long the rest takes at the rate of this process.
 
-Only what was computed counts, not what was read: reading is up to two windows ahead. Each part of the input that the
-engine gets is a step on a line from tokens to the share of the input (`Window.share`). The tokens of the finished
-batches tell where on that line the run is. So the share grows with every batch, even if a window takes minutes, and
-never runs ahead of the work.
+Only what was computed counts, not what was read: reading is up to two windows ahead. Progress is counted in tokens: for
+each piece that the engine gets we note how far in the input it ends (`Window.share`), so the tokens of the finished
+batches tell the share. So the share grows with every batch, even if a window takes minutes, and never runs ahead of the
+work.
 
 The rest is estimated from what this process has done since its engine got its first pairs. What an earlier process
 finished counts for the share but not for the rate: it may have run on another machine.

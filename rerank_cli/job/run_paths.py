@@ -3,15 +3,15 @@
 Paths are compared by what they lead to: by device and inode of a file, or by the real path if there is no file yet, so
 links and other spellings are the same path. The following is refused by name:
 
-* an output in place of a file that is read (inputs, texts, judgements, template, profiles, model, standard input), or
-  in the folder of a model under a name that models read, or in the store of scores, or in place of an image, which a
-  row might name;
-* two outputs in one file, or under names that are the same for the file system; an output or an input in the work
-  folder of the run;
+* an output in place of a file that is read: inputs, texts, judgements, template, profiles, model, standard input, or an
+  image that a row names;
+* an output in the store of scores, or in the folder of a model under a name that models read;
+* two outputs in one file, or under names that are the same for the file system;
+* an output or an input in the work folder of the run;
 * standard output that is appended to a file that is read (`>> in.jsonl`);
 * a folder that does not exist or cannot be written to, a name that is too long, a pipe without a reader;
-* existing files without `--overwrite`, except the errors file of a run that gave no output. With it, only files that
-  were there when the run began are replaced.
+* existing files without `--overwrite`, except the errors file of a run that gave no output. With `--overwrite`, only
+  files that were there when the run began are replaced.
 """
 
 from __future__ import annotations

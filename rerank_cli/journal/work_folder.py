@@ -1,4 +1,6 @@
-"""A job: the work folder of one output, from the first window to the name. The head of the package has its states.
+"""A job: the work folder of one output, from the first window until the output has its name.
+
+`journal/__init__.py` lists its states.
 
 Over 400 lines: the order of the steps makes a kill harmless, so all steps of a job stand in one file.
 """

@@ -9,8 +9,8 @@ from typing import Any
 from rerank_cli.errors import ModelError, RerankError
 from rerank_cli.machine.detect import describe_machine
 from rerank_cli.machine.gpu_names import CARDS, speed_of
+from rerank_cli.planning.card_time import PairLengths, PairTime, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.choices import ProfileRequest
-from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement
 from rerank_cli.planning.memory.table import MemoryQuestion

@@ -25,9 +25,9 @@ from rerank_cli.machine.detect import describe_machine, detect_machine
 from rerank_cli.machine.gpu import Gpu
 from rerank_cli.machine.gpu_names import speed_of
 from rerank_cli.machine.libraries import missing_library
+from rerank_cli.planning.card_time import PairLengths, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest, ProfileRequest, least_overlap
 from rerank_cli.planning.cpu_kernels import cpu_attention
-from rerank_cli.planning.hours import PairLengths, pair_time, time_to_json, why_no_time
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
 from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json

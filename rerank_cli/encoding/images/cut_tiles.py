@@ -1,11 +1,11 @@
 """Cut an image in tiles, pixel for pixel like the processors of the Llama-Nemotron VL models.
 
 The whole image is resized to the grid by Pillow's bicubic filter, without keeping its aspect, and cut row by row; the
-thumbnail is the whole image, resized again. For the rerankers this happens in the mode of the file, and each tile
-becomes RGB afterwards; for the embedder the image becomes RGB first (`rgb_first`). That makes a difference: Pillow
-resizes palette and 1-bit images by the nearest pixel, as their numbers are not colours. Colours with alpha it resizes
-premultiplied, so that transparent pixels do not bleed, and alpha is dropped afterwards, without a background. With RGB
-first, alpha is dropped and the colours of palettes are mixed. Grey and CMYK images are the same either way.
+thumbnail is the whole image, resized again. For the rerankers the image is resized and cut in the mode of the file, and
+each tile becomes RGB afterwards; for the embedder the image becomes RGB first (`rgb_first`). That makes a difference:
+Pillow resizes palette and 1-bit images by the nearest pixel, as their numbers are not colours. Colours with alpha it
+resizes premultiplied, so that transparent pixels do not bleed, and alpha is dropped afterwards, without a background.
+With RGB first, alpha is dropped and the colours of palettes are mixed. Grey and CMYK images are the same either way.
 
 Images smaller than the grid are enlarged: a page of 640 x 420 pixels becomes six tiles and a thumbnail.
 """

@@ -6,7 +6,7 @@ it. The row is bad only where no passage is left. So rows in = rows out + bad ro
 passages.
 
 Lists beside the passages may belong to them (`ids`, `scores`): these are their siblings, which `settle.py` finds. They
-come back in the same order as the passages, cut where these are cut.
+come back sorted and cut as the passages are.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 The passages of a query are taken in the order of their scores, highest first, whatever the rank column says; equal
 scores stay in the order of the lines, which may say more than the ids that trec_eval goes by. The output's scores are
 logits with six decimals, made to fall strictly: where two logits are equal, or differ by less than six decimals show,
-the lower rank gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their ids,
-so "next lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 it is
+the later passage gets the next lower number. trec_eval holds scores as 32-bit floats and orders equal ones by their
+ids, so "next lower" is the next number with six decimals that is lower as a 32-bit float too (at a logit of 20 it is
 0.000002 lower). So every evaluator sees the run's own order. Of passages with the same id (chunks of a document) the
 run holds the best one.
 """

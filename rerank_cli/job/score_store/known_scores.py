@@ -6,7 +6,7 @@
     keep        caller's thread     the window is complete: put what is new into the store
 
 A pair is looked up by its texts and the bytes of its image, before anything is tokenised. The store gives the logit and
-the lengths for the output and the report, but no token ids: the entry has as many zeros.
+the lengths for the output and the report, but no token ids; a found pair has zeros in their place.
 
 A list that has not changed since it was scored is found at once, by one key of all its texts: the store keeps the
 values of its pairs a second time, packed into one entry. Only if there is no such entry, the pairs are looked up.

@@ -8,15 +8,15 @@
    host, or the memory; the first that is left is the group's. A precision that none can give is dropped with a warning
    (as NVIDIA's runtime does), unless something is required.
 4. Memory (`fit.py`): the token budget falls from the wanted one to that of one longest pair, then engines are
-   given up, then the profile; after that the budget stays at the floor it had fallen to. So more memory of a GPU, or
+   given up, then the next profile is tried, with a budget no larger than that floor. So more memory of a GPU, or
    of all equal GPUs that nothing else uses, never gives a smaller budget.
 5. The group with the most engines in all is the plan; of equal ones the optimized, then the larger budget.
 
 Which profiles match, and in which order they are tried, is `matching.py`; the values are in `request.py`, and the
 reasons in words in `reasons.py`.
 
-"Homogeneous GPUs with sufficient aggregate memory" holds for the published need of the fallback alone. An engine of
-ours lives on one GPU, so each GPU must have room by the memory model as well.
+NVIDIA's rule "homogeneous GPUs with sufficient aggregate memory" is applied only to the memory that it publishes for
+the fallback. An engine of ours lives on one GPU, so each GPU must have room by the memory model as well.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from rerank_cli.machine.gpu_names import CARDS, find_card, speed_of
-from rerank_cli.planning import hours
-from rerank_cli.planning.hours import PairLengths, PairTime, pair_time, show_time, why_no_time
+from rerank_cli.planning import card_time
+from rerank_cli.planning.card_time import PairLengths, PairTime, pair_time, show_time, why_no_time
 from rerank_cli.planning.memory import ModelShape
 
 H100 = speed_of("NVIDIA-H100-80GB-HBM3")
@@ -66,7 +66,7 @@ def _speed(shape: ModelShape, precision: str, tokens: int) -> float:
 
 
 def test_four_of_five_figures_of_the_device_are_met_within_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hours, "_HOST_SECONDS", 0.0)
+    monkeypatch.setattr(card_time, "_HOST_SECONDS", 0.0)
     off = {}
     for source, shape, precision, tokens, expected in OF_THE_DEVICE:
         time = _time(shape, precision, tokens, source.split()[-1])
