@@ -5,7 +5,7 @@
 cold         the built-in model scores `--cold-pairs` pairs
 filled       the store gets all pairs, from an engine that computes nothing (it would take an hour)
 warm         the built-in model with that store: every pair is found
-read, write  the same run with one score for every pair, without keys and without a database: what is left is reading
+read, write  the same run with scores from a short list, without keys and without a database: what is left is reading
              the rows, ranking and writing
 
 Wall and CPU seconds of each, loading included; on a machine with other work only CPU seconds mean something. Bytes a
@@ -75,10 +75,14 @@ def _one(kind: str, source: str, output: str, store: str | None, limit: int | No
     from rerank_cli.job.score_store import known_scores
 
     if kind == "read, write":
+        # As many lengths and logits as the pairs of `make_lists` have: equal logits would need no sorting.
+        drawn = random.Random(3)
+        lengths = [drawn.randint(50, 110) for _ in range(1009)]
+        entries = {length: (known_scores._without_ids(length, length, 0, 3, 0, 0),) for length in lengths}
+        known = [(entries[length], float(length)) for length in lengths]
 
         def find(self: Any, found: Any) -> None:
-            pair = (known_scores._without_ids(40, 40, 0, 3, 0, 0),), 1.0
-            found.known = dict.fromkeys(range(len(found.pairs)), pair)
+            found.known = {place: known[place * 617 % len(known)] for place in range(len(found.pairs))}
 
         known_scores.KnownScores._find_lists = staticmethod(lambda *_: None)  # type: ignore[method-assign]
         known_scores.KnownScores._find = find  # type: ignore[method-assign]

@@ -311,7 +311,8 @@ def _key_of_list(item: CandidateList, basis: bytes) -> bytes | None:
     limits = f"{item.limits.whole} {item.limits.passage_tokens} "
     digest = hashlib.blake2b(limits.encode(), digest_size=KEY_BYTES - QUERY_BYTES, key=basis, person=b"list")
     digest.update(struct.pack(f"<{len(texts)}Q", *map(len, texts)))  # where each text ends
-    digest.update("".join(texts).encode("utf-8", "surrogatepass"))
+    for text in texts:  # one by one: hashing more than 2 KB would give the interpreter's lock away, and wait for it
+        digest.update(text.encode("utf-8", "surrogatepass"))
     return _begin_of_key(item.query.encode("utf-8", "surrogatepass"), basis) + digest.digest()
 
 
@@ -371,8 +372,8 @@ def _unpack_list(data: bytes, count: int) -> list[tuple[Encoded, float]] | None:
     if len(lengths) != size:
         return None
     rows = np.frombuffer(lengths, dtype=np.uint8).reshape(-1, count).T.tobytes()
+    entries = map(_entry_of, np.frombuffer(rows, dtype=f"V{LENGTHS.size}").tolist())
     logits = np.frombuffer(data, dtype="<f4", count=count).tolist()
-    entries = [_entry_of(rows[begin : begin + LENGTHS.size]) for begin in range(0, size, LENGTHS.size)]
     return [(entry, logit) for entry, logit in zip(entries, logits, strict=True) if entry]
 
 
