@@ -44,6 +44,7 @@ OF_THE_DEVICE = [
 # The host and the card, at the mean length of Natural Questions (150 to 180 tokens), by the same review. Beside them
 # what sentence-transformers is published to reach on one H100 (the blog of ettin-reranker): the host limits it (MiniLM:
 # under 2 % of the card), and padding (bge-reranker-v2-m3). That is no speed of a program like this, but a floor.
+HOST_OF_THE_REVIEW = 80e-6  # seconds a pair: it measured 70 to 95 us of the code of that day
 OF_A_RUN = [(MINI_LM, 10_000, 14_000, 3_817), (XLM_R_LARGE, 3_900, 4_600, 1_569), (LLAMA_1B, 1_400, 1_650, None)]
 # Left out, as they are published without the mean length, or for one request after the other: mxbai-rerank-large-v2
 # (387 pairs/s, padded), ettin-17m and -150m (7,517 and 3,237), NVIDIA's 500m in FP8 (369, ten passages at a time: a
@@ -78,8 +79,9 @@ def test_four_of_five_figures_of_the_device_are_met_within_a_quarter(monkeypatch
 
 @pytest.mark.parametrize(("shape", "least", "most", "floor"), OF_A_RUN)
 def test_a_run_is_as_fast_as_reckoned_and_faster_than_what_others_have_published(
-    shape: ModelShape, least: float, most: float, floor: float | None
+    shape: ModelShape, least: float, most: float, floor: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(card_time, "_HOST_SECONDS", HOST_OF_THE_REVIEW)
     found = _speed(shape, "bf16", 165)
     assert 0.75 * least <= found <= 1.25 * most
     assert found > (floor or 0)
