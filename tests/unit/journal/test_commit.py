@@ -221,6 +221,10 @@ class Failing(Files):
         self._number = number
         self._left = at
 
+    def fail_next(self) -> None:
+        """Let the next call be the one that fails."""
+        self._left = 1
+
     def fail(self, name: str) -> None:
         self._left -= name == self._name
         if name == self._name and self._left == 0:

@@ -381,10 +381,40 @@ def test_a_job_that_could_not_write_notes_nothing_more(tmp_path: Path) -> None:
     assert [entry.record["kind"] for entry in read_journal(opened.path("journal"))] == ["job", "commit"]
 
 
+def test_what_stands_behind_the_windows_and_cannot_be_written_names_the_output(tmp_path: Path) -> None:
+    files = Failing("write", errno.ENOENT, at=9999)
+    with job(tmp_path, files=files) as opened:
+        add(opened, range(2))
+        files.fail_next()
+        with pytest.raises(OutputError, match=r"out\.jsonl: cannot be written"):
+            opened.append({"rows": b"the end\n"})
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT])
+def test_a_checkpoint_that_cannot_be_written_names_the_output(tmp_path: Path, number: int) -> None:
+    files = Failing("fsync", number, at=99)
+    with job(tmp_path, files=files, checkpoint_every=60.0) as opened:
+        add(opened, range(2))
+        files.fail_next()
+        with pytest.raises(OutputError, match=r"out\.jsonl: cannot be written"):
+            opened.checkpoint()
+
+
+def test_a_note_of_a_bad_input_that_cannot_be_written_hides_no_fault(tmp_path: Path) -> None:
+    files = Failing("fsync", errno.ENOENT, at=99)
+    with pytest.raises(InputError, match="a fault in it"), job(tmp_path, files=files) as opened:
+        add(opened, range(2))
+        files.fail_next()
+        raise InputError("a fault in it")
+    with job(tmp_path) as again:
+        assert again.next_window == 2
+
+
 def test_a_job_that_was_never_kept_notes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError), job(tmp_path) as opened:
-        raise InputError("a fault in the first row")
+    with pytest.raises(OutputError) as caught, job(tmp_path) as opened:
+        raise OutputError("a fault before the first window")
     assert not opened.folder.exists()
+    assert not hasattr(caught.value, "__notes__"), "nothing is kept, so nothing is said of it"
 
 
 def begun(folder: Path) -> list[dict[str, Any]]:
