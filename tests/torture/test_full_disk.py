@@ -161,7 +161,8 @@ sys.exit(main(sys.argv[1:]))
 def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path, wide: str) -> None:
     out = tmp_path / "out.jsonl"
     arguments = ["score", wide, "-o", str(out), "--model", str(TINY_CHECKPOINT), "--checkpoint-every", "0s"]
-    done = subprocess.run([sys.executable, "-c", LIMITED, *arguments], cwd=ROOT, capture_output=True, check=False)
+    command = [sys.executable, "-B", "-c", LIMITED, *arguments]  # -B: no module is cached, cut off at the limit
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == 4
     assert f"{out}: cannot be written: File too large".encode() in done.stderr
     assert not out.exists()

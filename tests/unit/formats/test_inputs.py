@@ -379,7 +379,8 @@ def test_a_spool_without_room_is_told_with_what_to_do(tmp_path: Path) -> None:
         "try: list(ordered_by_group(inputs, shape, items, read))\n"
         "except InputError as error: print(error.message, error.hint)"
     )
-    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, cwd=ROOT, check=True)
+    command = [sys.executable, "-B", "-c", program, path]  # -B: no module is cached, cut off at the limit
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert "rows cannot be gathered by query: " in done.stdout
     assert "set TMPDIR to a folder with room" in done.stdout
 

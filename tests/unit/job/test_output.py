@@ -345,7 +345,8 @@ with open_destination(Names(sys.argv[1]), shape, Selection(), inputs=[], overwri
 def test_a_disk_that_is_full_leaves_an_older_output_and_nothing_else(tmp_path: Path, name: str) -> None:
     out = tmp_path / name
     out.write_text("older")
-    command = [sys.executable, "-W", "error", "-c", PROGRAM, str(out)]
+    # -B: Python would cache a module that it imports now, cut off at the limit.
+    command = [sys.executable, "-B", "-W", "error", "-c", PROGRAM, str(out)]
     done = subprocess.run(command, stderr=subprocess.PIPE, cwd=ROOT, check=False)
     assert done.returncode == 1
     last = done.stderr.decode().splitlines()[-1]
