@@ -261,7 +261,8 @@ def _end_early(case: Case, folder: Path) -> None:
     output = case.arguments[case.arguments.index("-o") + 1]
     work = folder / f"{output}.job"
     while os.waitpid(pid, os.WNOHANG)[0] == 0:
-        if sum(path.stat().st_size > 0 for path in work.glob("*")) >= 3 and (work / "journal").exists():
+        sizes = {path.name: path.stat().st_size for path in work.glob("*")}
+        if sizes.get("journal") and sum(size > 0 for size in sizes.values()) >= 3:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             (folder / "ended").write_text("yes")
