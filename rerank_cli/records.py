@@ -271,6 +271,21 @@ class RankedPassage:
     scored_by: str = ""
 
     @property
+    def is_scored(self) -> bool:
+        """A model has seen it: it does not stand below `--depth`."""
+        return not math.isnan(self.logit)
+
+    @property
+    def truncated(self) -> bool:
+        """Some tokens of the pair were cut."""
+        return self.tokens > self.kept_tokens
+
+    @property
+    def retiled(self) -> bool:
+        """Its image was cut in fewer tiles than it would have had, so that the pair fits."""
+        return self.tiles > self.kept_tiles
+
+    @property
     def probability(self) -> float:
         """Sigmoid of the logit."""
         return sigmoid(self.logit)

@@ -16,7 +16,6 @@ negatives lie below all of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +92,7 @@ class _Rules:
         positives: list[_Scored] = []
         others: list[_Scored] = []
         for entry in ranked.ranking:
-            if not math.isnan(entry.logit):
+            if entry.is_scored:
                 value = sigmoid(entry.logit) if selection.score == "logit" else entry.logit
                 scored = _Scored(exchange.passages[entry.index]["text"], entry.logit, value)
                 (positives if self.is_positive(exchange, entry.index) else others).append(scored)

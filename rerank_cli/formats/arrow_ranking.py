@@ -19,7 +19,6 @@ Over 400 lines: the two shapes share every step but the last.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from rerank_cli.formats.arrow_types import (
 )
 from rerank_cli.formats.parquet import ArrowRow
 from rerank_cli.formats.shapes.shape import kept_name
-from rerank_cli.records import RankedList, RankedPassage, sigmoid
+from rerank_cli.records import RankedList, RankedPassage
 
 
 def rank_lists(  # noqa: PLR0913 (where passages lie, and which fields they get)
@@ -164,7 +163,7 @@ def score_table(
     probability: Callable[[float], float] | None = None,
 ) -> pa.Table:
     """A row for each of `places`, of our columns alone."""
-    scores = _Scores(score, prob, probability, tiles=any(place.tiles > place.kept_tiles for place in places))
+    scores = _Scores(score, prob, probability, tiles=any(place.retiled for place in places))
     return pa.Table.from_arrays(scores.columns(places), schema=pa.schema(scores.fields))
 
 
@@ -373,18 +372,16 @@ class _Scores:
         calibrated = self.probability
         values: dict[str, Callable[[RankedPassage], object]] = {
             "rank": lambda place: place.rank,
-            self.score: lambda place: None if math.isnan(place.logit) else place.logit,
+            self.score: lambda place: place.logit if place.is_scored else None,
             "index": lambda place: place.index,
-            "prob": lambda place: None if math.isnan(place.logit) else sigmoid(place.logit),
-            "probability": lambda place: (
-                calibrated(place.logit) if calibrated and not math.isnan(place.logit) else None
-            ),
+            "prob": lambda place: place.probability if place.is_scored else None,
+            "probability": lambda place: calibrated(place.logit) if calibrated and place.is_scored else None,
             "scored_by": lambda place: place.scored_by or None,
-            "truncated": lambda place: place.tokens > place.kept_tokens or None,
-            "tokens": lambda place: place.tokens if place.tokens > place.kept_tokens else None,
-            "kept_tokens": lambda place: place.kept_tokens if place.tokens > place.kept_tokens else None,
-            "tiles": lambda place: place.tiles if place.tiles > place.kept_tiles else None,
-            "kept_tiles": lambda place: place.kept_tiles if place.tiles > place.kept_tiles else None,
+            "truncated": lambda place: place.truncated or None,
+            "tokens": lambda place: place.tokens if place.truncated else None,
+            "kept_tokens": lambda place: place.kept_tokens if place.truncated else None,
+            "tiles": lambda place: place.tiles if place.retiled else None,
+            "kept_tiles": lambda place: place.kept_tiles if place.retiled else None,
         }
         return [
             pa.array([values[field.name](place) if place.rank else None for place in places], field.type)
@@ -393,4 +390,4 @@ class _Scores:
 
 
 def _any_retiled(ranked: Sequence[RankedList]) -> bool:
-    return any(place.tiles > place.kept_tiles for one in ranked for place in one.ranking)
+    return any(place.retiled for one in ranked for place in one.ranking)

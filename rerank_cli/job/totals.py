@@ -103,8 +103,8 @@ class Totals:
         counts.empty_queries += sum(1 for item in window.lists if not all(item.queries or [item.query]))
         counts.empty_passages += sum(1 for item in window.lists for passage in item.passages if not passage)
         for item in scored.ranked:
-            counts.truncated += sum(1 for entry in item.ranking if entry.tokens > entry.kept_tokens)
-            counts.retiled += sum(1 for entry in item.ranking if entry.tiles > entry.kept_tiles)
+            counts.truncated += sum(1 for entry in item.ranking if entry.truncated)
+            counts.retiled += sum(1 for entry in item.ranking if entry.retiled)
             counts.ties += sum(1 for a, b in pairwise(item.ranking) if (a.logit, a.scored_by) == (b.logit, b.scored_by))
         self.observed.add(encoded, scored.ranked, scored.known | scored.repeated)
         for error in scored.errors:

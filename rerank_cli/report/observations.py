@@ -102,7 +102,7 @@ class Observations:
             (entry.rank, entry.logit)
             for item in ranked
             for entry in item.ranking
-            if entry.scored_by != "first" and not math.isnan(entry.logit)
+            if entry.scored_by != "first" and entry.is_scored
         ]
         if found:
             ranks, logits = np.array(found, dtype=np.float64).T

@@ -17,7 +17,7 @@ from rerank_cli.errors import UsageError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.fields import RowProblem, identity_of, row_error
-from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError, sigmoid
+from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError
 
 OF_A_CUT = ("truncated", "tokens", "kept_tokens")
 """Our fields of a passage that was cut. A name of these is ours in every row, so that it never means two things."""
@@ -192,19 +192,19 @@ def own_fields(row: Row) -> Mapping[str, Any]:
 
 def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
     """Our fields for a passage."""
-    is_scored = not math.isnan(entry.logit)
+    is_scored = entry.is_scored
     score = entry.logit if is_scored else None
     ours: dict[str, Any]
     ours = {"rank": entry.rank, selection.score: score, "index": entry.index} if ranks else {selection.score: score}
     if selection.prob:
-        ours["prob"] = sigmoid(entry.logit) if is_scored else None
+        ours["prob"] = entry.probability if is_scored else None
     if selection.probability:
         ours["probability"] = selection.probability(entry.logit) if is_scored else None
     if selection.scored_by:
         ours["scored_by"] = entry.scored_by or None
-    if entry.tokens > entry.kept_tokens:
+    if entry.truncated:
         ours |= {"truncated": True, "tokens": entry.tokens, "kept_tokens": entry.kept_tokens}
-    if entry.tiles > entry.kept_tiles:
+    if entry.retiled:
         ours |= {"tiles": entry.tiles, "kept_tiles": entry.kept_tiles}
     return ours
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError
-from rerank_cli.formats.arrow_ranking import rank_lists, rank_rows, sigmoid
+from rerank_cli.formats.arrow_ranking import rank_lists, rank_rows
 from rerank_cli.formats.parquet import ArrowRow, read_rows
-from rerank_cli.records import CandidateList, RankedList, RankedPassage
+from rerank_cli.records import CandidateList, RankedList, RankedPassage, sigmoid
 from tests.conftest import TableFile
 
 OURS = ["rank", "logit", "index", "truncated", "tokens", "kept_tokens"]
@@ -39,7 +39,7 @@ def ranked_list(rows: Sequence[ArrowRow], order: Sequence[int], passages: int | 
 
 
 def scored(place: RankedPassage) -> dict[str, Any]:
-    cut = place.tokens > place.kept_tokens
+    cut = place.truncated
     return {
         "rank": place.rank,
         "logit": place.logit,
