@@ -74,16 +74,17 @@ def known_part(found: FoundPairs | None) -> list[ScoredPart]:
     Pairs from a store are counted apart. Pairs that an earlier window of this process had count as computed, so that
     the totals do not depend on where a run was stopped and resumed.
     """
-    if not found or not (found.known or found.awaited):
+    if not found:
         return []
-    known = found.not_computed()
-    entries = [found.entries.get(place, entry) for place, (entry, _) in known.items()]
+    found.take_awaited()
+    if not (places := found.not_computed()):
+        return []
+    entries = [without_pixels(entry) for entry in found.entries if entry is not None]
     tokens = sum(map(kept_tokens, entries))
-    counts = {"pairs_found": len(known), "tokens_found": tokens}
+    counts = {"pairs_found": len(places), "tokens_found": tokens}
     if found.repeats:
-        counts = {"pairs_repeated": len(known), "tokens_repeated": tokens, "tokens": tokens}
-    logits = np.array([logit for _, logit in known.values()], dtype=np.float32)
-    return [ScoredPart(list(known), [without_pixels(entry) for entry in entries], logits, counts)]
+        counts = {"pairs_repeated": len(places), "tokens_repeated": tokens, "tokens": tokens}
+    return [ScoredPart(places, entries, found.logits[places], counts)]
 
 
 def pooled(encoded: Sequence[Encoded], logits: npt.NDArray[np.float32], pool: Pool) -> npt.NDArray[np.float32]:

@@ -254,7 +254,7 @@ class _Stages:
 
 def _places_known(found: FoundPairs | None) -> tuple[frozenset[int], frozenset[int]]:
     """The pairs of a window whose scores came from a store, and those that an earlier window had."""
-    known: frozenset[int] = frozenset([*found.known, *found.awaited]) if found else frozenset()
+    known: frozenset[int] = frozenset(found.not_computed()) if found else frozenset()
     return (frozenset(), known) if found and found.repeats else (known, frozenset())
 
 

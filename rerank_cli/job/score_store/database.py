@@ -211,14 +211,28 @@ class ScoreStore:
                 single += some
                 continue
             most = 2 * len(some) + _RANGE_ROWS
-            which = "FROM scores WHERE key BETWEEN ? AND ? LIMIT ?"
-            rows = self._database.execute(f"SELECT key, value, day {which}", (some[0], some[-1], most)).fetchall()
+            which = "SELECT * FROM scores WHERE key BETWEEN ? AND ? LIMIT ?"
+            rows = self._fetch(which, (some[0], some[-1], most))
             if len(rows) < most:
                 yield from rows
             else:
                 single += some
         for chunk, asked in _in_chunks(single):
-            yield from self._database.execute(f"SELECT key, value, day {_OF_KEYS}({asked})", chunk)
+            yield from self._fetch(f"SELECT * {_OF_KEYS}({asked})", chunk)
+
+    def _fetch(self, which: str, parameters: Sequence[bytes | int]) -> list[tuple[bytes, bytes, int]]:
+        """The rows that a SELECT gives, as one text.
+
+        Python's sqlite3 gives the interpreter's lock away for each row. Where other threads want it too, that takes
+        three times as long as writing rows in hexadecimal digits and reading them.
+        """
+        fields = "hex(key) || ' ' || hex(value) || ' ' || CAST(day AS INTEGER)"
+        (text,) = self._database.execute(f"SELECT group_concat({fields}, ' ') FROM ({which})", parameters).fetchone()
+        words = text.decode("ascii").split(" ") if text else []
+        return [
+            (bytes.fromhex(key), bytes.fromhex(value), int(day))
+            for key, value, day in zip(words[::3], words[1::3], words[2::3], strict=True)
+        ]
 
     def _begin(self, *, shared_memory: bool) -> None:
         ask = self._database.execute

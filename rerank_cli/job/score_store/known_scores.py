@@ -24,7 +24,7 @@ import hashlib
 import math
 import struct
 import threading
-import zlib
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -48,6 +48,9 @@ Asked = tuple[Limits, str, Passage]
 """A pair, with its limits on tokens."""
 
 _LIST_PAIRS = range(8, 4097)  # of a list with an entry of its own: fewer save nothing, and more make a row too large
+_HASHED_AT_ONCE = 2000  # bytes; hashing more than 2,047 would give the interpreter's lock away, and wait for it
+_SHARED_BYTES = LENGTHS.size + LENGTHS.size // 8
+_ENTRIES = 4096  # kept, as many pairs have the same lengths, and differ in the logit alone
 _IMAGE_BYTES = 512 * 2**20  # above the limit of the image reader, which reports a larger file
 _ONE_ZERO = np.zeros(1, dtype=np.int32)
 
@@ -78,10 +81,12 @@ class FoundPairs:
     pairs: list[Asked]
     places: list[int]
     """Of each pair of the window; see `distinct_pairs`."""
-    keys: list[bytes | None] = field(default_factory=list)
+    keys: list[bytes | None] = field(init=False)
     """None for a pair that cannot be looked up."""
-    known: dict[int, tuple[Encoded, float]] = field(default_factory=dict)
-    """The pairs whose scores are known, with their lengths and their logits."""
+    entries: list[Encoded | None] = field(init=False)
+    """The pairs whose scores are known, with their lengths, or also with their token ids; None for other pairs."""
+    logits: npt.NDArray[np.float32] = field(init=False)
+    """Of the pairs whose scores are known."""
     awaited: dict[int, ComputedPair] = field(default_factory=dict)
     """The pairs that an earlier window computes; it is scored before this one."""
     own: dict[int, ComputedPair] = field(default_factory=dict)
@@ -90,8 +95,6 @@ class FoundPairs:
     """The digests of their images."""
     repeats: bool = False
     """Known pairs come from earlier windows of this process, not from a store."""
-    entries: dict[int, Encoded] = field(default_factory=dict)
-    """Known pairs with their token ids, if these are needed."""
     tokens: int = 0
     """Of the pairs that were computed."""
     lists: dict[bytes, list[int]] = field(default_factory=dict)
@@ -99,24 +102,31 @@ class FoundPairs:
     without_keys: dict[int, bytes] = field(default_factory=dict)
     """Values for the store of pairs that were computed before there were keys."""
 
+    def __post_init__(self) -> None:
+        self.keys, self.entries = [None] * len(self.pairs), [None] * len(self.pairs)
+        self.logits = np.full(len(self.pairs), np.nan, dtype=np.float32)
+
     def to_compute(self) -> list[int]:
         """The places of the pairs that this window must compute."""
-        return [place for place in range(len(self.pairs)) if place not in self.known and place not in self.awaited]
+        return [place for place, entry in enumerate(self.entries) if entry is None and place not in self.awaited]
 
-    def not_computed(self) -> dict[int, tuple[Encoded, float]]:
-        """The other pairs, with their logits; an earlier window has its scores by now."""
-        scored = dict(self.known)
+    def take_awaited(self) -> None:
+        """Take the scores of the pairs that an earlier window has computed by now."""
         for place, pair in self.awaited.items():
             assert pair.entry is not None, "an earlier window is scored first"
-            scored[place] = pair.entry, pair.logit
-        return scored
+            self.entries[place] = self.entries[place] or pair.entry
+            self.logits[place] = pair.logit
+
+    def not_computed(self) -> list[int]:
+        """The places of the other pairs, once `take_awaited` was called."""
+        return [place for place, entry in enumerate(self.entries) if entry is not None]
 
     def value_of(self, place: int) -> bytes:
         """The value for the store of a pair without an image; empty if it has no score."""
-        if place in self.known:
-            return _pack_pair(*self.known[place], None)
-        pair = self.own.get(place) or self.awaited.get(place)
-        return pair.value if pair else b""
+        if pair := self.own.get(place) or self.awaited.get(place):
+            return pair.value
+        entry = self.entries[place]
+        return b"" if entry is None else _pack_pair(entry, self.logits[place].item(), None)
 
 
 class KnownScores:
@@ -174,15 +184,13 @@ class KnownScores:
             self._waits_for_calibration = self._basis is None
             self._windows[window.number] = found
         if self._basis is None:
-            found.keys = [None] * len(found.pairs)
-        else:
-            if isinstance(self.store, ScoreStore):
-                self._find_lists(self.store, window, found, self._basis)
-            left = found.to_compute()
+            return found
+        if isinstance(self.store, ScoreStore):
+            self._find_lists(self.store, window, found, self._basis)
+        if left := found.to_compute():
             images: dict[int, bytes] = {}
             pairs = [found.pairs[place] for place in left]
             keys = self._keys(pairs, self._basis, images, reads_images=self._reads_images)
-            found.keys = [None] * len(found.pairs)
             for place, key in zip(left, keys, strict=True):
                 found.keys[place] = key
             found.images = {left[place]: image for place, image in images.items()}
@@ -199,8 +207,12 @@ class KnownScores:
             if len(places) in _LIST_PAIRS and (key := _key_of_list(item, basis)):
                 found.lists[key] = places
         for key, value in store.find(list(found.lists), of_lists=True).items():
-            if pairs := _unpack_list(value, len(found.lists[key])):
-                found.known.update(zip(found.lists.pop(key), pairs, strict=True))
+            if unpacked := _unpack_list(value, len(found.lists[key])):
+                entries, logits = unpacked
+                places = found.lists.pop(key)
+                found.logits[places] = logits
+                for place, entry in zip(places, entries, strict=True):
+                    found.entries[place] = entry
 
     def take(self, window: Window) -> FoundPairs:
         """What `look_up` has found for a window."""
@@ -222,7 +234,7 @@ class KnownScores:
         values = self.store.find([key for place in found.to_compute() if (key := keys[place])])
         for place, key in enumerate(keys) if values else ():
             if key and (value := values.get(key)) and (known := _unpack_pair(value)):
-                found.known[place] = known
+                found.entries[place], found.logits[place] = known
         with self._turn:
             for place in found.to_compute():
                 if key := keys[place]:
@@ -237,7 +249,7 @@ class KnownScores:
             value = _pack_pair(entry, logit, found.images.get(place))
             if pair := found.own.get(place):
                 pair.entry, pair.logit, pair.value = entry, logit, value
-            elif place not in found.known and place not in found.awaited and value:
+            elif found.entries[place] is None and place not in found.awaited and value:
                 found.without_keys[place] = value
 
     def keep(self, found: FoundPairs) -> None:
@@ -304,15 +316,15 @@ class KnownScores:
 
 def _key_of_list(item: CandidateList, basis: bytes) -> bytes | None:
     """The key of a whole list, in its order; None for one with images, which may change, or with several queries."""
-    passages = [passage for passage in item.passages if isinstance(passage, str)]
-    if item.queries or len(passages) < len(item.passages):
+    texts = [item.query, *(passage for passage in item.passages if isinstance(passage, str))]
+    if item.queries or len(texts) <= len(item.passages):
         return None
-    texts = [item.query, *passages]
+    data = "".join(texts).encode("utf-8", "surrogatepass")
     limits = f"{item.limits.whole} {item.limits.passage_tokens} "
-    digest = hashlib.blake2b(limits.encode(), digest_size=KEY_BYTES - QUERY_BYTES, key=basis, person=b"list")
-    digest.update(struct.pack(f"<{len(texts)}Q", *map(len, texts)))  # where each text ends
-    for text in texts:  # one by one: hashing more than 2 KB would give the interpreter's lock away, and wait for it
-        digest.update(text.encode("utf-8", "surrogatepass"))
+    digest = hashlib.blake2b(limits.encode(), digest_size=KEY_BYTES - QUERY_BYTES, key=basis, person=b"list 2")
+    digest.update(array("Q", map(len, texts)).tobytes())  # where each text ends
+    for begin in range(0, len(data), _HASHED_AT_ONCE):
+        digest.update(data[begin : begin + _HASHED_AT_ONCE])
     return _begin_of_key(item.query.encode("utf-8", "surrogatepass"), basis) + digest.digest()
 
 
@@ -357,27 +369,57 @@ def _unpack_pair(value: bytes) -> tuple[Encoded, float] | None:
 
 
 def _pack_list(values: Sequence[bytes]) -> bytes:
-    """The value of a list for the store, from those of its pairs: logits, then lengths, which compress well."""
+    """The value of a list for the store, from those of its pairs.
+
+    Logits; then lengths. Most bytes of the lengths are the same for all pairs: these stand once, with zeros in the
+    places of the others. A mask follows, with a bit for each byte that may differ, and these bytes of each pair.
+    """
     table = np.frombuffer(b"".join(values), dtype=np.uint8).reshape(len(values), VALUE_BYTES)
-    return table[:, : LOGIT.size].tobytes() + zlib.compress(table[:, LOGIT.size :].T.tobytes(), level=1)
+    logits, lengths = table[:, : LOGIT.size], table[:, LOGIT.size :]
+    differ = (lengths != lengths[0]).any(axis=0)
+    differ[0] = True  # so that each pair has a byte
+    parts = (logits, np.where(differ, 0, lengths[0]).astype(np.uint8), np.packbits(differ), lengths[:, differ])
+    return b"".join(part.tobytes() for part in parts)
 
 
-def _unpack_list(data: bytes, count: int) -> list[tuple[Encoded, float]] | None:
-    """The `count` pairs of a list, and their logits; None if the data are something else."""
-    size = LENGTHS.size * count
-    try:
-        lengths = zlib.decompressobj().decompress(data[LOGIT.size * count :], size + 1)
-    except zlib.error:
+def _unpack_list(data: bytes, count: int) -> tuple[list[tuple[EncodedPair, ...]], npt.NDArray[np.float32]] | None:
+    """The `count` pairs of a list with their lengths, and their logits; None if the data are something else."""
+    begin = LOGIT.size * count
+    end = begin + _SHARED_BYTES
+    entries = _entries_like(data[begin:end])
+    width = len(entries.places)
+    if not width or len(data) != end + width * count:
         return None
-    if len(lengths) != size:
-        return None
-    rows = np.frombuffer(lengths, dtype=np.uint8).reshape(-1, count).T.tobytes()
-    entries = map(_entry_of, np.frombuffer(rows, dtype=f"V{LENGTHS.size}").tolist())
-    logits = np.frombuffer(data, dtype="<f4", count=count).tolist()
-    return [(entry, logit) for entry, logit in zip(entries, logits, strict=True) if entry]
+    rows = np.frombuffer(data, dtype=f"V{width}", offset=end).tolist()
+    return [entries[row] for row in rows], np.frombuffer(data, dtype="<f4", count=count)
 
 
-@lru_cache(4096)  # many pairs have the same lengths, and differ in the logit alone
+class _Entries(dict[bytes, tuple[EncodedPair, ...]]):
+    """Pairs with their lengths, by those bytes of the lengths that differ in a list.
+
+    shared: the other bytes, and the mask; see `_pack_list`.
+    """
+
+    def __init__(self, shared: bytes) -> None:
+        super().__init__()
+        self.shared = shared[: LENGTHS.size]
+        mask = np.frombuffer(shared[LENGTHS.size :], dtype=np.uint8)
+        self.places: list[int] = np.flatnonzero(np.unpackbits(mask)).tolist()
+
+    def __missing__(self, row: bytes) -> tuple[EncodedPair, ...]:
+        lengths = bytearray(self.shared)
+        for place, byte in zip(self.places, row, strict=True):
+            lengths[place] = byte
+        if len(self) >= _ENTRIES:
+            self.clear()
+        self[row] = entry = (_without_ids(*LENGTHS.unpack(lengths)),)
+        return entry
+
+
+_entries_like = lru_cache(64)(_Entries)
+
+
+@lru_cache(_ENTRIES)
 def _entry_of(lengths: bytes) -> tuple[EncodedPair, ...] | None:
     if not lengths or len(lengths) % LENGTHS.size:
         return None

@@ -21,6 +21,7 @@ from rerank_cli.job.score_store import open_store
 from rerank_cli.job.score_store.database import ScoreStore
 from rerank_cli.job.score_store.folder import DATABASE
 from rerank_cli.job.score_store.known_vectors import StoredVectors
+from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.planning.choices import ProfileRequest
 from tests.unit.job.score_store.test_known_scores import CHECKPOINTS, changed_copies, lists, passage, stored, written
 
@@ -119,7 +120,9 @@ def test_what_decides_a_vector_is_part_of_its_key(tmp_path: Path, monkeypatch: p
     rows = [json.loads(line) for line in Path(source).read_text().splitlines() if line != "{broken"]
     swapped = [{"query": one, "passages": [row["query"]]} for row in rows for one in row["passages"] if one]
     assert found(write_rows(tmp_path / "swapped.jsonl", swapped)) == 0, "a query is another text as a passage"
-    assert found(request=ProfileRequest(precision="fp16")) == 0
+    for precision in ("bf16", "fp16"):
+        if detect_cpu().has(precision):
+            assert found(request=ProfileRequest(precision=precision)) == 0
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert found() == 0
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
