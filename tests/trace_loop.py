@@ -91,8 +91,10 @@ def main() -> None:
         if given.calls:
             for before, call in zip([("", "", ""), *calls], calls, strict=False):
                 print(f"  {'*' if call[0] != before[0] else ' '} {call[0]}: {call[1]}")
+    least = sum(len({file for file, *_ in calls}) - 1 for calls in found.values())
     print(
-        f"{sum(map(changes, found.values()))} changes of file; {sum(map(calls_out, found.values()))} calls out of job/"
+        f"{sum(map(changes, found.values()))} changes of file (if each thread opened each of its files once: {least}); "
+        f"{sum(map(calls_out, found.values()))} calls out of job/"
     )
 
 

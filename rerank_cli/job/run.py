@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine import open_engine
@@ -50,9 +50,6 @@ from rerank_cli.machine.bus_error import explaining_bus_errors
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report import document as reports
-
-if TYPE_CHECKING:
-    pass
 
 _HASH_SECONDS = 1.0  # how long the end of a run waits for the SHA-256 of its files; a later run can read them again
 

@@ -44,7 +44,7 @@ from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.evaluation.blend import Blend
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
 from rerank_cli.job.ranking import ScoredPart, join_parts, known_part, rank_window, score_part
-from rerank_cli.job.score_store.known_scores import FoundPairs, KnownScores
+from rerank_cli.job.score_store.known_scores import KnownScores
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Windows
 from rerank_cli.records import EncodedPair, ImagePassage, Passage, RankedList, RowError, Timing, Window
@@ -125,7 +125,8 @@ def score_windows(  # noqa: PLR0913 (the command line and the Python API need di
             done.append(scored)
             if part.places is None:
                 continue
-            joined = [*done, *known_part(part.found)]
+            not_computed = known_part(part.found)
+            joined = [*done, *not_computed]
             encoded, logits = join_parts(part.window, joined, part.places)
             ranked, errors = rank_window(encoded, logits, blend)
             counts: Counter[str] = Counter()
@@ -136,9 +137,10 @@ def score_windows(  # noqa: PLR0913 (the command line and the Python API need di
                     known.settle(part.found, one.members, one.encoded, one.logits)
                 known.keep(part.found)
             done = []
-            of_store, repeated = _places_known(part.found)
             errors = in_order([*part.window.errors, *errors])
-            yield ScoredWindow(encoded, logits, ranked, errors, counts, of_store, repeated)
+            places = frozenset(place for one in not_computed for place in one.members)
+            which = "repeated" if part.found and part.found.repeats else "known"
+            yield ScoredWindow(encoded, logits, ranked, errors, counts, **{which: places})
 
 
 @dataclass(slots=True)
@@ -250,12 +252,6 @@ class _Stages:
             until = self.share + (until - self.share) * len(part.members) / max(len(part.members), pairs)
         self.share = until
         return until
-
-
-def _places_known(found: FoundPairs | None) -> tuple[frozenset[int], frozenset[int]]:
-    """The pairs of a window whose scores came from a store, and those that an earlier window had."""
-    known: frozenset[int] = frozenset(found.not_computed()) if found else frozenset()
-    return (frozenset(), known) if found and found.repeats else (known, frozenset())
 
 
 def in_order(errors: list[RowError]) -> list[RowError]:

@@ -87,7 +87,9 @@ class Stop:
         wanted = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._on_signal) for number in wanted}
         if deadline is not None:
-            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._on_alarm)
+            before[signal.SIGALRM] = signal.signal(
+                signal.SIGALRM, lambda *_: self.request(StoppedError("the deadline is reached", exit_code=9))
+            )
             signal.setitimer(signal.ITIMER_REAL, max(deadline, 1e-6))
         try:
             yield
@@ -105,6 +107,3 @@ class Stop:
         if number == signal.SIGINT and self._request is not None:
             os._exit(128 + number)
         self.request(StoppedError(f"stopped by {_SIGNALS[signal.Signals(number)]}", exit_code=128 + number))
-
-    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        self.request(StoppedError("the deadline is reached", exit_code=9))

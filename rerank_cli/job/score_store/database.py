@@ -30,7 +30,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -328,8 +328,17 @@ class ScoreStore:
                 (day, size),
             )
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._database)
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction that can write from its begin."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with suppress(sqlite3.Error):  # the failure may have rolled it back already
+                self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
 
     def _pages(self, which: str) -> int:
         """The bytes of the pages that a PRAGMA counts."""
@@ -406,23 +415,6 @@ def why_it_failed(error: Exception, path: Path) -> str:
 
 class ForeignError(sqlite3.DatabaseError):
     """The database was not made by this program, or not by this version."""
-
-
-class _Transaction:
-    """A transaction that can write from its begin."""
-
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._database = database
-
-    def __enter__(self) -> None:
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None:
-            self._database.execute("COMMIT")
-        else:
-            with suppress(sqlite3.Error):  # the failure may have rolled it back already
-                self._database.execute("ROLLBACK")
 
 
 def _in_chunks(keys: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:
