@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one family of rerankers asks a language model (`encoding/yes_no.py` has its prompt)."""
+    """How one family of rerankers asks a language model (`encoding/recipe_prompts.py` has its prompt)."""
 
     name: str
     """As `--as` takes it."""

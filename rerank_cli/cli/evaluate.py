@@ -10,8 +10,8 @@ import typer
 
 from rerank_cli.cli.console import ErrorTeller, print_json, say
 from rerank_cli.cli.declare import EVALUATION, OUTPUT, ROWS, argument, declared_options, option, takes, typed_options
+from rerank_cli.cli.json_command import wants_json
 from rerank_cli.cli.options import JUDGED, ONE_MODEL, SCORING
-from rerank_cli.cli.report_command import wants_json
 from rerank_cli.errors import EXIT_CODES, UsageError
 from rerank_cli.job.options import PAGE_SUFFIXES, Need, refuse_idle
 from rerank_cli.machine.this_process import prepare_process
@@ -100,7 +100,7 @@ def evaluate(
 ) -> int:
     """Say whether new orders should ship, and how to use the scores. No model is loaded."""
     prepare_process(online=False)
-    from rerank_cli.cli.verdict_text import notes_of, print_answer, print_calibration
+    from rerank_cli.cli.evaluate_text import notes_of, print_answer, print_calibration
     from rerank_cli.evaluation.answer import EvaluationRequest, evaluate_systems
     from rerank_cli.formats.shapes import FieldNames
 

@@ -11,9 +11,9 @@ import typer
 
 from rerank_cli.cli.console import forget_stdout, print_json, print_table, say, write
 from rerank_cli.cli.declare import BESIDE, MODEL, POINT, ROOM, ROWS, option, takes, values_into
+from rerank_cli.cli.json_command import JsonCommand, error_to_json, wants_json
 from rerank_cli.cli.options import OF_RUNS, ONE_MODEL
 from rerank_cli.cli.parsers import devices
-from rerank_cli.cli.report_command import ReportCommand, error_to_json, wants_json
 from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError
 from rerank_cli.machine.libraries import told_what_is_missing
 from rerank_cli.machine.memory_size import parse_memory
@@ -196,7 +196,7 @@ def _refuse_unfit_first(answer: MemoryAnswer) -> None:
         refuse_no_lower(own.place.precision, answer.question.place.precision)
 
 
-class MemEstimateCommand(ReportCommand):
+class MemEstimateCommand(JsonCommand):
     """The command; the document of an error has no rows."""
 
     def error_document(self, error: RerankError) -> dict[str, Any]:

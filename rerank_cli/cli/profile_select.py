@@ -13,9 +13,9 @@ import typer
 
 from rerank_cli.cli.console import command_to_paste, forget_stdout, print_json, say
 from rerank_cli.cli.declare import CHOICE, MACHINE, SAY, option, takes
+from rerank_cli.cli.json_command import JsonCommand, wants_json
 from rerank_cli.cli.options import OF_RUNS, PLANNED
 from rerank_cli.cli.parsers import parse_count
-from rerank_cli.cli.report_command import ReportCommand, wants_json
 from rerank_cli.errors import EXIT_CODES, RerankError, UsageError, printable
 from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.planning.choices import PAIRS, TOKENS, Policy, Requirement
@@ -127,7 +127,7 @@ def profile_select(
     return 0
 
 
-class ProfileSelectCommand(ReportCommand):
+class ProfileSelectCommand(JsonCommand):
     """The command; the document of an error has no plan."""
 
     def error_document(self, error: RerankError) -> dict[str, Any]:

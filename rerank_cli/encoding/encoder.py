@@ -23,6 +23,7 @@ from rerank_cli.encoding.images import ImageReader
 from rerank_cli.encoding.images.ahead import ImagesAhead
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, PairEncoder, PairForm
 from rerank_cli.encoding.prompt import NEMOTRON, Prompt, PromptEncoder
+from rerank_cli.encoding.recipe_prompts import recipe_prompt
 from rerank_cli.encoding.scoring import Scoring, answer_ids, decide_scoring
 from rerank_cli.encoding.tokenizer import (
     cuts_left,
@@ -34,7 +35,6 @@ from rerank_cli.encoding.tokenizer import (
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.encoding.whole_text import TextTemplate, UserTemplate, WholeTextEncoder
-from rerank_cli.encoding.yes_no import recipe_prompt
 from rerank_cli.errors import UsageError
 from rerank_cli.records import NO_LIMITS, ImagePassage, Limits, Passage
 

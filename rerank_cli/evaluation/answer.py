@@ -2,10 +2,10 @@
 
     systems    read and measured, a file each                    systems.py
     verdicts   one for each system and measure, one family       verdict.py
-    use        depth and blend, for systems that have scores     use.py, crossfit.py
+    use        depth and blend, for systems that have scores     depth_and_blend.py, crossfit.py
     limits     candidates, judgements, queries                   limits.py
     chances    how probable relevance is, by the score           probability.py, calibration.py
-    likeness   how alike the orders are, without judgements      compare.py
+    likeness   how alike the orders are, without judgements      likeness.py
     lists      of the queries that changed most                  shown_lists.py
 
 A recommended setting gets a verdict of its own, on values that were not used to choose it. The verdicts on the settings
@@ -28,18 +28,18 @@ from rerank_cli.errors import InputError, UsageError
 from rerank_cli.evaluation.calculate import Values
 from rerank_cli.evaluation.calibration import Kind
 from rerank_cli.evaluation.calibration_file import document_of, report_of
-from rerank_cli.evaluation.compare import Ids, compare
-from rerank_cli.evaluation.drawn import moves_of, scores_by_relevance, sorted_changes
+from rerank_cli.evaluation.chart_data import moves_of, scores_by_relevance, sorted_changes
+from rerank_cli.evaluation.depth_and_blend import together, use_of
 from rerank_cli.evaluation.kept_lists import KeptLists
+from rerank_cli.evaluation.likeness import Ids, compare
 from rerank_cli.evaluation.limits import find_limits
 from rerank_cli.evaluation.probability import RELEVANT_FROM, fit_system, keep_precision, pool_of, probabilities_of
 from rerank_cli.evaluation.qrels import read_qrels
-from rerank_cli.evaluation.recommended import recommended_command
+from rerank_cli.evaluation.recommended_command import recommended_command
 from rerank_cli.evaluation.shown_lists import lists_of
 from rerank_cli.evaluation.systems import Grades, Measurer, System, read_system
-from rerank_cli.evaluation.use import together, use_of
 from rerank_cli.evaluation.verdict import SHIP_AT, Verdict, decide, paired_test
-from rerank_cli.evaluation.words import GIVEN_ORDER, headline, headline_of_likeness, sentence
+from rerank_cli.evaluation.verdict_words import GIVEN_ORDER, headline, headline_of_likeness, sentence
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.records import RowError
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from rerank_cli.evaluation.calculate import Values, change_of, measure_orders, parse_measure
 from rerank_cli.evaluation.changed_most import ChangedMost, Shown
-from rerank_cli.evaluation.drawn import sorted_changes
+from rerank_cli.evaluation.chart_data import sorted_changes
 from rerank_cli.evaluation.orders import Orders, drop_repeats
 from rerank_cli.evaluation.qrels import read_qrels
 from rerank_cli.evaluation.shown_lists import first_passages, shortened

@@ -30,8 +30,8 @@ from rerank_cli.evaluation.calibration import (
     threshold_for,
 )
 from rerank_cli.evaluation.kept_lists import UNJUDGED
-from rerank_cli.evaluation.student import quantile
 from rerank_cli.evaluation.systems import System
+from rerank_cli.evaluation.t_distribution import quantile
 
 RELEVANT_FROM = 1
 

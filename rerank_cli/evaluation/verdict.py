@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.evaluation.significance import Significance, randomisation_test
-from rerank_cli.evaluation.student import quantile, two_tails
+from rerank_cli.evaluation.t_distribution import quantile, two_tails
 
 ALPHA = 0.05
 LEVEL = 0.95

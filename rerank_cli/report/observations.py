@@ -17,7 +17,7 @@ import numpy as np
 
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
-from rerank_cli.evaluation.drawn import NO_MOVES, count_moves, moves_document
+from rerank_cli.evaluation.chart_data import NO_MOVES, count_moves, moves_document
 from rerank_cli.records import RankedList, RowError
 from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of
 from rerank_cli.report.unknown_tokens import UnknownTokens

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rerank_cli.cli import main, verdict_text
-from rerank_cli.evaluation.recommended import recommended_command
+from rerank_cli.cli import evaluate_text, main
+from rerank_cli.evaluation.recommended_command import recommended_command
 from tests.conftest import write_lines
 
 ROOT = Path(__file__).parents[2]
@@ -315,7 +315,7 @@ def test_the_recommended_command_runs_as_it_is_printed(
     assert main(given) == 0
     capsys.readouterr()
     command = recommended_command("the 'new' one.jsonl", "--depth 3 --blend rrf:0.5")
-    verdict_text.write_command(command)
+    evaluate_text.write_command(command)
     printed = capsys.readouterr().out.strip()
     assert "\n" not in printed
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -1,7 +1,7 @@
 """The report of a run as one self-contained HTML page.
 
-    report of a run   ->  verdict, sections, charts    ->  page.html.jinja        ->  bytes
-    of `evaluate`     ->  evaluation, charts, curves   ->  evaluation.html.jinja  ->  bytes
+    report of a run   ->  run_page, charts                 ->  page.html.jinja        ->  bytes
+    of `evaluate`     ->  evaluation_page, charts, curves  ->  evaluation.html.jinja  ->  bytes
 
 Both share the style sheet (page.css) and the sections about two orders (changed, parts.html.jinja).
 
@@ -33,14 +33,14 @@ _FOLDER = Path(__file__).parent
 def render_report(document: Mapping[str, Any], title: str | None = None) -> bytes:
     """The page of a report; the same bytes for the same document. title: in place of the output's name."""
     # Imported here, as below: Jinja costs 0.1 s, which runs without a page need not pay.
-    from rerank_cli.report.page.sections import page_of
+    from rerank_cli.report.page.run_page import page_of
 
     return _render_template("page.html.jinja", page_of(document, title))
 
 
 def render_evaluation(document: Mapping[str, Any], title: str | None = None) -> bytes:
     """The page of the document that `rerank-cli evaluate` makes."""
-    from rerank_cli.report.page.evaluation import evaluation_page_of
+    from rerank_cli.report.page.evaluation_page import evaluation_page_of
 
     return _render_template("evaluation.html.jinja", evaluation_page_of(document, title))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rerank_cli.report.page import charts, curves
-from rerank_cli.report.page.verdict import Document
+from rerank_cli.report.page.outcome import Document
 from rerank_cli.report.page.wording import number, percent, plural, signed
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rerank_cli.report.page import charts
 from rerank_cli.report.page.charts import Bar, Line
-from rerank_cli.report.page.verdict import Document, limit, stages
+from rerank_cli.report.page.outcome import Document, limit, stages
 from rerank_cli.report.page.wording import duration, number, percent, rate, size
 
 _STAGES = {

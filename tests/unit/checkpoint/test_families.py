@@ -9,7 +9,7 @@ from rerank_cli.checkpoint import families
 from rerank_cli.checkpoint.families import family_of
 from rerank_cli.checkpoint.recipes import RECIPES
 from rerank_cli.checkpoint.transformers_classifiers import CLASSIFIERS
-from rerank_cli.encoding import yes_no
+from rerank_cli.encoding import recipe_prompts
 from rerank_cli.models import class_of
 from rerank_cli.models.embedder import NemotronEmbedder
 
@@ -30,7 +30,7 @@ def test_every_architecture_is_packed_by_a_class_of_its_own(architecture: str) -
 
 
 def test_what_answers_has_a_prompt_and_answers() -> None:
-    assert set(yes_no._PROMPTS) == set(RECIPES)
+    assert set(recipe_prompts._PROMPTS) == set(RECIPES)
     assert {f"{recipe.trunk}ForCausalLM" for recipe in RECIPES.values()} <= named(answers=True, decoder=True)
     assert named(answers=True, decoder=False) == set()
     assert named(decoder=True) == {f"{kind}For{head}" for kind in DECODERS for head in HEADS}

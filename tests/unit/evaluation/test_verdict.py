@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rerank_cli.evaluation.student import quantile, two_tails
+from rerank_cli.evaluation.t_distribution import quantile, two_tails
 from rerank_cli.evaluation.verdict import ALPHA, PairedTest, decide, holm, paired_test
 
 

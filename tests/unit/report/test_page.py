@@ -19,8 +19,8 @@ from rerank_cli.job.run import run_job
 from rerank_cli.journal import Files
 from rerank_cli.report.page import render_report
 from rerank_cli.report.page.charts import ticks
-from rerank_cli.report.page.sections import page_of
-from rerank_cli.report.page.verdict import limit, verdict, warnings
+from rerank_cli.report.page.outcome import describe_outcome, limit, warnings
+from rerank_cli.report.page.run_page import page_of
 from rerank_cli.report.page.wording import duration, percent, short, size
 from tests.conftest import TINY_CHECKPOINT, write_lines
 
@@ -235,7 +235,7 @@ def test_the_same_report_is_the_same_page() -> None:
     ],
 )
 def test_the_verdict_says_how_a_run_ended(parts: dict[str, Any], said: str) -> None:
-    assert verdict(changed(**parts)).replace(SPACE, " ").startswith(said)
+    assert describe_outcome(changed(**parts)).replace(SPACE, " ").startswith(said)
 
 
 @pytest.mark.parametrize(

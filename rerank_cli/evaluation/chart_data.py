@@ -1,6 +1,6 @@
-"""What a page draws: changes by query, scores of relevant and other passages, how far passages moved.
+"""The data of a page's charts: changes by query, scores of relevant and other passages, how far passages moved.
 
-Each drawing is of bounded size, however many queries there are.
+They are of bounded size, however many queries there are.
 """
 
 from __future__ import annotations

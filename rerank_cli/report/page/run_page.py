@@ -1,4 +1,4 @@
-"""A report's document as the page shows it: texts, tables and charts, section by section.
+"""The report of a run as its page shows it: texts, tables and charts, section by section.
 
 A section without data is None, and the template leaves it out. What came from a file stays plain text here; the
 template escapes it.
@@ -12,9 +12,9 @@ from typing import Any
 
 from rerank_cli.records import WORK
 from rerank_cli.report.page.changed import change_section, lists_section, moves_section, relevance_section
+from rerank_cli.report.page.outcome import Document, describe_outcome, fallen, warnings
 from rerank_cli.report.page.performance import memory_section, throughput_section, time_section
 from rerank_cli.report.page.results import errors_section, evaluation_section, lengths_section, scores_section
-from rerank_cli.report.page.verdict import Document, fallen, verdict, warnings
 from rerank_cli.report.page.wording import duration, number, percent, plural, rate, size
 
 _COUNTS = {
@@ -47,7 +47,7 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
     counts = {**document.get("counts", {}), **{name: speed[name] for name in WORK if name in speed}}
     return {
         "name": title or (PurePath(names[0]).name if names else "standard output"),
-        "verdict": verdict(document),
+        "verdict": describe_outcome(document),
         "flawed": bool(fallen(document))
         or any(document.get("counts", {}).get(name) for name in ("rows_error", "passages_error")),
         "about": list(_about(document)),

@@ -1,4 +1,4 @@
-"""Prints the measures of a run, and runs `rerank-file --evaluate-only`."""
+"""`rerank-file --evaluate-only`: measures a reranked file. The measures of a run are printed here too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rerank_cli.cli.console import ErrorTeller, print_json, print_table, say, write
 from rerank_cli.cli.declare import typed_options
-from rerank_cli.cli.report_command import wants_json
+from rerank_cli.cli.json_command import wants_json
 from rerank_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ import numpy.typing as npt
 import pytest
 import scipy.stats
 
-from rerank_cli.evaluation import compare as module
-from rerank_cli.evaluation.compare import Ids, compare, kendall_tau, match, overlap_at, rbo
+from rerank_cli.evaluation import likeness as module
+from rerank_cli.evaluation.likeness import Ids, compare, kendall_tau, match, overlap_at, rbo
 
 
 def ids(*names: int) -> Ids:

@@ -1,4 +1,4 @@
-"""The verdict on a run in one sentence, and the warnings that its reader should know before trusting it."""
+"""How a run went in one sentence, the warnings to read before trusting it, and what limited its speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Document = Mapping[str, Any]
 _SIGNIFICANT = 0.05
 
 
-def verdict(document: Document) -> str:
+def describe_outcome(document: Document) -> str:
     """For example `Done: 40 rows, 800 pairs in 8.1 s. nDCG@10 rose from 0.4595 to 0.6886 (+0.2291; ...)`."""
     counts = document.get("counts", {})
     bad, rows = counts.get("rows_error", 0), counts.get("rows_in", 0)

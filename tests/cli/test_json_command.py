@@ -1,4 +1,4 @@
-"""Errors of usage of the commands that print a report: exit code 2, and a document where JSON is wanted."""
+"""Errors of usage of the commands that answer with JSON: exit code 2, and a document where JSON is wanted."""
 
 from __future__ import annotations
 

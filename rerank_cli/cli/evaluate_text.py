@@ -8,7 +8,7 @@ from typing import Any
 
 from rerank_cli.cli.console import print_table, write
 from rerank_cli.errors import printable
-from rerank_cli.evaluation.words import shown_depths
+from rerank_cli.evaluation.verdict_words import shown_depths
 
 _SHOWN_QUERIES = 5
 

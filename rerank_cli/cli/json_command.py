@@ -1,4 +1,4 @@
-"""Commands that print a report: with JSON there is always one document, even for an option that does not exist."""
+"""Commands that answer with one JSON document, even where an option does not exist."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rerank_cli.cli.usage import usage_error
 from rerank_cli.errors import RerankError
 
 
-class ReportCommand(QuickCommand):
+class JsonCommand(QuickCommand):
     """`QuickCommand` that also prints usage errors as documents; stderr has them as usual."""
 
     def error_document(self, error: RerankError) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Prompts and answers of language models that rerank by the next word they would say.
+"""Prompts of the recipes: language models that rerank by the next word they would say.
 
     a language model   trained as                   the logit is
     Qwen3ForCausalLM   Qwen3-Reranker               l["yes"] - l["no"] at the last position

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 import rerank_cli
-from rerank_cli.evaluation.words import shown_depths
+from rerank_cli.evaluation.verdict_words import shown_depths
 from rerank_cli.report.page import charts, curves
 from rerank_cli.report.page.changed import (
     change_section,
@@ -15,7 +15,7 @@ from rerank_cli.report.page.changed import (
     moves_section,
     relevance_section,
 )
-from rerank_cli.report.page.verdict import Document
+from rerank_cli.report.page.outcome import Document
 from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
 
 _LISTS = 10
