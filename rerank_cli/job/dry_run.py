@@ -30,7 +30,7 @@ from rerank_cli.planning.card_time import PairLengths, PairTime
 from rerank_cli.planning.cards import time_of_plan
 from rerank_cli.planning.run_plan import Plan, needed_together, plan_model
 from rerank_cli.records import Counts, RowError
-from rerank_cli.report.unknown_tokens import UnknownTokens
+from rerank_cli.report.observations import UnknownTokens
 from rerank_cli.report.utilisation import forward_flops, matrix_speed
 from rerank_cli.storage import UrlPath, is_on_hub
 from rerank_cli.storage.upload import refuse_unwritable

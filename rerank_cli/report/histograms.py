@@ -92,23 +92,21 @@ class SpreadHistograms:
             mine = values[groups == group]
             known = [*self._ends[group], float(mine.min()), float(mine.max())]
             self._ends[group] = [min(known), max(known)]
-            self._widen()
+            low = min(ends[0] for ends in self._ends if ends)
+            high = max(ends[1] for ends in self._ends if ends)
+            # Bins are merged in pairs until there are few enough, and a float can tell the values in one of them apart.
+            while (
+                math.floor(high / self.width) - math.floor(low / self.width) >= _SPREAD_BINS
+                or max(-low, high) >= self.width * _HIGHEST_PLACE
+            ):
+                self.width *= 2
+                for number, bins in enumerate(self._bins):
+                    merged: Counter[int] = Counter()
+                    for place, count in bins.items():
+                        merged[place >> 1] += count
+                    self._bins[number] = merged
             found, counts = np.unique(np.floor(mine / self.width), return_counts=True)
             self._bins[group].update({int(place): count for place, count in zip(found, counts.tolist(), strict=True)})
-
-    def _widen(self) -> None:
-        low = min(ends[0] for ends in self._ends if ends)
-        high = max(ends[1] for ends in self._ends if ends)
-        while (
-            math.floor(high / self.width) - math.floor(low / self.width) >= _SPREAD_BINS
-            or max(-low, high) >= self.width * _HIGHEST_PLACE
-        ):
-            self.width *= 2
-            for number, bins in enumerate(self._bins):
-                merged: Counter[int] = Counter()
-                for place, count in bins.items():
-                    merged[place >> 1] += count
-                self._bins[number] = merged
 
     def summary(self, group: int, shares: Sequence[float]) -> dict[str, Any] | None:
         """Number, lowest and highest value, and quantiles (`p50`, ...; exact to a bin's width); None if empty."""
@@ -128,12 +126,6 @@ class SpreadHistograms:
                 return min(max(found, low), high)
             before += count
         return high
-
-    def together(self) -> dict[str, Any]:
-        """One histogram of all groups: `width`, `begin` of the first bin, and `counts`."""
-        total: Counter[int] = sum(self._bins, Counter())
-        dense = _dense(total)
-        return {"width": self.width, "begin": dense["first"] * self.width, "counts": dense["counts"]}
 
     def by_group(self) -> dict[str, Any]:
         """`width`, `begin` of the first bin of any group, and `counts` of each from there on."""

@@ -1,4 +1,4 @@
-"""What a run saw beyond its counts: lengths, scores, moves, speed over time, reasons of bad rows.
+"""What a run saw beyond its counts: lengths, unknown tokens, scores, moves, speed over time, reasons of bad rows.
 
 Memory is constant, whatever a run reads (`histograms`). `state` is a few kilobytes: it goes into the journal with every
 commit, and a resumed run adds to it, so its report covers the whole job. No text is stored, except ids and messages of
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import astuple
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,8 @@ import numpy as np
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.evaluation.chart_data import NO_MOVES, count_moves, moves_document
-from rerank_cli.records import RankedList, RowError
+from rerank_cli.records import EncodedPair, RankedList, RowError
 from rerank_cli.report.histograms import LengthHistogram, SpreadHistograms, Timeline, bound_of
-from rerank_cli.report.unknown_tokens import UnknownTokens
 
 _LAST_RANKS = (1, 2, 3, 5, 10, 20, 50, 100)  # of each group; one more group holds all later ranks
 _SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -29,6 +28,41 @@ _CODES = 32  # counted apart; there are fewer
 _LONGEST_TEXT = 200  # characters of an id or a message
 _LARGEST_ID = 2**63
 _CONTINUED_TIMES = 32  # only the last so many are kept
+_UNREAD_SHARE = 0.05
+
+
+@dataclass(slots=True)
+class UnknownTokens:
+    """How much of the texts a model cannot read: the tokens that stand for what its vocabulary lacks.
+
+    A pair with more than 5 % of them is in a language or a script that the model was not made for. Its logit looks like
+    any other, so only this count shows it.
+    """
+
+    read: int = 0
+    """Tokens of the texts of all pairs; a chunk counts as a pair."""
+    unknown: int = 0
+    unread_pairs: int = 0
+    """Pairs with more than 5 % of unknown tokens."""
+
+    def add(self, pairs: Iterable[EncodedPair]) -> None:
+        """Count the texts of distinct pairs, without template and image."""
+        for pair in pairs:
+            read = len(pair.input_ids) - pair.template
+            self.read += read
+            if pair.unknown:
+                self.unknown += pair.unknown
+                self.unread_pairs += pair.unknown > _UNREAD_SHARE * read
+
+    def document(self) -> dict[str, Any] | None:
+        """The part of a report; None if every token is known."""
+        if not self.unknown:
+            return None
+        return {
+            "tokens": self.unknown,
+            "share": round(self.unknown / self.read, 6),
+            "pairs_over_5_percent": self.unread_pairs,
+        }
 
 
 class Observations:
@@ -87,6 +121,12 @@ class Observations:
         pairs = [pair for entry in window.encoded if not isinstance(entry, EncodingProblem) for pair in entry]
         tokens = np.fromiter((pair.tokens for pair in pairs), np.int64)
         kept = np.fromiter((len(pair.input_ids) for pair in pairs), np.int64)
+        scored = [
+            (entry.rank, entry.logit)
+            for item in ranked
+            for entry in item.ranking
+            if entry.scored_by != "first" and entry.is_scored
+        ]
         self._unknown.add(pairs)
         self._whole.add(tokens[tokens <= kept])
         self._cut.add(tokens[tokens > kept])
@@ -98,14 +138,8 @@ class Observations:
             self.squares -= sum(
                 len(pair.input_ids) ** 2 for entry in unread if not isinstance(entry, EncodingProblem) for pair in entry
             )
-        found = [
-            (entry.rank, entry.logit)
-            for item in ranked
-            for entry in item.ranking
-            if entry.scored_by != "first" and entry.is_scored
-        ]
-        if found:
-            ranks, logits = np.array(found, dtype=np.float64).T
+        if scored:
+            ranks, logits = np.array(scored, dtype=np.float64).T
             self._scores.add(np.searchsorted(_LAST_RANKS, ranks), logits)
         moves = [np.zeros(0, dtype=np.int64)]
         for item in ranked:
@@ -178,7 +212,11 @@ class Observations:
             if summary := self._scores.summary(group, _SHARES):
                 end = _LAST_RANKS[group] if group < len(_LAST_RANKS) else None
                 by_rank.append({"from": begin, "to": end, **summary})
-        return {"score": score, "by_rank": by_rank, "histogram": self._scores.together()} if by_rank else None
+        if not by_rank:
+            return None
+        found = self._scores.by_group()
+        counts = [sum(of_groups) for of_groups in zip(*found["counts"], strict=True)]
+        return {"score": score, "by_rank": by_rank, "histogram": {**found, "counts": counts}}
 
     def _scores_by_relevance(self, score: str) -> dict[str, Any] | None:
         found = self._by_relevance.by_group()
