@@ -33,7 +33,7 @@ from rerank_cli.encoding.choices import ImageLimits, Pool, SpecialTokens, Trunca
 from rerank_cli.engine import open_engine
 from rerank_cli.engine.embedding import EmbeddingEngine
 from rerank_cli.errors import InputError, RerankError, UsageError
-from rerank_cli.formats.in_memory import RankedRows, answer_rows, given_rows, in_groups, read
+from rerank_cli.formats.in_memory import RankedRows, answer_rows, given_rows, in_groups, refuse_lone_surrogates
 from rerank_cli.formats.shapes import FieldNames, Item, Selection
 from rerank_cli.job.options import STDOUT, JobOptions, Names, refuse_idle, refuse_store, refuse_unusable
 from rerank_cli.job.prepare import find_known, prepare_model, refuse_sigmoids, refuse_unfit
@@ -290,7 +290,7 @@ class Reranker:
         with self._lock:
             if self._engine is None:
                 raise UsageError("this Reranker has been closed")
-            taken = _Counted(read(rows), len(rows))
+            taken = _Counted(refuse_lone_surrogates(rows), len(rows))
             windows = Windows(given.shape.group(taken), max_pairs=self.plan.window_pairs, position=lambda: taken.share)
             shown = _Bar() if options.get("progress") else None
             timing = Timing()

@@ -28,9 +28,9 @@ from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.engine.protocols import Trouble
 from rerank_cli.engine.scorer import InProcess
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
+from rerank_cli.formats.parquet_parts import ParquetParts
 from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Grouped, Selection, Texts
-from rerank_cli.formats.table_parts import TableParts
 from rerank_cli.job.options import ErrorLimit, Names
 from rerank_cli.job.output import open_destination
 from rerank_cli.job.scoring_loop import score_windows
@@ -196,7 +196,7 @@ class TableFile:
         self._out = out
         self._passages = passages
         self._held = bytearray()
-        self.parts = TableParts("out.parquet", lambda: [pa.BufferReader(bytes(self._held))], **options)
+        self.parts = ParquetParts("out.parquet", lambda: [pa.BufferReader(bytes(self._held))], **options)
 
     def write_table(self, table: pa.Table) -> None:
         self._held += self.parts.of_table(table)

@@ -171,7 +171,7 @@ def _write(found: Answer, given: dict[str, Any]) -> None:
     """Write the files that were asked for."""
     from rerank_cli.evaluation.answer import SystemValue
     from rerank_cli.evaluation.per_query import per_query_bytes
-    from rerank_cli.formats.jsonl import json_document
+    from rerank_cli.formats.jsonl import dump_document
     from rerank_cli.journal import Files, write_file
     from rerank_cli.storage import path_of
 
@@ -179,11 +179,11 @@ def _write(found: Answer, given: dict[str, Any]) -> None:
     if path := given["per_query"]:
         write_file(path_of(path), b"".join(per_query_bytes(found.values(), path, SystemValue)), files)
     if path := given["calibrate_to"]:
-        write_file(path_of(path), json_document(found.calibration or {}), files)
+        write_file(path_of(path), dump_document(found.calibration or {}), files)
     if path := given["output"]:
         if Path(path).suffix.lower() in PAGE_SUFFIXES:
             from rerank_cli.report.page import render_evaluation
 
             write_file(path_of(path), render_evaluation(found.document, given["title"]), files)
         else:
-            write_file(path_of(path), json_document(found.document), files)
+            write_file(path_of(path), dump_document(found.document), files)

@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from rerank_cli.cluster.documents import BEGUN, MANIFEST, TASKS_SCHEMA
 from rerank_cli.cluster.tasks import Task
 from rerank_cli.errors import JobChangedError, OutputError
-from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.job.options import Names
 from rerank_cli.journal import (
     Files,
@@ -213,11 +213,11 @@ class OutputFolder:
         path = self.path / name
         self.check(ask=True)
         if self._log:
-            write_file(path, json_document(document), self._files)
+            write_file(path, dump_document(document), self._files)
             return
         work = path.with_name(f"{path.name}.part")
         with naming(path):
-            write_whole(work, json_document(document), self._files)
+            write_whole(work, dump_document(document), self._files)
             place_file(work, path, self._files)
             self._files.sync_folder(path.parent)
 

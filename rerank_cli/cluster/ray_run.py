@@ -19,7 +19,7 @@ from rerank_cli.evaluation.measures import Evaluation, Evaluator
 from rerank_cli.evaluation.per_query import per_query_bytes, read_values
 from rerank_cli.formats.choices import TEACHER_FORMATS
 from rerank_cli.formats.inputs import resolve_inputs
-from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.job.options import PAGE_SUFFIXES, JobOptions
 from rerank_cli.job.prepare import find_known
 from rerank_cli.job.run import Outcome, Watcher
@@ -132,7 +132,7 @@ def _write_copy(manifest: Mapping[str, Any], options: JobOptions) -> None:
     """Write the manifest to `--report` too."""
     if options.names.report is None:
         return
-    path, data = path_of(options.names.report), json_document(manifest)
+    path, data = path_of(options.names.report), dump_document(manifest)
     if path.exists() and path.read_bytes() == data:
         return
     refuse_outputs({"--report": options.names.report}, (), overwrite=options.overwrite)

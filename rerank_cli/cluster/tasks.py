@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.compression import SUFFIXES, text_suffix
+from rerank_cli.formats.input_folders import data_files, list_input_files
 from rerank_cli.formats.inputs import FORMATS, STDIN, Input, ReadOptions, resolve_inputs
-from rerank_cli.formats.parts import data_files, find_parts
 from rerank_cli.formats.row_counts import count_exactly, count_lines
 from rerank_cli.job.options import JobOptions
 from rerank_cli.job.output_format import output_format
@@ -105,13 +105,13 @@ def _limits(inputs: Sequence[Input], options: JobOptions) -> list[int | None]:
 
 
 def _at_url(path: str) -> list[tuple[str, str]]:
-    parts = find_parts(path, _is_data)
-    if any(part.partition for part in parts):
+    files = list_input_files(path, _is_data)
+    if any(file.partition for file in files):
         raise _partitions_error(path)
     found = []
-    for part in parts:
-        folder = None if part.folder is None else f"{part.folder.rstrip('/')}/"
-        found.append((part.path, _stem_of(Path(part.path[len(folder) :] if folder else UrlPath(part.path).name))))
+    for file in files:
+        folder = None if file.folder is None else f"{file.folder.rstrip('/')}/"
+        found.append((file.path, _stem_of(Path(file.path[len(folder) :] if folder else UrlPath(file.path).name))))
     return found
 
 

@@ -13,7 +13,7 @@ from rerank_cli.evaluation.orders import Orders
 from rerank_cli.evaluation.per_query import per_query_bytes, refuse_per_query_name
 from rerank_cli.evaluation.reranked_file import RerankedFile, passage_names
 from rerank_cli.formats.inputs import STDIN, ReadOptions, resolve_inputs
-from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.formats.shapes import FieldNames
 from rerank_cli.journal import Files, identity_of, write_file
 from rerank_cli.records import RowError
@@ -134,4 +134,4 @@ def _write(options: EvaluateOptions, evaluator: Evaluator, document: dict[str, A
             path_of(options.per_query), b"".join(per_query_bytes(evaluator.per_query(), options.per_query)), Files()
         )
     if options.report:
-        write_file(path_of(options.report), json_document(document), Files())
+        write_file(path_of(options.report), dump_document(document), Files())

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from rerank_cli.errors import InputError
 from rerank_cli.evaluation.qrels import id_text
 from rerank_cli.formats.inputs import Input, ReadOptions, read_items
-from rerank_cli.formats.shapes import FieldNames, PathShape, lookup
+from rerank_cli.formats.shapes import FieldNames, KnownListShape, lookup
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
     RowProblem,
@@ -120,7 +120,7 @@ class RerankedFile:
         if runs and len(runs) < len(inputs):
             raise InputError(f"{runs[0]}: a TREC run among files of other formats", hint="evaluate each on its own")
         self._is_run = bool(runs)
-        self._known: PathShape | Literal[False] | None = None
+        self._known: KnownListShape | Literal[False] | None = None
         self._lacks_id = names.id is not None and not self._is_run
         self.given: Order | None = None
         self.reranked: Order | None = None
@@ -341,15 +341,15 @@ def _number(value: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _known_shape(fields: Mapping[str, Any], names: FieldNames) -> PathShape | None:
+def _known_shape(fields: Mapping[str, Any], names: FieldNames) -> KnownListShape | None:
     """The shape of a row written by another program; None for our own shapes."""
     if _find_passages(fields, names)[0] is not None and LIST.recognise(fields, names) == 2:
         return None
     found = next((one for one in KNOWN if one.layout != "rows" and fits(one, fields, names)), None)
-    return None if found is None else PathShape(names, known=found)
+    return None if found is None else KnownListShape(names, known=found)
 
 
-def _read_known(row: Row, shape: PathShape) -> tuple[str, list[OrderedPassage], bool] | RowError:
+def _read_known(row: Row, shape: KnownListShape) -> tuple[str, list[OrderedPassage], bool] | RowError:
     where = f"{row.file}:{row.number}"
     try:
         path, entries = shape.passages_of(row)

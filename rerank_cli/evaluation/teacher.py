@@ -24,7 +24,7 @@ from rerank_cli.errors import UsageError
 from rerank_cli.evaluation.qrels import id_text
 from rerank_cli.formats.choices import Selection, Teacher
 from rerank_cli.formats.shapes import FieldNames, Texts, lookup
-from rerank_cli.formats.shapes.shape import ALL_CONTENT, Exchange, Kind, Shape
+from rerank_cli.formats.shapes.shape import ALL_ROW_CONTENT, Exchange, Kind, Shape
 from rerank_cli.records import RankedList, sigmoid
 
 Grades = Mapping[str, Mapping[str, int]]
@@ -41,7 +41,7 @@ def teacher_kind(name: str, asked: Teacher, grades: Grades | None) -> Kind:
     return Kind(
         name, lambda fields, names: 0, _open, rules.write, refuse=rules.refuse,
         # Training rows hold texts and scores only; leaving out the rest is intended, so nothing is said about it.
-        carries=ALL_CONTENT | {"logits", "marks of truncation"},
+        carries=ALL_ROW_CONTENT | {"logits", "marks of truncation"},
     )  # fmt: skip
 
 

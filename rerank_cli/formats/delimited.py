@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES, MAX_VALUES
-from rerank_cli.formats.content import KNOWN_FIELDS
+from rerank_cli.formats.first_bytes import KNOWN_FIELDS
 from rerank_cli.records import Gap, JsonRow, RowError
 
 TOP1000 = ("query_id", "passage_id", "query", "passage")

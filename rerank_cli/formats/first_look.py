@@ -12,7 +12,7 @@ from itertools import chain
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import is_regular, open_input
-from rerank_cli.formats.content import HEAD_BYTES, KNOWN_FIELDS, Description, described
+from rerank_cli.formats.first_bytes import HEAD_BYTES, KNOWN_FIELDS, Description, describe
 from rerank_cli.formats.shapes import Item, PairShape, Shape, commands_for, commands_for_pair
 from rerank_cli.formats.shapes.fields import lacks_a_value
 from rerank_cli.records import CandidateList, Gap, RowError
@@ -40,10 +40,10 @@ def look_at(items: Iterator[Item], shape: Shape) -> Iterator[Item]:
             break
         first = first or error
         if rows == FIRST_ROWS:
-            raise no_rows(first, rows, shape)
+            raise no_rows_error(first, rows, shape)
     else:
         if first is not None:
-            raise no_rows(first, rows, shape)
+            raise no_rows_error(first, rows, shape)
     return chain(seen, items)
 
 
@@ -66,7 +66,7 @@ def _error_of(item: Item, shape: Shape) -> RowError | None:
     return next((error for error in other if not lacks_a_value(error.message, KNOWN_FIELDS)), None)
 
 
-def no_rows(first: RowError, rows: int, shape: Shape | None = None) -> InputError:
+def no_rows_error(first: RowError, rows: int, shape: Shape | None = None) -> InputError:
     """The failure of a file in which no row was found.
 
     Args:
@@ -116,4 +116,4 @@ def _looks_like(first: RowError) -> Description:
                 head = stream.read(HEAD_BYTES)
         except InputError:
             head = first.raw
-    return described(head, first.file)
+    return describe(head, first.file)

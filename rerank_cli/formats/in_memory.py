@@ -113,7 +113,7 @@ def _stream_of(data: object) -> pa.Table | None:
     return table.cast(schema_without_views(table.schema))
 
 
-def read(rows: Iterable[Row]) -> Iterator[Item]:
+def refuse_lone_surrogates(rows: Iterable[Row]) -> Iterator[Item]:
     """`rows`, with a `RowError` for one that no file could hold: Python's texts may have half a surrogate pair."""
     for row in rows:
         try:

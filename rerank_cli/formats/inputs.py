@@ -1,10 +1,11 @@
 """The inputs of a run as one stream of rows, whatever each file's format.
 
-An input is a file, a folder or a pattern (`parts.py`), on a disk or at a URL (`storage/`). `--in-format` says its
-format, or else its suffix (`.jsonl .ndjson .json`, `.csv`, `.tsv`, `.parquet`, `.trec .run`, each text format also
-compressed). Without a known suffix the content tells (`content.py`), and it overrules a suffix that is certainly wrong:
-Parquet is read as Parquet under any name, and a file of a format that is not read is refused before anything is done.
-The row shape is that of the first rows that have one (`shapes.recognise`); a TREC run is a format and a shape in one.
+An input is a file, a folder or a pattern (`input_folders.py`), on a disk or at a URL (`storage/`). `--in-format` says
+its format, or else its suffix (`.jsonl .ndjson .json`, `.csv`, `.tsv`, `.parquet`, `.trec .run`, each text format also
+compressed). Without a known suffix the content tells (`first_bytes.py`), and it overrules a suffix that is certainly
+wrong: Parquet is read as Parquet under any name, and a file of a format that is not read is refused before anything is
+done. The row shape is that of the first rows that have one (`shapes.recognise`); a TREC run is a format and a shape in
+one.
 """
 
 from __future__ import annotations
@@ -22,9 +23,15 @@ from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats import delimited, json_document, jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
 from rerank_cli.formats.compression import is_regular, open_input, text_suffix
-from rerank_cli.formats.content import HEAD_BYTES, PARQUET_MAGIC, is_top1000, refuse_foreign_format, separated
-from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows
-from rerank_cli.formats.parts import Part, Partition, find_parts, one_format
+from rerank_cli.formats.first_bytes import (
+    HEAD_BYTES,
+    PARQUET_MAGIC,
+    is_top1000,
+    recognise_separated,
+    refuse_foreign_format,
+)
+from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows_error
+from rerank_cli.formats.input_folders import FoundFile, Partition, list_input_files, refuse_mixed_formats
 from rerank_cli.formats.position import Position
 from rerank_cli.formats.shapes import (
     NO_TEXTS,
@@ -38,10 +45,10 @@ from rerank_cli.formats.shapes import (
     Shape,
     Texts,
     detect_shape,
+    good_rows,
     kind_of,
-    no_shape,
+    no_shape_error,
     recognise,
-    sample,
     settle_shape,
     with_titles_of_table,
 )
@@ -107,10 +114,12 @@ def resolve_inputs(paths: Sequence[str], in_format: str = "auto", shape: str = "
         in_format = "trec"
     inputs: list[Input] = []
     for path in paths:
-        parts = [Part(STDIN)] if path == STDIN else find_parts(path, lambda name: text_suffix(name) in FORMATS)
-        found = [Input(part.path, _format_of(part.path, in_format), part.folder, part.partition) for part in parts]
-        if parts[0].folder is not None:
-            one_format(path, (item.format for item in found))
+        files = [FoundFile(STDIN)]
+        if path != STDIN:
+            files = list_input_files(path, lambda name: text_suffix(name) in FORMATS)
+        found = [Input(file.path, _format_of(file.path, in_format), file.folder, file.partition) for file in files]
+        if files[0].folder is not None:
+            refuse_mixed_formats(path, (item.format for item in found))
         inputs += found
     if sum(1 for item in inputs if item.path == STDIN) > 1:
         raise UsageError("stdin (`-`) can be given once")
@@ -158,7 +167,7 @@ def _format_of_content(head: bytes, by_suffix: Format | None) -> Format:
         return "top1000"
     if by_suffix is not None:
         return by_suffix
-    return "trec" if RUN_LINE.match(first.decode(errors="replace")) else separated(head) or "jsonl"
+    return "trec" if RUN_LINE.match(first.decode(errors="replace")) else recognise_separated(head) or "jsonl"
 
 
 def can_be_reread(inputs: Iterable[Input]) -> bool:
@@ -278,14 +287,14 @@ def _open_by_first_rows(
     good = next((row for row in seen if isinstance(row, JsonRow)), None)
     if found is None and good is not None:
         header = any(item.path == good.file and item.format in SEPARATED for item in inputs)
-        raise no_shape(f"{good.file}:{good.number}", good.fields, names, header=header)
+        raise no_shape_error(f"{good.file}:{good.number}", good.fields, names, header=header)
     bad = [row for row in seen if isinstance(row, RowError)]
     if found is None and bad:
-        raise no_rows(bad[0], len(bad))
+        raise no_rows_error(bad[0], len(bad))
     if texts != NO_TEXTS and not (found and (found.texts or found.name == "trec")):
         raise _no_ids_error()
     decided = _open_shape(found or SHAPES["list"], inputs, names, texts)
-    decided = settle_shape(decided, sample(seen) or seen_of_table)
+    decided = settle_shape(decided, good_rows(seen) or seen_of_table)
     for table in [item for item in inputs if item.format == "parquet"][:_TABLE_SAMPLE]:
         decided = with_titles_of_table(decided, partial(_fields_of_table, table))
     if isinstance(decided, FlatShape) and (found_in := next((one for one in inputs if one.format == "top1000"), None)):
@@ -312,7 +321,7 @@ def _open_named(
         return named, look_at(read_items(inputs, named, options), named)
     items = read_items(inputs, named, options)
     first = list(islice(items, FIRST_ROWS))
-    named = settle_shape(named, sample(first))
+    named = settle_shape(named, good_rows(first))
     return named, look_at(chain(first, items), named)
 
 
@@ -336,7 +345,7 @@ def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> 
     found = recognise(iter(rows), [], names)
     kind = found if found is not None and found.tables else detect_shape(columns, names)
     if kind is None and columns:
-        raise no_shape(item.path, rows[0].fields if rows else dict.fromkeys(columns, ...), names)
+        raise no_shape_error(item.path, rows[0].fields if rows else dict.fromkeys(columns, ...), names)
     return kind
 
 

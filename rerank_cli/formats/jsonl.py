@@ -387,7 +387,7 @@ def _escape_surrogates(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def json_document(document: Mapping[str, Any]) -> bytes:
+def dump_document(document: Mapping[str, Any]) -> bytes:
     """A document with indented lines; bytes of a file name that are not UTF-8 are written like `\\udcff`."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace")

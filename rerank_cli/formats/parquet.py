@@ -33,8 +33,8 @@ from rerank_cli.formats.arrow_types import (
     is_list,
     schema_without_views,
 )
+from rerank_cli.formats.input_folders import Partition
 from rerank_cli.formats.parquet_footer import check_magic, refuse_joined
-from rerank_cli.formats.parts import Partition
 from rerank_cli.records import RowError
 from rerank_cli.storage import is_url
 from rerank_cli.storage.reading import ObjectReader

@@ -29,7 +29,7 @@ from rerank_cli.formats.inputs import (
 )
 from rerank_cli.formats.shapes import (
     FlatShape,
-    Groups,
+    GroupShape,
     Item,
     Shape,
 )
@@ -43,7 +43,7 @@ def ordered_by_group(
     inputs: Sequence[Input], shape: Shape, items: Iterator[Item], options: ReadOptions
 ) -> Iterator[Item]:
     """`items`, with the rows of each group brought together where they are scattered and files can be reread."""
-    if not isinstance(shape, Groups) or not can_be_reread(inputs):
+    if not isinstance(shape, GroupShape) or not can_be_reread(inputs):
         return items
     keys = _keys(inputs, shape, replace(options, position=None))  # a look ahead is no progress
     if not _is_scattered(islice(keys, options.skip, options.stop)):
@@ -59,7 +59,7 @@ def ordered_by_group(
     )
 
 
-def _keys(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[tuple[Format, int] | None]:
+def _keys(inputs: Sequence[Input], shape: GroupShape, options: ReadOptions) -> Iterator[tuple[Format, int] | None]:
     """The format and the group of each row; None for a row that cannot be read."""
     for item in inputs:
         if item.format == "parquet" and isinstance(shape, FlatShape):
@@ -96,7 +96,7 @@ def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
     return False
 
 
-def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
+def _gather_lines(inputs: Sequence[Input], shape: GroupShape, options: ReadOptions) -> Iterator[Item]:
     """The rows ordered by first appearance of their group, then by place, through a temporary SQLite file."""
     parse = jsonl.parse_row if inputs[0].format in ("jsonl", *SEPARATED) else jsonl.parse_text_line
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
@@ -119,7 +119,9 @@ def _gather_lines(inputs: Sequence[Input], shape: Groups, options: ReadOptions) 
             spool.close()
 
 
-def _fill(spool: sqlite3.Connection, inputs: Sequence[Input], shape: Groups, options: ReadOptions) -> Iterator[Item]:
+def _fill(
+    spool: sqlite3.Connection, inputs: Sequence[Input], shape: GroupShape, options: ReadOptions
+) -> Iterator[Item]:
     """Store all good rows; yield the others (bad rows, blank lines) at once."""
     groups: dict[int, int] = {}
     rows: list[tuple[int, int, str, int, bytes]] = []

@@ -17,7 +17,16 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from rerank_cli.formats.shapes import PASSAGES, Conversion, FlatShape, ListShape, PathShape, Selection, Shape, lookup
+from rerank_cli.formats.shapes import (
+    PASSAGES,
+    Conversion,
+    FlatShape,
+    KnownListShape,
+    ListShape,
+    Selection,
+    Shape,
+    lookup,
+)
 from rerank_cli.formats.shapes.shape import OF_A_CUT
 from rerank_cli.records import CandidateList, JsonRow, RankedList, RankedPassage, Window
 
@@ -65,7 +74,7 @@ class JsonlSink:
 
 
 class ParquetSink:
-    """Writes one part for each window to a stream (`TableParts`); `finish` makes the file of all parts.
+    """Writes one part for each window to a stream (`ParquetParts`); `finish` makes the file of all parts.
 
     name: of the output, for messages. earlier: opens the files with what was written to the stream so far. like: a
     Parquet input, whose columns the output has if no row is written.
@@ -82,13 +91,13 @@ class ParquetSink:
         like: str | None = None,
     ) -> None:
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
-        from rerank_cli.formats.table_parts import TableParts
+        from rerank_cli.formats.parquet_parts import ParquetParts
 
         self._stream = stream
         self._shape = shape
         self._selection = selection
         self._like = like
-        self._parts = TableParts(name, earlier, score=selection.score)
+        self._parts = ParquetParts(name, earlier, score=selection.score)
         self._parts.restore()
 
     def write(self, ranked: Sequence[RankedList]) -> int:
@@ -199,7 +208,7 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
     if isinstance(shape, ListShape):
         fields = ranked[0].source.rows[0].fields
         passages = shape.passages_path(fields)
-        if isinstance(shape, PathShape) and shape.in_columns:
+        if isinstance(shape, KnownListShape) and shape.in_columns:
             held = lookup(fields, passages) if passages else fields
             in_step = shape.columns_in_step(held) if isinstance(held, Mapping) else ()
             return arrow_ranking.rank_columns(ranked, container=passages, in_step=in_step, **ours)
@@ -219,7 +228,7 @@ def empty_table(schema: pa.Schema, shape: Shape, selection: Selection) -> pa.Tab
 
     nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
     row = ArrowRow("", 1, dict.fromkeys(schema.names, ()), nulls, 0)
-    if isinstance(shape, PathShape):
+    if isinstance(shape, KnownListShape):
         return schema.empty_table()
     if isinstance(shape, ListShape):
         place = schema.get_field_index(shape.passages_path(row.fields)) if schema.names else -1
@@ -234,7 +243,7 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
 
     rows = to_json_rows(ranked_table(shape, ranked, selection))
     for row in rows:
-        if isinstance(shape, PathShape) and shape.in_columns:
+        if isinstance(shape, KnownListShape) and shape.in_columns:
             _drop_empty_lists(row, shape)
             continue
         scored: Any = lookup(row, shape.passages_path(row)) if isinstance(shape, ListShape) else [row]
@@ -248,7 +257,7 @@ def _json_of_table(shape: Shape, ranked: Sequence[RankedList], selection: Select
     return rows
 
 
-def _drop_empty_lists(row: dict[str, Any], shape: PathShape) -> None:
+def _drop_empty_lists(row: dict[str, Any], shape: KnownListShape) -> None:
     """Delete those of our lists about truncation that hold no value, from the object with the lists in step."""
     path = shape.passages_path(row)
     held = lookup(row, path) if path else row

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 from rerank_cli.errors import InputError, OutputError
 from rerank_cli.formats.compression import SUFFIXES, compressed, open_input
 from rerank_cli.formats.inputs import STDIN, Input
-from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.formats.separated_sink import SEPARATORS, SeparatedSink
 from rerank_cli.formats.shapes import Selection, Shape
 from rerank_cli.formats.sinks import JsonlSink, ParquetSink
@@ -282,7 +282,7 @@ class FileDestination:
         with naming(self._out):
             for kind in self._names.results:
                 document |= {kind: self._output_facts(kind, work if kind == "output" else kind)}
-            self._write_whole("report", json_document(document))
+            self._write_whole("report", dump_document(document))
             if "page" in self._names.files:
                 self._write_whole("page", render_report(document, self._names.title))
         with stop.held():
@@ -439,7 +439,7 @@ class StdoutDestination:
         for kind in self._names.results:
             self._place(kind, files[kind], stop)
         render_page = partial(render_report, title=self._names.title)
-        for kind, render in (("report", json_document), ("page", render_page)):
+        for kind, render in (("report", dump_document), ("page", render_page)):
             if kind in files:
                 with naming(self.path(kind)):
                     self.path(kind).write_bytes(render(document))

@@ -22,13 +22,19 @@ from rerank_cli.formats.choices import NO_TEXTS, FieldNames, Selection, Texts
 from rerank_cli.formats.shapes.conversion import Conversion, not_carried, written_as
 from rerank_cli.formats.shapes.fields import lookup, row_error
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.known_shape import PathShape
+from rerank_cli.formats.shapes.known_shape import KnownListShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape, kind_of, recognise
-from rerank_cli.formats.shapes.settle import reading_of, sample, settle_shape, tell_of_late_titles, with_titles_of_table
+from rerank_cli.formats.shapes.settle import (
+    good_rows,
+    reading_of,
+    settle_shape,
+    tell_of_late_titles,
+    with_titles_of_table,
+)
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
-from rerank_cli.formats.shapes.suggestions import commands_for, commands_for_pair, no_shape
+from rerank_cli.formats.shapes.suggestions import commands_for, commands_for_pair, no_shape_error
 from rerank_cli.formats.shapes.trec import RUN_LINE, TrecShape
 
 __all__ = [
@@ -41,13 +47,13 @@ __all__ = [
     "Exchange",
     "FieldNames",
     "FlatShape",
+    "GroupShape",
     "Grouped",
-    "Groups",
     "Item",
     "Kind",
+    "KnownListShape",
     "ListShape",
     "PairShape",
-    "PathShape",
     "ReadsColumns",
     "Selection",
     "Shape",
@@ -56,19 +62,19 @@ __all__ = [
     "commands_for",
     "commands_for_pair",
     "detect_shape",
+    "good_rows",
     "kind_of",
     "lookup",
-    "no_shape",
+    "no_shape_error",
     "not_carried",
     "reading_of",
     "recognise",
     "row_error",
-    "sample",
     "settle_shape",
     "tell_of_late_titles",
     "with_titles_of_table",
     "written_as",
 ]
 
-Groups = FlatShape | TrecShape
+GroupShape = FlatShape | TrecShape
 """Shapes whose lists span several rows, held together by the `group_key` of each."""

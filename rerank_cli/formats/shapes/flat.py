@@ -41,7 +41,7 @@ from rerank_cli.formats.shapes.shape import (
     candidates,
     is_own_output,
     own_fields,
-    scored,
+    with_scores,
 )
 from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RankedList, Row, RowError
 
@@ -68,7 +68,7 @@ def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iter
         for name, value in passage.items():
             if name != "text" and not (name in ALIASES["passage_id"] and value == identity):
                 own[f"passage.{name}" if name in taken else name] = value
-        yield scored({**of_list, **own}, entry, selection)
+        yield with_scores({**of_list, **own}, entry, selection)
 
 
 FLAT = Kind("flat", _recognise, lambda names, texts: FlatShape(names), _write, tables=True)
@@ -143,7 +143,7 @@ class FlatShape:
         rows = ranked.source.rows
         again = "rank" in rows[0].fields and is_own_output([row.fields for row in rows])
         for entry in ranked.ranking:
-            yield scored(rows[entry.index].fields, entry, selection, again=again)
+            yield with_scores(rows[entry.index].fields, entry, selection, again=again)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""

@@ -46,15 +46,15 @@ from rerank_cli.formats.shapes.shape import (
     is_own_output,
     kept_under_prefix,
     own_fields,
-    scored,
     scores_of,
+    with_scores,
 )
 from rerank_cli.formats.text_index import TextFile, open_texts
 from rerank_cli.records import CandidateList, ImagePassage, JsonRow, Passage, RankedList, Row
 
 
 @dataclass(frozen=True, slots=True)
-class PathShape(ListShape):
+class KnownListShape(ListShape):
     """Rows of a known shape whose passages stand in one row. queries, corpus: the texts of rows of ids."""
 
     known: KnownShape = KNOWN[0]
@@ -294,9 +294,9 @@ def looked_up(texts: TextFile, identity: object, what: str) -> str:
 
 def _scored_passage(passage: Any, entry: Any, selection: Selection, *, again: bool) -> Any:
     if isinstance(passage, (list, tuple)):  # LangChain's (document, score): ours belong to the document
-        return [scored(passage[0], entry, selection), *passage[1:]]
+        return [with_scores(passage[0], entry, selection), *passage[1:]]
     own = {"text": passage} if isinstance(passage, str) else passage
-    return scored(own, entry, selection, again=again)
+    return with_scores(own, entry, selection, again=again)
 
 
 def _flattened(own: object, passage: Passage) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def _is_scalar(value: object) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class IdRows(FlatShape):
+class IdPairShape(FlatShape):
     """One pair of ids a row, whose texts are in files."""
 
     queries: TextFile | None = None
@@ -343,7 +343,7 @@ def open_known(known: KnownShape, names: FieldNames, texts: Texts) -> ListShape 
         corpus, told = open_corpus(texts.corpus, names.text)
         names = replace(names, text=None)  # it names the text in the corpus
     if known.layout != "rows":
-        return PathShape(names, told=told, known=known, queries=queries, corpus=corpus)
+        return KnownListShape(names, told=told, known=known, queries=queries, corpus=corpus)
     names = replace(
         names,
         query=names.query or known.query[0],
@@ -351,7 +351,7 @@ def open_known(known: KnownShape, names: FieldNames, texts: Texts) -> ListShape 
         id=names.id or known.id[0],
         group_by=names.group_by or known.query_id[0],
     )
-    return IdRows(names, told, queries=queries, corpus=corpus) if known.ids_only else FlatShape(names)
+    return IdPairShape(names, told, queries=queries, corpus=corpus) if known.ids_only else FlatShape(names)
 
 
 def fits(known: KnownShape, fields: Mapping[str, Any], names: FieldNames) -> bool:
@@ -360,7 +360,7 @@ def fits(known: KnownShape, fields: Mapping[str, Any], names: FieldNames) -> boo
         return False
     if known.layout == "rows":
         return known.ids_only and all(_is_scalar(fields.get(path)) for path in (*known.query, *known.text))
-    shape = PathShape(names, known=known)
+    shape = KnownListShape(names, known=known)
     row = JsonRow("", 0, fields, b"")
     try:
         query = shape.query_of(row)
@@ -372,7 +372,7 @@ def fits(known: KnownShape, fields: Mapping[str, Any], names: FieldNames) -> boo
         return problem.code in ("two-fields", "out-of-step")
 
 
-def _reads(shape: PathShape, passage: object, row: Row) -> bool:
+def _reads(shape: KnownListShape, passage: object, row: Row) -> bool:
     if isinstance(passage, str):
         return True
     try:

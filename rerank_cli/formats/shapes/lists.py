@@ -50,7 +50,7 @@ from rerank_cli.formats.shapes.shape import (
     is_own_output,
     own_fields,
     passage_error,
-    scored,
+    with_scores,
 )
 from rerank_cli.records import CandidateList, Gap, Passage, RankedList, Row, RowError
 
@@ -87,7 +87,7 @@ def _can_be_read(fields: Mapping[str, Any]) -> bool:
 
 def _write(exchange: Exchange, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
     again = is_own_output(exchange.passages)
-    passages = [scored(exchange.passages[entry.index], entry, selection, again=again) for entry in ranked.ranking]
+    passages = [with_scores(exchange.passages[entry.index], entry, selection, again=again) for entry in ranked.ranking]
     yield {**exchange.fields, "query": exchange.query, PASSAGES: passages}
 
 
@@ -225,7 +225,7 @@ class ListShape:
         for entry in ranked.ranking:
             passage = passages[entry.index]
             own = {"text": passage} if isinstance(passage, str) else passage
-            entries.append(scored(own, entry, selection, again=again))
+            entries.append(with_scores(own, entry, selection, again=again))
         row = with_value(fields, path, written_like(held, entries))
         return [self.with_siblings(row, ranked) if self.siblings else row]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from rerank_cli.formats.choices import Selection
 from rerank_cli.formats.shapes.fields import columns_of, id_columns_of, identity_of, passage_columns_of
 from rerank_cli.formats.shapes.flat import FLAT, FlatShape, read_pair
-from rerank_cli.formats.shapes.shape import Exchange, Kind, RowShape, scored
+from rerank_cli.formats.shapes.shape import Exchange, Kind, RowShape, with_scores
 from rerank_cli.records import CandidateList, RankedList, Row
 
 PAIR = Kind("pair", lambda fields, names: 0, lambda names, texts: PairShape(names), FLAT.write, tables=True)
@@ -29,7 +29,7 @@ class PairShape(RowShape):
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
         """See `Shape`."""
         for entry in ranked.ranking:
-            yield scored(ranked.source.rows[0].fields, entry, selection, ranks=False)
+            yield with_scores(ranked.source.rows[0].fields, entry, selection, ranks=False)
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""

@@ -14,13 +14,13 @@ from rerank_cli.formats.choices import NO_TEXTS, FieldNames
 from rerank_cli.formats.shapes.cohere import COHERE
 from rerank_cli.formats.shapes.fields import RowProblem, lacks_a_value
 from rerank_cli.formats.shapes.flat import FLAT, has_passage
+from rerank_cli.formats.shapes.jq_programs import by_column
 from rerank_cli.formats.shapes.known_shape import ALL_NAMES, KINDS
 from rerank_cli.formats.shapes.lists import LIST, has_list
 from rerank_cli.formats.shapes.nim import NIM
 from rerank_cli.formats.shapes.openai_batch import OPENAI_BATCH
-from rerank_cli.formats.shapes.rearrangements import by_column
 from rerank_cli.formats.shapes.shape import Item, Kind, ReadsRows
-from rerank_cli.formats.shapes.suggestions import no_shape, suggested
+from rerank_cli.formats.shapes.suggestions import no_shape_error, suggested
 from rerank_cli.formats.shapes.tei import TEI
 from rerank_cli.formats.shapes.trec import TREC
 from rerank_cli.records import Gap, JsonRow, Passage
@@ -120,7 +120,7 @@ def _one_reading(possible: Mapping[str, int], rows: Sequence[JsonRow], names: Fi
         return ids
     unread = own and readings and not any(map(any, readings.values()))
     if unread and not _is_null_alone(best, rows[0], names) and suggested(rows[0].fields, names):
-        raise no_shape(f"{rows[0].file}:{rows[0].number}", rows[0].fields, names)
+        raise no_shape_error(f"{rows[0].file}:{rows[0].number}", rows[0].fields, names)
     for name, found in readings.items():
         for row, ours, theirs in zip(rows, readings[best.name], found, strict=True):
             if ours is not None and theirs is not None and ours != theirs:

@@ -18,7 +18,7 @@ from rerank_cli.formats.choices import NO_IMAGES
 from rerank_cli.formats.shapes.conversion import Conversion
 from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, as_list, field_paths, lookup, name_in_row, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.known_shape import PathShape
+from rerank_cli.formats.shapes.known_shape import KnownListShape
 from rerank_cli.formats.shapes.lists import BELONGS, ListShape
 from rerank_cli.formats.shapes.shape import OF_A_CUT, OWN_PREFIX, Grouped, Item, Shape, is_own_output
 from rerank_cli.records import CandidateList, Gap, Row, RowError
@@ -61,7 +61,7 @@ def _siblings(shape: ListShape, rows: Sequence[Row]) -> tuple[str, ...]:
         paths = field_paths(asked)
         _refuse_missing("--siblings", paths, [row.fields for row in rows], rows)
         return paths
-    if isinstance(shape, PathShape):
+    if isinstance(shape, KnownListShape):
         return () if shape.in_columns else shape.known.together
     counts = list(_counts(shape, rows))
     sure: list[str] = []
@@ -164,7 +164,7 @@ def _counts(shape: ListShape, rows: Sequence[Row]) -> Iterator[tuple[int, dict[s
 
 def _notes(shape: ListShape | FlatShape, rows: Sequence[Row], reading: str, title: str | None) -> Iterator[str]:
     """How the rows are read, the note about titles, and which of the user's fields are renamed."""
-    if isinstance(shape, PathShape):
+    if isinstance(shape, KnownListShape):
         yield f"read as {shape.known.name} ({shape.known.of}): {reading}"
     if isinstance(shape, ListShape) and shape.siblings:
         yield "in step with the passages: " + ", ".join(f"`{path}`" for path in shape.siblings)
@@ -174,7 +174,7 @@ def _notes(shape: ListShape | FlatShape, rows: Sequence[Row], reading: str, titl
         again = is_own_output([row.fields for row in rows[:1]])
     else:
         again = any(map(is_own_output, _lists_of_passages(shape, rows)))
-    in_rows = isinstance(shape, PathShape) and shape.in_columns
+    in_rows = isinstance(shape, KnownListShape) and shape.in_columns
     places = [row.fields for row in rows] if in_rows else _places(shape, rows)
     own = [name for name in _OURS if any(name in one for one in places)]
     own = [name for name in own if name != "cosine" or "logit" not in own]
@@ -185,7 +185,7 @@ def _notes(shape: ListShape | FlatShape, rows: Sequence[Row], reading: str, titl
 
 def _titles_of(shape: ListShape | FlatShape) -> tuple[str, ...]:
     """The paths of titles that are not read; none where the user asked for a title, or was told of one already."""
-    titles = shape.known.title if isinstance(shape, PathShape) else ("title",)
+    titles = shape.known.title if isinstance(shape, KnownListShape) else ("title",)
     asked = field_paths(shape.names.text) if shape.names.text else ()
     return () if shape.title_told or "title" in asked or any(title in asked for title in titles) else titles
 
@@ -231,7 +231,7 @@ def tell_of_late_titles(lists: Iterable[Grouped], shape: Shape, tell: Callable[[
 
 def reading_of(shape: Shape, rows: Sequence[Row]) -> dict[str, str]:
     """Which field is read for which role, by the first good row."""
-    if isinstance(shape, PathShape):
+    if isinstance(shape, KnownListShape):
         for row in rows:
             try:
                 shape.query_of(row)
@@ -276,6 +276,6 @@ def _first_at(fields: Mapping[str, Any], paths: Iterable[str]) -> str:
     return next((path for path in paths if path and lookup(fields, path) is not None), "")
 
 
-def sample(rows: Iterable[Item]) -> list[Row]:
+def good_rows(rows: Iterable[Item]) -> list[Row]:
     """The good rows among these."""
     return [row for row in rows if not isinstance(row, (RowError, Gap))]

@@ -28,10 +28,10 @@ _SCORES = frozenset({"logit", "cosine", "dot"})
 
 Item = Row | RowError | Gap
 Grouped = CandidateList | RowError | Gap
-Content = Literal["query ids", "fields of rows", "texts", "passage ids", "fields of passages"]
+RowContent = Literal["query ids", "fields of rows", "texts", "passage ids", "fields of passages"]
 Outcome = Literal["logits", "marks of truncation", "prob", "probability"]
 
-ALL_CONTENT: frozenset[Content] = frozenset(
+ALL_ROW_CONTENT: frozenset[RowContent] = frozenset(
     ("query ids", "fields of rows", "texts", "passage ids", "fields of passages")
 )
 ALL_OUTCOMES: frozenset[Outcome] = frozenset(("logits", "marks of truncation", "prob", "probability"))
@@ -69,8 +69,8 @@ class Kind:
     recognise: Callable[[Mapping[str, Any], FieldNames], int]
     open: Callable[[FieldNames, Texts], Shape]
     write: Callable[[Exchange, RankedList, Selection], Iterator[dict[str, Any]]]
-    has: frozenset[Content] = ALL_CONTENT
-    carries: frozenset[Content | Outcome] = ALL_CONTENT | ALL_OUTCOMES
+    has: frozenset[RowContent] = ALL_ROW_CONTENT
+    carries: frozenset[RowContent | Outcome] = ALL_ROW_CONTENT | ALL_OUTCOMES
     tables: bool = False
     texts: bool = False
     sigmoids: bool = False
@@ -209,7 +209,7 @@ def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True)
     return ours
 
 
-def scored(
+def with_scores(
     own: Mapping[str, Any], entry: RankedPassage, selection: Selection, *, ranks: bool = True, again: bool = False
 ) -> dict[str, Any]:
     """A copy of a row or passage with our fields at its end.

@@ -13,10 +13,10 @@ from typing import Any
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import FieldNames
-from rerank_cli.formats.shapes import rearrangements
+from rerank_cli.formats.shapes import jq_programs
 from rerank_cli.formats.shapes.fields import ALIASES, RowProblem, as_list, lookup, opened_json, shown_names
 from rerank_cli.formats.shapes.flat import FlatShape
-from rerank_cli.formats.shapes.known_shape import KINDS, PathShape
+from rerank_cli.formats.shapes.known_shape import KINDS, KnownListShape
 from rerank_cli.formats.shapes.lists import BELONGS, ListShape
 from rerank_cli.formats.shapes.other_programs import KNOWN
 from rerank_cli.records import JsonRow
@@ -33,7 +33,7 @@ _PYTHON_LIST = re.compile(r"\[\s*['\"{(]")
 _NUMBER = re.compile(r"\s*[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?\s*")
 
 
-def no_shape(where: str, fields: Mapping[str, Any], names: FieldNames, *, header: bool = False) -> InputError:
+def no_shape_error(where: str, fields: Mapping[str, Any], names: FieldNames, *, header: bool = False) -> InputError:
     """The error of an input whose first row has no shape, with the options that would read it, if any are found.
 
     header: the field names come from the first line of the file.
@@ -91,20 +91,20 @@ def _program(fields: Mapping[str, Any], names: FieldNames) -> tuple[str, str, st
         return names.query or _likeliest({name: one for name, one in rest.items() if isinstance(one, str)}, _QUERIES)
 
     found = (
-        ("the table is written column by column", rearrangements.by_column(fields), "writes a row a line"),
+        ("the table is written column by column", jq_programs.by_column(fields), "writes a row a line"),
         (
             _IDS_OF_QUERIES,
-            rearrangements.by_query_id(fields),
+            jq_programs.by_query_id(fields),
             "makes rows of them, whose texts --queries and --corpus hold",
         ),
         (
             "the passages stand in numbered fields",
-            rearrangements.numbered(fields, _text_within, query_of),
+            jq_programs.numbered(fields, _text_within, query_of),
             "makes a list of them",
         ),
         (_DEEPER, _rows_within(fields), "takes them out"),
-        (_GROUPS, rearrangements.in_groups(fields, passage_text), "makes one list of them"),
-        (_GOOD_AND_BAD, rearrangements.good_and_bad(lists), "makes one list of them"),
+        (_GROUPS, jq_programs.in_groups(fields, passage_text), "makes one list of them"),
+        (_GOOD_AND_BAD, jq_programs.good_and_bad(lists), "makes one list of them"),
     )
     words, program, end = next((one for one in found if one[1]), ("", "", ""))
     if program and words == _DEEPER and "to_entries" in program:
@@ -229,7 +229,7 @@ def suggested(fields: Mapping[str, Any], names: FieldNames, *, only: str | None 
     asked = replace(names, **{_FIELDS[option]: value for option, value in pairs if option in _FIELDS})
     shape: ListShape | FlatShape = FlatShape(asked) if asked.passages is None else ListShape(asked)
     if "--shape" in options:
-        shape = PathShape(asked, known=next(one for one in KNOWN if one.name == "msmarco"))
+        shape = KnownListShape(asked, known=next(one for one in KNOWN if one.name == "msmarco"))
     try:
         return options if options and shape.read(JsonRow("", 0, fields, b"")) else []
     except RowProblem:

@@ -28,7 +28,7 @@ from rerank_cli.formats.parquet import (
     read_schema,
     row_count,
 )
-from rerank_cli.formats.table_parts import TableParts
+from rerank_cli.formats.parquet_parts import ParquetParts
 from rerank_cli.records import RowError
 from tests.conftest import TableFile, run_files, write_table
 
@@ -476,7 +476,7 @@ def test_a_schema_that_grows_keeps_the_metadata_and_the_types_written(out: Path)
 def test_parts_of_an_earlier_process_bind_the_later_ones(out: Path) -> None:
     first = TableFile(out)
     held = first.parts.of_rows([{"a": 1}]) + first.parts.of_rows([{"b": "x"}])
-    again = TableParts("out.parquet", lambda: [pa.BufferReader(held)])
+    again = ParquetParts("out.parquet", lambda: [pa.BufferReader(held)])
     again.restore()
     assert again.schema.equals(first.parts.schema, check_metadata=True)
     with pytest.raises(OutputError, match=r"field `a` .* it holds int64 and string"):

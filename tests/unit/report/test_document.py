@@ -12,7 +12,7 @@ import rerank_cli
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.evaluation.measures import Comparison, Evaluation
 from rerank_cli.evaluation.significance import Significance
-from rerank_cli.formats.jsonl import json_document
+from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine, describe_machine
 from rerank_cli.machine.this_process import peak_rss_bytes
@@ -169,6 +169,6 @@ def test_the_peak_of_memory_is_in_bytes() -> None:
 
 
 def test_a_document_is_written_for_people_and_programs() -> None:
-    data = json_document({"name": "é\udcff", "n": 1})
+    data = dump_document({"name": "é\udcff", "n": 1})
     assert data.decode() == '{\n  "name": "é\\udcff",\n  "n": 1\n}\n'
     assert json.loads(data) == {"name": "é\udcff", "n": 1}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
-from rerank_cli.formats.shapes import READABLE, SHAPES, FieldNames, ListShape, PathShape, Texts
+from rerank_cli.formats.shapes import READABLE, SHAPES, FieldNames, KnownListShape, ListShape, Texts
 from rerank_cli.formats.shapes.other_programs import KNOWN, SAME_AS
 from rerank_cli.records import CandidateList
 from tests.conftest import run_files, write_lines, write_table
@@ -69,7 +69,7 @@ def test_a_known_shape_is_found_without_an_option_and_told(tmp_path: Path, name:
     shape, build = ROWS[name]
     path = write(tmp_path / f"in.{kind}", [build(QUERY, "q7", FOUND), build("tea", "q8", FOUND[:2])])
     found = opened(path)
-    assert isinstance(found, PathShape)
+    assert isinstance(found, KnownListShape)
     assert found.known.name == shape
     assert found.told[0].startswith(f"read as {shape} (")
     first, second = lists(path)

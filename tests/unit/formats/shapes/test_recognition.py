@@ -12,7 +12,7 @@ import pytest
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
 from rerank_cli.formats.shapes import NO_TEXTS, SHAPES, FieldNames, Item, Selection, not_carried, recognise, written_as
-from rerank_cli.formats.shapes.suggestions import no_shape
+from rerank_cli.formats.shapes.suggestions import no_shape_error
 from rerank_cli.records import CandidateList, RowError
 from tests.conftest import json_rows, ranked_of, write_lines, write_table
 
@@ -275,6 +275,6 @@ def test_a_probability_that_is_asked_for_and_has_no_place_is_told(name: str, car
 
 def test_a_named_list_whose_passages_have_no_known_text_is_refused_by_what_they_have() -> None:
     with pytest.raises(InputError, match="no text is known in the passages of `docs`: the first has `docid`, `body`"):
-        raise no_shape(
+        raise no_shape_error(
             "own.jsonl:1", {"question": "a", "docs": [{"docid": 1, "body": "b"}]}, FieldNames(passages="docs")
         )

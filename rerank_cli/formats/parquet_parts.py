@@ -1,7 +1,7 @@
 """Tables into one Parquet file whose schema may grow.
 
 A Parquet file has one schema, which is known only with the last window, and is useless without the footer at its end.
-So windows wait as Arrow streams (`TableParts`), and one pass at the end makes the file: a row group for each window,
+So windows wait as Arrow streams (`ParquetParts`), and one pass at the end makes the file: a row group for each window,
 with one window in memory. When a later window widens the schema, the values of earlier ones are checked again, as they
 must fit too; fields and types rarely change after the first windows.
 """
@@ -36,7 +36,7 @@ from rerank_cli.formats.parquet import arrow_reason
 _PART_LENGTH = struct.Struct("<Q")
 
 
-class TableParts:
+class ParquetParts:
     """The tables of one output: parts that wait, one for each window, and a Parquet file when all are there.
 
     A part is the length of an Arrow stream (8 bytes, little-endian) and the stream, which holds a table. Arrow streams

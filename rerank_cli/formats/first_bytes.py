@@ -1,7 +1,7 @@
 """What the first bytes of a file tell: its format, and for one that is not read the command that converts it.
 
-`foreign` knows the magic bytes of formats, and texts that tell what they are (an error page, a pointer of Git LFS). It
-answers only where it is certain. `described` also says what a file without rows looks like.
+`recognise_foreign` knows the magic bytes of formats, and texts that tell what they are (an error page, a pointer of Git
+LFS). It answers only where it is certain. `describe` also says what a file without rows looks like.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Description:
     hint: str | None = None
 
 
-def foreign(head: bytes, path: str) -> Description | None:
+def recognise_foreign(head: bytes, path: str) -> Description | None:
     """The format of a file with this head, if it is certainly not one that is read. path: for the command."""
     file = shlex.quote(path)
     for magic, words, command in _MAGICS:
@@ -131,13 +131,13 @@ def _is_meant(magic: bytes, head: bytes) -> bool:
 
 def refuse_foreign_format(head: bytes, path: str) -> None:
     """`InputError` for a file whose format is certainly not one that is read."""
-    if (found := foreign(head, path)) is not None:
+    if (found := recognise_foreign(head, path)) is not None:
         raise InputError(f"{path}: is {found.words}", hint=found.hint)
 
 
-def described(head: bytes, path: str) -> Description:
+def describe(head: bytes, path: str) -> Description:
     """What a file without a row looks like. head: the first bytes of its content, unpacked."""
-    if (found := foreign(head, path)) is not None:
+    if (found := recognise_foreign(head, path)) is not None:
         return found
     if head.startswith(PARQUET_MAGIC):
         return Description("Parquet", "give the name of the file itself, ending in .parquet")
@@ -157,7 +157,7 @@ def _describe_lines(text: bytes, first: bytes, file: str) -> Description:
     if (at := first.find(b"{")) > 0 and is_json(first[at:]):
         words = f"JSON lines with {_excerpt(first[:at])} before each"
         return Description(words, f"`sed 's/^[^{{]*//' {file} > {file}.jsonl`")
-    if (kind := separated(text)) is not None:
+    if (kind := recognise_separated(text)) is not None:
         return Description(f"{kind.upper()} with a header", f"`--in-format {kind}`")
     if is_top1000(text):
         return Description("TSV without a header: two ids, query, passage", "`--in-format top1000`")
@@ -191,7 +191,7 @@ def _is_begun(line: bytes) -> bool:
     return text[end:].lstrip().startswith("{")
 
 
-def separated(head: bytes) -> Literal["csv", "tsv"] | None:
+def recognise_separated(head: bytes) -> Literal["csv", "tsv"] | None:
     """`csv` or `tsv` for text whose first line is a header with names that rows have; else None."""
     line = head.removeprefix(_MARK).partition(b"\n")[0].decode(errors="replace").strip()
     kinds: tuple[tuple[Literal["csv", "tsv"], str], ...] = (("tsv", "\t"), ("csv", ",;|"))

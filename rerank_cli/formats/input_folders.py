@@ -1,8 +1,8 @@
-"""Files that are one input: a folder of parts, or a pattern.
+"""Which files an input is: one, those of a folder, or those that a pattern matches.
 
-Folders are read as Spark, Dask and polars write them: all parts below, in the order of their names (numbers in names
-count as numbers, so `9.part` comes before `10.part`). Hidden files, names that begin with `_` (`_SUCCESS`), and the
-errors and reports of earlier runs (`OUT.errors.jsonl` beside `OUT`) are left out. As in Hive, a folder named
+Folders are read as Spark, Dask and polars write them: all data files below, in the order of their names (numbers in
+names count as numbers, so `9.part` comes before `10.part`). Hidden files, names that begin with `_` (`_SUCCESS`), and
+the errors and reports of earlier runs (`OUT.errors.jsonl` beside `OUT`) are left out. As in Hive, a folder named
 `key=value` gives each row below it the field `key`: a number if all values of the key in this input are whole numbers,
 null for `__HIVE_DEFAULT_PARTITION__`.
 """
@@ -28,7 +28,7 @@ _PART_NAME = re.compile(r"part-.*|.*\.part", re.IGNORECASE)  # Hadoop, Dask: no 
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FoundFile:
     """A file of an input. folder: the folder that the user named, if any; partition: the fields that its path gives."""
 
     path: str
@@ -36,13 +36,13 @@ class Part:
     partition: Partition = ()
 
 
-def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+def list_input_files(path: str, is_data: Callable[[str], bool]) -> list[FoundFile]:
     """The files that `path` stands for: itself, those in a folder, or those that a pattern matches.
 
     is_data: whether the name of a file in a folder has the suffix of a format.
     """
     if is_url(path):
-        return _parts_of_url(path, is_data)
+        return _files_of_url(path, is_data)
     folder = Path(path)
     if folder.is_dir():
         files = list(data_files(folder, is_data))
@@ -52,13 +52,13 @@ def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
             raise InputError(f"{path}: no file in the folder has the suffix of a format: {has}")
         return _with_partitions(path, [(str(file), file.relative_to(folder).parts[:-1]) for file in files])
     if not glob.has_magic(path) or folder.exists():
-        return [Part(path)]
-    matches = sorted(glob.glob(path, recursive=True), key=natural)  # noqa: PTH207 (a path may be absolute)
+        return [FoundFile(path)]
+    matches = sorted(glob.glob(path, recursive=True), key=_natural_key)  # noqa: PTH207 (a path may be absolute)
     found = [
-        part
+        file
         for match in matches
         if not _is_hidden(Path(match).name) and not _is_beside(match, lambda name: Path(name).exists())
-        for part in find_parts(match, is_data)
+        for file in list_input_files(match, is_data)
     ]
     if not found:
         raise InputError(f"{path}: no file matches")
@@ -67,7 +67,7 @@ def find_parts(path: str, is_data: Callable[[str], bool]) -> list[Part]:
 
 def data_files(folder: Path, is_data: Callable[[str], bool]) -> Iterator[Path]:
     """The data files below a folder, in the order of their names."""
-    for path in sorted(folder.rglob("*"), key=lambda path: natural(str(path))):
+    for path in sorted(folder.rglob("*"), key=lambda path: _natural_key(str(path))):
         hidden = any(map(_is_hidden, path.relative_to(folder).parts))
         if hidden or _is_beside(str(path), lambda name: Path(name).exists()) or not path.is_file():
             continue
@@ -81,22 +81,22 @@ def _is_beside(name: str, is_there: Callable[[str], bool]) -> bool:
     return bool(base) and is_there(base)
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def _natural_key(name: str) -> list[tuple[int, str]]:
     """A key that sorts names with the numbers in them as numbers."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
 
 
-def _parts_of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+def _files_of_url(path: str, is_data: Callable[[str], bool]) -> list[FoundFile]:
     """The objects that a URL stands for: itself, those below a prefix, or those that a pattern matches."""
     try:
         if not glob.has_magic(path):
-            return [Part(path)] if not path.endswith("/") and is_object(path) else _parts_below(path, is_data)
+            return [FoundFile(path)] if not path.endswith("/") and is_object(path) else _files_below(path, is_data)
         matches = matching_objects(path)
         found = [
-            part
-            for match in sorted(matches, key=natural)
+            file
+            for match in sorted(matches, key=_natural_key)
             if not _is_hidden(match.rstrip("/").rpartition("/")[2]) and not _is_beside(match, matches.__contains__)
-            for part in (_parts_below(match, is_data) if match.endswith("/") else [Part(match)])
+            for file in (_files_below(match, is_data) if match.endswith("/") else [FoundFile(match)])
         ]
     except OSError as error:
         raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
@@ -105,12 +105,12 @@ def _parts_of_url(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     return found
 
 
-def _parts_below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
+def _files_below(path: str, is_data: Callable[[str], bool]) -> list[FoundFile]:
     folder = path.rstrip("/") + "/"
     names = [url[len(folder) :] for url in objects_below(folder)]
     files = [
         name
-        for name in sorted(names, key=natural)
+        for name in sorted(names, key=_natural_key)
         if not any(map(_is_hidden, name.split("/")))
         and not _is_beside(name, names.__contains__)
         and (is_data(name.rpartition("/")[2]) or _PART_NAME.fullmatch(name.rpartition("/")[2]))
@@ -120,11 +120,11 @@ def _parts_below(path: str, is_data: Callable[[str], bool]) -> list[Part]:
     if names:
         inside = ", ".join(f"`{name}`" for name in sorted(names)[:5])
         raise InputError(f"{path}: no object below it has the suffix of a format: it has {inside}")
-    return [Part(path.rstrip("/"))]  # opening it says that there is none
+    return [FoundFile(path.rstrip("/"))]  # opening it says that there is none
 
 
-def _with_partitions(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> list[Part]:
-    """The parts of a folder. files: the path of each, and the names of the folders between."""
+def _with_partitions(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> list[FoundFile]:
+    """The files of a folder. files: the path of each, and the names of the folders between."""
     keys = [
         [(unquote(key), unquote(value)) for key, equals, value in (name.partition("=") for name in folders) if equals]
         for _, folders in files
@@ -139,14 +139,14 @@ def _with_partitions(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> l
         tuple((name, None if value == _NULL else int(value) if whole[name] else value) for name, value in found)
         for found in keys
     ]
-    return [Part(file, path, fields) for (file, _), fields in zip(files, partitions, strict=True)]
+    return [FoundFile(file, path, fields) for (file, _), fields in zip(files, partitions, strict=True)]
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def one_format(path: str, formats: Iterable[str]) -> None:
+def refuse_mixed_formats(path: str, formats: Iterable[str]) -> None:
     """`InputError` for a folder whose files have several formats: some of them may not be data."""
     found = sorted(set(formats))
     if len(found) > 1:
