@@ -57,11 +57,13 @@ _query_of = itemgetter(slice(QUERY_BYTES))
 _WHOLE = 0x2144DF1C  # the CRC-32 of any data followed by its own CRC-32
 _AT_A_TIME = 500  # keys in a statement; old versions of SQLite take 999 values
 _OF_KEYS = "FROM scores WHERE key IN "
+_DAY = "CAST(day AS INTEGER)"  # another program may have made it a text or a fraction, which no statement may end at
 _RANGE_KEYS = 8  # from so many keys of a query on, a range is faster
 _RANGE_ROWS = 64  # a range may have so many rows more than twice the keys
 _CACHE_KIB = 16 * 1024
 _BUSY_SECONDS = 10.0
 _DAY_SECONDS = 86400
+_MOST = 10**15  # tokens or seconds that a store can have seen; a text and infinity lie above it
 _KEPT_SHARE = 0.9  # of the limit, after eviction
 _BESIDE = 24  # bytes of an entry besides its value: key, day, header
 _ROOM = 1.7  # bytes of the file per byte of entries: a split page is half full; measured: 1.4 to 1.75
@@ -172,14 +174,15 @@ class ScoreStore:
                 self._fault(error, reading=False)
 
     def rate(self, basis: bytes) -> Rate:
-        """What computing pairs has cost so far; see `add`."""
+        """What computing pairs has cost so far; see `add`. Unknown if another program has made it no finite number."""
         with self._lock:
             try:
                 if self._reads:
-                    row = self._database.execute("SELECT tokens, seconds FROM rates WHERE basis = ?", (basis,))
+                    which = "FROM rates WHERE basis = ? AND tokens BETWEEN 0 AND ? AND seconds BETWEEN 0 AND ?"
+                    row = self._database.execute(f"SELECT tokens, seconds {which}", (basis, _MOST, _MOST))
                     for tokens, seconds in row:
                         return Rate(int(tokens), float(seconds))
-            except (sqlite3.Error, TypeError, ValueError) as error:
+            except sqlite3.Error as error:
                 self._fault(error, reading=False)
         return Rate()
 
@@ -226,7 +229,7 @@ class ScoreStore:
         Python's sqlite3 gives the interpreter's lock away for each row. Where other threads want it too, that takes
         three times as long as writing rows in hexadecimal digits and reading them.
         """
-        fields = "hex(key) || ' ' || hex(value) || ' ' || CAST(day AS INTEGER)"
+        fields = f"hex(key) || ' ' || hex(value) || ' ' || {_DAY}"
         (text,) = self._database.execute(f"SELECT group_concat({fields}, ' ') FROM ({which})", parameters).fetchone()
         words = text.decode("ascii").split(" ") if text else []
         return [
@@ -289,12 +292,12 @@ class ScoreStore:
             with self._transaction():
                 for day, keys in old.items():
                     for some, asked in _in_chunks(keys):
-                        which = f"{_OF_KEYS}({asked}) AND day = ?"  # another process may have renewed some already
+                        which = f"{_OF_KEYS}({asked}) AND {_DAY} = ?"  # another process may have renewed some already
                         size = self._database.execute(
                             f"SELECT total(length(value) + {_BESIDE}) {which}", (*some, day)
                         ).fetchone()[0]
                         self._database.execute(
-                            f"UPDATE scores SET day = ? WHERE key IN ({asked}) AND day = ?", (today, *some, day)
+                            f"UPDATE scores SET day = ? WHERE key IN ({asked}) AND {_DAY} = ?", (today, *some, day)
                         )
                         self._count(day, -int(size))
                         self._count(today, int(size))
@@ -311,7 +314,7 @@ class ScoreStore:
             with self._transaction():
                 for query in queries:
                     some = (query, query + _LAST, today)
-                    sizes = f"SELECT day, total(length(value) + {_BESIDE}) {which} GROUP BY day"
+                    sizes = f"SELECT {_DAY}, total(length(value) + {_BESIDE}) {which} GROUP BY 1"
                     for day, size in self._database.execute(sizes, some).fetchall():
                         self._count(day, -int(size))
                         self._count(today, int(size))
@@ -347,7 +350,9 @@ class ScoreStore:
 
     def _keep_limit(self, limit: int) -> None:
         """Forget what was unused for longest, until the store is below its limit."""
-        days = self._database.execute("SELECT day, bytes FROM days WHERE bytes > 0 ORDER BY day").fetchall()
+        days = self._database.execute(
+            "SELECT day, CAST(bytes AS INTEGER) FROM days WHERE bytes > 0 ORDER BY day"
+        ).fetchall()
         surplus = sum(size for _, size in days) - limit / _ROOM
         if surplus <= 0:
             return
@@ -375,10 +380,10 @@ class ScoreStore:
         """Forget the entries in a range of keys that were not used after `day`. Returns their bytes."""
         first = bytes([part]) + bytes(KEY_BYTES - 1)
         last = bytes([part]) + b"\xff" * (KEY_BYTES - 1)
-        which = "FROM scores WHERE key BETWEEN ? AND ? AND day <= ?"
+        which = f"FROM scores WHERE key BETWEEN ? AND ? AND {_DAY} <= ?"
         with self._transaction():
             rows = self._database.execute(
-                f"SELECT day, sum(length(value) + {_BESIDE}) {which} GROUP BY day", (first, last, day)
+                f"SELECT {_DAY}, sum(length(value) + {_BESIDE}) {which} GROUP BY 1", (first, last, day)
             ).fetchall()
             self._database.execute(f"DELETE {which}", (first, last, day))
             for of_day, size in rows:

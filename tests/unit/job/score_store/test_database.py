@@ -140,6 +140,45 @@ def test_a_store_that_another_process_writes_to_is_read_and_not_written(tmp_path
     store.close()
 
 
+@pytest.mark.parametrize("day", ["'abc'", "1.5", "x'00ff'", "1e999", "-5", "9223372036854775807"])
+@pytest.mark.parametrize("of_lists", [False, True])
+def test_an_entry_of_a_day_that_is_none_is_found_and_renewed(tmp_path: Path, day: str, of_lists: bool) -> None:
+    faults: list[str] = []
+    store = opened(tmp_path, on_fault=faults.append, limit_bytes=10**6)
+    store.add(entries(10))
+    with sqlite3.connect(tmp_path / DATABASE) as hand:
+        hand.execute(f"UPDATE scores SET day = {day}")
+        hand.execute("UPDATE days SET bytes = 'abc'")
+    assert store.find(list(entries(10)), of_lists=of_lists) == entries(10)
+    store.add(entries(20))
+    assert store.find(list(entries(20)), of_lists=of_lists) == entries(20)
+    assert not faults
+    assert hand.execute("SELECT DISTINCT day FROM scores").fetchall() == [(ScoreStore._day_number(),)]
+    hand.execute(f"UPDATE scores SET day = {day}")
+    hand.commit()
+    hand.close()
+    store.close()
+    small = opened(tmp_path, on_fault=faults.append, limit_bytes=1)
+    small.add(entries(1, 9))
+    small.close()
+    assert not faults
+
+
+@pytest.mark.parametrize("column", ["tokens", "seconds"])
+@pytest.mark.parametrize("value", ["'abc'", "x'ff'", "1e999", "-1", "9e18"])
+def test_a_rate_that_is_no_number_is_not_known(tmp_path: Path, column: str, value: str) -> None:
+    faults: list[str] = []
+    store = opened(tmp_path, on_fault=faults.append)
+    store.add({}, b"one", Rate(100, 0.5))
+    with sqlite3.connect(tmp_path / DATABASE) as hand:
+        hand.execute(f"UPDATE rates SET {column} = {value}")
+    hand.close()
+    assert store.rate(b"one") == Rate()
+    assert store.find([key(0)]) == {}
+    store.close()
+    assert not faults
+
+
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path, monkeypatch) -> None:
     day = [100]
     monkeypatch.setattr(ScoreStore, "_day_number", staticmethod(lambda: day[0]))
