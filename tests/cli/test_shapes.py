@@ -107,6 +107,18 @@ def test_images_are_read_by_a_model_that_reads_images(rerank: Rerank) -> None:
     assert [entry["logit"] for entry in answer["rankings"]] == [entry["logit"] for entry in expected["passages"]]
 
 
+@pytest.mark.parametrize("names", [("query", "passages"), ("question", "ctxs")], ids=["list", "dpr"])
+def test_a_passage_that_is_an_image_alone_has_no_text_in_another_shape(rerank: Rerank, names: tuple[str, str]) -> None:
+    model = ("--model", str(PARITY / "nemotron-vl-rerank-open" / "checkpoint"), "--max-input-tiles", "1", "-q")
+    passages = [{"image": PNG}, {"text": "", "image": PNG}, {"text": "a text", "image": PNG}, {"text": "a text"}]
+    row = dict(zip(names, ("which lift works?", passages), strict=True))
+    (found,) = rerank([row], *model, "--out-format", "list")
+    texts = {passage["index"]: passage.get("text") for passage in found["passages"]}
+    assert texts == {0: None, 1: "", 2: "a text", 3: "a text"}
+    pairs = rerank([row], *model, "--out-format", "flat", "--overwrite")
+    assert {pair["index"]: pair.get("passage") for pair in pairs} == texts
+
+
 def test_bad_images_and_images_for_a_model_of_texts_are_error_rows(rerank: Rerank) -> None:
     query = {"text": "q"}
     rows = [

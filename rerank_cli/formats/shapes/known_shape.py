@@ -29,6 +29,7 @@ from rerank_cli.formats.shapes.fields import (
     image_of,
     joined_text,
     lookup,
+    own_passage,
     shown_names,
     text_of,
     two_fields,
@@ -236,7 +237,7 @@ class KnownListShape(ListShape):
         whole = row if isinstance(row, JsonRow) else JsonRow(row.file, row.number, fields, b"")
         path, own = self.passages_of(whole)
         texts = dict(zip(source.places or range(len(own)), source.passages, strict=True))
-        passages = [_flattened(one, texts.get(place, "")) for place, one in enumerate(own)]
+        passages = [own_passage(one, texts.get(place, "")) for place, one in enumerate(own)]
         ids = tuple(map(self.own_id, own))
         gone = [path if path in fields else head_of(path, fields)] if path else self.columns_in_step(fields)
         asked, _ = self._first_with_value(fields, self.names.query, self.known.query)
@@ -297,15 +298,6 @@ def _scored_passage(passage: Any, entry: Any, selection: Selection, *, again: bo
         return [with_scores(passage[0], entry, selection), *passage[1:]]
     own = {"text": passage} if isinstance(passage, str) else passage
     return with_scores(own, entry, selection, again=again)
-
-
-def _flattened(own: object, passage: Passage) -> dict[str, Any]:
-    """A passage as an object of its own fields with what was scored in `text`."""
-    fields: dict[str, Any] = dict(own) if isinstance(own, Mapping) else {}
-    text = passage.text if isinstance(passage, ImagePassage) else passage
-    if fields.get("text", text) != text:
-        fields["passage.text"] = fields.pop("text")
-    return {**fields, "text": text}
 
 
 def _is_scalar(value: object) -> bool:
