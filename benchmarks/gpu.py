@@ -9,7 +9,7 @@ padded    the same pairs and weights through transformers' LlamaModel, padded, w
           length, at its best batch size
 minilm    the built-in model's first six layers over the samples' pairs: tokenising alone, and the engine alone
 launches  1, 8, 32 and 128 pairs of 128 tokens, of both shapes: how long the host takes to launch a forward and the
-          device to run it. Where the host takes longer, launches dominate (`rerank_cli/engine/scorer.py` reckons where)
+          device to run it. Where the host takes longer, launches dominate (`rerank_cli/engine/local.py` reckons where)
 overlap   parts of the mixed lengths with 50 ms of other work of the host after each: scored one by one, and with two
           under way as a run has them
 memory    1 and 30 pairs of 8,192 tokens: the peak beside what mem-estimate says, in bf16 and fp8; and the weights
@@ -43,8 +43,8 @@ from benchmarks.material import SAMPLES, machine, plain_checkpoint, read_pairs  
 from benchmarks.padded import llama_of, score_padded  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding.encoder import open_encoder  # noqa: E402
+from rerank_cli.engine.local import LocalEngine  # noqa: E402
 from rerank_cli.engine.protocols import Pending  # noqa: E402
-from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
 from rerank_cli.job.image_parts import pairs_of  # noqa: E402
 from rerank_cli.models import load_model  # noqa: E402
 from rerank_cli.models.linear import row_scaled_refusal  # noqa: E402

@@ -35,8 +35,7 @@ from benchmarks.material import SAMPLES, machine, read_pairs
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
 from rerank_cli.encoding.encoder import open_encoder
 from rerank_cli.engine.batching import plan_batches
-from rerank_cli.engine.protocols import Engine, OnBatch, Trouble
-from rerank_cli.engine.scorer import InProcess
+from rerank_cli.engine.protocols import Engine, InProcess, OnBatch, Trouble
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, run_job
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process

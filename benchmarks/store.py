@@ -59,8 +59,7 @@ class Filler:
 
     def submit(self, pairs: Sequence[Any], *, on_batch: Any = None) -> Any:
         """Logits at once."""
-        from rerank_cli.engine.protocols import Scores, Trouble
-        from rerank_cli.engine.scorer import Done
+        from rerank_cli.engine.protocols import Done, Scores, Trouble
 
         return Done(Scores(np.array([len(pair.input_ids) for pair in pairs], dtype=np.float32), Trouble()))
 

@@ -25,8 +25,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
-from rerank_cli.engine.protocols import Trouble
-from rerank_cli.engine.scorer import InProcess
+from rerank_cli.engine.protocols import InProcess, Trouble
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
 from rerank_cli.formats.parquet_parts import ParquetParts
 from rerank_cli.formats.scattered_groups import ordered_by_group

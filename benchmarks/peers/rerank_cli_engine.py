@@ -18,7 +18,7 @@ from benchmarks.peers.serving import Lists, Tokens, pairs_of, serve  # noqa: E40
 from rerank_cli import __version__  # noqa: E402
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
 from rerank_cli.encoding.encoder import open_encoder  # noqa: E402
-from rerank_cli.engine.scorer import LocalEngine  # noqa: E402
+from rerank_cli.engine.local import LocalEngine  # noqa: E402
 from rerank_cli.job.image_parts import pairs_of as encoded_pairs  # noqa: E402
 from rerank_cli.machine.cpu import detect_cpu  # noqa: E402
 from rerank_cli.machine.detect import Machine, detect_machine  # noqa: E402

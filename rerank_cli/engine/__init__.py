@@ -12,8 +12,8 @@ from rerank_cli.planning.run_plan import Plan
 if TYPE_CHECKING:
     from rerank_cli.checkpoint import Checkpoint
     from rerank_cli.engine.embedding import EmbeddingEngine
+    from rerank_cli.engine.local import LocalEngine
     from rerank_cli.engine.pool import PoolEngine
-    from rerank_cli.engine.scorer import LocalEngine
 
 __all__ = ["EmbeddingEngine", "Engine", "NeedsCalibration", "Pending", "Scores", "ScoresExactly", "open_engine"]
 
@@ -31,30 +31,18 @@ def open_engine(
     calibration: what another engine was calibrated with. on_note: takes what happens to the processes that score.
     apart: a single engine gets a process of its own too.
     """
-    model = _open_model(plan, checkpoint, calibration, on_note=on_note, apart=apart)
+    # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
+    model: LocalEngine | PoolEngine
+    if apart or len(plan.engines) > 1:
+        from rerank_cli.engine.pool import PoolEngine
+
+        model = PoolEngine(plan, checkpoint, calibration, on_note=on_note)
+    else:
+        from rerank_cli.engine.local import LocalEngine
+
+        model = LocalEngine(plan, checkpoint, calibration)
     if family_of(checkpoint.architecture).embeds:
         from rerank_cli.engine.embedding import EmbeddingEngine
 
         return EmbeddingEngine(checkpoint, model)
     return model
-
-
-def _open_model(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    calibration: Mapping[str, Any] | None,
-    *,
-    on_note: Callable[[str], None] | None,
-    apart: bool,
-) -> LocalEngine | PoolEngine:
-    # Imported here: torch takes a second, which a run that has nothing left to do need not wait for.
-    if apart or len(plan.engines) > 1:
-        from rerank_cli.engine.pool import PoolEngine
-
-        return PoolEngine(plan, checkpoint, calibration, on_note=on_note)
-    from rerank_cli.engine.scorer import LocalEngine
-
-    engine = LocalEngine(plan, checkpoint)
-    if calibration is not None and engine.needs_calibration:
-        engine.use_calibration(calibration)
-    return engine

@@ -1,4 +1,4 @@
-"""Encoded pairs to batches within a token budget, and what happens where one does not fit in memory.
+"""Encoded pairs to batches within a token budget, one after another, and what happens where one does not fit in memory.
 
 Longest first: pairs of equal length become neighbours, which makes attention faster, and the first batch is the hardest
 on memory. Packed models pay for the tokens that are there, so a batch is filled up: where the next pair does not fit,
@@ -25,13 +25,18 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from rerank_cli.encoding.encoder import EncodingProblem
 from rerank_cli.engine.lanes import Lanes
 from rerank_cli.engine.protocols import Trouble
-from rerank_cli.planning.memory.peak import rounded_rows
+from rerank_cli.models import RerankModel, SeesImages
+from rerank_cli.planning.memory.pieces import rounded_rows
+from rerank_cli.records import EncodedPair
 
 T = TypeVar("T")
+Launched = tuple[list[int], Tensor]
+"""Places of the pairs of a batch, and their results, float32, on the model's device, which may still compute them."""
 
 _GOOD_BATCHES = 16
 _GROWTH = 1.25
@@ -125,7 +130,7 @@ class FittingBatches:
                     under_way.append((batch, partial(compute, batch), lambda: True))
             batch, result, _ = under_way.popleft()
             size = self._size(batch, lengths)
-            made = unless_full(result)
+            made = run_if_it_fits(result)
             if made is None and side:
                 side = None  # other lanes take memory too: this batch is tried once more, by itself
                 waiting.append(batch)
@@ -143,11 +148,57 @@ class FittingBatches:
             if len(batch) > 1:
                 waiting += _halves(batch)
             else:
-                trouble.failed[batch[0]] = does_not_fit(f"the pair alone, with {lengths[batch[0]]} tokens,")
+                trouble.failed[batch[0]] = out_of_memory(f"the pair alone, with {lengths[batch[0]]} tokens,")
 
     def _size(self, batch: Sequence[int], lengths: Sequence[int]) -> int:
         found = [lengths[place] for place in batch]
         return max(found) * len(found) if self._padded else sum(found)
+
+
+def launch_batches(
+    model: RerankModel,
+    pairs: Sequence[EncodedPair],
+    batches: FittingBatches,
+    trouble: Trouble,
+    lanes: Lanes | None = None,
+) -> Iterator[Launched]:
+    """Hand over a batch with each step, until all of `pairs` are; pairs without a logit are in `trouble`.
+
+    lanes: see `FittingBatches.run`. The caller must be in inference mode: set in here, the mode would last from one
+    step to the next.
+    """
+    if isinstance(model, SeesImages) and not run_if_it_fits(partial(model.see, pairs)):
+        yield from _launch_in_halves(model, pairs, batches, trouble, lanes)
+        return
+    lengths = [len(pair.input_ids) for pair in pairs]
+    yield from batches.run(lengths, lambda batch: model.forward([pairs[place] for place in batch]), trouble, lanes)
+
+
+def _launch_in_halves(
+    model: RerankModel,
+    pairs: Sequence[EncodedPair],
+    batches: FittingBatches,
+    trouble: Trouble,
+    lanes: Lanes | None,
+) -> Iterator[Launched]:
+    """`launch_batches` of pairs whose images do not fit all at once: half of the images first, then the others."""
+    trouble.splits += 1
+    images = [pair.block and pair.block.image for pair in pairs]
+    distinct = list(dict.fromkeys(image for image in images if image is not None))
+    assert distinct, "texts need no memory before their batches"
+    first = set(distinct[: len(distinct) // 2])
+    if not first:
+        for place in (place for place, image in enumerate(images) if image is not None):
+            trouble.failed[place] = out_of_memory("the image alone")
+    halves = [
+        [place for place, image in enumerate(images) if image in first],
+        [place for place, image in enumerate(images) if image not in first and place not in trouble.failed],
+    ]
+    for half in halves:
+        own = Trouble()
+        for batch, logits in launch_batches(model, [pairs[place] for place in half], batches, own, lanes):
+            yield [half[place] for place in batch], logits
+        trouble.add(own, half)
 
 
 def _halves(batch: list[int]) -> list[list[int]]:
@@ -156,12 +207,12 @@ def _halves(batch: list[int]) -> list[list[int]]:
     return [batch[middle:], batch[:middle]]
 
 
-def does_not_fit(what: str) -> EncodingProblem:
+def out_of_memory(what: str) -> EncodingProblem:
     """The problem of a pair that has no score because memory ran out."""
     return EncodingProblem("out-of-memory", f"{what} does not fit in memory")
 
 
-def unless_full(compute: Callable[[], T]) -> tuple[T] | None:
+def run_if_it_fits(compute: Callable[[], T]) -> tuple[T] | None:
     """What `compute` returns, in a tuple; None where memory ran out."""
     try:
         return (compute(),)
@@ -176,7 +227,7 @@ def unless_full(compute: Callable[[], T]) -> tuple[T] | None:
     return None
 
 
-def loaded_where_it_fits(load: Callable[[str], T], device: str) -> tuple[T, str]:
+def load_where_it_fits(load: Callable[[str], T], device: str) -> tuple[T, str]:
     """`load(device)` and "", or where the device has no room `load("cpu")` and what the report says of that."""
-    found = unless_full(partial(load, device))
+    found = run_if_it_fits(partial(load, device))
     return (found[0], "") if found else (load("cpu"), f"; fp32 reruns on the CPU, as {device} has no room for them")

@@ -2,7 +2,7 @@
 
 Each distinct text and image is embedded once in a run, however many pairs it stands in: vectors are kept under a digest
 of the token ids and the image. ("Text" is either side of a pair, with an image or without.) What computes them is an
-engine like any other (`scorer.py`, `pool.py`), whose results are vectors: batches, several processes, memory that runs
+engine like any other (`local.py`, `pool.py`), whose results are vectors: batches, several processes, memory that runs
 out and numbers that are none are its affair.
 
 With `known` a text is embedded once in its life: its vector may be that of another run.
@@ -25,14 +25,13 @@ import numpy.typing as npt
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.similarity import similarity_of
 from rerank_cli.encoding.encoder import EncodingProblem, split_pair
-from rerank_cli.engine.protocols import OnBatch, Trouble
-from rerank_cli.engine.scorer import InProcess
+from rerank_cli.engine.protocols import InProcess, OnBatch, Trouble
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.records import EncodedPair
 
 if TYPE_CHECKING:
+    from rerank_cli.engine.local import LocalEngine
     from rerank_cli.engine.pool import PoolEngine
-    from rerank_cli.engine.scorer import LocalEngine
 
 Vectors = npt.NDArray[np.float32]
 

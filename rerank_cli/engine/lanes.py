@@ -38,7 +38,7 @@ class Lanes:
 
     def start(self, compute: Callable[[], T]) -> Future[T]:
         """Call `compute` as soon as a lane is free."""
-        return self._pool.submit(self._in_inference, compute)
+        return self._pool.submit(torch.inference_mode()(compute))  # a mode of the thread
 
     def close(self) -> None:
         """Take nothing more, and let what is under way end by itself."""
@@ -48,8 +48,3 @@ class Lanes:
         # The first call makes this thread take the number of the process, which the second one replaces.
         torch.get_num_threads()
         torch.set_num_threads(self._threads)
-
-    @staticmethod
-    @torch.inference_mode()  # a mode of the thread
-    def _in_inference(compute: Callable[[], T]) -> T:
-        return compute()

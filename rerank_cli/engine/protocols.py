@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -32,13 +33,13 @@ class Trouble:
     computed: int = 0
     """Tokens of the batches that fitted, filler and padding included."""
 
-    def add(self, part: Trouble, places: Sequence[int]) -> None:
-        """Add the trouble of some of the pairs. places: where each pair of `part` stands among all."""
-        self.failed |= {places[place]: problem for place, problem in part.failed.items()}
-        self.splits += part.splits
-        self.reruns += part.reruns
-        self.deaths += part.deaths
-        self.computed += part.computed
+    def add(self, other: Trouble, places: Sequence[int]) -> None:
+        """Add the trouble of some of the pairs. places: where each pair of `other` stands among all."""
+        self.failed |= {places[place]: problem for place, problem in other.failed.items()}
+        self.splits += other.splits
+        self.reruns += other.reruns
+        self.deaths += other.deaths
+        self.computed += other.computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +110,39 @@ class ScoresExactly(Protocol):
 
     def forget_exact(self) -> None:
         """Give back the memory that `score_exactly` took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Scores that are there; satisfies `Pending`."""
+
+    _scores: Scores
+
+    def scores(self) -> Scores:
+        """See `Pending`."""
+        return self._scores
+
+
+class InProcess(ABC):
+    """An `Engine` that computes in the process and thread that submits. trouble: of the last call of `score`."""
+
+    depth = 1
+    trouble: Trouble
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """See `Engine`."""
+        return None
+
+    @abstractmethod
+    def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
+        """Logits of `pairs`, float32 [len(pairs)], in their order; NaN where there is none."""
+
+    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Done:
+        """See `Engine`; the scores are there when it returns."""
+        logits = self.score(pairs, on_batch=on_batch)
+        return Done(Scores(logits, self.trouble))
+
+    def wait(self, seconds: float) -> None:
+        """See `Engine`; there is nothing to wait for."""
+        del seconds

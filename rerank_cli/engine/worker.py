@@ -36,7 +36,7 @@ from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
 from rerank_cli.records import EncodedPair, ImageBlock
 
 if TYPE_CHECKING:
-    from rerank_cli.engine.scorer import LocalEngine
+    from rerank_cli.engine.local import LocalEngine
 
 _LOOK_SECONDS = 0.005  # to wait for the device before looking for another unit
 
@@ -146,14 +146,12 @@ def serve(connection: Connection) -> None:
     asked = hear(connection)
     import torch  # after the settings it reads at import
 
-    from rerank_cli.engine.scorer import LocalEngine
+    from rerank_cli.engine.local import LocalEngine
 
     try:
         if plan.device != "cpu":
             torch.cuda.set_device(plan.device)  # else a context on the first GPU comes with every worker
-        engine = LocalEngine(plan, checkpoint)
-        if calibration is not None and engine.needs_calibration:
-            engine.use_calibration(calibration)
+        engine = LocalEngine(plan, checkpoint, calibration)
     except RerankError as error:
         connection.send(Refused(error))
         return
@@ -192,14 +190,23 @@ class Hand:
 
     def take(self, asked: Asked) -> None:
         """Begin with it; if it is not a plain unit, or is `alone`, it and all before it are done when this returns."""
-        plain = isinstance(asked, Unit) and not asked.exact
-        by_itself = not plain or (isinstance(asked, Unit) and asked.alone)
+        engine = self._engine
+        by_itself = not isinstance(asked, Unit) or asked.exact or asked.alone
         if by_itself:
             self._finish()
-        if isinstance(asked, Unit) and plain:
-            self._under_way.append((asked.number, self._engine.submit(asked.pairs())))
-        elif (answer := _done(self._engine, asked)) is not None:
-            self._answer(answer)
+        match asked:
+            case Unit(exact=False):
+                self._under_way.append((asked.number, engine.submit(asked.pairs())))
+            case Unit():
+                logits = engine.score_exactly(asked.pairs())
+                self._answer(Scored(asked.number, logits, Trouble(), engine.taken_bytes))
+            case Calibrate():
+                self._answer(Calibrated(engine.calibrate(asked.unit.pairs())))
+            case UseCalibration():
+                if engine.needs_calibration:
+                    engine.use_calibration(asked.calibration)
+            case ForgetExact():
+                engine.forget_exact()
         if by_itself:
             self._finish()
 
@@ -215,20 +222,6 @@ class Hand:
     def _finish(self) -> None:
         while self._under_way:
             self.go_on()
-
-
-def _done(engine: LocalEngine, asked: Asked) -> Scored | Calibrated | None:
-    match asked:
-        case Unit():
-            return Scored(asked.number, engine.score_exactly(asked.pairs()), Trouble(), engine.taken_bytes)
-        case Calibrate():
-            return Calibrated(engine.calibrate(asked.unit.pairs()))
-        case UseCalibration():
-            if engine.needs_calibration:
-                engine.use_calibration(asked.calibration)
-        case ForgetExact():
-            engine.forget_exact()
-    return None
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def describe_run(
     if texts:  # the use of the device follows from lengths of pairs, and an embedder reads texts
         document["embedded"] = texts.facts
     elif prepared.first is None:
-        from rerank_cli.engine.scorer import LocalEngine  # imports torch, which is loaded by now
+        from rerank_cli.engine.local import LocalEngine  # imports torch, which is loaded by now
 
         document["speed"] |= reports.use_of_device(
             prepared.checkpoint, plan, totals.counts, totals.timing,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rerank_cli.models.transfer import transfer_for
-from rerank_cli.planning.memory.peak import rounded_rows
+from rerank_cli.planning.memory.pieces import rounded_rows
 from rerank_cli.records import EncodedPair
 
 

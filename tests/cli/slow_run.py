@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from rerank_cli import cli
 from rerank_cli.cli import console
-from rerank_cli.engine.protocols import OnBatch, Trouble
-from rerank_cli.engine.scorer import InProcess
+from rerank_cli.engine.protocols import InProcess, OnBatch, Trouble
 from rerank_cli.job import run
 from rerank_cli.records import EncodedPair
 

@@ -14,8 +14,8 @@ import torch
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.encoding.encoder import open_encoder
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.engine.pool import PoolEngine
-from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.models import load_model
 from rerank_cli.models.attention import attend, attend_first, varlen_runs
 from rerank_cli.models.elementwise import Fused, disagreement, elementwise_for

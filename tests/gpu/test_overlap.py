@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rerank_cli.checkpoint import Checkpoint, locate_checkpoint, read_checkpoint
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.models import load_model
 from rerank_cli.models.attention import varlen_runs
 from rerank_cli.models.linear import row_scaled_refusal
@@ -201,7 +201,7 @@ _FAULT = """
 import sys
 from types import SimpleNamespace
 import numpy as np, torch
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.errors import EngineError
 from rerank_cli.records import EncodedPair
 

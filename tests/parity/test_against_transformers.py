@@ -32,7 +32,7 @@ from transformers import logging as transformers_logging
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.encoder import open_encoder
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 
 TOLERANCE = 1e-5
 PLAN = SimpleNamespace(device="cpu", threads=1, lanes=1, token_budget=4096, precision="fp32", attention="runs")

@@ -22,7 +22,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.errors import RerankError
 from rerank_cli.records import EncodedPair
 from tests.parity.declared_checkpoints import FOLDERS, sizes_of

@@ -24,7 +24,7 @@ from transformers import ModernBertConfig as ModernBert
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.encoder import open_encoder
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from tests.parity.test_against_transformers import PLAN
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

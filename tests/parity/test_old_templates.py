@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding.encoder import open_encoder
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from tests.parity.declared_checkpoints import randomise
 from tests.parity.test_against_transformers import PLAN
 

@@ -19,7 +19,7 @@ import transformers
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.encoding.encoder import open_encoder
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.records import EncodedPair
 from tests.parity.test_against_transformers import PLAN, TOLERANCE
 

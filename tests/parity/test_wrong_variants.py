@@ -26,7 +26,7 @@ from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.encoder import PairEncoder, open_encoder
 from rerank_cli.encoding.prompt import NEMOTRON
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionPrompts
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.models import RerankModel, load_model
 from rerank_cli.models.linear import PlainLinear
 from rerank_cli.models.norms import LayerNorm

@@ -384,7 +384,7 @@ def _started(asked: Asked, log: Path) -> Callable[[], dict[str, Any]]:
 
 _HANGS_AFTER = 120.0  # seconds; a run takes less than one on a machine of its own
 _LOADED_ONCE = (
-    "ir_measures", "numpy.ma", "rerank_cli.engine.scorer", "rerank_cli.job.prepare", "rerank_cli.job.run",
+    "ir_measures", "numpy.ma", "rerank_cli.engine.local", "rerank_cli.job.prepare", "rerank_cli.job.run",
     "rerank_cli.report.document",
 )  # fmt: skip
 """What a run imports, half a second of it; nothing here starts a thread, as pyarrow does."""

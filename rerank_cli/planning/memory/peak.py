@@ -33,6 +33,7 @@ from rerank_cli.planning.memory.pieces import (
     PRODUCT_STEP,
     WINDOW_BLOCK,
     mlp_rows,
+    rounded_rows,
 )
 from rerank_cli.planning.memory.shape import ModelShape, VisionShape
 
@@ -92,12 +93,6 @@ class BatchSize:
             longest=max_tokens,
             padded_tokens=tokens,
         )
-
-
-def rounded_rows(count: int) -> int:
-    """`count` rounded up to a multiple of 16, 32, ... 256: four sizes between two powers of two, up to 1,024 rows."""
-    step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
-    return -(-count // step) * step
 
 
 def takes_varlen(head_size: int) -> bool:

@@ -44,6 +44,12 @@ FP8_MULTIPLE = 16
 """Rows and columns of a weight that cuBLAS multiplies in FP8 are multiples of it."""
 
 
+def rounded_rows(count: int) -> int:
+    """`count` rounded up to a multiple of 16, 32, ... 256: four sizes between two powers of two, up to 1,024 rows."""
+    step = min(256, max(16, 1 << max(0, count.bit_length() - 3)))
+    return -(-count // step) * step
+
+
 def mlp_rows(gpu: bool, element: int) -> int:
     """Rows that the MLP of a Llama or of a tower takes at a time; element: bytes of an activation.
 

@@ -20,7 +20,7 @@ from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.max_tokens import model_max_tokens
 from rerank_cli.encoding.encoder import EmbeddingEncoder, EncodingProblem, ImageLimits, open_encoder, split_pair
 from rerank_cli.engine.embedding import EmbeddingEngine
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.engine.vectors import VectorStore
 from rerank_cli.errors import UsageError
 from rerank_cli.formats.embeddings import EmbeddingsFile

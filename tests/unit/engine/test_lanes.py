@@ -14,8 +14,8 @@ from benchmarks.material import plain_checkpoint
 from rerank_cli.checkpoint import Checkpoint, read_checkpoint
 from rerank_cli.engine.batching import FittingBatches
 from rerank_cli.engine.lanes import Lanes
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.engine.protocols import Trouble
-from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 

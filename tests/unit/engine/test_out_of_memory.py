@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rerank_cli.engine.batching import FittingBatches, loaded_where_it_fits
+from rerank_cli.engine.batching import FittingBatches, load_where_it_fits
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.engine.protocols import Trouble
-from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.records import CandidateList, EncodedPair
 from tests.unit.encoding.test_embedding import CountingEmbedder, embedding_engine, pair
-from tests.unit.engine.test_scorer import NATIVE, pairs_of
+from tests.unit.engine.test_local import NATIVE, pairs_of
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -277,6 +277,6 @@ def test_a_model_without_room_on_its_device_is_loaded_on_the_cpu_and_it_is_said(
             raise torch.OutOfMemoryError
         return f"on {device}"
 
-    assert loaded_where_it_fits(load, "cpu") == ("on cpu", "")
+    assert load_where_it_fits(load, "cpu") == ("on cpu", "")
     told = "; fp32 reruns on the CPU, as cuda:0 has no room for them"
-    assert loaded_where_it_fits(load, "cuda:0") == ("on cpu", told)
+    assert load_where_it_fits(load, "cuda:0") == ("on cpu", told)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.engine.worker import ForgetExact, Hand, Unit
 from rerank_cli.errors import EngineError, StoppedError
 from rerank_cli.job.stop import Stop
@@ -23,8 +23,8 @@ from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
 from tests.conftest import score_all
 from tests.unit.encoding.test_embedding import CountingEmbedder, embedding_engine, pair
+from tests.unit.engine.test_local import NATIVE, FakeModel, pairs_of
 from tests.unit.engine.test_out_of_memory import Seeing, Small, with_images
-from tests.unit.engine.test_scorer import NATIVE, FakeModel, pairs_of
 from tests.unit.job.test_scoring_loop import Memory, lists
 
 ILLEGAL = torch.AcceleratorError(

@@ -15,9 +15,9 @@ import torch
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.engine import open_engine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.engine.pool import PoolEngine
 from rerank_cli.engine.protocols import Scores
-from rerank_cli.engine.scorer import LocalEngine
 from rerank_cli.errors import EngineError, ModelError
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.planning.run_plan import Plan

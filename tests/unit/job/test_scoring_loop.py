@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.encoding.pairs import EncodedWindow
-from rerank_cli.engine.scorer import InProcess
+from rerank_cli.engine.protocols import InProcess
 from rerank_cli.errors import TooManyBadRowsError
 from rerank_cli.formats.inputs import ReadOptions
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Grouped, ListShape, Selection

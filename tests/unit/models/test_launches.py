@@ -30,7 +30,7 @@ GOLDENS = [
 ]  # fmt: skip
 
 # The built-in model's shape with six layers, and llama-nemotron-rerank-1b-v2's: those whose launches are reckoned with
-# in `rerank_cli/engine/scorer.py`. Others for their families.
+# in `rerank_cli/engine/local.py`. Others for their families.
 MINILM = {
     "architectures": ["BertForSequenceClassification"], "hidden_size": 384, "intermediate_size": 1536,
     "num_hidden_layers": 6, "num_attention_heads": 12, "vocab_size": 30522, "max_position_embeddings": 512,

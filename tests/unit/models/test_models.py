@@ -11,7 +11,7 @@ import torch
 from rerank_cli import models
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.checkpoint.families import FAMILIES
-from rerank_cli.engine.scorer import name_faults
+from rerank_cli.engine.local import name_faults
 from rerank_cli.errors import DoesNotFitError, ModelError
 from rerank_cli.models import class_of, load_model
 from rerank_cli.models.encoder import EncoderCrossEncoder

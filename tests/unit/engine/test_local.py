@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.engine import open_engine
-from rerank_cli.engine.scorer import LocalEngine
+from rerank_cli.engine.local import LocalEngine
 from rerank_cli.records import EncodedPair
 
 

@@ -5,9 +5,10 @@ host:
 
     submit   hands batches over, `AHEAD` of them at most (`planning/memory/pieces.py`), and returns
     wait     hands over more as room comes, and looks whether logits have arrived
-    scores   None until those of the whole part are there, and pairs without a finite one are computed again in fp32
+    scores   None until those of all pairs submitted together are there; those that are not finite are computed again in
+             fp32
 
-so while the host ranks, writes and commits one part, the device computes the next. Nothing here waits for a kernel.
+so while the host ranks, writes and commits some pairs, the device computes the next. Nothing here waits for a kernel.
 Batches, their order and so every bit of the logits are the same as if each were waited for.
 
 Memory runs out when a batch is handed over, because torch's allocator gives memory out then and not when a kernel runs:
@@ -28,83 +29,35 @@ benchmarks.gpu` measures both sides of this on a card (`launches`).
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import family_of
-from rerank_cli.engine.batching import (
-    FittingBatches,
-    does_not_fit,
-    loaded_where_it_fits,
-    plan_batches,
-    unless_full,
-)
+from rerank_cli.engine.batching import FittingBatches, Launched, launch_batches, load_where_it_fits, plan_batches
 from rerank_cli.engine.lanes import Lanes
 from rerank_cli.engine.protocols import OnBatch, Pending, Scores, Trouble
 from rerank_cli.errors import EngineError
 from rerank_cli.machine.this_process import peak_rss_bytes
-from rerank_cli.models import Calibrates, Embeds, RerankModel, SeesImages, load_model
+from rerank_cli.models import Calibrates, Embeds, RerankModel, load_model
 from rerank_cli.models.transfer import PAUSE_SECONDS, Arriving, Transfer, current, transfer_for
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import EncodedPair
-
-Launched = tuple[list[int], Tensor]
-"""Places of the pairs of a batch, and their results, float32, on the model's device, which may still compute them."""
 
 # cuBLAS, cuDNN and Triton have no class of their own in torch: they raise RuntimeErrors with these words.
 _FAULTS = ("CUDA error", "CUDA driver error", "cuDNN error", "Triton Error [CUDA]")
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """Scores that are there; satisfies `Pending`."""
-
-    _scores: Scores
-
-    def scores(self) -> Scores:
-        """See `Pending`."""
-        return self._scores
-
-
-class InProcess(ABC):
-    """An `Engine` that computes in the process and thread that submits. trouble: of the last call of `score`."""
-
-    depth = 1
-    trouble: Trouble
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """See `Engine`."""
-        return None
-
-    @abstractmethod
-    def score(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> npt.NDArray[np.float32]:
-        """Logits of `pairs`, float32 [len(pairs)], in their order; NaN where there is none."""
-
-    def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Done:
-        """See `Engine`; the scores are there when it returns."""
-        logits = self.score(pairs, on_batch=on_batch)
-        return Done(Scores(logits, self.trouble))
-
-    def wait(self, seconds: float) -> None:
-        """See `Engine`; there is nothing to wait for."""
-        del seconds
-
-
 @dataclass(slots=True)
-class _Part:
+class _Submission:
     """Pairs that were submitted together; satisfies `Pending`.
 
     steps: each hands a batch over. shape: of the result of a pair. done: see `scores`.
@@ -114,6 +67,7 @@ class _Part:
     trouble: Trouble
     steps: Iterator[Launched]
     shape: tuple[int, ...]
+    on_batch: OnBatch | None = None
     is_launched: bool = False
     done: Scores | None = None
     _arriving: list[tuple[list[int], Arriving]] = field(default_factory=list)
@@ -126,12 +80,14 @@ class _Part:
             return
         places, logits = step
         self._arriving.append((places, (transfer or transfer_for(logits.device)).to_host(logits)))
+        if self.on_batch:
+            self.on_batch(len(places), sum(len(self.pairs[place].input_ids) for place in places))
 
     def has_arrived(self) -> bool:
         """All logits are on the host; those of a device arrive in their order."""
         return self.is_launched and (not self._arriving or self._arriving[-1][1].is_there())
 
-    def gathered(self) -> npt.NDArray[np.float32]:
+    def gather(self) -> npt.NDArray[np.float32]:
         """The logits, float32 [pairs, *shape], in the order of the pairs; NaN where there is none."""
         logits = np.full((len(self.pairs), *self.shape), np.nan, dtype=np.float32)
         for places, arriving in self._arriving:
@@ -151,7 +107,8 @@ class LocalEngine:
     """The plan's model in this process. Loads the weights when it is made.
 
     Satisfies `Engine`, `NeedsCalibration` and `ScoresExactly`. shape: of the result of a pair, which is a logit, or of
-    an embedding model the vector of a text. trouble: of the last call of `score`.
+    an embedding model the vector of a text. trouble: of the last call of `score`. calibration: what another engine was
+    calibrated with.
     """
 
     peak_bytes: int | None = None
@@ -160,6 +117,7 @@ class LocalEngine:
         self,
         plan: Plan,
         checkpoint: Checkpoint,
+        calibration: Mapping[str, Any] | None = None,
         *,
         model: RerankModel | None = None,
         exact: RerankModel | None = None,
@@ -174,7 +132,7 @@ class LocalEngine:
         )
         self.shape = (self._model.dimensions,) if isinstance(self._model, Embeds) else ()
         self._transfer = transfer or transfer_for(torch.device(plan.device))
-        self._parts: deque[_Part] = deque()  # those that are not done
+        self._submitted: deque[_Submission] = deque()  # what is not done
         self.depth = 2 if self._transfer.overlaps else 1
         self._lanes: Lanes | None = None
         if plan.lanes > 1:
@@ -185,6 +143,8 @@ class LocalEngine:
         self.trouble = Trouble()
         self.calibration: Mapping[str, Any] | None = None
         self.needs_calibration = isinstance(self._model, Calibrates) and not self._model.calibrated
+        if calibration is not None and self.needs_calibration:
+            self.use_calibration(calibration)
 
     def __enter__(self) -> Self:
         return self
@@ -210,7 +170,9 @@ class LocalEngine:
     def calibrate(self, pairs: Sequence[EncodedPair]) -> Mapping[str, Any]:
         """See `NeedsCalibration`."""
         assert isinstance(self._model, Calibrates), "else nobody asks for it"
-        chosen = _sample_evenly(pairs, _CALIBRATION_TOKENS)
+        mean = sum(len(pair.input_ids) for pair in pairs) / len(pairs)
+        count = max(1, min(len(pairs), int(_CALIBRATION_TOKENS / mean)))
+        chosen = [pairs[number * len(pairs) // count] for number in range(count)]  # evenly spread
         lengths = [len(pair.input_ids) for pair in chosen]
         batches = plan_batches(lengths, token_budget=self._plan.token_budget)
         self.calibration = self._model.calibrate([[chosen[place] for place in batch] for batch in batches])
@@ -244,124 +206,71 @@ class LocalEngine:
     def submit(self, pairs: Sequence[EncodedPair], *, on_batch: OnBatch | None = None) -> Pending:
         """See `Engine`; where the device does not overlap with the host, the scores are there when it returns."""
         trouble = Trouble()
-        steps = launch_batches(self._model, pairs, self._batches, trouble, on_batch, self._lanes)
-        part = _Part(pairs, trouble, steps, self.shape)
-        self._parts.append(part)
+        steps = launch_batches(self._model, pairs, self._batches, trouble, self._lanes)
+        submission = _Submission(pairs, trouble, steps, self.shape, on_batch)
+        self._submitted.append(submission)
         self._go_on()
-        return part
+        return submission
 
     def wait(self, seconds: float) -> None:
         """See `Engine`. It sleeps between two looks at the device, so signals are heard."""
         until = time.monotonic() + seconds
-        before = len(self._parts)
-        while self._parts:
+        before = len(self._submitted)
+        while self._submitted:
             self._go_on()
-            if len(self._parts) < before or time.monotonic() >= until:
+            if len(self._submitted) < before or time.monotonic() >= until:
                 return
             time.sleep(PAUSE_SECONDS)
 
     @torch.inference_mode()
     def _go_on(self) -> None:
-        """Hand over batches while the device has room, then finish the parts whose logits are there, in their order."""
+        """Hand over batches while the device has room, then finish what has arrived, in its order."""
         try:
             with name_faults(self._plan.device):
-                for part in self._parts:
-                    while not part.is_launched and self._transfer.has_room():
-                        part.launch(self._transfer)
-                    if not part.is_launched:
+                for submission in self._submitted:
+                    while not submission.is_launched and self._transfer.has_room():
+                        submission.launch(self._transfer)
+                    if not submission.is_launched:
                         break
-                while self._parts and self._parts[0].has_arrived():
-                    self._finish(self._parts.popleft())
+                while self._submitted and self._submitted[0].has_arrived():
+                    self._finish(self._submitted.popleft())
         except BaseException:
-            self._parts.clear()  # their steps have ended here, so unfinished parts would look complete
+            self._submitted.clear()  # their steps have ended here, so unfinished ones would look complete
             raise
 
-    def _finish(self, part: _Part) -> None:
-        logits, trouble = part.gathered(), part.trouble
+    def _finish(self, submission: _Submission) -> None:
+        logits, trouble = submission.gather(), submission.trouble
         finite = np.isfinite(logits).all(axis=tuple(range(1, logits.ndim)))
         nonfinite: list[int] = np.flatnonzero(~finite).tolist()
         again = [place for place in nonfinite if place not in trouble.failed]
         if again and self._plan.precision != "fp32":
             trouble.reruns = len(again)
-            logits[again] = self._score_in_fp32([part.pairs[place] for place in again])
-        part.done = Scores(logits, trouble)
+            logits[again] = self._score_in_fp32([submission.pairs[place] for place in again])
+        submission.done = Scores(logits, trouble)
 
     def _score_in_fp32(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
-        """The logits of the model in fp32; NaN for a pair that does not fit there either."""
-        model, trouble = self._exact_model(), Trouble()
-        part = _Part(pairs, trouble, launch_batches(model, pairs, self._batches, trouble), self.shape)
-        while not part.is_launched:
-            part.launch()
-        return part.gathered()
+        """The logits of the model in fp32; NaN for a pair that does not fit there either.
 
-    def _exact_model(self) -> RerankModel:
-        """The model in fp32: on the plan's device if it has room, else on the CPU, slower and just as exact."""
+        It is loaded on the plan's device if that has room, else on the CPU, slower and just as exact.
+        """
         if self._exact is None:
-
-            def load(device: str) -> RerankModel:
-                return load_model(self._checkpoint, device=device, precision="fp32", attention="runs")
-
-            found, self._reruns = loaded_where_it_fits(load, self._plan.device)
+            found, self._reruns = load_where_it_fits(
+                lambda device: load_model(self._checkpoint, device=device, precision="fp32", attention="runs"),
+                self._plan.device,
+            )
             self._exact = found
-        return self._exact
+        trouble = Trouble()
+        submission = _Submission(pairs, trouble, launch_batches(self._exact, pairs, self._batches, trouble), self.shape)
+        while not submission.is_launched:
+            submission.launch()
+        return submission.gather()
 
     def close(self) -> None:
         """Drop the model and what was not finished."""
-        self._parts.clear()
+        self._submitted.clear()
         if self._lanes:
             self._lanes.close()
         del self._model
-
-
-def launch_batches(
-    model: RerankModel,
-    pairs: Sequence[EncodedPair],
-    batches: FittingBatches,
-    trouble: Trouble,
-    on_batch: OnBatch | None = None,
-    lanes: Lanes | None = None,
-) -> Iterator[Launched]:
-    """Hand over a batch with each step, until all of `pairs` are; pairs without a logit are in `trouble`.
-
-    lanes: see `FittingBatches.run`. The caller must be in inference mode: set in here, the mode would last from one
-    step to the next.
-    """
-    if isinstance(model, SeesImages) and not unless_full(partial(model.see, pairs)):
-        yield from _in_halves(model, pairs, batches, trouble, on_batch, lanes)
-        return
-    lengths = [len(pair.input_ids) for pair in pairs]
-    for batch, logits in batches.run(lengths, lambda batch: model.forward([pairs[i] for i in batch]), trouble, lanes):
-        if on_batch:
-            on_batch(len(batch), sum(lengths[place] for place in batch))
-        yield batch, logits
-
-
-def _in_halves(
-    model: RerankModel,
-    pairs: Sequence[EncodedPair],
-    batches: FittingBatches,
-    trouble: Trouble,
-    on_batch: OnBatch | None,
-    lanes: Lanes | None,
-) -> Iterator[Launched]:
-    """`launch_batches` of pairs whose images do not fit all at once: half of the images first, then the others."""
-    trouble.splits += 1
-    images = [pair.block and pair.block.image for pair in pairs]
-    distinct = list(dict.fromkeys(image for image in images if image is not None))
-    assert distinct, "texts need no memory before their batches"
-    first = set(distinct[: len(distinct) // 2])
-    if not first:
-        for place in (place for place, image in enumerate(images) if image is not None):
-            trouble.failed[place] = does_not_fit("the image alone")
-    halves = [
-        [place for place, image in enumerate(images) if image in first],
-        [place for place, image in enumerate(images) if image not in first and place not in trouble.failed],
-    ]
-    for half in halves:
-        own = Trouble()
-        for batch, logits in launch_batches(model, [pairs[place] for place in half], batches, own, on_batch, lanes):
-            yield [half[place] for place in batch], logits
-        trouble.add(own, half)
 
 
 @contextmanager
@@ -377,10 +286,3 @@ def name_faults(device: str) -> Iterator[None]:
             f"{device}: {str(error).partition(chr(10))[0]}",
             hint="what is finished is kept; run again, and look at the driver's log if it comes back",
         ) from error
-
-
-def _sample_evenly(pairs: Sequence[EncodedPair], tokens: int) -> list[EncodedPair]:
-    """Some of `pairs`, evenly spread, of about `tokens` tokens together; at least one."""
-    mean = sum(len(pair.input_ids) for pair in pairs) / len(pairs)
-    count = max(1, min(len(pairs), int(tokens / mean)))
-    return [pairs[number * len(pairs) // count] for number in range(count)]
