@@ -1,16 +1,21 @@
 """Where the chunks of a passage begin and end, and how many tokens neighbours share (`--chunk-overlap`).
 
 Where a passage is tokenised by itself, it is cut between its tokens (`chunk_starts`). Prompts and whole texts are cut
-between characters, because a piece alone may be tokenised differently than within its text. The steps are still counted
-in tokens of the whole text.
+between characters (`read_chunks`), because a piece alone may be tokenised differently than within its text. The steps
+are still counted in tokens of the whole text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from rerank_cli.records import EncodedPair
+
+_Problem = TypeVar("_Problem")
 
 Ends = npt.NDArray[np.int64]
 
@@ -32,20 +37,43 @@ def token_ends(offsets: Sequence[tuple[int, int]]) -> Ends:
     return np.maximum.accumulate(ends) if len(ends) else ends
 
 
-def last_token(ends: Ends, start: int, room: int) -> int:
-    """How many tokens of the passage may lie before the end of a chunk of `room` tokens from character `start` on."""
-    return int(np.searchsorted(ends, start, side="right")) + room
+def read_chunks(
+    passage: str, ends: Ends, read: Callable[[str], EncodedPair | _Problem], *, room: int, overlap: int, most: int
+) -> tuple[EncodedPair, ...] | _Problem | None:
+    """A pair for each piece of the passage; neighbours share tokens, together the pieces hold all of it.
 
+    None where not even one character fits. The first problem of a piece is that of the passage.
 
-def chunk_end(ends: Ends, start: int, stop: int, length: int) -> int:
-    """The character where a chunk ends that holds the tokens before `stop`: at least one character after `start`."""
-    if stop >= len(ends):
-        return length
-    return max(int(ends[stop - 1]) if stop > 0 else 0, start + 1)
-
-
-def next_start(ends: Ends, start: int, end: int, overlap: int) -> int:
-    """The character where the chunk after [start, end) begins: `overlap` tokens before `end`, but after `start`."""
-    shared = int(np.searchsorted(ends, end, side="right")) - overlap
-    back = int(ends[shared - 1]) if overlap and shared > 0 else end
-    return back if back > start else end
+    Args:
+        passage: The whole text.
+        ends: Where its tokens end, in characters.
+        read: The pair with this piece of the passage, not cut, or why there is none.
+        room: How many tokens the passage may have beside query and template.
+        overlap: Of `--chunk-overlap`.
+        most: How many tokens a pair may have.
+    """
+    overlap = shared_tokens(overlap, room)
+    chunks: list[EncodedPair] = []
+    start = end = 0
+    while end < len(passage):
+        # How many tokens of the passage may lie before the end of the chunk that begins at the character `start`.
+        stop = int(np.searchsorted(ends, start, side="right")) + room
+        while True:
+            end = len(passage)
+            if stop < len(ends):
+                end = max(int(ends[stop - 1]) if stop > 0 else 0, start + 1)
+            chunk = read(passage[start:end])
+            if not isinstance(chunk, EncodedPair):
+                return chunk
+            excess = len(chunk.input_ids) - most
+            if excess <= 0:
+                break
+            if end == start + 1:
+                return None
+            # A piece may have more tokens by itself than inside of its text.
+            stop = min(stop, len(ends)) - excess
+        chunks.append(chunk)
+        shared = int(np.searchsorted(ends, end, side="right")) - overlap
+        back = int(ends[shared - 1]) if overlap and shared > 0 else end
+        start = back if back > start else end
+    return tuple(chunks)

@@ -34,17 +34,15 @@ def normalizers_in(data: bytes) -> list[Mapping[str, Any]]:
     `normalizer`, no object follows it.
     """
     text = data.decode(errors="replace")
-    found = [_DECODER.raw_decode(text, match.end() - 1)[0] for match in _KEY.finditer(text)]
-    return [state for state in map(_as_library_has_it, found) if state is not None]
-
-
-def _as_library_has_it(state: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The value as the library reads it; None where it cannot: opening the file will say so."""
-    try:
-        opened = Tokenizer.from_str(json.dumps(_NOTHING | {"normalizer": state}))
-    except Exception:  # noqa: BLE001 (the library has no other kind)
-        return None
-    return json.loads(opened.normalizer.__getstate__())  # type: ignore[no-any-return]
+    found = []
+    for match in _KEY.finditer(text):
+        state, _ = _DECODER.raw_decode(text, match.end() - 1)
+        try:
+            opened = Tokenizer.from_str(json.dumps(_NOTHING | {"normalizer": state}))
+        except Exception:  # noqa: BLE001 (the library has no other kind)
+            continue  # opening the file will say that the library cannot read it
+        found.append(json.loads(opened.normalizer.__getstate__()))  # as the library reads it
+    return found
 
 
 def refuse_exploding(states: Iterable[Mapping[str, Any]], checkpoint: Checkpoint) -> None:

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
-from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, shared_tokens, token_ends
+from rerank_cli.encoding.chunks import read_chunks, token_ends
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, count_of, unless_unread
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
@@ -240,7 +240,17 @@ class PromptEncoder:
         if self._truncate == "end":
             parts[place] = parts[place][:room]
             return (self._join(parts, tokens=tokens),)
-        return self._chunks(query, passage, parts, ends, room - before)
+
+        def read(piece: str) -> EncodedPair:
+            text = self._render(place, query, piece)
+            ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+            return self._join([*parts[:place], ids, *parts[place + 1 :]])
+
+        chunks = read_chunks(passage, ends, read, room=room - before, overlap=self._chunk_overlap, most=self.max_tokens)
+        problem = EncodingProblem(
+            "query-too-long", f"no piece of the passage fits beside the query in {self.max_tokens} tokens"
+        )
+        return problem if chunks is None else chunks
 
     def _size(self, parts: Sequence[Ids]) -> int:
         return len(self._before) + sum(map(len, parts)) + len(self._after)
@@ -262,48 +272,6 @@ class PromptEncoder:
         offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
         ends = token_ends(offsets) - (len(text) - len(passage))
         return ends[np.searchsorted(ends, 0, side="right") :]
-
-    def _chunks(
-        self, query: str, passage: str, parts: list[Ids], ends: npt.NDArray[np.int64], room: int
-    ) -> tuple[EncodedPair, ...] | EncodingProblem:
-        """A pair for each piece of the passage; neighbours share tokens, together the pieces hold all of it.
-
-        room: how many tokens the passage may have beside query and template.
-        """
-        overlap = shared_tokens(self._chunk_overlap, room)
-        chunks: list[EncodedPair] = []
-        start = 0
-        while start < len(passage):
-            found = self._longest_chunk(query, passage, parts, ends, start=start, room=room)
-            if found is None:
-                return EncodingProblem(
-                    "query-too-long", f"no piece of the passage fits beside the query in {self.max_tokens} tokens"
-                )
-            chunk, end = found
-            chunks.append(chunk)
-            if end == len(passage):
-                break
-            start = next_start(ends, start, end, overlap)
-        return tuple(chunks)
-
-    def _longest_chunk(
-        self, query: str, passage: str, parts: list[Ids], ends: npt.NDArray[np.int64], *, start: int, room: int
-    ) -> tuple[EncodedPair, int] | None:
-        """The chunk that begins at character `start`, and where it ends; None where not even one character fits."""
-        place = self._prompt.passage_part
-        stop = last_token(ends, start, room)
-        while True:
-            end = chunk_end(ends, start, stop, len(passage))
-            text = self._render(place, query, passage[start:end])
-            ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
-            chunk = self._join([*parts[:place], ids, *parts[place + 1 :]])
-            excess = len(chunk.input_ids) - self.max_tokens
-            if excess <= 0:
-                return chunk, end
-            if end == start + 1:
-                return None
-            # A piece may have more tokens by itself than inside of its text.
-            stop = min(stop, len(ends)) - excess
 
 
 def read_wrapping(tokenizer: Tokenizer, where: str) -> tuple[Ids, Ids]:

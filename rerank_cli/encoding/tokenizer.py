@@ -72,15 +72,6 @@ def _open_file(checkpoint: Checkpoint, special_tokens: SpecialTokens) -> Tokeniz
     return tokenizer
 
 
-def _as_declared(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Tokenizer:
-    # Some published files carry the padding and truncation of the machine that saved them.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    if checkpoint.declared.lower_case:
-        lower_case(tokenizer)
-    return tokenizer
-
-
 def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neutral") -> Tokenizer:
     """The checkpoint's tokenizer, without padding and truncation. special_tokens: what they are in a text."""
     tokenizer = _open_file(checkpoint, special_tokens)
@@ -97,10 +88,15 @@ def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neut
             raise ModelError(f"{checkpoint.path / 'tokenizer_config.json'}: {error}") from error
     elif name is not None:
         template, tokenizer = tokenizer.post_processor, _backend_of_transformers(checkpoint)
-        if name not in RULES and template is not None and _surrounds_pairs(template):
+        if name not in RULES and template is not None:
             _keep_template(tokenizer, template, name, checkpoint)
     _check_pair(tokenizer, checkpoint)
-    return _as_declared(tokenizer, checkpoint)
+    # Some published files carry the padding and truncation of the machine that saved them.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if checkpoint.declared.lower_case:
+        lower_case(tokenizer)
+    return tokenizer
 
 
 def gives_token_types(checkpoint: Checkpoint) -> bool:
@@ -297,7 +293,14 @@ def _check_list(tokenizer: Tokenizer, checkpoint: Checkpoint, name: str) -> None
 
 
 def _keep_template(tokenizer: Tokenizer, template: processors.PostProcessor, name: str, checkpoint: Checkpoint) -> None:
-    """Give a tokenizer of transformers the template of tokenizer.json; `ModelError` where its class has another."""
+    """Give a tokenizer of transformers the template of tokenizer.json; `ModelError` where its class has another.
+
+    Nothing changes where the file's post-processor puts no special tokens around texts, itself or by one of its steps.
+    """
+    state = json.loads(template.__getstate__())
+    kinds = {step.get("type") for step in state.get("processors", [state])}
+    if kinds.isdisjoint(("TemplateProcessing", "BertProcessing", "RobertaProcessing")):
+        return
     typed = gives_token_types(checkpoint)
     of_class = _surroundings(tokenizer, typed=typed)
     tokenizer.post_processor = template
@@ -322,13 +325,6 @@ def _surroundings(tokenizer: Tokenizer, *, typed: bool) -> Any:
         for place, one in enumerate(zip(numbers, found.type_ids if typed else [0] * len(numbers), strict=True))
         if not place or one[0] >= 0 or one[0] != numbers[place - 1]
     ]
-
-
-def _surrounds_pairs(template: processors.PostProcessor) -> bool:
-    """Whether a post-processor of tokenizer.json puts special tokens around texts, itself or by one of its steps."""
-    state = json.loads(template.__getstate__())
-    steps = state.get("processors", [state])
-    return any(step.get("type") in ("TemplateProcessing", "BertProcessing", "RobertaProcessing") for step in steps)
 
 
 def _backend_of_transformers(checkpoint: Checkpoint) -> Tokenizer:

@@ -40,7 +40,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.encoding.chat_template import TemplateFailedError
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
-from rerank_cli.encoding.chunks import chunk_end, last_token, next_start, shared_tokens, token_ends
+from rerank_cli.encoding.chunks import read_chunks, token_ends
 from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, count_of, unless_unread
 from rerank_cli.encoding.prompt import Slot, read_wrapping
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
@@ -358,44 +358,20 @@ class WholeTextEncoder:
         return token_ends(self._tokenizer.encode(passage, add_special_tokens=False).offsets)
 
     def _chunks(self, query: str, passage: str) -> Encoded:
-        """A pair for each piece of the passage; neighbours share tokens, together the pieces hold all of it."""
+        """A pair for each piece of the passage, as `read_chunks` cuts it."""
         empty = self._ids(query, "")
         if isinstance(empty, EncodingProblem):
             return empty
-        room = self._room - len(empty)
-        ends = self._passage_ends(passage)
-        overlap = shared_tokens(self._chunk_overlap, room)
-        chunks: list[EncodedPair] = []
-        start = 0
-        while start < len(passage):
-            found = self._longest_chunk(query, passage, ends, start=start, room=room)
-            if found is None:
-                return self._no_room_problem(len(empty))
-            if isinstance(found, EncodingProblem):
-                return found
-            chunk, end = found
-            chunks.append(chunk)
-            if end == len(passage):
-                break
-            start = next_start(ends, start, end, overlap)
-        return tuple(chunks)
 
-    def _longest_chunk(
-        self, query: str, passage: str, ends: npt.NDArray[np.int64], *, start: int, room: int
-    ) -> tuple[EncodedPair, int] | EncodingProblem | None:
-        """The chunk that begins at character `start`, and where it ends; None where not even one character fits."""
-        stop = last_token(ends, start, room)
-        while True:
-            end = chunk_end(ends, start, stop, len(passage))
-            ids = self._ids(query, passage[start:end])
-            if isinstance(ids, EncodingProblem):
-                return ids
-            excess = len(ids) - self._room
-            if excess <= 0:
-                return self._join(ids), end
-            if end == start + 1:
-                return None
-            stop = min(stop, len(ends)) - excess
+        def read(piece: str) -> EncodedPair | EncodingProblem:
+            ids = self._ids(query, piece)
+            return ids if isinstance(ids, EncodingProblem) else self._join(ids)
+
+        chunks = read_chunks(
+            passage, self._passage_ends(passage), read, room=self._room - len(empty), overlap=self._chunk_overlap,
+            most=self.max_tokens,
+        )  # fmt: skip
+        return self._no_room_problem(len(empty)) if chunks is None else chunks
 
 
 def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str] | None:

@@ -16,7 +16,16 @@ def two_tails(t: float, freedom: float) -> float:
     """The probability of a value at least as far from 0 as `t`: the p-value of a two-sided t-test."""
     if math.isinf(t):
         return 0.0
-    return _beta_share(freedom / 2, 0.5, freedom / (freedom + t * t), t * t / (freedom + t * t))
+    a, b = freedom / 2, 0.5
+    x, rest = freedom / (freedom + t * t), t * t / (freedom + t * t)  # rest: 1 - x, not rounded
+    if x <= 0:
+        return 0.0
+    if rest <= 0:
+        return 1.0
+    logs = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
+    if x < (a + 1) / (a + b + 2):
+        return math.exp(logs) * _fraction(a, b, x) / a
+    return 1 - math.exp(logs) * _fraction(b, a, rest) / b
 
 
 def quantile(level: float, freedom: float) -> float:
@@ -30,18 +39,6 @@ def quantile(level: float, freedom: float) -> float:
             break
         low, high = (middle, high) if two_tails(middle, freedom) > 1 - level else (low, middle)
     return (low + high) / 2
-
-
-def _beta_share(a: float, b: float, x: float, rest: float) -> float:
-    """The regularised incomplete beta function at x. rest: 1 - x, not rounded."""
-    if x <= 0:
-        return 0.0
-    if rest <= 0:
-        return 1.0
-    logs = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest)
-    if x < (a + 1) / (a + b + 2):
-        return math.exp(logs) * _fraction(a, b, x) / a
-    return 1 - math.exp(logs) * _fraction(b, a, rest) / b
 
 
 def _fraction(a: float, b: float, x: float) -> float:

@@ -108,12 +108,13 @@ def decide(tests: Sequence[PairedTest], ship_at: float = SHIP_AT) -> list[Verdic
     """The verdicts on a family of tests, in their order."""
     corrected = holm([test.p_value for test in tests])
     return [
-        _with_more_queries(Verdict("undecided", test, p_value, len(tests)), ship_at)
+        _judge(Verdict("undecided", test, p_value, len(tests)), ship_at)
         for test, p_value in zip(tests, corrected, strict=True)
     ]
 
 
-def _with_more_queries(verdict: Verdict, ship_at: float) -> Verdict:
+def _judge(verdict: Verdict, ship_at: float) -> Verdict:
+    """The verdict with its word, by its test."""
     test = verdict.test
     if test.low is None or test.high is None:
         return verdict
