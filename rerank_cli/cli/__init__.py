@@ -82,12 +82,12 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
     """Say what went wrong; returns the exit code for it."""
     match error:
         case StoppedError():
-            _say_lines(error.message, *getattr(error, "__notes__", ()))
+            say(error.message, *getattr(error, "__notes__", ()))
             code = error.exit_code
         case RerankError():
             say_error(error)
             _say_commands(error, given)
-            _say_lines(*(f"note: {note}" for note in getattr(error, "__notes__", ())))
+            say(*(f"note: {note}" for note in getattr(error, "__notes__", ())))
             code = error.exit_code
         case typer.TyperException():
             from rerank_cli.cli.usage import usage_error
@@ -110,7 +110,7 @@ def _report_failure(error: BaseException, given: Sequence[str]) -> int:
             code = OutputError.exit_code
         case Exception():
             say("error: unexpected fault of the program")
-            _say_lines(*"".join(traceback.format_exception(error)).splitlines())
+            say(*"".join(traceback.format_exception(error)).splitlines())
             say("please report it with the lines above and with what `rerank-cli version --verbose` prints")
             code = 1
         case _:
@@ -127,11 +127,6 @@ def _say_commands(error: RerankError, given: Sequence[str]) -> None:
     say("try:" if len(error.commands) == 1 else "try one of:")
     for options in error.commands:
         sys.stderr.write(command_to_paste(with_options(given, options), sys.stderr, head="    ") + "\n")
-
-
-def _say_lines(*lines: str) -> None:
-    for line in lines:
-        say(line)
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

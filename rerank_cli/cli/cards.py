@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rerank_cli.cli.console import print_json, print_table, say
@@ -10,30 +9,22 @@ from rerank_cli.planning.choices import PAIRS, TOKENS
 
 if TYPE_CHECKING:
     from rerank_cli.cli.plan_request import PlanRequest
-    from rerank_cli.planning.cards import CardAnswer
     from rerank_cli.planning.known_model import KnownModel
 
 
 def print_cards(asked: PlanRequest, known: KnownModel, *, pairs: int | None, tokens: int | None, as_json: bool) -> int:
     """Print how the model would run on each card; returns the exit code, 6 if it fits none."""
+    from rerank_cli.planning.card_time import BASIS, show_time
     from rerank_cli.planning.cards import compare_cards
+    from rerank_cli.planning.profiles.request import show_gib
 
     pairs, tokens = pairs or PAIRS, min(tokens or TOKENS, known.max_tokens)
     cards = compare_cards(asked.request, known, pairs=pairs, tokens=tokens, notes=asked.notes)
+    exit_code = 0 if any(card.plan for card in cards) else 6
     if as_json:
-        rows = [card.to_json() for card in cards]
-        print_json(
-            {"schema": "rerank-cli/cards/1", "model": known.name, "pairs": pairs, "tokens": tokens, "cards": rows}
-        )
-    else:
-        _print_text(known.name, cards, pairs, tokens)
-    return 0 if any(card.plan for card in cards) else 6
-
-
-def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int) -> None:
-    from rerank_cli.planning.card_time import BASIS, show_time
-    from rerank_cli.planning.profiles.request import show_gib
-
+        document = {"schema": "rerank-cli/cards/1", "model": known.name, "pairs": pairs, "tokens": tokens}
+        print_json({**document, "cards": [card.to_json() for card in cards]})
+        return exit_code
     rows = []
     for card in cards:
         cells = [card.name, show_gib(card.total_bytes)]
@@ -44,7 +35,7 @@ def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int
         took = show_time(time.low, time.high) if time else "not known"
         batch = "-" if card.largest_batch is None else f"{card.largest_batch:,}"
         rows.append([*cells, show_gib(card.plan.needed_bytes), card.plan.precision, batch, took])
-    title = f"{model}: {pairs:,} pairs of {tokens:,} tokens"
+    title = f"{known.name}: {pairs:,} pairs of {tokens:,} tokens"
     print_table(["GPU", "memory", "needed", "precision", "batch", "time"], rows, title=title)
     say("batch: the most pairs of this length that fit at a time; time: without the start of the program")
     limits = {card.time.limit for card in cards if card.time}
@@ -56,3 +47,4 @@ def _print_text(model: str, cards: Sequence[CardAnswer], pairs: int, tokens: int
         say(f"note: the time is not known{which}: {why}")
     say(f"note: times are {BASIS}")
     say(f"other numbers: `--pairs N --tokens L`; defaults {PAIRS:,} and {TOKENS:,}")
+    return exit_code

@@ -28,12 +28,14 @@ SHOWN_ERRORS = 20
 _MOST_CHARACTERS = 5000  # of the beginning and of the end of a line
 
 
-def say(text: str) -> None:
-    """Write one line to stderr, made printable; a line break in it came from data and is escaped."""
-    if len(text) > 2 * _MOST_CHARACTERS:  # ids can be a megabyte long
-        text = f"{text[:_MOST_CHARACTERS]} ... {text[-_MOST_CHARACTERS:]}"
-    sys.stderr.write(wrapped(printable(text), sys.stderr) + "\n")
-    sys.stderr.flush()
+def say(*lines: str) -> None:
+    """Write lines to stderr, made printable; a line break in one came from data and is escaped."""
+    for line in lines:
+        text = line
+        if len(line) > 2 * _MOST_CHARACTERS:  # ids can be a megabyte long
+            text = f"{line[:_MOST_CHARACTERS]} ... {line[-_MOST_CHARACTERS:]}"
+        sys.stderr.write(wrapped(printable(text), sys.stderr) + "\n")
+        sys.stderr.flush()
 
 
 def write(text: str) -> None:

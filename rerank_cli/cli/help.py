@@ -72,8 +72,7 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse `args`; without any, show the help and end with the exit code of wrong usage."""
         if not args and not ctx.resilient_parsing:
-            for line in ctx.get_help().splitlines():
-                say(line)
+            say(*ctx.get_help().splitlines())
             raise typer.Exit(UsageError.exit_code)
         return super().parse_args(ctx, args)
 

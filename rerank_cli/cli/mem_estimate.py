@@ -319,9 +319,10 @@ def _print_published(answer: MemoryAnswer) -> None:
 
 def _row_text(row: MemoryRow) -> str:
     measured = row.measured
+    took, estimated = (measured[key] / 2**20 for key in ("forward_bytes", "estimated_forward_bytes"))
     text = (
-        f"measured on {measured['device']}: a forward takes {_mib(measured['forward_bytes'])} MiB, "
-        f"estimated {_mib(measured['estimated_forward_bytes'])} MiB (ratio {measured['ratio']})"
+        f"measured on {measured['device']}: a forward takes {took:.1f} MiB, estimated {estimated:.1f} MiB "
+        f"(ratio {measured['ratio']})"
     )
     if measured["total_bytes"] is not None:
         text += f"; the process holds {_gib(measured['total_bytes'])} GiB of the device"
@@ -330,7 +331,3 @@ def _row_text(row: MemoryRow) -> str:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f}"

@@ -189,12 +189,7 @@ def _print_environment(answer: MachinePlan, variables: Mapping[str, str]) -> Non
         # As bytes: a folder's name need not be text.
         sys.stdout.buffer.write(os.fsencode(f"export {name}={shlex.quote(value)}\n"))
     sys.stdout.flush()
-    _say_warnings(answer)
-
-
-def _say_warnings(answer: MachinePlan) -> None:
-    for warning in answer.warnings:
-        say(f"warning: {warning}")
+    say(*(f"warning: {warning}" for warning in answer.warnings))
 
 
 def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, explain: bool, here: bool) -> None:
@@ -212,4 +207,4 @@ def _print_text(answer: MachinePlan, model: str | None, *, list_profiles: bool, 
             command = install_command(missing)
         sys.stdout.write("\n" + command_to_paste(command, sys.stdout, head="next: ") + "\n")
     sys.stdout.flush()
-    _say_warnings(answer)
+    say(*(f"warning: {warning}" for warning in answer.warnings))

@@ -80,8 +80,7 @@ def run_and_report(
                 forget_stdout()  # flushing would wait for its reader
             raise
     if not quiet:
-        say_outcome = _say_nothing_to_do if outcome.was_done else _summarise
-        say_outcome(outcome, options.names.output)
+        _say_outcome(outcome, options.names.output)
     failed = outcome.counts.in_errors_file > 0 and not outcome.was_done
     if failed:
         _say_bad_rows(outcome, tell)
@@ -117,13 +116,6 @@ def _say_agreement(found: dict[str, Any], precision: str) -> None:
         say(f"warning: more than one in twenty of the ten best passages is another than in fp32 ({precision})")
 
 
-def _say_nothing_to_do(outcome: Outcome, output: str) -> None:
-    count = outcome.counts.rows_error
-    bad = f", and {count} bad rows in {outcome.errors}" if count else ""
-    done = f"{output}: is complete, with {outcome.counts.rows_out:,} rows{bad}"
-    say(f"{done}; nothing to do (`--restart --overwrite` does it again)")
-
-
 def _say_bad_rows(outcome: Outcome, told: ErrorTeller | None) -> None:
     """Say how many rows were bad. told: has said them one by one, without an errors file."""
     bad = f"{_bad_in_words(outcome.counts)} could not be scored"
@@ -147,8 +139,14 @@ def _bad_in_words(counts: Counts) -> str:
     return f"{rows} and {passages}" if counts.passages_error else rows
 
 
-def _summarise(outcome: Outcome, output: str) -> None:
+def _say_outcome(outcome: Outcome, output: str) -> None:
+    """Say what the run has done, or that an earlier one had done it, and what to know about its rows."""
     counts, report = outcome.counts, outcome.report
+    if outcome.was_done:
+        bad = f", and {counts.rows_error} bad rows in {outcome.errors}" if counts.rows_error else ""
+        done = f"{output}: is complete, with {counts.rows_out:,} rows{bad}"
+        say(f"{done}; nothing to do (`--restart --overwrite` does it again)")
+        return
     seconds = report["seconds"]["wall"]
     speed = report["speed"]["pairs_per_second"]
     where = "" if output == "-" else f" -> {output}"
@@ -262,7 +260,14 @@ def print_dry_run(options: JobOptions, output_mode: str, gpus: Sequence[str] = (
         plan, known = result.plan, find_known(options)
         if told := faster_on(detect_cpu(), device=plan.device, precision=plan.precision, checkpoint=known.checkpoint):
             write(f"faster: {told}")
-    return _dry_exit_code(result, options)
+    counts = result.counts  # the exit code is that of the run, as far as its rows tell
+    options.error_limit.check(counts, last=True)
+    if counts.rows_in and not counts.rows_out:
+        raise nothing_scored(counts.rows_in, result.first_error, None)
+    if result.first_error:
+        file, row, message = result.first_error
+        say(f"{_bad_in_words(counts)} cannot be scored; the first is {file}:{row}: {message}")
+    return 3 if counts.in_errors_file else 0
 
 
 def _dry_facts(result: DryRun) -> dict[str, str]:
@@ -307,18 +312,6 @@ def _dry_facts(result: DryRun) -> dict[str, str]:
         facts[f"expected time on {one.gpu}"] = told
     facts["precision"] = f"{plan.precision} on {plan.device}, at most {plan.max_tokens} tokens a pair"
     return facts
-
-
-def _dry_exit_code(result: DryRun, options: JobOptions) -> int:
-    """The exit code that the run would have, as far as its rows tell."""
-    counts = result.counts
-    options.error_limit.check(counts, last=True)
-    if counts.rows_in and not counts.rows_out:
-        raise nothing_scored(counts.rows_in, result.first_error, None)
-    if result.first_error:
-        file, row, message = result.first_error
-        say(f"{_bad_in_words(counts)} cannot be scored; the first is {file}:{row}: {message}")
-    return 3 if counts.in_errors_file else 0
 
 
 def _duration(seconds: float) -> str:

@@ -165,7 +165,7 @@ class PairEncoder:
             around = {tokenizer.id_to_token(number) for number in self._template.ids}
             mark_special(tokenizer, around.__contains__)
         self._tokenizer.encode_special_tokens = special_tokens == "neutral"
-        self._acting = _acting_special_ids(tokenizer) if special_tokens == "neutral" else []
+        self._acting = acting_special_ids(tokenizer) if special_tokens == "neutral" else []
         self.max_tokens = max_tokens
         self._truncate = truncate
         self._chunk_overlap = chunk_overlap
@@ -327,7 +327,7 @@ def _prompt_tokens(tokenizer: Tokenizer, prompt: str, max_tokens: int, where: st
     return min(len(encoding.ids), max_tokens) - 1
 
 
-def _acting_special_ids(tokenizer: Tokenizer) -> list[int]:
+def acting_special_ids(tokenizer: Tokenizer) -> list[int]:
     """Special tokens that this tokenizer finds in a text although it was told not to look for them."""
     # A character that is in no vocabulary gives the id of the unknown token.
     unknown = tokenizer.encode("\U0010fffd", add_special_tokens=False).ids

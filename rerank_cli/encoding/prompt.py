@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 
 from rerank_cli.encoding.choices import CHUNK_OVERLAP, SpecialTokens, Truncation
 from rerank_cli.encoding.chunks import read_chunks, token_ends
-from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, count_of, unless_unread
+from rerank_cli.encoding.pairs import Encoded, EncodingProblem, Ids, acting_special_ids, count_of, unless_unread
 from rerank_cli.encoding.tokenizer import encode_texts, mark_special
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, EncodedPair, Limits
@@ -295,15 +295,9 @@ def _neutralise(tokenizer: Tokenizer, template: str, where: str) -> None:
     """From now on special tokens in texts are text (see the head of this file)."""
     mark_special(tokenizer, lambda content: content in template)
     tokenizer.encode_special_tokens = True
-    # A character that is in no vocabulary gives the id of the unknown token.
-    unknown = set(tokenizer.encode("\U0010fffd", add_special_tokens=False).ids)
-    for number, token in tokenizer.get_added_tokens_decoder().items():
-        if (
-            token.special
-            and number not in unknown
-            and number in tokenizer.encode(token.content, add_special_tokens=False).ids
-        ):
-            raise ModelError(
-                f"{where}: `{token.content}` written in a text acts as a special token whatever is done",
-                hint="`--special-tokens allow` accepts that",
-            )
+    for number in acting_special_ids(tokenizer):
+        token = tokenizer.get_added_tokens_decoder()[number]
+        raise ModelError(
+            f"{where}: `{token.content}` written in a text acts as a special token whatever is done",
+            hint="`--special-tokens allow` accepts that",
+        )

@@ -114,8 +114,13 @@ class WholeTextEncoder:
             own = template.render("", "")
             mark_special(tokenizer, own.__contains__)
             self._special = _special_pattern(tokenizer)
-        if truncate != "reference":
-            self._check_room()
+        if (
+            truncate != "reference"
+            and not isinstance(ids := self._ids("", ""), EncodingProblem)
+            and len(ids) >= self._room
+        ):
+            size = len(ids) + self.max_tokens - self._room
+            raise UsageError(f"--max-tokens {self.max_tokens}: the template alone has {size} tokens")
 
     @property
     def template(self) -> str:
@@ -144,13 +149,6 @@ class WholeTextEncoder:
                 entry = self._encode_pair(query, passage, found_ids, limits)
                 encoded.append(unless_unread(entry, self._max_unknown))
         return encoded
-
-    def _check_room(self) -> None:
-        ids = self._ids("", "")
-        if isinstance(ids, EncodingProblem) or len(ids) < self._room:
-            return
-        size = len(ids) + self.max_tokens - self._room
-        raise UsageError(f"--max-tokens {self.max_tokens}: the template alone has {size} tokens")
 
     def _holds_special(self, query: str, passage: str) -> bool:
         special = self._special

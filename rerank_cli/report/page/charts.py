@@ -119,8 +119,9 @@ def stack(parts: Iterable[tuple[str, float]], *, label: str) -> Markup:
     return chart(label, 14, found)
 
 
-def change(given: float, new: float, end: float, *, label: str) -> Markup:
-    """Two values on a line from 0 to `end`: a ring for the given one, a dot for the new one."""
+def change(given: float, new: float) -> Markup:
+    """Two values on a line from 0 to at least 1: a ring for the given one, a dot for the new one."""
+    end = max(1.0, given, new)
     a, b = _place_on_axis(given, 0, end), _place_on_axis(new, 0, end)
     kind = "better" if new >= given else "worse"
     parts = [
@@ -129,7 +130,7 @@ def change(given: float, new: float, end: float, *, label: str) -> Markup:
         element("circle", cx=percent_of(a), cy=9, r=4.5, class_="ring"),
         element("circle", cx=percent_of(b), cy=9, r=5, class_=f"dot {kind}"),
     ]
-    return chart(label, 18, parts)
+    return chart(f"from {given:.4f} to {new:.4f}, on a line from 0 to {short(end)}", 18, parts)
 
 
 def meter(share: float, kind: str, *, label: str) -> Markup:

@@ -67,7 +67,6 @@ def _about(document: Document) -> list[str]:
 def _row(name: str, one: Document) -> dict[str, Any]:
     old, new = one["baseline"], one["value"]
     interval = "" if one["low"] is None else f"{signed(one['low'])} to {signed(one['high'])}"
-    end = max(1.0, old, new)
     return {
         "name": name,
         "metric": one["metric"],
@@ -80,7 +79,7 @@ def _row(name: str, one: Document) -> dict[str, Any]:
         "rose": one["difference"] >= 0,
         "interval": interval,
         "p": p_value(one["p_corrected"]),
-        "chart": charts.change(old, new, end, label=f"from {old:.4f} to {new:.4f}, on a line from 0 to {short(end)}"),
+        "chart": charts.change(old, new),
     }
 
 

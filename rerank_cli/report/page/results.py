@@ -37,7 +37,6 @@ def _measure(row: Document) -> dict[str, Any]:
     measure: dict[str, Any] = {"metric": row["metric"], "reranked": f"{new:.4f}"}
     if given is None:
         return measure
-    end = max(1.0, given, new)
     counts = [(name, row[key]) for name, key in (("better", "wins"), ("worse", "losses"), ("same", "ties"))]
     queries = sum(count for _, count in counts) or 1
     told = ", ".join(f"{number(count)} {name}" for name, count in counts)
@@ -46,9 +45,7 @@ def _measure(row: Document) -> dict[str, Any]:
         "change": signed(row["difference"]),
         "rose": row["difference"] >= 0,
         "p": p_value(row["significance"]["p_value"]) if row.get("significance") else "",
-        "chart": charts.change(
-            given, new, end, label=f"from {given:.4f} to {new:.4f}, on a line from 0 to {short(end)}"
-        ),
+        "chart": charts.change(given, new),
         "told": told,
         "stack": charts.stack([(f"part {name}", count / queries) for name, count in counts], label=f"queries: {told}"),
         "undefined": row.get("undefined") or 0,
