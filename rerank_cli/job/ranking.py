@@ -1,14 +1,16 @@
 """From logits to ranks: what happens to a window after the engine has scored its pairs.
 
-score_part    give each entry of a part its logit, and drop the pixels of its images
-join_parts    join the parts of a window again
-rank_window   put its lists in rank order, and its rows without a score aside; rank_list: one list
-select        keep what the user wants of a ranking
+score_part      give each entry of a part its logit, and drop the pixels of its images
+join_parts      join the parts of a window again
+finish_window   join them with what was known, and keep what is new
+rank_window     put its lists in rank order, and its rows without a score aside; rank_list: one list
+select          keep what the user wants of a ranking
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,7 +25,7 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.evaluation.blend import Blend, order_by_score
 from rerank_cli.formats.shapes import Selection, row_error
 from rerank_cli.job.image_parts import EncodedPart, pairs_of
-from rerank_cli.job.score_store.known_scores import FoundPairs, kept_tokens
+from rerank_cli.job.score_store.known_scores import FoundPairs, KnownScores, kept_tokens
 from rerank_cli.records import CandidateList, RankedList, RankedPassage, RowError, Window
 
 if TYPE_CHECKING:
@@ -151,6 +153,33 @@ def join_parts(
     ordered = [entries[place] for place in range(len(entries))]
     logits = np.array([logit for _, logit in ordered], dtype=np.float32)
     return EncodedWindow(window, [entry for entry, _ in ordered], places), logits
+
+
+def finish_window(
+    last: EncodedPart, parts: Sequence[ScoredPart], known: KnownScores | None
+) -> tuple[EncodedWindow, npt.NDArray[np.float32], Counter[str], frozenset[int]]:
+    """Join what was computed of a window with what was known of it, and keep what is new.
+
+    Args:
+        last: The last part of the window.
+        parts: All its parts.
+        known: Gets the new scores.
+
+    Returns:
+        Its distinct pairs and their logits, what it adds to `Counts`, and which of its pairs were not computed.
+    """
+    assert last.places is not None, "the last part has the places"
+    not_computed = known_part(last.found)
+    joined = [*parts, *not_computed]
+    encoded, logits = join_parts(last.window, joined, last.places)
+    if known and last.found:
+        for part in parts:
+            known.settle(last.found, part.members, part.encoded, part.logits)
+        known.keep(last.found)
+    counts: Counter[str] = Counter()
+    for part in joined:
+        counts.update(part.counts)
+    return encoded, logits, counts, frozenset(place for part in not_computed for place in part.members)
 
 
 def rank_window(

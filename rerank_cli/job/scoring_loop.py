@@ -28,7 +28,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.evaluation.blend import Blend
 from rerank_cli.job.image_parts import EncodedPart, encode_parts
-from rerank_cli.job.ranking import ScoredPart, join_parts, known_part, rank_window, score_part
+from rerank_cli.job.ranking import ScoredPart, finish_window, rank_window, score_part
 from rerank_cli.job.score_store.known_scores import KnownScores
 from rerank_cli.job.stop import Stop
 from rerank_cli.job.windows import Windows
@@ -125,22 +125,12 @@ def score_windows(  # noqa: PLR0913 (the command line and the Python API need di
             done.append(scored)
             if part.places is None:
                 continue
-            not_computed = known_part(part.found)
-            joined = [*done, *not_computed]
-            encoded, logits = join_parts(part.window, joined, part.places)
-            ranked, errors = rank_window(encoded, logits, blend)
-            counts: Counter[str] = Counter()
-            for one in joined:
-                counts.update(one.counts)
-            if known and part.found:
-                for one in done:
-                    known.settle(part.found, one.members, one.encoded, one.logits)
-                known.keep(part.found)
+            encoded, logits, counts, not_computed = finish_window(part, done, known)
             done = []
+            ranked, errors = rank_window(encoded, logits, blend)
             errors = in_order([*part.window.errors, *errors])
-            places = frozenset(place for one in not_computed for place in one.members)
             which = "repeated" if part.found and part.found.repeats else "known"
-            yield ScoredWindow(encoded, logits, ranked, errors, counts, **{which: places})
+            yield ScoredWindow(encoded, logits, ranked, errors, counts, **{which: not_computed})
 
 
 @dataclass(slots=True)

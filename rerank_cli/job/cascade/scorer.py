@@ -16,7 +16,7 @@ from rerank_cli.encoding.pairs import EncodedWindow
 from rerank_cli.engine.protocols import NeedsCalibration
 from rerank_cli.job.image_parts import encode_parts
 from rerank_cli.job.prepare import PreparedModel
-from rerank_cli.job.ranking import ScoredPart, join_parts, known_part, score_part
+from rerank_cli.job.ranking import ScoredPart, finish_window, score_part
 from rerank_cli.job.score_store.run_store import RunStore
 from rerank_cli.job.stop import Stop
 from rerank_cli.planning.run_plan import Plan
@@ -89,8 +89,6 @@ class Scorer:
         if known:
             known.look_up(window)
         done: list[ScoredPart] = []
-        counts: Counter[str] = Counter()
-        places: list[int] | None = None
         began = time.perf_counter()
         for part in encode_parts(window, self.prepared.encoder, known):
             self.timing.tokenise += time.perf_counter() - began
@@ -104,21 +102,11 @@ class Scorer:
             scored = score_part(part, scores.logits, scores.trouble, self.pool)
             self.timing.compute += time.perf_counter() - began
             done.append(scored)
-            if known and part.found:
-                known.settle(part.found, part.members, scored.encoded, scored.logits)
-            if part.places is not None:
-                places = part.places
-                done += known_part(part.found)
-                if known and part.found:
-                    known.keep(part.found)
-                for one in done:
-                    counts.update(one.counts)
-                pairs = sum(len(one.encoded) for one in done) - counts["pairs_found"]
-                self.work.add(counts, pairs)
-                counts["pairs_scored"] += pairs
             began = time.perf_counter()
-        assert places is not None, "the last part has the places"
-        encoded, logits = join_parts(window, done, places)
+        encoded, logits, counts, _ = finish_window(part, done, known)
+        pairs = len(encoded.encoded) - counts["pairs_found"]
+        self.work.add(counts, pairs)
+        counts["pairs_scored"] += pairs
         return encoded, logits, counts
 
     def _batch_done(self, pairs: int, tokens: int) -> None:
