@@ -9,11 +9,11 @@ from rerank_cli.cli.console import ErrorTeller, print_json, print_table, say, wr
 from rerank_cli.cli.declare import typed_options
 from rerank_cli.cli.json_command import wants_json
 from rerank_cli.errors import InputError, UsageError
+from rerank_cli.job.options import STDOUT
 
 if TYPE_CHECKING:
     import typer
 
-    from rerank_cli.evaluation.evaluate_only import EvaluateOptions
     from rerank_cli.evaluation.measures import Evaluation
 
 _USED = {
@@ -73,26 +73,44 @@ def print_evaluation_table(evaluation: Evaluation) -> None:
     print_table(columns, rows, title=f"{evaluation.queries:,} queries{unjudged}")
 
 
-def refuse_what_needs_a_model(context: typer.Context) -> None:
-    """`UsageError` for options on the command line that `--evaluate-only` would ignore."""
+def evaluate_only(context: typer.Context) -> int:
+    """Measure a reranked file by the options of `rerank-file`; returns the exit code.
+
+    `UsageError` for options on the command line that would be ignored.
+    """
+    from rerank_cli.cli.job_request import read_job_options
+    from rerank_cli.evaluation.evaluate_only import EvaluateOptions, evaluate_file
+    from rerank_cli.formats.inputs import ReadOptions
+
     for name, flag in typed_options(context).items():
         if name not in _USED:
             raise UsageError(
                 f"{flag}: nothing is scored with --evaluate-only", hint="leave it out; `-o` names the report"
             )
-
-
-def run_evaluation(options: EvaluateOptions, *, quiet: bool, output_mode: str) -> int:
-    """Evaluate a reranked file; returns the exit code."""
-    from rerank_cli.evaluation.evaluate_only import evaluate_file
-
-    found = evaluate_file(options, ErrorTeller())
+    output = context.params["output"]
+    options = read_job_options(context, inputs=tuple(context.params["inputs"]))
+    if options.qrels is None:
+        raise UsageError("missing option --qrels", hint="`--qrels FILE` names the judgements to measure with")
+    found = evaluate_file(
+        EvaluateOptions(
+            inputs=options.inputs,
+            qrels=options.qrels,
+            metrics=options.metrics,
+            in_format=options.in_format,
+            shape=options.shape,
+            fields=options.fields,
+            read=ReadOptions(options.max_line_bytes, skip=options.skip, limit=options.limit),
+            report=None if output == STDOUT else output,
+            per_query=options.names.per_query,
+            overwrite=options.overwrite,
+        ),
+        ErrorTeller(),
+    )
     evaluation = found.evaluation
-    if not quiet:
-        for note in found.notes:
-            say(f"note: {note}")
+    if not context.params["quiet"]:
+        say(*(f"note: {note}" for note in found.notes))
         _warn(evaluation)
-    if wants_json(output_mode):
+    if output == STDOUT or wants_json(context.params["output_mode"]):
         print_json(found.document)
     else:
         print_evaluation_table(evaluation)

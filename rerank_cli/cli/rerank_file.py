@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import typer
 
@@ -13,10 +13,6 @@ from rerank_cli.cli.parsers import parse_blend_of, parse_first_keep_of, parse_sh
 from rerank_cli.errors import EXIT_CODES, UsageError
 from rerank_cli.job.options import STDOUT, Need, refuse_idle
 from rerank_cli.machine.this_process import keep_freed_memory, prepare_process
-
-if TYPE_CHECKING:
-    from rerank_cli.evaluation.evaluate_only import EvaluateOptions
-    from rerank_cli.job.options import JobOptions
 
 EngineKind = Literal["local", "ray"]
 
@@ -143,18 +139,15 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
     if output is None and not given["evaluate_only"] and not given["dry_run"]:
         raise UsageError("missing option --output", hint="`-o out.jsonl`, or `-o -` for stdout")
     # Imported here because they load more than --help must wait for.
-    from rerank_cli.cli.evaluate_only import refuse_what_needs_a_model, run_evaluation
+    from rerank_cli.cli.evaluate_only import evaluate_only
     from rerank_cli.cli.job_request import read_job_options
     from rerank_cli.cli.running import print_dry_run, refuse_gpu, run_and_report
 
     if given["evaluate_only"]:
-        refuse_what_needs_a_model(context)
-    elif output is None:
+        return evaluate_only(context)
+    if output is None:
         context.params["output"] = STDOUT  # a dry run writes nothing, so no output need be named
     options = read_job_options(context, inputs=tuple(given["inputs"]))
-    if given["evaluate_only"]:
-        mode = "json" if output == STDOUT else output_mode
-        return run_evaluation(_to_evaluate(options, output), quiet=given["quiet"], output_mode=mode)
     told = {"quiet": given["quiet"], "verbose": given["verbose"], "output_mode": output_mode}
     if given["engine"] == "ray":
         from rerank_cli.cluster import ClusterOptions
@@ -173,23 +166,3 @@ def rerank_file(context: typer.Context, *, output: str | None, output_mode: str,
 
 _OF_ENGINES = ("cpus_per_engine", "gpus_per_engine")
 _OF_A_CLUSTER = dict.fromkeys(("ray_address", *_OF_ENGINES), Need({"engine": "--engine ray"}, ("ray",)))
-
-
-def _to_evaluate(options: JobOptions, output: str | None) -> EvaluateOptions:
-    from rerank_cli.evaluation.evaluate_only import EvaluateOptions
-    from rerank_cli.formats.inputs import ReadOptions
-
-    if options.qrels is None:
-        raise UsageError("missing option --qrels", hint="`--qrels FILE` names the judgements to measure with")
-    return EvaluateOptions(
-        inputs=options.inputs,
-        qrels=options.qrels,
-        metrics=options.metrics,
-        in_format=options.in_format,
-        shape=options.shape,
-        fields=options.fields,
-        read=ReadOptions(options.max_line_bytes, skip=options.skip, limit=options.limit),
-        report=None if output == STDOUT else output,
-        per_query=options.names.per_query,
-        overwrite=options.overwrite,
-    )

@@ -141,7 +141,13 @@ class Evaluator:
         reranked = measure_orders(self._measures, self._qrels, {query: item.reranked for query, item in judged.items()})
         given_orders = {query: item.given for query, item in judged.items() if item.given is not None}
         given = measure_orders(self._measures, self._qrels, given_orders)
-        self.note, self.scores = [], self._scores_of(judged.values())
+        self.note, self.scores = [], ([], [])
+        relevant, others = self.scores
+        for item in judged.values():
+            grades = self._qrels[item.query]
+            for name, score in zip(item.reranked, item.scores, strict=False):
+                if not math.isnan(score):
+                    (relevant if grades.get(name, 0) > 0 else others).append(score)
         for item in added:
             met = not self._qrels.get(item.query, {}).keys().isdisjoint(item.reranked)
             example = next(iter(item.reranked), None)
@@ -191,16 +197,6 @@ class Evaluator:
             "given": first_passages(item.given, texts, item.reranked, grades),
             "new": first_passages(item.reranked, texts, item.given, grades),
         }
-
-    def _scores_of(self, judged: Iterable[Orders]) -> tuple[list[float], list[float]]:
-        relevant: list[float] = []
-        others: list[float] = []
-        for item in judged:
-            of_query = self._qrels[item.query]
-            for name, score in zip(item.reranked, item.scores, strict=False):
-                if not math.isnan(score):
-                    (relevant if of_query.get(name, 0) > 0 else others).append(score)
-        return relevant, others
 
     def changes(self) -> dict[str, Any] | None:
         """How the first measure changed by query, and the queries that changed most; None if no change is known."""

@@ -43,7 +43,14 @@ def orders_of(ranked: Iterable[RankedList], shape: Shape, is_judged: Callable[[s
         if not is_judged(query):
             yield Orders(query, (), ())
             continue
-        names = {entry.index: _passage_name(item, entry.index, shape) for entry in item.ranking}
+        names = {}
+        for entry in item.ranking:
+            passage = shape.passage_id(item.source, entry.index)
+            if passage is None:
+                row = item.source.row_of(entry.index)
+                where = f"{row.file}:{row.number}: passage {entry.index}"
+                raise InputError(f"{where} has no id, which --qrels needs", hint=_PASSAGE_HINT)
+            names[entry.index] = id_text(passage)
         yield Orders(
             query, [names[index] for index in sorted(names)], [names[one.index] for one in item.ranking],
             # Two scorers have no common scale, so the scores of the first are left out.
@@ -61,14 +68,6 @@ def _texts_of(item: RankedList, names: Mapping[int, str]) -> Mapping[str | None,
         passage = by_place[index]
         texts[names[index]] = passage if isinstance(passage, str) else passage.text
     return texts
-
-
-def _passage_name(item: RankedList, index: int, shape: Shape) -> str:
-    passage = shape.passage_id(item.source, index)
-    if passage is None:
-        row = item.source.row_of(index)
-        raise InputError(f"{row.file}:{row.number}: passage {index} has no id, which --qrels needs", hint=_PASSAGE_HINT)
-    return id_text(passage)
 
 
 def drop_repeats(orders: Orders) -> Orders:

@@ -101,8 +101,20 @@ class _Rules:
         if self.name in ("triplet", "n-tuple"):
             for positive in positives:
                 yield from self._rows_of_positive(exchange.query, positive, self._negatives_below(others, [positive]))
-        elif negatives := self._negatives_below(others, positives):
-            yield self._row_of_list(exchange.query, positives, negatives)
+            return
+        negatives = self._negatives_below(others, positives)
+        if negatives and self.name == "labeled-list":
+            both = [*positives, *negatives]
+            texts, labels = [one.text for one in both], [one.value for one in both]
+            yield {"query": exchange.query, "docs": texts, "labels": labels}
+        elif negatives:
+            yield {
+                "query": exchange.query,
+                "pos": [one.text for one in positives],
+                "neg": [one.text for one in negatives],
+                "pos_scores": [one.score for one in positives],
+                "neg_scores": [one.score for one in negatives],
+            }
 
     def _negatives_below(self, others: Sequence[_Scored], positives: Sequence[_Scored]) -> list[_Scored]:
         score = min(one.score for one in positives) - self.asked.absolute_margin
@@ -122,15 +134,3 @@ class _Rules:
         elif len(negatives) == self.asked.negatives:  # all rows have the same columns
             columns = {f"negative_{place}": one.text for place, one in enumerate(negatives, 1)}
             yield {**pair, **columns, "label": [one.score for one in (positive, *negatives)]}
-
-    def _row_of_list(self, query: str, positives: Sequence[_Scored], negatives: Sequence[_Scored]) -> dict[str, Any]:
-        if self.name == "labeled-list":
-            both = [*positives, *negatives]
-            return {"query": query, "docs": [one.text for one in both], "labels": [one.value for one in both]}
-        return {
-            "query": query,
-            "pos": [one.text for one in positives],
-            "neg": [one.text for one in negatives],
-            "pos_scores": [one.score for one in positives],
-            "neg_scores": [one.score for one in negatives],
-        }

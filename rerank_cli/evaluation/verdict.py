@@ -106,26 +106,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def decide(tests: Sequence[PairedTest], ship_at: float = SHIP_AT) -> list[Verdict]:
     """The verdicts on a family of tests, in their order."""
-    corrected = holm([test.p_value for test in tests])
-    return [
-        _judge(Verdict("undecided", test, p_value, len(tests)), ship_at)
-        for test, p_value in zip(tests, corrected, strict=True)
-    ]
-
-
-def _judge(verdict: Verdict, ship_at: float) -> Verdict:
-    """The verdict with its word, by its test."""
-    test = verdict.test
-    if test.low is None or test.high is None:
-        return verdict
-    more_than_chance = verdict.p_corrected < ALPHA
-    if more_than_chance and test.difference < 0:
-        return replace(verdict, word="don't ship")
-    if more_than_chance and test.high >= ship_at:
-        return replace(verdict, word="ship")
-    if more_than_chance or (-ship_at < test.low and test.high < ship_at) or test.low == test.high == 0:
-        return replace(verdict, word="don't ship", too_small=True)
-    return replace(verdict, more_queries=_count_more_queries(verdict, ship_at))
+    found = []
+    for test, p_value in zip(tests, holm([test.p_value for test in tests]), strict=True):
+        verdict = Verdict("undecided", test, p_value, len(tests))
+        more_than_chance = p_value < ALPHA
+        if test.low is None or test.high is None:
+            pass  # a single query settles nothing
+        elif more_than_chance and test.difference < 0:
+            verdict = replace(verdict, word="don't ship")
+        elif more_than_chance and test.high >= ship_at:
+            verdict = replace(verdict, word="ship")
+        elif more_than_chance or (-ship_at < test.low and test.high < ship_at) or test.low == test.high == 0:
+            verdict = replace(verdict, word="don't ship", too_small=True)
+        else:
+            verdict = replace(verdict, more_queries=_count_more_queries(verdict, ship_at))
+        found.append(verdict)
+    return found
 
 
 def _count_more_queries(verdict: Verdict, ship_at: float) -> int | None:
