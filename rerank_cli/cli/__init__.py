@@ -16,7 +16,7 @@ import typer
 
 from rerank_cli import __version__
 from rerank_cli.cli.console import command_to_paste, forget_stdout, say, say_error
-from rerank_cli.cli.quick import QuickGroup
+from rerank_cli.cli.quick_command import QuickGroup
 from rerank_cli.cli.subcommands import SUBCOMMANDS, LoadedWhenAsked
 from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
 from rerank_cli.machine.libraries import told_what_is_missing

@@ -17,7 +17,7 @@ from rerank_cli.job.options import PAGE_SUFFIXES, Need, refuse_idle
 from rerank_cli.machine.this_process import prepare_process
 
 if TYPE_CHECKING:
-    from rerank_cli.evaluation.answer import Answer
+    from rerank_cli.evaluation.evaluate_systems import Answer
 
 Calibrator = Literal["auto", "isotonic", "platt"]
 
@@ -101,7 +101,7 @@ def evaluate(
     """Say whether new orders should ship, and how to use the scores. No model is loaded."""
     prepare_process(online=False)
     from rerank_cli.cli.evaluate_text import notes_of, print_answer, print_calibration
-    from rerank_cli.evaluation.answer import EvaluationRequest, evaluate_systems
+    from rerank_cli.evaluation.evaluate_systems import EvaluationRequest, evaluate_systems
     from rerank_cli.formats.shapes import FieldNames
 
     _refuse_options(context, inputs, given)
@@ -169,7 +169,7 @@ def _refuse_options(context: typer.Context, inputs: list[str], given: dict[str, 
 
 def _write(found: Answer, given: dict[str, Any]) -> None:
     """Write the files that were asked for."""
-    from rerank_cli.evaluation.answer import SystemValue
+    from rerank_cli.evaluation.evaluate_systems import SystemValue
     from rerank_cli.evaluation.per_query import per_query_bytes
     from rerank_cli.formats.jsonl import dump_document
     from rerank_cli.journal import Files, write_file

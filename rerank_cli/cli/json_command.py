@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from rerank_cli.cli.console import print_json
-from rerank_cli.cli.quick import QuickCommand
+from rerank_cli.cli.quick_command import QuickCommand
 from rerank_cli.cli.usage import usage_error
 from rerank_cli.errors import RerankError
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import typer
 
 from rerank_cli.cli.help import CommandWithHelp
-from rerank_cli.cli.quick import QuickCommand
+from rerank_cli.cli.quick_command import QuickCommand
 
 
 class Subcommand(NamedTuple):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rerank_cli.encoding.images.seen import SeenImages
+from rerank_cli.encoding.images.same_files import SeenImages
 from rerank_cli.errors import StoppedError
 from rerank_cli.evaluation.measures import Evaluator
 from rerank_cli.formats.inputs import Input, ReadOptions

@@ -3,7 +3,7 @@
 All fields of the options count, except those that only say how a run proceeds; a new field counts from its first day.
 Each has the name and the value that a user types, because the message that refuses another job shows both. Paths do not
 count: files are known by their content. Images that rows name are not checked here: there may be millions, and a
-finished window does not change with them (`encoding/images/seen.py` checks them when a run is resumed).
+finished window does not change with them (`encoding/images/same_files.py` checks them when a run is resumed).
 """
 
 from __future__ import annotations

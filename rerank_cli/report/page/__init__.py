@@ -3,7 +3,7 @@
     report of a run   ->  run_page, charts                 ->  page.html.jinja        ->  bytes
     of `evaluate`     ->  evaluation_page, charts, curves  ->  evaluation.html.jinja  ->  bytes
 
-Both share the style sheet (page.css) and the sections about two orders (changed, parts.html.jinja).
+Both share the style sheet (page.css) and the sections about two orders (two_orders, parts.html.jinja).
 
 Only the document is read, so a report of an earlier run or an earlier version becomes a page too: sections without data
 are left out. There is no script. The page's policy allows its own style sheet, by hash, and nothing else, so text from

@@ -8,14 +8,14 @@ from typing import Any
 import rerank_cli
 from rerank_cli.evaluation.verdict_words import shown_depths
 from rerank_cli.report.page import charts, curves
-from rerank_cli.report.page.changed import (
+from rerank_cli.report.page.outcome import Document
+from rerank_cli.report.page.two_orders import (
     change_section,
     lists_of_query,
     lists_section,
     moves_section,
     relevance_section,
 )
-from rerank_cli.report.page.outcome import Document
 from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
 
 _LISTS = 10

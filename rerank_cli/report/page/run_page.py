@@ -11,10 +11,10 @@ from pathlib import PurePath
 from typing import Any
 
 from rerank_cli.records import WORK
-from rerank_cli.report.page.changed import change_section, lists_section, moves_section, relevance_section
 from rerank_cli.report.page.outcome import Document, describe_outcome, fallen, warnings
 from rerank_cli.report.page.performance import memory_section, throughput_section, time_section
 from rerank_cli.report.page.results import errors_section, evaluation_section, lengths_section, scores_section
+from rerank_cli.report.page.two_orders import change_section, lists_section, moves_section, relevance_section
 from rerank_cli.report.page.wording import duration, number, percent, plural, rate, size
 
 _COUNTS = {
@@ -84,7 +84,7 @@ def page_of(document: Document, title: str | None = None) -> dict[str, Any]:
 
 
 def _changed(document: Document) -> dict[str, Any]:
-    """The sections about two orders; see `changed`."""
+    """The sections about two orders; see `two_orders`."""
     found, measures = document.get("changes"), (document.get("evaluation") or {}).get("metrics", ())
     scores = document.get("scores_by_relevance")
     sections = {

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rerank_cli.evaluation.answer import EvaluationRequest, evaluate_systems
+from rerank_cli.evaluation.evaluate_systems import EvaluationRequest, evaluate_systems
 
 COLLECTIONS = 50 if os.environ.get("RERANK_TORTURE") == "long" else 6
 SHIP_AT = 0.01
