@@ -28,6 +28,7 @@ from rerank_cli.checkpoint.refusals import (
     refuse_modules,
     refuse_other_readings,
     refuse_pickle,
+    refuse_pointers,
     refuse_special_files,
     refuse_weights,
     refuse_without_config,
@@ -211,6 +212,7 @@ def read_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     root = path
     refuse_special_files(root)
     path = root / find_model_folder(root)
+    refuse_pointers(root, path)
     refuse_weights(root, path)
     refuse_module_kinds(root)
     refuse_without_config(root, path)

@@ -1,8 +1,8 @@
 """Refuses folders that hold no reranker that can be scored, and says what they hold, before anything is loaded.
 
-In this order: weights that are not read, an adapter, modules of another kind of model, an architecture, how the modules
-score, code of the checkpoint, quantisation, pickle. `kinds.py` has the names. Errors inside one of these files are
-reported where the file is read.
+In this order: pointers of Git LFS, weights that are not read, an adapter, modules of another kind of model, an
+architecture, how the modules score, code of the checkpoint, quantisation, pickle. `kinds.py` has the names. Errors
+inside one of these files are reported where the file is read.
 """
 
 from __future__ import annotations
@@ -45,9 +45,22 @@ def refuse_special_files(root: Path) -> None:
             raise ModelError(f"{path}: not a regular file", hint="copy the model's files into a folder of their own")
 
 
+def refuse_pointers(root: Path, model: Path) -> None:
+    """Refuse pointers of Git LFS in place of files. model: the model's own folder, in `root`."""
+    files = [file for folder in dict.fromkeys((root, model)) for file in sorted(folder.glob("*"))]
+    for file in files:
+        if not file.is_file() or file.stat().st_size > _MAX_POINTER_BYTES:
+            continue
+        with file.open("rb") as stream:
+            begin = stream.read(len(_POINTER))
+        if begin == _POINTER:
+            raise ModelError(
+                f"{file}: a pointer of Git LFS, and not the file", hint="`git lfs pull` in the folder brings the files"
+            )
+
+
 def refuse_weights(root: Path, model: Path) -> None:
     """Refuse weights of other formats, and adapters. model: the model's own folder, in `root`."""
-    _refuse_pointers(root, model)
     adapter = next((folder for folder in (root, model) if (folder / _ADAPTER).is_file()), None)
     weights = sorted({file.name for folder in (root, model) for one in _ADAPTER_WEIGHTS for file in folder.glob(one)})
     own = [file for file in model.glob("*.safetensors") if not any(fnmatch(file.name, one) for one in _ADAPTER_WEIGHTS)]
@@ -203,19 +216,6 @@ def refuse_pickle(path: Path) -> NoReturn:
 
 def _has_code(path: Path, config: Mapping[str, Any]) -> bool:
     return bool(config.get("auto_map")) or any(path.glob("*.py"))
-
-
-def _refuse_pointers(*folders: Path) -> None:
-    """Refuse pointers of Git LFS in place of files."""
-    for file in (file for folder in dict.fromkeys(folders) for file in sorted(folder.glob("*"))):
-        if not file.is_file() or file.stat().st_size > _MAX_POINTER_BYTES:
-            continue
-        with file.open("rb") as stream:
-            begin = stream.read(len(_POINTER))
-        if begin == _POINTER:
-            raise ModelError(
-                f"{file}: a pointer of Git LFS, and not the file", hint="`git lfs pull` in the folder brings the files"
-            )
 
 
 def _walk_entries(root: Path, depth: int = _DEPTH) -> Iterator[str]:

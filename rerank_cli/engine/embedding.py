@@ -109,8 +109,14 @@ class EmbeddingEngine(InProcess):
         return scores
 
     def keys(self, pair: EncodedPair) -> list[bytes]:
-        """What the vectors of a scored pair's query and passage are kept under."""
-        return [_key(text) for text in split_pair(pair)]
+        """What the vectors of a scored pair's query and passage are kept under: digests of all that the model reads."""
+        keys = []
+        for text in split_pair(pair):
+            digest = hashlib.blake2b(text.input_ids.tobytes(), digest_size=_KEY_BYTES)
+            if text.block:
+                digest.update(f"image at {text.block.start} ".encode() + text.block.digest)
+            keys.append(digest.digest())
+        return keys
 
     def vectors(self, keys: Sequence[bytes]) -> Vectors:
         """The vectors under `keys`, float32 [len(keys), dimensions], as the model gave them."""
@@ -187,11 +193,3 @@ class EmbeddingEngine(InProcess):
         """Drop the model and the vectors."""
         self._store.close()
         self._model.close()
-
-
-def _key(text: EncodedPair) -> bytes:
-    """A digest of all that the model reads of `text`."""
-    digest = hashlib.blake2b(text.input_ids.tobytes(), digest_size=_KEY_BYTES)
-    if text.block:
-        digest.update(f"image at {text.block.start} ".encode() + text.block.digest)
-    return digest.digest()

@@ -20,9 +20,9 @@ class MeasuringTools:
 
     def has_cuda(self) -> bool:
         """Whether torch finds a CUDA device here."""
-        from rerank_cli.models.measure import cuda_devices
+        import torch
 
-        return bool(cuda_devices())
+        return torch.cuda.is_available()
 
     def followed(
         self, rows: tuple[MemoryRow, ...], question: MemoryQuestion, checkpoint: Checkpoint | None

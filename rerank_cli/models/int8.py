@@ -162,8 +162,3 @@ def int8_hindrance() -> str | None:
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         return f"torch {torch.__version__} has no int8 layers of oneDNN: {error}"
     return None if torch.allclose(found, torch.full((1, 16), 34.0)) else "oneDNN's int8 layers compute wrongly here"
-
-
-def multiplies_bf16() -> bool:
-    """The CPU multiplies bfloat16 in hardware: attention between int8 layers is then in bfloat16, else in float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -83,6 +83,7 @@ class Int8Encoder(Int8Model, EncoderCrossEncoder):
         Int8Model.__init__(self)
         EncoderCrossEncoder.__init__(self, checkpoint, device=device, dtype=torch.float32, attention=attention)
         self._checkpoint = checkpoint
+        self._rounded_layers = self._shape.layers - 1
         self._layers: list[_Int8Layer] = []
         narrow = str(self._narrow).removeprefix("torch.")
         beside = f"linear layers: {Int8Linear.kernel}; attention: {self._attention}, {narrow}"
@@ -113,10 +114,6 @@ class Int8Encoder(Int8Model, EncoderCrossEncoder):
         inputs = self._steps(torch.mul(x, layer.input_factors, out=room))
         q, k, v = layer.qkv(inputs).unflatten(1, (3, self._shape.heads, -1)).unbind(1)
         return self._steps(attend_by_powers(q, k, v, batch, room, kind=self._attention))
-
-    @property
-    def _rounded_layers(self) -> int:
-        return self._shape.layers - 1
 
     def _observe(self, pairs: Sequence[EncodedPair], seen: Sequence[Seen]) -> None:
         batch = pack(pairs, device=self._device)

@@ -20,7 +20,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import ModelError
-from rerank_cli.models.int8 import Int8Linear, int8_hindrance, multiplies_bf16, steps
+from rerank_cli.models.int8 import Int8Linear, int8_hindrance, steps
 from rerank_cli.models.packed import PackedBatch
 from rerank_cli.records import EncodedPair
 
@@ -103,18 +103,17 @@ class Int8Model(ABC):
     _checkpoint: Checkpoint
     _format: ClassVar[int]
     """Of the state; another number is another version's, whose weights would be others."""
+    _rounded_layers: int
+    """How many layers have products in int8."""
 
     # These two round: a test has others in their place, to see that all else leaves the logits as they are.
     _rounded_linear: ClassVar[type[Int8Linear]] = Int8Linear
     _steps = staticmethod(steps)
 
     def __init__(self) -> None:
-        self._narrow = torch.bfloat16 if multiplies_bf16() else torch.float32
-
-    @property
-    @abstractmethod
-    def _rounded_layers(self) -> int:
-        """How many layers have products in int8."""
+        # Of attention between the layers: bfloat16 where the CPU multiplies it in hardware.
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        self._narrow = torch.bfloat16 if has_bf16 else torch.float32
 
     @abstractmethod
     def _observe(self, pairs: Sequence[EncodedPair], seen: Sequence[Seen]) -> None:

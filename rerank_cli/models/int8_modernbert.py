@@ -45,6 +45,7 @@ class Int8ModernBert(Int8Model, ModernBertCrossEncoder):
         Int8Model.__init__(self)
         ModernBertCrossEncoder.__init__(self, checkpoint, device=device, dtype=torch.float32, attention=attention)
         self._checkpoint = checkpoint
+        self._rounded_layers = len(self._shape.layers)
         narrow = str(self._narrow).removeprefix("torch.")
         self.kernels = (
             f"linear layers: {Int8Linear.kernel}; rotation: {self._elementwise.name}; "
@@ -60,10 +61,6 @@ class Int8ModernBert(Int8Model, ModernBertCrossEncoder):
         # The norms of a rounded layer give bytes.
         x = layer.attention_out.add(self._steps(self._attend(layer, x, batch, rotation)), x)
         return layer.down.add(self._steps(self._gated(layer, layer.mlp_norm(x))), x)
-
-    @property
-    def _rounded_layers(self) -> int:
-        return len(self._shape.layers)
 
     def _observe(self, pairs: Sequence[EncodedPair], seen: Sequence[Seen]) -> None:
         batch = pack(pairs, device=self._device)

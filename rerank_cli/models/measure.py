@@ -126,11 +126,6 @@ def measure_forward(
     )
 
 
-def cuda_devices() -> int:
-    """Devices that this torch can use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
 def _pairs(checkpoint: Checkpoint, lengths: Sequence[int]) -> list[EncodedPair]:
     """Pairs of any ids that the model knows, longest first as the engine hands them over."""
     draw = np.random.default_rng(0)

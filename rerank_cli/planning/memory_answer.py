@@ -29,7 +29,7 @@ from rerank_cli.planning.card_time import PairLengths, pair_time, time_to_json, 
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, PAIRS, MemoryRequest, ProfileRequest, least_overlap
 from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory import MemoryModel, Placement, tables_for
+from rerank_cli.planning.memory import MemoryModel, Placement
 from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow, table_to_json
 from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
 from rerank_cli.planning.profiles.matching import auto_precision
@@ -392,7 +392,7 @@ def _add_published_tables(
     place = question.place
     if not isinstance(known.profiles, ModelProfiles) or not known.profiles.memory:
         return question, (), (f"nothing is published for {known.name}",)
-    tables = tables_for(known.profiles, precision=place.precision, capability=place.capability, sku=place.sku)
+    tables = known.profiles.memory_tables(precision=place.precision, compute_capability=place.capability, sku=place.sku)
     if not tables:
         return question, (), (f"nothing is published for {known.name} in {place.precision} on such a device",)
     documents = tuple(table_to_json(table) for table in tables)

@@ -325,7 +325,16 @@ def profile_rows(answer: MachinePlan) -> list[dict[str, Any]]:
 
 
 def _profile_row(profile: Profile, answer: MachinePlan) -> dict[str, Any]:
-    chosen = answer.plan is not None and answer.plan.profile == profile.name
+    plan = answer.plan
+    chosen = plan is not None and plan.profile == profile.name
+    # Why each group of GPUs turned it down; else how to ask for it.
+    reason = "; ".join(rejection.reason for rejection in answer.rejected if rejection.profile == profile.name)
+    if not reason and answer.error is not None:
+        reason = answer.error.message
+    elif not reason:
+        by_device = profile.kind == "cpu" and not (plan is not None and plan.kind == "cpu")
+        asked = "`--device cpu`" if by_device else f"`--precision {profile.precision}`"
+        reason = f"only when it is asked for ({asked})"
     return {
         **_fields(profile, "name", "kind", "precision", "max_tokens"),
         "compute_capabilities": [show_capability(capability) for capability in profile.compute_capabilities],
@@ -334,19 +343,8 @@ def _profile_row(profile: Profile, answer: MachinePlan) -> dict[str, Any]:
         "source": profile.source and {**_fields(profile.source, "title", "url", "release"),
                                       "read_on": profile.source.read_on.isoformat()},
         "chosen": chosen,
-        "reason": None if chosen else _why_not(profile, answer),
+        "reason": None if chosen else reason,
     }  # fmt: skip
-
-
-def _why_not(profile: Profile, answer: MachinePlan) -> str:
-    """Why each group of GPUs turned the profile down; else how to ask for it."""
-    said = [rejection.reason for rejection in answer.rejected if rejection.profile == profile.name]
-    if not said and answer.error is not None:
-        return answer.error.message
-    asked = "`--device cpu`" if profile.kind == "cpu" else f"`--precision {profile.precision}`"
-    if profile.kind == "cpu" and answer.plan is not None and answer.plan.kind == "cpu":
-        asked = f"`--precision {profile.precision}`"
-    return "; ".join(said) or f"only when it is asked for ({asked})"
 
 
 def _fields(value: object, *names: str) -> dict[str, Any]:

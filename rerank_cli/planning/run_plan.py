@@ -90,13 +90,12 @@ def plan_run(answer: MachinePlan, *, cuda_devices: int) -> Plan:
     each = ["cpu"] if on_cpu else [f"cuda:{number}" for number in devices.removeprefix("cuda:").split(",")]
     device = each[0]
     warnings = list(answer.warnings)
+    seen = f"torch sees {cuda_devices} CUDA device{'s' * (cuda_devices != 1)}"
     for name in [] if on_cpu else each:
         if int(name.removeprefix("cuda:")) >= cuda_devices:
-            raise DoesNotFitError(
-                f"{name}: torch sees {_devices(cuda_devices)}", hint="`--device cpu` runs without a GPU"
-            )
+            raise DoesNotFitError(f"{name}: {seen}", hint="`--device cpu` runs without a GPU")
     if on_cpu and cuda_devices and not machine.devices and planned.kind == "cpu":
-        warnings.append(f"the run is on the CPU although torch sees {_devices(cuda_devices)}: {machine.reason}")
+        warnings.append(f"the run is on the CPU although {seen}: {machine.reason}")
     engines = each * planned.engine_count  # neighbours in the queue are on different devices
     checkpoint = answer.model.checkpoint if answer.model else None
     family = family_of(checkpoint.architecture) if checkpoint else None
@@ -178,7 +177,3 @@ def _image_processes(cores: int, engines: Sequence[str]) -> int:
     if engines[0] == "cpu":
         return 1
     return max(1, min(_IMAGE_PROCESSES, cores - len(engines)))
-
-
-def _devices(number: int) -> str:
-    return f"{number} CUDA device{'s' * (number != 1)}"

@@ -14,9 +14,10 @@ import pytest
 
 from rerank_cli.checkpoint.families import FAMILIES
 from rerank_cli.errors import EXIT_CODES
-from rerank_cli.planning.profiles import load_all_profiles, render_support_matrix
+from rerank_cli.planning.profiles import load_all_profiles
 from tests.conftest import TINY_CHECKPOINT
 from tests.docs import house
+from tests.docs.support_matrix import render_support_matrix
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -30,11 +30,10 @@ from rerank_cli.planning.memory.estimate import (
     MemoryModel,
     Placement,
     estimate,
-    largest,
     need_for,
 )
 from rerank_cli.planning.memory.peak import BatchSize, Execution, Moment, peak, takes_varlen
-from rerank_cli.planning.memory.published import PublishedMemory, published_memory, tables_for
+from rerank_cli.planning.memory.published import PublishedMemory, published_memory
 from rerank_cli.planning.memory.shape import ModelShape, VisionShape, read_model_shape, shape_if_known, shape_of_profile
 from rerank_cli.planning.memory.weight_bytes import Weights, count_weights, parameters
 
@@ -57,7 +56,6 @@ __all__ = [
     "cublas_workspace_bytes",
     "device_constants",
     "estimate",
-    "largest",
     "need_for",
     "parameters",
     "peak",
@@ -65,6 +63,5 @@ __all__ = [
     "read_model_shape",
     "shape_if_known",
     "shape_of_profile",
-    "tables_for",
     "takes_varlen",
 ]

@@ -2,7 +2,6 @@
 
     estimate(model, batch, place)   every part by itself, and the total
     need_for(model)                 the total, as `select_profile` asks for it
-    largest(fits, limit)            the largest batch or length that still fits
 
 The total never falls when batch, length or engines grow. Every engine is a process of its own, so everything but the
 scores that the run keeps is multiplied by their number.
@@ -219,15 +218,3 @@ def need_for(model: MemoryModel, *, cpu: Cpu | None = None, lanes: int = 1) -> C
         return estimate(model, BatchSize.within(token_budget, max_tokens), place, tiles=tiles).total
 
     return need
-
-
-def largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest whole number up to `limit` that fits, where all smaller ones do; 0 where not even 1 does."""
-    good, bad = 0, 1
-    while bad <= limit and fits(bad):
-        good, bad = bad, 2 * bad
-    bad = min(bad, limit + 1)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good

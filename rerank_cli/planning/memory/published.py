@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rerank_cli.planning.profiles import GIB, Capability, MemoryTable, ModelProfiles
+from rerank_cli.planning.profiles import GIB, MemoryTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +24,6 @@ class PublishedMemory:
     def size_bytes(self) -> int:
         """The value in bytes."""
         return round(self.gib * GIB)
-
-
-def tables_for(
-    profiles: ModelProfiles, *, precision: str, capability: Capability | None, sku: str | None
-) -> tuple[MemoryTable, ...]:
-    """The tables of a GPU; of every GPU where none is named."""
-    if capability is None and sku is None:
-        return tuple(table for table in profiles.memory if table.precision == precision)
-    return profiles.memory_tables(precision=precision, compute_capability=capability, sku=sku)
 
 
 def published_memory(tables: Iterable[MemoryTable], batch_size: int, length: int) -> PublishedMemory | None:

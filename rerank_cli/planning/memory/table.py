@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rerank_cli.planning.memory.estimate import Estimate, MemoryModel, Placement, estimate, largest
+from rerank_cli.planning.memory.estimate import Estimate, MemoryModel, Placement, estimate
 from rerank_cli.planning.memory.peak import BatchSize
 from rerank_cli.planning.memory.published import PublishedMemory, published_memory
 from rerank_cli.planning.profiles import MemoryTable, show_capability
+from rerank_cli.planning.profiles.fit import largest
 
 MOST_PAIRS = 65536
 """The largest batch that is looked for."""

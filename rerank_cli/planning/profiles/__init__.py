@@ -5,10 +5,9 @@
     decision = select_profile(request, found, machine) the plan, its reasons, what was rejected and why
 
 profile_file     the files, read and checked            model_profiles   what they hold, as values
-schema           their keys, what each value must be    support_matrix   the table of the documentation
+schema           their keys, what each value must be    reasons          why a profile was chosen, in words
 request          what goes into the choice, comes out   matching         which profiles are for a GPU, in which order
 fit              engines and token budget in memory     selection        the choice itself, a pure function
-reasons          why it was chosen, in words
 
 Nothing here reads the machine, a checkpoint or the environment, or imports more than the standard library.
 """
@@ -48,7 +47,6 @@ from rerank_cli.planning.profiles.request import (
 )
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
 from rerank_cli.planning.profiles.selection import select_profile
-from rerank_cli.planning.profiles.support_matrix import render_support_matrix
 
 __all__ = [
     "GB",
@@ -78,7 +76,6 @@ __all__ = [
     "load_profiles",
     "parse_profiles",
     "profiles_dir",
-    "render_support_matrix",
     "same_sku",
     "select_profile",
     "show_capability",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 Need: TypeAlias = Callable[[int, int], int]
@@ -49,33 +48,22 @@ def fit_device(wish: Wish, available: int | None, need: Need | None) -> Fit | No
     available: bytes; None (unknown) holds anything.
     """
 
-    def holds(engines: int, budget: int) -> bool:
+    def holds(budget: int, engines: int) -> bool:
         return need is None or available is None or need(budget, engines) <= available
 
-    for engines in range(wish.engines, 0, -1):
-        if engines == wish.engines:
-            budget = _largest(partial(holds, engines), wish)
-        else:
-            budget = wish.floor if holds(engines, wish.floor) else None
-        if budget is not None:
-            if (engines, budget) == (wish.engines, wish.budget):
-                more = range(wish.more_engines, wish.engines, -1)
-                engines = next((count for count in more if holds(count, budget)), engines)
-            return Fit(budget, engines, None if need is None else need(budget, engines))
-    return None
-
-
-def _largest(holds: Callable[[int], bool], wish: Wish) -> int | None:
-    """The largest budget that is held, in steps up from the floor."""
-    if holds(wish.budget):
-        return wish.budget
-    if not holds(wish.floor):
-        return None
-    good, bad = 0, -(-(wish.budget - wish.floor) // _STEP)  # steps above the floor
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if holds(wish.floor + middle * _STEP) else (good, middle)
-    return wish.floor + good * _STEP
+    if holds(wish.budget, wish.engines):
+        more = range(wish.more_engines, wish.engines, -1)
+        budget = wish.budget
+        engines = next((count for count in more if holds(budget, count)), wish.engines)
+    else:
+        engines = next((count for count in range(wish.engines, 0, -1) if holds(wish.floor, count)), 0)
+        if not engines:
+            return None
+        budget = wish.floor
+        if engines == wish.engines:  # in steps up from the floor; the whole budget is more than it holds
+            steps = -(-(wish.budget - wish.floor) // _STEP) - 1
+            budget += _STEP * largest(lambda step: holds(wish.floor + step * _STEP, engines), steps)
+    return Fit(budget, engines, None if need is None else need(budget, engines))
 
 
 def fit_group(wish: Wish, available: Sequence[int | None], need: Need | None) -> tuple[Fit, tuple[int, ...]] | None:
@@ -93,3 +81,15 @@ def fit_group(wish: Wish, available: Sequence[int | None], need: Need | None) ->
         key=lambda pair: (pair[0] * pair[1].engines, pair[1].budget),
     )
     return fit, tuple(sorted(place for _, place in fits[:count]))
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest whole number up to `limit` that fits, where all smaller ones do; 0 where not even 1 does."""
+    good, bad = 0, 1
+    while bad <= limit and fits(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, limit + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good

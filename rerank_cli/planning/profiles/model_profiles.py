@@ -191,12 +191,17 @@ class ModelProfiles:
     def memory_tables(
         self, *, precision: str, compute_capability: Capability | None, sku: str | None
     ) -> tuple[MemoryTable, ...]:
-        """The published tables for a GPU: of its SKU where tables go by SKU, else of its exact capability."""
+        """The published tables for a GPU: of its SKU where tables go by SKU, else of its exact capability.
+
+        Of every GPU where neither is given.
+        """
+        tables = tuple(table for table in self.memory if table.precision == precision)
+        if compute_capability is None and sku is None:
+            return tables
         return tuple(
             table
-            for table in self.memory
-            if table.precision == precision
-            and (same_sku(table.sku, sku) if table.sku else table.compute_capability == compute_capability)
+            for table in tables
+            if (same_sku(table.sku, sku) if table.sku else table.compute_capability == compute_capability)
         )
 
 

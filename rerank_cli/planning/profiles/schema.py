@@ -93,16 +93,17 @@ def _check_count(value: Any) -> int:
     return value
 
 
-def _check_size(value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= _MOST:
-        raise UnfitValueError("a number above 0")  # NaN is not above 0
-    return float(value)
+def _number_up_to(most: float, wanted: str) -> Check:
+    def check(value: Any) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= most:
+            raise UnfitValueError(wanted)  # NaN is not above 0
+        return float(value)
+
+    return check
 
 
-def _check_share(value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 1:
-        raise UnfitValueError("a number above 0 and at most 1")
-    return float(value)
+_check_size = _number_up_to(_MOST, "a number above 0")
+_check_share = _number_up_to(1, "a number above 0 and at most 1")
 
 
 def _check_flag(value: Any) -> bool:

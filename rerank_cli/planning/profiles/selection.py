@@ -89,15 +89,6 @@ def select_profile(
     return _best(choice, candidates)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """The plan of one group, with its reasons and warnings."""
-
-    plan: ProfilePlan
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-
-
 def _usable_gpus(choice: ProfileSearch) -> list[GpuFacts]:
     """The GPUs to plan for; none means the CPU, and the last reason says why."""
     request, machine = choice.request, choice.machine
@@ -165,12 +156,12 @@ class _Walk:
     ceiling: the largest token budget of a later walk, which is the floor of a profile that did not fit.
     """
 
-    found: _Candidate | None
+    found: Decision | None
     turned_down: Mapping[str, str]
     ceiling: int | None
 
 
-def _plan_group(choice: ProfileSearch, group: tuple[GpuFacts, ...]) -> _Candidate | None:
+def _plan_group(choice: ProfileSearch, group: tuple[GpuFacts, ...]) -> Decision | None:
     """The plan of one group, or None; the profiles that are not chosen go to `rejected`, each once."""
     asked, request, on = choice.precision, choice.request, show_group(group)
     precision_of = {profile.name: profile.precision for profile in choice.rules.profiles}
@@ -206,7 +197,7 @@ def _walk(
     choice: ProfileSearch, group: tuple[GpuFacts, ...], precision: str | None, *, ceiling: int | None = None
 ) -> _Walk:
     """Try the profiles in order. precision: try only this one; None: as the policy says. ceiling: as in `_Walk`."""
-    found: _Candidate | None = None
+    found: Decision | None = None
     turned_down: dict[str, str] = {}
     for profile in in_order(choice):
         why = f"`{found.plan.profile}` comes first" if found else not_asked_for(choice, profile, precision)
@@ -266,7 +257,8 @@ def _candidate(
     fit: Fit,
     places: tuple[int, ...],
     turned_down: Mapping[str, str],
-) -> _Candidate:
+) -> Decision:
+    """The plan of one group with its own reasons and warnings."""
     # The varlen kernel needs compute capability 8.0 and 16-bit queries; `runs` goes anywhere.
     capability = group[0].compute_capability
     varlen = capability is not None and capability >= LEAST_CAPABILITY and profile.precision != "fp32"
@@ -289,10 +281,10 @@ def _candidate(
             reasons.append(f"{show_gpu(gpu)} is left out: only {show_gib(gpu.available_bytes)} are free")
     unknown = choice.need is not None and any(gpu.available_bytes is None for gpu in plan.gpus)
     warnings = (f"{show_group(plan.gpus)}: nothing says that the plan fits",) if unknown else ()
-    return _Candidate(plan, tuple(reasons), warnings)
+    return Decision(plan, tuple(reasons), (), warnings)
 
 
-def _best(choice: ProfileSearch, candidates: Sequence[_Candidate]) -> Decision:
+def _best(choice: ProfileSearch, candidates: Sequence[Decision]) -> Decision:
     """The plan of the best group; the others are rejected with what they would have been."""
     allowed, require = [], choice.request.require
     for found in candidates:
@@ -304,7 +296,14 @@ def _best(choice: ProfileSearch, candidates: Sequence[_Candidate]) -> Decision:
             choice.rejected.append(Rejection(found.plan.profile, missing))
     if not allowed:
         raise _unknown_requirement_error(choice)
-    best = max(allowed, key=lambda found: _rank(choice, found.plan))
+
+    def rank(found: Decision) -> tuple[bool, int, bool, int, int, int]:
+        plan = found.plan
+        asked = choice.precision in (None, plan.precision)
+        total = sum(gpu.total_bytes or 0 for gpu in plan.gpus)
+        return asked, plan.total_engines, plan.kind == "optimized", plan.token_budget, total, -plan.devices[0]
+
+    best = max(allowed, key=rank)
     for found in allowed:
         if found is not best:
             _reject_plan(choice, found.plan, best.plan)
@@ -322,12 +321,6 @@ def _reject_plan(choice: ProfileSearch, plan: ProfilePlan, best: ProfilePlan) ->
     choice.rejected.append(Rejection(plan.profile, reason))
     if plan.kind == "optimized" and best.kind != "optimized":
         choice.warn(f"{show_group(plan.gpus)} is idle: it has an optimized profile, but fewer engines in all")
-
-
-def _rank(choice: ProfileSearch, plan: ProfilePlan) -> tuple[bool, int, bool, int, int, int]:
-    asked = choice.precision in (None, plan.precision)
-    total = sum(gpu.total_bytes or 0 for gpu in plan.gpus)
-    return asked, plan.total_engines, plan.kind == "optimized", plan.token_budget, total, -plan.devices[0]
 
 
 def _cpu_decision(choice: ProfileSearch) -> Decision:

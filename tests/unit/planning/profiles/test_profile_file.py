@@ -28,10 +28,10 @@ from rerank_cli.planning.profiles import (
     load_profiles,
     parse_profiles,
     profiles_dir,
-    render_support_matrix,
     same_sku,
     show_capability,
 )
+from tests.docs.support_matrix import render_support_matrix
 
 DATA = Path(__file__).parents[3] / "data" / "nim"
 MATRIX = json.loads((DATA / "support_matrix.json").read_text())
