@@ -27,7 +27,6 @@ from rerank_cli.formats.shapes.fields import (
     columns_of,
     first_of,
     head_of,
-    identity_of,
     row_error,
     shown_names,
 )
@@ -220,7 +219,7 @@ class RerankedFile:
             return row_error(row, "wrong-type", "its passages are not a list", None)
         where = f"{row.file}:{row.number}"
         query = fields.get("custom_id")  # first: the `id` beside it is that of the answer
-        query = _query_id(identity_of(fields, names.id, "list_id") if query is None else query, where, fields)
+        query = _query_id(first_of(fields, names.id, "list_id") if query is None else query, where, fields)
         if not wanted(query):
             return query, None, True
         passages, asked = [], _query_text(fields)
@@ -278,13 +277,13 @@ def _has_id(fields: Mapping[str, Any], entries: Any, names: FieldNames) -> bool:
 
 def _passage_id(entry: Mapping[str, Any], fields: Mapping[str, Any], names: FieldNames) -> str | None:
     """A passage's id: its own, that of its `document`, or that in the request beside the answer."""
-    found = identity_of(entry, names.id, "passage_id")
+    found = first_of(entry, names.id, "passage_id")
     if found is None and isinstance(document := entry.get("document"), Mapping):
-        found = identity_of(document, names.id, "passage_id")
+        found = first_of(document, names.id, "passage_id")
     index, asked = entry.get("index"), first_of(fields, names.passages, "passages")
     if found is None and isinstance(index, int) and isinstance(asked, (list, tuple)) and 0 <= index < len(asked):
         asked_for = asked[index]
-        found = identity_of(asked_for, names.id, "passage_id") if isinstance(asked_for, Mapping) else None
+        found = first_of(asked_for, names.id, "passage_id") if isinstance(asked_for, Mapping) else None
     return _optional_id(found)
 
 
@@ -304,7 +303,7 @@ def _read_flat(
     query = _query_id(first_of(fields, names.group_by, "query_id"), where, fields)
     if not wanted(query):
         return query, None, False
-    name = _optional_id(identity_of(fields, names.id, "passage_id"))
+    name = _optional_id(first_of(fields, names.id, "passage_id"))
     return query, [OrderedPassage(name, fields, where, _query_text(fields))], False
 
 

@@ -182,8 +182,8 @@ def read_items(inputs: Sequence[Input], shape: ReadsColumns, options: ReadOption
 
 def slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
     """The rows between `skip` and `limit`; nothing is read, or waited for, after the last of them."""
-    number = 0
-    while options.stop is None or number < options.stop:
+    number, stop = 0, options.stop
+    while stop is None or number < stop:
         item = next(items, None)
         if item is None:
             return
@@ -201,7 +201,7 @@ def read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> I
         from rerank_cli.formats import parquet
 
         assert shape is not None, "the shape of a table is known from its columns"
-        if columns := columns_of(item):
+        if columns := parquet.column_names(item.path, item.partition):
             if options.position:
                 options.position.table(item.path, parquet.row_count(item.path))
             yield from parquet.read_rows(item.path, shape.columns(columns), item.partition)
@@ -232,13 +232,6 @@ def _with_fields(rows: Iterator[Item], fields: dict[str, Any]) -> Iterator[Item]
             yield JsonRow(row.file, row.number, whole, jsonl.dump_row(whole).rstrip(b"\n"))
         else:
             yield row
-
-
-def columns_of(item: Input) -> list[str]:
-    """The columns of a Parquet file; none in one that a run without rows wrote."""
-    from rerank_cli.formats import parquet
-
-    return parquet.column_names(item.path, item.partition)
 
 
 def open_pairs(inputs: Sequence[Input], shape: Shape, options: ReadOptions) -> Iterator[Item]:
@@ -341,7 +334,9 @@ def _no_ids_error() -> UsageError:
 
 def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> Kind | None:
     """The shape of a table, by its first rows or else its columns; None for one without columns."""
-    columns = columns_of(item)
+    from rerank_cli.formats import parquet
+
+    columns = parquet.column_names(item.path, item.partition)
     found = recognise(iter(rows), [], names)
     kind = found if found is not None and found.tables else detect_shape(columns, names)
     if kind is None and columns:
@@ -359,7 +354,7 @@ def _first_rows_of_table(item: Input) -> list[JsonRow]:
     """The first rows, with the columns whose names occur once."""
     from rerank_cli.formats import parquet
 
-    columns = columns_of(item)
+    columns = parquet.column_names(item.path, item.partition)
     once = [name for name in columns if columns.count(name) == 1]
     wanted = dict.fromkeys(once)
     rows = islice(parquet.read_rows(item.path, wanted, item.partition), _TABLE_SAMPLE) if columns else iter(())

@@ -85,7 +85,7 @@ def read_schema(path: str, partition: Partition = ()) -> pa.Schema:
 
 
 def column_names(path: str, partition: Partition = ()) -> list[str]:
-    """The top-level columns of a file."""
+    """The top-level columns of a file; none in one that a run without rows wrote."""
     return list(read_schema(path, partition).names)
 
 

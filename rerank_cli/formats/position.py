@@ -114,24 +114,15 @@ class Position:
     @property
     def share(self) -> float | None:
         """From 0 to 1; None where it is unknown."""
-        by_rows = None if self._limit is None else self._rows / max(1, self._limit)
-        by_content = self._share_of_content()
-        known = [share for share in (by_rows, by_content) if share is not None]
-        return min(1.0, max(known)) if known else None
-
-    def _share_of_content(self) -> float | None:
-        files = self._files.values()
-        texts = [file for file in files if file.content is not None and file.read]
+        known = [] if self._limit is None else [self._rows / max(1, self._limit)]
+        texts = [file for file in self._files.values() if file.content is not None and file.read]
         taken = sum(file.content.source.taken for file in texts if file.content)
         ratio = sum(file.read for file in texts) / taken if taken else 1.0
-        total = 0.0
-        for file in files:
-            content = file.expected(ratio)
-            if content is None:
-                return None
-            total += content
-        total -= self._skipped
-        return self._passed / total if total > 0 else None
+        expected = [file.expected(ratio) for file in self._files.values()]
+        if None not in expected:
+            total = sum(size for size in expected if size is not None) - self._skipped
+            known += [self._passed / total] if total > 0 else []
+        return min(1.0, max(known)) if known else None
 
     def _content_of(self, item: Item) -> float:
         if isinstance(item, Gap):

@@ -23,7 +23,6 @@ from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
     can_be_reread,
-    columns_of,
     read_items,
     read_one,
 )
@@ -75,7 +74,7 @@ def _table_keys(item: Input, shape: FlatShape) -> Iterator[int]:
     """The group of each row of a table; only the columns that decide it are read."""
     from rerank_cli.formats import parquet
 
-    if columns := columns_of(item):
+    if columns := parquet.column_names(item.path, item.partition):
         wanted = shape.key_columns(columns)
         for values in zip(*(parquet.iter_column(item.path, name, item.partition) for name in wanted), strict=True):
             yield shape.group_key(dict(zip(wanted, values, strict=True)))
@@ -155,6 +154,6 @@ def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterat
     order = sorted(places, key=lambda place: numbers[place - options.skip])
     if options.position:
         options.position.table(item.path, rows)
-    columns = shape.columns(columns_of(item))
+    columns = shape.columns(parquet.column_names(item.path, item.partition))
     most = _MAX_GATHERED_PARQUET_BYTES
     yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)

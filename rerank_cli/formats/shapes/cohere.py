@@ -24,7 +24,7 @@ from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
     fields_without,
-    identity_of,
+    first_of,
     list_of,
     own_passage,
     passage_of,
@@ -94,7 +94,7 @@ def respond(fields: Mapping[str, Any], ranked: RankedList) -> dict[str, Any]:
 def document_id(fields: Mapping[str, Any], index: int, names: FieldNames) -> object:
     """The id that a document has as an object."""
     document = fields["documents"][index]
-    return identity_of(document, names.id, "passage_id") if isinstance(document, Mapping) else None
+    return first_of(document, names.id, "passage_id") if isinstance(document, Mapping) else None
 
 
 def rest_of(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class CohereShape(RequestShape):
 
     def read(self, row: Row) -> CandidateList:
         """The request in `row`; raises `RowProblem`."""
-        required(row, "documents", "documents", "")
+        required(row, "documents", "documents")
         return read_body(row.fields, row, self.identity(row.fields), self.names)
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,6 @@ from typing import Any
 
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import NO_IMAGES, FieldNames
-from rerank_cli.formats.jsonl import ExactFloat
 from rerank_cli.records import ImagePassage, ImageSource, Passage, Row, RowError
 from rerank_cli.storage import path_of
 
@@ -137,73 +136,72 @@ def written_like(before: object, after: Sequence[Any] | Mapping[str, Any]) -> An
     return jsonl.dump_value(after) if isinstance(before, str) else after
 
 
-def first_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
-    """The value at the user's path, or at the first alias of `kind` that the row has; None where there is none."""
+def first_of(fields: Mapping[str, Any], path: str | None, role: str) -> Any:
+    """The value at the user's path, or at the first alias of `role` that the row has; None where there is none.
+
+    `--id-field` may name the ids of rows or those of passages, so the aliases of both are tried where it finds nothing.
+    """
     if path is not None:
-        return lookup(fields, path)
-    for name in ALIASES[kind]:  # no generator: this is asked of each row several times
+        found = lookup(fields, path)
+        if found is not None or OPTIONS[role] != "--id-field":
+            return found
+    for name in ALIASES[role]:  # no generator: this is asked of each row several times
         value = fields.get(name)
         if value is not None:
             return value
     return None
 
 
-def one_of(fields: Mapping[str, Any], path: str | None, kind: str) -> tuple[str, Any]:
-    """The user's path and the value there, or the name and the value of the alias of `kind`; None where there is none.
+def one_of(fields: Mapping[str, Any], path: str | None, role: str) -> tuple[str, Any]:
+    """The user's path and the value there, or the name and the value of the alias of `role`; None where there is none.
 
     An alias does not count where it holds nothing, or a value that cannot have the role (a number is no passage).
     Raises `RowProblem` where two aliases could be meant and differ.
     """
     if path is not None:
         return path, lookup(fields, path)
-    held = [name for name in ALIASES[kind] if fields.get(name) is not None]
+    held = [name for name in ALIASES[role] if fields.get(name) is not None]
     if len(held) > 1:
-        fit = [name for name in held if _fits(fields[name], kind)]
+        fit = [name for name in held if _fits(fields[name], role)]
         for name in fit[1:]:
             if fields[name] != fields[fit[0]]:
-                raise two_fields("", (fit[0], name), _ROLES[kind], OPTIONS[kind])
+                raise two_fields("", (fit[0], name), _ROLES[role], OPTIONS[role])
         held = fit or held
-    return (held[0], fields[held[0]]) if held else (kind, None)
+    return (held[0], fields[held[0]]) if held else (role, None)
 
 
-def _fits(value: object, kind: str) -> bool:
-    if kind == "passages":
+def _fits(value: object, role: str) -> bool:
+    if role == "passages":
         return isinstance(value, (list, tuple, Mapping)) or opened_json(value) is not None
-    if kind == "passage":
+    if role == "passage":
         return isinstance(value, (str, Mapping, list)) and bool(value)
     return not isinstance(value, (list, dict)) and value != ""
 
 
-def identity_of(fields: Mapping[str, Any], path: str | None, kind: str) -> Any:
-    """As `first_of`, but the aliases are tried too where there is nothing at the user's path."""
-    found = None if path is None else lookup(fields, path)
-    return first_of(fields, None, kind) if found is None else found
-
-
-def name_of(fields: Mapping[str, Any], path: str | None, kind: str) -> str | None:
+def name_of(fields: Mapping[str, Any], path: str | None, role: str) -> str | None:
     """The top-level field that `first_of` reads whole; None where there is none or only a part of one is read."""
     if path is not None:
         return path if path in fields else None
-    return name_in_row(fields, None, kind) if any(fields.get(name) is not None for name in ALIASES[kind]) else None
+    return name_in_row(fields, None, role) if any(fields.get(name) is not None for name in ALIASES[role]) else None
 
 
-def required(row: Row, path: str | None, kind: str, option: str) -> tuple[str, Any]:
-    """As `one_of`; raises `RowProblem` where there is nothing. option: the one that names the field."""
-    name, value = one_of(row.fields, path, kind)
+def required(row: Row, path: str | None, role: str) -> tuple[str, Any]:
+    """As `one_of`; raises `RowProblem` where there is nothing."""
+    name, value = one_of(row.fields, path, role)
     if value is None:
-        hint = "" if path else f"; name it by {option}"
+        hint = "" if path else f"; name it by {OPTIONS[role]}"
         raise RowProblem(
-            "missing-field", f"field `{path or kind}` is missing; the row has {shown_names(row.fields)}{hint}"
+            "missing-field", f"field `{path or role}` is missing; the row has {shown_names(row.fields)}{hint}"
         )
     return name, value
 
 
-def name_in_row(fields: Mapping[str, Any], path: str | None, kind: str) -> str:
+def name_in_row(fields: Mapping[str, Any], path: str | None, role: str) -> str:
     """The name of the field that `one_of` reads."""
     if path is not None:
         return path
-    held = [name for name in ALIASES[kind] if fields.get(name) is not None]
-    return next((name for name in held if _fits(fields[name], kind)), held[0] if held else kind)
+    held = [name for name in ALIASES[role] if fields.get(name) is not None]
+    return next((name for name in held if _fits(fields[name], role)), held[0] if held else role)
 
 
 def text_of(value: object, where: str) -> str:
@@ -349,12 +347,12 @@ def fields_without(fields: Mapping[str, Any], *names: str | None) -> dict[str, A
     return {name: value for name, value in fields.items() if name not in names}
 
 
-def columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:
+def columns_of(names: Sequence[str], path: str | None, role: str) -> list[str]:
     """The top-level columns of a path or of all aliases; where none is there the first, so that an error names it."""
     if path is not None:
         paths = (path,) if path in names else field_paths(path)
         return list(dict.fromkeys(one if one in names else head_of(one, names) for one in paths))
-    return [name for name in ALIASES[kind] if name in names] or [ALIASES[kind][0]]
+    return [name for name in ALIASES[role] if name in names] or [ALIASES[role][0]]
 
 
 def passage_columns_of(names: Sequence[str], fields: FieldNames) -> list[str]:
@@ -371,15 +369,10 @@ def head_of(path: str, names: Container[str] = ()) -> str:
     return next((head for head in beginnings if head in names), parts[0])
 
 
-def id_columns_of(names: Sequence[str], path: str | None, kind: str) -> list[str]:
+def id_columns_of(names: Sequence[str], path: str | None, role: str) -> list[str]:
     """Those of the columns `names` that may hold an id."""
-    own = [] if path is None else columns_of(names, path, kind)
-    return [name for name in (*own, *ALIASES[kind]) if name in names]
-
-
-def written(value: object) -> str:
-    """A value as text, for comparing: 1, 1.0 and "1" differ, and so do numbers that are written differently."""
-    return value.text if isinstance(value, ExactFloat) else repr(value)
+    own = [] if path is None else columns_of(names, path, role)
+    return [name for name in (*own, *ALIASES[role]) if name in names]
 
 
 def text_or_type(value: object) -> str:

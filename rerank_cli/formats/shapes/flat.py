@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, ClassVar
 
 from rerank_cli.formats.choices import FieldNames, Selection
+from rerank_cli.formats.jsonl import ExactFloat
 from rerank_cli.formats.shapes.fields import (
     ALIASES,
     RowProblem,
@@ -20,7 +21,6 @@ from rerank_cli.formats.shapes.fields import (
     first_of,
     head_of,
     id_columns_of,
-    identity_of,
     image_of,
     joined_text,
     name_of,
@@ -31,16 +31,15 @@ from rerank_cli.formats.shapes.fields import (
     row_error,
     shown_names,
     text_of,
-    written,
 )
 from rerank_cli.formats.shapes.shape import (
     Exchange,
     Grouped,
     Item,
     Kind,
-    candidates,
     is_own_output,
     own_fields,
+    read_or_error,
     with_scores,
 )
 from rerank_cli.records import CandidateList, Gap, ImagePassage, Passage, RankedList, Row, RowError
@@ -94,7 +93,7 @@ class FlatShape:
             if isinstance(item, (RowError, Gap)):
                 yield item
                 continue
-            found = candidates(self, item)
+            found = read_or_error(self, item)
             if isinstance(found, RowError):
                 yield found
                 continue
@@ -120,7 +119,7 @@ class FlatShape:
         """The one pair in `row`; raises `RowProblem`."""
         pair = read_pair(row, self.names, query=None, identity=self.identity(row.fields))
         if self.names.group_by is not None:
-            required(row, self.names.group_by, "query_id", "--group-by")
+            required(row, self.names.group_by, "query_id")
         else:
             one_of(row.fields, None, "query_id")
         return pair
@@ -164,14 +163,16 @@ class FlatShape:
         `hash` is the same for -1 and -2. Values of different types differ (1, 1.0, "1"), and so do numbers that are
         written differently (1.10, 1.1).
         """
-        kind, value = "id", first_of(fields, self.names.group_by, "query_id")
+        role, value = "id", first_of(fields, self.names.group_by, "query_id")
         if value is None:
-            kind, value = "query", first_of(fields, self.names.query, "query")
-        return _key_of_text(kind, value) if type(value) is str else digest_of(f"{kind} {written(value)}")
+            role, value = "query", first_of(fields, self.names.query, "query")
+        if type(value) is str:
+            return _key_of_text(role, value)
+        return digest_of(f"{role} {value.text if isinstance(value, ExactFloat) else repr(value)}")
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`."""
-        return identity_of(source.row_of(index).fields, self.names.id, "passage_id")
+        return first_of(source.row_of(index).fields, self.names.id, "passage_id")
 
     def exchange(self, source: CandidateList) -> Exchange:
         """See `Shape`."""
@@ -190,8 +191,8 @@ class FlatShape:
 
 
 @lru_cache(maxsize=2)  # the rows of a query mostly stand together
-def _key_of_text(kind: str, value: str) -> int:
-    return digest_of(f"{kind} {value!r}")
+def _key_of_text(role: str, value: str) -> int:
+    return digest_of(f"{role} {value!r}")
 
 
 def digest_of(text: str) -> int:
@@ -215,11 +216,11 @@ def flat_text(fields: Mapping[str, Any], names: FieldNames) -> str | None:
 def read_pair(row: Row, names: FieldNames, *, query: str | None, identity: object) -> CandidateList:
     """The pair in `row`; raises `RowProblem`. query: the user's one query for all rows; None: the row has its own."""
     if query is None:
-        where, query = required(row, names.query, "query", "--query-field")
+        where, query = required(row, names.query, "query")
         query = text_of(query, where)
     image = image_of(row.fields, names, row)
     found = flat_text(row.fields, names)
     if found is None and image is None:
-        required(row, names.text, "passage", "--text-field")
+        required(row, names.text, "passage")
     passage = ImagePassage(found or "", image) if image else found or ""
     return CandidateList(query=query, passages=(passage,), rows=(row,), id=identity)

@@ -13,7 +13,7 @@ Over 400 lines: reading a shape and writing it back are two sides of one table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,11 +44,9 @@ from rerank_cli.formats.shapes.shape import (
     OF_A_CUT,
     Exchange,
     Kind,
-    is_own_output,
     kept_under_prefix,
     own_fields,
     scores_of,
-    with_scores,
 )
 from rerank_cli.formats.text_index import TextFile, open_texts
 from rerank_cli.records import CandidateList, ImagePassage, JsonRow, Passage, RankedList, Row
@@ -204,21 +202,16 @@ class KnownListShape(ListShape):
         paths = (*((self.names.id,) if self.names.id else ()), *self.known.query_id)
         return next((value for path in paths if _is_scalar(value := lookup(fields, path))), None)
 
-    def render(self, ranked: RankedList, selection: Selection) -> Iterator[dict[str, Any]]:
+    def render(self, ranked: RankedList, selection: Selection) -> Iterable[dict[str, Any]]:
         """See `Shape`."""
-        row = ranked.source.rows[0]
-        fields = row.fields
+        if not self.in_columns:
+            return ListShape.render(self, ranked, selection)
+        fields = ranked.source.rows[0].fields
         path = self.passages_path(fields)
         held = fields if path == "" else lookup(fields, path)
-        if self.in_columns:
-            container = as_list(held)
-            after = in_rank_order(container, self.columns_in_step(container), ranked, selection)
-            yield after if path == "" else with_value(fields, path, written_like(held, after))
-            return
-        passages = as_list(held)
-        again = is_own_output(passages)
-        entries = [_scored_passage(passages[entry.index], entry, selection, again=again) for entry in ranked.ranking]
-        yield self.with_siblings(with_value(fields, path, written_like(held, entries)), ranked)
+        container = as_list(held)
+        after = in_rank_order(container, self.columns_in_step(container), ranked, selection)
+        return [after if path == "" else with_value(fields, path, written_like(held, after))]
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
@@ -291,13 +284,6 @@ def looked_up(texts: TextFile, identity: object, what: str) -> str:
     if not isinstance(found, str):
         raise RowProblem(found.code, f"{what} {found.message}")
     return found
-
-
-def _scored_passage(passage: Any, entry: Any, selection: Selection, *, again: bool) -> Any:
-    if isinstance(passage, (list, tuple)):  # LangChain's (document, score): ours belong to the document
-        return [with_scores(passage[0], entry, selection), *passage[1:]]
-    own = {"text": passage} if isinstance(passage, str) else passage
-    return with_scores(own, entry, selection, again=again)
 
 
 def _is_scalar(value: object) -> bool:

@@ -26,14 +26,13 @@ from rerank_cli.formats.shapes.fields import (
     columns_of,
     field_paths,
     fields_without,
+    first_of,
     head_of,
     id_columns_of,
-    identity_of,
     list_of,
     lookup,
     name_in_row,
     name_of,
-    one_of,
     own_passage,
     passage_of,
     required,
@@ -172,12 +171,12 @@ class ListShape:
 
     def query_of(self, row: Row) -> str:
         """The query of a row; raises `RowProblem`."""
-        where, query = required(row, self.names.query, "query", "--query-field")
+        where, query = required(row, self.names.query, "query")
         return text_of(query, where)
 
     def passages_of(self, row: Row) -> tuple[str, Sequence[Any]]:
         """The path of the passages, and their list; raises `RowProblem`."""
-        path, value = required(row, self.names.passages, "passages", "--passages-field")
+        path, value = required(row, self.names.passages, "passages")
         return path, list_of(value if isinstance(value, list) else as_list(value), path)
 
     def passage_at(self, passage: object, where: str, row: Row) -> Passage:
@@ -209,7 +208,7 @@ class ListShape:
 
     def identity(self, fields: Mapping[str, Any]) -> object:
         """The id of a row, if it has one."""
-        return identity_of(fields, self.names.id, "list_id")
+        return first_of(fields, self.names.id, "list_id")
 
     def passages_path(self, fields: Mapping[str, Any]) -> str:
         """The path of the passages in a row that `group` has read."""
@@ -218,24 +217,23 @@ class ListShape:
     def render(self, ranked: RankedList, selection: Selection) -> Iterable[dict[str, Any]]:
         """See `Shape`."""
         fields = ranked.source.rows[0].fields
-        path, held = one_of(fields, self.names.passages, "passages")
+        path = self.passages_path(fields)
+        held = lookup(fields, path)
         passages = as_list(held)
         again = is_own_output(passages)
-        entries = []
+        entries: list[Any] = []
         for entry in ranked.ranking:
             passage = passages[entry.index]
-            own = {"text": passage} if isinstance(passage, str) else passage
-            entries.append(with_scores(own, entry, selection, again=again))
+            if isinstance(passage, (list, tuple)):  # LangChain's (document, score): ours belong to the document
+                entries.append([with_scores(passage[0], entry, selection), *passage[1:]])
+            else:
+                own = {"text": passage} if isinstance(passage, str) else passage
+                entries.append(with_scores(own, entry, selection, again=again))
         row = with_value(fields, path, written_like(held, entries))
-        return [self.with_siblings(row, ranked) if self.siblings else row]
-
-    def with_siblings(self, fields: dict[str, Any], ranked: RankedList) -> dict[str, Any]:
-        """`fields` with the siblings in the order of the ranking."""
-        for path in self.siblings:
-            value = lookup(fields, path)
-            if value is not None:
-                fields = with_value(fields, path, [value[entry.index] for entry in ranked.ranking])
-        return fields
+        for sibling in self.siblings:
+            if (value := lookup(row, sibling)) is not None:
+                row = with_value(row, sibling, [value[entry.index] for entry in ranked.ranking])
+        return [row]
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
@@ -252,7 +250,7 @@ class ListShape:
 
     def own_id(self, passage: object) -> object:
         """The id that a passage has itself."""
-        return identity_of(passage, self.names.id, "passage_id") if isinstance(passage, Mapping) else None
+        return first_of(passage, self.names.id, "passage_id") if isinstance(passage, Mapping) else None
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`. A passage without an id of its own has the one that a sibling holds for it."""

@@ -23,7 +23,7 @@ from rerank_cli.formats.choices import FieldNames, Selection
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
     fields_without,
-    identity_of,
+    first_of,
     list_of,
     passage_of,
     required,
@@ -62,7 +62,7 @@ class NimShape(RequestShape):
 
     def read(self, row: Row) -> CandidateList:
         """The request in `row`; raises `RowProblem`."""
-        _, query = required(row, "query", "query", "")
+        _, query = required(row, "query", "query")
         if not isinstance(query, Mapping):
             raise RowProblem("wrong-type", f"field `query` is {type_in_words(query)}, not an object with `text`")
         if query.get("image") is not None:
@@ -71,7 +71,7 @@ class NimShape(RequestShape):
         truncate = row.fields.get("truncate") or "NONE"
         if truncate not in ("NONE", "END"):
             raise RowProblem("bad-value", f"`truncate` is {text_or_type(truncate)}, not `NONE` or `END`")
-        passages = list_of(required(row, "passages", "passages", "")[1], "passages")
+        passages = list_of(required(row, "passages", "passages")[1], "passages")
         found = [self._read_passage(passage, f"passages[{index}]", row) for index, passage in enumerate(passages)]
         return CandidateList(
             query=text_of(query.get("text"), "query.text"),
@@ -95,7 +95,7 @@ class NimShape(RequestShape):
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`."""
-        return identity_of(source.rows[0].fields["passages"][index], self.names.id, "passage_id")
+        return first_of(source.rows[0].fields["passages"][index], self.names.id, "passage_id")
 
     def exchange(self, source: CandidateList) -> Exchange:
         """See `Shape`."""

@@ -40,7 +40,6 @@ from rerank_cli.formats.shapes.shape import (
     Item,
     Kind,
     RequestShape,
-    group_rows,
     usage_of,
 )
 from rerank_cli.records import CandidateList, RankedList, Row, RowError
@@ -107,7 +106,7 @@ class OpenaiBatchShape(RequestShape):
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`. A repeated `custom_id` is an error: nobody could tell the answers apart."""
         seen: set[int] = set()
-        for found in group_rows(self, items):
+        for found in RequestShape.group(self, items):
             if isinstance(found, CandidateList):
                 key = digest_of(str(found.id))
                 if key in seen:

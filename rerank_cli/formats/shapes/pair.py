@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rerank_cli.formats.choices import Selection
-from rerank_cli.formats.shapes.fields import columns_of, id_columns_of, identity_of, passage_columns_of
+from rerank_cli.formats.shapes.fields import columns_of, first_of, id_columns_of, passage_columns_of
 from rerank_cli.formats.shapes.flat import FLAT, FlatShape, read_pair
 from rerank_cli.formats.shapes.shape import Exchange, Kind, RowShape, with_scores
 from rerank_cli.records import CandidateList, RankedList, Row
@@ -40,7 +40,7 @@ class PairShape(RowShape):
 
     def passage_id(self, source: CandidateList, index: int) -> object:
         """See `Shape`."""
-        return identity_of(source.row_of(index).fields, self.names.id, "passage_id")
+        return first_of(source.row_of(index).fields, self.names.id, "passage_id")
 
     def exchange(self, source: CandidateList) -> Exchange:
         """See `Shape`."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from rerank_cli.errors import UsageError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import FieldNames, Selection, Texts
-from rerank_cli.formats.shapes.fields import RowProblem, identity_of, row_error
+from rerank_cli.formats.shapes.fields import RowProblem, first_of, row_error
 from rerank_cli.records import CandidateList, Gap, JsonRow, RankedList, RankedPassage, Row, RowError
 
 OF_A_CUT = ("truncated", "tokens", "kept_tokens")
@@ -137,11 +137,12 @@ class RowShape(ABC):
 
     def group(self, items: Iterable[Item]) -> Iterator[Grouped]:
         """See `Shape`."""
-        return group_rows(self, items)
+        for item in items:
+            yield item if isinstance(item, (RowError, Gap)) else read_or_error(self, item)
 
     def identity(self, fields: Mapping[str, Any]) -> object:
         """The id of a row, if it has one."""
-        return identity_of(fields, self.names.id, "list_id")
+        return first_of(fields, self.names.id, "list_id")
 
 
 class RequestShape(RowShape):
@@ -160,12 +161,6 @@ class RequestShape(RowShape):
         return dict.fromkeys(names)
 
 
-def group_rows(shape: ReadsRows, items: Iterable[Item]) -> Iterator[Grouped]:
-    """`Shape.group` where each row is a list by itself."""
-    for item in items:
-        yield item if isinstance(item, (RowError, Gap)) else candidates(shape, item)
-
-
 def passage_error(
     row: Row, identity: object, place: int, passage_id: object, raw: bytes, code: str, message: str
 ) -> RowError:
@@ -174,7 +169,7 @@ def passage_error(
     return RowError(row.file, row.number, shown, code, message, raw, place, own)
 
 
-def candidates(shape: ReadsRows, row: Row) -> CandidateList | RowError:
+def read_or_error(shape: ReadsRows, row: Row) -> CandidateList | RowError:
     """The list in `row`, or the reason why there is none."""
     try:
         return shape.read(row)

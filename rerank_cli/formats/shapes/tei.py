@@ -49,8 +49,8 @@ class TeiShape(RequestShape):
     def read(self, row: Row) -> CandidateList:
         """The request in `row`; raises `RowProblem`."""
         fields = row.fields
-        query = text_of(required(row, "query", "query", "")[1], "query")
-        texts = list_of(required(row, "texts", "texts", "")[1], "texts")
+        query = text_of(required(row, "query", "query")[1], "query")
+        texts = list_of(required(row, "texts", "texts")[1], "texts")
         refuse_unfollowed(fields)
         switch(fields, "return_text")
         wants_logits(fields)
