@@ -99,7 +99,8 @@ def recognise_foreign(head: bytes, path: str) -> Description | None:
 def _recognise_wide_text(head: bytes, file: str) -> Description | None:
     """Text in an encoding in which every character takes two or four bytes."""
     found = next((name for mark, name in _WIDE if head.startswith(mark)), None)
-    if found is None and len(head) >= 8 and b"\x00" in head[:64]:
+    is_table = head.startswith(PARQUET_MAGIC)  # its numbers may have a zero at every other byte too
+    if found is None and not is_table and len(head) >= 8 and b"\x00" in head[:64]:
         odd, even = head[1:64:2].count(0), head[0:64:2].count(0)
         half = len(head[:64]) // 4
         found = "UTF-16LE" if odd > half >= even else "UTF-16BE" if even > half >= odd else None

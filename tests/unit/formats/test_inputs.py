@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,6 +103,14 @@ def test_without_a_known_suffix_the_content_tells_the_format(tmp_path: Path) -> 
     path = write_table(tmp_path / "part-00000", [PAIR])
     assert resolve_inputs([path]) == [Input(path, "parquet")]
     assert lists_of(opened([path])) == [(None, ("a",))]
+
+
+@pytest.mark.parametrize("name", ["lists.parquet", "part-00000"])
+def test_a_table_whose_first_numbers_have_zeros_at_every_other_byte_is_no_text(tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / name)
+    rows = flat(*((number, f"q{number}", "a") for number in range(4)))
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="none")
+    assert lists_of(opened([path])) == [(number, ("a",)) for number in range(4)]
 
 
 def test_the_users_format_wins(tmp_path: Path) -> None:
