@@ -63,7 +63,7 @@ class Checkpoint:
     name: str
     """What the user called it."""
     config: Mapping[str, Any]
-    """config.json, or one object in it (`part`)."""
+    """config.json, or one object in it (`section`)."""
     tokenizer_config: Mapping[str, Any]
     """tokenizer_config.json, with the special tokens of older checkpoints (see `_read_tokenizer_config`)."""
     tensors: Mapping[str, TensorInfo]
@@ -75,7 +75,7 @@ class Checkpoint:
     """The folder that was named; `path` is that or lies in it."""
     taken_as: str | None = None
     """The family of rerankers that the user says it is (`recipes.py`)."""
-    part: str = ""
+    section: str = ""
     """The key of config.json whose object `config` is; empty for the whole file."""
     blank: bool = False
     """There are no files, only a shape to be measured (`models/measure.py`)."""
@@ -85,14 +85,14 @@ class Checkpoint:
     @property
     def config_place(self) -> str:
         """The file, and the key in it, that `config` was read from; for messages."""
-        return f"{self.path / 'config.json'}{self.part and f': `{self.part}`'}"
+        return f"{self.path / 'config.json'}{self.section and f': `{self.section}`'}"
 
     def within(self, key: str) -> Checkpoint:
         """The same checkpoint with the object under `key` as its `config`."""
         value = self.config.get(key)
         if not isinstance(value, dict):
             raise ModelError(f"{self.config_place}: `{key}` must be an object: {value!r}")
-        return replace(self, config=value, part=key)
+        return replace(self, config=value, section=key)
 
     @property
     def architecture(self) -> str:

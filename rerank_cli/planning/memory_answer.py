@@ -392,7 +392,9 @@ def _add_published_tables(
     place = question.place
     if not isinstance(known.profiles, ModelProfiles) or not known.profiles.memory:
         return question, (), (f"nothing is published for {known.name}",)
-    tables = known.profiles.memory_tables(precision=place.precision, compute_capability=place.capability, sku=place.sku)
+    tables = known.profiles.published_tables(
+        precision=place.precision, compute_capability=place.capability, sku=place.sku
+    )
     if not tables:
         return question, (), (f"nothing is published for {known.name} in {place.precision} on such a device",)
     documents = tuple(table_to_json(table) for table in tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rerank_cli.planning.profiles import GIB, MemoryTable
+from rerank_cli.planning.profiles import GIB, PublishedTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class PublishedMemory:
 
     gib: float
     kind: str
-    table: MemoryTable
+    table: PublishedTable
 
     @property
     def size_bytes(self) -> int:
@@ -26,7 +26,7 @@ class PublishedMemory:
         return round(self.gib * GIB)
 
 
-def published_memory(tables: Iterable[MemoryTable], batch_size: int, length: int) -> PublishedMemory | None:
+def published_memory(tables: Iterable[PublishedTable], batch_size: int, length: int) -> PublishedMemory | None:
     """The first table's answer for a point; a printed value comes before an interpolated one."""
     tables = tuple(tables)
     for table in tables:

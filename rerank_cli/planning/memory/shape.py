@@ -124,7 +124,7 @@ def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
         return _read_padded(checkpoint, architecture)
     if forward != "vl":
         return _read_language(checkpoint, forward, architecture)
-    text = replace(checkpoint, config=_read_block(checkpoint, "llm_config"))
+    text = replace(checkpoint, config=checkpoint.within("llm_config").config)
     language = replace(_read_language(text, "llama", architecture), forward="vl")
     return replace(language, vision=_read_vision(checkpoint, language.hidden))
 
@@ -169,13 +169,6 @@ def _vision_of_profile(facts: ModelFacts) -> VisionShape | None:
         max_input_tiles=vision.max_input_tiles,
         parameters=vision.parameters - head + vision.connector_parameters,
     )
-
-
-def _read_block(checkpoint: Checkpoint, key: str) -> dict[str, Any]:
-    block = checkpoint.config.get(key)
-    if not isinstance(block, dict):
-        raise ModelError(f"{checkpoint.path / 'config.json'}: `{key}` must be an object: {block!r}")
-    return block
 
 
 def _read_language(checkpoint: Checkpoint, forward: Forward, architecture: str) -> ModelShape:
@@ -264,9 +257,8 @@ def _relative_positions(checkpoint: Checkpoint) -> int:
 
 
 def _read_vision(checkpoint: Checkpoint, language_hidden: int) -> VisionShape:
-    block = _SIGLIP | {
-        key: value for key, value in _read_block(checkpoint, "vision_config").items() if value is not None
-    }
+    given = checkpoint.within("vision_config").config
+    block: dict[str, Any] = _SIGLIP | {key: value for key, value in given.items() if value is not None}
     tower = replace(checkpoint, config=block)
     patch, image = tower.integer("patch_size"), tower.integer("image_size")
     shrink = checkpoint.number("downsample_ratio", 0.5)

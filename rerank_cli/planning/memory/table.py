@@ -8,7 +8,7 @@ from typing import Any
 from rerank_cli.planning.memory.estimate import Estimate, MemoryModel, Placement, estimate
 from rerank_cli.planning.memory.peak import BatchSize
 from rerank_cli.planning.memory.published import PublishedMemory, published_memory
-from rerank_cli.planning.profiles import MemoryTable, show_capability
+from rerank_cli.planning.profiles import PublishedTable, show_capability
 from rerank_cli.planning.profiles.fit import largest
 
 MOST_PAIRS = 65536
@@ -31,7 +31,7 @@ class MemoryQuestion:
 
     model: MemoryModel | None
     place: Placement
-    tables: tuple[MemoryTable, ...] = ()
+    tables: tuple[PublishedTable, ...] = ()
     lengths: tuple[int, ...] | None = None
     images: int = 0
     max_input_tiles: int | None = None
@@ -126,7 +126,7 @@ def published_to_json(found: PublishedMemory) -> dict[str, Any]:
     return document
 
 
-def table_to_json(table: MemoryTable) -> dict[str, Any]:
+def table_to_json(table: PublishedTable) -> dict[str, Any]:
     """A published table as it stands, with its source."""
     rows = [
         {"max_batch_size": row.max_batch_size, "max_sequence_length": row.max_sequence_length, "gib": row.gib}
@@ -136,7 +136,7 @@ def table_to_json(table: MemoryTable) -> dict[str, Any]:
     return {**_heading(table), "rows": rows, "note": table.note, "source": source}
 
 
-def _heading(table: MemoryTable) -> dict[str, Any]:
+def _heading(table: PublishedTable) -> dict[str, Any]:
     return {
         "sku": table.sku,
         "compute_capability": show_capability(table.compute_capability),

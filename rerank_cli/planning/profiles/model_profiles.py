@@ -30,7 +30,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class LanguageShape:
+class LanguageFacts:
     """The transformer of a model, as config.json would say it."""
 
     layers: int
@@ -45,7 +45,7 @@ class LanguageShape:
 
 
 @dataclass(frozen=True, slots=True)
-class VisionTower:
+class VisionFacts:
     """The vision tower. parameters: of the tower with its unused head; connector_parameters: what joins it to the text.
 
     max_input_tiles: without the thumbnail that an image of more than one tile has.
@@ -73,8 +73,8 @@ class ModelFacts:
     aliases: tuple[str, ...]
     architecture: str
     max_tokens: int
-    language: LanguageShape | None
-    vision: VisionTower | None
+    language: LanguageFacts | None
+    vision: VisionFacts | None
     source: Source
     status: str
 
@@ -123,7 +123,7 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryRow:
+class PublishedRow:
     """One published value. Batch size and length are None where the page prints none."""
 
     max_batch_size: int | None
@@ -132,7 +132,7 @@ class MemoryRow:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryFit:
+class PublishedFit:
     """The form that reads between the rows of one table. worst_gib: its largest miss over those rows."""
 
     weights_gib: float
@@ -148,7 +148,7 @@ class MemoryFit:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryTable:
+class PublishedTable:
     """A published memory table under its heading. sku: None where tables go by compute capability alone.
 
     values, headings: the certainty of the numbers and of what they are said to be about.
@@ -157,14 +157,14 @@ class MemoryTable:
     sku: str | None
     compute_capability: Capability
     precision: str
-    rows: tuple[MemoryRow, ...]
-    fit: MemoryFit | None
+    rows: tuple[PublishedRow, ...]
+    fit: PublishedFit | None
     values: str
     headings: str
     note: str | None
     source: Source
 
-    def published(self, batch_size: int, length: int) -> MemoryRow | None:
+    def published(self, batch_size: int, length: int) -> PublishedRow | None:
         """The row printed for exactly this point, or None."""
         wanted = (batch_size, length)
         return next((row for row in self.rows if (row.max_batch_size, row.max_sequence_length) == wanted), None)
@@ -186,11 +186,11 @@ class ModelProfiles:
     engines: Engines
     selection: SelectionRule
     profiles: tuple[Profile, ...]
-    memory: tuple[MemoryTable, ...]
+    memory: tuple[PublishedTable, ...]
 
-    def memory_tables(
+    def published_tables(
         self, *, precision: str, compute_capability: Capability | None, sku: str | None
-    ) -> tuple[MemoryTable, ...]:
+    ) -> tuple[PublishedTable, ...]:
         """The published tables for a GPU: of its SKU where tables go by SKU, else of its exact capability.
 
         Of every GPU where neither is given.

@@ -28,16 +28,16 @@ from rerank_cli.planning.profiles import schema
 from rerank_cli.planning.profiles.model_profiles import (
     GB,
     Engines,
-    LanguageShape,
-    MemoryFit,
-    MemoryRow,
-    MemoryTable,
+    LanguageFacts,
     ModelFacts,
     ModelProfiles,
     Profile,
+    PublishedFit,
+    PublishedRow,
+    PublishedTable,
     SelectionRule,
     Source,
-    VisionTower,
+    VisionFacts,
     plain_sku,
     show_capability,
 )
@@ -156,9 +156,9 @@ class _Reader:
         values = self.read("model", block, schema.MODEL)
         language, vision = values.pop("language", None), values.pop("vision", None)
         if language is not None:
-            language = LanguageShape(**self.read("model.language", language, schema.LANGUAGE))
+            language = LanguageFacts(**self.read("model.language", language, schema.LANGUAGE))
         if vision is not None:
-            vision = VisionTower(**self.read("model.vision", vision, schema.VISION))
+            vision = VisionFacts(**self.read("model.vision", vision, schema.VISION))
         return ModelFacts(aliases=values.pop("aliases", ()), language=language, vision=vision, **values)
 
     def engines(self, block: Any) -> Engines:
@@ -189,7 +189,7 @@ class _Reader:
                 values[key] = round(values.pop(unit) * GB)
         return Profile(compute_capabilities=capabilities, skus=skus, **values)
 
-    def memory_group(self, number: int, block: Any) -> list[MemoryTable]:
+    def memory_group(self, number: int, block: Any) -> list[PublishedTable]:
         values = self.read(f"memory {number}", block, schema.MEMORY)
         tables = values.pop("table")
         confidence = values.pop("confidence", None)
@@ -203,7 +203,7 @@ class _Reader:
             for place, table in enumerate(tables, 1)
         ]
 
-    def _memory_table(self, entry: str, block: Any, group: dict[str, Any]) -> MemoryTable:
+    def _memory_table(self, entry: str, block: Any, group: dict[str, Any]) -> PublishedTable:
         values = self.read(entry, block, schema.TABLE)
         rows = tuple(self._memory_row(f"{entry}, row {number}", row) for number, row in enumerate(values["rows"], 1))
         fit = values.get("fit")
@@ -211,19 +211,19 @@ class _Reader:
             raise ProfileError(f"{self.file}: {entry}: `fit` needs rows with batch size and length")
         values.update(
             rows=rows,
-            fit=None if fit is None else MemoryFit(**self.read(f"{entry}: fit", fit, schema.FIT)),
+            fit=None if fit is None else PublishedFit(**self.read(f"{entry}: fit", fit, schema.FIT)),
             sku=values.get("sku"),
         )
-        return MemoryTable(**values, **group)
+        return PublishedTable(**values, **group)
 
-    def _memory_row(self, entry: str, block: Any) -> MemoryRow:
+    def _memory_row(self, entry: str, block: Any) -> PublishedRow:
         values = self.read(entry, block, schema.ROW)
         batch_size, length = values.get("max_batch_size"), values.get("max_sequence_length")
         if (batch_size is None) != (length is None):
             raise ProfileError(
                 f"{self.file}: {entry}: `max_batch_size` and `max_sequence_length` stand together or not at all"
             )
-        return MemoryRow(max_batch_size=batch_size, max_sequence_length=length, gib=values["gib"])
+        return PublishedRow(max_batch_size=batch_size, max_sequence_length=length, gib=values["gib"])
 
 
 def _check_profiles(file: str, profiles: Sequence[Profile]) -> None:
@@ -260,7 +260,7 @@ def _check_reachable(file: str, profile: Profile, earlier: Sequence[Profile]) ->
         raise ProfileError(f"{file}: profile `{profile.name}`: never chosen, {names} before it match all that it does")
 
 
-def _check_memory(file: str, tables: Sequence[MemoryTable]) -> None:
+def _check_memory(file: str, tables: Sequence[PublishedTable]) -> None:
     """No heading twice; within one, more pairs or longer ones never need less."""
     seen = set()
     for table in tables:
@@ -273,7 +273,7 @@ def _check_memory(file: str, tables: Sequence[MemoryTable]) -> None:
         _check_rows(where, table.rows)
 
 
-def _check_rows(where: str, rows: Sequence[MemoryRow]) -> None:
+def _check_rows(where: str, rows: Sequence[PublishedRow]) -> None:
     if len(rows) > 1 and any(row.max_batch_size is None for row in rows):
         raise ProfileError(f"{where}: several rows need `max_batch_size` and `max_sequence_length`")
     points = [(row.max_batch_size or 0, row.max_sequence_length or 0, row.gib) for row in rows]

@@ -220,7 +220,7 @@ def test_every_published_value_comes_back_exactly(row: dict) -> None:
     profiles = PROFILES[row["model"].rpartition("/")[2]]
     capability = tuple(map(int, row["compute_capability"].split(".")))
     sku = f"NVIDIA-{row['sku']}" if row["sku"] else None
-    tables = profiles.memory_tables(precision=row["precision"], compute_capability=capability, sku=sku)
+    tables = profiles.published_tables(precision=row["precision"], compute_capability=capability, sku=sku)
     found = published_memory(tables, row["max_batch_size"] or 7, row["max_seq_len"] or 777)
     assert found is not None
     assert found.gib == row["memory_gib"]
@@ -233,7 +233,7 @@ def test_there_are_88_of_them() -> None:
 
 def test_between_published_points_the_value_is_marked_and_beyond_them_there_is_none() -> None:
     profiles = PROFILES["llama-nemotron-rerank-500m-v2"]
-    tables = profiles.memory_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA-L4")
+    tables = profiles.published_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA-L4")
     between = published_memory(tables, 8, 4096)
     assert between is not None
     assert between.kind == "interpolated"
@@ -244,7 +244,7 @@ def test_between_published_points_the_value_is_marked_and_beyond_them_there_is_n
 
 def test_without_a_gpu_the_tables_of_all_are_found() -> None:
     profiles = PROFILES["llama-nemotron-rerank-500m-v2"]
-    assert len(profiles.memory_tables(precision="fp16", compute_capability=None, sku=None)) == 7
+    assert len(profiles.published_tables(precision="fp16", compute_capability=None, sku=None)) == 7
 
 
 def test_a_model_is_known_by_its_checkpoint_or_by_its_profile() -> None:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from rerank_cli.errors import ProfileError
 from rerank_cli.planning.profiles import (
-    MemoryTable,
     ModelProfiles,
+    PublishedTable,
     find_profiles,
     load_all_profiles,
     load_profiles,
@@ -89,7 +89,7 @@ def test_the_fallback_is_that_of_the_matrix(row: dict[str, Any]) -> None:
     assert fallback.disk_bytes == round(row["disk_gb"] * 1e9)
 
 
-def published_table(row: dict[str, Any]) -> MemoryTable:
+def published_table(row: dict[str, Any]) -> PublishedTable:
     """The one table that a row of the collected data is in."""
     sku = row["sku"]
     (table,) = (
@@ -117,7 +117,7 @@ def test_nothing_but_the_88_published_values_is_in_the_memory_tables() -> None:
 
 
 @pytest.mark.parametrize("table", MODELS[SMALL].memory, ids=lambda table: f"{table.sku} {table.precision}")
-def test_the_fit_of_a_table_is_the_least_squares_one_and_states_its_largest_miss(table: MemoryTable) -> None:
+def test_the_fit_of_a_table_is_the_least_squares_one_and_states_its_largest_miss(table: PublishedTable) -> None:
     fit = table.fit
     assert fit is not None
     points = [(row.max_batch_size or 0, row.max_sequence_length or 0, row.gib) for row in table.rows]
@@ -130,7 +130,7 @@ def test_the_fit_of_a_table_is_the_least_squares_one_and_states_its_largest_miss
 
 
 def test_the_fit_answers_only_between_the_published_points() -> None:
-    (table,) = MODELS[SMALL].memory_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA L4")
+    (table,) = MODELS[SMALL].published_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA L4")
     published = table.published(8, 8192)
     assert published is not None
     assert published.gib == 9.81
@@ -143,9 +143,9 @@ def test_the_fit_answers_only_between_the_published_points() -> None:
 
 
 def test_tables_of_a_sku_are_not_those_of_another_gpu_of_its_capability() -> None:
-    tables = MODELS[SMALL].memory_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA RTX 6000 Ada")
+    tables = MODELS[SMALL].published_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA RTX 6000 Ada")
     assert tables == ()
-    (table,) = MODELS[ONE_B].memory_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA RTX 6000 Ada")
+    (table,) = MODELS[ONE_B].published_tables(precision="fp16", compute_capability=(8, 9), sku="NVIDIA RTX 6000 Ada")
     assert table.rows[0].gib == 5.84
 
 
