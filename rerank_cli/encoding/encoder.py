@@ -252,41 +252,25 @@ def encode_pairs(
     A text that is too long to be tokenised is a problem of its pair. So is an image for a model that reads only text,
     even with a text beside it.
     """
-    long = {place: problem for place, pair in enumerate(pairs) if (problem := _problem_of_size(pair))}
-    if long:
-        others = [pair for place, pair in enumerate(pairs) if place not in long]
-        encoded = iter(_encode_pairs(others, encoder, limits))
-        return [long.get(place) or next(encoded) for place in range(len(pairs))]
-    return _encode_pairs(pairs, encoder, limits)
-
-
-def _encode_pairs(
-    pairs: Sequence[tuple[str, Passage]], encoder: Encoder | ReadsImages, limits: Limits
-) -> list[Encoded]:
-    if isinstance(encoder, ReadsImages):
-        return _encoded(encoder.encode, pairs, limits)
-    texts = [(query, passage) for query, passage in pairs if isinstance(passage, str)]
-    read = _encoded(encoder.encode, texts, limits)
-    if len(texts) == len(pairs):
-        return read
-    encoded = iter(read)
-    unread = EncodingProblem(
-        "image-not-read", "the passage has an image, and the model reads text only (`--image-field none` leaves it out)"
-    )
-    return [next(encoded) if isinstance(passage, str) else unread for _, passage in pairs]
-
-
-def _problem_of_size(pair: tuple[str, Passage]) -> EncodingProblem | None:
-    query, passage = pair
-    text = passage.text if isinstance(passage, ImagePassage) else passage
-    if len(query) <= MAX_TEXT_CHARACTERS >= len(text):
-        return None
-    for name, size in (("query", len(query)), ("passage", len(text))):
-        if size > MAX_TEXT_CHARACTERS:
-            return EncodingProblem(
+    reads_images = isinstance(encoder, ReadsImages)
+    problems: dict[int, EncodingProblem] = {}
+    for place, (query, passage) in enumerate(pairs):
+        text = passage.text if isinstance(passage, ImagePassage) else passage
+        if len(query) > MAX_TEXT_CHARACTERS or len(text) > MAX_TEXT_CHARACTERS:
+            name, size = ("query", len(query)) if len(query) > MAX_TEXT_CHARACTERS else ("passage", len(text))
+            problems[place] = EncodingProblem(
                 "text-too-long", f"the {name} has {size} characters; at most {MAX_TEXT_CHARACTERS} are tokenised"
             )
-    return None
+        elif not reads_images and not isinstance(passage, str):
+            problems[place] = EncodingProblem(
+                "image-not-read",
+                "the passage has an image, and the model reads text only (`--image-field none` leaves it out)",
+            )
+    if not problems:
+        return _encoded(encoder.encode, pairs, limits)
+    others = [pair for place, pair in enumerate(pairs) if place not in problems]
+    encoded = iter(_encoded(encoder.encode, others, limits))
+    return [problems.get(place) or next(encoded) for place in range(len(pairs))]
 
 
 def _encoded(encode: Callable[[Any, Limits], list[Encoded]], pairs: Sequence[Any], limits: Limits) -> list[Encoded]:

@@ -7,7 +7,7 @@ can change it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rerank_cli.errors import UsageError
@@ -63,21 +63,24 @@ def change_of(given: Values | None, new: Values) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def parse_measure(name: str) -> Any:
-    """The measure of ir-measures with this name; `UsageError` if there is none, or it cannot be computed here."""
+def parse_measures(names: Iterable[str]) -> list[Any]:
+    """The measures of ir-measures with these names, each once; `UsageError` for one that cannot be computed here."""
     # Imported here: it costs 0.3 s, which a run without judgements need not pay.
     import ir_measures
 
-    if not name.isascii():
-        raise UsageError(f"--metric {name}: not a measure: digits are 0 to 9", hint=_KNOWN)
-    try:
-        measure = ir_measures.parse_measure(name)
-        # Some fail only when they compute, because a program or an option is missing: better now than after the run.
-        run = [ir_measures.ScoredDoc("q", "p", 1.0), ir_measures.ScoredDoc("q", "other", 0.0)]
-        list(ir_measures.iter_calc([measure], [ir_measures.Qrel("q", "p", 1)], run))
-    except Exception as error:
-        raise UsageError(f"--metric {name}: cannot be measured: {error}", hint=_nearest(name)) from error
-    return measure
+    found = {}
+    for name in names:
+        if not name.isascii():
+            raise UsageError(f"--metric {name}: not a measure: digits are 0 to 9", hint=_KNOWN)
+        try:
+            measure = ir_measures.parse_measure(name)
+            # Some fail only when they compute, as a program or an option is missing: better now than after the run.
+            run = [ir_measures.ScoredDoc("q", "p", 1.0), ir_measures.ScoredDoc("q", "other", 0.0)]
+            list(ir_measures.iter_calc([measure], [ir_measures.Qrel("q", "p", 1)], run))
+        except Exception as error:
+            raise UsageError(f"--metric {name}: cannot be measured: {error}", hint=_nearest(name)) from error
+        found[str(measure)] = measure
+    return list(found.values())
 
 
 def _nearest(name: str) -> str:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rerank_cli.evaluation.blend import order_by_score
 from rerank_cli.evaluation.crossfit import KNOWN, TopMeasure, best_gains, choose, settings_for, values_of
+from rerank_cli.evaluation.kept_lists import sample_of
 from rerank_cli.evaluation.systems import Grades, System
 
 _MOST_QUERIES = 5_000  # settings are tried on so many; more would change no choice
@@ -17,7 +18,6 @@ _LONGEST = 1_000
 _QUERIES_AT_ONCE = 1_000  # whose joined lists are in memory
 _SHOWN = 5
 _CURVE = (1, 2, 3, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1_000)
-_SEED = 0
 
 Floats = npt.NDArray[np.float64]
 
@@ -119,9 +119,7 @@ def _top_measure(measure: Any, system: System, grades: Grades) -> tuple[list[str
     queries = [query for query, ranked in system.lists.items() if ranked.places is not None and len(ranked.ids)]
     if not queries:
         return "the file does not say the given order"
-    if len(queries) > _MOST_QUERIES:
-        drawn = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(queries))[:_MOST_QUERIES]
-        queries = [queries[place] for place in sorted(drawn.tolist())]
+    queries = sample_of(queries, _MOST_QUERIES)
     longest = min(_LONGEST, max(len(system.lists[query].ids) for query in queries))
     scores = np.full((len(queries), longest), -np.inf)
     gains = np.zeros((len(queries), longest))

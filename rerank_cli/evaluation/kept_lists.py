@@ -21,6 +21,7 @@ UNJUDGED = -(1 << 31)
 """The grade of a passage of which the judgements say nothing."""
 
 _LISTS_IN_BLOCK = 1_000
+_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,14 @@ class KeptLists(Mapping[str, SystemList]):
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+
+def sample_of(queries: list[str], most: int | None) -> list[str]:
+    """At most `most` queries (None: all), the same ones every time and in their order."""
+    if most is None or len(queries) <= most:
+        return queries
+    drawn = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(queries))[:most]
+    return [queries[place] for place in sorted(drawn.tolist())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rerank_cli.evaluation.calculate import Values, change_of, measure_orders, parse_measure
+from rerank_cli.evaluation.calculate import Values, change_of, measure_orders, parse_measures
 from rerank_cli.evaluation.changed_most import ChangedMost, Shown
 from rerank_cli.evaluation.chart_data import sorted_changes
 from rerank_cli.evaluation.orders import Orders, drop_repeats
@@ -108,7 +108,7 @@ class Evaluator:
     """
 
     def __init__(self, qrels: str, metrics: Sequence[str]) -> None:
-        self._measures = list({str(measure): measure for measure in map(parse_measure, metrics)}.values())
+        self._measures = parse_measures(metrics)
         self._file = qrels
         self._qrels = read_qrels(qrels)
         self._values: dict[str, tuple[Values | None, Values]] = {}

@@ -29,14 +29,13 @@ from rerank_cli.evaluation.calibration import (
     sigmoid_of,
     threshold_for,
 )
-from rerank_cli.evaluation.kept_lists import UNJUDGED
+from rerank_cli.evaluation.kept_lists import UNJUDGED, sample_of
 from rerank_cli.evaluation.systems import System
 from rerank_cli.evaluation.t_distribution import quantile
 
 RELEVANT_FROM = 1
 
 _MOST_QUERIES = 20_000  # curves are checked on so many; more would change no digit that is shown
-_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +62,7 @@ def pool_of(system: System, relevant_from: int = RELEVANT_FROM, most: int | None
     queries = [query for query, one in system.lists.items() if one.scores is not None and len(one.scores)]
     if not system.score or not queries:
         return None
-    if most is not None and len(queries) > most:
-        drawn = np.random.Generator(np.random.PCG64(_SEED)).permutation(len(queries))[:most]
-        queries = [queries[place] for place in sorted(drawn.tolist())]
+    queries = sample_of(queries, most)
     lists = [system.lists[query] for query in queries]
     marked = [(one.scores, one.grades >= relevant_from) for one in lists if one.scores is not None]
     scores, relevant, fold = pooled_lists(marked)

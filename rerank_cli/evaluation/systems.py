@@ -19,7 +19,7 @@ from itertools import islice
 import numpy as np
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.calculate import Values, measure_orders, parse_measure
+from rerank_cli.evaluation.calculate import Values, measure_orders, parse_measures
 from rerank_cli.evaluation.kept_lists import UNJUDGED, KeptLists, KeptValues, SystemList
 from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
 from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
@@ -65,7 +65,7 @@ class Measurer:
     """Measures orders by ir-measures."""
 
     def __init__(self, grades: Grades, metrics: Sequence[str]) -> None:
-        self.measures = list({str(one): one for one in map(parse_measure, metrics)}.values())
+        self.measures = parse_measures(metrics)
         self.names = [str(one) for one in self.measures]
         self._grades = grades
         cutoffs = [one.params.get("cutoff") for one in self.measures]

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+Document = Mapping[str, Any]
+"""A report, or the document of `rerank-cli evaluate`."""
+
 _FOLDER = Path(__file__).parent
 
 
-def render_report(document: Mapping[str, Any], title: str | None = None) -> bytes:
+def render_report(document: Document, title: str | None = None) -> bytes:
     """The page of a report; the same bytes for the same document. title: in place of the output's name."""
     # Imported here, as below: Jinja costs 0.1 s, which runs without a page need not pay.
     from rerank_cli.report.page.run_page import page_of
@@ -38,7 +41,7 @@ def render_report(document: Mapping[str, Any], title: str | None = None) -> byte
     return _render_template("page.html.jinja", page_of(document, title))
 
 
-def render_evaluation(document: Mapping[str, Any], title: str | None = None) -> bytes:
+def render_evaluation(document: Document, title: str | None = None) -> bytes:
     """The page of the document that `rerank-cli evaluate` makes."""
     from rerank_cli.report.page.evaluation_page import evaluation_page_of
 

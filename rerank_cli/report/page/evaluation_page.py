@@ -7,8 +7,7 @@ from typing import Any
 
 import rerank_cli
 from rerank_cli.evaluation.verdict_words import shown_depths
-from rerank_cli.report.page import charts, curves
-from rerank_cli.report.page.outcome import Document
+from rerank_cli.report.page import Document, charts, curves
 from rerank_cli.report.page.two_orders import (
     change_section,
     lists_of_query,

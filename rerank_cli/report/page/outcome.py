@@ -1,13 +1,11 @@
-"""How a run went in one sentence, the warnings to read before trusting it, and what limited its speed."""
+"""How a run went in one sentence, and the warnings to read before trusting its result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from rerank_cli.report.page import Document
 from rerank_cli.report.page.wording import NARROW, duration, number, p_value, percent, plural, signed
-
-Document = Mapping[str, Any]
 
 _SIGNIFICANT = 0.05
 
@@ -100,29 +98,3 @@ def _warnings_of_computing(document: Document) -> Iterator[str]:
         times = plural(splits, "time")
         yield f"Memory ran out {times} and batches were cut in halves: a lower `--token-budget` avoids it."
     yield from plan.get("warnings", ())
-
-
-def limit(document: Document) -> str | None:
-    """What limits the speed of the run."""
-    seconds = document.get("seconds", {})
-    parts = {name: share for name, share in stages(seconds).items() if name != "rest"}
-    if not parts or not seconds.get("wall"):
-        return None
-    name = max(parts, key=lambda name: parts[name])
-    share = percent(parts[name] / seconds["wall"])
-    before = {"tokenise": "tokenising", "images": "page images", "read": "reading"}
-    slower = before[max(before, key=lambda stage: seconds.get(stage, 0))]
-    return {
-        "load": f"Loading the model took {share} of the time; a longer input pays it only once.",
-        "wait": f"The model waited for {slower} {share} of the time.",
-        "compute": f"Computing took {share} of the time: the model on this device is the limit.",
-        "write": f"Writing took {share} of the time: the disk or the reader of the output is the limit.",
-    }[name]
-
-
-def stages(seconds: Document) -> dict[str, float]:
-    """How the wall time divides: seconds by what the main thread did or waited for, and the rest."""
-    parts = {name: seconds[name] for name in ("load", "wait", "compute", "write") if name in seconds}
-    if not parts:
-        return {}
-    return {**parts, "rest": max(0.0, seconds.get("wall", 0.0) - sum(parts.values()))}

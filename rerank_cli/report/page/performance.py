@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rerank_cli.report.page import charts
+from rerank_cli.report.page import Document, charts
 from rerank_cli.report.page.charts import Bar, Line
-from rerank_cli.report.page.outcome import Document, limit, stages
 from rerank_cli.report.page.wording import duration, number, percent, rate, size
 
 _STAGES = {
@@ -70,6 +69,32 @@ def time_section(document: Document) -> dict[str, Any] | None:
         ],
         "facts": facts,
     }
+
+
+def limit(document: Document) -> str | None:
+    """What limits the speed of the run."""
+    seconds = document.get("seconds", {})
+    parts = {name: share for name, share in stages(seconds).items() if name != "rest"}
+    if not parts or not seconds.get("wall"):
+        return None
+    name = max(parts, key=lambda name: parts[name])
+    share = percent(parts[name] / seconds["wall"])
+    before = {"tokenise": "tokenising", "images": "page images", "read": "reading"}
+    slower = before[max(before, key=lambda stage: seconds.get(stage, 0))]
+    return {
+        "load": f"Loading the model took {share} of the time; a longer input pays it only once.",
+        "wait": f"The model waited for {slower} {share} of the time.",
+        "compute": f"Computing took {share} of the time: the model on this device is the limit.",
+        "write": f"Writing took {share} of the time: the disk or the reader of the output is the limit.",
+    }[name]
+
+
+def stages(seconds: Document) -> dict[str, float]:
+    """How the wall time divides: seconds by what the main thread did or waited for, and the rest."""
+    parts = {name: seconds[name] for name in ("load", "wait", "compute", "write") if name in seconds}
+    if not parts:
+        return {}
+    return {**parts, "rest": max(0.0, seconds.get("wall", 0.0) - sum(parts.values()))}
 
 
 def memory_section(document: Document) -> dict[str, Any] | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from rerank_cli.report.page import charts
+from rerank_cli.report.page import Document, charts
 from rerank_cli.report.page.charts import Bar, Line
-from rerank_cli.report.page.outcome import Document
 from rerank_cli.report.page.wording import number, p_value, percent, plural, short, signed
 
 _EXACT = 64  # each shorter length has its own bin in a report

@@ -11,7 +11,8 @@ from pathlib import PurePath
 from typing import Any
 
 from rerank_cli.records import WORK
-from rerank_cli.report.page.outcome import Document, describe_outcome, fallen, warnings
+from rerank_cli.report.page import Document
+from rerank_cli.report.page.outcome import describe_outcome, fallen, warnings
 from rerank_cli.report.page.performance import memory_section, throughput_section, time_section
 from rerank_cli.report.page.results import errors_section, evaluation_section, lengths_section, scores_section
 from rerank_cli.report.page.two_orders import change_section, lists_section, moves_section, relevance_section

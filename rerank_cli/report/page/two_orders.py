@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rerank_cli.report.page import charts, curves
-from rerank_cli.report.page.outcome import Document
+from rerank_cli.report.page import Document, charts, curves
 from rerank_cli.report.page.wording import number, percent, plural, signed
 
 

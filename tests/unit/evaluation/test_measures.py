@@ -10,7 +10,7 @@ import ir_measures
 import pytest
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.evaluation.calculate import calculate, parse_measure
+from rerank_cli.evaluation.calculate import calculate, parse_measures
 from rerank_cli.evaluation.measures import Evaluation, Evaluator
 from rerank_cli.evaluation.orders import Orders, orders_of
 from rerank_cli.formats.shapes import FieldNames, FlatShape, ListShape, Shape
@@ -36,8 +36,8 @@ def test_gains_of_one_measure_change_no_other() -> None:
     grades = {"q": {"a": 2, "b": 1, "c": 0}}
     together, alone = ["nDCG@2", "nDCG(gains={1:1,2:9})@2", "nDCG(gains={1:5,2:6})@2"], {}
     for name in together:
-        alone |= calculate([parse_measure(name)], grades, {"q": "bac"})
-    assert calculate([parse_measure(name) for name in together], grades, {"q": "bac"}) == alone
+        alone |= calculate(parse_measures([name]), grades, {"q": "bac"})
+    assert calculate(parse_measures(together), grades, {"q": "bac"}) == alone
     assert len(set(alone.values())) == 3
 
 

@@ -19,7 +19,8 @@ from rerank_cli.job.run import run_job
 from rerank_cli.journal import Files
 from rerank_cli.report.page import render_report
 from rerank_cli.report.page.charts import ticks
-from rerank_cli.report.page.outcome import describe_outcome, limit, warnings
+from rerank_cli.report.page.outcome import describe_outcome, warnings
+from rerank_cli.report.page.performance import limit
 from rerank_cli.report.page.run_page import page_of
 from rerank_cli.report.page.wording import duration, percent, short, size
 from tests.conftest import TINY_CHECKPOINT, write_lines
