@@ -109,7 +109,8 @@ def fingerprint_of(
     }
     planned = _planned(plan) | {f"first {name}": value for name, value in _planned(first_plan).items()}
     if plan and machine:
-        planned["gpu"] = [one.gpu.name for one in machine.devices if f"cuda:{one.cuda_index}" == plan.device]
+        shown = {one.index for one in machine.devices if f"cuda:{one.cuda_index}" == plan.device}
+        planned["gpu"] = [gpu.name for gpu in machine.gpus if gpu.index in shown]
     return Fingerprint(asked=_plain(facts), plan=_plain(planned), files=files)
 
 

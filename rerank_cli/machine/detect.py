@@ -37,8 +37,9 @@ class Machine:
     @property
     def devices(self) -> tuple[CudaDevice, ...]:
         """What CUDA shows a process started here, in CUDA's order; empty where work runs on the CPU."""
-        shown = [CudaDevice(gpu) for gpu in self.gpus if gpu.cuda_index is not None]
-        shown += [CudaDevice(gpu, mig) for gpu in self.gpus for mig in gpu.mig_instances if mig.cuda_index is not None]
+        shown = [CudaDevice.of(gpu) for gpu in self.gpus if gpu.cuda_index is not None]
+        instances = [(gpu, mig) for gpu in self.gpus for mig in gpu.mig_instances if mig.cuda_index is not None]
+        shown += [CudaDevice.of(gpu, mig) for gpu, mig in instances]
         return tuple(sorted(shown, key=lambda device: device.cuda_index or 0))
 
 

@@ -97,45 +97,46 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class CudaDevice:
-    """What CUDA counts as one device: a whole GPU, or one MIG instance of it with the instance's own memory."""
+    """What CUDA counts as one device: a whole GPU, or one MIG instance of it with the instance's own memory.
 
-    gpu: Gpu
+    What could not be read is None. index: of the GPU, as in `Gpu`. uuid: what `CUDA_VISIBLE_DEVICES` may name it by.
+    name: of a MIG instance it ends in the profile. sku: the name with hyphens for blanks; other spellings are
+    understood. mig: the instance; None for a whole GPU. cuda_index: the number CUDA gives it, None where it gives none.
+    reason: why it cannot be used, None where it can.
+    """
+
+    index: int
+    uuid: str | None = None
+    name: str | None = None
+    sku: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
     mig: MigInstance | None = None
+    cuda_index: int | None = None
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, gpu: Gpu, mig: MigInstance | None = None) -> CudaDevice:
+        """The device that `gpu` is, or an instance of it."""
+        own = mig or gpu
+        name = own.name or gpu.name
+        return cls(
+            index=gpu.index,
+            uuid=own.uuid,
+            name=name,
+            sku=sku_of(name),
+            compute_capability=gpu.compute_capability or own.compute_capability,
+            total_bytes=own.total_bytes,
+            free_bytes=own.free_bytes,
+            mig=mig,
+            cuda_index=own.cuda_index,
+        )
 
     @property
-    def cuda_index(self) -> int | None:
-        """The number CUDA gives it: `cuda:0`, `cuda:1`, ..."""
-        return (self.mig or self.gpu).cuda_index
-
-    @property
-    def uuid(self) -> str | None:
-        """What `CUDA_VISIBLE_DEVICES` may name it by."""
-        return (self.mig or self.gpu).uuid
-
-    @property
-    def name(self) -> str | None:
-        """The product name; a MIG instance's ends in its profile."""
-        return (self.mig or self.gpu).name or self.gpu.name
-
-    @property
-    def sku(self) -> str | None:
-        """The name with hyphens for blanks."""
-        return sku_of(self.name)
-
-    @property
-    def compute_capability(self) -> tuple[int, int] | None:
-        """That of the GPU, also for a slice of it."""
-        return self.gpu.compute_capability or (self.mig.compute_capability if self.mig else None)
-
-    @property
-    def total_bytes(self) -> int | None:
-        """All memory that this device has."""
-        return (self.mig or self.gpu).total_bytes
-
-    @property
-    def free_bytes(self) -> int | None:
-        """Memory that nobody holds at this moment."""
-        return (self.mig or self.gpu).free_bytes
+    def available_bytes(self) -> int | None:
+        """Memory that a plan may fill: what is free, or all of it where only that is known."""
+        return self.total_bytes if self.free_bytes is None else self.free_bytes
 
 
 def sku_of(name: str | None) -> str | None:

@@ -299,8 +299,8 @@ def _find_placement(request: MemoryRequest, known: KnownModel, tools: MemoryTool
 
 
 def _first_gpu() -> Gpu:
-    devices = detect_machine().devices
-    found = devices[0] if devices else None
+    machine = detect_machine()
+    found = next(iter(machine.devices), None)
     if found is None or found.free_bytes is None:
         why = "no GPU is found here" if found is None else "the memory of the GPU here cannot be read"
         raise UsageError(
@@ -308,7 +308,8 @@ def _first_gpu() -> Gpu:
             hint="name a size (`--vram 24GiB`) or a GPU (`--gpu 8.9:24GB`)",
         )
     # A MIG instance counts as a GPU of its own.
-    return replace(found.gpu, free_bytes=found.free_bytes, total_bytes=found.total_bytes)
+    (gpu,) = (gpu for gpu in machine.gpus if gpu.index == found.index)
+    return replace(gpu, free_bytes=found.free_bytes, total_bytes=found.total_bytes)
 
 
 # The model.

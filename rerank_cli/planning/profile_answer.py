@@ -17,7 +17,7 @@ document. Three rules are made here:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import shape_if_known
 from rerank_cli.planning.profiles import (
-    GpuFacts,
     MachineFacts,
     MemoryNeed,
     NoProfileFitsError,
@@ -117,12 +116,12 @@ def plan_machine(
         # A described machine has no numbers of CUDA: it gets those of a process that hides no GPU.
         machine = replace(machine, gpus=apply_visibility(machine.gpus, {}).gpus)
     hindrances = torch_warnings(machine) if machine.torch else []
-    facts, cuda_index = _machine_facts(machine, hindrances, model)
+    facts = _machine_facts(machine, hindrances, model)
     reasons = [*notes, model.reason, *([machine.reason] if machine.reason else []), *_left_out(machine)]
     known = [warning for warning in machine.warnings if warning not in hindrances]  # `select_profile` warns of those
     answer = MachinePlan(machine=machine, model=model, reasons=tuple(reasons), warnings=tuple(dict.fromkeys(known)))
     try:
-        asked = _by_driver_number(request, cuda_index, machine.reason)
+        asked = _by_driver_number(request, machine)
         decision = select_profile(asked, model.profiles, facts, need=need)
     except NoProfileFitsError as error:
         warnings = tuple(dict.fromkeys((*known, *error.warnings)))
@@ -134,7 +133,7 @@ def plan_machine(
         plan = replace(plan, attention=cpu_attention(machine.cpu, plan.precision, shape_if_known(model.checkpoint)))
         if plan.attention == AMX:
             reasons.append("layers by the kernel for AMX tiles: the CPU has them")
-    numbers = sorted(cuda_index[gpu] for gpu in plan.gpus)
+    numbers = sorted(gpu.cuda_index or 0 for gpu in plan.gpus)
     return replace(
         answer,
         plan=plan,
@@ -167,14 +166,8 @@ def environment_of(answer: MachinePlan, model: str | None = None) -> dict[str, s
     return {"RERANK_MODEL": str(folder.absolute()) if folder.is_dir() else model, **variables}
 
 
-def _machine_facts(
-    machine: Machine, hindrances: Sequence[str], model: KnownModel
-) -> tuple[MachineFacts, dict[GpuFacts, int]]:
-    """What `select_profile` asks of a machine, and CUDA's number of each GPU that CUDA shows.
-
-    hindrances: what keeps torch from using them.
-    """
-    shown = {_gpu_facts(device): device.cuda_index or 0 for device in machine.devices}
+def _machine_facts(machine: Machine, hindrances: Sequence[str], model: KnownModel) -> MachineFacts:
+    """What `select_profile` asks of a machine. hindrances: what keeps torch from using its GPUs."""
     sick: list[Gpu] = []  # GPUs that do not work, where no variable hides any
     if machine.cuda_visible_devices is None:
         sick = [gpu for gpu in machine.gpus if gpu.cuda_index is None and not gpu.mig_instances]
@@ -182,8 +175,9 @@ def _machine_facts(
     if hindrances:
         why = hindrances[0].removeprefix("GPU present, but ")
         torch_reason = f"{why}. Until then `score` and `rerank-file` run on the CPU"
-    facts = MachineFacts(
-        gpus=(*shown, *(replace(_gpu_facts(CudaDevice(gpu)), usable=False) for gpu in sick)),
+    unusable = [replace(CudaDevice.of(gpu), reason=_why_unread(gpu) or "it does not answer") for gpu in sick]
+    return MachineFacts(
+        gpus=(*machine.devices, *unusable),
         host_arch=machine.cpu.architecture or "x86_64",
         torch_cuda=not hindrances,
         torch_reason=torch_reason,
@@ -191,21 +185,6 @@ def _machine_facts(
         cpu_precisions=_cpu_precisions(machine.cpu, model),
         cpu_lacks={"int8": refusal} if (refusal := _int8_refusal(machine.cpu, model)) else {},
         cpu_available_bytes=machine.cpu.memory_available_bytes,
-    )
-    return facts, shown
-
-
-def _gpu_facts(device: CudaDevice) -> GpuFacts:
-    return GpuFacts(
-        index=device.gpu.index,
-        uuid=device.uuid,
-        name=device.name,
-        sku=device.sku,
-        compute_capability=device.compute_capability,
-        total_bytes=device.total_bytes,
-        free_bytes=device.free_bytes,
-        mig=device.mig is not None,
-        reason=_why_unread(device.gpu) if device.mig is None else None,
     )
 
 
@@ -241,14 +220,16 @@ def _left_out(machine: Machine) -> list[str]:
     return [f"left out: {', '.join(those)}: {why}" for why, those in names.items()]
 
 
-def _by_driver_number(request: ProfileRequest, cuda_index: Mapping[GpuFacts, int], why: str | None) -> ProfileRequest:
-    """The request with the driver's numbers of GPUs in place of CUDA's. why: the reason where CUDA shows no GPU."""
+def _by_driver_number(request: ProfileRequest, machine: Machine) -> ProfileRequest:
+    """The request with the driver's numbers of GPUs in place of CUDA's."""
     if request.gpus is None:
         return request
-    numbers = {number: gpu.index for gpu, number in cuda_index.items()}
+    numbers = {device.cuda_index: device.index for device in machine.devices}
     unknown = [number for number in request.gpus if number not in numbers]
     if unknown:
-        there = f"CUDA shows {len(numbers)} device{'s' * (len(numbers) != 1)} here" + (f": {why}" if why else "")
+        there = f"CUDA shows {len(numbers)} device{'s' * (len(numbers) != 1)} here" + (
+            f": {machine.reason}" if machine.reason else ""
+        )
         raise DoesNotFitError(f"{request.origin('device')} cuda:{unknown[0]}: {there}")
     return replace(request, gpus=tuple(numbers[number] for number in request.gpus))
 
@@ -276,7 +257,7 @@ def gpu_rows(gpu: Gpu) -> list[dict[str, Any]]:
     }
     rows = [whole]
     for mig in gpu.mig_instances:
-        capability = CudaDevice(gpu, mig).compute_capability
+        capability = CudaDevice.of(gpu, mig).compute_capability
         rows.append(
             {
                 **whole,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.machine.cpu import Cpu
+from rerank_cli.machine.gpu import CudaDevice
 from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
 from rerank_cli.planning.memory.constants import (
     KNOWN_PAIR_BYTES,
@@ -34,7 +35,7 @@ from rerank_cli.planning.memory.peak import (
 from rerank_cli.planning.memory.pieces import AHEAD, BATCH_TILES, PART_IMAGES
 from rerank_cli.planning.memory.shape import ModelShape, read_model_shape, shape_of_profile
 from rerank_cli.planning.memory.weight_bytes import Weights, count_weights
-from rerank_cli.planning.profiles import Capability, GpuFacts, ModelFacts
+from rerank_cli.planning.profiles import Capability, ModelFacts
 
 _FLOAT = 4
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
@@ -200,7 +201,7 @@ def need_for(model: MemoryModel, *, cpu: Cpu | None = None, lanes: int = 1) -> C
     engine.
     """
 
-    def need(gpu: GpuFacts | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
+    def need(gpu: CudaDevice | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
         place = Placement(
             cpu=gpu is None,
             precision=precision,

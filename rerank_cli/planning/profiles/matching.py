@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rerank_cli.errors import UsageError
+from rerank_cli.machine.gpu import CudaDevice
 from rerank_cli.planning.choices import POLICIES, REQUIREMENTS, ProfileRequest, least_overlap
 from rerank_cli.planning.profiles.model_profiles import GB, ModelProfiles, Profile, same_sku, show_capability
 from rerank_cli.planning.profiles.request import (
     GENERIC_PRECISIONS,
     GenericFacts,
-    GpuFacts,
     MachineFacts,
     MemoryNeed,
     NoProfileFitsError,
@@ -145,7 +145,7 @@ class ProfileSearch:
         on_gpu = max(gpu_token_budget(self.rules.hidden_size), longest)
         return self.request.token_budget or (CPU_TOKEN_BUDGET if profile.kind == "cpu" else on_gpu)
 
-    def wants_more_engines(self, gpu: GpuFacts) -> bool:
+    def wants_more_engines(self, gpu: CudaDevice) -> bool:
         """Performance mode is asked for, on a GPU that is large enough."""
         return self.request.performance and (gpu.total_bytes or 0) >= self.rules.performance_min_bytes
 
@@ -241,7 +241,7 @@ def not_asked_for(choice: ProfileSearch, profile: Profile, precision: str | None
     return "" if unasked else asked
 
 
-def not_for(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) -> str:
+def not_for(choice: ProfileSearch, profile: Profile, group: Sequence[CudaDevice]) -> str:
     """Why a profile is not for these GPUs, memory model aside; empty where it is."""
     if profile.kind == "optimized":
         return "; ".join(_why_not_optimized(choice, profile, group[0]))
@@ -264,7 +264,7 @@ def _lacks(precision: str, capability: Capability | None) -> bool:
     return least is not None and (capability is None or capability < least)
 
 
-def _why_not_optimized(choice: ProfileSearch, profile: Profile, gpu: GpuFacts) -> list[str]:
+def _why_not_optimized(choice: ProfileSearch, profile: Profile, gpu: CudaDevice) -> list[str]:
     capability, sku, least = gpu.compute_capability, gpu.sku or gpu.name, profile.min_memory_bytes
     reasons = []
     if capability is not None and capability < LEAST_CAPABILITY:

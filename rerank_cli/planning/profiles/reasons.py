@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rerank_cli.machine.gpu import CudaDevice
 from rerank_cli.planning.profiles.fit import Fit, Wish
 from rerank_cli.planning.profiles.matching import ProfileSearch, in_order
 from rerank_cli.planning.profiles.model_profiles import GB, Profile, show_capability
-from rerank_cli.planning.profiles.request import GpuFacts
 
 
-def explain_profile(choice: ProfileSearch, profile: Profile, gpu: GpuFacts, turned_down: Mapping[str, str]) -> str:
+def explain_profile(choice: ProfileSearch, profile: Profile, gpu: CudaDevice, turned_down: Mapping[str, str]) -> str:
     """Why this profile. turned_down: by name, why those before it were not taken."""
     request = choice.request
     if request.profile != "auto":
@@ -52,7 +52,7 @@ def explain_limits(choice: ProfileSearch, profile: Profile, fit: Fit) -> list[st
     return [*reasons, f"token budget {fit.budget}: {decided}"]
 
 
-def explain_engines(choice: ProfileSearch, gpu: GpuFacts | None, wish: Wish, fit: Fit) -> list[str]:
+def explain_engines(choice: ProfileSearch, gpu: CudaDevice | None, wish: Wish, fit: Fit) -> list[str]:
     """What decided the number of engines. gpu: None on a CPU."""
     request, large = choice.request, f"{choice.rules.performance_min_bytes / GB:g} GB"
     decided = "the default"

@@ -1,6 +1,5 @@
 """What goes into the choice of a profile and what comes out of it, as plain values.
 
-GpuFacts          one GPU, or one instance of a MIG GPU
 MachineFacts      the GPUs, the host, and whether torch can use them
 GenericFacts      a model without a profile file
 MemoryNeed        the memory model, as the choice asks it
@@ -15,48 +14,25 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rerank_cli.errors import DoesNotFitError
+from rerank_cli.machine.gpu import CudaDevice
 from rerank_cli.planning.profiles.model_profiles import GB, GIB, show_capability
-from rerank_cli.planning.profiles.schema import Capability
 
 GENERIC_PRECISIONS = ("fp16", "bf16", "fp32")
 """What our runtime has on a GPU for any model, the default first."""
 
 
 @dataclass(frozen=True, slots=True)
-class GpuFacts:
-    """One GPU, or one MIG instance, as it was detected or described; what could not be read is None.
-
-    sku: product name with hyphens (`NVIDIA-H100-NVL`); other spellings are understood. mig: a MIG instance, with memory
-    of its own. reason: what could not be read, or why the GPU is not usable.
-    """
-
-    index: int
-    uuid: str | None = None
-    name: str | None = None
-    sku: str | None = None
-    compute_capability: Capability | None = None
-    total_bytes: int | None = None
-    free_bytes: int | None = None
-    mig: bool = False
-    reason: str | None = None
-    usable: bool = True
-
-    @property
-    def available_bytes(self) -> int | None:
-        """Memory that a plan may fill: what is free, or all of it where only that is known."""
-        return self.total_bytes if self.free_bytes is None else self.free_bytes
-
-
-@dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """The machine that the plan is for. host_arch: as `platform.machine()` gives it.
+    """The machine that the plan is for. gpus: those that CUDA shows, and those that do not work, with the reason.
+
+    host_arch: as `platform.machine()` gives it.
 
     torch_cuda, torch_reason: whether the installed torch can use CUDA; why not, and the remedy. no_gpu_reason: why the
     driver shows no GPU, where it shows none. cpu_precisions: what the CPU runs in hardware, the default first;
     cpu_lacks: why another one is not there.
     """
 
-    gpus: tuple[GpuFacts, ...] = ()
+    gpus: tuple[CudaDevice, ...] = ()
     host_arch: str = "x86_64"
     torch_cuda: bool = True
     torch_reason: str | None = None
@@ -90,7 +66,7 @@ class MemoryNeed(Protocol):
     """
 
     def __call__(
-        self, gpu: GpuFacts | None, *, precision: str, max_tokens: int, token_budget: int, engines: int
+        self, gpu: CudaDevice | None, *, precision: str, max_tokens: int, token_budget: int, engines: int
     ) -> int:
         """Bytes for all engines of the device together."""
         ...
@@ -111,7 +87,7 @@ class ProfilePlan:
     engine_count: int
     token_budget: int
     attention: str
-    gpus: tuple[GpuFacts, ...] = ()
+    gpus: tuple[CudaDevice, ...] = ()
     needed_bytes: int | None = None
 
     @property
@@ -154,17 +130,17 @@ class NoProfileFitsError(DoesNotFitError):
         self.warnings = tuple(warnings)
 
 
-def show_gpu(gpu: GpuFacts) -> str:
+def show_gpu(gpu: CudaDevice) -> str:
     """`GPU 0 (NVIDIA L4, 8.9, 22.5 GiB)`."""
     return f"GPU {gpu.index} ({_show_kind(gpu)})"
 
 
-def show_group(group: Sequence[GpuFacts]) -> str:
+def show_group(group: Sequence[CudaDevice]) -> str:
     """`GPUs 0, 1 (NVIDIA L4, 8.9, 22.5 GiB)`."""
     return f"GPU{'s' * (len(group) > 1)} {listed(gpu.index for gpu in group)} ({_show_kind(group[0])})"
 
 
-def _show_kind(gpu: GpuFacts) -> str:
+def _show_kind(gpu: CudaDevice) -> str:
     memory = "memory unknown" if gpu.total_bytes is None else show_gib(gpu.total_bytes)
     return f"{gpu.name or gpu.sku or 'name unknown'}, {show_capability(gpu.compute_capability)}, {memory}"
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rerank_cli.machine.gpu import CudaDevice
 from rerank_cli.planning.choices import ProfileRequest, least_overlap
 from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
 from rerank_cli.planning.profiles.matching import (
@@ -40,7 +41,6 @@ from rerank_cli.planning.profiles.reasons import explain_engines, explain_limits
 from rerank_cli.planning.profiles.request import (
     Decision,
     GenericFacts,
-    GpuFacts,
     MachineFacts,
     MemoryNeed,
     NoProfileFitsError,
@@ -89,10 +89,10 @@ def select_profile(
     return _best(choice, candidates)
 
 
-def _usable_gpus(choice: ProfileSearch) -> list[GpuFacts]:
+def _usable_gpus(choice: ProfileSearch) -> list[CudaDevice]:
     """The GPUs to plan for; none means the CPU, and the last reason says why."""
     request, machine = choice.request, choice.machine
-    gpus: list[GpuFacts] = []
+    gpus: list[CudaDevice] = []
     if request.device == "cpu":
         choice.reasons.append(f"CPU: {request.origin('device')} cpu")
     elif request.profile.startswith("cpu-"):
@@ -124,25 +124,25 @@ def _refuse_cpu(choice: ProfileSearch) -> None:
         raise choice.refusal(f"{request.origin('profile')} {request.profile}: {why}")
 
 
-def _asked_gpus(choice: ProfileSearch) -> list[GpuFacts]:
+def _asked_gpus(choice: ProfileSearch) -> list[CudaDevice]:
     origin, asked = choice.request.origin("device"), choice.request.gpus
     gpus = []
     for gpu in choice.machine.gpus:
         if asked is not None and gpu.index not in asked:
             choice.reasons.append(f"{show_gpu(gpu)} is left out: {origin}")
-        elif gpu.usable:
+        elif gpu.reason is None:
             gpus.append(gpu)
         else:
-            choice.warn(f"{show_gpu(gpu)} is not usable: {gpu.reason or 'it does not answer'}")
+            choice.warn(f"{show_gpu(gpu)} is not usable: {gpu.reason}")
     missing = sorted(set(asked or ()) - {gpu.index for gpu in gpus})
     if missing:
         raise choice.refusal(f"{origin}: no usable GPU {listed(missing)}")
     return gpus
 
 
-def _groups(gpus: Iterable[GpuFacts]) -> list[tuple[GpuFacts, ...]]:
+def _groups(gpus: Iterable[CudaDevice]) -> list[tuple[CudaDevice, ...]]:
     """Equal GPUs together, in the order of their first. A process sees one MIG instance, so each is alone."""
-    groups: dict[object, list[GpuFacts]] = {}
+    groups: dict[object, list[CudaDevice]] = {}
     for place, gpu in enumerate(gpus):
         kind = (gpu.sku or gpu.name, gpu.compute_capability, gpu.total_bytes, place if gpu.mig else None)
         groups.setdefault(kind, []).append(gpu)
@@ -161,7 +161,7 @@ class _Walk:
     ceiling: int | None
 
 
-def _plan_group(choice: ProfileSearch, group: tuple[GpuFacts, ...]) -> Decision | None:
+def _plan_group(choice: ProfileSearch, group: tuple[CudaDevice, ...]) -> Decision | None:
     """The plan of one group, or None; the profiles that are not chosen go to `rejected`, each once."""
     asked, request, on = choice.precision, choice.request, show_group(group)
     precision_of = {profile.name: profile.precision for profile in choice.rules.profiles}
@@ -194,7 +194,7 @@ def _plan_group(choice: ProfileSearch, group: tuple[GpuFacts, ...]) -> Decision 
 
 
 def _walk(
-    choice: ProfileSearch, group: tuple[GpuFacts, ...], precision: str | None, *, ceiling: int | None = None
+    choice: ProfileSearch, group: tuple[CudaDevice, ...], precision: str | None, *, ceiling: int | None = None
 ) -> _Walk:
     """Try the profiles in order. precision: try only this one; None: as the policy says. ceiling: as in `_Walk`."""
     found: Decision | None = None
@@ -215,7 +215,7 @@ def _walk(
     return _Walk(found, turned_down, ceiling)
 
 
-def _wish_for(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, ceiling: int | None = None) -> Wish:
+def _wish_for(choice: ProfileSearch, profile: Profile, gpu: CudaDevice | None, *, ceiling: int | None = None) -> Wish:
     """What is wanted of a device, or (gpu: None) of the CPU. ceiling: as in `_Walk`."""
     request, rules, longest = choice.request, choice.rules, choice.max_tokens(profile)
     wanted = choice.wanted_budget(profile)
@@ -228,7 +228,7 @@ def _wish_for(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None, *, 
     return Wish(budget=budget, floor=min(budget, longest), engines=engines, more_engines=more)
 
 
-def _need_of(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> Need | None:
+def _need_of(choice: ProfileSearch, profile: Profile, gpu: CudaDevice | None) -> Need | None:
     """The memory model at the precision and length of a profile."""
     model, longest = choice.need, choice.max_tokens(profile)
     if model is None:
@@ -242,7 +242,7 @@ def _need_of(choice: ProfileSearch, profile: Profile, gpu: GpuFacts | None) -> N
     return need
 
 
-def _describe_too_little(choice: ProfileSearch, profile: Profile, group: Sequence[GpuFacts]) -> str:
+def _describe_too_little(choice: ProfileSearch, profile: Profile, group: Sequence[CudaDevice]) -> str:
     gpu, need = max(group, key=lambda gpu: gpu.available_bytes or 0), _need_of(choice, profile, group[0])
     needed = None if need is None else need(1, 1)
     wanted = f"{profile.precision} needs {show_gib(needed)} at {choice.max_tokens(profile)} tokens"
@@ -252,7 +252,7 @@ def _describe_too_little(choice: ProfileSearch, profile: Profile, group: Sequenc
 def _candidate(
     choice: ProfileSearch,
     profile: Profile,
-    group: tuple[GpuFacts, ...],
+    group: tuple[CudaDevice, ...],
     wish: Wish,
     fit: Fit,
     places: tuple[int, ...],
@@ -364,7 +364,7 @@ def _unknown_requirement_error(choice: ProfileSearch) -> NoProfileFitsError:
     return choice.refusal(f"--require {choice.request.require}: no such profile of `{choice.rules.model}` here: {why}")
 
 
-def _hint_at_shorter_pairs(choice: ProfileSearch, gpus: Sequence[GpuFacts]) -> str | None:
+def _hint_at_shorter_pairs(choice: ProfileSearch, gpus: Sequence[CudaDevice]) -> str | None:
     """A hint: the longest power of two of tokens with which a profile has room on the roomiest GPU."""
     gpu = max(gpus, key=lambda gpu: gpu.available_bytes or 0)
     longest = choice.request.max_tokens or choice.rules.max_tokens

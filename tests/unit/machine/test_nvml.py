@@ -199,8 +199,9 @@ def test_a_hang_in_what_only_informs_leaves_the_gpu_usable(detect: Detect) -> No
     hang = "[hang]\nnvmlDeviceGetEccMode = 30\nnvmlSystemGetDriverVersion = 30\n"
     machine = detect(f"[gpu 0]\n{H100}{hang}", timeout_seconds=1.2)
     (device,) = machine.devices
-    assert device.total_bytes == 81559 * MIB and device.gpu.reason is None
-    assert "nvmlDeviceGetEccMode" in why(device.gpu, "ecc")
+    (gpu,) = machine.gpus
+    assert device.total_bytes == 81559 * MIB and gpu.reason is None
+    assert "nvmlDeviceGetEccMode" in why(gpu, "ecc")
     assert machine.driver is None
     (warning,) = [warning for warning in machine.warnings if "does not answer" in warning]
     assert "GPU 0 (nvmlDeviceGetEccMode), the driver (nvmlSystemGetDriverVersion)" in warning
@@ -220,7 +221,7 @@ def test_a_lost_gpu_does_not_hide_the_others(detect: Detect) -> None:
 
 def test_numbers_after_a_lost_gpu_are_uncertain(detect: Detect) -> None:
     machine = detect(f"[gpu 0]\nhandle_error = UNKNOWN\n[gpu 1]\n{H100}[gpu 2]\n{H100}", CUDA_DEVICE_ORDER="PCI_BUS_ID")
-    assert [device.gpu.index for device in machine.devices] == [1, 2]
+    assert [device.index for device in machine.devices] == [1, 2]
     assert not machine.order_certain
     assert any("does not work" in warning for warning in machine.warnings)
 
@@ -447,17 +448,17 @@ def test_gaps_between_mig_instances_are_no_instances(detect: Detect) -> None:
 def test_mig_mode_without_an_instance_is_no_device(detect: Detect) -> None:
     machine = detect(f"[gpu 0]\n{MIG_H100}[gpu 1]\n{H100}")
     assert "nvidia-smi mig -cgi" in str(machine.gpus[0].reason)
-    assert [device.gpu.index for device in machine.devices] == [1]
+    assert [device.index for device in machine.devices] == [1]
 
 
 def test_no_whole_gpu_is_shown_beside_a_mig_instance(detect: Detect) -> None:
     text = f"[gpu 0]\n{H100}[gpu 1]\n{MIG_H100}[mig 1 0]\nname = C MIG 1g.10gb\nmemory_total_mib = 9984\n"
     both = detect(text)
-    assert [(device.gpu.index, device.total_bytes) for device in both.devices] == [(1, 9984 * MIB)]
+    assert [(device.index, device.total_bytes) for device in both.devices] == [(1, 9984 * MIB)]
     assert "beside a MIG instance" in str(both.gpus[0].reason)
     assert any("GPU 0 is left out" in warning for warning in both.warnings)
     whole = detect(text, CUDA_VISIBLE_DEVICES="0")
-    assert [(device.gpu.index, device.mig) for device in whole.devices] == [(0, None)]
+    assert [(device.index, device.mig) for device in whole.devices] == [(0, None)]
     assert all("hidden by" in str(mig.reason) for mig in whole.gpus[1].mig_instances)
 
 
@@ -493,7 +494,7 @@ def test_different_gpus_are_numbered_with_doubt_unless_the_order_is_named(detect
 
 def test_devices_stand_in_the_order_of_the_environment(detect: Detect) -> None:
     machine = detect("8xA100", CUDA_VISIBLE_DEVICES="5,2,3")
-    assert [(device.cuda_index, device.gpu.index) for device in machine.devices] == [(0, 5), (1, 2), (2, 3)]
+    assert [(device.cuda_index, device.index) for device in machine.devices] == [(0, 5), (1, 2), (2, 3)]
 
 
 def test_no_torch_warning_is_given_where_all_gpus_are_hidden(detect: Detect) -> None:
@@ -506,7 +507,7 @@ def test_an_odd_environment_gives_a_document_that_can_be_written(setting: str, d
     text = json.dumps(machine_to_json(machine), ensure_ascii=False)
     assert text.encode("utf-8").isascii() or "\ufffd" in text or "é" in text
     assert not any(ord(character) < 32 for character in text)
-    assert [device.gpu.index for device in machine.devices] == ([0] if setting == "0x1" else [])
+    assert [device.index for device in machine.devices] == ([0] if setting == "0x1" else [])
 
 
 @pytest.mark.parametrize(

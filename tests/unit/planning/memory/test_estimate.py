@@ -14,6 +14,7 @@ from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.job.score_store.memory_table import MemoryTable
 from rerank_cli.machine.cpu import Cpu
+from rerank_cli.machine.gpu import CudaDevice
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import (
     BatchSize,
@@ -27,7 +28,7 @@ from rerank_cli.planning.memory import (
     published_memory,
 )
 from rerank_cli.planning.memory.table import MemoryQuestion
-from rerank_cli.planning.profiles import GpuFacts, load_all_profiles
+from rerank_cli.planning.profiles import load_all_profiles
 from rerank_cli.planning.profiles.fit import largest
 
 MIB = 2**20
@@ -39,8 +40,8 @@ DEBERTA = MemoryModel.of_checkpoint(
     read_checkpoint(Path(__file__).parents[3] / "parity" / "deberta-ce-open" / "checkpoint")
 )
 MODELS = [BUILTIN, TEXT, VISION, DEBERTA]
-H100 = GpuFacts(0, sku="NVIDIA-H100-80GB-HBM3", compute_capability=(9, 0))
-T4 = GpuFacts(0, sku="Tesla-T4", compute_capability=(7, 5))
+H100 = CudaDevice(0, sku="NVIDIA-H100-80GB-HBM3", compute_capability=(9, 0))
+T4 = CudaDevice(0, sku="Tesla-T4", compute_capability=(7, 5))
 NIM = json.loads((Path(__file__).parents[3] / "data" / "nim" / "memory_footprint.json").read_text())["rows"]
 
 
@@ -99,7 +100,7 @@ def test_the_estimate_never_falls_when_batch_length_images_or_engines_grow(
 )
 def test_what_a_profile_needs_never_falls(
     model: MemoryModel,
-    gpu: GpuFacts | None,
+    gpu: CudaDevice | None,
     precision: str,
     max_tokens: int,
     budget: int,
@@ -128,7 +129,7 @@ def test_profile_selection_takes_the_memory_model_as_it_is() -> None:
     profiles = PROFILES["llama-nemotron-rerank-1b-v2"]
 
     def budget(gigabytes: float) -> int:
-        gpu = GpuFacts(0, compute_capability=(8, 9), total_bytes=round(gigabytes * 10**9))
+        gpu = CudaDevice(0, compute_capability=(8, 9), total_bytes=round(gigabytes * 10**9))
         plan = select_profile(ProfileRequest(), profiles, MachineFacts((gpu,)), need=need_for(TEXT)).plan
         assert plan.needed_bytes is not None
         assert plan.needed_bytes <= gigabytes * 10**9

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import UsageError
-from rerank_cli.machine.gpu import parse_capability
+from rerank_cli.machine.gpu import CudaDevice, MigInstance, parse_capability
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.profiles import (
     Decision,
     GenericFacts,
-    GpuFacts,
     MachineFacts,
     ModelProfiles,
     NoProfileFitsError,
@@ -35,21 +34,21 @@ GIB = 2**30
 H100, L4, T4, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA L4", "Tesla T4", "NVIDIA A100-SXM4-80GB"
 
 
-def gpu(capability: str | None, gib: float | None = 24, name: str | None = None, **facts: Any) -> GpuFacts:
+def gpu(capability: str | None, gib: float | None = 24, name: str | None = None, **facts: Any) -> CudaDevice:
     """One GPU, all of its memory free unless `free_bytes` says otherwise."""
     total = None if gib is None else int(gib * GIB)
     facts = {"index": 0, "total_bytes": total, "free_bytes": total, **facts}
-    return GpuFacts(name=name, compute_capability=parse_capability(capability) if capability else None, **facts)
+    return CudaDevice(name=name, compute_capability=parse_capability(capability) if capability else None, **facts)
 
 
 def choose(
-    model: str | GenericFacts, *gpus: GpuFacts, need: Any = None, machine: dict[str, Any] | None = None, **asked: Any
+    model: str | GenericFacts, *gpus: CudaDevice, need: Any = None, machine: dict[str, Any] | None = None, **asked: Any
 ) -> Decision:
     facts = MODELS[model] if isinstance(model, str) else model
     return select_profile(ProfileRequest(**asked), facts, MachineFacts(gpus=gpus, **(machine or {})), need=need)
 
 
-def packed_need(gpu: GpuFacts | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
+def packed_need(gpu: CudaDevice | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
     """A memory model of the usual form: weights, activations of each token, a context; for each engine."""
     weights = {"fp8": 1.4, "fp16": 2.3, "bf16": 2.3, "fp32": 4.6}[precision] * GIB
     return int(engines * (weights + 61_440 * token_budget + GIB / 2))
@@ -375,8 +374,8 @@ def test_equal_gpus_reach_the_published_need_of_the_fallback_together() -> None:
 
 
 def test_a_mig_instance_is_used_with_its_own_memory_and_a_warning() -> None:
-    large = gpu("9.0", 39.5, f"{H100} MIG 3g.40gb", mig=True, uuid="MIG-1")
-    small = gpu("9.0", 9.75, f"{H100} MIG 1g.10gb", mig=True, uuid="MIG-2")
+    large = gpu("9.0", 39.5, f"{H100} MIG 3g.40gb", mig=MigInstance(0), uuid="MIG-1")
+    small = gpu("9.0", 9.75, f"{H100} MIG 1g.10gb", mig=MigInstance(0), uuid="MIG-2")
     decision = choose(ONE_B, small, large, need=packed_need)
     assert decision.plan.kind == "fallback"
     assert [chosen.uuid for chosen in decision.plan.gpus] == ["MIG-1"]
@@ -386,7 +385,7 @@ def test_a_mig_instance_is_used_with_its_own_memory_and_a_warning() -> None:
 
 
 def test_an_unusable_gpu_is_a_warning_and_the_others_work() -> None:
-    lost = gpu(None, None, None, index=0, usable=False, reason="GPU is lost")
+    lost = gpu(None, None, None, index=0, reason="GPU is lost")
     decision = choose(ONE_B, lost, gpu("8.0", 80, A100, index=1))
     assert decision.plan.devices == (1,)
     assert "GPU is lost" in decision.warnings[0]
@@ -421,11 +420,11 @@ def test_performance_mode_takes_no_budget_for_its_engine() -> None:
 
 
 def test_the_budget_is_lowered_before_engines_are_given_up() -> None:
-    def free(budget: int, engines: int) -> GpuFacts:
+    def free(budget: int, engines: int) -> CudaDevice:
         needed = packed_need(None, precision="fp16", max_tokens=8192, token_budget=budget, engines=engines)
         return gpu("8.9", 22.5, L4, free_bytes=needed)
 
-    def plan(card: GpuFacts) -> tuple[int, int]:
+    def plan(card: CudaDevice) -> tuple[int, int]:
         chosen = choose(ONE_B, card, engine_count=2, need=packed_need).plan
         return chosen.engine_count, chosen.token_budget
 
@@ -445,7 +444,7 @@ def test_a_profile_that_does_not_fit_gives_way_to_the_next() -> None:
 
 
 def test_a_profile_of_shorter_pairs_has_no_larger_budget_than_the_one_it_stands_in_for() -> None:
-    def need(gpu: GpuFacts | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
+    def need(gpu: CudaDevice | None, *, precision: str, max_tokens: int, token_budget: int, engines: int) -> int:
         return engines * token_budget * max_tokens  # a mask of every pair, as of padded attention
 
     at_floor = 8192 * 8192
@@ -521,7 +520,8 @@ def test_more_gpu_memory_never_gives_a_smaller_budget(
 ) -> None:
     budget = 0  # of less memory; 0 where nothing fits
     for size in sorted(sizes):
-        cards = [GpuFacts(index, name=H100, compute_capability=capability, total_bytes=size) for index in range(count)]
+        known = {"name": H100, "compute_capability": capability, "total_bytes": size}
+        cards = [CudaDevice(index, **known) for index in range(count)]
         try:
             plan = select_profile(ProfileRequest(**asked), model, MachineFacts(tuple(cards)), need=need).plan
         except NoProfileFitsError:
