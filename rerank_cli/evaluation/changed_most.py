@@ -14,7 +14,7 @@ from typing import Any
 from rerank_cli.evaluation.limits import EXTREMES
 
 Shown = Mapping[str, Any]
-"""`text` of the query; `given` and `new`: the first passages of both orders (`shown_lists.first_passages`)."""
+"""`text` of the query; `given` and `new`: the first passages of both orders (`shown_lists.show_list`)."""
 
 
 class ChangedMost:

@@ -26,7 +26,7 @@ from rerank_cli.evaluation.changed_most import ChangedMost, Shown
 from rerank_cli.evaluation.chart_data import sorted_changes
 from rerank_cli.evaluation.orders import Orders, drop_repeats
 from rerank_cli.evaluation.qrels import read_qrels
-from rerank_cli.evaluation.shown_lists import first_passages, shortened
+from rerank_cli.evaluation.shown_lists import show_list
 from rerank_cli.evaluation.significance import Significance, randomisation_test
 
 GIVEN_ORDER = "the order of the input"
@@ -191,12 +191,7 @@ class Evaluator:
     def _shown(self, item: Orders) -> Shown | None:
         if item.texts is None or item.given is None:
             return None
-        texts, grades = item.texts(), self._qrels[item.query]
-        return {
-            "text": shortened(item.text) or None,
-            "given": first_passages(item.given, texts, item.reranked, grades),
-            "new": first_passages(item.reranked, texts, item.given, grades),
-        }
+        return show_list(item.text, item.given, item.reranked, item.texts(), self._qrels[item.query])
 
     def changes(self) -> dict[str, Any] | None:
         """How the first measure changed by query, and the queries that changed most; None if no change is known."""

@@ -33,43 +33,56 @@ def lists_of(
     for item in file.lists(lambda query: query in wanted, lambda error: None):
         if item.query not in wanted or item.query in found:
             continue
-        of_query = grades.get(item.query, {})
+        text = next((one.query for one in item.reranked if one.query), "")
         texts = {one.id: one.text for one in reversed(item.reranked)}  # of a repeated id, the first
-        new = [one.id for one in item.reranked]
         given = None if item.given is None else [one.id for one in item.given]
-        found[item.query] = {
-            "text": next((shortened(one.query) for one in item.reranked if one.query), None),
-            "given": None if given is None else first_passages(given, texts, new, of_query),
-            "new": first_passages(new, texts, given, of_query),
-        }
+        new = [one.id for one in item.reranked]
+        found[item.query] = show_list(text, given, new, texts, grades.get(item.query, {}))
         if len(found) == len(wanted):
             break
     return found
 
 
-def shortened(text: str, most: int = CHARACTERS) -> str:
-    """The beginning of a text, on one line."""
-    line = " ".join(text[: 4 * most].split())
-    return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def first_passages(
-    names: Sequence[str | None],
+def show_list(
+    text: str,
+    given: Sequence[str | None] | None,
+    new: Sequence[str | None],
     texts: Mapping[str | None, str | None],
-    other_order: Sequence[str | None] | None,
     grades: Mapping[str, int],
-) -> list[dict[str, Any]]:
-    """The first passages of an order, with the place of each in `other_order`, which is None where it is not known."""
-    elsewhere = None if other_order is None else _places_by_id(other_order)
-    return [
-        {
-            "id": name,
-            "text": shortened(texts.get(name) or "") or None,
-            "grade": None if name is None else grades.get(name),
-            "place": None if elsewhere is None else elsewhere.get(name),
-        }
-        for name in list(_places_by_id(names))[:PASSAGES]
-    ]
+) -> dict[str, Any]:
+    """What is shown of a list: the query's text, and the first passages of both orders.
+
+    Args:
+        text: Of the query.
+        given: Passage ids in the given order; None where it is not known.
+        new: Passage ids in the new order.
+        texts: Of the passages, by id.
+        grades: Of the passages that are judged, by id.
+    """
+    given_places, new_places = None if given is None else _places_by_id(given), _places_by_id(new)
+
+    def first_passages(order: Mapping[str | None, int], other: Mapping[str | None, int] | None) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": name,
+                "text": _shorten(texts.get(name) or "") or None,
+                "grade": None if name is None else grades.get(name),
+                "place": None if other is None else other.get(name),
+            }
+            for name in list(order)[:PASSAGES]
+        ]
+
+    return {
+        "text": _shorten(text) or None,
+        "given": None if given_places is None else first_passages(given_places, new_places),
+        "new": first_passages(new_places, given_places),
+    }
+
+
+def _shorten(text: str) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text[: 4 * CHARACTERS].split())
+    return line if len(line) <= CHARACTERS else line[: CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _places_by_id(names: Sequence[str | None]) -> dict[str | None, int]:

@@ -181,7 +181,7 @@ class ImagePool(SupervisedPool[_Worker]):
         self._deaths_in_a_row = 0
 
     def _replace(self, worker: _Worker, reason: str | None) -> None:
-        """Start a process in place of one that died, and give out its images again."""
+        """Start a process in place of one that died, and give out its images again; the one in hand is tried alone."""
         reason = self._take_out(worker, reason)
         again = list(worker.doing)
         if not worker.is_ready:
@@ -189,20 +189,17 @@ class ImagePool(SupervisedPool[_Worker]):
             self._note(f"a process that reads images ended while it started ({reason}): {self._describe_rest}")
         else:
             if again:
-                again[:1] = self._retry_alone(again[0], reason)
+                suspect, tries = again[0], again[0].tries + 1
+                if tries < _TRIES:
+                    self._note(f"a process that reads images was lost ({reason}); its image is tried again alone")
+                    again[0] = replace(suspect, tries=tries)
+                else:
+                    self._answers[suspect.wanted.number] = _died(tries, reason)
+                    del again[0]
             if not self._cannot_start:
                 self._start()
         self._ahead.difference_update(one.wanted.number for one in again)
         self._waiting.extendleft(reversed(again))
-
-    def _retry_alone(self, suspect: _Request, reason: str) -> list[_Request]:
-        """The request that killed a process, to be tried alone; nothing once it has killed too many."""
-        tries = suspect.tries + 1
-        if tries < _TRIES:
-            self._note(f"a process that reads images was lost ({reason}); its image is tried again alone")
-            return [replace(suspect, tries=tries)]
-        self._answers[suspect.wanted.number] = _died(tries, reason)
-        return []
 
     def _start(self) -> None:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerank_cli.records import ImagePassage, Passage, Window
+from rerank_cli.records import ImagePassage, Window
 
 
 @dataclass(slots=True)
@@ -22,21 +22,18 @@ class SeenImages:
     digest: str = ""
 
     def add(self, window: Window) -> None:
-        """Take in the images of the next window."""
-        found = [fact for item in window.lists for passage in item.passages if (fact := _fact(passage))]
-        if found:
-            self.digest = hashlib.sha256((self.digest + json.dumps(found)).encode()).hexdigest()
-
-
-def _fact(passage: Passage) -> list[Any] | None:
-    """Name, size and time of a passage's image file; the name alone where the file cannot be looked up."""
-    if not isinstance(passage, ImagePassage) or not isinstance(passage.image.value, str):
-        return None
-    name = passage.image.value
-    if name[:5].lower() == "data:":
-        return None
-    try:
-        found = (Path(passage.image.root) / name).stat()
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-        return [name]
-    return [name, found.st_size, found.st_mtime_ns]
+        """Take in the images of the next window: name, size and time of each file."""
+        images = [
+            passage.image for item in window.lists for passage in item.passages if isinstance(passage, ImagePassage)
+        ]
+        facts: list[list[Any]] = []
+        for image in images:
+            if not isinstance(image.value, str) or image.value[:5].lower() == "data:":
+                continue
+            try:
+                found = (Path(image.root) / image.value).stat()
+                facts.append([image.value, found.st_size, found.st_mtime_ns])
+            except (OSError, ValueError):  # the file cannot be looked up; ValueError: a NUL in the name
+                facts.append([image.value])
+        if facts:
+            self.digest = hashlib.sha256((self.digest + json.dumps(facts)).encode()).hexdigest()
