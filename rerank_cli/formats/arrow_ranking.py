@@ -40,28 +40,20 @@ from rerank_cli.formats.arrow_types import (
     scored_fields,
     widen_schema,
 )
+from rerank_cli.formats.choices import Selection
 from rerank_cli.formats.parquet import ArrowRow
 from rerank_cli.formats.shapes.shape import kept_name
 from rerank_cli.records import RankedList, RankedPassage
 
 
-def rank_lists(  # noqa: PLR0913 (where passages lie, and which fields they get)
-    ranked: Sequence[RankedList],
-    *,
-    passages: str,
-    text: str,
-    siblings: Sequence[str] = (),
-    score: str = "logit",
-    prob: bool = False,
-    probability: Callable[[float], float] | None = None,
-    scored_by: bool = False,
+def rank_lists(
+    ranked: Sequence[RankedList], selection: Selection, *, passages: str, text: str, siblings: Sequence[str] = ()
 ) -> pa.Table:
     """A row for each list, as it was but with the passages of `ranking` in their order (list shape).
 
-    passages: the column with the lists of strings or of structs, or its path in structs; a null list has no
-    passages and stays null. siblings: the lists that are in step with it. text: the field that a string passage
-    becomes; score: the name of the score's field; prob: add the sigmoid; probability: add what this function makes
-    of the score; scored_by: add which of two scorers gave it.
+    selection: which of our fields a passage gets. passages: the column with the lists of strings or of structs, or its
+    path in structs; a null list has no passages and stays null. siblings: the lists that are in step with it. text: the
+    field that a string passage becomes.
 
     Each `source.rows` is one ArrowRow. Without lists the table has no columns. Raises InputError if rows come from
     files whose columns do not fit together.
@@ -70,7 +62,7 @@ def rank_lists(  # noqa: PLR0913 (where passages lie, and which fields they get)
         return pa.table({})
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
-    scores = _Scores(score, prob, probability, scored_by=scored_by, tiles=_any_retiled(ranked))
+    scores = _Scores(selection, tiles=_any_retiled(ranked))
 
     def rank(lists: pa.Array, some: Sequence[RankedList]) -> pa.Array:
         if not is_list(lists.type):
@@ -84,14 +76,7 @@ def rank_lists(  # noqa: PLR0913 (where passages lie, and which fields they get)
 
 
 def rank_columns(
-    ranked: Sequence[RankedList],
-    *,
-    container: str,
-    in_step: Sequence[str],
-    score: str = "logit",
-    prob: bool = False,
-    probability: Callable[[float], float] | None = None,
-    scored_by: bool = False,
+    ranked: Sequence[RankedList], selection: Selection, *, container: str, in_step: Sequence[str]
 ) -> pa.Table:
     """A row for each list, as it was but with its lists in step in rank order and our lists beside them.
 
@@ -102,7 +87,7 @@ def rank_columns(
         return pa.table({})
     rows = [cast(ArrowRow, one.source.rows[0]) for one in ranked]
     table = _gather(rows)
-    scores = _Scores(score, prob, probability, scored_by=scored_by, tiles=_any_retiled(ranked))
+    scores = _Scores(selection, tiles=_any_retiled(ranked))
     if container:
         return _change_at_path(
             table, container, ranked, lambda held, some: _ranked_struct(held, some, scores), rows[0].file
@@ -126,15 +111,7 @@ def replace_texts(ranked: Sequence[RankedList], column: str, texts: Sequence[obj
     return table.set_column(place, field.with_type(plain), pa.array(texts, plain))
 
 
-def rank_rows(
-    ranked: Sequence[RankedList],
-    *,
-    score: str = "logit",
-    prob: bool = False,
-    probability: Callable[[float], float] | None = None,
-    scored_by: bool = False,
-    ranks: bool = True,
-) -> pa.Table:
+def rank_rows(ranked: Sequence[RankedList], selection: Selection, *, ranks: bool = True) -> pa.Table:
     """A row for each passage of each `ranking`, in that order, as it was and with our columns (flat shape).
 
     ranks: False leaves out `rank` and `index`, for scores in input order.
@@ -147,7 +124,7 @@ def rank_rows(
     if some is None:
         return pa.table({})
     table = _gather(rows) if rows else pa.Table.from_batches([cast(ArrowRow, some).batch.slice(0, 0)])
-    scores = _Scores(score, prob, probability, scored_by=scored_by, ranks=ranks, tiles=_any_retiled(ranked))
+    scores = _Scores(selection, tiles=_any_retiled(ranked), ranks=ranks)
     fields = scores.fields
     columns = scores.columns([place for one in ranked for place in one.ranking])
     kept = _keep_fields(list(zip(table.schema, table.columns, strict=True)), scores)
@@ -155,15 +132,9 @@ def rank_rows(
     return pa.Table.from_arrays([*(column for _, column in kept), *columns], schema=schema)
 
 
-def score_table(
-    places: Sequence[RankedPassage],
-    *,
-    score: str = "logit",
-    prob: bool = False,
-    probability: Callable[[float], float] | None = None,
-) -> pa.Table:
+def score_table(places: Sequence[RankedPassage], selection: Selection) -> pa.Table:
     """A row for each of `places`, of our columns alone."""
-    scores = _Scores(score, prob, probability, tiles=any(place.retiled for place in places))
+    scores = _Scores(selection, tiles=any(place.retiled for place in places))
     return pa.Table.from_arrays(scores.columns(places), schema=pa.schema(scores.fields))
 
 
@@ -306,7 +277,7 @@ def _keep_fields(fields: list[tuple[pa.Field, Any]], scores: _Scores) -> list[tu
     ours = {field.name: field.type for field in scores.fields}
     names = [field.name for field, _ in fields]
     theirs = {field.name: field.type for field, _ in fields if field.name in ours}
-    always = {field.name for field in scored_fields(scores.score, ranks=scores.ranks)}
+    always = {field.name for field in scored_fields(scores.selection.score, ranks=scores.ranks)}
     if (
         scores.ranks
         and always <= theirs.keys()
@@ -346,17 +317,15 @@ def _ranked_chunk(lists: pa.Array, ranked: Sequence[RankedList], text: str, scor
 class _Scores:
     """Which fields a scored passage gets, and their columns."""
 
-    score: str
-    prob: bool
-    probability: Callable[[float], float] | None
+    selection: Selection
+    tiles: bool
     ranks: bool = True
-    tiles: bool = False
-    scored_by: bool = False
 
     @property
     def fields(self) -> list[pa.Field]:
+        chosen = self.selection
         return scored_fields(
-            self.score, prob=self.prob, probability=self.probability is not None, scored_by=self.scored_by,
+            chosen.score, prob=chosen.prob, probability=chosen.probability is not None, scored_by=chosen.scored_by,
             ranks=self.ranks, tiles=self.tiles,
         )  # fmt: skip
 
@@ -369,10 +338,10 @@ class _Scores:
 
     def columns(self, places: Sequence[RankedPassage]) -> list[pa.Array]:
         """One column for each of `fields`; null where a passage has no score (rank 0)."""
-        calibrated = self.probability
+        calibrated = self.selection.probability
         values: dict[str, Callable[[RankedPassage], object]] = {
             "rank": lambda place: place.rank,
-            self.score: lambda place: place.logit if place.is_scored else None,
+            self.selection.score: lambda place: place.logit if place.is_scored else None,
             "index": lambda place: place.index,
             "prob": lambda place: place.probability if place.is_scored else None,
             "probability": lambda place: calibrated(place.logit) if calibrated and place.is_scored else None,

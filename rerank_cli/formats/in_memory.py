@@ -239,7 +239,7 @@ class _Frame:
         from rerank_cli.formats.arrow_ranking import score_table
 
         places = [(one.source.row_of(entry.index).number, entry) for one in ranked for entry in one.ranking]
-        scores = score_table([entry for _, entry in places], score=selection.score, prob=selection.prob)
+        scores = score_table([entry for _, entry in places], selection)
         nullable = {pa.int32(): pd.Int32Dtype(), pa.bool_(): pd.BooleanDtype()}
         ours = _without_empty(scores, ()).to_pandas(types_mapper=nullable.get)
         if reasons is not None:

@@ -201,22 +201,18 @@ def ranked_table(shape: Shape, ranked: Sequence[RankedList], selection: Selectio
     """The output rows of lists that came from Parquet."""
     from rerank_cli.formats import arrow_ranking
 
-    ours: dict[str, Any] = {
-        "score": selection.score, "prob": selection.prob, "probability": selection.probability,
-        "scored_by": selection.scored_by,
-    }  # fmt: skip
     if isinstance(shape, ListShape):
         fields = ranked[0].source.rows[0].fields
         passages = shape.passages_path(fields)
         if isinstance(shape, KnownListShape) and shape.in_columns:
             held = lookup(fields, passages) if passages else fields
             in_step = shape.columns_in_step(held) if isinstance(held, Mapping) else ()
-            return arrow_ranking.rank_columns(ranked, container=passages, in_step=in_step, **ours)
+            return arrow_ranking.rank_columns(ranked, selection, container=passages, in_step=in_step)
         if isinstance(lookup(fields, passages), str):
             texts = [lookup(row, passages) for item in ranked for row in shape.render(item, selection)]
             return arrow_ranking.replace_texts(ranked, passages, texts)
-        return arrow_ranking.rank_lists(ranked, passages=passages, text="text", siblings=shape.siblings, **ours)
-    return arrow_ranking.rank_rows(ranked, **ours, ranks=isinstance(shape, FlatShape))
+        return arrow_ranking.rank_lists(ranked, selection, passages=passages, text="text", siblings=shape.siblings)
+    return arrow_ranking.rank_rows(ranked, selection, ranks=isinstance(shape, FlatShape))
 
 
 def empty_table(schema: pa.Schema, shape: Shape, selection: Selection) -> pa.Table:

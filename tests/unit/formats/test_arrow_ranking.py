@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.arrow_ranking import rank_lists, rank_rows
+from rerank_cli.formats.choices import Selection
 from rerank_cli.formats.parquet import ArrowRow, read_rows
 from rerank_cli.records import CandidateList, RankedList, RankedPassage, sigmoid
 from tests.conftest import TableFile
@@ -151,8 +152,8 @@ def test_foreign_columns_of_each_type_come_back_bit_for_bit_in_the_flat_shape(tm
     expected = table.take(pa.array([member[i] for member, best in zip(members, shuffled, strict=True) for i in best]))
 
     writer = TableFile(tmp_path / "out.parquet")
-    writer.write_table(rank_rows(groups[:3]))
-    writer.write_table(rank_rows(groups[3:]))
+    writer.write_table(rank_rows(groups[:3], Selection()))
+    writer.write_table(rank_rows(groups[3:], Selection()))
     writer.close()
     found = pq.read_table(tmp_path / "out.parquet")
 
@@ -173,8 +174,8 @@ def test_foreign_columns_and_fields_come_back_bit_for_bit_in_the_list_shape(tmp_
     ranked = [ranked_list([row], range(n - 1, -1, -1), n) for row, n in zip(rows, lengths, strict=True)]
 
     writer = TableFile(tmp_path / "out.parquet")
-    writer.write_table(rank_lists(ranked[:20], passages="passages", text="text"))
-    writer.write_table(rank_lists(ranked[20:], passages="passages", text="text"))
+    writer.write_table(rank_lists(ranked[:20], Selection(), passages="passages", text="text"))
+    writer.write_table(rank_lists(ranked[20:], Selection(), passages="passages", text="text"))
     writer.close()
     found = pq.read_table(tmp_path / "out.parquet")
 
@@ -194,7 +195,7 @@ def test_extension_types_are_kept(tmp_path: Path) -> None:
         pa.array([[1, 2, 3, 4], [0, 0, 0, 0], [5, 6, 7, 8]], pa.list_(pa.int32(), 4)),
     )
     table, rows = stored(tmp_path / "in.parquet", pa.table({"t": tensors, "x": [1, 2, 3]}))
-    found = rank_rows([ranked_list(rows, [2, 0, 1])])
+    found = rank_rows([ranked_list(rows, [2, 0, 1])], Selection())
     assert found.schema.field("t").type == tensors.type
     assert found.column("t").equals(table.column("t").take(pa.array([2, 0, 1])))
 
@@ -252,7 +253,7 @@ def test_lists_are_ranked_as_plain_python_ranks_them(data: st.DataObject) -> Non
             for place in result.ranking
         ]  # fmt: skip
         expected.append({"id": at, "passages": None if one is None else best})
-    table = rank_lists(ranked, passages="passages", text="text")
+    table = rank_lists(ranked, Selection(), passages="passages", text="text")
     assert table.to_pylist() == expected
     table.validate(full=True)
     kept_type = table.schema.field("passages").type
@@ -275,7 +276,7 @@ def test_rows_are_ranked_as_plain_python_ranks_them(data: st.DataObject) -> None
         ranked.append(result)
         old = {"input_index": "old"}  # a column of the user's that has a name of ours
         expected += [{"passage": values[members[place.index]], **old, **scored(place)} for place in result.ranking]
-    table = rank_rows(ranked)
+    table = rank_rows(ranked, Selection())
     assert table.to_pylist() == expected
     assert table.schema.names == ["passage", "input_index", *OURS]
 
@@ -284,7 +285,7 @@ def test_a_fixed_size_list_becomes_a_list_and_its_nulls_stay() -> None:
     column = pa.array([["a", "b"], None, ["c", "d"]], pa.list_(pa.string(), 2))
     rows = rows_of(pa.record_batch({"passages": column}).slice(1))
     table = rank_lists(
-        [ranked_list([rows[0]], [], 0), ranked_list([rows[1]], [1, 0])], passages="passages", text="body"
+        [ranked_list([rows[0]], [], 0), ranked_list([rows[1]], [1, 0])], Selection(), passages="passages", text="body"
     )
     found = table.column("passages").to_pylist()
     assert found[0] is None
@@ -297,8 +298,8 @@ def test_a_fixed_size_list_becomes_a_list_and_its_nulls_stay() -> None:
 
 def test_scores_have_the_types_of_the_contract() -> None:
     rows = rows_of(pa.record_batch({"passages": [["a"]], "passage": ["a"]}))
-    lists = rank_lists([ranked_list(rows, [0])], passages="passages", text="text", prob=True)
-    flat = rank_rows([ranked_list(rows, [0])], prob=True)
+    lists = rank_lists([ranked_list(rows, [0])], Selection(prob=True), passages="passages", text="text")
+    flat = rank_rows([ranked_list(rows, [0])], Selection(prob=True))
     expected = {
         "rank": pa.int32(),
         "logit": pa.float32(),
@@ -318,7 +319,7 @@ def test_scores_have_the_types_of_the_contract() -> None:
 
 def test_scores_in_input_order_have_no_rank_and_leave_foreign_ones_alone() -> None:
     rows = rows_of(pa.record_batch({"rank": ["mine"], "logit": ["old"], "prob": ["mine"]}))
-    table = rank_rows([ranked_list(rows, [0])], score="cosine", ranks=False)
+    table = rank_rows([ranked_list(rows, [0])], Selection(score="cosine"), ranks=False)
     assert table.to_pylist() == [
         {"rank": "mine", "logit": "old", "prob": "mine", "cosine": 0.5}
         | {"truncated": None, "tokens": None, "kept_tokens": None}
@@ -333,7 +334,7 @@ def test_the_sigmoid_does_not_overflow_and_agrees_with_decimals(logit: float) ->
 
 def test_the_probability_is_that_of_the_written_logit() -> None:
     rows = rows_of(pa.record_batch({"x": range(3)}))
-    table = rank_rows([ranked_list(rows, [2, 0, 1])], prob=True)
+    table = rank_rows([ranked_list(rows, [2, 0, 1])], Selection(prob=True))
     assert table.column("prob").to_pylist() == [sigmoid(logit) for logit in table.column("logit").to_pylist()]
 
 
@@ -341,27 +342,29 @@ def test_the_probability_is_that_of_the_written_logit() -> None:
 
 
 def test_no_lists_are_a_table_without_columns() -> None:
-    assert rank_lists([], passages="passages", text="text").num_columns == 0
-    assert rank_rows([]).num_columns == 0
+    assert rank_lists([], Selection(), passages="passages", text="text").num_columns == 0
+    assert rank_rows([], Selection()).num_columns == 0
 
 
 def test_lists_of_which_nothing_is_left_keep_the_columns() -> None:
     rows = rows_of(pa.record_batch({"passages": [["a"], []]}))
     lists = [ranked_list([rows[0]], [], 1), ranked_list([rows[1]], [], 0)]
-    full = rank_lists([ranked_list([rows[0]], [0])], passages="passages", text="text")
-    table = rank_lists(lists, passages="passages", text="text")
+    full = rank_lists([ranked_list([rows[0]], [0])], Selection(), passages="passages", text="text")
+    table = rank_lists(lists, Selection(), passages="passages", text="text")
     assert table.schema == full.schema
     assert table.to_pylist() == [{"passages": []}, {"passages": []}]
-    flat = rank_rows([ranked_list(rows, [])])
+    flat = rank_rows([ranked_list(rows, [])], Selection())
     assert flat.num_rows == 0
-    assert flat.schema == rank_rows([ranked_list(rows, [0])]).schema
+    assert flat.schema == rank_rows([ranked_list(rows, [0])], Selection()).schema
 
 
 def test_nulls_in_windows_do_not_change_the_schema() -> None:
     item = pa.struct([pa.field("text", pa.string(), nullable=False)])
     some = rows_of(pa.record_batch({"passages": pa.array([[{"text": "a"}]], pa.list_(item))}))
     none = rows_of(pa.record_batch({"passages": pa.array([[None]], pa.list_(item))}))
-    tables = [rank_lists([ranked_list(rows, [0])], passages="passages", text="text") for rows in (some, none)]
+    tables = [
+        rank_lists([ranked_list(rows, [0])], Selection(), passages="passages", text="text") for rows in (some, none)
+    ]
     assert tables[0].schema == tables[1].schema
     assert tables[1].column("passages").to_pylist()[0][0]["text"] is None
 
@@ -372,7 +375,7 @@ def test_nulls_in_windows_do_not_change_the_schema() -> None:
 def test_rows_of_files_with_other_columns_and_types_come_together() -> None:
     first = rows_of(pa.record_batch({"id": pa.array([1], pa.int32()), "s": ["x"]}), file="a.parquet")
     second = rows_of(pa.record_batch({"s": pa.array(["y"], pa.large_string()), "id": [2.5], "new": [True]}))
-    table = rank_rows([ranked_list([*first, *second], [1, 0])])
+    table = rank_rows([ranked_list([*first, *second], [1, 0])], Selection())
     assert table.select(["id", "s", "new"]).to_pylist() == [
         {"id": 2.5, "s": "y", "new": True},
         {"id": 1.0, "s": "x", "new": None},
@@ -383,21 +386,21 @@ def test_files_that_do_not_fit_are_named_with_the_column() -> None:
     first = rows_of(pa.record_batch({"meta": [{"id": 1}]}), file="a.parquet")
     second = rows_of(pa.record_batch({"meta": [{"id": "x"}]}), file="b.parquet")
     with pytest.raises(InputError, match=r"a.parquet: column `meta.id` .* b.parquet: string and int64"):
-        rank_rows([ranked_list([*first, *second], [1, 0])])
+        rank_rows([ranked_list([*first, *second], [1, 0])], Selection())
 
 
 def test_a_name_that_occurs_twice_in_one_of_the_files_is_refused() -> None:
     first = rows_of(pa.record_batch([pa.array([1]), pa.array([2])], names=["x", "x"]), file="a.parquet")
     second = rows_of(pa.record_batch({"x": [1]}), file="b.parquet")
     with pytest.raises(InputError, match=r"b.parquet: column `x` .* a.parquet: two values in one row"):
-        rank_rows([ranked_list([*first, *second], [0, 1])])
+        rank_rows([ranked_list([*first, *second], [0, 1])], Selection())
 
 
 def test_a_number_that_the_common_type_cannot_hold_is_refused() -> None:
     first = rows_of(pa.record_batch({"id": [2**53 + 1]}), file="a.parquet")
     second = rows_of(pa.record_batch({"id": [0.5]}), file="b.parquet")
     with pytest.raises(InputError, match=r"a.parquet: column `id` .* b.parquet: int64 and double"):
-        rank_rows([ranked_list([*first, *second], [1, 0])])
+        rank_rows([ranked_list([*first, *second], [1, 0])], Selection())
 
 
 def test_dictionaries_of_several_files_are_joined_also_beyond_their_index_type() -> None:
@@ -408,7 +411,7 @@ def test_dictionaries_of_several_files_are_joined_also_beyond_their_index_type()
 
     rows = [*words("a"), *words("b")]
     order = [*range(150, 200), *range(150)]
-    table = rank_rows([ranked_list(rows, order)])
+    table = rank_rows([ranked_list(rows, order)], Selection())
     names = [f"{file} {i}" for file in "ab" for i in range(100)]
     assert table.column("w").to_pylist() == [names[i] for i in order]
     assert table.schema.field("w").type == pa.dictionary(pa.int32(), pa.string())
@@ -417,4 +420,4 @@ def test_dictionaries_of_several_files_are_joined_also_beyond_their_index_type()
 def test_a_column_without_lists_is_refused() -> None:
     rows = rows_of(pa.record_batch({"passages": ["a"]}))
     with pytest.raises(InputError, match="column `passages` is not a column of lists"):
-        rank_lists([ranked_list(rows, [0])], passages="passages", text="text")
+        rank_lists([ranked_list(rows, [0])], Selection(), passages="passages", text="text")
