@@ -22,7 +22,6 @@ from __future__ import annotations
 import base64
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -52,71 +51,63 @@ def to_values(array: pa.Array, *, keep: Collection[str] | None = None, exact: bo
     keep: names of the struct fields wanted, for the outermost structs; None for all.
     exact: binary stays bytes, and text that is not UTF-8 raises UnicodeDecodeError.
     """
-    return _Converter(exact).values(array, keep)
+    data_type = array.type
+    if is_list(data_type):
+        offsets, inner = list_parts(array)
+        return _cut(array, offsets, to_values(inner, keep=keep, exact=exact))
+    if pa.types.is_struct(data_type):
+        return _structs(array, keep, exact=exact)
+    if pa.types.is_map(data_type):
+        return _maps(array, exact=exact)
+    if pa.types.is_dictionary(data_type):
+        words = to_values(array.dictionary, exact=exact)
+        return [None if at is None else words[at] for at in array.indices.to_pylist()]
+    if isinstance(data_type, pa.BaseExtensionType):
+        is_uuid = getattr(data_type, "extension_name", "") == "arrow.uuid"
+        values = to_values(array.storage, exact=exact or is_uuid)
+        return _map_valid(values, lambda value: str(uuid.UUID(bytes=value))) if is_uuid else values
+    return _leaves(array, exact=exact)
 
 
-@dataclass(frozen=True, slots=True)
-class _Converter:
-    """Converts arrays, those inside of lists and structs too. exact: see `to_values`."""
+def _structs(array: pa.Array, keep: Collection[str] | None, *, exact: bool) -> list[Any]:
+    children = [
+        (array.type.field(i).name, child)
+        for i, child in enumerate(array.flatten())
+        if keep is None or array.type.field(i).name in keep
+    ]
+    names = [name for name, _ in children]
+    columns = [to_values(child, exact=exact) for _, child in children]
+    rows = zip(*columns, strict=True) if columns else [()] * len(array)
+    objects: list[Any] = [dict(zip(names, row, strict=True)) for row in rows]
+    return _set_nulls(array, objects)
 
-    exact: bool
 
-    def values(self, array: pa.Array, keep: Collection[str] | None = None) -> list[Any]:
-        """The values of any array."""
-        data_type = array.type
-        if is_list(data_type):
-            offsets, inner = list_parts(array)
-            return _cut(array, offsets, self.values(inner, keep))
-        if pa.types.is_struct(data_type):
-            return self._structs(array, keep)
-        if pa.types.is_map(data_type):
-            return self._maps(array)
-        if pa.types.is_dictionary(data_type):
-            words = self.values(array.dictionary)
-            return [None if at is None else words[at] for at in array.indices.to_pylist()]
-        if isinstance(data_type, pa.BaseExtensionType):
-            is_uuid = getattr(data_type, "extension_name", "") == "arrow.uuid"
-            values = (_Converter(exact=True) if is_uuid else self).values(array.storage)
-            return _map_valid(values, lambda value: str(uuid.UUID(bytes=value))) if is_uuid else values
-        return self._leaves(array)
+def _maps(array: pa.Array, *, exact: bool) -> list[Any]:
+    first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+    keys = to_values(array.keys.slice(first, last - first), exact=exact)
+    items = to_values(array.items.slice(first, last - first), exact=exact)
+    pairs = [list(pair) for pair in zip(keys, items, strict=True)]
+    maps = _cut(array, pc.subtract(array.offsets, first), pairs)
+    return _map_valid(maps, _object_or_pairs)
 
-    def _structs(self, array: pa.Array, keep: Collection[str] | None) -> list[Any]:
-        children = [
-            (array.type.field(i).name, child)
-            for i, child in enumerate(array.flatten())
-            if keep is None or array.type.field(i).name in keep
-        ]
-        names = [name for name, _ in children]
-        columns = [self.values(child) for _, child in children]
-        rows = zip(*columns, strict=True) if columns else [()] * len(array)
-        objects: list[Any] = [dict(zip(names, row, strict=True)) for row in rows]
-        return _set_nulls(array, objects)
 
-    def _maps(self, array: pa.Array) -> list[Any]:
-        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
-        keys = self.values(array.keys.slice(first, last - first))
-        items = self.values(array.items.slice(first, last - first))
-        pairs = [list(pair) for pair in zip(keys, items, strict=True)]
-        maps = _cut(array, pc.subtract(array.offsets, first), pairs)
-        return _map_valid(maps, _object_or_pairs)
-
-    def _leaves(self, array: pa.Array) -> list[Any]:
-        for matches, convert in _LEAVES:
-            if matches(array.type):
-                return convert(array)
-        if any(is_kind(array.type) for is_kind in _TEXTS):
-            try:
-                texts: list[Any] = array.to_pylist()
-            except UnicodeDecodeError:
-                if self.exact:
-                    raise
-                data = array.cast(pa.large_binary()).to_pylist()
-                texts = _map_valid(data, lambda value: value.decode(errors="replace"))
-            return texts
-        if any(is_kind(array.type) for is_kind in _BINARIES):
-            values = array.to_pylist()
-            return values if self.exact else _map_valid(values, lambda value: base64.b64encode(value).decode("ascii"))
-        return [str(value) if value.is_valid else None for value in array]
+def _leaves(array: pa.Array, *, exact: bool) -> list[Any]:
+    for matches, convert in _LEAVES:
+        if matches(array.type):
+            return convert(array)
+    if any(is_kind(array.type) for is_kind in _TEXTS):
+        try:
+            texts: list[Any] = array.to_pylist()
+        except UnicodeDecodeError:
+            if exact:
+                raise
+            data = array.cast(pa.large_binary()).to_pylist()
+            texts = _map_valid(data, lambda value: value.decode(errors="replace"))
+        return texts
+    if any(is_kind(array.type) for is_kind in _BINARIES):
+        values = array.to_pylist()
+        return values if exact else _map_valid(values, lambda value: base64.b64encode(value).decode("ascii"))
+    return [str(value) if value.is_valid else None for value in array]
 
 
 def _cut(array: pa.Array, offsets: pa.Array, values: list[Any]) -> list[Any]:
@@ -159,18 +150,13 @@ def _times(array: pa.Array) -> list[Any]:
         # Stored as UTC whatever the zone; without the zone no time zone database is needed.
         array, suffix = array.view(pa.timestamp(array.type.unit)), "Z"
     texts = array.cast(pa.string()).to_pylist()
+    times = _map_valid(texts, lambda text: text.replace(" ", "T") + suffix)
     if any(text is not None and text.startswith("<") for text in texts):  # `<value out of range: ...>`
-        width = pa.int32() if array.type.bit_width == 32 else pa.int64()
-        integers = array.view(width).to_pylist()
-        return [
-            integer if text is not None and text.startswith("<") else _iso(text, suffix)
-            for text, integer in zip(texts, integers, strict=True)
-        ]
-    return [_iso(text, suffix) for text in texts]
-
-
-def _iso(text: str | None, suffix: str) -> str | None:
-    return None if text is None else text.replace(" ", "T") + suffix
+        integers = array.view(pa.int32() if array.type.bit_width == 32 else pa.int64()).to_pylist()
+        for place, text in enumerate(texts):
+            if text is not None and text.startswith("<"):
+                times[place] = integers[place]
+    return times
 
 
 def _durations(array: pa.Array) -> list[Any]:

@@ -153,16 +153,13 @@ def widen_type(first: pa.DataType, second: pa.DataType, path: str) -> pa.DataTyp
         large = pa.types.is_large_list(first) or pa.types.is_large_list(second)
         return pa.large_list(item) if large else pa.list_(item)
     if pa.types.is_dictionary(first) != pa.types.is_dictionary(second):
-        return widen_type(_without_dictionary(first), _without_dictionary(second), path)
+        one, other = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (first, second))
+        return widen_type(one, other, path)
     schemas = [pa.schema([pa.field("", leaf)]) for leaf in (first, second)]
     try:
         return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise TypesDiffer(path, str(first), str(second)) from error
-
-
-def _without_dictionary(data_type: pa.DataType) -> pa.DataType:
-    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
 
 
 def _joined(path: str, name: str) -> str:

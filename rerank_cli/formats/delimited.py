@@ -106,15 +106,15 @@ class _Lines:
 
     def look(self, lines: int, size: int) -> tuple[list[_Line], bool]:
         """The next lines, up to a pause of a live input and without removing them; and whether these are all."""
-        while len(self._ahead) < lines and size > 0:
-            if self._ahead and isinstance(self._ahead[-1], Gap):
-                return [line for line in self._ahead if isinstance(line, _Line)], False
+        is_all = False
+        while len(self._ahead) < lines and size > 0 and not (self._ahead and isinstance(self._ahead[-1], Gap)):
             line = self._read()
             if line is None:
-                return [line for line in self._ahead if isinstance(line, _Line)], True
+                is_all = True
+                break
             self._ahead.append(line)
             size -= 0 if isinstance(line, Gap) else len(line.raw)
-        return [line for line in self._ahead if isinstance(line, _Line)], False
+        return [line for line in self._ahead if isinstance(line, _Line)], is_all
 
     def _read(self) -> _Line | Gap | None:
         line = next(self._lines, None)
@@ -163,15 +163,17 @@ class _Reader:
         if self.kind == "top1000":
             self.columns = list(TOP1000)
         for record in self._records():
-            if isinstance(record, _Record):
-                if self.columns:
-                    yield self._row(record)
-                else:
-                    self.columns = self._header(record)
-            elif isinstance(record, RowError) and not self.columns:
-                raise InputError(f"{self.file}:{record.row}: the header cannot be read: {record.message}")
-            else:
+            if not isinstance(record, _Record):
+                if isinstance(record, RowError) and not self.columns:
+                    raise InputError(f"{self.file}:{record.row}: the header cannot be read: {record.message}")
                 yield record
+            elif not self.columns:
+                self.columns = self._header(record)
+            elif (fault := self._find_fault(record)) is not None:
+                yield RowError(self.file, record.number, None, *fault, record.raw)
+            else:
+                fields = dict(zip(self.columns, record.cells, strict=True))
+                yield JsonRow(self.file, record.number, fields, jsonl.dump_row(fields).rstrip(b"\n"))
 
     def _records(self) -> Iterator[_Record | RowError | Gap]:
         while (line := self.lines.peek()) is not None:
@@ -295,13 +297,6 @@ class _Reader:
             )
         message = f"{where}: the header names `{cells[0]}`: the first line seems to be a row"
         return InputError(message, hint="put the names of the columns before it, such as `query`, `passage`")
-
-    def _row(self, record: _Record) -> JsonRow | RowError:
-        found = self._find_fault(record)
-        if found is not None:
-            return RowError(self.file, record.number, None, *found, record.raw)
-        fields = dict(zip(self.columns, record.cells, strict=True))
-        return JsonRow(self.file, record.number, fields, jsonl.dump_row(fields).rstrip(b"\n"))
 
     def _find_fault(self, record: _Record) -> tuple[str, str] | None:
         """Why a record is no row, as (code, message)."""

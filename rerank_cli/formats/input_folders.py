@@ -57,7 +57,7 @@ def list_input_files(path: str, is_data: Callable[[str], bool]) -> list[FoundFil
     found = [
         file
         for match in matches
-        if not _is_hidden(Path(match).name) and not _is_beside(match, lambda name: Path(name).exists())
+        if not _is_left_out(match, Path(match).name, lambda name: Path(name).exists())
         for file in list_input_files(match, is_data)
     ]
     if not found:
@@ -68,17 +68,21 @@ def list_input_files(path: str, is_data: Callable[[str], bool]) -> list[FoundFil
 def data_files(folder: Path, is_data: Callable[[str], bool]) -> Iterator[Path]:
     """The data files below a folder, in the order of their names."""
     for path in sorted(folder.rglob("*"), key=lambda path: _natural_key(str(path))):
-        hidden = any(map(_is_hidden, path.relative_to(folder).parts))
-        if hidden or _is_beside(str(path), lambda name: Path(name).exists()) or not path.is_file():
+        below = path.relative_to(folder).as_posix()
+        if _is_left_out(str(path), below, lambda name: Path(name).exists()) or not path.is_file():
             continue
         if is_data(path.name) or _PART_NAME.fullmatch(path.name):
             yield path
 
 
-def _is_beside(name: str, is_there: Callable[[str], bool]) -> bool:
-    """Whether a file holds the bad rows or the report that an earlier run wrote beside its output."""
-    base = next((name.removesuffix(end) for end in _BESIDE if name.endswith(end)), "")
-    return bool(base) and is_there(base)
+def _is_left_out(path: str, below: str, is_there: Callable[[str], bool]) -> bool:
+    """Whether a file is hidden, or holds the bad rows or the report that an earlier run wrote beside its output.
+
+    below: its path in the folder that the user named. is_there: whether there is a file at a path.
+    """
+    output = next((path.removesuffix(end) for end in _BESIDE if path.endswith(end)), "")
+    is_hidden = any(name.startswith((".", "_")) for name in below.split("/"))
+    return is_hidden or (bool(output) and is_there(output))
 
 
 def _natural_key(name: str) -> list[tuple[int, str]]:
@@ -95,7 +99,7 @@ def _files_of_url(path: str, is_data: Callable[[str], bool]) -> list[FoundFile]:
         found = [
             file
             for match in sorted(matches, key=_natural_key)
-            if not _is_hidden(match.rstrip("/").rpartition("/")[2]) and not _is_beside(match, matches.__contains__)
+            if not _is_left_out(match, match.rstrip("/").rpartition("/")[2], matches.__contains__)
             for file in (_files_below(match, is_data) if match.endswith("/") else [FoundFile(match)])
         ]
     except OSError as error:
@@ -111,8 +115,7 @@ def _files_below(path: str, is_data: Callable[[str], bool]) -> list[FoundFile]:
     files = [
         name
         for name in sorted(names, key=_natural_key)
-        if not any(map(_is_hidden, name.split("/")))
-        and not _is_beside(name, names.__contains__)
+        if not _is_left_out(name, name, names.__contains__)
         and (is_data(name.rpartition("/")[2]) or _PART_NAME.fullmatch(name.rpartition("/")[2]))
     ]
     if files:
@@ -140,10 +143,6 @@ def _with_partitions(path: str, files: Sequence[tuple[str, Sequence[str]]]) -> l
         for found in keys
     ]
     return [FoundFile(file, path, fields) for (file, _), fields in zip(files, partitions, strict=True)]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "_"))
 
 
 def refuse_mixed_formats(path: str, formats: Iterable[str]) -> None:

@@ -219,7 +219,7 @@ def read_text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions)
     if item.format in SEPARATED:
         return delimited.read_rows(stream, kind=item.format, **how)
     if item.format != "jsonl":
-        return jsonl.read_text_lines(stream, **how)
+        return jsonl.read_rows(stream, **how, plain=True)
     is_document, begun = json_document.look_into(stream)
     return (json_document.read_rows if is_document else jsonl.read_rows)(begun, **how)
 

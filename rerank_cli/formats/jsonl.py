@@ -38,7 +38,7 @@ from rerank_cli.records import Gap, JsonRow, RowError
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MAX_NESTING = 200
 """How deep objects and arrays may be nested."""
@@ -67,32 +67,44 @@ class ExactFloat(float):
 
 
 def read_rows(
-    stream: io.BufferedIOBase, *, file: str, max_line_bytes: int = MAX_LINE_BYTES, live: bool = False
+    stream: io.BufferedIOBase,
+    *,
+    file: str,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    live: bool = False,
+    plain: bool = False,
 ) -> Iterator[JsonRow | RowError | Gap]:
     """The rows of JSON lines, in order; every line is a row, an error or a blank, and counts in the row numbers.
 
     live: also yield `Gap.IDLE`, once a pause, where the input has nothing more right now.
+    plain: the lines are plain text and become rows with the one field `passage`.
     Error codes: `bad-utf8`, `bad-json`, `not-an-object`, `too-deep`, `lone-surrogate`, `duplicate-key`,
     `too-many-values`, `line-too-long` (of that line only the first 1024 bytes are kept).
     """
-    return _read(stream, _parse_object, file=file, max_line_bytes=max_line_bytes, live=live)
+    number = 0
+    for line in split_lines(stream, max_line_bytes=max_line_bytes, live=live):
+        if isinstance(line, Gap):
+            yield line
+            continue
+        number += 1
+        if isinstance(line, LongLine):
+            message = f"line of {line.size} bytes; at most {max_line_bytes} are read"
+            yield RowError(file, number, None, "line-too-long", message, line.head)
+            continue
+        marked = line.startswith(_BYTE_ORDER_MARK) and (number == 1 or not plain)
+        raw = (line.removeprefix(_BYTE_ORDER_MARK) if marked else line).removesuffix(b"\r")
+        if not raw or raw.isspace():
+            yield Gap.BLANK
+            continue
+        yield parse_row(raw, file=file, number=number, plain=plain)
 
 
-def read_text_lines(
-    stream: io.BufferedIOBase, *, file: str, max_line_bytes: int = MAX_LINE_BYTES, live: bool = False
-) -> Iterator[JsonRow | RowError | Gap]:
-    """The lines of plain text as rows with the one field `passage`; otherwise as `read_rows`."""
-    return _read(stream, _parse_text, file=file, max_line_bytes=max_line_bytes, live=live)
-
-
-def parse_row(raw: bytes, *, file: str, number: int) -> JsonRow | RowError:
+def parse_row(raw: bytes, *, file: str, number: int, plain: bool = False) -> JsonRow | RowError:
     """The row of one line without its newline, as `read_rows` would give it."""
-    return _row_or_error(raw, _parse_object, file=file, number=number)
-
-
-def parse_text_line(raw: bytes, *, file: str, number: int) -> JsonRow | RowError:
-    """The row of one line without its newline, as `read_text_lines` would give it."""
-    return _row_or_error(raw, _parse_text, file=file, number=number)
+    try:
+        return JsonRow(file, number, {"passage": _decode(raw)} if plain else _parse_object(raw), raw)
+    except _LineError as error:
+        return RowError(file, number, None, error.code, error.message, raw)
 
 
 def dump_row(fields: Mapping[str, Any]) -> bytes:
@@ -100,11 +112,23 @@ def dump_row(fields: Mapping[str, Any]) -> bytes:
 
     Raises ValueError, naming the field, for NaN, infinity, a lone surrogate, or nesting that Python cannot encode.
     """
-    return b"{" + b", ".join([_dump_field(name, value) for name, value in fields.items()]) + b"}\n"
+    dumped = []
+    for name, value in fields.items():
+        try:
+            dumped.append(f"{encode_basestring(name)}: {dump_value(value)}".encode())
+        except UnicodeEncodeError as error:
+            reason = _surrogate_message(error)
+            raise ValueError(f"field {_excerpt(name)} cannot be written as JSON: {reason}") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"field {_excerpt(name)} cannot be written as JSON: {error}") from error
+    return b"{" + b", ".join(dumped) + b"}\n"
 
 
 def dump_value(value: Any) -> str:
-    """A value as JSON text, written as by `dump_row`; raises as it does."""
+    """A value as JSON text, by the C encoder unless it has an `ExactFloat`, which that would write differently.
+
+    Raises ValueError or RecursionError where it cannot be written.
+    """
     return _encode_exact(value) if _has_exact((value,)) else _ENCODER.encode(value)
 
 
@@ -167,41 +191,6 @@ class UnendedLine(bytes):
     """The last line of an input that does not end with a newline."""
 
 
-def _read(
-    stream: io.BufferedIOBase,
-    parse: Callable[[bytes], dict[str, Any]],
-    *,
-    file: str,
-    max_line_bytes: int,
-    live: bool,
-) -> Iterator[JsonRow | RowError | Gap]:
-    number = 0
-    for line in split_lines(stream, max_line_bytes=max_line_bytes, live=live):
-        if isinstance(line, Gap):
-            yield line
-            continue
-        number += 1
-        if isinstance(line, LongLine):
-            message = f"line of {line.size} bytes; at most {max_line_bytes} are read"
-            yield RowError(file, number, None, "line-too-long", message, line.head)
-            continue
-        marked = line.startswith(_BYTE_ORDER_MARK) and (number == 1 or parse is _parse_object)
-        raw = (line.removeprefix(_BYTE_ORDER_MARK) if marked else line).removesuffix(b"\r")
-        if not raw or raw.isspace():
-            yield Gap.BLANK
-            continue
-        yield _row_or_error(raw, parse, file=file, number=number)
-
-
-def _row_or_error(
-    raw: bytes, parse: Callable[[bytes], dict[str, Any]], *, file: str, number: int
-) -> JsonRow | RowError:
-    try:
-        return JsonRow(file, number, parse(raw), raw)
-    except _LineError as error:
-        return RowError(file, number, None, error.code, error.message, raw)
-
-
 def split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -> Iterator[bytes | LongLine | Gap]:
     """The lines without their newline; memory holds a chunk and an unfinished line of up to `max_line_bytes`."""
     held = bytearray()  # a list of parts would cost 40 bytes for each write of a slow pipe
@@ -243,10 +232,6 @@ def chunks(stream: io.BufferedIOBase, *, live: bool) -> Iterator[bytes | Gap]:
         if poll is not None and ended and not poll.poll(_PAUSE_MILLISECONDS):
             yield Gap.IDLE
             ended = False
-
-
-def _parse_text(line: bytes) -> dict[str, Any]:
-    return {"passage": _decode(line)}
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
@@ -347,18 +332,6 @@ def _items(container: Any) -> Iterable[Any]:
 
 def _surrogate_message(error: UnicodeEncodeError) -> str:
     return f"lone surrogate {_excerpt(error.object[error.start])}, which no UTF-8 text can hold"
-
-
-def _dump_field(name: str, value: Any) -> bytes:
-    """`"name": value`, by the C encoder except for values with an `ExactFloat`, which it would write differently."""
-    try:
-        text = _encode_exact(value) if _has_exact((value,)) else _ENCODER.encode(value)
-        return f"{encode_basestring(name)}: {text}".encode()
-    except UnicodeEncodeError as error:
-        reason = _surrogate_message(error)
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
-    raise ValueError(f"field {_excerpt(name)} cannot be written as JSON: {reason}")
 
 
 def _has_exact(values: Iterable[Any]) -> bool:

@@ -97,7 +97,7 @@ def _is_scattered(keys: Iterator[tuple[Format, int] | None]) -> bool:
 
 def _gather_lines(inputs: Sequence[Input], shape: GroupShape, options: ReadOptions) -> Iterator[Item]:
     """The rows ordered by first appearance of their group, then by place, through a temporary SQLite file."""
-    parse = jsonl.parse_row if inputs[0].format in ("jsonl", *SEPARATED) else jsonl.parse_text_line
+    plain = inputs[0].format not in ("jsonl", *SEPARATED)
     with tempfile.TemporaryDirectory(prefix="rerank-cli-") as folder:
         # Not bound to one thread: a run that stops may close this generator in another thread than the reading one.
         spool = sqlite3.connect(Path(folder) / "rows.sqlite", isolation_level=None, check_same_thread=False)
@@ -109,7 +109,7 @@ def _gather_lines(inputs: Sequence[Input], shape: GroupShape, options: ReadOptio
             yield from _fill(spool, inputs, shape, options)
             spool.execute("CREATE INDEX by_group ON rows (grp, place)")
             for file, number, raw in spool.execute("SELECT file, number, raw FROM rows ORDER BY grp, place"):
-                yield parse(raw, file=file, number=number)
+                yield jsonl.parse_row(raw, file=file, number=number, plain=plain)
         except sqlite3.Error as error:
             raise InputError(
                 f"{folder}: rows cannot be gathered by query: {error}", hint="set TMPDIR to a folder with room"

@@ -182,7 +182,7 @@ def name_of(fields: Mapping[str, Any], path: str | None, role: str) -> str | Non
     """The top-level field that `first_of` reads whole; None where there is none or only a part of one is read."""
     if path is not None:
         return path if path in fields else None
-    return name_in_row(fields, None, role) if any(fields.get(name) is not None for name in ALIASES[role]) else None
+    return name_in_row(fields, role) if any(fields.get(name) is not None for name in ALIASES[role]) else None
 
 
 def required(row: Row, path: str | None, role: str) -> tuple[str, Any]:
@@ -196,10 +196,8 @@ def required(row: Row, path: str | None, role: str) -> tuple[str, Any]:
     return name, value
 
 
-def name_in_row(fields: Mapping[str, Any], path: str | None, role: str) -> str:
-    """The name of the field that `one_of` reads."""
-    if path is not None:
-        return path
+def name_in_row(fields: Mapping[str, Any], role: str) -> str:
+    """The alias of `role` that `one_of` reads."""
     held = [name for name in ALIASES[role] if fields.get(name) is not None]
     return next((name for name in held if _fits(fields[name], role)), held[0] if held else role)
 

@@ -75,7 +75,7 @@ def _recognise(fields: Mapping[str, Any], names: FieldNames) -> int:
 
 def _can_be_read(fields: Mapping[str, Any]) -> bool:
     """Whether the first passage is a text or has one where this shape looks for it; False where there is no passage."""
-    passages = fields.get(name_in_row(fields, None, "passages"))
+    passages = fields.get(name_in_row(fields, "passages"))
     if not isinstance(passages, (list, tuple)):
         return False
     first = next((one for one in passages if one is not None), None)
@@ -212,7 +212,7 @@ class ListShape:
 
     def passages_path(self, fields: Mapping[str, Any]) -> str:
         """The path of the passages in a row that `group` has read."""
-        return self.names.passages or name_in_row(fields, None, "passages")
+        return self.names.passages or name_in_row(fields, "passages")
 
     def render(self, ranked: RankedList, selection: Selection) -> Iterable[dict[str, Any]]:
         """See `Shape`."""

@@ -33,17 +33,17 @@ def settle_shape(shape: Shape, rows: Sequence[Row]) -> Shape:
     """
     if not isinstance(shape, ListShape | FlatShape):
         return shape
+    places = _places(shape, rows)
     if shape.names.id:
-        inner = _passages(shape, rows) if isinstance(shape, ListShape) else []
-        _refuse_missing("--id-field", (shape.names.id,), [*inner, *(row.fields for row in rows)], rows)
+        _refuse_missing("--id-field", (shape.names.id,), [*places, *(row.fields for row in rows)], rows)
     if isinstance(shape, ListShape) and shape.names.group_by and rows:
         raise InputError(f"--group-by: the rows of {rows[0].file} are lists, and each is a group of its own")
     if shape.names.image not in (None, NO_IMAGES):
-        _refuse_missing("--image-field", (shape.names.image_path,), _places(shape, rows), rows)
-    _check_joined_texts(shape, rows)
+        _refuse_missing("--image-field", (shape.names.image_path,), places, rows)
+    _check_joined_texts(shape.names.text, places, rows)
     if isinstance(shape, ListShape):
         shape = replace(shape, siblings=_siblings(shape, rows))
-    title = _note_title(shape, _places(shape, rows))
+    title = _note_title(shape, places)
     reading = ", ".join(f"{role} `{path}`" for role, path in reading_of(shape, rows).items())
     told = (*_notes(shape, rows, reading, title), *shape.told)
     return replace(shape, told=told, title_told=title is not None, reading=reading)
@@ -96,28 +96,22 @@ def _refuse_missing(
         raise InputError(f"{option} {gone}: none of the first {len(rows)} rows of {rows[0].file} has it: one has {has}")
 
 
-def _check_joined_texts(shape: ListShape | FlatShape, rows: Sequence[Row]) -> None:
+def _check_joined_texts(text: str | None, places: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
     """`InputError` where the last of several `--text-field` is in none of the first passages, which have another text.
 
     Otherwise the title alone would be scored.
     """
-    paths = field_paths(shape.names.text) if shape.names.text else ()
-    places = _places(shape, rows)
+    paths = field_paths(text) if text else ()
     if len(paths) < 2 or not places or any(lookup(fields, paths[-1]) is not None for fields in places):
         return
     held = (name for name in ALIASES["passage"] if any(isinstance(fields.get(name), str) for fields in places))
     other = next((name for name in held if name not in paths), None)
     if other is not None and any(lookup(fields, path) is not None for fields in places for path in paths):
         raise InputError(
-            f"--text-field {shape.names.text}: none of the first {len(rows)} rows of {rows[0].file} has "
+            f"--text-field {text}: none of the first {len(rows)} rows of {rows[0].file} has "
             f"`{paths[-1]}`: one has {shown_names(places[0])}",
             commands=[["--text-field", ",".join([*paths[:-1], other])]],
         )
-
-
-def _passages(shape: ListShape, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """Those passages of the rows that are objects."""
-    return [one for passages in _lists_of_passages(shape, rows) for one in passages if isinstance(one, Mapping)]
 
 
 def _lists_of_passages(shape: ListShape, rows: Sequence[Row]) -> Iterator[Sequence[Any]]:
@@ -130,8 +124,10 @@ def _lists_of_passages(shape: ListShape, rows: Sequence[Row]) -> Iterator[Sequen
 
 
 def _places(shape: ListShape | FlatShape, rows: Sequence[Row]) -> list[Mapping[str, Any]]:
-    """The user's objects that hold a passage each: passages of lists, or flat rows."""
-    return _passages(shape, rows) if isinstance(shape, ListShape) else [row.fields for row in rows]
+    """The user's objects that hold a passage each: those passages of lists that are objects, or flat rows."""
+    if not isinstance(shape, ListShape):
+        return [row.fields for row in rows]
+    return [one for passages in _lists_of_passages(shape, rows) for one in passages if isinstance(one, Mapping)]
 
 
 def _counts(shape: ListShape, rows: Sequence[Row]) -> Iterator[tuple[int, dict[str, int]]]:
@@ -201,7 +197,7 @@ def _note_title(shape: ListShape | FlatShape, passages: Iterable[Mapping[str, An
 
 def _title_in_words(title: str, shape: ListShape | FlatShape, held: Mapping[str, Any]) -> str:
     """The note about a title that is not read. held: the fields of a passage, one of which is its text."""
-    text = shape.names.text or ("text" if isinstance(shape, ListShape) else name_in_row(held, None, "passage"))
+    text = shape.names.text or ("text" if isinstance(shape, ListShape) else name_in_row(held, "passage"))
     return f"passages have a `{title}`, which is not read: `--text-field title,{field_paths(text)[-1]}` reads it"
 
 

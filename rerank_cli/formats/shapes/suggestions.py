@@ -224,7 +224,7 @@ def _is_row(fields: Mapping[str, Any]) -> bool:
 
 def suggested(fields: Mapping[str, Any], names: FieldNames, *, only: str | None = None) -> list[str]:
     """Options that would read a row; empty where none are found. only: the path of the one list to consider."""
-    options = _guess_text_field(fields, names, only)
+    options = _guess_options(fields, names, only)
     pairs = zip(options[::2], options[1::2], strict=True)
     asked = replace(names, **{_FIELDS[option]: value for option, value in pairs if option in _FIELDS})
     shape: ListShape | FlatShape = FlatShape(asked) if asked.passages is None else ListShape(asked)
@@ -239,7 +239,7 @@ def suggested(fields: Mapping[str, Any], names: FieldNames, *, only: str | None 
 _FIELDS = {"--query-field": "query", "--passages-field": "passages", "--text-field": "text", "--id-field": "id"}
 
 
-def _guess_text_field(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> list[str]:
+def _guess_options(fields: Mapping[str, Any], names: FieldNames, only: str | None) -> list[str]:
     leaves = dict(_leaves(fields))
     texts = {path: value for path, value in leaves.items() if _is_words(value)}
     lists = {

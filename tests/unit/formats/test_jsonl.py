@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import open_input, open_output
-from rerank_cli.formats.jsonl import MAX_NESTING, ExactFloat, dump_row, error_row, read_rows, read_text_lines
+from rerank_cli.formats.jsonl import MAX_NESTING, ExactFloat, dump_row, error_row, read_rows
 from rerank_cli.records import Gap, JsonRow, RowError
 
 Read = JsonRow | RowError | Gap
@@ -413,7 +413,7 @@ def test_an_error_row_of_a_file_whose_name_is_not_text_can_be_written() -> None:
 
 def test_lines_of_text_are_passages() -> None:
     content = 'first "passage"\r\n\n  \n{"a": 1}\u2028x\nlast'.encode() + b"\n\xff\n" + b"y" * 100
-    assert list(read_text_lines(io.BytesIO(b"\xef\xbb\xbf" + content), file="-", max_line_bytes=99)) == [
+    assert list(read_rows(io.BytesIO(b"\xef\xbb\xbf" + content), file="-", max_line_bytes=99, plain=True)) == [
         JsonRow("-", 1, {"passage": 'first "passage"'}, b'first "passage"'),
         Gap.BLANK,
         Gap.BLANK,
@@ -485,7 +485,7 @@ def test_only_a_live_reader_looks_for_pauses(pipe: io.FileIO) -> None:
 def test_lines_of_text_are_read_live_too(pipe: io.FileIO) -> None:
     pipe.write(b"a pass")
     with open_input("-") as stream:
-        rows = read_text_lines(stream, file="-", live=True)
+        rows = read_rows(stream, file="-", live=True, plain=True)
         later = threading.Timer(0.1, pipe.write, [b"age\n"])  # a pause with nothing to score before it
         later.start()
         assert next(rows) == JsonRow("-", 1, {"passage": "a passage"}, b"a passage")
