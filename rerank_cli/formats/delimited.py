@@ -40,7 +40,7 @@ TOP1000 = ("query_id", "passage_id", "query", "passage")
 
 _RUN_COLUMNS = ("query id", "passage id", "rank")  # of MS MARCO's run files
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_MARK = "\ufeff"
+_MARK = jsonl.BYTE_ORDER_MARK.decode()
 _LOOKED_AT_LINES = 200  # to tell whether quotes quote
 _LOOKED_AT_BYTES = 2**18
 _QUOTED_CELL = re.compile(rb'(?:^|\t)"')
@@ -124,7 +124,7 @@ class _Lines:
         if isinstance(line, jsonl.LongLine):
             return _Line(self._number, line.head, b"\n", too_long=line.size)
         if self._number == 1:
-            line = type(line)(line.removeprefix(_MARK.encode()))
+            line = type(line)(line.removeprefix(jsonl.BYTE_ORDER_MARK))
         raw = bytes(line).removesuffix(b"\r")
         end = b"" if isinstance(line, jsonl.UnendedLine) else b"\r\n" if len(raw) < len(line) else b"\n"
         return _Line(self._number, raw, end)

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rerank_cli.errors import InputError
-from rerank_cli.formats.jsonl import is_json
+from rerank_cli.formats.jsonl import BYTE_ORDER_MARK, is_json
 from rerank_cli.formats.shapes.fields import ALIASES
 
 HEAD_BYTES = 4096
 """How many bytes of a file are looked at."""
 
 PARQUET_MAGIC = b"PAR1"
-_MARK = b"\xef\xbb\xbf"
 _TO_PARQUET = (
     "python -c \"import pyarrow.{module} as f, pyarrow.parquet as p; p.write_table({read}, '{{name}}.parquet')\""
 )
@@ -110,7 +109,7 @@ def _recognise_wide_text(head: bytes, file: str) -> Description | None:
 
 
 def _recognise_markup(head: bytes) -> Description | None:
-    whole = head.removeprefix(_MARK).lstrip()
+    whole = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     text = whole.lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         title = re.search(rb"(?i)<title[^>]*>([^<]{1,80})", whole)
@@ -142,7 +141,7 @@ def describe(head: bytes, path: str) -> Description:
         return found
     if head.startswith(PARQUET_MAGIC):
         return Description("Parquet", "give the name of the file itself, ending in .parquet")
-    text = head.removeprefix(_MARK).lstrip()
+    text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     first = text.partition(b"\n")[0].rstrip(b"\r")
     file = shlex.quote(path)
     if _is_text(first) and not _is_utf8(head):
@@ -194,7 +193,7 @@ def _is_begun(line: bytes) -> bool:
 
 def recognise_separated(head: bytes) -> Literal["csv", "tsv"] | None:
     """`csv` or `tsv` for text whose first line is a header with names that rows have; else None."""
-    line = head.removeprefix(_MARK).partition(b"\n")[0].decode(errors="replace").strip()
+    line = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0].decode(errors="replace").strip()
     kinds: tuple[tuple[Literal["csv", "tsv"], str], ...] = (("tsv", "\t"), ("csv", ",;|"))
     for kind, marks in kinds:
         for mark in marks:
@@ -206,7 +205,9 @@ def recognise_separated(head: bytes) -> Literal["csv", "tsv"] | None:
 
 def is_top1000(head: bytes) -> bool:
     """Whether text is TSV without a header, as MS MARCO's candidates: query id, passage id, query, passage."""
-    lines = head.removeprefix(_MARK).decode(errors="replace").split("\n")[:-1] or [head.decode(errors="replace")]
+    lines = head.removeprefix(BYTE_ORDER_MARK).decode(errors="replace").split("\n")[:-1] or [
+        head.decode(errors="replace")
+    ]
     rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
     if not rows or any(len(cells) != _TOP1000_COLUMNS for cells in rows):
         return False

@@ -157,7 +157,7 @@ def _format_of_content(head: bytes, by_suffix: Format | None) -> Format:
     """The format by the first bytes, where the suffix tells nothing or is certainly wrong; else by the suffix."""
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    text = head.removeprefix(jsonl.BYTE_ORDER_MARK).lstrip(_SPACE)
     first = text.partition(b"\n")[0]
     if by_suffix in ("csv", "tsv", "trec"):
         is_row = isinstance(jsonl.parse_row(first.rstrip(b"\r"), file="", number=1), JsonRow)

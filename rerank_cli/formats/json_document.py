@@ -24,9 +24,9 @@ from typing import Any, cast
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
+from rerank_cli.formats.jsonl import BYTE_ORDER_MARK
 from rerank_cli.records import Gap, JsonRow, RowError
 
-_MARK = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _KEPT_BYTES = 1024  # of an element that is too long, for the errors file
 _LOOKED_AT_BYTES = 2**16  # at most, to tell a document from JSON lines
@@ -43,7 +43,7 @@ def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
 
     is_all: no more can be read. Otherwise the answer is None where more bytes would tell.
     """
-    text = head.removeprefix(_MARK).lstrip(_SPACE)
+    text = head.removeprefix(BYTE_ORDER_MARK).lstrip(_SPACE)
     first, newline, rest = text.partition(b"\n")
     rest = rest.lstrip(_SPACE)
     unknown = False if is_all else None
@@ -51,7 +51,7 @@ def is_document(head: bytes, *, is_all: bool = True) -> bool | None:
         key = _KEY.match(rest)
         return key[1] == b":" if key and key[1] else unknown if rest[:1] in (b"", b'"') else False
     if not text.startswith(b"["):
-        return False if text not in (b"", _MARK[:1], _MARK[:2]) else unknown
+        return False if text not in (b"", BYTE_ORDER_MARK[:1], BYTE_ORDER_MARK[:2]) else unknown
     inside = text[1:].lstrip(_SPACE)[:1]
     if newline and first.rstrip(_SPACE) == b"[" and inside in (b"/", b"#"):
         return True  # a comment, which the reader will refuse; no line of JSON lines is just a bracket
@@ -207,7 +207,7 @@ class _Document:
         """Read what is between two elements: a comma, and values that are not objects, which are rows too."""
         text = self._held[self._gap : end].strip(_SPACE)
         if not self._in_array:
-            if text not in (b"", _MARK):
+            if text not in (b"", BYTE_ORDER_MARK):
                 raise self._fault(f"{_show_text(text)} stands between rows", self._gap)
             return
         if text == (b"" if self._is_first or is_last else b","):

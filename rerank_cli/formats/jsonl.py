@@ -43,11 +43,13 @@ if TYPE_CHECKING:
 MAX_NESTING = 200
 """How deep objects and arrays may be nested."""
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""What some programs write before text in UTF-8; it is no part of the text."""
+
 _READ_BYTES = 64 * 1024
 _PAUSE_MILLISECONDS = 20  # longer than a busy writer needs between two writes, shorter than anyone notices
 _KEPT_BYTES = 1024  # of a line that is too long, for the errors file
 _EXCERPT_CHARACTERS = 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _BEFORE_VALUES = (b",", b"[", b"{")
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -91,8 +93,8 @@ def read_rows(
             message = f"line of {line.size} bytes; at most {max_line_bytes} are read"
             yield RowError(file, number, None, "line-too-long", message, line.head)
             continue
-        marked = line.startswith(_BYTE_ORDER_MARK) and (number == 1 or not plain)
-        raw = (line.removeprefix(_BYTE_ORDER_MARK) if marked else line).removesuffix(b"\r")
+        marked = line.startswith(BYTE_ORDER_MARK) and (number == 1 or not plain)
+        raw = (line.removeprefix(BYTE_ORDER_MARK) if marked else line).removesuffix(b"\r")
         if not raw or raw.isspace():
             yield Gap.BLANK
             continue

@@ -37,8 +37,8 @@ from rerank_cli.formats.shapes.shape import (
     Grouped,
     Item,
     Kind,
+    as_json_row,
     is_own_output,
-    own_fields,
     read_or_error,
     with_scores,
 )
@@ -178,7 +178,7 @@ class FlatShape:
         """See `Shape`."""
         passages, ids = [], []
         for index, (row, passage) in enumerate(zip(source.rows, source.passages, strict=True)):
-            fields, names = own_fields(row), self.names
+            fields, names = as_json_row(row).fields, self.names
             read = (
                 name_of(fields, names.query, "query"),
                 name_of(fields, names.text, "passage"),

@@ -44,8 +44,8 @@ from rerank_cli.formats.shapes.shape import (
     OF_A_CUT,
     Exchange,
     Kind,
+    as_json_row,
     kept_under_prefix,
-    own_fields,
     scores_of,
 )
 from rerank_cli.formats.text_index import TextFile, open_texts
@@ -225,10 +225,9 @@ class KnownListShape(ListShape):
 
     def exchange(self, source: CandidateList) -> Exchange:
         """See `Shape`."""
-        row = source.rows[0]
-        fields = own_fields(row)
-        whole = row if isinstance(row, JsonRow) else JsonRow(row.file, row.number, fields, b"")
-        path, own = self.passages_of(whole)
+        row = as_json_row(source.rows[0])
+        fields = row.fields
+        path, own = self.passages_of(row)
         texts = dict(zip(source.places or range(len(own)), source.passages, strict=True))
         passages = [own_passage(one, texts.get(place, "")) for place, one in enumerate(own)]
         ids = tuple(map(self.own_id, own))

@@ -46,8 +46,8 @@ from rerank_cli.formats.shapes.shape import (
     Grouped,
     Item,
     Kind,
+    as_json_row,
     is_own_output,
-    own_fields,
     passage_error,
     with_scores,
 )
@@ -202,7 +202,7 @@ class ListShape:
         try:
             raw = jsonl.dump_value(own).encode()
         except (TypeError, ValueError):  # bytes of a table
-            _, passages = self.passages_of(_JsonOfTable(row))
+            _, passages = self.passages_of(as_json_row(row))
             raw = jsonl.dump_value(passages[place]).encode()
         return passage_error(row, identity, place, self.own_id(own), raw, code, message)
 
@@ -267,8 +267,9 @@ class ListShape:
 
     def exchange(self, source: CandidateList) -> Exchange:
         """See `Shape`."""
-        fields = own_fields(source.rows[0])
-        path, own = self.passages_of(_JsonOfTable(source.rows[0]))
+        row = as_json_row(source.rows[0])
+        fields = row.fields
+        path, own = self.passages_of(row)
         scored_texts = dict(zip(source.places or range(len(own)), source.passages, strict=True))
         passages = [own_passage(one, scored_texts.get(place, "")) for place, one in enumerate(own)]
         for sibling in self.siblings:
@@ -279,14 +280,6 @@ class ListShape:
         rest = fields_without(fields, path, name_of(fields, self.names.query, "query"), *heads)
         ids = tuple(self.passage_id(source, index) for index in range(len(passages)))
         return Exchange(source.id, source.query, rest, passages, ids)
-
-
-class _JsonOfTable:
-    """A row with all of its fields as they are in JSON; satisfies `Row`."""
-
-    def __init__(self, row: Row) -> None:
-        self.file, self.number, self.raw = row.file, row.number, b""
-        self.fields = own_fields(row)
 
 
 def holds_ids(path: str) -> bool:

@@ -177,12 +177,9 @@ def read_or_error(shape: ReadsRows, row: Row) -> CandidateList | RowError:
         return row_error(row, problem.code, str(problem), shape.identity(row.fields))
 
 
-def own_fields(row: Row) -> Mapping[str, Any]:
-    """All fields of a row; of a table's row as they are in JSON."""
-    if isinstance(row, JsonRow):
-        return row.fields
-    fields: Mapping[str, Any] = json.loads(row.raw)
-    return fields
+def as_json_row(row: Row) -> JsonRow:
+    """A row with all of its fields; those of a table's row as they are in JSON."""
+    return row if isinstance(row, JsonRow) else JsonRow(row.file, row.number, json.loads(row.raw), row.raw)
 
 
 def scores_of(entry: RankedPassage, selection: Selection, *, ranks: bool = True) -> dict[str, Any]:
