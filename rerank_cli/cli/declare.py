@@ -54,16 +54,8 @@ class Option:
     """Whether it is accepted but shown nowhere."""
     names_file: bool = False
     """Whether its value is the name of a file or a folder."""
-
-    @property
-    def variable(self) -> str:
-        """Its environment variable."""
-        return variable_of(self.flag)
-
-
-def variable_of(flag: str) -> str:
-    """`RERANK_TOP_N` of `--top-n`."""
-    return "RERANK_" + flag.lstrip("-").upper().replace("-", "_")
+    variable: str = ""
+    """Its environment variable, `RERANK_TOP_N` of `--top-n`; an argument has none."""
 
 
 def option(
@@ -108,7 +100,7 @@ def option(
     shown = (
         "" if default in (None, False, 0, (), STDOUT) else f" Default: {_as_typed(default, settings.get('metavar'))}."
     )
-    variables = [variable_of(one) for one in (flag, *aliases)]
+    variables = ["RERANK_" + one.lstrip("-").upper().replace("-", "_") for one in (flag, *aliases)]
     info = typer.Option(
         *([short] if short else []), flag, *aliases, help=help + shown, rich_help_panel=group, show_envvar=False,
         show_default=False, hidden=hidden, envvar=variables if aliases else variables[0],
@@ -119,6 +111,7 @@ def option(
     return Option(
         name or flag.lstrip("-").replace("-", "_"), flag, Annotated[optional, info], default, group, into, basic,
         tuple(aliases), hidden, "FILE" in settings.get("metavar", "") or "DIR" in settings.get("metavar", ""),
+        variables[0],
     )  # fmt: skip
 
 

@@ -188,7 +188,14 @@ class PairEncoder:
         if self._prefix:
             pairs = [(self._prefix + query, passage) for query, passage in pairs]
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        ids = dict(zip(texts, self._tokenise(texts), strict=True))
+        found = list(encode_texts(self._tokenizer, texts))
+        if self._acting:  # texts in which a special token acts are tokenised again, as plain text
+            acting = np.flatnonzero(np.isin(np.concatenate([_NO_IDS, *found]), self._acting))
+            ends = np.cumsum([len(one) for one in found])
+            for place in set(np.searchsorted(ends, acting, side="right").tolist()):
+                plain = self._plain_tokenizer.encode(texts[place], add_special_tokens=False).ids
+                found[place] = np.array(plain, dtype=np.int32)
+        ids = dict(zip(texts, found, strict=True))
         queries = ids
         if len(self._lead):
             queries = {query: np.concatenate((self._lead, ids[query])) for query, _ in pairs}
@@ -201,16 +208,6 @@ class PairEncoder:
         if self._form.max_unknown is None:
             return encoded
         return [unless_unread(entry, self._form.max_unknown) for entry in encoded]
-
-    def _tokenise(self, texts: Sequence[str]) -> list[Ids]:
-        ids = list(encode_texts(self._tokenizer, texts))
-        if self._acting:
-            acting = np.flatnonzero(np.isin(np.concatenate([_NO_IDS, *ids]), self._acting))
-            ends = np.cumsum([len(one) for one in ids])
-            for place in set(np.searchsorted(ends, acting, side="right").tolist()):
-                plain = self._plain_tokenizer.encode(texts[place], add_special_tokens=False).ids
-                ids[place] = np.array(plain, dtype=np.int32)
-        return ids
 
     @cached_property
     def _plain_tokenizer(self) -> Tokenizer:
