@@ -17,7 +17,7 @@ from typing import Any
 
 from rerank_cli.errors import UsageError
 from rerank_cli.evaluation.measures import QueryValue
-from rerank_cli.formats.compression import SUFFIXES, compressed, text_suffix
+from rerank_cli.formats.compression import SUFFIXES, compress, text_suffix
 
 _ROWS_AT_ONCE = 10_000
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -34,16 +34,16 @@ def per_query_bytes(values: Iterable[Any], path: str, kind: type = QueryValue) -
     columns = [field.name for field in fields(kind)]
     is_tsv = text_suffix(path) == ".tsv"
     if is_tsv:
-        yield compressed(("\t".join(columns) + "\n").encode(), path)
+        yield compress(("\t".join(columns) + "\n").encode(), path)
     elif Path(path.lower()).suffix in SUFFIXES:
-        yield compressed(b"", path)  # an empty file is no gzip and no zstd file
+        yield compress(b"", path)  # an empty file is no gzip and no zstd file
     rows = iter(values)
     while part := list(islice(rows, _ROWS_AT_ONCE)):
         if is_tsv:
             lines = ["\t".join(_cell(getattr(value, name)) for name in columns) for value in part]
         else:
             lines = [json.dumps(asdict(value), ensure_ascii=False, allow_nan=False) for value in part]
-        yield compressed("".join(f"{line}\n" for line in lines).encode(), path)
+        yield compress("".join(f"{line}\n" for line in lines).encode(), path)
 
 
 def read_values(data: bytes) -> Iterator[QueryValue]:

@@ -101,7 +101,7 @@ def open_output(raw: BinaryIO, name: str) -> BinaryIO:
             return raw
 
 
-def compressed(data: bytes, name: str) -> bytes:
+def compress(data: bytes, name: str) -> bytes:
     """`data` as one member (gzip) or frame (zstd), as the suffix of `name` says; members can follow each other."""
     raw = io.BytesIO()
     stream = open_output(raw, name)

@@ -177,7 +177,7 @@ def can_be_reread(inputs: Iterable[Input]) -> bool:
 
 def read_items(inputs: Sequence[Input], shape: ReadsColumns, options: ReadOptions) -> Iterator[Item]:
     """The rows of all inputs, one after another."""
-    return slice_rows(chain.from_iterable(read_one(item, shape, options) for item in inputs), options)
+    return slice_rows(chain.from_iterable(read_input(item, shape, options) for item in inputs), options)
 
 
 def slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
@@ -194,7 +194,7 @@ def slice_rows(items: Iterator[Item], options: ReadOptions) -> Iterator[Item]:
             options.position.skip(item)
 
 
-def read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
+def read_input(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> Iterator[Item]:
     """All rows of one input; `skip` and `limit` of `options` do not count. shape: needed for Parquet alone."""
     if item.format == "parquet":
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
@@ -203,13 +203,13 @@ def read_one(item: Input, shape: ReadsColumns | None, options: ReadOptions) -> I
         assert shape is not None, "the shape of a table is known from its columns"
         if columns := parquet.column_names(item.path, item.partition):
             if options.position:
-                options.position.table(item.path, parquet.row_count(item.path))
+                options.position.begin_table(item.path, parquet.row_count(item.path))
             yield from parquet.read_rows(item.path, shape.columns(columns), item.partition)
         return
     with open_input(item.path) as stream:
         rows: Iterator[Item] = read_text_rows(item, stream, options)
         rows = _with_fields(rows, dict(item.partition)) if item.partition else rows
-        yield from options.position.text(item.path, stream, rows) if options.position else rows
+        yield from options.position.follow_text(item.path, stream, rows) if options.position else rows
 
 
 def read_text_rows(item: Input, stream: io.BufferedReader, options: ReadOptions) -> Iterator[JsonRow | RowError | Gap]:
@@ -273,7 +273,7 @@ def _open_by_first_rows(
             found = _shape_of_table(item, seen_of_table, names)
         else:
             later = inputs[place + 1 :]
-            rows = chain(rows, read_one(item, None, options))
+            rows = chain(rows, read_input(item, None, options))
             found = recognise(rows, seen, names, stop=options.stop)
         if found or len(seen) >= FIRST_ROWS:
             break
@@ -293,7 +293,7 @@ def _open_by_first_rows(
     if isinstance(decided, FlatShape) and (found_in := next((one for one in inputs if one.format == "top1000"), None)):
         note = f"{found_in.path} has no header and is read as top1000: query id, passage id, query, passage"
         decided = replace(decided, told=(note, *decided.told))
-    more = chain.from_iterable(read_one(item, decided, options) for item in later)
+    more = chain.from_iterable(read_input(item, decided, options) for item in later)
     return decided, look_at(slice_rows(chain(seen, rows, more), options), decided)
 
 

@@ -80,12 +80,12 @@ class Position:
         self._skipped = 0.0
         self._rows = 0
 
-    def table(self, path: str, rows: int) -> None:
+    def begin_table(self, path: str, rows: int) -> None:
         """Say that a Parquet file of so many rows is read now."""
         if (file := self._files.get(path)) and file.size is not None:
             file.row_bytes = file.size / max(1, rows)
 
-    def text(self, path: str, stream: io.BufferedReader, items: Iterator[Item]) -> Iterator[Item]:
+    def follow_text(self, path: str, stream: io.BufferedReader, items: Iterator[Item]) -> Iterator[Item]:
         """`items`, unchanged; they are read from `stream`, the content of a text file."""
         content, file = stream.raw, self._files.get(path)
         if file is None or not isinstance(content, Content):  # stdin, whose size is unknown

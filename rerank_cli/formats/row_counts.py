@@ -11,7 +11,7 @@ from rerank_cli.formats.inputs import (
     STDIN,
     Input,
     ReadOptions,
-    read_one,
+    read_input,
     read_text_rows,
     slice_rows,
 )
@@ -58,7 +58,7 @@ def count_exactly(item: Input, options: ReadOptions) -> int:
     """How many rows `read_items` gives of a file, bad ones included; text is read up to the limit."""
     if item.format == "parquet":
         return count_lines([item], options)
-    return sum(1 for row in slice_rows(read_one(item, None, options), options) if not isinstance(row, Gap))
+    return sum(1 for row in slice_rows(read_input(item, None, options), options) if not isinstance(row, Gap))
 
 
 def _lines_of(item: Input) -> int:

@@ -23,8 +23,8 @@ from rerank_cli.formats.inputs import (
     Input,
     ReadOptions,
     can_be_reread,
+    read_input,
     read_items,
-    read_one,
 )
 from rerank_cli.formats.shapes import (
     FlatShape,
@@ -65,7 +65,7 @@ def _keys(inputs: Sequence[Input], shape: GroupShape, options: ReadOptions) -> I
             for key in _table_keys(item, shape):
                 yield item.format, key
         else:
-            for row in read_one(item, shape, options):
+            for row in read_input(item, shape, options):
                 if not isinstance(row, Gap):
                     yield (item.format, shape.group_key(row.fields)) if isinstance(row, JsonRow) else None
 
@@ -153,7 +153,7 @@ def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterat
     numbers = [groups.setdefault(key, len(groups)) for key in keys]
     order = sorted(places, key=lambda place: numbers[place - options.skip])
     if options.position:
-        options.position.table(item.path, rows)
+        options.position.begin_table(item.path, rows)
     columns = shape.columns(parquet.column_names(item.path, item.partition))
     most = _MAX_GATHERED_PARQUET_BYTES
     yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)

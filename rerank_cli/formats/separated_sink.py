@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rerank_cli.formats import jsonl
-from rerank_cli.formats.compression import compressed
+from rerank_cli.formats.compression import compress
 from rerank_cli.formats.sinks import JsonlSink
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
@@ -43,13 +43,13 @@ class SeparatedSink(JsonlSink):
         for row in _rows(rows):
             columns |= dict.fromkeys(row)
         if not columns:
-            file.write(compressed(b"", name))
+            file.write(compress(b"", name))
             return
-        file.write(compressed(_lines([columns], kind), name))
+        file.write(compress(_lines([columns], kind), name))
         found = _rows(rows)
         while many := list(islice(found, _ROWS)):
             check()
-            file.write(compressed(_lines(([_cell(row.get(one)) for one in columns] for row in many), kind), name))
+            file.write(compress(_lines(([_cell(row.get(one)) for one in columns] for row in many), kind), name))
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -59,7 +59,7 @@ class TextFile:
     """The texts of one file, which is closed with this object. Two threads must not call `find` at once.
 
     index: digests, sorted, and the offsets of their lines: uint64 [2, ids]. read: gives the text of a JSON line, by its
-    fields; None for `joined`. is_json: whether the lines have named fields.
+    fields; None for `join_title_and_text`. is_json: whether the lines have named fields.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class TextFile:
         weakref.finalize(self, stream.close)
         self._digests, self._offsets = index
         self.is_json = _is_json(stream)
-        self._read = read or joined
+        self._read = read or join_title_and_text
 
     def first_rows(self) -> Iterator[dict[str, Any]]:
         """The fields of the first lines; nothing where the file is not JSON."""
@@ -192,10 +192,10 @@ def _entry(line: bytes, *, is_json: bool, read: ReadText | None = None) -> tuple
     found = next((fields[name] for name in _ID_NAMES if fields.get(name) is not None), None)
     if not isinstance(found, (str, int)):
         return None
-    return str(found), (read or joined)(fields)
+    return str(found), (read or join_title_and_text)(fields)
 
 
-def joined(fields: dict[str, Any]) -> str | None:
+def join_title_and_text(fields: dict[str, Any]) -> str | None:
     """Title and text, joined as in BEIR; None where there is neither."""
     text = next((fields[name] for name in TEXT_NAMES if isinstance(fields.get(name), str)), None)
     title = fields.get("title")

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self
 
 from rerank_cli.errors import InputError, OutputError
-from rerank_cli.formats.compression import SUFFIXES, compressed, open_input
+from rerank_cli.formats.compression import SUFFIXES, compress, open_input
 from rerank_cli.formats.inputs import STDIN, Input
 from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.formats.separated_sink import SEPARATORS, SeparatedSink
@@ -278,7 +278,7 @@ class FileDestination:
                 name = self._names.output
                 self.sink.finish(file, job.path("rows"), name, output_format(self._names), stop.check)
         elif not job.size("rows"):
-            job.append({"rows": compressed(b"", self._names.output)})  # an empty file is not valid gzip or zstd
+            job.append({"rows": compress(b"", self._names.output)})  # an empty file is not valid gzip or zstd
         with naming(self._out):
             for kind in self._names.results:
                 document |= {kind: self._output_facts(kind, work if kind == "output" else kind)}
@@ -360,7 +360,7 @@ class FileDestination:
     def _take_rows(self) -> bytes:
         data = _drain(self._rows)
         is_table = isinstance(self.sink, (ParquetSink, SeparatedSink))
-        return compressed(data, self._names.output) if self._is_compressed and data and not is_table else data
+        return compress(data, self._names.output) if self._is_compressed and data and not is_table else data
 
     def refuse_existing(self, *, anew: bool = False) -> None:
         """`OutputError` if an output exists and may not be replaced. anew: ask the stores once more."""

@@ -26,14 +26,14 @@ from rerank_cli.formats.shapes.known_shape import KnownListShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
 from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape, kind_of, recognise
-from rerank_cli.formats.shapes.settle import (
+from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
+from rerank_cli.formats.shapes.siblings_and_notes import (
     good_rows,
     reading_of,
     settle_shape,
     tell_of_late_titles,
     with_titles_of_table,
 )
-from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
 from rerank_cli.formats.shapes.suggestions import commands_for, commands_for_pair, no_shape_error
 from rerank_cli.formats.shapes.trec import RUN_LINE, TrecShape
 

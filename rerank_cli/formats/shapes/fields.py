@@ -61,7 +61,9 @@ class RowProblem(Exception):  # noqa: N818 (never leaves this package)
         self.commands = commands
 
 
-def two_fields(where: str, names: Sequence[str], role: str, option: str, beside: Sequence[str] = ()) -> RowProblem:
+def two_fields_problem(
+    where: str, names: Sequence[str], role: str, option: str, beside: Sequence[str] = ()
+) -> RowProblem:
     """The problem of a row in which two fields could have one role. beside: options that each command needs too."""
     message = f"`{names[0]}` and `{names[1]}` could both be {role}, and they differ: "
     return RowProblem(
@@ -131,7 +133,7 @@ def as_list(value: Any) -> Any:
     return value
 
 
-def written_like(before: object, after: Sequence[Any] | Mapping[str, Any]) -> Any:
+def dump_like(before: object, after: Sequence[Any] | Mapping[str, Any]) -> Any:
     """`after`, as a JSON text where `before` was one."""
     return jsonl.dump_value(after) if isinstance(before, str) else after
 
@@ -165,7 +167,7 @@ def one_of(fields: Mapping[str, Any], path: str | None, role: str) -> tuple[str,
         fit = [name for name in held if _fits(fields[name], role)]
         for name in fit[1:]:
             if fields[name] != fields[fit[0]]:
-                raise two_fields("", (fit[0], name), _ROLES[role], OPTIONS[role])
+                raise two_fields_problem("", (fit[0], name), _ROLES[role], OPTIONS[role])
         held = fit or held
     return (held[0], fields[held[0]]) if held else (role, None)
 

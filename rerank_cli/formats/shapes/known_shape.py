@@ -23,6 +23,7 @@ from rerank_cli.formats.shapes.corpus import open_corpus
 from rerank_cli.formats.shapes.fields import (
     RowProblem,
     as_list,
+    dump_like,
     field_paths,
     fields_without,
     head_of,
@@ -32,10 +33,9 @@ from rerank_cli.formats.shapes.fields import (
     own_passage,
     shown_names,
     text_of,
-    two_fields,
+    two_fields_problem,
     type_in_words,
     with_value,
-    written_like,
 )
 from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.lists import LIST, ListShape
@@ -76,12 +76,12 @@ class KnownListShape(ListShape):
         if value is None:
             raise self._missing(row.fields, "the query", self.names.query, self.known.query, "--query-field")
         if self.queries is not None:
-            return looked_up(self.queries, value, "query")
+            return look_up_text(self.queries, value, "query")
         query = text_of(value, path)
         if self.names.query is None and "." not in path:
             others = (name for name in self.known.query if isinstance(row.fields.get(name), str) and row.fields[name])
             if query and (other := next((name for name in others if row.fields[name] != query), None)):
-                raise two_fields("", (path, other), "the query", "--query-field", ("--shape", self.known.name))
+                raise two_fields_problem("", (path, other), "the query", "--query-field", ("--shape", self.known.name))
         return query
 
     def passages_of(self, row: Row) -> tuple[str, Sequence[Any]]:
@@ -143,7 +143,7 @@ class KnownListShape(ListShape):
         """See `ListShape`."""
         if self.corpus is not None:
             value = passage.get(self.known.text[0]) if isinstance(passage, Mapping) else passage
-            return looked_up(self.corpus, value, "passage")
+            return look_up_text(self.corpus, value, "passage")
         if not isinstance(passage, (Mapping, list, tuple)):
             raise RowProblem("wrong-type", f"{where} is {type_in_words(passage)}, not a text or an object")
         image = image_of(passage, self.names, row, f"{where}.") if isinstance(passage, Mapping) else None
@@ -184,7 +184,7 @@ class KnownListShape(ListShape):
                 continue
             text = joined_text(fields, path, where)
             if text is not None and found is not None and text and found[1] and text != found[1]:
-                raise two_fields(f"{where}: ", (found[0], path), "the text", "--text-field")
+                raise two_fields_problem(f"{where}: ", (found[0], path), "the text", "--text-field")
             if text is not None and (found is None or not found[1]):
                 found = path, text
         return None if found is None else found[1]
@@ -211,7 +211,7 @@ class KnownListShape(ListShape):
         held = fields if path == "" else lookup(fields, path)
         container = as_list(held)
         after = in_rank_order(container, self.columns_in_step(container), ranked, selection)
-        return [after if path == "" else with_value(fields, path, written_like(held, after))]
+        return [after if path == "" else with_value(fields, path, dump_like(held, after))]
 
     def columns(self, names: Sequence[str]) -> Mapping[str, tuple[str, ...] | None]:
         """See `Shape`."""
@@ -275,7 +275,7 @@ def in_rank_order(
     return after | {name: [one.get(name) for one in ours] for name in names}
 
 
-def looked_up(texts: TextFile, identity: object, what: str) -> str:
+def look_up_text(texts: TextFile, identity: object, what: str) -> str:
     """The text of an id; raises `RowProblem`. what: whose id it is, for the message."""
     if not _is_scalar(identity):
         raise RowProblem("wrong-type", f"the id of a {what} is {type_in_words(identity)}, not text or a number")
@@ -302,7 +302,7 @@ class IdPairShape(FlatShape):
         assert self.corpus is not None, "opened with its texts"
         query, passage = (lookup(row.fields, path or "") for path in (self.names.query, self.names.text))
         return CandidateList(
-            looked_up(self.queries, query, "query"), (looked_up(self.corpus, passage, "passage"),), (row,), query
+            look_up_text(self.queries, query, "query"), (look_up_text(self.corpus, passage, "passage"),), (row,), query
         )
 
 

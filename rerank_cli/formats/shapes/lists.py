@@ -5,8 +5,8 @@ text, that passage alone is bad: it goes to the errors file with its list, place
 it. The row is bad only where no passage is left. So rows in = rows out + bad rows, and passages in = passages out + bad
 passages.
 
-Lists beside the passages may belong to them (`ids`, `scores`): these are their siblings, which `settle.py` finds. They
-come back sorted and cut as the passages are.
+Lists beside the passages may belong to them (`ids`, `scores`): these are their siblings, which `siblings_and_notes.py`
+finds. They come back sorted and cut as the passages are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rerank_cli.formats.shapes.fields import (
     RowProblem,
     as_list,
     columns_of,
+    dump_like,
     field_paths,
     fields_without,
     first_of,
@@ -39,7 +40,6 @@ from rerank_cli.formats.shapes.fields import (
     row_error,
     text_of,
     with_value,
-    written_like,
 )
 from rerank_cli.formats.shapes.shape import (
     Exchange,
@@ -229,7 +229,7 @@ class ListShape:
             else:
                 own = {"text": passage} if isinstance(passage, str) else passage
                 entries.append(with_scores(own, entry, selection, again=again))
-        row = with_value(fields, path, written_like(held, entries))
+        row = with_value(fields, path, dump_like(held, entries))
         for sibling in self.siblings:
             if (value := lookup(row, sibling)) is not None:
                 row = with_value(row, sibling, [value[entry.index] for entry in ranked.ranking])
