@@ -19,7 +19,7 @@ from rerank_cli.cli.console import command_to_paste, forget_stdout, say, say_err
 from rerank_cli.cli.quick_command import QuickGroup
 from rerank_cli.cli.subcommands import SUBCOMMANDS, LoadedWhenAsked
 from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
-from rerank_cli.machine.libraries import told_what_is_missing
+from rerank_cli.machine.libraries import explaining_missing_libraries
 from rerank_cli.machine.patience import limit_patience
 
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = [*given[1:], "--help"]
     try:
         # obj: a copy of the arguments, for the report; parsing empties the list it gets.
-        with told_what_is_missing():
+        with explaining_missing_libraries():
             result = app(args=list(given), prog_name="rerank-cli", standalone_mode=False, obj=given)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 (the one place where every failure becomes an exit code)

@@ -15,7 +15,7 @@ from rerank_cli.cli.json_command import JsonCommand, error_to_json, wants_json
 from rerank_cli.cli.options import OF_RUNS, ONE_MODEL
 from rerank_cli.cli.parsers import devices
 from rerank_cli.errors import EXIT_CODES, DoesNotFitError, RerankError
-from rerank_cli.machine.libraries import told_what_is_missing
+from rerank_cli.machine.libraries import explaining_missing_libraries
 from rerank_cli.machine.memory_size import parse_memory
 from rerank_cli.machine.this_process import prepare_process
 from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
@@ -147,7 +147,7 @@ def mem_estimate(
         found = find_asked_model(model, **{name: given[name] for name in OF_MODEL})
         known = found.known
         first = _find_first(request.first, known, online=given["online"])
-        with told_what_is_missing():  # needed where lengths are counted or a forward pass is run
+        with explaining_missing_libraries():  # needed where lengths are counted or a forward pass is run
             answer = answer_memory(request, known, MeasuringTools(), first)
         _refuse_unfit_first(answer)
         answer = replace(answer, notes=(*answer.notes, *found.notes, *_decisions(asked), *asked.notes))

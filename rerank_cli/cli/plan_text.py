@@ -10,7 +10,7 @@ from rerank_cli.cli.console import wrap_words
 from rerank_cli.errors import printable
 from rerank_cli.planning.faster import faster_on
 from rerank_cli.planning.profile_answer import MachinePlan, gpu_rows, profile_rows
-from rerank_cli.planning.profiles.request import ProfilePlan, listed, show_gib
+from rerank_cli.planning.profiles.request import ProfilePlan, join_names, show_gib
 
 _WORDS = {
     "optimized": "the profile was made for this very GPU, and is the fastest that is known for it.",
@@ -81,7 +81,7 @@ def _machine_lines(answer: MachinePlan) -> Iterator[str]:
             same.setdefault(_gpu_text(row), []).append(row["index"])
     for text, numbers in same.items():
         several = len(set(numbers)) > 1
-        label = f"GPU{'s' * several} {listed(dict.fromkeys(numbers))}"
+        label = f"GPU{'s' * several} {join_names(dict.fromkeys(numbers))}"
         yield from _pair(label, text)
     if not machine.devices:
         free = f", {show_gib(machine.cpu.memory_available_bytes)} available"
@@ -121,9 +121,9 @@ def _plan_lines(plan: ProfilePlan, device: str) -> Iterator[str]:
 def _profile_lines(row: dict[str, Any]) -> Iterator[str]:
     gpus = "any GPU"
     if row["compute_capabilities"]:
-        gpus = f"compute capability {listed(row['compute_capabilities'])}"
+        gpus = f"compute capability {join_names(row['compute_capabilities'])}"
     elif row["skus"]:
-        gpus = listed(row["skus"])
+        gpus = join_names(row["skus"])
     elif row["kind"] == "cpu":
         gpus = "the CPU"
     mark = "*" if row["chosen"] else " "

@@ -24,7 +24,7 @@ class MeasuringTools:
 
         return torch.cuda.is_available()
 
-    def followed(
+    def follow(
         self, rows: tuple[MemoryRow, ...], question: MemoryQuestion, checkpoint: Checkpoint | None
     ) -> tuple[MemoryRow, ...]:
         """The rows of a model that transformers runs: the forward as a tracker followed it, in place of the bound."""
@@ -42,7 +42,7 @@ class MeasuringTools:
             done.append(question.judge(row.with_forward(peak, place.constants.slack_share)))
         return tuple(done)
 
-    def measured(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
+    def measure(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
         """The row with what a forward at its point really needed; without a checkpoint, of the profile's shape."""
         from rerank_cli.models.measure import blank_checkpoint, measure_forward
 

@@ -15,6 +15,11 @@ HOST_MEMORY = "host MemAvailable"
 DESCRIBED = "--gpu"
 """The three sources of a GPU's memory size."""
 
+FLASH_CAPABILITY = (8, 0)
+"""The least compute capability of torch's flash and varlen kernels for attention."""
+FP8_CAPABILITY = (8, 9)
+"""The least that multiplies float8 (torch's _scaled_mm) and stores it (Triton): Ada and Hopper."""
+
 _CAPABILITY = re.compile(r"([1-9][0-9]?)\.([0-9])")
 _EXAMPLE = "for example `--gpu 9.0:80GiB:NVIDIA-H100-80GB-HBM3` or `--gpu 8.9:24GB`"
 

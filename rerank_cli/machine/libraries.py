@@ -41,7 +41,7 @@ def version_of(distribution: str) -> str:
 
 
 @contextmanager
-def told_what_is_missing() -> Iterator[None]:
+def explaining_missing_libraries() -> Iterator[None]:
     """Inside, the failed import of a library that is required and not installed is a `UsageError`."""
     try:
         yield

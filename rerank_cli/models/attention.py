@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerank_cli.machine.gpu import FLASH_CAPABILITY
 from rerank_cli.models.packed import PackedBatch, Run
 from rerank_cli.models.product_attention import attend_by_products
 from rerank_cli.planning.cpu_kernels import AMX
@@ -192,5 +193,5 @@ def varlen_runs(device: torch.device, dtype: torch.dtype) -> bool:
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)
-        and torch.cuda.get_device_capability(device) >= (8, 0)
+        and torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
     )

@@ -92,7 +92,7 @@ class CausalReranker:
         if self._padding is not None:
             pairs = [_without_padding(pair, self._padding) for pair in pairs]
         batch = pack(pairs, device=self._device)
-        return self._trunk.pooled(self._trunk.embed(batch.input_ids), batch, "last") @ self._direction
+        return self._trunk.pool(self._trunk.embed(batch.input_ids), batch, "last") @ self._direction
 
 
 def _read_answers(checkpoint: Checkpoint, shape: LlamaShape) -> list[int]:

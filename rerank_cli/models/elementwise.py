@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerank_cli.machine.gpu import FP8_CAPABILITY
 from rerank_cli.planning.memory.pieces import CHUNK
 
 FP8_MAX = 448.0
@@ -54,7 +55,7 @@ class Elementwise(Protocol):
         `x` may be columns of a wider matrix; so may the inputs of `gate_` and `quantise_rows`.
         """
 
-    def gates(self, activation: str) -> bool:
+    def has_gate(self, activation: str) -> bool:
         """Whether `gate_` has this activation."""
 
     def gate_(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -100,7 +101,7 @@ class Unfused:
         if rows.dtype != torch.float32:
             rows.copy_(wide)
 
-    def gates(self, activation: str) -> bool:
+    def has_gate(self, activation: str) -> bool:
         """See `Elementwise`: none, as the product before can have the activation fused into it."""
         return False
 
@@ -145,7 +146,7 @@ class Fused:
         """See `Elementwise`."""
         self._kernels.rotate_(x, *(part.contiguous() for part in rotation))
 
-    def gates(self, activation: str) -> bool:
+    def has_gate(self, activation: str) -> bool:
         """See `Elementwise`."""
         return activation in _GATES
 
@@ -171,7 +172,7 @@ def elementwise_for(device: torch.device, dtype: torch.dtype) -> tuple[Elementwi
     try:
         fused = Fused()
         # Below 8.9 Triton has no float8_e4m3fn to store, and nobody asks for it.
-        lacks_fp8 = torch.cuda.get_device_capability(device) < (8, 9)
+        lacks_fp8 = torch.cuda.get_device_capability(device) < FP8_CAPABILITY
         wrong = disagreement(fused, device, dtype, leave_out=["fp8"] if lacks_fp8 else [])
     except Exception as error:  # noqa: BLE001 (no Triton, no C compiler, a kernel that this card does not take: all said)
         wrong = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -59,5 +59,5 @@ class NemotronEmbedder:
 
     def forward(self, texts: Sequence[EncodedPair]) -> Tensor:
         """A vector for each text, float32 [len(texts), dimensions], on the model's device."""
-        vectors = self._trunk.pooled(texts)
+        vectors = self._trunk.pool(texts)
         return F.normalize(vectors, dim=1) if self._normalises else vectors

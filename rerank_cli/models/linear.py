@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.errors import ModelError
+from rerank_cli.machine.gpu import FP8_CAPABILITY
 from rerank_cli.models.elementwise import FP8_MAX, Elementwise, Unfused
 from rerank_cli.models.weights import Fp8Weight, WeightReader
 from rerank_cli.planning.memory.pieces import CHUNK, FP8_MULTIPLE
@@ -261,7 +262,7 @@ class RowScaledFp8Linear:
 
 def row_scaled_refusal(device: torch.device) -> str | None:
     """Why `RowScaledFp8Linear` does not run on `device`; None where it does (tried on a small product)."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
         return "needs compute capability 8.9"
     try:
         # No smaller than the blocks of any kernel, so that the kernel of real layers is tried.
@@ -341,7 +342,7 @@ def fp8_runs(device: torch.device, dtype: torch.dtype) -> bool:
     return (
         device.type == "cuda"
         and dtype in (torch.float16, torch.bfloat16)
-        and torch.cuda.get_device_capability(device) >= (8, 9)
+        and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     )
 
 

@@ -142,7 +142,7 @@ class LlamaTrunk:
         x = F.embedding(input_ids, self.words)
         return x if self._shape.embedding_scale == 1 else x.mul_(self._scale)
 
-    def pooled(self, x: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
+    def pool(self, x: Tensor, batch: PackedBatch, pooling: Pooling) -> Tensor:
         """One vector a pair, float32 [pairs, hidden], from the embeddings `x` [T, hidden] of its tokens.
 
         Where the pooling reads a single token that sees its whole pair, the last layer runs for that token alone.
@@ -184,7 +184,7 @@ class LlamaTrunk:
         # A function of its own, so that `up` is gone before the product after it needs room.
         by, name = self._elementwise, self._shape.activation
         gate, up = layer.gate_up(normed)
-        return by.gate_(gate, up, name) if by.gates(name) else gate.mul_(up)
+        return by.gate_(gate, up, name) if by.has_gate(name) else gate.mul_(up)
 
     def _project(self, layer: _Layer, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key (both rotated) and value, each [T, its heads, head_size]."""
@@ -201,7 +201,7 @@ class LlamaTrunk:
         shape, weights = self._shape, linear.weights
         queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
         attention, mlp = f"{name}.self_attn", f"{name}.mlp"
-        then = None if self._elementwise.gates(shape.activation) else shape.activation
+        then = None if self._elementwise.has_gate(shape.activation) else shape.activation
         norms = (
             [self._norm(weights, f"{attention}.{part}_norm", shape.head_size) for part in ("q", "k")]
             if shape.head_norms
@@ -256,7 +256,7 @@ class LlamaCrossEncoder:
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
         batch = pack(pairs, device=self._device)
-        pooled = self._trunk.pooled(self._trunk.embed(batch.input_ids), batch, self._pooling)
+        pooled = self._trunk.pool(self._trunk.embed(batch.input_ids), batch, self._pooling)
         return F.linear(pooled, self._score).squeeze(1) / self._temperature
 
 

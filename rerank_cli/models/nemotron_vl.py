@@ -6,7 +6,7 @@ images (`ImageBlock`), and goes on as a text reranker: layers, mean over all tok
 division by `temperature`.
 
 `VisionLanguageTrunk` is all but the head and knows nothing of prompts: the embedder of the same line (`embedder.py`) is
-this trunk without the prefix `model.`, whose `pooled` is used differently.
+this trunk without the prefix `model.`, whose `pool` is used differently.
 
 Configuration: `llm_config` and `vision_config` are those of the two parts; `pooling` and `temperature` stand at the top
 level of config.json and are read there alone, as the published code does. Weights: `model.vision_model.*` (with another
@@ -82,10 +82,10 @@ class VisionLanguageTrunk:
         images = list(dict.fromkeys(_image_of(pair) for pair in pairs if pair.block))
         self._seen = dict(zip(images, self._tower.vectors(images), strict=True))
 
-    def pooled(self, pairs: Sequence[EncodedPair]) -> Tensor:
+    def pool(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """One vector a pair, float32 [pairs, hidden]; `see` has seen their images."""
         batch = pack(pairs, device=self._device)
-        return self._language.pooled(self._embed(pairs, batch), batch, self._pooling)
+        return self._language.pool(self._embed(pairs, batch), batch, self._pooling)
 
     def _embed(self, pairs: Sequence[EncodedPair], batch: PackedBatch) -> Tensor:
         """The vectors of the tokens, [T, hidden], those of images in their places."""
@@ -133,7 +133,7 @@ class LlamaNemotronVLCrossEncoder:
 
     def forward(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Logits of a batch, float32 [len(pairs)], on the model's device."""
-        return F.linear(self._trunk.pooled(pairs), self._score).squeeze(1) / self._temperature
+        return F.linear(self._trunk.pool(pairs), self._score).squeeze(1) / self._temperature
 
 
 def _image_of(pair: EncodedPair) -> Tiles:

@@ -133,7 +133,7 @@ class VisionTower:
         """Tiles as rows of patches, [n * patches, 3 * side^2]."""
         count, side = len(tiles), self._geometry.patch_size
         per_side = self._geometry.tile_size // side
-        pixels = normalised(tiles).to(self._dtype).reshape(count, per_side, side, per_side, side, 3)
+        pixels = normalise(tiles).to(self._dtype).reshape(count, per_side, side, per_side, side, 3)
         return pixels.permute(0, 1, 3, 5, 2, 4).reshape(count * per_side**2, 3 * side**2)
 
     def _run_layer(self, layer: _Layer, x: Tensor, count: int) -> Tensor:
@@ -178,7 +178,7 @@ class VisionTower:
         )
 
 
-def normalised(tiles: Tensor) -> Tensor:
+def normalise(tiles: Tensor) -> Tensor:
     """Pixels from bytes, bfloat16, of the same shape."""
     return tiles.float().div_(255).sub_(0.5).div_(0.5).to(torch.bfloat16)
 

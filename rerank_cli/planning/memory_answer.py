@@ -132,12 +132,12 @@ class MemoryTools(Protocol):
     def has_cuda(self) -> bool:
         """Whether torch finds a CUDA device here."""
 
-    def followed(
+    def follow(
         self, rows: tuple[MemoryRow, ...], question: MemoryQuestion, checkpoint: Checkpoint | None
     ) -> tuple[MemoryRow, ...]:
         """The rows of a model that transformers runs: the forward as a tracker followed it, in place of the bound."""
 
-    def measured(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
+    def measure(self, row: MemoryRow, question: MemoryQuestion, known: KnownModel) -> MemoryRow:
         """The row with what a forward at its point really needed."""
 
     def file_lengths(self, path: str, known: KnownModel) -> tuple[tuple[int, ...], dict[str, Any]]:
@@ -182,7 +182,7 @@ def answer_memory(
     answer = MemoryAnswer(known, request, question, rows, file=file, published=published, first=first)
     if model is not None and model.shape.forward == "padded":
         try:
-            answer = replace(answer, rows=tools.followed(rows, question, known.checkpoint), method="tracker")
+            answer = replace(answer, rows=tools.follow(rows, question, known.checkpoint), method="tracker")
         except ModuleNotFoundError as error:
             missing = missing_library(error)
             if missing is None:
@@ -195,7 +195,7 @@ def answer_memory(
         answer = _with_run(answer)
     answer = replace(answer, times=tuple(_times(answer)))
     if request.measure:
-        answer = replace(answer, rows=(tools.measured(answer.rows[0], question, known),))
+        answer = replace(answer, rows=(tools.measure(answer.rows[0], question, known),))
     return replace(answer, notes=(*notes, *_notes(request, question, known), *answer.notes))
 
 
@@ -230,7 +230,7 @@ def _follow_first(
         replace(row, estimate=row.first, first=None, max_tokens=min(row.max_tokens, own.limit or row.max_tokens))
         for row in rows
     )
-    followed = tools.followed(alone, own, first.known.checkpoint)
+    followed = tools.follow(alone, own, first.known.checkpoint)
     return tuple(question.judge(replace(row, first=one.estimate)) for row, one in zip(rows, followed, strict=True))
 
 

@@ -126,7 +126,7 @@ def test_the_norms_of_queries_and_keys_are_counted(dtype: torch.dtype) -> None:
             trunk = LlamaTrunk(weights, shape, prefix="model.", device=device, dtype=dtype, attention="runs")
         with StorageTracker(weights_of(trunk)) as tracker:
             batch = pack(pairs_of([600] * 5), device=device)
-            trunk.pooled(trunk.embed(batch.input_ids), batch, "last")
+            trunk.pool(trunk.embed(batch.input_ids), batch, "last")
     assert closed_form(checkpoint.config, [600] * 5, dtype) == pytest.approx(tracker.peak_bytes, rel=0.02)
 
 

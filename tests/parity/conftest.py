@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from rerank_cli.encoding.encoder import ImageLimits
-from rerank_cli.models.siglip import normalised
+from rerank_cli.models.siglip import normalise
 from rerank_cli.records import EncodedPair, ImagePassage, ImageSource, Passage
 
 HERE = Path(__file__).parent
@@ -79,7 +79,7 @@ def pixels_sha256(pair: EncodedPair) -> str | None:
     """The digest of what the tower gets of a pair's image, as the goldens have it: float32 [tiles, 3, side, side]."""
     if pair.block is None or pair.block.image is None:
         return None
-    pixels = normalised(torch.from_numpy(pair.block.image.pixels)).float().permute(0, 3, 1, 2)
+    pixels = normalise(torch.from_numpy(pair.block.image.pixels)).float().permute(0, 3, 1, 2)
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
 
 

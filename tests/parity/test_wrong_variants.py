@@ -281,7 +281,7 @@ WRONG = [
 IMAGE, TEXT = NEMOTRON_RERANK.image.parts
 WRONG_CODE = [
     ("other-pixel-shuffle", siglip, "pixel_shuffle", shuffled_columns_first),
-    ("pixels-not-rounded-to-bfloat16", siglip, "normalised", not_rounded),
+    ("pixels-not-rounded-to-bfloat16", siglip, "normalise", not_rounded),
     ("bilinear", cut, "RESAMPLING", Image.Resampling.BILINEAR),
     ("lanczos", cut, "RESAMPLING", Image.Resampling.LANCZOS),
     ("image-behind-a-label", encoding, "NEMOTRON_RERANK", prompts(("passage: ",), IMAGE, TEXT)),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.machine.cpu import Cpu
-from rerank_cli.machine.gpu import CudaDevice
+from rerank_cli.machine.gpu import FLASH_CAPABILITY, FP8_CAPABILITY, CudaDevice
 from rerank_cli.planning.cpu_kernels import AMX, cpu_attention
 from rerank_cli.planning.memory.constants import (
     KNOWN_PAIR_BYTES,
@@ -44,8 +44,6 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
 Except the weights of products in FP8, which take one byte (`Placement.fp8`). On a CPU int8 is calibrated in float32,
 with weights in float32: they are its peak.
 """
-_FLASH_CAPABILITY = (8, 0)
-_FP8_CAPABILITY = (8, 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class Placement:
         """How the forward runs there, as `models/__init__.py` and `models/attention.py` decide it."""
         element = ELEMENT_BYTES[self.precision]
         if not self.cpu:
-            old = self.capability is not None and self.capability < _FLASH_CAPABILITY
+            old = self.capability is not None and self.capability < FLASH_CAPABILITY
             flash = not old and element != _FLOAT
             varlen = flash and takes_varlen(shape.head_size)
             return Execution(element=element, repeats_heads=not flash, varlen=varlen, side_by_side=True)
@@ -106,7 +104,7 @@ class Placement:
         """The products are in FP8 there, as `models/llama.py` and `models/linear.py` decide it."""
         if self.cpu:
             return self.precision == "fp8" and not weights.stored.matrices
-        if self.capability is not None and self.capability < _FP8_CAPABILITY:
+        if self.capability is not None and self.capability < FP8_CAPABILITY:
             return False
         if weights.stored.matrices:
             return ELEMENT_BYTES[self.precision] != _FLOAT

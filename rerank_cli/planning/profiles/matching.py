@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rerank_cli.errors import UsageError
-from rerank_cli.machine.gpu import CudaDevice
+from rerank_cli.machine.gpu import FP8_CAPABILITY, CudaDevice
 from rerank_cli.planning.choices import POLICIES, REQUIREMENTS, ProfileRequest, least_overlap
 from rerank_cli.planning.profiles.model_profiles import GB, ModelProfiles, Profile, same_sku, show_capability
 from rerank_cli.planning.profiles.request import (
@@ -25,18 +25,18 @@ from rerank_cli.planning.profiles.request import (
     MemoryNeed,
     NoProfileFitsError,
     Rejection,
-    listed,
+    join_names,
 )
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
 
 LEAST_CAPABILITY: Capability = (8, 0)
-"""No optimized profile is for less, and flash attention needs it too."""
+"""No optimized profile is for less."""
 CPU_TOKEN_BUDGET = 2048
 """Tokens of a batch on a CPU: 2,048 to 4,096 measured best on Zen 4, where activations stay in the caches."""
 _GPU_BUDGETS = (32_768, 131_072)  # the least and the most tokens of a batch on a GPU that has room
 _GPU_NUMBERS = 2**25  # of a batch, tokens times hidden size: 64 MiB in 16 bits
 # Where torch's own kernels multiply these (bfloat16: Ampere; float8: Ada and Hopper).
-_PRECISION_NEEDS: dict[str, Capability] = {"bf16": (8, 0), "fp8": (8, 9)}
+_PRECISION_NEEDS: dict[str, Capability] = {"bf16": (8, 0), "fp8": FP8_CAPABILITY}
 _NARROW = "fp16"  # every GPU multiplies it
 _ARM = ("aarch64", "arm64")
 
@@ -209,7 +209,7 @@ def _check_profile_name(choice: ProfileSearch) -> None:
     if precision is None:
         near = difflib.get_close_matches(choice.request.profile, known, n=1)
         guess = f"did you mean `{near[0]}`? " if near else ""
-        raise UsageError(f"{asked}: not known", hint=f"{guess}known are auto, {listed(known)}")
+        raise UsageError(f"{asked}: not known", hint=f"{guess}known are auto, {join_names(known)}")
     if choice.precision not in (None, precision):
         raise UsageError(f"{asked}: is {precision}, not {choice.precision}")
 
@@ -270,10 +270,10 @@ def _why_not_optimized(choice: ProfileSearch, profile: Profile, gpu: CudaDevice)
     if capability is not None and capability < LEAST_CAPABILITY:
         reasons.append(f"compute capability {show_capability(capability)} is below {show_capability(LEAST_CAPABILITY)}")
     elif profile.compute_capabilities and capability not in profile.compute_capabilities:
-        known = listed(map(show_capability, profile.compute_capabilities))
+        known = join_names(map(show_capability, profile.compute_capabilities))
         reasons.append(f"compute capability {show_capability(capability)} is not exactly one of {known}")
     if profile.skus and not any(same_sku(sku, one) for one in profile.skus):
-        reasons.append(f"SKU {sku or 'unknown'} is not one of {listed(profile.skus)}")
+        reasons.append(f"SKU {sku or 'unknown'} is not one of {join_names(profile.skus)}")
     if gpu.mig:
         reasons.append("a MIG instance")
     if choice.machine.host_arch.casefold() in _ARM:

@@ -137,7 +137,7 @@ def show_gpu(gpu: CudaDevice) -> str:
 
 def show_group(group: Sequence[CudaDevice]) -> str:
     """`GPUs 0, 1 (NVIDIA L4, 8.9, 22.5 GiB)`."""
-    return f"GPU{'s' * (len(group) > 1)} {listed(gpu.index for gpu in group)} ({_show_kind(group[0])})"
+    return f"GPU{'s' * (len(group) > 1)} {join_names(gpu.index for gpu in group)} ({_show_kind(group[0])})"
 
 
 def _show_kind(gpu: CudaDevice) -> str:
@@ -150,6 +150,6 @@ def show_gib(size: int | None) -> str:
     return "unknown memory" if size is None else f"{size / GIB:.1f} GiB"
 
 
-def listed(names: Iterable[object]) -> str:
+def join_names(names: Iterable[object]) -> str:
     """Names with commas between them."""
     return ", ".join(map(str, names))

@@ -24,11 +24,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rerank_cli.machine.gpu import CudaDevice
+from rerank_cli.machine.gpu import FLASH_CAPABILITY, CudaDevice
 from rerank_cli.planning.choices import ProfileRequest, least_overlap
 from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
 from rerank_cli.planning.profiles.matching import (
-    LEAST_CAPABILITY,
     ProfileSearch,
     check_request,
     in_order,
@@ -46,7 +45,7 @@ from rerank_cli.planning.profiles.request import (
     NoProfileFitsError,
     ProfilePlan,
     Rejection,
-    listed,
+    join_names,
     show_gib,
     show_gpu,
     show_group,
@@ -136,7 +135,7 @@ def _asked_gpus(choice: ProfileSearch) -> list[CudaDevice]:
             choice.warn(f"{show_gpu(gpu)} is not usable: {gpu.reason}")
     missing = sorted(set(asked or ()) - {gpu.index for gpu in gpus})
     if missing:
-        raise choice.refusal(f"{origin}: no usable GPU {listed(missing)}")
+        raise choice.refusal(f"{origin}: no usable GPU {join_names(missing)}")
     return gpus
 
 
@@ -259,9 +258,9 @@ def _candidate(
     turned_down: Mapping[str, str],
 ) -> Decision:
     """The plan of one group with its own reasons and warnings."""
-    # The varlen kernel needs compute capability 8.0 and 16-bit queries; `runs` goes anywhere.
+    # The varlen kernel needs 16-bit queries too; `runs` goes anywhere.
     capability = group[0].compute_capability
-    varlen = capability is not None and capability >= LEAST_CAPABILITY and profile.precision != "fp32"
+    varlen = capability is not None and capability >= FLASH_CAPABILITY and profile.precision != "fp32"
     plan = ProfilePlan(
         profile=profile.name,
         kind=profile.kind,

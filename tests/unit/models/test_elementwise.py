@@ -82,7 +82,7 @@ def test_a_cpu_computes_by_torch() -> None:
     by, told = elementwise_for(CPU, torch.bfloat16)
     assert isinstance(by, Unfused)
     assert told == "unfused"
-    assert not by.gates("silu")
+    assert not by.has_gate("silu")
 
 
 def test_a_gpu_without_triton_computes_by_torch_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

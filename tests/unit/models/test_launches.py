@@ -179,7 +179,7 @@ class OneKernelEach(Unfused):
     def rotate_(self, x: torch.Tensor, rotation: Rotation) -> None:
         x.zero_()
 
-    def gates(self, activation: str) -> bool:
+    def has_gate(self, activation: str) -> bool:
         return True
 
     def gate_(self, gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:

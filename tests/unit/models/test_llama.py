@@ -262,7 +262,7 @@ def test_products_side_by_side_as_on_a_gpu_compute_the_same(changed, precision, 
     found = []
     for together in (False, True):
         monkeypatch.setattr(llama, "LinearLoader", loader(together))
-        monkeypatch.setattr(llama.Unfused, "gates", lambda self, activation: activation in _GATES)
+        monkeypatch.setattr(llama.Unfused, "has_gate", lambda self, activation: activation in _GATES)
         model = load_model(checkpoint, device="cpu", precision=precision, attention="runs")
         layer = model._trunk._layers[0]
         assert (len(layer.qkv.layers), len(layer.gate_up.layers)) == ((1, 1) if together else (3, 2))
