@@ -121,13 +121,13 @@ class Observations:
         pairs = [pair for entry in window.encoded if not isinstance(entry, EncodingProblem) for pair in entry]
         tokens = np.fromiter((pair.tokens for pair in pairs), np.int64)
         kept = np.fromiter((len(pair.input_ids) for pair in pairs), np.int64)
+        self._unknown.add(pairs)
         scored = [
             (entry.rank, entry.logit)
             for item in ranked
             for entry in item.ranking
             if entry.scored_by != "first" and entry.is_scored
         ]
-        self._unknown.add(pairs)
         self._whole.add(tokens[tokens <= kept])
         self._cut.add(tokens[tokens > kept])
         self._tokens += int(tokens.sum())
