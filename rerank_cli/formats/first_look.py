@@ -13,12 +13,9 @@ from itertools import chain
 from rerank_cli.errors import InputError
 from rerank_cli.formats.compression import is_regular, open_input
 from rerank_cli.formats.first_bytes import HEAD_BYTES, KNOWN_FIELDS, Description, describe
-from rerank_cli.formats.shapes import Item, PairShape, Shape, commands_for, commands_for_pair
+from rerank_cli.formats.shapes import FIRST_ROWS, Item, PairShape, Shape, commands_for, commands_for_pair
 from rerank_cli.formats.shapes.fields import lacks_a_value
 from rerank_cli.records import CandidateList, Gap, RowError
-
-FIRST_ROWS = 100
-"""The most rows that are looked at."""
 
 _OF_ANOTHER_SHAPE = ("missing-field", "bad-run-line")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.shapes import (
+    FIRST_ROWS,
     NO_TEXTS,
     FieldNames,
     FlatShape,
@@ -48,7 +49,6 @@ ERROR = "rerank_error"
 """The column or field with the reason why a kept row has no score."""
 
 _NAME = "rows"
-_FIRST_ROWS = 100  # that are looked at for lists in step
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class _Frame:
         self._columns = [name for name in frame.columns if isinstance(name, str)]
         shape = _shape_of(self._columns, names)
         once = [name for name in self._columns if self._columns.count(name) == 1]
-        self.shape = settle_shape(shape, _rows_of_frame(frame.head(_FIRST_ROWS), once))
+        self.shape = settle_shape(shape, _rows_of_frame(frame.head(FIRST_ROWS), once))
 
     def rows(self) -> list[Row]:
         """See `Given`."""
@@ -297,7 +297,7 @@ class _Table:
 
         self._table = table
         once = [name for name in table.column_names if table.column_names.count(name) == 1]
-        some = table_rows(table.slice(0, _FIRST_ROWS), dict.fromkeys(once), _NAME)
+        some = table_rows(table.slice(0, FIRST_ROWS), dict.fromkeys(once), _NAME)
         first = [JsonRow(row.file, row.number, row.fields, b"") for row in some if not isinstance(row, RowError)]
         self.shape = settle_shape(_shape_of(table.column_names, names), first)
 
@@ -359,7 +359,7 @@ class _Rows:
         self._rows: list[Row] = [_row(number, value) for number, value in enumerate(data, 1)]
         seen: list[Item] = []
         if kind := recognise(iter(self._rows), seen, names):
-            self.shape = settle_shape(kind.open(names, NO_TEXTS), self._rows[:_FIRST_ROWS])
+            self.shape = settle_shape(kind.open(names, NO_TEXTS), self._rows[:FIRST_ROWS])
         elif self._rows:
             self.shape = _shape_of(list(self._rows[0].fields), names)
         else:

@@ -30,10 +30,11 @@ from rerank_cli.formats.first_bytes import (
     recognise_separated,
     refuse_foreign_format,
 )
-from rerank_cli.formats.first_look import FIRST_ROWS, look_at, look_later, no_rows_error
+from rerank_cli.formats.first_look import look_at, look_later, no_rows_error
 from rerank_cli.formats.input_folders import FoundFile, Partition, list_input_files, refuse_mixed_formats
 from rerank_cli.formats.position import Position
 from rerank_cli.formats.shapes import (
+    FIRST_ROWS,
     NO_TEXTS,
     RUN_LINE,
     SHAPES,

@@ -24,11 +24,10 @@ from typing import Any, cast
 from rerank_cli.errors import InputError
 from rerank_cli.formats import jsonl
 from rerank_cli.formats.choices import MAX_LINE_BYTES
-from rerank_cli.formats.jsonl import BYTE_ORDER_MARK
+from rerank_cli.formats.jsonl import BYTE_ORDER_MARK, KEPT_BYTES
 from rerank_cli.records import Gap, JsonRow, RowError
 
 _SPACE = b" \t\r\n"
-_KEPT_BYTES = 1024  # of an element that is too long, for the errors file
 _LOOKED_AT_BYTES = 2**16  # at most, to tell a document from JSON lines
 _QUOTE, _OPEN = ord('"'), b"[{"
 # A string as far as it is there, its closing quote if it is, or a bracket.
@@ -194,7 +193,7 @@ class _Document:
                 if size <= self._max:
                     yield self._held[self._begin : end]
                 else:
-                    yield jsonl.LongLine(self._head or self._held[self._begin : self._begin + _KEPT_BYTES], size)
+                    yield jsonl.LongLine(self._head or self._held[self._begin : self._begin + KEPT_BYTES], size)
                 self._head, self._dropped = b"", 0
                 self._begin, self._gap, self._is_first = -1, end, False
         elif self._in_array and self._held[at] == ord("]"):
@@ -228,7 +227,7 @@ class _Document:
                 raise self._fault("no row follows", self._gap)
             keep = min(self._gap, self._scanned)
         elif self._dropped or len(self._held) - self._begin > self._max:
-            self._head = self._head or self._held[self._begin : self._begin + _KEPT_BYTES]
+            self._head = self._head or self._held[self._begin : self._begin + KEPT_BYTES]
             self._dropped += self._scanned - self._begin
             self._begin = keep = self._scanned
         else:

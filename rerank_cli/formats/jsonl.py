@@ -46,9 +46,11 @@ MAX_NESTING = 200
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """What some programs write before text in UTF-8; it is no part of the text."""
 
+KEPT_BYTES = 1024
+"""How much of a line that is too long is kept for the errors file."""
+
 _READ_BYTES = 64 * 1024
 _PAUSE_MILLISECONDS = 20  # longer than a busy writer needs between two writes, shorter than anyone notices
-_KEPT_BYTES = 1024  # of a line that is too long, for the errors file
 _EXCERPT_CHARACTERS = 20
 _JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _BEFORE_VALUES = (b",", b"[", b"{")
@@ -209,12 +211,12 @@ def split_lines(stream: io.BufferedIOBase, *, max_line_bytes: int, live: bool) -
                 line = bytes(held)
                 held.clear()
             size += len(part)
-            yield line if size <= max_line_bytes else LongLine(line[:_KEPT_BYTES], size)
+            yield line if size <= max_line_bytes else LongLine(line[:KEPT_BYTES], size)
             size = 0
         held += begun
         size += len(begun)
         if size > max_line_bytes:
-            del held[_KEPT_BYTES:]
+            del held[KEPT_BYTES:]
     if size:
         yield UnendedLine(held) if size <= max_line_bytes else LongLine(bytes(held), size)
 

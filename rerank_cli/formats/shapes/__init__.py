@@ -25,7 +25,7 @@ from rerank_cli.formats.shapes.flat import FlatShape
 from rerank_cli.formats.shapes.known_shape import KnownListShape
 from rerank_cli.formats.shapes.lists import PASSAGES, ListShape
 from rerank_cli.formats.shapes.pair import PairShape
-from rerank_cli.formats.shapes.recognition import READABLE, SHAPES, detect_shape, kind_of, recognise
+from rerank_cli.formats.shapes.recognition import FIRST_ROWS, READABLE, SHAPES, detect_shape, kind_of, recognise
 from rerank_cli.formats.shapes.shape import Exchange, Grouped, Item, Kind, ReadsColumns, Shape
 from rerank_cli.formats.shapes.siblings_and_notes import (
     good_rows,
@@ -38,6 +38,7 @@ from rerank_cli.formats.shapes.suggestions import commands_for, commands_for_pai
 from rerank_cli.formats.shapes.trec import RUN_LINE, TrecShape
 
 __all__ = [
+    "FIRST_ROWS",
     "NO_TEXTS",
     "PASSAGES",
     "READABLE",

@@ -31,7 +31,9 @@ SHAPES: dict[str, Kind] = {kind.name: kind for kind in (LIST, FLAT, NIM, COHERE,
 READABLE: dict[str, Kind] = {**SHAPES, **ALL_NAMES}
 """All that `--shape` knows: those of other programs too, which are written only for rows that were read in them."""
 
-_FIRST_ROWS = 100
+FIRST_ROWS = 100
+"""The most rows at the start of an input that are looked at, for its shape and for what the user is told."""
+
 _FIRST_BYTES = 32 * 2**20
 _SURE = 2
 
@@ -58,7 +60,7 @@ def recognise(rows: Iterator[Item], seen: list[Item], names: FieldNames, *, stop
     Rows that fit no shape do not count: they will be bad rows. `InputError` for a mixture, with the rows' numbers.
     stop: how many rows the run reads; no more are looked at.
     """
-    most = _FIRST_ROWS if stop is None else min(stop, _FIRST_ROWS)
+    most = FIRST_ROWS if stop is None else min(stop, FIRST_ROWS)
     if most < 1:
         return None
     first: JsonRow | None = None
