@@ -187,9 +187,23 @@ class LocalEngine:
 
     @torch.inference_mode()
     def score_exactly(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
-        """See `ScoresExactly`."""
+        """See `ScoresExactly`; NaN for a pair that does not fit in fp32 either.
+
+        The model in fp32 is loaded on the plan's device if that has room, else on the CPU, slower and just as exact.
+        """
         with name_faults(self._plan.device):
-            return self._score_in_fp32(pairs)
+            if self._exact is None:
+                found, self._reruns = load_where_it_fits(
+                    lambda device: load_model(self._checkpoint, device=device, precision="fp32", attention="runs"),
+                    self._plan.device,
+                )
+                self._exact = found
+            trouble = Trouble()
+            steps = launch_batches(self._exact, pairs, self._batches, trouble)
+            submission = _Submission(pairs, trouble, steps, self.shape)
+            while not submission.is_launched:
+                submission.launch()
+            return submission.gather()
 
     def forget_exact(self) -> None:
         """See `ScoresExactly`."""
@@ -245,25 +259,8 @@ class LocalEngine:
         again = [place for place in nonfinite if place not in trouble.failed]
         if again and self._plan.precision != "fp32":
             trouble.reruns = len(again)
-            logits[again] = self._score_in_fp32([submission.pairs[place] for place in again])
+            logits[again] = self.score_exactly([submission.pairs[place] for place in again])
         submission.done = Scores(logits, trouble)
-
-    def _score_in_fp32(self, pairs: Sequence[EncodedPair]) -> npt.NDArray[np.float32]:
-        """The logits of the model in fp32; NaN for a pair that does not fit there either.
-
-        It is loaded on the plan's device if that has room, else on the CPU, slower and just as exact.
-        """
-        if self._exact is None:
-            found, self._reruns = load_where_it_fits(
-                lambda device: load_model(self._checkpoint, device=device, precision="fp32", attention="runs"),
-                self._plan.device,
-            )
-            self._exact = found
-        trouble = Trouble()
-        submission = _Submission(pairs, trouble, launch_batches(self._exact, pairs, self._batches, trouble), self.shape)
-        while not submission.is_launched:
-            submission.launch()
-        return submission.gather()
 
     def close(self) -> None:
         """Drop the model and what was not finished."""

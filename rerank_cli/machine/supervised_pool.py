@@ -41,7 +41,8 @@ class SupervisedPool(ABC, Generic[W]):
     """
 
     def __init__(self, task: tuple[str, str], *, deaths: int, on_note: Callable[[str], None] | None) -> None:
-        self._task, self._deaths, self._on_note = task, deaths, on_note
+        self._task, self._deaths = task, deaths
+        self._note = on_note or (lambda text: None)
         self._deaths_in_a_row = 0
         self._workers: list[W] = []
         self._waiting: deque[Any] = deque()
@@ -80,10 +81,6 @@ class SupervisedPool(ABC, Generic[W]):
                     error.add_note(self._trace)
                 raise error
         return reason
-
-    def _note(self, text: str) -> None:
-        if self._on_note:
-            self._on_note(text)
 
     def close(self) -> None:
         """End the processes."""

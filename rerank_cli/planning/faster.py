@@ -29,7 +29,16 @@ def faster_on(cpu: Cpu, *, device: str, precision: str, checkpoint: Checkpoint |
     if device != "cpu" or precision != "fp32":
         return None
     if not cpu.has("bf16"):
-        return _by_int8(cpu, checkpoint)
+        try:
+            has_int8 = checkpoint is not None and int8_refusal(checkpoint.architecture, checkpoint.config) is None
+        except ModelError:  # whoever loads it says so
+            return None
+        if "avx512_vnni" not in cpu.flags or not has_int8:
+            return None
+        return (
+            f"this CPU multiplies int8: about {_INT8_VNNI:g} times as fast; `--precision int8 --check-precision 200` "
+            "tries it and says how many of the ten best passages change"
+        )
     shape = shape_if_known(checkpoint)
     ours = [name for name in _BY_OUR_KERNEL if cpu_attention(cpu, name, shape) == AMX]
     times = _BY_OUR_KERNEL["bf16"] if "bf16" in ours else _BF16_AMX if cpu.has("amx") else _BF16
@@ -37,17 +46,4 @@ def faster_on(cpu: Cpu, *, device: str, precision: str, checkpoint: Checkpoint |
     return (
         f"this CPU multiplies bf16: about {times:g} times as fast{more}, and about one in twenty of the ten best "
         "passages changes; `--precision bf16 --check-precision 200` tries it and says how many"
-    )
-
-
-def _by_int8(cpu: Cpu, checkpoint: Checkpoint | None) -> str | None:
-    try:
-        has_layers = checkpoint is not None and int8_refusal(checkpoint.architecture, checkpoint.config) is None
-    except ModelError:  # whoever loads it says so
-        return None
-    if "avx512_vnni" not in cpu.flags or not has_layers:
-        return None
-    return (
-        f"this CPU multiplies int8: about {_INT8_VNNI:g} times as fast; `--precision int8 --check-precision 200` tries "
-        "it and says how many of the ten best passages change"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from rerank_cli.planning.profiles import GIB, PublishedTable
+from rerank_cli.planning.profiles import GIB, PublishedTable, show_capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,13 @@ class PublishedMemory:
     kind: str
     table: PublishedTable
 
-    @property
-    def size_bytes(self) -> int:
-        """The value in bytes."""
-        return round(self.gib * GIB)
+    def to_json(self) -> dict[str, Any]:
+        """The value with what is known of its certainty."""
+        table = self.table
+        document = {"kind": self.kind, "gib": self.gib, "bytes": round(self.gib * GIB), **_heading(table)}
+        if self.kind == "interpolated" and table.fit is not None:
+            document["worst_gib"] = table.fit.worst_gib
+        return document
 
 
 def published_memory(tables: Iterable[PublishedTable], batch_size: int, length: int) -> PublishedMemory | None:
@@ -40,3 +44,23 @@ def published_memory(tables: Iterable[PublishedTable], batch_size: int, length: 
         if gib is not None:
             return PublishedMemory(round(gib, 2), "interpolated", table)
     return None
+
+
+def table_to_json(table: PublishedTable) -> dict[str, Any]:
+    """A published table as it stands, with its source."""
+    rows = [
+        {"max_batch_size": row.max_batch_size, "max_sequence_length": row.max_sequence_length, "gib": row.gib}
+        for row in table.rows
+    ]
+    source = {"title": table.source.title, "url": table.source.url, "release": table.source.release}
+    return {**_heading(table), "rows": rows, "note": table.note, "source": source}
+
+
+def _heading(table: PublishedTable) -> dict[str, Any]:
+    return {
+        "sku": table.sku,
+        "compute_capability": show_capability(table.compute_capability),
+        "precision": table.precision,
+        "values": table.values,
+        "headings": table.headings,
+    }

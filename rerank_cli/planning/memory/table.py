@@ -8,7 +8,7 @@ from typing import Any
 from rerank_cli.planning.memory.estimate import Estimate, MemoryModel, Placement, estimate
 from rerank_cli.planning.memory.peak import BatchSize
 from rerank_cli.planning.memory.published import PublishedMemory, published_memory
-from rerank_cli.planning.profiles import PublishedTable, show_capability
+from rerank_cli.planning.profiles import PublishedTable
 from rerank_cli.planning.profiles.fit import largest
 
 MOST_PAIRS = 65536
@@ -112,35 +112,6 @@ class MemoryRow:
             "first_bytes": self.first.total if self.first else 0,
             "total_bytes": self.total,
             "fits": self.fits,
-            "nim": self.nim and published_to_json(self.nim),
+            "nim": self.nim and self.nim.to_json(),
             **({"measured": self.measured} if self.measured else {}),
         }
-
-
-def published_to_json(found: PublishedMemory) -> dict[str, Any]:
-    """A published or interpolated value with what is known of its certainty."""
-    table = found.table
-    document: dict[str, Any] = {"kind": found.kind, "gib": found.gib, "bytes": found.size_bytes, **_heading(table)}
-    if found.kind == "interpolated" and table.fit is not None:
-        document["worst_gib"] = table.fit.worst_gib
-    return document
-
-
-def table_to_json(table: PublishedTable) -> dict[str, Any]:
-    """A published table as it stands, with its source."""
-    rows = [
-        {"max_batch_size": row.max_batch_size, "max_sequence_length": row.max_sequence_length, "gib": row.gib}
-        for row in table.rows
-    ]
-    source = {"title": table.source.title, "url": table.source.url, "release": table.source.release}
-    return {**_heading(table), "rows": rows, "note": table.note, "source": source}
-
-
-def _heading(table: PublishedTable) -> dict[str, Any]:
-    return {
-        "sku": table.sku,
-        "compute_capability": show_capability(table.compute_capability),
-        "precision": table.precision,
-        "values": table.values,
-        "headings": table.headings,
-    }

@@ -204,11 +204,13 @@ def _walk(
             why = not_for(choice, profile, group)
             if not why:
                 wish = _wish_for(choice, profile, group[0], ceiling=ceiling)
-                fit = fit_group(wish, [gpu.available_bytes for gpu in group], _need_of(choice, profile, group[0]))
+                available, need = [gpu.available_bytes for gpu in group], _need_of(choice, profile, group[0])
+                fit = fit_group(wish, available, need)
                 if fit is not None:
                     found = _candidate(choice, profile, group, wish, *fit, turned_down)
                     continue
-                why, ceiling = _describe_too_little(choice, profile, group), wish.floor
+                free = show_gib(max(available, key=lambda size: size or 0))
+                why, ceiling = f"{_describe_need(choice, profile, need)}, {free} are free", wish.floor
             choice.fail(show_group(group), f"`{profile.name}`: {why}")
         turned_down[profile.name] = why
     return _Walk(found, turned_down, ceiling)
@@ -241,11 +243,10 @@ def _need_of(choice: ProfileSearch, profile: Profile, gpu: CudaDevice | None) ->
     return need
 
 
-def _describe_too_little(choice: ProfileSearch, profile: Profile, group: Sequence[CudaDevice]) -> str:
-    gpu, need = max(group, key=lambda gpu: gpu.available_bytes or 0), _need_of(choice, profile, group[0])
+def _describe_need(choice: ProfileSearch, profile: Profile, need: Need | None) -> str:
+    """What a profile needs at least: `fp16 needs 3.1 GiB at 8192 tokens`."""
     needed = None if need is None else need(1, 1)
-    wanted = f"{profile.precision} needs {show_gib(needed)} at {choice.max_tokens(profile)} tokens"
-    return f"{wanted}, {show_gib(gpu.available_bytes)} are free"
+    return f"{profile.precision} needs {show_gib(needed)} at {choice.max_tokens(profile)} tokens"
 
 
 def _candidate(
@@ -339,9 +340,7 @@ def _cpu_decision(choice: ProfileSearch) -> Decision:
     wish, need = _wish_for(choice, profile, None), _need_of(choice, profile, None)
     fit = fit_device(wish, machine.cpu_available_bytes, need)
     if fit is None:
-        needed = show_gib(None if need is None else need(1, 1))
-        free = f"{show_gib(machine.cpu_available_bytes)} are available"
-        wanted = f"{precision} needs {needed} at {choice.max_tokens(profile)} tokens, {free}"
+        wanted = f"{_describe_need(choice, profile, need)}, {show_gib(machine.cpu_available_bytes)} are available"
         raise choice.refusal(f"`{choice.rules.model}` does not fit in the host's memory: {wanted}")
     plan = ProfilePlan(
         profile=profile.name,
