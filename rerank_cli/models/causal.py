@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from rerank_cli.checkpoint.labels import read_score
 from rerank_cli.checkpoint.recipes import trunk_of
 from rerank_cli.encoding.encoder import answer_ids
 from rerank_cli.errors import ModelError
-from rerank_cli.models.llama import LlamaTrunk
+from rerank_cli.models.llama import LlamaTrunk, Placed
 from rerank_cli.models.llama_config import LlamaShape, read_llama_shape, read_switch
 from rerank_cli.models.packed import pack
 from rerank_cli.models.weights import WeightReader, open_weights
@@ -47,20 +48,16 @@ class CausalReranker:
     kernels: which implementations run, in words, for the report.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
-    ) -> None:
-        self._device = device
+    def __init__(self, checkpoint: Checkpoint, **placed: Unpack[Placed]) -> None:
+        self._device = placed["device"]
         shape = _read_shape(checkpoint)
         answers = _read_answers(checkpoint, shape) if checkpoint.architecture.endswith("ForCausalLM") else []
         # The id that a classifier skips at the end; the default is that of transformers' classes.
         padding = 0 if checkpoint.architecture.startswith("Gemma") else None
         skips = not answers and checkpoint.config.get("pad_token_id", padding) is not None
         self._padding = checkpoint.integer("pad_token_id", padding) if skips else None
-        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            self._trunk = LlamaTrunk(
-                weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention, fp8=fp8
-            )
+        with open_weights(checkpoint, dtype=placed["dtype"], device=placed["device"]) as weights:
+            self._trunk = LlamaTrunk(weights, shape, prefix="model.", **placed)
             if answers:
                 self._direction = self._read_direction(checkpoint, weights, shape, answers)
             else:

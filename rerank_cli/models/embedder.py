@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Unpack
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.similarity import declared_pooling, normalises
+from rerank_cli.models.llama import Placed
 from rerank_cli.models.llama_config import read_pooling
 from rerank_cli.models.nemotron_vl import VisionLanguageTrunk
 from rerank_cli.models.weights import open_weights
@@ -28,27 +29,15 @@ from rerank_cli.records import EncodedPair
 class NemotronEmbedder:
     """The embedder of the Nemotron VL line in eval mode; satisfies `RerankModel`, `SeesImages` and `Embeds`."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
-    ) -> None:
-        declared = declared_pooling(checkpoint)
-        named = (
-            checkpoint if declared is None else replace(checkpoint, config={**checkpoint.config, "pooling": declared})
-        )
+    def __init__(self, checkpoint: Checkpoint, **placed: Unpack[Placed]) -> None:
+        named = checkpoint
+        if declared := declared_pooling(checkpoint):
+            named = replace(checkpoint, config={**checkpoint.config, "pooling": declared})
         pooling = read_pooling(named, "avg")
         self._normalises = normalises(checkpoint)
-        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
+        with open_weights(checkpoint, dtype=placed["dtype"], device=placed["device"]) as weights:
             prefix = "model." if weights.has("model.language_model.norm.weight") else ""
-            self._trunk = VisionLanguageTrunk(
-                weights,
-                checkpoint,
-                prefix=prefix,
-                pooling=pooling,
-                device=device,
-                dtype=dtype,
-                attention=attention,
-                fp8=fp8,
-            )
+            self._trunk = VisionLanguageTrunk(weights, checkpoint, prefix=prefix, pooling=pooling, **placed)
             weights.finish()
         self.dimensions = self._trunk.hidden
         self.kernels = self._trunk.kernels

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -237,17 +237,13 @@ class LlamaCrossEncoder:
     kernels: which implementations run, in words, for the report.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
-    ) -> None:
-        self._device = device
+    def __init__(self, checkpoint: Checkpoint, **placed: Unpack[Placed]) -> None:
+        self._device = placed["device"]
         self._pooling = read_pooling(checkpoint, "avg")
         self._temperature = read_temperature(checkpoint)
         shape = read_llama_shape(checkpoint)
-        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            self._trunk = LlamaTrunk(
-                weights, shape, prefix="model.", device=device, dtype=dtype, attention=attention, fp8=fp8
-            )
+        with open_weights(checkpoint, dtype=placed["dtype"], device=placed["device"]) as weights:
+            self._trunk = LlamaTrunk(weights, shape, prefix="model.", **placed)
             self._score = weights.take("score.weight", (1, shape.hidden), dtype=torch.float32)
             weights.ignore(r"^lm_head\.weight$")  # left over from the language model that was trained further
             weights.finish()

@@ -105,24 +105,13 @@ class LlamaNemotronVLCrossEncoder:
     kernels: which implementations run, in words, for the report.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, attention: str, fp8: bool = False
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, **placed: Unpack[Placed]) -> None:
         self._temperature = read_temperature(checkpoint)
         if "pooling" not in checkpoint.config:  # the published code's default is not the one that it writes
             raise ModelError(f"{checkpoint.config_place}: `pooling` is missing")
         pooling = read_pooling(checkpoint, "avg")
-        with open_weights(checkpoint, dtype=dtype, device=device) as weights:
-            self._trunk = VisionLanguageTrunk(
-                weights,
-                checkpoint,
-                prefix="model.",
-                pooling=pooling,
-                device=device,
-                dtype=dtype,
-                attention=attention,
-                fp8=fp8,
-            )
+        with open_weights(checkpoint, dtype=placed["dtype"], device=placed["device"]) as weights:
+            self._trunk = VisionLanguageTrunk(weights, checkpoint, prefix="model.", pooling=pooling, **placed)
             self._score = weights.take("score.weight", (1, self._trunk.hidden), dtype=torch.float32)
             weights.finish()
         self.kernels = self._trunk.kernels

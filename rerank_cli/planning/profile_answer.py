@@ -183,18 +183,18 @@ def _machine_facts(machine: Machine, hindrances: Sequence[str], model: KnownMode
         torch_reason=torch_reason,
         no_gpu_reason=machine.reason,
         cpu_precisions=_cpu_precisions(machine.cpu, model),
-        cpu_lacks={"int8": refusal} if (refusal := _int8_refusal(machine.cpu, model)) else {},
+        cpu_lacks={"int8": refusal} if (refusal := _why_no_int8(machine.cpu, model)) else {},
         cpu_available_bytes=machine.cpu.memory_available_bytes,
     )
 
 
 def _cpu_precisions(cpu: Cpu, model: KnownModel) -> tuple[str, ...]:
     """What the model runs on this CPU, the default first: bf16 and int8 are faster, but move logits (`run_plan.py`)."""
-    there = {"bf16": cpu.has("bf16"), "fp16": cpu.has("fp16"), "int8": _int8_refusal(cpu, model) is None}
+    there = {"bf16": cpu.has("bf16"), "fp16": cpu.has("fp16"), "int8": _why_no_int8(cpu, model) is None}
     return ("fp32", *(precision for precision, has in there.items() if has))
 
 
-def _int8_refusal(cpu: Cpu, model: KnownModel) -> str | None:
+def _why_no_int8(cpu: Cpu, model: KnownModel) -> str | None:
     """Why the model does not run in int8 on this CPU; None where it does."""
     if not cpu.has("vnni"):
         return "int8 needs a CPU that multiplies int8 in hardware (VNNI), this one does not"
