@@ -60,7 +60,7 @@ def _models(sizes: Mapping[str, int], *, vnni: bool) -> dict[str, Callable[[], o
     from benchmarks.material import ettin_checkpoint
     from rerank_cli.checkpoint import read_checkpoint
     from rerank_cli.models import Calibrates, load_model
-    from rerank_cli.models.int8_model import Int8Model
+    from rerank_cli.models.int8_calibration import Int8Model
     from rerank_cli.records import EncodedPair
 
     draw = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def _llama_layers() -> dict[str, Callable[[], object]]:
     import torch.nn.functional as F
     from torch import Tensor
 
-    from rerank_cli.models.int8 import Int8Linear, steps
+    from rerank_cli.models.int8_linear import Int8Linear, steps
     from rerank_cli.models.linear import OneDnnLinear
 
     hidden, inner, keys = 2048, 8192, 512

@@ -1,6 +1,6 @@
 """The values that flow from a reader to a writer.
 
-    Row              one input row as it stands in a file                       formats/jsonl.py, parquet.py
+    Row              one input row as it stands in a file                       formats/jsonl.py, parquet_reader.py
     RowError         a row that cannot be scored, with the reason               anywhere a row is looked at
     Gap              a blank line, or a pause of a live input                   formats/jsonl.py
     ImagePassage     a passage with an image, beside or in place of its text    formats/shapes/

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, settings
 from rerank_cli.encoding.encoder import Encoded, EncodingProblem
 from rerank_cli.engine.protocols import InProcess, Trouble
 from rerank_cli.formats.inputs import ReadOptions, open_lists, resolve_inputs
-from rerank_cli.formats.parquet_parts import ParquetParts
+from rerank_cli.formats.parquet_writer import ParquetParts
 from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import NO_TEXTS, FieldNames, Grouped, Selection, Texts
 from rerank_cli.job.options import ErrorLimit, Names

@@ -41,7 +41,7 @@ class Family:
     leaves_fp16: bool = False
     """Its numbers leave the range of fp16, whatever type its weights are stored in."""
     int8: bool = False
-    """It has int8 layers for a CPU (`models/int8_model.py`)."""
+    """It has int8 layers for a CPU (`models/int8_calibration.py`)."""
     activation_key: str = "hidden_act"
     """The key of config.json that names the activation of its MLP."""
     max_tokens: int | None = None
@@ -108,7 +108,7 @@ def is_known(architecture: str) -> bool:
 
 
 def int8_refusal(architecture: str, config: Mapping[str, Any]) -> str | None:
-    """Why a model has no int8 layers (`models/int8_model.py`); None if it has. config: config.json."""
+    """Why a model has no int8 layers (`models/int8_calibration.py`); None if it has. config: config.json."""
     family = family_of(architecture)
     if not family.int8:
         return f"only BERT, RoBERTa and XLM-R classifiers and ModernBERT have int8 layers, not {architecture}"

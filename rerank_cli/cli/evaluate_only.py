@@ -14,7 +14,7 @@ from rerank_cli.job.options import STDOUT
 if TYPE_CHECKING:
     import typer
 
-    from rerank_cli.evaluation.measures import Evaluation
+    from rerank_cli.evaluation.evaluator import Evaluation
 
 _USED = {
     "inputs", "output", "shape", "in_format", "passages_field", "id_field", "group_by", "max_line_bytes", "overwrite",

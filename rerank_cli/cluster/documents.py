@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, ConfigDict, TypeAdapter
 
 from rerank_cli.cluster.tasks import Task
-from rerank_cli.evaluation.measures import Evaluation
+from rerank_cli.evaluation.evaluator import Evaluation
 from rerank_cli.records import Counts
 
 TASKS_SCHEMA: Final = "rerank-cli/tasks/1"

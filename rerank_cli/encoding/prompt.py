@@ -7,8 +7,8 @@ part: what follows is another part, so cutting the passage cannot change it.
 
 **Truncation.** The modes of `pairs.py`:
 
-    end        tokens of the passage are dropped from the right; every token with a character of the query or the
-               template stays, and at least one of the passage, or the pair cannot be scored
+    end        tokens of the passage are dropped from the right; query and template stay whole. If not one token of
+               the passage fits, the pair cannot be scored
     error      a pair over the limit cannot be scored
     chunk      the passage is cut between characters, where the tokens of the whole text end; each piece is tokenised
                again with the whole prompt, and made shorter until it fits

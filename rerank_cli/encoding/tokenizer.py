@@ -33,7 +33,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, processors
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.choices import SpecialTokens
-from rerank_cli.encoding.normaliser import normalizers_in, refuse_exploding
+from rerank_cli.encoding.normaliser_growth import normalizers_in, refuse_exploding
 from rerank_cli.encoding.tokenizer_classes import RULES, is_model_of, token_of, tokenizer_class
 from rerank_cli.errors import ModelError
 

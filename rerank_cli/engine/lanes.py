@@ -5,8 +5,8 @@ and each needs what lies in the other's L2. One batch for each core needs no bar
 Rapids (AMX, bf16, built-in model, quiet machine): 1.66 times the pairs of one batch on both cores.
 
 The lanes are threads of one process: weights are there once, and torch gives Python's lock back during each operator.
-What is left under the lock, some 4 % of a batch of a small model, is why there are at most `MOST_LANES`
-(`planning/run_plan.py`); with more cores a lane has several.
+About 4 % of a small model's batch runs under the lock, so more than `MOST_LANES` (`planning/run_plan.py`) would not
+help; with more cores a lane has several.
 
 The lanes do not change which batches there are, nor their order. In fp32, where threads change no bit, fewer batches
 than lanes are computed on all cores, one after another. In bf16 and int8 even a single batch goes through a lane: with

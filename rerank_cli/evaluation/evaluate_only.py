@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from rerank_cli.errors import InputError, OutputError, UsageError
-from rerank_cli.evaluation.measures import Evaluation, Evaluator
+from rerank_cli.evaluation.evaluator import Evaluation, Evaluator
 from rerank_cli.evaluation.orders import Orders
 from rerank_cli.evaluation.per_query import per_query_bytes, refuse_per_query_name
 from rerank_cli.evaluation.reranked_file import RerankedFile, passage_names

@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.evaluation.calculate import Values
 from rerank_cli.evaluation.calibration import Kind
 from rerank_cli.evaluation.calibration_file import document_of, report_of
 from rerank_cli.evaluation.chart_data import moves_of, scores_by_relevance, sorted_changes
@@ -33,6 +32,7 @@ from rerank_cli.evaluation.depth_and_blend import together, use_of
 from rerank_cli.evaluation.kept_lists import KeptLists
 from rerank_cli.evaluation.likeness import Ids, compare
 from rerank_cli.evaluation.limits import find_limits
+from rerank_cli.evaluation.measures import Values
 from rerank_cli.evaluation.probability import RELEVANT_FROM, fit_system, keep_precision, pool_of, probabilities_of
 from rerank_cli.evaluation.qrels import read_qrels
 from rerank_cli.evaluation.recommended_command import recommended_command

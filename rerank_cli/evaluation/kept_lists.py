@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rerank_cli.evaluation.calculate import Values
+from rerank_cli.evaluation.measures import Values
 
 UNJUDGED = -(1 << 31)
 """The grade of a passage of which the judgements say nothing."""

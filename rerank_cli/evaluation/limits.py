@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rerank_cli.evaluation.calculate import Values, change_of
 from rerank_cli.evaluation.kept_lists import UNJUDGED
+from rerank_cli.evaluation.measures import Values, change_of
 from rerank_cli.evaluation.systems import Grades, System
 
 EXTREMES = 10

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rerank_cli.errors import UsageError
-from rerank_cli.evaluation.measures import QueryValue
+from rerank_cli.evaluation.evaluator import QueryValue
 from rerank_cli.formats.compression import SUFFIXES, compress, text_suffix
 
 _ROWS_AT_ONCE = 10_000

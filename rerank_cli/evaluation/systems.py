@@ -19,8 +19,8 @@ from itertools import islice
 import numpy as np
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.calculate import Values, measure_orders, parse_measures
 from rerank_cli.evaluation.kept_lists import UNJUDGED, KeptLists, KeptValues, SystemList
+from rerank_cli.evaluation.measures import Values, measure_orders, parse_measures
 from rerank_cli.evaluation.reranked_file import OrderedPassage, RerankedFile, passage_names
 from rerank_cli.formats.inputs import ReadOptions, resolve_inputs
 from rerank_cli.formats.shapes import FieldNames

@@ -41,7 +41,7 @@ from rerank_cli.formats.arrow_types import (
     widen_schema,
 )
 from rerank_cli.formats.choices import Selection
-from rerank_cli.formats.parquet import ArrowRow
+from rerank_cli.formats.parquet_reader import ArrowRow
 from rerank_cli.formats.shapes.shape import kept_name
 from rerank_cli.records import RankedList, RankedPassage
 

@@ -293,7 +293,7 @@ class _Table:
     """A pyarrow.Table."""
 
     def __init__(self, table: pa.Table, names: FieldNames) -> None:
-        from rerank_cli.formats.parquet import table_rows
+        from rerank_cli.formats.parquet_reader import table_rows
 
         self._table = table
         once = [name for name in table.column_names if table.column_names.count(name) == 1]
@@ -303,7 +303,7 @@ class _Table:
 
     def rows(self) -> list[Row]:
         """See `Given`."""
-        from rerank_cli.formats.parquet import table_rows
+        from rerank_cli.formats.parquet_reader import table_rows
 
         found: list[Row] = []
         for row in table_rows(self._table, self.shape.columns(self._table.column_names), "the table"):

@@ -199,13 +199,13 @@ def read_input(item: Input, shape: ReadsColumns | None, options: ReadOptions) ->
     """All rows of one input; `skip` and `limit` of `options` do not count. shape: needed for Parquet alone."""
     if item.format == "parquet":
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
-        from rerank_cli.formats import parquet
+        from rerank_cli.formats import parquet_reader
 
         assert shape is not None, "the shape of a table is known from its columns"
-        if columns := parquet.column_names(item.path, item.partition):
+        if columns := parquet_reader.column_names(item.path, item.partition):
             if options.position:
-                options.position.begin_table(item.path, parquet.row_count(item.path))
-            yield from parquet.read_rows(item.path, shape.columns(columns), item.partition)
+                options.position.begin_table(item.path, parquet_reader.row_count(item.path))
+            yield from parquet_reader.read_rows(item.path, shape.columns(columns), item.partition)
         return
     with open_input(item.path) as stream:
         rows: Iterator[Item] = read_text_rows(item, stream, options)
@@ -335,9 +335,9 @@ def _no_ids_error() -> UsageError:
 
 def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> Kind | None:
     """The shape of a table, by its first rows or else its columns; None for one without columns."""
-    from rerank_cli.formats import parquet
+    from rerank_cli.formats import parquet_reader
 
-    columns = parquet.column_names(item.path, item.partition)
+    columns = parquet_reader.column_names(item.path, item.partition)
     found = recognise(iter(rows), [], names)
     kind = found if found is not None and found.tables else detect_shape(columns, names)
     if kind is None and columns:
@@ -346,17 +346,17 @@ def _shape_of_table(item: Input, rows: Sequence[JsonRow], names: FieldNames) -> 
 
 
 def _fields_of_table(item: Input) -> set[str]:
-    from rerank_cli.formats import parquet
+    from rerank_cli.formats import parquet_reader
 
-    return parquet.fields_with_values(item.path)
+    return parquet_reader.fields_with_values(item.path)
 
 
 def _first_rows_of_table(item: Input) -> list[JsonRow]:
     """The first rows, with the columns whose names occur once."""
-    from rerank_cli.formats import parquet
+    from rerank_cli.formats import parquet_reader
 
-    columns = parquet.column_names(item.path, item.partition)
+    columns = parquet_reader.column_names(item.path, item.partition)
     once = [name for name in columns if columns.count(name) == 1]
     wanted = dict.fromkeys(once)
-    rows = islice(parquet.read_rows(item.path, wanted, item.partition), _TABLE_SAMPLE) if columns else iter(())
+    rows = islice(parquet_reader.read_rows(item.path, wanted, item.partition), _TABLE_SAMPLE) if columns else iter(())
     return [JsonRow(row.file, row.number, row.fields, b"") for row in rows if not isinstance(row, RowError)]

@@ -63,9 +63,9 @@ def count_exactly(item: Input, options: ReadOptions) -> int:
 
 def _lines_of(item: Input) -> int:
     if item.format == "parquet":
-        from rerank_cli.formats import parquet
+        from rerank_cli.formats import parquet_reader
 
-        return parquet.row_count(item.path)
+        return parquet_reader.row_count(item.path)
     with open_input(item.path) as stream:
         is_document, begun = json_document.look_into(stream)
         if item.format == "jsonl" and is_document:

@@ -72,11 +72,13 @@ def _keys(inputs: Sequence[Input], shape: GroupShape, options: ReadOptions) -> I
 
 def _table_keys(item: Input, shape: FlatShape) -> Iterator[int]:
     """The group of each row of a table; only the columns that decide it are read."""
-    from rerank_cli.formats import parquet
+    from rerank_cli.formats import parquet_reader
 
-    if columns := parquet.column_names(item.path, item.partition):
+    if columns := parquet_reader.column_names(item.path, item.partition):
         wanted = shape.key_columns(columns)
-        for values in zip(*(parquet.iter_column(item.path, name, item.partition) for name in wanted), strict=True):
+        for values in zip(
+            *(parquet_reader.iter_column(item.path, name, item.partition) for name in wanted), strict=True
+        ):
             yield shape.group_key(dict(zip(wanted, values, strict=True)))
 
 
@@ -144,16 +146,16 @@ def _fill(
 
 def _gather_table(item: Input, shape: FlatShape, options: ReadOptions) -> Iterator[Item]:
     """The rows of a Parquet file ordered by first appearance of their group; the whole file is held in memory."""
-    from rerank_cli.formats import parquet
+    from rerank_cli.formats import parquet_reader
 
     groups: dict[int, int] = {}
-    rows = parquet.row_count(item.path)
+    rows = parquet_reader.row_count(item.path)
     places = range(rows)[options.skip : options.stop]
     keys = islice(_table_keys(item, shape), options.skip, options.stop)
     numbers = [groups.setdefault(key, len(groups)) for key in keys]
     order = sorted(places, key=lambda place: numbers[place - options.skip])
     if options.position:
         options.position.begin_table(item.path, rows)
-    columns = shape.columns(parquet.column_names(item.path, item.partition))
+    columns = shape.columns(parquet_reader.column_names(item.path, item.partition))
     most = _MAX_GATHERED_PARQUET_BYTES
-    yield from parquet.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)
+    yield from parquet_reader.read_rows_in_order(item.path, columns, order, max_bytes=most, partition=item.partition)

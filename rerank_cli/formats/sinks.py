@@ -91,7 +91,7 @@ class ParquetSink:
         like: str | None = None,
     ) -> None:
         # Imported here: pyarrow costs 0.2 s that JSONL need not pay.
-        from rerank_cli.formats.parquet_parts import ParquetParts
+        from rerank_cli.formats.parquet_writer import ParquetParts
 
         self._stream = stream
         self._shape = shape
@@ -120,7 +120,7 @@ class ParquetSink:
         check: called before each row group.
         """
         if self._parts.schema is None and self._like is not None and not isinstance(self._shape, Conversion):
-            from rerank_cli.formats.parquet import read_schema
+            from rerank_cli.formats.parquet_reader import read_schema
 
             self._parts.schema = empty_table(read_schema(self._like), self._shape, self._selection).schema
         self._parts.write_file(file, check)
@@ -220,7 +220,7 @@ def empty_table(schema: pa.Schema, shape: Shape, selection: Selection) -> pa.Tab
     import pyarrow as pa
 
     from rerank_cli.formats.arrow_types import is_list
-    from rerank_cli.formats.parquet import ArrowRow
+    from rerank_cli.formats.parquet_reader import ArrowRow
 
     nulls = pa.RecordBatch.from_arrays([pa.nulls(1, field.type) for field in schema], schema=schema)
     row = ArrowRow("", 1, dict.fromkeys(schema.names, ()), nulls, 0)

@@ -27,7 +27,7 @@ from rerank_cli.job.windows import cut_windows, wanted_of
 from rerank_cli.journal.store_log import probe
 from rerank_cli.machine.detect import Machine, describe_machine
 from rerank_cli.planning.card_time import PairLengths, PairTime
-from rerank_cli.planning.cards import time_of_plan
+from rerank_cli.planning.compare_cards import time_of_plan
 from rerank_cli.planning.run_plan import Plan, needed_together, plan_model
 from rerank_cli.records import Counts, RowError
 from rerank_cli.report.observations import UnknownTokens

@@ -1,6 +1,6 @@
-"""What names alone can refuse, before a run's modules are imported: most slips of the keyboard, in a fifth of a second.
+"""Refuses names of files and models that cannot be right, in a fifth of a second: before the slow imports.
 
-`run_job` refuses the same, and all else; this only says it sooner.
+`run_job` checks the same again, and everything else.
 """
 
 from __future__ import annotations

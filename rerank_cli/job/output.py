@@ -158,9 +158,9 @@ def open_destination(  # noqa: PLR0913 (all that a run has decided by then)
 def _refuse_names_twice(path: str) -> None:
     """`InputError` for a table with two columns of the same name, if its rows become JSON objects."""
     # Imported here, because pyarrow takes 0.2 s, which a run on JSONL does not need.
-    from rerank_cli.formats import parquet
+    from rerank_cli.formats import parquet_reader
 
-    names = parquet.column_names(path)
+    names = parquet_reader.column_names(path)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(
@@ -487,9 +487,9 @@ def _holds_rows(path: Path) -> bool:
     try:
         with path.open("rb") as raw:
             if raw.read(4) == b"PAR1":
-                from rerank_cli.formats import parquet
+                from rerank_cli.formats import parquet_reader
 
-                return parquet.row_count(str(path)) > 0
+                return parquet_reader.row_count(str(path)) > 0
         with open_input(str(path)) as stream:
             return stream.read(1) != b""
     except (OSError, InputError):

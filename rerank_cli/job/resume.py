@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_cli.encoding.images.same_files import SeenImages
 from rerank_cli.errors import StoppedError
-from rerank_cli.evaluation.measures import Evaluator
+from rerank_cli.evaluation.evaluator import Evaluator
 from rerank_cli.formats.inputs import Input, ReadOptions
 from rerank_cli.formats.row_counts import count_rows
 from rerank_cli.formats.sinks import BestSink

@@ -19,7 +19,7 @@ from typing import Any
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.engine import open_engine
-from rerank_cli.evaluation.measures import Evaluation, Evaluator
+from rerank_cli.evaluation.evaluator import Evaluation, Evaluator
 from rerank_cli.evaluation.orders import orders_of
 from rerank_cli.evaluation.per_query import per_query_bytes
 from rerank_cli.formats.choices import TEACHER_FORMATS

@@ -1,6 +1,6 @@
 """Tells whether two runs write the same bytes, and whether a finished run is this one; without torch.
 
-All fields of the options count, except those that only say how a run proceeds; a new field counts from its first day.
+Every field of the options counts unless `_NOT_IN_THE_BYTES` lists it; so a new field counts until it is listed.
 Each has the name and the value that a user types, because the message that refuses another job shows both. Paths do not
 count: files are known by their content. Images that rows name are not checked here: there may be millions, and a
 finished window does not change with them (`encoding/images/same_files.py` checks them when a run is resumed).

@@ -23,8 +23,8 @@ from rerank_cli.models.causal import CausalReranker
 from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.models.encoder import EncoderCrossEncoder
 from rerank_cli.models.gte import GteCrossEncoder
+from rerank_cli.models.int8_calibration import check_int8
 from rerank_cli.models.int8_encoder import Int8Encoder
-from rerank_cli.models.int8_model import check_int8
 from rerank_cli.models.int8_modernbert import Int8ModernBert
 from rerank_cli.models.llama import LlamaCrossEncoder
 from rerank_cli.models.modernbert import ModernBertCrossEncoder

@@ -1,12 +1,12 @@
 """BERT, RoBERTa and XLM-R cross-encoders with the products of their layers in int8, on a CPU.
 
     embeddings, norms, residual                            float32
-    layers but the last: qkv, attention output, MLP        int8 (`int8.py`)
+    layers but the last: qkv, attention output, MLP        int8 (`int8_linear.py`)
     attention                                              bfloat16, or float32 where the CPU has no bfloat16
     all of these layers at once, where the CPU has tiles   the same by our own kernel (`amx.py`)
     last layer, which is for [CLS] alone, and the head     float32
 
-How large the inputs of a layer become is seen by a calibration (`int8_model.py`).
+How large the inputs of a layer become is seen by a calibration (`int8_calibration.py`).
 
 Between the layers as little as possible is read and written again. The factor of the scores goes into the weights of
 the queries, the factors of the context into those of the values: weights of a softmax sum to 1, so what is true of the
@@ -28,7 +28,8 @@ from rerank_cli.models.amx import KERNEL as AMX_KERNEL
 from rerank_cli.models.amx import AmxLayer, AmxLinear, AmxSteps
 from rerank_cli.models.attention import attend_by_powers
 from rerank_cli.models.encoder import EncoderCrossEncoder
-from rerank_cli.models.int8 import (
+from rerank_cli.models.int8_calibration import Int8Model, RawLinear, Seen
+from rerank_cli.models.int8_linear import (
     STEPS,
     Int8Linear,
     RoundedLinear,
@@ -37,7 +38,6 @@ from rerank_cli.models.int8 import (
     large_units,
     split_units,
 )
-from rerank_cli.models.int8_model import Int8Model, RawLinear, Seen
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack
 from rerank_cli.models.weights import open_weights

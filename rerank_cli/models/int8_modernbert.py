@@ -1,7 +1,7 @@
 """ModernBERT cross-encoders with the products of their layers in int8, on a CPU.
 
     embeddings, norms, residual              float32
-    products for all tokens                  int8 (`int8.py`), by oneDNN
+    products for all tokens                  int8 (`int8_linear.py`), by oneDNN
     between them: attention and the gate     bfloat16, or float32 where the CPU has no bfloat16
     products for [CLS] alone, and the head   float32
 
@@ -13,7 +13,7 @@ the MLP's last product in the rows of `up`, which the activation of the gate mul
 Where the head reads [CLS] alone, so does all of the last layer but its queries, keys and values: those are in int8, as
 in float32 they took a fifth of the time of a forward (six layers of 768, AMX).
 
-How large the inputs become is seen by a calibration (`int8_model.py`).
+How large the inputs become is seen by a calibration (`int8_calibration.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.models.elementwise import Rotation
-from rerank_cli.models.int8 import Int8Linear, balance
-from rerank_cli.models.int8_model import Int8Model, RawLinear, Seen
+from rerank_cli.models.int8_calibration import Int8Model, RawLinear, Seen
+from rerank_cli.models.int8_linear import Int8Linear, balance
 from rerank_cli.models.modernbert import Layer, ModernBertCrossEncoder
 from rerank_cli.models.norms import LayerNorm
 from rerank_cli.models.packed import PackedBatch, pack

@@ -21,7 +21,7 @@ from rerank_cli.checkpoint.families import family_of
 from rerank_cli.errors import ModelError
 from rerank_cli.models import RerankModel, load_model
 from rerank_cli.models.elementwise import Unfused
-from rerank_cli.models.int8 import Int8Linear
+from rerank_cli.models.int8_linear import Int8Linear
 from rerank_cli.models.linear import RowScaledFp8Linear, linear_kind, row_scaled_refusal
 from rerank_cli.planning.profiles import ModelFacts
 from rerank_cli.records import EncodedPair

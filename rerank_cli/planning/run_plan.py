@@ -8,8 +8,8 @@ everything the engine must know and nothing it must decide. What this version ca
 without such products) is done as near as it can and warned about.
 
 Precision on a CPU: `auto` is fp32. bf16 is about 1.6 times as fast where the CPU multiplies it in hardware, but moves
-logits by up to 0.2 and makes ties; int8 (`models/int8.py`) is about 2.5 times as fast and moves them by up to 0.5. Both
-run only when they are asked for. On a GPU `auto` is fp16, or bf16 for a model that was trained in it.
+logits by up to 0.2 and makes ties; int8 (`models/int8_linear.py`) is about 2.5 times as fast and moves them by up to
+0.5. Both run only when they are asked for. On a GPU `auto` is fp16, or bf16 for a model that was trained in it.
 """
 
 from __future__ import annotations

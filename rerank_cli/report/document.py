@@ -11,7 +11,7 @@ from typing import Any
 
 import rerank_cli
 from rerank_cli.checkpoint import Checkpoint
-from rerank_cli.evaluation.measures import Evaluation
+from rerank_cli.evaluation.evaluator import Evaluation
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.machine.libraries import version_of

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rerank_cli.models import SeesImages, load_model
-from rerank_cli.models.int8 import int8_hindrance
-from rerank_cli.models.int8_model import Int8Model, Seen
+from rerank_cli.models.int8_calibration import Int8Model, Seen
+from rerank_cli.models.int8_linear import int8_hindrance
 from rerank_cli.models.tracker import StorageTracker
 from rerank_cli.planning.memory import (
     BatchSize,

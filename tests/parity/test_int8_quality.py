@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rerank_cli.cli import main
-from rerank_cli.models.int8 import int8_hindrance
+from rerank_cli.models.int8_linear import int8_hindrance
 from tests.parity.test_golden import scored
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rerank_cli.evaluation.evaluator import Evaluator
 from rerank_cli.evaluation.limits import EXTREMES
-from rerank_cli.evaluation.measures import Evaluator
 from rerank_cli.evaluation.orders import Orders
 
 DEPTH = 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rerank_cli.errors import InputError
-from rerank_cli.evaluation.measures import Evaluator
+from rerank_cli.evaluation.evaluator import Evaluator
 from rerank_cli.evaluation.orders import Orders
 from rerank_cli.evaluation.qrels import id_text, read_qrels
 from rerank_cli.formats.jsonl import ExactFloat

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rerank_cli.errors import InputError
 from rerank_cli.formats.arrow_ranking import rank_lists, rank_rows
 from rerank_cli.formats.choices import Selection
-from rerank_cli.formats.parquet import ArrowRow, read_rows
+from rerank_cli.formats.parquet_reader import ArrowRow, read_rows
 from rerank_cli.records import CandidateList, RankedList, RankedPassage, sigmoid
 from tests.conftest import TableFile
 

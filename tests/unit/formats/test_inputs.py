@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError, UsageError
 from rerank_cli.formats.inputs import Input, ReadOptions, open_lists, read_items, resolve_inputs
-from rerank_cli.formats.parquet import ArrowRow
+from rerank_cli.formats.parquet_reader import ArrowRow
 from rerank_cli.formats.row_counts import count_rows
 from rerank_cli.formats.scattered_groups import ordered_by_group
 from rerank_cli.formats.shapes import FieldNames, FlatShape, Item, ListShape, PairShape, Shape

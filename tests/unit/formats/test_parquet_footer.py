@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rerank_cli.errors import InputError
-from rerank_cli.formats.parquet import row_count
+from rerank_cli.formats.parquet_reader import row_count
 
 
 def _file(rows: int, **how: Any) -> bytes:

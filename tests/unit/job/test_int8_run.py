@@ -14,7 +14,7 @@ from rerank_cli.errors import StoppedError
 from rerank_cli.job.options import JobOptions, Names
 from rerank_cli.job.run import Outcome, Watcher, run_job
 from rerank_cli.job.stop import Stop
-from rerank_cli.models.int8 import int8_hindrance
+from rerank_cli.models.int8_linear import int8_hindrance
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.reranker import Reranker
 from tests.conftest import TINY_CHECKPOINT, write_lines

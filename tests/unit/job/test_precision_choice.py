@@ -14,7 +14,7 @@ from rerank_cli.cli import main
 from rerank_cli.job import precision_choice
 from rerank_cli.machine import amx
 from rerank_cli.machine.cpu import detect_cpu
-from rerank_cli.models.int8 import int8_hindrance
+from rerank_cli.models.int8_linear import int8_hindrance
 from rerank_cli.planning.choices import least_overlap, parse_precision
 from rerank_cli.planning.cpu_kernels import cheaper_precisions
 from tests.parity.conftest import HERE

@@ -20,8 +20,8 @@ from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.machine.detect import Machine
 from rerank_cli.models import load_model
 from rerank_cli.models.amx import AmxLayer, AmxLayers, AmxLinear, AmxSteps, AmxTokens
-from rerank_cli.models.int8 import int8_hindrance
 from rerank_cli.models.int8_encoder import Int8Encoder
+from rerank_cli.models.int8_linear import int8_hindrance
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.known_model import find_model

@@ -10,14 +10,14 @@ import torch
 
 import rerank_cli
 from rerank_cli.checkpoint import read_checkpoint
-from rerank_cli.evaluation.measures import Comparison, Evaluation
+from rerank_cli.evaluation.evaluator import Comparison, Evaluation
 from rerank_cli.evaluation.significance import Significance
 from rerank_cli.formats.jsonl import dump_document
 from rerank_cli.machine.cpu import Cpu
 from rerank_cli.machine.detect import Machine, describe_machine
 from rerank_cli.machine.this_process import peak_rss_bytes
 from rerank_cli.models import measure
-from rerank_cli.models.int8 import int8_hindrance
+from rerank_cli.models.int8_linear import int8_hindrance
 from rerank_cli.planning.run_plan import Plan
 from rerank_cli.records import Counts, Timing
 from rerank_cli.report import document, utilisation

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rerank_cli.errors import InputError, OutputError
-from rerank_cli.formats.parquet import (
+from rerank_cli.formats.parquet_reader import (
     BATCH_BYTES,
     BATCH_ROWS,
     ArrowRow,
@@ -28,7 +28,7 @@ from rerank_cli.formats.parquet import (
     read_schema,
     row_count,
 )
-from rerank_cli.formats.parquet_parts import ParquetParts
+from rerank_cli.formats.parquet_writer import ParquetParts
 from rerank_cli.records import RowError
 from tests.conftest import TableFile, run_files, write_table
 
@@ -357,7 +357,7 @@ def test_a_damaged_file_raises_nothing_but_input_error(
 BOMB = """
 import pathlib, re, sys
 import pyarrow as pa
-from rerank_cli.formats.parquet import read_rows
+from rerank_cli.formats.parquet_reader import read_rows
 rows = length = 0
 for row in read_rows(sys.argv[1], {"query": None, "passage": None}):
     rows += 1

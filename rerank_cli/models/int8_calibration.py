@@ -20,7 +20,7 @@ from torch import Tensor
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
 from rerank_cli.errors import ModelError
-from rerank_cli.models.int8 import Int8Linear, int8_hindrance, steps
+from rerank_cli.models.int8_linear import Int8Linear, int8_hindrance, steps
 from rerank_cli.models.packed import PackedBatch
 from rerank_cli.records import EncodedPair
 

@@ -13,9 +13,9 @@ from rerank_cli.checkpoint import read_checkpoint
 from rerank_cli.errors import ModelError
 from rerank_cli.models import Calibrates, RerankModel, load_model
 from rerank_cli.models.attention import attend, attend_by_powers
-from rerank_cli.models.int8 import Int8Linear, ScaleAndZero, balance, int8_hindrance, split_units, steps
+from rerank_cli.models.int8_calibration import Int8Model
 from rerank_cli.models.int8_encoder import Int8Encoder
-from rerank_cli.models.int8_model import Int8Model
+from rerank_cli.models.int8_linear import Int8Linear, ScaleAndZero, balance, int8_hindrance, split_units, steps
 from rerank_cli.models.int8_modernbert import Int8ModernBert
 from rerank_cli.models.packed import pack
 from rerank_cli.records import EncodedPair

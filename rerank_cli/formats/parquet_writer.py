@@ -31,7 +31,7 @@ from rerank_cli.formats.arrow_types import (
     storable,
     widen_schema,
 )
-from rerank_cli.formats.parquet import arrow_reason
+from rerank_cli.formats.parquet_reader import arrow_reason
 
 _PART_LENGTH = struct.Struct("<Q")
 

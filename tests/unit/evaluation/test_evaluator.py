@@ -10,8 +10,8 @@ import ir_measures
 import pytest
 
 from rerank_cli.errors import InputError, UsageError
-from rerank_cli.evaluation.calculate import calculate, parse_measures
-from rerank_cli.evaluation.measures import Evaluation, Evaluator
+from rerank_cli.evaluation.evaluator import Evaluation, Evaluator
+from rerank_cli.evaluation.measures import calculate, parse_measures
 from rerank_cli.evaluation.orders import Orders, orders_of
 from rerank_cli.formats.shapes import FieldNames, FlatShape, ListShape, Shape
 from rerank_cli.records import CandidateList, RankedList
