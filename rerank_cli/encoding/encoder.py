@@ -35,7 +35,7 @@ from rerank_cli.encoding.tokenizer import (
 from rerank_cli.encoding.vision import NEMOTRON_RERANK, VisionEncoder, VisionPrompts, check_context_token
 from rerank_cli.encoding.vision_config import read_vision_geometry
 from rerank_cli.encoding.whole_text import TextTemplate, UserTemplate, WholeTextEncoder
-from rerank_cli.errors import UsageError
+from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.records import NO_LIMITS, ImagePassage, Limits, Passage
 
 __all__ = [
@@ -135,6 +135,8 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         "max_unknown": max_unknown,
     }
     images = images or ImageLimits()
+    if family.images:
+        _refuse_left(checkpoint, truncate)
     if family.embeds:
         if template is not None:
             raise UsageError(
@@ -150,6 +152,16 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
     if images.max_tiles is not None:
         raise UsageError(f"--max-input-tiles: {checkpoint.name} reads no images")
     return _open_text_encoder(checkpoint, scoring, instruction, template, **options)
+
+
+def _refuse_left(checkpoint: Checkpoint, truncate: Truncation) -> None:
+    """Refuse a checkpoint whose texts lose their beginning, where its prompt is cut on the right alone."""
+    if truncate in ("end", "reference") and cuts_left(checkpoint):
+        raise ModelError(
+            f"{checkpoint.path}: its tokenizer's `truncation_side` is left, and texts in this model's prompt are cut "
+            "on the right alone",
+            hint="`--truncate chunk` or `--truncate error` cuts no text",
+        )
 
 
 def _open_embedding_encoder(checkpoint: Checkpoint, images: ImageLimits, **options: Any) -> EmbeddingEncoder:
@@ -218,6 +230,7 @@ def _open_text_encoder(
             unpooled=pooling is not None and pooling.skips_prompt,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
+    _refuse_left(checkpoint, options["truncate"])
     tokenizer = load_tokenizer(checkpoint, options["special_tokens"])
     prompt: Prompt = NEMOTRON
     if scoring.recipe is not None:

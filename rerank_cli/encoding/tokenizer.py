@@ -38,6 +38,7 @@ from rerank_cli.encoding.tokenizer_classes import RULES, is_model_of, token_of, 
 from rerank_cli.errors import ModelError
 
 _ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English, 500 MB for CJK (tokenizers 0.23)
+_TRUNCATION = re.compile(rb'"truncation"\s*:\s*(\{[^{}]*\})')  # a vocabulary of 17 MB is not parsed for it
 _CONTROL = re.compile(r"<\|.*\|>")
 # Classes whose models have no token types, or do not get them.
 _WITHOUT_TYPES = {
@@ -74,6 +75,11 @@ def _open_file(checkpoint: Checkpoint, special_tokens: SpecialTokens) -> Tokeniz
 
 def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neutral") -> Tokenizer:
     """The checkpoint's tokenizer, without padding and truncation. special_tokens: what they are in a text."""
+    if checkpoint.tokenizer_config.get("split_special_tokens"):
+        raise ModelError(
+            f"{checkpoint.path / 'tokenizer_config.json'}: `split_special_tokens`: a model whose template's special "
+            "tokens are read as text is not known"
+        )
     tokenizer = _open_file(checkpoint, special_tokens)
     _add_declared(tokenizer, checkpoint)
     name = tokenizer_class(checkpoint)
@@ -116,8 +122,14 @@ def gives_token_types(checkpoint: Checkpoint) -> bool:
 
 
 def cuts_left(checkpoint: Checkpoint) -> bool:
-    """Whether a text that is too long loses its beginning (`truncation_side` in tokenizer_config.json)."""
-    side = checkpoint.tokenizer_config.get("truncation_side") or "right"
+    """Whether a text that is too long loses its beginning, as transformers has it.
+
+    `truncation_side` in tokenizer_config.json says so; without it the direction of the truncation in tokenizer.json.
+    """
+    side = checkpoint.tokenizer_config.get("truncation_side")
+    if side is None:
+        found = _TRUNCATION.search(checkpoint.tokenizer_file.read_bytes())
+        side = str(json.loads(found[1]).get("direction", "right")).lower() if found else "right"
     if side not in ("left", "right"):
         raise ModelError(
             f"{checkpoint.path / 'tokenizer_config.json'}: `truncation_side` must be left or right: {side!r}"

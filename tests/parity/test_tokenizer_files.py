@@ -43,6 +43,33 @@ def test_the_limit_of_a_processor_is_that_of_models_that_read_images(folder, cap
     assert logits == pytest.approx(expected(folder), abs=1e-4)
 
 
+@pytest.mark.parametrize("direction", ["Left", "Right"])
+@pytest.mark.parametrize("side", [None, "left", "right"])
+def test_the_side_that_is_cut_is_that_of_tokenizer_json_where_no_other_file_names_it(folder, direction, side, capsys):
+    truncation = {"direction": direction, "max_length": 14, "strategy": "LongestFirst", "stride": 0}
+    edit(folder / "tokenizer.json", truncation=truncation)
+    edit(folder / "tokenizer_config.json", model_max_length=40, **({"truncation_side": side} if side else {}))
+    code, logits, said = scored(folder, capsys)
+    assert code == 0, said
+    assert logits == pytest.approx(expected(folder), abs=1e-4)
+
+
+def test_special_tokens_that_are_to_be_split_are_refused_by_name(folder, capsys):
+    edit(folder / "tokenizer_config.json", split_special_tokens=True)
+    code, _, said = scored(folder, capsys)
+    assert code == 5
+    assert "`split_special_tokens`" in said
+
+
+@pytest.mark.parametrize("kind", ["llama-rerank", "nemotron-vl-rerank", "nemotron-vl-embed", "bge-gemma"])
+def test_a_prompt_that_is_cut_on_the_right_alone_refuses_the_left(kind, tmp_path, capsys):
+    shutil.copytree(HERE / f"{kind}-open" / "checkpoint", tmp_path / "checkpoint")
+    edit(tmp_path / "checkpoint" / "tokenizer_config.json", truncation_side="left")
+    code, _, said = scored(tmp_path / "checkpoint", capsys)
+    assert code == 5
+    assert "`truncation_side` is left" in said
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
