@@ -1,8 +1,8 @@
 """Refuses folders that hold no reranker that can be scored, and says what they hold, before anything is loaded.
 
 In this order: pointers of Git LFS, weights that are not read, an adapter, modules of another kind of model, an
-architecture, how the modules score, code of the checkpoint, quantisation, pickle. `kinds.py` has the names. Errors
-inside one of these files are reported where the file is read.
+architecture, how the modules score, code of the checkpoint, quantisation, pickle. `other_models.py` has the names.
+Errors inside one of these files are reported where the file is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rerank_cli.checkpoint import kinds
+from rerank_cli.checkpoint import other_models
 from rerank_cli.checkpoint.declared import Declaration, module_types
 from rerank_cli.checkpoint.families import BERT_LIKE, FAMILIES, Family, is_known
 from rerank_cli.checkpoint.json_file import read_json_file
@@ -79,7 +79,7 @@ def refuse_weights(root: Path, model: Path) -> None:
     found = list(_walk_entries(root))
     if any(fnmatch(Path(name).name, "pytorch_model*.bin") for name in found):
         return  # pickle can be converted: what the checkpoint is comes first
-    for program, patterns in kinds.FORMATS:
+    for program, patterns in other_models.FORMATS:
         if files := [name for name in found if any(fnmatch(Path(name).name, pattern) for pattern in patterns)]:
             raise ModelError(
                 f"{root}: {program} only ({some_names(files, _SHOWN)}): the *.safetensors of the model are needed",
@@ -91,7 +91,7 @@ def refuse_without_config(root: Path, model: Path) -> None:
     """Refuse a folder without config.json, and say what it is by its other files."""
     if (model / "config.json").is_file():
         return
-    for name, what in kinds.PROGRAMS:
+    for name, what in other_models.PROGRAMS:
         if (root / name).is_file():
             raise ModelError(f"{root}: no config.json: {what} (`{name}`)", hint=_WANTED)
     below = sorted(name for name in _walk_entries(model) if Path(name).name == "config.json")
@@ -104,7 +104,7 @@ def refuse_without_config(root: Path, model: Path) -> None:
 def refuse_module_kinds(root: Path) -> None:
     """Refuse modules of another kind of model, by the name of their class."""
     for dotted in module_types(root):
-        if what := kinds.describe_module(dotted):
+        if what := other_models.describe_module(dotted):
             name = dotted.rpartition(".")[2] if dotted.startswith("sentence_transformers.") else dotted
             raise ModelError(f"{root / 'modules.json'}: the module `{name}` is not known: {what}", hint=_WANTED)
 
@@ -114,7 +114,7 @@ def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> No
     names = config.get("architectures")
     place = path / "config.json"
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        what = kinds.describe_config(config)
+        what = other_models.describe_config(config)
         raise ModelError(
             f"{place}: `architectures` must name one class: {names!r}{f': {what}' if what else ''}",
             hint=_WANTED
@@ -124,10 +124,10 @@ def refuse_architecture(root: Path, path: Path, config: Mapping[str, Any]) -> No
         )
     if is_known(names[0]):
         return
-    what = kinds.describe_architecture(names[0])
+    what = other_models.describe_architecture(names[0])
     types = [dotted.rpartition(".")[2] for dotted in module_types(root)]
     if types and types[-1] in ("Pooling", "Normalize"):
-        what = f"{kinds.VECTORS} ({', '.join(types)})"
+        what = f"{other_models.VECTORS} ({', '.join(types)})"
     code = "its code is in the checkpoint, and code of a checkpoint is never run" if _has_code(path, config) else None
     told = "; ".join(one for one in (what, code) if one)
     raise ModelError(
@@ -204,7 +204,9 @@ def refuse_code(root: Path, config: Mapping[str, Any], declared: Declaration) ->
 
 def refuse_pickle(path: Path) -> NoReturn:
     """Refuse a folder without safetensors, and name its pickled weights. path: the model's own folder."""
-    names = [name for name in _walk_entries(path, depth=1) if any(fnmatch(name, pattern) for pattern in kinds.PICKLES)]
+    names = [
+        name for name in _walk_entries(path, depth=1) if any(fnmatch(name, pattern) for pattern in other_models.PICKLES)
+    ]
     if names:
         raise ModelError(
             f"{path}: no safetensors weights, and pickle is not read: {some_names(names, _SHOWN)}",

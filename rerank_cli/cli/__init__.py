@@ -20,7 +20,7 @@ from rerank_cli.cli.quick_command import QuickGroup
 from rerank_cli.cli.subcommands import SUBCOMMANDS, LoadedWhenAsked
 from rerank_cli.errors import OutputError, RerankError, StoppedError, UsageError
 from rerank_cli.machine.libraries import explaining_missing_libraries
-from rerank_cli.machine.patience import limit_patience
+from rerank_cli.machine.signal_watchdog import start_signal_watchdog
 
 
 class _Program(QuickGroup):
@@ -139,7 +139,7 @@ def entry_point() -> None:
     ending = _Ending()
     atexit.register(ending)
     signal.signal(signal.SIGTERM, _on_sigterm)
-    limit_patience()
+    start_signal_watchdog()
     ending.code = main()
     sys.exit(ending.code)
 

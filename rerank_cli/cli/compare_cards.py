@@ -16,7 +16,7 @@ def print_cards(asked: PlanRequest, known: KnownModel, *, pairs: int | None, tok
     """Print how the model would run on each card; returns the exit code, 6 if it fits none."""
     from rerank_cli.planning.card_time import BASIS, show_time
     from rerank_cli.planning.compare_cards import compare_cards
-    from rerank_cli.planning.profiles.request import show_gib
+    from rerank_cli.planning.profiles.decision import show_gib
 
     pairs, tokens = pairs or PAIRS, min(tokens or TOKENS, known.max_tokens)
     cards = compare_cards(asked.request, known, pairs=pairs, tokens=tokens, notes=asked.notes)

@@ -23,7 +23,7 @@ from rerank_cli.planning.choices import BATCH_SIZES, LENGTHS, MemoryRequest
 if TYPE_CHECKING:
     from rerank_cli.cli.plan_request import Asked
     from rerank_cli.planning.known_model import KnownModel
-    from rerank_cli.planning.memory.table import MemoryRow
+    from rerank_cli.planning.memory.question import MemoryRow
     from rerank_cli.planning.memory_answer import FirstModel, MemoryAnswer
 
 Solve = Literal["batch-size", "max-tokens"]

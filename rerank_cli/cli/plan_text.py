@@ -10,7 +10,7 @@ from rerank_cli.cli.console import wrap_words
 from rerank_cli.errors import printable
 from rerank_cli.planning.faster import faster_on
 from rerank_cli.planning.profile_answer import MachinePlan, gpu_rows, profile_rows
-from rerank_cli.planning.profiles.request import ProfilePlan, join_names, show_gib
+from rerank_cli.planning.profiles.decision import ProfilePlan, join_names, show_gib
 
 _WORDS = {
     "optimized": "the profile was made for this very GPU, and is the fastest that is known for it.",

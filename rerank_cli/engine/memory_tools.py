@@ -9,7 +9,7 @@ from typing import Any
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.errors import ModelError, UsageError
 from rerank_cli.planning.known_model import KnownModel
-from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow
+from rerank_cli.planning.memory.question import MemoryQuestion, MemoryRow
 from rerank_cli.planning.profiles import ModelProfiles
 
 _PAIRS_AT_A_TIME = 512

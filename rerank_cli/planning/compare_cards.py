@@ -13,7 +13,7 @@ from rerank_cli.planning.card_time import PairLengths, PairTime, pair_time, time
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement
-from rerank_cli.planning.memory.table import MemoryQuestion
+from rerank_cli.planning.memory.question import MemoryQuestion
 from rerank_cli.planning.profiles import ProfilePlan
 from rerank_cli.planning.run_plan import plan_model
 

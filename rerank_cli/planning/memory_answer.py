@@ -31,7 +31,7 @@ from rerank_cli.planning.cpu_kernels import cpu_attention
 from rerank_cli.planning.known_model import KnownModel
 from rerank_cli.planning.memory import MemoryModel, Placement
 from rerank_cli.planning.memory.published import table_to_json
-from rerank_cli.planning.memory.table import MemoryQuestion, MemoryRow
+from rerank_cli.planning.memory.question import MemoryQuestion, MemoryRow
 from rerank_cli.planning.profiles import GIB, ModelProfiles, show_capability
 from rerank_cli.planning.profiles.matching import auto_precision
 from rerank_cli.planning.run_plan import Plan, needed_together, plan_model, plan_run

@@ -6,12 +6,22 @@
 
 profile_file     the files, read and checked            model_profiles   what they hold, as values
 schema           their keys, what each value must be    reasons          why a profile was chosen, in words
-request          what goes into the choice, comes out   matching         which profiles are for a GPU, in which order
+decision         what goes into the choice, comes out   matching         which profiles are for a GPU, in which order
 fit              engines and token budget in memory     selection        the choice itself, a pure function
 
 Nothing here reads the machine, a checkpoint or the environment, or imports more than the standard library.
 """
 
+from rerank_cli.planning.profiles.decision import (
+    GENERIC_PRECISIONS,
+    Decision,
+    GenericFacts,
+    MachineFacts,
+    MemoryNeed,
+    NoProfileFitsError,
+    ProfilePlan,
+    Rejection,
+)
 from rerank_cli.planning.profiles.model_profiles import (
     GB,
     GIB,
@@ -33,16 +43,6 @@ from rerank_cli.planning.profiles.profile_file import (
     load_profiles,
     parse_profiles,
     profiles_dir,
-)
-from rerank_cli.planning.profiles.request import (
-    GENERIC_PRECISIONS,
-    Decision,
-    GenericFacts,
-    MachineFacts,
-    MemoryNeed,
-    NoProfileFitsError,
-    ProfilePlan,
-    Rejection,
 )
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
 from rerank_cli.planning.profiles.selection import select_profile

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from rerank_cli.errors import UsageError
 from rerank_cli.machine.gpu import FP8_CAPABILITY, CudaDevice
 from rerank_cli.planning.choices import POLICIES, REQUIREMENTS, ProfileRequest, least_overlap
-from rerank_cli.planning.profiles.model_profiles import GB, ModelProfiles, Profile, same_sku, show_capability
-from rerank_cli.planning.profiles.request import (
+from rerank_cli.planning.profiles.decision import (
     GENERIC_PRECISIONS,
     GenericFacts,
     MachineFacts,
@@ -27,6 +26,7 @@ from rerank_cli.planning.profiles.request import (
     Rejection,
     join_names,
 )
+from rerank_cli.planning.profiles.model_profiles import GB, ModelProfiles, Profile, same_sku, show_capability
 from rerank_cli.planning.profiles.schema import PRECISION_BITS, Capability
 
 LEAST_CAPABILITY: Capability = (8, 0)

@@ -12,7 +12,7 @@
    of all equal GPUs that nothing else uses, never gives a smaller budget.
 5. The group with the most engines in all is the plan; of equal ones the optimized, then the larger budget.
 
-Which profiles match, and in which order they are tried, is `matching.py`; the values are in `request.py`, and the
+Which profiles match, and in which order they are tried, is `matching.py`; the values are in `decision.py`, and the
 reasons in words in `reasons.py`.
 
 NVIDIA's rule "homogeneous GPUs with sufficient aggregate memory" is applied only to the memory that it publishes for
@@ -26,18 +26,7 @@ from dataclasses import dataclass, replace
 
 from rerank_cli.machine.gpu import FLASH_CAPABILITY, CudaDevice
 from rerank_cli.planning.choices import ProfileRequest, least_overlap
-from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
-from rerank_cli.planning.profiles.matching import (
-    ProfileSearch,
-    check_request,
-    in_order,
-    not_asked_for,
-    not_for,
-    rules_of,
-)
-from rerank_cli.planning.profiles.model_profiles import ModelProfiles, Profile
-from rerank_cli.planning.profiles.reasons import explain_engines, explain_limits, explain_profile
-from rerank_cli.planning.profiles.request import (
+from rerank_cli.planning.profiles.decision import (
     Decision,
     GenericFacts,
     MachineFacts,
@@ -50,6 +39,17 @@ from rerank_cli.planning.profiles.request import (
     show_gpu,
     show_group,
 )
+from rerank_cli.planning.profiles.fit import Fit, Need, Wish, fit_device, fit_group
+from rerank_cli.planning.profiles.matching import (
+    ProfileSearch,
+    check_request,
+    in_order,
+    not_asked_for,
+    not_for,
+    rules_of,
+)
+from rerank_cli.planning.profiles.model_profiles import ModelProfiles, Profile
+from rerank_cli.planning.profiles.reasons import explain_engines, explain_limits, explain_profile
 
 
 def select_profile(

@@ -27,7 +27,7 @@ from rerank_cli.planning.memory import (
     need_for,
     published_memory,
 )
-from rerank_cli.planning.memory.table import MemoryQuestion
+from rerank_cli.planning.memory.question import MemoryQuestion
 from rerank_cli.planning.profiles import load_all_profiles
 from rerank_cli.planning.profiles.fit import largest
 

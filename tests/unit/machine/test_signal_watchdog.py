@@ -14,11 +14,11 @@ from tests.processes import Started
 ROOT = Path(__file__).parents[3]
 BUSY = """
 import hashlib, signal, sys
-from rerank_cli.machine import patience
-patience.SECONDS = 0.2
+from rerank_cli.machine import signal_watchdog
+signal_watchdog.SECONDS = 0.2
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGUSR1):
     signal.signal(number, lambda *_: None)
-patience.limit_patience()
+signal_watchdog.start_signal_watchdog()
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))
 print("done", flush=True)

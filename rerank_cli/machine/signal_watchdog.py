@@ -19,15 +19,15 @@ SECONDS = 8.0
 _ENDS: dict[int, int] = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT, signal.SIGALRM: 9}
 
 
-def limit_patience() -> None:
+def start_signal_watchdog() -> None:
     """From here on a signal that this process handles ends it in time. To be called by the main thread."""
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_wait, args=(heard,), name="patience", daemon=True).start()
+    threading.Thread(target=_watch, args=(heard,), name="signal watchdog", daemon=True).start()
 
 
-def _wait(heard: int) -> None:
+def _watch(heard: int) -> None:
     while data := os.read(heard, 1):
         if (code := _ENDS.get(data[0])) is not None:
             time.sleep(SECONDS)
