@@ -73,15 +73,19 @@ class _Submission:
     _arriving: list[tuple[list[int], Arriving]] = field(default_factory=list)
 
     def launch(self, transfer: Transfer | None = None) -> None:
-        """Hand the next batch over and have its logits sent back; transfer: of the device, if it is known."""
-        step = next(self.steps, None)
-        if step is None:
-            self.is_launched = True
-            return
-        places, logits = step
-        self._arriving.append((places, (transfer or transfer_for(logits.device)).to_host(logits)))
-        if self.on_batch:
-            self.on_batch(len(places), sum(len(self.pairs[place].input_ids) for place in places))
+        """Hand batches over, and have their logits sent back, until all are or `transfer` has no room for another one.
+
+        Without `transfer` all are, by that of the device that computes them.
+        """
+        while not self.is_launched and (transfer is None or transfer.has_room()):
+            step = next(self.steps, None)
+            if step is None:
+                self.is_launched = True
+                return
+            places, logits = step
+            self._arriving.append((places, (transfer or transfer_for(logits.device)).to_host(logits)))
+            if self.on_batch:
+                self.on_batch(len(places), sum(len(self.pairs[place].input_ids) for place in places))
 
     def has_arrived(self) -> bool:
         """All logits are on the host; those of a device arrive in their order."""
@@ -201,8 +205,7 @@ class LocalEngine:
             trouble = Trouble()
             steps = launch_batches(self._exact, pairs, self._batches, trouble)
             submission = _Submission(pairs, trouble, steps, self.shape)
-            while not submission.is_launched:
-                submission.launch()
+            submission.launch()
             return submission.gather()
 
     def forget_exact(self) -> None:
@@ -242,8 +245,7 @@ class LocalEngine:
         try:
             with name_faults(self._plan.device):
                 for submission in self._submitted:
-                    while not submission.is_launched and self._transfer.has_room():
-                        submission.launch(self._transfer)
+                    submission.launch(self._transfer)
                     if not submission.is_launched:
                         break
                 while self._submitted and self._submitted[0].has_arrived():
