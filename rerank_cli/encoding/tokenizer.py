@@ -39,6 +39,9 @@ from rerank_cli.errors import ModelError
 
 _ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English, 500 MB for CJK (tokenizers 0.23)
 _TRUNCATION = re.compile(rb'"truncation"\s*:\s*(\{[^{}]*\})')  # a vocabulary of 17 MB is not parsed for it
+# Of a Mistral: a smaller vocabulary is never changed, and this is a part of no other pattern.
+_LARGE_VOCABULARY = 100_000
+_SPLIT_OF_MISTRAL = rb"?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
 _CONTROL = re.compile(r"<\|.*\|>")
 # Classes whose models have no token types, or do not get them.
 _WITHOUT_TYPES = {
@@ -81,6 +84,7 @@ def load_tokenizer(checkpoint: Checkpoint, special_tokens: SpecialTokens = "neut
             "tokens are read as text is not known"
         )
     tokenizer = _open_file(checkpoint, special_tokens)
+    _check_split(tokenizer, checkpoint)
     _add_declared(tokenizer, checkpoint)
     name = tokenizer_class(checkpoint)
     # As in transformers: a LlamaTokenizer of bytes is that of Llama 3, whose file is right.
@@ -201,6 +205,23 @@ def without_special_pieces(tokenizer: Tokenizer) -> Tokenizer:
     copy = Tokenizer.from_str(json.dumps(state))
     copy.encode_special_tokens = True
     return copy
+
+
+def _check_split(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Refuse a Mistral whose words transformers splits by another pattern than tokenizer.json says.
+
+    It does so for `fix_mistral_regex` in tokenizer_config.json. A tokenizer that it saved then has the pattern itself.
+    """
+    of_mistral = checkpoint.config.get("model_type") in (None, "mistral")
+    if not checkpoint.tokenizer_config.get("fix_mistral_regex") or not of_mistral:
+        return
+    is_large = tokenizer.get_vocab_size() > _LARGE_VOCABULARY
+    if is_large and _SPLIT_OF_MISTRAL not in checkpoint.tokenizer_file.read_bytes():
+        raise ModelError(
+            f"{checkpoint.path / 'tokenizer_config.json'}: `fix_mistral_regex`: {checkpoint.tokenizer_file.name} has "
+            "the pattern before the fix",
+            hint="save the tokenizer again with `AutoTokenizer.from_pretrained(..., fix_mistral_regex=True)`",
+        )
 
 
 def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, special_tokens: SpecialTokens) -> None:

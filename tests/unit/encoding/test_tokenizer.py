@@ -447,3 +447,36 @@ def test_a_blank_before_texts_is_a_matter_of_the_class(name: str, said: bool, tm
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), "utf-8")
     wanted = AutoTokenizer.from_pretrained(tmp_path)("pump seal 12", add_special_tokens=False)["input_ids"]
     assert ids(tmp_path, "pump seal 12") == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "fixed", "refused"),
+    [
+        ("mistral", 100_000, False, True),
+        ("mistral", 100_000, True, False),
+        ("mistral", 0, False, False),
+        ("llama", 100_000, False, False),
+    ],
+)
+def test_a_mistral_whose_pattern_transformers_would_mend_is_refused(tmp_path, kind, more, fixed, refused):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(TINY_CHECKPOINT.parents[1] / "llama-seqcls-st-open" / "checkpoint", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": kind, "architectures": [f"{kind.title()}ForSequenceClassification"], "vocab_size": 200_000}
+    config.pop("transformers_version")
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words |= {f"<<{number}>>": 1000 + number for number in range(more)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    options = json.loads((folder / "tokenizer_config.json").read_text()) | {"fix_mistral_regex": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    if fixed:
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+        assert json.loads((folder / "tokenizer.json").read_text())["pre_tokenizer"] != tokenizer["pre_tokenizer"]
+    if refused:
+        with pytest.raises(ModelError, match="`fix_mistral_regex`"):
+            load_tokenizer(read_checkpoint(folder))
+    else:
+        loaded = load_tokenizer(read_checkpoint(folder)).encode("HelloWorld fooBar 123").ids
+        assert loaded == AutoTokenizer.from_pretrained(folder)("HelloWorld fooBar 123")["input_ids"]
