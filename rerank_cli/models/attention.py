@@ -107,7 +107,31 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tens
     if grouped and q.device.type != "cpu" and not varlen_runs(q.device, q.dtype):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = False
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+    return attend_densely(q, k, v, is_causal=causal, enable_gqa=grouped)
+
+
+_ROWS = _CHANNELS = 16
+
+
+def attend_densely(
+    q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, scale: float | None = None, **how: bool
+) -> Tensor:
+    """`F.scaled_dot_product_attention`; in float32 on a CPU the same to the bit with any number of threads.
+
+    MKL may multiply in another way inside a parallel region than outside: few rows, and head sizes that are not whole
+    vectors (AMD Zen 5, MKL 2024.2: up to 11 queries; heads of 8 and 12 with any number). So zeros fill both up.
+    """
+    queries, size = q.shape[2:]
+    rows, channels = max(0, _ROWS - queries), -size % _CHANNELS
+    if q.device.type != "cpu" or q.dtype != torch.float32 or not (rows or channels):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, **how)
+    if channels:
+        k, v = F.pad(k, (0, channels)), F.pad(v, (0, channels))
+    if attn_mask is not None:
+        attn_mask = F.pad(attn_mask, (0, 0, 0, rows))
+    scale = 1 / math.sqrt(size) if scale is None else scale
+    filled = F.pad(q, (0, channels, 0, rows))
+    return F.scaled_dot_product_attention(filled, k, v, attn_mask=attn_mask, scale=scale, **how)[:, :, :queries, :size]
 
 
 def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: Tensor, *, kind: str) -> Tensor:
@@ -122,7 +146,7 @@ def attend_by_powers(q: Tensor, k: Tensor, v: Tensor, batch: PackedBatch, out: T
         runs = _after_products(q, k, v, batch, by_head, longest=PRODUCT_LONGEST, scale=1.0)
     for run in runs:
         run_q, run_k, run_v = (run.heads(x) for x in (q, k, v))
-        run.heads(by_head).copy_(F.scaled_dot_product_attention(run_q, run_k, run_v, scale=math.log(2)))
+        run.heads(by_head).copy_(attend_densely(run_q, run_k, run_v, scale=math.log(2)))
     return out
 
 
@@ -148,7 +172,7 @@ def _attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, out: Tensor)
         first = low - (begin - window)  # the column of the band that stands for the first key
         mask = band[: end - begin, first : first + high - low]
         seen = k[:, :, low:high], v[:, :, low:high]
-        out[:, :, begin:end] = F.scaled_dot_product_attention(q[:, :, begin:end], *seen, attn_mask=mask)
+        out[:, :, begin:end] = attend_densely(q[:, :, begin:end], *seen, attn_mask=mask)
 
 
 @cache

@@ -16,6 +16,7 @@ lengths, and on a GPU those operations are 1 to 3 % of a forward.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +52,32 @@ class FirstTokenAttention:
             k = F.linear(x, self._key.flatten(0, 1)).unflatten(1, (self._heads, -1))
             v = F.linear(x, self._value.transpose(1, 2).flatten(0, 1)).unflatten(1, (self._heads, -1))
             return attend_first(q, k, v, batch, kind="varlen") + self._value_bias
-        probes = torch.bmm((q * q.shape[-1] ** -0.5).transpose(0, 1), self._key).transpose(0, 1)
-        if x.device.type != "cpu":  # on a GPU copying some rows is cheaper than kernels for every length
-            mean = _means_by_rectangles(probes, x, batch)
-        else:
-            mean = (_means_by_blocks if x.dtype == torch.bfloat16 else _means_by_runs)(probes, x, batch)
-        context = torch.bmm(mean.transpose(0, 1), self._value).transpose(0, 1)
+        with _same_sums(x):
+            probes = torch.bmm((q * q.shape[-1] ** -0.5).transpose(0, 1), self._key).transpose(0, 1)
+            if x.device.type != "cpu":  # on a GPU copying some rows is cheaper than kernels for every length
+                mean = _means_by_rectangles(probes, x, batch)
+            else:
+                mean = (_means_by_blocks if x.dtype == torch.bfloat16 else _means_by_runs)(probes, x, batch)
+            context = torch.bmm(mean.transpose(0, 1), self._value).transpose(0, 1)
         return context.flatten(1) + self._value_bias
+
+
+@contextmanager
+def _same_sums(x: Tensor) -> Iterator[None]:
+    """Inside, products in float32 on a CPU are the same to the bit whatever the number of threads was.
+
+    They take one thread: with several, MKL adds up in another order at the edges of each thread's columns (AMD Zen 5,
+    MKL 2024.2). These products are a two-thousandth of a forward.
+    """
+    threads = torch.get_num_threads()
+    if x.device.type != "cpu" or x.dtype != torch.float32 or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _means_by_runs(probes: Tensor, x: Tensor, batch: PackedBatch) -> Tensor:

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rerank_cli.checkpoint import locate_checkpoint, read_checkpoint
 from rerank_cli.checkpoint.families import int8_refusal
@@ -17,6 +18,7 @@ from rerank_cli.job.score_store.logit_facts import depends_on_batch
 from rerank_cli.machine.amx import library
 from rerank_cli.machine.cpu import detect_cpu
 from rerank_cli.models import Calibrates, RerankModel, load_model
+from rerank_cli.models.attention import attend_densely
 from rerank_cli.models.embedder import NemotronEmbedder
 from rerank_cli.planning.choices import ProfileRequest
 from rerank_cli.records import EncodedPair, ImageBlock, Tiles
@@ -93,6 +95,44 @@ def test_a_logit_of_an_encoder_is_the_same_to_the_bit_in_every_batch(goldens, na
         assert in_batches(model, pairs, size).tobytes() == alone.tobytes(), size
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_logit_in_fp32_is_the_same_to_the_bit_with_any_number_of_threads(goldens, name):
+    """A window with fewer batches than lanes is computed on all cores (`engine/lanes.py`)."""
+    checkpoint = read_checkpoint(goldens[name].checkpoint)
+    pairs = random_pairs(checkpoint.integer("vocab_size"), count=80)
+    model = load_model(checkpoint, device="cpu", precision="fp32", attention="runs")
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found += [in_batches(model, pairs, 1), in_batches(model, pairs, 40)]
+    finally:
+        torch.set_num_threads(before)
+    assert len({one.tobytes() for one in found}) == 1
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3, 5, 7, 11, 15, 16])
+@pytest.mark.parametrize("size", [8, 26, 32, 64])
+def test_attention_of_a_few_queries_is_the_same_to_the_bit_with_any_number_of_threads(queries, size):
+    torch.manual_seed(1)
+    keys, values = torch.randn(2, 6, 4, 59, size)
+    q = torch.randn(6, 4, queries, size)
+    mask = torch.randn(queries, 59)
+    before = torch.get_num_threads()
+    try:
+        for given in (None, mask):
+            found = []
+            for threads in (1, 2, 3, 4):
+                torch.set_num_threads(threads)
+                found.append(attend_densely(q, keys, values, attn_mask=given))
+                each = [attend_densely(*(x[i : i + 1] for x in (q, keys, values)), attn_mask=given) for i in range(6)]
+                found.append(torch.cat(each))
+            assert all(torch.equal(one, found[0]) for one in found)
+            torch.testing.assert_close(found[0], F.scaled_dot_product_attention(q, keys, values, attn_mask=given))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(library() is None, reason="no AMX here, or amx.cpp was not compiled")
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_a_logit_by_tiles_is_the_same_to_the_bit_in_every_batch(precision):
@@ -120,6 +160,8 @@ def test_which_results_depend_on_their_batch_is_told(name, precision, varies):
     request = ProfileRequest(device="cpu", precision=precision)
     options = JobOptions((), Names("-"), model=str(HERE / name / "checkpoint"), request=request)
     prepared = prepare_model(options, find_known(options))
+    if prepared.plan.precision != precision:
+        pytest.skip(f"this CPU computes {precision} in {prepared.plan.precision}")
     assert (depends_on_batch(prepared, prepared.plan) is not None) == varies
 
 
