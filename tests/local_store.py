@@ -31,7 +31,10 @@ class LocalStore:
         found = path.stat()
         etag = hashlib.sha256(f"{found.st_ino} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
         facts = path.with_name(_FACTS + path.name)
-        metadata = json.loads(facts.read_bytes()) if facts.is_file() else {}
+        try:
+            metadata = json.loads(facts.read_bytes())
+        except FileNotFoundError:
+            metadata = {}
         return Stat(found.st_size, etag, datetime.fromtimestamp(found.st_mtime, UTC), metadata)
 
     def read(self, key: str, begin: int, end: int, etag: str | None = None) -> bytes:
@@ -126,6 +129,6 @@ class LocalStore:
             part.unlink(missing_ok=True)
         facts = path.with_name(_FACTS + path.name)
         if metadata:
-            facts.write_text(json.dumps(dict(metadata)), encoding="utf-8")
+            self._write_part(key, json.dumps(dict(metadata)).encode()).replace(facts)  # a listing may read it just now
         else:
             facts.unlink(missing_ok=True)
