@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOTS = Path(__file__).parent / "plots"
-SPEEDS = ("speed", "speed-amx", "speed-llama")
+SPEEDS = ("speed", "speed-amx", "speed-zen5", "speed-llama")
 GROWTHS = ("growth", "length", "candidates")
 _COLOURS = {"fp32": "#4477aa", "bf16": "#228833", "int8": "#ccbb44"}
 _SETTINGS = {"svg.hashsalt": "rerank-cli", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
