@@ -135,8 +135,6 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
         "max_unknown": max_unknown,
     }
     images = images or ImageLimits()
-    if family.images:
-        _refuse_left(checkpoint, truncate)
     if family.embeds:
         if template is not None:
             raise UsageError(
@@ -155,7 +153,10 @@ def open_encoder(  # noqa: PLR0913 (one argument an option)
 
 
 def _refuse_left(checkpoint: Checkpoint, truncate: Truncation) -> None:
-    """Refuse a checkpoint whose texts lose their beginning, where its prompt is cut on the right alone."""
+    """Refuse a checkpoint whose texts lose their beginning, where its prompt is cut on the right alone.
+
+    Called once the tokenizer is loaded; see `cuts_left`.
+    """
     if truncate in ("end", "reference") and cuts_left(checkpoint):
         raise ModelError(
             f"{checkpoint.path}: its tokenizer's `truncation_side` is left, and texts in this model's prompt are cut "
@@ -185,6 +186,7 @@ def _open_vision_encoder(
     **options: Any,
 ) -> VisionEncoder:
     """options: of `PromptEncoder`."""
+    _refuse_left(checkpoint, options["truncate"])
     geometry = read_vision_geometry(checkpoint, max_tiles=images.max_tiles)
     check_context_token(checkpoint, tokenizer, where)
     reader = ImageReader(
@@ -230,8 +232,8 @@ def _open_text_encoder(
             unpooled=pooling is not None and pooling.skips_prompt,
         )
         return PairEncoder(tokenizer, where=where, form=form, **options)
-    _refuse_left(checkpoint, options["truncate"])
     tokenizer = load_tokenizer(checkpoint, options["special_tokens"])
+    _refuse_left(checkpoint, options["truncate"])
     prompt: Prompt = NEMOTRON
     if scoring.recipe is not None:
         prompt = recipe_prompt(checkpoint, scoring.recipe, tokenizer, instruction)

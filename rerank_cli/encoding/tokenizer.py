@@ -128,7 +128,8 @@ def gives_token_types(checkpoint: Checkpoint) -> bool:
 def cuts_left(checkpoint: Checkpoint) -> bool:
     """Whether a text that is too long loses its beginning, as transformers has it.
 
-    `truncation_side` in tokenizer_config.json says so; without it the direction of the truncation in tokenizer.json.
+    `truncation_side` in tokenizer_config.json says so; without it the direction of the truncation in tokenizer.json,
+    which must have been loaded: a file that is none is told there.
     """
     side = checkpoint.tokenizer_config.get("truncation_side")
     if side is None:

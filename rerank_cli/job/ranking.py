@@ -79,7 +79,7 @@ def known_part(found: FoundPairs | None) -> list[ScoredPart]:
     if not found:
         return []
     found.take_awaited()
-    if not (places := found.not_computed()):
+    if not (places := found.known()):
         return []
     entries = [without_pixels(entry) for entry in found.entries if entry is not None]
     tokens = sum(map(kept_tokens, entries))

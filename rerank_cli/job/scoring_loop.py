@@ -129,8 +129,9 @@ def score_windows(  # noqa: PLR0913 (the command line and the Python API need di
             done = []
             ranked, errors = rank_window(encoded, logits, blend)
             errors = in_order([*part.window.errors, *errors])
-            which = "repeated" if part.found and part.found.repeats else "known"
-            yield ScoredWindow(encoded, logits, ranked, errors, counts, **{which: not_computed})
+            none: frozenset[int] = frozenset()
+            of_store, of_run = (none, not_computed) if part.found and part.found.repeats else (not_computed, none)
+            yield ScoredWindow(encoded, logits, ranked, errors, counts, known=of_store, repeated=of_run)
 
 
 @dataclass(slots=True)

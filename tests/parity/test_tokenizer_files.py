@@ -70,6 +70,17 @@ def test_a_prompt_that_is_cut_on_the_right_alone_refuses_the_left(kind, tmp_path
     assert "`truncation_side` is left" in said
 
 
+@pytest.mark.parametrize("kind", ["bert-ce", "llama-rerank", "nemotron-vl-rerank", "nemotron-vl-embed", "bge-gemma"])
+def test_a_tokenizer_file_whose_truncation_is_no_json_is_told(kind, tmp_path, capsys):
+    shutil.copytree(HERE / f"{kind}-open" / "checkpoint", tmp_path / "checkpoint")
+    edit(tmp_path / "checkpoint" / "tokenizer.json", truncation={"direction": "Left"})
+    file = tmp_path / "checkpoint" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"Left"', "Left"))
+    code, _, said = scored(tmp_path / "checkpoint", capsys)
+    assert code == 5
+    assert "tokenizer.json: not a tokenizer: " in said
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [

@@ -117,8 +117,8 @@ class FoundPairs:
             self.entries[place] = self.entries[place] or pair.entry
             self.logits[place] = pair.logit
 
-    def not_computed(self) -> list[int]:
-        """The places of the other pairs, once `take_awaited` was called."""
+    def known(self) -> list[int]:
+        """The places of the pairs whose scores are known; `take_awaited` makes more known."""
         return [place for place, entry in enumerate(self.entries) if entry is not None]
 
     def value_of(self, place: int) -> bytes:
