@@ -217,7 +217,7 @@ class ImagePool(SupervisedPool[_Worker]):
         """Give requests to the processes that have least to do; one that is tried alone waits until all are idle."""
         while self._waiting and self._workers:
             request = self._waiting[0]
-            worker = min(self._workers, key=lambda worker: len(worker.doing))
+            worker = min(reversed(self._workers), key=lambda worker: len(worker.doing))  # the newest of the idle ones
             in_hand = [one for each in self._workers for one in each.doing]
             if any(one.tries for one in in_hand) or (request.tries and in_hand) or len(worker.doing) >= _IN_HAND:
                 return

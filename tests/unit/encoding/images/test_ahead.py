@@ -298,6 +298,27 @@ def test_an_image_that_ends_its_process_is_tried_again_alone(
     assert sorted(entry[1:] for entry in before if entry[0] == "+") == sorted(e[1:] for e in before if e[0] == "-")
 
 
+def test_an_image_is_tried_again_by_a_new_process_not_by_one_that_may_be_lost_too(
+    hurt: Hurt, tmp_path: Path, pages: list[ImageSource], pools: Callable[..., ImagePool]
+) -> None:
+    """Whoever kills one reader may kill them all, and the second death is heard of only after the first."""
+    log, go = tmp_path / "log", tmp_path / "go"
+    hurt(
+        f"open({str(log)!r}, 'a').write(f'{{os.getpid()}} ')\n"
+        f"        while not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    )
+    pool = pools(2, patience=1.0)
+    number = pool.ask(pages[0])
+    wait_until(lambda: log.exists() and log.read_text().endswith(" "), "nobody reads the image")
+    wait_until(lambda: len(readers_of(os.getpid())) == 2, "no second process")
+    reads = int(log.read_text())
+    (idle,) = set(readers_of(os.getpid())) - {reads}
+    os.kill(idle, signal.SIGSTOP)
+    go.touch()
+    os.kill(reads, signal.SIGKILL)
+    assert taken(pool, [number]) == in_this_process(pages[:1])
+
+
 def test_an_image_that_takes_all_memory_costs_its_row(hurt: Hurt, pools: Callable[..., ImagePool]) -> None:
     hurt(
         "import resource\n"
