@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, normalizers, processors
+from tokenizers.models import Unigram
 
 from rerank_cli.checkpoint import Checkpoint
 from rerank_cli.encoding.choices import SpecialTokens
@@ -41,6 +42,7 @@ _ENCODED_CHARACTERS = 2**20  # at a time: their encodings take 65 MB for English
 _TRUNCATION = re.compile(rb'"truncation"\s*:\s*(\{[^{}]*\})')  # a vocabulary of 17 MB is not parsed for it
 # Of a Mistral: a smaller vocabulary is never changed, and this is a part of no other pattern.
 _LARGE_VOCABULARY = 100_000
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"(?!")')
 _SPLIT_OF_MISTRAL = rb"?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|"
 _CONTROL = re.compile(r"<\|.*\|>")
 # Classes whose models have no token types, or do not get them.
@@ -65,6 +67,7 @@ def _open_file(checkpoint: Checkpoint, special_tokens: SpecialTokens) -> Tokeniz
     try:
         data = checkpoint.tokenizer_file.read_bytes()
         refuse_exploding(normalizers_in(data), checkpoint)  # opening the file normalises its added tokens
+        _check_merges(data, checkpoint)
         tokenizer = Tokenizer.from_buffer(data)
     except ModelError:
         raise
@@ -225,14 +228,43 @@ def _check_split(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
         )
 
 
+def _check_merges(data: bytes, checkpoint: Checkpoint) -> None:
+    """Refuse merges whose second part lacks the prefix of such parts.
+
+    The library cuts off as many characters without looking: it makes another token, or panics.
+    """
+    if b'"merges"' not in data or not _PREFIX.search(data):
+        return
+    model = json.loads(data)["model"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model.get("merges") or ():
+        second = merge.split(" ")[-1] if isinstance(merge, str) else merge[-1]
+        if not second.startswith(prefix):
+            raise ModelError(
+                f"{checkpoint.tokenizer_file}: `continuing_subword_prefix` is `{prefix}`, and the merge {merge!r} has "
+                "a second part without it"
+            )
+
+
 def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint, special_tokens: SpecialTokens) -> None:
-    """Refuse a tokenizer whose own vocabulary is larger than the model's table: its ids would have no embedding."""
+    """Refuse a tokenizer with ids beyond the model's table: they would have no embedding."""
     rows, pieces = checkpoint.config.get("vocab_size"), tokenizer.get_vocab_size(with_added_tokens=False)
+    other_model = "tokenizer and weights are of different models"
     if isinstance(rows, int) and pieces > rows:
         raise ModelError(
-            f"{checkpoint.tokenizer_file}: {pieces} tokens, but the model's `vocab_size` is {rows}",
-            hint="tokenizer and weights are of different models",
+            f"{checkpoint.tokenizer_file}: {pieces} tokens, but the model's `vocab_size` is {rows}", hint=other_model
         )
+    # A Unigram numbers its pieces itself, and listing a large one takes 0.1 s.
+    if isinstance(rows, int) and not isinstance(tokenizer.model, Unigram):
+        piece, highest = max(
+            tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda one: one[1], default=("", -1)
+        )
+        if highest >= rows:
+            raise ModelError(
+                f"{checkpoint.tokenizer_file}: the token `{piece}` has the id {highest}, and the model's "
+                f"`vocab_size` is {rows}",
+                hint=other_model,
+            )
     for number, token in tokenizer.get_added_tokens_decoder().items():
         # A special one, mostly for padding, never comes out of a text that is taken as it is.
         comes_out = not token.special or special_tokens == "allow"

@@ -368,6 +368,31 @@ def test_a_vocabulary_larger_than_the_models_table_is_refused(tiny):
     assert refusal(path) == f"{path / 'tokenizer.json'}: 908 tokens, but the model's `vocab_size` is 900"
 
 
+def test_an_id_beyond_the_models_table_is_refused_also_in_a_small_vocabulary(tiny):
+    path = tiny("bert")
+    file = path / "tokenizer.json"
+    state = json.loads(file.read_bytes())
+    state["model"]["vocab"]["the"] = 5000
+    file.write_text(json.dumps(state))
+    assert refusal(path) == f"{file}: the token `the` has the id 5000, and the model's `vocab_size` is 908"
+
+
+@pytest.mark.parametrize(("merge", "shown"), [(["a", "b"], "['a', 'b']"), ("a b", "'a b'"), (["a", "#"], "['a', '#']")])
+def test_merges_that_lack_their_prefix_are_refused(tiny, merge, shown):
+    """Today's library panics on the first, and takes another token for longer ones."""
+    path = tiny("bert")
+    vocab = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "##b": 4, "a##b": 5, "ab": 6, "b": 7, "#": 8}
+    state = json.loads((path / "tokenizer.json").read_bytes())
+    state["model"] = {
+        "type": "BPE", "vocab": vocab, "merges": [["a", "##b"], merge], "continuing_subword_prefix": "##",
+    }  # fmt: skip
+    (path / "tokenizer.json").write_text(json.dumps(state))
+    assert refusal(path) == (
+        f"{path / 'tokenizer.json'}: `continuing_subword_prefix` is `##`, and the merge {shown} has a second part "
+        "without it"
+    )
+
+
 @pytest.mark.parametrize("size", [908, 1000, None, "many"])
 def test_a_vocabulary_that_fits_or_is_not_told_is_fine(tiny, size):
     assert load_tokenizer(read_checkpoint(tiny("bert", config={"vocab_size": size}))).get_vocab_size() == 908
